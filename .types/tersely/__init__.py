@@ -1,0 +1,1 @@
+../../tersely/__init__.py

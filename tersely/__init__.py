@@ -1,0 +1,43 @@
+"""tersely: the answer a reasoning model would have given, with less thinking.
+
+Importing this package costs milliseconds: a name is fetched from its module, and torch with it, at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .controller.budgets import Budget
+    from .controller.core import Controller
+    from .controller.errors import TerselyError
+    from .controller.faces import custom_generate, generate
+    from .controller.trace import Generation
+
+__version__ = "0.1.0"
+
+__all__ = ["Budget", "Controller", "Generation", "TerselyError", "__version__", "custom_generate", "generate"]
+
+_HOMES = {
+    "Budget": "tersely.controller.budgets",
+    "Controller": "tersely.controller.core",
+    "Generation": "tersely.controller.trace",
+    "TerselyError": "tersely.controller.errors",
+    "custom_generate": "tersely.controller.faces",
+    "generate": "tersely.controller.faces",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Fetch a public name from its module, and keep it so that this runs once per name."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names beside what is already loaded."""
+    return sorted({*globals(), *__all__})
