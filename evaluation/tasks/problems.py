@@ -1,0 +1,159 @@
+"""The embedded task family: unlimited graded word problems in disjoint splits.
+
+Four kinds (`story`, `chain`, `expr`, `basket`) over the programs of `programs.py`. Every problem is padded with
+distractors towards a length drawn independently of its level, so that neither length nor kind gives the level away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from . import wording as w
+from .programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_literal, draw_tree, draw_work, run
+
+KINDS = ("story", "chain", "expr", "basket")
+SPLITS = ("train", "fit", "calibrate", "test")
+_SHARES = {"train": range(0, 10), "fit": range(10, 12), "calibrate": range(12, 14), "test": range(14, 16)}
+_LENGTHS = (48, 80)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question with its gold answer; `labels` names the program's steps in the words of the problem."""
+
+    id: str
+    problem: str
+    answer: str
+    level: int
+    kind: str
+    program: Program = ()
+    labels: tuple[str, ...] = ()
+
+
+Draft = tuple[list[str], str, Program, tuple[str, ...], list[str]]  # core, question, program, labels, distractors
+
+
+def _story(work: Work, rng: Random) -> Draft:
+    program = draw_chain(work, rng)
+    (p, q), (o, o2) = rng.sample(w.NAMES, 2), rng.sample(w.THINGS, 2)
+    core = [rng.choice(w.START).format(p=p, o=o, n=program[0].left.literal)]
+    for step in program:
+        core.append(rng.choice(w.EVENTS[step.op]).format(p=p, o=o, n=step.right.literal))
+    others = [rng.choice(w.START).format(p=q, o=o, n=draw_literal(work.cap, rng))]
+    for _ in range(6):
+        who, what = q, rng.choice((o, o2))
+        text = rng.choice(w.EVENTS[rng.choice("+-")])
+        others.append(text.format(p=who, o=what, n=draw_literal(work.cap, rng)))
+    return core, rng.choice(w.ASK_STORY).format(p=p, o=o), program, ("",) * len(program), others
+
+
+def _term(operand: Operand, names: Sequence[str]) -> str:
+    return str(operand.literal) if operand.step is None else names[operand.step]
+
+
+def _chain(work: Work, rng: Random) -> Draft:
+    program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.4 else draw_chain(work, rng)
+    letters = rng.sample(w.VARIABLES, len(program) + 7)
+    names, spare = letters[: len(program)], letters[len(program) :]
+    style = rng.choice(w.DEFINE)
+    core = []
+    for name, step in zip(names, program, strict=True):
+        text = f"{_term(step.left, names)} {step.op} {_term(step.right, names)}"
+        core.append(style.format(v=name, e=text))
+    if work.cap > 100:
+        rng.shuffle(core)
+    others = []
+    for name in spare:
+        base = rng.choice((*names[:-1], str(draw_literal(work.cap, rng))))
+        others.append(style.format(v=name, e=f"{base} {rng.choice('+-')} {draw_literal(work.cap, rng)}"))
+    return core, rng.choice(w.ASK_CHAIN).format(v=names[-1]), program, tuple(names), others
+
+
+def expression(program: Program, index: int, top: bool = True) -> str:
+    """A program as one nested expression, with parentheses except around the whole."""
+    step = program[index]
+    left, right = (
+        str(o.literal) if o.step is None else expression(program, o.step, top=False) for o in (step.left, step.right)
+    )
+    text = f"{left} {step.op} {right}"
+    return text if top else f"({text})"
+
+
+def _expr(work: Work, rng: Random) -> Draft:
+    program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.3 else draw_chain(work, rng)
+    question = rng.choice(w.ASK_EXPR).format(e=expression(program, len(program) - 1))
+    others = [f"Someone wrote {draw_literal(work.cap, rng)} {rng.choice('+-')} {draw_literal(work.cap, rng)} here."]
+    return [], question, program, ("",) * len(program), others
+
+
+def _basket(work: Work, rng: Random) -> Draft:
+    program, lines, charge = draw_basket(work, rng)
+    goods = rng.sample(w.GOODS, len(lines) + 3)
+    p, q = rng.sample(w.NAMES, 2)
+    style, buy = rng.choice(w.PRICE), rng.choice(w.BUY)
+    used = list(zip(goods, lines, strict=False))
+    prices = [style.format(g=g, n=price) for g, (price, _) in used]
+    extra = [style.format(g=g, n=draw_literal(work.cap, rng) // 3 + 2) for g in goods[len(lines) :]]
+    rng.shuffle(prices)
+    core = prices + [buy.format(p=p, k=count, g=g) for g, (_, count) in used]
+    if charge is not None:
+        core.append(rng.choice(w.CHARGE).format(n=charge))
+    extra += [buy.format(p=q, k=rng.randint(2, 9), g=g) for g in rng.sample(goods, min(4, len(goods)))]
+    rng.shuffle(extra)
+    labels, line = [], 0
+    for step in program:
+        product = step.op == "*"
+        labels.append(goods[line] if product else "sum")
+        line += product
+    return core, rng.choice(w.ASK_BASKET).format(p=p), program, tuple(labels), extra
+
+
+_MAKERS: dict[str, Callable[[Work, Random], Draft]] = {
+    "story": _story,
+    "chain": _chain,
+    "expr": _expr,
+    "basket": _basket,
+}
+
+
+def draw(kind: str, work: Work, rng: Random) -> tuple[str, Program, tuple[str, ...]]:
+    """One problem text of this kind and work, with its program and step labels."""
+    core, question, program, labels, others = _MAKERS[kind](work, rng)
+    target = rng.randint(*_LENGTHS)
+    length = sum(map(w.size, core)) + w.size(question)
+    extra: list[str] = []
+    while length < target - 6:
+        sentence = others.pop() if others and rng.random() < 0.6 else w.noise(work.cap, rng)
+        extra.append(sentence)
+        length += w.size(sentence)
+    return " ".join([*w.scatter(core, extra, rng), question]), program, labels
+
+
+def _split_of(text: str) -> str:
+    bucket = hashlib.sha256(text.encode()).digest()[0] % 16
+    return next(name for name, share in _SHARES.items() if bucket in share)
+
+
+def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequence[str] = KINDS) -> Iterator[Problem]:
+    """Endless problems of one split.
+
+    A problem belongs to the split that the hash of its text says, so splits are disjoint whatever the seeds.
+    Levels and kinds go round evenly. Raises ValueError for an unknown split, level or kind.
+    """
+    for what, got, known in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
+        wrong = [x for x in got if x not in known]
+        if wrong:
+            raise ValueError(f"unknown {what} {wrong[0]!r}; accepted: {', '.join(map(str, known))}")
+    rng = Random(f"tersely:{split}:{seed}")
+    count = 0
+    while True:
+        level = levels[count % len(levels)]
+        kind = kinds[(count // len(levels)) % len(kinds)]
+        text, program, labels = draw(kind, draw_work(level, rng), rng)
+        if _split_of(text) != split:
+            continue
+        yield Problem(f"{split}-{seed}-{count}", text, str(run(program)[-1]), level, kind, program, labels)
+        count += 1

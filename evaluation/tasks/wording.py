@@ -1,0 +1,86 @@
+"""How the embedded problems are said: paraphrases, distractors and padding, all drawn from a seeded generator."""
+
+from __future__ import annotations
+
+from random import Random
+
+NAMES = (
+    "Mia Tom Ana Ben Lea Max Ida Sam Eva Leo Zoe Jon Amy Kai Nia Rob Uma Ted Joy Ian".split()
+)  # fmt: skip
+THINGS = (
+    "shells coins cards books pens stamps apples stones beads tickets keys boxes cups toys seeds maps".split()
+)  # fmt: skip
+GOODS = "pear plum fig lemon melon onion leek bean egg loaf cake jar lamp rope brush candle".split()
+VARIABLES = "a b c d e f g h k m n p q r s t u v w x y z".split()
+
+START = ("{p} has {n} {o}.", "{p} starts with {n} {o}.", "At first {p} owns {n} {o}.", "There are {n} {o} with {p}.")
+EVENTS = {
+    "+": (
+        "{p} finds {n} more {o}.",
+        "{p} gets {n} {o} from a friend.",
+        "Then {p} picks up {n} {o}.",
+        "{p} buys {n} {o}.",
+        "Later {p} wins {n} {o}.",
+    ),
+    "-": (
+        "{p} gives away {n} {o}.",
+        "{p} loses {n} {o}.",
+        "Then {p} sells {n} {o}.",
+        "{p} breaks {n} {o}.",
+        "Later {p} leaves {n} {o} behind.",
+    ),
+    "*": (
+        "Now the {o} of {p} become {n} times as many.",
+        "Then {p} makes the {o} {n} times as many.",
+        "{p} ends up with {n} times as many {o}.",
+    ),
+}
+ASK_STORY = (
+    "How many {o} does {p} have now?",
+    "How many {o} are with {p} in the end?",
+    "What is the number of {o} that {p} has?",
+    "Count the {o} of {p}.",
+)
+DEFINE = ("{v} = {e}.", "Let {v} be {e}.", "{v} is {e}.", "Set {v} to {e}.")
+ASK_CHAIN = ("What is {v}?", "Find {v}.", "Give the value of {v}.", "How much is {v}?")
+ASK_EXPR = ("Compute {e}.", "What is {e}?", "Work out {e}.", "Find the value of {e}.")
+PRICE = ("One {g} costs {n}.", "The price of one {g} is {n}.", "One {g} is {n} coins.", "Each {g} sells for {n}.")
+BUY = ("{p} buys {k} of the {g} kind.", "{p} takes {k} times the {g}.", "{p} wants {k} of {g}.", "{p} orders {k} of {g}.")
+CHARGE = ("The bag costs {n} on top.", "Delivery adds {n}.", "There is a fee of {n}.")
+ASK_BASKET = ("What does {p} pay?", "How much is it for {p} in all?", "Find the total for {p}.", "What is the bill of {p}?")
+NOISE = (
+    "The shop opens at {n}.",
+    "Bus {n} is late.",
+    "There are {n} chairs in the room.",
+    "The street has {n} trees.",
+    "It is day {n} of the year.",
+    "Page {n} is missing.",
+    "A dog walked {n} steps.",
+    "The hall seats {n} people.",
+    "The train has {n} seats.",
+    "Room {n} is empty today.",
+)
+
+
+def size(sentence: str) -> int:
+    """Rough length in tokens: words plus digits plus signs."""
+    return sum(1 + sum(c.isdigit() for c in word) for word in sentence.split())
+
+
+def noise(cap: int, rng: Random) -> str:
+    """A sentence about nothing that matters, with a number of the problem's own size."""
+    return rng.choice(NOISE).format(n=rng.randint(2, max(12, cap)))
+
+
+def scatter(core: list[str], extra: list[str], rng: Random) -> list[str]:
+    """Merge `extra` into `core` at random places, keeping the order of `core`."""
+    slots = sorted(rng.randint(0, len(core)) for _ in extra)
+    out: list[str] = []
+    taken = 0
+    for i in range(len(core) + 1):
+        while taken < len(extra) and slots[taken] == i:
+            out.append(extra[taken])
+            taken += 1
+        if i < len(core):
+            out.append(core[i])
+    return out

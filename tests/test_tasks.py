@@ -1,0 +1,177 @@
+"""The embedded tasks and the reading of users' own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tersely.controller.errors import OptionError
+from tersely.evaluation.cli import load_all
+from tersely.evaluation.stats import auroc
+from tersely.evaluation.tasks.problems import KINDS, SPLITS, Problem, stream
+from tersely.evaluation.tasks.programs import LEVELS, LIMIT, run
+from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load
+from tersely.evaluation.tasks.wording import size
+
+
+@cache
+def sample(split: str, n: int, seed: int = 7) -> list[Problem]:
+    return list(islice(stream(split, seed), n))
+
+
+def test_splits_share_no_problem() -> None:
+    texts = {split: {p.problem for p in sample(split, 360)} for split in SPLITS}
+    for split in SPLITS:
+        for other in set(SPLITS) - {split}:
+            assert not texts[split] & texts[other]
+
+
+def test_a_seed_gives_the_same_problems_and_another_gives_others() -> None:
+    assert sample("test", 60) == list(islice(stream("test", 7), 60))
+    others = {p.problem for p in sample("test", 60, seed=8)}
+    assert len({p.problem for p in sample("test", 60)} & others) <= 1
+
+
+def test_levels_and_kinds_go_round() -> None:
+    counts = Counter((p.level, p.kind) for p in sample("test", 360))
+    assert set(counts) == {(level, kind) for level in LEVELS for kind in KINDS}
+    assert set(counts.values()) == {360 // 24}
+
+
+def test_answers_equal_the_program() -> None:
+    for problem in sample("fit", 360):
+        values = run(problem.program)
+        assert problem.answer == str(values[-1])
+        assert all(0 <= v <= 9 * LIMIT for v in values)
+
+
+def test_answers_equal_the_written_expression() -> None:
+    seen = 0
+    for problem in sample("test", 360):
+        if problem.kind != "expr":
+            continue
+        found = max(re.findall(r"[\d(][\d+\-*() ]*", problem.problem.rsplit(". ", 1)[-1]), key=len)
+        assert str(eval(found)) == problem.answer, problem.problem
+        seen += 1
+    assert seen == 90
+
+
+def test_answers_equal_the_definitions_of_a_chain() -> None:
+    for problem in sample("calibrate", 360):
+        if problem.kind != "chain":
+            continue
+        values = dict(
+            re.findall(r"\b([a-z]) (?:=|be|is|to) ((?:\w+) [-+*] (?:\w+))\.", problem.problem.replace("Let ", ""))
+        )
+        asked = re.findall(r"\b([a-z])\b", problem.problem.rsplit(". ", 1)[-1])[-1]
+
+        def value(term: str, table: dict[str, str] = values) -> int:
+            if term.isdigit():
+                return int(term)
+            left, op, right = table[term].split()
+            x, y = value(left), value(right)
+            return {"+": x + y, "-": x - y, "*": x * y}[op]
+
+        assert str(value(asked)) == problem.answer, problem.problem
+
+
+def test_length_does_not_give_the_level_away() -> None:
+    problems = sample("fit", 1200)
+    lengths = np.array([size(p.problem) for p in problems])
+    levels = np.array([p.level for p in problems])
+    means = [lengths[levels == level].mean() for level in LEVELS]
+    assert max(means) - min(means) < 6
+    for level in LEVELS[1:]:
+        pair = (levels == 1) | (levels == level)
+        assert 0.40 < auroc(lengths[pair], levels[pair] == level) < 0.67
+
+
+@pytest.mark.parametrize("wrong", [{"split": "tset"}, {"levels": (9,)}, {"kinds": ("poem",)}])
+def test_a_stream_refuses_what_it_does_not_know(wrong: dict[str, object]) -> None:
+    settings: dict[str, object] = {"split": "test", "seed": 0, **wrong}
+    with pytest.raises(ValueError, match=r"unknown .*; accepted: "):
+        next(stream(**settings))  # type: ignore[arg-type]
+
+
+# -- questions of a benchmark --------------------------------------------------------------------------------------
+
+
+def write(path: Path, *lines: object) -> str:
+    path.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines), encoding="utf-8")
+    return str(path)
+
+
+GOOD = {"id": 1, "problem": "What is 2 + 2?", "answer": 4}
+
+
+def test_a_file_is_read_in_order_with_or_without_levels(tmp_path: Path) -> None:
+    second = {"id": "b", "problem": "A line\u2028 apart?", "answer": "x", "level": 3}
+    questions = load(write(tmp_path / "q.jsonl", GOOD, "", second, ""), "test", None, 0)
+    assert [(q.id, q.answer, q.level) for q in questions] == [("1", "4", None), ("b", "x", 3)]
+    assert len(load(str(tmp_path / "q.jsonl"), "test", 1, 0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ([GOOD, "{broken"], "line 2: not JSON"),
+        ([GOOD, [1, 2]], "line 2: got a list"),
+        ([{"id": 1, "problem": "?"}], "line 1: 'answer' is missing"),
+        ([{**GOOD, "answer": None}], "line 1: 'answer' is None"),
+        ([{**GOOD, "problem": " "}], "line 1: 'problem' is ' '"),
+        ([{**GOOD, "level": "hard"}], "line 1: 'level' is 'hard'"),
+        ([GOOD, "", GOOD], "line 3: id '1' was used in line 1"),
+        (["", ""], "holds no questions"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, lines: list[object], says: str) -> None:
+    path = write(tmp_path / "bad.jsonl", *lines)
+    with pytest.raises(TaskError, match=re.escape(says)):
+        load(path, "test", None, 0)
+
+
+def test_other_bad_tasks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
+    with pytest.raises(TaskError, match="not UTF-8"):
+        load(str(tmp_path / "latin.jsonl"), "test", None, 0)
+    with pytest.raises(TaskError, match="no task 'gsm8k'"):
+        load("gsm8k", "test", None, 0)
+    with pytest.raises(TaskError, match="limit is 0"):
+        load("tiny", "test", 0, 0)
+    with pytest.raises(OptionError, match="did you mean 'test'"):
+        load("tiny", "tset", 5, 0)
+    with pytest.raises(TaskError, match="no task given"):
+        load_all([], "test", None, 0)
+
+
+def test_tasks_of_one_run_may_not_share_ids(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, GOOD) for name in ("a.jsonl", "b.jsonl")]
+    with pytest.raises(TaskError, match="also in another task"):
+        load_all(paths, "test", None, 0)
+
+
+def test_the_embedded_questions_are_those_of_the_stream() -> None:
+    questions = load("tiny", "test", 24, 7)
+    assert [(q.id, q.problem, q.answer, q.kind) for q in questions] == [
+        (p.id, p.problem, p.answer, p.kind) for p in sample("test", 60)[:24]
+    ]
+
+
+def test_the_fingerprint_changes_with_any_question() -> None:
+    questions = load("tiny", "test", 12, 7)
+    assert fingerprint(questions) == fingerprint(load("tiny", "test", 12, 7))
+    assert fingerprint(questions) != fingerprint(questions[:-1])
+
+
+def test_answers_are_compared_in_one_spelling_and_no_looser() -> None:
+    assert is_right("1200", "1,200")
+    assert is_right("5", "\\boxed{5}")
+    assert not is_right("2", "\\frac{1}{2}")
+    assert not is_right("", "")
