@@ -1,0 +1,65 @@
+"""Efforts, tiers and what they allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .errors import OptionError, unknown
+
+EFFORTS = ("none", "easy", "normal", "hard", "auto")
+ALIASES = {"minimal": "easy", "low": "easy", "medium": "normal", "high": "hard", "xhigh": "hard", "max": "hard"}
+ANSWER_RESERVE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a tier allows.
+
+    thinking: most thinking tokens, forced ones included. reserve: output tokens kept for the answer.
+    instruction: appended to the last user message of a model whose chat template knows no effort.
+    """
+
+    tier: str
+    thinking: int
+    reserve: int = ANSWER_RESERVE
+    instruction: str = ""
+
+
+TIERS = {
+    "none": Budget("none", 0),
+    "easy": Budget("easy", 1024, instruction="This is easy: think briefly and answer."),
+    "normal": Budget("normal", 2048),
+    "hard": Budget("hard", 4096, instruction="This is hard: think step by step and check your result."),
+}
+"""Thinking caps of the tiers: the low / medium / high of LiteLLM's table, the common reading of OpenAI's efforts."""
+
+
+def canonical_effort(effort: str) -> str:
+    """Map the OpenAI names onto ours; raises OptionError for an unknown one."""
+    name = ALIASES.get(effort, effort)
+    if name not in EFFORTS:
+        raise unknown("effort", effort, (*EFFORTS, *ALIASES))
+    return name
+
+
+def tier_by_length(prompt: str) -> str:
+    """The tier of `auto` where no probe is at hand: short prompts easy, long ones hard (a weak rule, by design)."""
+    words = len(prompt.split())
+    return "easy" if words < 12 else "normal" if words < 200 else "hard"
+
+
+def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None) -> Budget:
+    """The budget of a tier within `max_new_tokens`, the answer's reserve kept.
+
+    Raises OptionError if `max_new_tokens` leaves no room beyond the reserve.
+    """
+    budget = TIERS[tier]
+    keep = budget.reserve if reserve is None else reserve
+    if keep < 1:
+        raise OptionError(f"answer reserve is {keep}; accepted: 1 or more tokens")
+    if max_new_tokens <= keep:
+        raise OptionError(
+            f"max_new_tokens is {max_new_tokens} but {keep} tokens are reserved for the answer; "
+            f"accepted: more than {keep}; raise max_new_tokens or lower answer_reserve"
+        )
+    return replace(budget, thinking=min(budget.thinking, max_new_tokens - keep), reserve=keep)

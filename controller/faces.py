@@ -1,0 +1,107 @@
+"""The public faces: `generate` for a model and prompts, `custom_generate` for `model.generate` and pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from .budgets import canonical_effort, fit_budget
+from .core import Controller
+from .engines.base import Sampling, Watcher
+from .errors import OptionError
+from .markers import Markers, find_markers
+from .policies import make_policies
+from .policies.base import Policy
+from .prompts import Prompt
+from .session import DEFAULT_MAX_NEW_TOKENS, Options, Session
+from .stream import EventSink
+from .text import codec_for
+from .trace import Generation
+
+
+def generate(
+    model: Any,
+    tokenizer: Any = None,
+    prompts: Prompt | Sequence[Prompt] = "",
+    *,
+    effort: str = "normal",
+    preset: str | None = "balanced",
+    policies: Sequence[Policy | str] | None = None,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    answer_reserve: int | None = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    seed: int | None = None,
+    markers: Markers | None = None,
+    think_prompt: bool = False,
+    shadow: bool = False,
+    on_event: EventSink | None = None,
+) -> Any:
+    """Answer prompts under control; a list of `Generation`s, or one for a single prompt.
+
+    model, tokenizer: a transformers model with its tokenizer, or the name or folder of one (tokenizer None).
+    prompts: a text, messages, or a list of either; a list is decoded as one batch.
+    effort: none, easy, normal, hard, auto, or OpenAI's low, medium, high. preset "off" is the plain engine.
+    policies: objects or names, which replace the preset. shadow: only record what would be done.
+    """
+    from .engines.transformers import TransformersEngine, load_engine
+
+    engine = load_engine(model) if isinstance(model, str) else TransformersEngine(model, tokenizer)
+    options = Options(
+        effort=effort,
+        preset=preset,
+        policies=None if policies is None else tuple(policies),
+        max_new_tokens=max_new_tokens,
+        answer_reserve=answer_reserve,
+        shadow=shadow,
+        sampling=Sampling(temperature, top_p, top_k, seed),
+    )
+    single = _is_single(prompts)
+    batch = [cast(Prompt, prompts)] if single else list(cast(Sequence[Prompt], prompts))
+    done = Session(engine, markers, think_prompt).run(batch, options, on_event)
+    return done[0] if single else done
+
+
+def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
+    if isinstance(prompts, str):
+        return True
+    return bool(prompts) and isinstance(prompts[0], dict)
+
+
+def custom_generate(
+    tokenizer: Any,
+    *,
+    effort: str = "normal",
+    preset: str | None = "balanced",
+    policies: Sequence[Policy | str] | None = None,
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
+    answer_reserve: int | None = None,
+    markers: Markers | None = None,
+    streamer: Any = None,
+    stop_strings: Sequence[str] | None = None,
+    shadow: bool = False,
+) -> Callable[..., Any]:
+    """A callable for `model.generate(..., custom_generate=...)` and `pipeline(...)(..., custom_generate=...)`.
+
+    The prompt is the caller's own, so `effort` sets the budget only; "auto" reads the prompt's length. Pass the streamer
+    and stop strings here: transformers drops them on the way to a callable. `max_new_tokens` must be the one given to
+    `model.generate`.
+    """
+    from .engines.custom_generate import as_custom_generate
+
+    codec = codec_for(tokenizer)
+    found = markers or find_markers(tokenizer)
+    active = make_policies(preset, None if policies is None else tuple(policies))
+    tier = canonical_effort(effort)
+    if tier == "none":
+        raise OptionError("effort 'none' is a matter of the prompt; accepted here: easy, normal, hard, auto")
+    budget = fit_budget("normal" if tier == "auto" else tier, max_new_tokens, answer_reserve)
+
+    def make_watcher(prompt_ids: list[int]) -> Watcher | None:
+        tail = codec.decode(prompt_ids[-32:]).rstrip()
+        if not active or tail.endswith(found.close):
+            return None
+        return Controller(active, codec, found, budget, opened=tail.endswith(found.open), shadow=shadow)
+
+    return as_custom_generate(make_watcher, tokenizer=tokenizer, streamer=streamer, stop_strings=stop_strings)

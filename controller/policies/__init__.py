@@ -1,0 +1,55 @@
+"""The policies by name, and the presets: plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from typing import Any, cast
+
+from ..errors import OptionError, unknown
+from .base import Policy
+
+POLICIES = {
+    "budget": "budget:BudgetForcing",
+    "convergence": "convergence:Convergence",
+    "hint": "hint:ConciseHint",
+}
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "off": {},
+    "budget": {"budget": {}},
+    "careful": {"budget": {}, "convergence": {"agree": 3}},
+    "balanced": {"budget": {}, "convergence": {"agree": 2}},
+    "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
+}
+"""Preset -> policy -> settings; the order of the policies is their precedence."""
+
+
+def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
+    """Build a policy by name; raises OptionError for an unknown name or setting."""
+    if name not in POLICIES:
+        raise unknown("policy", name, POLICIES)
+    module, _, cls_name = POLICIES[name].partition(":")
+    cls = getattr(import_module(f".{module}", __name__), cls_name)
+    known = [f.name for f in fields(cls)]
+    for key in settings or {}:
+        if key not in known:
+            raise unknown(f"setting of policy {name!r}:", key, known)
+    return cast(Policy, cls(**(settings or {})))
+
+
+def make_policies(
+    preset: str | None = "balanced", policies: Sequence[Policy | str] | None = None
+) -> tuple[Policy, ...]:
+    """The policies of a preset, or those given (objects or names), which then replace it."""
+    if policies is not None:
+        made = tuple(make_policy(p) if isinstance(p, str) else p for p in policies)
+        names = [p.name for p in made]
+        if len(set(names)) < len(names):
+            raise OptionError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
+        return made
+    name = preset or "off"
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return tuple(make_policy(n, s) for n, s in PRESETS[name].items())

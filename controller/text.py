@@ -1,0 +1,82 @@
+"""Cheap facts about tokens, worked out once per tokenizer, so that the per-token path compares bits and decodes nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import IntFlag
+from typing import Any
+from weakref import WeakKeyDictionary
+
+_SENTENCE = re.compile(r"[.!?。！？][\"')\]]*\s*$")
+
+
+class Flag(IntFlag):
+    """What the text of one token holds."""
+
+    NEWLINE = 1
+    BLANK = 2  # a blank line inside the token
+    SENTENCE = 4  # ends a sentence
+    FENCE = 8  # part of a region that must not be cut: backtick, brace, bracket, dollar or backslash
+    CLOSER = 16  # may hold the last character of a marker
+    DIGIT = 32  # ends with a digit
+    POINT = 64  # is a bare full stop, perhaps a decimal point
+
+
+class Codec:
+    """Text <-> ids of one tokenizer, with a flag cache per token id."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._flags: dict[int, Flag] = {}
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens kept."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of text as a continuation: nothing is added around it."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def flags(self, token: int) -> Flag:
+        """Flags of one token."""
+        known = self._flags.get(token)
+        if known is None:
+            known = self._flags[token] = _flags_of(self.decode([token]))
+        return known
+
+
+def _flags_of(text: str) -> Flag:
+    flags = Flag(0)
+    if "\n" in text:
+        flags |= Flag.NEWLINE
+        if "\n\n" in text:
+            flags |= Flag.BLANK
+    if _SENTENCE.search(text):
+        flags |= Flag.SENTENCE
+    if any(c in text for c in "`{}[]$\\<>"):
+        flags |= Flag.FENCE
+    if ">" in text or "]" in text or "|" in text:
+        flags |= Flag.CLOSER
+    if text[-1:].isdigit():
+        flags |= Flag.DIGIT
+    if text == ".":
+        flags |= Flag.POINT
+    return flags
+
+
+_CODECS: WeakKeyDictionary[Any, Codec] = WeakKeyDictionary()
+
+
+def codec_for(tokenizer: Any) -> Codec:
+    """The shared codec of a tokenizer object."""
+    codec = _CODECS.get(tokenizer)
+    if codec is None:
+        codec = _CODECS[tokenizer] = Codec(tokenizer)
+    return codec
+
+
+def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
+    """A case-insensitive pattern that matches any of the phrases at the start of a text, whole words only."""
+    alternatives = "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
+    return re.compile(rf"\s*(?:{alternatives})(?!\w)", re.IGNORECASE)

@@ -1,0 +1,199 @@
+"""The controller: phases, sleeping policies, conflicts, protection, shadow, always an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from tersely.controller.budgets import Budget
+from tersely.controller.core import Controller
+from tersely.controller.engines.base import KEEP
+from tersely.controller.markers import Markers
+from tersely.controller.policies import make_policies
+from tersely.controller.policies.base import Close, Inject, View, Wait, Watching
+from tersely.controller.policies.budget import BudgetForcing
+from tersely.controller.policies.convergence import Convergence
+from tersely.controller.policies.hint import ConciseHint
+from tersely.controller.replay import WordTokenizer, replay
+from tersely.controller.text import Codec
+
+MARKERS = Markers("<think>", "</think>")
+CHAIN = "2+3=5.\nSo the answer is 5.\n\nWait, once more in short.\n2+3=5.\nSo I get 5.\n\nHmm, again.\nThat makes 5.\n\n"
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """Does one thing at one place."""
+
+    at: int
+    action: Inject | Close
+    boundary: str = "token"
+    name: ClassVar[str] = "scripted"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def watch(self, view: View) -> Watching:
+        yield Wait(self.at, self.boundary)  # type: ignore[arg-type]
+        yield self.action
+
+
+@dataclass(frozen=True)
+class Second(Scripted):
+    name: ClassVar[str] = "second"
+
+
+class Row:
+    """Feeds text to a controller as an engine would and keeps the output."""
+
+    def __init__(self, *policies, thinking: int = 500, opened: bool = True, shadow: bool = False) -> None:
+        self.codec = Codec(WordTokenizer())
+        self.controller = Controller(
+            policies, self.codec, MARKERS, Budget("normal", thinking), opened=opened, shadow=shadow
+        )
+        self.text = ""
+
+    def feed(self, text: str) -> str:
+        for token in self.codec.encode(text):
+            directive = self.controller.observe(token)
+            self.text += self.codec.decode([token]) + self.codec.decode(directive.force)
+            if self.controller.phase == "answer" and directive is not KEEP:
+                break
+        return self.text
+
+
+def test_convergence_closes_at_the_second_equal_answer_and_names_it():
+    row = Row(Convergence(agree=2))
+    out = row.feed(CHAIN)
+    assert out == CHAIN[: CHAIN.index("Hmm")] + "</think>\n\n"
+    (decision,) = row.controller.decisions
+    assert (decision.policy, decision.action) == ("convergence", "close")
+    assert "2 successive answers agree on 5" in decision.reason
+
+
+def test_convergence_needs_successive_equal_answers():
+    changing = "So the answer is 5.\n\nWait, no, one two three four five.\nSo I get 6.\n\nHmm, six seven eight nine ten.\nSo I get 5.\n\n"
+    assert Row(Convergence(agree=2)).feed(changing) == changing
+
+
+def test_a_restatement_within_the_gap_is_no_second_answer():
+    text = "So the answer is 5.\n\nThe answer is 5.\n\nand on\n\n"
+    assert Row(Convergence(agree=2, gap=12)).feed(text) == text
+    assert "</think>" in Row(Convergence(agree=2, gap=1)).feed(text)
+
+
+@pytest.mark.parametrize("limit", [20, 60, 120])
+def test_budget_is_never_exceeded_closing_included(limit):
+    row = Row(BudgetForcing(), thinking=limit)
+    out = row.feed("word and word, " * 200)
+    thinking = out[: out.index("</think>")] + "</think>\n\n"
+    assert len(row.codec.encode(thinking)) <= limit
+    assert out.endswith("Time is short, so I answer now.\n</think>\n\n")
+
+
+def test_budget_prefers_a_sentence_end_within_its_slack():
+    row = Row(BudgetForcing(slack=24), thinking=80)
+    out = row.feed("one two three. " * 60)
+    assert out.split("\n\n")[0].endswith("three.")
+
+
+def test_hint_is_injected_on_a_line_of_its_own_and_again_in_the_next_block():
+    row = Row(ConciseHint(alpha=30, beta=0.0))
+    out = row.feed("one two. " * 40)
+    assert out.count("\n\n[Be concise.]\n\n") >= 2
+    first, second = row.controller.decisions[:2]
+    assert first.position < 10 and second.position >= 30
+
+
+def test_a_decimal_point_is_no_sentence_end():
+    row = Row(Scripted(1, Inject("HINT", "h"), "sentence"))
+    assert row.feed("pi is 3.14 here. And") == "pi is 3.14 here.\n\nHINT\n\n And"
+
+
+def test_hint_interval_is_the_papers():
+    hint = ConciseHint()
+    assert [hint.interval(n) for n in (0, 1000, 4480, 9999)] == [128, 328, 1024, 1024]
+
+
+def test_closing_beats_injecting_and_the_first_policy_wins_otherwise():
+    inject, close = Scripted(3, Inject("A", "a")), Second(3, Close("b"))
+    assert Row(inject, close).feed("x y z w ").endswith("</think>\n\n")
+    row = Row(Scripted(3, Inject("A", "a")), Second(3, Inject("B", "b")))
+    assert "A" in row.feed("x y z w v ") and "B" not in row.text
+
+
+@pytest.mark.parametrize(
+    "opening", ["```python\nx = 1\n", "<tool_call>\n", "\\[ x + ", "$$ a ", '{"name": ', "so $x + y "]
+)
+def test_nothing_acts_in_code_math_or_tool_calls(opening):
+    text = opening + "a b c d e f "
+    assert Row(Scripted(len(Codec(WordTokenizer()).encode(opening)), Inject("HINT", "h"))).feed(text) == text
+
+
+def test_a_deferred_action_comes_after_the_region_closes():
+    row = Row(Scripted(2, Inject("HINT", "h")))
+    out = row.feed("```\ncode code\n```\nand on we go ")
+    assert out.index("HINT") > out.rindex("```")
+
+
+def test_a_currency_sign_opens_no_region():
+    assert "HINT" in Row(Scripted(6, Inject("HINT", "h"))).feed("It costs $5 and more than that ")
+
+
+def test_nothing_acts_in_the_answer_or_before_thinking():
+    row = Row(Scripted(1, Inject("HINT", "h"), "sentence"), opened=False)
+    text = "Sure. Ok. "
+    assert row.feed(text) == text
+    row = Row(Convergence(agree=1))
+    text = "no answer\n\n</think>\n\nSo the answer is 5.\n\nSo the answer is 5.\n\n"
+    assert row.feed(text) == text
+    assert row.controller.phase == "answer"
+
+
+def test_thinking_opened_by_the_model_is_noticed():
+    row = Row(Convergence(agree=1), opened=False)
+    assert row.feed("<think>\nSo the answer is 5.\n\nmore").endswith("5.\n\n</think>\n\n")
+
+
+def test_markers_of_several_tokens_are_noticed_though_fused():
+    class NoMarkers(WordTokenizer):
+        def get_added_vocab(self):
+            return {}
+
+    codec = Codec(NoMarkers())
+    markers = Markers("[go]", "[stop]")
+    controller = Controller((), codec, markers, Budget("normal", 100), opened=False)
+    for token in codec.encode("a [go] b"):
+        controller.observe(token)
+    assert controller.phase == "thinking"
+    for token in codec.encode(" c [stop] d"):
+        controller.observe(token)
+    assert controller.phase == "answer"
+
+
+def test_shadow_changes_nothing_and_records_what_would_be():
+    row = Row(Convergence(agree=2), shadow=True)
+    assert row.feed(CHAIN) == CHAIN
+    assert [d.acted for d in row.controller.decisions] == [False]
+
+
+def test_replay_finds_the_same_decision():
+    tokenizer = WordTokenizer()
+    ids = tokenizer(CHAIN)["input_ids"]
+    (decision,) = replay(ids, make_policies("balanced"), tokenizer, MARKERS, Budget("normal", 500))
+    assert decision.policy == "convergence"
+
+
+def test_a_policy_must_wait_between_actions():
+    @dataclass(frozen=True)
+    class Greedy:
+        name: ClassVar[str] = "greedy"
+        needs: ClassVar[frozenset[str]] = frozenset()
+
+        def watch(self, view: View) -> Watching:
+            yield Wait(1, "token")
+            while True:
+                yield Inject("x", "x")
+
+    with pytest.raises(TypeError, match="greedy"):
+        Row(Greedy()).feed("a b c")

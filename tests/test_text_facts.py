@@ -1,0 +1,93 @@
+"""Small facts on text: stated answers, markers, efforts, budgets, policies by name, splitting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tersely.controller.answers import boxed, boxed_or_last, normalise, stated
+from tersely.controller.budgets import canonical_effort, fit_budget
+from tersely.controller.errors import MarkerError, OptionError
+from tersely.controller.markers import Markers, find_markers, parse_markers
+from tersely.controller.parts import spans, split_output
+from tersely.controller.policies import PRESETS, make_policies, make_policy
+from tersely.controller.replay import WordTokenizer
+from tersely.controller.text import Codec
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("So the answer is 61.", "61"),
+        ("Now 55, before 51: different. That makes 55.", "55"),
+        ("Therefore, we get $1,200.50", "1200.5"),
+        ("The total is **42**.", "42"),
+        ("we write \\boxed{\\frac{1}{2}} here", "\\frac{1}{2}"),
+        ("2+3=5.", None),
+        ("I will answer soon. This is yesterday's 5.", None),
+        ("The answer is -7, not 7.", "-7"),
+    ],
+)
+def test_stated(text, answer):
+    assert stated(text) == answer
+
+
+def test_boxed_takes_the_last_closed_one():
+    assert boxed("\\boxed{1} then \\boxed{{2}}") == "{2}"
+    assert boxed("\\boxed{1") is None
+    assert boxed_or_last("it is 12 or 13") == "13"
+    assert boxed_or_last("blue") == "blue"
+
+
+@pytest.mark.parametrize(("raw", "clean"), [("007", "7"), ("1,000.0", "1000"), ("-0.50", "-0.5"), ("x = 1", "x = 1")])
+def test_normalise(raw, clean):
+    assert normalise(raw) == clean
+
+
+def test_markers_come_from_the_tokenizer_then_the_template_and_are_never_guessed():
+    def make(added, template):
+        return SimpleNamespace(get_added_vocab=lambda: dict.fromkeys(added, 1), chat_template=template)
+
+    assert find_markers(make(["<think>", "</think>"], None)).source == "tokenizer"
+    assert find_markers(make([], "{{ '<think>' }} x </think>")) == Markers("<think>", "</think>", "chat template")
+    with pytest.raises(MarkerError, match="--think-prompt"):
+        find_markers(make(["<|im_end|>"], "plain"))
+    assert parse_markers("[a], [b]") == Markers("[a]", "[b]")
+    with pytest.raises(OptionError, match="OPEN,CLOSE"):
+        parse_markers("[a]")
+
+
+def test_efforts_and_budgets():
+    assert canonical_effort("high") == "hard"
+    with pytest.raises(OptionError, match="did you mean 'normal'"):
+        canonical_effort("norml")
+    assert fit_budget("normal", 200).thinking == 136
+    with pytest.raises(OptionError, match="64 tokens are reserved"):
+        fit_budget("normal", 64)
+
+
+def test_policies_by_name():
+    for preset in PRESETS:
+        assert [p.name for p in make_policies(preset)] == list(PRESETS[preset])
+    with pytest.raises(OptionError, match="did you mean 'convergence'"):
+        make_policy("convergance")
+    with pytest.raises(OptionError, match="agree"):
+        make_policy("convergence", {"agre": 2})
+    with pytest.raises(OptionError, match="did you mean 'balanced'"):
+        make_policies("balance")
+    with pytest.raises(OptionError, match="twice"):
+        make_policies(policies=["hint", "hint"])
+
+
+def test_output_is_split_at_the_marker():
+    codec = Codec(WordTokenizer())
+    markers = Markers("<think>", "</think>")
+    ids = codec.encode("a b</think>\n\nthe answer")
+    parts = split_output(ids, codec, markers, "thinking")
+    assert (parts.thinking, parts.answer, parts.thinking_tokens) == ("a b", "the answer", 4)
+    assert parts.thinking_tokens + parts.answer_tokens == len(ids)
+    assert split_output(codec.encode("no marker"), codec, markers, "thinking").answer == ""
+    assert split_output(codec.encode("plain answer"), codec, markers, "before").thinking == ""
+    runs = spans(ids, [False] * 3 + [True] * (len(ids) - 3), codec)
+    assert [(s.kind, s.text) for s in runs] == [("sampled", "a b"), ("forced", "</think>\n\nthe answer")]
