@@ -65,7 +65,10 @@ class Completion:
 
 
 TokenSink = Callable[[int, Sequence[int], bool], None]
-"""Called as `sink(row, token_ids, forced)` while tokens are made; dropped tokens are announced as `(row, (), True)`."""
+"""Called as `sink(row, token_ids, forced)` while tokens are made.
+
+`(row, (), True)` takes back one token announced before; a token dropped as soon as it was sampled is never announced.
+"""
 
 
 class Engine(Protocol):

@@ -1,0 +1,159 @@
+"""Speed of our decode loop beside `model.generate`: same model, same prompts, same tokens, timed turn by turn.
+
+Each ratio is `generate`'s time over ours, so above 1 means that ours is faster. `off` runs without watchers, `on` with
+one watcher a row that never acts: a real controller in shadow mode where the model has thinking markers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from tersely.controller.engines.base import KEEP, Directive, Watcher
+from tersely.controller.engines.custom_generate import MakeWatcher, as_custom_generate
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Idle:
+    """A watcher that never acts, yet looks at each token."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def observe(self, token: int) -> Directive:
+        """Count the token."""
+        self.seen += 1
+        return KEEP
+
+
+def tiny_model() -> Any:
+    """A random Qwen3 model in which the loop, not the arithmetic, takes much of the time."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config).eval()
+
+
+def shadow_controllers(tokenizer: Any) -> MakeWatcher:
+    """Make controllers with all policies of the balanced preset that decide everything and do nothing."""
+    from tersely.controller.budgets import fit_budget
+    from tersely.controller.core import Controller
+    from tersely.controller.markers import find_markers
+    from tersely.controller.policies import make_policies
+    from tersely.controller.text import codec_for
+
+    codec, markers = codec_for(tokenizer), find_markers(tokenizer)
+    policies, budget = make_policies("balanced", None), fit_budget("normal", 4096, None)
+    return lambda prompt: Controller(policies, codec, markers, budget, shadow=True)
+
+
+def batch(rows: int, vocabulary: int) -> dict[str, torch.Tensor]:
+    """Random prompts of unequal length, padded on the left."""
+    generator = torch.Generator().manual_seed(rows)
+    lengths = torch.randint(8, 33, (rows, 1), generator=generator)
+    ids = torch.randint(3, vocabulary, (rows, 32), generator=generator)
+    mask = (torch.arange(32)[None] >= 32 - lengths).long()
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def compare(
+    model: Any, make_watcher: MakeWatcher, rows: int, tokens: int, repeats: int, clock: str
+) -> dict[str, float]:
+    """Time generate, off and on in turn on one batch; returns the median ratio of each, tokens being the same."""
+    config = copy.deepcopy(model.generation_config)
+    # An id that no token has: every run is as long as the others, and the check for the end is still paid for.
+    config.update(max_new_tokens=tokens, do_sample=False, eos_token_id=model.config.vocab_size, pad_token_id=0)
+    config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
+    inputs = {name: value.to(model.device) for name, value in batch(rows, min(model.config.vocab_size, 512)).items()}
+    arms: dict[str, dict[str, Any]] = {
+        "generate": {},
+        "off": {"custom_generate": as_custom_generate()},
+        "on": {"custom_generate": as_custom_generate(make_watcher)},
+    }
+    times: dict[str, list[float]] = {name: [] for name in arms}
+    expected = None
+    for turn in range(repeats + 1):
+        order = list(arms) if turn % 2 else list(reversed(arms))
+        for name in order:
+            start = CLOCKS[clock]()
+            ids = model.generate(**inputs, generation_config=config, **arms[name])
+            if model.device.type == "cuda":
+                torch.cuda.synchronize()
+            times[name].append(CLOCKS[clock]() - start)
+            expected = ids if expected is None else expected
+            if not torch.equal(ids, expected):
+                raise SystemExit(
+                    f"{name} put out other tokens than generate at {rows} rows: the ratios would mean nothing"
+                )
+    # The first turn warms caches up.
+    return {
+        name: statistics.median(a / b for a, b in zip(times["generate"][1:], times[name][1:], strict=True))
+        for name in ("off", "on")
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the comparison and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="also time a model from this folder, with its tokenizer")
+    parser.add_argument("--dtype", default="bfloat16", help="dtype of --model (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens a run (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="runs of each kind (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+
+    subjects: dict[str, tuple[Any, MakeWatcher]] = {"tiny": (tiny_model(), lambda prompt: Idle())}
+    if options.model:
+        model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        subjects["model"] = (model, watchers_for(options.model))
+    ratios = {}
+    for name, (model, make_watcher) in subjects.items():
+        for rows in (1, 32):
+            found = compare(model, make_watcher, rows, options.tokens, options.repeats, options.clock)
+            ratios.update({f"{name}_b{rows}_{arm}": round(ratio, 4) for arm, ratio in found.items()})
+    if options.json:
+        print(json.dumps(ratios))
+    else:
+        for key, ratio in ratios.items():
+            print(f"{key:16} {ratio:.3f}")
+
+
+def watchers_for(folder: str) -> MakeWatcher:
+    """Real controllers for a model that thinks, idle watchers for one without markers."""
+    from tersely.controller.errors import MarkerError
+
+    def idle(prompt: list[int]) -> Watcher:
+        return Idle()
+
+    try:
+        return shadow_controllers(AutoTokenizer.from_pretrained(folder))
+    except MarkerError as error:
+        print(f"idle watchers are used: {error}", file=sys.stderr)
+        return idle
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,269 @@
+"""The batched decode loop: one forward, one sampled token a row, and what that row's watcher says to it.
+
+Without watchers it puts out what `model.generate` would, token for token. It takes what `generate` has prepared (see
+`custom_generate`) and knows no policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .base import TokenSink, Watcher
+from .rows import Edit, Row
+from .rules import Rules, refuse_unsupported, rules_of
+from .stepper import CACHE_NAMES, Stepper, stepper_for
+
+
+@dataclass(slots=True)
+class Decoded:
+    """What a run left: the rows, the ids and cache if they are those of `generate`, and what it was to record."""
+
+    rows: list[Row]
+    ids: Tensor | None
+    cache: Any
+    scores: list[Tensor] = field(default_factory=list)
+    logits: list[Tensor] = field(default_factory=list)
+
+
+def decode(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    watchers: Sequence[Watcher | None] | None = None,
+    streamer: Any = None,
+    sink: TokenSink | None = None,
+    **model_kwargs: Any,
+) -> Any:
+    """Decode input_ids [rows, length] and return what `generate` would: ids padded on the right, or its output object.
+
+    Stopping criteria are asked after each sampled token, not after forced ones.
+    """
+    decoded = decode_rows(
+        model,
+        input_ids,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        generation_config=generation_config,
+        watchers=watchers,
+        streamer=streamer,
+        sink=sink,
+        **model_kwargs,
+    )
+    return as_generate_output(decoded, input_ids, generation_config)
+
+
+@torch.no_grad()
+def decode_rows(
+    model: Any,
+    input_ids: Tensor,
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    watchers: Sequence[Watcher | None] | None = None,
+    max_new_tokens: Sequence[int] | None = None,
+    streamer: Any = None,
+    sink: TokenSink | None = None,
+    **model_kwargs: Any,
+) -> Decoded:
+    """Decode as `decode` does, with a length limit for each row, and return the rows themselves."""
+    watched = watchers is not None and any(watcher is not None for watcher in watchers)
+    refuse_unsupported(model, generation_config, model_kwargs, watched)
+    complete = not watched and max_new_tokens is None
+    rules = rules_of(logits_processor, stopping_criteria, generation_config)
+    # `generate` lets rows run on if it knows no end of sequence; nobody sees that once rows end one by one.
+    rules.pads |= not complete
+    stepper = stepper_for(model, input_ids, generation_config, model_kwargs)
+    logits = stepper.prefill(input_ids)
+    budget = rules.max_length - input_ids.shape[1]
+    last = input_ids[:, -1].tolist()
+    rows = [
+        Row(
+            index,
+            eos=rules.eos,
+            budget=min(budget, max_new_tokens[index]) if max_new_tokens is not None else budget,
+            ragged=stepper.ragged,
+            last_prompt_token=last[index],
+            watcher=watchers[index] if watchers is not None else None,
+            sink=sink,
+        )
+        for index in range(len(last))
+    ]
+    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer)
+    with getattr(model, "_optimize_model_for_decode", nullcontext)():
+        loop.run(logits)
+    if streamer is not None:
+        streamer.end()
+    decoded = Decoded(rows, loop.ids if complete else None, stepper.cache if complete else None)
+    decoded.scores, decoded.logits = loop.scores, loop.raw
+    return decoded
+
+
+class _Loop:
+    """One run; `ids` are what logits processors see, right-aligned, kept only where something reads them."""
+
+    def __init__(
+        self, stepper: Stepper, rules: Rules, rows: list[Row], ids: Tensor, mask: Tensor | None, streamer: Any
+    ) -> None:
+        self.stepper, self.rules, self.rows, self.streamer = stepper, rules, rows, streamer
+        self.prompt, self.mask = ids, mask
+        own = not hasattr(stepper, "feed")
+        self.ids: Tensor | None = ids if rules.reads_ids or own else None
+        self.leads: list[int] | None = None
+        self.done = torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
+        self.scores: list[Tensor] = []
+        self.raw: list[Tensor] = []
+
+    def run(self, logits: Tensor) -> None:
+        """Go from the logits after the prompt, [rows, vocabulary], to the end of the last row."""
+        live, rows = self.rows, self.rows
+        padding = False
+        while True:
+            tokens = self._pick(logits)
+            if padding:
+                tokens = torch.where(self.done, self.rules.pad, tokens)
+            queued = {row.index for row in live if row.queue}
+            if queued:
+                tokens = self._queued(tokens)
+            if self.ids is not None:
+                self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
+            sampled, stops = self._to_host(tokens)
+            edits: dict[int, Edit] = {}
+            ended = False
+            for row in live:
+                index = row.index
+                if row.queue:
+                    row.queue.popleft()
+                    continue
+                if (edit := row.advance(sampled[index], stops is not None and stops[index])) is not None:
+                    edits[index] = edit
+                if row.finish is not None:
+                    ended = True
+            if ended:
+                live = [row for row in live if row.finish is None]
+                self.done = torch.tensor([row.finish is not None for row in rows], device=self.done.device)
+                if self.rules.pads:
+                    padding = True
+                    self.stepper.freeze(self.done)
+            if self.streamer is not None:
+                self._stream(tokens, sampled, edits, queued)
+            if not live:
+                return
+            logits = self._feed_edits(tokens, sampled, edits) if edits else self.stepper.step(tokens[:, None], self.ids)
+
+    def _pick(self, logits: Tensor) -> Tensor:
+        rules = self.rules
+        # Copied where processors may write into it, or where a view would keep a whole prompt's logits alive.
+        copy = bool(rules.processors) or rules.record_logits or rules.record_scores
+        scores = logits.to(dtype=torch.float32, device=self.prompt.device, copy=copy)
+        if rules.record_logits:
+            self.raw.append(scores)
+        if rules.processors:
+            scores = rules.processors(self.ids if self.ids is not None else self.prompt, scores)
+        if rules.record_scores:
+            self.scores.append(scores)
+        if rules.sample:
+            return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
+        return torch.argmax(scores, dim=-1)
+
+    def _to_host(self, tokens: Tensor) -> tuple[list[int], list[bool] | None]:
+        """Fetch the tokens and, where there are criteria to ask, their verdicts: one wait for the device."""
+        if not self.rules.criteria:
+            return tokens.tolist(), None
+        stops = self.rules.criteria(self.ids, tuple(self.scores) if self.rules.record_scores else None)
+        both = torch.stack((tokens, stops.to(tokens.device, tokens.dtype))).tolist()
+        return both[0], [bool(stop) for stop in both[1]]
+
+    def _queued(self, tokens: Tensor) -> Tensor:
+        """Put the next queued token of each row in place of the sampled one."""
+        tokens = tokens.clone()
+        for row in self.rows:
+            if row.queue:
+                tokens[row.index] = row.queue[0]
+        return tokens
+
+    def _feed_edits(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit]) -> Tensor:
+        """Carry the edits out and run the forward they lead to."""
+        if not self.rows[0].ragged:
+            for index, edit in edits.items():
+                tokens[index] = edit.feed[0]
+                if self.rows[index].finish is None:
+                    self.rows[index].queue.extend(edit.feed[1:])
+            if self.ids is not None:
+                self.ids[:, -1] = tokens
+            return self.stepper.step(tokens[:, None], self.ids)
+        stepper: Any = self.stepper
+        for index, edit in edits.items():
+            if edit.unfeed:
+                stepper.unfeed(index, edit.unfeed)
+        if self.ids is not None:
+            self._edit_ids(self.ids, edits)
+        # A row that ended takes one token like the others; what it holds no longer matters.
+        feeds = [
+            edits[index].feed if index in edits and self.rows[index].finish is None else (token,)
+            for index, token in enumerate(sampled)
+        ]
+        logits: Tensor = stepper.feed(feeds)
+        return logits
+
+    def _edit_ids(self, ids: Tensor, edits: dict[int, Edit]) -> None:
+        """Rebuild the ids after rows grew unequally: right-aligned, padded on the left as little as can be."""
+        width = ids.shape[1]
+        if self.leads is None:
+            prompt = self.prompt.shape[1]
+            self.leads = [0] * len(self.rows) if self.mask is None else (self.mask[:, -prompt:] == 0).sum(1).tolist()
+        kept, added = [], []
+        for index, lead in enumerate(self.leads):
+            edit = edits.get(index)
+            kept.append(ids[index, lead : width - edit.drop] if edit else ids[index, lead:])
+            added.append(ids.new_tensor(edit.add if edit else ()))
+        lengths = [len(old) + len(new) for old, new in zip(kept, added, strict=True)]
+        width = max(lengths)
+        self.leads = [width - length for length in lengths]
+        self.ids = ids.new_full((len(lengths), width), self.rules.pad)
+        for index, lead in enumerate(self.leads):
+            self.ids[index, lead:] = torch.cat([kept[index], added[index]])
+
+    def _stream(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit], queued: set[int]) -> None:
+        """Show a streamer the step as `generate` does, one token a row; forced tokens come as soon as decided on."""
+        if not edits and not queued:
+            self.streamer.put(tokens.cpu())
+            return
+        columns: list[tuple[int, ...]] = [() if index in queued else (token,) for index, token in enumerate(sampled)]
+        for index, edit in edits.items():
+            columns[index] = (*columns[index][edit.drop :], *edit.add)
+        for place in range(max(map(len, columns))):
+            self.streamer.put(
+                torch.tensor([column[place] if place < len(column) else self.rules.pad for column in columns])
+            )
+
+
+def as_generate_output(decoded: Decoded, input_ids: Tensor, config: GenerationConfig) -> Any:
+    """Shape a run as `generate` returns it."""
+    ids = decoded.ids
+    if ids is None:
+        width = max(len(row.tokens) for row in decoded.rows)
+        pad = int(config._pad_token_tensor) if config._pad_token_tensor is not None else 0
+        padded = [row.tokens + [pad] * (width - len(row.tokens)) for row in decoded.rows]
+        ids = torch.cat([input_ids, input_ids.new_tensor(padded, dtype=input_ids.dtype)], dim=1)
+    if not config.return_dict_in_generate:
+        return ids
+    known = {item.name for item in fields(GenerateDecoderOnlyOutput)}
+    values: dict[str, Any] = {
+        "sequences": ids,
+        "scores": tuple(decoded.scores) if config.output_scores else None,
+        "logits": tuple(decoded.logits) if config.output_logits else None,
+        next(name for name in CACHE_NAMES if name in known): decoded.cache,
+    }
+    return GenerateDecoderOnlyOutput(**values)

@@ -1,0 +1,156 @@
+"""What one row of a batch has put out so far, on the host, and what a directive does to it. Knows no tensors."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..errors import CapabilityError, OptionError
+from .base import KEEP, Completion, Directive, FinishReason, TokenSink, Watcher
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """What a directive asks of the model's cache and of the ids that logits processors see.
+
+    `feed` are the tokens of the next forward and `unfeed` how many already fed ones go first; `drop` and `add` say the
+    same of the row's ids, where the token just sampled already stands at the end.
+    """
+
+    feed: tuple[int, ...]
+    unfeed: int
+    drop: int
+    add: tuple[int, ...]
+
+
+class Row:
+    """One row's output; `tokens` includes an end-of-sequence token when that ended the row."""
+
+    __slots__ = (
+        "budget",
+        "by_eos",
+        "dropped",
+        "eos",
+        "finish",
+        "forced",
+        "index",
+        "last_prompt_token",
+        "observe",
+        "queue",
+        "ragged",
+        "sink",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        eos: frozenset[int],
+        budget: float,
+        ragged: bool,
+        last_prompt_token: int,
+        watcher: Watcher | None = None,
+        sink: TokenSink | None = None,
+    ) -> None:
+        self.index = index
+        self.eos = eos
+        self.budget = budget
+        self.ragged = ragged
+        self.last_prompt_token = last_prompt_token
+        self.observe: Callable[[int], Directive] | None = watcher.observe if watcher is not None else None
+        self.sink = sink
+        self.tokens: list[int] = []
+        self.forced: list[bool] = []
+        self.queue: deque[int] = deque()
+        self.finish: FinishReason | None = None
+        self.by_eos = False
+        self.dropped = 0
+
+    def advance(self, token: int, stop: bool) -> Edit | None:
+        """Take in a sampled token, let the watcher speak, and return what must be done; None when nothing."""
+        if self.observe is not None:
+            directive = self.observe(token)
+            # A row that ends by itself on a kept token has no use for more tokens.
+            ends = not directive.drop and (stop or token in self.eos)
+            if directive is not KEEP and (directive.force or directive.drop) and not ends:
+                return self._edit(token, directive)
+        self.tokens.append(token)
+        self.forced.append(False)
+        if token in self.eos:
+            self.finish, self.by_eos = "stop", True
+            return None
+        if stop:
+            self.finish = "stop"
+        elif len(self.tokens) >= self.budget:
+            self.finish = "length"
+        if self.sink is not None:
+            self.sink(self.index, (token,), False)
+        return None
+
+    def _edit(self, token: int, directive: Directive) -> Edit:
+        unfed = max(directive.drop - 1, 0)
+        self._check(directive, unfed)
+        self.dropped += directive.drop
+        for _ in range(unfed):
+            self.tokens.pop()
+            self.forced.pop()
+            if self.sink is not None:
+                self.sink(self.index, (), True)
+        before = len(self.tokens)
+        self._append([] if directive.drop else [token], forced=False)
+        self._append(directive.force, forced=True)
+        feed = tuple(self.tokens[before:])
+        if not feed:
+            # Nothing new to feed, yet the logits after the last kept token are gone: it is fed once more.
+            feed, unfed = (self.tokens[-1] if self.tokens else self.last_prompt_token,), unfed + 1
+            return Edit(feed, unfed, directive.drop, ())
+        kept = 0 if directive.drop else 1
+        return Edit(feed, unfed, directive.drop, feed[kept:])
+
+    def _append(self, tokens: Sequence[int], forced: bool) -> None:
+        """Put tokens out until the budget is full or an end-of-sequence token was among them."""
+        taken = []
+        for token in tokens:
+            if self.finish is not None:
+                break
+            self.tokens.append(token)
+            self.forced.append(forced)
+            if token in self.eos:
+                self.finish, self.by_eos = "stop", True
+                break
+            taken.append(token)
+            if len(self.tokens) >= self.budget:
+                self.finish = "length"
+        if taken and self.sink is not None:
+            self.sink(self.index, tuple(taken), forced)
+
+    def _check(self, directive: Directive, unfed: int) -> None:
+        if unfed > len(self.tokens):
+            raise OptionError(
+                f"a watcher dropped {directive.drop} tokens of row {self.index}, which has put out "
+                f"{len(self.tokens) + 1}; drop at most what was put out"
+            )
+        if not self.ragged and unfed:
+            raise CapabilityError(
+                f"a watcher dropped {directive.drop} tokens, but this model's cache cannot be cropped (sliding window, "
+                "recurrent or static); use a full-attention model or a policy that drops at most the last token"
+            )
+        if not self.ragged and not directive.force:
+            raise CapabilityError(
+                "a watcher dropped a token without forcing another, but this model's cache cannot go back; "
+                "force at least one token"
+            )
+        if self.dropped > 4 * self.budget + 64:
+            raise CapabilityError(
+                f"watchers dropped {self.dropped} tokens of row {self.index}, which may hold {self.budget}; "
+                "the policy would never let it end"
+            )
+
+    def completion(self) -> Completion:
+        """The row's output without its end-of-sequence token."""
+        size = len(self.tokens) - self.by_eos
+        return Completion(
+            tuple(self.tokens[:size]), tuple(self.forced[:size]), self.finish or "length", dropped=self.dropped
+        )

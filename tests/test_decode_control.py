@@ -1,0 +1,469 @@
+"""What watchers may do to a row, checked against a decoder that knows no cache and recomputes everything each step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessorList,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+    pipeline,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Watcher
+from tersely.controller.engines.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.errors import CapabilityError, OptionError
+
+VOCABULARY = 128
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small only lose by threads, on a busy machine very much."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_model(kind: str = "full", eos: int | list[int] = 1) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model: PreTrainedModel
+    if kind == "full":
+        model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
+    else:
+        model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
+    # Larger weights make the random model less monotonous, so that tokens depend on what went before.
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(4)
+    model.generation_config.eos_token_id = eos
+    return model.eval()
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer with one token a letter; the rest of the vocabulary are words that never occur."""
+    names = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
+    names += [f"<{number}>" for number in range(len(names), VOCABULARY)]
+    tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )
+
+
+def engine_of(model: PreTrainedModel) -> TransformersEngine:
+    return TransformersEngine(model, letters(), name="random")
+
+
+class Script:
+    """Does given directives after given numbers of sampled tokens."""
+
+    def __init__(self, **directives: Directive) -> None:
+        self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
+        self.seen: list[int] = []
+
+    def observe(self, token: int) -> Directive:
+        self.seen.append(token)
+        return self.at.get(len(self.seen), KEEP)
+
+
+class Wild:
+    """Does directives drawn from a seed."""
+
+    def __init__(self, seed: int, most_dropped: int, rate: float = 0.15) -> None:
+        self.rng, self.most, self.rate, self.size = random.Random(seed), most_dropped, rate, 0
+
+    def observe(self, token: int) -> Directive:
+        self.size += 1
+        if self.rng.random() > self.rate:
+            return KEEP
+        drop = min(self.rng.randint(0, self.most), self.size)
+        force = tuple(self.rng.randint(3, VOCABULARY - 1) for _ in range(self.rng.randint(self.most < 2, 9)))
+        self.size += len(force) - drop
+        return Directive(force, drop)
+
+
+def recompute(model: Any, request: Request, eos: Sequence[int] = (1,)) -> Completion:
+    """Decode one row greedily, with a forward over everything for each token."""
+    out: list[int] = []
+    forced: list[bool] = []
+    dropped = 0
+    while True:
+        with torch.no_grad():
+            logits = model(torch.tensor([[*request.prompt_ids, *out]]), use_cache=False).logits[0, -1]
+        out, forced = [*out, int(logits.argmax())], [*forced, False]
+        directive = request.watcher.observe(out[-1]) if request.watcher else KEEP
+        if out[-1] in eos and not directive.drop:
+            return Completion(tuple(out[:-1]), tuple(forced[:-1]), "stop", dropped)
+        if len(out) <= request.max_new_tokens or directive.drop:
+            end = len(out) - directive.drop
+            out, forced = out[:end] + list(directive.force), forced[:end] + [True] * len(directive.force)
+            dropped += directive.drop
+        out, forced = out[: request.max_new_tokens], forced[: request.max_new_tokens]
+        for place, (token, was_forced) in enumerate(zip(out, forced, strict=True)):
+            if was_forced and token in eos:
+                return Completion(tuple(out[:place]), tuple(forced[:place]), "stop", dropped)
+        if len(out) == request.max_new_tokens:
+            return Completion(tuple(out), tuple(forced), "length", dropped)
+
+
+def prompts(count: int, seed: int = 0) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    return [tuple(rng.randint(3, VOCABULARY - 1) for _ in range(rng.randint(2, 20))) for _ in range(count)]
+
+
+def wild_requests(count: int, most_dropped: int) -> list[Request]:
+    rng = random.Random(count)
+    return [Request(prompt, rng.randint(20, 60), Wild(row, most_dropped)) for row, prompt in enumerate(prompts(count))]
+
+
+class Forwards:
+    """Counts forwards and notes the shapes of what went in."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self.mask_widths: list[int] = []
+        self.handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: Any, args: Any, kwargs: Any) -> None:
+        self.shapes.append(tuple(kwargs["input_ids"].shape))
+        mask = kwargs.get("attention_mask")
+        self.mask_widths.append(0 if mask is None else mask.shape[1])
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
+    model = random_model(kind)
+    most = 4 if kind == "full" else 1
+    engine = engine_of(model)
+    assert engine.capabilities == (frozenset({"crop", "ragged"}) if kind == "full" else frozenset())
+    together = engine.generate(wild_requests(6, most), GREEDY)
+    alone = [engine.generate([request], GREEDY)[0] for request in wild_requests(6, most)]
+    truth = [recompute(model, request) for request in wild_requests(6, most)]
+    assert together == truth
+    assert alone == truth
+    assert sum(completion.dropped for completion in truth) > 5
+    assert sum(sum(completion.forced) for completion in truth) > 50
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_forced_hint_costs_one_forward(rows: int) -> None:
+    model = random_model(eos=126)
+    forwards = Forwards(model)
+    watchers: list[Watcher | None] = [Script(t3=Directive(tuple(range(20, 30)))), *[None] * (rows - 1)]
+    requests = [Request((5, 6, 7, 8), 33, watcher) for watcher in watchers]
+    hinted, *others = engine_of(model).generate(requests, GREEDY)
+    assert hinted.token_ids[3:13] == tuple(range(20, 30))
+    assert hinted.forced == (False,) * 3 + (True,) * 10 + (False,) * 20
+    assert all(len(other.token_ids) == 33 for other in others)
+    # The prompt, the hint with the token sampled before it, and one for each further token but the last.
+    steps = 33 if others else 23
+    assert len(forwards.shapes) == steps
+    assert forwards.shapes[0] == (rows, 4)
+    assert forwards.shapes[3] == (rows, 11)
+    assert all(shape == (rows, 1) for shape in forwards.shapes[4:])
+
+
+def test_without_holes_forced_tokens_are_fed_one_by_one() -> None:
+    model = random_model("sliding", eos=126)
+    forwards = Forwards(model)
+    request = Request((5, 6, 7, 8), 33, Script(t3=Directive(tuple(range(20, 30)))))
+    engine_of(model).generate([request], GREEDY)
+    assert forwards.shapes == [(1, 4), *[(1, 1)] * 32]
+
+
+def test_closing_by_replacing_the_sampled_token() -> None:
+    model = random_model(eos=126)
+    plain, closed = engine_of(model).generate(
+        [Request((9, 9, 5), 12), Request((9, 9, 5), 12, Script(t5=Directive((40, 41), drop=1)))], GREEDY
+    )
+    assert closed.token_ids[:6] == (*plain.token_ids[:4], 40, 41)
+    assert closed.dropped == 1
+    assert len(closed.token_ids) == 12
+
+
+def test_an_end_of_sequence_may_be_dropped_and_forced() -> None:
+    model = random_model(eos=126)
+    free = engine_of(model).generate([Request((9, 9, 5), 8)], GREEDY)[0]
+    model.generation_config.eos_token_id = [127, free.token_ids[3]]
+    place = free.token_ids.index(free.token_ids[3])
+    key = {f"t{place + 1}": Directive((40, 127, 41), drop=1)}
+    seen: list[tuple[int, ...]] = []
+    requests = [Request((9, 9, 5), 8), Request((9, 9, 5), 8, Script(**key))]
+    ended, reopened = engine_of(model).generate(requests, GREEDY, lambda row, ids, forced: seen.append((row, *ids)))
+    assert (ended.token_ids, ended.finish_reason) == (free.token_ids[:place], "stop")
+    assert (reopened.token_ids, reopened.finish_reason) == ((*free.token_ids[:place], 40), "stop")
+    assert (1, 40) in seen
+    assert not any(127 in ids or free.token_ids[3] in ids for ids in seen)
+
+
+def test_limits_hold_for_each_row_and_cut_forced_tokens() -> None:
+    model = random_model(eos=126)
+    requests = [
+        Request((5, 6), 1),
+        Request((5, 6, 7), 7),
+        Request((5,), 4, Script(t2=Directive((30, 31, 32, 33)))),
+    ]
+    done = engine_of(model).generate(requests, GREEDY)
+    assert [len(completion.token_ids) for completion in done] == [1, 7, 4]
+    assert [completion.finish_reason for completion in done] == ["length"] * 3
+    assert done[2].token_ids[2:] == (30, 31)
+
+
+def test_the_sink_hears_what_the_completion_says() -> None:
+    heard: dict[int, list[tuple[int, bool]]] = {}
+
+    def sink(row: int, ids: Sequence[int], forced: bool) -> None:
+        said = heard.setdefault(row, [])
+        if not ids:
+            said.pop()
+        said.extend((token, forced) for token in ids)
+
+    done = engine_of(random_model()).generate(wild_requests(6, 4), GREEDY, sink)
+    for row, completion in enumerate(done):
+        assert heard.get(row, []) == list(zip(completion.token_ids, completion.forced, strict=True))
+
+
+def test_processors_see_each_row_compact() -> None:
+    model = random_model(eos=126)
+    starts = [(5, 6, 7), (8, 9, 10, 11, 12, 13), (14,)]
+    outputs: list[list[int]] = [[], [], []]
+    leads = set()
+
+    def sink(row: int, ids: Sequence[int], forced: bool) -> None:
+        outputs[row] = outputs[row][:-1] if not ids else [*outputs[row], *ids]
+
+    def check(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        live = [row for row, output in enumerate(outputs) if len(output) < 20]
+        rows = [input_ids[row].tolist() for row in live]
+        expected = [[*starts[row], *outputs[row]] for row in live]
+        assert [row[len(row) - len(ids) :] for row, ids in zip(rows, expected, strict=True)] == expected
+        spare = [row[: len(row) - len(ids)] for row, ids in zip(rows, expected, strict=True)]
+        assert not any(any(lead) for lead in spare)
+        if len(live) == 3:
+            assert min(len(lead) for lead in spare) == 0
+            leads.add(tuple(len(lead) for lead in spare))
+        return scores
+
+    scripts = {
+        starts[0]: Script(t2=Directive(tuple(range(40, 50))), t6=Directive((), drop=3)),
+        starts[2]: Script(t4=Directive((50, 51, 52), drop=2)),
+    }
+    fn = as_custom_generate(lambda prompt: scripts.get(tuple(prompt)), sink=sink)
+    width = max(map(len, starts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in starts])
+    processors: Any = LogitsProcessorList([check])
+    model.generate(
+        ids, attention_mask=(ids > 0).long(), logits_processor=processors, max_new_tokens=20, custom_generate=fn
+    )
+    assert len(leads) == 4  # as padded at first, then after each unequal step
+
+
+def test_the_cache_sheds_its_holes() -> None:
+    model = random_model(eos=126)
+    forwards = Forwards(model)
+
+    def requests() -> list[Request]:
+        return [
+            Request(prompt, 120, Script(**{f"t{3 + 2 * row + 20 * turn}": Directive((30,) * 12) for turn in range(3)}))
+            for row, prompt in enumerate(prompts(5))
+        ]
+
+    done = engine_of(model).generate(requests(), GREEDY)
+    forwards.handle.remove()
+    assert done == [recompute(model, request, (126,)) for request in requests()]
+    widths = forwards.mask_widths
+    assert any(after < before for before, after in pairwise(widths) if after)
+    assert widths[-1] < sum(shape[1] for shape in forwards.shapes) - 64
+
+
+class Recorder(BaseStreamer):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.values: list[list[Any]] = []
+        self.ended = 0
+
+    def put(self, value: torch.Tensor) -> None:
+        self.values.append(value.tolist())
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_a_streamer_gets_prompt_and_tokens() -> None:
+    model = random_model()
+    ids = torch.tensor([[5, 6, 7]])
+    theirs, ours = Recorder(), Recorder()
+    model.generate(ids, max_new_tokens=10, streamer=theirs)
+    model.generate(ids, max_new_tokens=10, custom_generate=as_custom_generate(streamer=ours))
+    assert ours.values == theirs.values
+    assert ours.ended == theirs.ended == 1
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_a_streamer_gets_forced_tokens_once(kind: str) -> None:
+    streamer = Recorder()
+    fn = as_custom_generate(lambda prompt: Script(t3=Directive((30, 31, 32), drop=1)), streamer=streamer)
+    out: Any = random_model(kind).generate(torch.tensor([[5, 6, 7]]), max_new_tokens=10, custom_generate=fn)
+    assert streamer.values[0] == [[5, 6, 7]]
+    assert [token for value in streamer.values[1:] for token in value] == out[0, 3:].tolist()
+    assert out[0, 5:8].tolist() == [30, 31, 32]
+
+
+def test_stop_strings() -> None:
+    tokenizer = letters()
+    model = random_model(eos=126)
+    fn = as_custom_generate(
+        lambda prompt: Script(t2=Directive(tuple(tokenizer("thi")["input_ids"]))),
+        tokenizer=tokenizer,
+        stop_strings="hix",
+    )
+    bias: Any = {(tokenizer.convert_tokens_to_ids("x"),): 100.0}
+    ids = torch.tensor([[5, 6, 7]])
+    out: Any = model.generate(ids, max_new_tokens=12, sequence_bias=bias, custom_generate=fn)
+    assert tokenizer.decode(out[0, 3:]) == "xxthix"
+    off = as_custom_generate(tokenizer=tokenizer, stop_strings=["xxx"])
+    got: Any = model.generate(ids, max_new_tokens=12, sequence_bias=bias, custom_generate=off)
+    expected: Any = model.generate(
+        ids, max_new_tokens=12, sequence_bias=bias, tokenizer=tokenizer, stop_strings=["xxx"]
+    )
+    assert got.tolist() == expected.tolist()
+    with pytest.raises(OptionError, match="tokenizer"):
+        as_custom_generate(stop_strings="x")
+
+
+def test_watchers_get_prompts_without_padding_and_output_is_padded_on_the_right() -> None:
+    model = random_model(eos=126)
+    seen = []
+
+    def make(prompt: list[int]) -> Watcher | None:
+        seen.append(prompt)
+        return Script(t2=Directive((126,))) if prompt == [5] else None
+
+    ids = torch.tensor([[0, 0, 5], [6, 7, 8]])
+    out: Any = model.generate(
+        ids, attention_mask=(ids > 0).long(), max_new_tokens=6, custom_generate=as_custom_generate(make)
+    )
+    assert seen == [[5], [6, 7, 8]]
+    assert out.shape == (2, 9)
+    assert out[0, :3].tolist() == [0, 0, 5]
+    assert out[0, 5:].tolist() == [126, 0, 0, 0]
+
+
+def test_each_returned_sequence_has_its_own_watcher() -> None:
+    made: list[Watcher] = []
+
+    def make(prompt: list[int]) -> Watcher:
+        made.append(Script(t2=Directive((40 + len(made),))))
+        return made[-1]
+
+    out: Any = random_model(eos=126).generate(
+        torch.tensor([[5, 6]]),
+        do_sample=True,
+        num_return_sequences=3,
+        max_new_tokens=5,
+        custom_generate=as_custom_generate(make),
+    )
+    assert out[:, 4].tolist() == [40, 41, 42]
+
+
+def test_through_a_pipeline() -> None:
+    model = random_model(eos=126)
+    generator = pipeline("text-generation", model=model, tokenizer=letters(), device="cpu")
+    fn = as_custom_generate(lambda prompt: Script(t1=Directive(tuple(letters()("hint")["input_ids"]))))
+    text = generator("abc", max_new_tokens=8, do_sample=False, custom_generate=fn, return_full_text=False)
+    assert "hint" in text[0]["generated_text"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "beam"),
+        ({"num_beams": 2, "num_return_sequences": 2}, "beam"),
+        ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
+        ({"return_dict_in_generate": True, "output_scores": True}, "control off"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:
+    fn = as_custom_generate(lambda prompt: Script())
+    with pytest.raises(CapabilityError, match=message):
+        random_model().generate(torch.tensor([[5, 6]]), max_new_tokens=4, custom_generate=fn, **options)
+
+
+def test_encoder_decoders_are_refused() -> None:
+    model = T5ForConditionalGeneration(
+        T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    )
+    with pytest.raises(CapabilityError, match="encoder-decoder"):
+        model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, custom_generate=as_custom_generate())
+
+
+@pytest.mark.parametrize(
+    ("kind", "directive", "error", "message"),
+    [
+        ("sliding", Directive((5,), drop=2), CapabilityError, "cannot be cropped"),
+        ("sliding", Directive(drop=1), CapabilityError, "cannot go back"),
+        ("full", Directive(drop=9), OptionError, "has put out 4"),
+    ],
+)
+def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[Exception], message: str) -> None:
+    request = Request((5, 6), 20, Script(t4=directive))
+    with pytest.raises(error, match=message):
+        engine_of(random_model(kind, eos=126)).generate([request], GREEDY)
+
+
+def test_a_watcher_that_drops_for_ever_is_stopped() -> None:
+    class Stubborn:
+        def observe(self, token: int) -> Directive:
+            return Directive(drop=1)
+
+    with pytest.raises(CapabilityError, match="never let it end"):
+        engine_of(random_model()).generate([Request((5, 6), 5, Stubborn())], GREEDY)
+
+
+def test_ended_rows_do_not_run_out_of_learned_positions() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=2, eos_token_id=126)
+    engine = engine_of(GPT2LMHeadModel(config).eval())
+    assert "ragged" in engine.capabilities
+
+    def requests() -> list[Request]:
+        return [Request((5,) * 28, 4), Request((6, 7), 30, Script(t9=Directive((8, 9, 10))))]
+
+    done = engine.generate(requests(), GREEDY)
+    assert [len(completion.token_ids) for completion in done] == [4, 30]
+    assert done == [engine.generate([request], GREEDY)[0] for request in requests()]
