@@ -1,0 +1,99 @@
+"""The command tree, and the one place where an exception becomes a line and an exit code.
+
+Importing this imports no model library: each command fetches what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from ..controller.errors import TerselyError
+from .doctor import doctor
+from .loading import quieten
+from .mounted import bench, train_app
+from .run import run
+from .tasks import tasks
+
+OK, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141
+
+app = typer.Typer(
+    name="tersely",
+    help="The answer a reasoning model would have given, with less thinking.",
+    add_completion=False,
+    invoke_without_command=True,
+)
+app.command()(run)
+app.command()(doctor)
+app.command()(tasks)
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)(bench)
+app.add_typer(train_app, name="train")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"tersely {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (by default the process's own) and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # A terminal that cannot show a character gets a substitute rather than a traceback.
+            stream.reconfigure(errors="replace")
+    quieten()
+    try:
+        code = _invoke(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has gone; what is still buffered must not raise again when Python shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _invoke(arguments: list[str]) -> int:
+    """Run the command tree without click's own handling, which would print boxes and swallow interrupts."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("tersely", arguments) as context:
+            command.invoke(context)
+        return OK
+    except typer.Exit as ended:
+        return ended.exit_code
+    except TerselyError as error:
+        return _complain(str(error))
+    except Exception as error:
+        # Usage errors: their class is click's or, in newer releases, typer's private copy of it.
+        if not hasattr(error, "format_message"):
+            raise
+        path = getattr(getattr(error, "ctx", None), "command_path", "tersely")
+        return _complain(f"{error.format_message()} (see {path} --help)")
+
+
+def _complain(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE

@@ -1,0 +1,118 @@
+"""From the names given on the command line to a ready session, with the libraries below kept quiet."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..controller.engines.base import Completion, Engine, Request, Sampling, TokenSink
+from ..controller.errors import OptionError, unknown
+from ..controller.markers import Markers, parse_markers
+from ..controller.session import Session
+
+ENGINES = ("transformers",)
+_PLANNED = ("vllm",)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Which model to run, on what, and how it thinks; checked by `source`."""
+
+    model: str
+    markers: Markers | None
+    think_prompt: bool
+
+
+def source(model: str, engine: str, markers: str | None, think_prompt: bool) -> Source:
+    """Check what can be checked without loading anything; raises OptionError."""
+    if engine in _PLANNED:
+        raise OptionError(f"engine {engine!r} is not yet available; accepted: {', '.join(ENGINES)}")
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if not model.strip():
+        raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the Hugging Face hub")
+    if markers is not None and think_prompt:
+        raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
+    return Source(model, None if markers is None else parse_markers(markers), think_prompt)
+
+
+def load(wanted: Source) -> Engine:
+    """Load the model; on a terminal a spinner on stderr says so."""
+    with spinner(f"loading {wanted.model}"):
+        from ..controller.engines.transformers import load_engine
+
+        return load_engine(wanted.model)
+
+
+def session_of(engine: Engine, wanted: Source) -> Session:
+    """The session of a loaded model; raises MarkerError if its thinking cannot be told apart."""
+    return Session(engine, wanted.markers, wanted.think_prompt)
+
+
+def quieten() -> None:
+    """Silence what the libraries say about loading; tersely's own errors and warnings are untouched.
+
+    The variables are read when the libraries are imported, so this comes first; what a user has set stands.
+    """
+    for name, value in (
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TOKENIZERS_PARALLELISM", "false"),
+    ):
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)(\.|$)")
+
+
+@contextmanager
+def spinner(text: str) -> Iterator[None]:
+    """Say on stderr that something takes a while, where a person is looking."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{text} ..."):
+        yield
+
+
+class Interruptible:
+    """An engine that answers Ctrl-C with what it has made so far, instead of losing it.
+
+    `interrupted` tells that this happened; the completions then say "length", the nearest thing an engine knows.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.name = engine.name
+        self.tokenizer = engine.tokenizer
+        self.capabilities = engine.capabilities
+        self.context_length = engine.context_length
+        self.interrupted = False
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+    ) -> list[Completion]:
+        """See `engines.base.Engine.generate`."""
+        made: list[list[tuple[int, bool]]] = [[] for _ in requests]
+
+        def record(row: int, tokens: Sequence[int], forced: bool) -> None:
+            if tokens:
+                made[row].extend((token, forced) for token in tokens)
+            elif made[row]:
+                made[row].pop()
+            if sink is not None:
+                sink(row, tokens, forced)
+
+        try:
+            return self.engine.generate(requests, sampling, record)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            return [Completion(tuple(t for t, _ in row), tuple(f for _, f in row), "length") for row in made]
+
+    def close(self) -> None:
+        """See `engines.base.Engine.close`."""
+        self.engine.close()

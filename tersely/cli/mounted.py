@@ -1,0 +1,60 @@
+"""Commands that live elsewhere in the package, mounted so that naming them in the help costs nothing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..controller.errors import OptionError, TerselyError
+
+train_app = typer.Typer(help="Train the embedded models.")
+
+
+class SizeName(StrEnum):
+    """The embedded models by size."""
+
+    small = "small"
+    large = "large"
+
+
+def bench(context: typer.Context) -> None:
+    """Compare presets with the uncontrolled model on paired tasks; `tersely bench --help` tells the options."""
+    from ..evaluation.cli import bench as command
+
+    inner = typer.Typer(add_completion=False)
+    inner.command(name="bench")(command)
+    parsed = typer.main.get_command(inner)
+    with parsed.make_context("tersely bench", list(context.args)) as inner_context:
+        parsed.invoke(inner_context)
+
+
+@train_app.callback()
+def _train() -> None:
+    """Keep `tiny` a command of its own: typer would otherwise merge a lone command into its group."""
+
+
+@train_app.command()
+def tiny(
+    size: Annotated[SizeName, typer.Option("--size", help="Which of the two models.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; a checkpoint in it is resumed.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the data and the weights.")] = 0,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Training tokens; by default those of the size.")
+    ] = None,
+    wall_minutes: Annotated[
+        float, typer.Option("--wall-minutes", min=0.0, help="Stop with a checkpoint after this long.")
+    ] = 240.0,
+) -> None:
+    """Train an embedded model from scratch on the embedded tasks."""
+    if out.exists() and not out.is_dir():
+        raise OptionError(f"--out {str(out)!r} is a file; accepted: a folder, new or holding a checkpoint")
+    from ..training.tiny.train import train
+
+    try:
+        folder = train(size.value, out, seed, tokens, wall_minutes)
+    except TimeoutError as error:
+        raise TerselyError(str(error)) from error
+    print(f"saved to {folder}")

@@ -1,0 +1,53 @@
+"""The options that commands share, as annotated types: one wording for each, wherever it appears."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+DEFAULT_MODEL = "tersely-tiny-small"
+_REPEAT = "A policy by name, which replaces the preset; repeat for several, the first has precedence."
+
+Model = Annotated[
+    str, typer.Option("--model", metavar="NAME", help="An embedded model, a folder, or a name on the Hugging Face hub.")
+]
+Markers = Annotated[
+    str | None,
+    typer.Option(
+        "--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; found if not given."
+    ),
+]
+ThinkPrompt = Annotated[
+    bool, typer.Option("--think-prompt", help="Make a model without markers think between <think> and </think>.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Effort = Annotated[
+    str,
+    typer.Option("--effort", metavar="LEVEL", help="none, easy, normal, hard, auto, or OpenAI's low, medium, high."),
+]
+Preset = Annotated[
+    str, typer.Option("--preset", metavar="NAME", help="A set of policies: off, budget, careful, balanced or fast.")
+]
+Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
+Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model: transformers.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most output tokens, the answer included.")]
+AnswerReserve = Annotated[
+    int | None,
+    typer.Option("--answer-reserve", min=1, help="Output tokens kept for the answer; by default the tier's."),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0.0, help="Sampling temperature, 0 is greedy; by default the model's."),
+]
+Shadow = Annotated[bool, typer.Option("--shadow", help="Touch nothing; report what would have been done.")]
+Compare = Annotated[
+    bool | None,
+    typer.Option(
+        "--compare/--no-compare",
+        help="Run the prompt uncontrolled too (preset off, effort normal, same seed); on unless --json or --quiet.",
+        show_default=False,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")]

@@ -1,0 +1,134 @@
+"""`tersely run`: one prompt under control, shown while it is answered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import typer
+
+from ..controller.budgets import canonical_effort, fit_budget
+from ..controller.engines.base import Sampling
+from ..controller.errors import PromptError
+from ..controller.policies import make_policies
+from ..controller.session import DEFAULT_MAX_NEW_TOKENS, Options
+from ..controller.trace import Generation
+from . import options as o
+from .loading import Interruptible, Source, load, session_of, source, spinner
+from .show import Presenter, comparison, outcome, untaken, writer
+
+Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input (UTF-8).")]
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A checked command line."""
+
+    prompt: str
+    source: Source
+    options: Options
+    as_json: bool
+    compare: bool
+    quiet: bool
+
+
+def run(
+    prompt: Prompt,
+    model: o.Model = o.DEFAULT_MODEL,
+    effort: o.Effort = "normal",
+    preset: o.Preset = "balanced",
+    policy: o.Policies = None,
+    engine: o.Engine = "transformers",
+    seed: o.Seed = 0,
+    max_new_tokens: o.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
+    answer_reserve: o.AnswerReserve = None,
+    temperature: o.Temperature = None,
+    markers: o.Markers = None,
+    think_prompt: o.ThinkPrompt = False,
+    shadow: o.Shadow = False,
+    as_json: o.Json = False,
+    compare: o.Compare = None,
+    quiet: o.Quiet = False,
+) -> None:
+    """Answer one prompt, showing the thinking, what was done to it and why, and what it saved."""
+    chosen = Options(
+        effort=effort,
+        preset=preset,
+        policies=tuple(policy) if policy else None,
+        max_new_tokens=max_new_tokens,
+        answer_reserve=answer_reserve,
+        shadow=shadow,
+        sampling=Sampling(temperature=temperature, seed=seed),
+    )
+    origin = source(model, engine, markers, think_prompt)
+    _check(chosen)
+    comparing = not (as_json or quiet) if compare is None else compare
+    _answer(Wish(_prompt_text(prompt), origin, chosen, as_json, comparing, quiet))
+
+
+def _check(chosen: Options) -> None:
+    """Refuse before a model is loaded what would be refused after."""
+    tier = canonical_effort(chosen.effort)
+    fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve)
+    make_policies(chosen.preset, chosen.policies)
+
+
+def _prompt_text(given: str) -> str:
+    """The prompt itself, read from standard input for `-`; raises PromptError for other than UTF-8 text."""
+    try:
+        if given == "-":
+            text = sys.stdin.buffer.read().decode("utf-8-sig")
+        else:
+            text = given.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = "standard input" if given == "-" else "the prompt"
+        raise PromptError(f"{where} is not UTF-8 (byte {error.start}); accepted: UTF-8 text") from error
+    if not text.strip():
+        raise PromptError("the prompt is empty; accepted: a question as text, or - to read it from standard input")
+    return text
+
+
+def _answer(wish: Wish) -> None:
+    engine = Interruptible(load(wish.source))
+    session = session_of(engine, wish.source)
+    show = None if wish.as_json or wish.quiet else Presenter(session.markers, *writer())
+    done = session.run([wish.prompt], wish.options, show)[0]
+    if engine.interrupted:
+        done = replace(done, finish_reason="interrupted")
+    if show is not None:
+        _round_off(show, done)
+    elif wish.quiet and not wish.as_json:
+        _print_answer(done)
+    plain = None
+    if wish.compare and not engine.interrupted:
+        uncontrolled = replace(wish.options, effort="normal", preset="off", policies=None, shadow=False)
+        with spinner("running it uncontrolled"):
+            plain = session.run([wish.prompt], uncontrolled)[0]
+    if engine.interrupted:
+        plain = None
+    if wish.as_json:
+        extra = {} if plain is None else {"uncontrolled": plain.as_dict()}
+        print(json.dumps({**done.as_dict(), **extra}))
+    elif plain is not None:
+        print(comparison(done, plain))
+    if engine.interrupted:
+        sys.stdout.flush()
+        raise KeyboardInterrupt
+
+
+def _print_answer(done: Generation) -> None:
+    if (line := outcome(done)) is not None:
+        print(line, file=sys.stderr)
+    print(done.answer)
+
+
+def _round_off(show: Presenter, done: Generation) -> None:
+    """Whatever a reader must know beyond the text."""
+    show.finish()
+    if (line := outcome(done)) is not None:
+        show.mark(line)
+    for decision in done.trace:
+        if not decision.acted:
+            show.mark(untaken(decision))

@@ -1,0 +1,100 @@
+"""How `tersely run` shows a generation: markers in pieces, forced text, the comparison."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tersely.cli.show import Presenter, comparison, outcome
+from tersely.controller.markers import Markers
+from tersely.controller.stream import Event
+from tersely.controller.trace import Decision, Generation, Usage
+
+THINK = Markers("<think>", "</think>")
+
+
+def shown(events: Sequence[Event], styled: bool = True) -> list[tuple[str, str]]:
+    """What is written per style, neighbours of one style joined."""
+    written: list[tuple[str, str]] = []
+
+    def write(text: str, style: str) -> None:
+        if written and written[-1][1] == style:
+            text = written.pop()[0] + text
+        written.append((text, style))
+
+    show = Presenter(THINK, write, styled)
+    for event in events:
+        show(event)
+    show.finish()
+    return written
+
+
+def thinking(*texts: str) -> list[Event]:
+    return [Event(0, text, "thinking") for text in texts]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        thinking("So 7.", "</think>", "\n\n", "It is 7."),
+        thinking("\n", "So", " 7.</", "thi", "nk>\n\nIt is", " 7."),
+        thinking("<thi", "nk>\nSo 7.", "</think>\n\nIt is 7."),
+        [*thinking("So 7.", "\n</think>"), Event(0, "\n\nIt is 7.", "answer")],
+    ],
+)
+def test_markers_are_found_however_they_arrive(events: list[Event]) -> None:
+    texts = [(text.strip(), style) for text, style in shown(events) if text.strip()]
+    assert texts == [("So 7.", "dim"), ("It is 7.", "bold")]
+
+
+def test_what_only_looks_like_a_marker_is_shown() -> None:
+    assert shown(thinking("a </", "b> c <")) == [("a </b> c <", "dim"), ("\n", "")]
+
+
+def test_forced_text_stands_out_with_its_reason() -> None:
+    hint = Decision("hint", "inject", "hint 1", 4, "Be brief.")
+    events = [*thinking("So"), Event(0, "\n\nBe brief.\n\n", "thinking", hint), *thinking("7.")]
+    assert shown(events) == [
+        ("So", "dim"),
+        ("\n", ""),
+        ("◆ hint: hint 1", "bold yellow"),
+        (" → Be brief.", "yellow"),
+        ("\n", ""),
+        ("7.", "dim"),
+        ("\n", ""),
+    ]
+
+
+def test_an_encoding_without_the_sign_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert Presenter(THINK, lambda text, style: None, False).sign == "*"
+
+
+def generation(answer: str, total: int, finish: str = "stop") -> Generation:
+    return Generation(answer, "", answer, finish, "normal", Usage(thinking=total))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "line"),
+    [
+        (("It is 61.", 50), ("\\boxed{61.0}", 200), "same answer (61.0), 50 tokens instead of 200, 75% saved"),
+        (("61", 50), ("59", 40), "other answer (59), 50 tokens instead of 40, 25% more"),
+        (("61", 50), ("", 100, "length"), "no answer within the limit, 50 tokens instead of 100, 50% saved"),
+        (("", 50), ("59", 50), "an answer (59) where this run has none, 50 tokens instead of 50, 0% saved"),
+    ],
+)
+def test_the_comparison_says_answer_tokens_and_saving(
+    ours: tuple[Any, ...], theirs: tuple[Any, ...], line: str
+) -> None:
+    assert comparison(generation(*ours), generation(*theirs)) == f"uncontrolled: {line}"
+
+
+def test_a_cut_off_answer_is_said() -> None:
+    assert outcome(generation("It is", 9, "length")) is not None
+    assert outcome(generation("It is 7.", 9)) is None
+    assert outcome(replace(generation("", 9), finish_reason="interrupted")) is None
