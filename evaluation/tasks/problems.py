@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
+from ...controller.errors import unknown
 from . import wording as w
 from .programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_literal, draw_tree, draw_work, run
 
 KINDS = ("story", "chain", "expr", "basket")
 SPLITS = ("train", "fit", "calibrate", "test")
-_SHARES = {"train": range(0, 10), "fit": range(10, 12), "calibrate": range(12, 14), "test": range(14, 16)}
-_LENGTHS = (48, 80)
+_SHARES = {"train": range(10), "fit": range(10, 12), "calibrate": range(12, 14), "test": range(14, 16)}
+_LENGTHS = (44, 72)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +37,20 @@ class Problem:
 Draft = tuple[list[str], str, Program, tuple[str, ...], list[str]]  # core, question, program, labels, distractors
 
 
+def _event(op: str, name: str, thing: str, number: int, rng: Random) -> str:
+    lead = rng.choice(w.LEADS)
+    if op == "*":
+        return w.STORY_TIMES.format(lead=lead, p=name, n=number, o=thing)
+    return w.STORY.format(lead=lead, p=name, verb=rng.choice(w.EVENTS[op]), n=number, o=thing)
+
+
 def _story(work: Work, rng: Random) -> Draft:
     program = draw_chain(work, rng)
-    (p, q), (o, o2) = rng.sample(w.NAMES, 2), rng.sample(w.THINGS, 2)
-    core = [rng.choice(w.START).format(p=p, o=o, n=program[0].left.literal)]
-    for step in program:
-        core.append(rng.choice(w.EVENTS[step.op]).format(p=p, o=o, n=step.right.literal))
-    others = [rng.choice(w.START).format(p=q, o=o, n=draw_literal(work.cap, rng))]
-    for _ in range(6):
-        who, what = q, rng.choice((o, o2))
-        text = rng.choice(w.EVENTS[rng.choice("+-")])
-        others.append(text.format(p=who, o=what, n=draw_literal(work.cap, rng)))
-    return core, rng.choice(w.ASK_STORY).format(p=p, o=o), program, ("",) * len(program), others
+    (p, q), o = rng.sample(w.NAMES, 2), rng.choice(w.THINGS)
+    core = [w.STORY.format(lead="", p=p, verb=rng.choice(w.START), o=o, n=program[0].left.literal)]
+    core += [_event(step.op, p, o, step.right.literal, rng) for step in program]
+    others = [_event(rng.choice("+-"), q, o, draw_literal(work.cap, rng), rng) for _ in range(4)]
+    return core, rng.choice(w.ASK_STORY).format(p=p, o=o), program, (p,) * len(program), others
 
 
 def _term(operand: Operand, names: Sequence[str]) -> str:
@@ -119,10 +122,10 @@ _MAKERS: dict[str, Callable[[Work, Random], Draft]] = {
 }
 
 
-def draw(kind: str, work: Work, rng: Random) -> tuple[str, Program, tuple[str, ...]]:
-    """One problem text of this kind and work, with its program and step labels."""
+def draw(kind: str, work: Work, rng: Random, padding: float = 1.0) -> tuple[str, Program, tuple[str, ...]]:
+    """One problem text of this kind and work, with its program and step labels; `padding` below 1 shortens it."""
     core, question, program, labels, others = _MAKERS[kind](work, rng)
-    target = rng.randint(*_LENGTHS)
+    target = int(rng.randint(*_LENGTHS) * padding)
     length = sum(map(w.size, core)) + w.size(question)
     extra: list[str] = []
     while length < target - 6:
@@ -141,12 +144,12 @@ def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequenc
     """Endless problems of one split.
 
     A problem belongs to the split that the hash of its text says, so splits are disjoint whatever the seeds.
-    Levels and kinds go round evenly. Raises ValueError for an unknown split, level or kind.
+    Levels and kinds go round evenly. Raises OptionError (a ValueError) for an unknown split, level or kind.
     """
     for what, got, known in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
         wrong = [x for x in got if x not in known]
         if wrong:
-            raise ValueError(f"unknown {what} {wrong[0]!r}; accepted: {', '.join(map(str, known))}")
+            raise unknown(what, str(wrong[0]), map(str, known))
     rng = Random(f"tersely:{split}:{seed}")
     count = 0
     while True:

@@ -67,7 +67,7 @@ def draw_work(level: int, rng: Random) -> Work:
     """Sample the work of one problem; levels overlap in shape (short but hard, long but light) on purpose."""
     twist = rng.random() < 0.3
     if level == 1:
-        return Work(1, 20, 0.15)
+        return Work(1, 15, 0.15)
     if level == 2:
         return Work(rng.choice((3, 4)), 20, 0.0) if twist else Work(2, 50, 0.15)
     if level == 3:

@@ -13,41 +13,29 @@ THINGS = (
 GOODS = "pear plum fig lemon melon onion leek bean egg loaf cake jar lamp rope brush candle".split()
 VARIABLES = "a b c d e f g h k m n p q r s t u v w x y z".split()
 
-START = ("{p} has {n} {o}.", "{p} starts with {n} {o}.", "At first {p} owns {n} {o}.", "There are {n} {o} with {p}.")
-EVENTS = {
-    "+": (
-        "{p} finds {n} more {o}.",
-        "{p} gets {n} {o} from a friend.",
-        "Then {p} picks up {n} {o}.",
-        "{p} buys {n} {o}.",
-        "Later {p} wins {n} {o}.",
-    ),
-    "-": (
-        "{p} gives away {n} {o}.",
-        "{p} loses {n} {o}.",
-        "Then {p} sells {n} {o}.",
-        "{p} breaks {n} {o}.",
-        "Later {p} leaves {n} {o} behind.",
-    ),
-    "*": (
-        "Now the {o} of {p} become {n} times as many.",
-        "Then {p} makes the {o} {n} times as many.",
-        "{p} ends up with {n} times as many {o}.",
-    ),
-}
+LEADS = ("", "", "Then ", "Later ", "Next ")
+START = ("has", "owns", "holds", "keeps")
+EVENTS = {"+": ("finds", "gets", "buys", "wins"), "-": ("loses", "sells", "breaks", "drops")}
+STORY = "{lead}{p} {verb} {n} {o}."
+STORY_TIMES = "{lead}{p} makes {n} times the {o}."
 ASK_STORY = (
-    "How many {o} does {p} have now?",
-    "How many {o} are with {p} in the end?",
-    "What is the number of {o} that {p} has?",
-    "Count the {o} of {p}.",
+    "How many {o} are there in the end, with {p}?",
+    "Count the {o} that belong to {p}.",
+    "What is the number of {o} now, for {p}?",
+    "How many {o} remain, counting those of {p}?",
 )
-DEFINE = ("{v} = {e}.", "Let {v} be {e}.", "{v} is {e}.", "Set {v} to {e}.")
+DEFINE = ("{v} = {e}.", "Let {v} be {e}.", "So {v} is {e}.", "Set {v} to {e}.")
 ASK_CHAIN = ("What is {v}?", "Find {v}.", "Give the value of {v}.", "How much is {v}?")
 ASK_EXPR = ("Compute {e}.", "What is {e}?", "Work out {e}.", "Find the value of {e}.")
-PRICE = ("One {g} costs {n}.", "The price of one {g} is {n}.", "One {g} is {n} coins.", "Each {g} sells for {n}.")
-BUY = ("{p} buys {k} of the {g} kind.", "{p} takes {k} times the {g}.", "{p} wants {k} of {g}.", "{p} orders {k} of {g}.")
-CHARGE = ("The bag costs {n} on top.", "Delivery adds {n}.", "There is a fee of {n}.")
-ASK_BASKET = ("What does {p} pay?", "How much is it for {p} in all?", "Find the total for {p}.", "What is the bill of {p}?")
+PRICE = ("One {g} costs {n}.", "Each {g} is {n} coins.", "A single {g} costs {n}.", "Today {g} costs {n}.")
+BUY = ("{p} buys {k} of {g}.", "{p} takes {k} of {g}.", "{p} wants {k} of {g}.", "{p} orders {k} of {g}.")
+CHARGE = ("The bag costs {n} on top.", "The delivery costs {n} more.", "The fee is {n} on top.")
+ASK_BASKET = (
+    "What is the bill of {p}?",
+    "How much is it in all, for {p}?",
+    "Find the total of {p}.",
+    "Add it up for {p}.",
+)
 NOISE = (
     "The shop opens at {n}.",
     "Bus {n} is late.",
