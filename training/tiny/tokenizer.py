@@ -1,0 +1,55 @@
+"""The tokenizer of the embedded pair: byte-level BPE with Qwen's splitting rule, single digits, ChatML markers."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from ...evaluation.tasks.problems import stream
+from .traces import RESPONSES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+VOCAB = 1024
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def build_tokenizer(problems: int = 3000) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the task family (deterministic)."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    rng = Random(0)
+    texts: list[str] = []
+    for problem in islice(stream("train", 0), problems):
+        texts += [problem.problem, "\n/easy", "\n/hard", "user\n", "assistant\n", "system\n", "tool\n"]
+        texts += [make(problem, rng).text.replace("</think>", "") for make in RESPONSES.values()]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB - len(SPECIAL) - len(MARKERS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    core.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKERS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=4096,
+        clean_up_tokenization_spaces=False,
+        chat_template=Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"),
+    )
