@@ -67,3 +67,21 @@ def find_markers(tokenizer: Any) -> Markers:
         "no thinking markers found in this model's tokenizer or chat template; pass markers (OPEN,CLOSE) if it has "
         "some, or --think-prompt (think_prompt=True) to make it think between <think> and </think>"
     )
+
+
+def choose_markers(tokenizer: Any, markers: Markers | None, think_prompt: bool) -> Markers:
+    """The markers to use: those given, those of our own think prompt, or those found.
+
+    Raises OptionError if both are given, or a think prompt to a model that has markers of its own.
+    """
+    if not think_prompt:
+        return markers or find_markers(tokenizer)
+    if markers is not None:
+        raise OptionError("markers and think_prompt were both given; accepted: one of them")
+    try:
+        found = find_markers(tokenizer)
+    except MarkerError:
+        return PROMPTED
+    raise OptionError(
+        f"this model has thinking markers of its own, {found.open} and {found.close}; leave think_prompt out"
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .engines.base import Completion, Engine, Request, Sampling
 from .errors import CapabilityError, OptionError, PromptError
-from .markers import PROMPTED, Markers, find_markers
+from .markers import Markers, choose_markers
 from .parts import spans, split_output
 from .policies import make_policies
 from .policies.base import Policy
@@ -31,7 +31,7 @@ class Options:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     answer_reserve: int | None = None
     shadow: bool = False
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Session:
     def __init__(self, engine: Engine, markers: Markers | None = None, think_prompt: bool = False) -> None:
         self.engine = engine
         self.codec = codec_for(engine.tokenizer)
-        self.markers = markers or (PROMPTED if think_prompt else find_markers(engine.tokenizer))
+        self.markers = choose_markers(engine.tokenizer, markers, think_prompt)
 
     def run(self, prompts: Sequence[Prompt], options: Options, emit: EventSink | None = None) -> list[Generation]:
         """Answer all prompts as one batch, in order; `emit` receives text as it is made."""
@@ -63,13 +63,17 @@ class Session:
         policies = make_policies(options.preset, options.policies)
         missing = {need for p in policies for need in p.needs} - self.engine.capabilities
         if missing:
-            raise CapabilityError(f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which a policy needs")
+            raise CapabilityError(
+                f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which a policy needs"
+            )
         rows = [self._row(prompt, options, policies) for prompt in prompts]
         sink = None
         if emit is not None:
             controllers, states = [r.controller for r in rows], [r.rendered.state for r in rows]
             sink = Narrator(self.codec, self.markers, controllers, states, emit)
         completions = self.engine.generate([r.request for r in rows], options.sampling, sink)
+        if sink is not None:
+            sink.finish()
         return [self._finish(row, done) for row, done in zip(rows, completions, strict=True)]
 
     def _row(self, prompt: Prompt, options: Options, policies: tuple[Policy, ...]) -> _Row:

@@ -25,7 +25,10 @@ EventSink = Callable[[Event], None]
 
 
 class Narrator:
-    """An engine's token sink that emits `Event`s with whole characters."""
+    """An engine's token sink that emits `Event`s of whole characters, split where thinking begins and ends.
+
+    Before a model opens its thinking, its text counts as answer. Tokens taken back are not un-said.
+    """
 
     def __init__(
         self,
@@ -38,22 +41,44 @@ class Narrator:
         self.codec, self.markers, self.controllers, self.emit = codec, markers, controllers, emit
         self._pending: list[list[int]] = [[] for _ in states]
         self._tail = ["" for _ in states]
-        self._part = ["answer" if s == "answer" else "thinking" for s in states]
+        self._state = list(states)
 
     def __call__(self, row: int, tokens: Sequence[int], forced: bool) -> None:
         """See `engines.base.TokenSink`."""
-        pending = self._pending[row]
-        pending.extend(tokens)
-        text = self.codec.decode(pending)
-        if text.endswith("�") and not forced:
+        if forced:
+            self._flush(row)
+        self._pending[row].extend(tokens)
+        text = self.codec.decode(self._pending[row])
+        if text.endswith("\ufffd") and not forced:
             return
-        pending.clear()
+        self._pending[row].clear()
         controller = self.controllers[row]
-        decision = controller.decisions[-1] if forced and controller and controller.decisions else None
-        tail = self._tail[row] + text
-        self._tail[row] = tail[-64:]
-        part = self._part[row]
+        self._say(row, text, controller.decisions[-1] if forced and controller and controller.decisions else None)
+
+    def finish(self) -> None:
+        """Emit what is left of characters that never became whole."""
+        for row in range(len(self._pending)):
+            self._flush(row)
+
+    def _flush(self, row: int) -> None:
+        text = self.codec.decode(self._pending[row])
+        self._pending[row].clear()
+        self._say(row, text, None)
+
+    def _say(self, row: int, text: str, decision: Decision | None) -> None:
+        """Emit a text in parts: a marker ends the part it stands in."""
+        marker = {"before": self.markers.open, "thinking": self.markers.close}.get(self._state[row])
+        seen = self._tail[row] + text
+        if marker is not None and marker in seen:
+            cut = max(0, seen.index(marker) + len(marker) - len(self._tail[row]))
+            self._emit(row, text[:cut], decision)
+            self._state[row] = "thinking" if self._state[row] == "before" else "answer"
+            self._tail[row] = ""
+            self._say(row, text[cut:], decision)
+            return
+        self._tail[row] = seen[-64:]
+        self._emit(row, text, decision)
+
+    def _emit(self, row: int, text: str, decision: Decision | None) -> None:
         if text:
-            self.emit(Event(row, text, part, decision))
-        if part == "thinking" and self.markers.close in tail:
-            self._part[row] = "answer"
+            self.emit(Event(row, text, "thinking" if self._state[row] == "thinking" else "answer", decision))

@@ -1,4 +1,4 @@
-"""Cheap facts about tokens, worked out once per tokenizer, so that the per-token path compares bits and decodes nothing."""
+"""Cheap facts about tokens, worked out once per tokenizer: the per-token path compares bits and decodes nothing."""
 
 from __future__ import annotations
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tersely.controller.pretrained import path_of
-
 if TYPE_CHECKING:
     from vllm import LLM
 
 # Read when torch, transformers and vLLM are imported, hence before any test module.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small lose more to waiting than threads win
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.update(
     VLLM_CPU_CI_ENV="1",  # no warm-up
@@ -34,6 +33,8 @@ def start_vllm() -> Callable[..., LLM]:
 
     Further keywords go to `vllm.LLM`; they have to be hashable.
     """
+    from tersely.controller.pretrained import path_of
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
         vllm = pytest.importorskip("vllm")

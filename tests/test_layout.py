@@ -1,4 +1,4 @@
-"""The shape of the house: what is packaged, who may import whom, what `import tersely` costs, what files must not say."""
+"""The shape of the house: what is packaged, who may import whom, what an import costs, what no file may say."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ def test_arrows_point_one_way() -> None:
 
 def test_nobody_imports_a_folder_by_its_bare_name() -> None:
     bare = {f"!{package.removeprefix('tersely.')}" for package in FOLDERS if package != "tersely"}
-    files = {**MODULES, **{p.stem: p for name in ("tests", "examples", "benchmarks") for p in (ROOT / name).glob("*.py")}}
+    scripts = [p for name in ("tests", "examples", "benchmarks") for p in (ROOT / name).glob("*.py")]
+    files = {**MODULES, **{p.stem: p for p in scripts}}
     wrong = [f"{p}: {n[1:]}" for m, p in files.items() for n in _imports(m, p) if n.split(".")[0] in bare]
     assert wrong == []
 

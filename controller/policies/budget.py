@@ -1,4 +1,4 @@
-"""Budget forcing: thinking ends at its budget, at a sentence if one is near, with a closing sentence (s1; Qwen3 §4.3)."""
+"""Budget forcing (s1; Qwen3 report 4.3): thinking ends at its budget, at a sentence if one is near, with a phrase."""
 
 from __future__ import annotations
 

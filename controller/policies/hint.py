@@ -14,7 +14,8 @@ class ConciseHint:
 
     The place within a block moves from its head to 80 % of it as blocks grow, then to the next sentence end. The paper
     injects into a finished block and re-reads the rest; here the hint is set when its place is reached, which re-reads
-    nothing. limit: most hints per thinking.
+    nothing. earliest: no hint before this many tokens (the paper's formula sets the first one at once, before there is
+    anything to shorten). limit: most hints per thinking.
     """
 
     name: ClassVar[str] = "hint"
@@ -23,6 +24,7 @@ class ConciseHint:
     alpha: int = 128
     beta: float = 0.2
     longest: int = 1024
+    earliest: int = 32
     limit: int = 16
 
     def interval(self, tokens: int) -> int:
@@ -35,6 +37,6 @@ class ConciseHint:
         for number in range(1, self.limit + 1):
             tau = self.interval(start)
             place = start + int(tau * min((tau - self.alpha) / 1024, 0.8))
-            view = yield Wait(at=max(1, place), boundary="sentence")
+            view = yield Wait(at=max(1, self.earliest, place), boundary="sentence")
             yield Inject(self.text, f"hint {number}, block of {tau} tokens")
             start = max(start + tau, view.tokens)

@@ -5,13 +5,14 @@ Nothing here loads a model: a name becomes a folder that transformers, vLLM or a
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
+
+from ..errors import ModelError, did_you_mean
 
 NAMES = ("tersely-tiny-small", "tersely-tiny-large")
 
 
-class UnknownModelError(KeyError):
+class UnknownModelError(ModelError, KeyError):
     """No embedded model has the name asked for."""
 
     def __str__(self) -> str:
@@ -20,9 +21,7 @@ class UnknownModelError(KeyError):
 
 
 def path_of(name: str) -> Path:
-    """Return the folder of an embedded model."""
+    """Return the folder of an embedded model; raises UnknownModelError."""
     if name in NAMES:
         return Path(__file__).parent / name
-    near = get_close_matches(name, NAMES, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownModelError(f"no embedded model is called {name!r}{hint} (there are: {', '.join(NAMES)})")
+    raise UnknownModelError(f"no embedded model is called {name!r}; {did_you_mean(name, NAMES)}")

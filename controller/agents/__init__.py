@@ -1,0 +1,1 @@
+"""The controller inside agent frameworks."""

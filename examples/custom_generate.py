@@ -1,0 +1,25 @@
+"""Drop-in for `model.generate` and pipelines: your own prompt, your own streamer, tersely inside.
+
+python examples/custom_generate.py
+"""
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipeline
+
+import tersely
+from tersely.controller.pretrained import path_of
+
+QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
+
+if __name__ == "__main__":
+    folder = path_of("tersely-tiny-small")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    messages = [{"role": "user", "content": QUESTION}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    control = tersely.custom_generate(tokenizer, max_new_tokens=512, streamer=TextStreamer(tokenizer, skip_prompt=True))
+    model.generate(**inputs, max_new_tokens=512, do_sample=False, custom_generate=control)
+
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    control = tersely.custom_generate(tokenizer, max_new_tokens=512)
+    reply = pipe(messages, max_new_tokens=512, do_sample=False, custom_generate=control)
+    print("pipeline:", reply[0]["generated_text"][-1]["content"][-40:])

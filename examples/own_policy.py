@@ -1,0 +1,31 @@
+"""A policy of your own: a generator that waits, looks and bids. This one allows a single re-check.
+
+python examples/own_policy.py
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import tersely
+from tersely.controller.policies.base import Close, View, Wait, Watching
+
+
+@dataclass(frozen=True)
+class OneRecheck:
+    """Close the thinking at the end of the second reflective thought."""
+
+    name: ClassVar[str] = "one-recheck"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def watch(self, view: View) -> Watching:
+        """See `Policy.watch`."""
+        while sum(t.reflective for t in view.thinking.thoughts) < 2:
+            view = yield Wait(at=view.tokens + 1, boundary="thought")
+        yield Close("a second re-check begins", phrase="")
+
+
+if __name__ == "__main__":
+    question = "Compute (48 + 27) - 36."
+    plain = tersely.generate("tersely-tiny-small", prompts=question, preset="off", seed=1)
+    ours = tersely.generate("tersely-tiny-small", prompts=question, policies=["budget", OneRecheck()], seed=1)
+    print(f"plain: {plain.answer} in {plain.usage.total} tokens; one re-check: {ours.answer} in {ours.usage.total}")
