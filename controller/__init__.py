@@ -1,0 +1,1 @@
+"""The loop between a caller and a reasoning model: markers, prompts, thoughts, policies, engines, trace."""

@@ -1,25 +1,35 @@
-"""The result of a benchmark as a table for the terminal."""
+"""The result of a benchmark for the terminal: what was gained and lost, what was spent, and the verdict."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 _TOKENS = ("thinking", "answer", "overhead", "total")
-_HEAD = ("arm", "accuracy", "Δ [95% CI]", *_TOKENS, "saving [95% CI]", "harm (at most)", "help", "cut off", "seconds")
+_GAINS = ("arm", "accuracy", "Δ points [95% CI]", "saved % [95% CI]", "harm (at most)", "help")
+_COSTS = ("arm", *_TOKENS, "cut off", "seconds")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print a benchmark's result and its verdict."""
-    table = Table(title=_title(result), title_justify="left", box=None, pad_edge=False)
-    for i, head in enumerate(_HEAD):
-        table.add_column(head, justify="left" if i == 0 else "right", no_wrap=i == 0)
-    for arm in result["arms"]:
-        table.add_row(*_cells(arm))
-    console.print(table)
-    console.print(verdict_line(result), highlight=False)
+    """Print a benchmark's result and its verdict; fits 80 columns."""
+    console.print(_title(result), highlight=False, soft_wrap=True)
+    for head, cells in ((_GAINS, _gains), (_COSTS, _costs)):
+        console.print()
+        console.print(_table(head, [cells(arm) for arm in result["arms"]]))
+    console.print()
+    console.print(verdict_line(result), highlight=False, soft_wrap=True)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for i, name in enumerate(head):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def _title(result: dict[str, Any]) -> str:
@@ -28,16 +38,18 @@ def _title(result: dict[str, Any]) -> str:
     return f"{result['model']} on {', '.join(result['tasks'])}: {splits}, {runs}"
 
 
-def _cells(arm: dict[str, Any]) -> list[str]:
-    tokens = arm["tokens"]
-    delta = saving = harm = helped = ""
-    if arm["delta_accuracy"] is not None:
-        delta = f"{100 * arm['delta_accuracy']:+.1f} {_range(arm['delta_accuracy_ci'], '+.1f')}"
-        saving = f"{arm['saving']:.1%} {_range(arm['saving_ci'], '.1f')}"
-        harm, helped = f"{arm['harm']:.1%} ({arm['harm_upper']:.1%})", f"{arm['help']:.1%}"
-    counts = [f"{tokens[kind]:.0f}" for kind in _TOKENS]
-    end = [f"{arm['capped']:.1%}", f"{arm['seconds']:.0f}"]
-    return [arm["name"], f"{arm['accuracy']:.1%}", delta, *counts, saving, harm, helped, *end]
+def _gains(arm: dict[str, Any]) -> list[str]:
+    cells = [arm["name"], f"{arm['accuracy']:.1%}"]
+    if arm["delta_accuracy"] is None:
+        return [*cells, "", "", "", ""]
+    delta = f"{100 * arm['delta_accuracy']:+.1f} {_range(arm['delta_accuracy_ci'], '+.1f')}"
+    saved = f"{100 * arm['saving']:.1f} {_range(arm['saving_ci'], '.1f')}"
+    return [*cells, delta, saved, f"{arm['harm']:.1%} ({arm['harm_upper']:.1%})", f"{arm['help']:.1%}"]
+
+
+def _costs(arm: dict[str, Any]) -> list[str]:
+    counts = [f"{arm['tokens'][kind]:.1f}" for kind in _TOKENS]
+    return [arm["name"], *counts, f"{arm['capped']:.1%}", f"{arm['seconds']:.0f}"]
 
 
 def _range(pair: list[float], form: str) -> str:

@@ -1,0 +1,1 @@
+"""Learnt estimators on hidden states and entropy; empty until the first probe lands."""

@@ -208,9 +208,10 @@ def test_the_table_shows_arms_and_verdict(n: int, says: str) -> None:
     result = outcome(ScriptedSession(), n)
     frame = {"tasks": ["tiny"], "model": "m", "splits": {"test": {"n": n, "sha256": "ab"}}, "margin": 0.02}
     text = io.StringIO()
-    show({**frame, **result, "seed": 3, "rollouts": 1}, Console(file=text, width=200))
+    show({**frame, **result, "seed": 3, "rollouts": 1}, Console(file=text, width=80))
     for part in ("full", "balanced", "VERDICT: balanced against full at a margin of 2 point(s)", says, "sha ab"):
         assert part in text.getvalue()
+    assert "…" not in text.getvalue(), "nothing is cut at 80 columns"
 
 
 # -- with a model --------------------------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""Recipes that train models: the embedded pair today."""

@@ -1,0 +1,1 @@
+"""Running models behind one contract (`base.py`)."""

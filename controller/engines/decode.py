@@ -164,8 +164,8 @@ class _Loop:
 
     def _pick(self, logits: Tensor) -> Tensor:
         rules = self.rules
-        # Copied where processors may write into it, or where a view would keep a whole prompt's logits alive.
-        copy = bool(rules.processors) or rules.record_logits or rules.record_scores
+        # What is recorded is copied: a view would keep the logits of a whole prompt alive.
+        copy = rules.record_logits or rules.record_scores
         scores = logits.to(dtype=torch.float32, device=self.prompt.device, copy=copy)
         if rules.record_logits:
             self.raw.append(scores)

@@ -1,0 +1,1 @@
+"""The embedded task family and questions from files."""

@@ -34,7 +34,7 @@ class Problem:
     labels: tuple[str, ...] = ()
 
 
-Draft = tuple[list[str], str, Program, tuple[str, ...], list[str]]  # core, question, program, labels, distractors
+Draft = tuple[list[str], str, Program, tuple[str, ...]]  # sentences that count, question, program, labels
 
 
 def _event(op: str, name: str, thing: str, number: int, rng: Random) -> str:
@@ -46,11 +46,10 @@ def _event(op: str, name: str, thing: str, number: int, rng: Random) -> str:
 
 def _story(work: Work, rng: Random) -> Draft:
     program = draw_chain(work, rng)
-    (p, q), o = rng.sample(w.NAMES, 2), rng.choice(w.THINGS)
+    p, o = rng.choice(w.NAMES), rng.choice(w.THINGS)
     core = [w.STORY.format(lead="", p=p, verb=rng.choice(w.START), o=o, n=program[0].left.literal)]
     core += [_event(step.op, p, o, step.right.literal, rng) for step in program]
-    others = [_event(rng.choice("+-"), q, o, draw_literal(work.cap, rng), rng) for _ in range(4)]
-    return core, rng.choice(w.ASK_STORY).format(p=p, o=o), program, (p,) * len(program), others
+    return core, rng.choice(w.ASK_STORY).format(p=p, o=o), program, ("",) * len(program)
 
 
 def _term(operand: Operand, names: Sequence[str]) -> str:
@@ -59,20 +58,13 @@ def _term(operand: Operand, names: Sequence[str]) -> str:
 
 def _chain(work: Work, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.4 else draw_chain(work, rng)
-    letters = rng.sample(w.VARIABLES, len(program) + 7)
-    names, spare = letters[: len(program)], letters[len(program) :]
+    names = rng.sample(w.VARIABLES, len(program))
     style = rng.choice(w.DEFINE)
     core = []
     for name, step in zip(names, program, strict=True):
         text = f"{_term(step.left, names)} {step.op} {_term(step.right, names)}"
         core.append(style.format(v=name, e=text))
-    if work.cap > 100:
-        rng.shuffle(core)
-    others = []
-    for name in spare:
-        base = rng.choice((*names[:-1], str(draw_literal(work.cap, rng))))
-        others.append(style.format(v=name, e=f"{base} {rng.choice('+-')} {draw_literal(work.cap, rng)}"))
-    return core, rng.choice(w.ASK_CHAIN).format(v=names[-1]), program, tuple(names), others
+    return core, rng.choice(w.ASK_CHAIN).format(v=names[-1]), program, tuple(names)
 
 
 def expression(program: Program, index: int, top: bool = True) -> str:
@@ -88,30 +80,17 @@ def expression(program: Program, index: int, top: bool = True) -> str:
 def _expr(work: Work, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.3 else draw_chain(work, rng)
     question = rng.choice(w.ASK_EXPR).format(e=expression(program, len(program) - 1))
-    others = [f"Someone wrote {draw_literal(work.cap, rng)} {rng.choice('+-')} {draw_literal(work.cap, rng)} here."]
-    return [], question, program, ("",) * len(program), others
+    return [], question, program, ("",) * len(program)
 
 
 def _basket(work: Work, rng: Random) -> Draft:
     program, lines, charge = draw_basket(work, rng)
-    goods = rng.sample(w.GOODS, len(lines) + 3)
-    p, q = rng.sample(w.NAMES, 2)
-    style, buy = rng.choice(w.PRICE), rng.choice(w.BUY)
-    used = list(zip(goods, lines, strict=False))
-    prices = [style.format(g=g, n=price) for g, (price, _) in used]
-    extra = [style.format(g=g, n=draw_literal(work.cap, rng) // 3 + 2) for g in goods[len(lines) :]]
-    rng.shuffle(prices)
-    core = prices + [buy.format(p=p, k=count, g=g) for g, (_, count) in used]
+    p, buy = rng.choice(w.NAMES), rng.choice(w.BUY)
+    goods = rng.sample(w.GOODS, len(lines))
+    core = [buy.format(p=p, k=count, g=g, n=price) for g, (price, count) in zip(goods, lines, strict=True)]
     if charge is not None:
         core.append(rng.choice(w.CHARGE).format(n=charge))
-    extra += [buy.format(p=q, k=rng.randint(2, 9), g=g) for g in rng.sample(goods, min(4, len(goods)))]
-    rng.shuffle(extra)
-    labels, line = [], 0
-    for step in program:
-        product = step.op == "*"
-        labels.append(goods[line] if product else "sum")
-        line += product
-    return core, rng.choice(w.ASK_BASKET).format(p=p), program, tuple(labels), extra
+    return core, rng.choice(w.ASK_BASKET).format(p=p), program, ("",) * len(program)
 
 
 _MAKERS: dict[str, Callable[[Work, Random], Draft]] = {
@@ -124,12 +103,12 @@ _MAKERS: dict[str, Callable[[Work, Random], Draft]] = {
 
 def draw(kind: str, work: Work, rng: Random, padding: float = 1.0) -> tuple[str, Program, tuple[str, ...]]:
     """One problem text of this kind and work, with its program and step labels; `padding` below 1 shortens it."""
-    core, question, program, labels, others = _MAKERS[kind](work, rng)
+    core, question, program, labels = _MAKERS[kind](work, rng)
     target = int(rng.randint(*_LENGTHS) * padding)
     length = sum(map(w.size, core)) + w.size(question)
     extra: list[str] = []
     while length < target - 6:
-        sentence = others.pop() if others and rng.random() < 0.6 else w.noise(work.cap, rng)
+        sentence = w.noise(work.cap, rng)
         extra.append(sentence)
         length += w.size(sentence)
     return " ".join([*w.scatter(core, extra, rng), question]), program, labels

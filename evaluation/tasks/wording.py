@@ -10,7 +10,7 @@ NAMES = (
 THINGS = (
     "shells coins cards books pens stamps apples stones beads tickets keys boxes cups toys seeds maps".split()
 )  # fmt: skip
-GOODS = "pear plum fig lemon melon onion leek bean egg loaf cake jar lamp rope brush candle".split()
+GOODS = "pears plums figs lemons melons onions leeks beans eggs loaves cakes jars lamps ropes brushes candles".split()
 VARIABLES = "a b c d e f g h k m n p q r s t u v w x y z".split()
 
 LEADS = ("", "", "Then ", "Later ", "Next ")
@@ -27,8 +27,7 @@ ASK_STORY = (
 DEFINE = ("{v} = {e}.", "Let {v} be {e}.", "So {v} is {e}.", "Set {v} to {e}.")
 ASK_CHAIN = ("What is {v}?", "Find {v}.", "Give the value of {v}.", "How much is {v}?")
 ASK_EXPR = ("Compute {e}.", "What is {e}?", "Work out {e}.", "Find the value of {e}.")
-PRICE = ("One {g} costs {n}.", "Each {g} is {n} coins.", "A single {g} costs {n}.", "Today {g} costs {n}.")
-BUY = ("{p} buys {k} of {g}.", "{p} takes {k} of {g}.", "{p} wants {k} of {g}.", "{p} orders {k} of {g}.")
+BUY = ("{p} buys {k} {g} at {n} each.", "{p} takes {k} {g} for {n} each.", "{p} orders {k} {g}, {n} coins each.")
 CHARGE = ("The bag costs {n} on top.", "The delivery costs {n} more.", "The fee is {n} on top.")
 ASK_BASKET = (
     "What is the bill of {p}?",
@@ -47,6 +46,10 @@ NOISE = (
     "The hall seats {n} people.",
     "The train has {n} seats.",
     "Room {n} is empty today.",
+    "{p} is {n} years old.",
+    "{p} counts {n} birds.",
+    "{p} waits {n} minutes.",
+    "{p} lives in house {n}.",
 )
 
 
@@ -57,7 +60,7 @@ def size(sentence: str) -> int:
 
 def noise(cap: int, rng: Random) -> str:
     """A sentence about nothing that matters, with a number of the problem's own size."""
-    return rng.choice(NOISE).format(n=rng.randint(2, max(12, cap)))
+    return rng.choice(NOISE).format(n=rng.randint(2, max(12, cap)), p=rng.choice(NAMES))
 
 
 def scatter(core: list[str], extra: list[str], rng: Random) -> list[str]:

@@ -1,0 +1,1 @@
+"""The embedded reasoning models from nothing: traces, tokenizer, batches, training."""

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 WEIGHTS = {
     PLAIN: 0.3,
     SLIP: 0.0,
-    READ: 2.0,
-    FAST: 1.0,
+    READ: 1.0,
+    FAST: 1.5,
     CAREFUL: 0.7,
     VERDICT: 2.0,
     FINAL: 1.0,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from ...evaluation.tasks.problems import Problem, expression
-from ...evaluation.tasks.programs import Operand, Program, Step, apply, operand_value, run
+from ...evaluation.tasks.programs import Operand, Step, apply, operand_value, run
 
 # Classes of trace text; training weighs them and reports accuracy by class.
 PLAIN, SLIP, READ, FAST, CAREFUL, VERDICT, FINAL, DIRECT = range(8)
@@ -105,16 +105,6 @@ def _product_columns(left: int, right: int) -> str:
     return ";".join(lines)
 
 
-def _backwards(program: Program) -> list[int]:
-    """Step indices from the last one back to the literals, each as soon as a later one has named it."""
-    order, queue = [], [len(program) - 1]
-    while queue:
-        i = queue.pop(0)
-        order.append(i)
-        queue += [o.step for o in (program[i].left, program[i].right) if o.step is not None]
-    return order
-
-
 class Writer:
     """Writes the thinking for one problem; keeps what has been concluded so far."""
 
@@ -127,31 +117,20 @@ class Writer:
 
     # -- reading ------------------------------------------------------------------------------------------------
     def facts(self) -> None:
-        """Copy what matters out of the problem, in an order that needs one look-up at a time."""
+        """Copy what matters out of the problem, in its order."""
         program, names = self.problem.program, self.problem.labels
         self.trace.add(self.rng.choice(FACTS))
         if self.problem.kind == "story":
-            parts = self._sentences(names[0])
+            parts = [f" {program[0].left.literal}", *(f" {s.op}{s.right.literal}" for s in program)]
         elif self.problem.kind == "chain":
-            parts = [f" {names[i]} = {self._named(program[i])}" for i in _backwards(program)]
+            parts = [f" {name} = {self._named(step)}" for name, step in zip(names, program, strict=True)]
         elif self.problem.kind == "basket":
-            products = [(s, n) for s, n in zip(program, names, strict=True) if s.op == "*"]
-            parts = [f" {s.right.literal} of {n} costs {s.left.literal}" for s, n in products]
-            parts += [f" {program[-1].right.literal} more"] if len(program) % 2 == 0 else []
+            parts = [f" {s.right.literal}*{s.left.literal}" for s in program if s.op == "*"]
+            parts += [f" +{program[-1].right.literal}"] if len(program) % 2 == 0 else []
         else:
             parts = [" " + expression(program, len(program) - 1)]
         self.trace.add(",".join(parts), READ)
         self.trace.add(".\n\n")
-
-    def _sentences(self, name: str) -> list[str]:
-        """The sentences about one person, each cut after its number."""
-        told = []
-        for sentence in self.problem.problem.split(". "):
-            words = sentence.split()
-            if name in words[:2] and not sentence.endswith("?"):
-                number = next(i for i, word in enumerate(words) if word.isdigit())
-                told.append(" " + " ".join(words[words.index(name) : number + 1 + (words[number + 1] == "times")]))
-        return told
 
     def _named(self, step: Step) -> str:
         left, right = (

@@ -1,1 +1,0 @@
-"""An OpenAI-compatible server in front of the controller, and its metrics."""
