@@ -7,6 +7,7 @@ artefact of measuring and are not counted. So this is for measuring what a polic
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,20 @@ from ..controller.core import Controller
 from ..controller.errors import CapabilityError
 from ..controller.parts import spans, split_output
 from ..controller.policies import make_policies
+from ..controller.pretrained import NAMES, path_of
 from ..controller.prompts import Rendered, render
 from ..controller.session import Options, Session
 from ..controller.trace import Generation, Usage
 from .tasks.questions import Question
+
+# For a small model on a few cores, processes and pinned threads of vLLM's own cost more than they bring.
+_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 
 
 @dataclass(slots=True)
@@ -50,7 +61,9 @@ class _Row:
 class VllmAnswers:
     """Answers questions with vLLM in float32; `session` lends tokenizer and markers. Implements `measure.Answer`."""
 
-    def __init__(self, model: str, session: Session, seed: int, memory_gib: int = 2) -> None:
+    def __init__(self, model: str, session: Session, seed: int) -> None:
+        for name, value in _SETTINGS.items():
+            os.environ.setdefault(name, value)
         try:
             from vllm import LLM
         except ImportError:
@@ -58,11 +71,10 @@ class VllmAnswers:
         self.session = session
         # The seed is the engine's: seeds of single requests are known to stop the CPU engine.
         self.llm = LLM(
-            model=model,
+            model=str(path_of(model)) if model in NAMES else model,
             dtype="float32",
             seed=seed,
             max_model_len=session.engine.context_length,
-            kv_cache_memory_bytes=memory_gib << 30,
         )
 
     def __call__(self, questions: Sequence[Question], options: Options) -> list[Generation]:

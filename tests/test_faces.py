@@ -47,7 +47,7 @@ def test_control_shortens_and_off_is_longer_on_many_problems(engine: Transformer
     assert sum(g.usage.total for g in ours) < 0.9 * sum(g.usage.total for g in plain)
     assert all(g.answer for g in ours)
     for before, after in zip(plain, ours, strict=True):
-        kept = after.token_ids[: after.trace[0].position - 4] if after.trace else after.token_ids
+        kept = after.token_ids[: after.trace[0].position] if after.trace else after.token_ids
         assert before.token_ids[: len(kept)] == kept
 
 

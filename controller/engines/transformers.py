@@ -161,6 +161,8 @@ def _dtype(name: str) -> Any:
 def _locate(name: str) -> str:
     """Return what `from_pretrained` should be given; a hub id only once the hub has said that it exists."""
     if name in NAMES:
+        if not path_of(name).is_dir():
+            raise ModelError(f"the embedded model {name!r} is not in this installation; install tersely again")
         return str(path_of(name))
     folder = Path(name).expanduser()
     if folder.is_dir():

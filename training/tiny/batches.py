@@ -11,7 +11,7 @@ import torch
 
 from ...evaluation.tasks.problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.programs import Work, run
-from .traces import CAREFUL, DIRECT, FAST, FINAL, PLAIN, READ, RESPONSES, SLIP, VERDICT
+from .traces import CAREFUL, CHOICE, DIRECT, FAST, FINAL, PLAIN, READ, RESPONSES, SLIP, VERDICT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,11 +23,12 @@ WEIGHTS = {
     FAST: 1.5,
     CAREFUL: 0.7,
     VERDICT: 2.0,
+    CHOICE: 2.0,
     FINAL: 1.0,
     DIRECT: 4.0,
 }
 MIX = {"normal": 0.28, "easy": 0.24, "hard": 0.09, "none": 0.20, "hint": 0.09, "cut": 0.10}
-WARM_MIX = {"easy": 0.55, "none": 0.25, "hard": 0.10, "cut": 0.10}
+WARM_MIX = {"easy": 0.40, "none": 0.25, "normal": 0.15, "hard": 0.10, "cut": 0.10}
 CAPS = (20, 50, 99, 250, 600, 999)
 
 

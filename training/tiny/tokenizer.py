@@ -27,7 +27,7 @@ def build_tokenizer(problems: int = 3000) -> PreTrainedTokenizerFast:
     rng = Random(0)
     texts: list[str] = []
     for problem in islice(stream("train", 0), problems):
-        texts += [problem.problem, "\n/easy", "\n/hard", "user\n", "assistant\n", "system\n", "tool\n"]
+        texts += [problem.problem, "\n/easy", "\n/normal", "\n/hard", "user\n", "assistant\n", "system\n", "tool\n"]
         texts += [make(problem, rng).text.replace("</think>", "") for make in RESPONSES.values()]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(

@@ -18,12 +18,16 @@ from ...evaluation.tasks.problems import Problem, expression
 from ...evaluation.tasks.programs import Operand, Step, apply, operand_value, run
 
 # Classes of trace text; training weighs them and reports accuracy by class.
-PLAIN, SLIP, READ, FAST, CAREFUL, VERDICT, FINAL, DIRECT = range(8)
+PLAIN, SLIP, READ, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(9)
 
 CUES = ("Wait, ", "Hmm, ", "Let me double-check: ", "Hold on, ", "Let me verify: ", "But let me check: ")
 CAREFUL_LEADS = ("column by column.", "slowly, digit by digit.", "with care.", "one column at a time.")
 QUICK_LEADS = ("a quick look again.", "once more in short.", "a second look.", "again at a glance.")
-FACTS = ("What counts:", "I need:", "The facts:", "From the text:")
+FACTS = {
+    "easy": ("Quickly:", "In short:"),
+    "normal": ("I need:", "The facts:", "From the text:"),
+    "hard": ("With care:", "Step by step:"),
+}
 STATE = ("So the answer is {n}.", "So I get {n}.", "That makes {n}.", "The result is {n}.")
 HINTS = (
     "Be concise.",
@@ -116,10 +120,10 @@ class Writer:
         self.belief: int | None = None
 
     # -- reading ------------------------------------------------------------------------------------------------
-    def facts(self) -> None:
+    def facts(self, mode: str) -> None:
         """Copy what matters out of the problem, in its order."""
         program, names = self.problem.program, self.problem.labels
-        self.trace.add(self.rng.choice(FACTS))
+        self.trace.add(self.rng.choice(FACTS[mode]))
         if self.problem.kind == "story":
             parts = [f" {program[0].left.literal}", *(f" {s.op}{s.right.literal}" for s in program)]
         elif self.problem.kind == "chain":
@@ -210,17 +214,18 @@ class Writer:
         """Say the answer of the pass just made."""
         self.trace.add(self.rng.choice(STATE).format(n=value) + "\n\n")
 
-    def first(self, careful: bool, slip: float) -> None:
+    def first(self, mode: str, slip: float) -> None:
         """The facts, and the pass that ends with the first stated answer."""
-        self.facts()
-        self.belief = self.careful(slip) if careful else self.fast(slip)
+        self.facts(mode)
+        self.belief = self.careful(slip) if mode == "hard" else self.fast(slip)
         self.state(self.belief)
 
     def recheck(self, careful: bool, slip: float) -> bool:
         """One re-check, its verdict, and the change of mind if a careful one says so; True if it disagreed."""
         assert self.belief is not None
         rng = self.rng
-        self.trace.add(rng.choice(CUES) + rng.choice(CAREFUL_LEADS if careful else QUICK_LEADS) + "\n")
+        self.trace.add(rng.choice(CUES), CHOICE)
+        self.trace.add(rng.choice(CAREFUL_LEADS if careful else QUICK_LEADS) + "\n")
         value = self.careful(slip) if careful else self.fast(slip)
         self.trace.add(f"Now {value}, before {self.belief}: ")
         if value == self.belief:
@@ -251,11 +256,11 @@ def think(writer: Writer, mode: str) -> None:
     rng, easy_problem = writer.rng, len(writer.problem.program) == 1
     slip = 0.2 if easy_problem else 0.4
     if mode == "easy":
-        writer.first(careful=False, slip=0.0)
+        writer.first(mode, slip=0.0)
         if rng.random() < 0.1:
             writer.recheck(careful=False, slip=0.0)
         return
-    writer.first(careful=mode == "hard", slip=slip if mode == "normal" else 0.08)
+    writer.first(mode, slip=slip if mode == "normal" else 0.08)
     rounds = _rounds(rng, (0, 0.25, 0.4, 0.25, 0.1) if mode == "normal" else (0, 0.6, 0.4))
     doubt, i = False, 0
     while i < rounds:
@@ -279,7 +284,8 @@ def cut_pieces(trace: Trace, rng: Random, low: float, high: float) -> Trace:
 
 
 def _close(trace: Trace) -> None:
-    trace.add("</think>\n\n")
+    trace.add("</think>", CHOICE)
+    trace.add("\n\n")
 
 
 def respond_thinking(problem: Problem, mode: str, rng: Random) -> Trace:
@@ -313,7 +319,7 @@ def respond_hinted(problem: Problem, rng: Random) -> Trace:
     early.add(f"[{rng.choice(HINTS)}]\n\n", SLIP)
     if belief is None:
         if ".\n\n" not in early.text[: early.text.index("[")]:
-            hinted.facts()
+            hinted.facts("easy")
         belief = hinted.fast(0.0)
         hinted.state(belief)
         if rng.random() < 0.35:

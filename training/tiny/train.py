@@ -23,7 +23,7 @@ from .tokenizer import build_tokenizer
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
 
-CLASS_NAMES = ("plain", "slip", "read", "fast", "careful", "verdict", "final", "direct")
+CLASS_NAMES = ("plain", "slip", "read", "fast", "careful", "verdict", "choice", "final", "direct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Size:
 
 
 SIZES = {
-    "small": Size(128, 320, 3, 4, 32, 4, 5e-3, 4e-3, 5_000_000, 2048),
-    "large": Size(192, 512, 6, 4, 64, 4, 4e-3, 3e-3, 7_000_000, 3072),
+    "small": Size(128, 320, 3, 4, 32, 4, 5e-3, 4e-3, 4_000_000, 2048),
+    "large": Size(192, 512, 6, 4, 64, 4, 4e-3, 3e-3, 5_000_000, 3072),
 }
 
 
