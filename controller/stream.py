@@ -66,11 +66,11 @@ class Narrator:
         self._say(row, text, None)
 
     def _say(self, row: int, text: str, decision: Decision | None) -> None:
-        """Emit a text in parts: a marker ends the part it stands in."""
+        """Emit a text in parts: a marker ends the part it stands in; what one decision forced stays whole."""
         marker = {"before": self.markers.open, "thinking": self.markers.close}.get(self._state[row])
         seen = self._tail[row] + text
         if marker is not None and marker in seen:
-            cut = max(0, seen.index(marker) + len(marker) - len(self._tail[row]))
+            cut = max(0, seen.index(marker) + len(marker) - len(self._tail[row])) if decision is None else len(text)
             self._emit(row, text[:cut], decision)
             self._state[row] = "thinking" if self._state[row] == "before" else "answer"
             self._tail[row] = ""

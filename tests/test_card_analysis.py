@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +23,6 @@ from tersely.controller.parts import split_output
 from tersely.controller.session import Options, Session
 from tersely.controller.text import Codec
 from tersely.controller.trace import Decision, Generation, Usage
-from tersely.evaluation.bars import check_bars
 from tersely.evaluation.card import as_text
 from tersely.evaluation.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
 from tersely.evaluation.reading import Reading, Statement, read, tokens_until
@@ -183,7 +181,7 @@ def test_measuring_with_vllm_says_when_it_is_missing(session: Session, monkeypat
         VllmAnswers("folder", session, seed=1)
 
 
-# -- facts and bars ------------------------------------------------------------------------------------------------
+# -- facts -----------------------------------------------------------------------------------------------
 
 
 class WrittenModel:
@@ -267,56 +265,6 @@ def test_what_length_and_kind_foretell_is_found_and_chance_is_not() -> None:
     chance = predictable(planted(rng.random(400) < 0.5, prompts, kinds))
     assert all(0.4 < v < 0.62 for v in chance.values())
     assert predictable(planted(np.ones(400, bool), prompts, kinds)) == {}
-
-
-def passing() -> dict[str, Any]:
-    base = {"accuracy": 0.5, "first_accuracy": 0.4, "repaired": 30, "spoilt": 5, "after_share": 0.5}
-    modes: dict[str, Any] = {m: {"hard half": dict(base), "all": dict(base)} for m in ("normal", "easy", "hard")}
-    modes["easy"]["hard half"]["accuracy"] = 0.4
-    modes["none"] = {"1": {"accuracy": 0.8}, "6": {"accuracy": 0.05}}
-    return {"modes": modes, "hint": {"shortening": 0.4}, "auroc": {"logistic": 0.6, "boosting": 0.7}}
-
-
-def pair() -> tuple[dict[str, Any], dict[str, Any]]:
-    small, large = passing(), passing()
-    large["modes"]["normal"]["hard half"] |= {"accuracy": 0.7, "first_accuracy": 0.6}
-    return small, large
-
-
-def test_a_good_pair_passes_every_bar() -> None:
-    bars = check_bars(*pair())
-    assert len(bars) == 17
-    assert all(bar.passed for bar in bars)
-
-
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (("modes", "easy", "hard half", "accuracy"), 0.46),
-        (("modes", "normal", "hard half", "first_accuracy"), 0.48),
-        (("modes", "normal", "hard half", "spoilt"), 11),
-        (("modes", "none", "1", "accuracy"), 0.69),
-        (("modes", "none", "6", "accuracy"), 0.11),
-        (("modes", "normal", "all", "after_share"), 0.34),
-        (("hint", "shortening"), 0.24),
-        (("auroc", "boosting"), 0.76),
-        (("auroc",), {}),
-    ],
-)
-def test_each_bar_can_be_missed(path: tuple[str, ...], value: object) -> None:
-    small, large = pair()
-    holder: dict[str, Any] = small
-    for key in path[:-1]:
-        holder = holder[key]
-    holder[path[-1]] = copy.copy(value)
-    missed = [bar for bar in check_bars(small, large) if not bar.passed]
-    assert [bar.model for bar in missed] == ["small"]
-
-
-def test_the_gap_of_the_pair_is_a_bar() -> None:
-    small, large = pair()
-    large["modes"]["normal"]["hard half"]["accuracy"] = 0.64
-    assert [bar.model for bar in check_bars(small, large) if not bar.passed] == ["pair"]
 
 
 @pytest.mark.parametrize("markdown", [False, True])

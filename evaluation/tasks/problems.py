@@ -13,7 +13,7 @@ from random import Random
 
 from ...controller.errors import unknown
 from . import wording as w
-from .programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_literal, draw_tree, draw_work, run
+from .programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_tree, draw_work, run
 
 KINDS = ("story", "chain", "expr", "basket")
 SPLITS = ("train", "fit", "calibrate", "test")

@@ -202,7 +202,7 @@ def save(model: Any, tokenizer: Any, out: Path, recipe: dict[str, Any]) -> None:
 
     model.generation_config = GenerationConfig(
         do_sample=True,
-        temperature=0.6,
+        temperature=1.0,
         top_p=0.95,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
