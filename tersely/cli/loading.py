@@ -43,8 +43,12 @@ def source(model: str, engine: str, markers: str | None, think_prompt: bool) -> 
 def load(wanted: Source) -> Engine:
     """Load the model; on a terminal a spinner on stderr says so."""
     with spinner(f"loading {wanted.model}"):
+        from transformers.utils import logging
+
         from ..controller.engines.transformers import load_engine
 
+        if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
+            logging.disable_progress_bar()  # transformers may have been imported before `quieten`
         return load_engine(wanted.model)
 
 
