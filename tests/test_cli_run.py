@@ -188,13 +188,12 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(cli: Cli) -> None:
         assert stopped.stdout is not None
         assert unread.stdout is not None
         assert unread.stderr is not None
+        unread.stdout.close()  # now, while the model loads: a short answer could be written whole before later
         assert stopped.stdout.readline() == "[thinking]\n"
         stopped.send_signal(signal.SIGINT)
         out, err = stopped.communicate(timeout=180)
         assert (stopped.returncode, err) == (130, "interrupted\n")
         assert out.endswith("\n")
-        unread.stdout.readline()
-        unread.stdout.close()
         assert unread.stderr.read() == ""
         assert unread.wait(180) == 141
 
