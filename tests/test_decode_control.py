@@ -22,6 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from tersely.controller.engines import decode
 from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Watcher
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers import TransformersEngine
@@ -180,7 +181,26 @@ def test_a_forced_hint_costs_one_forward(rows: int) -> None:
     assert len(forwards.shapes) == steps
     assert forwards.shapes[0] == (rows, 4)
     assert forwards.shapes[3] == (rows, 11)
-    assert all(shape == (rows, 1) for shape in forwards.shapes[4:])
+    # The hinted row is full ten steps before the others and leaves the batch.
+    assert forwards.shapes[4:] == [(rows, 1)] * 19 + [(rows - 1, 1)] * (steps - 23)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_that_ended_leave_the_batch_and_change_nothing(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(eos=[1, 7])
+    sampling = Sampling(temperature=temperature, seed=3)
+    forwards = Forwards(model)
+    left = engine_of(model).generate(wild_requests(12, 4), sampling)
+    monkeypatch.setattr(decode, "_CROWDED", 0)
+    leaving = len(forwards.shapes)
+    stayed = engine_of(model).generate(wild_requests(12, 4), sampling)
+    assert left == stayed
+    rows = [shape[0] for shape in forwards.shapes]
+    assert set(rows[leaving:]) == {12}
+    assert rows[0] == 12 and rows[leaving - 1] == 1
+    assert sorted(rows[:leaving], reverse=True) == rows[:leaving]
 
 
 def test_without_holes_forced_tokens_are_fed_one_by_one() -> None:

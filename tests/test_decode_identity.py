@@ -198,9 +198,9 @@ def test_a_processor_may_write_into_the_scores() -> None:
 
 
 @pytest.mark.skipif(not (EMBEDDED / "model.safetensors").is_file(), reason="the embedded model is not there")
-@pytest.mark.parametrize(("rows", "prompts"), [(16, 208), (1, 12)])
+@pytest.mark.parametrize(("rows", "prompts", "tokens"), [(16, 208, 128), (1, 200, 40)])
 @pytest.mark.parametrize("mode", MODES)
-def test_embedded_model(mode: str, rows: int, prompts: int) -> None:
+def test_embedded_model(mode: str, rows: int, prompts: int, tokens: int) -> None:
     model = AutoModelForCausalLM.from_pretrained(EMBEDDED, dtype="auto").eval()
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
     rng = random.Random(rows)
@@ -214,7 +214,7 @@ def test_embedded_model(mode: str, rows: int, prompts: int) -> None:
     lengths = set()
     for start in range(0, prompts, rows):
         batch = padded(ids[start : start + rows])
-        expected, got = both(model, as_custom_generate(), start, **batch, **MODES[mode], max_new_tokens=128)
+        expected, got = both(model, as_custom_generate(), start, **batch, **MODES[mode], max_new_tokens=tokens)
         assert torch.equal(expected, got)
         lengths.add(batch["attention_mask"].sum().item())
     assert len(lengths) > 1  # the prompts were not all alike

@@ -21,6 +21,9 @@ from .rows import Edit, Row
 from .rules import Rules, refuse_unsupported, rules_of
 from .stepper import CACHE_NAMES, Stepper, stepper_for
 
+_CROWDED = 0.75
+"""Rows that have ended leave the batch once no more than this share of it is still at work."""
+
 
 @dataclass(slots=True)
 class Decoded:
@@ -100,7 +103,8 @@ def decode_rows(
         )
         for index in range(len(last))
     ]
-    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer)
+    shrinks = not (complete or rules.record_scores or rules.record_logits)
+    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
     with getattr(model, "_optimize_model_for_decode", nullcontext)():
         loop.run(logits)
     if streamer is not None:
@@ -114,7 +118,14 @@ class _Loop:
     """One run; `ids` are what logits processors see, right-aligned, kept only where something reads them."""
 
     def __init__(
-        self, stepper: Stepper, rules: Rules, rows: list[Row], ids: Tensor, mask: Tensor | None, streamer: Any
+        self,
+        stepper: Stepper,
+        rules: Rules,
+        rows: list[Row],
+        ids: Tensor,
+        mask: Tensor | None,
+        streamer: Any,
+        shrinks: bool,
     ) -> None:
         self.stepper, self.rules, self.rows, self.streamer = stepper, rules, rows, streamer
         self.prompt, self.mask = ids, mask
@@ -122,18 +133,20 @@ class _Loop:
         self.ids: Tensor | None = ids if rules.reads_ids or own else None
         self.leads: list[int] | None = None
         self.done = torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
+        self.shrinks = shrinks and stepper.ragged and self.ids is None and streamer is None
+        self.places: Tensor | None = None  # of the rows still in the batch, among all of them
         self.scores: list[Tensor] = []
         self.raw: list[Tensor] = []
 
     def run(self, logits: Tensor) -> None:
         """Go from the logits after the prompt, [rows, vocabulary], to the end of the last row."""
-        live, rows = self.rows, self.rows
+        live = self.rows
         padding = False
         while True:
             tokens = self._pick(logits)
             if padding:
                 tokens = torch.where(self.done, self.rules.pad, tokens)
-            queued = {row.index for row in live if row.queue}
+            queued = {row.slot for row in live if row.queue}
             if queued:
                 tokens = self._queued(tokens)
             if self.ids is not None:
@@ -142,25 +155,42 @@ class _Loop:
             edits: dict[int, Edit] = {}
             ended = False
             for row in live:
-                index = row.index
+                slot = row.slot
                 if row.queue:
                     row.queue.popleft()
                     continue
-                if (edit := row.advance(sampled[index], stops is not None and stops[index])) is not None:
-                    edits[index] = edit
+                if (edit := row.advance(sampled[slot], stops is not None and stops[slot])) is not None:
+                    edits[slot] = edit
                 if row.finish is not None:
                     ended = True
+            if self.streamer is not None:
+                self._stream(tokens, sampled, edits, queued)
             if ended:
                 live = [row for row in live if row.finish is None]
-                self.done = torch.tensor([row.finish is not None for row in rows], device=self.done.device)
+                if not live:
+                    return
+                if self.shrinks and len(live) <= _CROWDED * len(self.rows):
+                    tokens, sampled, edits = self._shrink(live, tokens, sampled, edits)
+                self.done = torch.tensor([row.finish is not None for row in self.rows], device=self.done.device)
                 if self.rules.pads:
                     padding = True
                     self.stepper.freeze(self.done)
-            if self.streamer is not None:
-                self._stream(tokens, sampled, edits, queued)
-            if not live:
-                return
             logits = self._feed_edits(tokens, sampled, edits) if edits else self.stepper.step(tokens[:, None], self.ids)
+
+    def _shrink(
+        self, live: list[Row], tokens: Tensor, sampled: list[int], edits: dict[int, Edit]
+    ) -> tuple[Tensor, list[int], dict[int, Edit]]:
+        """Take the rows that have ended out of the batch, and out of what the step has made."""
+        slots = [row.slot for row in live]
+        keep = torch.tensor(slots, device=tokens.device)
+        stepper: Any = self.stepper
+        stepper.keep(keep)
+        self.places = keep if self.places is None else self.places[keep]
+        self.rows = live
+        for slot, row in enumerate(live):
+            row.slot = slot
+        moved = {new: edits[old] for new, old in enumerate(slots) if old in edits}
+        return tokens[keep], [sampled[slot] for slot in slots], moved
 
     def _pick(self, logits: Tensor) -> Tensor:
         rules = self.rules
@@ -173,9 +203,15 @@ class _Loop:
             scores = rules.processors(self.ids if self.ids is not None else self.prompt, scores)
         if rules.record_scores:
             self.scores.append(scores)
-        if rules.sample:
-            return torch.multinomial(torch.softmax(scores, dim=-1), num_samples=1).squeeze(1)
-        return torch.argmax(scores, dim=-1)
+        if not rules.sample:
+            return torch.argmax(scores, dim=-1)
+        chances = torch.softmax(scores, dim=-1)
+        if self.places is None:
+            return torch.multinomial(chances, num_samples=1).squeeze(1)
+        # Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.
+        among = chances.new_ones(len(self.prompt), chances.shape[1])
+        among[self.places] = chances
+        return torch.multinomial(among, num_samples=1).squeeze(1)[self.places]
 
     def _to_host(self, tokens: Tensor) -> tuple[list[int], list[bool] | None]:
         """Fetch the tokens and, where there are criteria to ask, their verdicts: one wait for the device."""
@@ -190,7 +226,7 @@ class _Loop:
         tokens = tokens.clone()
         for row in self.rows:
             if row.queue:
-                tokens[row.index] = row.queue[0]
+                tokens[row.slot] = row.queue[0]
         return tokens
 
     def _feed_edits(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit]) -> Tensor:

@@ -25,7 +25,10 @@ class Edit:
 
 
 class Row:
-    """One row's output; `tokens` includes an end-of-sequence token when that ended the row."""
+    """One row's output; `tokens` includes an end-of-sequence token when that ended the row.
+
+    `index` is its number among the requests, `slot` its place in the batch, which moves up as others end.
+    """
 
     __slots__ = (
         "budget",
@@ -40,6 +43,7 @@ class Row:
         "queue",
         "ragged",
         "sink",
+        "slot",
         "tokens",
     )
 
@@ -54,7 +58,7 @@ class Row:
         watcher: Watcher | None = None,
         sink: TokenSink | None = None,
     ) -> None:
-        self.index = index
+        self.index = self.slot = index
         self.eos = eos
         self.budget = budget
         self.ragged = ragged

@@ -11,6 +11,8 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
+from .growing import GrowingLayer, let_grow
+
 CACHE_NAMES = ("cache", "past_key_values")
 """The keyword for the cache in newer and in older transformers."""
 
@@ -90,6 +92,7 @@ class PlainStepper:
         self.rows, self.device = ids.shape[0], ids.device
         outputs = self.model._prefill(ids, self.config, self.kwargs)
         _, self.cache = cache_of(outputs)
+        let_grow(self.cache)
         name, _ = cache_of(self.kwargs)
         kwargs = {key: value for key, value in self.kwargs.items() if key not in (*CACHE_NAMES, "labels")}
         mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
@@ -149,10 +152,22 @@ class PlainStepper:
         if self.positions is not None:
             self.positions = self.positions.expand(self.rows, 1).clone()
 
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these, given by their numbers, [fewer rows], in rising order."""
+        self.cache.batch_select_indices(rows)
+        self.rows = len(rows)
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+        if self.positions is not None and len(self.positions) > 1:
+            self.positions = self.positions[rows]
+        if isinstance(self.advance, Tensor):
+            self.advance = self.advance[rows]
+        self.holes = [self.holes[row] for row in rows.tolist()] if self.holes else []
+
     def unfeed(self, row: int, count: int) -> None:
         """Make the model forget the last `count` tokens fed to a row."""
         assert self.positions is not None
-        if self.rows == 1:
+        if self.rows == 1 and not any(self.holes):
             self.cache.crop(-count)
             self.width -= count
             self.positions -= count
@@ -240,6 +255,6 @@ def _is_standard(model: Any) -> bool:
 
 def _is_ragged(model: Any, cache: Any) -> bool:
     return (
-        all(type(layer) is DynamicLayer for layer in cache.layers)
+        all(type(layer) in (DynamicLayer, GrowingLayer) for layer in cache.layers)
         and model.config._attn_implementation in _MASKED_ATTENTION
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,19 +14,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError, OptionError, PromptError, did_you_mean
-from ..pretrained import NAMES, path_of
 from .base import Completion, Request, Sampling, TokenSink
+from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
 from .stepper import can_be_ragged
-
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_HUB_TIMEOUT = 5.0  # seconds
-_TOKENIZER_FILES = ("*token*", "vocab.*", "*.model", "merges.txt", "tekken.json")
-_REMEDIES = {
-    "configuration": "check its config.json",
-    "tokenizer": "save one beside the model with tokenizer.save_pretrained(folder)",
-    "weights": "check that they are complete and those of a causal language model",
-}
 
 
 class TransformersEngine:
@@ -139,14 +129,14 @@ def load_engine(model: str | os.PathLike[str], dtype: str = "auto", device: str 
     Raises ModelError when there is no such model, it is not a causal language model, or it lacks a tokenizer.
     """
     name = os.fspath(model)
-    place = _locate(name)
+    place = locate(name)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = _loaded(name, "configuration", lambda: AutoConfig.from_pretrained(place))
-    _check_causal(name, config)
-    _check_tokenizer(name, Path(place))
-    tokenizer = _loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
-    weights = _loaded(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
+    config = loaded(name, "configuration", lambda: AutoConfig.from_pretrained(place))
+    check_causal(name, config)
+    check_tokenizer(name, Path(place))
+    tokenizer = loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    weights = loaded(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return TransformersEngine(weights.to(target).eval(), tokenizer, name=name)
 
@@ -156,68 +146,3 @@ def _dtype(name: str) -> Any:
     if name != "auto" and not isinstance(value, torch.dtype):
         raise OptionError(f"unknown dtype {name!r}; {did_you_mean(name, ('auto', 'float32', 'bfloat16', 'float16'))}")
     return name if name == "auto" else value
-
-
-def _locate(name: str) -> str:
-    """Return what `from_pretrained` should be given; a hub id only once the hub has said that it exists."""
-    if name in NAMES:
-        if not path_of(name).is_dir():
-            raise ModelError(f"the embedded model {name!r} is not in this installation; install tersely again")
-        return str(path_of(name))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"{name!r} holds no config.json; give a folder written by save_pretrained")
-        return str(folder)
-    hint = did_you_mean(name, NAMES)
-    if folder.exists():
-        raise ModelError(f"{name!r} is a file; give the folder of a model")
-    if not _HUB_ID.fullmatch(name) or name.startswith("."):
-        raise ModelError(f"there is no folder {name!r}; give a model's folder, a hub id, or an embedded model ({hint})")
-    _check_hub(name, hint)
-    return name
-
-
-def _check_hub(name: str, hint: str) -> None:
-    """Raise ModelError at once where loading from the hub would fail slowly or obscurely."""
-    from huggingface_hub import constants, model_info, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
-    remedy = f"give a local folder or an embedded model ({hint})"
-    if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"{name!r} is no local folder and not in the hub cache, and offline mode is on; {remedy}")
-    try:
-        model_info(name, timeout=_HUB_TIMEOUT)
-    except GatedRepoError as error:
-        raise ModelError(f"{name!r} is gated; ask for access on its page and log in with `hf auth login`") from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(f"{name!r} is neither a local folder nor a model of the hub; {remedy}") from error
-    except Exception as error:  # no connection, proxy trouble, a malformed reply: all mean the same here
-        reason = type(error).__name__
-        raise ModelError(f"{name!r} is no local folder and the hub cannot be reached ({reason}); {remedy}") from error
-
-
-def _check_causal(name: str, config: Any) -> None:
-    architectures = list(getattr(config, "architectures", None) or [])
-    causal = any("CausalLM" in kind or "LMHead" in kind for kind in architectures) or not architectures
-    if config.is_encoder_decoder or not causal:
-        what = ", ".join(architectures) or "encoder-decoder"
-        raise ModelError(f"{name!r} is not a causal language model ({what}); give one saved as ...ForCausalLM")
-
-
-def _check_tokenizer(name: str, folder: Path) -> None:
-    """Refuse a folder without tokenizer files, for which transformers would make up an empty tokenizer."""
-    if folder.is_dir() and not any(found for pattern in _TOKENIZER_FILES for found in folder.glob(pattern)):
-        raise ModelError(f"{name!r} holds no tokenizer; {_REMEDIES['tokenizer']}")
-
-
-def _loaded(name: str, part: str, load: Any) -> Any:
-    try:
-        return load()
-    except OptionError:
-        raise
-    except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"the {part} of {name!r} cannot be loaded: {reason}; {_REMEDIES[part]}") from error
