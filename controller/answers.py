@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_NUMBER = r"[-+−]?\$?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?"
+_NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _STATED = re.compile(
     r"(?:\b(?:answer|result|total|value|sum|product)\s+(?:is|equals|=|:|must be|would be|should be)|"
     r"\b(?:so|thus|therefore|hence)[, ]+(?:i|we)\s+(?:get|have|find)|"
@@ -13,6 +13,7 @@ _STATED = re.compile(
     re.IGNORECASE,
 )
 _BARE_NUMBER = re.compile(_NUMBER)
+_THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
 
 
 def boxed(text: str) -> str | None:
@@ -49,7 +50,9 @@ def boxed_or_last(text: str) -> str:
 def normalise(answer: str) -> str:
     """One spelling for equal answers: no thousands commas, currency, trailing zeros, spaces or final stop."""
     text = answer.strip().strip("$ ").rstrip(".").replace("−", "-").replace("\\!", "").replace("\\,", "")
-    plain = text.replace(",", "").replace("$", "").lstrip("+")
+    plain = text.replace("$", "").lstrip("+")
+    if _THOUSANDS.fullmatch(plain):
+        plain = plain.replace(",", "")
     if re.fullmatch(r"-?\d+\.\d*", plain):
         plain = plain.rstrip("0").rstrip(".")
     if re.fullmatch(r"-?\d+(?:\.\d+)?", plain):

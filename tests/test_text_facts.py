@@ -40,7 +40,18 @@ def test_boxed_takes_the_last_closed_one():
     assert boxed_or_last("blue") == "blue"
 
 
-@pytest.mark.parametrize(("raw", "clean"), [("007", "7"), ("1,000.0", "1000"), ("-0.50", "-0.5"), ("x = 1", "x = 1")])
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("007", "7"),
+        ("1,000.0", "1000"),
+        ("-0.50", "-0.5"),
+        ("x = 1", "x = 1"),
+        ("$1,234,567.50", "1234567.5"),
+        ("-2,1", "-2,1"),
+        ("3,5,7", "3,5,7"),
+    ],
+)
 def test_normalise(raw, clean):
     assert normalise(raw) == clean
 
