@@ -1,11 +1,13 @@
-"""The questions of a benchmark: the embedded family by name, or a user's JSONL of {id, problem, answer[, level]}."""
+"""The questions of a benchmark: the embedded family or reasoning-gym by name, or a JSONL of {id, problem, answer}."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from ...controller.errors import TerselyError, unknown
 from .problems import SPLITS, stream
 
 TINY = "tiny"
+GYM = "gym:"
 DEFAULT_LIMIT = 200
 _FORM = '{"id": ..., "problem": ..., "answer": ...} with an optional whole number "level"'
 
@@ -24,21 +27,33 @@ class TaskError(TerselyError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class Drawn:
+    """Where reasoning-gym scores the answers itself: the name of its task, and its entry, packed by `worker.py`."""
+
+    name: str
+    entry: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its gold answer; level and kind are None where the task knows none."""
+    """One question with its gold answer; level and kind are None where the task knows none.
+
+    drawn: for questions of reasoning-gym, whose gold answer may be one of many, or empty.
+    """
 
     id: str
     problem: str
     answer: str
     level: int | None = None
     kind: str | None = None
+    drawn: Drawn | None = None
 
 
 def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
     """The first `limit` questions of a task.
 
-    `tiny` draws fresh problems of the split from the seed (200 if no limit is given). A file is read as it stands:
-    whoever made it decides what split it is.
+    `tiny` and `gym:NAME` draw fresh problems of the split from the seed (200 if no limit is given). A file is read as
+    it stands: whoever made it decides what split it is.
     """
     if limit is not None and limit < 1:
         raise TaskError(f"limit is {limit}; accepted: 1 or more questions")
@@ -47,16 +62,21 @@ def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
     if task == TINY:
         drawn = islice(stream(split, seed), limit or DEFAULT_LIMIT)
         return [Question(p.id, p.problem, p.answer, p.level, p.kind) for p in drawn]
+    if task.startswith(GYM):
+        from . import gym
+
+        return gym.load(task.removeprefix(GYM), split, limit or DEFAULT_LIMIT, seed)
     path = Path(task)
-    if not path.is_file():
-        raise TaskError(f"no task {task!r}; accepted: {TINY!r}, or the path of a JSONL file of {_FORM}")
+    if not os.path.isfile(path):  # unlike Path.is_file, it raises for no name at all
+        accepted = f"{TINY!r}, '{GYM}NAME' for a task of reasoning-gym, or the path of a JSONL file of {_FORM}"
+        raise TaskError(f"no task {task!r}; accepted: {accepted}")
     questions = _read(path)
     return questions if limit is None else questions[:limit]
 
 
 def _read(path: Path) -> list[Question]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
@@ -80,19 +100,27 @@ def _read(path: Path) -> list[Question]:
 def _parse(line: str, where: str) -> Question:
     try:
         item: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskError(f"{where}: not JSON ({error}); accepted: {_FORM}") from None
     if not isinstance(item, dict):
         raise TaskError(f"{where}: got a {type(item).__name__}, not an object; accepted: {_FORM}")
     for key in ("id", "problem", "answer"):
-        value = item.get(key)
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            got = "is missing" if key not in item else f"is {value!r}"
+        if not _says_something(item.get(key)):
+            got = f"is {item[key]!r}" if key in item else "is missing"
             raise TaskError(f"{where}: {key!r} {got}; accepted: {_FORM}")
     level = item.get("level")
     if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
         raise TaskError(f"{where}: 'level' is {level!r}; accepted: a whole number or no level")
     return Question(str(item["id"]), str(item["problem"]), str(item["answer"]), level)
+
+
+def _says_something(value: object) -> bool:
+    """Whether a value is a number, or text that is not blank; half a surrogate pair is JSON, but no text."""
+    if isinstance(value, str):
+        return bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def fingerprint(questions: Sequence[Question]) -> str:

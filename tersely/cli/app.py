@@ -15,7 +15,7 @@ import typer
 from ..controller.errors import TerselyError
 from .doctor import doctor
 from .loading import quieten
-from .mounted import bench, train_app
+from .mounted import bench, roofline, train_app, view
 from .run import run
 from .tasks import tasks
 
@@ -30,9 +30,10 @@ app = typer.Typer(
 app.command()(run)
 app.command()(doctor)
 app.command()(tasks)
-app.command(
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)(bench)
+for mounted in (bench, roofline, view):
+    app.command(
+        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    )(mounted)
 app.add_typer(train_app, name="train")
 
 

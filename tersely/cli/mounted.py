@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -24,10 +25,29 @@ def bench(context: typer.Context) -> None:
     """Compare presets with the uncontrolled model on paired tasks; `tersely bench --help` tells the options."""
     from ..evaluation.cli import bench as command
 
+    _hand_over("bench", command, context)
+
+
+def roofline(context: typer.Context) -> None:
+    """Tell what bounds a model on a device, and tokens/s at most; `tersely roofline --help` tells the options."""
+    from ..evaluation.economics.cli import roofline as command
+
+    _hand_over("roofline", command, context)
+
+
+def view(context: typer.Context) -> None:
+    """Show a trace file as one HTML page; `tersely view --help` tells the options."""
+    from ..evaluation.view.cli import view as command
+
+    _hand_over("view", command, context)
+
+
+def _hand_over(name: str, command: Callable[..., None], context: typer.Context) -> None:
+    """Run a command on the arguments that were left alone for it."""
     inner = typer.Typer(add_completion=False)
-    inner.command(name="bench")(command)
+    inner.command(name=name)(command)
     parsed = typer.main.get_command(inner)
-    with parsed.make_context("tersely bench", list(context.args)) as inner_context:
+    with parsed.make_context(f"tersely {name}", list(context.args)) as inner_context:
         parsed.invoke(inner_context)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,5 +50,9 @@ Compare = Annotated[
         help="Run the prompt uncontrolled too (preset off, effort normal, same seed); on unless --json or --quiet.",
         show_default=False,
     ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option("--trace", metavar="FILE", help="Append the record of this run to a trace file, for `tersely view`."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the answer only.")]

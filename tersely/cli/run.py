@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from ..controller.engines.base import Sampling
 from ..controller.errors import PromptError
 from ..controller.policies import make_policies
 from ..controller.session import DEFAULT_MAX_NEW_TOKENS, Options
+from ..controller.text import Codec
 from ..controller.trace import Generation
 from . import options as o
 from .loading import Interruptible, Source, load, session_of, source, spinner
@@ -32,6 +34,7 @@ class Wish:
     as_json: bool
     compare: bool
     quiet: bool
+    trace: Path | None
 
 
 def run(
@@ -51,6 +54,7 @@ def run(
     as_json: o.Json = False,
     compare: o.Compare = None,
     quiet: o.Quiet = False,
+    trace: o.Trace = None,
 ) -> None:
     """Answer one prompt, showing the thinking, what was done to it and why, and what it saved."""
     chosen = Options(
@@ -63,16 +67,20 @@ def run(
         sampling=Sampling(temperature=temperature, seed=seed),
     )
     origin = source(model, engine, markers, think_prompt)
-    _check(chosen)
+    _check(chosen, trace)
     comparing = not (as_json or quiet) if compare is None else compare
-    _answer(Wish(_prompt_text(prompt), origin, chosen, as_json, comparing, quiet))
+    _answer(Wish(_prompt_text(prompt), origin, chosen, as_json, comparing, quiet, trace))
 
 
-def _check(chosen: Options) -> None:
+def _check(chosen: Options, trace: Path | None) -> None:
     """Refuse before a model is loaded what would be refused after."""
     tier = canonical_effort(chosen.effort)
     fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve)
     make_policies(chosen.preset, chosen.policies)
+    if trace is not None:
+        from ..evaluation.view.files import check_appendable
+
+        check_appendable(trace)
 
 
 def _prompt_text(given: str) -> str:
@@ -113,9 +121,18 @@ def _answer(wish: Wish) -> None:
         print(json.dumps({**done.as_dict(), **extra}))
     elif plain is not None:
         print(comparison(done, plain))
+    if wish.trace is not None:
+        _record(wish.trace, wish.prompt, done, plain, session.codec)
     if engine.interrupted:
         sys.stdout.flush()
         raise KeyboardInterrupt
+
+
+def _record(trace: Path, prompt: str, done: Generation, plain: Generation | None, codec: Codec) -> None:
+    from ..evaluation.view.files import append
+    from ..evaluation.view.record import record_of
+
+    append(trace, record_of(done, prompt, plain, codec=codec))
 
 
 def _print_answer(done: Generation) -> None:

@@ -1,0 +1,166 @@
+"""Trace files, one record a line: read whole with errors that name the line, appended to whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from ...controller.errors import TerselyError, did_you_mean
+from ...controller.trace import Decision, Usage
+from .record import VERSION, Record, Run, Segment, Token
+
+_FIELDS: Mapping[str, list[str]] = {
+    "": list(Record.model_fields),
+    "uncontrolled": list(Run.model_fields),
+    "usage": [field.name for field in fields(Usage)],
+    "segments": list(Segment.model_fields),
+    "tokens": list(Token.model_fields),
+    "decisions": [field.name for field in fields(Decision)],
+}
+_MAKE = "make one with `tersely run PROMPT --trace FILE`"
+_SHOWN = 60
+
+
+class TraceError(TerselyError, ValueError):
+    """A trace file cannot be read or written, or a line of it is no record."""
+
+
+class WriteError(TerselyError, OSError):
+    """A file cannot be written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def read(path: Path) -> list[Record]:
+    """All records of a trace file in order, blank lines skipped; raises TraceError."""
+    records = list(_read(path))
+    if not records:
+        raise TraceError(f"{path} holds no records; accepted: a trace file with one a line; {_MAKE}")
+    return records
+
+
+def _read(path: Path) -> Iterator[Record]:
+    if not path.exists():
+        raise TraceError(f"no trace file {str(path)!r}; accepted: JSONL with one record a line; {_MAKE}")
+    if path.is_dir():
+        raise TraceError(f"{path} is a folder; accepted: a trace file; {_MAKE}")
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield parse(line.removeprefix(b"\xef\xbb\xbf"), f"{path}, line {number}")
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from None
+
+
+def parse(line: bytes, where: str) -> Record:
+    """The record of one line; raises TraceError, which says where."""
+    try:
+        return Record.model_validate_json(line.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        raise TraceError(f"{where}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8") from None
+    except ValidationError as error:
+        raise TraceError(f"{where}: {_why(error)}") from None
+
+
+def _why(error: ValidationError) -> str:
+    """The first thing that is wrong, another version before all that follows from it."""
+    errors = error.errors(include_url=False)
+    first = min(errors, key=lambda e: (e["loc"] != ("version",), e["type"] != "extra_forbidden", errors.index(e)))
+    names = [str(part) for part in first["loc"] if not isinstance(part, int)]
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    got = repr(first.get("input"))
+    got = got if len(got) <= _SHOWN else got[: _SHOWN - 1] + "…"
+    match first["type"]:
+        case "json_invalid":
+            # The parser saw this line alone, which it calls line 1.
+            what = first["msg"].removeprefix("Invalid JSON: ").replace("at line 1 column", "at column")
+            return f"not JSON ({what}); accepted: one record a line; {_MAKE}"
+        case "model_type" if not names:
+            return f"got {got}, not an object; accepted: one record a line; {_MAKE}"
+        case "missing" | "missing_argument":
+            return f"{place!r} is missing; accepted here: {', '.join(_fields(names))}"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            return f"unknown key {place!r}; {did_you_mean(names[-1], _fields(names))}"
+        case "literal_error" if names == ["version"]:
+            return f"version {got}; accepted: {VERSION}, the one that this tersely reads; update tersely or the file"
+        case "value_error":
+            return f"{place + ': ' if place else ''}{first['msg'].removeprefix('Value error, ')}"
+    return f"{place!r} is {got}; accepted: {first['msg'].removeprefix('Input should be ')}"
+
+
+def _fields(names: list[str]) -> list[str]:
+    """What the part of a record may hold whose last name is given."""
+    return _FIELDS.get(names[-2], _FIELDS[""]) if len(names) > 1 else _FIELDS[""]
+
+
+def check_appendable(path: Path) -> None:
+    """Refuse, before any work is done, a place where no record can be appended; raises TraceError or WriteError."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise WriteError(f"--trace {path} cannot be written; accepted: a file, new or a trace, in a folder that exists")
+    if path.is_file() and path.stat().st_size:
+        first = next(_read(path), None)
+        if first is None:
+            raise TraceError(f"--trace {path} is not a trace; accepted: a file, new or a trace")
+    target = path if path.exists() else path.absolute().parent
+    if not os.access(target, os.W_OK):
+        raise WriteError(f"--trace {path} cannot be written: no permission; choose another place")
+
+
+def append(path: Path, record: Record) -> None:
+    """Append a record as one line, whole or not at all; raises WriteError."""
+    line = record.model_dump_json(exclude_none=True).encode() + b"\n"
+    try:
+        with path.open("ab+", buffering=0) as file:
+            _append(file, line)
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
+
+
+def _append(file: BinaryIO, line: bytes) -> None:
+    """Append under a lock, so that two runs may share a file; what is written by half is taken back."""
+    _lock(file)
+    if not file.seekable():
+        file.write(line)
+        return
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            line = b"\n" + line
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with suppress(OSError):  # a device has nothing to take back
+            file.truncate(end)
+        raise
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait for others that append; released when the file is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text whole or not at all; a link is followed. Raises WriteError."""
+    goal = path.resolve()
+    partial = goal.with_name(f"{goal.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(goal)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WriteError(f"{path} cannot be written: {error.strerror}; choose another place with --out") from None

@@ -1,0 +1,198 @@
+"""The record of one generation in a trace file: what was written, what happened to it, the uncontrolled run beside it.
+
+A closed, versioned schema; unknown keys are refused. The file around it is `files`, what is made of it for the page
+`layout`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ...controller.text import Codec
+from ...controller.trace import Decision, Generation, Span, Usage
+from ..reading import final_answer
+
+VERSION: Literal[1] = 1
+Kind = Literal["kept", "forced", "trimmed", "delegated"]
+_KINDS: Mapping[str, Kind] = {"sampled": "kept", "forced": "forced", "delegated": "delegated"}
+
+
+class Strict(BaseModel):
+    """What all parts of a record share: nothing unknown, nothing converted, nothing edited, no NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Segment(Strict):
+    """A run of text of one kind. Trimmed text was sampled and taken back: it is no part of the output."""
+
+    kind: Kind
+    text: str
+    thinking: bool
+
+
+class Token(Strict):
+    """One output token; entropy in nats of the distribution it was drawn from, probe values by the probe's name."""
+
+    text: str
+    entropy: float | None = None
+    probe: dict[str, float] | None = None
+
+
+class Run(Strict):
+    """One run of a prompt. `tokens`, if given, spell the output, so that positions, which count them, find their place.
+
+    A token that ends within a character has an empty text; the character belongs to the token that completes it.
+    """
+
+    answer: str
+    tier: str
+    finish_reason: str
+    usage: Usage
+    segments: tuple[Segment, ...]
+    tokens: tuple[Token, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """All that was written after the prompt and stayed."""
+        return "".join(s.text for s in self.segments if s.kind != "trimmed")
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        if min(asdict(self.usage).values()) < 0 or min((d.position for d in self.decisions), default=0) < 0:
+            raise ValueError("a count of tokens or a position is negative; accepted: 0 or more")
+        if self.tokens and "".join(t.text for t in self.tokens) != self.output:
+            raise ValueError("'tokens' spell another text than 'segments'; accepted: the same, trimmed ones left out")
+        return self
+
+
+class Asked(Strict):
+    """What was asked, and the right answer if it is known."""
+
+    version: Literal[1]
+    id: str = Field(min_length=1)
+    question: str
+    gold: str | None = None
+
+
+class Record(Run, Asked):
+    """One line of a trace file; `uncontrolled` is the same prompt without control."""
+
+    uncontrolled: Run | None = None
+
+
+def record_of(
+    generation: Generation,
+    question: str,
+    uncontrolled: Generation | None = None,
+    *,
+    codec: Codec | None = None,
+    gold: str | None = None,
+    name: str | None = None,
+    entropy: Sequence[float] | None = None,
+    probe: Mapping[str, Sequence[float]] | None = None,
+) -> Record:
+    """The record of a generation.
+
+    codec: of the model's tokenizer; without it no tokens are recorded. entropy, probe: one value per output token.
+    name: the record's id, by default a hash of what was asked and written.
+    """
+    run = run_of(generation, codec, entropy, probe)
+    return Record(
+        version=VERSION,
+        id=name or hashlib.sha256(f"{question}\0{generation.text}".encode()).hexdigest()[:12],
+        question=question,
+        gold=gold,
+        uncontrolled=None if uncontrolled is None else run_of(uncontrolled, codec),
+        **dict(run),
+    )
+
+
+def run_of(
+    generation: Generation,
+    codec: Codec | None = None,
+    entropy: Sequence[float] | None = None,
+    probe: Mapping[str, Sequence[float]] | None = None,
+) -> Run:
+    """The part of a record that tells one run; see `record_of`."""
+    return Run(
+        answer=final_answer(generation),
+        tier=generation.tier,
+        finish_reason=generation.finish_reason,
+        usage=generation.usage,
+        segments=tuple(_segments(generation)),
+        tokens=() if codec is None else tuple(_tokens(generation, codec, entropy, probe or {})),
+        decisions=generation.trace,
+    )
+
+
+def _spans(generation: Generation) -> Sequence[Span]:
+    return generation.spans or (Span("sampled", generation.text),)
+
+
+def _segments(generation: Generation) -> Iterator[Segment]:
+    """The spans, cut where thinking ends; a marker belongs to the thinking, as in `parts.split_output`."""
+    spans = _spans(generation)
+    left = _thinking_length("".join(span.text for span in spans), generation)
+    for span in spans:
+        kind = _KINDS[span.kind]
+        for text, thinking in ((span.text[:left], True), (span.text[left:], False)):
+            if text:
+                yield Segment(kind=kind, text=text, thinking=thinking)
+        left = max(0, left - len(span.text))
+
+
+def _thinking_length(text: str, generation: Generation) -> int:
+    """Characters of an output before its answer."""
+    if not generation.usage.thinking:
+        return 0
+    start = text.rfind(generation.answer) if generation.answer else -1
+    return len(text) if start < 0 else start
+
+
+def _tokens(
+    generation: Generation, codec: Codec, entropy: Sequence[float] | None, probe: Mapping[str, Sequence[float]]
+) -> Iterator[Token]:
+    texts = _texts(generation, codec)
+    for name, column in (("entropy", entropy), *probe.items()):
+        if column is not None and len(column) != len(texts):
+            raise ValueError(f"{len(column)} values of {name!r} for {len(texts)} tokens; accepted: one for each")
+    for i, text in enumerate(texts):
+        values = {name: float(column[i]) for name, column in probe.items()}
+        yield Token(text=text, entropy=None if entropy is None else float(entropy[i]), probe=values or None)
+
+
+def _texts(generation: Generation, codec: Codec) -> list[str]:
+    """The text of each token; none at all if they cannot be made to spell the spans."""
+    spans, ids, texts = _spans(generation), generation.token_ids, list[str]()
+    for span in spans:
+        texts += _pieces(ids[len(texts) :], span.text, codec)
+    whole = len(texts) == len(ids) and "".join(texts) == "".join(span.text for span in spans)
+    return texts if whole else []
+
+
+def _pieces(ids: Sequence[int], wanted: str, codec: Codec) -> list[str]:
+    """What each of the first tokens adds to the text that they spell, which was decoded in one go.
+
+    A token is decoded with those before it: alone it may lose a leading space, or be a part of a character only.
+    """
+    texts, length, start, done = list[str](), 0, 0, 0
+    for end in range(1, len(ids) + 1):
+        text = codec.decode(ids[start:end])[len(codec.decode(ids[start:done])) :]
+        if length + len(text) > len(wanted):
+            break
+        if text.endswith("\ufffd"):
+            texts.append("")
+            continue
+        texts.append(text)
+        length += len(text)
+        start, done = done, end
+    if texts:
+        texts[-1] += wanted[length:]  # a character that never became whole
+    return texts

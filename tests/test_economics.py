@@ -1,0 +1,234 @@
+"""Costs of a right answer, scores and resampling against worked examples of their papers and against sampling."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from tersely.controller.errors import OptionError, TerselyError
+from tersely.evaluation.economics.passes import (
+    EXPERT_USD,
+    HUMAN,
+    EconomicsError,
+    cost_of_pass,
+    costs_of_pass,
+    essentialness,
+    frontier,
+    gain,
+    set_cost_of_pass,
+)
+from tersely.evaluation.economics.resampling import (
+    Kind,
+    Verifier,
+    attempt_value,
+    ceiling,
+    limit,
+    optimal_attempts,
+    outcome,
+)
+from tersely.evaluation.economics.scores import Search, duplicate_rate, e3
+from tersely.evaluation.stats import Interval
+
+# --- cost-of-pass
+
+
+def test_cost_of_pass_is_mean_cost_over_mean_success() -> None:
+    assert cost_of_pass([1.0, 3.0], [1, 0]) == 4.0, "2 a run, every second run right"
+    assert cost_of_pass([0.0, 4.0, 2.0, 2.0], [0, 1, 1, 1]) == pytest.approx(2 / 0.75)
+    assert cost_of_pass([1.0, 1.0], [0, 0]) == math.inf
+    assert cost_of_pass([0.0], [0]) == math.inf
+
+
+def test_smoothing_turns_no_success_into_a_bound_that_tightens() -> None:
+    assert cost_of_pass([1.0] * 8, [0] * 8, prior=0.5) == pytest.approx(9 / 0.5)
+    assert cost_of_pass([1.0] * 80, [0] * 80, prior=0.5) > cost_of_pass([1.0] * 8, [0] * 8, prior=0.5)
+    assert cost_of_pass([1.0] * 8, [1] * 8, prior=0.5) == pytest.approx(9 / 8.5)
+
+
+def test_each_problem_has_its_own() -> None:
+    costs, passes = [[1.0, 3.0], [1.0, 1.0]], [[1, 0], [0, 0]]
+    assert costs_of_pass(costs, passes).tolist() == [4.0, math.inf]
+    assert costs_of_pass([2.0, 3.0], [1, 0]).tolist() == [2.0, math.inf]
+    assert cost_of_pass(costs, passes) == 6.0, "of the set: 1.5 a run, a quarter right"
+
+
+WAYS = {"small": [1.0, 6.0, math.inf, math.inf], "large": [4.0, 4.0, 8.0, math.inf]}
+
+
+def test_the_frontier_takes_the_cheapest_on_each_problem() -> None:
+    found = frontier(WAYS, human=EXPERT_USD["AIME"])
+    assert found.values.tolist() == [1.0, 4.0, 8.0, 20.0]
+    assert found.best == ("small", "large", "large", HUMAN)
+    assert found.mean == 33 / 4
+    assert found.by_set(["easy", "easy", "hard", "hard"]) == {"easy": 2.5, "hard": 14.0}
+    assert found.interval().low < found.mean < found.interval().high
+
+
+def test_a_frontier_without_the_human_may_be_infinite() -> None:
+    found = frontier(WAYS)
+    assert found.mean == math.inf
+    assert found.best[-1] is None
+    with pytest.raises(EconomicsError, match=r"1 of 4 problems nobody passes.*human expert"):
+        found.interval()
+
+
+def test_the_human_alone_is_a_frontier() -> None:
+    assert frontier({}, human=58.0).mean == 58.0
+    assert gain({"large": [8.0, 100.0]}, "large", human=58.0).estimate == (50 + 0) / 2
+
+
+def test_a_gain_is_what_the_frontier_falls_by() -> None:
+    assert gain(WAYS, "small", human=20.0).estimate == pytest.approx((4 + 4 + 8 + 20) / 4 - 33 / 4)
+    assert gain(WAYS, "large", human=20.0).estimate == pytest.approx((1 + 6 + 20 + 20) / 4 - 33 / 4)
+    assert gain(WAYS, ["small", "large"], human=20.0).estimate == pytest.approx(20 - 33 / 4)
+    assert essentialness(WAYS, "large", human=20.0).estimate == pytest.approx(1 - 33 / 47)
+    found = gain(WAYS, "small", human=20.0)
+    assert found.low <= found.estimate <= found.high
+
+
+def test_voting_that_changes_no_success_gains_nothing() -> None:
+    right = [[1, 0, 1, 0], [1, 1, 1, 1]]
+    once = costs_of_pass(np.full((2, 4), 1.0), right)
+    thrice = costs_of_pass(np.full((2, 4), 3.0), right)
+    assert gain({"once": once, "vote of 3": thrice}, "vote of 3", human=20.0) == Interval(0, 0, 0)
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    for call, said in (
+        (lambda: cost_of_pass([1.0, 2.0], [1]), "same shape"),
+        (lambda: cost_of_pass([], []), "not empty"),
+        (lambda: costs_of_pass([[1.0]], [1]), "same shape"),
+        (lambda: frontier({"a": [1.0], "b": [1.0, 2.0]}), "ask all of them the same"),
+        (lambda: frontier({}), "no way of answering"),
+        (lambda: frontier(WAYS).by_set(["one"]), "name one for each"),
+        (lambda: gain(WAYS, "smal"), "did you mean 'small'"),
+        (lambda: gain(WAYS, "small"), "nobody passes"),
+    ):
+        with pytest.raises(TerselyError, match=said):
+            call()
+
+
+def test_the_interval_of_a_set_covers_and_may_be_open() -> None:
+    rng, hits = np.random.default_rng(0), 0
+    for seed in range(200):
+        right = rng.random(120) < 0.4
+        costs = np.where(right, 1.0, 3.0) + rng.normal(0, 0.1, 120)
+        found = set_cost_of_pass(costs, right, resamples=400, seed=seed)
+        hits += found.low <= (0.4 * 1 + 0.6 * 3) / 0.4 <= found.high
+    assert 0.9 <= hits / 200 <= 0.99
+    open_end = set_cost_of_pass([1.0] * 8, [1, 0, 0, 0, 0, 0, 0, 0])
+    assert (open_end.estimate, open_end.high) == (8.0, math.inf)
+    assert 1.0 < open_end.low < 8.0
+
+
+# --- E3, ISR and ISE
+
+
+def test_e3_takes_percent_and_reproduces_the_reported_gains() -> None:
+    assert e3(0.9481, 2381) == pytest.approx(94.81**2 / 2381)
+    assert e3(0.4, 10_000) == pytest.approx(0.16)
+    # TravelPlanner, 0.16 before: the two versions of the paper report +187.5 % and +193.8 %.
+    for score, reported in ((0.46, 1.875), (0.47, 1.938)):
+        accuracy = math.sqrt(score * 10_000) / 100
+        assert e3(accuracy, 10_000) / e3(0.4, 10_000) - 1 == pytest.approx(reported, abs=6e-4)
+    assert e3(0.5, 100) == 2 * e3(0.5, 200) == 4 * e3(0.25, 100)
+    assert (e3(0.0, 0), e3(1.0, 0)) == (0.0, math.inf)
+
+
+@pytest.mark.parametrize(("accuracy", "tokens"), [(94.8, 100), (-0.1, 100), (0.5, -1), (math.nan, 1)])
+def test_e3_refuses_what_is_no_share(accuracy: float, tokens: float) -> None:
+    with pytest.raises(OptionError, match="accepted"):
+        e3(accuracy, tokens)
+
+
+def test_isr_and_ise_count_required_entities_only() -> None:
+    found = Search(frozenset("abcd"), frozenset("abxyz"), steps=10)
+    assert (found.isr, found.ise) == (0.5, 0.2)
+    assert found.worth_keeping
+    whole = Search(frozenset("abcd"), frozenset("abcd"), steps=100)
+    assert (whole.isr, whole.ise) == (1.0, 0.04), "four steps in a hundred find something"
+    assert not whole.worth_keeping
+    assert not Search(frozenset("abcdefghij"), frozenset("abc"), steps=3).worth_keeping, "an ISR of 0.3 is not above it"
+
+
+def test_a_search_needs_entities_and_steps() -> None:
+    with pytest.raises(OptionError, match="no entity"):
+        Search(frozenset(), frozenset("a"), steps=1)
+    with pytest.raises(OptionError, match="1 or more"):
+        Search(frozenset("a"), frozenset("a"), steps=0)
+
+
+def test_duplicate_actions() -> None:
+    assert duplicate_rate(["a", "b", "a", "a"]) == 0.5
+    assert duplicate_rate([]) == 0.0
+
+
+# --- resampling with an imperfect verifier
+
+LLAMA_8B = [Kind(0.58, 0.87), Kind(0.42, 0.13)]
+HUMAN_EVAL = Verifier(true_positive=1.0, false_positive=0.25)
+
+
+def test_the_worked_example() -> None:
+    assert limit(0.87, HUMAN_EVAL) == pytest.approx(0.964, abs=5e-4)
+    assert limit(0.13, HUMAN_EVAL) == pytest.approx(0.374, abs=5e-4)
+    assert ceiling(LLAMA_8B, HUMAN_EVAL) == pytest.approx(0.716, abs=5e-4)
+    assert attempt_value(1, LLAMA_8B, HUMAN_EVAL, penalty=4) == pytest.approx(0.118, abs=5e-4)
+    assert attempt_value(2, LLAMA_8B, HUMAN_EVAL, penalty=4) == pytest.approx(-0.161, abs=5e-4)
+    assert optimal_attempts(LLAMA_8B, HUMAN_EVAL, penalty=4) == 1
+
+
+def test_fewer_attempts_the_dearer_a_false_pass() -> None:
+    best = [optimal_attempts(LLAMA_8B, HUMAN_EVAL, penalty=p) for p in (1, 2, 4, 8)]
+    assert best[-1] == 0
+    numbers = [b for b in best if b is not None]
+    assert numbers == sorted(numbers, reverse=True)
+    assert optimal_attempts(LLAMA_8B, HUMAN_EVAL, penalty=0) is None
+    assert optimal_attempts(LLAMA_8B, Verifier(1.0, 0.0), penalty=8) is None, "a perfect verifier is worth waiting for"
+
+
+def test_the_optimum_is_where_the_sum_of_values_peaks() -> None:
+    kinds, verifier = [Kind(0.3, 0.6), Kind(0.4, 0.2), Kind(0.3, 0.02)], Verifier(0.9, 0.05)
+    best = optimal_attempts(kinds, verifier, penalty=4)
+    values = np.cumsum([attempt_value(k, kinds, verifier, 4) for k in range(1, 200)])
+    assert best == int(values.argmax()) + 1
+    assert 1 < best < 199
+
+
+def test_the_formulas_agree_with_sampling() -> None:
+    rng, rate, verifier, trials = np.random.default_rng(3), 0.3, Verifier(0.8, 0.2), 40_000
+    right = rng.random((trials, 3)) < rate
+    passed = rng.random((trials, 3)) < np.where(right, 0.8, 0.2)
+    any_pass, first = passed.any(axis=1), passed.argmax(axis=1)
+    good = right[np.arange(trials), first] & any_pass
+    found = outcome(rate, verifier, 3)
+    assert found.right == pytest.approx(good.mean(), abs=0.01)
+    assert found.given_up == pytest.approx(1 - any_pass.mean(), abs=0.01)
+    assert found.right + found.wrong + found.given_up == pytest.approx(1)
+    assert limit(rate, verifier) == pytest.approx(good.sum() / any_pass.sum(), abs=0.01)
+    many = outcome(rate, verifier, 500)
+    assert many.right == pytest.approx(limit(rate, verifier))
+
+
+def test_problems_that_never_pass_are_left_out_of_the_ceiling() -> None:
+    exact = Verifier(1.0, 0.0)
+    assert math.isnan(limit(0.0, exact))
+    assert ceiling([Kind(0.5, 0.1), Kind(0.5, 0.0)], exact) == 1.0
+    assert outcome(0.0, exact, 10).given_up == 1.0
+    with pytest.raises(OptionError, match="nothing can ever pass"):
+        ceiling([Kind(1.0, 0.0)], exact)
+
+
+def test_rates_are_shares() -> None:
+    for call, said in (
+        (lambda: Verifier(1.2, 0.1), "true_positive is 1.2"),
+        (lambda: Kind(0.5, -0.1), "rate is -0.1"),
+        (lambda: ceiling([Kind(0.5, 0.5)], HUMAN_EVAL), "add up to 0.5"),
+        (lambda: attempt_value(1, LLAMA_8B, HUMAN_EVAL, -1), "penalty is -1"),
+        (lambda: outcome(0.5, HUMAN_EVAL, -1), "attempts are -1"),
+        (lambda: optimal_attempts(LLAMA_8B, Verifier(0.1, 0.2), 1), "more often"),
+    ):
+        with pytest.raises(OptionError, match=said):
+            call()

@@ -1,0 +1,291 @@
+"""Answers compared beyond spelling, and the process that compares them: nothing may hang or crash the caller."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tersely.controller.errors import OptionError
+from tersely.evaluation.tasks import equality
+from tersely.evaluation.tasks.deadline import AnswerError, CrashError, HelperError, LateError, Worker
+from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers
+from tersely.evaluation.tasks.questions import Question
+from tersely.evaluation.tasks.worker import level
+
+TOWER = "9^{9^{9^{9}}}"
+PATIENT = 60.0  # no right answer may depend on how busy the machine is
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[AnswerChecker]:
+    pytest.importorskip("math_verify")
+    with AnswerChecker(PATIENT) as checker:
+        yield checker
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[AnswerChecker]:
+    pytest.importorskip("math_verify")
+    with AnswerChecker(deadline=1.0) as checker:
+        yield checker
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> AnswerChecker:
+    """A checker where math-verify is not installed."""
+    monkeypatch.setattr(equality, "find_spec", lambda name: None)
+    return AnswerChecker()
+
+
+# -- what is equal -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\frac{1}{2}", r"\dfrac12"),
+        (r"\frac{1}{2}", "0.5"),
+        ("1/3", "0.333333"),
+        (r"1\frac{4}{5}", "9/5"),
+        (r"\left( 3, \frac{\pi}{2} \right)", r"(3,\pi/2)"),
+        (r"\left(\frac{3}{5},\frac{8}{3}\right]", r"\left ( \frac35 , \frac83 \right ]"),
+        ("(8,-2)", r"\left(8, -2\right)."),
+        ("3, 5, 7", "3,5,7"),
+        ("-2,1", r"\(1, -2\)"),
+        (r"3 \pm 2 \sqrt{2}", r"3+2\sqrt2, 3-2\sqrt2"),
+        (r"x \in [-2,7]", "[-2,7]"),
+        ("x=5", "5"),
+        (r"90^\circ", "90"),
+        (r"90^\circ", "90 degrees"),
+        ("12", r"12\text{ cm}"),
+        (r"\$18.90", "18.9"),
+        (r"11,\! 111,\! 111,\! 100", "11111111100"),
+        ("12345", "12{,}345"),
+        (r"7\pi", "7 pi"),
+        (r"2\sqrt{113}", "2sqrt(113)"),
+        (r"2\sqrt{113}", "2√113"),
+        ("(a+5)(b+2)", "ab + 2a + 5b + 10"),
+        (r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\begin{bmatrix} 0.2 \\ -3.6 \end{bmatrix}"),
+        ("4210_{5}", "4210_5"),
+        (r"\text{(E)}", "E"),
+        (r"\text{even}", "Even."),
+    ],
+)
+def test_other_spellings_are_equal(checker: AnswerChecker, gold: str, answer: str) -> None:
+    assert checker.check(gold, answer).outcome == "equal"
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("(2,4)", "(2,4]"),
+        ("(2,4)", "(4,2)"),
+        ("-2,1", "-21"),
+        ("3, 5, 7", "357"),
+        ("2k+2", "2n+2"),
+        (r"\frac{2}{1005}", "0.00199"),  # six decimal places alone would pass it
+        (".0000672", ".0000671"),
+        ("52_8", "52_9"),
+        (r"\text{east}", "seat"),  # algebra would call them one product
+        (r"\text{(E)}", "(B)"),
+        ("5", "5, 6"),
+        (r"\pi", "3.14"),
+    ],
+)
+def test_near_misses_are_wrong(checker: AnswerChecker, gold: str, answer: str) -> None:
+    assert checker.check(gold, answer).outcome == "different"
+
+
+@pytest.mark.parametrize("answer", ["", "   ", "I cannot tell", "x^2+", r"\frac{1}{", "}{", "1" + "+1" * LONGEST])
+def test_what_says_nothing_is_told_apart_from_what_is_wrong(checker: AnswerChecker, answer: str) -> None:
+    before = checker.report()
+    assert checker.check("5", answer).outcome == "unparsable"
+    assert checker.report() == {**before, "unparsable": int(str(before["unparsable"])) + 1}
+
+
+def test_gold_comes_first(checker: AnswerChecker) -> None:
+    assert checker.check("x>2", r"(2,\infty)").equal
+    assert not checker.check(r"(2,\infty)", "x>2").equal
+
+
+def test_each_comparison_says_what_settled_it(checker: AnswerChecker) -> None:
+    assert checker.check("1,200", "1200").method == "exact"
+    assert checker.check("x", "\\mathrm{x}").method == "math-verify"
+    assert checker.report()["method"] == "math-verify"
+
+
+def test_without_math_verify_only_spelling_counts(exact: AnswerChecker) -> None:
+    assert exact.report()["method"] == "exact"
+    assert exact.check("1,200", r"\boxed{1200}").equal
+    assert exact.check(r"\frac{1}{2}", "0.5") == equality.Equality("different", "exact")
+    assert exact.check("5", "").outcome == "unparsable"
+
+
+def test_a_benchmark_asks_in_one_line(checker: AnswerChecker) -> None:
+    asked = [(Question("a", "?", r"\frac12"), "0.5"), (Question("b", "?", "7"), "8"), (Question("c", "?", "7"), "7.")]
+    assert right_answers(asked, checker) == [True, False, True]
+
+
+# -- nothing hangs -------------------------------------------------------------------------------------------------
+
+
+def test_a_hanging_comparison_is_given_up_counted_and_not_tried_again() -> None:
+    pytest.importorskip("math_verify")
+    with AnswerChecker(deadline=1.0) as checker:
+        checker.check("1", "2")  # the libraries are loaded outside the deadline
+        assert checker.check("5", TOWER) == equality.Equality("timeout", "math-verify")
+        started = time.monotonic()
+        assert not checker.check("5", TOWER).equal
+        assert time.monotonic() - started < 0.5
+        assert checker.timeouts == checker.report()["timeouts"] == 2
+        checker.deadline = PATIENT
+        assert checker.check(r"\frac12", "0.5").equal, "a killed process has to be replaced"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "10**10**10",
+        "{" * 9_000,
+        r"\sqrt{" * 1_600,
+        "(" * 4_900 + ")" * 4_900,
+        r"\begin{pmatrix}" * 300,
+        "x" * 1_000_000,
+        r"\boxed{" * 140_000,
+        "5\0{\0",
+        "\ud800",
+        "1" * 9_999,
+        r"\frac{",
+    ],
+    ids=range(11),
+)
+def test_hostile_texts_are_survived(hasty: AnswerChecker, answer: str) -> None:
+    started = time.monotonic()
+    assert not hasty.check("7", answer).equal
+    assert time.monotonic() - started < PATIENT
+
+
+def test_threads_share_a_checker(checker: AnswerChecker) -> None:
+    pairs = [(f"\\frac{{{n}}}{{4}}", str((n + shift) / 4)) for n in range(1, 12, 2) for shift in (0, 4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda pair: checker.check(*pair).equal, pairs * 2))
+    assert found == [True, False] * (len(pairs))
+
+
+def test_a_checker_starts_nothing_before_it_must_and_leaves_nothing_behind() -> None:
+    pytest.importorskip("math_verify")
+    with AnswerChecker(PATIENT) as checker:
+        assert checker.check("5", "5").equal
+        worker = checker._workers["math_verify"]
+        assert worker._process is None
+        assert checker.check("5", "10/2").equal
+        process = worker._process
+        assert process is not None and process.poll() is None
+        assert checker.check("6", "12/2").equal and worker._process is process
+    assert process.poll() is not None
+
+
+def test_a_script_without_a_main_guard_can_compare(tmp_path: Path) -> None:
+    pytest.importorskip("math_verify")
+    script = tmp_path / "script.py"
+    code = (
+        "from tersely.evaluation.tasks.equality import AnswerChecker as A\nwith A(60) as c: print(c.check('5', '10/2'))"
+    )
+    script.write_text(code)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert "outcome='equal', method='math-verify'" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_deadline_has_to_be_one() -> None:
+    for wrong in (0, -1, float("nan")):
+        with pytest.raises(OptionError, match="accepted: seconds above 0"):
+            AnswerChecker(wrong)
+
+
+# -- the helper process --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    pytest.importorskip("math_verify")
+    with Worker("math_verify") as worker:
+        yield worker
+
+
+def test_silence_is_told_apart_from_a_crash_and_an_error(worker: Worker) -> None:
+    with pytest.raises(LateError, match=r"no answer within 0\.5 s"):
+        worker.ask("compare", "5", TOWER, seconds=0.5)
+    with pytest.raises(AnswerError, match="KeyError"):
+        worker.ask("guess", seconds=PATIENT)
+    worker.ask("compare", "5", "5", seconds=PATIENT)
+    assert worker._process is not None
+    timer = threading.Timer(0.5, worker._process.kill)
+    timer.start()
+    with pytest.raises(CrashError, match="ended without an answer"):
+        worker.ask("compare", "5", TOWER, seconds=PATIENT)
+    timer.join()
+    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+
+
+def test_a_process_lost_while_idle_is_replaced(worker: Worker) -> None:
+    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+    assert worker._process is not None
+    worker._process.kill()
+    worker._process.wait()
+    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to one thread")
+def test_an_interrupted_question_leaves_no_answer_behind(worker: Worker) -> None:
+    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+    main = threading.main_thread().ident
+    assert main is not None
+    timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        worker.ask("compare", "5", TOWER, seconds=PATIENT)
+    timer.join()
+    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+
+
+def test_a_library_that_does_not_start_is_named() -> None:
+    with Worker("no_such") as worker, pytest.raises(HelperError, match=r"no-such does not start .*reinstall"):
+        worker.ask("compare", "1", "1", seconds=1)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="rests on signals")
+def test_a_helper_ends_itself_when_nobody_is_left_to_kill_it() -> None:
+    pytest.importorskip("math_verify")
+    code = (
+        "import os, sys\nfrom tersely.evaluation.tasks.deadline import Worker\nw = Worker('math_verify')\n"
+        "w.ask('compare', '1', '1', seconds=60)\nprint(w._process.pid, flush=True)\n"
+        f'w._process.stdin.write(b\'["compare", 0.1, "5", "{TOWER}"]\\n\'); w._process.stdin.flush(); os._exit(0)'
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    pid, until = int(done.stdout), time.monotonic() + PATIENT
+    while time.monotonic() < until:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the helper is still computing")
+
+
+def test_levels_follow_what_a_problem_says_of_its_ranges() -> None:
+    ranges = {"terms": (2, 6), "digits": (1, 4), "fixed": (3, 3), "name": "x"}
+    assert level({"difficulty": ranges, "terms": 2, "digits": 1}) == 1
+    assert level({"difficulty": ranges, "terms": 6, "digits": 4}) == 5
+    assert level({"difficulty": ranges, "terms": 4}) == 3
+    assert level({"difficulty": ranges, "fixed": 3}) is None
+    assert level({"difficulty": 2.0}) is None

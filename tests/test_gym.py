@@ -1,0 +1,134 @@
+"""Tasks of reasoning-gym: the same problems for the same seed, none in two splits, scored by their own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+from tersely.controller.errors import OptionError
+from tersely.evaluation.tasks import gym
+from tersely.evaluation.tasks.deadline import Worker
+from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
+from tersely.evaluation.tasks.problems import SPLITS
+from tersely.evaluation.tasks.questions import Question, TaskError, load
+
+PATIENT = 60.0
+
+
+def need_package() -> None:
+    pytest.importorskip("reasoning_gym")
+
+
+@pytest.fixture(scope="module")
+def sums() -> list[Question]:
+    need_package()
+    return load("gym:chain_sum", "test", 40, 0)
+
+
+@pytest.fixture(scope="module")
+def checker() -> Iterator[AnswerChecker]:
+    need_package()
+    with AnswerChecker(PATIENT) as checker:
+        yield checker
+
+
+def test_a_seed_gives_the_same_questions_and_another_gives_others(sums: list[Question]) -> None:
+    assert load("gym:chain_sum", "test", 40, 0) == sums
+    assert [q.problem for q in load("gym:chain_sum", "test", 40, 1)] != [q.problem for q in sums]
+
+
+def test_questions_look_like_those_of_any_task(sums: list[Question]) -> None:
+    assert len({q.id for q in sums}) == len(sums) == 40
+    assert sums[3].id == "gym:chain_sum-test-0-3"
+    assert {q.kind for q in sums} == {"chain_sum"}
+    assert {1, 3} < {q.level for q in sums} <= {1, 2, 3, 4, 5}
+    assert all(q.problem.startswith("State the final answer") and q.answer.lstrip("-").isdigit() for q in sums)
+
+
+def test_a_small_pool_is_shared_out_between_the_splits_without_repeats() -> None:
+    need_package()
+    # 216 problems in all, whatever the seed: to ask for more gives those of the split, each once.
+    texts = {split: [q.problem for q in load("gym:string_splitting", split, 500, 0)] for split in SPLITS}
+    for split, other in combinations(SPLITS, 2):
+        assert not set(texts[split]) & set(texts[other])
+    drawn = [text for split in SPLITS for text in texts[split]]
+    assert len(drawn) == len(set(drawn)) > 200
+    assert all(len(texts[split]) > 30 for split in SPLITS)
+
+
+def test_own_scorers_decide(sums: list[Question], checker: AnswerChecker) -> None:
+    asked = [(q, q.answer) for q in sums[:5]] + [(q, f"{q.answer}7") for q in sums[:5]]
+    assert right_answers(asked, checker) == [True] * 5 + [False] * 5
+    assert checker.grade(sums[0], rf"So it is \boxed{{{sums[0].answer}}}.").equal
+    assert checker.grade(sums[0], sums[0].answer).method == "score_answer"
+
+
+def test_one_of_many_right_answers_is_right(checker: AnswerChecker) -> None:
+    (question,) = load("gym:countdown", "test", 1, 0)
+    assert checker.grade(question, f"({question.answer})").equal
+    assert not checker.grade(question, f"{question.answer} + 1").equal
+
+
+def test_lines_of_an_answer_are_kept(checker: AnswerChecker) -> None:
+    (question,) = load("gym:rotate_matrix", "test", 1, 0)
+    assert "\n" in question.answer
+    assert checker.grade(question, rf"\boxed{{{question.answer}}}").equal
+    (question,) = load("gym:syllogism", "fit", 1, 0)
+    assert checker.grade(question, rf"\boxed{{\text{{{question.answer}}}}}").equal
+
+
+def test_a_hostile_answer_neither_hangs_nor_does_anything(tmp_path: Path) -> None:
+    need_package()
+    (question,) = load("gym:countdown", "test", 1, 0)  # its scorer evaluates what it is given
+    mark = tmp_path / "mark"
+    with AnswerChecker(PATIENT) as checker:
+        for answer in (f"open({str(mark)!r}, 'w')", f"__import__('os').system('touch {mark}')", "", "(" * 5_000):
+            assert not checker.grade(question, answer).equal
+        assert not mark.exists()
+        assert checker.grade(question, "__import__('os')._exit(3)").outcome == "crash"
+        checker.grade(question, "1")
+        checker.deadline = 1.0
+        assert checker.grade(question, "9**9**9**9").outcome == "timeout"
+        checker.deadline = PATIENT
+        assert checker.grade(question, question.answer).equal
+
+
+def test_a_scorer_that_trips_over_an_answer_calls_it_unparsable(checker: AnswerChecker) -> None:
+    (question,) = load("gym:prime_factorization", "test", 1, 0)
+    assert checker.grade(question, "no idea").outcome == "unparsable"
+    assert checker.grade(question, question.answer).equal
+
+
+def test_unknown_names_are_met_with_the_nearest_and_all() -> None:
+    need_package()
+    with pytest.raises(OptionError, match=r"'chain_summ'; did you mean 'chain_sum'\? accepted: .*zebra_puzzles"):
+        load("gym:chain_summ", "test", 3, 0)
+    with pytest.raises(OptionError, match="unknown split"):
+        load("gym:chain_sum", "tset", 3, 0)
+    with pytest.raises(OptionError, match="'codeio'"):
+        load("gym:codeio", "test", 3, 0)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gym, "find_spec", lambda name: None)
+    with pytest.raises(TaskError, match=r"'gym:chain_sum' needs reasoning-gym; .*'tersely\[gym\]'"):
+        load("gym:chain_sum", "test", 3, 0)
+
+
+def test_a_generator_that_fails_is_an_error_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_package()
+    monkeypatch.setattr(gym, "_DRAWING", 0.0)
+    with pytest.raises(TaskError, match="gym:chain_sum cannot be drawn: no answer within 0 s"):
+        load("gym:chain_sum", "test", 3, 0)
+
+
+def test_every_process_draws_the_same() -> None:
+    need_package()
+    names = ("acre", "list_functions", "zebra_puzzles", "family_relationships", "word_ladder")  # sets, state, chance
+    with Worker("reasoning_gym") as one, Worker("reasoning_gym") as other:
+        for name in names:
+            first, second = (worker.ask("draw", name, 5, 8, seconds=PATIENT) for worker in (one, other))
+            assert first == second, name
