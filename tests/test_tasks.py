@@ -129,6 +129,10 @@ def test_a_file_is_read_in_order_with_or_without_levels(tmp_path: Path) -> None:
         ([{**GOOD, "level": "hard"}], "line 1: 'level' is 'hard'"),
         ([GOOD, "", GOOD], "line 3: id '1' was used in line 1"),
         (["", ""], "holds no questions"),
+        ([GOOD, "[" * 100_000], "line 2: not JSON"),
+        (['{"id": 1, "problem": "?", "answer": NaN}'], "line 1: 'answer' is nan"),
+        (['{"id": 1, "problem": "?", "answer": 1e999}'], "line 1: 'answer' is inf"),
+        (['{"id": 1, "problem": "\\ud800", "answer": 1}'], "line 1: 'problem' is '\\ud800'"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, lines: list[object], says: str) -> None:
@@ -137,12 +141,20 @@ def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, lines: list[object]
         load(path, "test", None, 0)
 
 
+def test_files_of_other_systems_are_read(tmp_path: Path) -> None:
+    lines = [json.dumps({**GOOD, "id": n}) for n in range(2)]
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    assert [q.id for q in load(str(tmp_path / "q.jsonl"), "test", None, 0)] == ["0", "1"]
+
+
 def test_other_bad_tasks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
     with pytest.raises(TaskError, match="not UTF-8"):
         load(str(tmp_path / "latin.jsonl"), "test", None, 0)
     with pytest.raises(TaskError, match="no task 'gsm8k'"):
         load("gsm8k", "test", None, 0)
+    with pytest.raises(TaskError, match=r"no task 'q+'"):
+        load("q" * 5_000, "test", None, 0)
     with pytest.raises(TaskError, match="limit is 0"):
         load("tiny", "test", 0, 0)
     with pytest.raises(OptionError, match="did you mean 'test'"):
