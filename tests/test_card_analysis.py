@@ -29,8 +29,8 @@ from tersely.evaluation.reading import Reading, Statement, read, tokens_until
 from tersely.evaluation.tasks.problems import Problem, stream
 from tersely.evaluation.tasks.questions import Question
 from tersely.evaluation.vllm_answers import VllmAnswers
+from tersely.training.tiny.responses import respond
 from tersely.training.tiny.tokenizer import build_tokenizer
-from tersely.training.tiny.traces import RESPONSES
 
 MARKERS = Markers("<think>", "</think>")
 MIND_CHANGED = (
@@ -105,7 +105,7 @@ def test_positions_count_whole_tokens() -> None:
 def test_written_traces_are_read_as_they_were_written() -> None:
     rng, repaired = Random(1), 0
     for problem in islice(stream("fit", 1), 60):
-        found = reading(RESPONSES["normal"](problem, rng).text.replace("<|im_end|>", ""))
+        found = reading(respond(problem, "normal", rng).text.replace("<|im_end|>", ""))
         assert found.statements
         assert found.statements[-1].answer == found.final
         assert all(found.verdicts), "the traces never lie about their numbers"
@@ -196,7 +196,7 @@ class WrittenModel:
         rng, mode = Random(3), "hint" if options.policies else options.effort
         made = []
         for question in questions:
-            text = RESPONSES[mode](self.problems[question.id], rng).text.replace("<|im_end|>", "")
+            text = respond(self.problems[question.id], mode, rng).text.replace("<|im_end|>", "")
             done = generation(text, "answer" if mode == "none" else "thinking")
             trace = (Decision("hint once", "inject", "", 9),) if options.policies else ()
             made.append(replace(done, trace=trace, usage=replace(done.usage, prompt=rng.randint(40, 80))))

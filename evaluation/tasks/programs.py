@@ -67,16 +67,16 @@ def draw_work(level: int, rng: Random) -> Work:
     """Sample the work of one problem; levels overlap in shape (short but hard, long but light) on purpose."""
     twist = rng.random() < 0.3
     if level == 1:
-        return Work(1, 15, 0.15)
+        return Work(1, 10, 0.15)
     if level == 2:
-        return Work(rng.choice((3, 4)), 20, 0.0) if twist else Work(2, 50, 0.15)
+        return Work(rng.choice((2, 3)), 15, 0.0) if twist else Work(2, 40, 0.15)
     if level == 3:
-        return Work(2, 400, 0.3) if twist else Work(3, 99, 0.2)
+        return Work(2, 300, 0.3) if twist else Work(3, 80, 0.2)
     if level == 4:
-        return Work(3, 700, 0.35) if twist else Work(4, 250, 0.25)
+        return Work(2, LIMIT, 0.4) if twist else Work(rng.choice((3, 4)), 200, 0.25)
     if level == 5:
-        return Work(4, LIMIT, 0.4) if twist else Work(5, 600, 0.25)
-    return Work(5, LIMIT, 0.45) if twist else Work(rng.choice((6, 7)), LIMIT, 0.3)
+        return Work(3, LIMIT, 0.4) if twist else Work(rng.choice((4, 5)), 300, 0.25)
+    return Work(4, LIMIT, 0.45) if twist else Work(rng.choice((5, 6)), 600, 0.3)
 
 
 def draw_literal(cap: int, rng: Random) -> int:

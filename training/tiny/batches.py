@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...evaluation.tasks.problems import KINDS, Problem, draw, stream
-from ...evaluation.tasks.programs import Work, run
-from .traces import CAREFUL, CHOICE, DIRECT, FAST, FINAL, PLAIN, READ, RESPONSES, SLIP, VERDICT
+from ...evaluation.tasks.programs import Work, draw_work, run
+from .responses import respond
+from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -19,16 +20,22 @@ if TYPE_CHECKING:
 WEIGHTS = {
     PLAIN: 0.3,
     SLIP: 0.0,
-    READ: 1.0,
+    READ: 1.5,
+    COPY: 0.3,
     FAST: 1.5,
-    CAREFUL: 0.7,
+    CAREFUL: 1.0,
     VERDICT: 2.0,
     CHOICE: 2.0,
     FINAL: 1.0,
     DIRECT: 4.0,
 }
-MIX = {"normal": 0.28, "easy": 0.24, "hard": 0.09, "none": 0.20, "hint": 0.09, "cut": 0.10}
-WARM_MIX = {"easy": 0.40, "none": 0.25, "normal": 0.15, "hard": 0.10, "cut": 0.10}
+MIX = {"normal": 0.34, "easy": 0.16, "hard": 0.14, "quiz": 0.10, "none": 0.08, "hint": 0.10, "cut": 0.08}
+BRIEF_MIX = {"normal": 0.22, "easy": 0.20, "hard": 0.28, "quiz": 0.14, "none": 0.08, "hint": 0.04, "cut": 0.04}
+BRIEF = 0.6
+"""The share of training in which thinking is brief: getting a pass right takes long to learn, checking it does not."""
+DRILL = 0.25
+"""The share of training over which drills give way to the full family."""
+QUIZ = 5
 CAPS = (20, 50, 99, 250, 600, 999)
 
 
@@ -57,7 +64,9 @@ def drills(seed: int, progress: list[float]) -> Iterator[Problem]:
         yield Problem("drill", text, str(run(program)[-1]), 0, kind, program, labels)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng: Random) -> tuple[list[int], list[int]]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng: Random, brief: bool = False
+) -> tuple[list[int], list[int]]:
     """Token ids of prompt and response, and the trace class of each (-1 for the prompt)."""
     effort = {"easy": "easy", "hard": "hard", "none": "none"}.get(mode, "normal")
     prompt = tokenizer.apply_chat_template(
@@ -66,7 +75,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng:
         add_generation_prompt=True,
         reasoning_effort=effort,
     )
-    trace = RESPONSES[mode](problem, rng)
+    trace = respond(problem, mode, rng, brief)
     trace.add("<|im_end|>")
     ends, classes, at = [], [], 0
     for text, tag in trace.pieces:
@@ -83,6 +92,19 @@ def encode(tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng:
     return head + body.ids, [-1] * len(head) + tags
 
 
+def quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[list[int], list[int]]:
+    """Several short questions in one row, answered without thinking: one answer a row is too few to learn from."""
+    ids: list[int] = []
+    tags: list[int] = []
+    for _ in range(QUIZ):
+        kind = rng.choice(KINDS)
+        text, program, labels = draw(kind, draw_work(1, rng), rng, rng.random() * 0.5)
+        more = encode(tokenizer, Problem("quiz", text, "", 1, kind, program, labels), "none", rng)
+        ids += more[0]
+        tags += more[1]
+    return ids, tags
+
+
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: list[float]) -> Iterator[Batch]:
     """Endless batches of about `size` padded tokens.
 
@@ -93,15 +115,15 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: 
     light = stream("train", 2000 + seed, levels=(1, 1, 1, 2))
     while True:
         pool = []
-        warm = progress[0] < 0.25
-        mix = WARM_MIX if warm else MIX
-        for _ in range(384):
-            mode = rng.choices(list(mix), list(mix.values()))[0]
-            if mode == "none" and rng.random() < 0.75 and progress[0] > 0.1:
-                problem = next(light)
-            else:
-                problem = next(drill if rng.random() < (1.0 - 3 * progress[0] if warm else 0.1) else full)
-            pool.append(encode(tokenizer, problem, mode, rng))
+        brief = progress[0] < BRIEF
+        mix = BRIEF_MIX if brief else MIX
+        for mode in rng.choices(list(mix), list(mix.values()), k=384):
+            if mode == "quiz":
+                pool.append(quiz(tokenizer, rng))
+                continue
+            drilled = rng.random() < max(0.1, 1.0 - progress[0] / DRILL)
+            source = light if mode == "none" and progress[0] > 0.1 else drill if drilled else full
+            pool.append(encode(tokenizer, next(source), mode, rng, brief))
         pool.sort(key=lambda item: len(item[0]))
         groups: list[list[tuple[list[int], list[int]]]] = []
         group: list[tuple[list[int], list[int]]] = []

@@ -8,7 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from ...evaluation.tasks.problems import stream
-from .traces import RESPONSES
+from .responses import RESPONSES, respond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -28,7 +28,7 @@ def build_tokenizer(problems: int = 3000) -> PreTrainedTokenizerFast:
     texts: list[str] = []
     for problem in islice(stream("train", 0), problems):
         texts += [problem.problem, "\n/easy", "\n/normal", "\n/hard", "user\n", "assistant\n", "system\n", "tool\n"]
-        texts += [make(problem, rng).text.replace("</think>", "") for make in RESPONSES.values()]
+        texts += [respond(problem, mode, rng).text.replace("</think>", "") for mode in RESPONSES]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -23,7 +23,7 @@ from .tokenizer import build_tokenizer
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
 
-CLASS_NAMES = ("plain", "slip", "read", "fast", "careful", "verdict", "choice", "final", "direct")
+CLASS_NAMES = ("plain", "slip", "read", "copy", "fast", "careful", "verdict", "choice", "final", "direct")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Size:
 
 
 SIZES = {
-    "small": Size(128, 320, 3, 4, 32, 4, 5e-3, 4e-3, 4_000_000, 2048),
-    "large": Size(192, 512, 6, 4, 64, 4, 4e-3, 3e-3, 5_000_000, 3072),
+    "small": Size(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 4_000_000, 2048),
+    "large": Size(192, 512, 6, 3, 64, 3, 4e-3, 3e-3, 6_000_000, 2560),
 }
 
 
@@ -202,7 +202,7 @@ def save(model: Any, tokenizer: Any, out: Path, recipe: dict[str, Any]) -> None:
 
     model.generation_config = GenerationConfig(
         do_sample=True,
-        temperature=1.0,
+        temperature=0.6,
         top_p=0.95,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
