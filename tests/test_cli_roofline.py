@@ -22,7 +22,7 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_the_command_tells_both_phases(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "--device", "A100", "--batch", "4", "--usd-per-hour", "2")
-    assert "676,800 parameters in float32" in text
+    assert f"{load_shape('tersely-tiny-small').parameters:,} parameters in float32" in text
     assert "19.5 TFLOP/s, 2039 GB/s" in text
     assert "USD per million tokens" in text
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.startswith(("prefill", "decode"))}
