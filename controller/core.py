@@ -71,6 +71,7 @@ class Controller:
         self._recent: list[int] = []
         self._close_id = _single(codec, markers.close)
         self._open_id = _single(codec, markers.open)
+        self._end_id: int | None = codec.tokenizer.eos_token_id
         self.view = View(self.thinking, budget, len(codec.encode(self._closing_text(closing, "\n\n"))))
         self._sleepers = [_Sleeper(p, self.view) for p in policies]
         bids = [s.resume(None) for s in self._sleepers]
@@ -90,11 +91,19 @@ class Controller:
         if self._completes(token, self.markers.close, self._close_id):
             self.phase = "answer"
             return KEEP
+        if token == self._end_id:
+            return self._ended()
         thinking = self.thinking
         thinking.add(token)
         if len(thinking) < self._next and thinking.boundary != "thought":
             return KEEP
         return self._wake()
+
+    def _ended(self) -> Directive:
+        """The model ended its turn within its thinking: close that instead, or there would be no answer."""
+        self.position -= 1
+        directive = self._carry_out("controller", Close("the model ended its turn within its thinking", phrase=""))
+        return KEEP if directive is KEEP else Directive(directive.force, drop=1)
 
     def _completes(self, token: int, marker: str, marker_id: int | None) -> bool:
         """Whether this token completes a marker, which may be several tokens long and fused with what follows."""

@@ -33,6 +33,8 @@ def replay(
 class WordTokenizer:
     """A tiny reversible tokenizer (words, digits, white space, signs, `<think>` markers) for tests of policies."""
 
+    eos_token_id: int | None = None
+
     chat_template = None
     _PIECES = re.compile(r"</?think>|\n\n|\w+|\s|[^\w\s]")
 

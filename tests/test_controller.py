@@ -156,6 +156,24 @@ def test_nothing_acts_in_the_answer_or_before_thinking():
     assert row.controller.phase == "answer"
 
 
+@pytest.mark.parametrize("shadow", [False, True])
+def test_a_turn_that_ends_within_the_thinking_is_closed_so_that_an_answer_follows(shadow):
+    tokenizer = WordTokenizer()
+    codec = Codec(tokenizer)
+    (end,) = codec.encode("END")
+    tokenizer.eos_token_id = end
+    controller = Controller((Convergence(),), codec, MARKERS, Budget("normal", 500), shadow=shadow)
+    for token in codec.encode("2+3=5.\n"):
+        assert controller.observe(token) is KEEP
+    directive = controller.observe(end)
+    assert codec.decode(directive.force) == ("" if shadow else "\n</think>\n\n")
+    assert directive.drop == (0 if shadow else 1)
+    (decision,) = controller.decisions
+    assert (decision.policy, decision.action, decision.acted) == ("controller", "close", not shadow)
+    if not shadow:
+        assert controller.observe(end) is KEEP, "in the answer it ends as it should"
+
+
 def test_thinking_opened_by_the_model_is_noticed():
     row = Row(Convergence(agree=1), opened=False)
     assert row.feed("<think>\nSo the answer is 5.\n\nmore").endswith("5.\n\n</think>\n\n")
