@@ -27,7 +27,7 @@ export PROMPT
 .PHONY: demo test check format bench clean
 
 demo: $(VENV)/core.stamp
-	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 3
+	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
 
 test: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(or $(ARGS),$(CURDIR)/tests)
