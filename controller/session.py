@@ -35,8 +35,8 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One prompt on its way through the engine."""
+class Prepared:
+    """One prompt on its way: rendered, with its budget, the controller that watches it if any, and the request."""
 
     rendered: Rendered
     budget: Budget
@@ -58,6 +58,21 @@ class Session:
 
     def run(self, prompts: Sequence[Prompt], options: Options, emit: EventSink | None = None) -> list[Generation]:
         """Answer all prompts as one batch, in order; `emit` receives text as it is made."""
+        rows = self.prepare(prompts, options)
+        sink = None
+        if emit is not None:
+            controllers, states = [r.controller for r in rows], [r.rendered.state for r in rows]
+            sink = Narrator(self.codec, self.markers, controllers, states, emit)
+        completions = self.engine.generate([r.request for r in rows], options.sampling, sink)
+        if sink is not None:
+            sink.finish()
+        return [self.finish(row, done) for row, done in zip(rows, completions, strict=True)]
+
+    def prepare(self, prompts: Sequence[Prompt], options: Options) -> list[Prepared]:
+        """Make prompts ready for an engine.
+
+        Raises OptionError, PromptError for a prompt that is too long, CapabilityError if a policy lacks what it needs.
+        """
         if options.max_new_tokens < 1:
             raise OptionError(f"max_new_tokens is {options.max_new_tokens}; accepted: 1 or more")
         policies = make_policies(options.preset, options.policies)
@@ -66,17 +81,9 @@ class Session:
             raise CapabilityError(
                 f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which a policy needs"
             )
-        rows = [self._row(prompt, options, policies) for prompt in prompts]
-        sink = None
-        if emit is not None:
-            controllers, states = [r.controller for r in rows], [r.rendered.state for r in rows]
-            sink = Narrator(self.codec, self.markers, controllers, states, emit)
-        completions = self.engine.generate([r.request for r in rows], options.sampling, sink)
-        if sink is not None:
-            sink.finish()
-        return [self._finish(row, done) for row, done in zip(rows, completions, strict=True)]
+        return [self._prepare(prompt, options, policies) for prompt in prompts]
 
-    def _row(self, prompt: Prompt, options: Options, policies: tuple[Policy, ...]) -> _Row:
+    def _prepare(self, prompt: Prompt, options: Options, policies: tuple[Policy, ...]) -> Prepared:
         question = str(as_messages(prompt)[-1]["content"])
         effort = canonical_effort(options.effort)
         tier = tier_by_length(question) if effort == "auto" else effort
@@ -101,9 +108,10 @@ class Session:
                 opened=rendered.state == "thinking",
                 shadow=options.shadow,
             )
-        return _Row(rendered, budget, controller, Request(rendered.ids, limit, controller))
+        return Prepared(rendered, budget, controller, Request(rendered.ids, limit, controller))
 
-    def _finish(self, row: _Row, done: Completion) -> Generation:
+    def finish(self, row: Prepared, done: Completion) -> Generation:
+        """Make the result of a prepared prompt from what an engine put out."""
         parts = split_output(done.token_ids, self.codec, self.markers, row.rendered.state)
         return Generation(
             text=self.codec.decode(done.token_ids),

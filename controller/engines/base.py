@@ -46,22 +46,42 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Signals:
+    """Of the distribution that a token was sampled from, as the model gives it, before temperature and cuts.
+
+    entropy in nats; top and chosen are the probabilities of the likeliest and of the sampled token.
+    """
+
+    entropy: float
+    top: float
+    chosen: float
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """One row: prompt ids in, at most `max_new_tokens` output tokens (sampled and forced), watched or not."""
+    """One row: prompt ids in, at most `max_new_tokens` output tokens (sampled and forced), watched or not.
+
+    signals: report those of each sampled token.
+    """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     watcher: Watcher | None = None
+    signals: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Output ids without the end-of-sequence token, which of them were forced, and how the row ended."""
+    """Output ids without the end-of-sequence token, which of them were forced, and how the row ended.
+
+    signals: one per token where they were asked for, None at forced tokens; otherwise empty.
+    """
 
     token_ids: tuple[int, ...]
     forced: tuple[bool, ...]
     finish_reason: FinishReason
     dropped: int = 0
+    signals: tuple[Signals | None, ...] = ()
 
 
 TokenSink = Callable[[int, Sequence[int], bool], None]
@@ -77,7 +97,7 @@ class Engine(Protocol):
     name: str
     tokenizer: Any
     capabilities: frozenset[str]
-    """Of: `crop` (directives may drop more than one token), `ragged` (k forced tokens cost one forward)."""
+    """Of: `crop` (directives may drop more than one token), `ragged` (k forced tokens cost one forward), `signals`."""
     context_length: int | None
 
     def generate(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from itertools import compress
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from ..errors import OptionError
 from .base import TokenSink, Watcher
-from .decode import decode
+from .decode import Decoded, decode_rows
 from .rules import refuse_unsupported
+from .stepper import CACHE_NAMES
 
 MakeWatcher = Callable[[list[int]], Watcher | None]
 """Makes the watcher of a row from its prompt ids, padding left out; None leaves the row alone."""
@@ -57,7 +61,7 @@ def as_custom_generate(
         if make_watcher is not None:
             prompts = unpadded(input_ids, model_kwargs.get("attention_mask"))
             watchers = [make_watcher(prompt) for prompt in prompts]
-        return decode(
+        decoded = decode_rows(
             model,
             input_ids,
             logits_processor=logits_processor,
@@ -68,6 +72,7 @@ def as_custom_generate(
             sink=sink,
             **model_kwargs,
         )
+        return _as_generate_output(decoded, input_ids, generation_config)
 
     return generate
 
@@ -79,3 +84,23 @@ def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
         return rows
     keep = attention_mask[:, -input_ids.shape[1] :].tolist()
     return [list(compress(row, mask)) for row, mask in zip(rows, keep, strict=True)]
+
+
+def _as_generate_output(decoded: Decoded, input_ids: Tensor, config: GenerationConfig) -> Any:
+    """Shape a run as `generate` returns it: ids padded on the right, or its output object."""
+    ids = decoded.ids
+    if ids is None:
+        width = max(len(row.tokens) for row in decoded.rows)
+        pad = int(config._pad_token_tensor) if config._pad_token_tensor is not None else 0
+        padded = [row.tokens + [pad] * (width - len(row.tokens)) for row in decoded.rows]
+        ids = torch.cat([input_ids, input_ids.new_tensor(padded, dtype=input_ids.dtype)], dim=1)
+    if not config.return_dict_in_generate:
+        return ids
+    known = {item.name for item in fields(GenerateDecoderOnlyOutput)}
+    values: dict[str, Any] = {
+        "sequences": ids,
+        "scores": tuple(decoded.scores) if config.output_scores else None,
+        "logits": tuple(decoded.logits) if config.output_logits else None,
+        next(name for name in CACHE_NAMES if name in known): decoded.cache,
+    }
+    return GenerateDecoderOnlyOutput(**values)

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput
 
 from .base import TokenSink, Watcher
 from .rows import Edit, Row
 from .rules import Rules, refuse_unsupported, rules_of
-from .stepper import CACHE_NAMES, Stepper, stepper_for
+from .signals import signals_of
+from .stepper import Stepper, stepper_for
 
 _CROWDED = 0.75
 """Rows that have ended leave the batch once no more than this share of it is still at work."""
@@ -36,36 +36,6 @@ class Decoded:
     logits: list[Tensor] = field(default_factory=list)
 
 
-def decode(
-    model: Any,
-    input_ids: Tensor,
-    *,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    watchers: Sequence[Watcher | None] | None = None,
-    streamer: Any = None,
-    sink: TokenSink | None = None,
-    **model_kwargs: Any,
-) -> Any:
-    """Decode input_ids [rows, length] and return what `generate` would: ids padded on the right, or its output object.
-
-    Stopping criteria are asked after each sampled token, not after forced ones.
-    """
-    decoded = decode_rows(
-        model,
-        input_ids,
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        generation_config=generation_config,
-        watchers=watchers,
-        streamer=streamer,
-        sink=sink,
-        **model_kwargs,
-    )
-    return as_generate_output(decoded, input_ids, generation_config)
-
-
 @torch.no_grad()
 def decode_rows(
     model: Any,
@@ -78,9 +48,14 @@ def decode_rows(
     max_new_tokens: Sequence[int] | None = None,
     streamer: Any = None,
     sink: TokenSink | None = None,
+    measured: bool = False,
     **model_kwargs: Any,
 ) -> Decoded:
-    """Decode as `decode` does, with a length limit for each row, and return the rows themselves."""
+    """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
+
+    Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
+    their sampled tokens.
+    """
     watched = watchers is not None and any(watcher is not None for watcher in watchers)
     refuse_unsupported(model, generation_config, model_kwargs, watched)
     complete = not watched and max_new_tokens is None
@@ -100,11 +75,12 @@ def decode_rows(
             last_prompt_token=last[index],
             watcher=watchers[index] if watchers is not None else None,
             sink=sink,
+            measured=measured,
         )
         for index in range(len(last))
     ]
     shrinks = not (complete or rules.record_scores or rules.record_logits)
-    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
+    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks, measured)
     with getattr(model, "_optimize_model_for_decode", nullcontext)():
         loop.run(logits)
     if streamer is not None:
@@ -126,8 +102,10 @@ class _Loop:
         mask: Tensor | None,
         streamer: Any,
         shrinks: bool,
+        measured: bool,
     ) -> None:
         self.stepper, self.rules, self.rows, self.streamer = stepper, rules, rows, streamer
+        self.measured = measured
         self.prompt, self.mask = ids, mask
         own = not hasattr(stepper, "feed")
         self.ids: Tensor | None = ids if rules.reads_ids or own else None
@@ -152,6 +130,7 @@ class _Loop:
             if self.ids is not None:
                 self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
             sampled, stops = self._to_host(tokens)
+            signals = signals_of(logits, tokens) if self.measured else None
             edits: dict[int, Edit] = {}
             ended = False
             for row in live:
@@ -159,7 +138,9 @@ class _Loop:
                 if row.queue:
                     row.queue.popleft()
                     continue
-                if (edit := row.advance(sampled[slot], stops is not None and stops[slot])) is not None:
+                stop = stops is not None and stops[slot]
+                edit = row.advance(sampled[slot], stop, signals[slot] if signals is not None else None)
+                if edit is not None:
                     edits[slot] = edit
                 if row.finish is not None:
                     ended = True
@@ -283,23 +264,3 @@ class _Loop:
             self.streamer.put(
                 torch.tensor([column[place] if place < len(column) else self.rules.pad for column in columns])
             )
-
-
-def as_generate_output(decoded: Decoded, input_ids: Tensor, config: GenerationConfig) -> Any:
-    """Shape a run as `generate` returns it."""
-    ids = decoded.ids
-    if ids is None:
-        width = max(len(row.tokens) for row in decoded.rows)
-        pad = int(config._pad_token_tensor) if config._pad_token_tensor is not None else 0
-        padded = [row.tokens + [pad] * (width - len(row.tokens)) for row in decoded.rows]
-        ids = torch.cat([input_ids, input_ids.new_tensor(padded, dtype=input_ids.dtype)], dim=1)
-    if not config.return_dict_in_generate:
-        return ids
-    known = {item.name for item in fields(GenerateDecoderOnlyOutput)}
-    values: dict[str, Any] = {
-        "sequences": ids,
-        "scores": tuple(decoded.scores) if config.output_scores else None,
-        "logits": tuple(decoded.logits) if config.output_logits else None,
-        next(name for name in CACHE_NAMES if name in known): decoded.cache,
-    }
-    return GenerateDecoderOnlyOutput(**values)

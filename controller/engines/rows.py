@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import CapabilityError, OptionError
-from .base import KEEP, Completion, Directive, FinishReason, TokenSink, Watcher
+from .base import KEEP, Completion, Directive, FinishReason, Signals, TokenSink, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,11 @@ class Row:
         "forced",
         "index",
         "last_prompt_token",
+        "measured",
         "observe",
         "queue",
         "ragged",
+        "signals",
         "sink",
         "slot",
         "tokens",
@@ -57,6 +59,7 @@ class Row:
         last_prompt_token: int,
         watcher: Watcher | None = None,
         sink: TokenSink | None = None,
+        measured: bool = False,
     ) -> None:
         self.index = self.slot = index
         self.eos = eos
@@ -65,23 +68,27 @@ class Row:
         self.last_prompt_token = last_prompt_token
         self.observe: Callable[[int], Directive] | None = watcher.observe if watcher is not None else None
         self.sink = sink
+        self.measured = measured
         self.tokens: list[int] = []
         self.forced: list[bool] = []
+        self.signals: list[Signals | None] = []  # as long as `tokens` if measured, else empty
         self.queue: deque[int] = deque()
         self.finish: FinishReason | None = None
         self.by_eos = False
         self.dropped = 0
 
-    def advance(self, token: int, stop: bool) -> Edit | None:
+    def advance(self, token: int, stop: bool, signals: Signals | None = None) -> Edit | None:
         """Take in a sampled token, let the watcher speak, and return what must be done; None when nothing."""
         if self.observe is not None:
             directive = self.observe(token)
             # A row that ends by itself on a kept token has no use for more tokens.
             ends = not directive.drop and (stop or token in self.eos)
             if directive is not KEEP and (directive.force or directive.drop) and not ends:
-                return self._edit(token, directive)
+                return self._edit(token, directive, signals)
         self.tokens.append(token)
         self.forced.append(False)
+        if self.measured:
+            self.signals.append(signals)
         if token in self.eos:
             self.finish, self.by_eos = "stop", True
             return None
@@ -93,18 +100,20 @@ class Row:
             self.sink(self.index, (token,), False)
         return None
 
-    def _edit(self, token: int, directive: Directive) -> Edit:
+    def _edit(self, token: int, directive: Directive, signals: Signals | None) -> Edit:
         unfed = max(directive.drop - 1, 0)
         self._check(directive, unfed)
         self.dropped += directive.drop
+        if self.measured and unfed:
+            del self.signals[-unfed:]
         for _ in range(unfed):
             self.tokens.pop()
             self.forced.pop()
             if self.sink is not None:
                 self.sink(self.index, (), True)
         before = len(self.tokens)
-        self._append([] if directive.drop else [token], forced=False)
-        self._append(directive.force, forced=True)
+        self._append([] if directive.drop else [token], False, signals)
+        self._append(directive.force, True)
         feed = tuple(self.tokens[before:])
         if not feed:
             # Nothing new to feed, yet the logits after the last kept token are gone: it is fed once more.
@@ -113,7 +122,7 @@ class Row:
         kept = 0 if directive.drop else 1
         return Edit(feed, unfed, directive.drop, feed[kept:])
 
-    def _append(self, tokens: Sequence[int], forced: bool) -> None:
+    def _append(self, tokens: Sequence[int], forced: bool, signals: Signals | None = None) -> None:
         """Put tokens out until the budget is full or an end-of-sequence token was among them."""
         taken = []
         for token in tokens:
@@ -121,6 +130,8 @@ class Row:
                 break
             self.tokens.append(token)
             self.forced.append(forced)
+            if self.measured:
+                self.signals.append(signals)
             if token in self.eos:
                 self.finish, self.by_eos = "stop", True
                 break
@@ -156,5 +167,9 @@ class Row:
         """The row's output without its end-of-sequence token."""
         size = len(self.tokens) - self.by_eos
         return Completion(
-            tuple(self.tokens[:size]), tuple(self.forced[:size]), self.finish or "length", dropped=self.dropped
+            tuple(self.tokens[:size]),
+            tuple(self.forced[:size]),
+            self.finish or "length",
+            dropped=self.dropped,
+            signals=tuple(self.signals[:size]),
         )

@@ -27,7 +27,7 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        self.capabilities = frozenset({"crop", "ragged"}) if can_be_ragged(model) else frozenset[str]()
+        self.capabilities = frozenset({"signals", *(("crop", "ragged") if can_be_ragged(model) else ())})
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
 
@@ -43,12 +43,21 @@ class TransformersEngine:
         if self.model is None:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
         budgets = [self._budget(row, request) for row, request in enumerate(requests)]
+        measured = any(request.signals for request in requests)
         decoded: list[Decoded] = []
 
         def run(model: Any, input_ids: Tensor, **prepared: Any) -> Tensor:
             watchers = [request.watcher for request in requests]
             decoded.append(
-                decode_rows(model, input_ids, watchers=watchers, max_new_tokens=budgets, sink=sink, **prepared)
+                decode_rows(
+                    model,
+                    input_ids,
+                    watchers=watchers,
+                    max_new_tokens=budgets,
+                    sink=sink,
+                    measured=measured,
+                    **prepared,
+                )
             )
             return input_ids
 

@@ -65,7 +65,11 @@ Watching = Generator[Wait | Action, View, None]
 
 
 class Policy(Protocol):
-    """One idea. `name` is unique; `needs` lists engine capabilities beyond plain decoding."""
+    """One idea. `name` is unique; `needs` lists engine capabilities beyond plain decoding.
+
+    A policy that was fitted to questions says which in `learned_from`, their hashes (`tasks.questions.hash_of`); a
+    benchmark then refuses to test it on them.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
