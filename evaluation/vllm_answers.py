@@ -7,21 +7,18 @@ artefact of measuring and are not counted. So this is for measuring what a polic
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..controller.budgets import fit_budget
-from ..controller.core import Controller
+from ..controller.engines.base import Completion, FinishReason, Sampling
 from ..controller.errors import CapabilityError
-from ..controller.parts import spans, split_output
-from ..controller.policies import make_policies
 from ..controller.pretrained import NAMES, path_of
-from ..controller.prompts import Rendered, render
-from ..controller.session import Options, Session
-from ..controller.trace import Generation, Usage
-from .tasks.questions import Question
+from ..controller.session import Options, Prepared, Session
+from ..controller.trace import Generation
+from .answering import Written
 
 # For a small model on a few cores, processes and pinned threads of vLLM's own cost more than they bring.
 _SETTINGS = {
@@ -37,8 +34,7 @@ _SETTINGS = {
 class _Row:
     """One prompt on its way: what stands so far, which of it was forced, and whether more is to come."""
 
-    prompt: Rendered
-    controller: Controller | None
+    prepared: Prepared
     ids: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
     finish: str = ""
@@ -48,7 +44,8 @@ class _Row:
         for token in written:
             self.ids.append(token)
             self.forced.append(False)
-            directive = self.controller.observe(token) if self.controller else None
+            controller = self.prepared.controller
+            directive = controller.observe(token) if controller else None
             if directive is not None and (directive.force or directive.drop):
                 if directive.drop:
                     del self.ids[-directive.drop :], self.forced[-directive.drop :]
@@ -57,11 +54,17 @@ class _Row:
                 return
         self.finish = finish
 
+    def completion(self) -> Completion:
+        """What a steered engine would have put out."""
+        return Completion(tuple(self.ids), tuple(self.forced), "length" if self.finish == "length" else "stop")
+
 
 class VllmAnswers:
-    """Answers questions with vLLM in float32; `session` lends tokenizer and markers. Implements `measure.Answer`."""
+    """Answers questions with vLLM in float32; `session` lends tokenizer and markers. Implements `Answerer`."""
 
-    def __init__(self, model: str, session: Session, seed: int) -> None:
+    made = None
+
+    def __init__(self, model: str, session: Session) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
@@ -69,58 +72,56 @@ class VllmAnswers:
         except ImportError:
             raise CapabilityError("vLLM is not installed; install it, or use the engine 'transformers'") from None
         self.session = session
-        # The seed is the engine's: seeds of single requests are known to stop the CPU engine.
         self.llm = LLM(
             model=str(path_of(model)) if model in NAMES else model,
             dtype="float32",
-            seed=seed,
+            seed=0,
             max_model_len=session.engine.context_length,
         )
 
-    def __call__(self, questions: Sequence[Question], options: Options) -> list[Generation]:
-        """Answer all questions, in order."""
-        policies = make_policies(options.preset, options.policies)
-        budget = fit_budget(options.effort, options.max_new_tokens, options.answer_reserve)
-        tokenizer, codec, markers = self.session.engine.tokenizer, self.session.codec, self.session.markers
-        rows = []
-        for question in questions:
-            prompt = render(tokenizer, question.problem, budget, markers)
-            steered = policies and prompt.state != "answer"
-            opened = prompt.state == "thinking"
-            rows.append(_Row(prompt, Controller(policies, codec, markers, budget, opened=opened) if steered else None))
+    def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
+        """See `Answerer.answer`."""
+        rows = [_Row(prepared) for prepared in self.session.prepare(problems, options)]
+        self._seed(options.sampling)
         while pending := [row for row in rows if not row.finish]:
-            self._advance(pending, options)
-        return [self._finish(row, options) for row in rows]
+            texts = [(*row.prepared.request.prompt_ids, *row.ids) for row in pending]
+            limits = [max(1, row.prepared.request.max_new_tokens - len(row.ids)) for row in pending]
+            for row, written in zip(pending, self._write(texts, limits, options.sampling), strict=True):
+                row.take(written.token_ids, written.finish_reason)
+        return [self.session.finish(row.prepared, row.completion()) for row in rows]
 
-    def _advance(self, rows: list[_Row], options: Options) -> None:
-        prompts: list[Any] = [{"prompt_token_ids": [*row.prompt.ids, *row.ids]} for row in rows]
-        settings = []
-        for row in rows:
-            sampling = self.llm.get_default_sampling_params()
-            sampling.max_tokens = max(1, options.max_new_tokens - len(row.ids))
-            if options.sampling.temperature is not None:
-                sampling.temperature = options.sampling.temperature
-                sampling.top_p = 1.0 if options.sampling.temperature == 0 else options.sampling.top_p or sampling.top_p
-            settings.append(sampling)
+    def write_on(self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling) -> list[Written]:
+        """See `Answerer.write_on`."""
+        self._seed(sampling)
+        return self._write(texts, limits, sampling)
+
+    def _seed(self, sampling: Sampling) -> None:
+        """Seed the engine, which draws from the process's generator: seeds of single requests are known to stop it."""
+        import torch
+
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+
+    def _write(self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling) -> list[Written]:
+        prompts: list[Any] = [{"prompt_token_ids": list(ids)} for ids in texts]
+        settings = [self._settings(limit, sampling) for limit in limits]
         eos = self.session.engine.tokenizer.eos_token_id
-        for row, done in zip(rows, self.llm.generate(prompts, settings, use_tqdm=False), strict=True):
+        made = []
+        for done in self.llm.generate(prompts, settings, use_tqdm=False):
             output = done.outputs[0]
-            written = list(output.token_ids)
-            if written and written[-1] == eos:
-                written.pop()
-            row.take(written, "length" if output.finish_reason == "length" else "stop")
+            ids = list(output.token_ids)
+            # A list of dictionaries, one a token: the sampled one's logarithm, before temperature.
+            chances = [math.exp(known[token].logprob) for token, known in zip(ids, output.logprobs or (), strict=True)]
+            if ids and ids[-1] == eos:
+                ids.pop()
+            finish: FinishReason = "length" if output.finish_reason == "length" else "stop"
+            made.append(Written(tuple(ids), tuple(chances[: len(ids)]), finish))
+        return made
 
-    def _finish(self, row: _Row, options: Options) -> Generation:
-        codec = self.session.codec
-        parts = split_output(row.ids, codec, self.session.markers, row.prompt.state)
-        return Generation(
-            text=codec.decode(row.ids),
-            thinking=parts.thinking,
-            answer=parts.answer,
-            finish_reason=row.finish,
-            tier=options.effort,
-            usage=Usage(len(row.prompt.ids), parts.thinking_tokens, parts.answer_tokens, sum(row.forced)),
-            trace=tuple(row.controller.decisions) if row.controller else (),
-            spans=spans(row.ids, row.forced, codec),
-            token_ids=tuple(row.ids),
-        )
+    def _settings(self, limit: int, sampling: Sampling) -> Any:
+        settings = self.llm.get_default_sampling_params()
+        settings.max_tokens, settings.logprobs = limit, 0
+        if sampling.temperature is not None:
+            settings.temperature = sampling.temperature
+            settings.top_p = 1.0 if sampling.temperature == 0 else sampling.top_p or settings.top_p
+        return settings

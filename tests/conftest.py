@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from .browser import browser as browser  # the fixture
+
 if TYPE_CHECKING:
     from vllm import LLM
 

@@ -23,8 +23,8 @@ from tersely.controller.parts import split_output
 from tersely.controller.session import Options, Session
 from tersely.controller.text import Codec
 from tersely.controller.trace import Decision, Generation, Usage
-from tersely.evaluation.card import as_text
-from tersely.evaluation.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
+from tersely.evaluation.card.cli import as_text
+from tersely.evaluation.card.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
 from tersely.evaluation.reading import Reading, Statement, read, tokens_until
 from tersely.evaluation.tasks.problems import Problem, stream
 from tersely.evaluation.tasks.questions import Question
@@ -147,7 +147,8 @@ class FakeLLM:
     def _done(self, ids: list[int]) -> SimpleNamespace:
         text = self.SHORT if "[Be concise.]" in codec().decode(ids) else MIND_CHANGED
         written = [*codec().encode(text), codec().tokenizer.eos_token_id]
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=written, finish_reason="stop")])
+        sure = [{token: SimpleNamespace(logprob=0.0)} for token in written]
+        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=written, finish_reason="stop", logprobs=sure)])
 
 
 @pytest.fixture
@@ -160,12 +161,12 @@ def test_hints_act_by_replay_where_vllm_writes(session: Session, monkeypatch: py
     module = ModuleType("vllm")
     module.LLM = FakeLLM  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "vllm", module)
-    answer = VllmAnswers("folder", session, seed=1)
-    question = [Question("1", "What is 61 - 21?", "40")]
-    plain = answer(question, Options(preset="off"))[0]
+    answer = VllmAnswers("folder", session)
+    problem = ["What is 61 - 21?"]
+    plain = answer.answer(problem, Options(preset="off"))[0]
     assert plain.text == MIND_CHANGED
     assert plain.usage.forced == 0
-    hinted = answer(question, Options(policies=(HintOnce(12),)))[0]
+    hinted = answer.answer(problem, Options(policies=(HintOnce(12),)))[0]
     head, hint, tail = hinted.text.partition("[Be concise.]\n\n")
     assert MIND_CHANGED.startswith(head.rstrip("\n"))
     assert hint
@@ -178,7 +179,7 @@ def test_hints_act_by_replay_where_vllm_writes(session: Session, monkeypatch: py
 def test_measuring_with_vllm_says_when_it_is_missing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(CapabilityError, match="not installed"):
-        VllmAnswers("folder", session, seed=1)
+        VllmAnswers("folder", session)
 
 
 # -- facts -----------------------------------------------------------------------------------------------

@@ -107,9 +107,7 @@ def test_near_misses_are_wrong(checker: AnswerChecker, gold: str, answer: str) -
 
 @pytest.mark.parametrize("answer", ["", "   ", "I cannot tell", "x^2+", r"\frac{1}{", "}{", "1" + "+1" * LONGEST])
 def test_what_says_nothing_is_told_apart_from_what_is_wrong(checker: AnswerChecker, answer: str) -> None:
-    before = checker.report()
     assert checker.check("5", answer).outcome == "unparsable"
-    assert checker.report() == {**before, "unparsable": int(str(before["unparsable"])) + 1}
 
 
 def test_gold_comes_first(checker: AnswerChecker) -> None:
@@ -120,11 +118,11 @@ def test_gold_comes_first(checker: AnswerChecker) -> None:
 def test_each_comparison_says_what_settled_it(checker: AnswerChecker) -> None:
     assert checker.check("1,200", "1200").method == "exact"
     assert checker.check("x", "\\mathrm{x}").method == "math-verify"
-    assert checker.report()["method"] == "math-verify"
+    assert checker.method == "math-verify"
 
 
 def test_without_math_verify_only_spelling_counts(exact: AnswerChecker) -> None:
-    assert exact.report()["method"] == "exact"
+    assert exact.method == "exact"
     assert exact.check("1,200", r"\boxed{1200}").equal
     assert exact.check(r"\frac{1}{2}", "0.5") == equality.Equality("different", "exact")
     assert exact.check("5", "").outcome == "unparsable"
@@ -138,15 +136,14 @@ def test_a_benchmark_asks_in_one_line(checker: AnswerChecker) -> None:
 # -- nothing hangs -------------------------------------------------------------------------------------------------
 
 
-def test_a_hanging_comparison_is_given_up_counted_and_not_tried_again() -> None:
+def test_a_hanging_comparison_is_given_up_and_not_tried_again() -> None:
     pytest.importorskip("math_verify")
     with AnswerChecker(deadline=1.0) as checker:
-        checker.check("1", "2")  # the libraries are loaded outside the deadline
+        checker.check("1", "x")  # the libraries are loaded outside the deadline
         assert checker.check("5", TOWER) == equality.Equality("timeout", "math-verify")
         started = time.monotonic()
         assert not checker.check("5", TOWER).equal
         assert time.monotonic() - started < 0.5
-        assert checker.timeouts == checker.report()["timeouts"] == 2
         checker.deadline = PATIENT
         assert checker.check(r"\frac12", "0.5").equal, "a killed process has to be replaced"
 

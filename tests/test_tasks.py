@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from tersely.controller.errors import OptionError
-from tersely.evaluation.cli import load_all
 from tersely.evaluation.stats import auroc
 from tersely.evaluation.tasks.problems import KINDS, SPLITS, Problem, stream
 from tersely.evaluation.tasks.programs import LEVELS, LIMIT, run
-from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load
+from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load, load_all
 from tersely.evaluation.tasks.wording import size
 
 

@@ -17,9 +17,10 @@ from tersely.controller.pretrained import path_of
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.text import Codec
 from tersely.controller.trace import Decision, Generation, Span, Usage
-from tersely.evaluation.view.files import TraceError, WriteError, append, check_appendable, parse, read
+from tersely.evaluation.view.files import TraceError, append, check_appendable, parse, read
 from tersely.evaluation.view.layout import record_data
 from tersely.evaluation.view.record import Record, Run, Segment, Token, record_of
+from tersely.evaluation.writing import WriteError
 
 HINT = Decision("hint", "inject", "hint 1, block of 128 tokens", 4, "\n\nBe brief.\n\n")
 LINE: dict[str, Any] = {

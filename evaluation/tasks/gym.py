@@ -39,7 +39,9 @@ def load(name: str, split: str, limit: int, seed: int) -> list[Question]:
             for text, answer, level, entry in _problems(worker, name, split, seed):
                 number = len(questions)
                 drawn = Drawn(name, entry)
-                questions.append(Question(f"{GYM}{name}-{split}-{seed}-{number}", text, answer, level, name, drawn))
+                questions.append(
+                    Question(f"{GYM}{name}-{split}-{seed}-{number}", text, answer, level, name, drawn, GYM + name)
+                )
                 if len(questions) == limit:
                     break
     except HelperError as error:

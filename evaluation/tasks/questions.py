@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its gold answer; level and kind are None where the task knows none.
+    """One question with its gold answer; level and kind are None where the task knows none, `task` names that task.
 
     drawn: for questions of reasoning-gym, whose gold answer may be one of many, or empty.
     """
@@ -47,6 +47,7 @@ class Question:
     level: int | None = None
     kind: str | None = None
     drawn: Drawn | None = None
+    task: str = TINY
 
 
 def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
@@ -70,8 +71,21 @@ def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
     if not os.path.isfile(path):  # unlike Path.is_file, it raises for no name at all
         accepted = f"{TINY!r}, '{GYM}NAME' for a task of reasoning-gym, or the path of a JSONL file of {_FORM}"
         raise TaskError(f"no task {task!r}; accepted: {accepted}")
-    questions = _read(path)
+    questions = [replace(question, task=path.stem) for question in _read(path)]
     return questions if limit is None else questions[:limit]
+
+
+def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> list[Question]:
+    """The questions of several tasks, each at most `limit`; raises TaskError if none is named or two share an id."""
+    if not tasks:
+        raise TaskError(f"no task given; accepted: {TINY!r}, '{GYM}NAME' or paths of JSONL files, separated by commas")
+    questions: dict[str, Question] = {}
+    for task in tasks:
+        for question in load(task, split, limit, seed):
+            if question.id in questions:
+                raise TaskError(f"task {task!r}: id {question.id!r} is also in another task; make ids unique")
+            questions[question.id] = question
+    return list(questions.values())
 
 
 def _read(path: Path) -> list[Question]:
@@ -129,6 +143,11 @@ def fingerprint(questions: Sequence[Question]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def hash_of(question: Question) -> str:
+    """A hash of one question's text, by which it is known again in another split or file."""
+    return hashlib.sha256(" ".join(question.problem.split()).encode()).hexdigest()[:16]
+
+
 def is_right(answer: str, gold: str) -> bool:
-    """Whether an answer equals the gold one: exact match of one spelling of both."""
+    """Whether an answer equals the gold one by exact match of one spelling of both; see `equality` for more."""
     return bool(answer) and answer == normalise(boxed(gold) or gold)

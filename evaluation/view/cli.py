@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from ...controller.errors import OptionError
-from .files import WriteError, read, write
+from ..writing import WriteError, write
+from .files import read
 from .page import is_page, page
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from ...controller.errors import TerselyError, did_you_mean
 from ...controller.trace import Decision, Usage
+from ..writing import WriteError, append_line
 from .record import VERSION, Record, Run, Segment, Token
 
 _FIELDS: Mapping[str, list[str]] = {
@@ -29,13 +28,6 @@ _SHOWN = 60
 
 class TraceError(TerselyError, ValueError):
     """A trace file cannot be read or written, or a line of it is no record."""
-
-
-class WriteError(TerselyError, OSError):
-    """A file cannot be written."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 def read(path: Path) -> list[Record]:
@@ -116,51 +108,4 @@ def check_appendable(path: Path) -> None:
 
 def append(path: Path, record: Record) -> None:
     """Append a record as one line, whole or not at all; raises WriteError."""
-    line = record.model_dump_json(exclude_none=True).encode() + b"\n"
-    try:
-        with path.open("ab+", buffering=0) as file:
-            _append(file, line)
-    except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
-
-
-def _append(file: BinaryIO, line: bytes) -> None:
-    """Append under a lock, so that two runs may share a file; what is written by half is taken back."""
-    _lock(file)
-    if not file.seekable():
-        file.write(line)
-        return
-    end = file.seek(0, os.SEEK_END)
-    if end:
-        file.seek(end - 1)
-        if file.read(1) != b"\n":
-            line = b"\n" + line
-    try:
-        rest = memoryview(line)
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError:
-        with suppress(OSError):  # a device has nothing to take back
-            file.truncate(end)
-        raise
-
-
-def _lock(file: BinaryIO) -> None:
-    """Wait for others that append; released when the file is closed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    fcntl.flock(file, fcntl.LOCK_EX)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text whole or not at all; a link is followed. Raises WriteError."""
-    goal = path.resolve()
-    partial = goal.with_name(f"{goal.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
-        partial.replace(goal)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise WriteError(f"{path} cannot be written: {error.strerror}; choose another place with --out") from None
+    append_line(path, record.model_dump_json(exclude_none=True).encode())

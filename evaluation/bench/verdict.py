@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .stats import Array, Interval, needed_questions, smoothed_deviation
+from ..stats import Array, Interval, needed_questions, smoothed_deviation
 
 GOOD = "non-inferior and saving"
 INFERIOR = "inferior"
@@ -32,7 +32,7 @@ def judge(accuracy: Array, accuracy_ci: Interval, tokens: Array, tokens_ci: Inte
     if tokens_ci.low >= 0:
         return Verdict(WASTEFUL)
     needs = []
-    if accuracy_ci.low < -margin:
+    if accuracy_ci.low <= -margin:
         distance = abs(margin + min(accuracy_ci.estimate, 0.0))
         needs.append(needed_questions(smoothed_deviation(accuracy), distance))
     if tokens_ci.high >= 0:

@@ -15,15 +15,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ..controller.errors import TerselyError, unknown
-from ..controller.session import Options, Session
-from ..controller.trace import Generation
+from ...controller.errors import TerselyError
+from ...controller.session import Options
+from ...controller.trace import Generation
+from ..answering import ENGINES, answer_all, load_answerer
+from ..tasks.questions import TINY, Question, load
 from .bars import check_bars, model_bars
-from .batching import answer_all
-from .measure import Answer, measure
-from .tasks.questions import TINY, Question, load
+from .measure import measure
 
-ENGINES = ("transformers", "vllm")
 _COLUMNS = {
     "accuracy": "accuracy",
     "thinking": "thinking tokens",
@@ -42,35 +41,19 @@ _SHARES = ("accuracy", "after_share", "first_accuracy", "honest_verdicts", "capp
 
 def make_card(model: str, n: int, seed: int, *, engine: str, batch: int, greedy: bool) -> dict[str, Any]:
     """Measure one model on `n` fresh test problems."""
-    from ..controller.engines.transformers import load_engine
-
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
     questions = load(TINY, "test", n, seed)
-    session = Session(load_engine(model))
+    answerer = load_answerer(model, engine)
     started = time.monotonic()
-    answer = _with_vllm(model, session, seed) if engine == "vllm" else _with_session(session, seed, batch)
-    facts = measure(answer, session.codec, questions, greedy=greedy)
-    return {"model": Path(model).name, "n": n, "seed": seed, **facts, "seconds": time.monotonic() - started}
 
-
-def _with_session(session: Session, seed: int, batch: int) -> Answer:
     def answer(questions: Sequence[Question], options: Options) -> list[Generation]:
-        started = time.monotonic()
-
         def told(rows: int) -> None:
             if sys.stderr.isatty():
                 print(f"{options.effort}: {rows} rows, {time.monotonic() - started:.0f} s", file=sys.stderr)
 
-        return answer_all(session, questions, options, seed=seed, size=batch, advance=told)
+        return answer_all(answerer, questions, options, seed=seed, size=batch, advance=told)
 
-    return answer
-
-
-def _with_vllm(model: str, session: Session, seed: int) -> Answer:
-    from .vllm_answers import VllmAnswers
-
-    return VllmAnswers(model, session, seed)
+    facts = measure(answer, answerer.session.codec, questions, greedy=greedy)
+    return {"model": Path(model).name, "n": n, "seed": seed, **facts, "seconds": time.monotonic() - started}
 
 
 def as_text(card: dict[str, Any], *, markdown: bool) -> str:
@@ -145,7 +128,3 @@ def main() -> None:
     except TerselyError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-
-if __name__ == "__main__":
-    main()

@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..controller.engines.base import Sampling
-from ..controller.policies.base import Inject, View, Wait, Watching
-from ..controller.session import Options
-from ..controller.text import Codec
-from ..controller.trace import Generation
-from .reading import Reading, read
-from .stats import auroc, paired_bootstrap
-from .tasks.programs import HARD_HALF, LEVELS
-from .tasks.questions import Question
+from ...controller.engines.base import Sampling
+from ...controller.policies.base import Inject, View, Wait, Watching
+from ...controller.session import Options
+from ...controller.text import Codec
+from ...controller.trace import Generation
+from ..reading import Reading, read
+from ..stats import auroc, paired_bootstrap
+from ..tasks.programs import HARD_HALF, LEVELS
+from ..tasks.questions import Question
 
 MODES = ("none", "easy", "normal", "hard")
 GREEDY = "normal (greedy)"

@@ -1,0 +1,195 @@
+"""The command `tersely bench`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...controller.errors import OptionError, unknown
+from ...controller.policies import make_policies
+from ...controller.session import DEFAULT_MAX_NEW_TOKENS, Options
+from ..answering import ENGINES, load_answerer
+from ..economics.prices import load_prices
+from ..tasks.equality import AnswerChecker
+from ..tasks.problems import SPLITS
+from ..tasks.questions import GYM, TINY, Question, load_all
+from ..writing import check_writable, write
+from .arms import make_arms
+from .checks import check_disjoint, check_unseen
+from .economy import Economy, load_economy
+from .journal import Journal
+from .progress import shown, work
+from .result import Plan, measure, origin
+from .rows import Records, row_dicts
+from .run import Bench
+from .verdict import EXIT_CODES
+
+_BATCH = {"transformers": 64, "vllm": 512}
+
+
+def bench(
+    model: Annotated[str, typer.Option(help="Name or folder of the model.")] = "tersely-tiny-small",
+    arms: Annotated[str, typer.Option(help="Arms: the baseline, the one to be judged, then others.")] = "full,balanced",
+    tasks: Annotated[
+        str, typer.Option(help="tiny, gym:NAME, or JSONL files of {id, problem, answer[, level]}.")
+    ] = TINY,
+    split: Annotated[str, typer.Option(help="Split of tiny and gym tasks: fit, calibrate or test.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Most questions of each task.")] = None,
+    rollouts: Annotated[int, typer.Option(help="Generations per question and arm.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the questions drawn and of sampling.")] = 0,
+    margin: Annotated[float, typer.Option(help="Loss of accuracy that still counts as none, as a share of 1.")] = 0.01,
+    effort: Annotated[str, typer.Option(help="Effort of the arms that do not fix it.")] = "normal",
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one generation.")] = DEFAULT_MAX_NEW_TOKENS,
+    engine: Annotated[str, typer.Option(help="transformers, or vllm: fast, but its times tell nothing.")] = ENGINES[0],
+    batch: Annotated[int | None, typer.Option(help="Rows decoded at a time; by default as fits the engine.")] = None,
+    helper: Annotated[str | None, typer.Option(help="A larger model, run alone as one more arm.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="The model that policies ask to verify.")] = None,
+    price: Annotated[str | None, typer.Option(help="Price of the model's tokens: a name in the price table.")] = None,
+    helper_price: Annotated[str | None, typer.Option(help="Price of the helper's tokens.")] = None,
+    prices: Annotated[Path | None, typer.Option(help="JSON file of prices of your own, over the table's.")] = None,
+    baselines: Annotated[bool, typer.Option(help="Cut the baseline's thinking for the standard comparisons.")] = True,
+    think_prompt: Annotated[bool, typer.Option(help="Make a model without thinking markers think.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the result, with every row, to this JSON file; a killed run goes on.")
+    ] = None,
+) -> None:
+    """Compare arms on the same questions and seeds.
+
+    Exit code 0: the second arm loses no accuracy beyond the margin and saves tokens; 1: not; 2: too few questions.
+    """
+    _check(rollouts, margin, batch, out, engine, verifier)
+    common = Options(effort=effort, max_new_tokens=max_new_tokens)
+    wanted = make_arms(arms, common, helper=helper is not None)
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    splits = _splits(names, split, limit, seed)
+    for arm in wanted:
+        check_unseen(make_policies(arm.options.preset, arm.options.policies), splits[split])
+    economy, notes = load_economy(model, helper, load_prices(prices), price, helper_price)
+    plan = Plan(
+        tasks=names,
+        model=model,
+        engine=engine,
+        helper=helper,
+        split=split,
+        splits=splits,
+        arms=wanted,
+        common=common,
+        think_prompt=think_prompt,
+        baselines=baselines,
+        seed=seed,
+        rollouts=rollouts,
+        batch=batch or _BATCH[engine],
+        margin=margin,
+        weights=economy.weights(),
+    )
+    journal = Journal(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
+    with _resumable(journal):
+        result = {**origin(), **_run(plan, journal, economy), "notes": notes, "command": _command()}
+        if out is not None:
+            write(out, json.dumps(result) + "\n")
+            journal.remove()
+    _print({key: value for key, value in result.items() if key != "rows"}, as_json)
+    raise typer.Exit(EXIT_CODES[result["verdict"]])
+
+
+def _check(
+    rollouts: int, margin: float, batch: int | None, out: Path | None, engine: str, verifier: str | None
+) -> None:
+    """Refuse what would only fail after minutes of work."""
+    for name, value in (("rollouts", rollouts), ("batch", batch)):
+        if value is not None and value < 1:
+            raise OptionError(f"{name} is {value}; accepted: 1 or more")
+    if not 0 <= margin < 1:
+        raise OptionError(f"margin is {margin}; accepted: a share from 0 up to 1, as 0.01 for one point")
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if verifier is not None:
+        raise OptionError(
+            f"verifier {verifier!r} would never be asked: no arm has a policy that asks one; leave it out"
+        )
+    if out is not None:
+        check_writable(out)
+
+
+def _splits(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> dict[str, Sequence[Question]]:
+    """The questions that are asked and, where tasks are drawn, those of the other splits, which must not be the same.
+
+    Raises TaskError, and CheckError if two splits share a question.
+    """
+    asked = load_all(tasks, split, limit, seed)
+    drawn = [task for task in tasks if task == TINY or task.startswith(GYM)]
+    others = {other: load_all(drawn, other, limit, seed) for other in SPLITS if other != split} if drawn else {}
+    splits: dict[str, Sequence[Question]] = {split: asked, **others}
+    check_disjoint(splits)
+    return splits
+
+
+def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
+    """The result of a plan, all but where it was made."""
+    names = [arm.name for arm in plan.arms]
+    answerer = load_answerer(plan.model, plan.engine, think_prompt=plan.think_prompt)
+    helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
+    total = work(len(plan.questions) * plan.rollouts, len(names), plan.baselines)
+    with AnswerChecker() as checker, shown(total, names) as advance:
+        made = Bench(
+            answerer=answerer,
+            questions=plan.questions,
+            checker=checker,
+            journal=journal,
+            seed=plan.seed,
+            rollouts=plan.rollouts,
+            batch=plan.batch,
+            weights=plan.weights,
+            helper=helper,
+            advance=advance,
+        )
+        figures, records = measure(plan, made, economy)
+    return {**plan.frame(), **figures, "answers": _answers(checker, records), "rows": row_dicts(records)}
+
+
+def _answers(checker: AnswerChecker, records: Sequence[Records]) -> dict[str, Any]:
+    """How answers were compared, and how many comparisons ended otherwise than in yes or no."""
+    found = Counter(row.outcome for one in records for row in one.rows)
+    counts = {"unparsable": found["unparsable"], "timeouts": found["timeout"], "crashes": found["crash"]}
+    return {"method": checker.method, "deadline": checker.deadline, **counts}
+
+
+@contextmanager
+def _resumable(journal: Journal) -> Iterator[None]:
+    """Say how to go on where a run was stopped."""
+    try:
+        yield
+    except BaseException:
+        if journal.path is not None and journal.pieces:
+            print(f"stopped; the same command goes on from {journal.path}", file=sys.stderr)
+        raise
+
+
+def _command() -> list[str]:
+    """The command line that makes this result again, wherever it is written to."""
+    words, kept = iter(sys.argv[1:]), ["tersely"]
+    for word in words:
+        if word == "--out":
+            next(words, None)
+        elif word != "--json" and not word.startswith("--out="):
+            kept.append(word)
+    return kept
+
+
+def _print(result: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    from rich.console import Console
+
+    from .table import show
+
+    show(result, Console())

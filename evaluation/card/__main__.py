@@ -1,0 +1,5 @@
+"""Run as `python -m tersely.evaluation.card`."""
+
+from .cli import main
+
+main()

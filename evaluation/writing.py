@@ -1,0 +1,79 @@
+"""Writing and appending whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from ..controller.errors import TerselyError
+
+
+class WriteError(TerselyError, OSError):
+    """A file cannot be written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a text or bytes whole or not at all; a link is followed. Raises WriteError."""
+    goal = path.resolve()
+    partial = goal.with_name(f"{goal.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(goal)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WriteError(f"{path} cannot be written: {error.strerror}; choose another place with --out") from None
+
+
+def check_writable(path: Path, option: str = "--out") -> None:
+    """Refuse, before any work is done, a place where a file cannot go; raises WriteError."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        raise WriteError(f"{option} {path} cannot be written; accepted: a file in a folder that exists")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise WriteError(f"{option} {path} cannot be written: no permission; choose another place")
+
+
+def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
+    """Append a line, whole or not at all; to_disk: return once it would survive a crash. Raises WriteError."""
+    try:
+        with path.open("ab+", buffering=0) as file:
+            _append(file, line + b"\n")
+            if to_disk:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
+
+
+def _append(file: BinaryIO, line: bytes) -> None:
+    """Append under a lock, so that two runs may share a file; what is written by half is taken back."""
+    _lock(file)
+    if not file.seekable():
+        file.write(line)
+        return
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            line = b"\n" + line
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with suppress(OSError):  # a device has nothing to take back
+            file.truncate(end)
+        raise
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait for others that append; released when the file is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)
