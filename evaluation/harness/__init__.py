@@ -1,0 +1,1 @@
+"""The model `tersely` for lm-evaluation-harness, and the command that registers it."""
