@@ -100,9 +100,12 @@ def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Ans
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine == "vllm":
-        from .vllm_answers import VllmAnswers
+        from .vllm_answers import VllmAnswers, load_llm
 
-        return VllmAnswers(model, Session(load_engine(model), think_prompt=think_prompt))
+        loaded = load_engine(model)
+        # By itself, vLLM would make half precision of float32.
+        llm = load_llm(model, loaded.context_length, str(loaded.model.dtype).removeprefix("torch."))
+        return VllmAnswers(llm, Session(loaded, think_prompt=think_prompt))
     return SessionAnswers(load_engine(model), think_prompt)
 
 

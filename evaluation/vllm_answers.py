@@ -11,14 +11,17 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..controller.engines.base import Completion, FinishReason, Sampling
+from ..controller.engines.base import KEEP, Completion, FinishReason, Sampling
+from ..controller.engines.checkpoints import locate
 from ..controller.errors import CapabilityError
-from ..controller.pretrained import NAMES, path_of
 from ..controller.session import Options, Prepared, Session
 from ..controller.trace import Generation
 from .answering import Written
+
+if TYPE_CHECKING:
+    from vllm import LLM
 
 # For a small model on a few cores, processes and pinned threads of vLLM's own cost more than they bring.
 _SETTINGS = {
@@ -37,57 +40,61 @@ class _Row:
     prepared: Prepared
     ids: list[int] = field(default_factory=list)
     forced: list[bool] = field(default_factory=list)
-    finish: str = ""
+    dropped: int = 0
+    finish: FinishReason | None = None
 
-    def take(self, written: Sequence[int], finish: str) -> None:
+    def take(self, written: Written, eos: int) -> None:
         """Read what vLLM wrote, up to the controller's first action, which is carried out."""
-        for token in written:
+        ended = [eos] if written.finish_reason == "stop" else []
+        for token in (*written.token_ids, *ended):
             self.ids.append(token)
             self.forced.append(False)
             controller = self.prepared.controller
-            directive = controller.observe(token) if controller else None
-            if directive is not None and (directive.force or directive.drop):
-                if directive.drop:
-                    del self.ids[-directive.drop :], self.forced[-directive.drop :]
-                self.ids.extend(directive.force)
-                self.forced.extend([True] * len(directive.force))
+            directive = controller.observe(token) if controller else KEEP
+            if directive.force or directive.drop:
+                size = len(self.ids) - directive.drop
+                self.dropped += directive.drop
+                self.ids[size:] = directive.force
+                self.forced[size:] = [True] * len(directive.force)
                 return
-        self.finish = finish
+        size = len(self.ids) - len(ended)
+        del self.ids[size:], self.forced[size:]
+        self.finish = written.finish_reason
 
     def completion(self) -> Completion:
         """What a steered engine would have put out."""
-        return Completion(tuple(self.ids), tuple(self.forced), "length" if self.finish == "length" else "stop")
+        return Completion(tuple(self.ids), tuple(self.forced), self.finish or "length", dropped=self.dropped)
+
+
+def load_llm(model: str, longest: int | None, dtype: str) -> LLM:
+    """Start vLLM on a model, in this process; raises CapabilityError if there is no vLLM."""
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        from vllm import LLM
+    except ImportError:
+        raise CapabilityError("vLLM is not installed; install it, or use the engine 'transformers'") from None
+    return LLM(model=locate(model), dtype=dtype, seed=0, max_model_len=longest)
 
 
 class VllmAnswers:
-    """Answers questions with vLLM in float32; `session` lends tokenizer and markers. Implements `Answerer`."""
+    """Answers questions with vLLM; `session`, on another engine, lends tokenizer and markers. Implements `Answerer`."""
 
     made = None
 
-    def __init__(self, model: str, session: Session) -> None:
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
-        try:
-            from vllm import LLM
-        except ImportError:
-            raise CapabilityError("vLLM is not installed; install it, or use the engine 'transformers'") from None
-        self.session = session
-        self.llm = LLM(
-            model=str(path_of(model)) if model in NAMES else model,
-            dtype="float32",
-            seed=0,
-            max_model_len=session.engine.context_length,
-        )
+    def __init__(self, llm: LLM, session: Session) -> None:
+        self.llm, self.session = llm, session
 
     def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
         """See `Answerer.answer`."""
         rows = [_Row(prepared) for prepared in self.session.prepare(problems, options)]
         self._seed(options.sampling)
-        while pending := [row for row in rows if not row.finish]:
+        eos = self.session.engine.tokenizer.eos_token_id
+        while pending := [row for row in rows if row.finish is None]:
             texts = [(*row.prepared.request.prompt_ids, *row.ids) for row in pending]
             limits = [max(1, row.prepared.request.max_new_tokens - len(row.ids)) for row in pending]
             for row, written in zip(pending, self._write(texts, limits, options.sampling), strict=True):
-                row.take(written.token_ids, written.finish_reason)
+                row.take(written, eos)
         return [self.session.finish(row.prepared, row.completion()) for row in rows]
 
     def write_on(self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling) -> list[Written]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from random import Random
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 
 from tersely.controller.budgets import TIERS
 from tersely.controller.core import Controller
-from tersely.controller.engines.base import KEEP
+from tersely.controller.engines.base import KEEP, Engine
 from tersely.controller.errors import CapabilityError
 from tersely.controller.markers import Markers
 from tersely.controller.parts import split_output
@@ -28,7 +28,7 @@ from tersely.evaluation.card.measure import GREEDY, MODES, HintOnce, Run, cell, 
 from tersely.evaluation.reading import Reading, Statement, read, tokens_until
 from tersely.evaluation.tasks.problems import Problem, stream
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.vllm_answers import VllmAnswers
+from tersely.evaluation.vllm_answers import VllmAnswers, load_llm
 from tersely.training.tiny.responses import respond
 from tersely.training.tiny.tokenizer import build_tokenizer
 
@@ -133,9 +133,6 @@ class FakeLLM:
 
     SHORT = "So I get 40.\n\n</think>\n\nThe answer is \\boxed{40}."
 
-    def __init__(self, **options: object) -> None:
-        self.options = options
-
     def get_default_sampling_params(self) -> SimpleNamespace:
         return SimpleNamespace(temperature=0.6, top_p=0.95, max_tokens=16)
 
@@ -153,15 +150,14 @@ class FakeLLM:
 
 @pytest.fixture
 def session() -> Session:
-    engine = SimpleNamespace(tokenizer=codec().tokenizer, context_length=4096)
-    return cast(Session, SimpleNamespace(engine=engine, codec=codec(), markers=MARKERS))
+    engine = SimpleNamespace(
+        name="none", tokenizer=codec().tokenizer, context_length=4096, capabilities=frozenset({"crop"})
+    )
+    return Session(cast(Engine, engine), MARKERS)
 
 
-def test_hints_act_by_replay_where_vllm_writes(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("vllm")
-    module.LLM = FakeLLM  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "vllm", module)
-    answer = VllmAnswers("folder", session)
+def test_hints_act_by_replay_where_vllm_writes(session: Session) -> None:
+    answer = VllmAnswers(FakeLLM(), session)  # type: ignore[arg-type]
     problem = ["What is 61 - 21?"]
     plain = answer.answer(problem, Options(preset="off"))[0]
     assert plain.text == MIND_CHANGED
@@ -176,10 +172,10 @@ def test_hints_act_by_replay_where_vllm_writes(session: Session, monkeypatch: py
     assert [d.action for d in hinted.trace] == ["inject"]
 
 
-def test_measuring_with_vllm_says_when_it_is_missing(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_measuring_with_vllm_says_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(CapabilityError, match="not installed"):
-        VllmAnswers("folder", session)
+        load_llm("tersely-tiny-small", 2048, "float32")
 
 
 # -- facts -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ...controller.answers import boxed_or_last
+from ...controller.answers import boxed, boxed_or_last
 from ...controller.errors import OptionError
 from ...controller.trace import Generation
 from ..stats import Array
@@ -75,7 +75,8 @@ def as_row(
 ) -> Row:
     """Count one generation, each of whose written tokens weighs `own`, and grade its answer."""
     usage = generation.usage
-    answer = boxed_or_last(generation.answer) if generation.answer else ""
+    # A model that ended its turn within its thinking may have put its answer there; no arm is to lose by that.
+    answer = boxed_or_last(generation.answer) if generation.answer else boxed(generation.thinking) or ""
     graded = checker.grade(question, answer)
     overhead = (
         usage.discarded

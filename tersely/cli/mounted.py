@@ -23,9 +23,16 @@ class SizeName(StrEnum):
 
 def bench(context: typer.Context) -> None:
     """Compare presets with the uncontrolled model on paired tasks; `tersely bench --help` tells the options."""
-    from ..evaluation.cli import bench as command
+    from ..evaluation.bench.cli import bench as command
 
     _hand_over("bench", command, context)
+
+
+def report(context: typer.Context) -> None:
+    """Make tables, pictures and a page of benchmark results; `tersely report --help` tells the options."""
+    from ..evaluation.report.cli import report as command
+
+    _hand_over("report", command, context)
 
 
 def roofline(context: typer.Context) -> None:

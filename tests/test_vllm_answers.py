@@ -1,0 +1,70 @@
+"""Measuring through vLLM gives what users get through transformers: answers under control, probabilities, seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tersely.controller.engines.base import Sampling
+from tersely.controller.engines.transformers import load_engine
+from tersely.controller.session import Options, with_seed
+from tersely.controller.trace import Generation
+from tersely.evaluation.answering import SessionAnswers
+from tersely.evaluation.tasks.questions import load
+from tersely.evaluation.vllm_answers import VllmAnswers
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+pytestmark = pytest.mark.vllm
+
+PROBLEMS = [question.problem for question in load("tiny", "test", 12, 5)]
+GREEDY = Options(max_new_tokens=400, sampling=Sampling(temperature=0.0))
+
+
+@pytest.fixture(scope="module")
+def ours() -> SessionAnswers:
+    return SessionAnswers(load_engine("tersely-tiny-small"))
+
+
+@pytest.fixture(scope="module")
+def theirs(vllm_llm: LLM, ours: SessionAnswers) -> VllmAnswers:
+    return VllmAnswers(vllm_llm, ours.session)
+
+
+@pytest.mark.parametrize("preset", ["off", "balanced", "fast"])
+def test_greedy_answers_are_those_of_a_session(ours: SessionAnswers, theirs: VllmAnswers, preset: str) -> None:
+    options = replace(GREEDY, preset=preset)
+    expected, found = (answers.answer(PROBLEMS, options) for answers in (ours, theirs))
+    for one, other in zip(expected, found, strict=True):
+        assert other.token_ids == one.token_ids
+        assert other.usage == one.usage
+        assert [(d.policy, d.action, d.position) for d in other.trace] == [
+            (d.policy, d.action, d.position) for d in one.trace
+        ]
+    assert preset == "off" or any(generation.trace for generation in found), "no policy ever acted"
+
+
+def ids_of(generations: Sequence[Generation]) -> list[tuple[int, ...]]:
+    return [generation.token_ids for generation in generations]
+
+
+def test_a_seed_decides_what_is_drawn(theirs: VllmAnswers) -> None:
+    drawn = [ids_of(theirs.answer(PROBLEMS, with_seed(Options(max_new_tokens=300), seed))) for seed in (1, 2, 1)]
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_what_is_written_on_has_the_probabilities_that_transformers_gives_it(
+    ours: SessionAnswers, theirs: VllmAnswers
+) -> None:
+    prepared = ours.session.prepare(PROBLEMS, replace(GREEDY, preset="off"))
+    texts, limits = [row.request.prompt_ids for row in prepared], [40] * len(prepared)
+    expected, found = (answers.write_on(texts, limits, GREEDY.sampling) for answers in (ours, theirs))
+    for one, other in zip(expected, found, strict=True):
+        assert other.token_ids == one.token_ids
+        assert other.chances == pytest.approx(one.chances, abs=1e-3)
+        assert other.finish_reason == one.finish_reason
+    assert min(min(one.chances) for one in found) < 0.9, "all certain: nothing was compared"
