@@ -23,7 +23,7 @@ DEFAULT_MAX_NEW_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to answer: see `faces.generate` for the meaning of each."""
+    """How to answer: see `faces.generate` for the meaning of each; signals: have the engine report them."""
 
     effort: str = "normal"
     preset: str | None = "balanced"
@@ -31,6 +31,7 @@ class Options:
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     answer_reserve: int | None = None
     shadow: bool = False
+    signals: bool = False
     sampling: Sampling = field(default_factory=Sampling)
 
 
@@ -76,10 +77,10 @@ class Session:
         if options.max_new_tokens < 1:
             raise OptionError(f"max_new_tokens is {options.max_new_tokens}; accepted: 1 or more")
         policies = make_policies(options.preset, options.policies)
-        missing = {need for p in policies for need in p.needs} - self.engine.capabilities
-        if missing:
+        needed = {need for p in policies for need in p.needs} | ({"signals"} if options.signals else set())
+        if missing := needed - self.engine.capabilities:
             raise CapabilityError(
-                f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which a policy needs"
+                f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which is needed here"
             )
         return [self._prepare(prompt, options, policies) for prompt in prompts]
 
@@ -108,7 +109,7 @@ class Session:
                 opened=rendered.state == "thinking",
                 shadow=options.shadow,
             )
-        return Prepared(rendered, budget, controller, Request(rendered.ids, limit, controller))
+        return Prepared(rendered, budget, controller, Request(rendered.ids, limit, controller, options.signals))
 
     def finish(self, row: Prepared, done: Completion) -> Generation:
         """Make the result of a prepared prompt from what an engine put out."""
@@ -129,6 +130,7 @@ class Session:
             trace=tuple(row.controller.decisions) if row.controller else (),
             spans=spans(done.token_ids, done.forced, self.codec),
             token_ids=done.token_ids,
+            signals=done.signals,
         )
 
 

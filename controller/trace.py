@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .engines.base import Signals
+
 Kind = Literal["sampled", "forced"]
 
 
@@ -64,7 +66,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The result of one request; `text` is all that was written after the prompt."""
+    """The result of one request; `text` is all that was written after the prompt.
+
+    signals: one per token where they were asked for, None at forced tokens; otherwise empty.
+    """
 
     text: str
     thinking: str
@@ -75,6 +80,7 @@ class Generation:
     trace: tuple[Decision, ...] = ()
     spans: tuple[Span, ...] = field(default=(), repr=False)
     token_ids: tuple[int, ...] = field(default=(), repr=False)
+    signals: tuple[Signals | None, ...] = field(default=(), repr=False)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form of the command line."""

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.journal import Journal, JournalError
 from tersely.evaluation.writing import WriteError
 
+from .disk import files_no_longer_than
 from .scripted import ScriptedAnswers, bench_of, run_both
 
 RUN = {"model": "m", "seed": 1}
@@ -96,22 +95,11 @@ def test_what_does_not_belong_to_this_run_is_refused_and_left_alone(tmp_path: Pa
     assert path.read_bytes() == content
 
 
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """A disk that is full: what would make a file larger fails in the middle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_loses_nothing_that_was_done(tmp_path: Path) -> None:
     path = tmp_path / "j"
     Journal(path, RUN).piece("a", lambda: 1)
     before = path.read_bytes()
-    with no_file_above(len(before) + 20), pytest.raises(WriteError, match="make room"):
+    with files_no_longer_than(len(before) + 20), pytest.raises(WriteError, match="make room"):
         Journal(path, RUN).piece("b", lambda: "x" * 100)
     assert path.read_bytes() == before
     again = Journal(path, RUN)

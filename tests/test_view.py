@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 
 import tersely
+from tersely.controller.engines.base import Signals
 from tersely.controller.pretrained import path_of
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.text import Codec
@@ -21,6 +20,8 @@ from tersely.evaluation.view.files import TraceError, append, check_appendable, 
 from tersely.evaluation.view.layout import record_data
 from tersely.evaluation.view.record import Record, Run, Segment, Token, record_of
 from tersely.evaluation.writing import WriteError
+
+from .disk import files_no_longer_than
 
 HINT = Decision("hint", "inject", "hint 1, block of 128 tokens", 4, "\n\nBe brief.\n\n")
 LINE: dict[str, Any] = {
@@ -58,17 +59,6 @@ def words(*spans: tuple[str, str], usage: Usage, answer: str = "", **more: Any) 
     tokenizer = WordTokenizer()
     ids = tuple(i for _, text in spans for i in tokenizer(text)["input_ids"])
     return written(*spans, usage=usage, answer=answer, token_ids=ids, **more), Codec(tokenizer)
-
-
-@contextmanager
-def files_no_longer_than(size: int) -> Iterator[None]:
-    """A disk that is full once a file reaches `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> None:
@@ -124,7 +114,8 @@ def test_thinking_and_answer_are_told_apart() -> None:
 
 def test_signals_stand_beside_their_tokens() -> None:
     done, codec = words(("sampled", "a b"), usage=Usage(thinking=3))
-    record = record_of(done, "q", codec=codec, entropy=[1, 2, 3], probe={"ready": [0.1, 0.2, 0.3]})
+    done = replace(done, signals=(None, Signals(2.0, 0.5, 0.5), Signals(1.0, 0.5, 0.5)))
+    record = record_of(done, "q", codec=codec, probe={"ready": [0.1, 0.2, 0.3]})
     assert record.tokens[1] == Token(text=" ", entropy=2.0, probe={"ready": 0.2})
     with pytest.raises(ValueError, match="2 values of 'ready' for 3 tokens; accepted: one for each"):
         record_of(done, "q", codec=codec, probe={"ready": [0.1, 0.2]})
@@ -271,7 +262,7 @@ def test_a_token_across_thinking_and_answer_belongs_to_both() -> None:
 def test_a_token_without_text_keeps_its_number() -> None:
     codec = Codec(Pieces(b"a", b"\xc3", b"\xa9", b"b"))
     done = written(("sampled", "aéb"), usage=Usage(thinking=4), token_ids=(0, 1, 2, 3))
-    run = record_data(record_of(done, "q", codec=codec, entropy=[0, 1, 2, 3]))["controlled"]
+    run = record_data(record_of(done, "q", codec=codec))["controlled"]
     assert run["segments"][0]["pieces"] == ["a", "", "é", "b"]
 
 

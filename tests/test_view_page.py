@@ -229,7 +229,10 @@ def test_run_appends_its_record_with_the_uncontrolled_run(tmp_path: Path, capsys
     assert alone.uncontrolled is None
     assert (alone.question, alone.output, alone.answer) == (QUESTION, found["text"], found["answer"])
     assert [d.reason for d in alone.decisions] == [d["reason"] for d in found["decisions"]]
-    assert alone.tokens
+    for run in (alone, compared.uncontrolled):
+        surprises = [token.entropy for token in run.tokens if token.entropy is not None]
+        assert len(surprises) == len(run.tokens) - run.usage.forced, "all but forced tokens have one"
+        assert max(surprises) > 0.5 > min(surprises) >= 0
     assert main(["view", str(path)]) == 0
 
 

@@ -95,15 +95,14 @@ def record_of(
     codec: Codec | None = None,
     gold: str | None = None,
     name: str | None = None,
-    entropy: Sequence[float] | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
 ) -> Record:
     """The record of a generation.
 
-    codec: of the model's tokenizer; without it no tokens are recorded. entropy, probe: one value per output token.
+    codec: of the model's tokenizer; without it no tokens are recorded. probe: one value per output token.
     name: the record's id, by default a hash of what was asked and written.
     """
-    run = run_of(generation, codec, entropy, probe)
+    run = run_of(generation, codec, probe)
     return Record(
         version=VERSION,
         id=name or hashlib.sha256(f"{question}\0{generation.text}".encode()).hexdigest()[:12],
@@ -117,7 +116,6 @@ def record_of(
 def run_of(
     generation: Generation,
     codec: Codec | None = None,
-    entropy: Sequence[float] | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
 ) -> Run:
     """The part of a record that tells one run; see `record_of`."""
@@ -127,7 +125,7 @@ def run_of(
         finish_reason=generation.finish_reason,
         usage=generation.usage,
         segments=tuple(_segments(generation)),
-        tokens=() if codec is None else tuple(_tokens(generation, codec, entropy, probe or {})),
+        tokens=() if codec is None else tuple(_tokens(generation, codec, probe or {})),
         decisions=generation.trace,
     )
 
@@ -156,16 +154,15 @@ def _thinking_length(text: str, generation: Generation) -> int:
     return len(text) if start < 0 else start
 
 
-def _tokens(
-    generation: Generation, codec: Codec, entropy: Sequence[float] | None, probe: Mapping[str, Sequence[float]]
-) -> Iterator[Token]:
+def _tokens(generation: Generation, codec: Codec, probe: Mapping[str, Sequence[float]]) -> Iterator[Token]:
     texts = _texts(generation, codec)
-    for name, column in (("entropy", entropy), *probe.items()):
-        if column is not None and len(column) != len(texts):
+    signals = generation.signals or (None,) * len(texts)
+    for name, column in probe.items():
+        if len(column) != len(texts):
             raise ValueError(f"{len(column)} values of {name!r} for {len(texts)} tokens; accepted: one for each")
-    for i, text in enumerate(texts):
+    for i, (text, signal) in enumerate(zip(texts, signals, strict=False)):  # no texts, where they spell nothing
         values = {name: float(column[i]) for name, column in probe.items()}
-        yield Token(text=text, entropy=None if entropy is None else float(entropy[i]), probe=values or None)
+        yield Token(text=text, entropy=None if signal is None else signal.entropy, probe=values or None)
 
 
 def _texts(generation: Generation, codec: Codec) -> list[str]:

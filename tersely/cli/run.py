@@ -64,6 +64,7 @@ def run(
         max_new_tokens=max_new_tokens,
         answer_reserve=answer_reserve,
         shadow=shadow,
+        signals=trace is not None,
         sampling=Sampling(temperature=temperature, seed=seed),
     )
     origin = source(model, engine, markers, think_prompt)
