@@ -12,6 +12,8 @@ from tersely.cli.app import main
 from tersely.controller.pretrained import path_of
 from tersely.evaluation.economics.shape import load_shape
 
+from .commands import refused
+
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main(["roofline", *arguments]) == 0
@@ -75,15 +77,6 @@ def test_only_a_config_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "parameters in float32" in told(capsys, "--model", str(tmp_path), "--device", "H100")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    code = main(["roofline", *arguments])
-    captured = capsys.readouterr()
-    assert (code, captured.out) == (2, "")
-    assert captured.err.startswith("error: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -108,7 +101,7 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pyte
     good = '{"prompt": 5, "output": 3, "seconds": 1}\n'
     (tmp_path / "few.jsonl").write_text(good * 2)
     (tmp_path / "bad.jsonl").write_text(good + '{"prompt": 5, "output": 3, "seconds": -1}\n')
-    assert said in refused(capsys, *(a.format(tmp=tmp_path) for a in arguments))
+    assert said in refused(capsys, "roofline", *(a.format(tmp=tmp_path) for a in arguments))
 
 
 @pytest.mark.parametrize(
@@ -125,4 +118,4 @@ def test_a_config_that_will_not_do(
 ) -> None:
     config = json.loads((path_of("tersely-tiny-small") / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
-    assert said in refused(capsys, "--model", str(tmp_path), "--device", "H100")
+    assert said in refused(capsys, "roofline", "--model", str(tmp_path), "--device", "H100")

@@ -9,17 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LogitsProcessorList,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
 from tersely.controller.engines import decode
@@ -28,47 +22,9 @@ from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers import TransformersEngine
 from tersely.controller.errors import CapabilityError, OptionError
 
-VOCABULARY = 128
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
+from .models import VOCABULARY, letters, random_model
+
 GREEDY = Sampling(temperature=0)
-
-
-def random_model(kind: str = "full", eos: int | list[int] = 1) -> PreTrainedModel:
-    torch.manual_seed(0)
-    model: PreTrainedModel
-    if kind == "full":
-        model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
-    else:
-        model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
-    # Larger weights make the random model less monotonous, so that tokens depend on what went before.
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.mul_(4)
-    model.generation_config.eos_token_id = eos
-    return model.eval()
-
-
-def letters() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token a letter; the rest of the vocabulary are words that never occur."""
-    names = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz"]
-    names += [f"<{number}>" for number in range(len(names), VOCABULARY)]
-    tokenizer = Tokenizer(models.WordLevel({name: index for index, name in enumerate(names)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
-    )
 
 
 def engine_of(model: PreTrainedModel) -> TransformersEngine:

@@ -11,11 +11,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LogitsProcessorList,
-    MistralConfig,
-    MistralForCausalLM,
     PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
     StoppingCriteria,
     StoppingCriteriaList,
 )
@@ -24,17 +20,8 @@ from tersely.controller.engines.base import KEEP, Directive
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.pretrained import path_of
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
+from .models import random_model
+
 EMBEDDED = path_of("tersely-tiny-small")
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -49,20 +36,9 @@ class Idle:
         return KEEP
 
 
-def random_model(dtype: torch.dtype = torch.float32, kind: str = "full") -> PreTrainedModel:
-    torch.manual_seed(0)
-    model: PreTrainedModel
-    if kind == "full":
-        model = Qwen3ForCausalLM(Qwen3Config(**SIZES))
-    else:
-        model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=8))
-    # Larger weights make the random model less monotonous, so that tokens depend on what went before.
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
-                weight.mul_(4)
-    model.generation_config.eos_token_id = [1, 7]
-    return model.to(dtype).eval()
+def ends_early(kind: str = "full", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model with two ends of sequence."""
+    return random_model(kind, [1, 7], dtype)
 
 
 def padded(prompts: list[list[int]]) -> dict[str, Any]:
@@ -94,7 +70,7 @@ def both(model: Any, ours: Any, seed: int = 0, **arguments: Any) -> tuple[Any, A
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_random_model(dtype: torch.dtype, rows: int, mode: str, watched: bool) -> None:
-    model = random_model(dtype)
+    model = ends_early(dtype=dtype)
     ours = as_custom_generate((lambda prompt: Idle()) if watched else None)
     for seed in range(2):
         batch = random_batch(rows, seed)
@@ -117,14 +93,14 @@ def test_random_model(dtype: torch.dtype, rows: int, mode: str, watched: bool) -
 )
 def test_options(extra: dict[str, Any], mode: str) -> None:
     expected, got = both(
-        random_model(), as_custom_generate(), **random_batch(5), **MODES[mode], **extra, max_new_tokens=32
+        ends_early(), as_custom_generate(), **random_batch(5), **MODES[mode], **extra, max_new_tokens=32
     )
     assert torch.equal(expected, got)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_sliding_window(mode: str) -> None:
-    model = random_model(kind="sliding")
+    model = ends_early("sliding")
     expected, got = both(model, as_custom_generate(), **random_batch(5), **MODES[mode], max_new_tokens=48)
     assert torch.equal(expected, got)
 
@@ -143,7 +119,7 @@ class StopAt(StoppingCriteria):
 
 @pytest.mark.parametrize("eos", [None, 7], ids=["no_eos", "eos"])
 def test_stopping_criteria(eos: int | None) -> None:
-    model = random_model()
+    model = ends_early()
     model.generation_config.eos_token_id = eos  # type: ignore[assignment]
     criteria = StoppingCriteriaList([StopAt(*range(20, 40))])
     arguments = {**random_batch(6), **MODES["sampled"], "max_new_tokens": 60, "pad_token_id": 0}
@@ -154,7 +130,7 @@ def test_stopping_criteria(eos: int | None) -> None:
 
 def test_scores_and_logits() -> None:
     expected, got = both(
-        random_model(),
+        ends_early(),
         as_custom_generate(),
         **random_batch(3),
         **MODES["sampled"],
@@ -170,7 +146,7 @@ def test_scores_and_logits() -> None:
 
 
 def test_a_conversation_goes_on_with_its_cache() -> None:
-    model = random_model()
+    model = ends_early()
     batch = random_batch(3)
     options = {**MODES["greedy"], "max_new_tokens": 10, "return_dict_in_generate": True, "eos_token_id": 126}
     outputs = []
@@ -192,7 +168,7 @@ def test_a_processor_may_write_into_the_scores() -> None:
 
     processors: Any = LogitsProcessorList([favour])
     arguments = {**random_batch(4), **MODES["greedy"], "max_new_tokens": 10, "logits_processor": processors}
-    expected, got = both(random_model(), as_custom_generate(), **arguments)
+    expected, got = both(ends_early(), as_custom_generate(), **arguments)
     assert torch.equal(expected, got)
     assert (got[:, -1] >= 10).all()
 

@@ -18,6 +18,7 @@ from tersely.evaluation.report import charts, png, words
 from tersely.evaluation.report.page import page
 from tersely.evaluation.report.result import Result, read
 
+from .commands import refused
 from .planted import CUT, HOSTILE, RUN, bare, planted, write_planted
 
 FILES = ["arms.csv", "calibration.png", "levels.png", "pareto.png", "report.html", "rows.csv"]
@@ -45,14 +46,6 @@ def said(html: str) -> str:
 
     Reader(convert_charrefs=True).feed(html)
     return " ".join("".join(found).split())
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code = main(["report", *map(str, arguments)])
-    captured = capsys.readouterr()
-    assert (code, captured.out, captured.err.count("\n")) == (2, "", 1)
-    assert captured.err.startswith("error: ")
-    return captured.err
 
 
 def ends(pair: list[float], form: str) -> str:
@@ -220,7 +213,7 @@ def test_a_file_that_is_no_result_is_one_line(
     else:
         given(whole)
         path.write_text(json.dumps(whole))
-    error = refused(capsys, path, "--out", tmp_path / "out")
+    error = refused(capsys, "report", path, "--out", tmp_path / "out")
     assert says in error and "bad.json" in error
     assert not (tmp_path / "out").exists()
 
@@ -229,17 +222,17 @@ def test_what_else_can_go_wrong_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_planted(tmp_path / "r.json", rows=[])
-    assert "there is no file" in refused(capsys, tmp_path / "none.json", "--out", tmp_path / "out")
-    assert "--out" in refused(capsys, path)
-    assert "it is a file; accepted: a folder" in refused(capsys, path, "--out", path)
-    assert "cannot be made" in refused(capsys, path, "--out", "/proc/nowhere")
+    assert "there is no file" in refused(capsys, "report", tmp_path / "none.json", "--out", tmp_path / "out")
+    assert "--out" in refused(capsys, "report", path)
+    assert "it is a file; accepted: a folder" in refused(capsys, "report", path, "--out", path)
+    assert "cannot be made" in refused(capsys, "report", path, "--out", "/proc/nowhere")
     (tmp_path / "taken" / "arms.csv").mkdir(parents=True)
-    assert "arms.csv cannot be written: Is a directory" in refused(capsys, path, "--out", tmp_path / "taken")
+    assert "arms.csv cannot be written: Is a directory" in refused(capsys, "report", path, "--out", tmp_path / "taken")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\x89PNG\xff")
-    assert "is not UTF-8 text" in refused(capsys, binary, "--out", tmp_path / "out")
+    assert "is not UTF-8 text" in refused(capsys, "report", binary, "--out", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'tersely[bench]'" in refused(capsys, path, "--out", tmp_path / "out")
+    assert "pip install 'tersely[bench]'" in refused(capsys, "report", path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -23,6 +23,8 @@ from tersely.evaluation.view.files import append, read
 from tersely.evaluation.view.page import page
 from tersely.evaluation.view.record import Record, Segment
 
+from .commands import refused
+
 NASTY = "</script><script>alert(1)</script><!-- <script> --> & <!--DATA--> \\u003c \u2028 'é' \"😀\" {{x}}"
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
@@ -131,14 +133,6 @@ def test_view_follows_a_link(trace: Path, tmp_path: Path) -> None:
     assert main(["view", str(trace), "--out", str(link)]) == 0
     assert link.is_symlink()
     assert real.read_text(encoding="utf-8").startswith("<!doctype html>")
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code = main([str(a) for a in arguments])
-    captured = capsys.readouterr()
-    assert (code, captured.out, captured.err.count("\n")) == (2, "", 1)
-    assert captured.err.startswith("error: ")
-    return captured.err
 
 
 def test_view_overwrites_nothing_that_is_not_its_own(

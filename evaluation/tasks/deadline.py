@@ -35,7 +35,23 @@ class CrashError(HelperError):
     """The helper process ended without an answer."""
 
 
-class Worker:
+class Closing:
+    """What is closed at the end of `with`."""
+
+    def close(self) -> None:
+        """End what it holds."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Worker(Closing):
     """A process that answers one question at a time; it starts with the first and is replaced when it is lost.
 
     An interpreter of its own, not a fork: the caller may have threads, a GPU, or a script without a main guard.
@@ -124,11 +140,3 @@ class Worker:
         """End the process; a later question starts another."""
         with self._lock:
             self._drop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -10,12 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from ...controller.answers import boxed, normalise
 from ...controller.errors import OptionError
-from .deadline import AnswerError, CrashError, LateError, Worker
+from .deadline import AnswerError, Closing, CrashError, LateError, Worker
 from .questions import Question
 
 DEADLINE = 5.0
@@ -62,7 +61,7 @@ class Equality:
         return self.outcome == "equal"
 
 
-class AnswerChecker:
+class AnswerChecker(Closing):
     """Compares answers; keeps a helper process and what it found, from the first doubtful pair until the end of `with`.
 
     deadline: seconds for one comparison. Threads may share a checker; they take turns at what is not yet known.
@@ -90,14 +89,6 @@ class AnswerChecker:
         """End the helper processes; what they found stays."""
         for worker in self._workers.values():
             worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _remember(self, key: tuple[str, ...], find: Callable[..., Equality]) -> Equality:
         if key not in self._known:
