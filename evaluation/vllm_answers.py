@@ -78,12 +78,15 @@ def load_llm(model: str, longest: int | None, dtype: str) -> LLM:
 
 
 class VllmAnswers:
-    """Answers questions with vLLM; `session`, on another engine, lends tokenizer and markers. Implements `Answerer`."""
+    """Answers questions with vLLM; `session`, on another engine, lends tokenizer and markers. Implements `Answerer`.
+
+    greedy: the model decodes greedily by default, which vLLM does not gather from its configuration.
+    """
 
     made = None
 
-    def __init__(self, llm: LLM, session: Session) -> None:
-        self.llm, self.session = llm, session
+    def __init__(self, llm: LLM, session: Session, greedy: bool = False) -> None:
+        self.llm, self.session, self.greedy = llm, session, greedy
 
     def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
         """See `Answerer.answer`."""
@@ -128,7 +131,8 @@ class VllmAnswers:
     def _settings(self, limit: int, sampling: Sampling) -> Any:
         settings = self.llm.get_default_sampling_params()
         settings.max_tokens, settings.logprobs = limit, 0
-        if sampling.temperature is not None:
-            settings.temperature = sampling.temperature
-            settings.top_p = 1.0 if sampling.temperature == 0 else sampling.top_p or settings.top_p
+        temperature = 0.0 if sampling.temperature is None and self.greedy else sampling.temperature
+        if temperature is not None:
+            settings.temperature = temperature
+            settings.top_p = 1.0 if temperature == 0 else sampling.top_p or settings.top_p
         return settings

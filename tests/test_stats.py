@@ -1,12 +1,17 @@
-"""The statistics against planted truths; every simulation is seeded and small, and each could fail."""
+"""The statistics on small cases that can be checked by hand; `test_planted_truths.py` has the simulations."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from tersely.controller.errors import OptionError
+from tersely.evaluation.bench.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
+from tersely.evaluation.calibration import reliability
+from tersely.evaluation.curve import area, common_range, iso_saving
 from tersely.evaluation.stats import (
     Interval,
     auroc,
@@ -15,44 +20,18 @@ from tersely.evaluation.stats import (
     needed_questions,
     paired_bootstrap,
     question_means,
+    rate_interval,
     ratio_bootstrap,
     resampled_means,
+    studentized_bootstrap,
     upper_bound,
     wilson,
 )
-from tersely.evaluation.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
 
 
 def paired_runs(rng: np.random.Generator, n: int, loss: float, gain: float, rollouts: int = 1) -> np.ndarray:
     """Differences -1, 0, 1 of right answers, lost and gained at these rates: [questions, rollouts]."""
     return rng.choice([-1.0, 0.0, 1.0], p=[loss, 1 - loss - gain, gain], size=(n, rollouts))
-
-
-def coverage(level: float, *, rollouts: int = 1, sims: int = 400) -> float:
-    """How often the interval of a true difference of -0.04 holds it."""
-    rng, hits = np.random.default_rng(5), 0
-    for i in range(sims):
-        found = paired_bootstrap(paired_runs(rng, 200, 0.10, 0.06, rollouts), level=level, resamples=600, seed=i)
-        hits += found.low <= -0.04 <= found.high
-    return hits / sims
-
-
-@pytest.mark.parametrize("rollouts", [1, 3])
-def test_the_bootstrap_covers_as_often_as_it_says(rollouts: int) -> None:
-    assert 0.92 <= coverage(0.95, rollouts=rollouts) <= 0.985
-
-
-def test_the_coverage_simulation_would_notice_a_wrong_level() -> None:
-    assert coverage(0.80) < 0.90
-
-
-def test_token_differences_are_covered_too() -> None:
-    rng, hits = np.random.default_rng(2), 0
-    for i in range(300):
-        base = rng.gamma(2.0, 100.0, 150)
-        found = paired_bootstrap(-0.3 * base + rng.normal(0, 30, 150), bounded=False, resamples=600, seed=i)
-        hits += found.low <= -60.0 <= found.high
-    assert 0.91 <= hits / 300 <= 0.985
 
 
 def test_agreement_on_few_questions_proves_nothing() -> None:
@@ -77,6 +56,21 @@ def test_columns_are_resampled_together_and_by_seed() -> None:
     assert np.allclose(means[:, 1], 2 * means[:, 0])
     assert np.array_equal(means, resampled_means(np.stack([column, 2 * column], axis=1), 500, seed=3))
     assert not np.array_equal(means, resampled_means(np.stack([column, 2 * column], axis=1), 500, seed=4))
+
+
+def test_a_studentized_interval_stays_finite_where_hardly_anything_differs() -> None:
+    assert studentized_bootstrap(np.full(5, -3.0)) == Interval(-3.0, -3.0, -3.0)
+    found = studentized_bootstrap([0.0] * 30 + [-31.0], resamples=500)
+    assert found.estimate == -1
+    assert -10 < found.low < -2
+    assert 0 < found.high < 10
+
+
+def test_a_shift_and_a_scale_of_tokens_shift_and_scale_their_interval() -> None:
+    values = np.random.default_rng(0).gamma(2, 100, 60)
+    once, moved = studentized_bootstrap(values, resamples=500), studentized_bootstrap(7 - 2 * values, resamples=500)
+    assert moved.low == pytest.approx(7 - 2 * once.high)
+    assert moved.high == pytest.approx(7 - 2 * once.low)
 
 
 def test_saving_is_a_ratio_of_sums() -> None:
@@ -108,6 +102,16 @@ def test_wilson_matches_its_published_example() -> None:
     assert wilson(1.0, 10).high == pytest.approx(1.0)
 
 
+def test_rollouts_narrow_a_rate_as_far_as_they_tell_something_new() -> None:
+    answers = np.random.default_rng(0).random((200, 1)) < 0.6
+    once = rate_interval(answers)
+    assert once == wilson(answers.mean(), 200)
+    assert rate_interval(np.repeat(answers, 4, axis=1)).low == pytest.approx(once.low)
+    fresh = np.random.default_rng(1).random((200, 4)) < 0.6
+    assert rate_interval(fresh).high - rate_interval(fresh).low < 0.6 * (once.high - once.low)
+    assert rate_interval(np.ones((10, 4))) == wilson(1.0, 10)
+
+
 def test_auroc_is_the_share_of_ordered_pairs() -> None:
     rng = np.random.default_rng(0)
     labels, scores = rng.random(60) < 0.4, rng.integers(0, 8, 60)
@@ -124,19 +128,9 @@ def test_question_means_keep_single_rollouts_as_they_are() -> None:
 def verdict_of(accuracy: np.ndarray, tokens: np.ndarray, margin: float, seed: int = 0) -> tuple[str, int | None]:
     means = question_means(accuracy)
     accuracy_ci = paired_bootstrap(means, resamples=600, seed=seed)
-    tokens_ci = paired_bootstrap(tokens, bounded=False, resamples=600, seed=seed)
+    tokens_ci = studentized_bootstrap(tokens, resamples=600, seed=seed)
     found = judge(means, accuracy_ci, tokens, tokens_ci, margin)
     return found.word, found.needed_n
-
-
-def test_the_verdict_is_seldom_wrong_at_the_edge_of_the_margin() -> None:
-    rng, wrong, sims = np.random.default_rng(9), 0, 400
-    saved = np.full(400, -50.0) + rng.normal(0, 5, 400)
-    for i in range(sims):
-        word, _ = verdict_of(paired_runs(rng, 400, 0.08, 0.05), saved, margin=0.03, seed=i)
-        wrong += word == GOOD
-    assert wrong / sims <= 0.05
-    assert wrong > 0, "a verdict that never errs at the edge is not using its 2.5 %"
 
 
 def test_the_needed_number_decides_most_runs() -> None:
@@ -173,3 +167,57 @@ def test_a_saving_within_the_noise_stays_open() -> None:
 def test_no_number_of_questions_decides_what_lies_on_the_line() -> None:
     assert needed_questions(0.3, 0.0) is None
     assert needed_questions(0.5, 0.1) == 197
+
+
+def test_a_lower_bound_on_the_margin_proves_nothing() -> None:
+    tokens = np.full(10, -5.0)
+    assert judge(np.zeros(10), Interval(0, -0.01, 0.01), tokens, Interval(-5, -6, -4), 0.01).word == OPEN
+    assert judge(np.zeros(10), Interval(0, -0.0099, 0.01), tokens, Interval(-5, -6, -4), 0.01).word == GOOD
+
+
+def test_area_is_the_mean_of_the_best_so_far_over_log_tokens() -> None:
+    points = [(1000, 0.5), (10, 0.2), (100, 0.6)]  # the dearest is worse than the one before: it adds nothing
+    assert area(points, 10, 1000) == pytest.approx((0.4 + 0.6) / 2)
+    assert area(points, 100, 10_000) == pytest.approx(0.6)
+    assert area([(10, 0.2), (10, 0.4), (1000, 0.4)], 1, 1000) == pytest.approx(0.4)
+    with pytest.raises(OptionError, match="accepted: a stretch above 0"):
+        area(points, 10, 10)
+
+
+def test_families_share_the_range_that_all_reach() -> None:
+    assert common_range([(10, 0.1), (300, 0.5)], [(40, 0.3), (900, 0.6)]) == (40, 300)
+    assert common_range([(10, 0.1), (30, 0.5)], [(40, 0.3), (900, 0.6)]) is None
+
+
+BUDGETS = [np.full(100, tokens) for tokens in (10.0, 100.0, 1000.0)]
+REACHED = [(np.arange(100) < right).astype(float) for right in (20, 60, 80)]
+
+
+def saving_at(right: int, tokens: float = 50.0) -> dict[str, Any]:
+    ours = (np.arange(100) < right).astype(float)
+    return iso_saving(BUDGETS, REACHED, np.full(100, tokens), ours, resamples=400).as_dict()
+
+
+def test_iso_saving_reads_the_curve_at_our_accuracy() -> None:
+    for right, needed in ((20, 10.0), (40, 10**1.5), (60, 100.0), (70, 10**2.5)):
+        found = saving_at(right)
+        assert found["iso_saving"] == pytest.approx(1 - 50 / needed)
+    low, high = saving_at(70)["iso_saving_ci"]
+    assert low < 1 - 50 / 10**2.5 < high < 1
+
+
+def test_beyond_the_curve_a_saving_is_a_lower_bound_and_below_it_none() -> None:
+    assert saving_at(95) == {"iso_saving": pytest.approx(0.95), "iso_saving_ci": [pytest.approx(0.95), 1.0]}
+    assert saving_at(19) == {"iso_saving": None, "iso_saving_ci": None}
+    assert iso_saving([], [], np.ones(5), np.ones(5)).as_dict() == {"iso_saving": None, "iso_saving_ci": None}
+
+
+def test_reliability_is_the_distance_of_confidence_from_accuracy() -> None:
+    found = reliability([0.95, 0.85, 0.81, 1.0, 0.05], [True, True, False, True, False])
+    assert [b["n"] for b in found["bins"]] == [1, 2, 2]
+    assert found["bins"][1] == {"confidence": pytest.approx(0.83), "accuracy": 0.5, "n": 2}
+    assert found["ece"] == pytest.approx((0.05 + 2 * 0.33 + 2 * 0.025) / 5)
+    assert found["auroc"] == 1.0
+    assert reliability([0.5, 0.6], [True, True])["auroc"] is None
+    with pytest.raises(OptionError, match="accepted: 0 to 1"):
+        reliability([1.5], [True])

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ..stats import Interval, mcnemar, paired_bootstrap, ratio_bootstrap, upper_bound, wilson
+from ..stats import (
+    Interval,
+    mcnemar,
+    paired_bootstrap,
+    rate_interval,
+    ratio_bootstrap,
+    studentized_bootstrap,
+    upper_bound,
+)
 from .checks import check_comparable
 from .rows import KINDS, OVERHEADS, Records, Row
 from .verdict import judge
@@ -23,7 +31,7 @@ def compare(records: Sequence[Records], margin: float, seed: int) -> dict[str, A
         accuracy,
         paired_bootstrap(accuracy, seed=seed),
         tokens,
-        paired_bootstrap(tokens, bounded=False, seed=seed),
+        studentized_bootstrap(tokens, seed=seed),
         margin,
     )
     return {
@@ -45,7 +53,7 @@ def summary(ours: Records, base: Records | None, seed: int) -> dict[str, Any]:
         "setting": ours.setting,
         "n": n,
         "accuracy": float(right.mean()),
-        "accuracy_ci": pair(wilson(float(right.mean()), n)),
+        "accuracy_ci": pair(rate_interval(ours.column("right"))),
         "tokens": {kind: _mean(ours, kind) for kind in KINDS},
         "overhead": {kind: _mean(ours, kind) for kind in OVERHEADS},
         "forced": _mean(ours, "forced"),
@@ -77,7 +85,7 @@ def _paired(ours: Records, base: Records, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
     accuracy = paired_bootstrap(right - was_right, seed=seed)
-    tokens = paired_bootstrap(total - was_total, bounded=False, seed=seed)
+    tokens = studentized_bootstrap(total - was_total, seed=seed)
     saving = ratio_bootstrap(total, was_total, seed=seed)
     harms = (was_right * (1 - right)).mean(axis=1)
     values = (
