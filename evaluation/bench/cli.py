@@ -19,7 +19,7 @@ from ..answering import ENGINES, load_answerer
 from ..economics.prices import load_prices
 from ..tasks.equality import AnswerChecker
 from ..tasks.problems import SPLITS
-from ..tasks.questions import GYM, TINY, Question, load_all
+from ..tasks.questions import TINY, Question, load_all
 from ..writing import check_writable, write
 from .arms import make_arms
 from .checks import check_disjoint, check_unseen
@@ -120,13 +120,13 @@ def _check(
 
 
 def _splits(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> dict[str, Sequence[Question]]:
-    """The questions that are asked and, where tasks are drawn, those of the other splits, which must not be the same.
+    """The questions that are asked and, of the embedded family, those of the other splits, which must not be the same.
 
-    Raises TaskError, and CheckError if two splits share a question.
+    Raises TaskError, and CheckError if two splits share a question. The splits of reasoning-gym's tasks may: some have
+    few questions in all.
     """
     asked = load_all(tasks, split, limit, seed)
-    drawn = [task for task in tasks if task == TINY or task.startswith(GYM)]
-    others = {other: load_all(drawn, other, limit, seed) for other in SPLITS if other != split} if drawn else {}
+    others = {other: load_all([TINY], other, limit, seed) for other in SPLITS if other != split and TINY in tasks}
     splits: dict[str, Sequence[Question]] = {split: asked, **others}
     check_disjoint(splits)
     return splits

