@@ -102,10 +102,11 @@ def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Ans
     if engine == "vllm":
         from .vllm_answers import VllmAnswers, load_llm
 
-        loaded = load_engine(model)
+        loaded = load_engine(model, device="cpu")  # it lends its tokenizer; the device is vLLM's
         # By itself, vLLM would make half precision of float32.
         llm = load_llm(model, loaded.context_length, str(loaded.model.dtype).removeprefix("torch."))
         greedy = not loaded.model.generation_config.do_sample
+        loaded.close()
         return VllmAnswers(llm, Session(loaded, think_prompt=think_prompt), greedy)
     return SessionAnswers(load_engine(model), think_prompt)
 

@@ -56,6 +56,8 @@ class _Row:
                 self.dropped += directive.drop
                 self.ids[size:] = directive.force
                 self.forced[size:] = [True] * len(directive.force)
+                if len(self.ids) >= self.prepared.request.max_new_tokens:
+                    self.finish = "length"
                 return
         size = len(self.ids) - len(ended)
         del self.ids[size:], self.forced[size:]
@@ -135,4 +137,6 @@ class VllmAnswers:
         if temperature is not None:
             settings.temperature = temperature
             settings.top_p = 1.0 if temperature == 0 else sampling.top_p or settings.top_p
+        if sampling.top_k is not None:
+            settings.top_k = sampling.top_k
         return settings

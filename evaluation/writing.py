@@ -22,7 +22,10 @@ def write(path: Path, content: str | bytes) -> None:
     goal = path.resolve()
     partial = goal.with_name(f"{goal.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(goal)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -46,7 +49,7 @@ def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
             if to_disk:
                 os.fsync(file.fileno())
     except OSError as error:
-        raise WriteError(f"{path} cannot be written: {error.strerror}; make room or choose another place") from None
+        raise WriteError(f"{path} cannot be written: {error.strerror}; make room there") from None
 
 
 def _append(file: BinaryIO, line: bytes) -> None:

@@ -170,4 +170,4 @@ def _source(rng: np.random.Generator) -> Source:
     """Trial answers that are a little surer than they should be."""
     confidence = rng.beta(3, 1.6, 900)
     trials = tuple(Trial(float(c), 12, bool(rng.random() < c**1.4)) for c in confidence)
-    return Source("test-0", (), 0, 0, True, Budget("normal", 1024, 128), (), trials)
+    return Source("test-0", (), 0, 0, True, Budget("normal", 1024, 128), trials=trials)

@@ -75,6 +75,12 @@ def test_few_questions_stay_open_and_say_how_many_are_needed() -> None:
     assert result["needed_n"] > 20
 
 
+@pytest.mark.parametrize("cost", [0.5, 1.0])
+def test_a_handful_of_questions_decides_nothing(cost: float) -> None:
+    result = outcome(ScriptedAnswers(errs=1, cost=cost), 9)
+    assert result["verdict"] == OPEN
+
+
 def test_rollouts_do_not_pass_for_questions() -> None:
     once, thrice = (outcome(ScriptedAnswers(errs=10), 60, rollouts=r)["arms"][1] for r in (1, 3))
     assert thrice["n"] == 60
@@ -165,6 +171,8 @@ def test_a_policy_that_learnt_from_the_test_is_refused_before_a_model_is_loaded(
 
 def test_a_question_in_two_splits_is_found_under_any_name() -> None:
     check_disjoint({"fit": asked(4), "test": asked(9)[4:]})
+    with pytest.raises(CheckError, match="'q1' and 'x' are one"):
+        check_disjoint({"test": [*asked(3), Question("x", "What is 1?", "1")]})
     with pytest.raises(CheckError, match="'x' of split 'test' is also in split 'fit'"):
         check_disjoint({"fit": asked(4), "test": [Question("x", "What is  2?", "2")]})
 
@@ -187,6 +195,7 @@ def test_every_arm_is_made_and_keeps_the_common_options() -> None:
         ("full,full", "at most once"),
         ("", "two or"),
         ("full,random-stop", "leave it out"),
+        ("balanced,full", "the first arm is 'balanced'; accepted: 'full'"),
         ("full,helper", "--helper"),
     ],
 )
@@ -202,6 +211,8 @@ def test_bad_arms_are_refused(arms: str, says: str) -> None:
         ({"batch": 0}, "batch is 0"),
         ({"margin": 1.5}, "margin is 1.5"),
         ({"out": Path("/no/such/folder/r.json")}, "cannot be written"),
+        ({"effort": "hrad"}, "did you mean 'hard'"),
+        ({"max_new_tokens": 3}, "max_new_tokens is 3"),
         ({"engine": "vlm"}, "did you mean 'vllm'"),
         ({"verifier": "m"}, "would never be asked"),
         ({"price": "gpt-9"}, "gpt-9"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from tersely.evaluation.bench.cuts import (
 )
 from tersely.evaluation.bench.rows import Records
 from tersely.evaluation.bench.run import run_arm
-from tersely.evaluation.bench.trials import LEAD, Trials
+from tersely.evaluation.bench.trials import LEAD, MOST_TRIALS, Trials
 
 from .scripted import ScriptedEngine, asked, bench_of, tokenizer
 
@@ -41,10 +41,12 @@ def script(number: int) -> list[int]:
 class Made:
     """One counterfactual on the scripted model, with all that it is made of."""
 
-    def __init__(self, n: int = 60, rollouts: int = 1) -> None:
+    def __init__(
+        self, n: int = 60, rollouts: int = 1, script: Callable[[int], Sequence[int]] = script, limit: int = 2048
+    ) -> None:
         self.engine = ScriptedEngine(script)
         self.bench = bench_of(SessionAnswers(self.engine), n, rollouts=rollouts)
-        self.arm = make_arms("full,balanced", Options())[0]
+        self.arm = make_arms("full,balanced", Options(max_new_tokens=limit))[0]
         self.full = run_arm(self.bench, self.arm)
         self.cut = Counterfactual(self.bench, self.arm)
         self.session = self.bench.answerer.session
@@ -171,13 +173,55 @@ def test_a_cut_falls_where_a_controller_may_act(made: Made) -> None:
     assert made.cutter.at(source, thinking + 50) is None
 
 
+def test_a_baseline_longer_than_its_tier_is_cut_where_it_is_long_and_never_too_late_to_answer() -> None:
+    long = Made(2, script=lambda number: [number + 1] * 200 + [number], limit=4000)
+    source = long.cut.sources[0]
+    assert source.thinking > 2048
+    assert len(source.ends) > len(source.tries) == len(source.trials) == MOST_TRIALS
+    at = [long.cutter.at_budget(source, budget) for budget in (2200, 2500)]
+    assert at[0] is not None
+    assert at[1] is not None
+    assert len(at[0].ids) + 200 < len(at[1].ids), "a tier's cap binds no baseline"
+    late = replace(source, budget=replace(source.budget, thinking=source.ends[3]))
+    assert long.cutter.ends(late) == source.ends[:4]
+
+
+def test_trials_are_asked_in_batches_of_the_size_allowed(made: Made) -> None:
+    sizes: list[int] = []
+    answers = made.bench.answerer
+
+    class Counting:
+        session = answers.session
+
+        def write_on(self, texts: Any, limits: Any, sampling: Any) -> list[Written]:
+            sizes.append(len(texts))
+            return answers.write_on(texts, limits, sampling)
+
+    sources = made.cut.sources[:6]
+    questions = {question.id: question for question in made.bench.questions}
+    prepared = made.session.prepare([questions[s.id].problem for s in sources], made.arm.options)
+    asked_for = [(questions[s.id], s) for s in sources]
+    prompts = [row.request.prompt_ids for row in prepared]
+    found = Trials(Counting(), made.bench.checker, 7).ask(asked_for, prompts)  # type: ignore[arg-type]
+    assert found == [list(source.trials) for source in sources]
+    assert max(sizes) == 7
+
+
 # -- rules, by hand ------------------------------------------------------------------------------------------------
 
 
 def source_of(*trials: tuple[float, bool]) -> Source:
     ends = tuple(10 * k for k in range(1, len(trials) + 1))
     return Source(
-        "s", tuple(range(100)), 90, 10, True, Budget("normal", 500), ends, tuple(Trial(c, 5, r) for c, r in trials)
+        "s",
+        tuple(range(100)),
+        90,
+        10,
+        True,
+        Budget("normal", 500),
+        ends,
+        ends,
+        tuple(Trial(c, 5, r) for c, r in trials),
     )
 
 
@@ -227,8 +271,8 @@ def test_a_trial_answer_ends_with_its_box(made: Made, written: str, tokens: str 
             return [Written(ids, (0.5,) * len(ids), "stop") for _ in texts]
 
     source = replace(next(s for s in made.cut.sources if s.id == "q7"), trials=())
-    source = replace(source, ends=source.ends[:1])
-    ((trial,),) = Trials(Writes(), made.bench.checker).ask([(asked(8)[7], source)], [(1,)])  # type: ignore[arg-type]
+    source = replace(source, tries=source.tries[:1])
+    ((trial,),) = Trials(Writes(), made.bench.checker, 4).ask([(asked(8)[7], source)], [(1,)])  # type: ignore[arg-type]
     forced = made.cutter.at(source, source.ends[0])
     assert forced is not None
     spent = len(codec.encode(tokens if tokens is not None else written))

@@ -10,7 +10,7 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.core import Controller
 from tersely.controller.engines.base import KEEP
-from tersely.controller.markers import Markers
+from tersely.controller.markers import PROMPTED, Markers
 from tersely.controller.policies import make_policies
 from tersely.controller.policies.base import Close, Inject, View, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
@@ -71,6 +71,13 @@ def test_convergence_closes_at_the_second_equal_answer_and_names_it():
     (decision,) = row.controller.decisions
     assert (decision.policy, decision.action) == ("convergence", "close")
     assert "2 successive answers agree on 5" in decision.reason
+
+
+def test_a_model_that_was_asked_to_think_is_led_into_its_answer() -> None:
+    codec = Codec(WordTokenizer())
+    controller = Controller([BudgetForcing()], codec, PROMPTED, Budget("normal", 8))
+    forced = [d.force for token in codec.encode("one two three. " * 9) if (d := controller.observe(token)) is not KEEP]
+    assert codec.decode(forced[0]).endswith("</think>\n\nThe final answer is")
 
 
 def test_convergence_needs_successive_equal_answers():

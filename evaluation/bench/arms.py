@@ -30,7 +30,7 @@ CUTS: Mapping[str, str] = {
     FIXED: "thinking ends at one budget for all questions, as dear on average as the judged arm",
     CONFIDENCE: "thinking ends once a trial answer is confident enough, as dear on average as the judged arm",
     RANDOM: "thinking ends after a random thought, as dear on average as the judged arm",
-    ORACLE: "thinking ends at the first thought after which the answer is right: what no controller can beat",
+    ORACLE: "thinking ends at the first thought after which a trial answer is right: no controller knows which that is",
 }
 """Arm cut from the baseline's thinking -> what it is; these and `no-think` stand beside every judged arm."""
 
@@ -68,6 +68,8 @@ def make_arms(names: str, common: Options, *, helper: bool = False) -> list[Arm]
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if len(wanted) < 2:
         raise OptionError(f"arms are {names!r}; accepted: two or more, the baseline first, as in {BASELINE},balanced")
+    if wanted[0] != BASELINE:
+        raise OptionError(f"the first arm is {wanted[0]!r}; accepted: {BASELINE!r}, with which the others are compared")
     if len(set(wanted)) < len(wanted):
         raise OptionError(f"arms are {names!r}; accepted: each arm at most once")
     if HELPER in wanted and not helper:

@@ -8,7 +8,7 @@ from ...controller.errors import TerselyError
 from ...controller.policies.base import Policy
 from ..tasks.questions import Question, hash_of
 from .arms import HELPER
-from .rows import OVERHEADS, Records
+from .rows import Records
 
 _SHOWN = 3
 _ROUNDING = 1e-6
@@ -36,7 +36,7 @@ def _check_counts(arm: Records) -> None:
             raise CheckError(f"arm {arm.arm!r} leaves tokens out of the total of question {row.id!r}; count them all")
     if arm.made is None:
         return
-    counted = sum(row.thinking + row.answer_tokens + sum(getattr(row, kind) for kind in OVERHEADS) for row in arm.rows)
+    counted = sum(row.thinking + row.answer_tokens + row.discarded + row.probe for row in arm.rows)
     if counted < arm.made:
         raise CheckError(
             f"arm {arm.arm!r} counts {counted} tokens, but its engine put out {arm.made}; count probes, trials and "
@@ -45,13 +45,15 @@ def _check_counts(arm: Records) -> None:
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
-    """Raise CheckError if two splits share a question, however it is named."""
-    owners: dict[str, str] = {}
+    """Raise CheckError if a question stands twice, in two splits or in one, however it is named."""
+    owners: dict[str, tuple[str, Question]] = {}
     for name, questions in splits.items():
         for question in questions:
-            owner = owners.setdefault(hash_of(question), name)
+            owner, first = owners.setdefault(hash_of(question), (name, question))
             if owner != name:
                 raise CheckError(f"question {question.id!r} of split {name!r} is also in split {owner!r}; part them")
+            if first is not question:
+                raise CheckError(f"questions {first.id!r} and {question.id!r} are one; leave one of them out")
 
 
 def check_unseen(policies: Iterable[Policy], questions: Sequence[Question]) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.errors import OptionError, unknown
 from ...controller.policies import make_policies
 from ...controller.session import DEFAULT_MAX_NEW_TOKENS, Options
@@ -31,6 +32,7 @@ from .rows import Records, row_dicts
 from .run import Bench
 from .verdict import EXIT_CODES
 
+_LONGEST = 20
 _BATCH = {"transformers": 64, "vllm": 512}
 
 
@@ -66,7 +68,8 @@ def bench(
     Exit code 0: the second arm loses no accuracy beyond the margin and saves tokens; 1: not; 2: too few questions.
     """
     _check(rollouts, margin, batch, out, engine, verifier)
-    common = Options(effort=effort, max_new_tokens=max_new_tokens)
+    common = Options(effort=canonical_effort(effort), max_new_tokens=max_new_tokens)
+    fit_budget("normal", max_new_tokens, None)
     wanted = make_arms(arms, common, helper=helper is not None)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _splits(names, split, limit, seed)
@@ -93,6 +96,8 @@ def bench(
     journal = Journal(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
     with _resumable(journal):
         result = {**origin(), **_run(plan, journal, economy), "notes": notes, "command": _command()}
+        if baselines and not result["budget_curve"]:
+            notes.append("The baseline did not think, so nothing was cut from it.")
         if out is not None:
             write(out, json.dumps(result) + "\n")
             journal.remove()
@@ -137,6 +142,9 @@ def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
     names = [arm.name for arm in plan.arms]
     answerer = load_answerer(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
+    for arm in plan.arms:  # what cannot be asked fails now, not in the last batch
+        longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
+        (helper if arm.on_helper and helper else answerer).session.prepare(longest, arm.options)
     total = work(len(plan.questions) * plan.rollouts, len(names), plan.baselines)
     with AnswerChecker() as checker, shown(total, names) as advance:
         made = Bench(

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..stats import (
     Interval,
+    lower_bound,
     mcnemar,
     paired_bootstrap,
     rate_interval,
@@ -75,6 +76,7 @@ _PAIRED = (
     "harm",
     "harm_upper",
     "help",
+    "help_lower",
     "mcnemar_p",
     "saving",
     "saving_ci",
@@ -87,7 +89,7 @@ def _paired(ours: Records, base: Records, seed: int) -> Mapping[str, Any]:
     accuracy = paired_bootstrap(right - was_right, seed=seed)
     tokens = studentized_bootstrap(total - was_total, seed=seed)
     saving = ratio_bootstrap(total, was_total, seed=seed)
-    harms = (was_right * (1 - right)).mean(axis=1)
+    harms, helps = (both.mean(axis=1) for both in (was_right * (1 - right), right * (1 - was_right)))
     values = (
         accuracy.estimate,
         pair(accuracy),
@@ -95,7 +97,8 @@ def _paired(ours: Records, base: Records, seed: int) -> Mapping[str, Any]:
         pair(tokens),
         float(harms.mean()),
         upper_bound(float(harms.sum()), len(harms)),
-        float((right * (1 - was_right)).mean()),
+        float(helps.mean()),
+        lower_bound(float(helps.sum()), len(helps)),
         mcnemar(right - was_right),
         saving.estimate,
         pair(saving),

@@ -13,7 +13,7 @@ from ...controller.session import Prepared
 from ..answering import batch_seed
 from ..tasks.questions import Question
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, Arm
-from .cuts import Cut, Cutter, Source, Trial, budgets, confident_stop, cost, first_correct, matched, random_stop
+from .cuts import Cut, Cutter, Source, Trial, budgets, confident_stop, cost, first_correct, matched, random_stop, spread
 from .rows import Records, Row, as_row
 from .run import Bench, piece_of
 from .trials import GREEDY, LEAD, MOST_TRIALS, Trials
@@ -135,17 +135,13 @@ class Counterfactual:
         questions = [bench.questions[i] for i in indices]
         prepared = bench.answerer.session.prepare([q.problem for q in questions], self.arm.options)
         rows = [Row(**row) for row in piece["rows"]]
-        bare = [
-            Source(
-                row.id, tuple(ids), row.thinking, row.answer_tokens, ready.rendered.state == "thinking", ready.budget
-            )
-            for row, ids, ready in zip(rows, piece["ids"], prepared, strict=True)
-        ]
-        sources = [replace(source, ends=self._cutter.ends(source, MOST_TRIALS)) for source in bare]
+        sources = [self._source(*one) for one in zip(rows, piece["ids"], prepared, strict=True)]
 
         def ask() -> list[Any]:
             prompts = [ready.request.prompt_ids for ready in prepared]
-            found = Trials(bench.answerer, bench.checker).ask(list(zip(questions, sources, strict=True)), prompts)
+            found = Trials(bench.answerer, bench.checker, bench.batch).ask(
+                list(zip(questions, sources, strict=True)), prompts
+            )
             return [[asdict(trial) for trial in trials] for trials in found]
 
         trials = bench.journal.piece(f"trials of {self.arm.name}/{rollout}/{number}", ask)
@@ -155,6 +151,14 @@ class Counterfactual:
             for source, row in zip(sources, trials, strict=True)
         ]
         return _Unit(rollout, number, questions, prepared, rows, tried)
+
+    def _source(self, row: Row, ids: Sequence[int], ready: Prepared) -> Source:
+        # The baseline is bound by no tier, so neither are the budgets that it is cut at.
+        room = replace(ready.budget, thinking=ready.request.max_new_tokens - ready.budget.reserve)
+        opened = ready.rendered.state == "thinking"
+        source = Source(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
+        ends = self._cutter.ends(source)
+        return replace(source, ends=ends, tries=spread(ends, MOST_TRIALS))
 
     def _cut(self, name: str, choose: Choice, setting: str, sampling: Sampling | None = None) -> Records:
         """One cut arm; its answers are sampled as the cut arm's own, if nothing else is said."""

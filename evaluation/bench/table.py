@@ -10,7 +10,7 @@ from rich.table import Table
 
 _TOKENS = ("thinking", "answer", "overhead", "total")
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
-_COSTS = ("arm", *_TOKENS, "iso-saved %", "cut off %", "seconds")
+_COSTS = ("arm", *_TOKENS, "iso-saved", "cut %", "no ans %", "seconds")
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
@@ -59,7 +59,14 @@ def _gains(arm: Mapping[str, Any]) -> list[str]:
 def _costs(arm: Mapping[str, Any]) -> list[str]:
     counts = [f"{arm['tokens'][kind]:.1f}" for kind in _TOKENS]
     seconds = "" if arm["seconds"] is None else f"{arm['seconds']:.0f}"
-    return [arm["name"], *counts, _percent(arm["iso_saving"]), _percent(arm["capped"]), seconds]
+    return [
+        arm["name"],
+        *counts,
+        _percent(arm["iso_saving"]),
+        _percent(arm["capped"]),
+        _percent(arm["unanswered"]),
+        seconds,
+    ]
 
 
 def _percent(share: float | None) -> str:

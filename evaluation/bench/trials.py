@@ -32,21 +32,25 @@ class Trials:
 
     answerer: Answerer
     checker: AnswerChecker
+    batch: int
 
     def ask(self, asked: Sequence[tuple[Question, Source]], prompts: Sequence[tuple[int, ...]]) -> list[list[Trial]]:
-        """The trials of each source at its `ends`; `prompts` are the rendered ones the sources came from."""
+        """The trials of each source at its `tries`; `prompts` are the rendered ones the sources came from."""
         codec = self.answerer.session.codec
         cutter = Cutter(codec, self.answerer.session.markers)
         lead = codec.encode(LEAD)
         places, texts, forced = [], [], []
         for row, (_, source) in enumerate(asked):
-            for end in source.ends:
+            for end in source.tries:
                 cut = cutter.at(source, end)
                 if cut is not None:
                     places.append(row)
                     texts.append((*prompts[row], *cut.ids, *lead))
                     forced.append(cut.forced + len(lead))
-        written = self.answerer.write_on(texts, [MOST_TOKENS] * len(texts), GREEDY) if texts else []
+        written: list[Written] = []
+        for start in range(0, len(texts), self.batch):
+            some = texts[start : start + self.batch]
+            written += self.answerer.write_on(some, [MOST_TOKENS] * len(some), GREEDY)
         found: list[list[Trial]] = [[] for _ in asked]
         for row, extra, one in zip(places, forced, written, strict=True):
             found[row].append(self._read(asked[row][0], one, extra, codec))

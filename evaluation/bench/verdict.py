@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ..stats import Array, Interval, needed_questions, smoothed_deviation
 
+FEWEST = 10
+"""Questions below which nothing is decided: tokens that happen to agree on a handful would make an interval of none."""
 GOOD = "non-inferior and saving"
 INFERIOR = "inferior"
 WASTEFUL = "not saving"
@@ -27,11 +29,12 @@ def judge(accuracy: Array, accuracy_ci: Interval, tokens: Array, tokens_ci: Inte
     The margin must have been fixed before the run. An open question names the number of questions at which the
     interval would probably (80 %) decide it, if the true difference is what was seen, gains in accuracy not counted on.
     """
-    if accuracy_ci.high < -margin:
+    few = len(accuracy) < FEWEST
+    if accuracy_ci.high < -margin and not few:
         return Verdict(INFERIOR)
-    if tokens_ci.low >= 0:
+    if tokens_ci.low >= 0 and not few:
         return Verdict(WASTEFUL)
-    needs = []
+    needs: list[int | None] = [FEWEST] if few else []
     if accuracy_ci.low <= -margin:
         distance = abs(margin + min(accuracy_ci.estimate, 0.0))
         needs.append(needed_questions(smoothed_deviation(accuracy), distance))

@@ -95,6 +95,7 @@ class Arm(Form):
     harm: Share | None = None
     harm_upper: Share | None = None
     help: Share | None = None
+    help_lower: Share | None = None
     mcnemar_p: Share | None = None
     saving: float | None = None
     saving_ci: Pair | None = None

@@ -66,10 +66,14 @@ def _maybe(name: str, form: Callable[[float], str], scale: float = 1.0) -> Calla
     return cell
 
 
-def _harm(arm: Arm) -> Entry | None:
-    if arm.harm is None:
-        return None
-    return Entry(percent(arm.harm), "" if arm.harm_upper is None else f"at most {plain(arm.harm_upper)}")
+def _bounded(name: str, bound: str, words: str) -> Callable[[Arm], Entry | None]:
+    """A share with its one-sided bound."""
+
+    def cell(arm: Arm) -> Entry | None:
+        value, end = getattr(arm, name), getattr(arm, bound)
+        return None if value is None else Entry(percent(value), "" if end is None else f"{words} {plain(end)}")
+
+    return cell
 
 
 _GAINS = (
@@ -78,8 +82,8 @@ _GAINS = (
     _Column("p", "McNemar", _maybe("mcnemar_p", p_value)),
     _Column("Tokens saved", "95 % interval", lambda arm: _interval(arm, "saving", percent, plain)),
     _Column("At equal accuracy", "saved of a fixed budget", lambda arm: _interval(arm, "iso_saving", percent, plain)),
-    _Column("Harm", "right made wrong", _harm),
-    _Column("Help", "wrong made right", _maybe("help", percent)),
+    _Column("Harm", "right made wrong", _bounded("harm", "harm_upper", "at most")),
+    _Column("Help", "wrong made right", _bounded("help", "help_lower", "at least")),
     _Column("Thinking", "tokens", lambda arm: Entry(tokens(arm.tokens.thinking))),
     _Column("Answer", "tokens", lambda arm: Entry(tokens(arm.tokens.answer))),
     _Column("Overhead", "weighted", lambda arm: Entry(tokens(arm.tokens.overhead))),
