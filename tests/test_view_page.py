@@ -238,7 +238,7 @@ def test_run_refuses_a_bad_place_before_and_reports_a_full_disk_after(
         assert main(["run", QUESTION, *CUT, "--quiet", "--trace", "/dev/full"]) == 2
         out, err = capsys.readouterr()
         assert out.startswith("The answer is")
-        assert err == "error: /dev/full cannot be written: No space left on device; make room or choose another place\n"
+        assert err == "error: /dev/full cannot be written: No space left on device; make room there\n"
     monkeypatch.setattr("tersely.cli.run.load", lambda source: pytest.fail("the model was loaded"))
     notes = tmp_path / "notes.md"
     notes.write_text("# Notes\n")
