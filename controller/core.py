@@ -7,7 +7,7 @@ from typing import Literal
 
 from .budgets import Budget
 from .engines.base import KEEP, Directive
-from .markers import PROMPTED, Markers
+from .markers import Markers
 from .policies.base import RANK, Action, Close, Policy, View, Wait, Watching
 from .text import Codec, Flag
 from .thoughts import Thinking
@@ -15,7 +15,6 @@ from .trace import Decision
 
 Phase = Literal["before", "thinking", "answer"]
 CLOSING = "Time is short, so I answer now."
-ANSWERING = "The final answer is"
 _NEVER = 1 << 60
 _TAIL = 16
 
@@ -168,9 +167,7 @@ class Controller:
 
     def _closing_text(self, phrase: str, lead: str) -> str:
         words = f"{lead}{phrase}\n" if phrase else lead
-        # A model that only plays at thinking takes a bare marker for the end of its answer, and comments on it.
-        lead = ANSWERING if self.markers.source == PROMPTED.source else ""
-        return f"{words}{self.markers.close}{self.markers.after}{lead}"
+        return f"{words}{self.markers.close}{self.markers.after}{self.markers.answering}"
 
 
 def _single(codec: Codec, marker: str) -> int | None:

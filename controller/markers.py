@@ -36,6 +36,14 @@ class Markers:
         """White space that models write after the closing marker."""
         return "" if self.close == "<|end|>" else "\n\n"
 
+    @property
+    def answering(self) -> str:
+        """What leads into an answer after thinking that was closed for the model.
+
+        One that was only asked to think takes a bare marker for the end of its answer, and comments on it.
+        """
+        return "The final answer is" if self.source == "prompted" else ""
+
 
 PROMPTED = Markers("<think>", "</think>", "prompted")
 PROMPT = (

@@ -142,8 +142,8 @@ def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
     names = [arm.name for arm in plan.arms]
     answerer = load_answerer(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
+    longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
     for arm in plan.arms:  # what cannot be asked fails now, not in the last batch
-        longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
         (helper if arm.on_helper and helper else answerer).session.prepare(longest, arm.options)
     total = work(len(plan.questions) * plan.rollouts, len(names), plan.baselines)
     with AnswerChecker() as checker, shown(total, names) as advance:

@@ -28,20 +28,19 @@ def compare(records: Sequence[Records], margin: float, seed: int) -> dict[str, A
     check_comparable(records)
     base, judged = records[0], records[1]
     accuracy, tokens = (judged.means(kind) - base.means(kind) for kind in ("right", "total"))
-    found = judge(
-        accuracy,
-        paired_bootstrap(accuracy, seed=seed),
-        tokens,
-        studentized_bootstrap(tokens, seed=seed),
-        margin,
-    )
+    arms = [summary(r, None if r is base else base, seed) for r in records]
+    found = judge(accuracy, _interval(arms[1], "delta_accuracy"), tokens, _interval(arms[1], "delta_total"), margin)
     return {
-        "arms": [summary(r, None if r is base else base, seed) for r in records],
+        "arms": arms,
         "verdict": found.word,
         "needed_n": found.needed_n,
         "judged": judged.arm,
         "baseline": base.arm,
     }
+
+
+def _interval(arm: Mapping[str, Any], name: str) -> Interval:
+    return Interval(arm[name], *arm[f"{name}_ci"])
 
 
 def summary(ours: Records, base: Records | None, seed: int) -> dict[str, Any]:

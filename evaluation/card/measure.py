@@ -1,6 +1,6 @@
 """Measuring an embedded model: what its thinking is worth, per level and mode, on fresh problems.
 
-Facts only, as plain numbers; `bars.py` judges them and `card.py` prints them.
+Facts only, as plain numbers; `bars.py` judges them and `cli.py` prints them.
 """
 
 from __future__ import annotations
