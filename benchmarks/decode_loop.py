@@ -143,7 +143,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def watchers_for(folder: str) -> MakeWatcher:
     """Real controllers for a model that thinks, idle watchers for one without markers."""
-    from tersely.controller.errors import MarkerError
+    from tersely.errors import MarkerError
 
     def idle(prompt: list[int]) -> Watcher:
         return Idle()

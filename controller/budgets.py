@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .errors import OptionError, unknown
+from ..errors import OptionError, unknown
 
 EFFORTS = ("none", "easy", "normal", "hard", "auto")
 ALIASES = {"minimal": "easy", "low": "easy", "medium": "normal", "high": "hard", "xhigh": "hard", "max": "hard"}

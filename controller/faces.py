@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from ..errors import OptionError
 from .budgets import canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .engines.base import Engine, Sampling, Watcher
-from .errors import OptionError
 from .markers import Markers, choose_markers
 from .policies import make_policies
 from .policies.base import Policy

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import MarkerError, OptionError
+from ..errors import MarkerError, OptionError
 
 KNOWN = (
     ("<think>", "</think>"),

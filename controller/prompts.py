@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import PromptError
 from .budgets import Budget
-from .errors import PromptError
 from .markers import PROMPT, PROMPTED, Markers
 
 Message = Mapping[str, Any]

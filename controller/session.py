@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+from ..errors import CapabilityError, OptionError, PromptError
 from .budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .engines.base import Completion, Engine, Request, Sampling
-from .errors import CapabilityError, OptionError, PromptError
 from .markers import Markers, choose_markers
 from .parts import spans, split_output
 from .policies import make_policies

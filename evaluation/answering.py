@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..controller.engines.base import Completion, Engine, FinishReason, Request, Sampling, TokenSink
-from ..controller.errors import unknown
 from ..controller.session import Options, Session, with_seed
 from ..controller.trace import Generation
+from ..errors import unknown
 from .tasks.questions import Question
 
 ENGINES = ("transformers", "vllm")

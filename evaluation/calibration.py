@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..controller.errors import OptionError
+from ..errors import OptionError
 from .stats import auroc
 
 

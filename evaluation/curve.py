@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..controller.errors import OptionError
+from ..errors import OptionError
 from .stats import LEVEL, RESAMPLES, Array, percentile_ends, resampled_means
 
 Point = tuple[float, float]

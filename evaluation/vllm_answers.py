@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.base import KEEP, Completion, FinishReason, Sampling
 from ..controller.engines.checkpoints import locate
-from ..controller.errors import CapabilityError
 from ..controller.session import Options, Prepared, Session
 from ..controller.trace import Generation
+from ..errors import CapabilityError
 from .answering import Written
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .controller.budgets import Budget
     from .controller.core import Controller
-    from .controller.errors import TerselyError
     from .controller.faces import custom_generate, generate
     from .controller.trace import Generation
+    from .errors import TerselyError
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ _HOMES = {
     "Budget": "tersely.controller.budgets",
     "Controller": "tersely.controller.core",
     "Generation": "tersely.controller.trace",
-    "TerselyError": "tersely.controller.errors",
+    "TerselyError": "tersely.errors",
     "custom_generate": "tersely.controller.faces",
     "generate": "tersely.controller.faces",
 }

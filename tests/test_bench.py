@@ -12,10 +12,10 @@ import pytest
 import typer
 from rich.console import Console
 
-from tersely.controller.errors import OptionError, TerselyError
 from tersely.controller.policies.base import View, Wait, Watching
 from tersely.controller.session import Options
 from tersely.controller.trace import Generation
+from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.answering import batch_seed, batches
 from tersely.evaluation.bench import arms as arms_module
 from tersely.evaluation.bench.arms import ARMS, CUTS, make_arm, make_arms

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import typer
 
-from tersely.controller.errors import TerselyError
 from tersely.controller.session import Options
 from tersely.controller.trace import Generation
+from tersely.errors import TerselyError
 from tersely.evaluation.answering import SessionAnswers
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.journal import Journal, JournalError
-from tersely.evaluation.writing import WriteError
+from tersely.writing import WriteError
 
 from .disk import files_no_longer_than
 from .scripted import ScriptedAnswers, bench_of, run_both

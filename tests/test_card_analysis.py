@@ -17,12 +17,12 @@ import pytest
 from tersely.controller.budgets import TIERS
 from tersely.controller.core import Controller
 from tersely.controller.engines.base import KEEP, Engine
-from tersely.controller.errors import CapabilityError
 from tersely.controller.markers import Markers
 from tersely.controller.parts import split_output
 from tersely.controller.session import Options, Session
 from tersely.controller.text import Codec
 from tersely.controller.trace import Decision, Generation, Usage
+from tersely.errors import CapabilityError
 from tersely.evaluation.card.cli import as_text
 from tersely.evaluation.card.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
 from tersely.evaluation.reading import Reading, Statement, read, tokens_until

@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tersely.controller.engines.base import KEEP, Directive, Watcher
 from tersely.controller.engines.custom_generate import as_custom_generate
-from tersely.controller.errors import CapabilityError, OptionError
+from tersely.errors import CapabilityError, OptionError
 
 from .models import letters, random_model
 

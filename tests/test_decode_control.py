@@ -20,7 +20,7 @@ from tersely.controller.engines import decode
 from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Watcher
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers import TransformersEngine
-from tersely.controller.errors import CapabilityError, OptionError
+from tersely.errors import CapabilityError, OptionError
 
 from .models import VOCABULARY, letters, random_model
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tersely.controller.errors import OptionError, TerselyError
+from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.economics.passes import (
     EXPERT_USD,
     HUMAN,

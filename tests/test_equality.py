@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tersely.controller.errors import OptionError
+from tersely.errors import OptionError
 from tersely.evaluation.tasks import equality
 from tersely.evaluation.tasks.deadline import AnswerError, CrashError, HelperError, LateError, Worker
 from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers

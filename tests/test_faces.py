@@ -10,12 +10,12 @@ import pytest
 
 import tersely
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.errors import CapabilityError, MarkerError, OptionError, PromptError
 from tersely.controller.markers import Markers
 from tersely.controller.pretrained import path_of
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Options, Session
 from tersely.controller.stream import Event
+from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
 from tersely.evaluation.tasks.problems import stream
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tersely.controller.errors import OptionError
+from tersely.errors import OptionError
 from tersely.evaluation.tasks import gym
 from tersely.evaluation.tasks.deadline import Worker
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers

@@ -21,12 +21,15 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 FOLDERS = {package: ROOT / folder for package, folder in SETUPTOOLS["package-dir"].items()}
 
 # Who may import whom. The longest matching prefix is a module's home; importing at home is always allowed.
-BELOW_SERVING = {"controller", "probes", "kernels"}
+LEAVES = {"errors", "writing"}
+BELOW_SERVING = {"controller", "probes", "kernels", *LEAVES}
 LIBRARY = BELOW_SERVING | {"controller.serving", "controller.agents"}
 ALLOWED = {
-    "kernels": set(),
-    "probes": {"kernels"},
-    "controller": {"probes", "kernels"},
+    "errors": set(),
+    "writing": {"errors"},
+    "kernels": LEAVES,
+    "probes": {"kernels", *LEAVES},
+    "controller": {"probes", "kernels", *LEAVES},
     "controller.agents": BELOW_SERVING,
     "controller.serving": BELOW_SERVING,
     "evaluation": LIBRARY,

@@ -18,13 +18,13 @@ import pytest
 from tersely.cli.app import main as tersely_main
 from tersely.controller.engines.base import Sampling
 from tersely.controller.engines.transformers import load_engine
-from tersely.controller.errors import OptionError
 from tersely.controller.session import Options, Session
 from tersely.controller.trace import Generation, Usage
+from tersely.errors import OptionError
 from tersely.evaluation.harness.arguments import ModelArguments, TaskArguments, options_of
 from tersely.evaluation.harness.main import main
 from tersely.evaluation.harness.usage import KINDS, Ledger
-from tersely.evaluation.writing import WriteError
+from tersely.writing import WriteError
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "HARNESS.md").read_text(encoding="utf-8")
 MODEL = "tersely-tiny-small"

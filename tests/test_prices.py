@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tersely.controller.errors import OptionError
+from tersely.errors import OptionError
 from tersely.evaluation.economics.prices import PriceError, load_prices
 
 

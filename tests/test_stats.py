@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.controller.errors import OptionError
+from tersely.errors import OptionError
 from tersely.evaluation.bench.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
 from tersely.evaluation.calibration import reliability
 from tersely.evaluation.curve import area, common_range, iso_saving

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tersely.controller.errors import OptionError
+from tersely.errors import OptionError
 from tersely.evaluation.stats import auroc
 from tersely.evaluation.tasks.problems import KINDS, SPLITS, Problem, stream
 from tersely.evaluation.tasks.programs import LEVELS, LIMIT, run

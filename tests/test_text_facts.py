@@ -8,12 +8,12 @@ import pytest
 
 from tersely.controller.answers import boxed, boxed_or_last, normalise, stated
 from tersely.controller.budgets import canonical_effort, fit_budget
-from tersely.controller.errors import MarkerError, OptionError
 from tersely.controller.markers import Markers, find_markers, parse_markers
 from tersely.controller.parts import spans, split_output
 from tersely.controller.policies import PRESETS, make_policies, make_policy
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.text import Codec
+from tersely.errors import MarkerError, OptionError
 
 
 @pytest.mark.parametrize(

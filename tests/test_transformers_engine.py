@@ -13,7 +13,7 @@ from transformers import BertConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3
 
 from tersely.controller.engines.base import Request, Sampling
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.errors import ModelError, OptionError, PromptError
+from tersely.errors import ModelError, OptionError, PromptError
 
 CONFIG = Qwen3Config(
     vocab_size=64,

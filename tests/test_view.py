@@ -19,7 +19,7 @@ from tersely.controller.trace import Decision, Generation, Span, Usage
 from tersely.evaluation.view.files import TraceError, append, check_appendable, parse, read
 from tersely.evaluation.view.layout import record_data
 from tersely.evaluation.view.record import Record, Run, Segment, Token, record_of
-from tersely.evaluation.writing import WriteError
+from tersely.writing import WriteError
 
 from .disk import files_no_longer_than
 

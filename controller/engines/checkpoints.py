@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelError, OptionError, did_you_mean
+from ...errors import ModelError, OptionError, did_you_mean
 from ..pretrained import NAMES, path_of
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from ..errors import OptionError
+from ...errors import OptionError
 from .base import TokenSink, Watcher
 from .decode import Decoded, decode_rows
 from .rules import refuse_unsupported

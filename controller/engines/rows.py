@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..errors import CapabilityError, OptionError
+from ...errors import CapabilityError, OptionError
 from .base import KEEP, Completion, Directive, FinishReason, Signals, TokenSink, Watcher
 
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.generation import EosTokenCriteria, GenerationMode, MaxLengthCriteria
 
-from ..errors import CapabilityError
+from ...errors import CapabilityError
 
 # Processors that never look at the ids, so that the ids need not be kept.
 _BLIND = (TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper)

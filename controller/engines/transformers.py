@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError, OptionError, PromptError, did_you_mean
+from ...errors import ModelError, OptionError, PromptError, did_you_mean
 from .base import Completion, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows

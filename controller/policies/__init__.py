@@ -7,7 +7,7 @@ from dataclasses import fields
 from importlib import import_module
 from typing import Any, cast
 
-from ..errors import OptionError, unknown
+from ...errors import OptionError, unknown
 from .base import Policy
 
 POLICIES = {

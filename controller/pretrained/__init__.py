@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import ModelError, did_you_mean
+from ...errors import ModelError, did_you_mean
 
 NAMES = ("tersely-tiny-small", "tersely-tiny-large")
 

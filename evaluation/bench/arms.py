@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...controller.errors import OptionError, unknown
 from ...controller.session import Options
+from ...errors import OptionError, unknown
 
 BASELINE = "full"
 NO_THINK = "no-think"

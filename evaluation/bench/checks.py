@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ...controller.errors import TerselyError
 from ...controller.policies.base import Policy
+from ...errors import TerselyError
 from ..tasks.questions import Question, hash_of
 from .arms import HELPER
 from .rows import Records

@@ -13,15 +13,15 @@ from typing import Annotated, Any
 import typer
 
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.errors import OptionError, unknown
 from ...controller.policies import make_policies
 from ...controller.session import DEFAULT_MAX_NEW_TOKENS, Options
+from ...errors import OptionError, unknown
+from ...writing import check_writable, write
 from ..answering import ENGINES, load_answerer
 from ..economics.prices import load_prices
 from ..tasks.equality import AnswerChecker
 from ..tasks.problems import SPLITS
 from ..tasks.questions import TINY, Question, load_all
-from ..writing import check_writable, write
 from .arms import make_arms
 from .checks import check_disjoint, check_unseen
 from .economy import Economy, load_economy

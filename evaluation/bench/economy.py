@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from ...controller.errors import ModelError
+from ...errors import ModelError
 from ..economics.flops import generation_flops
 from ..economics.passes import cost_of_pass
 from ..economics.prices import Price, Prices

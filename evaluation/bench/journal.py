@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...controller.errors import TerselyError
-from ..writing import WriteError, append_line
+from ...errors import TerselyError
+from ...writing import WriteError, append_line
 
 _HEAD = "run"
 

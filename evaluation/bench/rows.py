@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ...controller.answers import boxed, boxed_or_last
-from ...controller.errors import OptionError
 from ...controller.trace import Generation
+from ...errors import OptionError
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question

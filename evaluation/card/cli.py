@@ -15,9 +15,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.errors import TerselyError
 from ...controller.session import Options
 from ...controller.trace import Generation
+from ...errors import TerselyError
 from ..answering import ENGINES, answer_all, load_answerer
 from ..tasks.questions import TINY, Question, load
 from .bars import check_bars, model_bars

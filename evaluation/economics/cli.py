@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.errors import ModelError, OptionError
+from ...errors import ModelError, OptionError
 from .devices import MEASURE, Device, check_device, check_given, device_of, given
 from .roofline import STORAGE, Phase, Roofline, bounds, moved_bytes, storage_of
 from .runtime import Runtime, fit, read_timings

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...controller.errors import OptionError, unknown
+from ...errors import OptionError, unknown
 
 MEASURE = "measure"
 _REPEATS = 7

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ...controller.errors import OptionError
+from ...errors import OptionError
 from .shape import Shape
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ...controller.errors import TerselyError, unknown
+from ...errors import TerselyError, unknown
 from ..stats import Array, Interval, paired_bootstrap, question_means, ratio_bootstrap, resampled_means
 
 HUMAN = "human expert"

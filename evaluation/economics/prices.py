@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from pydantic import Field, NonNegativeFloat
 
-from ...controller.errors import OptionError, TerselyError, unknown
+from ...errors import OptionError, TerselyError, unknown
 from ..stats import Array
 from .strict import Record, parse, read_text
 

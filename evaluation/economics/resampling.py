@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...controller.errors import OptionError
+from ...errors import OptionError
 
 MOST_ATTEMPTS = 10_000
 

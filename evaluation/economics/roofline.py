@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ...controller.errors import unknown
+from ...errors import unknown
 from .devices import Device
 from .flops import prefill_flops, token_flops
 from .shape import Shape

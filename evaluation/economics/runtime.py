@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, NonNegativeInt
 
-from ...controller.errors import TerselyError
+from ...errors import TerselyError
 from ..stats import Array
 from .strict import Record, parse, read_text
 

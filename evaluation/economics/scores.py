@@ -6,7 +6,7 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from ...controller.errors import OptionError
+from ...errors import OptionError
 
 KEEP_ISR, KEEP_ISE = 0.3, 0.1
 

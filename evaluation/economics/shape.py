@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ...controller.errors import ModelError
+from ...errors import ModelError
 
 _UNLIKE = {
     "num_experts": "a mixture of experts",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ...controller.errors import TerselyError, did_you_mean
+from ...errors import TerselyError, did_you_mean
 
 
 class Record(BaseModel):

@@ -10,10 +10,10 @@ from pydantic import Field
 
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.engines.base import Sampling
-from ...controller.errors import OptionError
 from ...controller.markers import Markers, parse_markers
 from ...controller.policies import make_policies
 from ...controller.session import DEFAULT_MAX_NEW_TOKENS, Options
+from ...errors import OptionError
 from ..economics.strict import Record, parse
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
 
-from ...controller.errors import TerselyError
+from ...errors import TerselyError
 from .usage import Ledger
 
 USAGE, INTERRUPTED = 2, 130

@@ -18,10 +18,10 @@ from lm_eval.utils import sanitize_model_name
 from tqdm import tqdm
 
 from ...controller.engines.transformers import load_engine
-from ...controller.errors import CapabilityError, OptionError
 from ...controller.prompts import Message, Prompt
 from ...controller.session import Options, Session, with_seed
 from ...controller.trace import Generation
+from ...errors import CapabilityError, OptionError
 from ..answering import batch_seed
 from .arguments import ModelArguments, TaskArguments, options_of
 from .usage import Ledger

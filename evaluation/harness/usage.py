@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...controller.trace import Generation
-from ..writing import WriteError, append_line, check_writable
+from ...writing import WriteError, append_line, check_writable
 
 KINDS = ("prompt", "thinking", "answer", "forced", "overhead", "total")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..writing import WriteError, write
+from ...writing import WriteError, write
 from . import charts, csvs, png
 from .page import page, title
 from .result import Result, read

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ...controller.errors import CapabilityError
+from ...errors import CapabilityError
 from .scene import Dot, Item, Line, Scene, Text
 
 SIGN = "tersely report"

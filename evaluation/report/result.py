@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from ...controller.errors import TerselyError, did_you_mean
+from ...errors import TerselyError, did_you_mean
 from ..economics.strict import Record, parse, read_text
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ...controller.errors import TerselyError
+from ...errors import TerselyError
 
 _START = 180.0
 """Seconds to import a library in; long, because it is never the libraries that hang, only a busy machine."""

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 from ...controller.answers import boxed, normalise
-from ...controller.errors import OptionError
+from ...errors import OptionError
 from .deadline import AnswerError, Closing, CrashError, LateError, Worker
 from .questions import Question
 

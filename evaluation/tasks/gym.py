@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from ...controller.errors import unknown
+from ...errors import unknown
 from .deadline import HelperError, Worker
 from .problems import SPLITS
 from .questions import GYM, Drawn, Question, TaskError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from ...controller.errors import unknown
+from ...errors import unknown
 from . import wording as w
 from .programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_tree, draw_work, run
 

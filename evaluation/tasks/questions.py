@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...controller.answers import boxed, normalise
-from ...controller.errors import TerselyError, unknown
+from ...errors import TerselyError, unknown
 from .problems import SPLITS, stream
 
 TINY = "tiny"

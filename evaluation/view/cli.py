@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from ...controller.errors import OptionError
-from ..writing import WriteError, write
+from ...errors import OptionError
+from ...writing import WriteError, write
 from .files import read
 from .page import is_page, page
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from ...controller.errors import TerselyError, did_you_mean
 from ...controller.trace import Decision, Usage
-from ..writing import WriteError, append_line
+from ...errors import TerselyError, did_you_mean
+from ...writing import WriteError, append_line
 from .record import VERSION, Record, Run, Segment, Token
 
 _FIELDS: Mapping[str, list[str]] = {

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ..controller.errors import TerselyError
+from ..errors import TerselyError
 from .doctor import doctor
 from .loading import quieten
 from .mounted import bench, report, roofline, train_app, view

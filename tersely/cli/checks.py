@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from ..controller.budgets import TIERS
 from ..controller.engines.base import Engine, Request, Sampling
-from ..controller.errors import TerselyError
 from ..controller.prompts import render
 from ..controller.session import Options, Session
 from ..controller.trace import Generation
+from ..errors import TerselyError
 from .loading import Source, load, session_of
 
 Status = Literal["ok", "warn", "fail"]

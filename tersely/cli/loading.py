@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ..controller.engines.base import Completion, Engine, Request, Sampling, TokenSink
-from ..controller.errors import OptionError, unknown
 from ..controller.markers import Markers, parse_markers
 from ..controller.session import Session
+from ..errors import OptionError, unknown
 
 ENGINES = ("transformers",)
 _PLANNED = ("vllm",)

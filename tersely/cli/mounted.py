@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..controller.errors import OptionError, TerselyError
+from ..errors import OptionError, TerselyError
 
 train_app = typer.Typer(help="Train the embedded models.")
 

@@ -12,11 +12,11 @@ import typer
 
 from ..controller.budgets import canonical_effort, fit_budget
 from ..controller.engines.base import Sampling
-from ..controller.errors import PromptError
 from ..controller.policies import make_policies
 from ..controller.session import DEFAULT_MAX_NEW_TOKENS, Options
 from ..controller.text import Codec
 from ..controller.trace import Generation
+from ..errors import PromptError
 from . import options as o
 from .loading import Interruptible, Source, load, session_of, source, spinner
 from .show import Presenter, comparison, outcome, untaken, writer

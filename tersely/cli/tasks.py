@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..controller.errors import OptionError, unknown
+from ..errors import OptionError, unknown
 from .options import Json
 
 

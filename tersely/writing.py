@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from ..controller.errors import TerselyError
+from .errors import TerselyError
 
 
 class WriteError(TerselyError, OSError):
