@@ -55,7 +55,7 @@ bench: $(VENV)/test.stamp
 	@$(BIN)/tersely report $(BENCHED:%=.bench/%.json) --out .bench/report
 
 clean:
-	@rm -rf .venv .bench build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
+	@rm -rf .venv .bench build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp:
@@ -64,7 +64,7 @@ $(VENV)/made.stamp:
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/core.stamp: $(VENV)/made.stamp pyproject.toml $(PINS) $(SOURCES)
+$(VENV)/core.stamp: $(VENV)/made.stamp pyproject.toml $(PINS) $(SOURCES) $(wildcard kernels/csrc/*)
 	@echo "installing tersely into $(VENV) (once; some minutes) ..." >&2
 ifeq ($(FROM),wheel)
 	@rm -rf build $(VENV)/dist

@@ -1,0 +1,64 @@
+/* The element types that operations accept, the same numbers as in native.py, and how one of them becomes a float. */
+#ifndef TERSELY_NUMBERS_H
+#define TERSELY_NUMBERS_H
+
+#include <stdint.h>
+#include <string.h>
+
+/* For GCC and Clang; with another compiler the build fails, which is allowed. */
+#define INLINE static inline __attribute__((always_inline))
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT
+#endif
+
+enum kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+
+/* The kinds of vectors, from the poorest machine's to the richest's. */
+enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+
+INLINE float float_of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE uint32_t bits_of_float(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of_half(uint16_t half) {
+    uint32_t sign = (uint32_t)(half & 0x8000u) << 16, rest = half & 0x7fffu;
+    if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
+    if (rest >= 0x0400u) return float_of_bits(sign | ((rest << 13) + (112u << 23)));
+    float value = (float)rest * 0x1p-24f; /* subnormal */
+    return sign ? -value : value;
+}
+
+INLINE int64_t size_of(int kind) { return kind == FLOAT32 ? 4 : 2; }
+
+INLINE float number_at(const char *from, int64_t i, int kind) {
+    if (kind == FLOAT32) {
+        float value;
+        memcpy(&value, from + 4 * i, sizeof value);
+        return value;
+    }
+    uint16_t half;
+    memcpy(&half, from + 2 * i, sizeof half);
+    return kind == BFLOAT16 ? float_of_bits((uint32_t)half << 16) : float_of_half(half);
+}
+
+/* exp(y) = 2^n * (1 + f * (C1 + f * (...))), n the whole number nearest to y * log2(e) and f what is left: relative
+ * error 1.1e-7 (minimax over -0.5..0.5). At or below EXP_CUT it counts as zero, which keeps 2^n a normal number. */
+#define LOG2_E 1.44269504f
+#define EXP_CUT (-86.0f)
+#define EXP_C1 0.6931470036506653f
+#define EXP_C2 0.24022242426872253f
+#define EXP_C3 0.05550733581185341f
+#define EXP_C4 0.009671512991189957f
+#define EXP_C5 0.001326472731307149f
+
+#endif
