@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from tersely.controller.engines.base import KEEP, Directive, Watcher
+from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
 from tersely.controller.engines.custom_generate import MakeWatcher, as_custom_generate
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -30,7 +30,7 @@ class Idle:
     def __init__(self) -> None:
         self.seen = 0
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """Count the token."""
         self.seen += 1
         return KEEP

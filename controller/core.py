@@ -6,43 +6,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .budgets import Budget
-from .engines.base import KEEP, Directive
+from .engines.base import KEEP, Directive, Seen
 from .markers import Markers
-from .policies.base import RANK, Action, Close, Policy, View, Wait, Watching
+from .policies.base import RANK, Action, Close, Inject, Policy, Trial, View
+from .sleeper import NEVER, Sleeper
 from .text import Codec, Flag
 from .thoughts import Thinking
 from .trace import Decision
+from .trial import LEAD, MOST_TOKENS, TrialRun
 
 Phase = Literal["before", "thinking", "answer"]
 CLOSING = "Time is short, so I answer now."
-_NEVER = 1 << 60
 _TAIL = 16
-
-
-class _Sleeper:
-    """A policy's generator with the condition it waits for."""
-
-    __slots__ = ("at", "deadline", "generator", "policy", "rank")
-
-    def __init__(self, policy: Policy, view: View) -> None:
-        self.policy = policy
-        self.generator: Watching | None = policy.watch(view)
-        self.at = self.deadline = self.rank = 0
-
-    def resume(self, view: View | None) -> Action | None:
-        """Run the policy up to its next sleep or bid; returns the bid."""
-        if self.generator is None:
-            return None
-        try:
-            move = next(self.generator) if view is None else self.generator.send(view)
-        except StopIteration:
-            self.generator, self.at, self.deadline = None, _NEVER, _NEVER
-            return None
-        if not isinstance(move, Wait):
-            return move
-        self.at, self.rank = move.at, RANK[move.boundary]
-        self.deadline = _NEVER if move.deadline is None else move.deadline
-        return None
 
 
 class Controller:
@@ -73,14 +48,15 @@ class Controller:
         self._open_id = _single(codec, markers.open)
         self._end_id: int | None = codec.tokenizer.eos_token_id
         self.view = View(self.thinking, budget, len(codec.encode(self._closing_text(closing, "\n\n"))))
-        self._sleepers = [_Sleeper(p, self.view) for p in policies]
-        bids = [s.resume(None) for s in self._sleepers]
-        if any(bids):
-            raise TypeError("a policy must wait before its first action")
+        self._sleepers = [Sleeper(p, self.view) for p in policies]
         self._next = 0
+        self._trial: TrialRun | None = None
+        self._asking: list[Sleeper] = []
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """Take note of a sampled token; see `Watcher`."""
+        if self._trial is not None:
+            return self._tried(self._trial, token, seen)
         self.position += 1
         if self.phase == "answer":
             return KEEP
@@ -88,16 +64,41 @@ class Controller:
             if self._completes(token, self.markers.open, self._open_id):
                 self.phase = "thinking"
             return KEEP
+        self.view.seen = seen
         if self._completes(token, self.markers.close, self._close_id):
-            self.phase = "answer"
-            return KEEP
+            return self._closed(token)
         if token == self._end_id:
             return self._ended()
         thinking = self.thinking
-        thinking.add(token)
+        thinking.add(token, seen.signals if seen is not None else None)
         if len(thinking) < self._next and thinking.boundary != "thought":
             return KEEP
         return self._wake()
+
+    def _closed(self, token: int) -> Directive:
+        """The model ends its thinking; a policy may take that back."""
+        awake = [s for s in self._sleepers if len(self.thinking) >= s.closes_at]
+        bids = [(s, move) for s in awake if (move := s.resume(self.view)) is not None]
+        injects = [(s, move) for s, move in bids if isinstance(move, Inject)]
+        directive = KEEP
+        if injects:
+            size = 1 if self._close_id is not None else self._size_of_close(token)
+            if not self.shadow:
+                self.position -= size
+                self.thinking.take_back(size - 1)  # what the marker began with was taken for thinking
+            directive = self._carry_out(injects[0][0].policy.name, injects[0][1])
+        for sleeper, _ in bids:
+            sleeper.go_on(self.view)
+        if directive is KEEP:
+            self.phase = "answer"
+            return KEEP
+        return Directive(directive.force, drop=size)
+
+    def _size_of_close(self, token: int) -> int:
+        """How many of the last tokens the closing marker began in."""
+        ids = [*self.thinking.ids[-_TAIL:], token]
+        sizes = (n for n in range(1, len(ids)) if self.markers.close in self.codec.decode(ids[-n:]))
+        return next(sizes, len(ids))
 
     def _ended(self) -> Directive:
         """The model ended its turn within its thinking: close that instead, or there would be no answer."""
@@ -126,32 +127,55 @@ class Controller:
             region = self.thinking.protected
             if region is not None:
                 awake = [s for s in awake if now >= s.deadline + self.budget.reserve // 2]
-            directive = self._settle([(s, bid) for s in awake if (bid := s.resume(self.view)) is not None])
-        self._next = min((min(max(s.at, now + 1), s.deadline) for s in self._sleepers), default=_NEVER)
+            directive = self._settle([(s, move) for s in awake if (move := s.resume(self.view)) is not None])
+        self._next = min((min(max(s.at, now + 1), s.deadline) for s in self._sleepers), default=NEVER)
         return directive
 
-    def _settle(self, bids: list[tuple[_Sleeper, Action]]) -> Directive:
-        """Closing beats injecting; otherwise the first policy in the list wins; losers go on watching."""
+    def _settle(self, moves: list[tuple[Sleeper, Action | Trial]]) -> Directive:
+        """Closing beats injecting beats asking; otherwise the first policy in the list wins; losers go on watching."""
+        bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
         if not bids:
-            return KEEP
+            return self._ask([s for s, _ in moves])
         sleeper, action = next((b for b in bids if isinstance(b[1], Close)), bids[0])
         directive = self._carry_out(sleeper.policy.name, action)
-        for other, _ in bids:
-            for _ in range(2):
-                if other.resume(self.view) is None:
-                    break
-            else:
-                raise TypeError(f"policy {other.policy.name!r} must wait between two actions")
+        for other, _ in moves:
+            other.go_on(self.view)
         return directive
 
-    def _carry_out(self, policy: str, action: Action) -> Directive:
+    def _ask(self, sleepers: list[Sleeper]) -> Directive:
+        """Begin one trial for all that want one, unless there is no room for it."""
+        if not sleepers:
+            return KEEP
         tail = self.thinking.tail(4)
-        lead = "" if tail.endswith("\n\n") or not tail else "\n" if tail.endswith("\n") else "\n\n"
+        forced = self.codec.encode(self._closing_text("", lead_after(tail)) + LEAD)
+        room = self.budget.thinking + self.budget.reserve - self.position
+        if self.shadow or len(forced) + MOST_TOKENS > room:
+            for sleeper in sleepers:
+                sleeper.go_on(self.view)
+            return KEEP
+        self._trial, self._asking = TrialRun(self.codec, len(forced)), sleepers
+        return Directive(forced, trial=True)
+
+    def _tried(self, trial: TrialRun, token: int, seen: Seen | None) -> Directive:
+        """Take in a token of the trial under way; at its end, what those that asked make of it."""
+        chance = seen.signals.chosen if seen is not None and seen.signals is not None else 1.0
+        if not trial.take(token, chance):
+            return KEEP
+        self._trial = None
+        reply = trial.answer()
+        moves = [(s, move) for s in self._asking if (move := s.resume(self.view, reply)) is not None]
+        if any(isinstance(move, Trial) for _, move in moves):
+            raise TypeError("a policy must wait between two trials")
+        directive = self._settle(moves)
+        return Directive(directive.force, drop=trial.tokens, trial=False)
+
+    def _carry_out(self, policy: str, action: Action) -> Directive:
+        lead = lead_after(self.thinking.tail(4))
         if isinstance(action, Close):
             phrase = self.closing if action.phrase is None else action.phrase
             text = self._closing_text(phrase, lead)
         else:
-            text = f"{lead}{action.text}\n\n"
+            text = f"{lead}{action.text}{action.after}"
         kind = "close" if isinstance(action, Close) else "inject"
         self.decisions.append(Decision(policy, kind, action.reason, self.position, text, not self.shadow))
         if self.shadow:
@@ -168,6 +192,11 @@ class Controller:
     def _closing_text(self, phrase: str, lead: str) -> str:
         words = f"{lead}{phrase}\n" if phrase else lead
         return f"{words}{self.markers.close}{self.markers.after}{self.markers.answering}"
+
+
+def lead_after(tail: str) -> str:
+    """What parts a new paragraph from a text that ends so."""
+    return "" if tail.endswith("\n\n") or not tail else "\n" if tail.endswith("\n") else "\n\n"
 
 
 def _single(codec: Codec, marker: str) -> int | None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from ..errors import OptionError
+from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .engines.base import Engine, Sampling, Watcher
@@ -36,6 +36,8 @@ def generate(
     markers: Markers | None = None,
     think_prompt: bool = False,
     shadow: bool = False,
+    probes: str | None = None,
+    record: str | None = None,
     on_event: EventSink | None = None,
 ) -> Any:
     """Answer prompts under control; a list of `Generation`s, or one for a single prompt.
@@ -44,7 +46,9 @@ def generate(
     None).
     prompts: a text, messages, or a list of either; a list is decoded as one batch.
     effort: none, easy, normal, hard, auto, or OpenAI's low, medium, high. preset "off" is the plain engine.
-    policies: objects or names, which replace the preset. shadow: only record what would be done.
+    policies: objects or names, which replace the preset. shadow: only record what would be done. probes: folder of
+    `tersely calibrate`, in place of those released for the model; effort "auto" chooses by them. record: folder
+    that takes what probes can learn from, of uncontrolled thinking: preset "off", or shadow.
     """
     engine = _engine_of(model, tokenizer)
     options = Options(
@@ -54,6 +58,8 @@ def generate(
         max_new_tokens=max_new_tokens,
         answer_reserve=answer_reserve,
         shadow=shadow,
+        probes=probes,
+        record=record,
         sampling=Sampling(temperature, top_p, top_k, seed),
     )
     single = _is_single(prompts)
@@ -105,6 +111,11 @@ def custom_generate(
     codec = codec_for(tokenizer)
     found = choose_markers(tokenizer, markers, think_prompt=False)
     active = make_policies(preset, None if policies is None else tuple(policies))
+    if needy := [p.name for p in active if p.needs & {"signals", "hidden"} or hasattr(p, "bind")]:
+        raise CapabilityError(
+            f"policy {needy[0]!r} reads signals or hidden states, which a custom_generate does not pass on; "
+            "use tersely.generate"
+        )
     tier = canonical_effort(effort)
     if tier == "none":
         raise OptionError("effort 'none' is a matter of the prompt; accepted here: easy, normal, hard, auto")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from .core import Controller
 from .markers import Markers
@@ -24,6 +25,20 @@ class Event:
 EventSink = Callable[[Event], None]
 
 
+class Told(Protocol):
+    """A row whose events are told: its controller, if any, and where its prompt left the model."""
+
+    @property
+    def controller(self) -> Controller | None:
+        """Whose last decision explains what is forced."""
+        ...
+
+    @property
+    def state(self) -> str:
+        """See `prompts.Rendered`."""
+        ...
+
+
 class Narrator:
     """An engine's token sink that emits `Event`s of whole characters, split where thinking begins and ends.
 
@@ -34,17 +49,17 @@ class Narrator:
         self,
         codec: Codec,
         markers: Markers,
-        controllers: Sequence[Controller | None],
-        states: Sequence[str],
+        rows: Sequence[Told],
         emit: EventSink,
     ) -> None:
-        self.codec, self.markers, self.controllers, self.emit = codec, markers, controllers, emit
-        self._pending: list[list[int]] = [[] for _ in states]
-        self._tail = ["" for _ in states]
-        self._state = list(states)
+        self.codec, self.markers, self.rows, self.emit = codec, markers, rows, emit
+        self._pending: list[list[int]] = [[] for _ in rows]
+        self._tail = ["" for _ in rows]
+        self._state: dict[int, str] = {}  # noted when a row begins: until then its prompt may not be settled
 
     def __call__(self, row: int, tokens: Sequence[int], forced: bool) -> None:
         """See `engines.base.TokenSink`."""
+        self._state.setdefault(row, self.rows[row].state)
         if forced:
             self._flush(row)
         self._pending[row].extend(tokens)
@@ -52,12 +67,12 @@ class Narrator:
         if text.endswith("\ufffd") and not forced:
             return
         self._pending[row].clear()
-        controller = self.controllers[row]
+        controller = self.rows[row].controller
         self._say(row, text, controller.decisions[-1] if forced and controller and controller.decisions else None)
 
     def finish(self) -> None:
         """Emit what is left of characters that never became whole."""
-        for row in range(len(self._pending)):
+        for row in self._state:
             self._flush(row)
 
     def _flush(self, row: int) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .engines.base import Signals
 from .text import Codec, Flag, word_pattern
 
 CUES = (
@@ -72,6 +73,7 @@ class Thinking:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
         self.ids: list[int] = []
+        self.signals: list[Signals | None] = []  # as long as `ids` where an engine reports them, else empty
         self.thoughts: list[Thought] = []
         self.boundary = "token"
         self._start = 0
@@ -96,10 +98,13 @@ class Thinking:
         """The region that is open at the end, or None; looks no further than it must."""
         return open_region(self.text) if self._risky else None
 
-    def add(self, token: int) -> None:
+    def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
         flags = self.codec.flags(token)
         self.ids.append(token)
+        if signals is not None:
+            self.signals += [None] * (len(self.ids) - 1 - len(self.signals))
+            self.signals.append(signals)
         after_digit, self._after_digit = self._after_digit, bool(flags & Flag.DIGIT)
         if not flags or (after_digit and flags & Flag.POINT):
             self.boundary, self._line_empty = "token", False
@@ -113,6 +118,10 @@ class Thinking:
             self.boundary = "thought"
         else:
             self.boundary = "sentence" if flags & (Flag.SENTENCE | Flag.NEWLINE) else "token"
+
+    def take_back(self, count: int) -> None:
+        """Forget the last `count` tokens, which ended no thought."""
+        del self.ids[len(self.ids) - count :], self.signals[len(self.ids) :]
 
     def add_forced(self, tokens: Sequence[int]) -> None:
         """Append tokens that the model did not choose; they end the current thought and belong to none."""

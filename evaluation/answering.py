@@ -62,8 +62,12 @@ class Metered:
     ) -> list[Completion]:
         """See `Engine.generate`."""
         done = self.engine.generate(requests, sampling, sink)
-        self.made += sum(len(completion.token_ids) + completion.dropped for completion in done)
+        self.made += sum(len(one.token_ids) + one.dropped + one.trial for one in done)
         return done
+
+    def fingerprint(self) -> str | None:
+        """See `Engine.fingerprint`."""
+        return self.engine.fingerprint()
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -107,6 +111,7 @@ def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Ans
         llm = load_llm(model, loaded.context_length, str(loaded.model.dtype).removeprefix("torch."))
         greedy = not loaded.model.generation_config.do_sample
         loaded.close()
+        loaded.capabilities = frozenset()
         return VllmAnswers(llm, Session(loaded, think_prompt=think_prompt), greedy)
     return SessionAnswers(load_engine(model), think_prompt)
 

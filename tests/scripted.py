@@ -131,5 +131,8 @@ class ScriptedEngine:
             rest = "".join([*thoughts, f"</think>\n\nThe answer is \\boxed{{{values[-1]}}}."])
         return list(self.tokenizer.encode(rest))
 
+    def fingerprint(self) -> str | None:
+        return None
+
     def close(self) -> None:
         pass

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from tersely.controller.engines.base import KEEP, Directive, Watcher
+from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.errors import CapabilityError, OptionError
 
@@ -27,7 +27,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.seen: list[int] = []
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         self.seen.append(token)
         return self.at.get(len(self.seen), KEEP)
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tersely.controller.engines import decode
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Watcher
+from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, Watcher
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers import TransformersEngine
 from tersely.errors import CapabilityError, OptionError
@@ -38,7 +38,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.seen: list[int] = []
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         self.seen.append(token)
         return self.at.get(len(self.seen), KEEP)
 
@@ -49,7 +49,7 @@ class Wild:
     def __init__(self, seed: int, most_dropped: int, rate: float = 0.15) -> None:
         self.rng, self.most, self.rate, self.size = random.Random(seed), most_dropped, rate, 0
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         self.size += 1
         if self.rng.random() > self.rate:
             return KEEP
@@ -112,7 +112,7 @@ def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
     model = random_model(kind)
     most = 4 if kind == "full" else 1
     engine = engine_of(model)
-    assert engine.capabilities == {"signals", *(("crop", "ragged") if kind == "full" else ())}
+    assert engine.capabilities == {"signals", "hidden", *(("crop", "ragged") if kind == "full" else ())}
     together = engine.generate(wild_requests(6, most), GREEDY)
     alone = [engine.generate([request], GREEDY)[0] for request in wild_requests(6, most)]
     truth = [recompute(model, request) for request in wild_requests(6, most)]
@@ -288,7 +288,7 @@ def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[
 
 def test_a_watcher_that_drops_for_ever_is_stopped() -> None:
     class Stubborn:
-        def observe(self, token: int) -> Directive:
+        def observe(self, token: int, seen: Seen | None = None) -> Directive:
             return Directive(drop=1)
 
     with pytest.raises(CapabilityError, match="never let it end"):

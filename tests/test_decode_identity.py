@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from tersely.controller.engines.base import KEEP, Directive
+from tersely.controller.engines.base import KEEP, Directive, Seen
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.pretrained import path_of
 
@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
 class Idle:
     """A watcher that never acts."""
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         return KEEP
 
 

@@ -149,13 +149,13 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
             return {}
 
     class Needy:
-        name, needs = "needy", frozenset({"hidden"})
+        name, needs = "needy", frozenset({"telepathy"})
 
     plain: Any = Plain()
     plain.tokenizer = NoMarkers()
     with pytest.raises(MarkerError, match="think-prompt"):
         Session(plain)
-    with pytest.raises(CapabilityError, match="lacks hidden"):
+    with pytest.raises(CapabilityError, match="lacks telepathy"):
         Session(engine).run([QUESTION], Options(policies=(Needy(),)))  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling
+from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen
 from tersely.controller.engines.signals import signals_of
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 
@@ -26,7 +26,7 @@ class Meddler:
     def __init__(self, force: tuple[int, ...]) -> None:
         self.force, self.seen = force, 0
 
-    def observe(self, token: int) -> Directive:
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
         self.seen += 1
         return {8: Directive(self.force), 20: Directive(self.force[:2], drop=4)}.get(self.seen, KEEP)
 

@@ -6,9 +6,16 @@ out the *directive* it gets back. That is all the two sides share.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = NDArray[np.float32]
+"""A hidden state, [width]."""
 
 FinishReason = Literal["stop", "length"]
 
@@ -18,20 +25,65 @@ class Directive:
     """What to do after a sampled token: discard the last `drop` tokens of the output, then append `force`.
 
     `drop` counts the token just sampled; dropping only that one is free, more needs an engine that can crop.
+    trial: True begins a trial, False ends it. A trial is decoded greedily, asks no stopping criterion, and is dropped
+    at its end.
     """
 
     force: tuple[int, ...] = ()
     drop: int = 0
+    trial: bool | None = None
 
 
 KEEP = Directive()
 
 
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """Of the distribution that a token was sampled from, as the model gives it, before temperature and cuts.
+
+    entropy in nats; top and chosen are the probabilities of the likeliest and of the sampled token; margin is how far
+    top lies above the second likeliest.
+    """
+
+    entropy: float
+    top: float
+    chosen: float
+    margin: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the engine knows of the step that gave a token.
+
+    state(layer) reads the hidden state that the token was sampled from: that of the token before it.
+    """
+
+    signals: Signals | None
+    state: Callable[[int], State]
+
+
 class Watcher(Protocol):
     """Follows one row; pure logic, called once per sampled token."""
 
-    def observe(self, token: int) -> Directive:
-        """Take note of a sampled token and say what to do; `KEEP` (by identity) means nothing."""
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        """Take note of a sampled token and say what to do; `KEEP` (by identity) means nothing.
+
+        `seen` is given where the request asks for signals or layers.
+        """
+        ...
+
+
+class Opening(Protocol):
+    """Finishes a prompt by what the model makes of its beginning.
+
+    layer: which hidden state decides. longest: most tokens that `choose` adds.
+    """
+
+    layer: int
+    longest: int
+
+    def choose(self, state: State) -> tuple[tuple[int, ...], Watcher | None]:
+        """The ids that go on from the prompt's, at least one, and who watches; `state` is that of its last token."""
         ...
 
 
@@ -46,41 +98,36 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
-    """Of the distribution that a token was sampled from, as the model gives it, before temperature and cuts.
-
-    entropy in nats; top and chosen are the probabilities of the likeliest and of the sampled token.
-    """
-
-    entropy: float
-    top: float
-    chosen: float
-
-
-@dataclass(frozen=True, slots=True)
 class Request:
     """One row: prompt ids in, at most `max_new_tokens` output tokens (sampled and forced), watched or not.
 
-    signals: report those of each sampled token.
+    signals: report those of each sampled token, to the watcher as well. layers: whose hidden states the watcher may
+    read, counted as by transformers: 0 is the embedding, -1 what the last norm puts out. opening: goes on with the
+    prompt, and brings the watcher; either all requests of a batch have one or none.
     """
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     watcher: Watcher | None = None
     signals: bool = False
+    layers: tuple[int, ...] = ()
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
     """Output ids without the end-of-sequence token, which of them were forced, and how the row ended.
 
-    signals: one per token where they were asked for, None at forced tokens; otherwise empty.
+    signals: one per token where they were asked for, None at forced tokens; otherwise empty. dropped: tokens that were
+    put out and taken back, those of trials apart: trial. reprefilled: prompt tokens that were read twice.
     """
 
     token_ids: tuple[int, ...]
     forced: tuple[bool, ...]
     finish_reason: FinishReason
     dropped: int = 0
+    trial: int = 0
+    reprefilled: int = 0
     signals: tuple[Signals | None, ...] = ()
 
 
@@ -97,13 +144,18 @@ class Engine(Protocol):
     name: str
     tokenizer: Any
     capabilities: frozenset[str]
-    """Of: `crop` (directives may drop more than one token), `ragged` (k forced tokens cost one forward), `signals`."""
+    """Of: `crop` (directives may drop more than one token; trials), `ragged` (k forced tokens cost one forward),
+    `signals`, `hidden` (layers and openings)."""
     context_length: int | None
 
     def generate(
         self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Decode all requests as one batch, in order."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """By which probes know the model again, see `probes.fingerprint`; None where that cannot be told."""
         ...
 
     def close(self) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from .base import TokenSink, Watcher
+from ...errors import OptionError
+from .base import Opening, Seen, State, TokenSink, Watcher
+from .hidden import HiddenStates
 from .rows import Edit, Row
 from .rules import Rules, refuse_unsupported, rules_of
 from .signals import signals_of
@@ -49,14 +52,16 @@ def decode_rows(
     streamer: Any = None,
     sink: TokenSink | None = None,
     measured: bool = False,
+    states: HiddenStates | None = None,
+    openings: Sequence[Opening] | None = None,
     **model_kwargs: Any,
 ) -> Decoded:
     """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
 
     Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
-    their sampled tokens.
+    their sampled tokens. states: watchers may read hidden states. openings, one a row, go on with the prompts.
     """
-    watched = watchers is not None and any(watcher is not None for watcher in watchers)
+    watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
     refuse_unsupported(model, generation_config, model_kwargs, watched)
     complete = not watched and max_new_tokens is None
     rules = rules_of(logits_processor, stopping_criteria, generation_config)
@@ -80,7 +85,10 @@ def decode_rows(
         for index in range(len(last))
     ]
     shrinks = not (complete or rules.record_scores or rules.record_logits)
-    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks, measured)
+    loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
+    loop.measured, loop.states = measured, states
+    if openings is not None and states is not None:
+        logits = loop.open(openings, states)
     with getattr(model, "_optimize_model_for_decode", nullcontext)():
         loop.run(logits)
     if streamer is not None:
@@ -102,10 +110,10 @@ class _Loop:
         mask: Tensor | None,
         streamer: Any,
         shrinks: bool,
-        measured: bool,
     ) -> None:
         self.stepper, self.rules, self.rows, self.streamer = stepper, rules, rows, streamer
-        self.measured = measured
+        self.measured = False
+        self.states: HiddenStates | None = None
         self.prompt, self.mask = ids, mask
         own = not hasattr(stepper, "feed")
         self.ids: Tensor | None = ids if rules.reads_ids or own else None
@@ -115,6 +123,20 @@ class _Loop:
         self.places: Tensor | None = None  # of the rows still in the batch, among all of them
         self.scores: list[Tensor] = []
         self.raw: list[Tensor] = []
+
+    def open(self, openings: Sequence[Opening], states: HiddenStates) -> Tensor:
+        """Go on with the prompts as their openings choose; return the logits after them, [rows, vocabulary]."""
+        feeds: list[Sequence[int]] = []
+        for row, opening in zip(self.rows, openings, strict=True):
+            ids, watcher = opening.choose(states.read(opening.layer, row.slot))
+            feeds.append(ids)
+            row.last_prompt_token = ids[-1]
+            row.observe = watcher.observe if watcher is not None else None
+        if self.ids is not None:
+            self._edit_ids(self.ids, {slot: Edit((), 0, 0, tuple(ids)) for slot, ids in enumerate(feeds)})
+        stepper: Any = self.stepper
+        logits: Tensor = stepper.feed(feeds)
+        return logits
 
     def run(self, logits: Tensor) -> None:
         """Go from the logits after the prompt, [rows, vocabulary], to the end of the last row."""
@@ -130,7 +152,7 @@ class _Loop:
             if self.ids is not None:
                 self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
             sampled, stops = self._to_host(tokens)
-            signals = signals_of(logits, tokens) if self.measured else None
+            seen = self._seen(logits, tokens)
             edits: dict[int, Edit] = {}
             ended = False
             for row in live:
@@ -139,7 +161,7 @@ class _Loop:
                     row.queue.popleft()
                     continue
                 stop = stops is not None and stops[slot]
-                edit = row.advance(sampled[slot], stop, signals[slot] if signals is not None else None)
+                edit = row.advance(sampled[slot], stop, seen[slot] if seen is not None else None)
                 if edit is not None:
                     edits[slot] = edit
                 if row.finish is not None:
@@ -157,6 +179,18 @@ class _Loop:
                     padding = True
                     self.stepper.freeze(self.done)
             logits = self._feed_edits(tokens, sampled, edits) if edits else self.stepper.step(tokens[:, None], self.ids)
+
+    def _seen(self, logits: Tensor, tokens: Tensor) -> list[Seen] | None:
+        """What watchers may know of this step, by place in the batch; None where nobody asks."""
+        if not self.measured and self.states is None:
+            return None
+        signals = signals_of(logits, tokens) if self.measured else [None] * len(self.rows)
+        return [Seen(some, partial(self._state, slot)) for slot, some in enumerate(signals)]
+
+    def _state(self, slot: int, layer: int) -> State:
+        if self.states is None:
+            raise OptionError(f"hidden layer {layer} was not asked for; name it in the request's layers")
+        return self.states.read(layer, slot)
 
     def _shrink(
         self, live: list[Row], tokens: Tensor, sampled: list[int], edits: dict[int, Edit]
@@ -184,9 +218,14 @@ class _Loop:
             scores = rules.processors(self.ids if self.ids is not None else self.prompt, scores)
         if rules.record_scores:
             self.scores.append(scores)
-        if not rules.sample:
-            return torch.argmax(scores, dim=-1)
-        chances = torch.softmax(scores, dim=-1)
+        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else torch.argmax(scores, dim=-1)
+        trials = [row.slot for row in self.rows if row.trial]
+        if trials:
+            tokens[trials] = logits[trials].argmax(dim=-1)
+        return tokens
+
+    def _draw(self, chances: Tensor) -> Tensor:
+        """Sample a token for each row still in the batch from chances [rows, vocabulary]."""
         if self.places is None:
             return torch.multinomial(chances, num_samples=1).squeeze(1)
         # Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...errors import CapabilityError, OptionError
-from .base import KEEP, Completion, Directive, FinishReason, Signals, TokenSink, Watcher
+from .base import KEEP, Completion, Directive, FinishReason, Seen, Signals, TokenSink, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class Row:
         "sink",
         "slot",
         "tokens",
+        "trial",
+        "tried",
     )
 
     def __init__(
@@ -66,7 +68,7 @@ class Row:
         self.budget = budget
         self.ragged = ragged
         self.last_prompt_token = last_prompt_token
-        self.observe: Callable[[int], Directive] | None = watcher.observe if watcher is not None else None
+        self.observe: Callable[..., Directive] | None = watcher.observe if watcher is not None else None
         self.sink = sink
         self.measured = measured
         self.tokens: list[int] = []
@@ -76,19 +78,24 @@ class Row:
         self.finish: FinishReason | None = None
         self.by_eos = False
         self.dropped = 0
+        self.trial = False
+        self.tried = 0  # tokens of trials that are over
 
-    def advance(self, token: int, stop: bool, signals: Signals | None = None) -> Edit | None:
+    def advance(self, token: int, stop: bool, seen: Seen | None = None) -> Edit | None:
         """Take in a sampled token, let the watcher speak, and return what must be done; None when nothing."""
+        signals = seen.signals if seen is not None else None
         if self.observe is not None:
-            directive = self.observe(token)
+            directive = self.observe(token) if seen is None else self.observe(token, seen)
             # A row that ends by itself on a kept token has no use for more tokens.
-            ends = not directive.drop and (stop or token in self.eos)
+            ends = not directive.drop and not self.trial and (stop or token in self.eos)
             if directive is not KEEP and (directive.force or directive.drop) and not ends:
                 return self._edit(token, directive, signals)
         self.tokens.append(token)
         self.forced.append(False)
         if self.measured:
             self.signals.append(signals)
+        if self.trial:
+            return None
         if token in self.eos:
             self.finish, self.by_eos = "stop", True
             return None
@@ -103,16 +110,21 @@ class Row:
     def _edit(self, token: int, directive: Directive, signals: Signals | None) -> Edit:
         unfed = max(directive.drop - 1, 0)
         self._check(directive, unfed)
-        self.dropped += directive.drop
+        if self.trial:
+            self.tried += directive.drop
+        else:
+            self.dropped += directive.drop
         if self.measured and unfed:
             del self.signals[-unfed:]
         for _ in range(unfed):
             self.tokens.pop()
             self.forced.pop()
-            if self.sink is not None:
+            if self.sink is not None and not self.trial:
                 self.sink(self.index, (), True)
         before = len(self.tokens)
         self._append([] if directive.drop else [token], False, signals)
+        if directive.trial is not None:
+            self.trial = directive.trial
         self._append(directive.force, True)
         feed = tuple(self.tokens[before:])
         if not feed:
@@ -132,6 +144,8 @@ class Row:
             self.forced.append(forced)
             if self.measured:
                 self.signals.append(signals)
+            if self.trial:
+                continue
             if token in self.eos:
                 self.finish, self.by_eos = "stop", True
                 break
@@ -157,7 +171,7 @@ class Row:
                 "a watcher dropped a token without forcing another, but this model's cache cannot go back; "
                 "force at least one token"
             )
-        if self.dropped > 4 * self.budget + 64:
+        if not self.trial and self.dropped > 4 * self.budget + 64:
             raise CapabilityError(
                 f"watchers dropped {self.dropped} tokens of row {self.index}, which may hold {self.budget}; "
                 "the policy would never let it end"
@@ -171,5 +185,6 @@ class Row:
             tuple(self.forced[:size]),
             self.finish or "length",
             dropped=self.dropped,
+            trial=self.tried,
             signals=tuple(self.signals[:size]),
         )

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError, OptionError, PromptError, did_you_mean
-from .base import Completion, Request, Sampling, TokenSink
+from .base import Completion, Opening, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
-from .stepper import can_be_ragged
+from .hidden import HiddenStates
+from .stepper import can_be_ragged, stepper_for
 
 
 class TransformersEngine:
@@ -27,7 +29,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        self.capabilities = frozenset({"signals", *(("crop", "ragged") if can_be_ragged(model) else ())})
+        self.capabilities = frozenset({"signals", "hidden", *(("crop", "ragged") if can_be_ragged(model) else ())})
+        self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
 
@@ -42,30 +45,73 @@ class TransformersEngine:
             return []
         if self.model is None:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
+        if any(request.opening is not None for request in requests) and "ragged" not in self.capabilities:
+            return self._reread(requests, sampling, sink)
+        layers = {layer for request in requests for layer in request.layers}
+        openings = _openings(requests)
+        states = HiddenStates(self.model, layers | {opening.layer for opening in openings or ()})
         budgets = [self._budget(row, request) for row, request in enumerate(requests)]
-        measured = any(request.signals for request in requests)
         decoded: list[Decoded] = []
 
         def run(model: Any, input_ids: Tensor, **prepared: Any) -> Tensor:
-            watchers = [request.watcher for request in requests]
             decoded.append(
                 decode_rows(
                     model,
                     input_ids,
-                    watchers=watchers,
+                    watchers=[request.watcher for request in requests],
                     max_new_tokens=budgets,
                     sink=sink,
-                    measured=measured,
+                    measured=any(request.signals for request in requests),
+                    states=states if layers or openings else None,
+                    openings=openings,
                     **prepared,
                 )
             )
             return input_ids
 
+        try:
+            self._generate(requests, sampling, max(budgets), run)
+        finally:
+            states.close()
+        return [row.completion() for row in decoded[0].rows]
+
+    def _generate(self, requests: Sequence[Request], sampling: Sampling, longest: int, run: Any) -> None:
+        """Let transformers prepare a batch and hand it to `run`."""
         ids, mask = self._padded([request.prompt_ids for request in requests])
-        config = self._generation_config(sampling, max(budgets))
+        config = self._generation_config(sampling, longest)
         with _seeded(sampling.seed):
             self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=run)
-        return [row.completion() for row in decoded[0].rows]
+
+    def _reread(self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None) -> list[Completion]:
+        """Answer requests with openings where rows cannot be fed unequally: prompts are read once more when whole."""
+        openings = _openings(requests) or []
+        states = HiddenStates(self.model, {opening.layer for opening in openings})
+
+        def read(model: Any, input_ids: Tensor, generation_config: Any, **prepared: Any) -> Tensor:
+            kwargs = {k: v for k, v in prepared.items() if k not in ("logits_processor", "stopping_criteria")}
+            with torch.no_grad():
+                stepper_for(model, input_ids, generation_config, kwargs).prefill(input_ids)
+            return input_ids
+
+        try:
+            self._generate(requests, sampling, 1, read)
+            whole = []
+            for row, (request, opening) in enumerate(zip(requests, openings, strict=True)):
+                more, watcher = opening.choose(states.read(opening.layer, row))
+                ids = (*request.prompt_ids, *more)
+                whole.append(replace(request, prompt_ids=ids, watcher=watcher, opening=None))
+        finally:
+            states.close()
+        done = self.generate(whole, sampling, sink)
+        return [replace(d, reprefilled=len(r.prompt_ids)) for d, r in zip(done, requests, strict=True)]
+
+    def fingerprint(self) -> str:
+        """See `Engine.fingerprint`."""
+        if self._fingerprint is None:
+            from ...probes.fingerprint import fingerprint
+
+            self._fingerprint = fingerprint(self.model)
+        return self._fingerprint
 
     def close(self) -> None:
         """Free the model."""
@@ -82,7 +128,8 @@ class TransformersEngine:
             raise PromptError(f"the prompt of request {row} is empty; give at least one token")
         if self.context_length is None:
             return request.max_new_tokens
-        room = self.context_length - len(request.prompt_ids)
+        longest = request.opening.longest if request.opening is not None else 0
+        room = self.context_length - len(request.prompt_ids) - longest
         if room < 1:
             raise PromptError(
                 f"the prompt of request {row} has {len(request.prompt_ids)} tokens and {self.name!r} takes "
@@ -118,6 +165,14 @@ class TransformersEngine:
             # What the model brings along would make transformers warn that greedy decoding ignores it.
             config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
         return config
+
+
+def _openings(requests: Sequence[Request]) -> list[Opening] | None:
+    """The openings of a batch, or None; raises OptionError where only some requests have one."""
+    openings = [request.opening for request in requests if request.opening is not None]
+    if openings and len(openings) < len(requests):
+        raise OptionError(f"{len(openings)} of {len(requests)} requests have an opening; accepted: all of them or none")
+    return openings or None
 
 
 @contextmanager

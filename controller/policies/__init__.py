@@ -14,6 +14,8 @@ POLICIES = {
     "budget": "budget:BudgetForcing",
     "convergence": "convergence:Convergence",
     "hint": "hint:ConciseHint",
+    "readiness": "readiness:Readiness",
+    "reconsider": "reconsider:Reconsider",
 }
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -21,6 +23,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "budget": {"budget": {}},
     "careful": {"budget": {}, "convergence": {"agree": 3}},
     "balanced": {"budget": {}, "convergence": {"agree": 2}},
+    "certified": {"budget": {}, "readiness": {}},
     "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
 }
 """Preset -> policy -> settings; the order of the policies is their precedence."""

@@ -13,31 +13,48 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from ...errors import CapabilityError
 from ..budgets import Budget
+from ..engines.base import Seen, State
 from ..thoughts import Thinking
+from ..trial import TrialAnswer
 
-Boundary = Literal["token", "sentence", "thought"]
-RANK = {"token": 0, "sentence": 1, "thought": 2}
+Boundary = Literal["token", "sentence", "thought", "close"]
+RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class View:
-    """What a policy may look at when it wakes (read only)."""
+    """What a policy may look at when it wakes (read only).
+
+    closing_cost: tokens that closing the thinking will force. reply: the answer to the trial that the policy asked for;
+    None where there was no room for one, or in shadow mode, which asks nothing.
+    """
 
     thinking: Thinking
     budget: Budget
     closing_cost: int
-    """Tokens that closing the thinking will force."""
+    seen: Seen | None = None
+    reply: TrialAnswer | None = None
 
     @property
     def tokens(self) -> int:
         """Thinking tokens so far, forced ones included."""
         return len(self.thinking)
 
+    def state(self, layer: int) -> State:
+        """The hidden state that the latest token was sampled from, of a policy that needs `hidden`."""
+        if self.seen is None:
+            raise CapabilityError("no hidden states were asked for; a policy that reads them needs 'hidden'")
+        return self.seen.state(layer)
+
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Sleep until the first boundary of this kind at or after `at` thinking tokens, at the latest at `deadline`."""
+    """Sleep until the first boundary of this kind at or after `at` thinking tokens, at the latest at `deadline`.
+
+    "close" is where the model itself ends its thinking; an `Inject` then takes that back and makes it think on.
+    """
 
     at: int = 0
     boundary: Boundary = "thought"
@@ -46,10 +63,11 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Put text into the thinking."""
+    """Put text into the thinking; `after` parts it from what follows."""
 
     text: str
     reason: str
+    after: str = "\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +78,22 @@ class Close:
     phrase: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Ask what the model would answer if it had to stop here; `View.reply` brings it, and its tokens are discarded."""
+
+
 Action = Inject | Close
-Watching = Generator[Wait | Action, View, None]
+Watching = Generator[Wait | Action | Trial, View, None]
 
 
 class Policy(Protocol):
-    """One idea. `name` is unique; `needs` lists engine capabilities beyond plain decoding.
+    """One idea. `name` is unique; `needs` lists engine capabilities beyond plain decoding: `signals`, `hidden`, `crop`
+    (trials).
 
-    A policy that was fitted to questions says which in `learned_from`, their hashes (`tasks.questions.hash_of`); a
-    benchmark then refuses to test it on them.
+    layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
+    `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must
+    know the model it works on has a method `bind(engine)`, which returns the policy that is then used.
     """
 
     name: ClassVar[str]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ...controller.policies.base import Policy
 from ...errors import TerselyError
+from ...probes.choice import TierProbe
 from ..tasks.questions import Question, hash_of
 from .arms import HELPER
 from .rows import Records
@@ -56,14 +57,14 @@ def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
                 raise CheckError(f"questions {first.id!r} and {question.id!r} are one; leave one of them out")
 
 
-def check_unseen(policies: Iterable[Policy], questions: Sequence[Question]) -> None:
-    """Raise CheckError if a policy says that it has learnt from questions asked here (see `Policy.learned_from`)."""
+def check_unseen(policies: Iterable[Policy | TierProbe], questions: Sequence[Question]) -> None:
+    """Raise CheckError if a policy or probe has learnt from questions asked here (see `Policy.learned_from`)."""
     asked = {hash_of(question): question.id for question in questions}
     for policy in policies:
         seen = [asked[key] for key in getattr(policy, "learned_from", ()) if key in asked]
         if seen:
             shown = ", ".join(sorted(seen)[:_SHOWN])
             raise CheckError(
-                f"policy {policy.name!r} has learnt from {len(seen)} of the questions it would be tested on ({shown}); "
+                f"{policy.name!r} has learnt from {len(seen)} of the questions it would be tested on ({shown}); "
                 "test on others"
             )

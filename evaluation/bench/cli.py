@@ -48,6 +48,9 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the questions drawn and of sampling.")] = 0,
     margin: Annotated[float, typer.Option(help="Loss of accuracy that still counts as none, as a share of 1.")] = 0.01,
     effort: Annotated[str, typer.Option(help="Effort of the arms that do not fix it.")] = "normal",
+    probes: Annotated[
+        str | None, typer.Option(help="Folder of tersely calibrate, in place of released probes.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one generation.")] = DEFAULT_MAX_NEW_TOKENS,
     engine: Annotated[str, typer.Option(help="transformers, or vllm: fast, but its times tell nothing.")] = ENGINES[0],
     batch: Annotated[int | None, typer.Option(help="Rows decoded at a time; by default as fits the engine.")] = None,
@@ -68,7 +71,7 @@ def bench(
     Exit code 0: the second arm loses no accuracy beyond the margin and saves tokens; 1: not; 2: too few questions.
     """
     _check(rollouts, margin, batch, out, engine, verifier)
-    common = Options(effort=canonical_effort(effort), max_new_tokens=max_new_tokens)
+    common = Options(effort=canonical_effort(effort), max_new_tokens=max_new_tokens, probes=probes)
     fit_budget("normal", max_new_tokens, None)
     wanted = make_arms(arms, common, helper=helper is not None)
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -144,7 +147,10 @@ def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
     helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
     for arm in plan.arms:  # what cannot be asked fails now, not in the last batch
-        (helper if arm.on_helper and helper else answerer).session.prepare(longest, arm.options)
+        session = (helper if arm.on_helper and helper else answerer).session
+        policies, probe = session.learnt(arm.options)
+        check_unseen([*policies, *([] if probe is None else [probe])], plan.splits[plan.split])
+        session.prepare(longest, arm.options)
     total = work(len(plan.questions) * plan.rollouts, len(names), plan.baselines)
     with AnswerChecker() as checker, shown(total, names) as advance:
         made = Bench(

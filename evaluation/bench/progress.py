@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .. import progress
 from .arms import CUTS
 from .counterfactual import CURVE, TRIALS
 from .run import Advance
@@ -21,15 +21,7 @@ def work(generations: int, arms: int, baselines: bool) -> float:
 
 @contextmanager
 def shown(total: float, arms: list[str]) -> Iterator[Advance]:
-    """A progress bar on stderr, only where someone watches."""
-    if not sys.stderr.isatty():
-        yield lambda what, rows: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    """Lend a function that is told which rows are done, for a bar on stderr."""
     shares = {TRIALS: _ASKING, **dict.fromkeys(arms, 1.0)}
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda what, rows: progress.update(task, advance=rows * shares.get(what, _CUTTING), description=what)
+    with progress.shown(total) as advance:
+        yield lambda what, rows: advance(what, rows * shares.get(what, _CUTTING))

@@ -1,8 +1,6 @@
-r"""Trial answers in mid-thinking: what the model would say if it had to stop here, and how sure it is of it.
+"""Trial answers of recorded thinking, as `controller.trial` asks for them live.
 
-As in DEER (arXiv 2504.15895): the thinking is closed, the answer's opening is forced, and the confidence is the
-geometric mean probability of what the model writes greedily into `\boxed{`. A trial costs its forced and its written
-tokens; the text before it is not paid for again.
+A trial costs its forced and its written tokens; the text before it is not paid for again.
 """
 
 from __future__ import annotations
@@ -13,14 +11,13 @@ from dataclasses import dataclass
 
 from ...controller.engines.base import Sampling
 from ...controller.text import Codec
+from ...controller.trial import LEAD as LEAD
+from ...controller.trial import MOST_TOKENS, depth_after, inside
 from ..answering import Answerer, Written
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
 from .cuts import Cutter, Source, Trial
 
-LEAD = "The answer is \\boxed{"
-MOST_TOKENS = 24
-"""Longest trial answer; one that is not over by then counts as far as it goes."""
 MOST_TRIALS = 12
 """Trials of one generation, at thoughts evenly spread over it."""
 GREEDY = Sampling(temperature=0.0)
@@ -58,27 +55,17 @@ class Trials:
 
     def _read(self, question: Question, written: Written, forced: int, codec: Codec) -> Trial:
         size = _boxed_tokens(written, codec)
-        answer = LEAD + codec.decode(written.token_ids[:size])
+        said = inside(codec.decode(written.token_ids[:size]))
+        answer = f"{LEAD}{said}{'}' * depth_after(1, said)}"
         mean = sum(math.log(max(chance, 1e-12)) for chance in written.chances[:size]) / size if size else -math.inf
-        return Trial(math.exp(mean), forced + size, self.checker.grade(question, _closed(answer)).equal)
+        return Trial(math.exp(mean), forced + size, self.checker.grade(question, answer).equal)
 
 
 def _boxed_tokens(written: Written, codec: Codec) -> int:
     """How many tokens it takes until the brace that `LEAD` opened is closed; all if it never is."""
     depth = 1
     for place, token in enumerate(written.token_ids, 1):
-        for character in codec.decode([token]):
-            depth += {"{": 1, "}": -1}.get(character, 0)
-            if depth == 0:
-                return place
-    return len(written.token_ids)
-
-
-def _closed(text: str) -> str:
-    """The text up to the end of its box, closed if it was not."""
-    depth, start = 0, text.index("{")
-    for place in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
+        depth = depth_after(depth, codec.decode([token]))
         if depth == 0:
-            return text[: place + 1]
-    return text + "}" * depth
+            return place
+    return len(written.token_ids)

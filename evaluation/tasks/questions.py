@@ -14,6 +14,7 @@ from typing import Any
 
 from ...controller.answers import boxed, normalise
 from ...errors import TerselyError, unknown
+from ...probes.records import question_hash
 from .problems import SPLITS, stream
 
 TINY = "tiny"
@@ -145,7 +146,7 @@ def fingerprint(questions: Sequence[Question]) -> str:
 
 def hash_of(question: Question) -> str:
     """A hash of one question's text, by which it is known again in another split or file."""
-    return hashlib.sha256(" ".join(question.problem.split()).encode()).hexdigest()[:16]
+    return question_hash(question.problem)
 
 
 def is_right(answer: str, gold: str) -> bool:

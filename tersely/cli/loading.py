@@ -117,6 +117,10 @@ class Interruptible:
             self.interrupted = True
             return [Completion(tuple(t for t, _ in row), tuple(f for _, f in row), "length") for row in made]
 
+    def fingerprint(self) -> str | None:
+        """See `engines.base.Engine.fingerprint`."""
+        return self.engine.fingerprint()
+
     def close(self) -> None:
         """See `engines.base.Engine.close`."""
         self.engine.close()

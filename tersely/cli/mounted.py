@@ -28,6 +28,20 @@ def bench(context: typer.Context) -> None:
     _hand_over("bench", command, context)
 
 
+def calibrate(context: typer.Context) -> None:
+    """Learn probes from collected data and certify them; `tersely calibrate --help` tells the options."""
+    from ..probes.calibrate.cli import calibrate as command
+
+    _hand_over("calibrate", command, context)
+
+
+def collect(context: typer.Context) -> None:
+    """Sample rollouts and keep what probes learn from; `tersely collect --help` tells the options."""
+    from ..evaluation.collect.cli import collect as command
+
+    _hand_over("collect", command, context)
+
+
 def report(context: typer.Context) -> None:
     """Make tables, pictures and a page of benchmark results; `tersely report --help` tells the options."""
     from ..evaluation.report.cli import report as command

@@ -28,7 +28,14 @@ Effort = Annotated[
     typer.Option("--effort", metavar="LEVEL", help="none, easy, normal, hard, auto, or OpenAI's low, medium, high."),
 ]
 Preset = Annotated[
-    str, typer.Option("--preset", metavar="NAME", help="A set of policies: off, budget, careful, balanced or fast.")
+    str,
+    typer.Option(
+        "--preset", metavar="NAME", help="A set of policies: off, budget, careful, balanced, certified or fast."
+    ),
+]
+Probes = Annotated[
+    str | None,
+    typer.Option("--probes", metavar="DIR", help="A folder of `tersely calibrate`, in place of the released probes."),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
 Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model: transformers.")]

@@ -43,6 +43,7 @@ def run(
     effort: o.Effort = "normal",
     preset: o.Preset = "balanced",
     policy: o.Policies = None,
+    probes: o.Probes = None,
     engine: o.Engine = "transformers",
     seed: o.Seed = 0,
     max_new_tokens: o.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
@@ -65,6 +66,7 @@ def run(
         answer_reserve=answer_reserve,
         shadow=shadow,
         signals=trace is not None,
+        probes=probes,
         sampling=Sampling(temperature=temperature, seed=seed),
     )
     origin = source(model, engine, markers, think_prompt)

@@ -1,0 +1,92 @@
+"""Readiness exit: stop thinking where learnt evidence says that answering now is as right as thinking on.
+
+Free evidence first (entropies and the hidden state at the end of a thought), a trial answer (DEER, arXiv 2504.15895;
+consistency of trials as in Dynasor) only where that is undecided. The threshold comes with a certificate of the harm it
+can do (`probes.risk`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...probes.features import features
+from ...probes.rule import StopRule, Walk
+from ..engines.base import Engine
+from ..readings import Readings
+from .base import Close, Policy, Trial, View, Wait, Watching
+
+
+@dataclass(frozen=True, slots=True)
+class ReadinessExit:
+    """Close at the first thought whose score reaches `threshold`, or that is hopeless.
+
+    threshold: None never closes. hopeless: the chance, of being wrong whatever is thought, from which thinking on is
+    given up; None never does. layer: of the hidden state that the rule reads.
+    """
+
+    name: ClassVar[str] = "readiness"
+    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    rule: StopRule
+    layer: int
+    threshold: float | None
+    hopeless: float | None = None
+    learned_from: frozenset[str] = frozenset()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """See `Policy`."""
+        return (self.layer,)
+
+    def watch(self, view: View) -> Watching:
+        """See `Policy.watch`."""
+        walk, readings = Walk(self.rule), Readings()
+        if self.threshold is None and self.hopeless is None:
+            yield Wait(at=1 << 60)
+            return
+        while True:
+            view = yield Wait(at=view.tokens + 1, boundary="thought")
+            if not (thoughts := readings.update(view.thinking)):
+                continue
+            end = view.tokens
+            score = walk.free(features(thoughts), view.state(self.layer))
+            how = ""
+            if walk.wants_trial(score, end):
+                view = yield Trial()
+                if (reply := view.reply) is not None:
+                    score = walk.paid(reply.answer, reply.confidence, reply.tokens, readings.stated)
+                    how = f", after a trial answer of {reply.answer!r} ({reply.confidence:.3f} sure)"
+            if self.threshold is not None and score >= self.threshold:
+                yield Close(f"ready: {score:.4f} sure that thinking on adds nothing{how}", phrase="")
+                return
+            if self.hopeless is not None and walk.hopeless >= self.hopeless:
+                yield Close(f"hopeless: {walk.hopeless:.4f} sure that thinking on stays wrong{how}")
+                return
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """The readiness exit of the model at hand: its probe and certified threshold are found when the model is known.
+
+    probes: folder of `tersely calibrate`; None takes what is released with tersely. trials: whether trial answers are
+    asked for where free evidence is undecided; None as saved more on the calibration split. threshold: in place of the
+    certified one.
+    """
+
+    name: ClassVar[str] = "readiness"
+    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    probes: str | None = None
+    trials: bool | None = None
+    threshold: float | None = None
+
+    def bind(self, engine: Engine) -> Policy:
+        """See `Policy`; raises ProbeError if there is no probe for this model."""
+        from ..probing import stop_rule
+
+        stored = stop_rule(engine, self.probes, self.trials)
+        threshold = stored.threshold if self.threshold is None else self.threshold
+        return ReadinessExit(stored.rule, stored.layer, threshold, learned_from=stored.learned_from)
+
+    def watch(self, view: View) -> Watching:
+        """Refuse: settings alone decide nothing."""
+        raise TypeError("a Readiness must be bound to an engine first; a session does that")

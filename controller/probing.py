@@ -1,0 +1,70 @@
+"""Finding the probes of the model at hand: those of a folder, or those released with tersely."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ..errors import TerselyError
+from ..probes.choice import TierProbe
+from ..probes.released import released
+from .engines.base import Engine
+from .policies.base import Policy
+
+if TYPE_CHECKING:
+    from ..probes.stored import StoredRule
+
+
+class ProbeError(TerselyError, ValueError):
+    """There is no probe for this model, or not the one that is needed."""
+
+
+def bound(policy: Policy, engine: Engine, probes: str | None) -> Policy:
+    """The policy as it is used on this engine; probes: a folder for those that name none."""
+    bind = getattr(policy, "bind", None)
+    if bind is None:
+        return policy
+    if probes is not None and getattr(policy, "probes", "") is None:
+        bind = replace(cast(Any, policy), probes=probes).bind
+    made: Policy = bind(engine)
+    return made
+
+
+def tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
+    """The difficulty probe of `tersely calibrate`'s folder, or the released one; None if there is none for this model.
+
+    Raises ProbeError if a folder is given that has none, ArtifactError if it is another model's or was changed.
+    """
+    from ..probes.stored import load_tier_probe
+
+    place = _place(engine, folder, "difficulty")
+    if place is None:
+        return None
+    return load_tier_probe(place, engine.fingerprint())
+
+
+def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> StoredRule:
+    """The readiness probe with its certified threshold; raises ProbeError if there is none for this model.
+
+    trials: with trial answers, without, or (None) as saves more; without where the engine cannot discard them.
+    """
+    from ..probes.stored import load_stop_rule
+
+    place = _place(engine, folder, "readiness")
+    if place is None:
+        raise ProbeError(
+            f"there is no readiness probe for {engine.name!r}; make one with `tersely collect` and "
+            "`tersely calibrate`, and give its folder (probes)"
+        )
+    return load_stop_rule(place, engine.fingerprint(), trials if "crop" in engine.capabilities else False)
+
+
+def _place(engine: Engine, folder: str | None, kind: str) -> Path | None:
+    if folder is None:
+        mark = engine.fingerprint()
+        return None if mark is None else released(mark, kind)
+    place = Path(folder) / kind
+    if not place.is_dir():
+        raise ProbeError(f"{folder} holds no {kind} probe; accepted: a folder that `tersely calibrate` wrote")
+    return place

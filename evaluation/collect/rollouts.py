@@ -1,0 +1,127 @@
+"""One batch of questions, answered in every tier, as columns of a collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...controller.answers import boxed_or_last
+from ...controller.effort import renderings, shared_prefix
+from ...controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
+from ...controller.policies.record import Boundary, Numbers, Record, mean_entropy
+from ...controller.session import Options, Session, with_seed
+from ...controller.trace import Generation
+from ...probes.records import UNKNOWN, Array, Rows
+from ..answering import batch_seed
+from ..tasks.equality import AnswerChecker
+from ..tasks.questions import Question, hash_of
+
+
+@dataclass(slots=True)
+class _Reader:
+    """A watcher that keeps the hidden states after the prompt."""
+
+    layers: tuple[int, ...]
+    states: dict[int, State] = field(default_factory=dict)
+
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        """See `Watcher.observe`."""
+        if seen is not None and not self.states:
+            self.states = {layer: seen.state(layer) for layer in self.layers}
+        return KEEP
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Collects on one session; `tiers` in the order of their numbers in the columns."""
+
+    session: Session
+    checker: AnswerChecker
+    tiers: Sequence[str]
+    rollouts: int
+    layers: tuple[int, ...]
+    max_new_tokens: int
+    seed: int
+
+    def batch(
+        self, number: int, questions: Sequence[Question], advance: Callable[[int], None]
+    ) -> tuple[dict[str, Array], dict[str, list[str]]]:
+        """Columns and texts of one part; `advance` is told the rollouts of each finished batch."""
+        rollouts = Rows("rollouts")
+        boundaries = Rows("boundaries")
+        kept: dict[int, list[State]] = {layer: [] for layer in self.layers}
+        for tier_number, tier in enumerate(self.tiers):
+            for rollout in range(self.rollouts):
+                seed = batch_seed(self.seed, tier, rollout, number)
+                for index, (done, ends) in enumerate(self._answer(questions, tier, seed)):
+                    question, at = questions[index], len(rollouts)
+                    final = boxed_or_last(done.answer)
+                    right = self._grade(question, done.answer)
+                    written = done.usage.thinking, done.usage.answer
+                    finished = done.finish_reason == "stop"
+                    rollouts.add(index, tier_number, rollout, right, *written, mean_entropy(done.signals), finished)
+                    numbers = Numbers()
+                    for end in ends:
+                        boundaries.add(at, end.end, end.features, *self._outcome(question, end, right, final, numbers))
+                        for layer in self.layers:
+                            kept[layer].append(end.states[layer])
+                advance(len(questions))
+        columns = {**self._questions(questions), **rollouts.columns(), **boundaries.columns()}
+        for layer in self.layers:
+            width = columns[f"questions.state.{layer}"].shape[1]
+            columns[f"boundaries.state.{layer}"] = np.array(kept[layer], dtype=np.float32).reshape(-1, width)
+        texts = {
+            "hash": [hash_of(q) for q in questions],
+            "problem": [q.problem for q in questions],
+            "kind": [q.kind or "" for q in questions],
+        }
+        return columns, texts
+
+    def _answer(self, questions: Sequence[Question], tier: str, seed: int) -> list[tuple[Generation, list[Boundary]]]:
+        rows: list[list[Boundary]] = []
+
+        def begin() -> Callable[[Boundary], None]:
+            rows.append([])
+            return rows[-1].append
+
+        options = Options(
+            effort=tier,
+            policies=(Record(begin, self.layers),) if tier != "none" else (),
+            max_new_tokens=self.max_new_tokens,
+            signals=True,
+        )
+        done = self.session.run([q.problem for q in questions], with_seed(options, seed))
+        return list(zip(done, rows or [[] for _ in done], strict=True))
+
+    def _questions(self, questions: Sequence[Question]) -> dict[str, Array]:
+        """The table of questions, with the hidden states after what all tiers' prompts begin with."""
+        session, readers, requests = self.session, [], []
+        for question in questions:
+            known = renderings(
+                session.engine.tokenizer, question.problem, session.markers, self.tiers, self.max_new_tokens, None
+            )
+            readers.append(_Reader(self.layers))
+            prefix = shared_prefix(list(known.values()))
+            requests.append(Request(prefix, 1, readers[-1], layers=self.layers))
+        session.engine.generate(requests, Sampling(temperature=0.0))
+        states = {f"questions.state.{layer}": np.stack([r.states[layer] for r in readers]) for layer in self.layers}
+        level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int16)
+        words = np.array([len(q.problem.split()) for q in questions], dtype=np.int32)
+        return {"questions.level": level, "questions.words": words, **states}
+
+    def _grade(self, question: Question, answer: str) -> int:
+        return int(self.checker.grade(question, answer).equal)
+
+    def _outcome(
+        self, question: Question, end: Boundary, right: int, final: str, numbers: Numbers
+    ) -> tuple[int, int, int, int, float, int]:
+        """Right, same, stated, said, confidence and trial of a boundary."""
+        stated = numbers.of(end.stated)
+        if end.trial is None:  # no room for one, so the thinking is as good as over
+            return right, 1, stated, UNKNOWN, 0.0, 0
+        same = end.trial.answer == final
+        now = right if same else self._grade(question, f"\\boxed{{{end.trial.answer}}}")
+        said = numbers.of(end.trial.answer)
+        return now, int(same), stated, said, end.trial.confidence, end.trial.tokens

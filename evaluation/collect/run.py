@@ -1,0 +1,58 @@
+"""A whole collection: batch by batch into a folder, gone on with where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...controller.session import Session
+from ...probes.features import FEATURES
+from ...probes.records import Store
+from ..answering import batches
+from ..progress import shown
+from ..tasks.equality import AnswerChecker
+from ..tasks.questions import load
+from .rollouts import Collector
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that decides what is collected."""
+
+    model: str
+    task: str
+    split: str
+    limit: int | None
+    seed: int
+    tiers: tuple[str, ...]
+    rollouts: int
+    layers: tuple[int, ...]
+    batch_size: int
+    max_new_tokens: int
+    think_prompt: bool = False
+
+
+def collect_into(folder: Path, plan: Plan) -> str:
+    """Collect into a folder; a sentence that says what is there."""
+    from ...controller.engines.transformers import load_engine
+
+    questions = load(plan.task, plan.split, plan.limit, plan.seed)
+    engine = load_engine(plan.model)
+    session = Session(engine, think_prompt=plan.think_prompt)
+    closing = len(session.codec.encode(session.markers.close + session.markers.after + session.markers.answering))
+    facts = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}
+    store = Store(folder, {**asdict(plan), **facts})
+    groups = batches(questions, plan.batch_size)
+    tokens = 0
+    each = len(plan.tiers) * plan.rollouts
+    with AnswerChecker() as checker, shown(each * len(questions)) as advance:
+        collector = Collector(session, checker, plan.tiers, plan.rollouts, plan.layers, plan.max_new_tokens, plan.seed)
+        for number, rows in enumerate(groups):
+            if store.has(number):
+                advance("kept", each * len(rows))
+                continue
+            columns, texts = collector.batch(number, [questions[i] for i in rows], lambda n: advance("collecting", n))
+            store.put(number, columns, texts)
+            tokens += int(columns["boundaries.trial"].sum())
+    trials = f"; trial answers cost {tokens} tokens" if tokens else ""
+    return f"{folder} holds {each} rollouts of each of {len(questions)} questions{trials}"

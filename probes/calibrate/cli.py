@@ -1,0 +1,34 @@
+"""`tersely calibrate`: from collected data to probes with certificates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def calibrate(
+    data: Annotated[Path, typer.Argument(help="Folder of `tersely collect`, or of shadow mode.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the probes into.")],
+    calibrate: Annotated[
+        Path | None, typer.Option("--calibrate", help="A collection of its own for the certificates.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option("--test", help="A collection of its own for the figures.")] = None,
+    alpha: Annotated[float, typer.Option("--alpha", help="Share of questions that an exit may harm.")] = 0.02,
+    delta: Annotated[float, typer.Option("--delta", help="Chance that more are harmed nevertheless.")] = 0.1,
+    margin: Annotated[float, typer.Option("--margin", help="Accuracy that the choice of tiers may cost.")] = 0.005,
+    layer: Annotated[int | None, typer.Option("--layer", help="Hidden layer; by default the last collected.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the training.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Learn a difficulty and a readiness probe, certify thresholds, and say what they are worth beside controls.
+
+    One collection is divided by question: half to learn from, the rest for certificates and figures.
+    """
+    from .report import as_text
+    from .run import Settings, calibrate_into, parts_of
+
+    report = calibrate_into(out, parts_of(data, calibrate, test), Settings(alpha, delta, margin, layer, seed))
+    typer.echo(json.dumps(report) if as_json else as_text(report))

@@ -1,0 +1,94 @@
+"""Fitting the difficulty probe: labels from outcomes, a network on the prompt's hidden state, the price of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import OptionError
+from ..choice import TierProbe, TierTable
+from ..difficulty import price_for, tier_labels
+from ..estimator import ProbeClassifier
+from .controls import by_length, by_words, quality
+from .data import BASE, Questions
+
+Floats = NDArray[np.float64]
+SHUFFLES = 5
+
+
+def labels_of(questions: Questions) -> NDArray[np.str_]:
+    """Labels [n], the tiers that will do, by the mean cost of each."""
+    return tier_labels(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
+
+
+def fit_difficulty(fit: Questions, tune: Questions, layer: int, margin: float, seed: int = 0) -> TierProbe:
+    """Fit on one part, calibrate chances and choose the price on another: what costs at most `margin` accuracy there.
+
+    Raises OptionError where one tier is best for all questions, or there are too few.
+    """
+    labels = labels_of(fit)
+    if len(set(labels.tolist())) < 2:
+        raise OptionError(
+            f"tier {labels[0]!r} is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
+            "learn; collect harder and easier questions"
+        )
+    estimator = ProbeClassifier(random_state=seed).fit(fit.state, labels, groups=fit.hashes)
+    tune_labels = labels_of(tune)
+    known = np.isin(tune_labels, estimator.classes_)
+    if known.any():
+        estimator = estimator.calibrate(tune.state[known], tune_labels[known])
+    classes = tuple(str(c) for c in estimator.classes_)
+    codes = np.searchsorted(estimator.classes_, labels)
+    table = TierTable.of(fit.tiers, len(classes), codes, fit.right, fit.tokens)
+    network = estimator.to_network()
+    price = price_for(table, network.proba(tune.state), tune.right, margin)
+    if price is None:
+        raise OptionError(
+            f"choosing tiers by this probe costs more than {margin:g} accuracy whatever tokens cost; raise --margin, "
+            "or collect more questions"
+        )
+    return TierProbe(network, classes, layer, table, price)
+
+
+def examine(probe: TierProbe, fit: Questions, test: Questions, seed: int = 0) -> dict[str, Any]:
+    """What the probe is worth on a part it has not seen, beside its controls; JSON form.
+
+    Two questions are asked of it: does the question need thinking at all (the tier without it fails), and does it need
+    more than the cheapest thinking tier. Controls are fitted on the same questions as the probe.
+    """
+    found: dict[str, Any] = {}
+    order = [t for t in np.asarray(test.tiers)[np.argsort(test.tokens.mean(axis=0))] if t != BASE]
+    for tier in order[: 2 if "none" in test.tiers else 1]:
+        column = test.tiers.index(str(tier))
+        needs, fit_needs = test.right[:, column] < 0.5, fit.right[:, column] < 0.5
+        if not 0 < fit_needs.mean() < 1:
+            continue
+        rng = np.random.default_rng(seed)
+        shuffled = [quality(needs, _chance(fit, rng.permutation(fit_needs), test, seed)).auroc for _ in range(SHUFFLES)]
+        found[f"{tier} fails"] = {
+            "probe": quality(needs, _chance(fit, fit_needs, test, seed)).as_dict(),
+            "length": quality(needs, by_length(fit.words, fit_needs, test.words)).as_dict(),
+            "words": quality(needs, by_words(fit.texts, fit_needs, test.texts)).as_dict(),
+            "shuffled": {"auroc": float(np.mean(shuffled)), "draws": shuffled},
+        }
+    rows, base = np.arange(len(test)), test.tiers.index(BASE)
+    chosen = probe.table.choose(probe.network.proba(test.state), probe.price)
+    change = test.right[rows, chosen] - test.right[:, base]
+    found["choice"] = {
+        "accuracy": float(test.right[rows, chosen].mean()),
+        "base accuracy": float(test.right[:, base].mean()),
+        "accuracy change": float(change.mean()),
+        "standard error": float(change.std(ddof=1) / np.sqrt(len(test))) if len(test) > 1 else float("nan"),
+        "saved": 1.0 - float(test.tokens[rows, chosen].sum() / test.tokens[:, base].sum()),
+        "shares": {t: float((chosen == i).mean()) for i, t in enumerate(test.tiers)},
+        "n": len(test),
+    }
+    return found
+
+
+def _chance(fit: Questions, truth: NDArray[np.bool_], test: Questions, seed: int) -> Floats:
+    """The chance of a yes for each question of another part, from its hidden state."""
+    estimator = ProbeClassifier(random_state=seed).fit(fit.state, truth, groups=fit.hashes)
+    return np.asarray(estimator.predict_proba(test.state)[:, 1], np.float64)

@@ -1,0 +1,142 @@
+"""A whole calibration: parts of the data, the two probes, what they are worth, and the artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import OptionError, unknown
+from ..records import UNKNOWN, Records, RecordsError, read
+from ..stored import DIFFICULTY, READINESS, save_stop_rule, save_tier_probe
+from . import difficulty, readiness
+from .data import BASE, Boundaries, Questions, boundaries_of, joined, part_of, questions_of
+
+FEWEST = 40
+"""Questions that a part must have to be learnt from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What is asked: the harm alpha that may be done, the chance delta that more is, the accuracy tiers may cost."""
+
+    alpha: float = 0.02
+    delta: float = 0.1
+    margin: float = 0.005
+    layer: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The data by what it is for; with one collection its questions are divided by their hashes."""
+
+    fit: Records
+    calibrate: Records
+    test: Records
+    divided: bool
+
+    def keep(self, name: str) -> tuple[Records, NDArray[np.bool_]]:
+        """The records of a part and which of their questions belong to it: learn, tune, calibrate or test."""
+        records = {"calibrate": self.calibrate, "test": self.test}.get(name, self.fit)
+        hashes = records.texts["hash"]
+        whole = np.ones(len(hashes), bool)
+        if self.divided:
+            home = name if name in ("calibrate", "test") else "fit"
+            whole = np.array([part_of(h) == home for h in hashes])
+        if name in ("learn", "tune"):
+            tuning = np.array([int(h[-1], 16) % 4 == 0 for h in hashes])
+            whole &= tuning if name == "tune" else ~tuning
+        return records, whole
+
+
+def parts_of(fit: Path, calibrate: Path | None, test: Path | None) -> Parts:
+    """Read what is given; raises RecordsError if collections are of different models, or share questions."""
+    if (calibrate is None) != (test is None):
+        raise OptionError(
+            "one of --calibrate and --test was given; accepted: both, or neither to divide one collection"
+        )
+    first = read(fit)
+    if calibrate is None or test is None:
+        return Parts(first, first, first, True)
+    others = read(calibrate), read(test)
+    for path, records in zip((calibrate, test), others, strict=True):
+        for key in ("fingerprint", "features", "tiers"):
+            if records.plan[key] != first.plan[key]:
+                raise RecordsError(f"{path} and {fit} were collected with another {key}; collect both alike")
+    hashes = [set(r.texts["hash"]) for r in (first, *others)]
+    shared = (hashes[0] & hashes[1]) | (hashes[0] & hashes[2]) | (hashes[1] & hashes[2])
+    if shared:
+        raise RecordsError(f"{len(shared)} questions are in two collections; a guarantee needs questions of its own")
+    return Parts(first, *others, False)
+
+
+def calibrate_into(
+    out: Path, parts: Parts, settings: Settings, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Fit, certify, examine and save both probes; the report in JSON form."""
+    layer = chosen_layer(parts.fit, settings.layer)
+    plan = parts.fit.plan
+    base = {"name": str(plan["model"]), "fingerprint": str(plan["fingerprint"])}
+    made_from = {"data": parts.fit.hash, "task": plan["task"], "split": plan["split"], "seed": plan["seed"]}
+    report: dict[str, Any] = {"model": plan["model"], "layer": layer, "alpha": settings.alpha, "delta": settings.delta}
+    if (parts.fit["rollouts.right"] == UNKNOWN).any():
+        report[DIFFICULTY] = {"skipped": "nobody knows which answers are right here"}
+    else:
+        say("difficulty")
+        sets = {name: _questions(parts, name, layer) for name in ("learn", "tune", "test")}
+        probe = difficulty.fit_difficulty(sets["learn"], sets["tune"], layer, settings.margin, settings.seed)
+        report[DIFFICULTY] = difficulty.examine(probe, sets["learn"], sets["test"], settings.seed)
+        report[DIFFICULTY]["learned from"] = len(sets["learn"]) + len(sets["tune"])
+        learned = {"learned_from": sorted(h for n in ("learn", "tune") for h in sets[n].hashes)}
+        save_tier_probe(probe, out / DIFFICULTY, base, {**made_from, **learned}, report[DIFFICULTY])
+    say("readiness")
+    report[READINESS] = _readiness(out, parts, settings, layer, base, made_from)
+    return report
+
+
+def _readiness(
+    out: Path, parts: Parts, settings: Settings, layer: int, base: dict[str, str], made_from: dict[str, Any]
+) -> dict[str, Any]:
+    there = {parts.fit.plan["tiers"][number] for number in np.unique(parts.fit["rollouts.tier"])}
+    thinking = [t for t in (BASE, "hard") if t in there]
+    learn = joined([_boundaries(parts, "learn", layer, tier, number=None) for tier in thinking])
+    tune, held, test = (_boundaries(parts, name, layer, BASE, number=0) for name in ("tune", "calibrate", "test"))
+    rules = readiness.fit_rule(learn, tune, settings.alpha, settings.seed)
+    certificates = readiness.certificates_of(rules, tune, held, settings.alpha, settings.delta)
+    report = readiness.examine(rules, certificates, test, tune, held, settings.alpha, settings.delta)
+    report["certificates"] = {name: str(c) for name, c in certificates.items()}
+    learned = {"learned_from": sorted({*learn.question, *tune.question, *held.question})}
+    save_stop_rule(rules, certificates, layer, out / READINESS, base, {**made_from, **learned}, report)
+    return report
+
+
+def chosen_layer(records: Records, wanted: int | None) -> int:
+    """The hidden layer to read: the one wanted, or the last of those collected."""
+    layers: Sequence[int] = records.plan["layers"]
+    if wanted is None:
+        return layers[-1]
+    if wanted not in layers:
+        raise unknown("layer", str(wanted), map(str, layers))
+    return wanted
+
+
+def _questions(parts: Parts, name: str, layer: int) -> Questions:
+    records, keep = parts.keep(name)
+    _enough(name, int(keep.sum()))
+    return questions_of(records, layer, keep)
+
+
+def _boundaries(parts: Parts, name: str, layer: int, tier: str, number: int | None) -> Boundaries:
+    records, keep = parts.keep(name)
+    _enough(name, int(keep.sum()))
+    return boundaries_of(records, layer, tier, keep, number)
+
+
+def _enough(name: str, n: int) -> None:
+    if n < FEWEST:
+        raise RecordsError(f"the part to {name} has {n} questions; accepted: {FEWEST} or more; collect more")

@@ -1,0 +1,80 @@
+"""How a probe knows its model again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import ModelError
+from tersely.probes.fingerprint import checkpoint_fingerprint, fingerprint
+
+SMALL = path_of("tersely-tiny-small")
+
+
+@pytest.fixture(scope="module")
+def small() -> Any:
+    return AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
+
+
+def test_a_model_is_known_again_however_it_is_loaded(small: Any) -> None:
+    known = fingerprint(small)
+    assert known == fingerprint(AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.bfloat16))
+    assert known == checkpoint_fingerprint(SMALL)
+    assert known != checkpoint_fingerprint(path_of("tersely-tiny-large"))
+    assert len(known) == 64
+
+
+def test_other_weights_names_or_shapes_are_another_model() -> None:
+    def of(**parameters: torch.Tensor) -> str:
+        pairs = [(name, torch.nn.Parameter(value)) for name, value in parameters.items()]
+        return fingerprint(SimpleNamespace(named_parameters=lambda: iter(pairs)))  # type: ignore[arg-type]
+
+    values = torch.arange(300.0).reshape(20, 15)
+    known = of(a=values, b=values[0])
+    assert known == of(b=values[0], a=values)
+    assert known != of(a=values, c=values[0])
+    assert known != of(a=values.reshape(15, 20), b=values[0])
+    assert known != of(a=values)
+    for place, seen in ((0, True), (63, True), (64, False), (235, False), (236, True), (299, True)):
+        other = values.clone()
+        other.view(-1)[place] += 100
+        assert (of(a=other, b=values[0]) != known) == seen
+    with pytest.raises(ModelError, match="parameter a was not loaded"):
+        of(a=torch.empty(2, device="meta"))
+
+
+def test_a_checkpoint_in_parts_is_the_same_model(small: Any, tmp_path: Path) -> None:
+    tensors = load_file(SMALL / "model.safetensors")
+    names = sorted(tensors)
+    # Tied weights that are written twice, as some checkpoints do.
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    parts = {"one.safetensors": names[::2], "two.safetensors": [*names[1::2], "lm_head.weight"]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, tmp_path / file)
+    index = {"weight_map": {name: file for file, held in parts.items() for name in held}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copy(SMALL / "config.json", tmp_path)
+    assert checkpoint_fingerprint(tmp_path) == fingerprint(small)
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(ModelError, match="cannot be read"):
+        checkpoint_fingerprint(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(ModelError, match="no index of a checkpoint"):
+        checkpoint_fingerprint(tmp_path)
+
+
+def test_tensors_of_every_shape_are_read_by_their_edges(tmp_path: Path) -> None:
+    shapes = [(), (1,), (100,), (129,), (300,), (3, 500), (70, 3), (5, 6, 7), (128, 1)]
+    tensors = {f"t{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    module = torch.nn.ParameterDict(tensors)
+    assert checkpoint_fingerprint(tmp_path) == fingerprint(module)
