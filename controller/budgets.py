@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from ..errors import OptionError, unknown
@@ -16,13 +17,17 @@ class Budget:
     """What a tier allows.
 
     thinking: most thinking tokens, forced ones included. reserve: output tokens kept for the answer.
-    instruction: appended to the last user message of a model whose chat template knows no effort.
+    instruction: appended to the last user message of a model whose chat template knows no effort. temperature: of
+    sampling, above 0; None leaves the caller's or the model's own. share: most thinking tokens as a share of what
+    there is room for.
     """
 
     tier: str
     thinking: int
     reserve: int = ANSWER_RESERVE
     instruction: str = ""
+    temperature: float | None = None
+    share: float = 1.0
 
 
 TIERS = {
@@ -32,6 +37,26 @@ TIERS = {
     "hard": Budget("hard", 4096, instruction="This is hard: think step by step and check your result."),
 }
 """Thinking caps of the tiers: the low / medium / high of LiteLLM's table, the common reading of OpenAI's efforts."""
+
+_ANY = 1 << 30
+STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
+    "tiers": TIERS,
+    "diffadapt": {
+        "none": TIERS["none"],
+        "easy": Budget(
+            "easy", _ANY, instruction="Solve it directly, then verify once. Do not explore.", temperature=0.5, share=0.4
+        ),
+        "normal": Budget("normal", _ANY, instruction="Reason step by step, systematically.", temperature=0.8),
+        "hard": Budget(
+            "hard",
+            _ANY,
+            instruction="This may be out of reach: spend few steps, on the way that promises most, and stop early.",
+            temperature=0.4,
+            share=0.5,
+        ),
+    },
+}
+"""What tiers mean: ours, and DiffAdapt's (arXiv 2510.19669), where a hard question gets less than a normal one."""
 
 
 def canonical_effort(effort: str) -> str:
@@ -48,12 +73,14 @@ def tier_by_length(prompt: str) -> str:
     return "easy" if words < 12 else "normal" if words < 200 else "hard"
 
 
-def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None) -> Budget:
-    """The budget of a tier within `max_new_tokens`, the answer's reserve kept.
+def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: str = "tiers") -> Budget:
+    """The budget of a tier within `max_new_tokens`, the answer's reserve kept; strategy: one of `STRATEGIES`.
 
-    Raises OptionError if `max_new_tokens` leaves no room beyond the reserve.
+    Raises OptionError if `max_new_tokens` leaves no room beyond the reserve, or for an unknown strategy.
     """
-    budget = TIERS[tier]
+    if strategy not in STRATEGIES:
+        raise unknown("strategy", strategy, STRATEGIES)
+    budget = STRATEGIES[strategy][tier]
     keep = budget.reserve if reserve is None else reserve
     if keep < 1:
         raise OptionError(f"answer reserve is {keep}; accepted: 1 or more tokens")
@@ -62,4 +89,7 @@ def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None) -> Bu
             f"max_new_tokens is {max_new_tokens} but {keep} tokens are reserved for the answer; "
             f"accepted: more than {keep}; raise max_new_tokens or lower answer_reserve"
         )
-    return replace(budget, thinking=min(budget.thinking, max_new_tokens - keep), reserve=keep)
+    room = max_new_tokens - keep
+    return replace(
+        budget, thinking=min(budget.thinking, max(1, int(room * budget.share))) if budget.thinking else 0, reserve=keep
+    )

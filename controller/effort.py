@@ -7,21 +7,20 @@ which tier will do; the rest of that tier's prompt follows on the same cache, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..probes.choice import TierProbe
-from .budgets import fit_budget
-from .engines.base import State, Watcher
+from .budgets import Budget
+from .engines.base import Opened, State
 from .markers import Markers
 from .prompts import Prompt, Rendered, render
 
 
-def renderings(
-    tokenizer: Any, prompt: Prompt, markers: Markers, tiers: Sequence[str], max_new_tokens: int, reserve: int | None
-) -> dict[str, Rendered]:
+def renderings(tokenizer: Any, prompt: Prompt, markers: Markers, budgets: Mapping[str, Budget]) -> dict[str, Rendered]:
     """The prompt as each tier has it."""
-    return {t: render(tokenizer, prompt, fit_budget(t, max_new_tokens, reserve), markers) for t in tiers}
+    return {tier: render(tokenizer, prompt, budget, markers) for tier, budget in budgets.items()}
 
 
 def shared_prefix(rendered: Sequence[Rendered]) -> tuple[int, ...]:
@@ -37,7 +36,7 @@ def shared_prefix(rendered: Sequence[Rendered]) -> tuple[int, ...]:
 class TierChoice:
     """Chooses the tier of one row; implements `engines.base.Opening`.
 
-    settle(tier, reason) makes that tier's row and returns its prompt and its watcher.
+    settle(tier, reason) makes that tier's row and returns its whole prompt, its watcher and its temperature.
     """
 
     def __init__(
@@ -45,14 +44,13 @@ class TierChoice:
         probe: TierProbe,
         prefix: tuple[int, ...],
         longest: int,
-        settle: Callable[[str, str], tuple[tuple[int, ...], Watcher | None]],
+        settle: Callable[[str, str], Opened],
     ) -> None:
         self.probe, self.layer = probe, probe.layer
         self.prefix, self.longest = prefix, longest - len(prefix)
         self._settle = settle
 
-    def choose(self, state: State) -> tuple[tuple[int, ...], Watcher | None]:
+    def choose(self, state: State) -> Opened:
         """See `Opening.choose`."""
-        tier, reason = self.probe.choose(state)
-        ids, watcher = self._settle(tier, reason)
-        return ids[len(self.prefix) :], watcher
+        opened = self._settle(*self.probe.choose(state))
+        return replace(opened, ids=opened.ids[len(self.prefix) :])

@@ -29,6 +29,7 @@ def generate(
     policies: Sequence[Policy | str] | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     answer_reserve: int | None = None,
+    strategy: str = "tiers",
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -44,6 +45,7 @@ def generate(
 
     model, tokenizer: a transformers model with its tokenizer, or the name or folder of one, or an engine (tokenizer
     None).
+    strategy: what tiers mean, "tiers" or "diffadapt" (prompt, temperature and cap as in arXiv 2510.19669).
     prompts: a text, messages, or a list of either; a list is decoded as one batch.
     effort: none, easy, normal, hard, auto, or OpenAI's low, medium, high. preset "off" is the plain engine.
     policies: objects or names, which replace the preset. shadow: only record what would be done. probes: folder of
@@ -57,6 +59,7 @@ def generate(
         policies=None if policies is None else tuple(policies),
         max_new_tokens=max_new_tokens,
         answer_reserve=answer_reserve,
+        strategy=strategy,
         shadow=shadow,
         probes=probes,
         record=record,

@@ -11,7 +11,7 @@ from ..probes.choice import TierProbe
 from .budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .effort import TierChoice, renderings, shared_prefix
-from .engines.base import Completion, Engine, Request, Sampling, Watcher
+from .engines.base import Completion, Engine, Opened, Request, Sampling, Watcher
 from .markers import Markers, choose_markers
 from .parts import spans, split_output
 from .policies import make_policies
@@ -39,6 +39,7 @@ class Options:
     policies: tuple[Policy | str, ...] | None = None
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     answer_reserve: int | None = None
+    strategy: str = "tiers"
     shadow: bool = False
     signals: bool = False
     probes: str | None = None
@@ -179,37 +180,34 @@ class _Making:
             tier = tier_by_length(str(as_messages(prompt)[-1]["content"]))
             reason = f"{tier}, by the prompt's length: there is no difficulty probe for this model"
             notes = [Decision("effort", "tier", reason, 0)]
-        budget = fit_budget(tier, self.options.max_new_tokens, self.options.answer_reserve)
+        budget = self._budget(tier, self.options.max_new_tokens)
         rendered = render(self.session.engine.tokenizer, prompt, budget, self.session.markers)
         limit = self._room(len(rendered.ids), budget)
-        budget = fit_budget(tier, limit, self.options.answer_reserve)
+        budget = self._budget(tier, limit)
         controller = self._controller(rendered, budget)
-        return Prepared(rendered, budget, controller, self._request(rendered.ids, limit, controller), notes)
+        request = self._request(rendered.ids, limit, controller, temperature=budget.temperature)
+        return Prepared(rendered, budget, controller, request, notes)
 
     def chosen(self, prompt: Prompt, probe: TierProbe) -> Prepared:
         """The row of a prompt whose tier is chosen once its beginning is read."""
         session, options = self.session, self.options
-        known = renderings(
-            session.engine.tokenizer,
-            prompt,
-            session.markers,
-            probe.tiers,
-            options.max_new_tokens,
-            options.answer_reserve,
-        )
+        budgets = {tier: self._budget(tier, options.max_new_tokens) for tier in probe.tiers}
+        known = renderings(session.engine.tokenizer, prompt, session.markers, budgets)
         prefix, longest = shared_prefix(list(known.values())), max(len(r.ids) for r in known.values())
-        budget = fit_budget(probe.tiers[-1], options.max_new_tokens, options.answer_reserve)
-        limit = self._room(longest, budget)
+        limit = self._room(longest, budgets[probe.tiers[-1]])
 
-        def settle(tier: str, reason: str) -> tuple[tuple[int, ...], Watcher | None]:
-            row.rendered, row.budget = known[tier], fit_budget(tier, limit, options.answer_reserve)
+        def settle(tier: str, reason: str) -> Opened:
+            row.rendered, row.budget = known[tier], self._budget(tier, limit)
             row.controller = self._controller(row.rendered, row.budget)
             row.notes = [Decision("effort", "tier", reason, 0)]
-            return row.rendered.ids, row.controller
+            return Opened(row.rendered.ids, row.controller, row.budget.temperature)
 
         request = self._request(prefix, limit, None, TierChoice(probe, prefix, longest, settle))
-        row = Prepared(known[probe.tiers[-1]], budget, None, request)
+        row = Prepared(known[probe.tiers[-1]], budgets[probe.tiers[-1]], None, request)
         return row
+
+    def _budget(self, tier: str, limit: int) -> Budget:
+        return fit_budget(tier, limit, self.options.answer_reserve, self.options.strategy)
 
     def _room(self, prompt: int, budget: Budget) -> int:
         """Output tokens that fit beside so many of the prompt; raises PromptError if they leave none for an answer."""
@@ -236,10 +234,15 @@ class _Making:
         )
 
     def _request(
-        self, ids: tuple[int, ...], limit: int, watcher: Watcher | None, opening: TierChoice | None = None
+        self,
+        ids: tuple[int, ...],
+        limit: int,
+        watcher: Watcher | None,
+        opening: TierChoice | None = None,
+        temperature: float | None = None,
     ) -> Request:
         layers = {layer for policy in self.policies for layer in getattr(policy, "layers", ())}
-        return Request(ids, limit, watcher, self.signals, tuple(sorted(layers)), opening)
+        return Request(ids, limit, watcher, self.signals, tuple(sorted(layers)), opening, temperature)
 
 
 def with_seed(options: Options, seed: int | None) -> Options:

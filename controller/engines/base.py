@@ -73,6 +73,15 @@ class Watcher(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """How a prompt goes on: further ids, at least one, who watches, and the row's temperature (None: the batch's)."""
+
+    ids: tuple[int, ...]
+    watcher: Watcher | None = None
+    temperature: float | None = None
+
+
 class Opening(Protocol):
     """Finishes a prompt by what the model makes of its beginning.
 
@@ -82,8 +91,8 @@ class Opening(Protocol):
     layer: int
     longest: int
 
-    def choose(self, state: State) -> tuple[tuple[int, ...], Watcher | None]:
-        """The ids that go on from the prompt's, at least one, and who watches; `state` is that of its last token."""
+    def choose(self, state: State) -> Opened:
+        """Decide; `state` is that of the prompt's last token."""
         ...
 
 
@@ -103,7 +112,8 @@ class Request:
 
     signals: report those of each sampled token, to the watcher as well. layers: whose hidden states the watcher may
     read, counted as by transformers: 0 is the embedding, -1 what the last norm puts out. opening: goes on with the
-    prompt, and brings the watcher; either all requests of a batch have one or none.
+    prompt, and brings watcher and temperature; either all requests of a batch have one or none. temperature: of this
+    row where the batch is sampled, in place of the batch's.
     """
 
     prompt_ids: tuple[int, ...]
@@ -112,6 +122,7 @@ class Request:
     signals: bool = False
     layers: tuple[int, ...] = ()
     opening: Opening | None = None
+    temperature: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

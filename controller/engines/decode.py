@@ -19,6 +19,7 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from ...errors import OptionError
 from .base import Opening, Seen, State, TokenSink, Watcher
 from .hidden import HiddenStates
+from .picking import Picker
 from .rows import Edit, Row
 from .rules import Rules, refuse_unsupported, rules_of
 from .signals import signals_of
@@ -54,12 +55,14 @@ def decode_rows(
     measured: bool = False,
     states: HiddenStates | None = None,
     openings: Sequence[Opening] | None = None,
+    temperatures: Sequence[float | None] | None = None,
     **model_kwargs: Any,
 ) -> Decoded:
     """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
 
     Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
     their sampled tokens. states: watchers may read hidden states. openings, one a row, go on with the prompts.
+    temperatures: of rows that have one of their own.
     """
     watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
     refuse_unsupported(model, generation_config, model_kwargs, watched)
@@ -87,6 +90,7 @@ def decode_rows(
     shrinks = not (complete or rules.record_scores or rules.record_logits)
     loop = _Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
     loop.measured, loop.states = measured, states
+    loop.picker.warm(temperatures or ())
     if openings is not None and states is not None:
         logits = loop.open(openings, states)
     with getattr(model, "_optimize_model_for_decode", nullcontext)():
@@ -94,7 +98,7 @@ def decode_rows(
     if streamer is not None:
         streamer.end()
     decoded = Decoded(rows, loop.ids if complete else None, stepper.cache if complete else None)
-    decoded.scores, decoded.logits = loop.scores, loop.raw
+    decoded.scores, decoded.logits = loop.picker.scores, loop.picker.raw
     return decoded
 
 
@@ -120,18 +124,19 @@ class _Loop:
         self.leads: list[int] | None = None
         self.done = torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
         self.shrinks = shrinks and stepper.ragged and self.ids is None and streamer is None
-        self.places: Tensor | None = None  # of the rows still in the batch, among all of them
-        self.scores: list[Tensor] = []
-        self.raw: list[Tensor] = []
+        self.picker = Picker(rules, ids)
 
     def open(self, openings: Sequence[Opening], states: HiddenStates) -> Tensor:
         """Go on with the prompts as their openings choose; return the logits after them, [rows, vocabulary]."""
         feeds: list[Sequence[int]] = []
+        temperatures: list[float | None] = []
         for row, opening in zip(self.rows, openings, strict=True):
-            ids, watcher = opening.choose(states.read(opening.layer, row.slot))
-            feeds.append(ids)
-            row.last_prompt_token = ids[-1]
-            row.observe = watcher.observe if watcher is not None else None
+            opened = opening.choose(states.read(opening.layer, row.slot))
+            feeds.append(opened.ids)
+            temperatures.append(opened.temperature)
+            row.last_prompt_token = opened.ids[-1]
+            row.observe = opened.watcher.observe if opened.watcher is not None else None
+        self.picker.warm(temperatures)
         if self.ids is not None:
             self._edit_ids(self.ids, {slot: Edit((), 0, 0, tuple(ids)) for slot, ids in enumerate(feeds)})
         stepper: Any = self.stepper
@@ -143,7 +148,7 @@ class _Loop:
         live = self.rows
         padding = False
         while True:
-            tokens = self._pick(logits)
+            tokens = self.picker.pick(logits, self.ids, [row.slot for row in live if row.trial])
             if padding:
                 tokens = torch.where(self.done, self.rules.pad, tokens)
             queued = {row.slot for row in live if row.queue}
@@ -200,44 +205,18 @@ class _Loop:
         keep = torch.tensor(slots, device=tokens.device)
         stepper: Any = self.stepper
         stepper.keep(keep)
-        self.places = keep if self.places is None else self.places[keep]
+        self.picker.keep(keep)
         self.rows = live
         for slot, row in enumerate(live):
             row.slot = slot
         moved = {new: edits[old] for new, old in enumerate(slots) if old in edits}
         return tokens[keep], [sampled[slot] for slot in slots], moved
 
-    def _pick(self, logits: Tensor) -> Tensor:
-        rules = self.rules
-        # What is recorded is copied: a view would keep the logits of a whole prompt alive.
-        copy = rules.record_logits or rules.record_scores
-        scores = logits.to(dtype=torch.float32, device=self.prompt.device, copy=copy)
-        if rules.record_logits:
-            self.raw.append(scores)
-        if rules.processors:
-            scores = rules.processors(self.ids if self.ids is not None else self.prompt, scores)
-        if rules.record_scores:
-            self.scores.append(scores)
-        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else torch.argmax(scores, dim=-1)
-        trials = [row.slot for row in self.rows if row.trial]
-        if trials:
-            tokens[trials] = logits[trials].argmax(dim=-1)
-        return tokens
-
-    def _draw(self, chances: Tensor) -> Tensor:
-        """Sample a token for each row still in the batch from chances [rows, vocabulary]."""
-        if self.places is None:
-            return torch.multinomial(chances, num_samples=1).squeeze(1)
-        # Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.
-        among = chances.new_ones(len(self.prompt), chances.shape[1])
-        among[self.places] = chances
-        return torch.multinomial(among, num_samples=1).squeeze(1)[self.places]
-
     def _to_host(self, tokens: Tensor) -> tuple[list[int], list[bool] | None]:
         """Fetch the tokens and, where there are criteria to ask, their verdicts: one wait for the device."""
         if not self.rules.criteria:
             return tokens.tolist(), None
-        stops = self.rules.criteria(self.ids, tuple(self.scores) if self.rules.record_scores else None)
+        stops = self.rules.criteria(self.ids, tuple(self.picker.scores) if self.rules.record_scores else None)
         both = torch.stack((tokens, stops.to(tokens.device, tokens.dtype))).tolist()
         return both[0], [bool(stop) for stop in both[1]]
 

@@ -29,6 +29,7 @@ class Rules:
 
     processors: LogitsProcessorList
     sample: bool
+    temperature: float
     eos: frozenset[int]
     max_length: float
     criteria: StoppingCriteriaList
@@ -61,6 +62,7 @@ def rules_of(processors: LogitsProcessorList, criteria: StoppingCriteriaList, co
     return Rules(
         processors=processors,
         sample=bool(config.do_sample),
+        temperature=float(config.temperature or 1.0),
         eos=frozenset(eos),
         max_length=min(lengths, default=float("inf")),
         criteria=rest,

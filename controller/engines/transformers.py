@@ -64,6 +64,7 @@ class TransformersEngine:
                     measured=any(request.signals for request in requests),
                     states=states if layers or openings else None,
                     openings=openings,
+                    temperatures=[request.temperature for request in requests],
                     **prepared,
                 )
             )
@@ -97,9 +98,9 @@ class TransformersEngine:
             self._generate(requests, sampling, 1, read)
             whole = []
             for row, (request, opening) in enumerate(zip(requests, openings, strict=True)):
-                more, watcher = opening.choose(states.read(opening.layer, row))
-                ids = (*request.prompt_ids, *more)
-                whole.append(replace(request, prompt_ids=ids, watcher=watcher, opening=None))
+                opened = opening.choose(states.read(opening.layer, row))
+                ids, warmth = (*request.prompt_ids, *opened.ids), opened.temperature
+                whole.append(replace(request, prompt_ids=ids, watcher=opened.watcher, temperature=warmth, opening=None))
         finally:
             states.close()
         done = self.generate(whole, sampling, sink)

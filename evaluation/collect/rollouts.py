@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...controller.answers import boxed_or_last
+from ...controller.budgets import fit_budget
 from ...controller.effort import renderings, shared_prefix
 from ...controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
 from ...controller.policies.record import Boundary, Numbers, Record, mean_entropy
@@ -99,9 +100,8 @@ class Collector:
         """The table of questions, with the hidden states after what all tiers' prompts begin with."""
         session, readers, requests = self.session, [], []
         for question in questions:
-            known = renderings(
-                session.engine.tokenizer, question.problem, session.markers, self.tiers, self.max_new_tokens, None
-            )
+            budgets = {tier: fit_budget(tier, self.max_new_tokens) for tier in self.tiers}
+            known = renderings(session.engine.tokenizer, question.problem, session.markers, budgets)
             readers.append(_Reader(self.layers))
             prefix = shared_prefix(list(known.values()))
             requests.append(Request(prefix, 1, readers[-1], layers=self.layers))

@@ -20,6 +20,10 @@ def calibrate(
     delta: Annotated[float, typer.Option("--delta", help="Chance that more are harmed nevertheless.")] = 0.1,
     margin: Annotated[float, typer.Option("--margin", help="Accuracy that the choice of tiers may cost.")] = 0.005,
     layer: Annotated[int | None, typer.Option("--layer", help="Hidden layer; by default the last collected.")] = None,
+    labels: Annotated[
+        str, typer.Option("--labels", help="What is learnt: tiers (which will do), or diffadapt.")
+    ] = "tiers",
+    curve: Annotated[Path | None, typer.Option("--curve", help="Draw entropy over difficulty, PNG or SVG.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the training.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -27,8 +31,14 @@ def calibrate(
 
     One collection is divided by question: half to learn from, the rest for certificates and figures.
     """
+    from .plot import check_curve, draw_curve
     from .report import as_text
     from .run import Settings, calibrate_into, parts_of
 
-    report = calibrate_into(out, parts_of(data, calibrate, test), Settings(alpha, delta, margin, layer, seed))
+    settings = Settings(alpha, delta, margin, layer, labels, seed)
+    if curve is not None:
+        check_curve(curve)
+    report = calibrate_into(out, parts_of(data, calibrate, test), settings)
+    if curve is not None:
+        draw_curve(report, curve)
     typer.echo(json.dumps(report) if as_json else as_text(report))

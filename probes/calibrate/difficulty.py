@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..choice import TierProbe, TierTable
-from ..difficulty import price_for, tier_labels
+from ..difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
 from ..estimator import ProbeClassifier
 from .controls import by_length, by_words, quality
 from .data import BASE, Questions
@@ -18,24 +18,40 @@ Floats = NDArray[np.float64]
 SHUFFLES = 5
 
 
-def labels_of(questions: Questions) -> NDArray[np.str_]:
-    """Labels [n], the tiers that will do, by the mean cost of each."""
-    return tier_labels(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
+LABELS = ("tiers", "diffadapt")
 
 
-def fit_difficulty(fit: Questions, tune: Questions, layer: int, margin: float, seed: int = 0) -> TierProbe:
+def labels_of(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
+    """Labels [n]: the tiers that will do, by the mean cost of each, or DiffAdapt's from accuracy and entropy."""
+    if rule == "tiers":
+        return tier_labels(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
+    base = questions.tiers.index(BASE)
+    return self_labels(questions.right[:, base], questions.entropy[:, base])
+
+
+def u_curve(questions: Questions) -> EntropyCurve:
+    """Entropy of the base tier's responses by level, or by how often they are wrong where no level is known."""
+    base = questions.tiers.index(BASE)
+    known = (questions.level >= 0).all() and len(np.unique(questions.level)) > 2
+    difficulty = questions.level if known else 1 - questions.right[:, base]
+    return entropy_curve(difficulty, questions.entropy[:, base], questions.right[:, base])
+
+
+def fit_difficulty(
+    fit: Questions, tune: Questions, layer: int, margin: float, seed: int = 0, rule: str = "tiers"
+) -> TierProbe:
     """Fit on one part, calibrate chances and choose the price on another: what costs at most `margin` accuracy there.
 
     Raises OptionError where one tier is best for all questions, or there are too few.
     """
-    labels = labels_of(fit)
+    labels = labels_of(fit, rule)
     if len(set(labels.tolist())) < 2:
         raise OptionError(
             f"tier {labels[0]!r} is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
             "learn; collect harder and easier questions"
         )
     estimator = ProbeClassifier(random_state=seed).fit(fit.state, labels, groups=fit.hashes)
-    tune_labels = labels_of(tune)
+    tune_labels = labels_of(tune, rule)
     known = np.isin(tune_labels, estimator.classes_)
     if known.any():
         estimator = estimator.calibrate(tune.state[known], tune_labels[known])

@@ -32,6 +32,10 @@ def _difficulty(found: Mapping[str, Any]) -> Iterator[str]:
         said = ", ".join(f"{k} {v:.3f}" for k, v in controls.items())
         word = "adds" if probe["low"] > controls[best] else "adds nothing certain"
         yield f"    controls: {said}, shuffled labels {shuffled:.3f}; the probe {word} to {best} alone"
+    curve = found["entropy curve"]
+    levels = ", ".join(f"{v['difficulty']:g}: {v['entropy']:.3f}" for v in curve["levels"])
+    shape = "U-shaped" if curve["u-shaped"] else "not surely U-shaped"
+    yield f"  mean entropy by difficulty, in nats, is {shape} ({levels})"
     choice = found["choice"]
     shares = ", ".join(f"{k} {v:.0%}" for k, v in choice["shares"].items() if v)
     yield (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
 from ..records import UNKNOWN, Records, RecordsError, read
+from ..risk import needed
 from ..stored import DIFFICULTY, READINESS, save_stop_rule, save_tier_probe
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, boundaries_of, joined, part_of, questions_of
@@ -28,7 +29,15 @@ class Settings:
     delta: float = 0.1
     margin: float = 0.005
     layer: int | None = None
+    labels: str = "tiers"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.labels not in difficulty.LABELS:
+            raise unknown("labels", self.labels, difficulty.LABELS)
+        if not 0 <= self.margin < 1:
+            raise OptionError(f"margin is {self.margin}; accepted: a share from 0 up to 1, as 0.005 for half a point")
+        needed(self.alpha, self.delta)  # complains
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +98,12 @@ def calibrate_into(
     else:
         say("difficulty")
         sets = {name: _questions(parts, name, layer) for name in ("learn", "tune", "test")}
-        probe = difficulty.fit_difficulty(sets["learn"], sets["tune"], layer, settings.margin, settings.seed)
+        probe = difficulty.fit_difficulty(
+            sets["learn"], sets["tune"], layer, settings.margin, settings.seed, settings.labels
+        )
         report[DIFFICULTY] = difficulty.examine(probe, sets["learn"], sets["test"], settings.seed)
+        curve = difficulty.u_curve(sets["learn"])
+        report[DIFFICULTY]["entropy curve"] = {"levels": [asdict(v) for v in curve.levels], "u-shaped": curve.u_shaped}
         report[DIFFICULTY]["learned from"] = len(sets["learn"]) + len(sets["tune"])
         learned = {"learned_from": sorted(h for n in ("learn", "tune") for h in sets[n].hashes)}
         save_tier_probe(probe, out / DIFFICULTY, base, {**made_from, **learned}, report[DIFFICULTY])

@@ -1,0 +1,64 @@
+"""From logits to tokens: processors, temperatures of single rows, sampling that does not notice who has left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .rules import Rules
+
+
+class Picker:
+    """Picks a token for each row of a batch, and keeps the scores and logits that are to be recorded.
+
+    prompt: ids [rows, length] of all rows there were at the start.
+    """
+
+    def __init__(self, rules: Rules, prompt: Tensor) -> None:
+        self.rules, self.prompt = rules, prompt
+        self.scores: list[Tensor] = []
+        self.raw: list[Tensor] = []
+        self._places: Tensor | None = None  # of the rows still in the batch, among all of them
+        self._heat: Tensor | None = None  # [rows, 1], a row's own temperature over the batch's
+
+    def warm(self, temperatures: Sequence[float | None]) -> None:
+        """Give rows temperatures of their own; nothing to do where tokens are not sampled."""
+        if self.rules.sample and any(t is not None for t in temperatures):
+            ratios = [1.0 if t is None else t / self.rules.temperature for t in temperatures]
+            self._heat = torch.tensor(ratios, device=self.prompt.device)[:, None]
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these, given by their numbers in rising order."""
+        self._places = rows if self._places is None else self._places[rows]
+        if self._heat is not None:
+            self._heat = self._heat[rows]
+
+    def pick(self, logits: Tensor, ids: Tensor | None, trials: Sequence[int]) -> Tensor:
+        """Tokens [rows] from logits [rows, vocabulary]; ids are what processors see; `trials` are decoded greedily."""
+        rules = self.rules
+        # What is recorded is copied: a view would keep the logits of a whole prompt alive.
+        copy = rules.record_logits or rules.record_scores
+        scores = logits.to(dtype=torch.float32, device=self.prompt.device, copy=copy)
+        if rules.record_logits:
+            self.raw.append(scores)
+        if self._heat is not None:
+            scores = scores / self._heat
+        if rules.processors:
+            scores = rules.processors(ids if ids is not None else self.prompt, scores)
+        if rules.record_scores:
+            self.scores.append(scores)
+        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else torch.argmax(scores, dim=-1)
+        if trials:
+            tokens[trials] = logits[trials].argmax(dim=-1)
+        return tokens
+
+    def _draw(self, chances: Tensor) -> Tensor:
+        """Sample a token for each row still in the batch from chances [rows, vocabulary]."""
+        if self._places is None:
+            return torch.multinomial(chances, num_samples=1).squeeze(1)
+        # Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.
+        among = chances.new_ones(len(self.prompt), chances.shape[1])
+        among[self._places] = chances
+        return torch.multinomial(among, num_samples=1).squeeze(1)[self._places]
