@@ -19,7 +19,9 @@ def calibrate(
     alpha: Annotated[float, typer.Option("--alpha", help="Share of questions that an exit may harm.")] = 0.02,
     delta: Annotated[float, typer.Option("--delta", help="Chance that more are harmed nevertheless.")] = 0.1,
     margin: Annotated[float, typer.Option("--margin", help="Accuracy that the choice of tiers may cost.")] = 0.005,
-    layer: Annotated[int | None, typer.Option("--layer", help="Hidden layer; by default the last collected.")] = None,
+    layer: Annotated[
+        int | None, typer.Option("--layer", help="Hidden layer; by default the best of those collected.")
+    ] = None,
     labels: Annotated[
         str, typer.Option("--labels", help="What is learnt: tiers (which will do), or diffadapt.")
     ] = "tiers",

@@ -80,3 +80,24 @@ def by_words(fit_texts: Sequence[str], fit_truth: NDArray[np.bool_], texts: Sequ
     model = make_pipeline(vectorizer, regression)
     model.fit(list(fit_texts), fit_truth)
     return np.asarray(model.predict_proba(list(texts))[:, 1])
+
+
+def unseen_loss(
+    rows: NDArray[Any],
+    labels: NDArray[Any],
+    groups: Sequence[str],
+    held_rows: NDArray[Any],
+    held: NDArray[Any],
+    seed: int,
+) -> float:
+    """Log loss on held-out rows of a probe learnt from others; labels that those never have are left out."""
+    from sklearn.metrics import log_loss
+
+    from ..estimator import ProbeClassifier
+
+    if len(set(labels.tolist())) < 2:
+        return 0.0
+    estimator = ProbeClassifier(random_state=seed).fit(rows, labels, groups=groups)
+    known = np.isin(held, estimator.classes_)
+    chances = estimator.predict_proba(held_rows[known])
+    return float(log_loss(held[known], chances, labels=estimator.classes_)) if known.any() else 0.0

@@ -11,7 +11,7 @@ from ...errors import OptionError
 from ..choice import TierProbe, TierTable
 from ..difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
 from ..estimator import ProbeClassifier
-from .controls import by_length, by_words, quality
+from .controls import by_length, by_words, quality, unseen_loss
 from .data import BASE, Questions
 
 Floats = NDArray[np.float64]
@@ -66,6 +66,11 @@ def fit_difficulty(
             "or collect more questions"
         )
     return TierProbe(network, classes, layer, table, price)
+
+
+def loss_of(fit: Questions, tune: Questions, seed: int) -> float:
+    """How badly this layer's states foretell the labels of another part."""
+    return unseen_loss(fit.state, labels_of(fit), fit.hashes, tune.state, labels_of(tune), seed)
 
 
 def examine(probe: TierProbe, fit: Questions, test: Questions, seed: int = 0) -> dict[str, Any]:

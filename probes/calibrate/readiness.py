@@ -16,7 +16,7 @@ from ..readiness import HOPEFUL
 from ..readiness import labels as labels_of
 from ..risk import Certificate, certify, curve, grid, oracle
 from ..rule import Evidence, StopRule, Walked, walk_all
-from .controls import quality
+from .controls import quality, unseen_loss
 from .data import Boundaries
 
 BANDS = tuple((low, high) for high in (0.98, 0.995, 0.999) for low in (0.5, 0.8, 0.9) if low < high)
@@ -30,6 +30,12 @@ class FittedReadiness:
     rule: StopRule
     certificates: dict[str, Certificate]
     metrics: dict[str, Any]
+
+
+def loss_of(fit: Boundaries, tune: Boundaries, seed: int) -> float:
+    """How badly this layer's states foretell the outcomes of another part."""
+    labels, held = labels_of(fit.now, fit.final), labels_of(tune.now, tune.final)
+    return unseen_loss(fit.rows, labels, fit.question, tune.rows, held, seed)
 
 
 def fit_evidence(rows: NDArray[np.float32], labels: NDArray[np.str_], groups: Sequence[str], seed: int) -> Evidence:

@@ -10,15 +10,22 @@ from ..stored import DIFFICULTY, READINESS
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The whole report, a line a fact."""
-    head = f"{report['model']}, hidden layer {report['layer']}"
-    return "\n".join([head, "", *_difficulty(report[DIFFICULTY]), "", *_readiness(report[READINESS], report["alpha"])])
+    return "\n".join(
+        [
+            str(report["model"]),
+            "",
+            *_difficulty(report[DIFFICULTY]),
+            "",
+            *_readiness(report[READINESS], report["alpha"]),
+        ]
+    )
 
 
 def _difficulty(found: Mapping[str, Any]) -> Iterator[str]:
     if "skipped" in found:
         yield f"difficulty: not learnt, {found['skipped']}"
         return
-    yield f"difficulty, learnt from {found['learned from']} questions"
+    yield f"difficulty, from hidden layer {found['layer']}, learnt from {found['learned from']} questions"
     for name, row in found.items():
         if not isinstance(row, Mapping) or "probe" not in row:
             continue
@@ -45,7 +52,8 @@ def _difficulty(found: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _readiness(found: Mapping[str, Any], alpha: float) -> Iterator[str]:
-    yield f"readiness, on {found['questions']} unseen questions with {found['boundaries']} boundaries"
+    seen = f"{found['questions']} unseen questions with {found['boundaries']} boundaries"
+    yield f"readiness, from hidden layer {found['layer']}, on {seen}"
     names = {"free": "free evidence", "trials": "with trials where undecided", "confidence": "raw trial confidence"}
     for key, name in names.items():
         row = found[key]

@@ -88,15 +88,20 @@ def calibrate_into(
     out: Path, parts: Parts, settings: Settings, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Fit, certify, examine and save both probes; the report in JSON form."""
-    layer = chosen_layer(parts.fit, settings.layer)
     plan = parts.fit.plan
     base = {"name": str(plan["model"]), "fingerprint": str(plan["fingerprint"])}
     made_from = {"data": parts.fit.hash, "task": plan["task"], "split": plan["split"], "seed": plan["seed"]}
-    report: dict[str, Any] = {"model": plan["model"], "layer": layer, "alpha": settings.alpha, "delta": settings.delta}
+    report: dict[str, Any] = {"model": plan["model"], "alpha": settings.alpha, "delta": settings.delta}
     if (parts.fit["rollouts.right"] == UNKNOWN).any():
         report[DIFFICULTY] = {"skipped": "nobody knows which answers are right here"}
     else:
         say("difficulty")
+
+        def loss(layer: int) -> float:
+            learn, tune = (_questions(parts, name, layer) for name in ("learn", "tune"))
+            return difficulty.loss_of(learn, tune, settings.seed)
+
+        layer = best_layer(parts.fit, settings.layer, loss)
         sets = {name: _questions(parts, name, layer) for name in ("learn", "tune", "test")}
         probe = difficulty.fit_difficulty(
             sets["learn"], sets["tune"], layer, settings.margin, settings.seed, settings.labels
@@ -104,38 +109,47 @@ def calibrate_into(
         report[DIFFICULTY] = difficulty.examine(probe, sets["learn"], sets["test"], settings.seed)
         curve = difficulty.u_curve(sets["learn"])
         report[DIFFICULTY]["entropy curve"] = {"levels": [asdict(v) for v in curve.levels], "u-shaped": curve.u_shaped}
+        report[DIFFICULTY]["layer"] = layer
         report[DIFFICULTY]["learned from"] = len(sets["learn"]) + len(sets["tune"])
         learned = {"learned_from": sorted(h for n in ("learn", "tune") for h in sets[n].hashes)}
         save_tier_probe(probe, out / DIFFICULTY, base, {**made_from, **learned}, report[DIFFICULTY])
     say("readiness")
-    report[READINESS] = _readiness(out, parts, settings, layer, base, made_from)
+    report[READINESS] = _readiness(out, parts, settings, base, made_from)
     return report
 
 
 def _readiness(
-    out: Path, parts: Parts, settings: Settings, layer: int, base: dict[str, str], made_from: dict[str, Any]
+    out: Path, parts: Parts, settings: Settings, base: dict[str, str], made_from: dict[str, Any]
 ) -> dict[str, Any]:
     there = {parts.fit.plan["tiers"][number] for number in np.unique(parts.fit["rollouts.tier"])}
     thinking = [t for t in (BASE, "hard") if t in there]
-    learn = joined([_boundaries(parts, "learn", layer, tier, number=None) for tier in thinking])
+
+    def learnt_from(layer: int) -> Boundaries:
+        return joined([_boundaries(parts, "learn", layer, tier, number=None) for tier in thinking])
+
+    def loss(layer: int) -> float:
+        tuning = _boundaries(parts, "tune", layer, BASE, number=0)
+        return readiness.loss_of(learnt_from(layer), tuning, settings.seed)
+
+    layer = best_layer(parts.fit, settings.layer, loss)
+    learn = learnt_from(layer)
     tune, held, test = (_boundaries(parts, name, layer, BASE, number=0) for name in ("tune", "calibrate", "test"))
     rules = readiness.fit_rule(learn, tune, settings.alpha, settings.seed)
     certificates = readiness.certificates_of(rules, tune, held, settings.alpha, settings.delta)
     report = readiness.examine(rules, certificates, test, tune, held, settings.alpha, settings.delta)
+    report["layer"] = layer
     report["certificates"] = {name: str(c) for name, c in certificates.items()}
     learned = {"learned_from": sorted({*learn.question, *tune.question, *held.question})}
     save_stop_rule(rules, certificates, layer, out / READINESS, base, {**made_from, **learned}, report)
     return report
 
 
-def chosen_layer(records: Records, wanted: int | None) -> int:
-    """The hidden layer to read: the one wanted, or the last of those collected."""
+def best_layer(records: Records, wanted: int | None, loss: Callable[[int], float]) -> int:
+    """The hidden layer to read: the one wanted, or of those collected the one with the least loss on held-out rows."""
     layers: Sequence[int] = records.plan["layers"]
-    if wanted is None:
-        return layers[-1]
-    if wanted not in layers:
+    if wanted is not None and wanted not in layers:
         raise unknown("layer", str(wanted), map(str, layers))
-    return wanted
+    return wanted if wanted is not None else layers[0] if len(layers) == 1 else min(layers, key=loss)
 
 
 def _questions(parts: Parts, name: str, layer: int) -> Questions:
