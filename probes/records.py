@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TerselyError
-from ..writing import write
+from ..writing import WriteError, write
 from .features import FEATURES
 
 Array = NDArray[Any]
@@ -110,14 +110,17 @@ class Rows:
 
 
 class Store:
-    """A folder that takes parts; raises RecordsError if it holds another plan's."""
+    """A folder that takes parts; raises RecordsError if it holds another plan's, WriteError if there can be none."""
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
         self.plan = json.loads(json.dumps({"version": VERSION, **plan}))
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"{folder} cannot be written: {error.strerror}; choose another place") from None
         known = folder / PLAN
-        if known.exists():
+        if known.exists() and self.parts:  # a plan that nothing was collected by binds nobody
             if (there := _read_plan(known)) != self.plan:
                 differ = sorted(k for k in {*there, *self.plan} if there.get(k) != self.plan.get(k))
                 raise RecordsError(
@@ -133,8 +136,9 @@ class Store:
 
     @property
     def parts(self) -> int:
-        """How many parts there are."""
-        return len(list(self.folder.glob("part-*.safetensors")))
+        """One more than the number of the last part there is."""
+        paths = self.folder.glob("part-*.safetensors")
+        return 1 + max((int(path.stem.removeprefix("part-")) for path in paths), default=-1)
 
     def put(self, number: int, columns: Mapping[str, Array], texts: Mapping[str, Sequence[str]]) -> None:
         """Write a part whole or not at all."""
@@ -157,7 +161,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
         raise RecordsError(
             f"{path} cannot be read: {error}; collect anew, or give the folder of a collection"
         ) from None
-    if not isinstance(plan, dict) or plan.get("version") != VERSION:
+    if not isinstance(plan, dict) or plan.get("version") != VERSION or "layers" not in plan:
         raise RecordsError(f"{path} is not the plan of a collection of version {VERSION}; collect anew")
     return plan
 
@@ -194,6 +198,10 @@ def _read_part(path: Path, names: Sequence[str]) -> tuple[dict[str, Array], dict
         raise RecordsError(
             f"{path} is not a whole part of a collection: {error}; delete it and collect again"
         ) from None
+    for table in TABLES:
+        sizes = {len(column) for name, column in columns.items() if name.startswith(f"{table}.")}
+        if len(sizes | {len(text) for text in texts.values() if table == "questions"}) > 1:
+            raise RecordsError(f"{path}: columns of {table} have different lengths; delete it and collect again")
     for table, (pointer, target) in _POINTERS.items():
         rows = columns[f"{table}.{pointer}"]
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(columns[f"{target}.{TABLES[target][0]}"]):

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from .artifact import Artifact, ArtifactError, load, save
+from .certificate import Certificate
 from .choice import TierProbe, TierTable
 from .features import FEATURES, TRIAL_FEATURES
 from .network import Network
-from .risk import Certificate
 from .rule import Evidence, StopRule
 
 DIFFICULTY, READINESS = "difficulty", "readiness"

@@ -11,20 +11,8 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.risk import (
-    Certificate,
-    CertificateError,
-    Outcomes,
-    certify,
-    curve,
-    grid,
-    most_harms,
-    needed,
-    oracle,
-    resample,
-    stop_at,
-    upper_bound,
-)
+from tersely.probes.certificate import Certificate, CertificateError, most_harms, needed, upper_bound
+from tersely.probes.risk import Outcomes, certify, curve, grid, oracle, resample, stop_at
 
 
 def split(offsets: Any, score: Any, harm: Any, saved: Any, full: Any) -> Outcomes:

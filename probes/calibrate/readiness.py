@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
+from ..certificate import Certificate
 from ..estimator import ProbeClassifier
 from ..features import trial_features
 from ..readiness import HOPEFUL
 from ..readiness import labels as labels_of
-from ..risk import Certificate, certify, curve, grid, oracle
+from ..risk import certify, curve, grid, oracle
 from ..rule import Evidence, StopRule, Walked, walk_all
 from .controls import quality, unseen_loss
 from .data import Boundaries

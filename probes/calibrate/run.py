@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
+from ..certificate import needed
 from ..records import UNKNOWN, Records, RecordsError, read
-from ..risk import needed
 from ..stored import DIFFICULTY, READINESS, save_stop_rule, save_tier_probe
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, boundaries_of, joined, part_of, questions_of
