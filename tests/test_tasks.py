@@ -11,13 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from tersely.errors import OptionError
 from tersely.evaluation.stats import auroc
 from tersely.evaluation.tasks.problems import KINDS, SPLITS, Problem, stream
-from tersely.evaluation.tasks.programs import LEVELS, LIMIT, run
+from tersely.evaluation.tasks.programs import HARD_HALF, LEVELS, LIMIT, run
 from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load, load_all
-from tersely.evaluation.tasks.wording import size
+from tersely.evaluation.tasks.wording import CALL_OFF, CALL_OFF_EXPR, size
 
 
 @cache
@@ -90,6 +93,24 @@ def test_length_does_not_give_the_level_away() -> None:
     for level in LEVELS[1:]:
         pair = (levels == 1) | (levels == level)
         assert 0.40 < auroc(lengths[pair], levels[pair] == level) < 0.67
+
+
+def test_a_bag_of_words_does_not_give_the_hard_half_away() -> None:
+    fit, test = sample("fit", 1200), sample("test", 600)
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
+    model.fit([p.problem for p in fit], [p.level in HARD_HALF for p in fit])
+    chances = model.predict_proba([p.problem for p in test])[:, 1]
+    assert 0.4 < auroc(chances, np.array([p.level in HARD_HALF for p in test])) < 0.6
+
+
+def test_what_is_called_off_does_not_count() -> None:
+    """The numbers of a program all stand after the sentence that calls off what went before."""
+    offs = [off.split("{")[0].strip() for off in (*CALL_OFF, *CALL_OFF_EXPR)]
+    for problem in sample("test", 360):
+        (off,) = [o for o in offs if o in problem.problem]
+        after = problem.problem.split(off, 1)[1]
+        literals = [o.literal for step in problem.program for o in (step.left, step.right) if o.step is None]
+        assert not Counter(map(str, literals)) - Counter(re.findall(r"\d+", after)), problem.problem
 
 
 @pytest.mark.parametrize("wrong", [{"split": "tset"}, {"levels": (9,)}, {"kinds": ("poem",)}])

@@ -35,6 +35,8 @@ ASK_BASKET = (
     "Find the total of {p}.",
     "Add it up for {p}.",
 )
+CALL_OFF = ("Forget all that.", "Start anew.", "None of that counts.", "Erase it and begin again.")
+CALL_OFF_EXPR = ("Do not compute {e}.", "Leave out {e}.", "Never mind {e}.")
 NOISE = (
     "The shop opens at {n}.",
     "Bus {n} is late.",
