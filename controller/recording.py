@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ..probes.features import FEATURES
-from ..probes.records import UNKNOWN, Array, Rows, Store, question_hash
-from .answers import boxed_or_last
+from ..probes.identity import question_hash
+from ..probes.records import UNKNOWN, Array, Rows, Store
+from .answers import boxed_or_last, normalise
 from .budgets import TIERS
 from .engines.base import Engine, State
 from .markers import Markers
@@ -64,7 +65,7 @@ class LiveRecorder:
         seen = iter(self._rows)
         for index, (one, has_rows) in enumerate(zip(done, watched, strict=True)):
             ends = next(seen) if has_rows else []
-            final, numbers = boxed_or_last(one.answer), Numbers()
+            final, numbers = normalise(boxed_or_last(one.answer)), Numbers()
             tier = tuple(TIERS).index(one.tier)
             spent = one.usage.thinking, one.usage.answer
             rollouts.add(index, tier, 0, UNKNOWN, *spent, mean_entropy(one.signals), one.finish_reason == "stop")
@@ -77,7 +78,7 @@ class LiveRecorder:
         if not width:
             return  # nothing was thought
         columns: dict[str, Array] = {
-            "questions.level": np.full(len(texts), UNKNOWN, np.int16),
+            "questions.level": np.full(len(texts), UNKNOWN, np.int64),
             "questions.words": np.array([len(text.split()) for text in texts], np.int32),
             # Difficulty is learnt from questions with answers, and where a tier was not chosen yet.
             f"questions.state.{layer}": np.full((len(texts), width), np.nan, np.float32),

@@ -73,11 +73,6 @@ class Records:
         return digest.hexdigest()[:16]
 
 
-def question_hash(text: str) -> str:
-    """A hash of a question's text, white space aside, by which it is known again in another split or file."""
-    return hashlib.sha256(" ".join(text.split()).encode()).hexdigest()[:16]
-
-
 def column_names(layers: Sequence[int]) -> list[str]:
     """All columns of a collection with these hidden layers."""
     names = [f"{table}.{column}" for table, columns in TABLES.items() for column in columns]

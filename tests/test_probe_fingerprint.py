@@ -44,6 +44,8 @@ def test_other_weights_names_or_shapes_are_another_model() -> None:
     assert known != of(a=values, c=values[0])
     assert known != of(a=values.reshape(15, 20), b=values[0])
     assert known != of(a=values)
+    fine = values / 7
+    assert of(a=fine) == of(a=fine.to(torch.bfloat16)) != of(a=fine + 1)
     for place, seen in ((0, True), (63, True), (64, False), (235, False), (236, True), (299, True)):
         other = values.clone()
         other.view(-1)[place] += 100

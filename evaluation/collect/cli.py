@@ -49,6 +49,9 @@ def collect(
 
 def _numbers(text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         raise OptionError(f"--layers {text!r} not understood; accepted: whole numbers separated by commas") from None
+    if len(set(numbers)) < len(numbers):
+        raise OptionError(f"--layers {text!r} names one twice; accepted: each at most once")
+    return numbers

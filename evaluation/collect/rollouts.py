@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...controller.answers import boxed_or_last
+from ...controller.answers import boxed_or_last, normalise
 from ...controller.budgets import fit_budget
 from ...controller.effort import renderings, shared_prefix
 from ...controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
@@ -58,7 +58,7 @@ class Collector:
                 seed = batch_seed(self.seed, tier, rollout, number)
                 for index, (done, ends) in enumerate(self._answer(questions, tier, seed)):
                     question, at = questions[index], len(rollouts)
-                    final = boxed_or_last(done.answer)
+                    final = normalise(boxed_or_last(done.answer))
                     right = self._grade(question, done.answer)
                     written = done.usage.thinking, done.usage.answer
                     finished = done.finish_reason == "stop"
@@ -107,7 +107,7 @@ class Collector:
             requests.append(Request(prefix, 1, readers[-1], layers=self.layers))
         session.engine.generate(requests, Sampling(temperature=0.0))
         states = {f"questions.state.{layer}": np.stack([r.states[layer] for r in readers]) for layer in self.layers}
-        level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int16)
+        level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int64)
         words = np.array([len(q.problem.split()) for q in questions], dtype=np.int32)
         return {"questions.level": level, "questions.words": words, **states}
 

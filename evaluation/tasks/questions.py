@@ -14,7 +14,7 @@ from typing import Any
 
 from ...controller.answers import boxed, normalise
 from ...errors import TerselyError, unknown
-from ...probes.records import question_hash
+from ...probes.identity import question_hash
 from .problems import SPLITS, stream
 
 TINY = "tiny"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,4 +43,9 @@ def calibrate(
     report = calibrate_into(out, parts_of(data, calibrate, test), settings)
     if curve is not None:
         draw_curve(report, curve)
-    typer.echo(json.dumps(report) if as_json else as_text(report))
+    typer.echo(_strict(report) if as_json else as_text(report))
+
+
+def _strict(report: dict[str, Any]) -> str:
+    """JSON as everyone reads it: what is no finite number becomes null."""
+    return json.dumps(json.loads(json.dumps(report), parse_constant=lambda name: None))

@@ -74,6 +74,8 @@ def by_words(fit_texts: Sequence[str], fit_truth: NDArray[np.bool_], texts: Sequ
 
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
     folds = min(5, int(fit_truth.sum()), int((~fit_truth).sum()))
+    if folds < 2:  # nothing to validate on
+        return np.full(len(texts), fit_truth.mean())
     regression = LogisticRegressionCV(
         Cs=5, cv=folds, scoring="neg_log_loss", max_iter=1000, use_legacy_attributes=False, l1_ratios=(0.0,)
     )

@@ -143,7 +143,10 @@ def questions_of(records: Records, layer: int, keep: NDArray[np.bool_] | None = 
 def boundaries_of(
     records: Records, layer: int, tier: str = BASE, keep: NDArray[np.bool_] | None = None, number: int | None = 0
 ) -> Boundaries:
-    """The boundaries of one tier: of its rollout `number` a question, or of all."""
+    """The boundaries of one tier: of its rollout `number` a question, or of all.
+
+    Thinking on from a tier below the base tier leads into the base tier, so that its outcome is what counts there.
+    """
     check_layer(records, "boundaries", layer)
     if tier not in records.plan["tiers"]:
         raise unknown("tier", tier, records.plan["tiers"])
@@ -159,6 +162,8 @@ def boundaries_of(
     rollout = records["boundaries.rollout"][mine]
     right = records["rollouts.right"][rollout]
     now, same = records["boundaries.right"][mine], records["boundaries.same"][mine].astype(bool)
+    if tier == "easy" and BASE in records.plan["tiers"]:
+        right = _base_right(records)[records["rollouts.question"][rollout]]
     # Where nobody knows the right answer, that of thinking on stands for it.
     blind = (right == UNKNOWN) | (now == UNKNOWN)
     hashes = records.texts["hash"]
@@ -177,6 +182,14 @@ def boundaries_of(
         answer=records["rollouts.answer"][chosen].astype(np.int64),
         closing=int(records.plan["closing"]),
     )
+
+
+def _base_right(records: Records) -> NDArray[Any]:
+    """Of each question, whether its first rollout in the base tier was right; -1 where there is none."""
+    found = np.full(records.size("questions"), UNKNOWN)
+    first = (records["rollouts.tier"] == list(records.plan["tiers"]).index(BASE)) & (records["rollouts.number"] == 0)
+    found[records["rollouts.question"][first]] = records["rollouts.right"][first]
+    return found
 
 
 def joined(parts: Sequence[Boundaries]) -> Boundaries:

@@ -47,7 +47,7 @@ def fit_difficulty(
     labels = labels_of(fit, rule)
     if len(set(labels.tolist())) < 2:
         raise OptionError(
-            f"tier {labels[0]!r} is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
+            f"tier '{labels[0]}' is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
             "learn; collect harder and easier questions"
         )
     estimator = ProbeClassifier(random_state=seed).fit(fit.state, labels, groups=fit.hashes)
@@ -87,7 +87,11 @@ def examine(probe: TierProbe, fit: Questions, test: Questions, seed: int = 0) ->
         if not 0 < fit_needs.mean() < 1:
             continue
         rng = np.random.default_rng(seed)
-        shuffled = [quality(needs, _chance(fit, rng.permutation(fit_needs), test, seed)).auroc for _ in range(SHUFFLES)]
+        # Labels shuffled on both sides: what is left above 0.5 would be learnt from nothing.
+        shuffled = [
+            quality(rng.permutation(needs), _chance(fit, rng.permutation(fit_needs), test, seed)).auroc
+            for _ in range(SHUFFLES)
+        ]
         found[f"{tier} fails"] = {
             "probe": quality(needs, _chance(fit, fit_needs, test, seed)).as_dict(),
             "length": quality(needs, by_length(fit.words, fit_needs, test.words)).as_dict(),

@@ -48,6 +48,8 @@ def fit_evidence(rows: NDArray[np.float32], labels: NDArray[np.str_], groups: Se
 def calibrated(evidence: Evidence, rows: NDArray[np.float32], labels: NDArray[np.str_]) -> Evidence:
     """The evidence with chances that fit rows it did not learn from."""
     known = np.isin(labels, evidence.classes)
+    if not known.any():
+        return evidence
     estimator = ProbeClassifier.from_network(evidence.network, evidence.classes)
     return Evidence(estimator.calibrate(rows[known], labels[known]).to_network(), evidence.classes)
 
@@ -128,7 +130,7 @@ def examine(
     alpha: float,
     delta: float,
 ) -> dict[str, Any]:
-    """What the rules are worth on a part they have not seen, beside raw confidence and agreement; JSON form."""
+    """What the rules are worth on a part they have not seen, beside the raw confidence of trials if any; JSON form."""
     harmless = ~(test.final & ~test.now)
     found: dict[str, Any] = {"boundaries": len(test), "questions": len(test.full), "harmless": float(harmless.mean())}
     for name, rule in zip(("free", "trials"), rules, strict=True):
@@ -139,6 +141,8 @@ def examine(
             **_realised(outcomes, certificates[name].threshold, alpha),
             "asked": float(walk.asked.sum() / len(test.full)),
         }
+    if not test.trial.any():  # live traffic: no trial was asked
+        return found
     raw = _raw(test)
     certificate = certify(calibrate.outcomes(*_raw(calibrate)), alpha, delta, grid(_raw(tune)[0]))
     found["confidence"] = {

@@ -56,7 +56,8 @@ def _readiness(found: Mapping[str, Any], alpha: float) -> Iterator[str]:
     yield f"readiness, from hidden layer {found['layer']}, on {seen}"
     names = {"free": "free evidence", "trials": "with trials where undecided", "confidence": "raw trial confidence"}
     for key, name in names.items():
-        row = found[key]
+        if (row := found.get(key)) is None:
+            continue
         at = "never stops" if row["threshold"] is None else f"stops from {row['threshold']:.4f}"
         yield (
             f"  {name}: AUROC {row['quality']['auroc']:.3f}, ECE {row['quality']['ece']:.3f}; {at}: saves "
@@ -65,6 +66,8 @@ def _readiness(found: Mapping[str, Any], alpha: float) -> Iterator[str]:
         )
     for key, text in found["certificates"].items():
         yield f"  certificate, {names[key]}: {text}"
+    if "confidence" not in found:
+        return
     best = max(("free", "trials"), key=lambda k: found[k]["saved"])
     gain = found[best]["saved"] - found["confidence"]["saved"]
     yield f"  the learnt probe saves {gain * 100:+.1f} points of tokens against raw confidence, net of all overhead"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
 from ..certificate import needed
+from ..features import FEATURES
 from ..records import UNKNOWN, Records, RecordsError, read
 from ..stored import DIFFICULTY, READINESS, save_stop_rule, save_tier_probe
 from . import difficulty, readiness
@@ -70,6 +71,8 @@ def parts_of(fit: Path, calibrate: Path | None, test: Path | None) -> Parts:
             "one of --calibrate and --test was given; accepted: both, or neither to divide one collection"
         )
     first = read(fit)
+    if tuple(first.plan["features"]) != FEATURES:
+        raise RecordsError(f"{fit} has other features than this version of tersely makes; collect anew")
     if calibrate is None or test is None:
         return Parts(first, first, first, True)
     others = read(calibrate), read(test)
@@ -89,6 +92,8 @@ def calibrate_into(
 ) -> dict[str, Any]:
     """Fit, certify, examine and save both probes; the report in JSON form."""
     plan = parts.fit.plan
+    if BASE not in _thinking_tiers(parts.fit):
+        raise RecordsError(f"there is no rollout of tier {BASE!r} here, from which probes learn; collect some")
     base = {"name": str(plan["model"]), "fingerprint": str(plan["fingerprint"])}
     made_from = {"data": parts.fit.hash, "task": plan["task"], "split": plan["split"], "seed": plan["seed"]}
     report: dict[str, Any] = {"model": plan["model"], "alpha": settings.alpha, "delta": settings.delta}
@@ -121,11 +126,10 @@ def calibrate_into(
 def _readiness(
     out: Path, parts: Parts, settings: Settings, base: dict[str, str], made_from: dict[str, Any]
 ) -> dict[str, Any]:
-    there = {parts.fit.plan["tiers"][number] for number in np.unique(parts.fit["rollouts.tier"])}
-    thinking = [t for t in (BASE, "hard") if t in there]
+    tiers = _thinking_tiers(parts.fit)
 
     def learnt_from(layer: int) -> Boundaries:
-        return joined([_boundaries(parts, "learn", layer, tier, number=None) for tier in thinking])
+        return joined([_boundaries(parts, "learn", layer, tier, number=None) for tier in tiers])
 
     def loss(layer: int) -> float:
         tuning = _boundaries(parts, "tune", layer, BASE, number=0)
@@ -142,6 +146,12 @@ def _readiness(
     learned = {"learned_from": sorted({*learn.question, *tune.question, *held.question})}
     save_stop_rule(rules, certificates, layer, out / READINESS, base, {**made_from, **learned}, report)
     return report
+
+
+def _thinking_tiers(records: Records) -> list[str]:
+    """The tiers whose thinking is learnt from, as far as there are rollouts."""
+    there = {records.plan["tiers"][number] for number in np.unique(records["rollouts.tier"])}
+    return [tier for tier in (BASE, "easy", "hard") if tier in there]
 
 
 def best_layer(records: Records, wanted: int | None, loss: Callable[[int], float]) -> int:

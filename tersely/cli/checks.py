@@ -57,6 +57,8 @@ def examine(wanted: Source) -> Iterator[Check]:
         return
     opening, closing, found = session.markers.open, session.markers.close, session.markers.source
     yield Check("markers", "ok", f"{opening} ... {closing} ({found})")
+    yield _guarded("probes", _probes, session)
+    yield _guarded("kernels", lambda _: _kernels(), session)
     yield _guarded("off", _off_is_off, session)
     yield _guarded("cut", _cut_fires, session)
 
@@ -126,6 +128,26 @@ def _template(engine: Engine) -> Check:
     knows = "knows" if "reasoning_effort" in str(template) else "does not know"
     more = "" if knows == "knows" else ", so efforts are written into the prompt"
     return Check("chat template", "ok", f"{knows} efforts{more}")
+
+
+def _probes(session: Session) -> Check:
+    """Whether probes for this very model are released; a user's own are a matter of --probes."""
+    from ..probes.released import released
+
+    mark = session.engine.fingerprint()
+    kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and released(mark, kind)]
+    if kinds:
+        return Check("probes", "ok", f"released for this model: {', '.join(kinds)}")
+    remedy = "make some with `tersely collect` and `tersely calibrate`; until then effort auto goes by length"
+    return Check("probes", "warn", "none released for this model", remedy)
+
+
+def _kernels() -> Check:
+    from ..kernels.native import library
+
+    if library() is not None:
+        return Check("kernels", "ok", "compiled for this processor")
+    return Check("kernels", "warn", "not compiled: torch does their work", "install a C compiler, then tersely again")
 
 
 def _off_is_off(session: Session) -> Check:

@@ -1,0 +1,158 @@
+"""What the probes read of a thought: numbers worked out by hand, the same while a model thinks and afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tersely.controller.budgets import Budget
+from tersely.controller.core import Controller
+from tersely.controller.engines.base import Sampling, Seen, Signals
+from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.policies.record import Boundary, Record
+from tersely.controller.readings import Readings
+from tersely.controller.replay import WordTokenizer
+from tersely.controller.session import Options, Session
+from tersely.controller.text import Codec
+from tersely.controller.thoughts import Thinking
+from tersely.probes.features import FEATURES, TRIAL_FEATURES, features, trial_features
+
+THOUGHTS = ("So the answer is 5.\n\n", "Wait, the answer is 6.\n\n", "Hmm.\n\n", "The answer is 6.\n\n")
+ENTROPIES = ([0.1] * 4 + [1.2] + [0.1] * 6, [0.2] * 11 + [0.8], [0.3, 0.6, 0.9], [0.05] * 9)
+
+
+class Grown:
+    """A thinking that grows by texts; a token of entropy e has top 1 - e / 2 and margin 0.9 - e / 2."""
+
+    def __init__(self) -> None:
+        self.codec = Codec(WordTokenizer())
+        self.thinking = Thinking(self.codec)
+        self.readings = Readings()
+
+    def add(self, text: str, entropies: Sequence[float] | None = None) -> None:
+        ids = self.codec.encode(text)
+        signals = (
+            [None for _ in ids] if entropies is None else [Signals(e, 1 - e / 2, 0.5, 0.9 - e / 2) for e in entropies]
+        )
+        for token, seen in zip(ids, signals, strict=True):
+            self.thinking.add(token, seen)
+
+    @property
+    def features(self) -> dict[str, float]:
+        values = features(self.readings.update(self.thinking))
+        assert values.dtype == np.float32
+        return dict(zip(FEATURES, values.tolist(), strict=True))
+
+
+def expected(*values: float) -> dict[str, Any]:
+    return {name: pytest.approx(value, rel=1e-6) for name, value in zip(FEATURES, values, strict=True)}
+
+
+def test_features_of_a_thinking_made_by_hand() -> None:
+    grown = Grown()
+    found = []
+    for text, entropies in zip(THOUGHTS, ENTROPIES, strict=True):
+        grown.add(text, entropies)
+        found.append(grown.features)
+    log = math.log
+    # thoughts; tokens, of the thought; reflective; entropies: mean, largest, last, mean so far; top; margin; answers
+    assert found[0] == expected(1, log(12), log(12), 0, 0.2, 1.2, 0.1, 0.2, 0.4, 0.8, 1, 1, 1, 0, 1.2)
+    assert found[1] == expected(2, log(24), log(13), 1, 0.25, 0.8, 0.8, 5.2 / 23, 0.6, 0.775, 1, 2, 1, 1, 0.8)
+    assert found[2] == expected(3, log(27), log(4), 1, 0.6, 0.9, 0.9, 7 / 26, 0.55, 0.6, 0, 2, 1, 1, 0.8)
+    assert found[3] == expected(4, log(36), log(10), 0, 0.05, 0.05, 0.05, 7.45 / 35, 0.975, 0.875, 1, 3, 2, 1, 0.05)
+    assert grown.readings.stated == "6"
+
+
+def test_without_an_answer_nothing_is_behind_it() -> None:
+    grown = Grown()
+    grown.add("Hmm.\n\n", [0.3, 0.6, 0.9])
+    grown.add("And on.\n\n", [0.1] * 5)
+    answers = [grown.features[name] for name in FEATURES[10:]]
+    assert answers == [0, 0, 0, 0, pytest.approx(0.9)]
+    assert grown.readings.stated is None
+
+
+def test_a_thinking_without_signals_is_as_sure_as_can_be() -> None:
+    grown = Grown()
+    grown.add(THOUGHTS[0])
+    assert grown.features == expected(1, math.log(12), math.log(12), 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0)
+
+
+def test_forced_tokens_belong_to_no_thought() -> None:
+    grown = Grown()
+    grown.add("one two", [0.4, 0.5, 0.6])
+    grown.thinking.add_forced(grown.codec.encode("\n\nThe answer is 9.\n\n"))
+    grown.add("three.\n\n", [0.1, 0.2, 0.3])
+    assert grown.features["thoughts"] == 2
+    first, second = grown.readings.thoughts
+    assert (first.tokens, first.entropy_last, first.answer) == (3, 0.6, None)
+    assert (second.tokens, second.entropy_mean, second.entropy_max) == (3, pytest.approx(0.2), 0.3)
+    assert grown.readings.stated is None
+
+
+def test_what_a_trial_adds() -> None:
+    assert len(TRIAL_FEATURES) == 4
+    assert trial_features(["5", "6", "6"], 0.9, "6").tolist() == pytest.approx([math.log(9), 1, 2, 3])
+    assert trial_features(["6", "5"], 0.25, "6").tolist() == pytest.approx([-math.log(3), 0, 1, 2])
+    assert trial_features(["5"], 1.0, None).tolist() == pytest.approx([math.log(1e6), 0, 1, 1], rel=1e-4)
+    assert trial_features(["5"], 0.0, None).tolist()[0] == pytest.approx(-math.log(1e6), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return load_engine("tersely-tiny-small")
+
+
+def test_live_and_offline_are_the_same(engine: TransformersEngine) -> None:
+    """Sampled, in a batch whose rows try answers: what is told live, and a replay of what was written."""
+    live: list[list[Boundary]] = []
+
+    def begin_in(rows: list[list[Boundary]]) -> Record:
+        def begin():
+            rows.append([])
+            return rows[-1].append
+
+        return Record(begin, (-1, 2)) if rows is live else Record(begin, (), trials=False)
+
+    session = Session(engine)
+    problems = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
+    options = Options(policies=(begin_in(live),), max_new_tokens=150, signals=True, sampling=Sampling(seed=1))
+    rows = session.prepare(problems, Options())
+    for number, (done, row) in enumerate(zip(session.run(problems, options), rows, strict=True)):
+        offline: list[list[Boundary]] = []
+        budget = Budget("normal", 2048)
+        controller = Controller((begin_in(offline),), session.codec, session.markers, budget, shadow=True)
+        assert row.state == "thinking"
+        grown, ends = Thinking(session.codec), Readings()
+        by_hand = []
+        for token, signals in zip(done.token_ids, done.signals, strict=True):
+            controller.observe(token, Seen(signals, _no_state))
+            if session.codec.decode([token]) == "</think>":
+                break
+            grown.add(token, signals)
+            if grown.boundary == "thought":
+                by_hand.append(features(ends.update(grown)))
+        assert len(live[number]) == len(offline[0]) == len(by_hand) >= 3
+        prompt = row.request.prompt_ids
+        with torch.no_grad():
+            out = engine.model(torch.tensor([[*prompt, *done.token_ids]]), output_hidden_states=True)
+        for one, again, values in zip(live[number], offline[0], by_hand, strict=True):
+            np.testing.assert_array_equal(one.features, again.features)
+            np.testing.assert_array_equal(one.features, values)
+            assert (one.end, one.stated) == (again.end, again.stated)
+            assert one.trial is not None and again.trial is None
+            for layer, state in one.states.items():
+                truth = out.hidden_states[layer][0, len(prompt) + one.end - 2]  # it gave the last token of the thought
+                np.testing.assert_allclose(state, truth.numpy(), atol=2e-4, rtol=1e-3)
+        best, second = out.logits[0, len(prompt) - 1 : -1].softmax(-1).topk(2).values.unbind(-1)
+        margins = [signals.margin for signals in done.signals if signals is not None]
+        np.testing.assert_allclose(margins, (best - second).numpy(), atol=2e-4)
+
+
+def _no_state(layer: int) -> np.ndarray:
+    raise AssertionError
