@@ -13,7 +13,7 @@ from .sleeper import NEVER, Sleeper
 from .text import Codec, Flag
 from .thoughts import Thinking
 from .trace import Decision
-from .trial import LEAD, MOST_TOKENS, TrialRun
+from .trial import LEAD, MOST_TOKENS, TrialAnswer, TrialRun
 
 Phase = Literal["before", "thinking", "answer"]
 CLOSING = "Time is short, so I answer now."
@@ -80,18 +80,20 @@ class Controller:
         awake = [s for s in self._sleepers if len(self.thinking) >= s.closes_at]
         bids = [(s, move) for s in awake if (move := s.resume(self.view)) is not None]
         injects = [(s, move) for s, move in bids if isinstance(move, Inject)]
-        directive = KEEP
+        directive, size = KEEP, 0
         if injects:
             size = 1 if self._close_id is not None else self._size_of_close(token)
+            self.position -= size
             if not self.shadow:
-                self.position -= size
                 self.thinking.take_back(size - 1)  # what the marker began with was taken for thinking
             directive = self._carry_out(injects[0][0].policy.name, injects[0][1])
         for sleeper, _ in bids:
             sleeper.go_on(self.view)
         if directive is KEEP:
+            self.position += size
             self.phase = "answer"
             return KEEP
+        self._next = 0  # who was asked may wait for something else now
         return Directive(directive.force, drop=size)
 
     def _size_of_close(self, token: int) -> int:
@@ -147,12 +149,10 @@ class Controller:
         if not sleepers:
             return KEEP
         tail = self.thinking.tail(4)
-        forced = self.codec.encode(self._closing_text("", lead_after(tail)) + LEAD)
+        forced = self.codec.encode(f"{lead_after(tail)}{self.markers.close}{self.markers.after}{LEAD}")
         room = self.budget.thinking + self.budget.reserve - self.position
         if self.shadow or len(forced) + MOST_TOKENS > room:
-            for sleeper in sleepers:
-                sleeper.go_on(self.view)
-            return KEEP
+            return self._replied(sleepers, None)
         self._trial, self._asking = TrialRun(self.codec, len(forced)), sleepers
         return Directive(forced, trial=True)
 
@@ -162,12 +162,15 @@ class Controller:
         if not trial.take(token, chance):
             return KEEP
         self._trial = None
-        reply = trial.answer()
-        moves = [(s, move) for s in self._asking if (move := s.resume(self.view, reply)) is not None]
+        directive = self._replied(self._asking, trial.answer())
+        return Directive(directive.force, drop=trial.tokens, trial=False)
+
+    def _replied(self, sleepers: list[Sleeper], reply: TrialAnswer | None) -> Directive:
+        """Tell those that asked, and do what they make of it."""
+        moves = [(s, move) for s in sleepers if (move := s.resume(self.view, reply)) is not None]
         if any(isinstance(move, Trial) for _, move in moves):
             raise TypeError("a policy must wait between two trials")
-        directive = self._settle(moves)
-        return Directive(directive.force, drop=trial.tokens, trial=False)
+        return self._settle(moves)
 
     def _carry_out(self, policy: str, action: Action) -> Directive:
         lead = lead_after(self.thinking.tail(4))

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..probes.choice import TierProbe
 from .budgets import Budget
 from .engines.base import Opened, State
 from .markers import Markers
 from .prompts import Prompt, Rendered, render
+
+if TYPE_CHECKING:
+    from ..probes.choice import TierProbe
 
 
 def renderings(tokenizer: Any, prompt: Prompt, markers: Markers, budgets: Mapping[str, Budget]) -> dict[str, Rendered]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import TerselyError
-from ..probes.choice import TierProbe
 from ..probes.released import released
 from .engines.base import Engine
 from .policies.base import Policy
 
 if TYPE_CHECKING:
+    from ..probes.choice import TierProbe
     from ..probes.stored import StoredRule
 
 

@@ -18,7 +18,7 @@ from .answers import boxed_or_last, normalise
 from .budgets import TIERS
 from .engines.base import Engine, State
 from .markers import Markers
-from .policies.record import Boundary, Numbers, Record, mean_entropy
+from .policies.record import Boundary, Listen, Numbers, mean_entropy
 from .prompts import Prompt, as_messages
 from .text import Codec
 from .trace import Generation
@@ -45,9 +45,8 @@ class LiveRecorder:
         }
         self.store = Store(folder, plan)
         self._rows: list[list[Boundary]] = []
-        self._thinking: list[int] = []
 
-    def policy(self) -> Record:
+    def policy(self) -> Listen:
         """The policy that watches a batch; it never acts."""
         self._rows = []
 
@@ -55,7 +54,7 @@ class LiveRecorder:
             self._rows.append([])
             return self._rows[-1].append
 
-        return Record(begin, _LAYERS, trials=False)
+        return Listen(begin, _LAYERS)
 
     def keep(self, prompts: Sequence[Prompt], done: Sequence[Generation], watched: Sequence[bool]) -> None:
         """Write what was seen of a batch; watched: which of its rows had a controller."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, OptionError, PromptError
-from ..probes.choice import TierProbe
 from .budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .effort import TierChoice, renderings, shared_prefix
@@ -18,10 +18,13 @@ from .policies import make_policies
 from .policies.base import Policy
 from .probing import bound, tier_probe
 from .prompts import Prompt, Rendered, as_messages, render
-from .recording import LiveRecorder
 from .stream import EventSink, Narrator
 from .text import codec_for
 from .trace import Decision, Generation, Usage
+
+if TYPE_CHECKING:
+    from ..probes.choice import TierProbe
+    from .recording import LiveRecorder
 
 DEFAULT_MAX_NEW_TOKENS = 2048
 
@@ -109,6 +112,8 @@ class Session:
             raise OptionError(
                 "what is recorded must be uncontrolled thinking; record in shadow mode, or with the preset 'off'"
             )
+        from .recording import LiveRecorder
+
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
     def _prepare(self, prompts: Sequence[Prompt], options: Options, more: tuple[Policy, ...]) -> list[Prepared]:

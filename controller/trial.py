@@ -49,7 +49,8 @@ class TrialRun:
 
     def answer(self) -> TrialAnswer:
         """What was said."""
-        text = self.codec.decode(self._ids)
+        end = self._ids[-1] == self.codec.tokenizer.eos_token_id
+        text = self.codec.decode(self._ids[:-1] if end else self._ids)
         return TrialAnswer(normalise(inside(text)), math.exp(self._logs / len(self._ids)), self.tokens)
 
 

@@ -109,7 +109,7 @@ class Collected:
 
     def owner(self, rollout: int) -> Question:
         """The question of a rollout."""
-        return self.questions[self.records["rollouts.question"][rollout]]
+        return self.questions[int(self.records["rollouts.question"][rollout])]
 
     def boundaries(self, rollout: int) -> list[int]:
         """The rows of the boundaries of a rollout."""

@@ -94,7 +94,7 @@ def telling_apart(engine: TransformersEngine, one: str, other: str, names: tuple
     # Standardised inputs are clipped, which large states of inner layers would feel.
     network = linear(np.stack([direction, -direction], axis=1) / 100, [0.0, 0.0])
     middle = np.float32((states[0] + states[1]) / 2)
-    moved = Network(**{**network.arrays(), "mean": middle, "gain": np.full(WIDTH, 0.05, np.float32)})
+    moved = Network(**{**network.arrays(), "mean": middle, "gain": np.full(WIDTH, 0.05, np.float32)})  # type: ignore[arg-type]
     sharp = Network(**{**moved.arrays(), "temperature": np.float32(1e-4)})  # type: ignore[arg-type]
     return tier_probe(sharp, names, layer)
 

@@ -176,7 +176,6 @@ def test_hooks_go_when_a_run_ends_and_when_a_watcher_fails() -> None:
     assert hooks_of(model) == 0
 
 
-@pytest.mark.xfail(reason="hooks set before another layer or a prompt is refused stay on the model")
 @pytest.mark.parametrize(
     "request_",
     [Request((5, 6), 4, layers=(0, 1, 99)), Request((5, 6), 0, layers=LAYERS), Request((), 4, layers=LAYERS)],

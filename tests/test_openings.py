@@ -206,11 +206,8 @@ def test_the_watcher_of_an_opening_reads_states_of_the_whole(kind: str) -> None:
         np.testing.assert_allclose(np.stack(reader.states), truth.numpy(), atol=2e-4, rtol=1e-3)
 
 
-_LATE = pytest.mark.xfail(reason="where prompts are read twice, they are checked after the first reading only")
-
-
 @pytest.mark.parametrize("prompt", [(), (5,) * 60])
-@pytest.mark.parametrize("kind", ["full", pytest.param("sliding", marks=_LATE)])
+@pytest.mark.parametrize("kind", ["full", pytest.param("sliding")])
 def test_a_prompt_that_cannot_be_is_refused_before_anything_is_read(kind: str, prompt: tuple[int, ...]) -> None:
     engine, opening = engine_of(random_model(kind)), Choice()
     engine.context_length = 40

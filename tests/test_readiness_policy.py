@@ -26,21 +26,22 @@ from tersely.evaluation.bench.checks import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.tasks.questions import Question, hash_of
 from tersely.probes.artifact import ArtifactError
+from tersely.probes.certificate import Certificate
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
 from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
-from tersely.probes.risk import Certificate, Outcomes, certify
+from tersely.probes.risk import Outcomes, certify
 from tersely.probes.rule import Evidence, StopRule
 from tersely.probes.stored import save_stop_rule
 
 from .planted_records import constant, linear
 
-PROBLEM = "Set a to 12 + 30. Set b to a - 7. What is b?"
+PROBLEM = "What is 7 * 6?"
 OTHER = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
 CLASSES = (HOPEFUL, HOPELESS, READY)
 FREE = len(FEATURES) + 128
 PAID = FREE + len(TRIAL_FEATURES)
-MOST = 360
+MOST = 400
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_trials_are_asked_in_the_band_and_counted(engine: TransformersEngine, pl
         done: Generation = ask(engine, ReadinessExit(rule, -1, 0.9), **more)
         return done
 
-    for low, high in ((0.8, 0.9), (0.5, 0.75), (0.5, 0.7)):
+    for low, high in ((0.8, 0.9), (0.5, 0.75)):
         assert run(low, high).usage.probe == 0
     asked = run(0.75, 0.8)
     assert asked.token_ids == plain.token_ids, "trials leave no trace"
@@ -191,7 +192,7 @@ def test_shadow_records_the_exit_and_changes_nothing(engine: TransformersEngine,
 
 
 def test_rows_of_a_batch_stop_each_at_its_own_time(engine: TransformersEngine) -> None:
-    prompts = [PROBLEM, OTHER, "What is 7 * 6?"]
+    prompts = [PROBLEM, OTHER]
     policy = ReadinessExit(StopRule(growing(1.5)), -1, 0.9)
     together = ask(engine, policy, prompts=prompts)
     assert [g.text for g in together] == [ask(engine, policy, prompts=p).text for p in prompts]
@@ -306,7 +307,7 @@ def test_engines_without_hidden_states_are_refused(engine: TransformersEngine, t
 
 
 def test_a_policy_is_not_tested_on_what_it_learnt_from(engine: TransformersEngine, tmp_path: Path) -> None:
-    questions = [Question("q1", PROBLEM, "35"), Question("q2", OTHER, "79")]
+    questions = [Question("q1", PROBLEM, "42"), Question("q2", OTHER, "79")]
     probes = store(tmp_path, engine, learned_from=[hash_of(questions[1])])
     policies = [bound(p, engine, probes) for p in (Readiness(), Reconsider(), make_policy("budget"))]
     assert isinstance(policies[0], ReadinessExit) and isinstance(policies[1], ThinkOn)
@@ -318,7 +319,7 @@ def test_a_policy_is_not_tested_on_what_it_learnt_from(engine: TransformersEngin
 
 def test_a_benchmark_refuses_probes_that_know_its_questions(engine: TransformersEngine, tmp_path: Path) -> None:
     task = tmp_path / "task.jsonl"
-    rows = [{"id": f"q{i}", "problem": p, "answer": "35"} for i, p in enumerate((PROBLEM, OTHER))]
+    rows = [{"id": f"q{i}", "problem": p, "answer": "42"} for i, p in enumerate((PROBLEM, OTHER))]
     task.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     options: dict[str, Any] = {"tasks": str(task), "arms": "full,certified", "max_new_tokens": 100, "baselines": False}
     seen = store(tmp_path / "seen", engine, learned_from=[hash_of(Question("", PROBLEM, ""))])
@@ -327,7 +328,7 @@ def test_a_benchmark_refuses_probes_that_know_its_questions(engine: Transformers
     unseen = store(tmp_path / "unseen", engine, learned_from=["ab" * 8])
     with pytest.raises(typer.Exit):
         bench(**options, probes=unseen, out=tmp_path / "r.json")
-    arms = {arm["arm"]: arm for arm in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["arms"]}
+    arms = {arm["name"]: arm for arm in json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["arms"]}
     assert arms["certified"]["tokens"]["total"] < arms["full"]["tokens"]["total"]
 
 
@@ -371,7 +372,7 @@ def test_thinking_that_has_used_up_half_its_budget_may_end(engine: TransformersE
 
 
 def test_thinking_on_in_shadow_changes_nothing(engine: TransformersEngine, plain: Generation) -> None:
-    done = ask(engine, think_on(0.5), shadow=True)
+    done = ask(engine, think_on(0.5), shadow=True, max_new_tokens=1500)
     assert (done.token_ids, done.usage) == (plain.token_ids, plain.usage)
     (decision,) = done.trace
     assert (decision.policy, decision.acted) == ("reconsider", False)
@@ -382,10 +383,10 @@ def test_reconsider_by_name_takes_the_models_probe(
 ) -> None:
     """It needs no certificate: thinking on harms nothing but the budget."""
     doubtful = store(tmp_path / "a", engine, free=0.5, n=20)
-    done = ask(engine, Reconsider(limit=1), probes=doubtful)
+    done = ask(engine, Reconsider(limit=1), probes=doubtful, max_new_tokens=1500)
     assert [d.policy for d in done.trace] == ["reconsider"]
     assert ask(engine, "reconsider", probes=store(tmp_path / "b", engine, free=0.61)).token_ids == plain.token_ids
-    assert len(ask(engine, Reconsider(threshold=0.4), probes=doubtful).trace) == 0
+    assert not ask(engine, Reconsider(threshold=0.4), probes=doubtful, max_new_tokens=1500).trace
 
 
 def test_an_exit_and_a_second_look_get_along(engine: TransformersEngine, plain: Generation) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-State = NDArray[np.float32]
-"""A hidden state, [width]."""
+State: TypeAlias = "NDArray[np.float32]"
+"""A hidden state, [width]; numpy is not imported for its name."""
 
 FinishReason = Literal["stop", "length"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -102,6 +101,10 @@ def decode_rows(
     return decoded
 
 
+def _unread(layer: int) -> State:
+    raise OptionError(f"hidden layer {layer} was not asked for; name it in the request's layers")
+
+
 class _Loop:
     """One run; `ids` are what logits processors see, right-aligned, kept only where something reads them."""
 
@@ -148,7 +151,8 @@ class _Loop:
         live = self.rows
         padding = False
         while True:
-            tokens = self.picker.pick(logits, self.ids, [row.slot for row in live if row.trial])
+            trials = [row.slot for row in live if row.trial]
+            tokens = self.picker.pick(logits, self.ids, trials)
             if padding:
                 tokens = torch.where(self.done, self.rules.pad, tokens)
             queued = {row.slot for row in live if row.queue}
@@ -172,7 +176,7 @@ class _Loop:
                 if row.finish is not None:
                     ended = True
             if self.streamer is not None:
-                self._stream(tokens, sampled, edits, queued)
+                self._stream(tokens, sampled, edits, queued.union(trials))
             if ended:
                 live = [row for row in live if row.finish is None]
                 if not live:
@@ -190,12 +194,8 @@ class _Loop:
         if not self.measured and self.states is None:
             return None
         signals = signals_of(logits, tokens) if self.measured else [None] * len(self.rows)
-        return [Seen(some, partial(self._state, slot)) for slot, some in enumerate(signals)]
-
-    def _state(self, slot: int, layer: int) -> State:
-        if self.states is None:
-            raise OptionError(f"hidden layer {layer} was not asked for; name it in the request's layers")
-        return self.states.read(layer, slot)
+        readers = [_unread if self.states is None else self.states.reader(slot) for slot in range(len(self.rows))]
+        return [Seen(some, reader) for some, reader in zip(signals, readers, strict=True)]
 
     def _shrink(
         self, live: list[Row], tokens: Tensor, sampled: list[int], edits: dict[int, Edit]
@@ -270,14 +270,17 @@ class _Loop:
         for index, lead in enumerate(self.leads):
             self.ids[index, lead:] = torch.cat([kept[index], added[index]])
 
-    def _stream(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit], queued: set[int]) -> None:
-        """Show a streamer the step as `generate` does, one token a row; forced tokens come as soon as decided on."""
-        if not edits and not queued:
+    def _stream(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit], hidden: set[int]) -> None:
+        """Show a streamer the step as `generate` does, one token a row; forced tokens come as soon as decided on.
+
+        The sampled tokens of `hidden` rows are not for it: they stand for queued ones, or are part of a trial.
+        """
+        if not edits and not hidden:
             self.streamer.put(tokens.cpu())
             return
-        columns: list[tuple[int, ...]] = [() if index in queued else (token,) for index, token in enumerate(sampled)]
+        columns: list[tuple[int, ...]] = [() if index in hidden else (token,) for index, token in enumerate(sampled)]
         for index, edit in edits.items():
-            columns[index] = (*columns[index][edit.drop :], *edit.add)
+            columns[index] = (*columns[index][edit.drop :], *(() if self.rows[index].trial else edit.add))
         for place in range(max(map(len, columns))):
             self.streamer.put(
                 torch.tensor([column[place] if place < len(column) else self.rules.pad for column in columns])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,15 @@ from .base import State
 class HiddenStates:
     """Keeps the states after the last token fed to each row, [rows, width] a layer, until the next forward.
 
-    Layers are counted as by transformers: 0 is the embedding, k what block k puts out, the last what the final norm
-    makes of that; negative ones count from the end. Raises OptionError for a layer that the model does not have.
+    Layers are counted as by transformers: 0 is the embedding (without learnt positions), k what block k puts out, the
+    last what the final norm makes of that; negative ones count from the end. Raises OptionError for a layer that the
+    model does not have.
     """
 
     def __init__(self, model: Any, layers: Collection[int]) -> None:
         self._last: dict[int, Tensor] = {}
-        self._handles = [place_of(model, layer).register_forward_hook(self._keeper(layer)) for layer in set(layers)]
+        places = {layer: place_of(model, layer) for layer in layers}  # all or none: no hook may stay behind
+        self._handles = [place.register_forward_hook(self._keeper(layer)) for layer, place in places.items()]
 
     def _keeper(self, layer: int) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -32,15 +35,23 @@ class HiddenStates:
 
     def read(self, layer: int, slot: int) -> State:
         """The state of a row by its place in the batch, [width] on the host; raises OptionError for another layer."""
-        if layer not in self._last:
-            raise OptionError(f"hidden layer {layer} was not asked for; the request's layers: {sorted(self._last)}")
-        state: State = self._last[layer][slot].detach().to("cpu", torch.float32, copy=True).numpy()
-        return state
+        return _read(self._last, slot, layer)
+
+    def reader(self, slot: int) -> Callable[[int], State]:
+        """Reads the states of a row as they are now, by layer, however many forwards have passed by since."""
+        return partial(_read, self._last.copy(), slot)
 
     def close(self) -> None:
         """Leave the model as it was."""
         for handle in self._handles:
             handle.remove()
+
+
+def _read(last: Mapping[int, Tensor], slot: int, layer: int) -> State:
+    if layer not in last:
+        raise OptionError(f"hidden layer {layer} was not asked for; the request's layers: {sorted(last)}")
+    state: State = last[layer][slot].detach().to("cpu", torch.float32, copy=True).numpy()
+    return state
 
 
 def place_of(model: Any, layer: int) -> nn.Module:

@@ -45,12 +45,12 @@ class TransformersEngine:
             return []
         if self.model is None:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
+        budgets = [self._budget(row, request) for row, request in enumerate(requests)]
         if any(request.opening is not None for request in requests) and "ragged" not in self.capabilities:
             return self._reread(requests, sampling, sink)
         layers = {layer for request in requests for layer in request.layers}
         openings = _openings(requests)
         states = HiddenStates(self.model, layers | {opening.layer for opening in openings or ()})
-        budgets = [self._budget(row, request) for row, request in enumerate(requests)]
         decoded: list[Decoded] = []
 
         def run(model: Any, input_ids: Tensor, **prepared: Any) -> Tensor:

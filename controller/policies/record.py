@@ -56,6 +56,14 @@ class Record:
             tell(Boundary(end, values, stated, states, view.reply if self.trials else None))
 
 
+@dataclass(frozen=True, slots=True)
+class Listen(Record):
+    """`Record` without trial answers, which not every engine can take back."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    trials: bool = False
+
+
 class Numbers:
     """Numbers the different answers of one rollout."""
 
