@@ -24,7 +24,7 @@ from ..writing import WriteError, write
 from .network import Network
 
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
-FORMAT = 1
+FORMAT = 2
 KINDS = ("difficulty", "readiness")
 _FACTS: dict[str, type] = {
     "kind": str,

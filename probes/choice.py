@@ -50,7 +50,10 @@ class TierTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TierProbe:
-    """A difficulty probe ready for use: the network on a hidden layer, its classes, and the table it decides by."""
+    """A difficulty probe ready for use: the network on a hidden layer, its classes, and the table it decides by.
+
+    exits: the table counts on the readiness exit, which then has to be there.
+    """
 
     network: Network
     classes: tuple[str, ...]
@@ -58,6 +61,7 @@ class TierProbe:
     table: TierTable
     price: float
     learned_from: frozenset[str] = frozenset()
+    exits: bool = False
     name: ClassVar[str] = "difficulty"
 
     @property

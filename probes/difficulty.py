@@ -1,4 +1,4 @@
-"""Difficulty before thinking: labels from outcomes, the curve of entropy, the price of tokens, and beliefs."""
+"""Difficulty before thinking: labels from outcomes, the curve of entropy, and the price of tokens."""
 
 from __future__ import annotations
 
@@ -73,11 +73,12 @@ def tier_labels(
 
 
 def price_for(
-    table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, base: str = NORMAL
+    table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, base: str = NORMAL, doubt: float = 0.0
 ) -> float | None:
     """The largest price of a token up to which choosing costs at most `margin` accuracy against always `base`.
 
-    proba: [n, classes]; accuracy: [n, tiers], of questions that neither probe nor table learnt from. Prices go up until
+    proba: [n, classes]; accuracy: [n, tiers], of questions that neither probe nor table learnt from. doubt: standard
+    errors that are added to a cost, so that few questions which happen to do well prove nothing. Prices go up until
     one costs more; None if even 0 does. A dearer one that happens to do well again is not trusted.
     """
     chances, right = np.asarray(proba, np.float64), np.asarray(accuracy, np.float64)
@@ -86,10 +87,11 @@ def price_for(
         raise OptionError(f"chances {chances.shape} and accuracies {right.shape}; accepted: {wanted}")
     if base not in table.tiers:
         raise unknown("tier", base, table.tiers)
-    rows, floor = np.arange(len(right)), right[:, table.tiers.index(base)].mean() - margin
+    rows, standing = np.arange(len(right)), right[:, table.tiers.index(base)]
     best = None
     for price in _prices(table, chances):
-        if right[rows, table.choose(chances, price)].mean() < floor - 1e-12:
+        gained = right[rows, table.choose(chances, price)] - standing
+        if gained.mean() - doubt * gained.std() / math.sqrt(len(gained)) < -margin - 1e-12:
             break
         best = price
     return best
@@ -108,26 +110,6 @@ def _prices(table: TierTable, chances: Floats) -> list[float]:
     between = np.concatenate([turns[:1] / 2, (turns[:-1] + turns[1:]) / 2, turns[-1:] * 2])
     step = -(-len(between) // MOST_PRICES)
     return [0.0, *between[::-1][::step][::-1].tolist()]
-
-
-@dataclass(frozen=True, slots=True)
-class TierBelief:
-    """Chances of a question's classes, [classes], as evidence comes in; raises OptionError for what is no chance."""
-
-    proba: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not self.proba or min(self.proba) < 0 or not math.isclose(sum(self.proba), 1, abs_tol=1e-4):
-            raise OptionError(f"chances are {self.proba}; accepted: none below 0, together 1")
-
-    def update(self, likelihoods: Sequence[float]) -> TierBelief:
-        """The belief after evidence that is this likely, up to a factor, in each class: Bayes' rule."""
-        if len(likelihoods) != len(self.proba) or not all(0 <= each < math.inf for each in likelihoods):
-            raise OptionError(f"likelihoods are {likelihoods}; accepted: {len(self.proba)} numbers, none below 0")
-        joint = [chance * each for chance, each in zip(self.proba, likelihoods, strict=True)]
-        if not (total := sum(joint)):
-            raise OptionError(f"evidence has no chance in any class that is still possible ({self.proba})")
-        return TierBelief(tuple(each / total for each in joint))
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,12 +55,13 @@ class Walk:
         self.tokens = 0
         """What trials have cost so far."""
         self.hopeless = 0.0
-        self._row: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.row: NDArray[np.float32] = np.zeros(0, np.float32)
+        """Features and state of the latest boundary."""
 
     def free(self, features: NDArray[np.float32], state: NDArray[np.float32]) -> float:
         """The score of a boundary from what is known anyway; `hopeless` then is the chance that all is lost."""
-        self._row = np.concatenate([features, state])
-        return self._score(self.rule.free, self._row)
+        self.row = np.concatenate([features, state])
+        return self._score(self.rule.free, self.row)
 
     def wants_trial(self, score: float, end: int) -> bool:
         """Whether a trial is worth its cost after `end` thinking tokens; judged before its cost is known."""
@@ -72,7 +73,7 @@ class Walk:
         assert self.rule.paid is not None
         self.said.append(said)
         self.tokens += tokens
-        return self._score(self.rule.paid, np.concatenate([self._row, trial_features(self.said, confidence, stated)]))
+        return self._score(self.rule.paid, np.concatenate([self.row, trial_features(self.said, confidence, stated)]))
 
     def _score(self, evidence: Evidence, row: NDArray[np.float32]) -> float:
         score, hopeless = evidence.scores(row[None])
@@ -114,7 +115,7 @@ def walk_all(
         if place and rollout[place] != rollout[place - 1]:
             walk = Walk(rule)
         if trial[place] and walk.wants_trial(float(score[place]), int(end[place])):
-            walk._row = rows[place]
+            walk.row = rows[place]
             asked[place] = True
             told = int(stated[place])
             score[place] = walk.paid(

@@ -13,6 +13,7 @@ import numpy as np
 from .artifact import Artifact, ArtifactError, load, save
 from .certificate import Certificate
 from .choice import TierProbe, TierTable
+from .drift import Region
 from .features import FEATURES, TRIAL_FEATURES
 from .network import Network
 from .rule import Evidence, StopRule
@@ -22,13 +23,22 @@ DIFFICULTY, READINESS = "difficulty", "readiness"
 
 @dataclass(frozen=True, slots=True)
 class StoredRule:
-    """A stop rule with the layer it reads and its certified threshold, None where nothing could be certified."""
+    """A stop rule with the layer it reads and its certified threshold, None where nothing could be certified.
+
+    region: where the questions that were calibrated on lie at the end of their first thought.
+    """
 
     rule: StopRule
     layer: int
     threshold: float | None
     certificate: Certificate
+    region: Region
     learned_from: frozenset[str]
+
+
+def preferred(certificates: Mapping[str, Certificate]) -> str:
+    """Whether the rule with `trials` or the `free` one saved more on the calibration split."""
+    return "trials" if certificates["trials"].saved > certificates["free"].saved else "free"
 
 
 def save_tier_probe(
@@ -44,7 +54,7 @@ def save_tier_probe(
             layer=probe.layer,
             features=(),
             base=dict(base),
-            provenance={**provenance, "tiers": list(probe.tiers), "price": probe.price},
+            provenance={**provenance, "tiers": list(probe.tiers), "price": probe.price, "exits": probe.exits},
             metrics=dict(metrics),
             certificates=[],
             arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
@@ -61,13 +71,15 @@ def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
         found.arrays["accuracy"].astype(np.float64),
         found.arrays["tokens"].astype(np.float64),
     )
-    price, learned = float(found.provenance["price"]), frozenset(found.provenance.get("learned_from", ()))
-    return TierProbe(found.network, tuple(found.classes), found.layer, table, price, learned)
+    facts = found.provenance
+    learned, exits = frozenset(facts.get("learned_from", ())), bool(facts["exits"])
+    return TierProbe(found.network, tuple(found.classes), found.layer, table, float(facts["price"]), learned, exits)
 
 
 def save_stop_rule(
     rules: tuple[StopRule, StopRule],
     certificates: Mapping[str, Certificate],
+    region: Region,
     layer: int,
     folder: Path,
     base: Mapping[str, str],
@@ -76,7 +88,9 @@ def save_stop_rule(
 ) -> None:
     """Write the rule without trials and the one with them; certificates by `free` and `trials`."""
     free, paid = rules
-    arrays = {} if paid.paid is None else {f"paid.{k}": v for k, v in paid.paid.network.arrays().items()}
+    arrays: dict[str, Any] = {f"region.{k}": v for k, v in region.arrays().items()}
+    if paid.paid is not None:
+        arrays |= {f"paid.{k}": v for k, v in paid.paid.network.arrays().items()}
     settings = {
         "low": paid.low,
         "high": paid.high,
@@ -113,15 +127,19 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
     texts = {c["name"]: json.dumps({k: v for k, v in c.items() if k != "name"}) for c in found.certificates}
     certificates = {name: Certificate.from_json(text) for name, text in texts.items()}
     if trials is None:
-        trials = certificates["trials"].saved > certificates["free"].saved
+        trials = preferred(certificates) == "trials"
     paid = None
     if trials and settings["paid classes"] is not None:
-        numbers = {name.removeprefix("paid."): a for name, a in found.arrays.items() if name.startswith("paid.")}
-        paid = Evidence(Network.from_arrays(numbers), tuple(settings["paid classes"]))
+        paid = Evidence(Network.from_arrays(_part(found, "paid.")), tuple(settings["paid classes"]))
     certificate = certificates["trials" if trials else "free"]
     rule = StopRule(free, paid, settings["low"], settings["high"], settings["overhead"]) if paid else StopRule(free)
     learned = frozenset(found.provenance.get("learned_from", ()))
-    return StoredRule(rule, found.layer, certificate.threshold, certificate, learned)
+    region = Region.from_arrays(_part(found, "region."))
+    return StoredRule(rule, found.layer, certificate.threshold, certificate, region, learned)
+
+
+def _part(found: Artifact, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): a for name, a in found.arrays.items() if name.startswith(prefix)}
 
 
 def _load(folder: Path, kind: str, fingerprint: str | None) -> Artifact:

@@ -16,6 +16,7 @@ from tersely.probes.artifact import ArtifactError
 from tersely.probes.calibrate import readiness, run
 from tersely.probes.calibrate.controls import by_length, by_words, quality
 from tersely.probes.calibrate.data import Boundaries, boundaries_of, joined, part_of, questions_of
+from tersely.probes.calibrate.difficulty import fit_difficulty
 from tersely.probes.calibrate.report import as_text
 from tersely.probes.calibrate.run import FEWEST, Parts, Settings, best_layer, calibrate_into, parts_of
 from tersely.probes.records import UNKNOWN, Records, RecordsError
@@ -71,10 +72,12 @@ def test_difficulty_is_read_from_the_state_and_nowhere_else(learnt: Learnt, targ
 
 
 def test_choosing_tiers_saves_tokens_at_little_accuracy(learnt: Learnt) -> None:
-    choice = learnt.report["difficulty"]["choice"]
-    assert choice["saved"] > 0.05
+    choice, alone = (learnt.report["difficulty"][key] for key in ("choice", "choice alone"))
+    assert alone["saved"] > 0.05
+    assert choice["saved"] > alone["saved"], "the exit saves more"
     assert choice["accuracy change"] == pytest.approx(choice["accuracy"] - choice["base accuracy"])
-    assert choice["accuracy change"] > -0.1
+    assert alone["accuracy change"] > -0.1
+    assert choice["accuracy change"] > -0.1 - ALPHA, "the exit may harm as many"
     assert sum(choice["shares"].values()) == pytest.approx(1)
     assert sum(share > 0 for share in choice["shares"].values()) > 1
 
@@ -92,7 +95,7 @@ def test_readiness_beats_raw_confidence_where_the_state_tells_more(learnt: Learn
 
 
 def test_what_was_learnt_is_saved_with_what_it_was_learnt_from(learnt: Learnt) -> None:
-    assert learnt.said == ["difficulty", "readiness"]
+    assert learnt.said == ["readiness", "difficulty"]
     tiers = load_tier_probe(learnt.out / "difficulty", MARK)
     assert tiers.tiers == ("none", "easy", "normal", "hard")
     assert tiers.learned_from == learnt.hashes("learn", "tune")
@@ -301,7 +304,7 @@ def test_collections_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> N
     first, second = made("first", seed=1), made("second", seed=2)
     for change, says in (
         ({"fingerprint": "ab" * 32}, "another fingerprint"),
-        ({"tiers": ("none", "normal")}, "another tiers"),
+        ({"tiers": ("none", "normal")}, "other tiers"),
     ):
         with pytest.raises(RecordsError, match=f"collected with {says}; collect both alike"):
             parts_of(first, second, made(says.replace(" ", "-"), seed=3, **change))
@@ -315,6 +318,21 @@ def test_collections_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> N
     for one in ((second, None), (None, second)):
         with pytest.raises(OptionError, match="accepted: both, or neither to divide one collection"):
             parts_of(first, *one)
+
+
+def test_certificates_need_the_base_tier_alone(tmp_path: Path) -> None:
+    """Tiers are chosen by the other two collections, so that calibrating on many questions stays cheap."""
+    fit, calibrate, test = (
+        write_planted(tmp_path / name, planted(n, seed=seed, tiers=tiers), 1)
+        for name, n, seed, tiers in (
+            ("fit", N, 1, ("none", "normal")),
+            ("calibrate", 120, 2, ("normal",)),
+            ("test", 60, 3, ("none", "normal")),
+        )
+    )
+    report = calibrate_into(tmp_path / "out", parts_of(fit, calibrate, test), Settings(alpha=ALPHA))
+    assert load_stop_rule(tmp_path / "out" / "readiness", MARK, trials=False).certificate.n == 120
+    assert report["difficulty"]["choice"]["n"] == 60
 
 
 def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
@@ -341,8 +359,12 @@ def test_too_few_questions_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("solved", [0.0, 1.0])
 def test_questions_that_are_all_alike_teach_nothing(tmp_path: Path, solved: float) -> None:
+    records = planted(N, solved=solved)
+    with pytest.raises(OptionError, match="there is nothing to learn; collect harder"):
+        calibrate_into(tmp_path, whole(records), Settings())
+    both = (questions_of(records, -1),) * 2
     with pytest.raises(OptionError, match=r"tier 'none' is the cheapest that will do for all \d+ questions, so there"):
-        calibrate_into(tmp_path, whole(planted(N, solved=solved)), Settings())
+        fit_difficulty(both, both, -1, 0.01)
 
 
 def test_thinking_that_repairs_nothing_teaches_nothing(tmp_path: Path) -> None:
@@ -532,9 +554,7 @@ def test_rollouts_whose_right_answer_is_unknown_teach_no_difficulty() -> None:
 def test_calibrations_with_the_same_seed_are_the_same() -> None:
     records = planted(N, seed=3, tiers=("none", "normal"))
     sets = [questions_of(records, -1, whole(records).keep(name)[1]) for name in ("learn", "tune")]
-    from tersely.probes.calibrate.difficulty import fit_difficulty
-
-    one, other = (fit_difficulty(sets[0], sets[1], -1, 0.01, seed=5) for _ in range(2))
+    one, other = (fit_difficulty((sets[0], sets[0]), (sets[1], sets[1]), -1, 0.01, seed=5) for _ in range(2))
     assert one.network == other.network
     assert one.price == other.price
     assert replace(one, table=other.table).choose(sets[0].state[0]) == other.choose(sets[0].state[0])

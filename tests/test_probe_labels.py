@@ -8,7 +8,7 @@ import pytest
 from tersely.errors import OptionError
 from tersely.probes import readiness
 from tersely.probes.choice import TierTable
-from tersely.probes.difficulty import EntropyCurve, TierBelief, entropy_curve, price_for, self_labels, tier_labels
+from tersely.probes.difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
 
 
 def test_self_labels_follow_the_paper() -> None:
@@ -78,18 +78,6 @@ def test_no_price_may_keep_the_accuracy() -> None:
         price_for(table, proba, right, margin=0.1, base="hard")
     with pytest.raises(OptionError, match=r"accepted: \(n, 2\) and \(n, 2\)"):
         price_for(table, proba[1:], right, margin=0.1)
-
-
-def test_a_belief_follows_bayes() -> None:
-    belief = TierBelief((0.5, 0.3, 0.2)).update([1, 2, 0])
-    assert belief.proba == pytest.approx((5 / 11, 6 / 11, 0))
-    assert belief.update([3, 3, 3]).proba == pytest.approx(belief.proba)
-    with pytest.raises(OptionError, match="evidence has no chance"):
-        belief.update([0, 0, 1])
-    with pytest.raises(OptionError, match="accepted: 3 numbers"):
-        belief.update([1, 2])
-    with pytest.raises(OptionError, match="together 1"):
-        TierBelief((0.5, 0.2))
 
 
 def curve_of(means: list[float], n: int = 60, bins: int | None = None, seed: int = 0) -> EntropyCurve:

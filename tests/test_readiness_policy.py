@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tersely.controller.policies import make_policy
 from tersely.controller.policies.readiness import Readiness, ReadinessExit
 from tersely.controller.policies.reconsider import Reconsider, ThinkOn
 from tersely.controller.probing import ProbeError, bound
+from tersely.controller.session import Options, Session
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError
 from tersely.evaluation.bench.checks import CheckError, check_unseen
@@ -27,6 +29,7 @@ from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.tasks.questions import Question, hash_of
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.certificate import Certificate
+from tersely.probes.drift import Region
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
 from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
@@ -172,15 +175,15 @@ def test_a_trial_decides_where_free_evidence_does_not(engine: TransformersEngine
     assert done.usage.probe > 0
 
 
-def test_what_is_hopeless_is_given_up(engine: TransformersEngine, plain: Generation) -> None:
+def test_what_is_hopeless_is_given_up_by_the_same_threshold(engine: TransformersEngine, plain: Generation) -> None:
+    """Where all is lost thinking on repairs nothing either, and the reason says which of the two it is."""
     rule = StopRule(sure(0.9, hopeless=0.6))
-    for threshold in (None, 0.95):
-        done = ask(engine, ReadinessExit(rule, -1, threshold, hopeless=0.59))
-        (decision,) = done.trace
-        assert decision.reason == "hopeless: 0.6000 sure that thinking on stays wrong"
-        assert decision.position == thoughts(engine, plain)[0]
-        assert "Time is short, so I answer now." in done.text
-    assert ask(engine, ReadinessExit(rule, -1, 0.95, hopeless=0.61)).trace == ()
+    (decision,) = ask(engine, ReadinessExit(rule, -1, 0.89)).trace
+    assert decision.reason == "hopeless: 0.9000 sure that thinking on repairs nothing, 0.60 that all is lost"
+    assert decision.position == thoughts(engine, plain)[0]
+    (decision,) = ask(engine, ReadinessExit(StopRule(sure(0.9, hopeless=0.4)), -1, 0.89)).trace
+    assert decision.reason.startswith("ready: ")
+    assert ask(engine, ReadinessExit(rule, -1, 0.91)).trace == ()
 
 
 def test_shadow_records_the_exit_and_changes_nothing(engine: TransformersEngine, plain: Generation) -> None:
@@ -209,14 +212,25 @@ def certificate(score: float, n: int = 200, delta: float = 0.1) -> Certificate:
 
 
 def store(
-    folder: Path, engine: Any, *, free: float = 0.75, saves: tuple[float, float] = (0.5, 0.4), n: int = 200, **more: Any
+    folder: Path,
+    engine: Any,
+    *,
+    free: float = 0.75,
+    saves: tuple[float, float] = (0.5, 0.4),
+    n: int = 200,
+    spread: float = 1e3,
+    **more: Any,
 ) -> str:
-    """A folder as `tersely calibrate` leaves it, with a readiness probe of this engine's model, certified at 0.7."""
+    """A folder as `tersely calibrate` leaves it, with a readiness probe of this engine's model, certified at 0.7.
+
+    spread: how far from 0 the calibrated region goes.
+    """
     plain = StopRule(sure(free))
     paid = StopRule(plain.free, sure(0.8, inputs=PAID), 0.5, 0.9, 9.0)
     base = {"name": engine.name, "fingerprint": more.pop("fingerprint", engine.fingerprint())}
     made = {"free": certificate(saves[0], n), "trials": certificate(saves[1], n)}
-    save_stop_rule((plain, paid), made, -1, folder / "readiness", base, more, {})
+    region = Region.fit(np.random.default_rng(0).normal(size=(200, FREE)) * spread)
+    save_stop_rule((plain, paid), made, region, -1, folder / "readiness", base, more, {})
     return str(folder)
 
 
@@ -395,3 +409,23 @@ def test_an_exit_and_a_second_look_get_along(engine: TransformersEngine, plain: 
     done = ask(engine, *both)
     assert [d.policy for d in done.trace] == ["readiness"]
     assert done.trace[0].position == thoughts(engine, plain)[1]
+
+
+# -- drift ---------------------------------------------------------------------------------------------------------
+
+
+def test_traffic_outside_the_calibrated_region_is_noted_in_every_trace(
+    engine: TransformersEngine, tmp_path: Path
+) -> None:
+    """All hidden states lie far outside a region of width 1e-6; the alarm takes some questions, over several calls."""
+    probes = store(tmp_path, engine, spread=1e-6)
+    session, options = Session(engine), Options(preset="certified", probes=probes, max_new_tokens=MOST)
+    traces = [session.run([PROBLEM, OTHER], options)[0].trace for _ in range(6)]
+    drifts = [[d for d in trace if d.action == "drift"] for trace in traces]
+    assert drifts[0] == [], "two questions prove nothing"
+    (last,) = drifts[-1]
+    assert (last.policy, last.position, last.acted) == ("readiness", 0, False)
+    assert "unlike those that the threshold was certified on" in last.reason
+    within = Session(engine)
+    options = replace(options, probes=store(tmp_path / "wide", engine))
+    assert all(d.action != "drift" for _ in range(6) for d in within.run([PROBLEM, OTHER], options)[0].trace)

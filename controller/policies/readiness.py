@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
+from ..drifting import Drift
 from ..engines.base import Engine
 from ..readings import Readings
 from .base import Close, Policy, Trial, View, Wait, Watching
@@ -19,10 +20,11 @@ from .base import Close, Policy, Trial, View, Wait, Watching
 
 @dataclass(frozen=True, slots=True)
 class ReadinessExit:
-    """Close at the first thought whose score reaches `threshold`, or that is hopeless.
+    """Close at the first thought whose score reaches `threshold`.
 
-    threshold: None never closes. hopeless: the chance, of being wrong whatever is thought, from which thinking on is
-    given up; None never does. layer: of the hidden state that the rule reads.
+    The score is the chance that thinking on would repair nothing: because the answer stands, or because it is out of
+    reach, so that one threshold ends both. threshold: None never closes. layer: of the hidden state that the rule
+    reads. drift: is told the first thought of each row.
     """
 
     name: ClassVar[str] = "readiness"
@@ -30,8 +32,8 @@ class ReadinessExit:
     rule: StopRule
     layer: int
     threshold: float | None
-    hopeless: float | None = None
     learned_from: frozenset[str] = frozenset()
+    drift: Drift | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -40,28 +42,36 @@ class ReadinessExit:
 
     def watch(self, view: View) -> Watching:
         """See `Policy.watch`."""
-        walk, readings = Walk(self.rule), Readings()
-        if self.threshold is None and self.hopeless is None:
+        if self.threshold is None:
             yield Wait(at=1 << 60)
             return
+        walk, readings = Walk(self.rule), Readings()
+        tell = None if self.drift is None else self.drift.begin()
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
             if not (thoughts := readings.update(view.thinking)):
                 continue
             end = view.tokens
             score = walk.free(features(thoughts), view.state(self.layer))
+            if tell is not None:
+                tell(walk.row)
+                tell = None
             how = ""
             if walk.wants_trial(score, end):
                 view = yield Trial()
                 if (reply := view.reply) is not None:
                     score = walk.paid(reply.answer, reply.confidence, reply.tokens, readings.stated)
                     how = f", after a trial answer of {reply.answer!r} ({reply.confidence:.3f} sure)"
-            if self.threshold is not None and score >= self.threshold:
-                yield Close(f"ready: {score:.4f} sure that thinking on adds nothing{how}", phrase="")
+            if score >= self.threshold:
+                yield Close(f"{_finding(score, walk.hopeless)}{how}", phrase="")
                 return
-            if self.hopeless is not None and walk.hopeless >= self.hopeless:
-                yield Close(f"hopeless: {walk.hopeless:.4f} sure that thinking on stays wrong{how}")
-                return
+
+
+def _finding(score: float, hopeless: float) -> str:
+    """Why the thinking ends here."""
+    if hopeless > score / 2:
+        return f"hopeless: {score:.4f} sure that thinking on repairs nothing, {hopeless:.2f} that all is lost"
+    return f"ready: {score:.4f} sure that thinking on adds nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +95,7 @@ class Readiness:
 
         stored = stop_rule(engine, self.probes, self.trials)
         threshold = stored.threshold if self.threshold is None else self.threshold
-        return ReadinessExit(stored.rule, stored.layer, threshold, learned_from=stored.learned_from)
+        return ReadinessExit(stored.rule, stored.layer, threshold, stored.learned_from, Drift(stored.region))
 
     def watch(self, view: View) -> Watching:
         """Refuse: settings alone decide nothing."""

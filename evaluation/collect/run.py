@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from random import Random
 
 from ...controller.session import Session
 from ...probes.features import FEATURES
@@ -47,7 +48,9 @@ def collect_into(folder: Path, plan: Plan) -> str:
     each = len(plan.tiers) * plan.rollouts
     with AnswerChecker() as checker, shown(each * len(questions)) as advance:
         collector = Collector(session, checker, plan.tiers, plan.rollouts, plan.layers, plan.max_new_tokens, plan.seed)
-        for number, rows in enumerate(groups):
+        # Batches go by level. Taken at random, what a stopped collection holds is still a fair sample.
+        for number in Random(plan.seed).sample(range(len(groups)), len(groups)):
+            rows = groups[number]
             if store.has(number):
                 advance("kept", each * len(rows))
                 continue

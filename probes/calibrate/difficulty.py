@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from .data import BASE, Questions
 
 Floats = NDArray[np.float64]
 SHUFFLES = 5
+FOLDS = 4
+DOUBT = 1.28
+"""Standard errors that a cost in accuracy is taken to be larger: it is so with a chance of one in ten."""
 
 
 LABELS = ("tiers", "diffadapt")
@@ -38,28 +42,35 @@ def u_curve(questions: Questions) -> EntropyCurve:
 
 
 def fit_difficulty(
-    fit: Questions, tune: Questions, layer: int, margin: float, seed: int = 0, rule: str = "tiers"
+    learn: tuple[Questions, Questions],
+    tuning: tuple[Questions, Questions],
+    layer: int,
+    margin: float,
+    seed: int = 0,
+    rule: str = "tiers",
 ) -> TierProbe:
-    """Fit on one part, calibrate chances and choose the price on another: what costs at most `margin` accuracy there.
+    """Fit on one part, calibrate chances on another, and take the largest price that costs at most `margin` accuracy.
 
-    Raises OptionError where one tier is best for all questions, or there are too few.
+    Of both parts: as the tiers are by themselves, which gives the labels, and as they are when they are used, which
+    gives what they bring and cost. The price is found on all questions, of those learnt from by probes that did not
+    learn from them. Raises OptionError where one tier is best for all questions, or there are too few.
     """
+    (fit, acting), (tune, tune_acting) = learn, tuning
     labels = labels_of(fit, rule)
     if len(set(labels.tolist())) < 2:
         raise OptionError(
             f"tier '{labels[0]}' is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
             "learn; collect harder and easier questions"
         )
-    estimator = ProbeClassifier(random_state=seed).fit(fit.state, labels, groups=fit.hashes)
     tune_labels = labels_of(tune, rule)
-    known = np.isin(tune_labels, estimator.classes_)
-    if known.any():
-        estimator = estimator.calibrate(tune.state[known], tune_labels[known])
+    estimator = _fitted(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
     classes = tuple(str(c) for c in estimator.classes_)
     codes = np.searchsorted(estimator.classes_, labels)
-    table = TierTable.of(fit.tiers, len(classes), codes, fit.right, fit.tokens)
+    table = TierTable.of(fit.tiers, len(classes), codes, acting.right, acting.tokens)
     network = estimator.to_network()
-    price = price_for(table, network.proba(tune.state), tune.right, margin)
+    unseen = _unseen(fit, labels, tune.state, tune_labels, classes, seed)
+    chances = np.concatenate([unseen, network.proba(tune.state)])
+    price = price_for(table, chances, np.concatenate([acting.right, tune_acting.right]), margin, doubt=DOUBT)
     if price is None:
         raise OptionError(
             f"choosing tiers by this probe costs more than {margin:g} accuracy whatever tokens cost; raise --margin, "
@@ -68,13 +79,50 @@ def fit_difficulty(
     return TierProbe(network, classes, layer, table, price)
 
 
+def _fitted(
+    state: NDArray[np.float32],
+    labels: NDArray[np.str_],
+    hashes: Sequence[str],
+    tune_state: NDArray[np.float32],
+    tune_labels: NDArray[np.str_],
+    seed: int,
+) -> ProbeClassifier:
+    estimator = ProbeClassifier(random_state=seed).fit(state, labels, groups=hashes)
+    known = np.isin(tune_labels, estimator.classes_)
+    return estimator.calibrate(tune_state[known], tune_labels[known]) if known.any() else estimator
+
+
+def _unseen(
+    fit: Questions,
+    labels: NDArray[np.str_],
+    tune_state: NDArray[np.float32],
+    tune_labels: NDArray[np.str_],
+    classes: Sequence[str],
+    seed: int,
+) -> Floats:
+    """Chances of the questions of a part, [n, classes], each by a probe that learnt from the others."""
+    fold = np.array([int(h[-2], 16) % FOLDS for h in fit.hashes])
+    chances = np.zeros((len(fit), len(classes)))
+    for number in range(FOLDS):
+        held = fold == number
+        if not held.any() or len(set(labels[~held].tolist())) < 2:
+            continue
+        others = [h for h, out in zip(fit.hashes, held, strict=True) if not out]
+        estimator = _fitted(fit.state[~held], labels[~held], others, tune_state, tune_labels, seed)
+        columns = [classes.index(str(name)) for name in estimator.classes_]
+        chances[np.ix_(held, columns)] = estimator.predict_proba(fit.state[held])
+    return chances
+
+
 def loss_of(fit: Questions, tune: Questions, seed: int) -> float:
     """How badly this layer's states foretell the labels of another part."""
     return unseen_loss(fit.state, labels_of(fit), fit.hashes, tune.state, labels_of(tune), seed)
 
 
-def examine(probe: TierProbe, fit: Questions, test: Questions, seed: int = 0) -> dict[str, Any]:
+def examine(probe: TierProbe, fit: Questions, test: Questions, acting: Questions, seed: int = 0) -> dict[str, Any]:
     """What the probe is worth on a part it has not seen, beside its controls; JSON form.
+
+    acting: the same part with tiers as they are when they are used.
 
     Two questions are asked of it: does the question need thinking at all (the tier without it fails), and does it need
     more than the cheapest thinking tier. Controls are fitted on the same questions as the probe.
@@ -98,19 +146,26 @@ def examine(probe: TierProbe, fit: Questions, test: Questions, seed: int = 0) ->
             "words": quality(needs, by_words(fit.texts, fit_needs, test.texts)).as_dict(),
             "shuffled": {"auroc": float(np.mean(shuffled)), "draws": shuffled},
         }
-    rows, base = np.arange(len(test)), test.tiers.index(BASE)
     chosen = probe.table.choose(probe.network.proba(test.state), probe.price)
-    change = test.right[rows, chosen] - test.right[:, base]
-    found["choice"] = {
-        "accuracy": float(test.right[rows, chosen].mean()),
+    found["choice"] = _worth(test, acting, chosen)
+    if probe.exits:
+        found["choice alone"] = _worth(test, test, chosen)
+    return found
+
+
+def _worth(test: Questions, acting: Questions, chosen: NDArray[np.intp]) -> dict[str, Any]:
+    """What chosen tiers [n] bring, against always thinking to the end in the base tier."""
+    rows, base = np.arange(len(test)), test.tiers.index(BASE)
+    change = acting.right[rows, chosen] - test.right[:, base]
+    return {
+        "accuracy": float(acting.right[rows, chosen].mean()),
         "base accuracy": float(test.right[:, base].mean()),
         "accuracy change": float(change.mean()),
         "standard error": float(change.std(ddof=1) / np.sqrt(len(test))) if len(test) > 1 else float("nan"),
-        "saved": 1.0 - float(test.tokens[rows, chosen].sum() / test.tokens[:, base].sum()),
+        "saved": 1.0 - float(acting.tokens[rows, chosen].sum() / test.tokens[:, base].sum()),
         "shares": {t: float((chosen == i).mean()) for i, t in enumerate(test.tiers)},
         "n": len(test),
     }
-    return found
 
 
 def _chance(fit: Questions, truth: NDArray[np.bool_], test: Questions, seed: int) -> Floats:

@@ -15,11 +15,12 @@ from ..estimator import ProbeClassifier
 from ..features import trial_features
 from ..readiness import HOPEFUL
 from ..readiness import labels as labels_of
-from ..risk import certify, curve, grid, oracle
+from ..risk import certify, curve, grid, oracle, resample
 from ..rule import Evidence, StopRule, Walked, walk_all
 from .controls import quality, unseen_loss
-from .data import Boundaries
+from .data import Boundaries, joined
 
+DRAWS = 200
 BANDS = tuple((low, high) for high in (0.98, 0.995, 0.999) for low in (0.5, 0.8, 0.9) if low < high)
 """Score ranges in which a trial may be asked for; which one saves most is found on the tuning part."""
 
@@ -140,6 +141,7 @@ def examine(
             "quality": quality(harmless, walk.score).as_dict(),
             **_realised(outcomes, certificates[name].threshold, alpha),
             "asked": float(walk.asked.sum() / len(test.full)),
+            "resampled": _resampled(rule, joined([calibrate, test]), tune, len(calibrate.full), alpha, delta),
         }
     if not test.trial.any():  # live traffic: no trial was asked
         return found
@@ -168,3 +170,16 @@ def _realised(outcomes: Any, threshold: float | None, alpha: float) -> dict[str,
     never = float(curve(outcomes, [1.0 + 1e-9])[1][0])
     harm, saved = (0.0, never) if threshold is None else (float(c[0]) for c in curve(outcomes, [threshold]))
     return {"threshold": threshold, "harm": harm, "saved": saved, "oracle": oracle(outcomes, alpha)[2]}
+
+
+def _resampled(
+    rule: StopRule, pool: Boundaries, tune: Boundaries, n: int, alpha: float, delta: float
+) -> dict[str, float]:
+    """What becomes of the guarantee over many calibrations of n questions, drawn from a pool that is all there is.
+
+    exceeded: the share of them whose harm is above alpha; efficiency: mean saving over that of the best threshold.
+    """
+    walk = walked(rule, pool)
+    outcomes = pool.outcomes(walk.score, walk.paid)
+    found = resample(outcomes, outcomes, alpha, delta, grid(walked(rule, tune).score), DRAWS, n)
+    return {"exceeded": found.exceeded, "efficiency": found.efficiency, "draws": DRAWS, "n": n}

@@ -43,12 +43,13 @@ def _difficulty(found: Mapping[str, Any]) -> Iterator[str]:
     levels = ", ".join(f"{v['difficulty']:g}: {v['entropy']:.3f}" for v in curve["levels"])
     shape = "U-shaped" if curve["u-shaped"] else "not surely U-shaped"
     yield f"  mean entropy by difficulty, in nats, is {shape} ({levels})"
-    choice = found["choice"]
-    shares = ", ".join(f"{k} {v:.0%}" for k, v in choice["shares"].items() if v)
-    yield (
-        f"  effort auto on {choice['n']} unseen questions: {choice['saved']:.1%} of the tokens saved, accuracy "
-        f"{choice['accuracy change']:+.3f} (standard error {choice['standard error']:.3f}); {shares}"
-    )
+    names = {"choice": "effort auto", "choice alone": "its tiers alone"}
+    for choice, name in ((found[key], name) for key, name in names.items() if key in found):
+        shares = ", ".join(f"{k} {v:.0%}" for k, v in choice["shares"].items() if v)
+        yield (
+            f"  {name} on {choice['n']} unseen questions: {choice['saved']:.1%} of the tokens saved, accuracy "
+            f"{choice['accuracy change']:+.3f} (standard error {choice['standard error']:.3f}); {shares}"
+        )
 
 
 def _readiness(found: Mapping[str, Any], alpha: float) -> Iterator[str]:
@@ -63,6 +64,12 @@ def _readiness(found: Mapping[str, Any], alpha: float) -> Iterator[str]:
             f"  {name}: AUROC {row['quality']['auroc']:.3f}, ECE {row['quality']['ece']:.3f}; {at}: saves "
             f"{row['saved']:.1%} net, harms {row['harm']:.1%} (asked: {alpha:.1%}); best in hindsight "
             f"{row['oracle']:.1%}; {row['asked']:.1f} trials a question"
+        )
+    for key in ("free", "trials"):
+        again = found[key]["resampled"]
+        yield (
+            f"  {again['draws']} calibrations of {again['n']} questions, {names[key]}: {again['exceeded']:.1%} harm "
+            f"more than asked; they save {again['efficiency']:.0%} of what the best threshold in hindsight saves"
         )
     for key, text in found["certificates"].items():
         yield f"  certificate, {names[key]}: {text}"

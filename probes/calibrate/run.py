@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
 from ..certificate import needed
+from ..drift import Region
 from ..features import FEATURES
 from ..records import UNKNOWN, Records, RecordsError, read
-from ..stored import DIFFICULTY, READINESS, save_stop_rule, save_tier_probe
+from ..rule import StopRule
+from ..stored import DIFFICULTY, READINESS, preferred, save_stop_rule, save_tier_probe
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, boundaries_of, joined, part_of, questions_of
+from .exits import under_exit
 
 FEWEST = 40
 """Questions that a part must have to be learnt from."""
@@ -77,9 +80,11 @@ def parts_of(fit: Path, calibrate: Path | None, test: Path | None) -> Parts:
         return Parts(first, first, first, True)
     others = read(calibrate), read(test)
     for path, records in zip((calibrate, test), others, strict=True):
-        for key in ("fingerprint", "features", "tiers"):
+        for key in ("fingerprint", "features"):
             if records.plan[key] != first.plan[key]:
                 raise RecordsError(f"{path} and {fit} were collected with another {key}; collect both alike")
+    if others[1].plan["tiers"] != first.plan["tiers"]:
+        raise RecordsError(f"{test} and {fit} were collected with other tiers; collect both alike")
     hashes = [set(r.texts["hash"]) for r in (first, *others)]
     shared = (hashes[0] & hashes[1]) | (hashes[0] & hashes[2]) | (hashes[1] & hashes[2])
     if shared:
@@ -97,35 +102,56 @@ def calibrate_into(
     base = {"name": str(plan["model"]), "fingerprint": str(plan["fingerprint"])}
     made_from = {"data": parts.fit.hash, "task": plan["task"], "split": plan["split"], "seed": plan["seed"]}
     report: dict[str, Any] = {"model": plan["model"], "alpha": settings.alpha, "delta": settings.delta}
+    say("readiness")
+    report[READINESS], stop = _readiness(out, parts, settings, base, made_from)
     if (parts.fit["rollouts.right"] == UNKNOWN).any():
         report[DIFFICULTY] = {"skipped": "nobody knows which answers are right here"}
     else:
         say("difficulty")
+        report[DIFFICULTY] = _difficulty(out, parts, settings, base, made_from, stop)
+    return report
 
-        def loss(layer: int) -> float:
-            learn, tune = (_questions(parts, name, layer) for name in ("learn", "tune"))
-            return difficulty.loss_of(learn, tune, settings.seed)
 
-        layer = best_layer(parts.fit, settings.layer, loss)
-        sets = {name: _questions(parts, name, layer) for name in ("learn", "tune", "test")}
-        probe = difficulty.fit_difficulty(
-            sets["learn"], sets["tune"], layer, settings.margin, settings.seed, settings.labels
-        )
-        report[DIFFICULTY] = difficulty.examine(probe, sets["learn"], sets["test"], settings.seed)
-        curve = difficulty.u_curve(sets["learn"])
-        report[DIFFICULTY]["entropy curve"] = {"levels": [asdict(v) for v in curve.levels], "u-shaped": curve.u_shaped}
-        report[DIFFICULTY]["layer"] = layer
-        report[DIFFICULTY]["learned from"] = len(sets["learn"]) + len(sets["tune"])
-        learned = {"learned_from": sorted(h for n in ("learn", "tune") for h in sets[n].hashes)}
-        save_tier_probe(probe, out / DIFFICULTY, base, {**made_from, **learned}, report[DIFFICULTY])
-    say("readiness")
-    report[READINESS] = _readiness(out, parts, settings, base, made_from)
+def _difficulty(
+    out: Path,
+    parts: Parts,
+    settings: Settings,
+    base: dict[str, str],
+    made_from: dict[str, Any],
+    stop: _Stop | None,
+) -> dict[str, Any]:
+    def loss(layer: int) -> float:
+        learn, tune = (_questions(parts, name, layer) for name in ("learn", "tune"))
+        return difficulty.loss_of(learn, tune, settings.seed)
+
+    layer = best_layer(parts.fit, settings.layer, loss)
+    plain = {name: _questions(parts, name, layer) for name in ("learn", "tune", "test")}
+    acting = plain
+    if stop is not None:
+        rule, read, threshold = stop
+        acting = {name: under_exit(sets, *parts.keep(name), rule, read, threshold) for name, sets in plain.items()}
+    probe = difficulty.fit_difficulty(
+        (plain["learn"], acting["learn"]),
+        (plain["tune"], acting["tune"]),
+        layer,
+        settings.margin,
+        settings.seed,
+        settings.labels,
+    )
+    probe = replace(probe, exits=stop is not None)
+    report = difficulty.examine(probe, plain["learn"], plain["test"], acting["test"], settings.seed)
+    curve = difficulty.u_curve(plain["learn"])
+    report["entropy curve"] = {"levels": [asdict(v) for v in curve.levels], "u-shaped": curve.u_shaped}
+    report["layer"] = layer
+    report["learned from"] = len(plain["learn"]) + len(plain["tune"])
+    learned = {"learned_from": sorted(h for n in ("learn", "tune") for h in plain[n].hashes)}
+    save_tier_probe(probe, out / DIFFICULTY, base, {**made_from, **learned}, report)
     return report
 
 
 def _readiness(
     out: Path, parts: Parts, settings: Settings, base: dict[str, str], made_from: dict[str, Any]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], _Stop | None]:
     tiers = _thinking_tiers(parts.fit)
 
     def learnt_from(layer: int) -> Boundaries:
@@ -144,8 +170,19 @@ def _readiness(
     report["layer"] = layer
     report["certificates"] = {name: str(c) for name, c in certificates.items()}
     learned = {"learned_from": sorted({*learn.question, *tune.question, *held.question})}
-    save_stop_rule(rules, certificates, layer, out / READINESS, base, {**made_from, **learned}, report)
-    return report
+    region = Region.fit(held.rows[np.unique(held.rollout, return_index=True)[1]], seed=settings.seed)
+    save_stop_rule(rules, certificates, region, layer, out / READINESS, base, {**made_from, **learned}, report)
+    name = preferred(certificates)
+    threshold = certificates[name].threshold
+    return report, None if threshold is None else _Stop(rules[name == "trials"], layer, threshold)
+
+
+class _Stop(NamedTuple):
+    """The readiness exit that users get by default: its rule, the layer it reads, and the certified threshold."""
+
+    rule: StopRule
+    layer: int
+    threshold: float
 
 
 def _thinking_tiers(records: Records) -> list[str]:
