@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from ..errors import OptionError, unknown
 
@@ -73,14 +74,22 @@ def tier_by_length(prompt: str) -> str:
     return "easy" if words < 12 else "normal" if words < 200 else "hard"
 
 
-def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: str = "tiers") -> Budget:
-    """The budget of a tier within `max_new_tokens`, the answer's reserve kept; strategy: one of `STRATEGIES`.
+Strategy: TypeAlias = str | Mapping[str, Budget]
+"""What tiers mean: one of `STRATEGIES` by name, or a budget for each tier."""
+
+
+def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: Strategy = "tiers") -> Budget:
+    """The budget of a tier within `max_new_tokens`, the answer's reserve kept.
 
     Raises OptionError if `max_new_tokens` leaves no room beyond the reserve, or for an unknown strategy.
     """
-    if strategy not in STRATEGIES:
-        raise unknown("strategy", strategy, STRATEGIES)
-    budget = STRATEGIES[strategy][tier]
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise unknown("strategy", strategy, STRATEGIES)
+        strategy = STRATEGIES[strategy]
+    if tier not in strategy:
+        raise OptionError(f"the strategy knows no tier {tier!r}; it has {', '.join(strategy)}")
+    budget = strategy[tier]
     keep = budget.reserve if reserve is None else reserve
     if keep < 1:
         raise OptionError(f"answer reserve is {keep}; accepted: 1 or more tokens")

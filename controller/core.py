@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from .budgets import Budget
+from .delegating import Delegations
 from .engines.base import KEEP, Directive, Seen
 from .markers import Markers
-from .policies.base import RANK, Action, Close, Inject, Policy, Trial, View
-from .sleeper import NEVER, Sleeper
-from .text import Codec, Flag
+from .outside.asked import Asked, told
+from .outside.helper import Helper
+from .outside.questions import Verifier
+from .outside.symbolic import SymbolicVerifier
+from .policies.base import Action, Ask, Close, Delegate, Inject, Note, Policy, Trial, View
+from .prompts import Prompt, question_of
+from .sleeper import Aside, Sleeper, Sleepers
+from .spotting import Spotter
+from .text import Codec
 from .thoughts import Thinking
 from .trace import Decision
 from .trial import LEAD, MOST_TOKENS, TrialAnswer, TrialRun
+from .wording import CLOSING, closing_text, lead_after, text_of
 
 Phase = Literal["before", "thinking", "answer"]
-CLOSING = "Time is short, so I answer now."
-_TAIL = 16
+MOST_ACTIONS = 128
+"""Of one row: policies that answer each other, or one that takes back every close, must come to an end."""
 
 
 class Controller:
     """Watches one row and directs it; implements `engines.base.Watcher`.
 
     opened: the prompt has opened the thinking already. shadow: record what would be done, do nothing.
+    prompt_tokens: see `View`. verifier: whom policies ask; None decides by rules alone. helper: who writes what
+    policies delegate, from this prompt. Raises TypeError for a policy that acts before it waits, and what
+    `Policy.watch` raises.
     """
 
     def __init__(
@@ -36,6 +48,10 @@ class Controller:
         opened: bool = True,
         shadow: bool = False,
         closing: str = CLOSING,
+        prompt_tokens: int = 0,
+        verifier: Verifier | None = None,
+        helper: Helper | None = None,
+        prompt: Prompt = "",
     ) -> None:
         self.codec, self.markers, self.budget = codec, markers, budget
         self.shadow, self.closing = shadow, closing
@@ -43,15 +59,29 @@ class Controller:
         self.thinking = Thinking(codec)
         self.decisions: list[Decision] = []
         self.position = 0
-        self._recent: list[int] = []
-        self._close_id = _single(codec, markers.close)
-        self._open_id = _single(codec, markers.open)
+        self._open, self._close = Spotter(codec, markers.open), Spotter(codec, markers.close)
         self._end_id: int | None = codec.tokenizer.eos_token_id
-        self.view = View(self.thinking, budget, len(codec.encode(self._closing_text(closing, "\n\n"))))
-        self._sleepers = [Sleeper(p, self.view) for p in policies]
-        self._next = 0
+        closing_cost = len(codec.encode(closing_text(markers, closing, "\n\n")))
+        self.view = View(self.thinking, budget, closing_cost, question_of(prompt), prompt_tokens)
+        self.asked = Asked(verifier or SymbolicVerifier())
+        self.delegated = Delegations(helper, prompt)
+        self._injections = 0
+        self._said: set[str] = set()
+        self._sleepers = Sleepers(policies, self.view, self._hear)
+        self._alarm = self._sleepers.alarm
         self._trial: TrialRun | None = None
         self._asking: list[Sleeper] = []
+
+    @property
+    def verifier_tokens(self) -> int:
+        """Tokens read by the verifier for this row."""
+        return self.asked.tokens
+
+    @property
+    def boundary(self) -> str | None:
+        """What the latest token ended in the thinking, see `Thinking.boundary`; None where the row does not think."""
+        thinks = self.phase == "thinking" and len(self.thinking) > 0 and self._trial is None
+        return self.thinking.boundary if thinks else None
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """Take note of a sampled token; see `Watcher`."""
@@ -61,46 +91,39 @@ class Controller:
         if self.phase == "answer":
             return KEEP
         if self.phase == "before":
-            if self._completes(token, self.markers.open, self._open_id):
+            if self._open.completes(token):
                 self.phase = "thinking"
             return KEEP
         self.view.seen = seen
-        if self._completes(token, self.markers.close, self._close_id):
+        if self._close.completes(token):
             return self._closed(token)
         if token == self._end_id:
             return self._ended()
         thinking = self.thinking
         thinking.add(token, seen.signals if seen is not None else None)
-        if len(thinking) < self._next and thinking.boundary != "thought":
+        if len(thinking) < self._alarm[thinking.boundary]:
             return KEEP
         return self._wake()
 
     def _closed(self, token: int) -> Directive:
         """The model ends its thinking; a policy may take that back."""
-        awake = [s for s in self._sleepers if len(self.thinking) >= s.closes_at]
-        bids = [(s, move) for s in awake if (move := s.resume(self.view)) is not None]
-        injects = [(s, move) for s, move in bids if isinstance(move, Inject)]
+        self._hear_verdicts()
+        bids = self._bids(self._sleepers.at_close(len(self.thinking)))
+        wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, Delegate))]
         directive, size = KEEP, 0
-        if injects:
-            size = 1 if self._close_id is not None else self._size_of_close(token)
+        if wanted:
+            size = self._close.size([*self.thinking.ids, token])
             self.position -= size
             if not self.shadow:
                 self.thinking.take_back(size - 1)  # what the marker began with was taken for thinking
-            directive = self._carry_out(injects[0][0].policy.name, injects[0][1])
-        for sleeper, _ in bids:
-            sleeper.go_on(self.view)
+            directive = self._do(*wanted[0])
+        self._go_on(bids, directive)
         if directive is KEEP:
             self.position += size
             self.phase = "answer"
             return KEEP
-        self._next = 0  # who was asked may wait for something else now
-        return Directive(directive.force, drop=size)
-
-    def _size_of_close(self, token: int) -> int:
-        """How many of the last tokens the closing marker began in."""
-        ids = [*self.thinking.ids[-_TAIL:], token]
-        sizes = (n for n in range(1, len(ids)) if self.markers.close in self.codec.decode(ids[-n:]))
-        return next(sizes, len(ids))
+        self._sleepers.schedule()
+        return Directive(directive.force, drop=directive.drop + size, until=directive.until)
 
     def _ended(self) -> Directive:
         """The model ended its turn within its thinking: close that instead, or there would be no answer."""
@@ -108,41 +131,95 @@ class Controller:
         directive = self._carry_out("controller", Close("the model ended its turn within its thinking", phrase=""))
         return KEEP if directive is KEEP else Directive(directive.force, drop=1)
 
-    def _completes(self, token: int, marker: str, marker_id: int | None) -> bool:
-        """Whether this token completes a marker, which may be several tokens long and fused with what follows."""
-        if marker_id is not None:
-            return token == marker_id
-        self._recent.append(token)
-        if not self.codec.flags(token) & Flag.CLOSER:
-            return False
-        del self._recent[:-_TAIL]
-        if marker not in self.codec.decode(self._recent):
-            return False
-        self._recent.clear()
-        return True
-
     def _wake(self) -> Directive:
-        now, rank = len(self.thinking), RANK[self.thinking.boundary]
-        awake = [s for s in self._sleepers if (now >= s.at and rank >= s.rank) or now >= s.deadline]
+        self._hear_verdicts()
+        now = len(self.thinking)
+        awake = self._sleepers.awake(now, self.thinking.boundary)
         directive = KEEP
         if awake:
             region = self.thinking.protected
             if region is not None:
                 awake = [s for s in awake if now >= s.deadline + self.budget.reserve // 2]
-            directive = self._settle([(s, move) for s in awake if (move := s.resume(self.view)) is not None])
-        self._next = min((min(max(s.at, now + 1), s.deadline) for s in self._sleepers), default=NEVER)
+            directive = self._settle(self._bids(awake))
+        self._sleepers.schedule()
         return directive
 
+    def _bids(self, awake: list[Sleeper], reply: TrialAnswer | None = None) -> list[tuple[Sleeper, Action | Trial]]:
+        """What policies want to do now, as far as it can be done."""
+        moves = [(s, move) for s in awake if (move := s.resume(self.view, reply)) is not None]
+        return [(s, move) for s, move in moves if self._permitted(s, move)]
+
     def _settle(self, moves: list[tuple[Sleeper, Action | Trial]]) -> Directive:
-        """Closing beats injecting beats asking; otherwise the first policy in the list wins; losers go on watching."""
+        """Ending or delegating beats injecting beats asking; otherwise the first policy in the list wins.
+
+        Losers go on watching.
+        """
         bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
         if not bids:
             return self._ask([s for s, _ in moves])
-        sleeper, action = next((b for b in bids if isinstance(b[1], Close)), bids[0])
-        directive = self._carry_out(sleeper.policy.name, action)
-        for other, _ in moves:
-            other.go_on(self.view)
+        directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, Delegate))), bids[0]))
+        self._go_on(moves, directive)
         return directive
+
+    def _do(self, sleeper: Sleeper, action: Action) -> Directive:
+        if isinstance(action, Delegate):
+            return self._delegate(sleeper, action)
+        return self._carry_out(sleeper.policy.name, action)
+
+    def _go_on(self, moves: Sequence[tuple[Sleeper, Action | Trial]], directive: Directive) -> None:
+        """Let all that moved go on watching; whoever delegated does so when the helper has written."""
+        for sleeper, _ in moves:
+            if not (directive.until is not None and sleeper is self.delegated.waiting):
+                self.view.helped = None
+                sleeper.go_on(self.view)
+
+    def _delegate(self, sleeper: Sleeper, move: Delegate) -> Directive:
+        """Let the row rest until the helper has written."""
+        if self.shadow:
+            decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
+            self.decisions.append(decision)
+            return KEEP
+        back = self.thinking.take_back(move.take_back)
+        self.position -= back
+        lead = f"{lead_after(self.thinking.tail(4))}{move.lead} " if move.lead else ""
+        forced = self.codec.encode(lead)
+        self._take_in(forced)
+        tokens = min(move.tokens, self._room)
+        written = lead if move.anew else self.thinking.text
+        until = self.delegated.begin(sleeper, move, self.position, written, tokens)
+        return Directive(forced, drop=back, until=until)
+
+    def resume(self) -> Directive:
+        """Take in what the helper wrote; see `engines.base.Resting`."""
+        done = self.delegated.end()
+        policy, found = done.sleeper.policy.name, done.help
+        ids: tuple[int, ...] = ()
+        if found.text is None:
+            self.decisions.append(Decision(policy, "error", f"goes on alone: {found.error}", done.position))
+        else:
+            ids = self.codec.encode(found.text)[: max(0, self._room)]
+            self._take_in(ids)
+            reason = f"{done.move.reason}; the helper wrote {found.tokens} tokens"
+            self.decisions.append(Decision(policy, "delegate", reason, done.position, found.text))
+        self.view.helped = found.text
+        if found.closed:
+            follow = self._carry_out("helper", Close("the helper ended the thinking", phrase=""))
+        else:
+            bids = [bid for bid in self._bids([done.sleeper]) if not isinstance(bid[1], Trial)]
+            follow = self._settle([(s, replace(m, take_back=0) if isinstance(m, Delegate) else m) for s, m in bids])
+        self._sleepers.schedule()
+        return Directive((*ids, *follow.force), until=follow.until)
+
+    @property
+    def _room(self) -> int:
+        """Thinking tokens that are left beside those that closing needs."""
+        return self.budget.thinking - len(self.thinking) - self.view.closing_cost
+
+    def _take_in(self, tokens: Sequence[int]) -> None:
+        """Take forced tokens for thinking that may hold thoughts."""
+        for token in tokens:
+            self.thinking.add(token)
+        self.position += len(tokens)
 
     def _ask(self, sleepers: list[Sleeper]) -> Directive:
         """Begin one trial for all that want one, unless there is no room for it."""
@@ -163,47 +240,71 @@ class Controller:
             return KEEP
         self._trial = None
         directive = self._replied(self._asking, trial.answer())
+        self._sleepers.schedule()
         return Directive(directive.force, drop=trial.tokens, trial=False)
 
     def _replied(self, sleepers: list[Sleeper], reply: TrialAnswer | None) -> Directive:
         """Tell those that asked, and do what they make of it."""
-        moves = [(s, move) for s in sleepers if (move := s.resume(self.view, reply)) is not None]
-        if any(isinstance(move, Trial) for _, move in moves):
-            raise TypeError("a policy must wait between two trials")
-        return self._settle(moves)
+        moves = self._bids(sleepers, reply)
+        for sleeper, move in moves:
+            if isinstance(move, Trial):
+                sleeper.leave_out(TypeError("a policy must wait between two trials"))
+        return self._settle([(s, move) for s, move in moves if not isinstance(move, Trial)])
 
-    def _carry_out(self, policy: str, action: Action) -> Directive:
-        lead = lead_after(self.thinking.tail(4))
-        if isinstance(action, Close):
-            phrase = self.closing if action.phrase is None else action.phrase
-            text = self._closing_text(phrase, lead)
+    def _permitted(self, sleeper: Sleeper, move: Action | Trial) -> bool:
+        """Whether a move can be carried out: an injection only while the thinking can still end well."""
+        if not isinstance(move, (Inject, Delegate)):
+            return True
+        what = "injections" if isinstance(move, Inject) else "delegations"
+        needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
+        if isinstance(move, Delegate) and self.delegated.helper is None and not self.shadow:
+            reason = "no delegation: there is no helper"
+        elif self._injections + self.delegated.count >= MOST_ACTIONS:
+            reason = f"no more {what} after {MOST_ACTIONS}: policies may be undoing each other"
+        elif needed > self._room:
+            reason = f"no more {what}: they would take the room that closing needs"
         else:
-            text = f"{lead}{action.text}{action.after}"
+            return True
+        self._say_once(sleeper.policy.name, "note", reason)
+        sleeper.go_on(self.view)
+        return False
+
+    def _hear(self, policy: str, aside: Aside) -> None:
+        """Take in what a policy says or asks by the way, or that it failed."""
+        if isinstance(aside, Ask):
+            self.view.ticket = self.asked.ask(aside.question)
+            self._hear_verdicts()
+        elif isinstance(aside, Note):
+            self.decisions.append(Decision(policy, "note", aside.reason, self.position))
+        else:
+            self.decisions.append(Decision(policy, "error", f"left out after {told(aside)}", self.position))
+
+    def _hear_verdicts(self) -> None:
+        """Trace what the verifier could not tell."""
+        if self.asked.open:
+            for error in self.asked.troubles():
+                self._say_once("verifier", "error", f"no verdict: {error}")
+
+    def _say_once(self, who: str, action: str, reason: str) -> None:
+        if reason not in self._said:
+            self._said.add(reason)
+            self.decisions.append(Decision(who, action, reason, self.position))
+
+    def _text_of(self, action: Inject | Close) -> str:
+        return text_of(action, self.markers, self.closing, self.thinking.tail(4))
+
+    def _carry_out(self, policy: str, action: Inject | Close) -> Directive:
+        text = self._text_of(action)
         kind = "close" if isinstance(action, Close) else "inject"
         self.decisions.append(Decision(policy, kind, action.reason, self.position, text, not self.shadow))
+        self._injections += kind == "inject"
         if self.shadow:
             return KEEP
         forced = self.codec.encode(text)
         self.position += len(forced)
-        if kind == "close":
+        if isinstance(action, Close):
             self.phase = "answer"
             self.thinking.ids.extend(forced)
         else:
             self.thinking.add_forced(forced)
         return Directive(forced)
-
-    def _closing_text(self, phrase: str, lead: str) -> str:
-        words = f"{lead}{phrase}\n" if phrase else lead
-        return f"{words}{self.markers.close}{self.markers.after}{self.markers.answering}"
-
-
-def lead_after(tail: str) -> str:
-    """What parts a new paragraph from a text that ends so."""
-    return "" if tail.endswith("\n\n") or not tail else "\n" if tail.endswith("\n") else "\n\n"
-
-
-def _single(codec: Codec, marker: str) -> int | None:
-    """The id of a marker that is one added token, else None."""
-    added = codec.tokenizer.get_added_vocab()
-    found = added.get(marker)
-    return None if found is None else int(found)

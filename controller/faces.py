@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from ..errors import CapabilityError, OptionError
-from .budgets import canonical_effort, fit_budget, tier_by_length
+from .budgets import Strategy, canonical_effort, fit_budget, tier_by_length
 from .core import Controller
 from .engines.base import Engine, Sampling, Watcher
 from .markers import Markers, choose_markers
+from .options import DEFAULT_MAX_NEW_TOKENS, Options
+from .outside.helper import Helper
+from .outside.questions import Verifier
 from .policies import make_policies
 from .policies.base import Policy
 from .prompts import Prompt
-from .session import DEFAULT_MAX_NEW_TOKENS, Options, Session
+from .session import Session
 from .stream import EventSink
 from .text import codec_for
 
@@ -29,7 +32,7 @@ def generate(
     policies: Sequence[Policy | str] | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     answer_reserve: int | None = None,
-    strategy: str = "tiers",
+    strategy: Strategy = "tiers",
     temperature: float | None = None,
     top_p: float | None = None,
     top_k: int | None = None,
@@ -39,20 +42,23 @@ def generate(
     shadow: bool = False,
     probes: str | None = None,
     record: str | None = None,
+    verifier: Any = None,
+    helper: Any = None,
     on_event: EventSink | None = None,
 ) -> Any:
     """Answer prompts under control; a list of `Generation`s, or one for a single prompt.
 
     model, tokenizer: a transformers model with its tokenizer, or the name or folder of one, or an engine (tokenizer
     None).
-    strategy: what tiers mean, "tiers" or "diffadapt" (prompt, temperature and cap as in arXiv 2510.19669).
+    strategy: what tiers mean, "tiers" or "diffadapt" (prompt, temperature and cap as in arXiv 2510.19669), or budgets.
     prompts: a text, messages, or a list of either; a list is decoded as one batch.
     effort: none, easy, normal, hard, auto, or OpenAI's low, medium, high. preset "off" is the plain engine.
     policies: objects or names, which replace the preset. shadow: only record what would be done. probes: folder of
     `tersely calibrate`, in place of those released for the model; effort "auto" chooses by them. record: folder
-    that takes what probes can learn from, of uncontrolled thinking: preset "off", or shadow.
+    that takes what probes can learn from, of uncontrolled thinking: preset "off", or shadow. verifier, helper: models
+    (names, folders, engines, or anything with the methods of `outside`) that policies ask, and delegate to.
     """
-    engine = _engine_of(model, tokenizer)
+    engine = engine_of(model, tokenizer)
     options = Options(
         effort=effort,
         preset=preset,
@@ -65,13 +71,33 @@ def generate(
         record=record,
         sampling=Sampling(temperature, top_p, top_k, seed),
     )
-    single = _is_single(prompts)
+    single = is_single(prompts)
     batch = [cast(Prompt, prompts)] if single else list(cast(Sequence[Prompt], prompts))
-    done = Session(engine, markers, think_prompt).run(batch, options, on_event)
+    session = Session(engine, markers, think_prompt, verifier=as_verifier(verifier), helper=as_helper(helper))
+    done = session.run(batch, options, on_event)
     return done[0] if single else done
 
 
-def _engine_of(model: Any, tokenizer: Any) -> Engine:
+def as_verifier(given: Any) -> Verifier | None:
+    """A verifier as it is, a model as one that is asked what rules do not decide; None stays None."""
+    if given is None or hasattr(given, "submit"):
+        return cast("Verifier | None", given)
+    from .outside.model import EngineVerifier
+    from .outside.symbolic import SymbolicVerifier
+
+    return SymbolicVerifier(EngineVerifier(engine_of(given, None)))
+
+
+def as_helper(given: Any) -> Helper | None:
+    """A helper as it is, a model as one that writes; None stays None."""
+    if given is None or hasattr(given, "write"):
+        return cast("Helper | None", given)
+    from .outside.helper import EngineHelper
+
+    return EngineHelper(Session(engine_of(given, None)))
+
+
+def engine_of(model: Any, tokenizer: Any) -> Engine:
     """An engine for what the caller calls a model."""
     if hasattr(model, "capabilities"):
         return cast(Engine, model)
@@ -84,7 +110,8 @@ def _engine_of(model: Any, tokenizer: Any) -> Engine:
     return TransformersEngine(model, tokenizer)
 
 
-def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
+def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
+    """Whether this is one prompt, not a list of them."""
     if isinstance(prompts, str):
         return True
     return bool(prompts) and isinstance(prompts[0], dict)
@@ -114,10 +141,10 @@ def custom_generate(
     codec = codec_for(tokenizer)
     found = choose_markers(tokenizer, markers, think_prompt=False)
     active = make_policies(preset, None if policies is None else tuple(policies))
-    if needy := [p.name for p in active if p.needs & {"signals", "hidden"} or hasattr(p, "bind")]:
+    if needy := [p.name for p in active if p.needs - {"verifier"} or hasattr(p, "bind")]:
         raise CapabilityError(
-            f"policy {needy[0]!r} reads signals or hidden states, which a custom_generate does not pass on; "
-            "use tersely.generate"
+            f"policy {needy[0]!r} needs more than a custom_generate passes on (signals, hidden states, trials or a "
+            "helper); use tersely.generate"
         )
     tier = canonical_effort(effort)
     if tier == "none":

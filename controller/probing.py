@@ -13,6 +13,7 @@ from .policies.base import Policy
 
 if TYPE_CHECKING:
     from ..probes.choice import TierProbe
+    from ..probes.steering import Direction
     from ..probes.stored import StoredRule
 
 
@@ -58,6 +59,18 @@ def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> Stored
             "`tersely calibrate`, and give its folder (probes)"
         )
     return load_stop_rule(place, engine.fingerprint(), trials if "crop" in engine.capabilities else False)
+
+
+def direction(engine: Engine, folder: str | None) -> Direction:
+    """The direction of `tersely steer`'s folder, or the released one; raises ProbeError if there is none."""
+    from ..probes.steering import KIND, load_direction
+
+    place = _place(engine, folder, KIND)
+    if place is None:
+        raise ProbeError(
+            f"there is no direction for {engine.name!r}; find one with `tersely steer`, and give its folder (probes)"
+        )
+    return load_direction(place, engine.fingerprint(), engine.name)
 
 
 def _place(engine: Engine, folder: str | None, kind: str) -> Path | None:

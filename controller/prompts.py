@@ -32,6 +32,11 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     return messages
 
 
+def question_of(prompt: Prompt) -> str:
+    """The text of the last message, "" if there is none."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "") if prompt else ""
+
+
 def render(tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers) -> Rendered:
     """Render a prompt for a budget's tier.
 

@@ -6,10 +6,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import CapabilityError
 from .budgets import Budget
 from .core import Controller
+from .engines.base import Seen
 from .markers import Markers
+from .outside.questions import Verifier
 from .policies.base import Policy
+from .prompts import Prompt
 from .text import codec_for
 from .trace import Decision
 
@@ -22,11 +26,35 @@ def replay(
     budget: Budget,
     *,
     opened: bool = True,
+    prompt: Prompt = "",
+    prompt_tokens: int = 0,
+    verifier: Verifier | None = None,
+    seen: Sequence[Seen] | None = None,
 ) -> tuple[Decision, ...]:
-    """The decisions that policies would have taken on a recorded output; nothing is changed (shadow)."""
-    controller = Controller(policies, codec_for(tokenizer), markers, budget, opened=opened, shadow=True)
-    for token in token_ids:
-        controller.observe(token)
+    """The decisions that policies would have taken on a recorded output; nothing is changed (shadow).
+
+    prompt, prompt_tokens, verifier: see `Controller`; its verdicts are waited for, so that a replay gives the same
+    each time. seen: of each token, what the engine saw. Raises CapabilityError for a policy that needs it and lacks it.
+    """
+    if seen is None and (needy := [p.name for p in policies if p.needs & {"signals", "hidden"}]):
+        raise CapabilityError(
+            f"policy {needy[0]!r} reads signals or hidden states, which token ids do not hold; give what was seen"
+        )
+    controller = Controller(
+        policies,
+        codec_for(tokenizer),
+        markers,
+        budget,
+        opened=opened,
+        shadow=True,
+        prompt=prompt,
+        prompt_tokens=prompt_tokens,
+        verifier=verifier,
+    )
+    for place, token in enumerate(token_ids):
+        controller.observe(token, seen[place] if seen is not None else None)
+        if controller.asked.open:
+            controller.asked.wait()
     return tuple(controller.decisions)
 
 

@@ -68,7 +68,8 @@ class Narrator:
             return
         self._pending[row].clear()
         controller = self.rows[row].controller
-        self._say(row, text, controller.decisions[-1] if forced and controller and controller.decisions else None)
+        taken = reversed(controller.decisions) if forced and controller else ()
+        self._say(row, text, next((decision for decision in taken if decision.text), None))
 
     def finish(self) -> None:
         """Emit what is left of characters that never became whole."""

@@ -76,7 +76,7 @@ class Thinking:
         self.signals: list[Signals | None] = []  # as long as `ids` where an engine reports them, else empty
         self.thoughts: list[Thought] = []
         self.boundary = "token"
-        self._start = 0
+        self._start = self._own = 0
         self._line_empty = True
         self._after_digit = False
         self._risky = False  # a character that can open a protected region has been seen
@@ -119,16 +119,22 @@ class Thinking:
         else:
             self.boundary = "sentence" if flags & (Flag.SENTENCE | Flag.NEWLINE) else "token"
 
-    def take_back(self, count: int) -> None:
-        """Forget the last `count` tokens, which ended no thought."""
-        del self.ids[len(self.ids) - count :], self.signals[len(self.ids) :]
+    def take_back(self, count: int) -> int:
+        """Forget the last `count` tokens, as far as nothing was forced among them; how many that were."""
+        count = min(count, len(self.ids) - self._own)
+        del self.ids[len(self.ids) - count :]
+        del self.signals[len(self.ids) :]
+        while self.thoughts and self.thoughts[-1].end > len(self.ids):
+            self._start = self.thoughts.pop().start
+        self._line_empty = self._start == len(self.ids)
+        return count
 
     def add_forced(self, tokens: Sequence[int]) -> None:
         """Append tokens that the model did not choose; they end the current thought and belong to none."""
         if len(self.ids) > self._start:
             self._end_thought()
         self.ids.extend(tokens)
-        self._start = len(self.ids)
+        self._start = self._own = len(self.ids)
         self._line_empty = True
 
     def _end_thought(self) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..controller.engines.base import Completion, Engine, FinishReason, Request, Sampling, TokenSink
-from ..controller.session import Options, Session, with_seed
+from ..controller.options import Options, with_seed
+from ..controller.session import Session
 from ..controller.trace import Generation
 from ..errors import unknown
 from .tasks.questions import Question

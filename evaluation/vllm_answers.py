@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.base import KEEP, Completion, FinishReason, Sampling
 from ..controller.engines.checkpoints import locate
-from ..controller.session import Options, Prepared, Session
+from ..controller.making import Prepared
+from ..controller.options import Options
+from ..controller.session import Session
 from ..controller.trace import Generation
 from ..errors import CapabilityError
 from .answering import Written

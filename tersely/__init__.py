@@ -10,14 +10,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .controller.budgets import Budget
+    from .controller.config import load_config
     from .controller.core import Controller
     from .controller.faces import custom_generate, generate
+    from .controller.parallel.faces import sample
     from .controller.trace import Generation
     from .errors import TerselyError
 
 __version__ = "0.1.0"
 
-__all__ = ["Budget", "Controller", "Generation", "TerselyError", "__version__", "custom_generate", "generate"]
+__all__ = [
+    "Budget",
+    "Controller",
+    "Generation",
+    "TerselyError",
+    "__version__",
+    "custom_generate",
+    "generate",
+    "load_config",
+    "sample",
+]
 
 _HOMES = {
     "Budget": "tersely.controller.budgets",
@@ -26,6 +38,8 @@ _HOMES = {
     "TerselyError": "tersely.errors",
     "custom_generate": "tersely.controller.faces",
     "generate": "tersely.controller.faces",
+    "load_config": "tersely.controller.config",
+    "sample": "tersely.controller.parallel.faces",
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tersely.controller.budgets import Budget
-from tersely.controller.session import Options
+from tersely.controller.options import Options
 from tersely.evaluation.bench.arms import make_arms
 from tersely.evaluation.bench.cuts import Source, Trial
 from tersely.evaluation.bench.economy import Economy

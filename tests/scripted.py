@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any, cast
 
 from tersely.controller.engines.base import Completion, Directive, Request, Sampling, Signals, TokenSink
+from tersely.controller.options import Options
 from tersely.controller.pretrained import path_of
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.trace import Generation, Usage
 from tersely.evaluation.answering import Written
 from tersely.evaluation.bench.arms import make_arms

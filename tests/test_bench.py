@@ -12,8 +12,8 @@ import pytest
 import typer
 from rich.console import Console
 
+from tersely.controller.options import Options
 from tersely.controller.policies.base import View, Wait, Watching
-from tersely.controller.session import Options
 from tersely.controller.trace import Generation
 from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.answering import batch_seed, batches

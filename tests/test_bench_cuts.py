@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.session import Options
+from tersely.controller.options import Options
 from tersely.evaluation.answering import SessionAnswers, Written
 from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms
 from tersely.evaluation.bench.compare import compare

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from tersely.controller.session import Options
+from tersely.controller.options import Options
 from tersely.controller.trace import Generation
 from tersely.errors import TerselyError
 from tersely.evaluation.answering import SessionAnswers

@@ -18,8 +18,9 @@ from tersely.controller.budgets import TIERS
 from tersely.controller.core import Controller
 from tersely.controller.engines.base import KEEP, Engine
 from tersely.controller.markers import Markers
+from tersely.controller.options import Options
 from tersely.controller.parts import split_output
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.text import Codec
 from tersely.controller.trace import Decision, Generation, Usage
 from tersely.errors import CapabilityError

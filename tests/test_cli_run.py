@@ -102,7 +102,7 @@ def test_shadow_changes_no_token_and_tells_what_it_would_do(cli: Cli) -> None:
 
 
 def test_a_policy_replaces_the_preset(cli: Cli) -> None:
-    found = as_object(cli, "--preset", "balanced", "--policy", "hint", *CUT[2:])
+    found = as_object(cli, "--preset", "balanced", "--policy", "hint", "--max-new-tokens", "400")
     assert {d["policy"] for d in found["decisions"]} == {"hint"}
     assert "[Be concise.]" in found["thinking"]
 

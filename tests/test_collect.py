@@ -20,9 +20,10 @@ from tersely.cli.app import main
 from tersely.controller.budgets import fit_budget
 from tersely.controller.effort import renderings
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options, with_seed
 from tersely.controller.policies.record import Boundary, mean_entropy
 from tersely.controller.pretrained import path_of
-from tersely.controller.session import Options, Session, with_seed
+from tersely.controller.session import Session
 from tersely.controller.trace import Generation, Usage
 from tersely.controller.trial import TrialAnswer
 from tersely.evaluation.answering import batch_seed, batches

@@ -226,5 +226,7 @@ def test_a_policy_must_wait_between_actions():
             while True:
                 yield Inject("x", "x")
 
-    with pytest.raises(TypeError, match="greedy"):
-        Row(Greedy()).feed("a b c")
+    row = Row(Greedy())
+    assert row.feed("a b c").count("x") == 1
+    assert [(d.policy, d.action) for d in row.controller.decisions] == [("greedy", "inject"), ("greedy", "error")]
+    assert "must wait between two actions" in row.controller.decisions[-1].reason

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tersely.controller.engines import decode
+from tersely.controller.engines import loop
 from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, Watcher
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers import TransformersEngine
@@ -112,7 +112,7 @@ def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
     model = random_model(kind)
     most = 4 if kind == "full" else 1
     engine = engine_of(model)
-    assert engine.capabilities == {"signals", "hidden", *(("crop", "ragged") if kind == "full" else ())}
+    assert engine.capabilities == {"signals", "hidden", "steer", *(("crop", "ragged") if kind == "full" else ())}
     together = engine.generate(wild_requests(6, most), GREEDY)
     alone = [engine.generate([request], GREEDY)[0] for request in wild_requests(6, most)]
     truth = [recompute(model, request) for request in wild_requests(6, most)]
@@ -135,7 +135,7 @@ def test_a_forced_hint_costs_one_forward(rows: int) -> None:
     # The prompt, the hint with the token sampled before it, and one for each further token but the last.
     steps = 33 if others else 23
     assert len(forwards.shapes) == steps
-    assert forwards.shapes[0] == (rows, 4)
+    assert forwards.shapes[0] == (1, 4), "equal prompts are read once"
     assert forwards.shapes[3] == (rows, 11)
     # The hinted row is full ten steps before the others and leaves the batch.
     assert forwards.shapes[4:] == [(rows, 1)] * 19 + [(rows - 1, 1)] * (steps - 23)
@@ -149,7 +149,7 @@ def test_rows_that_ended_leave_the_batch_and_change_nothing(
     sampling = Sampling(temperature=temperature, seed=3)
     forwards = Forwards(model)
     left = engine_of(model).generate(wild_requests(12, 4), sampling)
-    monkeypatch.setattr(decode, "_CROWDED", 0)
+    monkeypatch.setattr(loop, "_CROWDED", 0)
     leaving = len(forwards.shapes)
     stayed = engine_of(model).generate(wild_requests(12, 4), sampling)
     assert left == stayed

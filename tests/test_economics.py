@@ -7,6 +7,15 @@ import math
 import numpy as np
 import pytest
 
+from tersely.controller.parallel.resampling import (
+    Kind,
+    Verifier,
+    attempt_value,
+    ceiling,
+    limit,
+    optimal_attempts,
+    outcome,
+)
 from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.economics.passes import (
     EXPERT_USD,
@@ -18,15 +27,6 @@ from tersely.evaluation.economics.passes import (
     frontier,
     gain,
     set_cost_of_pass,
-)
-from tersely.evaluation.economics.resampling import (
-    Kind,
-    Verifier,
-    attempt_value,
-    ceiling,
-    limit,
-    optimal_attempts,
-    outcome,
 )
 from tersely.evaluation.economics.scores import Search, duplicate_rate, e3
 from tersely.evaluation.stats import Interval

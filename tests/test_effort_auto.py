@@ -19,9 +19,10 @@ from tersely.controller import probing
 from tersely.controller.budgets import fit_budget
 from tersely.controller.effort import renderings, shared_prefix
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options
 from tersely.controller.probing import ProbeError
 from tersely.controller.prompts import Rendered
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.stream import Event
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, OptionError, PromptError

@@ -11,9 +11,10 @@ import pytest
 import tersely
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.markers import Markers
+from tersely.controller.options import Options
 from tersely.controller.pretrained import path_of
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.stream import Event
 from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
 from tersely.evaluation.tasks.problems import stream

@@ -14,10 +14,11 @@ from tersely.controller.budgets import Budget
 from tersely.controller.core import Controller
 from tersely.controller.engines.base import Sampling, Seen, Signals
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options
 from tersely.controller.policies.record import Boundary, Record
 from tersely.controller.readings import Readings
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.text import Codec
 from tersely.controller.thoughts import Thinking
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, features, trial_features

@@ -18,7 +18,8 @@ import pytest
 from tersely.cli.app import main as tersely_main
 from tersely.controller.engines.base import Sampling
 from tersely.controller.engines.transformers import load_engine
-from tersely.controller.session import Options, Session
+from tersely.controller.options import Options
+from tersely.controller.session import Session
 from tersely.controller.trace import Generation, Usage
 from tersely.errors import OptionError
 from tersely.evaluation.harness.arguments import ModelArguments, TaskArguments, options_of

@@ -17,11 +17,12 @@ from transformers.utils import logging
 import tersely
 from tersely.controller import probing
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.readiness import Readiness, ReadinessExit
 from tersely.controller.policies.reconsider import Reconsider, ThinkOn
 from tersely.controller.probing import ProbeError, bound
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError
 from tersely.evaluation.bench.checks import CheckError, check_unseen

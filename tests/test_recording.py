@@ -16,9 +16,10 @@ import tersely
 from tersely.controller.budgets import TIERS
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.markers import Markers
+from tersely.controller.options import Options
 from tersely.controller.policies.record import Boundary, mean_entropy
 from tersely.controller.recording import LiveRecorder
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.stream import Event
 from tersely.controller.trace import Generation, Usage
 from tersely.errors import CapabilityError, OptionError

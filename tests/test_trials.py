@@ -20,9 +20,10 @@ from tersely.controller.engines.base import KEEP, Completion, Directive, Request
 from tersely.controller.engines.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.markers import PROMPTED, Markers
+from tersely.controller.options import Options
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.session import Options, Session
+from tersely.controller.session import Session
 from tersely.controller.stream import Event
 from tersely.controller.text import Codec, codec_for
 from tersely.controller.trace import Generation
@@ -332,8 +333,9 @@ def test_a_trial_needs_room_for_the_longest(opened: bool, short: int) -> None:
 def test_two_trials_without_a_wait_between_them_are_a_mistake() -> None:
     row = Row(Asking(Trial()))
     row.feed("So 5.\n\n")
-    with pytest.raises(TypeError, match="must wait between two trials"):
-        row.feed("5}")
+    assert row.feed("5} And on.") == "So 5.\n\n And on."
+    (decision,) = row.controller.decisions
+    assert decision.action == "error" and "must wait between two trials" in decision.reason
 
 
 @pytest.mark.parametrize("options", [{"shadow": True}, {"budget": Budget("normal", 12, 4)}])

@@ -10,7 +10,7 @@ import pytest
 
 from tersely.controller.engines.base import Sampling
 from tersely.controller.engines.transformers import load_engine
-from tersely.controller.session import Options, with_seed
+from tersely.controller.options import Options, with_seed
 from tersely.controller.trace import Generation
 from tersely.evaluation.answering import SessionAnswers
 from tersely.evaluation.tasks.questions import load

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +18,18 @@ if TYPE_CHECKING:
 State: TypeAlias = "NDArray[np.float32]"
 """A hidden state, [width]; numpy is not imported for its name."""
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "stopped"]
+"""The model ended the row, it was full, or its watcher ended it."""
+
+
+class Pending(Protocol):
+    """Something that a row rests for; `wait` returns once it is done, and never raises."""
+
+    done: bool
+
+    def wait(self) -> None:
+        """Sleep until it is done."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +38,15 @@ class Directive:
 
     `drop` counts the token just sampled; dropping only that one is free, more needs an engine that can crop.
     trial: True begins a trial, False ends it. A trial is decoded greedily, asks no stopping criterion, and is dropped
-    at its end.
+    at its end. stop: end the row with that; a trial under way has to be ended as well. until: then let the row rest
+    until this is done; its watcher's `resume` says how it goes on. Only an engine that can crop lets rows rest.
     """
 
     force: tuple[int, ...] = ()
     drop: int = 0
     trial: bool | None = None
+    stop: bool = False
+    until: Pending | None = None
 
 
 KEEP = Directive()
@@ -72,6 +86,35 @@ class Watcher(Protocol):
         `seen` is given where the request asks for signals or layers.
         """
         ...
+
+
+@runtime_checkable
+class Concerned(Watcher, Protocol):
+    """A watcher that is also told what became of its row."""
+
+    def ended(self, done: Completion) -> None:
+        """Take note of the end of the row, once, in the step that ends it."""
+        ...
+
+
+class Resting(Watcher, Protocol):
+    """A watcher that may let its row rest."""
+
+    def resume(self) -> Directive:
+        """Say how the row goes on, now that what it rested for is done: what to force, or to stop."""
+        ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Steering:
+    """What is added to the hidden states of a row, values [width], as a layer puts them out, while `active()`.
+
+    layer: between the blocks of the model, 1 the first. A chunk of tokens is steered as its row is when it is fed.
+    """
+
+    layer: int
+    values: State
+    active: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +167,7 @@ class Request:
     layers: tuple[int, ...] = ()
     opening: Opening | None = None
     temperature: float | None = None
+    steering: Steering | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +201,7 @@ class Engine(Protocol):
     tokenizer: Any
     capabilities: frozenset[str]
     """Of: `crop` (directives may drop more than one token; trials), `ragged` (k forced tokens cost one forward),
-    `signals`, `hidden` (layers and openings)."""
+    `signals`, `hidden` (layers and openings), `steer` (steering)."""
     context_length: int | None
 
     def generate(

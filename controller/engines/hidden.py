@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +16,27 @@ from .base import State
 class HiddenStates:
     """Keeps the states after the last token fed to each row, [rows, width] a layer, until the next forward.
 
-    Layers are counted as by transformers: 0 is the embedding (without learnt positions), k what block k puts out, the
-    last what the final norm makes of that; negative ones count from the end. Raises OptionError for a layer that the
-    model does not have.
+    Layers are counted as by transformers: 0 is the embedding, k what block k puts out, the last what the final norm
+    makes of that; negative ones count from the end. Raises OptionError for a layer that the model does not have.
     """
 
     def __init__(self, model: Any, layers: Collection[int]) -> None:
         self._last: dict[int, Tensor] = {}
         places = {layer: place_of(model, layer) for layer in layers}  # all or none: no hook may stay behind
-        self._handles = [place.register_forward_hook(self._keeper(layer)) for layer, place in places.items()]
+        self._handles = [self._hook(place, layer) for layer, place in places.items()]
 
-    def _keeper(self, layer: int) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+    def _hook(self, place: Place, layer: int) -> Any:
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
             value = output if isinstance(output, Tensor) else output[0]
             self._last[layer] = value[:, -1]
 
-        return keep
+        def before(module: nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
+            value = inputs[0] if inputs else named["hidden_states"]
+            self._last[layer] = value[:, -1]
+
+        if place.before:
+            return place.module.register_forward_pre_hook(before, with_kwargs=True)
+        return place.module.register_forward_hook(after)
 
     def read(self, layer: int, slot: int) -> State:
         """The state of a row by its place in the batch, [width] on the host; raises OptionError for another layer."""
@@ -54,20 +59,27 @@ def _read(last: Mapping[int, Tensor], slot: int, layer: int) -> State:
     return state
 
 
-def place_of(model: Any, layer: int) -> nn.Module:
-    """The module that puts out the hidden state of a layer; raises OptionError, CapabilityError if none is found."""
+class Place(NamedTuple):
+    """Where a hidden state passes by: what a module puts out, or what goes into it."""
+
+    module: nn.Module
+    before: bool = False
+
+
+def place_of(model: Any, layer: int) -> Place:
+    """Where the hidden state of a layer passes by; raises OptionError, CapabilityError if that is not found."""
     decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     index = layer + count + 1 if layer < 0 else layer
     if not 0 <= index <= count:
         raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
     if index == count:
-        return decoder
-    if index == 0:
-        embedding: nn.Module = model.get_input_embeddings()
-        return embedding
+        return Place(decoder)
     lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
     blocks = next(lists, None)
+    if index == 0:
+        # Learnt positions are added after the embedding's module, so the first block's input is the better place.
+        return Place(model.get_input_embeddings()) if blocks is None else Place(blocks[0], before=True)
     if blocks is None:
         raise CapabilityError(f"no list of {count} layers found in {type(model).__name__}; use layer -1")
-    return blocks[index - 1]
+    return Place(blocks[index - 1])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...errors import CapabilityError, OptionError
-from .base import KEEP, Completion, Directive, FinishReason, Seen, Signals, TokenSink, Watcher
+from .base import KEEP, Completion, Concerned, Directive, FinishReason, Pending, Seen, Signals, TokenSink, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,10 @@ class Edit:
     unfeed: int
     drop: int
     add: tuple[int, ...]
+
+
+REST = Edit((), 0, 1, ())
+"""What a resting row asks for: nothing, not even the token that was sampled for it."""
 
 
 class Row:
@@ -41,11 +45,14 @@ class Row:
         "last_prompt_token",
         "measured",
         "observe",
+        "pending",
         "queue",
         "ragged",
+        "resume",
         "signals",
         "sink",
         "slot",
+        "tell",
         "tokens",
         "trial",
         "tried",
@@ -68,7 +75,7 @@ class Row:
         self.budget = budget
         self.ragged = ragged
         self.last_prompt_token = last_prompt_token
-        self.observe: Callable[..., Directive] | None = watcher.observe if watcher is not None else None
+        self.watch(watcher)
         self.sink = sink
         self.measured = measured
         self.tokens: list[int] = []
@@ -78,18 +85,27 @@ class Row:
         self.finish: FinishReason | None = None
         self.by_eos = False
         self.dropped = 0
+        self.pending: Pending | None = None
         self.trial = False
         self.tried = 0  # tokens of trials that are over
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Let this watcher follow the row from now on."""
+        self.observe: Callable[..., Directive] | None = watcher.observe if watcher is not None else None
+        self.resume: Callable[[], Directive] | None = getattr(watcher, "resume", None)
+        self.tell: Callable[[Completion], None] | None = watcher.ended if isinstance(watcher, Concerned) else None
 
     def advance(self, token: int, stop: bool, seen: Seen | None = None) -> Edit | None:
         """Take in a sampled token, let the watcher speak, and return what must be done; None when nothing."""
         signals = seen.signals if seen is not None else None
+        stopped = False
         if self.observe is not None:
             directive = self.observe(token) if seen is None else self.observe(token, seen)
             # A row that ends by itself on a kept token has no use for more tokens.
             ends = not directive.drop and not self.trial and (stop or token in self.eos)
-            if directive is not KEEP and (directive.force or directive.drop) and not ends:
+            if directive is not KEEP and (directive.force or directive.drop or directive.until) and not ends:
                 return self._edit(token, directive, signals)
+            stopped = directive.stop
         self.tokens.append(token)
         self.forced.append(False)
         if self.measured:
@@ -103,9 +119,30 @@ class Row:
             self.finish = "stop"
         elif len(self.tokens) >= self.budget:
             self.finish = "length"
+        elif stopped:
+            self.finish = "stopped"
         if self.sink is not None:
             self.sink(self.index, (token,), False)
         return None
+
+    def wake(self, begun: Edit) -> Edit:
+        """Go on after a rest, as the watcher says; `begun` is what this step has asked for so far."""
+        assert self.resume is not None  # its watcher let it rest
+        self.pending = None
+        directive = self.resume()
+        before = len(self.tokens)
+        self._append(directive.force, True)
+        if directive.stop and self.finish is None:
+            self.finish = "stopped"
+        feed = tuple(self.tokens[before:])
+        if directive.until is not None and self.finish is None:
+            self.pending = directive.until
+        elif not feed and not begun.feed:
+            return Edit((self._last(),), begun.unfeed + 1, begun.drop, begun.add)
+        return Edit((*begun.feed, *feed), begun.unfeed, begun.drop, (*begun.add, *feed))
+
+    def _last(self) -> int:
+        return self.tokens[-1] if self.tokens else self.last_prompt_token
 
     def _edit(self, token: int, directive: Directive, signals: Signals | None) -> Edit:
         unfed = max(directive.drop - 1, 0)
@@ -126,11 +163,14 @@ class Row:
         if directive.trial is not None:
             self.trial = directive.trial
         self._append(directive.force, True)
+        if directive.stop and self.finish is None:
+            self.finish = "stopped"
         feed = tuple(self.tokens[before:])
-        if not feed:
+        if directive.until is not None and self.finish is None:
+            self.pending = directive.until
+        if not feed and self.pending is None:
             # Nothing new to feed, yet the logits after the last kept token are gone: it is fed once more.
-            feed, unfed = (self.tokens[-1] if self.tokens else self.last_prompt_token,), unfed + 1
-            return Edit(feed, unfed, directive.drop, ())
+            return Edit((self._last(),), unfed + 1, directive.drop, ())
         kept = 0 if directive.drop else 1
         return Edit(feed, unfed, directive.drop, feed[kept:])
 
@@ -166,6 +206,8 @@ class Row:
                 f"a watcher dropped {directive.drop} tokens, but this model's cache cannot be cropped (sliding window, "
                 "recurrent or static); use a full-attention model or a policy that drops at most the last token"
             )
+        if not self.ragged and directive.until:
+            raise CapabilityError("a watcher let its row rest, which this model's cache cannot; use another policy")
         if not self.ragged and not directive.force:
             raise CapabilityError(
                 "a watcher dropped a token without forcing another, but this model's cache cannot go back; "

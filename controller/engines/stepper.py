@@ -20,6 +20,8 @@ CACHE_NAMES = ("cache", "past_key_values")
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
 _MASKED_ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
+_BY_ROW = ("attention_mask", "position_ids")
+"""Inputs that have a line for each row."""
 
 
 def cache_of(values: Any) -> tuple[str | None, Any]:
@@ -42,8 +44,8 @@ class OwnStepper:
         compiled = model._valid_auto_compile_criteria(kwargs, config)
         self.forward = model.get_compiled_call(config.compile_config) if compiled else model
 
-    def prefill(self, ids: Tensor) -> Tensor:
-        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary]."""
+    def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
+        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary]; shares nothing."""
         outputs = self.model._prefill(ids, self.config, self.kwargs)
         return self._took(outputs)
 
@@ -87,11 +89,24 @@ class PlainStepper:
         self.ragged = False
         self.holes: list[int] = []
 
-    def prefill(self, ids: Tensor) -> Tensor:
-        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary]."""
+    def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
+        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary].
+
+        share: rows that are equal are read once, and what the model makes of them is copied.
+        """
         self.rows, self.device = ids.shape[0], ids.device
-        outputs = self.model._prefill(ids, self.config, self.kwargs)
+        first, kinds = self._distinct(ids) if share else ([], [])
+        shared = len(first) < len(kinds)
+        if shared:
+            lines = {name: self.kwargs[name][first] for name in _BY_ROW if self.kwargs.get(name) is not None}
+            outputs = self.model._prefill(ids[first], self.config, {**self.kwargs, **lines})
+        else:
+            outputs = self.model._prefill(ids, self.config, self.kwargs)
+        logits: Tensor = outputs.logits[:, -1]
         _, self.cache = cache_of(outputs)
+        if shared:
+            logits = logits[kinds]
+            self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
         let_grow(self.cache)
         name, _ = cache_of(self.kwargs)
         kwargs = {key: value for key, value in self.kwargs.items() if key not in (*CACHE_NAMES, "labels")}
@@ -103,8 +118,20 @@ class PlainStepper:
             self.positions = positions[:, -1:].clone()
         self.ragged = positions is not None and _is_ragged(self.model, self.cache)
         self.inputs = {**kwargs, name or CACHE_NAMES[0]: self.cache, "return_dict": True}
-        logits: Tensor = outputs.logits
-        return logits[:, -1]
+        return logits
+
+    def _distinct(self, ids: Tensor) -> tuple[list[int], list[int]]:
+        """The first of each kind of row, and for each row the number of its kind; nothing where rows have a past."""
+        cache = cache_of(self.kwargs)[1]
+        others = (v for name, v in self.kwargs.items() if name not in _BY_ROW)
+        if cache.get_seq_length() or any(isinstance(value, Tensor) for value in others):
+            return [], []
+        mask = self.kwargs.get("attention_mask")
+        rows = (ids if mask is None else torch.cat([ids, mask], dim=1)).tolist()
+        first: dict[tuple[int, ...], int] = {}
+        kinds = [first.setdefault(tuple(row), index) for index, row in enumerate(rows)]
+        numbers = {index: number for number, index in enumerate(first.values())}
+        return list(numbers), [numbers[kind] for kind in kinds]
 
     def step(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
         """Feed tokens [rows, 1] and return the logits after them, [rows, vocabulary]; ids are not needed here."""

@@ -19,6 +19,7 @@ from .base import Completion, Opening, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
 from .hidden import HiddenStates
+from .steering import steered_rows
 from .stepper import can_be_ragged, stepper_for
 
 
@@ -29,7 +30,8 @@ class TransformersEngine:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        self.capabilities = frozenset({"signals", "hidden", *(("crop", "ragged") if can_be_ragged(model) else ())})
+        ragged = ("crop", "ragged") if can_be_ragged(model) else ()
+        self.capabilities = frozenset({"signals", "hidden", "steer", *ragged})
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
@@ -65,13 +67,15 @@ class TransformersEngine:
                     states=states if layers or openings else None,
                     openings=openings,
                     temperatures=[request.temperature for request in requests],
+                    steering=steering,
                     **prepared,
                 )
             )
             return input_ids
 
         try:
-            self._generate(requests, sampling, max(budgets), run)
+            with steered_rows(self.model, [request.steering for request in requests]) as steering:
+                self._generate(requests, sampling, max(budgets), run)
         finally:
             states.close()
         return [row.completion() for row in decoded[0].rows]

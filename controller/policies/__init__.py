@@ -13,9 +13,14 @@ from .base import Policy
 POLICIES = {
     "budget": "budget:BudgetForcing",
     "convergence": "convergence:Convergence",
+    "escalate": "escalate:Escalate",
     "hint": "hint:ConciseHint",
     "readiness": "readiness:Readiness",
     "reconsider": "reconsider:Reconsider",
+    "reflect": "reflect:SpeculativeThinking",
+    "repetition": "repetition:Repetition",
+    "steer": "steer:Steer",
+    "trim": "trim:TrimR",
 }
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
@@ -25,8 +30,22 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "balanced": {"budget": {}, "convergence": {"agree": 2}},
     "certified": {"budget": {}, "readiness": {}},
     "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
+    "concisehint": {"budget": {}, "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True}},
+    "speculative": {"budget": {}, "reflect": {}},
+    "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
+    "trimr": {
+        "budget": {},
+        "trim": {
+            "window": 3,
+            "floor": 0,
+            "cues": ("wait", "but", "alternatively", "hmm"),
+            "header": "**Final answer**",
+            "grace": None,
+        },
+        "repetition": {},
+    },
 }
-"""Preset -> policy -> settings; the order of the policies is their precedence."""
+"""Preset -> policy -> settings; the order of the policies is their precedence. Those named after papers are theirs."""
 
 
 def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:

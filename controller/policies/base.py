@@ -4,7 +4,11 @@
         view = yield Wait(at=128, boundary="sentence")
         yield Inject("Be brief.", reason="128 tokens thought")
 
-Between two yields nothing of a policy runs, so a sleeping policy costs one integer comparison per token.
+Between two yields nothing of a policy runs, so a sleeping policy costs one integer comparison per token. A policy that
+asks for a verdict is told at once where it will appear, sleeps on, and looks there when it next wakes:
+
+        view = yield Ask(Exists(view.question, "So it is 5."))
+        ticket = view.ticket
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import ClassVar, Literal, Protocol
 from ...errors import CapabilityError
 from ..budgets import Budget
 from ..engines.base import Seen, State
+from ..outside.questions import NOTHING_ASKED, Question, Ticket
 from ..thoughts import Thinking
 from ..trial import TrialAnswer
 
@@ -27,15 +32,21 @@ RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
 class View:
     """What a policy may look at when it wakes (read only).
 
-    closing_cost: tokens that closing the thinking will force. reply: the answer to the trial that the policy asked for;
-    None where there was no room for one, or in shadow mode, which asks nothing.
+    closing_cost: tokens that closing the thinking will force. question: what was asked, "" if that is not known;
+    prompt_tokens: of the whole prompt. reply: the answer to the trial that the policy asked for; None where there was
+    no room for one, or in shadow mode, which tries nothing. ticket: of the question that the policy asked last. helped:
+    what the helper wrote for the policy's last `Delegate`, None if nothing.
     """
 
     thinking: Thinking
     budget: Budget
     closing_cost: int
+    question: str = ""
+    prompt_tokens: int = 0
     seen: Seen | None = None
     reply: TrialAnswer | None = None
+    helped: str | None = None
+    ticket: Ticket = NOTHING_ASKED
 
     @property
     def tokens(self) -> int:
@@ -79,26 +90,62 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Delegate:
+    """Let the helper write the next `tokens` tokens of the thinking; `View.helped` brings its text.
+
+    take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
+    the helper's text. anew: the helper thinks from the question on and does not read what was thought. Where the helper
+    ends the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
+    """
+
+    tokens: int
+    reason: str
+    take_back: int = 0
+    lead: str = ""
+    anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """Ask what the model would answer if it had to stop here; `View.reply` brings it, and its tokens are discarded."""
 
 
-Action = Inject | Close
-Watching = Generator[Wait | Action | Trial, View, None]
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Put something into the trace and go on at once; nothing is done."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the verifier and go on at once; the verdict will appear on `View.ticket`, and decoding never waits for it."""
+
+    question: Question
+
+
+Action = Inject | Close | Delegate
+Move = Wait | Action | Trial | Note | Ask
+Watching = Generator[Move, View, None]
 
 
 class Policy(Protocol):
-    """One idea. `name` is unique; `needs` lists engine capabilities beyond plain decoding: `signals`, `hidden`, `crop`
-    (trials).
+    """One idea. `name` is unique; `needs` lists what goes beyond plain decoding: of the engine `signals`, `hidden` and
+    `crop` (trials, delegations), of the controller a `verifier` or a `helper`.
 
     layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
     `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must
-    know the model it works on has a method `bind(engine)`, which returns the policy that is then used.
+    know the model it works on has a method `bind(engine)`, which returns the policy that is then used. One that adds to
+    hidden states, and needs `steer`, says so as `Steer` does.
     """
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
 
     def watch(self, view: View) -> Watching:
-        """Start watching one row; a fresh generator per row, so a policy object itself holds only settings."""
+        """Start watching one row; a fresh generator per row, so a policy object itself holds only settings.
+
+        What the generator raises leaves the policy out of this row and is in its trace. A policy that finds here that
+        its settings do not fit the model raises OptionError before it returns one.
+        """
         ...

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...errors import OptionError
+from ..markers import KNOWN
 from .base import Inject, View, Wait, Watching
+
+_CLAUSE = re.compile(r"[^\d\s][.,]\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class ConciseHint:
-    """Inject `text` once per block of tau = min(longest, alpha + beta * tokens) thinking tokens.
+    """Inject `text` once per block of tau = min(longest, alpha + beta * length) tokens, length being what came before.
 
-    The place within a block moves from its head to 80 % of it as blocks grow, then to the next sentence end. The paper
-    injects into a finished block and re-reads the rest; here the hint is set when its place is reached, which re-reads
-    nothing. earliest: no hint before this many tokens (the paper's formula sets the first one at once, before there is
-    anything to shorten). limit: most hints per thinking.
+    The place within a block moves from its head to 80 % of it as blocks grow, then to the next sentence end; a block
+    without one gets no hint. The paper injects into a finished block and re-reads the rest; here the hint is set when
+    its place is reached, which re-reads nothing. earliest: no hint before this many tokens (the paper's formula sets
+    the first one at once, before there is anything to shorten). limit: most hints per thinking. whole: length counts
+    the prompt as well, clauses: a comma is place enough, both as in the paper. Raises OptionError for a text that the
+    model would take for more than words.
     """
 
     name: ClassVar[str] = "hint"
@@ -26,17 +33,48 @@ class ConciseHint:
     longest: int = 1024
     earliest: int = 32
     limit: int = 16
+    whole: bool = False
+    clauses: bool = False
 
-    def interval(self, tokens: int) -> int:
-        """Length of the block that starts after `tokens` thinking tokens."""
-        return min(self.longest, int(self.alpha + self.beta * tokens))
+    def __post_init__(self) -> None:
+        if not self.text.strip():
+            raise OptionError("the hint is empty; accepted: a few words that ask for brevity")
+        if found := [marker for pair in KNOWN for marker in pair if marker in self.text]:
+            raise _refused(self.text, found[0])
+
+    def interval(self, length: int) -> int:
+        """Length of the block that starts after so many tokens."""
+        return min(self.longest, int(self.alpha + self.beta * length))
+
+    def offset(self, interval: int) -> int:
+        """Where in a block of this length the hint's place begins."""
+        return int(interval * min((interval - self.alpha) / 1024, 0.8))
 
     def watch(self, view: View) -> Watching:
         """See `Policy.watch`."""
-        start = 0
+        codec = view.thinking.codec
+        added = {i: name for name, i in codec.tokenizer.get_added_vocab().items() if name.strip()}
+        special = set(getattr(codec.tokenizer, "all_special_ids", ()))
+        if found := [token for token in codec.encode(self.text) if token in added or token in special]:
+            raise _refused(self.text, codec.decode(found[:1]))
+        return self._hints(view)
+
+    def _hints(self, view: View) -> Watching:
+        start, tau = 0, self.alpha
         for number in range(1, self.limit + 1):
-            tau = self.interval(start)
-            place = start + int(tau * min((tau - self.alpha) / 1024, 0.8))
-            view = yield Wait(at=max(1, self.earliest, place), boundary="sentence")
-            yield Inject(self.text, f"hint {number}, block of {tau} tokens")
-            start = max(start + tau, view.tokens)
+            place, end = max(1, self.earliest, start + self.offset(tau)), start + tau
+            if self.clauses:
+                view = yield Wait(at=place, boundary="token")
+                while view.tokens < end and not _CLAUSE.search(view.thinking.tail(2)):
+                    view = yield Wait(at=view.tokens + 1, boundary="token")
+            else:
+                view = yield Wait(at=place, boundary="sentence", deadline=end)
+            before = view.tokens
+            if before < end:
+                view = yield Inject(self.text, f"hint {number}, block of {tau} tokens")
+            start = max(end + view.tokens - before, view.tokens)
+            tau = self.interval(start + (view.prompt_tokens if self.whole else 0))
+
+
+def _refused(text: str, token: str) -> OptionError:
+    return OptionError(f"the hint {text!r} holds {token!r}, which is no text to this model; accepted: plain words")

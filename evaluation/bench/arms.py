@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...controller.session import Options
+from ...controller.config import Config
+from ...controller.options import Options
 from ...errors import OptionError, unknown
 
 BASELINE = "full"
 NO_THINK = "no-think"
 HELPER = "helper"
+TUNED = "tuned"
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     BASELINE: {"preset": "off"},
@@ -25,6 +27,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "careful": {"preset": "careful"},
     "balanced": {"preset": "balanced"},
     "fast": {"preset": "fast"},
+    "concisehint": {"preset": "concisehint"},
+    "trimr": {"preset": "trimr"},
+    "speculative": {"preset": "speculative"},
+    "cascade": {"preset": "cascade"},
 }
 """Arm that is run -> what it changes in the options common to all arms."""
 
@@ -51,18 +57,22 @@ class Arm:
         return self.name == HELPER
 
 
-def make_arm(name: str, common: Options) -> Arm:
+def make_arm(name: str, common: Options, config: Config | None = None) -> Arm:
     """An arm by name; raises OptionError for an unknown one."""
+    if name == TUNED:
+        if config is None:
+            raise OptionError(f"arm {TUNED!r} needs a configuration; name its file with --config")
+        return Arm(name, replace(common, **config.options()))
     if name in CUTS:
         raise OptionError(f"arm {name!r} is cut from the baseline and always there; leave it out")
     if name == HELPER:
         return Arm(name, replace(common, preset="off"))
     if name not in ARMS:
-        raise unknown("arm", name, ARMS)
+        raise unknown("arm", name, (*ARMS, TUNED))
     return Arm(name, replace(common, **ARMS[name]))
 
 
-def make_arms(names: str, common: Options, *, helper: bool = False) -> list[Arm]:
+def make_arms(names: str, common: Options, *, helper: bool = False, config: Config | None = None) -> list[Arm]:
     """Arms from a comma-separated list: the baseline, the one judged against it, then others.
 
     `no-think` is added if it is not there, and so is the helper if there is one. Raises OptionError if there are fewer
@@ -78,4 +88,4 @@ def make_arms(names: str, common: Options, *, helper: bool = False) -> list[Arm]
     if HELPER in wanted and not helper:
         raise OptionError(f"arm {HELPER!r} needs a helper model; name one with --helper")
     wanted += [name for name in (NO_THINK, *[HELPER] * helper) if name not in wanted]
-    return [make_arm(name, common) for name in wanted]
+    return [make_arm(name, common, config) for name in wanted]

@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from ...controller.budgets import canonical_effort, fit_budget
+from ...controller.config import read_config
+from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
+from ...controller.outside.helper import EngineHelper
 from ...controller.policies import make_policies
-from ...controller.session import DEFAULT_MAX_NEW_TOKENS, Options
 from ...errors import OptionError, unknown
 from ...writing import check_writable, write
 from ..answering import ENGINES, load_answerer
@@ -59,6 +61,7 @@ def bench(
     price: Annotated[str | None, typer.Option(help="Price of the model's tokens: a name in the price table.")] = None,
     helper_price: Annotated[str | None, typer.Option(help="Price of the helper's tokens.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of prices of your own, over the table's.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A file of `tersely tune`, for the arm named tuned.")] = None,
     baselines: Annotated[bool, typer.Option(help="Cut the baseline's thinking for the standard comparisons.")] = True,
     think_prompt: Annotated[bool, typer.Option(help="Make a model without thinking markers think.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -73,7 +76,7 @@ def bench(
     _check(rollouts, margin, batch, out, engine, verifier)
     common = Options(effort=canonical_effort(effort), max_new_tokens=max_new_tokens, probes=probes)
     fit_budget("normal", max_new_tokens, None)
-    wanted = make_arms(arms, common, helper=helper is not None)
+    wanted = make_arms(arms, common, helper=helper is not None, config=None if config is None else read_config(config))
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _splits(names, split, limit, seed)
     for arm in wanted:
@@ -145,6 +148,8 @@ def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
     names = [arm.name for arm in plan.arms]
     answerer = load_answerer(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
+    if helper is not None:
+        answerer.session.helper = EngineHelper(helper.session)
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
     for arm in plan.arms:  # what cannot be asked fails now, not in the last batch
         session = (helper if arm.on_helper and helper else answerer).session

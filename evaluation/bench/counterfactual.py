@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ...controller.engines.base import Completion, Sampling
-from ...controller.session import Prepared
+from ...controller.making import Prepared
 from ..answering import batch_seed
 from ..tasks.questions import Question
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, Arm

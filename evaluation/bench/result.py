@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...controller.engines.checkpoints import locate
+from ...controller.options import Options
 from ...controller.policies import make_policies
-from ...controller.session import Options
 from ..calibration import reliability
 from ..curve import area, common_range, iso_saving
 from ..tasks.questions import Question, fingerprint

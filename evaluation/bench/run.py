@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...controller.session import with_seed
+from ...controller.options import with_seed
 from ..answering import Answerer, batch_seed, batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question

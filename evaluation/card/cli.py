@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.session import Options
+from ...controller.options import Options
 from ...controller.trace import Generation
 from ...errors import TerselyError
 from ..answering import ENGINES, answer_all, load_answerer

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...controller.engines.base import Sampling
+from ...controller.options import Options
 from ...controller.policies.base import Inject, View, Wait, Watching
-from ...controller.session import Options
 from ...controller.text import Codec
 from ...controller.trace import Generation
 from ..reading import Reading, read

@@ -11,8 +11,9 @@ from ...controller.answers import boxed_or_last, normalise
 from ...controller.budgets import fit_budget
 from ...controller.effort import renderings, shared_prefix
 from ...controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
+from ...controller.options import Options, with_seed
 from ...controller.policies.record import Boundary, Numbers, Record, mean_entropy
-from ...controller.session import Options, Session, with_seed
+from ...controller.session import Session
 from ...controller.trace import Generation
 from ...probes.records import UNKNOWN, Array, Rows
 from ..answering import batch_seed

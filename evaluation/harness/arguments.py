@@ -11,8 +11,8 @@ from pydantic import Field
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.engines.base import Sampling
 from ...controller.markers import Markers, parse_markers
+from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
 from ...controller.policies import make_policies
-from ...controller.session import DEFAULT_MAX_NEW_TOKENS, Options
 from ...errors import OptionError
 from ..economics.strict import Record, parse
 

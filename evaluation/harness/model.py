@@ -18,8 +18,9 @@ from lm_eval.utils import sanitize_model_name
 from tqdm import tqdm
 
 from ...controller.engines.transformers import load_engine
+from ...controller.options import Options, with_seed
 from ...controller.prompts import Message, Prompt
-from ...controller.session import Options, Session, with_seed
+from ...controller.session import Session
 from ...controller.trace import Generation
 from ...errors import CapabilityError, OptionError
 from ..answering import batch_seed

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from ..controller.budgets import TIERS
 from ..controller.engines.base import Engine, Request, Sampling
+from ..controller.options import Options
 from ..controller.prompts import render
-from ..controller.session import Options, Session
+from ..controller.session import Session
 from ..controller.trace import Generation
 from ..errors import TerselyError
 from .loading import Source, load, session_of

@@ -56,6 +56,20 @@ def roofline(context: typer.Context) -> None:
     _hand_over("roofline", command, context)
 
 
+def steer(context: typer.Context) -> None:
+    """Find a direction that shortens the thinking of a model; `tersely steer --help` tells the options."""
+    from ..evaluation.steering.cli import steer as command
+
+    _hand_over("steer", command, context)
+
+
+def tune(context: typer.Context) -> None:
+    """Search for the cheapest way of answering that loses nothing; `tersely tune --help` tells the options."""
+    from ..evaluation.tune.cli import tune as command
+
+    _hand_over("tune", command, context)
+
+
 def view(context: typer.Context) -> None:
     """Show a trace file as one HTML page; `tersely view --help` tells the options."""
     from ..evaluation.view.cli import view as command

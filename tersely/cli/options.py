@@ -30,12 +30,27 @@ Effort = Annotated[
 Preset = Annotated[
     str,
     typer.Option(
-        "--preset", metavar="NAME", help="A set of policies: off, budget, careful, balanced, certified or fast."
+        "--preset",
+        metavar="NAME",
+        help="A set of policies, such as off, balanced, certified or fast; README lists them.",
     ),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="A file of `tersely tune`, in place of effort, preset and policies."),
 ]
 Probes = Annotated[
     str | None,
     typer.Option("--probes", metavar="DIR", help="A folder of `tersely calibrate`, in place of the released probes."),
+]
+Helper = Annotated[
+    str | None, typer.Option("--helper", metavar="NAME", help="A larger model that policies delegate steps to.")
+]
+Verifier = Annotated[
+    str | None,
+    typer.Option(
+        "--verifier", metavar="NAME", help="A model that policies ask for verdicts where rules do not decide."
+    ),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
 Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model: transformers.")]

@@ -11,12 +11,14 @@ from typing import Annotated
 import typer
 
 from ..controller.budgets import canonical_effort, fit_budget
+from ..controller.config import load_config
 from ..controller.engines.base import Sampling
+from ..controller.faces import as_helper, as_verifier
+from ..controller.options import DEFAULT_MAX_NEW_TOKENS, Options
 from ..controller.policies import make_policies
-from ..controller.session import DEFAULT_MAX_NEW_TOKENS, Options
 from ..controller.text import Codec
 from ..controller.trace import Generation
-from ..errors import PromptError
+from ..errors import OptionError, PromptError
 from . import options as o
 from .loading import Interruptible, Source, load, session_of, source, spinner
 from .show import Presenter, comparison, outcome, untaken, writer
@@ -31,6 +33,8 @@ class Wish:
     prompt: str
     source: Source
     options: Options
+    helper: str | None
+    verifier: str | None
     as_json: bool
     compare: bool
     quiet: bool
@@ -43,7 +47,10 @@ def run(
     effort: o.Effort = "normal",
     preset: o.Preset = "balanced",
     policy: o.Policies = None,
+    config: o.Config = None,
     probes: o.Probes = None,
+    helper: o.Helper = None,
+    verifier: o.Verifier = None,
     engine: o.Engine = "transformers",
     seed: o.Seed = 0,
     max_new_tokens: o.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
@@ -69,16 +76,26 @@ def run(
         probes=probes,
         sampling=Sampling(temperature=temperature, seed=seed),
     )
+    if config is not None:
+        chosen = _configured(chosen, config)
     origin = source(model, engine, markers, think_prompt)
     _check(chosen, trace)
     comparing = not (as_json or quiet) if compare is None else compare
-    _answer(Wish(_prompt_text(prompt), origin, chosen, as_json, comparing, quiet, trace))
+    _answer(Wish(_prompt_text(prompt), origin, chosen, helper, verifier, as_json, comparing, quiet, trace))
+
+
+def _configured(chosen: Options, config: Path) -> Options:
+    """The options of a file in place of those it decides; raises OptionError if the command line decides them too."""
+    default = Options()
+    if (chosen.effort, chosen.preset, chosen.policies) != (default.effort, default.preset, default.policies):
+        raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
+    return replace(chosen, **load_config(config))
 
 
 def _check(chosen: Options, trace: Path | None) -> None:
     """Refuse before a model is loaded what would be refused after."""
     tier = canonical_effort(chosen.effort)
-    fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve)
+    fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve, chosen.strategy)
     make_policies(chosen.preset, chosen.policies)
     if trace is not None:
         from ..evaluation.view.files import check_appendable
@@ -104,6 +121,7 @@ def _prompt_text(given: str) -> str:
 def _answer(wish: Wish) -> None:
     engine = Interruptible(load(wish.source))
     session = session_of(engine, wish.source)
+    session.helper, session.verifier = as_helper(wish.helper), as_verifier(wish.verifier)
     show = None if wish.as_json or wish.quiet else Presenter(session.markers, *writer())
     done = session.run([wish.prompt], wish.options, show)[0]
     if engine.interrupted:
@@ -150,5 +168,7 @@ def _round_off(show: Presenter, done: Generation) -> None:
     if (line := outcome(done)) is not None:
         show.mark(line)
     for decision in done.trace:
-        if not decision.acted:
+        if decision.action == "error":
+            show.mark(f"{decision.policy}: {decision.reason}")
+        elif not decision.acted:
             show.mark(untaken(decision))

@@ -1,6 +1,8 @@
 // The list of records with its filter, the totals of what is listed, and the address of the record that is shown.
 
-const acted = (record) => record.controlled.decisions.some((decision) => decision.acted);
+const told = ["note", "tier", "error"];
+const acted = (record) =>
+  record.controlled.decisions.some((decision) => decision.acted && !told.includes(decision.action));
 const WHICH = [
   ["all records", () => true],
   ["acted upon", acted],

@@ -1,0 +1,141 @@
+"""The rows of one call: from prompts and options to requests with their controllers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from ..errors import PromptError
+from .budgets import Budget, fit_budget, tier_by_length
+from .core import Controller
+from .effort import TierChoice, renderings, shared_prefix
+from .engines.base import Opened, Request, Watcher
+from .options import Options
+from .policies.base import Policy
+from .prompts import Prompt, Rendered, as_messages, render
+from .trace import Decision
+
+if TYPE_CHECKING:
+    from ..probes.choice import TierProbe
+    from .policies.steer import Steer
+    from .session import Session
+
+
+@dataclass(slots=True)
+class Prepared:
+    """One prompt on its way: rendered, with its budget, the controller that watches it if any, and the request.
+
+    Where the tier is chosen while the prompt is read, all but the request are settled then. notes are decisions that
+    no controller took.
+    """
+
+    rendered: Rendered
+    budget: Budget
+    controller: Controller | None
+    request: Request
+    notes: list[Decision] = field(default_factory=list)
+
+    @property
+    def state(self) -> str:
+        """Where the prompt leaves the model; see `Rendered`."""
+        return self.rendered.state
+
+    def boundary(self) -> str | None:
+        """What the latest token ended in the thinking; None where the row does not think."""
+        return None if self.controller is None else self.controller.boundary
+
+
+@dataclass(frozen=True, slots=True)
+class Making:
+    """Makes the rows of one call."""
+
+    session: Session
+    options: Options
+    policies: tuple[Policy, ...]
+    signals: bool
+
+    def row(self, prompt: Prompt, effort: str) -> Prepared:
+        """The row of a prompt under an effort; `auto` goes by the prompt's length."""
+        tier, notes = effort, []
+        if effort == "auto":
+            tier = tier_by_length(str(as_messages(prompt)[-1]["content"]))
+            reason = f"{tier}, by the prompt's length: there is no difficulty probe for this model"
+            notes = [Decision("effort", "tier", reason, 0)]
+        budget = self._budget(tier, self.options.max_new_tokens)
+        rendered = render(self.session.engine.tokenizer, prompt, budget, self.session.markers)
+        limit = self._room(len(rendered.ids), budget)
+        budget = self._budget(tier, limit)
+        controller = self._controller(prompt, rendered, budget)
+        request = self._request(rendered.ids, limit, controller, temperature=budget.temperature)
+        return Prepared(rendered, budget, controller, request, [*notes, *self._steered(controller)])
+
+    def chosen(self, prompt: Prompt, probe: TierProbe) -> Prepared:
+        """The row of a prompt whose tier is chosen once its beginning is read."""
+        session, options = self.session, self.options
+        budgets = {tier: self._budget(tier, options.max_new_tokens) for tier in probe.tiers}
+        known = renderings(session.engine.tokenizer, prompt, session.markers, budgets)
+        prefix, longest = shared_prefix(list(known.values())), max(len(r.ids) for r in known.values())
+        limit = self._room(longest, budgets[probe.tiers[-1]])
+
+        def settle(tier: str, reason: str) -> Opened:
+            row.rendered, row.budget = known[tier], self._budget(tier, limit)
+            row.controller = self._controller(prompt, row.rendered, row.budget)
+            row.notes = [Decision("effort", "tier", reason, 0), *self._steered(row.controller)]
+            return Opened(row.rendered.ids, row.controller, row.budget.temperature)
+
+        request = self._request(prefix, limit, None, TierChoice(probe, prefix, longest, settle))
+        row = Prepared(known[probe.tiers[-1]], budgets[probe.tiers[-1]], None, request)
+        return row
+
+    @property
+    def steers(self) -> Steer | None:
+        """The policy that adds to hidden states, if there is one."""
+        return cast("Steer | None", next((p for p in self.policies if hasattr(p, "steering")), None))
+
+    def _steered(self, controller: Controller | None) -> list[Decision]:
+        if self.steers is None or controller is None:
+            return []
+        return [Decision(self.steers.name, "steer", self.steers.steers, 0, acted=not self.options.shadow)]
+
+    def _budget(self, tier: str, limit: int) -> Budget:
+        return fit_budget(tier, limit, self.options.answer_reserve, self.options.strategy)
+
+    def _room(self, prompt: int, budget: Budget) -> int:
+        """Output tokens that fit beside so many of the prompt; raises PromptError if they leave none for an answer."""
+        room, limit = self.session.engine.context_length, self.options.max_new_tokens
+        if room is None or prompt + limit <= room:
+            return limit
+        if room - prompt <= budget.reserve:
+            raise PromptError(
+                f"the prompt has {prompt} tokens and the model's context {room}, which leaves no room "
+                f"for an answer of {budget.reserve}; shorten the prompt"
+            )
+        return room - prompt
+
+    def _controller(self, prompt: Prompt, rendered: Rendered, budget: Budget) -> Controller | None:
+        if not self.policies or rendered.state == "answer":
+            return None
+        session = self.session
+        return Controller(
+            self.policies,
+            session.codec,
+            session.markers,
+            budget,
+            opened=rendered.state == "thinking",
+            shadow=self.options.shadow,
+            prompt_tokens=len(rendered.ids),
+            verifier=session.verifier,
+            helper=session.helper,
+            prompt=prompt,
+        )
+
+    def _request(
+        self,
+        ids: tuple[int, ...],
+        limit: int,
+        watcher: Watcher | None,
+        opening: TierChoice | None = None,
+        temperature: float | None = None,
+    ) -> Request:
+        layers = {layer for policy in self.policies for layer in getattr(policy, "layers", ())}
+        return Request(ids, limit, watcher, self.signals, tuple(sorted(layers)), opening, temperature)

@@ -1,0 +1,37 @@
+"""How to answer: the options that all faces share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from .budgets import Strategy
+from .engines.base import Sampling
+from .policies.base import Policy
+
+DEFAULT_MAX_NEW_TOKENS = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to answer: see `faces.generate` for the meaning of each; signals: have the engine report them.
+
+    probes: a folder of `tersely calibrate`; None takes what is released for the model. record: a folder to keep what
+    probes learn from.
+    """
+
+    effort: str = "normal"
+    preset: str | None = "balanced"
+    policies: tuple[Policy | str, ...] | None = None
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    answer_reserve: int | None = None
+    strategy: Strategy = "tiers"
+    shadow: bool = False
+    signals: bool = False
+    probes: str | None = None
+    record: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+
+
+def with_seed(options: Options, seed: int | None) -> Options:
+    """The same options with another seed."""
+    return replace(options, sampling=replace(options.sampling, seed=seed))
