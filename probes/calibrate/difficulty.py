@@ -70,7 +70,10 @@ def fit_difficulty(
     network = estimator.to_network()
     unseen = _unseen(fit, labels, tune.state, tune_labels, classes, seed)
     chances = np.concatenate([unseen, network.proba(tune.state)])
-    price = price_for(table, chances, np.concatenate([acting.right, tune_acting.right]), margin, doubt=DOUBT)
+    right = np.concatenate([acting.right, tune_acting.right])
+    price = price_for(table, chances, right, margin, doubt=DOUBT)
+    if price is None and price_for(table, chances, right, margin) is not None:
+        price = 0.0  # too few questions to prove anything: the tier that is right most often, whatever it costs
     if price is None:
         raise OptionError(
             f"choosing tiers by this probe costs more than {margin:g} accuracy whatever tokens cost; raise --margin, "

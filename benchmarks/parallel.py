@@ -1,0 +1,82 @@
+"""Tokens and accuracy of several samples a question beside one, all rules on the same questions in one run.
+
+A ratio is a rule's tokens over those of the full majority vote, so below 1 means that it is cheaper. Tokens are all
+that was written, stopped samples and branches read again included; prompts are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+
+import tersely
+from tersely.controller.engines.transformers import load_engine
+from tersely.controller.parallel.deepconf import DeepConf
+from tersely.controller.parallel.majority import Majority, Short
+from tersely.controller.parallel.outcome import Sampled
+from tersely.controller.parallel.poll import Rule
+from tersely.controller.parallel.tree import Tree
+from tersely.evaluation.answering import batch_seed
+from tersely.evaluation.tasks.questions import is_right, load
+
+FULL = "majority"
+RULES: Mapping[str, Rule] = {
+    FULL: Majority(early=False),
+    "early": Majority(),
+    "lazy": Majority(lazy=True),
+    "confident": Majority(by_confidence=True, early=False),
+    "short": Short(m=3),
+    "deepconf": DeepConf(window=64),
+    "tree": Tree(),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all rules and print what they cost and how often they are right."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--limit", type=int, default=100, help="questions of the embedded family (default: %(default)s)"
+    )
+    parser.add_argument("--k", type=int, default=5, help="samples a question (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
+    parser.add_argument("--preset", default="off", help="what controls each sample (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=10, help="questions a batch (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=1024, help="of a sample (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+
+    engine = load_engine(options.model)
+    questions = load("tiny", "test", options.limit, options.seed)
+    found: dict[str, dict[str, float]] = {}
+    for name, rule in {"single": Majority(), **RULES}.items():
+        done: list[Sampled] = []
+        for start in range(0, len(questions), options.batch):
+            done += tersely.sample(
+                engine,
+                prompts=[question.problem for question in questions[start : start + options.batch]],
+                k=1 if name == "single" else options.k,
+                rule=rule,
+                preset=options.preset,
+                max_new_tokens=options.max_new_tokens,
+                seed=batch_seed(options.seed, start),
+            )
+        found[name] = {
+            "right": sum(is_right(one.answer, q.answer) for one, q in zip(done, questions, strict=True)) / len(done),
+            "tokens": sum(one.usage.total for one in done) / len(done),
+        }
+        print(name, found[name], file=sys.stderr, flush=True)
+    for figures in found.values():
+        figures["ratio"] = round(figures["tokens"] / found[FULL]["tokens"], 4)
+    if options.json:
+        print(json.dumps({f"{name}_{key}": value for name, figures in found.items() for key, value in figures.items()}))
+        return
+    print(f"{'':10}{'right':>8}{'tokens':>9}{'ratio':>8}")
+    for name, figures in found.items():
+        print(f"{name:10}{figures['right']:8.1%}{figures['tokens']:9.1f}{figures['ratio']:8.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The watcher of one sample: the row's own goes first; the poll hears what happens, and may end the row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import cast
+
+from ..answers import boxed, boxed_or_last
+from ..core import Controller
+from ..engines.base import Completion, Directive, Resting, Seen, Watcher
+from ..making import Prepared
+from ..parts import split_output
+from ..session import Session
+from .poll import Poll
+
+_STOP = Directive(stop=True)
+
+
+class Member:
+    """Watches a sample of a poll from `begin` on; implements `engines.base.Concerned`.
+
+    before: output tokens before the thinking, the marker that opens it included.
+    """
+
+    controller: Controller
+    inner: Watcher
+
+    def __init__(self, poll: Poll, sample: int, session: Session, row: Prepared) -> None:
+        self.poll, self.sample, self.session, self.row = poll, sample, session, row
+        self.before = 0
+        self._closed = False
+        self._trial = 0  # tokens of the trial under way
+
+    def begin(self, inner: Watcher | None, written: Sequence[int] = (), before: int = 0) -> None:
+        """Follow the row, whose prompt is settled, together with the watcher it has.
+
+        written: what the row goes on from, of which `before` tokens are no thinking.
+        """
+        self.controller = self.row.controller or _onlooker(self.session, self.row)
+        self.inner = inner or self.controller
+        self.before = before or int(self.row.state == "before")
+        if written:
+            self.controller.phase = "thinking"
+            self.controller.position += len(written)
+            for token in written[before:]:
+                self.controller.thinking.add(token)
+
+    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        """See `Watcher.observe`."""
+        if self.sample in self.poll.stopped:
+            return Directive(drop=self._trial + 1, trial=False, stop=True) if self._trial else _STOP
+        directive = self.inner.observe(token, seen)
+        if directive.trial:
+            self._trial = len(directive.force)
+        elif self._trial:
+            self._trial = 0 if directive.trial is False else self._trial + 1
+        elif seen is not None and seen.signals is not None:
+            self.poll.read(self.sample, seen.signals.top)
+        phase = self.controller.phase
+        if phase == "before":
+            self.before += 1
+        elif phase == "answer" and not self._closed:
+            self._closed = True
+            self.poll.closed(self.sample)
+        return directive
+
+    def resume(self) -> Directive:
+        """See `Resting.resume`."""
+        return _STOP if self.sample in self.poll.stopped else cast(Resting, self.inner).resume()
+
+    def ended(self, done: Completion) -> None:
+        """See `Concerned.ended`."""
+        answer = None if done.finish_reason == "stopped" else self._answer(done)
+        self.poll.ended(self.sample, answer, self._thoughts())
+
+    def _answer(self, done: Completion) -> str:
+        """What the sample answers; a model that ended its turn within its thinking may have put it there."""
+        state = "thinking" if self.controller.thinking.ids else self.row.state
+        parts = split_output(done.token_ids, self.session.codec, self.session.markers, state)
+        return boxed_or_last(parts.answer) if parts.answer else boxed(parts.thinking) or ""
+
+    def _thoughts(self) -> list[tuple[int, float]]:
+        """Where each thought ends and its mean confidence, of those whose tokens were seen."""
+        thinking = self.controller.thinking
+        seen = ((t.end, [s.top for s in thinking.signals[t.start : t.end] if s is not None]) for t in thinking.thoughts)
+        return [(end, fmean(tops)) for end, tops in seen if tops]
+
+
+def _onlooker(session: Session, row: Prepared) -> Controller:
+    """A controller that follows the phases and thoughts of an uncontrolled row, and does nothing."""
+    controller = Controller((), session.codec, session.markers, row.budget, opened=row.state == "thinking", shadow=True)
+    if row.state == "answer":
+        controller.phase = "answer"
+    return controller
