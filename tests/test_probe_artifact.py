@@ -150,7 +150,7 @@ def _any_artifact() -> Artifact:
 @pytest.mark.parametrize(
     ("about", "reason"),
     [
-        ({"format": 2}, "format 2; accepted: 1. Another tersely wrote it"),
+        ({"format": 3}, "format 3; accepted: 2. Another tersely wrote it"),
         ({"kind": "mood"}, "kind is 'mood'; accepted: difficulty, readiness"),
         ({"classes": ["easy", "hard"]}, "accepted: 3 different names"),
         ({"classes": ["easy", "easy", "hard"]}, "accepted: 3 different names"),
