@@ -307,7 +307,7 @@ def test_the_preset_says_so_too(engine: TransformersEngine, monkeypatch: pytest.
     ],
 )
 def test_custom_generate_refuses_what_it_cannot_pass_on(engine: TransformersEngine, options: dict[str, Any]) -> None:
-    with pytest.raises(CapabilityError, match=r"reads signals or hidden states, .*; use tersely\.generate"):
+    with pytest.raises(CapabilityError, match=r"needs more than a custom_generate passes on .*; use tersely\.generate"):
         tersely.custom_generate(engine.tokenizer, **options)
 
 

@@ -98,7 +98,8 @@ while True:
 def test_kill_9_leaves_parts_whole_or_absent(records: Records, tmp_path: Path) -> None:
     """The writer writes one part over and over, so that it is killed within a write as like as not."""
     folder, root = tmp_path / "data", Path(__file__).parents[1]
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], cwd=root, stdout=subprocess.PIPE)
+    command, env = [sys.executable, "-c", WRITER, str(folder)], {**os.environ, "PYTHONPATH": str(root)}
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     while not (folder / "part-00000.safetensors").exists():
