@@ -65,7 +65,7 @@ class Controller:
         self.view = View(self.thinking, budget, closing_cost, question_of(prompt), prompt_tokens)
         self.asked = Asked(verifier or SymbolicVerifier())
         self.delegated = Delegations(helper, prompt)
-        self._injections = 0
+        self._actions = 0  # injections and delegations
         self._said: set[str] = set()
         self._sleepers = Sleepers(policies, self.view, self._hear)
         self._alarm = self._sleepers.alarm
@@ -179,6 +179,7 @@ class Controller:
             decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
             self.decisions.append(decision)
             return KEEP
+        self._actions += 1
         back = self.thinking.take_back(move.take_back)
         self.position -= back
         lead = f"{lead_after(self.thinking.tail(4))}{move.lead} " if move.lead else ""
@@ -259,7 +260,7 @@ class Controller:
         needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
         if isinstance(move, Delegate) and self.delegated.helper is None and not self.shadow:
             reason = "no delegation: there is no helper"
-        elif self._injections + self.delegated.count >= MOST_ACTIONS:
+        elif self._actions >= MOST_ACTIONS:
             reason = f"no more {what} after {MOST_ACTIONS}: policies may be undoing each other"
         elif needed > self._room:
             reason = f"no more {what}: they would take the room that closing needs"
@@ -297,7 +298,7 @@ class Controller:
         text = self._text_of(action)
         kind = "close" if isinstance(action, Close) else "inject"
         self.decisions.append(Decision(policy, kind, action.reason, self.position, text, not self.shadow))
-        self._injections += kind == "inject"
+        self._actions += kind == "inject"
         if self.shadow:
             return KEEP
         forced = self.codec.encode(text)

@@ -26,7 +26,7 @@ class Delegations:
 
     def __init__(self, helper: Helper | None, prompt: Prompt) -> None:
         self.helper, self.prompt = helper, prompt
-        self.count = self.tokens = self.read = 0
+        self.tokens = self.read = 0
         self._open: Delegation | None = None
 
     @property
@@ -41,7 +41,6 @@ class Delegations:
             made = self.helper.write(Stretch(self.prompt, thinking, tokens))
         except Exception as error:  # a helper is anybody's code
             made = Help().fail(told(error))
-        self.count += 1
         self._open = Delegation(sleeper, move, position, made)
         return made
 

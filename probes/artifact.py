@@ -103,15 +103,19 @@ class Artifact:
 
 def save(artifact: Artifact, folder: Path | str) -> None:
     """Write both files, the JSON one last: a save that is cut short is refused when loaded. Raises WriteError."""
+    put(folder, _numbers(artifact), _about(artifact))
+
+
+def put(folder: Path | str, numbers: bytes, about: Mapping[str, Any]) -> None:
+    """Write numbers and then the facts about them, with the digests that tie them together. Raises WriteError."""
     place = Path(folder)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"{place} cannot be made: {error.strerror}; choose another place") from None
-    numbers = _numbers(artifact)
     write(place / NUMBERS, numbers)
-    about = _about(artifact) | {"sha256": hashlib.sha256(numbers).hexdigest(), "tersely": own_version()}
-    write(place / ABOUT, written(about))
+    tied = {**about, "sha256": hashlib.sha256(numbers).hexdigest(), "tersely": _own_version()}
+    write(place / ABOUT, written(tied))
 
 
 def load(
@@ -214,8 +218,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
 
 
-def own_version() -> str:
-    """The version of tersely that writes."""
+def _own_version() -> str:
     try:
         return version("tersely")
     except PackageNotFoundError:  # a checkout on the path

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, TerselyError
-from ..writing import WriteError, write
-from .artifact import ABOUT, NUMBERS, ArtifactError, finite, own_version, plain_json, read_file, written
+from .artifact import ABOUT, NUMBERS, ArtifactError, finite, plain_json, put, read_file, written
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
@@ -202,15 +201,7 @@ def _differences(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
 
 def save_direction(direction: Direction, folder: Path | str) -> None:
     """Write `probe.safetensors` and then `probe.json`, with digests as other probes have them. Raises WriteError."""
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"{place} cannot be made: {error.strerror}; choose another place") from None
-    numbers = _numbers(direction)
-    write(place / NUMBERS, numbers)
-    about = {"format": FORMAT, "tersely": own_version(), "sha256": hashlib.sha256(numbers).hexdigest()}
-    write(place / ABOUT, written(about | _about(direction)))
+    put(folder, _numbers(direction), {"format": FORMAT, **_about(direction)})
 
 
 def load_direction(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Direction:

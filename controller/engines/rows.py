@@ -131,13 +131,9 @@ class Row:
         self.pending = None
         directive = self.resume()
         before = len(self.tokens)
-        self._append(directive.force, True)
-        if directive.stop and self.finish is None:
-            self.finish = "stopped"
+        self._force(directive)
         feed = tuple(self.tokens[before:])
-        if directive.until is not None and self.finish is None:
-            self.pending = directive.until
-        elif not feed and not begun.feed:
+        if not feed and not begun.feed and self.pending is None:
             return Edit((self._last(),), begun.unfeed + 1, begun.drop, begun.add)
         return Edit((*begun.feed, *feed), begun.unfeed, begun.drop, (*begun.add, *feed))
 
@@ -162,17 +158,21 @@ class Row:
         self._append([] if directive.drop else [token], False, signals)
         if directive.trial is not None:
             self.trial = directive.trial
-        self._append(directive.force, True)
-        if directive.stop and self.finish is None:
-            self.finish = "stopped"
+        self._force(directive)
         feed = tuple(self.tokens[before:])
-        if directive.until is not None and self.finish is None:
-            self.pending = directive.until
         if not feed and self.pending is None:
             # Nothing new to feed, yet the logits after the last kept token are gone: it is fed once more.
             return Edit((self._last(),), unfed + 1, directive.drop, ())
         kept = 0 if directive.drop else 1
         return Edit(feed, unfed, directive.drop, feed[kept:])
+
+    def _force(self, directive: Directive) -> None:
+        """Put out what is forced, and then end or rest as the directive says, unless that has ended the row."""
+        self._append(directive.force, True)
+        if self.finish is None:
+            self.finish = "stopped" if directive.stop else None
+        if self.finish is None:
+            self.pending = directive.until
 
     def _append(self, tokens: Sequence[int], forced: bool, signals: Signals | None = None) -> None:
         """Put tokens out until the budget is full or an end-of-sequence token was among them."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from ..budgets import fit_budget
 from ..engines.base import KEEP, Directive, Request, Sampling, Seen
 from ..prompts import Prompt, render
+from ..spotting import Spotter
 from .asked import told
 
 if TYPE_CHECKING:
@@ -136,17 +137,15 @@ class _Until:
     """Ends a row after so many tokens, where the thinking ends, or when it is too late."""
 
     def __init__(self, session: Session, tokens: int, deadline: float) -> None:
-        self.session, self.left, self.deadline = session, tokens, deadline
-        self.late = False
-        self._recent: list[int] = []
+        self.left, self.deadline, self.late = tokens, deadline, False
+        self._close = Spotter(session.codec, session.markers.close)
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """See `Watcher.observe`."""
         self.left -= 1
-        self._recent = [*self._recent[-15:], token]
         self.late = time.monotonic() > self.deadline
-        over = self.left <= 0 or self.late
-        return _STOP if over or self.session.markers.close in self.session.codec.decode(self._recent) else KEEP
+        closed = self._close.completes(token)
+        return _STOP if closed or self.left <= 0 or self.late else KEEP
 
 
 def _within(context: int | None, prompt: int, tokens: int) -> int:

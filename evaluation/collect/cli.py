@@ -9,6 +9,7 @@ import typer
 
 from ...controller.budgets import EFFORTS
 from ...errors import OptionError, unknown
+from ..numbers import numbers_of
 
 
 def collect(
@@ -42,16 +43,16 @@ def collect(
     if len(set(names)) < len(names):
         raise OptionError(f"--tiers {tiers!r} names one twice; accepted: each at most once")
     plan = Plan(
-        model, task, split, limit, seed, names, rollouts, _numbers(layers), batch_size, max_new_tokens, think_prompt
+        model,
+        task,
+        split,
+        limit,
+        seed,
+        names,
+        rollouts,
+        numbers_of("--layers", layers, int, "whole numbers"),
+        batch_size,
+        max_new_tokens,
+        think_prompt,
     )
     typer.echo(collect_into(out, plan))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        numbers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise OptionError(f"--layers {text!r} not understood; accepted: whole numbers separated by commas") from None
-    if len(set(numbers)) < len(numbers):
-        raise OptionError(f"--layers {text!r} names one twice; accepted: each at most once")
-    return numbers

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from ...controller.budgets import canonical_effort
 from ...errors import OptionError, unknown
 from ...probes.steering import FEWEST, PLACES
+from ..numbers import numbers_of
 
 UNUSABLE = 1
-
-T = TypeVar("T")
 
 
 def steer(
@@ -64,8 +62,8 @@ def steer(
         dev,
         proof,
         place,
-        _numbers("--layers", layers, int),
-        _numbers("--strengths", strengths, float),
+        None if layers is None else numbers_of("--layers", layers, int),
+        None if strengths is None else numbers_of("--strengths", strengths, float),
         effort,
         temperature,
         seed,
@@ -79,15 +77,3 @@ def steer(
         raise typer.Exit(UNUSABLE)
     if not as_json:
         typer.echo(f"use it with `tersely run --policy steer --probes {out}`")
-
-
-def _numbers(name: str, text: str | None, kind: Callable[[str], T]) -> tuple[T, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        raise OptionError(f"{name} {text!r} not understood; accepted: numbers separated by commas") from None
-    if len(set(numbers)) < len(numbers):
-        raise OptionError(f"{name} {text!r} names one twice; accepted: each at most once")
-    return numbers

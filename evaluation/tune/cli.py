@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated, Any
@@ -26,7 +26,7 @@ from ..progress import shown
 from ..stats import Array, question_means
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import GYM, TINY, Question, load
-from .search import Finding, as_dicts, chosen, prove, search
+from .search import FIRST, Finding, chosen, prove, search
 from .space import Candidate, default_space, read_space
 
 NONE_FOUND = 1
@@ -66,7 +66,7 @@ def tune(
     out: Annotated[Path, typer.Option(help="The configuration to write; a killed run goes on.")],
     model: Annotated[str, typer.Option(help="Name or folder of the model.")] = "tersely-tiny-small",
     task: Annotated[str, typer.Option(help="tiny, gym:NAME, or a JSONL file of {id, problem, answer}.")] = "tiny",
-    limit: Annotated[int, typer.Option(min=32, help="Questions to search on, of the split fit.")] = 256,
+    limit: Annotated[int, typer.Option(min=FIRST, help="Questions to search on, of the split fit.")] = 256,
     proof: Annotated[int, typer.Option(min=10, help="Questions to prove it on, of the split calibrate.")] = 512,
     space: Annotated[Path | None, typer.Option(help="JSON {effort, policies, strategy}, each a list.")] = None,
     objective: Annotated[str, typer.Option(help="What is to fall: tokens, or usd by --price.")] = "tokens",
@@ -102,7 +102,7 @@ def tune(
         assert economy.price is not None  # `_check` refuses it otherwise
         return question_means([economy.price.cost(row.prompt, row.total) for row in records.rows])
 
-    work = len(candidates) * 32 + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
+    work = len(candidates) * FIRST + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
     with AnswerChecker() as checker, shown(work) as advance:
         ask = _Asking(answerer, parts, checker, journal, seed, batch, common, advance)
         for candidate in candidates:  # what cannot be asked fails now, not in the last round
@@ -176,6 +176,6 @@ def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Findi
         typer.echo(f"none of {len(candidates)} could be shown to save without loss on {findings[0].n} questions")
         return
     config = next(c.config for c in candidates if c.name == best.name)
-    found = {**made_from, "tried": len(candidates), "findings": as_dicts(findings)}
+    found = {**made_from, "tried": len(candidates), "findings": [asdict(finding) for finding in findings]}
     Config(config.effort, config.policies, config.strategy, found).save(out)
     typer.echo(f"wrote {out}; use it with `tersely run --config {out}`")

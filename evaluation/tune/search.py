@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -119,8 +118,3 @@ def chosen(findings: Sequence[Finding]) -> Finding | None:
     """The one that saves most of those that passed; None if none did."""
     passed = [finding for finding in findings if finding.passed]
     return max(passed, key=lambda finding: finding.saving[0], default=None)
-
-
-def as_dicts(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Findings in JSON form."""
-    return [{name: getattr(finding, name) for name in Finding.__slots__} for finding in findings]
