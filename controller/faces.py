@@ -71,11 +71,15 @@ def generate(
         record=record,
         sampling=Sampling(temperature, top_p, top_k, seed),
     )
-    single = is_single(prompts)
-    batch = [cast(Prompt, prompts)] if single else list(cast(Sequence[Prompt], prompts))
     session = Session(engine, markers, think_prompt, verifier=as_verifier(verifier), helper=as_helper(helper))
-    done = session.run(batch, options, on_event)
-    return done[0] if single else done
+    return each(prompts, lambda batch: session.run(batch, options, on_event))
+
+
+def each(prompts: Prompt | Sequence[Prompt], answer: Callable[[list[Prompt]], Sequence[Any]]) -> Any:
+    """What a batch comes to: one result for a single prompt, a list for a list."""
+    if _is_single(prompts):
+        return answer([cast(Prompt, prompts)])[0]
+    return answer(list(cast(Sequence[Prompt], prompts)))
 
 
 def as_verifier(given: Any) -> Verifier | None:
@@ -110,8 +114,7 @@ def engine_of(model: Any, tokenizer: Any) -> Engine:
     return TransformersEngine(model, tokenizer)
 
 
-def is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    """Whether this is one prompt, not a list of them."""
+def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
     if isinstance(prompts, str):
         return True
     return bool(prompts) and isinstance(prompts[0], dict)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from ...errors import unknown
 from ..budgets import Strategy
 from ..engines.base import Sampling
-from ..faces import as_helper, as_verifier, engine_of, is_single
+from ..faces import as_helper, as_verifier, each, engine_of
 from ..markers import Markers
 from ..options import DEFAULT_MAX_NEW_TOKENS, Options
 from ..policies.base import Policy
@@ -67,9 +67,6 @@ def sample(
         probes=probes,
         sampling=Sampling(temperature, top_p, top_k, seed),
     )
-    single = is_single(prompts)
-    batch = [cast(Prompt, prompts)] if single else list(cast(Sequence[Prompt], prompts))
     engine, asked, helps = engine_of(model, tokenizer), as_verifier(verifier), as_helper(helper)
-    session = Session(engine, markers, think_prompt, verifier=asked, helper=helps)
-    done = sample_all(session, batch, options, rule, k)
-    return done[0] if single else done
+    session, chosen = Session(engine, markers, think_prompt, verifier=asked, helper=helps), rule
+    return each(prompts, lambda batch: sample_all(session, batch, options, chosen, k))
