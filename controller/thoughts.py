@@ -94,6 +94,11 @@ class Thinking:
         return self.codec.decode(self.ids[-tokens:])
 
     @property
+    def ends_line(self) -> bool:
+        """Whether the last token may have ended a line, or nothing stands yet."""
+        return self._line_empty
+
+    @property
     def protected(self) -> str | None:
         """The region that is open at the end, or None; looks no further than it must."""
         return open_region(self.text) if self._risky else None

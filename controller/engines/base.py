@@ -200,8 +200,8 @@ class Engine(Protocol):
     name: str
     tokenizer: Any
     capabilities: frozenset[str]
-    """Of: `crop` (directives may drop more than one token; trials), `ragged` (k forced tokens cost one forward),
-    `signals`, `hidden` (layers and openings), `steer` (steering)."""
+    """Of: `retract` (directives may drop the latest token), `crop` (and more than that; trials, rests), `ragged` (k
+    forced tokens cost one forward), `signals`, `hidden` (layers and openings), `steer` (steering)."""
     context_length: int | None
 
     def generate(

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ModelError, OptionError, PromptError, did_you_mean
+from ...errors import ModelError, OptionError, did_you_mean
 from .base import Completion, Opening, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
 from .hidden import HiddenStates
+from .limits import limit_of
 from .steering import steered_rows
 from .stepper import can_be_ragged, stepper_for
 
@@ -31,7 +32,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         ragged = ("crop", "ragged") if can_be_ragged(model) else ()
-        self.capabilities = frozenset({"signals", "hidden", "steer", *ragged})
+        self.capabilities = frozenset({"signals", "hidden", "steer", "retract", *ragged})
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
@@ -47,7 +48,7 @@ class TransformersEngine:
             return []
         if self.model is None:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
-        budgets = [self._budget(row, request) for row, request in enumerate(requests)]
+        budgets = [limit_of(request, row, self.context_length, self.name) for row, request in enumerate(requests)]
         if any(request.opening is not None for request in requests) and "ragged" not in self.capabilities:
             return self._reread(requests, sampling, sink)
         layers = {layer for request in requests for layer in request.layers}
@@ -124,23 +125,6 @@ class TransformersEngine:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-    def _budget(self, row: int, request: Request) -> int:
-        """The tokens a row may put out: what was asked for, as far as the context holds it."""
-        if request.max_new_tokens < 1:
-            raise OptionError(f"max_new_tokens of request {row} is {request.max_new_tokens}; give at least 1")
-        if not request.prompt_ids:
-            raise PromptError(f"the prompt of request {row} is empty; give at least one token")
-        if self.context_length is None:
-            return request.max_new_tokens
-        longest = request.opening.longest if request.opening is not None else 0
-        room = self.context_length - len(request.prompt_ids) - longest
-        if room < 1:
-            raise PromptError(
-                f"the prompt of request {row} has {len(request.prompt_ids)} tokens and {self.name!r} takes "
-                f"{self.context_length} in all; shorten it"
-            )
-        return min(request.max_new_tokens, room)
 
     def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Stack prompts, padded on the left: ids and mask, both [rows, length]."""

@@ -22,7 +22,7 @@ class ThinkOn:
     """Take back the end of a thinking whose last thought scores below `threshold`, at most `limit` times."""
 
     name: ClassVar[str] = "reconsider"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "retract"})
     rule: StopRule
     layer: int
     threshold: float
@@ -57,7 +57,7 @@ class Reconsider:
     """
 
     name: ClassVar[str] = "reconsider"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "retract"})
     probes: str | None = None
     threshold: float = 0.6
     limit: int = 2

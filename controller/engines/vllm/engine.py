@@ -1,0 +1,253 @@
+"""The engine on a vLLM in this process: watchers act inside it, one look a step at all rows under control."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ....errors import CapabilityError, ModelError, OptionError
+from ..base import Completion, Concerned, FinishReason, Request, Sampling, TokenSink
+from ..checkpoints import locate
+from ..limits import limit_of
+from .control import KEY
+from .driven import Driven, ends
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+PROCESSOR = "tersely.controller.engines.vllm.processor:Processor"
+_SETTINGS = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # watchers live in this process
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+_ON_CPU = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, every thread of this process would be kept to one core
+    "VLLM_CPU_KVCACHE_SPACE": "2",
+}
+_NUMBERS = count()
+
+
+class VllmEngine:
+    """Runs a model on vLLM; implements `engines.base.Engine`.
+
+    llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors.
+    """
+
+    capabilities = frozenset({"signals", "hidden"})
+
+    def __init__(self, llm: LLM, name: str | None = None) -> None:
+        self.llm: LLM | None = llm
+        config = llm.llm_engine.model_config
+        if PROCESSOR not in (config.logits_processors or ()):
+            raise CapabilityError(
+                f"this vLLM was started without tersely's processor; pass logits_processors=[{PROCESSOR!r}] to it, or "
+                "use load_vllm"
+            )
+        self.name = name or str(config.model)
+        self.tokenizer = llm.get_tokenizer()
+        self.context_length: int | None = config.max_model_len
+        self._layers = int(config.hf_text_config.num_hidden_layers)
+        self._folder = Path(config.model)
+        told = config.try_get_generation_config()
+        self._greedy = not told.get("do_sample", False)
+        self._end = ends(config, self.tokenizer)
+
+    def generate(
+        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+    ) -> list[Completion]:
+        """Decode all requests, in order; see `Engine.generate`.
+
+        Draws come from the process's generator: the same seed gives the same batch the same tokens.
+        """
+        if not requests:
+            return []
+        rows = [self._row(request, row) for row, request in enumerate(requests)]
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        running = {row.name: row for row in rows}
+        try:
+            for row in rows:
+                row.submit(self._running, self._params(row, sampling))
+            while self._running.has_unfinished_requests():
+                for output in self._running.step():
+                    if (found := running.get(output.request_id)) is not None:
+                        found.take(output, sink)
+        finally:
+            self._leave(rows)
+        for row in rows:
+            row.tell()
+        return [row.completion() for row in rows]
+
+    @property
+    def _running(self) -> Any:
+        if self.llm is None:
+            raise ModelError(f"the engine {self.name!r} was closed; load it again")
+        return self.llm.llm_engine
+
+    def _row(self, request: Request, row: int) -> _Row:
+        if request.opening is not None or request.steering is not None:
+            raise CapabilityError("vLLM neither finishes prompts by their beginning nor steers; use transformers")
+        if wrong := [layer for layer in request.layers if layer not in (-1, self._layers)]:
+            raise CapabilityError(
+                f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one ({self._layers}) alone"
+            )
+        limit = limit_of(request, row, self.context_length, self.name)
+        return _Row(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
+
+    def _leave(self, rows: Sequence[_Row]) -> None:
+        """Forget all rows; what still runs, after an error or Ctrl-C, is ended."""
+        from .worker import leave
+
+        if unfinished := [row.name for row in rows if row.finish is None]:
+            self._running.abort_request(unfinished)
+        for row in rows:
+            leave(row.name)
+
+    def _params(self, row: _Row, sampling: Sampling) -> Any:
+        assert self.llm is not None
+        params = self.llm.get_default_sampling_params()
+        params.max_tokens = row.limit
+        temperature = sampling.temperature
+        if temperature is None and self._greedy:
+            temperature = 0.0  # as transformers does where a checkpoint says nothing; vLLM would take 1
+        if request_own := row.request.temperature if temperature != 0 else None:
+            temperature = request_own
+        if temperature is not None:
+            params.temperature = temperature
+        if params.temperature == 0:
+            params.top_p, params.top_k = 1.0, 0
+        else:
+            params.top_p = params.top_p if sampling.top_p is None else sampling.top_p
+            params.top_k = params.top_k if sampling.top_k is None else sampling.top_k
+        params.detokenize = False
+        if row.driven is not None:
+            params.extra_args = {KEY: {"driver": row.name}}
+        return params
+
+    def fingerprint(self) -> str | None:
+        """See `Engine.fingerprint`."""
+        if not self._folder.is_dir():
+            return None
+        from ....probes.fingerprint import checkpoint_fingerprint
+
+        return checkpoint_fingerprint(self._folder)
+
+    def close(self) -> None:
+        """Free the model."""
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+        gc.collect()
+
+
+class _Row:
+    """One request on its way."""
+
+    def __init__(self, index: int, name: str, request: Request, limit: int, end: tuple[int, ...]) -> None:
+        self.index, self.name, self.request, self.limit, self.end = index, name, request, limit, end
+        self.ids: list[int] = []
+        self.finish: FinishReason | None = None
+        self.driven: Driven | None = None
+        self._shown = 0
+        if request.watcher is not None or request.signals:
+            wants = {"signals"} if request.signals else set()
+            wants |= {"hidden"} if request.layers else set()
+            self.driven = Driven(request.watcher, end, frozenset(wants), measured=request.signals)
+
+    def submit(self, engine: Any, params: Any) -> None:
+        """Hand the request to vLLM."""
+        from .worker import drive
+
+        if self.driven is not None:
+            drive(self.name, self.driven)
+        engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
+
+    def take(self, output: Any, sink: TokenSink | None) -> None:
+        """Take in what vLLM has put out so far."""
+        done = output.outputs[0]
+        self.ids = list(done.token_ids)
+        if output.finished:
+            self.finish = "length" if done.finish_reason == "length" else "stop"
+            if self.driven is not None:
+                self.driven.read(self.ids)
+                if self.driven.stopped:
+                    self.finish = "stopped"
+            if self.ids and self.ids[-1] in self.end:
+                self.ids.pop()
+        if sink is not None:
+            self._show(sink)
+
+    def _show(self, sink: TokenSink) -> None:
+        """Announce what is new; whether the latest token was forced is known when the next step has read it."""
+        known = len(self.ids) if self.driven is None or self.finish else min(len(self.ids), len(self.driven.forced))
+        for place in range(self._shown, known):
+            sink(self.index, (self.ids[place],), self._forced(place))
+        self._shown = max(self._shown, known)
+
+    def _forced(self, place: int) -> bool:
+        forced = () if self.driven is None else self.driven.forced
+        return place < len(forced) and forced[place]
+
+    def tell(self) -> None:
+        """Tell a watcher that wants to know what became of its row."""
+        if isinstance(self.request.watcher, Concerned):
+            self.request.watcher.ended(self.completion())
+
+    def completion(self) -> Completion:
+        """The output without the token that ended it."""
+        signals = list(self.driven.signals[: len(self.ids)]) if self.driven and self.request.signals else []
+        if self.request.signals:
+            signals += [None] * (len(self.ids) - len(signals))
+        forced = tuple(self._forced(place) for place in range(len(self.ids)))
+        return Completion(tuple(self.ids), forced, self.finish or "length", signals=tuple(signals))
+
+
+def prepare_environment(on_cpu: bool) -> None:
+    """Set what vLLM reads from its environment, before it is imported; what a user has set stands."""
+    for name, value in (_SETTINGS | (_ON_CPU if on_cpu else {})).items():
+        os.environ.setdefault(name, value)
+
+
+def load_vllm(
+    model: str | os.PathLike[str],
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> VllmEngine:
+    """Start vLLM on a model, in this process, with control inside.
+
+    dtype: "auto" as saved (vLLM itself would make half precision of float32). options: further arguments of `vllm.LLM`.
+    Raises CapabilityError where there is no vLLM, or it runs in processes of its own, ModelError for no such model.
+    """
+    name = os.fspath(model)
+    place = locate(name)
+    prepare_environment(on_cpu=not torch.cuda.is_available())
+    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
+        raise CapabilityError(
+            "this engine needs vLLM in one process; unset VLLM_ENABLE_V1_MULTIPROCESSING, or use tersely.LLM"
+        )
+    try:
+        from vllm import LLM
+    except ImportError:
+        raise CapabilityError("vLLM is not installed; pip install 'tersely[vllm]', or use transformers") from None
+    given = dict(options or {})
+    if PROCESSOR in given.get("logits_processors", ()):
+        raise OptionError("tersely's own processor is always there; leave it out of logits_processors")
+    processors = [*given.pop("logits_processors", ()), PROCESSOR]
+    kind = _saved_dtype(place) if dtype == "auto" else dtype
+    llm = LLM(model=place, dtype=kind, max_model_len=max_model_len, logits_processors=processors, seed=0, **given)
+    return VllmEngine(llm, name)
+
+
+def _saved_dtype(place: str) -> str:
+    from transformers import AutoConfig
+
+    saved = getattr(AutoConfig.from_pretrained(place), "dtype", None)
+    return "auto" if saved is None else str(saved).removeprefix("torch.")

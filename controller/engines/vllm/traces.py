@@ -1,0 +1,109 @@
+"""How decisions come back from vLLM's workers: as datagrams on a socket of the process that asked.
+
+vLLM hands nothing back per request but tokens. Whoever wants traces opens a `Traces` before vLLM starts its processes,
+which find it in their environment; without one nothing is sent. Nobody ever waits for a datagram.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ...trace import Decision
+from .control import KEY
+
+PLACE = "TERSELY_TRACES"
+_MOST = 65_536
+"""Requests whose traces are kept for somebody to take."""
+
+
+def tell(extra_args: Mapping[str, Any] | None, decisions: Sequence[Decision], told: int) -> int:
+    """Send the decisions of a request beyond the first `told`; how many have been sent now."""
+    for number in range(told, len(decisions)):
+        _send(extra_args, number, decisions[number])
+    return len(decisions)
+
+
+def tell_error(extra_args: Mapping[str, Any] | None, error: Exception) -> None:
+    """Send that a request is not controlled, and why."""
+    _send(extra_args, 0, Decision("engine", "error", f"not controlled: {type(error).__name__}: {error}", 0))
+
+
+def _send(extra_args: Mapping[str, Any] | None, number: int, decision: Decision) -> None:
+    place = os.environ.get(PLACE)
+    given = (extra_args or {}).get(KEY)
+    tag = given.get("tag") if isinstance(given, dict) else None
+    if place is None or not tag:
+        return
+    message = json.dumps({"tag": tag, "number": number, "decision": asdict(decision)}).encode()
+    try:
+        _sender(place).send(message)
+    except OSError:  # nobody listens any more, or not fast enough
+        return
+
+
+@cache
+def _sender(place: str) -> socket.socket:
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    found.setblocking(False)
+    found.connect(place)
+    return found
+
+
+class Traces:
+    """Takes in what workers send, from when it is opened; to be closed."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="tersely-")
+        self.place = str(Path(self._folder.name) / "traces")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._socket.bind(self.place)
+        self._found: dict[str, dict[int, Decision]] = {}
+        self._lock = threading.Lock()
+        os.environ[PLACE] = self.place
+        self._thread = threading.Thread(target=self._listen, name="tersely-traces", daemon=True)
+        self._thread.start()
+
+    def take(self, tag: str) -> tuple[Decision, ...]:
+        """The decisions of a request that has ended, in order; they are then forgotten."""
+        with self._lock:
+            found = self._found.pop(tag, {})
+        return tuple(found[number] for number in sorted(found))
+
+    def close(self) -> None:
+        """Stop listening."""
+        if os.environ.get(PLACE) == self.place:
+            del os.environ[PLACE]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", self.place)
+        self._thread.join()
+        self._socket.close()
+        self._folder.cleanup()
+
+    def __enter__(self) -> Traces:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _listen(self) -> None:
+        while message := self._socket.recv(1 << 20):
+            try:
+                told = json.loads(message)
+                decision = Decision(**told["decision"])
+            except (ValueError, TypeError, KeyError):  # not one of ours
+                continue
+            with self._lock:
+                self._found.setdefault(told["tag"], {})[told["number"]] = decision
+                while len(self._found) > _MOST:
+                    self._found.pop(next(iter(self._found)))
