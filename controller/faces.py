@@ -16,7 +16,7 @@ from .outside.helper import Helper
 from .outside.questions import Verifier
 from .policies import make_policies
 from .policies.base import Policy
-from .prompts import Prompt
+from .prompts import Prompt, state_after
 from .session import Session
 from .stream import EventSink
 from .text import codec_for
@@ -155,11 +155,11 @@ def custom_generate(
     fit_budget("normal", max_new_tokens, answer_reserve)  # complains here, not in the middle of a batch
 
     def make_watcher(prompt_ids: list[int]) -> Watcher | None:
-        tail = codec.decode(prompt_ids[-32:]).rstrip()
-        if not active or tail.endswith(found.close):
+        state = state_after(codec.decode(prompt_ids[-32:]), found)
+        if not active or state == "answer":
             return None
         row_tier = tier_by_length(codec.decode(prompt_ids)) if tier == "auto" else tier
         budget = fit_budget(row_tier, max_new_tokens, answer_reserve)
-        return Controller(active, codec, found, budget, opened=tail.endswith(found.open), shadow=shadow)
+        return Controller(active, codec, found, budget, opened=state == "thinking", shadow=shadow)
 
     return as_custom_generate(make_watcher, tokenizer=tokenizer, streamer=streamer, stop_strings=stop_strings)

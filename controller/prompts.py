@@ -58,7 +58,7 @@ def render(tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers) -> 
     if markers.source == PROMPTED.source and budget.tier != "none":
         messages = _with_system(messages)
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
-    state = _state(text, markers)
+    state = state_after(text, markers)
     if budget.tier == "none" and state != "answer" and markers.source != PROMPTED.source:
         opening = "" if state == "thinking" else f"{markers.open}\n"
         text, state = f"{text}{opening}\n{markers.close}{markers.after}", "answer"
@@ -76,8 +76,8 @@ def _with_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": PROMPT}, *messages]
 
 
-def _state(text: str, markers: Markers) -> str:
-    """State at the end of a rendered prompt; only what follows the last turn's start can open the thinking."""
+def state_after(text: str, markers: Markers) -> str:
+    """The state at the end of a rendered prompt; only what follows the last turn's start can open the thinking."""
     tail = text[-80:].rstrip()
     if tail.endswith(markers.open):
         return "thinking"

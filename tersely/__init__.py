@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .controller.budgets import Budget
     from .controller.config import load_config
     from .controller.core import Controller
+    from .controller.engines.vllm.llm import LLM
     from .controller.faces import custom_generate, generate
     from .controller.parallel.faces import sample
     from .controller.trace import Generation
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "LLM",
     "Budget",
     "Controller",
     "Generation",
@@ -32,6 +34,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "LLM": "tersely.controller.engines.vllm.llm",
     "Budget": "tersely.controller.budgets",
     "Controller": "tersely.controller.core",
     "Generation": "tersely.controller.trace",
@@ -47,7 +50,13 @@ def __getattr__(name: str) -> object:
     """Fetch a public name from its module, and keep it so that this runs once per name."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; public names: {', '.join(__all__)}")
-    value: object = getattr(import_module(_HOMES[name]), name)
+    try:
+        module = import_module(_HOMES[name])
+    except ModuleNotFoundError as error:
+        if name != "LLM" or error.name != "vllm":
+            raise
+        raise ImportError("tersely.LLM needs vLLM, which is not installed; pip install 'tersely[vllm]'") from None
+    value: object = getattr(module, name)
     globals()[name] = value
     return value
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,6 +14,8 @@ from .browser import browser as browser  # the fixture
 
 if TYPE_CHECKING:
     from vllm import LLM
+
+    from tersely.controller.engines.vllm.engine import VllmEngine
 
 # Read when torch, transformers and vLLM are imported, hence before any test module.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -53,12 +55,42 @@ def start_vllm() -> Callable[..., LLM]:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return vllm.LLM(str(path_of(name)), **(settings | options))
+            given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
+            return vllm.LLM(str(path_of(name)), **(settings | given))
 
     return start
 
 
 @pytest.fixture(scope="session")
 def vllm_llm(start_vllm: Callable[..., LLM]) -> LLM:
-    """A plain vLLM on the small embedded model."""
-    return start_vllm("tersely-tiny-small")
+    """A vLLM on the small embedded model, with tersely's processor in it, which acts where it is asked to."""
+    from tersely.controller.engines.vllm.engine import PROCESSOR
+
+    return start_vllm("tersely-tiny-small", logits_processors=(PROCESSOR,))
+
+
+@pytest.fixture(scope="session")
+def vllm_engine(vllm_llm: LLM) -> VllmEngine:
+    """The engine on that vLLM."""
+    from tersely.controller.engines.vllm.engine import VllmEngine
+
+    return VllmEngine(vllm_llm, "tersely-tiny-small")
+
+
+@pytest.fixture(scope="session")
+def tersely_llm() -> Iterator[Any]:
+    """A `tersely.LLM`; kept to the end, since vLLM takes all engines of a process down with the first that goes."""
+    import tersely
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = tersely.LLM(
+            "tersely-tiny-small",
+            dtype="float32",
+            enforce_eager=True,
+            max_model_len=1024,
+            gpu_memory_utilization=0.2,
+            disable_log_stats=True,
+        )
+    yield made
+    made.close()

@@ -7,7 +7,7 @@ engine ask more often than it puts out. Knows no tensors.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ....errors import CapabilityError
@@ -29,7 +29,9 @@ class Driven:
 
     end: the tokens that end a turn; vLLM ends the request at them before a watcher hears of it. wants: of `signals`
     and `hidden`, what the watcher looks at. measured: signals are kept of every token. forced, signals: of each token
-    that was read. stopped: the watcher ended the row.
+    that was read. stopped: the watcher ended the row. ahead: what the model made of the token that comes next; offered:
+    whether the end of the turn was put there in place of a closing's first token, see `closing_start`; both are asked
+    when that token is there.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class Driven:
         self.forced: list[bool] = []
         self.signals: list[Signals | None] = []
         self.stopped = False
+        self.ahead: Callable[[], Seen] = lambda: _NOTHING_SEEN
+        self.offered: Callable[[], bool] = lambda: False
         self._through = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closing: dict[str, tuple[int, ...]] = {}
@@ -60,15 +64,12 @@ class Driven:
         """Whether somebody wants to know what the model makes of the next token."""
         return self.measured or (bool(self.wants) and not self._through and (self.controller is None or self.thinks))
 
-    def read(self, output: Sequence[int], seen: Seen | None = None, moved: bool = False) -> int | None:
-        """Take in what was put out since the last call; the token that must come next, None if any may.
-
-        seen: of the step that gave the latest token. moved: in that step the end of the turn was offered as the first
-        token of a closing, see `closing_start`.
-        """
+    def read(self, output: Sequence[int]) -> int | None:
+        """Take in what was put out since the last call; the token that must come next, None if any may."""
         for place in range(len(self.forced), len(output)):
             latest = place == len(output) - 1
-            self._take(output[place], (seen if latest else None) or _NOTHING_SEEN, moved and latest)
+            seen = self.ahead() if latest and (self.wants or self.measured) else _NOTHING_SEEN
+            self._take(output[place], seen, latest and self.offered())
         return self._queue[0] if self._queue else None
 
     def _take(self, token: int, seen: Seen, moved: bool) -> None:

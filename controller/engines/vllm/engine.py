@@ -140,9 +140,7 @@ class VllmEngine:
         return checkpoint_fingerprint(self._folder)
 
     def close(self) -> None:
-        """Free the model."""
-        if self.llm is not None:
-            self.llm.llm_engine.engine_core.shutdown()
+        """Let go of the model. vLLM's own `shutdown` would take down every other one in this process."""
         self.llm = None
         gc.collect()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -12,13 +12,15 @@ import vllm
 from ....errors import CapabilityError, OptionError
 from ...budgets import canonical_effort
 from ...markers import Markers, find_markers
+from ...parts import split_output
 from ...policies import POLICIES
 from ...policies.base import Policy
+from ...prompts import state_after
 from ...text import codec_for
 from ...trace import Decision
 from .control import KEY, Control
 from .engine import PROCESSOR
-from .traces import Traces
+from .traces import Traces, tag_of
 
 _TAGS = count()
 _OPENAI = {"easy": "low", "normal": "medium", "hard": "high"}
@@ -62,7 +64,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         try:
             super().__init__(
                 locate(model),
-                logits_processors=[*options.pop("logits_processors", None) or (), PROCESSOR],
+                logits_processors=[*(options.pop("logits_processors", None) or ()), PROCESSOR],
                 additional_config=settings,
                 **options,
             )
@@ -72,7 +74,10 @@ class LLM(vllm.LLM):  # type: ignore[misc]
             raise
 
     def generate(self, prompts: Any, sampling_params: Any = None, **options: Any) -> list[Any]:
-        """See `vllm.LLM.generate`; preset, policies, effort, thinking (tokens), answer_reserve and shadow control it."""
+        """See `vllm.LLM.generate`.
+
+        preset, policies, effort, thinking (most tokens of it), answer_reserve and shadow control it.
+        """
         chosen, rest = self._chosen(options)
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
@@ -123,19 +128,20 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         """Give each output what control made of it."""
         codec = codec_for(self.get_tokenizer())
         for output, own in zip(outputs, params, strict=True):
-            given = (own.extra_args or {}).get(KEY)
-            tag = given.get("tag", "") if isinstance(given, dict) else ""
+            found = self._traces.take(tag_of(own.extra_args))
+            state = state_after(codec.decode(list(output.prompt_token_ids or ())[-32:]), self.markers)
             for one in output.outputs:
-                trace = self._traces.take(tag if own.n == 1 else f"{tag}/{one.index}") if tag else ()
+                trace = found.get(one.index, ())
                 ids = list(one.token_ids)
-                thinking = _thinking_tokens(ids, codec, self.markers)
+                thinking = split_output(ids, codec, self.markers, state).thinking_tokens
                 forced = sum(len(codec.encode(d.text)) for d in trace if d.acted)
                 one.tersely = Controlled(trace, thinking, len(ids) - thinking, forced)
         return outputs
 
     def close(self) -> None:
-        """Shut the engine down, and stop listening for traces."""
-        self.llm_engine.engine_core.shutdown()
+        """Stop listening for traces, and end vLLM where it runs in processes of its own."""
+        if vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING:  # in this one, others may use what ending it would take down
+            self.llm_engine.engine_core.shutdown()
         self._traces.close()
 
 
@@ -148,17 +154,9 @@ def control(preset: str | None, policies: Sequence[Policy | str] | None, effort:
 def _described(policy: Policy | str) -> tuple[str, dict[str, Any]]:
     if isinstance(policy, str):
         return policy, {}
-    if policy.name not in POLICIES or not hasattr(type(policy), "__dataclass_fields__"):
+    if policy.name not in POLICIES or not is_dataclass(policy):
         raise CapabilityError(
             f"policy {policy.name!r} is not one of tersely's, and only those travel to vLLM's workers; use "
             "tersely.generate with an engine of load_vllm, which runs in this process"
         )
-    return policy.name, {name: getattr(policy, name) for name in type(policy).__dataclass_fields__}
-
-
-def _thinking_tokens(ids: list[int], codec: Any, markers: Markers) -> int:
-    from ...parts import split_output
-
-    text = codec.decode(ids)
-    state = "thinking" if markers.close in text and markers.open not in text else "before"
-    return split_output(ids, codec, markers, state).thinking_tokens
+    return policy.name, {f.name: getattr(policy, f.name) for f in fields(policy)}

@@ -18,6 +18,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as RunnerV2
 
 from ....errors import CapabilityError
+from ...trace import Decision
 from . import tap, traces
 from .control import control_of
 from .history import History
@@ -46,6 +47,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         self._parked: OrderedDict[int, Row] = OrderedDict()
         self._history = History(runner[0]) if len(runner) == 1 else None
         self._begun: dict[int, Any] = {}
+        self._copies: OrderedDict[str, int] = OrderedDict()
 
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
@@ -63,12 +65,25 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def _row(self, params: Any, prompt: list[int] | None, output: list[int]) -> Row | None:
         """The row of a request that is to be controlled; None where it is not, or that fails: it goes on alone."""
+        tag, copy = self._numbered(params)
         try:
             driven = self.worker.driven(params.extra_args, prompt, params.max_tokens or 1 << 30)
         except Exception as error:  # it would end the engine
-            traces.tell_error(params.extra_args, error)
+            reason = f"not controlled: {type(error).__name__}: {error}"
+            traces.tell(tag, copy, [Decision("engine", "error", reason, 0)])
             return None
-        return None if driven is None else Row(driven, output, params)
+        return None if driven is None else Row(driven, output, params, tag, copy)
+
+    def _numbered(self, params: Any) -> tuple[str, int]:
+        """The tag of a request, and which of its samples this is: they come in their order, and share all they say."""
+        tag = traces.tag_of(params.extra_args)
+        if not tag:
+            return "", 0
+        copy = self._copies.pop(tag, -1) + 1
+        self._copies[tag] = copy
+        if len(self._copies) > _PARKED:
+            self._copies.popitem(last=False)
+        return tag, copy
 
     def _act(self, rows: dict[int, Row], logits: Tensor) -> None:
         act(rows, logits)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ....errors import CapabilityError
 from ....kernels.signals import logit_signals
 from ..base import Seen, Signals, State
 from . import tap, traces
@@ -20,18 +23,16 @@ _CERTAIN = 1e9
 
 @dataclass(slots=True)
 class Row:
-    """A request under control: who drives it, its output so far, and what was seen in the latest step.
+    """A request under control: who drives it, and its output so far.
 
-    signals: of all looked-at rows [rows, 4] and the place among them; hidden: likewise. offered: whether the end of the
-    turn was likelier than the token in whose place it was put, and where that stands.
+    tag, copy: what its trace goes by, see `traces`; told: how much of that was sent.
     """
 
     driven: Driven
     output: list[int]
     params: Any = None
-    signals: tuple[list[list[float]], int] | None = None
-    hidden: tuple[Tensor, int] | None = None
-    offered: tuple[Tensor, int] | None = None
+    tag: str = ""
+    copy: int = 0
     told: int = 0
 
 
@@ -44,39 +45,15 @@ def act(rows: Mapping[int, Row], logits: Tensor) -> None:
     _offer(rows, logits)
     for row in rows.values():
         if row.driven.controller is not None:
-            row.told = traces.tell(row.params.extra_args, row.driven.controller.decisions, row.told)
+            row.told = traces.tell(row.tag, row.copy, row.driven.controller.decisions, row.told)
 
 
 def _read(row: Row) -> int | None:
-    driven = row.driven
     try:
-        moved = row.offered is not None and len(row.output) > len(driven.forced) and _was_moved(row.offered)
-        return driven.read(row.output, _seen(row) if driven.wants or driven.measured else None, moved)
+        return row.driven.read(row.output)
     except Exception as error:  # a mistake of ours must not end the engine
-        driven.fail(error)
+        row.driven.fail(error)
         return None
-
-
-def _was_moved(offered: tuple[Tensor, int]) -> bool:
-    won, place = offered
-    return bool(won[place])
-
-
-def _seen(row: Row) -> Seen:
-    """What the latest step knew of this row."""
-    signals = None
-    if row.signals is not None:
-        entropy, top, margin = row.signals[0][row.signals[1]]
-        signals = Signals(entropy, top, float("nan"), margin)
-    hidden = row.hidden
-
-    def state(layer: int) -> State:
-        if hidden is None:
-            raise LookupError("vLLM kept no hidden state of this step")
-        found: State = hidden[0][hidden[1]].float().cpu().numpy()
-        return found
-
-    return Seen(signals, state)
 
 
 def _force(forced: Mapping[int, int], logits: Tensor) -> None:
@@ -94,8 +71,16 @@ def _look(rows: list[tuple[int, Row]], logits: Tensor) -> None:
     values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
     hidden = tap.kept(len(logits))
     for number, (place, row) in enumerate(rows):
-        row.signals = (values, place if everybody else number)
-        row.hidden = None if hidden is None else (hidden, place)
+        entropy, top, margin = values[place if everybody else number]
+        signals = Signals(entropy, top, math.nan, margin)
+        row.driven.ahead = partial(Seen, signals, partial(_state, hidden, place))
+
+
+def _state(hidden: Tensor | None, place: int, layer: int) -> State:
+    if hidden is None:
+        raise CapabilityError("vLLM kept no hidden states in this step: something else has replaced its logits layer")
+    found: State = hidden[place].float().cpu().numpy()
+    return found
 
 
 def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
@@ -105,7 +90,7 @@ def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
     """
     offers = []
     for place, row in rows.items():
-        row.offered = None
+        row.driven.offered = _never
         if (first := row.driven.closing_start()) is not None:
             offers.append((place, first, row))
     if not offers:
@@ -118,4 +103,12 @@ def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
     logits[where[0], where[1]] = torch.maximum(wanted, instead)
     logits[where[0][:, None], torch.tensor(end, device=logits.device)] = -torch.inf
     for number, (_, _, row) in enumerate(offers):
-        row.offered = (won, number)
+        row.driven.offered = partial(_was_moved, won, number)
+
+
+def _never() -> bool:
+    return False
+
+
+def _was_moved(won: Tensor, number: int) -> bool:
+    return bool(won[number])

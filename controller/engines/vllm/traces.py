@@ -6,6 +6,7 @@ which find it in their environment; without one nothing is sent. Nobody ever wai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -26,29 +27,28 @@ _MOST = 65_536
 """Requests whose traces are kept for somebody to take."""
 
 
-def tell(extra_args: Mapping[str, Any] | None, decisions: Sequence[Decision], told: int) -> int:
-    """Send the decisions of a request beyond the first `told`; how many have been sent now."""
-    for number in range(told, len(decisions)):
-        _send(extra_args, number, decisions[number])
-    return len(decisions)
-
-
-def tell_error(extra_args: Mapping[str, Any] | None, error: Exception) -> None:
-    """Send that a request is not controlled, and why."""
-    _send(extra_args, 0, Decision("engine", "error", f"not controlled: {type(error).__name__}: {error}", 0))
-
-
-def _send(extra_args: Mapping[str, Any] | None, number: int, decision: Decision) -> None:
-    place = os.environ.get(PLACE)
+def tag_of(extra_args: Mapping[str, Any] | None) -> str:
+    """What a request is told apart by, "" where it has nothing."""
     given = (extra_args or {}).get(KEY)
-    tag = given.get("tag") if isinstance(given, dict) else None
-    if place is None or not tag:
-        return
-    message = json.dumps({"tag": tag, "number": number, "decision": asdict(decision)}).encode()
-    try:
-        _sender(place).send(message)
-    except OSError:  # nobody listens any more, or not fast enough
-        return
+    if isinstance(given, str) and given.lstrip()[:1] == "{":
+        given = json.loads(given)
+    return str(given.get("tag", "")) if isinstance(given, dict) else ""
+
+
+def tell(tag: str, copy: int, decisions: Sequence[Decision], told: int = 0) -> int:
+    """Send the decisions of a request beyond the first `told`; how many have been sent now.
+
+    copy: which of the samples of one prompt, counted from 0.
+    """
+    place = os.environ.get(PLACE)
+    for number in range(told, len(decisions)):
+        if place is None or not tag:
+            break
+        about = {"tag": tag, "copy": copy, "number": number, "decision": asdict(decisions[number])}
+        # Where nobody listens any more, or not fast enough, decisions are lost and nothing else.
+        with contextlib.suppress(OSError):
+            _sender(place).send(json.dumps(about).encode())
+    return len(decisions)
 
 
 @cache
@@ -68,17 +68,17 @@ class Traces:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
         self._socket.bind(self.place)
-        self._found: dict[str, dict[int, Decision]] = {}
+        self._found: dict[str, dict[int, dict[int, Decision]]] = {}
         self._lock = threading.Lock()
         os.environ[PLACE] = self.place
         self._thread = threading.Thread(target=self._listen, name="tersely-traces", daemon=True)
         self._thread.start()
 
-    def take(self, tag: str) -> tuple[Decision, ...]:
-        """The decisions of a request that has ended, in order; they are then forgotten."""
+    def take(self, tag: str) -> dict[int, tuple[Decision, ...]]:
+        """The decisions of a request that has ended, of each of its samples, in order; they are then forgotten."""
         with self._lock:
             found = self._found.pop(tag, {})
-        return tuple(found[number] for number in sorted(found))
+        return {copy: tuple(made[number] for number in sorted(made)) for copy, made in found.items()}
 
     def close(self) -> None:
         """Stop listening."""
@@ -104,6 +104,6 @@ class Traces:
             except (ValueError, TypeError, KeyError):  # not one of ours
                 continue
             with self._lock:
-                self._found.setdefault(told["tag"], {})[told["number"]] = decision
+                self._found.setdefault(told["tag"], {}).setdefault(told["copy"], {})[told["number"]] = decision
                 while len(self._found) > _MOST:
                     self._found.pop(next(iter(self._found)))

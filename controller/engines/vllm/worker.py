@@ -13,6 +13,7 @@ from ...core import Controller
 from ...markers import Markers, find_markers
 from ...policies.base import Policy
 from ...probing import bound
+from ...prompts import state_after
 from ...text import Codec, codec_for
 from .control import KEY, Control, control_of, read_control
 from .driven import Driven, ends
@@ -100,8 +101,8 @@ class Worker:
             return None
         if control.driver:
             return _HERE[control.driver]
-        tail = self.codec.decode(list(prompt or ())[-32:]).rstrip()
-        if tail.endswith(self.markers.close):
+        state = state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
+        if state == "answer":
             return None
         tier = canonical_effort(control.effort)
         if tier == "auto":
@@ -112,7 +113,7 @@ class Worker:
             self.codec,
             self.markers,
             control.budget(tier, max_tokens),
-            opened=tail.endswith(self.markers.open),
+            opened=state == "thinking",
             shadow=control.shadow,
             prompt=control.question,
             prompt_tokens=len(prompt or ()),

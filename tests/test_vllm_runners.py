@@ -1,0 +1,159 @@
+"""One processor class for both of vLLM's model runners; the second needs a GPU, so its buffers are stood in for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import CapabilityError
+
+pytestmark = pytest.mark.vllm
+pytest.importorskip("vllm")
+
+FOLDER = str(path_of("tersely-tiny-small"))
+
+
+def config(**more: Any) -> Any:
+    """What a processor reads of vLLM's configuration."""
+    from transformers import AutoConfig, GenerationConfig
+
+    told = GenerationConfig.from_pretrained(FOLDER).to_diff_dict()
+    model = SimpleNamespace(
+        model=FOLDER,
+        tokenizer=FOLDER,
+        tokenizer_revision=None,
+        trust_remote_code=False,
+        served_model_name=None,
+        hf_text_config=AutoConfig.from_pretrained(FOLDER),
+        try_get_generation_config=lambda: told,
+    )
+    return SimpleNamespace(**{"model_config": model, "speculative_config": None, "additional_config": {}} | more)
+
+
+class Slots:
+    """The buffers of the second model runner, as it keeps them."""
+
+    def __init__(self, slots: int, length: int) -> None:
+        self.device = torch.device("cpu")
+        self.all_token_ids = SimpleNamespace(gpu=torch.zeros(slots, length, dtype=torch.int32))
+        self.prompt_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
+        self.prefill_len = SimpleNamespace(np=np.zeros(slots, dtype=np.int32))
+        self.total_len = SimpleNamespace(gpu=torch.zeros(slots, dtype=torch.int32))
+
+    def fill(self, slot: int, prompt: list[int], output: list[int]) -> None:
+        ids = [*prompt, *output]
+        self.all_token_ids.gpu[slot, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
+        self.prompt_len.np[slot], self.prefill_len.np[slot] = len(prompt), len(ids)
+        self.total_len.gpu[slot] = len(ids)
+
+    def append(self, slot: int, token: int) -> None:
+        length = int(self.total_len.gpu[slot])
+        self.all_token_ids.gpu[slot, length] = token
+        self.total_len.gpu[slot] = length + 1
+
+
+def test_both_loaders_take_the_class() -> None:
+    from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
+    from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
+
+    from tersely.controller.engines.vllm.engine import PROCESSOR
+    from tersely.controller.engines.vllm.processor import Processor
+
+    assert _load_logitsprocs_by_fqcns([PROCESSOR]) == [Processor]
+    assert _load_v2_logitsprocs_by_fqcns([PROCESSOR]) == [Processor]
+
+
+def test_installing_tersely_registers_nothing_with_vllm() -> None:
+    from importlib.metadata import entry_points
+
+    groups = ("vllm.logits_processors", "vllm.general_plugins", "vllm.platform_plugins")
+    assert not [point for group in groups for point in entry_points(group=group) if "tersely" in point.value]
+
+
+def test_speculative_decoding_is_refused() -> None:
+    from tersely.controller.engines.vllm.processor import Processor
+
+    with pytest.raises(CapabilityError, match="without a speculative_config"):
+        Processor(config(speculative_config=object()), torch.device("cpu"), False)
+
+
+def forced_run(slots: Slots, processor: Any, slot: int, steps: int, natural: list[int]) -> list[int]:
+    """Let a slot decode: what the processor forces, or else what the model would have chosen."""
+    vocabulary, made = 970, []
+    for step in range(steps):
+        processor.apply_staged_writes()
+        logits = torch.zeros(1, vocabulary)
+        logits[0, natural[step]] = 5.0
+        context = SimpleNamespace(idx_mapping_np=np.array([slot]))
+        token = int(processor.apply(logits, context)[0].argmax())
+        slots.append(slot, token)
+        made.append(token)
+    return made
+
+
+def prompt_ids() -> tuple[Any, list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    message = [{"role": "user", "content": "What is 12 + 7?"}]
+    return tokenizer, tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+
+
+def test_the_second_runner_gets_the_same_forcing() -> None:
+    from vllm import SamplingParams
+
+    from tersely.controller.engines.vllm.processor import Processor
+
+    tokenizer, prompt = prompt_ids()
+    slots = Slots(4, 512)
+    processor = Processor(config(), slots)
+    control = {"policies": {"budget": {}}, "thinking": 40}
+    params = SamplingParams(max_tokens=200, extra_args={"tersely": control})
+    slots.fill(2, prompt, [])
+    assert processor.add_request(2, params) is True
+    assert processor.add_request(3, SamplingParams(max_tokens=200)) is False
+    word = tokenizer(" the", add_special_tokens=False)["input_ids"][0]
+    opening = [] if tokenizer.decode(prompt).rstrip().endswith("<think>") else tokenizer.encode("<think>")
+    made = forced_run(slots, processor, 2, 60, [*opening, *[word] * 60])
+    text = tokenizer.decode(made)
+    assert "Time is short, so I answer now." in text
+    assert text.index("</think>") < len(text) - 10
+    assert not processor.rows, "a request in its answer is no longer looked at"
+
+
+def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -> None:
+    from vllm import SamplingParams
+
+    from tersely.controller.engines.vllm.processor import Processor
+
+    tokenizer, prompt = prompt_ids()
+    params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}, "thinking": 40}})
+    word = tokenizer(" the", add_special_tokens=False)["input_ids"][0]
+    opening = [] if tokenizer.decode(prompt).rstrip().endswith("<think>") else tokenizer.encode("<think>")
+    natural = [*opening, *[word] * 80]
+    whole_slots = Slots(2, 512)
+    whole_slots.fill(0, prompt, [])
+    whole = Processor(config(), whole_slots)
+    whole.add_request(0, params)
+    expected = forced_run(whole_slots, whole, 0, 60, natural)
+    for cut in (5, 35, 42, 50):  # before, in and after the forced tokens
+        slots = Slots(2, 512)
+        slots.fill(1, prompt, expected[:cut])
+        processor = Processor(config(), slots)
+        processor.add_request(1, params)
+        assert expected[:cut] + forced_run(slots, processor, 1, 60 - cut, natural[cut:]) == expected
+
+
+def test_a_default_holds_for_requests_that_ask_for_nothing() -> None:
+    from vllm import SamplingParams
+
+    from tersely.controller.engines.vllm.processor import Processor
+
+    processor = Processor(config(additional_config={"tersely": {"default": "budget"}}), Slots(2, 64))
+    assert processor.add_request(0, SamplingParams(max_tokens=200)) is True
+    assert processor.add_request(1, SamplingParams(max_tokens=200, extra_args={"tersely": "off"})) is False
