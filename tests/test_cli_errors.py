@@ -33,7 +33,7 @@ CHATML = (
         (["run", "hi", "--preset", "balance"], "did you mean 'balanced'?"),
         (["run", "hi", "--policy", "convergenec"], "did you mean 'convergence'?"),
         (["run", "hi", "--policy", "budget", "--policy", "budget"], "each at most once"),
-        (["run", "hi", "--engine", "vllm"], "not yet available; accepted: transformers"),
+        (["run", "hi", "--engine", "vlm"], "did you mean 'vllm'"),
         (["run", "hi", "--engine", "transformer"], "did you mean 'transformers'?"),
         (["run", "hi", "--max-new-tokens", "64"], "raise max_new_tokens or lower answer_reserve"),
         (["run", "hi", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -14,6 +14,7 @@ from tersely.controller.engines.base import KEEP, Directive, Request, Sampling, 
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.options import Options, with_seed
 from tersely.controller.session import Session
+from tersely.controller.stream import Event
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError
 from tersely.evaluation.tasks.questions import load
@@ -232,15 +233,12 @@ def test_a_seed_decides_what_is_drawn(vllm_engine: VllmEngine) -> None:
     assert drawn[0] == drawn[2] != drawn[1]
 
 
-def test_a_stream_shows_each_token_once_and_which_were_forced(vllm_engine: VllmEngine) -> None:
-    shown: list[tuple[str, str]] = []
-    done = Session(vllm_engine).run(
-        PROBLEMS[:1],
-        replace(GREEDY, preset=None, policies=("budget",), max_new_tokens=120),
-        lambda event: shown.append((event.part, event.text)),
-    )[0]
-    assert "".join(text for _, text in shown).strip() == done.text.strip()
-    assert "Time is short" in "".join(text for part, text in shown if part == "thinking")
+def test_a_stream_shows_each_token_once_and_what_was_forced_in_one_piece(vllm_engine: VllmEngine) -> None:
+    shown: list[Event] = []
+    options = replace(GREEDY, preset=None, policies=("budget",), max_new_tokens=120)
+    done = Session(vllm_engine).run(PROBLEMS[:1], options, shown.append)[0]
+    assert "".join(event.text for event in shown).strip() == done.text.strip()
+    assert [event.decision for event in shown if event.decision is not None] == list(done.trace)
 
 
 def test_a_watcher_may_end_its_row(vllm_engine: VllmEngine, vllm_llm: LLM) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any, Literal
 
 from ..controller.budgets import TIERS
 from ..controller.engines.base import Engine, Request, Sampling
 from ..controller.options import Options
+from ..controller.policies import make_policy
 from ..controller.prompts import render
 from ..controller.session import Session
 from ..controller.trace import Generation
@@ -49,7 +50,7 @@ def examine(wanted: Source) -> Iterator[Check]:
         return
     yield Check("model", "ok", f"{engine.name} loads")
     yield _context(engine)
-    yield _capabilities(engine)
+    yield _capabilities(engine, wanted.engine)
     yield _template(engine)
     try:
         session = session_of(engine, wanted)
@@ -60,8 +61,9 @@ def examine(wanted: Source) -> Iterator[Check]:
     yield Check("markers", "ok", f"{opening} ... {closing} ({found})")
     yield _guarded("probes", _probes, session)
     yield _guarded("kernels", lambda _: _kernels(), session)
-    yield _guarded("off", _off_is_off, session)
+    yield _guarded("off", _off_in_vllm if wanted.engine == "vllm" else _off_is_off, session)
     yield _guarded("cut", _cut_fires, session)
+    yield _guarded("hint", _hint_appears, session)
 
 
 def _guarded(name: str, check: Callable[[Session], Check], session: Session) -> Check:
@@ -99,10 +101,12 @@ def _versions() -> Iterator[Check]:
 
 
 def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    for name in (package, f"{package}-cpu"):  # as vLLM's wheels for CPUs are called
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
 
 
 def _context(engine: Engine) -> Check:
@@ -112,11 +116,11 @@ def _context(engine: Engine) -> Check:
     return Check("context", "ok", f"{engine.context_length} tokens")
 
 
-def _capabilities(engine: Engine) -> Check:
+def _capabilities(engine: Engine, kind: str) -> Check:
     missing = sorted({"crop", "ragged"} - engine.capabilities)
     has = ", ".join(sorted(engine.capabilities)) or "none"
-    if not missing:
-        return Check("engine", "ok", f"transformers: {has}")
+    if not missing or kind == "vllm":  # which can take nothing back, whatever the model
+        return Check("engine", "ok", f"{kind}: {has}")
     lacks = f"transformers: {has}; lacks {', '.join(missing)}"
     remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
     return Check("engine", "warn", lacks, remedy)
@@ -164,6 +168,22 @@ def _off_is_off(session: Session) -> Check:
     return Check("off", "fail", f"differs from model.generate at token {same}", remedy)
 
 
+def _off_in_vllm(session: Session) -> Check:
+    """A request without policies beside one under control, against the same request alone."""
+    engine = session.engine
+    rendered = render(engine.tokenizer, QUESTION, TIERS["normal"], session.markers)
+    plain = Request(rendered.ids, _SHORT)
+    controlled = session.prepare([QUESTION], _cutting())[0].request
+    alone = engine.generate([plain], Sampling(temperature=0.0))[0]
+    beside = engine.generate([controlled, plain], Sampling(temperature=0.0))
+    if not any(beside[0].forced):
+        return Check("off", "fail", "the request under control was not controlled", "report the version of vLLM")
+    if beside[1].token_ids != alone.token_ids:
+        remedy = "batches change what this model computes; with dtype float32 they should not"
+        return Check("off", "warn", "a request without policies differs beside one under control", remedy)
+    return Check("off", "ok", f"a request without policies, beside one that was cut, is as alone: {_SHORT} tokens")
+
+
 def _plain_generate(engine: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
     import torch
 
@@ -181,17 +201,31 @@ def _plain_generate(engine: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
 
 
-def _cut_fires(session: Session) -> Check:
-    """A run whose thinking budget is too small on purpose."""
-    options = Options(
+def _cutting() -> Options:
+    """Options under which thinking must be cut: its budget is too small on purpose."""
+    return Options(
         preset=None,
         policies=("budget",),
         max_new_tokens=_THINKING + _RESERVE,
         answer_reserve=_RESERVE,
         sampling=Sampling(seed=0),
     )
-    done = session.run([QUESTION], options)[0]
-    return _judge_cut(done, session.markers.close)
+
+
+def _cut_fires(session: Session) -> Check:
+    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
+
+
+def _hint_appears(session: Session) -> Check:
+    """A run that asks for brevity early on."""
+    hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
+    done = session.run([QUESTION], replace(_cutting(), policies=(hint,), max_new_tokens=160))[0]
+    forced = [span.text for span in done.spans if span.kind == "forced"]
+    if any("[Be concise.]" in text for text in forced):
+        return Check("hint", "ok", f"appears after {done.trace[0].position} tokens")
+    if not done.trace:
+        return Check("hint", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
+    return Check("hint", "fail", "was decided on, but is not in the output", "report this with the model's name")
 
 
 def _judge_cut(done: Generation, close: str) -> Check:

@@ -16,12 +16,13 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 def doctor(
     model: o.Model = o.DEFAULT_MODEL,
+    engine: o.Engine = "transformers",
     markers: o.Markers = None,
     think_prompt: o.ThinkPrompt = False,
     as_json: o.Json = False,
 ) -> None:
-    """Check the installation and a model: versions, markers, that off is off, that a cut fires; exit 1 if any fails."""
-    wanted = source(model, "transformers", markers, think_prompt)
+    """Check installation, engine and model: versions, markers, off is off, cut and hint happen; exit 1 if one fails."""
+    wanted = source(model, engine, markers, think_prompt)
     from .checks import Check, examine
 
     checks: list[Check] = []

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 from ..controller.engines.base import Completion, Engine, Request, Sampling, TokenSink
@@ -14,8 +14,7 @@ from ..controller.markers import Markers, parse_markers
 from ..controller.session import Session
 from ..errors import OptionError, unknown
 
-ENGINES = ("transformers",)
-_PLANNED = ("vllm",)
+ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,24 +24,25 @@ class Source:
     model: str
     markers: Markers | None
     think_prompt: bool
+    engine: str = ENGINES[0]
 
 
 def source(model: str, engine: str, markers: str | None, think_prompt: bool) -> Source:
     """Check what can be checked without loading anything; raises OptionError."""
-    if engine in _PLANNED:
-        raise OptionError(f"engine {engine!r} is not yet available; accepted: {', '.join(ENGINES)}")
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if not model.strip():
         raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the Hugging Face hub")
     if markers is not None and think_prompt:
         raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
-    return Source(model, None if markers is None else parse_markers(markers), think_prompt)
+    return Source(model, None if markers is None else parse_markers(markers), think_prompt, engine)
 
 
 def load(wanted: Source) -> Engine:
     """Load the model; on a terminal a spinner on stderr says so."""
     with spinner(f"loading {wanted.model}"):
+        if wanted.engine == "vllm":
+            return _load_vllm(wanted.model)
         from transformers.utils import logging
 
         from ..controller.engines.transformers import load_engine
@@ -50,6 +50,15 @@ def load(wanted: Source) -> Engine:
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
             logging.disable_progress_bar()  # transformers may have been imported before `quieten`
         return load_engine(wanted.model)
+
+
+def _load_vllm(model: str) -> Engine:
+    """Start vLLM; what it says on standard output, where answers belong, goes to standard error."""
+    from ..controller.engines.vllm.engine import load_vllm
+
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return load_vllm(model, options={"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True})
 
 
 def session_of(engine: Engine, wanted: Source) -> Session:

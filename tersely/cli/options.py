@@ -53,7 +53,7 @@ Verifier = Annotated[
     ),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
-Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model: transformers.")]
+Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model: transformers or vllm.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most output tokens, the answer included.")]
 AnswerReserve = Annotated[

@@ -54,6 +54,13 @@ class Driven:
         return self._through and not self.measured
 
     @property
+    def settled(self) -> int:
+        """How many tokens were read, without those of a forced piece that is not whole yet."""
+        if not self._queue:
+            return len(self.forced)
+        return next((n for n in range(len(self.forced), 0, -1) if not self.forced[n - 1]), 0)
+
+    @property
     def thinks(self) -> bool:
         """Whether the row is in its thinking, and chooses its next token itself."""
         controller = self.controller

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,10 +183,11 @@ class _Row:
             self._show(sink)
 
     def _show(self, sink: TokenSink) -> None:
-        """Announce what is new; whether the latest token was forced is known when the next step has read it."""
-        known = len(self.ids) if self.driven is None or self.finish else min(len(self.ids), len(self.driven.forced))
-        for place in range(self._shown, known):
-            sink(self.index, (self.ids[place],), self._forced(place))
+        """Announce what is new, what was forced together in one piece: the next step knows whether it was."""
+        known = len(self.ids) if self.driven is None or self.finish else min(len(self.ids), self.driven.settled)
+        for forced, run in groupby(range(self._shown, known), self._forced):
+            for ids in [[self.ids[place] for place in run]] if forced else ([self.ids[place]] for place in run):
+                sink(self.index, tuple(ids), forced)
         self._shown = max(self._shown, known)
 
     def _forced(self, place: int) -> bool:

@@ -6,6 +6,7 @@ which find it in their environment; without one nothing is sent. Nobody ever wai
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -14,7 +15,6 @@ import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -51,12 +51,24 @@ def tell(tag: str, copy: int, decisions: Sequence[Decision], told: int = 0) -> i
     return len(decisions)
 
 
-@cache
+_SENDERS: dict[str, socket.socket] = {}
+
+
 def _sender(place: str) -> socket.socket:
-    found = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    found.setblocking(False)
-    found.connect(place)
-    return found
+    if place not in _SENDERS:
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        made.setblocking(False)
+        made.connect(place)
+        _SENDERS[place] = made
+    return _SENDERS[place]
+
+
+@atexit.register
+def _hang_up(place: str | None = None) -> None:
+    """Close the sender to a place, or all."""
+    for known in list(_SENDERS) if place is None else [place]:
+        if (found := _SENDERS.pop(known, None)) is not None:
+            found.close()
 
 
 class Traces:
@@ -84,6 +96,7 @@ class Traces:
         """Stop listening."""
         if os.environ.get(PLACE) == self.place:
             del os.environ[PLACE]
+        _hang_up(self.place)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
             last.sendto(b"", self.place)
         self._thread.join()
