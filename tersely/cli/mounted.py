@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import OptionError, TerselyError
+from ..errors import OptionError, TerselyError, unknown
 
 train_app = typer.Typer(help="Train the embedded models.")
 
@@ -56,6 +56,40 @@ def roofline(context: typer.Context) -> None:
     _hand_over("roofline", command, context)
 
 
+def serve(context: typer.Context) -> None:
+    """Serve a model to clients of the OpenAI API: `tersely serve MODEL [--engine vllm]`; --help tells the options."""
+    engine, arguments = _engine(list(context.args))
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--model")
+    context.args = arguments
+    if engine == "vllm":
+        from ..controller.serving.vllm_cli import PASSED_ON
+        from ..controller.serving.vllm_cli import serve as on_vllm
+
+        _hand_over("serve", on_vllm, context, **PASSED_ON)
+        return
+    from ..controller.serving.cli import serve as command
+
+    _hand_over("serve", command, context)
+
+
+def _engine(arguments: list[str]) -> tuple[str, list[str]]:
+    """The engine that arguments name, and the rest of them."""
+    from .loading import ENGINES
+
+    engine, rest = ENGINES[0], []
+    given = iter(arguments)
+    for argument in given:
+        name, equals, value = argument.partition("=")
+        if name == "--engine":
+            engine = value if equals else next(given, "")
+        else:
+            rest.append(argument)
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    return engine, rest
+
+
 def steer(context: typer.Context) -> None:
     """Find a direction that shortens the thinking of a model; `tersely steer --help` tells the options."""
     from ..evaluation.steering.cli import steer as command
@@ -77,10 +111,10 @@ def view(context: typer.Context) -> None:
     _hand_over("view", command, context)
 
 
-def _hand_over(name: str, command: Callable[..., None], context: typer.Context) -> None:
+def _hand_over(name: str, command: Callable[..., None], context: typer.Context, **settings: bool) -> None:
     """Run a command on the arguments that were left alone for it."""
     inner = typer.Typer(add_completion=False)
-    inner.command(name=name)(command)
+    inner.command(name=name, context_settings=settings)(command)
     parsed = typer.main.get_command(inner)
     with parsed.make_context(f"tersely {name}", list(context.args)) as inner_context:
         parsed.invoke(inner_context)

@@ -92,6 +92,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
     "tag": (str,),
     "driver": (str,),
 }
+_SETTINGS = tuple(name for name in _KINDS if name != "driver")
 
 
 def read_control(given: Any) -> Control:
@@ -101,13 +102,15 @@ def read_control(given: Any) -> Control:
             given = json.loads(given)
         except ValueError as error:
             raise OptionError(f"{KEY!r} is no JSON: {error}; accepted: an object, or the name of a preset") from None
+        if "driver" in given:  # which is of this process, and never comes as text
+            raise unknown(f"setting of {KEY!r}:", "driver", _SETTINGS)
     if isinstance(given, str):
         return Control(preset=given)
     if not isinstance(given, dict):
         raise OptionError(f"{KEY!r} is {given!r}; accepted: an object, its JSON text, or the name of a preset")
     for key, value in given.items():
         if key not in _KINDS:
-            raise unknown(f"setting of {KEY!r}:", key, (name for name in _KINDS if name != "driver"))
+            raise unknown(f"setting of {KEY!r}:", key, _SETTINGS)
         if key == "policies" and isinstance(value, list):
             given = {**given, key: {name: {} for name in value}}
     return Control(**given)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import count
 from typing import Any
 
 import vllm
@@ -22,7 +21,6 @@ from .control import KEY, Control
 from .engine import PROCESSOR
 from .traces import Traces, tag_of
 
-_TAGS = count()
 _OPENAI = {"easy": "low", "normal": "medium", "hard": "high"}
 
 
@@ -119,7 +117,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
             copy = one.clone()
             given = copy.extra_args or {}
             if KEY not in given and not chosen.off:
-                told = replace(chosen, tag=f"llm-{next(_TAGS)}")
+                told = replace(chosen, tag=self._traces.tag())
                 copy.extra_args = {**given, KEY: told.as_dict()}
             marked.append(copy)
         return marked

@@ -1,0 +1,74 @@
+"""A real vLLM server on an embedded model, started as users start it: `tersely serve --engine vllm`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+NAME, KEY = "tiny", "sesame"
+START, STOP = 300.0, 30.0
+"""Seconds that starting and stopping may take."""
+
+
+@dataclass
+class VllmServer:
+    """A server that runs."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def requests(self) -> float:
+        """Requests under way and waiting, by the server's own count."""
+        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def vllm_server(model: str, folder: Path, *flags: str) -> Iterator[VllmServer]:
+    """Start one and end it; folder takes its log."""
+    port, log = free_port(), folder / "log"
+    command = [sys.executable, "-m", "tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME]
+    command += ["--port", str(port), "--api-key", KEY, "--enforce-eager", "--max-model-len", "1024"]
+    command += ["--block-size", "32", "--dtype", "float32", "--gpu-memory-utilization", "0.3", *flags]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, cwd=folder)
+    server = VllmServer(f"http://127.0.0.1:{port}", process, log)
+    try:
+        _wait_up(server)
+        yield server
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(STOP)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait_up(server: VllmServer) -> None:
+    end = time.monotonic() + START
+    while True:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/health").is_success:
+                return
+        assert server.process.poll() is None and time.monotonic() < end, server.log.read_text()[-3000:]
+        time.sleep(0.5)
