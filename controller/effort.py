@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     from ..probes.choice import TierProbe
 
 
-def renderings(tokenizer: Any, prompt: Prompt, markers: Markers, budgets: Mapping[str, Budget]) -> dict[str, Rendered]:
+def renderings(
+    tokenizer: Any,
+    prompt: Prompt,
+    markers: Markers,
+    budgets: Mapping[str, Budget],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Rendered]:
     """The prompt as each tier has it."""
-    return {tier: render(tokenizer, prompt, budget, markers) for tier, budget in budgets.items()}
+    return {tier: render(tokenizer, prompt, budget, markers, tools) for tier, budget in budgets.items()}
 
 
 def shared_prefix(rendered: Sequence[Rendered]) -> tuple[int, ...]:

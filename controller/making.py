@@ -62,7 +62,7 @@ class Making:
             reason = f"{tier}, by the prompt's length: there is no difficulty probe for this model"
             notes = [Decision("effort", "tier", reason, 0)]
         budget = self._budget(tier, self.options.max_new_tokens)
-        rendered = render(self.session.engine.tokenizer, prompt, budget, self.session.markers)
+        rendered = render(self.session.engine.tokenizer, prompt, budget, self.session.markers, self.options.tools)
         limit = self._room(len(rendered.ids), budget)
         budget = self._budget(tier, limit)
         controller = self._controller(prompt, rendered, budget)
@@ -73,7 +73,7 @@ class Making:
         """The row of a prompt whose tier is chosen once its beginning is read."""
         session, options = self.session, self.options
         budgets = {tier: self._budget(tier, options.max_new_tokens) for tier in probe.tiers}
-        known = renderings(session.engine.tokenizer, prompt, session.markers, budgets)
+        known = renderings(session.engine.tokenizer, prompt, session.markers, budgets, options.tools)
         prefix, longest = shared_prefix(list(known.values())), max(len(r.ids) for r in known.values())
         limit = self._room(longest, budgets[probe.tiers[-1]])
 

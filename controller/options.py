@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .budgets import Strategy
 from .engines.base import Sampling
@@ -16,7 +18,7 @@ class Options:
     """How to answer: see `faces.generate` for the meaning of each; signals: have the engine report them.
 
     probes: a folder of `tersely calibrate`; None takes what is released for the model. record: a folder to keep what
-    probes learn from.
+    probes learn from. tools: as OpenAI describes them, told to a chat template that knows tools.
     """
 
     effort: str = "normal"
@@ -29,6 +31,7 @@ class Options:
     signals: bool = False
     probes: str | None = None
     record: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
 
 

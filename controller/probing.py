@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ..errors import TerselyError
+from ..errors import CapabilityError, TerselyError
 from ..probes.released import released
 from .engines.base import Engine
 from .policies.base import Policy
@@ -46,12 +46,15 @@ def tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
 
 
 def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> StoredRule:
-    """The readiness probe with its certified threshold; raises ProbeError if there is none for this model.
+    """The readiness probe with its certified threshold.
 
-    trials: with trial answers, without, or (None) as saves more; without where the engine cannot discard them.
+    trials: with trial answers, without, or (None) as saves more; without where the engine cannot discard them. Raises
+    ProbeError if there is none for this model, CapabilityError for an engine that shows no hidden states.
     """
     from ..probes.stored import load_stop_rule
 
+    if "hidden" not in engine.capabilities:
+        raise CapabilityError(f"a readiness probe reads hidden states, which {engine.name!r} does not show")
     place = _place(engine, folder, "readiness")
     if place is None:
         raise ProbeError(

@@ -37,11 +37,14 @@ def question_of(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "") if prompt else ""
 
 
-def render(tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers) -> Rendered:
+def render(
+    tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers, tools: Sequence[Mapping[str, Any]] = ()
+) -> Rendered:
     """Render a prompt for a budget's tier.
 
     A template that knows efforts is told the tier; otherwise the tier's instruction follows the question, so that the
-    question's own prefix stays cacheable. `markers.source == "prompted"` asks for thinking in a system prompt of ours.
+    question's own prefix stays cacheable. tools: told to a template that knows them. `markers.source == "prompted"`
+    asks for thinking in a system prompt of ours.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
@@ -54,9 +57,11 @@ def render(tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers) -> 
     elif knows_effort:
         options["reasoning_effort"] = _OPENAI_NAMES[budget.tier]
     elif budget.instruction:
-        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{budget.instruction}"}
+        _instruct(messages, budget.instruction)
     if markers.source == PROMPTED.source and budget.tier != "none":
         messages = _with_system(messages)
+    if tools:
+        options["tools"] = [dict(tool) for tool in tools]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
     state = state_after(text, markers)
     if budget.tier == "none" and state != "answer" and markers.source != PROMPTED.source:
@@ -68,6 +73,12 @@ def render(tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers) -> 
         text, state = f"{text}{markers.open}\n", "thinking"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return Rendered(tuple(ids), text, state)
+
+
+def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:
+    """Append an instruction to the last message that is the user's: it must not seem to come from a tool."""
+    place = next((n for n in reversed(range(len(messages))) if messages[n].get("role") == "user"), len(messages) - 1)
+    messages[place] = {**messages[place], "content": f"{messages[place].get('content') or ''}\n\n{instruction}"}
 
 
 def _with_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

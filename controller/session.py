@@ -99,7 +99,7 @@ class Session:
             needed.add("hidden")
         self._check(needed)
         effort = canonical_effort(options.effort)
-        making = Making(self, options, policies, "signals" in needed)
+        making = Making(self, options, policies, bool(needed & {"signals", "chances"}))
         rows = [making.row(p, effort) if probe is None else making.chosen(p, probe) for p in prompts]
         if making.steers is not None and not options.shadow:
             for row in rows:

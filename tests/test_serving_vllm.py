@@ -137,15 +137,10 @@ def test_responses_and_messages(client: Any, http: httpx.Client) -> None:
 
 
 def test_completions_are_controlled_where_they_ask_for_it(http: httpx.Client) -> None:
-    asked = {
-        "model": NAME,
-        "prompt": f"<|im_start|>user\n{PROBLEMS[5]}\n/normal<|im_end|>\n<|im_start|>assistant\n<think>\n",
-    }
-    asked |= {"max_tokens": 200, "temperature": 0}
+    prompt = f"<|im_start|>user\n{PROBLEMS[5]}\n/normal<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    asked: dict[str, Any] = {"model": NAME, "prompt": prompt, "max_tokens": 200, "temperature": 0}
     plain = http.post("/v1/completions", json=asked).json()["choices"][0]
-    short = http.post(
-        "/v1/completions", json={**asked, "tersely": {"policies": ["budget"]}, "thinking_token_budget": 40}
-    )
+    short = http.post("/v1/completions", json=asked | SHORT)
     assert "Time is short" not in plain["text"]
     assert "Time is short" in short.json()["choices"][0]["text"]
 
@@ -226,6 +221,21 @@ def test_a_storm_leaves_nothing_behind(server: VllmServer) -> None:
     while server.requests():
         assert time.monotonic() < end, "requests of clients that left are still answered"
         time.sleep(0.2)
+
+
+def test_the_command_line_answers_by_a_server(
+    server: VllmServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERSELY_API_KEY", KEY)
+    from tersely.cli.app import main
+
+    where = ["--engine", "openai", "--base-url", server.url, "--tokenizer", MODEL]
+    assert main(["run", PROBLEMS[0], *where, "--json", "--temperature", "0", "--max-new-tokens", "400"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["answer"] and made["decisions"]
+    assert main(["doctor", *where, "--json"]) == 0
+    checks = {check["name"]: check["status"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["cut"] == checks["hint"] == checks["off"] == "ok"
 
 
 def test_metrics_of_both_are_there(http: httpx.Client) -> None:

@@ -201,7 +201,8 @@ class Engine(Protocol):
     tokenizer: Any
     capabilities: frozenset[str]
     """Of: `retract` (directives may drop the latest token), `crop` (and more than that; trials, rests), `ragged` (k
-    forced tokens cost one forward), `signals`, `hidden` (layers and openings), `steer` (steering)."""
+    forced tokens cost one forward), `signals`, `chances` (signals without entropy), `hidden` (layers
+    and openings), `steer` (steering)."""
     context_length: int | None
 
     def generate(

@@ -32,7 +32,7 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         ragged = ("crop", "ragged") if can_be_ragged(model) else ()
-        self.capabilities = frozenset({"signals", "hidden", "steer", "retract", *ragged})
+        self.capabilities = frozenset({"signals", "chances", "hidden", "steer", "retract", *ragged})
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length

@@ -130,8 +130,8 @@ Watching = Generator[Move, View, None]
 
 
 class Policy(Protocol):
-    """One idea. `name` is unique; `needs` lists what goes beyond plain decoding: of the engine `signals`, `hidden`, `retract`
-    (to act on the model's close) and `crop` (trials, delegations), of the controller a `verifier` or a `helper`.
+    """One idea. `name` is unique; `needs` lists what goes beyond plain decoding: of the engine `signals`, `hidden`,
+    `retract` (to act on the model's close) and `crop` (trials, delegations), of the controller `verifier`, `helper`.
 
     layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
     `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must

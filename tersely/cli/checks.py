@@ -61,7 +61,7 @@ def examine(wanted: Source) -> Iterator[Check]:
     yield Check("markers", "ok", f"{opening} ... {closing} ({found})")
     yield _guarded("probes", _probes, session)
     yield _guarded("kernels", lambda _: _kernels(), session)
-    yield _guarded("off", _off_in_vllm if wanted.engine == "vllm" else _off_is_off, session)
+    yield _guarded("off", _off_is_off if wanted.engine == "transformers" else _off_beside_control, session)
     yield _guarded("cut", _cut_fires, session)
     yield _guarded("hint", _hint_appears, session)
 
@@ -119,7 +119,7 @@ def _context(engine: Engine) -> Check:
 def _capabilities(engine: Engine, kind: str) -> Check:
     missing = sorted({"crop", "ragged"} - engine.capabilities)
     has = ", ".join(sorted(engine.capabilities)) or "none"
-    if not missing or kind == "vllm":  # which can take nothing back, whatever the model
+    if not missing or kind != "transformers":  # elsewhere that is no matter of the model
         return Check("engine", "ok", f"{kind}: {has}")
     lacks = f"transformers: {has}; lacks {', '.join(missing)}"
     remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
@@ -168,7 +168,7 @@ def _off_is_off(session: Session) -> Check:
     return Check("off", "fail", f"differs from model.generate at token {same}", remedy)
 
 
-def _off_in_vllm(session: Session) -> Check:
+def _off_beside_control(session: Session) -> Check:
     """A request without policies beside one under control, against the same request alone."""
     engine = session.engine
     rendered = render(engine.tokenizer, QUESTION, TIERS["normal"], session.markers)
@@ -177,7 +177,7 @@ def _off_in_vllm(session: Session) -> Check:
     alone = engine.generate([plain], Sampling(temperature=0.0))[0]
     beside = engine.generate([controlled, plain], Sampling(temperature=0.0))
     if not any(beside[0].forced):
-        return Check("off", "fail", "the request under control was not controlled", "report the version of vLLM")
+        return Check("off", "fail", "the request under control was not controlled", "report what serves the model")
     if beside[1].token_ids != alone.token_ids:
         remedy = "batches change what this model computes; with dtype float32 they should not"
         return Check("off", "warn", "a request without policies differs beside one under control", remedy)

@@ -15,14 +15,16 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 def doctor(
-    model: o.Model = o.DEFAULT_MODEL,
+    model: o.Model = None,
     engine: o.Engine = "transformers",
+    base_url: o.BaseUrl = None,
+    tokenizer: o.Tokenizer = None,
     markers: o.Markers = None,
     think_prompt: o.ThinkPrompt = False,
     as_json: o.Json = False,
 ) -> None:
     """Check installation, engine and model: versions, markers, off is off, cut and hint happen; exit 1 if one fails."""
-    wanted = source(model, engine, markers, think_prompt)
+    wanted = source(model, engine, markers, think_prompt, base_url, tokenizer)
     from .checks import Check, examine
 
     checks: list[Check] = []

@@ -13,43 +13,64 @@ from ..controller.engines.base import Completion, Engine, Request, Sampling, Tok
 from ..controller.markers import Markers, parse_markers
 from ..controller.session import Session
 from ..errors import OptionError, unknown
+from .options import DEFAULT_MODEL
 
-ENGINES = ("transformers", "vllm")
+ENGINES = ("transformers", "vllm", "openai")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """Which model to run, on what, and how it thinks; checked by `source`."""
 
-    model: str
+    model: str | None
     markers: Markers | None
     think_prompt: bool
     engine: str = ENGINES[0]
+    base_url: str | None = None
+    tokenizer: str | None = None
 
 
-def source(model: str, engine: str, markers: str | None, think_prompt: bool) -> Source:
+def source(
+    model: str | None,
+    engine: str,
+    markers: str | None,
+    think_prompt: bool,
+    base_url: str | None = None,
+    tokenizer: str | None = None,
+) -> Source:
     """Check what can be checked without loading anything; raises OptionError."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if not model.strip():
+    if (engine == "openai") != (base_url is not None):
+        raise OptionError("--engine openai and --base-url go together; give both or neither")
+    if tokenizer is not None and engine != "openai":
+        raise OptionError("--tokenizer goes with --engine openai; leave it out")
+    if model is None and engine != "openai":
+        model = DEFAULT_MODEL
+    if model is not None and not model.strip():
         raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the Hugging Face hub")
     if markers is not None and think_prompt:
         raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
-    return Source(model, None if markers is None else parse_markers(markers), think_prompt, engine)
+    return Source(model, None if markers is None else parse_markers(markers), think_prompt, engine, base_url, tokenizer)
 
 
 def load(wanted: Source) -> Engine:
     """Load the model; on a terminal a spinner on stderr says so."""
-    with spinner(f"loading {wanted.model}"):
+    if wanted.engine == "openai":
+        from ..controller.engines.remote.connect import connect
+
+        return connect(wanted.base_url or "", wanted.model, wanted.tokenizer)
+    model = wanted.model or DEFAULT_MODEL
+    with spinner(f"loading {model}"):
         if wanted.engine == "vllm":
-            return _load_vllm(wanted.model)
+            return _load_vllm(model)
         from transformers.utils import logging
 
         from ..controller.engines.transformers import load_engine
 
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
             logging.disable_progress_bar()  # transformers may have been imported before `quieten`
-        return load_engine(wanted.model)
+        return load_engine(model)
 
 
 def _load_vllm(model: str) -> Engine:

@@ -11,7 +11,8 @@ DEFAULT_MODEL = "tersely-tiny-small"
 _REPEAT = "A policy by name, which replaces the preset; repeat for several, the first has precedence."
 
 Model = Annotated[
-    str, typer.Option("--model", metavar="NAME", help="An embedded model, a folder, or a name on the Hugging Face hub.")
+    str | None,
+    typer.Option("--model", metavar="NAME", help="An embedded model, a folder, or a name on the Hugging Face hub."),
 ]
 Markers = Annotated[
     str | None,
@@ -53,7 +54,19 @@ Verifier = Annotated[
     ),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
-Engine = Annotated[str, typer.Option("--engine", metavar="NAME", help="What runs the model: transformers or vllm.")]
+Engine = Annotated[
+    str,
+    typer.Option(
+        "--engine", metavar="NAME", help="What runs the model: transformers, vllm, or openai (a server's API)."
+    ),
+]
+BaseUrl = Annotated[
+    str | None, typer.Option("--base-url", metavar="URL", help="Of a server with OpenAI's API, for --engine openai.")
+]
+Tokenizer = Annotated[
+    str | None,
+    typer.Option("--tokenizer", metavar="NAME", help="Of the model that a server serves: a folder or name."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most output tokens, the answer included.")]
 AnswerReserve = Annotated[

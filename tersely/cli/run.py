@@ -43,7 +43,7 @@ class Wish:
 
 def run(
     prompt: Prompt,
-    model: o.Model = o.DEFAULT_MODEL,
+    model: o.Model = None,
     effort: o.Effort = "normal",
     preset: o.Preset = "balanced",
     policy: o.Policies = None,
@@ -52,6 +52,8 @@ def run(
     helper: o.Helper = None,
     verifier: o.Verifier = None,
     engine: o.Engine = "transformers",
+    base_url: o.BaseUrl = None,
+    tokenizer: o.Tokenizer = None,
     seed: o.Seed = 0,
     max_new_tokens: o.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
     answer_reserve: o.AnswerReserve = None,
@@ -72,13 +74,13 @@ def run(
         max_new_tokens=max_new_tokens,
         answer_reserve=answer_reserve,
         shadow=shadow,
-        signals=trace is not None,
+        signals=trace is not None and engine != "openai",  # which shows no entropy
         probes=probes,
         sampling=Sampling(temperature=temperature, seed=seed),
     )
     if config is not None:
         chosen = _configured(chosen, config)
-    origin = source(model, engine, markers, think_prompt)
+    origin = source(model, engine, markers, think_prompt, base_url, tokenizer)
     _check(chosen, trace)
     comparing = not (as_json or quiet) if compare is None else compare
     _answer(Wish(_prompt_text(prompt), origin, chosen, helper, verifier, as_json, comparing, quiet, trace))
@@ -120,6 +122,13 @@ def _prompt_text(given: str) -> str:
 
 def _answer(wish: Wish) -> None:
     engine = Interruptible(load(wish.source))
+    try:
+        _answer_on(engine, wish)
+    finally:
+        engine.close()
+
+
+def _answer_on(engine: Interruptible, wish: Wish) -> None:
     session = session_of(engine, wish.source)
     session.helper, session.verifier = as_helper(wish.helper), as_verifier(wish.verifier)
     show = None if wish.as_json or wish.quiet else Presenter(session.markers, *writer())

@@ -1,0 +1,106 @@
+"""vLLM's AsyncLLM in this process, through the loop that servers go through."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tersely.controller.engines.base import Request, Sampling
+from tersely.controller.engines.remote.async_llm import InProcess, in_process
+from tersely.controller.engines.remote.continuing import ContinuingEngine
+from tersely.controller.engines.transformers import load_engine
+from tersely.controller.options import Options
+from tersely.controller.session import Session
+from tersely.errors import ModelError, OptionError
+from tersely.evaluation.tasks.questions import load
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+MODEL = "tersely-tiny-small"
+PROBLEMS = [question.problem for question in load("tiny", "test", 4, 5)]
+GREEDY = Options(max_new_tokens=300, sampling=Sampling(temperature=0.0))
+SETTINGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "gpu_memory_utilization": 0.3}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ContinuingEngine]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own imports warn
+        engine = in_process(MODEL, **SETTINGS)
+    yield engine
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM leaves a context of its sockets to the garbage collector
+        engine.close()
+        gc.collect()
+
+
+@pytest.mark.parametrize("preset", ["off", "fast"])
+def test_greedy_answers_are_those_of_transformers(engine: ContinuingEngine, preset: str) -> None:
+    options = replace(GREEDY, preset=preset)
+    local = load_engine(MODEL, dtype="float32")
+    expected, found = (Session(one).run(PROBLEMS, options) for one in (local, engine))
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_ids == other.token_ids
+        assert [(d.policy, d.action, d.position) for d in one.trace] == [
+            (d.policy, d.action, d.position) for d in other.trace
+        ]
+    assert any(done.trace for done in found) == (preset != "off")
+
+
+def test_signals_are_those_of_transformers(engine: ContinuingEngine) -> None:
+    request = Request(Session(engine).prepare(PROBLEMS[:1], GREEDY)[0].request.prompt_ids, 30, signals=True)
+    local = load_engine(MODEL, dtype="float32")
+    expected, found = (one.generate([request], GREEDY.sampling)[0].signals for one in (local, engine))
+    for one, other in zip(found, expected, strict=True):
+        assert one is not None and other is not None
+        assert (one.chosen, one.top, one.margin) == pytest.approx((other.chosen, other.top, other.margin), abs=2e-3)
+
+
+def test_a_closed_stream_is_aborted(engine: ContinuingEngine) -> None:
+    backend = engine.backend
+    assert isinstance(backend, InProcess) and engine.context_length == 1024
+    requests = [Request((5, 6, 7, row + 8), 900) for row in range(4)]
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(engine.agenerate(requests, Sampling(temperature=2.0)))
+        end = time.monotonic() + 20
+        while backend._llm.get_num_unfinished_requests() < 4:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancelled())
+    end = time.monotonic() + 10
+    while backend._llm.get_num_unfinished_requests():
+        assert time.monotonic() < end, "vLLM goes on with what nobody listens to"
+        time.sleep(0.02)
+
+
+def test_what_vllm_refuses_is_said(engine: ContinuingEngine) -> None:
+    with pytest.raises(ModelError, match=r"vLLM refuses the request: .*123456"):
+        engine.generate([Request((5, 123456), 5)], GREEDY.sampling)
+
+
+def test_options_and_engines_that_do_not_fit(engine: ContinuingEngine) -> None:
+    backend = engine.backend
+    assert isinstance(backend, InProcess)
+    with pytest.raises(OptionError, match="works in an event loop already"):
+        in_process(backend._llm)
+    with pytest.raises(OptionError, match="options dtype came with a vLLM that is started already"):
+        in_process(backend._llm, dtype="float32")
+    with pytest.raises(OptionError, match=r"vLLM takes other options: .*temprature"):
+        in_process(MODEL, temprature=1)
+    with pytest.raises(ModelError, match="did you mean 'tersely-tiny-small'"):
+        in_process("tersely-tiny-smal")
