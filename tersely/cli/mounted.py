@@ -10,8 +10,9 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError, TerselyError, unknown
+from ..training.methods import METHODS
 
-train_app = typer.Typer(help="Train the embedded models.")
+train_app = typer.Typer(help="Train a model to think where that helps, or the embedded models from nothing.")
 
 
 class SizeName(StrEnum):
@@ -120,9 +121,27 @@ def _hand_over(name: str, command: Callable[..., None], context: typer.Context, 
         parsed.invoke(inner_context)
 
 
-@train_app.callback()
-def _train() -> None:
-    """Keep `tiny` a command of its own: typer would otherwise merge a lone command into its group."""
+def _mount(name: str, what: str) -> None:
+    """Make a command of a training method."""
+
+    def command(
+        config: Annotated[
+            Path, typer.Option("--config", metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")
+        ],
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Check data, template, markers, lengths and memory, and stop.")
+        ] = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in `out`.")] = False,
+    ) -> None:
+        from ..training.run import train
+
+        train(name, config, dry_run=dry_run, resume=resume)
+
+    train_app.command(name, help=what)(command)
+
+
+for _name, _what in METHODS.items():
+    _mount(_name, _what)
 
 
 @train_app.command()

@@ -1,0 +1,82 @@
+"""Every method on TRL's own trainers: a few steps of an adapter end, move it, and leave a model that answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tersely
+from tersely.training.running import MODEL
+
+from .trainings import train
+
+LORA = {"rank": 2, "alpha": 4}
+QUICK: dict[str, Any] = {
+    "data": {"efforts": ["easy"]},
+    "optimiser": {"lora": LORA, "learning_rate": 1e-3},
+}
+OWN: dict[str, dict[str, Any]] = {
+    "adaptthink": {"adaptthink": {"reference_samples": 2, "no_think_tokens": 24}},
+    "apo": {"apo": {"forced": 1}, "rollouts": {"max_new_tokens": 120}, "optimiser": {"autocast": True}},
+    "ser": {"ser": {"adherence": 0.1, "kl": 0.01}},
+    "vsrm": {"vsrm": {"answers": 2, "floor": 0, "spacing": 20}},
+    "sft": {"sft": {"samples": 4}, "optimiser": {"micro_batch": 2}},
+}
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    logs = [json.loads(line) for line in (folder / "curve.jsonl").read_text("utf-8").splitlines()]
+    return [log for log in logs if "loss" in log]
+
+
+def sections(name: str) -> dict[str, Any]:
+    own = OWN[name]
+    return {key: {**QUICK.get(key, {}), **own.get(key, {})} for key in {*QUICK, *own}}
+
+
+@pytest.mark.parametrize("name", list(OWN))
+def test_a_few_steps_of_an_adapter(name: str, tmp_path: Path) -> None:
+    out = tmp_path / name
+    said = train(name, out, **sections(name))
+    logs = curve(out)
+    assert [log["step"] for log in logs] == [1, 2]
+    assert any(log["grad_norm"] > 0 for log in logs), logs
+    # Advantages of tokens sum to nothing, and so does the loss while the policy is that which drew them.
+    assert name == "vsrm" or any(log["loss"] != 0 for log in logs), logs
+    weights = load_file(out / "adapter" / "adapter_model.safetensors")
+    assert any(bool(w.abs().max() > 0) for key, w in weights.items() if "lora_B" in key)
+    made = tersely.generate(
+        str(out / MODEL), prompts="Kai has 9 shells. Kai finds 3 shells. Count the shells.", effort="easy"
+    )
+    assert made.text
+    assert any("s/step" in line and "left" in line for line in said)
+
+
+def test_adar1_goes_through_its_stages_once(tmp_path: Path) -> None:
+    out = tmp_path / "adar1"
+    own: dict[str, Any] = {
+        "adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4}},
+        "optimiser": {"micro_batch": 2, "steps": 2, "learning_rate": 1e-4, "lora": None},
+        "data": {"efforts": ["easy"]},
+    }
+    said = train("adar1", out, **own)
+    logs = curve(out)
+    assert [log["step"] for log in logs] == [1, 2] and logs[0]["grad_norm"] > 0
+    assert logs[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=0.05), "policy and reference agree"
+    assert [name in " ".join(said) for name in ("merged 80%", "long-answers: 4/4", "short-answers: 4/4")] == [True] * 3
+    assert (out / "short" / MODEL).is_dir() and (out / MODEL).is_dir()
+
+
+def test_the_analysis_of_vsrm_trains_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "vsrm"
+    own: dict[str, Any] = {"vsrm": {"train": False, "answers": 2, "floor": 0, "spacing": 20, "samples": 2}}
+    said = train("vsrm", out, **own, rollouts={"max_new_tokens": 400})
+    found = json.loads((out / "analysis.json").read_text("utf-8"))
+    assert found["completions"] + found["without"] == 8 and found["completions"] > 3
+    assert found["cuts"] > 1 and 0 < found["wasted"] < 1, "the embedded models check what stands already"
+    assert not list(out.glob("checkpoint-*")) and "thinking tokens came after" in said[-1]

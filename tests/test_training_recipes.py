@@ -1,0 +1,136 @@
+"""What a dry run finds before hours are spent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import MarkerError, OptionError, TerselyError
+from tersely.evaluation.tasks.questions import TaskError
+from tersely.training.config import RecipeError, read_recipe
+from tersely.training.methods import METHODS, method
+from tersely.training.run import train
+
+from .trainings import plain
+
+RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("*.yaml"))
+
+
+def dry(folder: Path, values: dict[str, Any]) -> list[str]:
+    """What a dry run of a recipe says."""
+    config, said = folder / "recipe.yaml", list[str]()
+    config.write_text(yaml.safe_dump(values), "utf-8")
+    train("adaptthink", config, dry_run=True, say=said.append)
+    assert not (folder / "out").exists(), "a dry run writes nothing"
+    return said
+
+
+def refused(folder: Path, kind: type[TerselyError] = RecipeError, **sections: Any) -> str:
+    """How a dry run refuses a recipe."""
+    values = {key: value for key, value in sections.items() if not isinstance(value, dict)}
+    nested = {key: value for key, value in sections.items() if isinstance(value, dict)}
+    with pytest.raises(kind) as error:
+        dry(folder, {**plain("adaptthink", folder / "out", **nested), **values})
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_good_recipe_is_described(tmp_path: Path) -> None:
+    said = "\n".join(dry(tmp_path, plain("adaptthink", tmp_path / "out")))
+    for part in ("4 questions of tiny", "opened by the chat template", "completions up to 200", "about ", "GiB"):
+        assert part in said
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"rolouts": {"prompts": 2}}, "unknown key 'rolouts'; did you mean 'rollouts'?"),
+        ({"adaptthink": {"dleta": 0.1}}, "unknown key 'adaptthink.dleta'; did you mean 'delta'?"),
+        ({"optimiser": {"lora": {"rnak": 8}}}, "unknown key 'optimiser.lora.rnak'; did you mean 'rank'?"),
+        ({"adaptthink": {"delta": 2}}, "'adaptthink.delta' is 2: input should be less than or equal to 1"),
+        ({"optimiser": {"micro_batch": 3}}, "2 x 4 completions, which is no multiple of optimiser.micro_batch, 3"),
+        ({"data": {"questions": 1}}, "there are 1 questions and a step asks 2"),
+        ({"data": {"efforts": ["none"]}}, "data.efforts has 'none', which leaves no choice to learn"),
+        ({"rollouts": {"thinking_budget": 180}}, "below the thinking budget of 180 with 64 tokens for the answer"),
+        ({"rollouts": {"max_new_tokens": 4000}}, "more than the model's context of 4096; lower it to "),
+        ({"rollouts": {"answer_reserve": 2}}, "the longest gold answer has "),
+        (
+            {"optimiser": {"dtype": "bfloat16"}},
+            "all weights would be trained in bfloat16, which rounds small steps away",
+        ),
+        ({"saving": {"report_to": ["wandbb"]}}, "unknown tracker 'wandbb'; did you mean 'wandb'?"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_is_said(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
+    assert message in refused(tmp_path, **sections)
+
+
+def test_policies_that_a_training_cannot_have(tmp_path: Path) -> None:
+    assert "unknown policy 'hnit'; did you mean 'hint'?" in refused(
+        tmp_path, OptionError, rollouts={"policies": {"hnit": {}}}
+    )
+    message = refused(tmp_path, TerselyError, rollouts={"policies": {"readiness": {}}})
+    assert "rollouts of a training do not have" in message
+
+
+def test_a_dataset_without_answers(tmp_path: Path) -> None:
+    data = tmp_path / "questions.jsonl"
+    data.write_text(json.dumps({"id": 1, "problem": "2+2?"}) + "\n", "utf-8")
+    assert "'answer' is missing" in refused(tmp_path, TaskError, data={"task": str(data)})
+
+
+def test_another_method_and_no_configuration(tmp_path: Path) -> None:
+    assert "is for the method 'ser', and 'adaptthink' was asked for" in refused(tmp_path, method="ser")
+    (tmp_path / "list.yaml").write_text("- 1\n", "utf-8")
+    with pytest.raises(RecipeError, match="holds no configuration; accepted: method, model, out"):
+        train("adaptthink", tmp_path / "list.yaml")
+    (tmp_path / "broken.yaml").write_text("a: [1\n", "utf-8")
+    with pytest.raises(RecipeError, match="is not YAML"):
+        train("adaptthink", tmp_path / "broken.yaml")
+    with pytest.raises(OptionError, match="unknown method 'adapt'; did you mean 'adaptthink'"):
+        train("adapt", tmp_path / "list.yaml")
+
+
+def model_with(folder: Path, template: str) -> str:
+    """The small model with another chat template."""
+    shutil.copytree(path_of("tersely-tiny-small"), folder)
+    (folder / "chat_template.jinja").write_text(template, "utf-8")
+    return str(folder)
+
+
+BARE = (
+    "{%- for m in messages -%}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{%- endfor -%}"
+    "<|im_start|>assistant\n"
+)
+
+
+def test_templates_that_open_or_end_the_thinking(tmp_path: Path) -> None:
+    leaves = model_with(tmp_path / "leaves", BARE)
+    said = dry(tmp_path, {**plain("adaptthink", tmp_path / "out"), "model": leaves})
+    assert any("opened for the model in each prompt" in line for line in said)
+    ends = model_with(tmp_path / "ends", BARE + "<think>\n\n</think>\n\n")
+    assert "ends the thinking of tier 'normal' within the prompt" in refused(tmp_path, model=ends)
+
+
+def test_a_marker_of_several_tokens_is_no_choice(tmp_path: Path) -> None:
+    message = refused(tmp_path, MarkerError, markers="[THINK],[/THINK]")
+    assert "tokens of this model, and the choice to think is one token" in message
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_house(path: Path) -> None:
+    name = str(yaml.safe_load(path.read_text("utf-8"))["method"])
+    recipe = read_recipe(path, method(name).Kind, name)
+    if recipe.model.startswith("tersely-tiny"):
+        assert method(name).look(recipe.model_copy(update={"data": recipe.data.model_copy(update={"questions": 32})}))
+
+
+def test_every_method_has_a_help() -> None:
+    assert all(text.endswith(".") and hasattr(method(name), "run") for name, text in METHODS.items())

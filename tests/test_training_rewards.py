@@ -1,0 +1,197 @@
+"""Rewards: their values, their calling convention, and that they can be sent to another process."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+
+from tersely.errors import OptionError
+from tersely.training.rewards import (
+    AdaptiveDiscount,
+    Correctness,
+    GroupBrevity,
+    HintBudget,
+    NoThinkBonus,
+    ReferenceBaseline,
+    Reward,
+    TierAdherence,
+)
+from tersely.training.rewards.plain import compute_score, reward_func
+from tersely.training.rewards.stepwise import cuts, settled_at, step_rewards
+from tersely.training.statistics import statistics
+
+RIGHT, WRONG, OPEN = "Two.</think>\n\nThe answer is \\boxed{4}.", "Two.</think>\n\n\\boxed{5}", "It may be \\boxed{4}."
+INSTANT = "</think>\n\n\\boxed{4}"
+
+
+def call(reward: Reward, completions: list[Any], **columns: Any) -> list[float | None]:
+    """Call a reward as TRL does."""
+    trl = {"trainer_state": None, "log_extra": None, "log_metric": None}
+    return reward(prompts=["q"] * len(completions), completions=completions, **columns, **trl)
+
+
+def test_an_answer_counts_only_after_the_thinking() -> None:
+    with Correctness() as reward:
+        answers = ["4"] * 4
+        assert call(reward, [RIGHT, WRONG, OPEN, INSTANT], answer=answers) == [1, 0, 0, 1]
+        messages = [[{"role": "assistant", "content": text}] for text in (RIGHT, WRONG, OPEN, INSTANT)]
+        assert call(reward, messages, answer=answers) == [1, 0, 0, 1]
+        assert call(reward, [""] * 2, answer=["1/2"] * 2, response=["\\boxed{0.5}", ""]) == [1, 0]
+    assert call(Correctness(None), ["The answer is 4."], answer=["4"]) == [1]
+
+
+def test_adaptthinks_advantage() -> None:
+    rewards = [Correctness(), NoThinkBonus(0.05), ReferenceBaseline()]
+    columns = {"answer": ["4"] * 3, "reference": [0.75] * 3}
+    values = [call(reward, [RIGHT, WRONG, INSTANT], **columns) for reward in rewards]
+    assert [sum(v or 0 for v in row) for row in zip(*values, strict=True)] == pytest.approx([0.25, -0.75, 0.3])
+    assert call(rewards[1], [RIGHT], mode=["no_think"]) == [0.05]
+
+
+def test_brevity_is_relative_to_the_right_ones_of_a_group() -> None:
+    reward = GroupBrevity(Correctness(), weight=0.2, least=0.5)
+    ids = [[0] * n for n in (10, 20, 30, 5)]
+    values = call(reward, [RIGHT, RIGHT, RIGHT, WRONG], answer=["4"] * 4, completion_ids=ids)
+    assert values == pytest.approx([0.1, 0.0, -0.1, 0.0])
+    assert call(reward, [RIGHT, WRONG, WRONG, WRONG], answer=["4"] * 4, completion_ids=ids) == [0] * 4
+    assert call(reward, [RIGHT, RIGHT], answer=["4"] * 2, completion_ids=[[0], [0]]) == [0, 0]
+
+
+def test_groups_are_questions() -> None:
+    reward = GroupBrevity(Correctness())
+    ids = [[0] * n for n in (10, 20, 10, 20)]
+    values = reward(["a", "a", "b", "b"], [RIGHT] * 4, answer=["4"] * 4, completion_ids=ids)
+    assert values == pytest.approx([0.1, -0.1, 0.1, -0.1])
+
+
+def test_keeping_to_budgets() -> None:
+    tiers = TierAdherence({"easy": 100})
+    assert call(tiers, [""] * 3, tier=["easy"] * 3, thinking_tokens=[50, 150, 900]) == pytest.approx([0, -0.5, -1])
+    hints = HintBudget(100)
+    assert call(hints, [""] * 3, after_hint=[None, 100, 125]) == [None, 0, -0.25]
+
+
+def test_thinking_is_discounted_where_answering_at_once_would_do() -> None:
+    reward = AdaptiveDiscount(Correctness(), alpha=2, easy=0.5)
+    begun = ["no_think", "no_think", "no_think", "think", "free"]
+    easy = call(reward, [INSTANT, INSTANT, INSTANT, RIGHT, RIGHT], answer=["4"] * 5, begun=begun)
+    assert easy == [1, 1, 1, 0, 0]
+    wrong = "</think>\n\n\\boxed{5}"
+    hard = call(reward, [INSTANT, wrong, wrong, RIGHT, WRONG], answer=["4"] * 5, begun=begun)
+    assert hard == [1, 0, 0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [
+        Correctness(),
+        NoThinkBonus(),
+        ReferenceBaseline(),
+        GroupBrevity(Correctness()),
+        TierAdherence(),
+        HintBudget(),
+        AdaptiveDiscount(Correctness()),
+    ],
+    ids=lambda reward: reward.name,
+)
+def test_rewards_travel_and_have_names(reward: Reward) -> None:
+    columns = {
+        "answer": ["4"],
+        "completion_ids": [[1]],
+        "tier": ["easy"],
+        "thinking_tokens": [9000],
+        "after_hint": [1],
+        "begun": ["free"],
+        "reference": [0.5],
+    }
+    before = call(reward, [INSTANT], **columns)
+    copy = pickle.loads(pickle.dumps(reward))
+    assert copy.__name__ == reward.name and call(copy, [INSTANT], **columns) == before
+
+
+def test_a_reward_travels_while_its_helper_process_runs() -> None:
+    said = ["</think>\\boxed{\\frac{1}{2}}"]
+    with Correctness() as reward:
+        assert call(reward, said, answer=["1/2"]) == [1]  # math-verify's process is running now
+        with pickle.loads(pickle.dumps(reward)) as copy:
+            assert call(copy, ["</think>\\boxed{0.5}"], answer=["0.5"]) == [1]
+
+
+def test_a_missing_column_is_named() -> None:
+    with pytest.raises(OptionError, match="'tier_adherence' needs a column 'tier'"):
+        call(TierAdherence(), [""])
+
+
+def test_plain_forms() -> None:
+    made = compute_score("tiny", INSTANT, "4", {"reference": 0.5}, delta=0.05)
+    assert made == {"score": 0.55, "correctness": 1, "no_think_bonus": 0.05, "tier_adherence": 0}
+    made = compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": 1536}, adherence=0.2)
+    assert made["score"] == pytest.approx(0.9)
+    assert torch.equal(reward_func(["q" + RIGHT, "q" + OPEN], ["q", "q"], ["4", "4"]), torch.tensor([1.0, 0.0]))
+
+
+def test_cuts_stand_after_sentences_before_cues() -> None:
+    text = "A is 1. B is 2.\nWait, check A. It is 1. So B is 2. But wait. However, done.\n"
+    assert [text[:at] for at in cuts(text, floor=0, spacing=1)] == [
+        "A is 1. B is 2.\n",
+        "A is 1. B is 2.\nWait, check A. It is 1. ",
+        "A is 1. B is 2.\nWait, check A. It is 1. So B is 2. ",
+        "A is 1. B is 2.\nWait, check A. It is 1. So B is 2. But wait. ",
+    ]
+    assert cuts(text, floor=20, spacing=1)[0] == text.index("So B")
+    assert cuts(text, floor=0, spacing=1000) == [16]
+    assert cuts("A butler waits. So be it.", floor=0, spacing=1) == [16]
+
+
+@pytest.mark.parametrize(
+    ("chances", "rewards"),
+    [
+        ([0.2, 0.8, 0.6], [0.6, -0.2]),
+        ([0.2, 0.2, 0.2, 0.8], [0.6 * 0.49, 0.6 * 0.7, 0.6]),
+        ([0.2] * 6 + [0.8], [0, 0.6 * 0.7**4, 0.6 * 0.7**3, 0.6 * 0.49, 0.6 * 0.7, 0.6]),
+        ([0.5, 0.5], [0.0]),
+        ([0.5], []),
+    ],
+)
+def test_steps_are_paid_what_they_change(chances: list[float], rewards: list[float]) -> None:
+    assert step_rewards(chances) == pytest.approx(rewards)
+
+
+def test_where_thinking_is_settled() -> None:
+    assert [settled_at(c) for c in ([0.2, 0.9, 1.0], [1.0, 0.2, 0.4], [0.4])] == [1, 0, 0]
+
+
+def row(begun: str, right: float, chance: float, tokens: int, **more: Any) -> dict[str, Any]:
+    mode = "think" if begun == "free" else begun
+    return {
+        "id": "a",
+        "begun": begun,
+        "mode": mode,
+        "right": right,
+        "chance": chance,
+        "thinking_tokens": 0 if mode == "no_think" else tokens,
+        "response_tokens": 10,
+        "finish_reason": "stop",
+        "tier": "easy",
+        "level": 1,
+        **more,
+    }
+
+
+def test_what_is_begun_counts_as_often_as_the_policy_would_begin_it() -> None:
+    rows = [
+        row("think", 1, 0.25, 100),
+        row("think", 0, 0.25, 100),
+        row("no_think", 0, 0.25, 0),
+        row("no_think", 0, 0.25, 0),
+    ]
+    made = statistics(rows, empty_tokens=4)
+    assert made["policy/accuracy"] == pytest.approx(0.75 * 0.5)
+    assert made["policy/tokens"] == pytest.approx(0.75 * 110 + 0.25 * 10)
+    assert made["tier/easy/accuracy"] == made["level/1/accuracy"] == made["policy/accuracy"]
+    assert (made["modes/think/accuracy"], made["modes/no_think/accuracy"], made["policy/no_think"]) == (0.5, 0, 0.25)
+    assert statistics([row("free", 1, 0.1, 2), *rows], empty_tokens=4)["policy/accuracy"] == 1
+    assert statistics([row("free", 1, 0.1, 2)], empty_tokens=4)["modes/think/empty"] == 1

@@ -1,0 +1,144 @@
+"""What can go wrong with a training, looked at before any of it is paid for: data, template, markers, lengths, memory.
+
+No weights are loaded: tokenizer and configuration say enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..controller.budgets import canonical_effort
+from ..controller.engines.checkpoints import check_causal, check_tokenizer, loaded, locate
+from ..controller.engines.transformers import TransformersEngine
+from ..controller.markers import Markers, parse_markers
+from ..errors import OptionError, PromptError
+from .config import Recipe, RecipeError
+from .data import Row, rows_of
+from .memory import estimate
+from .sampling import Sampler
+
+LIBRARIES = ("trl", "peft", "accelerate", "datasets")
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What a training stands on: its questions, and what was found out about them and the model, for people to read."""
+
+    rows: Sequence[Row]
+    markers: Markers
+    findings: Sequence[str]
+
+
+def check(
+    recipe: Recipe, *, completions: int | None = None, no_think_tokens: int | None = None, start: str | None = None
+) -> Ground:
+    """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
+
+    completions: that a step learns of each of its questions, by default those of a group.
+    """
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
+    rows = rows_of(recipe.data)
+    engine = bare_engine(recipe.model)
+    markers = None if recipe.markers is None else parse_markers(recipe.markers)
+    sampler = Sampler(engine, recipe.rollouts, markers, no_think_tokens=no_think_tokens, start=start)
+    longest = longest_prompt(sampler, rows)
+    completions = completions or recipe.rollouts.generations
+    weights = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
+    troubles = [*_sizes(recipe, rows, completions, weights), *_lengths(recipe, sampler, rows, longest, no_think_tokens)]
+    if troubles:
+        raise RecipeError("; ".join(troubles))
+    found = sampler.session.markers
+    memory = estimate(engine.model, recipe, longest + recipe.rollouts.max_new_tokens)
+    prepared = sampler.session.prepare([rows[0]["prompt"]], sampler._options)[0]
+    opened = "opened by the chat template" if prepared.state == "thinking" else "opened for the model in each prompt"
+    tiers = ", ".join(dict.fromkeys(recipe.data.efforts))
+    findings = [
+        f"data: {len(rows)} questions of {recipe.data.task} with gold answers, tiers {tiers}",
+        f"template: thinking is {opened}; the first token of a completion decides, {found.close!r} ends it",
+        f"lengths: prompts up to {longest} tokens, completions up to {recipe.rollouts.max_new_tokens}, "
+        f"the model takes {engine.context_length or 'any number'}",
+        f"steps: {recipe.optimiser.steps} of {recipe.rollouts.prompts} questions with {completions} completions each, "
+        f"{passes(recipe, rows):.3g} passes over the questions",
+        f"memory: {memory}",
+    ]
+    return Ground(rows, found, findings)
+
+
+def bare_engine(name: str) -> TransformersEngine:
+    """A model's engine without its weights: for prompts, markers and sizes."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    place = locate(name)
+    config = loaded(name, "configuration", lambda: AutoConfig.from_pretrained(place))
+    check_causal(name, config)
+    check_tokenizer(name, Path(place))
+    tokenizer = loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return TransformersEngine(model, tokenizer, name)
+
+
+def longest_prompt(sampler: Sampler, rows: Sequence[Row]) -> int:
+    """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that is too long."""
+    for row in rows:
+        if canonical_effort(row["tier"]) in ("none", "auto"):
+            raise RecipeError(
+                f"data.efforts has {row['tier']!r}, which leaves no choice to learn; accepted: easy, normal, hard, or "
+                "OpenAI's names for them"
+            )
+    try:
+        return max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
+    except (PromptError, OptionError) as error:
+        raise RecipeError(str(error)) from None
+
+
+def passes(recipe: Recipe, rows: Sequence[Row]) -> float:
+    """How often each question is asked."""
+    return recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
+
+
+def _sizes(recipe: Recipe, rows: Sequence[Row], completions: int, weights: Any) -> Iterator[str]:
+    rollouts, micro = recipe.rollouts, recipe.optimiser.micro_batch
+    if rollouts.prompts * completions % micro:
+        yield (
+            f"a step has {rollouts.prompts} x {completions} completions, which is no multiple of "
+            f"optimiser.micro_batch, {micro}; choose one that divides it"
+        )
+    if len(rows) < rollouts.prompts:
+        yield f"there are {len(rows)} questions and a step asks {rollouts.prompts}; lower rollouts.prompts"
+    if recipe.optimiser.lora is None and str(weights) in ("torch.bfloat16", "torch.float16"):
+        yield (
+            f"all weights would be trained in {str(weights).removeprefix('torch.')}, which rounds small steps away; "
+            "set optimiser.dtype to float32, and optimiser.autocast to true for speed, or train adapters "
+            "(optimiser.lora)"
+        )
+    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["drawn"] is None]:
+        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; nothing could be rewarded"
+
+
+def _lengths(
+    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
+) -> Iterator[str]:
+    rollouts, room = recipe.rollouts, sampler.engine.context_length
+    if room is not None and longest + rollouts.max_new_tokens > room:
+        yield (
+            f"the longest prompt has {longest} tokens and rollouts.max_new_tokens is {rollouts.max_new_tokens}, more "
+            f"than the model's context of {room}; lower it to {max(0, room - longest)} or less"
+        )
+    budget, reserve = rollouts.thinking_budget, rollouts.answer_reserve
+    if budget is not None and budget + reserve > rollouts.max_new_tokens:
+        yield (
+            f"rollouts.max_new_tokens is {rollouts.max_new_tokens}, below the thinking budget of {budget} with "
+            f"{reserve} tokens for the answer: thinking would be cut off unanswered; raise it to {budget + reserve}"
+        )
+    codec = sampler.session.codec
+    answer = max(len(codec.encode(row["answer"])) for row in rows)
+    least = min(reserve, no_think_tokens or reserve)
+    if answer >= least:
+        yield f"the longest gold answer has {answer} tokens and an answer may have {least}; allow for more"

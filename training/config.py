@@ -1,0 +1,171 @@
+"""Configurations of trainings: YAML files with the sections below, every key known and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import OptionError, TerselyError, did_you_mean
+
+
+class RecipeError(TerselyError, ValueError):
+    """A training's configuration is not accepted."""
+
+
+class Section(BaseModel):
+    """Part of a configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """Which questions: see `tersely bench --task`; efforts go round, so that each tier gets its share."""
+
+    task: str = "tiny"
+    split: str = "train"
+    questions: int = Field(default=256, ge=1)
+    seed: int = Field(default=0, ge=0)
+    efforts: tuple[str, ...] = Field(default=("normal",), min_length=1)
+
+
+class Rollouts(Section):
+    """How completions are sampled.
+
+    prompts: of one step, each with `generations` completions. max_new_tokens: most tokens of a completion.
+    thinking_budget: thinking that is longer is closed, and what closes it gets no loss; None leaves it alone.
+    policies: name -> settings, as in a configuration of `tersely tune`; what they write gets no loss. batch: rows
+    decoded at a time.
+    """
+
+    prompts: int = Field(default=8, ge=1)
+    generations: int = Field(default=8, ge=2)
+    temperature: float = Field(default=1.0, gt=0)
+    max_new_tokens: int = Field(default=1024, ge=2)
+    answer_reserve: int = Field(default=64, ge=1)
+    thinking_budget: int | None = Field(default=None, ge=1)
+    policies: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    batch: int = Field(default=64, ge=1)
+
+
+class Lora(Section):
+    """Train low-rank adapters in place of all weights; merge: also write the model with the adapter merged in."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: str | tuple[str, ...] = "all-linear"
+    merge: bool = True
+
+
+class Optimiser(Section):
+    """AdamW; micro_batch: completions in memory at a time, of which a step has a whole number.
+
+    dtype: of the weights, "auto" as saved. autocast: compute in bfloat16, whatever the weights are kept in.
+    """
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    steps: int = Field(default=100, ge=1)
+    warmup: int = Field(default=0, ge=0)
+    micro_batch: int = Field(default=8, ge=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_gradients: float = Field(default=1.0, gt=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    autocast: bool = False
+    checkpoint_activations: bool = False
+    lora: Lora | None = None
+
+
+class Saving(Section):
+    """When to write checkpoints and how many to keep, and which trackers transformers is to report to."""
+
+    every: int = Field(default=50, ge=1)
+    keep: int = Field(default=2, ge=2)
+    report_to: tuple[str, ...] = ()
+
+
+class Alarm(Section):
+    """When a policy counts as collapsed: for `window` logs in a row, after the first `grace` steps.
+
+    all_think, no_think: chances of not thinking at or below and at or above which the choice is gone. empty: the share
+    of thinking completions with fewer than `empty_tokens` thinking tokens. action: what an alarm does.
+    """
+
+    action: Literal["stop", "warn"] = "stop"
+    grace: int = Field(default=100, ge=0)
+    window: int = Field(default=10, ge=1)
+    all_think: float = Field(default=0.005, ge=0, lt=1)
+    no_think: float = Field(default=0.995, gt=0, le=1)
+    empty: float = Field(default=0.5, gt=0, le=1)
+    empty_tokens: int = Field(default=4, ge=1)
+
+
+class Recipe(Section):
+    """What every training has; `out` is the folder it writes and goes on from, `markers` as in `tersely run`."""
+
+    method: str
+    model: str = "tersely-tiny-small"
+    out: Path
+    seed: int = Field(default=0, ge=0)
+    markers: str | None = None
+    data: Data = Data()
+    optimiser: Optimiser = Optimiser()
+    saving: Saving = Saving()
+    rollouts: Rollouts = Rollouts()
+
+
+T = TypeVar("T", bound=Recipe)
+
+
+def read_recipe(path: Path, kind: type[T], method: str) -> T:
+    """The configuration of a method in a YAML file; raises RecipeError, which names every key that is wrong."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read: {error}; give the YAML file of a training") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path} holds no configuration; accepted: {', '.join(kind.model_fields)}")
+    if found.get("method") != method:
+        raise RecipeError(
+            f"{path} is for the method {found.get('method')!r}, and {method!r} was asked for; "
+            f"run `tersely train {found.get('method')}`, or write `method: {method}`"
+        )
+    return checked(found, kind, str(path))
+
+
+def checked(found: Mapping[str, Any], kind: type[T], where: str) -> T:
+    """A configuration from plain values; raises RecipeError."""
+    try:
+        return kind.model_validate(found)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {'; '.join(_complaints(error, kind))}") from None
+    except OptionError as error:
+        raise RecipeError(f"{where}: {error}") from None
+
+
+def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
+    for trouble in error.errors(include_url=False, include_context=False):
+        *place, last = trouble["loc"]
+        name = ".".join(map(str, (*place, last)))
+        if trouble["type"] == "extra_forbidden":
+            section = _section(kind, place)
+            yield f"unknown key {name!r}; {did_you_mean(str(last), section.model_fields)}"
+        elif trouble["type"] == "missing":
+            yield f"{name!r} is missing"
+        else:
+            yield f"{name!r} is {trouble['input']!r}: {trouble['msg'].lower()}"
+
+
+def _section(kind: type[BaseModel], place: list[int | str]) -> type[BaseModel]:
+    """The section at a place, through optional ones."""
+    for part in place:
+        annotation = kind.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return kind

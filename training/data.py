@@ -1,0 +1,45 @@
+"""Questions as rows of a training, in the order in which it will see them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from ..evaluation.tasks.questions import Question, load
+from .config import Data
+
+Row = dict[str, Any]
+"""id, prompt (messages), answer, drawn (of reasoning-gym), tier, level; methods add columns of their own."""
+
+
+def rows_of(data: Data) -> list[Row]:
+    """One row for each question, with the tier whose turn it is; raises TaskError."""
+    questions = load(data.task, data.split, data.questions, data.seed)
+    return [_row(question, data.efforts[i % len(data.efforts)]) for i, question in enumerate(questions)]
+
+
+def _row(question: Question, tier: str) -> Row:
+    drawn = question.drawn
+    return {
+        "id": question.id,
+        "prompt": [{"role": "user", "content": question.problem}],
+        "answer": question.answer,
+        "drawn": None if drawn is None else [drawn.name, drawn.entry],
+        "tier": tier,
+        "level": question.level,
+    }
+
+
+def schedule(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
+    """The rows of all steps, `size` different ones for each: one shuffled pass over the questions after the other.
+
+    Written out, so that a resumed training goes on in the same order whatever pass it is in.
+    """
+    rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
+    whole = len(rows) - len(rows) % size
+    made: list[Row] = []
+    while len(made) < steps * size:
+        rng.shuffle(order)
+        made += [rows[i] for i in order[:whole]]
+    return made[: steps * size]

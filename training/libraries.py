@@ -1,0 +1,21 @@
+"""TRL, imported without its remarks on the version of a vLLM that is not used here."""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+    from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+
+__all__ = [
+    "DPOConfig",
+    "DPOTrainer",
+    "GRPOConfig",
+    "GRPOTrainer",
+    "SFTConfig",
+    "SFTTrainer",
+    "disable_gradient_checkpointing",
+    "unwrap_model_for_generation",
+]

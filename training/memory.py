@@ -1,0 +1,64 @@
+"""How much memory a training takes, about: from the shapes of a model without weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .config import Recipe
+
+_ADAM = 2
+"""Numbers of the optimiser for each that is trained."""
+_KEPT, _KEPT_CHECKPOINTED = 20, 2
+"""Numbers kept for the backward pass for each token and layer, in units of the hidden size: all, or in and out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Bytes by what they are for."""
+
+    weights: float
+    training: float
+    activations: float
+    cache: float
+
+    @property
+    def total(self) -> float:
+        """Rollouts and training take turns, so the larger of cache and activations counts."""
+        return self.weights + self.training + max(self.activations, self.cache)
+
+    def __str__(self) -> str:
+        parts = ("weights", "training", "activations", "cache")
+        said = ", ".join(f"{part} {getattr(self, part) / 2**30:.2g}" for part in parts)
+        return f"about {self.total / 2**30:.2g} GiB ({said})"
+
+
+def estimate(model: Any, recipe: Recipe, longest: int) -> Estimate:
+    """The memory of a recipe on a model, which may be on the meta device; longest: tokens of prompt and completion."""
+    config = model.config.get_text_config(decoder=True)
+    size = model.get_input_embeddings().weight.element_size() if recipe.optimiser.dtype == "auto" else 4
+    if recipe.optimiser.dtype == "bfloat16":
+        size = 2
+    lora = recipe.optimiser.lora
+    every = sum(weight.numel() for weight in model.parameters())
+    trained = every if lora is None else sum(lora.rank * sum(shape) for shape in _matrices(model))
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    kept = _KEPT_CHECKPOINTED if recipe.optimiser.checkpoint_activations else _KEPT
+    tokens = recipe.optimiser.micro_batch * longest
+    return Estimate(
+        weights=every * size,
+        training=trained * (1 + _ADAM) * (size if lora is None else 4),
+        activations=tokens * config.hidden_size * (kept * config.num_hidden_layers + _KEPT) * size,
+        cache=recipe.rollouts.batch * longest * 2 * kv_heads * head_dim * config.num_hidden_layers * size,
+    )
+
+
+def _matrices(model: Any) -> list[tuple[int, int]]:
+    """Shapes of the matrices that adapters go beside: all but the embedding and the head."""
+    import torch
+
+    head = model.get_output_embeddings()
+    return [
+        (m.in_features, m.out_features) for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head
+    ]

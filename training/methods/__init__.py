@@ -1,0 +1,25 @@
+"""The methods by name; each module has a `Kind`, the recipe it takes, `look` and `run`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from ...errors import unknown
+
+METHODS = {
+    "adaptthink": "Learn by RL to answer at once where thinking adds nothing (AdaptThink).",
+    "adar1": "Mix long and short thinking, and learn from pairs which a question wants (AdaR1).",
+    "apo": "Learn by RL on forced and free completions to think only where that pays (APO).",
+    "ser": "Learn by RL to be right and brief, measured by one's own answers (SER-RL).",
+    "sft": "Learn one's own shortest right completions, or those that a controller shortened.",
+    "vsrm": "Learn by RL with a reward for every step of the thinking, or analyse where it is wasted (VSRM).",
+}
+"""Method -> what it does, for the help of `tersely train`."""
+
+
+def method(name: str) -> Any:
+    """The module of a method; raises OptionError for an unknown one."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return import_module(f".{name}", __name__)

@@ -1,0 +1,141 @@
+"""AdaR1 (arXiv 2504.21659): merge a model with its short-thinking sister, and teach it by DPO when to think.
+
+Stages, each kept in its own place and done once: short completions are learnt (`short/`), the weights are mixed
+(`merged/`), both parents answer the questions, and pairs of their completions are what DPO learns from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pydantic import Field
+
+from ...controller.engines.transformers import TransformersEngine, load_engine
+from ..callbacks import last_good
+from ..checks import Ground, check
+from ..config import Optimiser, Recipe, RecipeError, Section
+from ..pairs import pairs_of
+from ..rewards import Correctness
+from ..running import MODEL, Running
+from ..sampling import Sampler
+from ..traces import Trace, collect, shortest_right
+
+
+class AdaR1(Section):
+    """share: of the long model's weights in the merged one. samples: of each parent and question. beta: of DPO.
+
+    groups, instances: most pairs of a question at each level. short_effort: the tier in which short completions are
+    sampled, for the short parent to learn them under the usual prompt; short: how it learns them.
+    """
+
+    share: float = Field(default=0.8, gt=0, lt=1)
+    samples: int = Field(default=12, ge=1)
+    beta: float = Field(default=0.1, gt=0)
+    groups: int = Field(default=4, ge=0)
+    instances: int = Field(default=2, ge=0)
+    short_effort: str = "easy"
+    short: Optimiser = Optimiser()
+
+
+class Kind(Recipe):
+    """The recipe of this method."""
+
+    adar1: AdaR1 = AdaR1()
+
+
+def look(recipe: Kind) -> Ground:
+    """See `checks.check`; raises RecipeError."""
+    if recipe.rollouts.prompts % recipe.adar1.short.micro_batch:
+        raise RecipeError(
+            f"a step has {recipe.rollouts.prompts} examples, which is no multiple of adar1.short.micro_batch, "
+            f"{recipe.adar1.short.micro_batch}; choose one that divides it"
+        )
+    return check(recipe, completions=1)
+
+
+def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+    """Go through the stages, from the first that is not done."""
+    from ..offline import prefer
+
+    own, out = recipe.adar1, recipe.out
+    with Correctness(ground.markers.close) as correct:
+        long = running.load(recipe)
+        short = _short(recipe, ground, long, correct, running, say)
+        merged = _merged(recipe, long, short, out / "merged", say)
+        answers = [
+            collect(
+                Sampler(engine, recipe.rollouts, ground.markers),
+                ground.rows,
+                own.samples,
+                out / f"{name}.jsonl",
+                seed=recipe.seed,
+                correct=correct,
+                say=say,
+            )
+            for name, engine in (("long-answers", long), ("short-answers", short))
+        ]
+    rng = Random(f"pairs:{recipe.seed}")
+    pairs = [p for a, b in zip(*answers, strict=True) for p in pairs_of(a, b, rng, own.groups, own.instances)]
+    if not pairs:
+        raise RecipeError("neither parent answers any question right, so there is nothing to prefer; ask easier ones")
+    say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
+    prefer(running, recipe, merged.model, merged.tokenizer, pairs, own.beta)
+
+
+def _short(
+    recipe: Kind,
+    ground: Ground,
+    long: TransformersEngine,
+    correct: Correctness,
+    running: Running,
+    say: Callable[[str], None],
+) -> TransformersEngine:
+    """The parent that thinks briefly: the model after learning its own short right completions."""
+    from ..offline import supervise
+
+    folder = recipe.out / "short"
+    if not (folder / MODEL).is_dir():
+        sampler = Sampler(long, recipe.rollouts, ground.markers)
+        found = collect(
+            sampler,
+            ground.rows,
+            1,
+            recipe.out / "short-traces.jsonl",
+            seed=recipe.seed,
+            correct=correct,
+            effort=recipe.adar1.short_effort,
+            say=say,
+        )
+        kept: list[Trace] = [trace for traces in found for trace in shortest_right(traces, 1)]
+        if not kept:
+            raise RecipeError(f"no short completion of {len(found)} questions is right; ask easier questions")
+        say(f"the short parent learns {len(kept)} completions")
+        student = running.load(recipe)
+        stage = Running(folder, last_good(folder), say)
+        settings = recipe.model_copy(update={"optimiser": recipe.adar1.short})
+        folder.mkdir(exist_ok=True)
+        supervise(stage, settings, student.model, student.tokenizer, kept)
+    return load_engine(folder / MODEL, recipe.optimiser.dtype)
+
+
+def _merged(
+    recipe: Kind, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
+) -> TransformersEngine:
+    """The mixture of both parents, as a folder that the DPO trainer can load its reference from."""
+    if not (folder / MODEL).is_dir():
+        model: Any = load_engine(recipe.model, recipe.optimiser.dtype).model
+        model.load_state_dict(merge(long.model.state_dict(), short.model.state_dict(), recipe.adar1.share))
+        model.save_pretrained(str(folder / MODEL))
+        long.tokenizer.save_pretrained(str(folder / MODEL))
+        say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
+    return load_engine(folder / MODEL, recipe.optimiser.dtype)
+
+
+def merge(long: dict[str, Any], short: dict[str, Any], share: float) -> dict[str, Any]:
+    """Weights of both models mixed, `share` of the first."""
+    return {
+        name: (share * long[name].float() + (1 - share) * short[name].float()).to(long[name].dtype) for name in long
+    }

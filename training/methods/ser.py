@@ -1,0 +1,66 @@
+"""SER-RL (arXiv 2506.15647): be right, and among one's own right answers to a question rather brief than long.
+
+GRPO on free completions. The paper's reward is not published; `GroupBrevity` is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import Field
+
+from ..checks import Ground, check
+from ..config import Alarm, Recipe, Section
+from ..data import schedule
+from ..rewards import Correctness, GroupBrevity, HintBudget, TierAdherence
+from ..rewards.base import Reward
+from ..rollouts import GroupRollouts
+from ..running import Running
+from ..sampling import FREE, Sampler
+
+
+class Ser(Section):
+    """brevity: its weight beside being right; least: the share of a group that has to be right before it counts.
+
+    adherence: weight of keeping to the tier's budget, hints: of being brief after a hint, 0 for neither. after_hint:
+    tokens that are brief. kl: weight of staying near the model before training.
+    """
+
+    brevity: float = Field(default=0.2, gt=0, lt=1)
+    least: float = Field(default=0.5, ge=0, le=1)
+    adherence: float = Field(default=0.0, ge=0)
+    hints: float = Field(default=0.0, ge=0)
+    after_hint: int = Field(default=128, ge=1)
+    kl: float = Field(default=0.0, ge=0)
+
+
+class Kind(Recipe):
+    """The recipe of this method."""
+
+    ser: Ser = Ser()
+    alarm: Alarm = Alarm(all_think=0.0)
+
+
+def look(recipe: Kind) -> Ground:
+    """See `checks.check`."""
+    return check(recipe)
+
+
+def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+    """Train, or go on training."""
+    own = recipe.ser
+    sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)
+    with Correctness(ground.markers.close) as correct:
+        weighed: list[tuple[Reward, float]] = [(correct, 1.0), (GroupBrevity(correct, own.brevity, own.least), 1.0)]
+        weighed += [(TierAdherence(), own.adherence)] if own.adherence else []
+        weighed += [(HintBudget(own.after_hint), own.hints)] if own.hints else []
+        running.reinforce(
+            recipe,
+            sampler,
+            GroupRollouts(sampler, [FREE] * recipe.rollouts.generations, recipe.seed),
+            [reward for reward, _ in weighed],
+            schedule(ground.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
+            credit="group",
+            alarm=recipe.alarm,
+            options={"reward_weights": [weight for _, weight in weighed], "beta": own.kl},
+        )

@@ -1,0 +1,68 @@
+"""Supervised fine-tuning on one's own completions: the shortest right ones, or those that a controller shortened.
+
+Self-distillation bakes in what costs several samples, or a controller at run time. What a controller wrote into a
+completion is read and not learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from statistics import fmean
+
+from pydantic import Field
+
+from ..checks import Ground, check
+from ..config import Recipe, RecipeError, Section
+from ..rewards import Correctness
+from ..running import Running
+from ..sampling import Sampler
+from ..traces import collect, shortest_right
+
+
+class Sft(Section):
+    """samples: of each question, of which the `keep` shortest right ones are learnt. effort: the tier they are sampled
+    in, None for the one they are learnt for. Policies of `rollouts` make them a controller's traces."""
+
+    samples: int = Field(default=8, ge=1)
+    keep: int = Field(default=1, ge=1)
+    effort: str | None = None
+
+
+class Kind(Recipe):
+    """The recipe of this method."""
+
+    sft: Sft = Sft()
+
+
+def look(recipe: Kind) -> Ground:
+    """See `checks.check`."""
+    return check(recipe, completions=1)
+
+
+def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+    """Sample, keep the shortest right ones, and train on them; or go on with that."""
+    from ..offline import supervise
+
+    engine, own = running.load(recipe), recipe.sft
+    sampler = Sampler(engine, recipe.rollouts, ground.markers)
+    with Correctness(ground.markers.close) as correct:
+        found = collect(
+            sampler,
+            ground.rows,
+            own.samples,
+            recipe.out / "traces.jsonl",
+            seed=recipe.seed,
+            correct=correct,
+            effort=own.effort,
+            say=say,
+        )
+    kept = [trace for traces in found for trace in shortest_right(traces, own.keep)]
+    if not kept:
+        raise RecipeError(
+            f"none of {own.samples} completions of {len(found)} questions is right and ended by the model; ask easier "
+            "questions, or raise rollouts.max_new_tokens"
+        )
+    before = fmean(trace.length for traces in found for trace in traces)
+    after = fmean(trace.length for trace in kept)
+    say(f"learns {len(kept)} completions of {after:.0f} tokens on average; those sampled had {before:.0f}")
+    supervise(running, recipe, engine.model, engine.tokenizer, kept)

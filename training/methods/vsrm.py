@@ -1,0 +1,181 @@
+"""VSRM (arXiv 2508.10293): every step of the thinking is paid what it changed in the chance of being right.
+
+The chance at a cut is found by ending the thinking there a few times. Training is Reinforce++: token by token, by what
+is still to come. With `train: false` nothing is trained, and the same curve says where thinking was wasted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from pydantic import Field
+
+from ...controller.engines.base import Request, Sampling
+from ...evaluation.answering import batch_seed
+from ...evaluation.reading import tokens_until
+from ...writing import write
+from ..checks import Ground, check
+from ..config import Alarm, Recipe, Section
+from ..data import schedule
+from ..rewards import Correctness
+from ..rewards.base import NO_THINK
+from ..rewards.stepwise import FLOOR, SPACING, cuts, settled_at, step_rewards
+from ..rollouts import GroupRollouts
+from ..running import Running
+from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
+
+
+class Vsrm(Section):
+    """answers: drawn at each cut, of at most answer_tokens tokens. floor, spacing: characters before the first cut and
+    between two. train: False only analyses `samples` completions of each question and writes analysis.json."""
+
+    answers: int = Field(default=5, ge=1)
+    answer_tokens: int = Field(default=64, ge=2)
+    temperature: float = Field(default=0.6, gt=0)
+    floor: int = Field(default=FLOOR, ge=0)
+    spacing: int = Field(default=SPACING, ge=1)
+    train: bool = True
+    samples: int = Field(default=1, ge=1)
+
+
+class Kind(Recipe):
+    """The recipe of this method."""
+
+    vsrm: Vsrm = Vsrm()
+    alarm: Alarm = Alarm(all_think=0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """The chance of being right if a completion's thinking ended at each of these tokens, the last its own end."""
+
+    places: tuple[int, ...]
+    chances: tuple[float, ...]
+
+    @property
+    def rewards(self) -> list[tuple[int, float]]:
+        """The last token of each step, and what the step changed."""
+        steps = zip(self.places[1:], step_rewards(self.chances), strict=True)
+        return [(place - 1, reward) for place, reward in steps]
+
+    @property
+    def settled(self) -> int:
+        """The token from which going on changed nothing more."""
+        return self.places[settled_at(self.chances)]
+
+
+class Prober:
+    """Finds the curves of completions by drawing answers at their cuts."""
+
+    def __init__(self, sampler: Sampler, own: Vsrm, correct: Correctness) -> None:
+        self.sampler, self.own, self.correct = sampler, own, correct
+        self.codec, self.markers = sampler.session.codec, sampler.session.markers
+
+    def __call__(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Curve]:
+        """One curve for each completion; one that did not think, or did not end its thinking, has none to speak of."""
+        places = [self._places(rollout) for rollout in made]
+        requests, sources = [], []
+        closing = self.codec.encode(f"{self.markers.close}{self.markers.after}")
+        for number, (rollout, cut) in enumerate(zip(made, places, strict=True)):
+            for place in cut:
+                prompt = (*rollout.prompt_ids, *rollout.ids[:place], *closing)
+                requests += [Request(prompt, self.own.answer_tokens)] * self.own.answers
+                sources += [number] * self.own.answers
+        said = self._answers(requests, seed)
+        right = [
+            self.correct.is_right(rows[number]["answer"], text, rows[number]["drawn"])
+            for number, text in zip(sources, said, strict=True)
+        ]
+        curves, at = [], 0
+        for cut in places:
+            size = len(cut) * self.own.answers
+            shares = [right[i : i + self.own.answers] for i in range(at, at + size, self.own.answers)]
+            curves.append(Curve(tuple(cut), tuple(fmean(map(float, share)) for share in shares)))
+            at += size
+        return curves
+
+    def _places(self, rollout: Rollout) -> list[int]:
+        """Tokens before each cut, and last those before the closing marker."""
+        if rollout.mode == NO_THINK or not rollout.response:
+            return []
+        text = self.codec.decode(rollout.ids[: rollout.thinking_tokens])
+        text = text[: text.index(self.markers.close)]
+        found = [*cuts(text, self.own.floor, self.own.spacing), len(text.rstrip())]
+        return list(dict.fromkeys(tokens_until(rollout.ids, self.codec, place) for place in found))
+
+    def _answers(self, requests: Sequence[Request], seed: int) -> list[str]:
+        said: list[str] = []
+        size = self.sampler.settings.batch
+        with plain_sampling(self.sampler.engine.model):
+            for at in range(0, len(requests), size):
+                sampling = Sampling(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at))
+                done = self.sampler.engine.generate(requests[at : at + size], sampling)
+                said += [self.codec.decode(one.token_ids).strip() for one in done]
+        return said
+
+
+class StepRollouts(GroupRollouts):
+    """Free completions with the rewards of their steps as the column `token_rewards`."""
+
+    def __init__(self, sampler: Sampler, prober: Prober, size: int, seed: int) -> None:
+        super().__init__(sampler, [FREE] * size, seed)
+        self.prober = prober
+
+    def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
+        """See `GroupRollouts.more`."""
+        return {"token_rewards": [curve.rewards for curve in self.prober(made, rows, seed)]}
+
+
+def look(recipe: Kind) -> Ground:
+    """See `checks.check`."""
+    return check(recipe)
+
+
+def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+    """Train, go on training, or only analyse."""
+    sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)
+    with Correctness(ground.markers.close) as correct:
+        prober = Prober(sampler, recipe.vsrm, correct)
+        if not recipe.vsrm.train:
+            found = analyse(sampler, prober, ground.rows, recipe)
+            write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n")
+            say(
+                f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
+                f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
+            )
+            return
+        running.reinforce(
+            recipe,
+            sampler,
+            StepRollouts(sampler, prober, recipe.rollouts.generations, recipe.seed),
+            [correct],
+            schedule(ground.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
+            credit="tokens",
+            alarm=recipe.alarm,
+            options={"loss_type": "dapo"},
+        )
+
+
+def analyse(sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: Kind) -> dict[str, Any]:
+    """Where the thinking of these questions was settled: shares over completions that thought and answered."""
+    asked = [row for row in rows for _ in range(recipe.vsrm.samples)]
+    made = sampler([Ask(row["prompt"], row["tier"]) for row in asked], recipe.seed)
+    curves = prober(made, asked, recipe.seed)
+    whole = [(row, rollout, curve) for row, rollout, curve in zip(asked, made, curves, strict=True) if curve.places]
+    details = [
+        {"id": row["id"], "tokens": curve.places[-1], "settled": curve.settled, "chances": curve.chances}
+        for row, _, curve in whole
+    ]
+    tokens = sum(curve.places[-1] for _, _, curve in whole)
+    return {
+        "completions": len(whole),
+        "without": len(made) - len(whole),
+        "cuts": fmean(len(curve.places) - 1 for _, _, curve in whole) if whole else 0.0,
+        "thinking_tokens": tokens / len(whole) if whole else 0.0,
+        "wasted": sum(curve.places[-1] - curve.settled for _, _, curve in whole) / tokens if tokens else 0.0,
+        "details": details,
+    }

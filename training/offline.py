@@ -1,0 +1,99 @@
+"""Trainings on completions that stand there already, on TRL's SFT and DPO trainers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+from torch import Tensor
+
+from .config import Recipe
+from .libraries import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from .pairs import Pair
+from .running import Running, adapter, common_arguments
+from .traces import Trace
+from .trainer import check_finite
+
+
+class _Finite:
+    """Raises DivergedError before a loss that is no number reaches the weights; tells nobody that it runs."""
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """See `Trainer`."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        check_finite(loss, self.state.global_step + 1)  # type: ignore[attr-defined]
+        return loss
+
+    def _send_telemetry(self) -> None:
+        """Tell nobody."""
+
+
+class FiniteSFT(_Finite, SFTTrainer):  # type: ignore[misc]
+    """See `_Finite`."""
+
+
+class FiniteDPO(_Finite, DPOTrainer):  # type: ignore[misc]
+    """See `_Finite`."""
+
+
+def supervise(running: Running, recipe: Recipe, model: Any, tokenizer: Any, traces: Sequence[Trace]) -> None:
+    """Learn to write these completions, what was forced in them left out, and write the model."""
+    from datasets import Dataset
+
+    rows = [
+        {
+            "input_ids": [*trace.prompt_ids, *trace.ids],
+            "labels": [
+                *[-100] * len(trace.prompt_ids),
+                *(token if learnt else -100 for token, learnt in zip(trace.ids, trace.learnt, strict=True)),
+            ],
+        }
+        for trace in traces
+    ]
+    trainer = FiniteSFT(
+        model=model,
+        args=SFTConfig(**_arguments(running, recipe), max_length=None, packing=False),
+        train_dataset=Dataset.from_list(_in_order(rows, recipe)),
+        processing_class=tokenizer,
+        peft_config=adapter(recipe),
+        callbacks=running.callbacks(),
+    )
+    running.train(trainer, recipe)
+
+
+def prefer(running: Running, recipe: Recipe, model: Any, tokenizer: Any, pairs: Sequence[Pair], beta: float) -> None:
+    """Learn by DPO to prefer the chosen completions, and write the model."""
+    from datasets import Dataset
+
+    def text(ids: Sequence[int]) -> str:
+        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    rows = [
+        {"prompt": text(p.chosen.prompt_ids), "chosen": text(p.chosen.ids), "rejected": text(p.rejected.ids)}
+        for p in pairs
+    ]
+    trainer = FiniteDPO(
+        model=model,
+        args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta),
+        train_dataset=Dataset.from_list(_in_order(rows, recipe)),
+        processing_class=tokenizer,
+        peft_config=adapter(recipe),
+        callbacks=running.callbacks(),
+    )
+    running.train(trainer, recipe)
+
+
+def _arguments(running: Running, recipe: Recipe) -> dict[str, Any]:
+    accumulate = recipe.rollouts.prompts // recipe.optimiser.micro_batch
+    return {**common_arguments(recipe, running.folder, accumulate), "train_sampling_strategy": "sequential"}
+
+
+def _in_order(rows: list[Any], recipe: Recipe) -> list[Any]:
+    """The examples of all steps, one shuffled pass after the other: written out, so that resuming keeps the order."""
+    size = recipe.rollouts.prompts
+    rng = Random(f"examples:{recipe.seed}")
+    made: list[Any] = []
+    while len(made) < recipe.optimiser.steps * size:
+        made += rng.sample(rows, len(rows))
+    return made[: recipe.optimiser.steps * size]

@@ -1,0 +1,68 @@
+"""What all rewards share: the calling convention of TRL, and reading completions and columns.
+
+TRL calls `reward(prompts=, completions=, completion_ids=, **columns)` with one entry a completion in each; columns are
+those of the dataset and what the rollouts added. The reward is a number for each, or None where it does not apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any, ClassVar
+
+from ...errors import OptionError, did_you_mean
+
+THINK, NO_THINK = "think", "no_think"
+"""The modes of a completion."""
+
+
+class Reward:
+    """A reward: plain settings, so that it can be pickled, and a `__name__`, under which TRL logs it."""
+
+    name: ClassVar[str]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """One reward for each completion."""
+        raise NotImplementedError
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion: a text as it is, or messages of which the last one counts."""
+    return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
+
+
+def answer_part(text: str, close: str | None) -> str:
+    """What follows the thinking; empty where that was never closed. close: None if the prompt has closed it."""
+    return text.strip() if close is None else text.partition(close)[2].strip()
+
+
+def needed(columns: Mapping[str, Any], name: str, who: str) -> Sequence[Any]:
+    """A column that a reward cannot do without; raises OptionError."""
+    if name not in columns or columns[name] is None:
+        raise OptionError(
+            f"the reward {who!r} needs a column {name!r}, in the dataset or from tersely's rollouts; "
+            f"{did_you_mean(name, sorted(columns))}"
+        )
+    found: Sequence[Any] = columns[name]
+    return found
+
+
+def modes_of(completions: Sequence[Any], columns: Mapping[str, Any], close: str) -> list[str]:
+    """The mode of each completion: as the rollouts say, otherwise by whether it begins with the closing marker."""
+    if columns.get("mode") is not None:
+        return list(columns["mode"])
+    return [NO_THINK if text_of(c).lstrip().startswith(close) else THINK for c in completions]
+
+
+def groups(prompts: Sequence[Any]) -> list[range]:
+    """Stretches of equal prompts: the completions of one question stand side by side."""
+    made, start = [], 0
+    for _, same in groupby(prompts):
+        size = sum(1 for _ in same)
+        made.append(range(start, start + size))
+        start += size
+    return made

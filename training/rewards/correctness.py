@@ -1,0 +1,51 @@
+"""Whether the answer is right, by the same equality that the benchmarks use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ...controller.answers import boxed_or_last
+from ...evaluation.tasks.deadline import Closing
+from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
+from ...evaluation.tasks.questions import Drawn, Question
+from .base import Reward, answer_part, needed, text_of
+
+
+class Correctness(Reward, Closing):
+    """1 for a right answer, 0 for a wrong or missing one.
+
+    marker: what ends the thinking; None if the prompt has ended it. Columns: `answer`, the gold one; `response`, the
+    answering part where rollouts have split it off already; `drawn`, name and entry of a task of reasoning-gym. A
+    helper process is started where a comparison needs one, and ended by `close()`.
+    """
+
+    name = "correctness"
+
+    def __init__(self, marker: str | None = "</think>", deadline: float = DEADLINE) -> None:
+        self.marker, self.deadline = marker, deadline
+        self._checker: AnswerChecker | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"marker": self.marker, "deadline": self.deadline, "_checker": None}
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        gold = needed(columns, "answer", self.name)
+        said = columns.get("response") or [answer_part(text_of(c), self.marker) for c in completions]
+        drawn = columns.get("drawn") or [None] * len(completions)
+        return [float(self.is_right(g, s, d)) for g, s, d in zip(gold, said, drawn, strict=True)]
+
+    def is_right(self, gold: str, said: str, drawn: Sequence[str] | None = None) -> bool:
+        """Whether an answering part amounts to the gold answer."""
+        if not said:
+            return False
+        if self._checker is None:
+            self._checker = AnswerChecker(self.deadline)
+        question = Question("", "", gold, drawn=Drawn(*drawn) if drawn else None)
+        return self._checker.grade(question, said if drawn else boxed_or_last(said)).equal
+
+    def close(self) -> None:
+        """End the helper process, if there is one."""
+        if self._checker is not None:
+            self._checker.close()

@@ -1,0 +1,38 @@
+"""`tersely train METHOD --config FILE`: read, check, train."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .config import read_recipe
+from .methods import method
+from .running import Running, check_trackers, open_folder
+
+
+def told(line: str) -> None:
+    """Print a line at once, or a log file would be minutes behind."""
+    print(line, flush=True)
+
+
+def train(
+    name: str, config: Path, *, dry_run: bool = False, resume: bool = False, say: Callable[[str], None] = told
+) -> None:
+    """Train by a method as a YAML file says.
+
+    dry_run: look at data, template, markers, lengths and memory, and stop. resume: go on from the last whole checkpoint
+    in the recipe's `out`. Raises RecipeError, TaskError, ModelError, MarkerError; DivergedError and CollapseError while
+    it trains.
+    """
+    chosen = method(name)
+    recipe = read_recipe(config, chosen.Kind, name)
+    ground = chosen.look(recipe)
+    check_trackers(recipe.saving.report_to)
+    for finding in ground.findings:
+        say(finding)
+    if dry_run:
+        return
+    checkpoint = open_folder(recipe, resume=resume)
+    if checkpoint is not None:
+        say(f"goes on from {checkpoint}")
+    chosen.run(recipe, ground, Running(recipe.out, checkpoint, say), say)

@@ -1,0 +1,300 @@
+"""Completions of prompts as a training needs them: through the controller, with the first token drawn or forced.
+
+Every completion begins inside the thinking: a chat template that leaves the opening to the model has it written into
+the prompt, so the first token of a completion decides between thinking and answering at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..controller.budgets import TIERS, canonical_effort
+from ..controller.engines.base import Completion, Request, Sampling
+from ..controller.engines.transformers import TransformersEngine
+from ..controller.making import Prepared
+from ..controller.markers import Markers
+from ..controller.options import Options
+from ..controller.parts import split_output
+from ..controller.policies import make_policies, make_policy
+from ..controller.prompts import Prompt
+from ..controller.session import Session
+from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
+from ..evaluation.answering import batch_seed
+from .config import Rollouts
+from .rewards.base import NO_THINK, THINK
+
+FREE = "free"
+"""A completion that begins as the model likes; the others are begun in a mode."""
+
+
+class DivergedError(TerselyError, RuntimeError):
+    """The model's weights, its loss or its gradients are no longer numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One completion that is wanted: of which prompt, in which tier, begun how."""
+
+    prompt: Prompt
+    effort: str = "normal"
+    begun: str = FREE
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One completion.
+
+    ids: tokens after the prompt, the end of sequence included where the model put it. forced: which of them were not
+    sampled. drawn: the log-probability with which the first token was drawn, where that was not the model's own doing.
+    chance: the model's chance to answer at once. after_hint: the model's thinking tokens after the first hint.
+    """
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    forced: tuple[bool, ...]
+    begun: str
+    mode: str
+    drawn: float | None
+    chance: float
+    thinking: str
+    response: str
+    thinking_tokens: int
+    response_tokens: int
+    finish_reason: str
+    after_hint: int | None
+
+
+class Sampler:
+    """Samples completions of one model.
+
+    share: the chance with which a begun completion is begun without thinking, which its `drawn` holds. start: the text
+    that begins thinking where that is begun; None draws its first token from the model, anything but the close.
+    """
+
+    def __init__(
+        self,
+        engine: TransformersEngine,
+        settings: Rollouts,
+        markers: Markers | None = None,
+        *,
+        share: float = 0.5,
+        start: str | None = None,
+        no_think_tokens: int | None = None,
+    ) -> None:
+        self.engine, self.settings, self.share = engine, settings, share
+        self.session = Session(engine, markers)
+        self.close = single_token(self.session, self.session.markers.close)
+        self.start = None if start is None else single_token(self.session, start)
+        self.end = int(engine.tokenizer.eos_token_id)
+        self.no_think_tokens = no_think_tokens or settings.max_new_tokens
+        self._options = options_of(settings)
+
+    def __call__(
+        self, asks: Sequence[Ask], seed: int, advance: Callable[[int], None] = lambda rows: None
+    ) -> list[Rollout]:
+        """Complete all prompts, `settings.batch` at a time; the seed decides everything."""
+        made: list[Rollout] = []
+        size = self.settings.batch
+        with plain_sampling(self.engine.model):
+            for number, at in enumerate(range(0, len(asks), size)):
+                made += self._batch(asks[at : at + size], batch_seed("rollouts", seed, number))
+                advance(len(made) - at)
+        return made
+
+    def prompt_ids(self, prompt: Prompt, effort: str) -> tuple[int, ...]:
+        """The prompt with the thinking opened."""
+        return self._opened(self._prepared([Ask(prompt, effort)])[0])
+
+    def _batch(self, asks: Sequence[Ask], seed: int) -> list[Rollout]:
+        rows = self._prepared(asks)
+        prompts = [self._opened(row) for row in rows]
+        chances = self._log_chances(prompts)
+        firsts = self._firsts(asks, chances, torch.Generator().manual_seed(seed))
+        requests = [
+            self._request(row, prompt, ask, first)
+            for row, prompt, ask, (first, _) in zip(rows, prompts, asks, firsts, strict=True)
+        ]
+        sampling = Sampling(self.settings.temperature, top_p=1.0, top_k=0, seed=seed)
+        done = self.engine.generate(requests, sampling)
+        return [
+            self._rollout(row, prompt, ask, first, math.exp(chance[self.close]), completion)
+            for row, prompt, ask, first, chance, completion in zip(
+                rows, prompts, asks, firsts, chances, done, strict=True
+            )
+        ]
+
+    def _prepared(self, asks: Sequence[Ask]) -> list[Prepared]:
+        """Rows in order; each tier has its own options."""
+        made: dict[int, Prepared] = {}
+        for effort in dict.fromkeys(ask.effort for ask in asks):
+            places = [i for i, ask in enumerate(asks) if ask.effort == effort]
+            options = replace(self._options, effort=canonical_effort(effort))
+            made.update(zip(places, self.session.prepare([asks[i].prompt for i in places], options), strict=True))
+        return [made[i] for i in range(len(asks))]
+
+    def _opened(self, row: Prepared) -> tuple[int, ...]:
+        """The row's prompt with its thinking open, of which the row's controller is told."""
+        if row.state == "answer":
+            raise OptionError(
+                f"the chat template ends the thinking of tier {row.budget.tier!r} within the prompt, which leaves no "
+                "choice to learn; train on the tiers easy, normal or hard"
+            )
+        if row.state == "thinking":
+            return row.rendered.ids
+        opening = self.session.codec.encode(f"{self.session.markers.open}\n")
+        if row.controller is not None:
+            for token in opening:
+                row.controller.observe(token)
+        return (*row.rendered.ids, *opening)
+
+    @torch.no_grad()
+    def _log_chances(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        """Log-probabilities of the first token, [rows, vocabulary], at the temperature of sampling."""
+        distinct = list(dict.fromkeys(prompts))
+        width = max(map(len, distinct))
+        ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct])
+        device, positions = self.engine.model.device, (mask.cumsum(1) - 1).clamp(min=0)
+        logits = self.engine.model(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=positions.to(device),
+            logits_to_keep=1,
+        ).logits[:, -1]
+        found = torch.log_softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
+        if not bool(found.isfinite().all()):
+            raise DivergedError(
+                "the model's probabilities are no longer numbers: the training has diverged; go on from the last good "
+                "checkpoint with a lower learning rate"
+            )
+        places = {prompt: i for i, prompt in enumerate(distinct)}
+        return found[[places[prompt] for prompt in prompts]]
+
+    def _firsts(
+        self, asks: Sequence[Ask], chances: Tensor, generator: torch.Generator
+    ) -> list[tuple[int | None, float | None]]:
+        """The first token of each completion and the log-probability it is drawn with; None: that is the engine's."""
+        thinking = chances.clone()
+        thinking[:, [self.close, self.end]] = -math.inf
+        thinking = torch.log_softmax(thinking, dim=-1)
+        drawn = torch.multinomial(thinking.exp(), 1, generator=generator)[:, 0].tolist()
+        made: list[tuple[int | None, float | None]] = []
+        for row, ask in enumerate(asks):
+            if ask.begun == FREE:
+                made.append((None, None))
+            elif ask.begun == NO_THINK:
+                made.append((self.close, math.log(self.share)))
+            elif self.start is not None:
+                made.append((self.start, math.log1p(-self.share)))
+            else:
+                made.append((drawn[row], math.log1p(-self.share) + float(thinking[row, drawn[row]])))
+        return made
+
+    def _request(self, row: Prepared, prompt: tuple[int, ...], ask: Ask, first: int | None) -> Request:
+        if first is None:
+            return replace(row.request, prompt_ids=prompt)
+        if ask.begun == NO_THINK:
+            limit = min(row.request.max_new_tokens, self.no_think_tokens)
+            return Request((*prompt, first), max(1, limit - 1))
+        if row.controller is not None and row.controller.observe(first).force:
+            raise CapabilityError(
+                "a policy acts at the first token of the thinking, which the training draws; leave it out"
+            )
+        return replace(row.request, prompt_ids=(*prompt, first), max_new_tokens=row.request.max_new_tokens - 1)
+
+    def _rollout(
+        self,
+        row: Prepared,
+        prompt: tuple[int, ...],
+        ask: Ask,
+        first: tuple[int | None, float | None],
+        chance: float,
+        done: Completion,
+    ) -> Rollout:
+        begin = () if first[0] is None else (first[0],)
+        written, forced = (*begin, *done.token_ids), (*(False for _ in begin), *done.forced)
+        parts = split_output(written, self.session.codec, self.session.markers, "thinking")
+        ended = done.finish_reason == "stop"
+        thought = written[: parts.thinking_tokens]
+        return Rollout(
+            prompt_ids=prompt,
+            ids=(*written, self.end) if ended else written,
+            forced=(*forced, False) if ended else forced,
+            begun=ask.begun,
+            mode=NO_THINK if thought[:1] == (self.close,) else THINK,
+            drawn=first[1],
+            chance=chance,
+            thinking=parts.thinking,
+            response=parts.answer,
+            thinking_tokens=0 if thought[:1] == (self.close,) else len(thought),
+            response_tokens=parts.answer_tokens,
+            finish_reason=done.finish_reason,
+            after_hint=after_hint(row, forced[: len(thought)]),
+        )
+
+
+def after_hint(row: Prepared, forced: Sequence[bool]) -> int | None:
+    """The model's own thinking tokens after the first hint; None if it got none."""
+    if row.controller is None or not any(d.action == "inject" and d.acted for d in row.controller.decisions):
+        return None
+    first = next((i for i, was in enumerate(forced) if was), len(forced))
+    return sum(not was for was in forced[first:])
+
+
+def options_of(settings: Rollouts) -> Options:
+    """The session's options for these rollouts; raises OptionError for policies that a training cannot have."""
+    policies = dict(settings.policies)
+    strategy: Any = "tiers"
+    if settings.thinking_budget is not None:
+        policies = {"budget": {}, **policies}
+        strategy = {
+            name: replace(tier, thinking=min(tier.thinking, settings.thinking_budget)) for name, tier in TIERS.items()
+        }
+    made = make_policies(None, [make_policy(name, dict(found)) for name, found in policies.items()])
+    for policy in made:
+        if wanted := policy.needs & {"signals", "hidden", "helper", "steer"}:
+            raise CapabilityError(
+                f"policy {policy.name!r} needs {', '.join(sorted(wanted))}, which rollouts of a training do not have"
+            )
+    return Options(
+        preset="off",
+        policies=made,
+        max_new_tokens=settings.max_new_tokens,
+        answer_reserve=settings.answer_reserve,
+        strategy=strategy,
+    )
+
+
+def single_token(session: Session, text: str) -> int:
+    """The one token that a text is; raises MarkerError for several, between which nothing could be decided at once."""
+    ids = session.codec.encode(text)
+    if len(ids) != 1:
+        raise MarkerError(
+            f"{text!r} is {len(ids)} tokens of this model, and the choice to think is one token; accepted: a text that "
+            "is one token"
+        )
+    return ids[0]
+
+
+@contextmanager
+def plain_sampling(model: Any) -> Iterator[None]:
+    """Sample from the model as it is: penalties and cuts of its generation defaults would bias what is learnt."""
+    from transformers import GenerationConfig
+
+    before, training = model.generation_config, model.training
+    model.generation_config = GenerationConfig(
+        do_sample=True, top_k=0, eos_token_id=before.eos_token_id, pad_token_id=before.pad_token_id
+    )
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = before
+        model.train(training)

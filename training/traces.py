@@ -1,0 +1,101 @@
+"""Completions kept for learning from them afterwards: sampled once, graded, written to a journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.bench.journal import Journal
+from .data import Row
+from .rewards.correctness import Correctness
+from .sampling import Ask, Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A completion of a prompt, or of another tier's prompt: ids, which of them the loss may have, whether it is right.
+
+    whole: the model ended it itself.
+    """
+
+    prompt_ids: list[int]
+    ids: list[int]
+    learnt: list[int]
+    right: bool
+    whole: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of the completion."""
+        return len(self.ids)
+
+
+def collect(
+    sampler: Sampler,
+    rows: Sequence[Row],
+    samples: int,
+    path: Path,
+    *,
+    seed: int,
+    correct: Correctness,
+    effort: str | None = None,
+    identity: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[list[Trace]]:
+    """`samples` completions of each row, sampled in the tier `effort`, by default the row's own.
+
+    A trace stands under the prompt of the row's own tier: what another tier wrote can be learnt for it. identity: what
+    else decides the result. A run that was killed goes on where it was; raises JournalError for one of other settings.
+    """
+    journal = Journal(
+        path,
+        {
+            "fingerprint": sampler.engine.fingerprint(),
+            "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+            "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+            "samples": samples,
+            "effort": effort,
+            "seed": seed,
+            **(identity or {}),
+        },
+    )
+    size = max(1, sampler.settings.batch // samples)
+    made: list[list[Trace]] = []
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+
+        def make(part: Sequence[Row] = part, start: int = start) -> list[list[dict[str, Any]]]:
+            return [
+                [asdict(trace) for trace in traces]
+                for traces in _traces(sampler, part, samples, seed + start, correct, effort)
+            ]
+
+        made += [[Trace(**trace) for trace in traces] for traces in journal.piece(str(start), make)]
+        say(f"{path.stem}: {len(made)}/{len(rows)} questions")
+    return made
+
+
+def _traces(
+    sampler: Sampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness, effort: str | None
+) -> list[list[Trace]]:
+    asked = [row for row in rows for _ in range(samples)]
+    done = sampler([Ask(row["prompt"], effort or row["tier"]) for row in asked], seed)
+    prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows}
+    made = [
+        Trace(
+            prompt_ids=prompts[row["id"]],
+            ids=list(rollout.ids),
+            learnt=[int(not forced) for forced in rollout.forced],
+            right=correct.is_right(row["answer"], rollout.response, row["drawn"]),
+            whole=rollout.finish_reason == "stop",
+        )
+        for row, rollout in zip(asked, done, strict=True)
+    ]
+    return [made[at : at + samples] for at in range(0, len(made), samples)]
+
+
+def shortest_right(traces: Sequence[Trace], keep: int) -> list[Trace]:
+    """The shortest right completions of a question that the model ended itself."""
+    return sorted((t for t in traces if t.right and t.whole), key=lambda t: t.length)[:keep]

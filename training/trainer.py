@@ -1,0 +1,168 @@
+"""TRL's GRPOTrainer with what adaptive thinking needs: advantages of other kinds, first tokens that were not drawn from
+the policy, figures by mode and tier, and an end where numbers stop being numbers.
+
+It overrides methods that TRL does not promise to keep; `tests/test_training_offpolicy.py` notices when one changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .libraries import GRPOTrainer, disable_gradient_checkpointing
+from .sampling import DivergedError
+from .statistics import statistics
+
+Credit = Literal["group", "reward", "tokens"]
+"""What advantages are: rewards against their group, rewards as they are, or the returns of each token."""
+
+
+class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
+    """See the module. `correctness` among the reward functions tells what is right; `empty_tokens` see `Alarm`."""
+
+    _buffered_inputs: Any
+
+    def __init__(self, *args: Any, credit: Credit = "group", empty_tokens: int = 4, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.credit, self.empty_tokens = credit, empty_tokens
+        self.rollout_inputs: list[dict[str, Any]] = []
+        self._scored: Tensor | None = None
+
+    def _send_telemetry(self) -> None:
+        """Tell nobody."""
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self.rollout_inputs = inputs
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        if self.credit == "reward":
+            output["advantages"] = self._local(
+                (self._rewards() * self.reward_weights.to(self._rewards())).nansum(dim=1)
+            )
+        elif self.credit == "tokens":
+            output["advantages"] = self._returns(inputs, output)
+        self._behave(output)
+        return output
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._scored = rewards
+        right = self._local(rewards)[:, self.reward_func_names.index("correctness")].tolist()
+        rows = [{**row, "right": value} for row, value in zip(inputs, right, strict=True)]
+        for name, value in statistics(rows, self.empty_tokens).items():
+            self._log_metric(name, value)
+        return rewards
+
+    def _rewards(self) -> Tensor:
+        assert self._scored is not None  # `_calculate_rewards` has just been called
+        return self._scored
+
+    def _local(self, values: Tensor) -> Tensor:
+        """This process's part of what was gathered from all."""
+        size = len(self.rollout_inputs)
+        return values[self.accelerator.process_index * size :][:size]
+
+    def _returns(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> Tensor:
+        """What each token still brings, [rows, tokens], over all tokens that are learnt made to mean 0 and deviation 1.
+
+        The rewards of single tokens are the column `token_rewards`, pairs of place and reward; those of the whole
+        completion stand at its last token. Reinforce++ without a KL term.
+        """
+        mask = output["completion_mask"] * output.get("tool_mask", torch.ones_like(output["completion_mask"]))
+        rewards = torch.zeros_like(mask, dtype=torch.float32)
+        whole = self._local((self._rewards() * self.reward_weights.to(self._rewards())).nansum(dim=1))
+        for row, (columns, size) in enumerate(zip(inputs, output["completion_mask"].sum(dim=1).tolist(), strict=True)):
+            rewards[row, size - 1] = whole[row]
+            for place, reward in columns["token_rewards"]:
+                rewards[row, place] += reward
+        returns = rewards.flip(1).cumsum(1).flip(1)
+        totals = torch.stack([(returns * mask).sum(), (returns.square() * mask).sum(), mask.sum().float()])
+        total, squares, count = self.accelerator.reduce(totals, reduction="sum").tolist()
+        mean = total / max(count, 1.0)
+        deviation = max(squares / max(count, 1.0) - mean**2, 0.0) ** 0.5
+        normal: Tensor = (returns - mean) / (deviation + 1e-4)
+        return normal
+
+    def _behave(self, output: dict[str, Any]) -> None:
+        """Put the log-probabilities of tokens that were not drawn from the policy in place of the policy's own.
+
+        The ratio of the loss is then that of the policy to what really drew the completions.
+        """
+        drawn: Tensor = output["sampling_per_token_logps"]
+        known = ~drawn.isnan() & output["completion_mask"].bool()
+        old = output.get("old_per_token_logps")
+        if old is None and bool(known.any()):
+            old = self._own(output)
+        if old is None:
+            del output["sampling_per_token_logps"]
+            return
+        output["old_per_token_logps"] = output["sampling_per_token_logps"] = torch.where(known, drawn, old)
+
+    @torch.no_grad()
+    def _own(self, output: dict[str, Any]) -> Tensor:
+        """The policy's own log-probabilities of what was written, [rows, tokens]."""
+        made = torch.zeros_like(output["completion_mask"], dtype=torch.float32)
+        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
+            for rows, part in by_length(output, self.args.per_device_train_batch_size):
+                found, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model,
+                    torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1),
+                    torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1),
+                    part["completion_ids"].size(1),
+                )
+                made[rows, : found.size(1)] = found.float()
+        return made
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs: dict[str, Any] = super()._prepare_inputs(generation_batch)
+        if not self.model.training:
+            return inputs
+        if self._buffered_inputs is not before:
+            # All of it belongs to one step of the optimiser, so the order is free: rows of a length stand together.
+            parts = by_length(joined(self._buffered_inputs), self.args.per_device_train_batch_size)
+            self._buffered_inputs = [part for _, part in parts]
+        again: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
+        return again
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass; raises DivergedError before a loss that is no number reaches the weights."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        check_finite(loss, self.state.global_step + 1)
+        return loss
+
+
+def joined(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Batches as one; what is no row of any stands for all."""
+    return {
+        key: torch.cat([batch[key] for batch in batches]) if value.ndim else value for key, value in batches[0].items()
+    }
+
+
+def by_length(batch: dict[str, Any], size: int) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+    """A batch in parts of rows about equally long, without padding that none of them needs; and which rows they are."""
+    lengths = batch["completion_mask"].sum(dim=1)
+    width = batch["completion_mask"].size(1)
+    for rows in lengths.argsort(stable=True).split(size):
+        longest = max(1, int(lengths[rows].max()))
+        part = {key: value[rows] if value.ndim else value for key, value in batch.items()}
+        yield (
+            rows,
+            {
+                key: value[:, :longest]
+                if value.ndim == 2 and value.size(1) == width and not key.startswith("prompt")
+                else value
+                for key, value in part.items()
+            },
+        )
+
+
+def check_finite(loss: Tensor, step: int) -> None:
+    """Raise DivergedError for a loss that is no number."""
+    if not bool(loss.isfinite().all()):
+        raise DivergedError(
+            f"the loss of step {step} is {loss.item()}: the training has diverged; the last good checkpoint is kept: "
+            "go on from it (--resume) with a lower learning rate"
+        )
