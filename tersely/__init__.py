@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .controller.agents.chat import ChatTersely
     from .controller.budgets import Budget
     from .controller.config import load_config
     from .controller.core import Controller
+    from .controller.engines.remote.connect import connect
     from .controller.engines.vllm.llm import LLM
     from .controller.faces import custom_generate, generate
     from .controller.parallel.faces import sample
@@ -23,10 +25,12 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "Budget",
+    "ChatTersely",
     "Controller",
     "Generation",
     "TerselyError",
     "__version__",
+    "connect",
     "custom_generate",
     "generate",
     "load_config",
@@ -36,14 +40,18 @@ __all__ = [
 _HOMES = {
     "LLM": "tersely.controller.engines.vllm.llm",
     "Budget": "tersely.controller.budgets",
+    "ChatTersely": "tersely.controller.agents.chat",
     "Controller": "tersely.controller.core",
     "Generation": "tersely.controller.trace",
     "TerselyError": "tersely.errors",
+    "connect": "tersely.controller.engines.remote.connect",
     "custom_generate": "tersely.controller.faces",
     "generate": "tersely.controller.faces",
     "load_config": "tersely.controller.config",
     "sample": "tersely.controller.parallel.faces",
 }
+
+_EXTRAS = {"LLM": "vllm", "ChatTersely": "langchain"}
 
 
 def __getattr__(name: str) -> object:
@@ -53,9 +61,12 @@ def __getattr__(name: str) -> object:
     try:
         module = import_module(_HOMES[name])
     except ModuleNotFoundError as error:
-        if name != "LLM" or error.name != "vllm":
+        extra = _EXTRAS.get(name)
+        if extra is None or error.name is None or error.name.startswith("tersely"):
             raise
-        raise ImportError("tersely.LLM needs vLLM, which is not installed; pip install 'tersely[vllm]'") from None
+        raise ImportError(
+            f"tersely.{name} needs {error.name}, which is not installed; pip install 'tersely[{extra}]'"
+        ) from None
     value: object = getattr(module, name)
     globals()[name] = value
     return value
