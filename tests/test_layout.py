@@ -6,9 +6,9 @@ import ast
 import os
 import re
 import subprocess
-import warnings
 import sys
 import tomllib
+import warnings
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
