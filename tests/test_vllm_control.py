@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
 from tersely.controller.engines.base import KEEP, Directive, Request, Sampling, Seen
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.options import Options, with_seed
+from tersely.controller.policies.readiness import ReadinessExit
 from tersely.controller.session import Session
 from tersely.controller.stream import Event
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError
 from tersely.evaluation.tasks.questions import load
+from tersely.probes.choice import TierProbe, TierTable
+from tersely.probes.features import FEATURES
+from tersely.probes.readiness import HOPEFUL, READY
+from tersely.probes.rule import Evidence, StopRule
+from tersely.probes.stored import save_tier_probe
+
+from .planted_records import linear
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -225,6 +235,40 @@ def test_what_watchers_see_is_what_the_transformers_engine_shows(
         assert eye.entropies[:size] == pytest.approx(other.entropies[:size], abs=1e-3)
         for one, two in zip(eye.states[:size], other.states[:size], strict=True):
             assert torch.cosine_similarity(torch.tensor(one), torch.tensor(two), dim=0) > 0.9999
+
+
+def test_a_learnt_exit_decides_alike_where_it_reads_the_last_state(
+    ours: TransformersEngine, vllm_engine: VllmEngine
+) -> None:
+    weights = np.zeros((len(FEATURES) + 128, 2))
+    weights[len(FEATURES) : len(FEATURES) + 8] = [1.0, -1.0]
+    rule = StopRule(Evidence(linear(weights, [0.0, 0.0]), (HOPEFUL, READY)))
+    options = replace(GREEDY, preset=None, policies=("budget", ReadinessExit(rule, -1, 0.6)))
+    expected = Session(ours).run(PROBLEMS, options)
+    found = Session(vllm_engine).run(PROBLEMS, options)
+    places = [[(d.policy, d.position) for d in done.trace] for done in expected]
+    assert [[(d.policy, d.position) for d in done.trace] for done in found] == places
+    assert {position for trace in places for _, position in trace}, "it never closed"
+    with pytest.raises(CapabilityError, match="the last one"):
+        Session(vllm_engine).run(PROBLEMS[:1], replace(options, policies=(ReadinessExit(rule, 2, 0.6),)))
+
+
+def test_a_tier_is_chosen_by_what_the_beginning_of_the_prompt_shows(
+    ours: TransformersEngine, vllm_engine: VllmEngine, tmp_path: Path
+) -> None:
+    tiers = ("none", "easy", "normal", "hard")
+    weights = np.random.default_rng(0).normal(size=(128, 4))
+    table = TierTable(tiers, np.eye(4), np.full((4, 4), 100.0))
+    about = {"name": ours.name, "fingerprint": ours.fingerprint()}
+    save_tier_probe(
+        TierProbe(linear(weights, [0.0] * 4), tiers, -1, table, 0.0), tmp_path / "difficulty", about, {}, {}
+    )
+    assert vllm_engine.fingerprint() == ours.fingerprint()
+    options = replace(GREEDY, preset="off", effort="auto", probes=str(tmp_path))
+    expected, found = (Session(engine).run(PROBLEMS, options) for engine in (ours, vllm_engine))
+    assert [done.tier for done in found] == [done.tier for done in expected]
+    assert [done.token_ids for done in found] == [done.token_ids for done in expected]
+    assert len({done.tier for done in found}) > 1
 
 
 def test_a_seed_decides_what_is_drawn(vllm_engine: VllmEngine) -> None:

@@ -1,9 +1,11 @@
-"""How many tokens a request may put out."""
+"""What an engine checks of its requests first: how much they may put out, and whether they agree."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ...errors import OptionError, PromptError
-from .base import Request
+from .base import Opening, Request
 
 
 def limit_of(request: Request, row: int, context: int | None, name: str) -> int:
@@ -26,3 +28,11 @@ def limit_of(request: Request, row: int, context: int | None, name: str) -> int:
             "shorten it"
         )
     return min(request.max_new_tokens, room)
+
+
+def openings_of(requests: Sequence[Request]) -> list[Opening] | None:
+    """The openings of a batch, or None; raises OptionError where only some requests have one."""
+    openings = [request.opening for request in requests if request.opening is not None]
+    if openings and len(openings) < len(requests):
+        raise OptionError(f"{len(openings)} of {len(requests)} requests have an opening; accepted: all of them or none")
+    return openings or None

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError, OptionError, did_you_mean
-from .base import Completion, Opening, Request, Sampling, TokenSink
+from .base import Completion, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
 from .hidden import HiddenStates
-from .limits import limit_of
+from .limits import limit_of, openings_of
 from .steering import steered_rows
 from .stepper import can_be_ragged, stepper_for
 
@@ -52,7 +52,7 @@ class TransformersEngine:
         if any(request.opening is not None for request in requests) and "ragged" not in self.capabilities:
             return self._reread(requests, sampling, sink)
         layers = {layer for request in requests for layer in request.layers}
-        openings = _openings(requests)
+        openings = openings_of(requests)
         states = HiddenStates(self.model, layers | {opening.layer for opening in openings or ()})
         decoded: list[Decoded] = []
 
@@ -90,7 +90,7 @@ class TransformersEngine:
 
     def _reread(self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None) -> list[Completion]:
         """Answer requests with openings where rows cannot be fed unequally: prompts are read once more when whole."""
-        openings = _openings(requests) or []
+        openings = openings_of(requests) or []
         states = HiddenStates(self.model, {opening.layer for opening in openings})
 
         def read(model: Any, input_ids: Tensor, generation_config: Any, **prepared: Any) -> Tensor:
@@ -154,14 +154,6 @@ class TransformersEngine:
             # What the model brings along would make transformers warn that greedy decoding ignores it.
             config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
         return config
-
-
-def _openings(requests: Sequence[Request]) -> list[Opening] | None:
-    """The openings of a batch, or None; raises OptionError where only some requests have one."""
-    openings = [request.opening for request in requests if request.opening is not None]
-    if openings and len(openings) < len(requests):
-        raise OptionError(f"{len(openings)} of {len(requests)} requests have an opening; accepted: all of them or none")
-    return openings or None
 
 
 @contextmanager

@@ -5,18 +5,20 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count, groupby
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ....errors import CapabilityError, ModelError, OptionError
-from ..base import Completion, Concerned, FinishReason, Request, Sampling, TokenSink
+from ..base import Completion, Opening, Request, Sampling, TokenSink
 from ..checkpoints import locate
-from ..limits import limit_of
+from ..limits import limit_of, openings_of
 from .control import KEY
-from .driven import Driven, ends
+from .driven import ends
+from .running import Eye, Row
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -68,6 +70,8 @@ class VllmEngine:
         """
         if not requests:
             return []
+        if (openings := openings_of(requests)) is not None:
+            return self._open(requests, openings, sampling, sink)
         rows = [self._row(request, row) for row, request in enumerate(requests)]
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
@@ -85,23 +89,48 @@ class VllmEngine:
             row.tell()
         return [row.completion() for row in rows]
 
+    def _open(
+        self, requests: Sequence[Request], openings: Sequence[Opening], sampling: Sampling, sink: TokenSink | None
+    ) -> list[Completion]:
+        """Have the beginnings of prompts read, then answer what their openings make of them.
+
+        vLLM's prefix cache keeps what was read; the token that it cannot help sampling is dropped.
+        """
+        eyes = [Eye(opening.layer) for opening in openings]
+        read = [
+            Request(request.prompt_ids, 1, eye, layers=(eye.layer,))
+            for request, eye in zip(requests, eyes, strict=True)
+        ]
+        self.generate(read, Sampling(temperature=0.0))
+        whole = []
+        for request, opening, eye in zip(requests, openings, eyes, strict=True):
+            assert eye.state is not None
+            opened = opening.choose(eye.state)
+            ids, warmth = (*request.prompt_ids, *opened.ids), opened.temperature
+            whole.append(replace(request, prompt_ids=ids, watcher=opened.watcher, temperature=warmth, opening=None))
+        done = self.generate(whole, sampling, sink)
+        return [
+            replace(d, dropped=d.dropped + 1, reprefilled=len(r.prompt_ids))
+            for d, r in zip(done, requests, strict=True)
+        ]
+
     @property
     def _running(self) -> Any:
         if self.llm is None:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
         return self.llm.llm_engine
 
-    def _row(self, request: Request, row: int) -> _Row:
-        if request.opening is not None or request.steering is not None:
-            raise CapabilityError("vLLM neither finishes prompts by their beginning nor steers; use transformers")
+    def _row(self, request: Request, row: int) -> Row:
+        if request.steering is not None:
+            raise CapabilityError("nothing is steered inside vLLM; use the engine 'transformers'")
         if wrong := [layer for layer in request.layers if layer not in (-1, self._layers)]:
             raise CapabilityError(
                 f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one ({self._layers}) alone"
             )
         limit = limit_of(request, row, self.context_length, self.name)
-        return _Row(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
+        return Row(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
 
-    def _leave(self, rows: Sequence[_Row]) -> None:
+    def _leave(self, rows: Sequence[Row]) -> None:
         """Forget all rows; what still runs, after an error or Ctrl-C, is ended."""
         from .worker import leave
 
@@ -110,7 +139,7 @@ class VllmEngine:
         for row in rows:
             leave(row.name)
 
-    def _params(self, row: _Row, sampling: Sampling) -> Any:
+    def _params(self, row: Row, sampling: Sampling) -> Any:
         assert self.llm is not None
         params = self.llm.get_default_sampling_params()
         params.max_tokens = row.limit
@@ -143,69 +172,6 @@ class VllmEngine:
         """Let go of the model. vLLM's own `shutdown` would take down every other one in this process."""
         self.llm = None
         gc.collect()
-
-
-class _Row:
-    """One request on its way."""
-
-    def __init__(self, index: int, name: str, request: Request, limit: int, end: tuple[int, ...]) -> None:
-        self.index, self.name, self.request, self.limit, self.end = index, name, request, limit, end
-        self.ids: list[int] = []
-        self.finish: FinishReason | None = None
-        self.driven: Driven | None = None
-        self._shown = 0
-        if request.watcher is not None or request.signals:
-            wants = {"signals"} if request.signals else set()
-            wants |= {"hidden"} if request.layers else set()
-            self.driven = Driven(request.watcher, end, frozenset(wants), measured=request.signals)
-
-    def submit(self, engine: Any, params: Any) -> None:
-        """Hand the request to vLLM."""
-        from .worker import drive
-
-        if self.driven is not None:
-            drive(self.name, self.driven)
-        engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
-
-    def take(self, output: Any, sink: TokenSink | None) -> None:
-        """Take in what vLLM has put out so far."""
-        done = output.outputs[0]
-        self.ids = list(done.token_ids)
-        if output.finished:
-            self.finish = "length" if done.finish_reason == "length" else "stop"
-            if self.driven is not None:
-                self.driven.read(self.ids)
-                if self.driven.stopped:
-                    self.finish = "stopped"
-            if self.ids and self.ids[-1] in self.end:
-                self.ids.pop()
-        if sink is not None:
-            self._show(sink)
-
-    def _show(self, sink: TokenSink) -> None:
-        """Announce what is new, what was forced together in one piece: the next step knows whether it was."""
-        known = len(self.ids) if self.driven is None or self.finish else min(len(self.ids), self.driven.settled)
-        for forced, run in groupby(range(self._shown, known), self._forced):
-            for ids in [[self.ids[place] for place in run]] if forced else ([self.ids[place]] for place in run):
-                sink(self.index, tuple(ids), forced)
-        self._shown = max(self._shown, known)
-
-    def _forced(self, place: int) -> bool:
-        forced = () if self.driven is None else self.driven.forced
-        return place < len(forced) and forced[place]
-
-    def tell(self) -> None:
-        """Tell a watcher that wants to know what became of its row."""
-        if isinstance(self.request.watcher, Concerned):
-            self.request.watcher.ended(self.completion())
-
-    def completion(self) -> Completion:
-        """The output without the token that ended it."""
-        signals = list(self.driven.signals[: len(self.ids)]) if self.driven and self.request.signals else []
-        if self.request.signals:
-            signals += [None] * (len(self.ids) - len(signals))
-        forced = tuple(self._forced(place) for place in range(len(self.ids)))
-        return Completion(tuple(self.ids), forced, self.finish or "length", signals=tuple(signals))
 
 
 def prepare_environment(on_cpu: bool) -> None:
