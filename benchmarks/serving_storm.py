@@ -1,0 +1,150 @@
+"""Many clients at once on one server, some of which leave in the middle: is everybody answered, and is anything left?
+
+`answered` had an answer, `left` went away on purpose, `refused` were told to come again, `unanswered` got none,
+`broken` lost their connection, `hung` had neither an answer nor an end within the patience. Memory and threads of the
+server are compared before and after, both times when nothing runs, after a first storm of the same size that fills its
+caches. Memory is known on Linux alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
+FIELDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"reasoning_effort": "none"},
+    {"reasoning_effort": "low"},
+    {"reasoning_effort": "auto"},
+    {"temperature": 0},
+    {"n": 2},
+    {"stop": ["boxed"]},
+    {"thinking_token_budget": 60},
+)
+KINDS = ("answered", "left", "refused", "unanswered", "broken", "hung")
+SERVE = (sys.executable, "-m", "tersely.cli", "serve")
+
+
+async def ask(http: httpx.AsyncClient, model: str, draw: random.Random, leaving: float) -> str:
+    """Send one request of some kind; what became of it."""
+    stream, leaves, after = draw.random() < 0.5, draw.random() < leaving, draw.random()
+    limit = draw.choice((40, 90, 150))
+    messages = [{"role": "user", "content": QUESTION}]
+    body = {"model": model, "messages": messages, "max_tokens": limit, "stream": stream, **draw.choice(FIELDS)}
+    wait = httpx.Timeout(None, read=after) if leaves and not stream else None
+    try:
+        async with http.stream("POST", "/v1/chat/completions", json=body, timeout=wait) as response:
+            if response.status_code != 200:
+                await response.aread()
+                return "refused" if response.status_code == 503 else "unanswered"
+            text = ""
+            async for line in response.aiter_lines():
+                text += f"{line}\n"
+                if leaves and stream and len(text) > 4000 * after:
+                    return "left"
+    except httpx.ReadTimeout:
+        return "left"
+    except httpx.TransportError as error:
+        print(f"broken: {error!r} {body}", file=sys.stderr)
+        return "broken"
+    return "answered" if (_stream_answers(text) if stream else _answers(text)) else "unanswered"
+
+
+def _answers(text: str) -> bool:
+    return all(choice["message"]["content"] for choice in json.loads(text)["choices"])
+
+
+def _stream_answers(text: str) -> bool:
+    *events, done, _, _ = text.split("\n")
+    chunks = [json.loads(line.removeprefix("data: ")) for line in events if line]
+    said = {c["choices"][0]["index"] for c in chunks if c["choices"] and c["choices"][0]["delta"].get("content")}
+    ended = {c["choices"][0]["index"] for c in chunks if c["choices"] and c["choices"][0]["finish_reason"]}
+    return done == "data: [DONE]" and bool(said) and said == ended
+
+
+async def storm(url: str, count: int, seed: int, leaving: float, patience: float) -> Counter[str]:
+    """Send so many requests at once to the server's only model; how many came to what."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as http:
+        model = (await http.get("/v1/models")).json()["data"][0]["id"]
+
+        async def patient(number: int) -> str:
+            try:
+                draw = random.Random(f"{seed}:{number}")
+                return await asyncio.wait_for(ask(http, model, draw, leaving), patience)
+            except TimeoutError:
+                return "hung"
+
+        return Counter(await asyncio.gather(*(patient(number) for number in range(count))))
+
+
+@contextmanager
+def server(*arguments: str) -> Iterator[tuple[str, int]]:
+    """A server in a process of its own: address and process id."""
+    command = [*SERVE, "--port", "0", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        try:
+            line = next(line for line in running.stderr if "is served at" in line)
+            threading.Thread(target=sys.stderr.writelines, args=(running.stderr,)).start()
+            yield line.partition(" at ")[2].partition("/v1")[0], running.pid
+        finally:
+            running.terminate()
+
+
+def when_idle(url: str, pid: int) -> dict[str, float]:
+    """Threads and resident memory (MiB) of a server once nothing runs; {} where that is not told."""
+    while "tersely_requests_in_flight 0.0" not in httpx.get(f"{url}/metrics").text:
+        time.sleep(0.1)
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        return {}
+    told = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return {"threads": float(told["Threads"]), "memory": int(told["VmRSS"].split()[0]) / 1024}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the storm and print what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=1000, help="at once (default: %(default)s)")
+    parser.add_argument("--leaving", type=float, default=0.3, help="share that leaves (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=32, help="rows decoded at once (default: %(default)s)")
+    parser.add_argument("--patience", type=float, default=600.0, help="seconds of a client (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of who asks what (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    room = ("--max-batch", str(options.batch), "--max-waiting", str(2 * options.requests))
+    with server("--model", options.model, *room) as (url, pid):
+        asyncio.run(storm(url, options.requests, options.seed + 1, options.leaving, options.patience))
+        before, began = when_idle(url, pid), time.monotonic()
+        became = asyncio.run(storm(url, options.requests, options.seed, options.leaving, options.patience))
+        seconds, after = time.monotonic() - began, when_idle(url, pid)
+    figures: dict[str, float] = {"requests": options.requests, **{kind: became[kind] for kind in KINDS}}
+    figures["seconds"] = round(seconds, 1)
+    figures |= {f"{name}_growth": round(after[name] - value, 1) for name, value in before.items()}
+    if options.json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:16}{value:10g}")
+
+
+if __name__ == "__main__":
+    main()

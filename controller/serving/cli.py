@@ -1,0 +1,129 @@
+"""The command `tersely serve`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...errors import CapabilityError, OptionError
+from ..budgets import canonical_effort
+from ..config import load_config
+from ..markers import parse_markers
+from ..options import Options
+from ..policies import make_policies
+from . import options as o
+from .efforts import OURS, caps_of
+from .loading import Thinking, session_of, warm_up
+from .metrics import Metrics
+from .settings import Limits, Settings
+from .worker import Worker
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+_DEFAULT, _LIMITS = Options(), Limits()
+
+
+def serve(
+    model: o.Model = "tersely-tiny-small",
+    name: o.Name = None,
+    host: o.Host = LOCAL[0],
+    port: o.Port = 8000,
+    api_key: o.ApiKey = None,
+    effort: o.Effort = "normal",
+    preset: o.Preset = "balanced",
+    policy: o.Policies = None,
+    config: o.Config = None,
+    budget: o.Budgets = None,
+    answer_reserve: o.AnswerReserve = None,
+    probes: o.Probes = None,
+    verifier: o.Verifier = None,
+    helper: o.Helper = None,
+    markers: o.Markers = None,
+    think_prompt: o.ThinkPrompt = False,
+    no_thinking: o.NoThinking = False,
+    shadow_share: o.ShadowShare = 0.0,
+    max_batch: o.Batch = _LIMITS.batch,
+    max_waiting: o.Waiting = _LIMITS.waiting,
+    max_tokens: o.MaxTokens = _LIMITS.tokens,
+    max_prompt_tokens: o.MaxPrompt = None,
+    max_body: o.MaxBody = _LIMITS.body,
+    timeout: o.Timeout = _LIMITS.timeout,
+    drain: o.Drain = 30.0,
+) -> None:
+    """Serve a model under control to any client of the OpenAI API; stop with Ctrl-C."""
+    thinking = Thinking(None if markers is None else parse_markers(markers), think_prompt, not no_thinking)
+    if no_thinking and (markers is not None or think_prompt):
+        raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
+    if api_key is not None and not api_key.strip():
+        raise OptionError("the API key is empty; give one with --api-key or TERSELY_API_KEY, or none at all")
+    defaults = _defaults(effort, preset, policy, config)
+    settings = Settings(
+        model=name or name_of(model),
+        defaults=replace(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_tokens),
+        tuned=config is not None,
+        caps=caps_of(caps_from(budget or ())),
+        limits=Limits(max_batch, max_waiting, _LIMITS.gather, timeout, max_tokens, max_prompt_tokens, max_body),
+        api_key=api_key,
+        shadow_share=shadow_share,
+        hosts=LOCAL if host in LOCAL and api_key is None else None,
+    )
+    _run(settings, model, thinking, (verifier, helper), (host, port), drain)
+
+
+def _defaults(effort: str, preset: str, policy: Sequence[str] | None, config: Path | None) -> Options:
+    """What holds where a request says nothing; raises OptionError for unknown names."""
+    options = Options(effort=effort, preset=preset, policies=tuple(policy) if policy else None)
+    if config is not None:
+        if options != _DEFAULT:
+            raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
+        return replace(options, **load_config(config))
+    canonical_effort(effort)
+    make_policies(options.preset, options.policies)
+    return options
+
+
+def caps_from(given: Sequence[str]) -> dict[str, int]:
+    """Effort -> tokens from EFFORT=TOKENS; our tiers go by the names whose caps they have."""
+    caps = {}
+    for text in given:
+        effort, _, tokens = text.partition("=")
+        if not tokens.isdecimal():
+            raise OptionError(f"--budget {text!r} not understood; accepted: EFFORT=TOKENS, as in medium=1500")
+        caps[OURS.get(effort, effort)] = int(tokens)
+    return caps
+
+
+def name_of(model: str) -> str:
+    """A folder goes by its last part: where it lies is nobody's business."""
+    path = Path(model)
+    return path.resolve().name if path.is_dir() else model
+
+
+def _run(
+    settings: Settings,
+    model: str,
+    thinking: Thinking,
+    others: tuple[str | None, str | None],
+    address: tuple[str, int],
+    drain: float,
+) -> None:
+    """Take the port, load the model, serve; others: verifier and helper."""
+    try:
+        from .app import application
+        from .server import Server, listener
+        from .server import serve as serve_on
+    except ImportError as error:
+        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
+    with listener(*address) as bound:
+        from ..engines.transformers import load_engine
+
+        metrics = Metrics()
+        session = session_of(load_engine(model), thinking, *others)
+        warm_up(session, settings.defaults, thinking.thinks)
+        worker = Worker(session, settings.limits, metrics, thinking.thinks)
+        host, port = bound.getsockname()[:2]
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        ready = f"{settings.model} is served at http://{where}/v1 (Ctrl-C stops)"
+        if address[0] not in LOCAL and settings.api_key is None:
+            ready += "\nanybody who reaches this address may use it; a key (--api-key) keeps others out"
+        serve_on(Server(application(settings, worker, metrics), worker, drain, ready), bound)

@@ -1,0 +1,119 @@
+"""Real servers on an embedded model, in a thread of this process, and how to ask them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from tersely.controller.engines.base import Engine
+from tersely.controller.serving.app import application
+from tersely.controller.serving.loading import Thinking, session_of
+from tersely.controller.serving.metrics import Metrics
+from tersely.controller.serving.server import Server, listener, serve
+from tersely.controller.serving.settings import Settings
+from tersely.controller.serving.worker import Worker
+
+MODEL = "tersely-tiny-small"
+QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
+PATIENCE = 180.0
+
+
+@dataclass
+class Served:
+    """A server that runs; `http` asks it."""
+
+    url: str
+    worker: Worker
+    server: Server
+    http: httpx.Client
+
+    def chat(self, content: str = QUESTION, **fields: Any) -> httpx.Response:
+        return self.http.post("/v1/chat/completions", json=body(content, **fields))
+
+    def answered(self, content: str = QUESTION, **fields: Any) -> dict[str, Any]:
+        response = self.chat(content, **fields)
+        assert response.status_code == 200, response.text
+        found: dict[str, Any] = response.json()
+        return found
+
+    def refused(self, status: int = 400, **fields: Any) -> dict[str, Any]:
+        return error_of(self.chat(**fields), status)
+
+    def metrics(self) -> dict[str, float]:
+        """Samples by name and labels, as in `x_total{tier="easy"}`."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        families = text_string_to_metric_families(self.http.get("/metrics").text)
+        return {
+            s.name + ("{" + ",".join(f'{k}="{v}"' for k, v in s.labels.items()) + "}" if s.labels else ""): s.value
+            for family in families
+            for s in family.samples
+        }
+
+
+def body(content: str = QUESTION, **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": content}], **fields}
+
+
+def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error in a response, which has OpenAI's shape and this status."""
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error: dict[str, Any] = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+def chunks_of(lines: Iterator[str]) -> list[dict[str, Any]]:
+    """The chunks of a stream of server-sent events, whose form is checked."""
+    events = list(lines)
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert events[1::2] == [""] * (len(events) // 2)
+    assert all(line.startswith("data: {") for line in events[:-2:2])
+    return [json.loads(line.removeprefix("data: ")) for line in events[:-2:2]]
+
+
+def texts_of(chunks: list[dict[str, Any]], row: int = 0) -> tuple[str, str]:
+    """Thinking and answer of one row, put together."""
+    deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"] and c["choices"][0]["index"] == row]
+    assert all(d.get("reasoning") == d.get("reasoning_content") for d in deltas)
+    return "".join(d.get("reasoning") or "" for d in deltas), "".join(d.get("content") or "" for d in deltas)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that is to happen."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+@contextmanager
+def served(
+    engine: Engine, settings: Settings | None = None, *, drain: float = 10.0, thinks: bool = True
+) -> Iterator[Served]:
+    """Serve for as long as the context lasts; afterwards nothing of it is left."""
+    settings = settings or Settings(MODEL)
+    metrics = Metrics()
+    worker = Worker(session_of(engine, Thinking(thinks=thinks)), settings.limits, metrics, thinks)
+    server = Server(application(settings, worker, metrics), worker, drain)
+    bound = listener("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{bound.getsockname()[1]}"
+    thread = threading.Thread(target=serve, args=(server, bound), name="server")
+    thread.start()
+    headers = {} if settings.api_key is None else {"authorization": f"Bearer {settings.api_key}"}
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        with httpx.Client(base_url=url, headers=headers, timeout=PATIENCE) as http:
+            yield Served(url, worker, server, http)
+    finally:
+        server.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
