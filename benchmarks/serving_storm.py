@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import random
+import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -95,33 +97,63 @@ async def storm(url: str, count: int, seed: int, leaving: float, patience: float
 
 @contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own: address and process id."""
-    command = [*SERVE, "--port", "0", *arguments]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stderr is not None
+    """A server in a process of its own, or several: address and process id."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen([*SERVE, *arguments, "--port", port], stdout=sys.stderr, start_new_session=True) as running:
         try:
-            line = next(line for line in running.stderr if "is served at" in line)
-            threading.Thread(target=sys.stderr.writelines, args=(running.stderr,)).start()
-            yield line.partition(" at ")[2].partition("/v1")[0], running.pid
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"{url}/health").is_success:
+                        break
+                if running.poll() is not None:
+                    raise SystemExit("the server ended before it began")
+                time.sleep(0.5)
+            yield url, running.pid
         finally:
-            running.terminate()
+            os.killpg(running.pid, signal.SIGTERM)
 
 
 def when_idle(url: str, pid: int) -> dict[str, float]:
-    """Threads and resident memory (MiB) of a server once nothing runs; {} where that is not told."""
-    while "tersely_requests_in_flight 0.0" not in httpx.get(f"{url}/metrics").text:
+    """Threads, resident memory (MiB) and cache in use (per cent) of a server once nothing runs, as far as is told."""
+    while True:
+        told = httpx.get(f"{url}/metrics").text
+        busy = [
+            line for line in told.splitlines() if line.startswith("vllm:num_requests_") and not line.endswith(" 0.0")
+        ]
+        if "tersely_requests_in_flight 0.0" in told and not busy:
+            break
         time.sleep(0.1)
-    status = Path(f"/proc/{pid}/status")
-    if not status.exists():
-        return {}
-    told = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return {"threads": float(told["Threads"]), "memory": int(told["VmRSS"].split()[0]) / 1024}
+    cache = [float(line.split()[-1]) * 100 for line in told.splitlines() if line.startswith("vllm:kv_cache_usage_perc")]
+    found = {"cache": sum(cache)} if cache else {}
+    if not Path(f"/proc/{pid}/status").exists():
+        return found
+    statuses = [_status(one) for one in family(pid)]
+    return {
+        **found,
+        "threads": sum(float(status["Threads"]) for status in statuses),
+        "memory": sum(int(status.get("VmRSS", "0").split()[0]) for status in statuses) / 1024,
+    }
+
+
+def _status(pid: int) -> dict[str, str]:
+    return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that it has started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [pid, *(one for child in children for one in family(child))]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the storm and print what became of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
+    parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
     parser.add_argument("--requests", type=int, default=1000, help="at once (default: %(default)s)")
     parser.add_argument("--leaving", type=float, default=0.3, help="share that leaves (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=32, help="rows decoded at once (default: %(default)s)")
@@ -130,7 +162,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    room = ("--max-batch", str(options.batch), "--max-waiting", str(2 * options.requests))
+    if options.engine == "vllm":
+        os.environ.update(VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        room = ["--engine", "vllm", "--max-num-seqs", str(options.batch), "--max-model-len", "1024"]
+        room += [
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--gpu-memory-utilization",
+            "0.3",
+            "--uvicorn-log-level",
+            "error",
+        ]
+    else:
+        room = ["--max-batch", str(options.batch), "--max-waiting", str(2 * options.requests)]
     with server("--model", options.model, *room) as (url, pid):
         asyncio.run(storm(url, options.requests, options.seed + 1, options.leaving, options.patience))
         before, began = when_idle(url, pid), time.monotonic()

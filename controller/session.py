@@ -64,7 +64,7 @@ class Session:
         completions = self.engine.generate([r.request for r in rows], options.sampling, sink)
         if sink is not None:
             sink.finish()
-        self._note_drift(rows, options)
+        self.note_drift(rows, options)
         made = [self.finish(row, done) for row, done in zip(rows, completions, strict=True)]
         if recorder is not None:
             recorder.keep(prompts, made, [row.controller is not None for row in rows])
@@ -145,8 +145,8 @@ class Session:
             self._tier_probes[probes] = tier_probe(self.engine, probes)
         return self._tier_probes[probes]
 
-    def _note_drift(self, rows: Sequence[Prepared], options: Options) -> None:
-        """Say in the traces if questions are no longer like those of a policy's certificate."""
+    def note_drift(self, rows: Sequence[Prepared], options: Options) -> None:
+        """Say in the traces of a batch that is over if questions are no longer like those of a policy's certificate."""
         for policy in self.learnt(options)[0]:
             drift: Drift | None = getattr(policy, "drift", None)
             if drift is not None and (since := drift.settle().since) is not None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -245,3 +248,23 @@ def test_metrics_of_both_are_there(http: httpx.Client) -> None:
     assert any(sample.value > 0 for sample in families["tersely_thinking_tokens"].samples)
     assert {sample.labels.get("reason") for sample in families["tersely_exits"].samples} >= {"budget", "convergence"}
     assert "vllm:num_requests_running" in families
+
+
+def test_an_engine_that_dies_in_the_middle_leaves_nobody_waiting(server: VllmServer, http: httpx.Client) -> None:
+    """The last test here: the server does not live on."""
+    fields = body(PROBLEMS[5], stream=True, tersely={"preset": "off"}, ignore_eos=True, max_tokens=900)
+    began = time.monotonic()
+    lines = []
+    with (
+        contextlib.suppress(httpx.TransportError),
+        http.stream("POST", "/v1/chat/completions", json=fields) as response,
+    ):
+        for line in response.iter_lines():
+            lines.append(line)
+            if len(lines) == 10:
+                os.kill(next(pid for pid, name in server.processes() if "EngineCor" in name), signal.SIGKILL)
+    assert len(lines) >= 10
+    assert time.monotonic() - began < 120
+    assert not any('"finish_reason":"stop"' in line for line in lines)
+    with contextlib.suppress(httpx.TransportError):
+        assert http.post("/v1/chat/completions", json=body()).status_code >= 500

@@ -28,11 +28,21 @@ class VllmServer:
     process: subprocess.Popen[bytes]
     log: Path
 
+    def processes(self) -> list[tuple[int, str]]:
+        """Process ids and names of the server and all that it has started."""
+        return [(pid, Path(f"/proc/{pid}/comm").read_text().strip()) for pid in _family(self.process.pid)]
+
     def requests(self) -> float:
         """Requests under way and waiting, by the server's own count."""
         names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+
+
+def _family(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [pid, *(one for child in children for one in _family(child))]
 
 
 def free_port() -> int:

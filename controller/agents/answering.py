@@ -104,6 +104,7 @@ def run(
     completions = session.engine.generate([row.request for row in rows], options.sampling, sink)
     if sink is not None:
         finish()
+    session.note_drift(rows, options)
     return [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
 
 

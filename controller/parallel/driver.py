@@ -69,6 +69,7 @@ def sample_all(session: Session, prompts: Sequence[Prompt], options: Options, ru
         for opens in (False, True):  # an engine takes prompts with openings apart from others
             batch = [(q, sample) for q, sample in begun if (sample.request.opening is not None) == opens]
             completions = session.engine.generate([sample.request for _, sample in batch], sampling)
+            session.note_drift([sample.row for _, sample in batch], options)
             for (question, sample), done in zip(batch, completions, strict=True):
                 _finish(session, question, sample, done)
         wave += 1

@@ -1,0 +1,233 @@
+"""Quantizing models: the search for scales, calibration, what becomes of a model, and loading it again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen2Config,
+)
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import ModelError, OptionError
+from tersely.kernels.quantization import Scheme, W4A8Linear, quantize_model
+from tersely.kernels.quantization.calibration import Inputs, read, rows_of, watched, written_by
+from tersely.kernels.quantization.scheme import TwoGrains, eight_bits, input_scale, two_grains
+
+from .models import random_model
+
+SMALL = path_of("tersely-tiny-small")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def text() -> Tensor:
+    """Rows that the small model writes."""
+    return written_by(load(SMALL), 12, 48, 0)
+
+
+def load(folder: Path | str, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def weight_of(found: TwoGrains, size: int) -> Tensor:
+    fine, zero = (t.repeat_interleave(size, 1)[:, : found.codes.shape[1]].float() for t in (found.fine, found.zero))
+    return found.channel_scale[:, None] * fine * (found.codes.float() - zero)
+
+
+@pytest.mark.parametrize("search", [True, False])
+@pytest.mark.parametrize(("outputs", "inputs", "size"), [(7, 64, 32), (20, 200, 64), (33, 129, 128), (4, 5, 32)])
+def test_codes_and_scales_keep_to_what_is_allowed(search: bool, outputs: int, inputs: int, size: int) -> None:
+    weight = torch.randn(outputs, inputs) * torch.logspace(-3, 3, outputs)[:, None]
+    weight[0, 0] = 100
+    found = two_grains(weight, size, search=search)
+    assert found.codes.shape == weight.shape
+    assert found.fine.shape == found.zero.shape == (outputs, -(-inputs // size))
+    assert found.codes.max() <= 15
+    assert found.zero.max() <= 15
+    assert found.fine.min() >= 1 and found.fine.max() <= 127
+    fine, zero = (t.repeat_interleave(size, 1)[:, :inputs].int() for t in (found.fine, found.zero))
+    assert (fine * (found.codes.int() - zero)).abs().max() <= 127
+    wrong = (weight_of(found, size) - weight).square().sum() / weight.square().sum()
+    assert found.error == pytest.approx(wrong.item(), rel=1e-3)
+
+
+def test_the_error_is_that_of_the_outputs() -> None:
+    x = torch.randn(300, 64) @ torch.randn(64, 64)
+    weight = torch.randn(10, 64)
+    found = two_grains(weight, 64, (x.T @ x)[None])
+    wrong = (x @ (weight_of(found, 64) - weight).T).square().sum() / (x @ weight.T).square().sum()
+    assert found.error == pytest.approx(wrong.item(), rel=1e-3)
+
+
+def test_the_search_finds_better_scales_than_plain_rounding() -> None:
+    x = torch.randn(300, 128) * torch.logspace(-1, 1, 128)
+    weight = torch.distributions.StudentT(3.0).sample((40, 128))
+    gram = torch.stack([part.T @ part for part in x.split(64, dim=1)])
+    for given in (None, gram):
+        searched, plain = two_grains(weight, 64, given), two_grains(weight, 64, given, search=False)
+        assert searched.error < 0.95 * plain.error
+    blind = weight_of(two_grains(weight, 64), 64) - weight
+    seeing = weight_of(two_grains(weight, 64, gram), 64) - weight
+    assert (x @ seeing.T).square().sum() < 0.9 * (x @ blind.T).square().sum()
+
+
+def test_matrices_that_say_little() -> None:
+    zeros = two_grains(torch.zeros(3, 40), 32)
+    assert zeros.error == 0
+    assert (weight_of(zeros, 32) == 0).all()
+    weight = torch.stack((torch.ones(64), -torch.ones(64), torch.zeros(64)))
+    weight[2, 5] = 3
+    found = two_grains(weight, 32)
+    torch.testing.assert_close(weight_of(found, 32), weight, rtol=0.02, atol=0)
+
+
+def test_eight_bits() -> None:
+    weight = torch.randn(50, 30)
+    weight[3] = 0
+    whole, scale = eight_bits(weight)
+    assert whole.dtype == torch.int8
+    assert whole.abs().amax(dim=1).tolist() == [0 if row == 3 else 127 for row in range(50)]
+    assert ((whole * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
+
+
+def test_inputs_that_stand_out_are_brought_down() -> None:
+    highest = torch.linspace(1, 2, 1000)
+    highest[[3, 500]] = torch.tensor([40.0, 10.0])
+    scale = input_scale(highest)
+    # The six highest stand out; the height of the sixth is what all keep to.
+    assert (scale < 1).sum() == 5
+    assert (highest * scale).max().item() == pytest.approx(highest.sort().values[-6].item())
+    assert scale[[3, 500]].tolist() == pytest.approx([1.997 / 40, 1.997 / 10], rel=1e-3)
+    assert (input_scale(torch.zeros(10)) == 1).all()
+    assert (input_scale(torch.tensor([5.0, 1, 1])) == 1).tolist() == [True, True, True]
+
+
+def test_what_layers_are_given_is_seen() -> None:
+    linear, x = nn.Linear(100, 3), torch.randn(4, 5, 100)
+    with watched({"a": linear}, 64) as seen:
+        linear(x[:2])
+        linear(x[2:])
+        linear(x[:0])
+    linear(torch.full((1, 100), 1e6))  # nobody looks any more
+    rows = torch.nn.functional.pad(x.flatten(0, 1), (0, 28))
+    expected = torch.stack([part.T @ part for part in rows.split(64, dim=1)])
+    torch.testing.assert_close(seen["a"].gram, expected)
+    torch.testing.assert_close(seen["a"].highest, x.abs().amax(dim=(0, 1)))
+    scale = torch.rand(100) + 0.5
+    scaled = Inputs(100, 64)
+    scaled.add(x * scale)
+    torch.testing.assert_close(seen["a"].scaled_gram(scale), scaled.gram)
+
+
+def test_text_from_files(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SMALL)
+    plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("Kai has 3 shells. " * 40)
+    rows = rows_of(plain, tokenizer, 5, 16)
+    assert rows.shape == (5, 16)
+    assert "Kai has" in tokenizer.decode(rows[4])
+    lines.write_text("\n".join(json.dumps({"problem": f"Kai has {n} shells.", "id": n}) for n in range(30)))
+    assert "Kai has 0 shells." in tokenizer.decode(rows_of(lines, tokenizer, 3, 16)[0])
+    with pytest.raises(OptionError, match=r"tokens; accepted: at least 2000.*smaller --length"):
+        rows_of(plain, tokenizer, 5, 1000)
+    lines.write_text("[1]")
+    for bad in (lines, tmp_path / "missing.txt", tmp_path):
+        with pytest.raises(OptionError, match=r"cannot be read.*accepted: a text in UTF-8"):
+            rows_of(bad, tokenizer, 5, 16)
+
+
+def test_what_a_model_writes_is_its_own(text: Tensor) -> None:
+    model = load(SMALL)
+    assert torch.equal(written_by(model, 12, 48, 0), text)
+    assert not torch.equal(written_by(model, 12, 48, 1), text)
+    assert read(model, text) < 0.1 * read(model, torch.randint(970, (4, 48)))
+
+
+def test_perplexity_by_hand() -> None:
+    model, rows = random_model(), torch.randint(3, 100, (3, 9))
+    with torch.no_grad():
+        logits = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
+    expected = (-logits.gather(2, rows[:, 1:, None]).mean()).exp().item()
+    assert read(model, rows) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [Scheme(64), Scheme(128), Scheme(32, "int4", False), Scheme(64, "keep")], ids=str)
+def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) -> None:
+    model = load(SMALL)
+    before = read(model, text[:4])
+    done = quantize_model(model, text[4:], scheme)
+    assert read(model, text[:4]) < 1.25 * before
+    kinds = {name: type(m) for name, m in model.named_modules() if name.endswith(("proj", "head"))}
+    assert set(kinds.values()) == {W4A8Linear} | ({nn.Linear} if scheme.head == "keep" else set())
+    assert {layer["bits"] for layer in done.layers} == ({4, 8} if scheme.head == "int8" else {4})
+    assert len(done.layers) == 28 + (scheme.head != "keep")
+    assert all(0 < layer["error"] < 0.05 for layer in done.layers)
+    assert all(layer["error"] <= layer.get("error of plain rounding", 1) for layer in done.layers)
+    # Embeddings in float32 are an eighth of the weights, and the head is no longer shared with them.
+    assert done.bytes_after < 0.4 * done.bytes_before
+
+
+def test_without_text_no_input_is_scaled() -> None:
+    model = load(SMALL)
+    done = quantize_model(model)
+    assert {layer["scaled inputs"] for layer in done.layers} == {0}
+    assert isinstance(model.lm_head, W4A8Linear)
+    assert model.lm_head.size is None
+    assert "8-bit weights" in repr(model.lm_head)
+
+
+def test_saved_and_loaded_again(tmp_path: Path) -> None:
+    sizes: Any = {"vocab_size": 100, "hidden_size": 72, "intermediate_size": 90, "num_hidden_layers": 2}
+    # Queries, keys and values of this one have biases, and no size is a whole number of groups or tiles.
+    config = Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    rows = torch.randint(100, (4, 20))
+    quantize_model(model, rows, Scheme(32))
+    model.save_pretrained(tmp_path / "a")
+    again = load(tmp_path / "a")
+    assert again.dtype == torch.bfloat16
+    assert not again.config.tie_word_embeddings
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(t, theirs[name]) and t.dtype == theirs[name].dtype for name, t in ours.items())
+    assert theirs["model.layers.0.self_attn.q_proj.channel_scale"].dtype == torch.float32
+    with torch.no_grad():
+        assert torch.equal(model(rows).logits, again(rows).logits)
+    again.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
+
+
+def test_models_that_cannot_be_quantized() -> None:
+    twice = random_model()
+    quantize_model(twice)
+    with pytest.raises(ModelError, match=r"quantized already \(tersely_w4a8\)"):
+        quantize_model(twice)
+    sizes: Any = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    experts = OlmoeForCausalLM(OlmoeConfig(**sizes, num_attention_heads=2, num_experts=8, pad_token_id=0))
+    with pytest.raises(ModelError, match="of the weights are in linear layers; accepted"):
+        quantize_model(experts)
+    broken = random_model()
+    broken.model.layers[0].mlp.up_proj.weight.data[3, 3] = torch.nan
+    with pytest.raises(ModelError, match=r"layer model.layers.0.mlp.up_proj has weights that are NaN"):
+        quantize_model(broken)
+    with pytest.raises(OptionError, match="groups of 48 inputs; accepted: 32, 64, 128"):
+        Scheme(48)
+    with pytest.raises(OptionError, match="did you mean 'int8'"):
+        Scheme(head="int9")

@@ -1,0 +1,168 @@
+"""`tersely quantize`: what it writes, what transformers makes of that, and runs that are refused or cut off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+)
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import OptionError, TerselyError
+from tersely.kernels.quantization import Scheme, W4A8Config
+from tersely.kernels.quantization import model as module_of_model
+from tersely.kernels.quantization.cli import quantize
+from tersely.kernels.quantization.run import REPORT
+from tersely.writing import WriteError
+
+from .disk import files_no_longer_than
+
+SMALL = path_of("tersely-tiny-small")
+ROWS = ("--rows", "8", "--length", "32")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small model quantized by the command."""
+    out = tmp_path_factory.mktemp("quantized") / "out"
+    run(SMALL, out, *ROWS, "--group-size", "64")
+    return out
+
+
+def load(folder: Path | str, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def run(*arguments: object) -> None:
+    """`tersely quantize`; raises what the command line would report."""
+    app = typer.Typer(add_completion=False)
+    app.command()(quantize)
+    typer.main.get_command(app).main([str(a) for a in arguments], standalone_mode=False)
+
+
+def test_transformers_loads_what_the_command_wrote(checkpoint: Path) -> None:
+    model, tokenizer = load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    assert model.config.quantization_config.scheme == Scheme(64)
+    ids = tokenizer("Kai has 9 shells. Kai drops 4 shells.", return_tensors="pt")["input_ids"]
+    out = model.generate(ids, max_new_tokens=16, do_sample=False)
+    assert out.shape[1] > ids.shape[1]
+    report = json.loads((checkpoint / REPORT).read_text())
+    assert report["perplexity"]["after"] < 1.25 * report["perplexity"]["before"]
+    assert report["calibrated on"] == "what the model writes itself"
+    assert len(report["layers"]) == 29
+    assert not list(checkpoint.parent.glob("*.part"))
+
+
+def test_without_our_import_transformers_refuses(checkpoint: Path) -> None:
+    code = "import sys; from transformers import AutoModelForCausalLM as A; A.from_pretrained(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, str(checkpoint)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Unknown quantization type, got tersely_w4a8" in done.stderr
+    assert "RuntimeError" in done.stderr
+
+
+def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pre-quantized"):
+        load(SMALL, quantization_config=W4A8Config(**Scheme().written()))
+    for change, message in (({"format": 2}, "format 2.*accepted: 1"), ({"head": "int2"}, "accepted: int8, int4, keep")):
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["quantization_config"] |= change
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(TerselyError, match=message):
+            load(tmp_path)
+
+
+def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calib = tmp_path / "text.jsonl"
+    calib.write_text("\n".join(json.dumps({"problem": f"Kai has {n} shells. Kai drops {n}."}) for n in range(60)))
+    run(SMALL, tmp_path / "a", "--calib", calib, *ROWS, "--head", "keep", "--no-smooth")
+    shown = capsys.readouterr().out
+    assert f"tokens of {calib}" in shown
+    assert f"saved to {tmp_path / 'a'}" in shown
+    run(SMALL, tmp_path / "b", "--calib", calib, *ROWS, "--head", "keep", "--no-smooth", "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert (report["head"], report["smooth"]) == ("keep", False)
+    assert report == json.loads((tmp_path / "b" / REPORT).read_text())
+    assert f"{report['perplexity']['after']:.4g}" in shown
+
+
+class Killed(BaseException):
+    """As if by Ctrl-C."""
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[str]]]:
+    """Count layers as they are quantized, and die after some."""
+    real = module_of_model._quantized
+
+    def arm(most: int) -> list[str]:
+        names: list[str] = []
+
+        def quantized(name: str, *rest: Any) -> Any:
+            if len(names) == most:
+                raise Killed
+            names.append(name)
+            return real(name, *rest)
+
+        monkeypatch.setattr(module_of_model, "_quantized", quantized)
+        return names
+
+    yield arm
+    monkeypatch.undo()
+
+
+def test_a_killed_run_goes_on(tmp_path: Path, checkpoint: Path, counted: Callable[[int], list[str]]) -> None:
+    out = tmp_path / "out"
+    first = counted(10)
+    with pytest.raises(Killed):
+        run(SMALL, out, *ROWS, "--group-size", "64")
+    assert not out.exists()
+    with pytest.raises(OptionError, match="was begun with other options"):
+        run(SMALL, out, *ROWS, "--group-size", "32")
+    second = counted(100)
+    run(SMALL, out, *ROWS, "--group-size", "64")
+    assert len(first) == 10
+    assert len(second) == 19
+    assert not set(first) & set(second)
+    for file in ("model.safetensors", "config.json", REPORT):
+        assert (out / file).read_bytes() == (checkpoint / file).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with files_no_longer_than(200_000), pytest.raises(WriteError, match=r"cannot be written.*waits in .*out\.part"):
+        run(SMALL, out, *ROWS, "--group-size", "64")
+    assert not out.exists()
+    run(SMALL, out, *ROWS, "--group-size", "64")
+    assert load(out).config.quantization_config.scheme == Scheme(64)
+
+
+def test_commands_that_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    new = tmp_path / "new"
+    for arguments, message in (
+        ((SMALL, tmp_path / "full"), "is there already; accepted: a new folder"),
+        ((SMALL, tmp_path / "missing" / "out"), "a place in a folder that exists"),
+        ((checkpoint, new), r"is quantized already \(tersely_w4a8\)"),
+        ((tmp_path / "foreign", new), "cannot be loaded: .*accepted: a causal language model"),
+        ((tmp_path / "nothing", new), "cannot be loaded"),
+        ((SMALL, new, "--scheme", "w4a8-dqg"), "did you mean 'w4a8-dgq'"),
+        ((SMALL, new, "--calib", tmp_path / "none.txt"), "cannot be read"),
+        ((SMALL, new, "--head", "int3"), "unknown head 'int3'"),
+    ):
+        with pytest.raises(TerselyError, match=message):
+            run(*arguments)
+    assert not new.exists()

@@ -1,0 +1,105 @@
+"""A quantized checkpoint under a real vLLM: the same kernel, the same tokens."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import ModelError
+from tersely.kernels.quantization import Scheme, quantize_model
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+pytestmark = pytest.mark.vllm
+SMALL = path_of("tersely-tiny-small")
+PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "Kai makes 3 times the shells.")
+LENGTH = 20
+
+
+@pytest.fixture(scope="module")
+def start() -> Callable[..., LLM]:
+    """Start a vLLM that knows the method on a folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # vLLM's own imports warn
+        vllm = pytest.importorskip("vllm")
+        import_module("tersely.kernels.quantization.vllm")  # which registers the method
+
+    def started(folder: Path, **options: Any) -> LLM:
+        settings: dict[str, Any] = {
+            "dtype": "float32",
+            "max_model_len": 256,
+            "distributed_executor_backend": "uni",
+            "gpu_memory_utilization": 0.3,
+            "disable_log_stats": True,
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return vllm.LLM(str(folder), **(settings | options))
+
+    return started
+
+
+def written(scheme: Scheme, folder: Path) -> tuple[Any, list[list[int]]]:
+    """A quantized model in a folder, and what it says to the prompts under transformers."""
+    model: Any = AutoModelForCausalLM.from_pretrained(SMALL).eval()
+    tokenizer = AutoTokenizer.from_pretrained(SMALL)
+    quantize_model(model, torch.randint(900, (4, 64), generator=torch.Generator().manual_seed(0)), scheme)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    answers = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=LENGTH, min_new_tokens=LENGTH, do_sample=False)
+        answers.append(out[0, ids.shape[1] :].tolist())
+    return model, answers
+
+
+def said_by(llm: LLM) -> list[list[int]]:
+    """What vLLM says to the prompts, all in one batch."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=LENGTH, min_tokens=LENGTH)
+    return [list(out.outputs[0].token_ids) for out in llm.generate(list(PROMPTS), sampling, use_tqdm=False)]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "options"),
+    [
+        (Scheme(64), {"enforce_eager": True}),
+        (Scheme(32), {"enforce_eager": False}),
+        (Scheme(64, "int4", smooth=False), {"enforce_eager": True}),
+        (Scheme(64, "keep"), {"enforce_eager": True}),
+    ],
+    ids=["eager", "compiled", "int4 head", "head kept"],
+)
+def test_vllm_says_what_transformers_says(
+    start: Callable[..., LLM], tmp_path: Path, scheme: Scheme, options: dict[str, bool]
+) -> None:
+    _, answers = written(scheme, tmp_path)
+    llm = start(tmp_path, **options)
+    assert llm.llm_engine.vllm_config.model_config.quantization == "tersely_w4a8"
+    assert said_by(llm) == answers
+
+
+def test_layers_that_vllm_cannot_join(start: Callable[..., LLM]) -> None:
+    from tersely.kernels.quantization.vllm import W4A8Method
+
+    def create(inputs: int, parts: list[int], whole_inputs: int, outputs: int) -> None:
+        W4A8Method(64, Scheme(64)).create_weights(nn.Module(), inputs, parts, whole_inputs, outputs, torch.float32)
+
+    with pytest.raises(ModelError, match="are joined by vLLM; accepted: multiples of 16"):
+        create(128, [64, 24, 24], 128, 112)
+    with pytest.raises(ModelError, match="96 inputs a device; accepted: whole groups of 64"):
+        create(96, [64], 192, 64)
+    with pytest.raises(ModelError, match="40 outputs a device; accepted: multiples of 16"):
+        create(128, [40], 128, 80)
