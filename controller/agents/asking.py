@@ -14,12 +14,12 @@ from ..engines.base import Sampling
 from ..making import Prepared
 from ..options import DEFAULT_MAX_NEW_TOKENS, Options
 from ..session import Session
+from ..toolcalls import OPEN, check_tools, chosen, knows_tools
 from ..trace import Generation
 from .answering import Answering, Told, lock_of, run
 from .messages import Made, as_prompt, ask_also
 from .safety import neutraliser_for
 from .structured import wish_for
-from .toolcalls import OPEN, check_tools, chosen, knows_tools
 
 SETTINGS = (
     "effort reasoning_effort preset policies max_tokens temperature top_p top_k seed probes answer_reserve strategy "

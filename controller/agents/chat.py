@@ -26,13 +26,13 @@ from ..faces import as_helper, as_verifier
 from ..options import DEFAULT_MAX_NEW_TOKENS
 from ..policies import make_policies
 from ..session import Session
+from ..toolcalls import check_tools, chosen, knows_tools
 from ..trace import Generation
 from .answering import read_out, read_out_async, shared_engine
 from .asking import SETTINGS, Asked, answer, answer_together, ask, check_settings
 from .messages import piece
 from .structured import METHODS, Fitting, response_format, with_raw
 from .together import CURRENT, Together
-from .toolcalls import check_tools, chosen, knows_tools
 
 # Arguments that LangChain gives to any chat model and that mean something only where there is a network.
 _OF_NETWORKS = ("api_key", "base_url", "timeout", "max_retries")

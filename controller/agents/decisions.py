@@ -18,10 +18,10 @@ from ..options import Options
 from ..probing import ProbeError
 from ..prompts import as_messages
 from ..session import Session
+from ..toolcalls import knows_tools
 from .answering import lock_of, shared_engine
 from .messages import as_prompt
 from .safety import neutraliser_for
-from .toolcalls import knows_tools
 
 
 class _Look:

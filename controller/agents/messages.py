@@ -11,10 +11,10 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Chat
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from ...errors import PromptError
+from ..toolcalls import CLOSE, Call, read_calls
 from ..trace import Generation
 from .cutting import before_stop
 from .safety import Neutraliser
-from .toolcalls import CLOSE, Call, read_calls
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
 _NOTHING = "(no output)"

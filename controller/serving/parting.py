@@ -23,12 +23,13 @@ def cut(answer: str, stops: Sequence[str]) -> tuple[str, bool]:
 class Parting:
     """Follows one row; state: where its prompt left the model, see `prompts.Rendered`.
 
-    stopped: a stop string stands in the answer; what comes after it is dropped.
+    hide: from this text on, the answer is not said as it comes. stopped: a stop string stands in the answer; what comes
+    after it is dropped.
     """
 
-    def __init__(self, markers: Markers, state: str, stops: Sequence[str] = ()) -> None:
-        self.markers, self.stops = markers, stops
-        self.stopped = False
+    def __init__(self, markers: Markers, state: str, stops: Sequence[str] = (), hide: str = "") -> None:
+        self.markers, self.stops, self.hide = markers, stops, hide
+        self.stopped = self._hidden = False
         self._state = state
         self._held = ""
         self._said: dict[Part, str] = {"thinking": "", "answer": ""}
@@ -77,13 +78,17 @@ class Parting:
         if self.stopped:
             self._held = ""
             return
+        if self._hidden:
+            self.stopped = cut(self._held, self.stops)[1]
+            return
         text = self._held if self._said["answer"] else self._held.lstrip()
         text, self.stopped = cut(text, self.stops)
-        if self.stopped:
-            self._say("answer", text, said)
-            self._held = ""
+        shown, found, rest = text.partition(self.hide) if self.hide else (text, "", "")
+        if self.stopped or found:
+            self._say("answer", shown.rstrip() if found else shown, said)
+            self._held, self._hidden = rest, bool(found)
         else:
-            self._held = self._say_safe("answer", text, self.stops, said)
+            self._held = self._say_safe("answer", text, (*self.stops, self.hide) if self.hide else self.stops, said)
 
     def _say_safe(self, part: Part, text: str, ends: Sequence[str], said: list[tuple[Part, str]]) -> str:
         """Say what is certain of a text, and return the rest."""

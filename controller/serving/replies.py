@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..toolcalls import read_calls
 from ..trace import Generation
 from .refusals import RequestError
 from .tickets import Ended, Event, Piece
@@ -69,8 +70,8 @@ class ChatReply:
         choices = [
             {
                 "index": row.row,
-                "message": _message(row.generation),
-                "finish_reason": finish_of(row.generation),
+                "message": _message(row.generation, self.wish),
+                "finish_reason": "tool_calls" if called(row.generation, self.wish)[1] else finish_of(row.generation),
                 "logprobs": None,
                 "tersely": told(self.wish, row),
             }
@@ -99,8 +100,12 @@ class ChatReply:
         if isinstance(happened, Piece):
             text = happened.text
             yield self._chunk(happened.row, {"content": text} if happened.part == "answer" else _reasoning(text))
-        else:
-            yield self._chunk(happened.row, {}, finish_of(happened.generation), tersely=told(self.wish, happened))
+            return
+        finish = finish_of(happened.generation)
+        if calls := called(happened.generation, self.wish)[1]:
+            yield self._chunk(happened.row, {"tool_calls": [{"index": n, **call} for n, call in enumerate(calls)]})
+            finish = "tool_calls"
+        yield self._chunk(happened.row, {}, finish, tersely=told(self.wish, happened))
 
     def _chunk(self, row: int, delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> str:
         choice = {"index": row, "delta": delta, "finish_reason": finish, "logprobs": None, **more}
@@ -111,8 +116,29 @@ class ChatReply:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.wish.model}
 
 
-def _message(made: Generation) -> dict[str, Any]:
-    return {"role": "assistant", "content": made.answer, **_reasoning(made.thinking)}
+def called(made: Generation, wish: Wish) -> tuple[str, list[dict[str, Any]]]:
+    """What an answer says, and the calls of tools in it in OpenAI's form; what is no call stays text."""
+    if not wish.options.tools:
+        return made.answer, []
+    said, calls = read_calls(made.answer)
+    for call in (call for call in calls if call.error is not None):
+        said = f"{said}\n{call.text}".strip()
+    functions = [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
+        }
+        for call in calls
+        if call.error is None
+    ]
+    return said, functions
+
+
+def _message(made: Generation, wish: Wish) -> dict[str, Any]:
+    said, calls = called(made, wish)
+    told = {"tool_calls": calls, "content": said or None} if calls else {"content": said}
+    return {"role": "assistant", **told, **_reasoning(made.thinking)}
 
 
 def _reasoning(text: str) -> dict[str, str | None]:

@@ -8,9 +8,11 @@ from typing import cast
 from ..engines.base import KEEP, Completion, Directive, Opened, Opening, Request, Resting, Seen, State, Watcher
 from ..making import Prepared
 from ..session import Session
+from ..toolcalls import OPEN
 from ..trace import Decision, Generation
 from .metrics import Metrics
 from .parting import Parting, cut
+from .replies import called
 from .tickets import Ended, Piece, Ticket
 
 _STOP = Directive(stop=True)
@@ -63,7 +65,7 @@ class ServedRow:
     def say(self, text: str) -> None:
         """Take in text that was put out."""
         if self._parting is None:
-            self._parting = Parting(self.session.markers, self.row.state, self.ticket.wish.stops)
+            self._parting = Parting(self.session.markers, self.row.state, self.ticket.wish.stops, self._hide)
         for part, piece in self._parting.feed(text):
             if self.ticket.streams:
                 self.ticket.tell(Piece(self.number, part, piece))
@@ -77,9 +79,15 @@ class ServedRow:
         self.metrics.row(generation, self.row.budget.thinking, self.ticket.wish.options.shadow)
         if self.ticket.streams:
             parting = self._parting or Parting(self.session.markers, self.row.state)
-            for part, piece in parting.finish(generation.thinking, generation.answer):
+            answer = called(generation, self.ticket.wish)[0]
+            for part, piece in parting.finish(generation.thinking, answer):
                 self.ticket.tell(Piece(self.number, part, piece))
         self.ticket.tell(Ended(self.number, generation, self.row.budget.thinking))
+
+    @property
+    def _hide(self) -> str:
+        """Where an answer begins to be a call of a tool rather than text."""
+        return OPEN if self.ticket.wish.options.tools else ""
 
     @property
     def _leaves(self) -> bool:

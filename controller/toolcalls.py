@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from ...errors import CapabilityError, unknown
-from ..engines.base import Engine
+from ..errors import CapabilityError, unknown
+from .engines.base import Engine
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 Tool = Mapping[str, Any]
