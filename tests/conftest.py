@@ -30,12 +30,12 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
 )
 
+_FIRST = ("test_decode_identity.py", "test_serving_vllm.py", "test_remote_vllm.py", "test_vllm_control.py")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests are shared among processes, those of a file stay together, and all that use a vLLM of ours do."""
-    for item in items:
-        inside = {"vllm_llm", "vllm_engine", "tersely_llm", "start_vllm"} & set(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group("vllm" if inside else item.path.name))
+    """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 @pytest.fixture(scope="session")
