@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,6 +31,10 @@ os.environ.update(
     VLLM_LOGGING_LEVEL="ERROR",
     VLLM_NO_USAGE_STATS="1",
 )
+
+# Processes among which tests are shared ignore Ctrl-C, and so would all that they start.
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _FIRST = ("test_decode_identity.py", "test_serving_vllm.py", "test_remote_vllm.py", "test_vllm_control.py")
 

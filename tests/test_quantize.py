@@ -140,7 +140,9 @@ def test_text_from_files(tmp_path: Path) -> None:
     rows = rows_of(plain, tokenizer, 5, 16)
     assert rows.shape == (5, 16)
     assert "Kai has" in tokenizer.decode(rows[4])
-    lines.write_text("\n".join(json.dumps({"problem": f"Kai has {n} shells.", "id": n}) for n in range(30)))
+    lines.write_text(
+        "\n".join(json.dumps({"problem": f"Kai has {n} shells.\u2028", "id": n}, ensure_ascii=False) for n in range(30))
+    )
     assert "Kai has 0 shells." in tokenizer.decode(rows_of(lines, tokenizer, 3, 16)[0])
     with pytest.raises(OptionError, match=r"tokens; accepted: at least 2000.*smaller --length"):
         rows_of(plain, tokenizer, 5, 1000)
