@@ -114,7 +114,7 @@ class Collected:
 
     def boundaries(self, rollout: int) -> list[int]:
         """The rows of the boundaries of a rollout."""
-        return np.flatnonzero(self.records["boundaries.rollout"] == rollout).tolist()
+        return [int(row) for row in np.flatnonzero(self.records["boundaries.rollout"] == rollout)]
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,14 @@ def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
     model = random_model(kind)
     most = 4 if kind == "full" else 1
     engine = engine_of(model)
-    assert engine.capabilities == {"signals", "chances", "hidden", "steer", "retract", *(("crop", "ragged") if kind == "full" else ())}
+    assert engine.capabilities == {
+        "signals",
+        "chances",
+        "hidden",
+        "steer",
+        "retract",
+        *(("crop", "ragged") if kind == "full" else ()),
+    }
     together = engine.generate(wild_requests(6, most), GREEDY)
     alone = [engine.generate([request], GREEDY)[0] for request in wild_requests(6, most)]
     truth = [recompute(model, request) for request in wild_requests(6, most)]

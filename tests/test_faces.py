@@ -164,4 +164,5 @@ def test_examples_run() -> None:
     import runpy
 
     for example in sorted((Path(__file__).parents[1] / "examples").glob("*.py")):
-        runpy.run_path(str(example), run_name="__main__")
+        if example.name != "openai_client.py":  # which needs a server: tests/test_serving_clients.py
+            runpy.run_path(str(example), run_name="__main__")

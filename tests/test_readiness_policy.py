@@ -314,7 +314,7 @@ def test_custom_generate_refuses_what_it_cannot_pass_on(engine: TransformersEngi
 def test_engines_without_hidden_states_are_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     blind = copy.copy(engine)
     blind.capabilities = engine.capabilities - {"hidden"}
-    with pytest.raises(CapabilityError, match="lacks hidden"):
+    with pytest.raises(CapabilityError, match=r"reads hidden states, which .* does not show"):
         ask(blind, "readiness", probes=store(tmp_path, engine))
 
 

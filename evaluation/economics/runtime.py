@@ -88,7 +88,7 @@ def fit(timings: Iterable[Timing]) -> Runtime:
 
 
 def _check(design: Array) -> None:
-    if np.linalg.matrix_rank(design) == NEEDED:
+    if len(design) >= NEEDED and np.linalg.matrix_rank(design) == NEEDED:
         return
     reason = (
         f"{len(design)} different pair(s) of prompt and output length cannot be fitted"

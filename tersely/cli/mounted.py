@@ -43,6 +43,13 @@ def collect(context: typer.Context) -> None:
     _hand_over("collect", command, context)
 
 
+def quantize(context: typer.Context) -> None:
+    """Write a checkpoint in low-bit weights for CPUs; `tersely quantize --help` tells the options."""
+    from ..kernels.quantization.cli import quantize as command
+
+    _hand_over("quantize", command, context)
+
+
 def report(context: typer.Context) -> None:
     """Make tables, pictures and a page of benchmark results; `tersely report --help` tells the options."""
     from ..evaluation.report.cli import report as command

@@ -1,0 +1,211 @@
+"""Speed of the low-bit linear layers on a CPU, timed turn by turn with other ways through a layer of the same shape.
+
+Each ratio is the time of another way over that of ours, so above 1 means that ours is faster; activations are bfloat16,
+in and out, and quantizing them is part of the time. `bf16` is torch's linear layer, `int4pack` its 4-bit weights with
+bfloat16 arithmetic; `vllm_bf16`, `vllm_int8` (W8A8) and `vllm_int4` (W4A8 where there is AMX, else W4A16, as vLLM takes
+them) are vLLM's own kernels, where they can be called. `w8a8` is our layer of 8-bit weights. `us` is our time in
+microseconds. `cold` goes round copies of the weights that are together larger than the caches, each way its own bytes;
+`hot` takes one copy again and again. `share` is how fast we read weights, over how fast torch sums up memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tersely.kernels.native import library
+from tersely.kernels.w4a8 import w4a8_linear
+from tersely.kernels.w4a8_layout import LINE, TILE
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+SHAPES = {
+    "0.5B_up": (4864, 896),
+    "0.5B_down": (896, 4864),
+    "1.5B_up": (8960, 1536),
+    "1.5B_down": (1536, 8960),
+    "7B_up": (18944, 3584),
+    "7B_down": (3584, 18944),
+}
+ROWS = (1, 8, 32)
+GROUP = 128
+Way = Callable[[Tensor], Tensor]
+Maker = Callable[[int, int], tuple[Way, int]]
+"""From outputs and inputs to a layer with weights of its own, and their bytes."""
+
+
+def ours(outputs: int, inputs: int) -> tuple[Way, int]:
+    """4-bit weights in two grains."""
+    weight = torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8)
+    groups = torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8)
+    scale = torch.rand(outputs)
+    return lambda x: w4a8_linear(x, weight, groups, scale), weight.nbytes + groups.nbytes
+
+
+def w8a8(outputs: int, inputs: int) -> tuple[Way, int]:
+    """Our 8-bit weights."""
+    weight, scale = torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8), torch.rand(outputs)
+    return lambda x: w4a8_linear(x, weight, None, scale), weight.nbytes
+
+
+def bf16(outputs: int, inputs: int) -> tuple[Way, int]:
+    """torch.nn.functional.linear."""
+    weight = torch.randn(outputs, inputs, dtype=torch.bfloat16)
+    return lambda x: F.linear(x, weight), weight.nbytes
+
+
+def int4pack(outputs: int, inputs: int) -> tuple[Way, int]:
+    """torch's 4-bit weights for CPUs."""
+    codes = torch.randint(16, (outputs, inputs), dtype=torch.int32)
+    weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+    scales = torch.rand(inputs // GROUP, outputs, 2).bfloat16()
+    run = torch.ops.aten._weight_int4pack_mm_for_cpu
+    return lambda x: run(x, weight, GROUP, scales), weight.nbytes + scales.nbytes
+
+
+def vllm_bf16(outputs: int, inputs: int) -> tuple[Way, int]:
+    """vLLM's oneDNN in bfloat16."""
+    from vllm import _custom_ops as ops
+
+    weight = torch.randn(outputs, inputs, dtype=torch.bfloat16)
+    handler = ops.create_onednn_mm(weight.t(), 32)
+    return lambda x: ops.onednn_mm(handler, x, None), weight.nbytes
+
+
+def vllm_int8(outputs: int, inputs: int) -> tuple[Way, int]:
+    """vLLM's W8A8: its AMX kernel, or oneDNN."""
+    from vllm import _custom_ops as ops
+
+    weight, scale = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8), torch.rand(outputs, 1)
+    if hasattr(torch.ops._C, "int8_scaled_mm_with_quant"):
+        packed = torch.ops._C.convert_weight_packed(weight)
+        run = torch.ops._C.int8_scaled_mm_with_quant
+        return lambda x: run(x, packed, scale.flatten(), None, x.dtype, True), weight.nbytes
+    handler = ops.create_onednn_scaled_mm(weight.t(), scale, torch.bfloat16, True, False, 32)
+
+    def through(x: Tensor) -> Tensor:
+        x8, x_scale, zero = ops.onednn_scaled_int8_quant(x.contiguous(), None, None, True)
+        out = torch.empty(len(x), outputs, dtype=x.dtype)
+        return ops.onednn_scaled_mm(handler, x8, out, x_scale, zero, None, None)  # type: ignore[no-any-return]
+
+    return through, weight.nbytes
+
+
+def vllm_int4(outputs: int, inputs: int) -> tuple[Way, int]:
+    """vLLM's way through a GPTQ or compressed-tensors checkpoint of 4 bits."""
+    from vllm import _custom_ops as ops
+
+    count, any_int = inputs // GROUP, torch.iinfo(torch.int32)
+    scales = torch.rand(count, outputs).bfloat16()
+
+    def codes(*shape: int) -> Tensor:
+        return torch.randint(any_int.min, any_int.max, shape, dtype=torch.int32)
+
+    if hasattr(torch.ops._C, "int4_scaled_mm_cpu") and torch.cpu._is_amx_tile_supported():
+        given = codes(inputs, outputs // 8), codes(count, outputs // 8), scales
+        weight, zeros, scales = ops.convert_weight_packed_scale_zp(*given, ops.CPUQuantAlgo.AWQ)
+        return lambda x: ops.int4_scaled_mm_cpu(x, weight, zeros, scales, None), outputs * inputs // 2
+    weight = codes(outputs // 16, inputs * 2)
+    return lambda x: ops.cpu_gemm_wna16(x, weight, scales, None, None, 8, "vec"), weight.nbytes
+
+
+WAYS: dict[str, Maker] = {"ours": ours, "w8a8": w8a8, "bf16": bf16, "int4pack": int4pack}
+VLLM: dict[str, Maker] = {"vllm_bf16": vllm_bf16, "vllm_int8": vllm_int8, "vllm_int4": vllm_int4}
+
+
+def callable_here(ways: dict[str, Maker]) -> dict[str, Maker]:
+    """Those of the ways that this machine and this installation can go."""
+    found = {}
+    for name, make in ways.items():
+        try:
+            make(64, GROUP)[0](torch.ones(1, GROUP, dtype=torch.bfloat16))
+        except (AttributeError, ImportError, NotImplementedError, RuntimeError) as error:
+            print(f"# {name} left out: {str(error).splitlines()[0]}")
+            continue
+        found[name] = make
+    return found
+
+
+def copies(make: Maker, shape: tuple[int, int], total: int) -> list[Way]:
+    """Layers of one shape whose weights take at least so many bytes together."""
+    first, size = make(*shape)
+    return [first, *(make(*shape)[0] for _ in range(-(-total // size) - 1))]
+
+
+def times(ways: dict[str, list[Way]], x: Tensor, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
+    """Seconds of a call of each way, turn by turn."""
+    turns: dict[str, Iterator[Way]] = {name: cycle(layers) for name, layers in ways.items()}
+    calls = {}
+    for name, layers in ways.items():
+        start = clock()
+        next(turns[name])(x)
+        calls[name] = max(1, min(50, int(2e-3 / (clock() - start)), len(layers) if len(layers) > 1 else 50))
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats + 1):
+        for name in list(ways) if turn % 2 else reversed(ways):
+            start = clock()
+            for _ in range(calls[name]):
+                next(turns[name])(x)
+            found[name].append((clock() - start) / calls[name])
+    return {name: values[1:] for name, values in found.items()}  # the first turn warms up
+
+
+def bandwidth(total: int, clock: Callable[[], float]) -> float:
+    """Bytes a second that summing up memory reads, the best of some tries."""
+    memory = torch.ones(total // 8, dtype=torch.int64)
+    best = float("inf")
+    for _ in range(5):
+        start = clock()
+        memory.sum()
+        best = min(best, clock() - start)
+    return memory.nbytes / best
+
+
+@torch.inference_mode()
+def main(argv: list[str] | None = None) -> None:
+    """Run the comparison and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="by commas (default: %(default)s)")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="by commas (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of each comparison (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
+    parser.add_argument("--cold-mb", type=int, default=512, help="bytes of each way's copies (default: %(default)s)")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
+    parser.add_argument("--no-vllm", action="store_true", help="leave out vLLM's kernels")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if not hasattr(library(), "tersely_w4a8_all"):
+        raise SystemExit("the native library is missing; install tersely where there is a C compiler")
+    with_vllm = not options.no_vllm and importlib.util.find_spec("vllm") is not None
+    ways = callable_here(WAYS | (VLLM if with_vllm else {}))
+    clock, total, found = CLOCKS[options.clock], options.cold_mb << 20, dict[str, float]()
+    speed = found["read_gb_s"] = bandwidth(total, clock) / 1e9
+    for name in options.shapes.split(","):
+        for state, least in (("hot", 1), ("cold", total)):
+            layers = {way: copies(make, SHAPES[name], least) for way, make in ways.items()}
+            for rows in map(int, options.rows.split(",")):
+                x = torch.randn(rows, SHAPES[name][1], dtype=torch.bfloat16)
+                taken = times(layers, x, options.repeats, clock)
+                key = f"{name}_m{rows}_{state}"
+                mine = found[f"{key}_us"] = 1e6 * statistics.median(taken["ours"])
+                if state == "cold":
+                    found[f"{key}_share"] = ours(*SHAPES[name])[1] / mine / 1e3 / speed
+                for way in ways.keys() - {"ours"}:
+                    pairs = zip(taken[way], taken["ours"], strict=True)
+                    found[f"{key}_{way}"] = statistics.median(a / b for a, b in pairs)
+    ordered = {key: round(value, 3) for key, value in sorted(found.items())}
+    print(json.dumps(ordered) if options.json else "\n".join(f"{key:36} {value:.4g}" for key, value in ordered.items()))
+
+
+if __name__ == "__main__":
+    main()

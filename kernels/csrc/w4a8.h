@@ -1,0 +1,53 @@
+/* One product of a W4A8 layer, as ../w4a8.py fills it in: what lies where, and how it is shared by threads. */
+#ifndef TERSELY_W4A8_H
+#define TERSELY_W4A8_H
+
+#include "numbers.h"
+
+enum {
+    TILE = 16, /* outputs whose codes lie side by side */
+    LINE = 64, /* bytes of one step along the inputs: a tile of 8 inputs in 4 bits, or of 4 inputs in 8 bits */
+    MOST_ROWS = 8
+};
+
+typedef struct {
+    /* Activations: rows of `columns` numbers, `stride` numbers from row to row; input_scale: `columns` floats or NULL. */
+    const void *x;
+    const float *input_scale;
+    int64_t kind, rows, columns, stride;
+    /* Weights: codes [tiles][lines][LINE]; groups [tiles][group_count][2][TILE], fine scales and zeros, or NULL for
+     * codes of 8 bits; channel_scale [outputs]; bias [outputs], of any kind, or NULL. */
+    const uint8_t *codes, *groups;
+    const float *channel_scale;
+    const void *bias;
+    int64_t bias_kind, outputs, lines, group_count;
+    /* Results: [rows][outputs], FLOAT32 or BFLOAT16. */
+    void *out;
+    int64_t out_kind;
+    /* Room for quantized rows [padded rows][depth], a float of each padded row, sums [padded rows][group_count] of the
+     * groups, and one row of floats, whose lengths are a whole number of lines; padded rows: see padded_rows. */
+    int8_t *x8;
+    float *row_scale;
+    int32_t *sums;
+    float *room;
+    int64_t level;
+    /* Set by tersely_w4a8_all for its threads. */
+    int64_t next, chunk;
+} w4a8_job;
+
+/* Inputs with the padding that fills the last group. */
+INLINE int64_t depth_of(const w4a8_job *job) { return job->lines * (job->groups ? 8 : 4); }
+
+/* Rows are worked on in blocks of MOST_ROWS; the last one is filled up to the next power of two. */
+INLINE int64_t padded_rows(int64_t rows) {
+    int64_t rest = rows % MOST_ROWS, whole = rows - rest;
+    return whole + (rest > 4 ? 8 : rest > 2 ? 4 : rest);
+}
+
+INLINE uint16_t bfloat_of(float value) {
+    uint32_t bits = bits_of_float(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 0x40u); /* no number stays none */
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+#endif

@@ -1,0 +1,159 @@
+/* Quantizing activations and multiplying, for w4a8.c, once for each kind of vector. VEC(name) names what vec_*.h and
+ * ints_*.h define for it, VEC_TARGET is what its functions need of the processor.
+ *
+ * A block of rows is multiplied with a few tiles at a time. Within a group only integers occur: the sum of code times
+ * activation starts at minus zero times the sum of the activations, and is multiplied by the group's fine scale; these
+ * products are added up over the groups. The scales in floating point come after all groups, once. No sum leaves 32
+ * bits: a fine scale times (code - zero) fits into 8 bits, so 2^31 / 127^2 inputs are allowed, which ../w4a8.py holds. */
+
+/* One row of 8-bit activations: x / scale with scale = max |x| / 127, and the sum of each group. */
+VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
+    const int64_t columns = job->columns, depth = depth_of(job), length = depth / job->group_count;
+    const char *from = (const char *)job->x + row * job->stride * size_of(kind);
+    float *room = job->room;
+    int64_t whole = columns - columns % VEC(width);
+    for (int64_t i = 0; i < whole; i += VEC(width)) VEC(store)(room + i, VEC(load)(from, i, kind));
+    for (int64_t i = whole; i < columns; i++) room[i] = number_at(from, i, kind);
+    if (job->input_scale)
+        for (int64_t i = 0; i < columns; i++) room[i] *= job->input_scale[i];
+    int32_t highest = 0; /* as bits: what is no number is higher than infinity, and that than all numbers */
+    for (int64_t i = 0; i < columns; i++) {
+        int32_t bits;
+        memcpy(&bits, room + i, sizeof bits);
+        bits &= 0x7fffffff;
+        highest = bits > highest ? bits : highest;
+    }
+    float most = float_of_bits((uint32_t)highest);
+    int usable = most >= X_LEAST && most <= FLT_MAX;
+    float inverse = usable ? 127.0f / most : 0.0f;
+    job->row_scale[row] = usable ? most / 127.0f : most <= FLT_MAX ? 0.0f : NAN;
+    int8_t *to = job->x8 + row * depth;
+    if (usable)
+        for (int64_t i = 0; i < columns; i++) to[i] = (int8_t)rintf(room[i] * inverse);
+    else memset(to, 0, (size_t)columns);
+    memset(to + columns, 0, (size_t)(depth - columns));
+    for (int64_t g = 0; g < job->group_count; g++) {
+        int32_t sum = 0;
+        for (int64_t i = g * length; i < (g + 1) * length; i++) sum += to[i];
+        job->sums[row * job->group_count + g] = sum;
+    }
+}
+
+VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
+    for (int64_t row = 0; row < job->rows; row++) {
+        /* The kind as a constant: each call is compiled for one. */
+        if (job->kind == FLOAT32) VEC(quantize_row)(job, row, FLOAT32);
+        else if (job->kind == BFLOAT16) VEC(quantize_row)(job, row, BFLOAT16);
+        else VEC(quantize_row)(job, row, FLOAT16);
+    }
+    int64_t depth = depth_of(job), missing = padded_rows(job->rows) - job->rows;
+    memset(job->x8 + job->rows * depth, 0, (size_t)(missing * depth));
+    memset(job->sums + job->rows * job->group_count, 0, (size_t)(missing * job->group_count) * sizeof *job->sums);
+}
+
+/* `count` outputs of one row from `first` on; `totals` are their integers. */
+VEC_TARGET INLINE void VEC(finish)(
+    const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const int64_t count
+) {
+    float values[TILE] = {0}, scale = job->row_scale[row];
+    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * job->channel_scale[first + i] * scale;
+    if (job->bias)
+        for (int64_t i = 0; i < count; i++) values[i] += number_at(job->bias, first + i, (int)job->bias_kind);
+    if (job->out_kind == FLOAT32) {
+        memcpy((float *)job->out + row * job->outputs + first, values, (size_t)count * sizeof *values);
+        return;
+    }
+    uint16_t halves[TILE];
+    for (int64_t i = 0; i < TILE; i++) halves[i] = bfloat_of(values[i]);
+    memcpy((uint16_t *)job->out + row * job->outputs + first, halves, (size_t)count * sizeof *halves);
+}
+
+/* `rows` rows from `row` on times `tiles` tiles from `tile` on; rows, tiles and bits are constants where this is used. */
+VEC_TARGET INLINE void VEC(block)(
+    const w4a8_job *job, int64_t row, int64_t tile, const int rows, const int tiles, const int bits
+) {
+    enum { parts = VEC(parts), most = MOST_ROWS * VEC(most_tiles) * VEC(parts) };
+    const int64_t lines = job->lines, groups = job->group_count, depth = depth_of(job), per_group = lines / groups;
+    const uint8_t *codes = job->codes + tile * lines * LINE;
+    const int8_t *x = job->x8 + row * depth;
+    VEC(ints) total[most], sum[most];
+    UNROLLED
+    for (int i = 0; i < rows * tiles * parts; i++) total[i] = VEC(same)(0);
+    for (int64_t g = 0; g < groups; g++) {
+        const uint8_t *about = bits == 4 ? job->groups + (tile * groups + g) * 2 * TILE : NULL;
+        UNROLLED
+        for (int t = 0; t < tiles; t++)
+            UNROLLED
+            for (int p = 0; p < parts; p++) {
+                VEC(ints) zero = VEC(same)(128);
+                if (bits == 4) zero = VEC(bytes)(about + t * groups * 2 * TILE + TILE + p * TILE / parts);
+                UNROLLED
+                for (int r = 0; r < rows; r++) {
+                    VEC(ints) below = VEC(same)(-job->sums[(row + r) * groups + g]);
+                    sum[(r * tiles + t) * parts + p] = bits == 4 ? VEC(mul_16)(zero, below) : VEC(mul)(zero, below);
+                }
+            }
+        for (int64_t line = g * per_group; line < (g + 1) * per_group; line++) {
+            VEC(ints) words[VEC(most_tiles) * VEC(parts)];
+            UNROLLED
+            for (int i = 0; i < tiles * parts; i++) {
+                const uint8_t *at = codes + (i / parts * lines + line) * LINE + i % parts * LINE / parts;
+                VEC(prefetch)((uintptr_t)at + AHEAD);
+                words[i] = VEC(words)(at);
+            }
+            /* Rows outside: each activation is loaded once for all tiles, and is not kept. */
+            UNROLLED
+            for (int r = 0; r < rows; r++) {
+                const int8_t *activations = x + r * depth + line * (bits == 4 ? 8 : 4);
+                UNROLLED
+                for (int i = 0; i < tiles * parts; i++) {
+                    VEC(ints) *to = sum + r * tiles * parts + i;
+                    if (bits == 4) {
+                        *to = VEC(dot)(*to, VEC(low)(words[i]), VEC(four)(activations));
+                        *to = VEC(dot)(*to, VEC(high)(words[i]), VEC(four)(activations + 4));
+                    } else *to = VEC(dot_bytes)(*to, words[i], VEC(four)(activations));
+                }
+            }
+        }
+        UNROLLED
+        for (int t = 0; t < tiles; t++)
+            UNROLLED
+            for (int p = 0; p < parts; p++) {
+                VEC(ints) fine = VEC(same)(1);
+                if (bits == 4) fine = VEC(bytes)(about + t * groups * 2 * TILE + p * TILE / parts);
+                UNROLLED
+                for (int r = 0; r < rows; r++) {
+                    int i = (r * tiles + t) * parts + p;
+                    total[i] = bits == 4 ? VEC(add)(total[i], VEC(mul)(sum[i], fine)) : sum[i];
+                }
+            }
+    }
+    for (int r = 0; r < rows && row + r < job->rows; r++)
+        for (int t = 0; t < tiles; t++) {
+            int32_t totals[TILE];
+            memcpy(totals, total + (r * tiles + t) * parts, sizeof totals);
+            int64_t first = (tile + t) * TILE, left = job->outputs - first;
+            if (left >= TILE) VEC(finish)(job, row + r, first, totals, TILE);
+            else VEC(finish)(job, row + r, first, totals, left);
+        }
+}
+
+/* All rows times `tiles` tiles. */
+VEC_TARGET INLINE void VEC(strip)(const w4a8_job *job, int64_t tile, const int tiles, const int bits) {
+    int64_t padded = padded_rows(job->rows), row = 0;
+    for (; row + 8 <= padded; row += 8) VEC(block)(job, row, tile, 8, tiles, bits);
+    if (padded - row == 4) VEC(block)(job, row, tile, 4, tiles, bits);
+    else if (padded - row == 2) VEC(block)(job, row, tile, 2, tiles, bits);
+    else if (padded - row == 1) VEC(block)(job, row, tile, 1, tiles, bits);
+}
+
+VEC_TARGET static void VEC(tiles)(const w4a8_job *job, int64_t start, int64_t stop) {
+    for (; start + VEC(most_tiles) <= stop; start += VEC(most_tiles)) {
+        if (job->groups) VEC(strip)(job, start, VEC(most_tiles), 4);
+        else VEC(strip)(job, start, VEC(most_tiles), 8);
+    }
+    for (; start < stop; start++) {
+        if (job->groups) VEC(strip)(job, start, 1, 4);
+        else VEC(strip)(job, start, 1, 8);
+    }
+}

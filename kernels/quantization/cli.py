@@ -1,0 +1,58 @@
+"""`tersely quantize`: a checkpoint in low-bit weights, for transformers and vLLM on CPUs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ...errors import unknown
+
+SCHEMES = ("w4a8-dgq",)
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="Embedded model, folder or hub name.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; a killed run goes on.")],
+    scheme: Annotated[str, typer.Option("--scheme", help="How weights are kept: w4a8-dgq.")] = "w4a8-dgq",
+    calib: Annotated[
+        Path | None,
+        typer.Option("--calib", help="Text or JSONL to calibrate and measure on; by default the model writes it."),
+    ] = None,
+    rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of text; every fourth is measured on.")] = 40,
+    length: Annotated[int, typer.Option("--length", min=8, help="Tokens of a row.")] = 512,
+    group_size: Annotated[int, typer.Option("--group-size", help="Inputs that share a scale: 32, 64 or 128.")] = 128,
+    head: Annotated[str, typer.Option("--head", help="The layer that makes logits: int8, int4 or keep.")] = "int8",
+    smooth: Annotated[bool, typer.Option(help="Scale down inputs that stand out.")] = True,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what the model writes.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Quantize the linear layers of a model to 4 bits, and tell what that costs in perplexity.
+
+    `import tersely.kernels.quantization` before `from_pretrained` lets transformers load the result.
+    """
+    from .config import Scheme
+    from .run import Text, as_text, quantize_into
+
+    if scheme not in SCHEMES:
+        raise unknown("scheme", scheme, SCHEMES)
+    with _status() as say:
+        report = quantize_into(model, out, Scheme(group_size, head, smooth), Text(calib, rows, length, seed), say)
+    typer.echo(json.dumps(report) if as_json else f"{as_text(report)}\nsaved to {out}")
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """Lend a function that tells a person who looks on what is being done."""
+    if not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("loading") as status:
+        yield status.update

@@ -1,0 +1,55 @@
+"""What a quantized checkpoint says about itself, under `quantization_config` in its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ...errors import ModelError, OptionError, unknown
+from ..w4a8_layout import GROUP_SIZES
+
+METHOD = "tersely_w4a8"
+FORMAT = 1
+"""Raised when older versions of tersely could not read what is written."""
+HEADS = ("int8", "int4", "keep")
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """How a model is quantized. Raises OptionError for what there is not."""
+
+    group_size: int = 128
+    """Inputs that share a fine scale and a zero."""
+    head: str = "int8"
+    """Bits of the layer that makes logits, or "keep" to leave it as it is."""
+    smooth: bool = True
+    """Whether inputs that stand out are scaled down."""
+
+    def __post_init__(self) -> None:
+        if self.group_size not in GROUP_SIZES:
+            accepted = ", ".join(map(str, GROUP_SIZES))
+            raise OptionError(f"groups of {self.group_size} inputs; accepted: {accepted}")
+        if self.head not in HEADS:
+            raise unknown("head", self.head, HEADS)
+
+    def size_of(self, head: bool) -> int | None:
+        """Inputs of a group in the head or in another layer; None where weights have 8 bits."""
+        return None if head and self.head == "int8" else self.group_size
+
+    def written(self) -> dict[str, Any]:
+        """As it stands in config.json."""
+        return {"quant_method": METHOD, "format": FORMAT, **asdict(self)}
+
+
+def read_scheme(found: Mapping[str, Any]) -> Scheme:
+    """The scheme that a checkpoint was written with; raises ModelError for one of another version."""
+    if found.get("format") != FORMAT:
+        raise ModelError(
+            f"the checkpoint has format {found.get('format')!r} of {METHOD}; accepted: {FORMAT}; quantize the model "
+            "anew, or use the version of tersely that wrote it"
+        )
+    try:
+        return Scheme(**{field.name: found[field.name] for field in fields(Scheme)})
+    except KeyError as error:
+        raise ModelError(f"quantization_config lacks {error}; quantize the model anew") from None

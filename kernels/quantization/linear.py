@@ -1,0 +1,103 @@
+"""Linear layers of low-bit weights as modules; their parameters are what files hold, ready for the kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..w4a8 import w4a8_linear, w4a8_op
+from ..w4a8_layout import LINE, TILE
+from .config import Scheme
+
+
+def parameter_shapes(
+    inputs: int, outputs: int, size: int | None, smooth: bool
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shapes and dtypes of a layer's parameters; size: inputs of a group, None for 8-bit weights."""
+    tiles = -(-outputs // TILE)
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"channel_scale": ((outputs,), torch.float32)}
+    if size is None:
+        shapes["weight"] = (tiles, -(-inputs // 4), LINE), torch.uint8
+    else:
+        count = -(-inputs // size)
+        shapes["weight"] = (tiles, count * size // 8, LINE), torch.uint8
+        shapes["groups"] = (tiles, count, 2, TILE), torch.uint8
+    if smooth:
+        shapes["input_scale"] = (inputs,), torch.float32
+    return shapes
+
+
+class W4A8Linear(nn.Module):
+    """A linear layer of 4-bit weights times 8-bit activations, or of 8-bit weights where `size` is None.
+
+    bias: the dtype of a bias, None for none. smooth: whether inputs are scaled before they are quantized.
+    """
+
+    weight: Tensor
+    groups: Tensor | None
+    channel_scale: Tensor
+    input_scale: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self, in_features: int, out_features: int, size: int | None, bias: torch.dtype | None, smooth: bool
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.size = in_features, out_features, size
+        for name in ("groups", "input_scale", "bias"):
+            self.register_parameter(name, None)
+        for name, (shape, dtype) in parameter_shapes(in_features, out_features, size, smooth).items():
+            self._put(name, torch.empty(shape, dtype=dtype))
+        if bias is not None:
+            self._put("bias", torch.empty(out_features, dtype=bias))
+
+    def _put(self, name: str, value: Tensor) -> None:
+        self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+    def fill(self, tensors: dict[str, Tensor]) -> None:
+        """Take over the parameters of a layer; raises ValueError if they are not exactly those of this one."""
+        expected = {name: (p.shape, p.dtype) for name, p in self.named_parameters()}
+        if {name: (t.shape, t.dtype) for name, t in tensors.items()} != expected:
+            raise ValueError(f"a layer of {expected} was to be filled with other tensors: {sorted(tensors)}")
+        for name, value in tensors.items():
+            self._put(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in_features] to [..., out_features]."""
+        layer = w4a8_op if torch.compiler.is_compiling() else w4a8_linear  # an op of torch costs its own time
+        return layer(x, self.weight, self.groups, self.channel_scale, self.input_scale, self.bias)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` says."""
+        kind = "8-bit weights" if self.size is None else f"4-bit weights in groups of {self.size}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
+
+
+def empty_like(linear: nn.Linear, size: int | None, smooth: bool) -> W4A8Linear:
+    """A layer that may stand in for a linear one, not yet filled."""
+    bias = None if linear.bias is None else linear.bias.dtype
+    return W4A8Linear(linear.in_features, linear.out_features, size, bias, smooth)
+
+
+def head_of(model: Any) -> str | None:
+    """The name of the module that makes logits, if it is a plain linear layer."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head and type(module) is nn.Linear), None)
+
+
+def quantizable(model: Any, scheme: Scheme) -> list[tuple[str, nn.Linear]]:
+    """The layers of a model that the scheme quantizes, by name."""
+    head = head_of(model)
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and (name != head or scheme.head != "keep")
+    ]
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place that a dotted name says."""
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

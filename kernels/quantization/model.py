@@ -1,0 +1,140 @@
+"""Quantizing all linear layers of a model where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import ModelError
+from ..w4a8_layout import DEEPEST, pack, pack_bytes
+from .calibration import Inputs, read, watched
+from .config import Scheme
+from .hf import W4A8Config, W4A8Quantizer
+from .linear import empty_like, head_of, quantizable, replace
+from .scheme import eight_bits, input_scale, two_grains
+
+LEAST_COVERED = 0.5
+"""Share of the weights beside embeddings that has to be in layers which can be quantized."""
+Piece = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class Store(Protocol):
+    """Where finished layers are kept, so that a killed run need not do them again."""
+
+    def has(self, name: str) -> bool:
+        """Whether a layer is done."""
+
+    def piece(self, name: str, make: Callable[[], Piece]) -> Piece:
+        """The tensors of a layer and what is told about it; made now if it never was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """What became of each layer: name, shape, bits, errors (shares of the outputs' square), inputs scaled down."""
+
+    layers: list[dict[str, Any]]
+    bytes_before: int
+    bytes_after: int
+
+
+class _Memory:
+    """A store of nothing."""
+
+    def has(self, name: str) -> bool:
+        return False
+
+    def piece(self, name: str, make: Callable[[], Piece]) -> Piece:
+        return make()
+
+
+def check_model(model: Any, scheme: Scheme) -> None:
+    """Raise ModelError for a model that is quantized already, or of which too little would be."""
+    if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+        method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "unknown")
+        raise ModelError(f"the model is quantized already ({method}); give the one it was made from")
+    layers = dict(quantizable(model, scheme))
+    embedded = sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
+    total = sum(p.numel() for p in model.parameters()) - embedded
+    covered = sum(layer.weight.numel() for name, layer in layers.items() if name != head_of(model))
+    if not layers or covered < LEAST_COVERED * total:
+        raise ModelError(
+            f"{covered / max(total, 1):.0%} of the weights are in linear layers; accepted: models with at least "
+            f"{LEAST_COVERED:.0%} of them there, which mixtures of experts have not"
+        )
+    deep = next((name for name, layer in layers.items() if layer.in_features > DEEPEST), None)
+    if deep is not None:
+        raise ModelError(f"layer {deep} has more than {DEEPEST} inputs; the kernel's sums would leave 32 bits")
+
+
+def quantize_model(
+    model: Any,
+    rows: Tensor | None = None,
+    scheme: Scheme | None = None,
+    store: Store | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Quantized:
+    """Replace the linear layers of a model of transformers by W4A8Linear, in place.
+
+    rows: token rows [rows, length] to calibrate on; without, all inputs count alike and none is scaled down. The model
+    can be saved with save_pretrained afterwards. Raises ModelError for a model that cannot be quantized.
+    """
+    scheme, store = scheme or Scheme(), store or _Memory()
+    check_model(model, scheme)
+    layers, head = dict(quantizable(model, scheme)), head_of(model)
+    before, found = _bytes(model), []
+    seen: dict[str, Inputs] = {}
+    missing = {name: layer for name, layer in layers.items() if not store.has(name)}
+    if rows is not None and missing:
+        progress(f"reading {rows.numel()} tokens")
+        with watched(missing, scheme.group_size) as seen:
+            read(model, rows)
+    for number, (name, layer) in enumerate(layers.items(), 1):
+        progress(f"layer {number} of {len(layers)}")
+        size = scheme.size_of(name == head)
+        make = partial(_quantized, name, layer, size, seen.pop(name, None), scheme)
+        tensors, told = store.piece(name, make)
+        found.append({"name": name, "shape": [layer.out_features, layer.in_features], **told})
+        module = empty_like(layer, size, scheme.smooth)
+        module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
+        replace(model, name, module.to(layer.weight.device))
+    config = model.config.get_text_config(decoder=True)
+    config.tie_word_embeddings = model.config.tie_word_embeddings = config.tie_word_embeddings and head not in layers
+    model.config.quantization_config = W4A8Config(**scheme.written())
+    model.hf_quantizer = W4A8Quantizer(model.config.quantization_config)
+    model.is_quantized, model.quantization_method = True, model.config.quantization_config.quant_method
+    return Quantized(found, before, _bytes(model))
+
+
+@torch.no_grad()
+def _quantized(name: str, layer: nn.Linear, size: int | None, inputs: Inputs | None, scheme: Scheme) -> Piece:
+    """The tensors that stand for a layer, and what is told about it."""
+    weight = layer.weight.detach().float().cpu()
+    if not weight.isfinite().all():
+        raise ModelError(f"layer {name} has weights that are NaN or infinite; check the checkpoint")
+    scale = None
+    if scheme.smooth:
+        scale = torch.ones(layer.in_features) if inputs is None else input_scale(inputs.highest)
+        weight = weight / scale
+    about: dict[str, Any] = {} if scale is None else {"scaled inputs": int((scale < 1).sum())}
+    if size is None:
+        whole, channel_scale = eight_bits(weight)
+        wrong = whole.float().mul_(channel_scale[:, None]).sub_(weight).square().sum() / weight.square().sum()
+        tensors = {"weight": pack_bytes(whole), "channel_scale": channel_scale}
+        about |= {"bits": 8, "error": float(wrong)}
+    else:
+        gram = None if inputs is None else inputs.scaled_gram(scale)
+        best, plain = two_grains(weight, size, gram), two_grains(weight, size, gram, search=False)
+        packed, groups = pack(best.codes, best.fine, best.zero, size)
+        tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
+        about |= {"bits": 4, "error": best.error, "error of plain rounding": plain.error}
+    return (tensors if scale is None else tensors | {"input_scale": scale}), about
+
+
+def _bytes(model: nn.Module) -> int:
+    """Bytes of all parameters, shared ones once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,0 +1,139 @@
+"""`tersely quantize`, from a checkpoint to a quantized one beside it; whole or not at all, and resumable."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ...errors import ModelError, OptionError
+from ...writing import WriteError, write
+from .calibration import read, rows_of, written_by
+from .config import Scheme
+from .model import check_model, quantize_model
+from .pieces import Pieces
+
+REPORT = "quantization_report.json"
+_HELD_OUT = 4  # of so many rows one is kept to measure on
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself."""
+
+    file: Path | None = None
+    rows: int = 40
+    length: int = 512
+    seed: int = 0
+
+
+def quantize_into(
+    source: str, out: Path, scheme: Scheme, text: Text, progress: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
+
+    Until all is done, everything lies in `<out>.part`, from which a later run goes on. Raises ModelError for a source
+    that cannot be quantized, OptionError for an `out` that is there already, WriteError where there is no room.
+    """
+    _check_goal(out)
+    model, tokenizer = load(source)
+    check_model(model, scheme)
+    plan = {"model": source, "scheme": scheme.written(), "text": asdict(text) | {"file": str(text.file or "")}}
+    pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
+    calibrating, measured = _rows(model, tokenizer, text, progress)
+    progress(f"measuring on {measured.numel()} tokens")
+    before = pieces.figure("before", lambda: read(model, measured))
+    done = quantize_model(model, calibrating, scheme, pieces, progress)
+    progress("measuring again")
+    after = read(model, measured)
+    report = {
+        "scheme": "w4a8-dgq",
+        **scheme.written(),
+        "calibrated on": str(text.file) if text.file else "what the model writes itself",
+        "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
+        "perplexity": {"before": before, "after": after},
+        "bytes": {"before": done.bytes_before, "after": done.bytes_after},
+        "layers": done.layers,
+    }
+    progress("saving")
+    _save(model, tokenizer, report, pieces.folder, out)
+    return report
+
+
+def load(source: str) -> tuple[Any, Any]:
+    """A causal language model and its tokenizer, as saved; raises ModelError."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if getattr(config, "quantization_config", None) is not None:
+            method = dict(config.quantization_config).get("quant_method", "unknown")
+            raise ModelError(f"{source!r} is quantized already ({method}); give the checkpoint that it was made from")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval(), tokenizer
+    except ModelError:
+        raise
+    except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"{source!r} cannot be loaded: {reason}; accepted: a causal language model with its tokenizer, in a folder "
+            "written by save_pretrained or on the hub"
+        ) from error
+
+
+def _check_goal(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
+    if not out.absolute().parent.is_dir():
+        raise WriteError(f"{out} cannot be written; accepted: a place in a folder that exists")
+
+
+def _rows(model: Any, tokenizer: Any, text: Text, progress: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+    """Rows to calibrate on, and others to measure on."""
+    if text.file is not None:
+        rows = rows_of(text.file, tokenizer, text.rows, text.length)
+    else:
+        progress(f"writing {text.rows} texts to calibrate on")
+        rows = written_by(model, text.rows, text.length, text.seed)
+    kept = [row for row in range(len(rows)) if row % _HELD_OUT == 1]
+    return rows[[row for row in range(len(rows)) if row % _HELD_OUT != 1]], rows[kept]
+
+
+def _save(model: Any, tokenizer: Any, report: dict[str, Any], folder: Path, out: Path) -> None:
+    """Write the checkpoint aside, and put it in its place once it is whole."""
+    made = folder / "checkpoint"
+    try:
+        shutil.rmtree(made, ignore_errors=True)
+        model.save_pretrained(made)
+        tokenizer.save_pretrained(made)
+        write(made / REPORT, json.dumps(report, indent=1) + "\n")
+        if out.exists():
+            out.rmdir()
+        made.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise WriteError(f"{out} cannot be written: {reason}; what is done waits in {folder}") from None
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """A report for a terminal: sums, and the layers that lost most."""
+    perplexity, size = report["perplexity"], report["bytes"]
+    change = perplexity["after"] / perplexity["before"] - 1
+    worst = sorted((layer for layer in report["layers"]), key=lambda layer: -layer["error"])[:5]
+    lines = [
+        f"perplexity  {perplexity['before']:.4g} -> {perplexity['after']:.4g} ({change:+.1%}), "
+        f"on {report['tokens']['perplexity']} tokens of {report['calibrated on']}",
+        f"size        {size['before'] / 1e6:.4g} -> {size['after'] / 1e6:.4g} MB",
+        "layers that lost most, as shares of the square of their outputs (plain rounding):",
+    ]
+    for layer in worst:
+        plain = layer.get("error of plain rounding")
+        lines.append(f"  {layer['error']:.3%} ({'-' if plain is None else f'{plain:.3%}'})  {layer['name']}")
+    return "\n".join(lines)

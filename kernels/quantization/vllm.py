@@ -1,0 +1,140 @@
+"""How vLLM loads a quantized checkpoint: importing this registers the method, as the package's entry point does.
+
+The kernel is the same as under transformers, seen by vLLM's compiler as one op. Layers that vLLM joins, such as
+queries, keys and values, are joined as they lie: their parts have to be whole tiles of outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.model_executor.layers.linear import (
+    LinearBase,
+    LinearMethodBase,
+    register_weight_loader_v2_supported_method,
+)
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.parameter import ChannelQuantScaleParameter, PackedvLLMParameter, RowvLLMParameter
+from vllm.model_executor.utils import set_weight_attrs
+
+from ...errors import ModelError
+from ..w4a8 import w4a8_op
+from ..w4a8_layout import TILE
+from .config import METHOD, Scheme, read_scheme
+from .linear import parameter_shapes
+
+
+def register() -> None:
+    """What the entry point names; by then, the import has done it."""
+
+
+@register_quantization_config(METHOD)
+class VLLMW4A8Config(QuantizationConfig):
+    """The `quantization_config` of a checkpoint, as vLLM keeps it."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        super().__init__()
+        self.scheme = scheme
+
+    def get_name(self) -> str:
+        """See vLLM."""
+        return METHOD
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        """See vLLM."""
+        return [torch.bfloat16, torch.float32, torch.float16]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        """See vLLM; -1: no GPU is needed."""
+        return -1
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        """See vLLM; all is in config.json."""
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> VLLMW4A8Config:
+        """See vLLM; raises ModelError for a checkpoint of another version."""
+        return cls(read_scheme(config))
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
+        """The kernel for linear layers and for a head that is quantized."""
+        if isinstance(layer, ParallelLMHead):
+            return None if self.scheme.head == "keep" else W4A8Method(self.scheme.size_of(head=True), self.scheme)
+        if not isinstance(layer, LinearBase):
+            return None
+        return W4A8Method(self.scheme.size_of(head=False), self.scheme)
+
+
+@register_weight_loader_v2_supported_method
+class W4A8Method(LinearMethodBase):
+    """Makes a layer's parameters and multiplies with them; size: inputs of a group, None for 8-bit weights."""
+
+    def __init__(self, size: int | None, scheme: Scheme) -> None:
+        self.size, self.smooth = size, scheme.smooth
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra: Any,
+    ) -> None:
+        """See vLLM; raises ModelError for parts that cannot be joined or divided."""
+        inputs, outputs = input_size_per_partition, sum(output_partition_sizes)
+        if any(part % TILE for part in output_partition_sizes) and len(output_partition_sizes) > 1:
+            raise ModelError(
+                f"layers of {output_partition_sizes} outputs are joined by vLLM; accepted: multiples of {TILE}"
+            )
+        if inputs != input_size and inputs % (self.size or 4):
+            raise ModelError(f"{inputs} inputs a device; accepted: whole groups of {self.size or 4}; use fewer devices")
+        if outputs != output_size and outputs % TILE:
+            raise ModelError(f"{outputs} outputs a device; accepted: multiples of {TILE}; use fewer devices")
+        head = isinstance(layer, ParallelLMHead)
+        loader = _head_loader(layer) if head else extra.get("weight_loader")
+        for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.size, self.smooth).items():
+            data = torch.zeros(shape, dtype=dtype)
+            if head:
+                parameter = torch.nn.Parameter(data, requires_grad=False)
+                set_weight_attrs(parameter, {"weight_loader": loader})
+            elif name == "channel_scale":
+                parameter = ChannelQuantScaleParameter(data=data, output_dim=0, weight_loader=loader)
+            elif name == "input_scale":
+                parameter = RowvLLMParameter(data=data, input_dim=0, weight_loader=loader)
+            else:
+                parameter = PackedvLLMParameter(
+                    data=data, input_dim=1, output_dim=0, packed_dim=0, packed_factor=TILE, weight_loader=loader
+                )
+            layer.register_parameter(name, parameter)
+        for name in {"groups", "input_scale"} - set(layer._parameters):
+            layer.register_parameter(name, None)
+
+    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        out: Tensor = w4a8_op(x, layer.weight, layer.groups, layer.channel_scale, layer.input_scale, bias)
+        return out
+
+
+def _head_loader(layer: Any) -> Callable[[Tensor, Tensor], None]:
+    """Loads the part of a head that this device has; what vLLM pads vocabularies with stays zero."""
+
+    def load(parameter: Tensor, loaded: Tensor) -> None:
+        if parameter.shape == loaded.shape:
+            parameter.data.copy_(loaded)
+            return
+        per_row = 1 if parameter.ndim == 1 else TILE
+        start = layer.shard_indices.org_vocab_start_index // per_row
+        part = loaded[start : start + len(parameter)]
+        parameter.data[: len(part)].copy_(part)
+
+    return load

@@ -1,0 +1,137 @@
+"""Linear layers of 4-bit weights in two grains times 8-bit activations, and of 8-bit weights for heads.
+
+The weight of output n and input k is channel_scale[n] * fine[n, g] * (code[n, k] - zero[n, g]), g the group of inputs
+that k lies in: whole numbers of which fine * (code - zero) fits into 8 bits, and one number in floating point an output
+(DGQ, arXiv:2310.04836). Activations are scaled per row, by their highest, at the time. So nothing but integers is
+multiplied and added up, and every implementation comes to the same sums. The order is that of MixPE (arXiv:2411.16158):
+a scale waits until the products of its group are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ..errors import OptionError
+from .native import KINDS, library
+from .w4a8_layout import TILE, check, unpack
+
+X_LEAST = 2.0**-100
+"""Rows of activations that stay below this count as zeros."""
+_EXACT = 1024  # inputs whose products a float32 adds up without rounding: 127 * 127 * 1024 < 2^24
+
+
+def w4a8_linear(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The layer on x [..., inputs], float32, bfloat16 or float16; gives [..., outputs] of the same dtype.
+
+    weight, groups: see w4a8_layout.py; groups None: 8-bit weights. channel_scale: float32 [outputs]. input_scale:
+    float32 [inputs], what activations are multiplied by before they are quantized. bias: [outputs]. A row with NaN or
+    infinity gives NaN. Without gradients. Raises OptionError for shapes and dtypes that do not fit.
+    """
+    if x.dtype not in KINDS or not x.ndim:
+        raise OptionError(
+            f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
+        )
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    out = _implementation(x.device.type)(rows, weight, groups, channel_scale, input_scale, bias)
+    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The definition of `w4a8_linear` on rows, worked out in float64: float64 [rows, outputs]."""
+    x8, row_scale = quantize_rows(x, input_scale)
+    whole = unpack(weight, groups)[: channel_scale.shape[0], : x.shape[1]]
+    out = (x8.double() @ whole.double().T) * channel_scale.double() * row_scale.double()[:, None]
+    return out if bias is None else out + bias.double()
+
+
+def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """8-bit activations int8 [rows, inputs], and what a unit of each row is worth, float32 [rows]."""
+    x = x.float() if input_scale is None else x.float() * input_scale
+    most = x.abs().amax(dim=-1) if x.shape[1] else x.new_zeros(len(x))
+    usable = (most >= X_LEAST) & (most < torch.inf)
+    inverse = torch.where(usable, torch.full_like(most, 127.0) / most, 0.0)  # `127 / most` would round twice
+    x8 = (x * inverse[:, None]).where(usable[:, None], 0.0).round().to(torch.int8)
+    row_scale = torch.where(usable, most / 127.0, torch.where(most < X_LEAST, 0.0, torch.nan))
+    return x8, row_scale
+
+
+Linear = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+@cache
+def _implementation(device: str) -> Linear:
+    """The layer on rows, for tensors on a kind of device."""
+    if device == "cpu" and hasattr(library(), "tersely_w4a8_all"):
+        from .w4a8_native import in_c
+
+        return in_c
+    return in_torch
+
+
+@torch.no_grad()
+def in_torch(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """The layer where nothing compiled is at hand: some tiles at a time, so that few weights are ever unpacked."""
+    check(x.shape[1], weight, groups, channel_scale, input_scale, bias)
+    x8, row_scale = quantize_rows(x, input_scale)
+    rows, outputs = len(x), channel_scale.shape[0]
+    out = torch.empty(rows, outputs, device=x.device)
+    for tile in range(0, len(weight), 16):
+        part = slice(tile, tile + 16)
+        whole = unpack(weight[part], None if groups is None else groups[part])[:, : x.shape[1]].float()
+        total = x.new_zeros(rows, len(whole), dtype=torch.int32)
+        for start in range(0, x.shape[1], _EXACT):
+            k = slice(start, start + _EXACT)
+            total += (x8[:, k].float() @ whole[:, k].T).to(torch.int32)
+        n = slice(tile * TILE, min((tile + 16) * TILE, outputs))
+        out[:, n] = total[:, : n.stop - n.start].float() * channel_scale[n] * row_scale[:, None]
+    return (out if bias is None else out + bias.float()).to(x.dtype)
+
+
+@torch.library.custom_op("tersely::w4a8_linear", mutates_args=())
+def w4a8_op(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """`w4a8_linear` for what traces or compiles models: one node of a graph."""
+    return w4a8_linear(x, weight, groups, channel_scale, input_scale, bias)
+
+
+@w4a8_op.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    return x.new_empty(*x.shape[:-1], channel_scale.shape[0])
