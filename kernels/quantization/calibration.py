@@ -19,7 +19,11 @@ _TOGETHER = 8  # rows of text in one pass
 
 
 class Inputs:
-    """What one layer was given: sums of products within groups, and the highest of each input."""
+    """What one layer was given: sums of products within groups, and the highest of each input.
+
+    In the sums each token counts alike, whatever its norm: a few tokens with huge activations, such as the first one,
+    would otherwise be all that is looked at.
+    """
 
     def __init__(self, inputs: int, size: int) -> None:
         count = -(-inputs // size)
@@ -33,6 +37,7 @@ class Inputs:
         if not len(rows):
             return
         self.highest = torch.maximum(self.highest, rows.abs().amax(dim=0).cpu())
+        rows = F.normalize(rows, dim=1)
         rows = F.pad(rows, (0, -rows.shape[1] % self.size)).unflatten(1, (-1, self.size))
         self.gram += torch.einsum("tgi,tgj->gij", rows, rows).cpu()
 

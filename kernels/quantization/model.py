@@ -128,10 +128,10 @@ def _quantized(name: str, layer: nn.Linear, size: int | None, inputs: Inputs | N
         about |= {"bits": 8, "error": float(wrong)}
     else:
         gram = None if inputs is None else inputs.scaled_gram(scale)
-        best, plain = two_grains(weight, size, gram), two_grains(weight, size, gram, search=False)
+        best = two_grains(weight, size, gram)
         packed, groups = pack(best.codes, best.fine, best.zero, size)
         tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
-        about |= {"bits": 4, "error": best.error, "error of plain rounding": plain.error}
+        about |= {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}
     return (tensors if scale is None else tensors | {"input_scale": scale}), about
 
 

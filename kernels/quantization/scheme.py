@@ -38,30 +38,35 @@ class TwoGrains:
     """float32 [outputs]."""
     error: float
     """Squared error of the outputs, as a share of their square."""
+    plain_error: float
+    """The same of full ranges, rounded without a search."""
 
 
-def two_grains(weight: Tensor, size: int, gram: Tensor | None = None, search: bool = True) -> TwoGrains:
+def two_grains(weight: Tensor, size: int, gram: Tensor | None = None) -> TwoGrains:
     """Quantize a weight matrix [outputs, inputs] in groups of `size` inputs.
 
-    gram: sums of products of inputs within each group, float32 [groups, size, size]; None counts all inputs alike.
-    search: False takes full ranges, plain rounding, to compare with.
+    gram: sums of products of inputs within each group, float32 [groups, size, size]; None counts all inputs alike. An
+    output for which the search, one phase after the other, finds nothing better keeps its full ranges.
     """
-    fine_grid, coarse_grid = (FINE_GRID, COARSE_GRID) if search else ((1.0,), (1.0,))
     outputs, inputs = weight.shape
     rows_at_once = max(1, _AT_ONCE // inputs)
-    parts, wrong, whole = [], 0.0, 0.0
+    parts, wrong, plainly_wrong, whole = [], 0.0, 0.0, 0.0
     for start in range(0, outputs, rows_at_once):
         rows = weight[start : start + rows_at_once].float()
         rows = F.pad(rows, (0, -inputs % size)).unflatten(1, (-1, size)).transpose(0, 1).contiguous()
-        scale, zero = _fine(rows, gram, fine_grid)
-        *part, error = _coarse(rows, scale, zero, gram, coarse_grid)
+        plain = _coarse(rows, *_fine(rows, gram, (1.0,)), gram, (1.0,))
+        found = _coarse(rows, *_fine(rows, gram, FINE_GRID), gram, COARSE_GRID)
+        better = found[-1] < plain[-1]  # outputs are the last dimension of all of them
+        *part, error = (torch.where(better, a, b) for a, b in zip(found, plain, strict=True))
         parts.append(part)
         wrong += error.double().sum().item()
+        plainly_wrong += plain[-1].double().sum().item()
         whole += _cost(rows, gram).double().sum().item()
     codes, fine, zero, channel_scale = (torch.cat(tensors, dim=-1) for tensors in zip(*parts, strict=True))
     codes = codes.permute(2, 0, 1).flatten(1)[:, :inputs].contiguous()
     fine, zero = fine.T.contiguous(), zero.T.contiguous()
-    return TwoGrains(codes, fine, zero, channel_scale, wrong / whole if whole else 0.0)
+    whole = whole or 1.0
+    return TwoGrains(codes, fine, zero, channel_scale, wrong / whole, plainly_wrong / whole)
 
 
 def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
