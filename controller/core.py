@@ -64,7 +64,7 @@ class Controller:
         closing_cost = len(codec.encode(closing_text(markers, closing, "\n\n")))
         self.view = View(self.thinking, budget, closing_cost, question_of(prompt), prompt_tokens)
         self.asked = Asked(verifier or SymbolicVerifier())
-        self.delegated = Delegations(helper, prompt)
+        self.delegated = Delegations(helper, prompt, self.thinking)
         self._actions = 0  # injections and delegations
         self._said: set[str] = set()
         self._sleepers = Sleepers(policies, self.view, self._hear)
@@ -179,48 +179,38 @@ class Controller:
             decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
             self.decisions.append(decision)
             return KEEP
-        self._actions += 1
-        back = self.thinking.take_back(move.take_back)
-        self.position -= back
-        lead = f"{lead_after(self.thinking.tail(4))}{move.lead} " if move.lead else ""
-        forced = self.codec.encode(lead)
-        self._take_in(forced)
-        tokens = min(move.tokens, self._room)
-        written = lead if move.anew else self.thinking.text
-        until = self.delegated.begin(sleeper, move, self.position, written, tokens)
-        return Directive(forced, drop=back, until=until)
+        self._actions += move.review is None
+        directive = self.delegated.begin(sleeper, move, self.position, self._room)
+        self.position += len(directive.force) - directive.drop
+        return directive
 
     def resume(self) -> Directive:
         """Take in what the helper wrote; see `engines.base.Resting`."""
         done = self.delegated.end()
         policy, found = done.sleeper.policy.name, done.help
         ids: tuple[int, ...] = ()
+        back = 0
         if found.text is None:
             self.decisions.append(Decision(policy, "error", f"goes on alone: {found.error}", done.position))
         else:
-            ids = self.codec.encode(found.text)[: max(0, self._room)]
-            self._take_in(ids)
-            reason = f"{done.move.reason}; the helper wrote {found.tokens} tokens"
-            self.decisions.append(Decision(policy, "delegate", reason, done.position, found.text))
+            back, ids = self.delegated.take_in(done, self._room)
+            self.position += len(ids) - back
+            self._actions += done.reviewed > 0 and not done.kept
+            kind = "review" if done.kept else "delegate"
+            self.decisions.append(Decision(policy, kind, done.told(), done.position, found.text))
         self.view.helped = found.text
         if found.closed:
             follow = self._carry_out("helper", Close("the helper ended the thinking", phrase=""))
         else:
             bids = [bid for bid in self._bids([done.sleeper]) if not isinstance(bid[1], Trial)]
-            follow = self._settle([(s, replace(m, take_back=0) if isinstance(m, Delegate) else m) for s, m in bids])
+            follow = self._settle([(s, _onward(m)) for s, m in bids])
         self._sleepers.schedule()
-        return Directive((*ids, *follow.force), until=follow.until)
+        return Directive((*ids, *follow.force), drop=back, until=follow.until)
 
     @property
     def _room(self) -> int:
         """Thinking tokens that are left beside those that closing needs."""
         return self.budget.thinking - len(self.thinking) - self.view.closing_cost
-
-    def _take_in(self, tokens: Sequence[int]) -> None:
-        """Take forced tokens for thinking that may hold thoughts."""
-        for token in tokens:
-            self.thinking.add(token)
-        self.position += len(tokens)
 
     def _ask(self, sleepers: list[Sleeper]) -> Directive:
         """Begin one trial for all that want one, unless there is no room for it."""
@@ -260,6 +250,8 @@ class Controller:
         needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
         if isinstance(move, Delegate) and self.delegated.helper is None and not self.shadow:
             reason = "no delegation: there is no helper"
+        elif isinstance(move, Delegate) and self.delegated.taken_back > self.budget.thinking:
+            reason = f"no more {what}: they have taken back more than the thinking may hold"
         elif self._actions >= MOST_ACTIONS:
             reason = f"no more {what} after {MOST_ACTIONS}: policies may be undoing each other"
         elif needed > self._room:
@@ -309,3 +301,8 @@ class Controller:
         else:
             self.thinking.add_forced(forced)
         return Directive(forced)
+
+
+def _onward(move: Action | Trial) -> Action | Trial:
+    """A move as it can follow a delegation: what was just put out is neither taken back nor reviewed."""
+    return replace(move, take_back=0, review=None) if isinstance(move, Delegate) else move

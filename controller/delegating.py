@@ -1,32 +1,49 @@
-"""The stretches of one row's thinking that a helper writes, and what they cost."""
+"""The stretches of one row's thinking that a helper writes or looks over, and what they cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .engines.base import Directive
 from .outside.asked import told
 from .outside.helper import Help, Helper, Stretch
 from .policies.base import Delegate
 from .prompts import Prompt
 from .sleeper import Sleeper
+from .thoughts import Thinking
+from .wording import lead_after
 
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """One stretch: who wanted it, what was wanted, from which output token on, and what comes of it."""
+    """One stretch: who wanted it, what was wanted, from which output token on, and what comes of it.
+
+    reviewed: how many of the latest tokens the helper was shown to keep or to rewrite.
+    """
 
     sleeper: Sleeper
     move: Delegate
     position: int
     help: Help
+    reviewed: int
+
+    @property
+    def kept(self) -> bool:
+        """Whether the helper was only asked and let all stand."""
+        return self.reviewed > 0 and not self.help.tokens
+
+    def told(self) -> str:
+        """Why the helper wrote, and how much."""
+        did = f"keeps the last {self.reviewed} tokens" if self.kept else f"wrote {self.help.tokens} tokens"
+        return f"{self.move.reason}; the helper {did}"
 
 
 class Delegations:
     """Hands stretches of one row on to its helper, one at a time; what that raises becomes a stretch without a text."""
 
-    def __init__(self, helper: Helper | None, prompt: Prompt) -> None:
-        self.helper, self.prompt = helper, prompt
-        self.tokens = self.read = 0
+    def __init__(self, helper: Helper | None, prompt: Prompt, thinking: Thinking) -> None:
+        self.helper, self.prompt, self.thinking = helper, prompt, thinking
+        self.tokens = self.read = self.taken_back = 0
         self._open: Delegation | None = None
 
     @property
@@ -34,14 +51,42 @@ class Delegations:
         """Whose stretch is being written."""
         return None if self._open is None else self._open.sleeper
 
-    def begin(self, sleeper: Sleeper, move: Delegate, position: int, thinking: str, tokens: int) -> Help:
-        """Ask for at most `tokens` tokens that go on from this thinking."""
+    def begin(self, sleeper: Sleeper, move: Delegate, position: int, room: int) -> Directive:
+        """Have a move carried out, and let the row rest until it is: what goes, and what is put out before that.
+
+        position: how many tokens of the output stand. room: most tokens that the thinking may still grow by.
+        """
+        thinking = self.thinking
+        if move.review is not None:
+            latest = thinking.own(move.take_back)
+            before = thinking.codec.decode(thinking.ids[: len(thinking) - latest])
+            stretch = Stretch(
+                self.prompt,
+                before,
+                min(move.tokens, room + latest),
+                move.thought,
+                thinking.text[len(before) :],
+                move.review,
+            )
+            return Directive(until=self._write(stretch, sleeper, move, position - latest, latest))
+        back = thinking.take_back(move.take_back)
+        self.taken_back += back
+        lead = f"{lead_after(thinking.tail(4))}{move.lead} " if move.lead else ""
+        forced = thinking.codec.encode(lead)
+        for token in forced:
+            thinking.add(token)
+        written = lead if move.anew else thinking.text
+        grown = len(forced) - back
+        stretch = Stretch(self.prompt, written, min(move.tokens, room - grown), move.thought)
+        return Directive(forced, drop=back, until=self._write(stretch, sleeper, move, position + grown))
+
+    def _write(self, stretch: Stretch, sleeper: Sleeper, move: Delegate, position: int, reviewed: int = 0) -> Help:
         assert self.helper is not None  # the controller asks nobody otherwise
         try:
-            made = self.helper.write(Stretch(self.prompt, thinking, tokens))
+            made = self.helper.write(stretch)
         except Exception as error:  # a helper is anybody's code
             made = Help().fail(told(error))
-        self._open = Delegation(sleeper, move, position, made)
+        self._open = Delegation(sleeper, move, position, made, reviewed)
         return made
 
     def end(self) -> Delegation:
@@ -51,3 +96,19 @@ class Delegations:
         self.tokens += done.help.tokens
         self.read += done.help.read
         return done
+
+    def take_in(self, done: Delegation, room: int) -> tuple[int, tuple[int, ...]]:
+        """Put the text of a stretch into the thinking: how many of the latest tokens went for it, and which came.
+
+        room: most tokens that the thinking may still grow by.
+        """
+        thinking, codec, text, kept = self.thinking, self.thinking.codec, done.help.text or "", 0
+        window = thinking.ids[len(thinking) - done.reviewed :]
+        while kept < done.reviewed and text.startswith(codec.decode(window[: kept + 1])):
+            kept += 1
+        back = thinking.take_back(done.reviewed - kept)
+        self.taken_back += back
+        ids = codec.encode(text[len(codec.decode(window[:kept])) :])[: max(0, room + back)]
+        for token in ids:
+            thinking.add(token)
+        return back, ids

@@ -112,7 +112,11 @@ class Session:
             raise CapabilityError(
                 "a policy delegates, and there is nobody to delegate to; name a larger model (helper)"
             )
-        if missing := needed - self.engine.capabilities - {"helper", "verifier"}:
+        if "review" in needed and not getattr(self.helper, "reviews", False):
+            raise CapabilityError(
+                "a policy has the helper look over drafts, and this helper cannot; give one on the transformers engine"
+            )
+        if missing := needed - self.engine.capabilities - {"helper", "review", "verifier"}:
             raise CapabilityError(
                 f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which is needed here"
             )

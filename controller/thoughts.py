@@ -124,9 +124,13 @@ class Thinking:
         else:
             self.boundary = "sentence" if flags & (Flag.SENTENCE | Flag.NEWLINE) else "token"
 
+    def own(self, count: int) -> int:
+        """How many of the last `count` tokens may be taken back: as far as nothing was forced among them."""
+        return min(count, len(self.ids) - self._own)
+
     def take_back(self, count: int) -> int:
-        """Forget the last `count` tokens, as far as nothing was forced among them; how many that were."""
-        count = min(count, len(self.ids) - self._own)
+        """Forget the last `count` tokens, as far as they may be; how many that were."""
+        count = self.own(count)
         del self.ids[len(self.ids) - count :]
         del self.signals[len(self.ids) :]
         while self.thoughts and self.thoughts[-1].end > len(self.ids):

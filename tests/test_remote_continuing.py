@@ -98,6 +98,7 @@ class Wild:
     def __init__(self, seed: int, rate: float = 0.15) -> None:
         self.rng, self.rate, self.size, self.trial = random.Random(seed), rate, 0, 0
         self.coming: tuple[int, ...] = ()
+        self.back = 0
         self.heard: list[int] = []
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
@@ -120,13 +121,14 @@ class Wild:
             return Directive(force, trial=True)
         self.size += len(force) - drop
         if kind == "rest":
+            self.back = min(self.rng.randint(0, 4), self.size)
             self.coming = self._some()
-            self.size += len(self.coming)
+            self.size += len(self.coming) - self.back
             return Directive(force, drop, until=Done())
         return Directive(force, drop)
 
     def resume(self) -> Directive:
-        return Directive(self.coming)
+        return Directive(self.coming, self.back)
 
     def _some(self) -> tuple[int, ...]:
         return tuple(self.rng.choices(range(3, VOCABULARY), k=self.rng.randint(1, 5)))

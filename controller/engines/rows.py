@@ -23,6 +23,16 @@ class Edit:
     drop: int
     add: tuple[int, ...]
 
+    def without(self, count: int) -> Edit:
+        """The same, and then the last `count` tokens taken back."""
+        fed, added = min(count, len(self.feed)), min(count, len(self.add))
+        return Edit(
+            self.feed[: len(self.feed) - fed],
+            self.unfeed + count - fed,
+            self.drop + count - added,
+            self.add[: len(self.add) - added],
+        )
+
 
 REST = Edit((), 0, 1, ())
 """What a resting row asks for: nothing, not even the token that was sampled for it."""
@@ -130,12 +140,25 @@ class Row:
         assert self.resume is not None  # its watcher let it rest
         self.pending = None
         directive = self.resume()
+        begun = begun.without(directive.drop)
+        self.dropped += directive.drop
+        self._retract(directive.drop)
         before = len(self.tokens)
         self._force(directive)
         feed = tuple(self.tokens[before:])
         if not feed and not begun.feed and self.pending is None:
             return Edit((self._last(),), begun.unfeed + 1, begun.drop, begun.add)
         return Edit((*begun.feed, *feed), begun.unfeed, begun.drop, (*begun.add, *feed))
+
+    def _retract(self, count: int) -> None:
+        """Take back tokens that were put out."""
+        if self.measured and count:
+            del self.signals[-count:]
+        for _ in range(count):
+            self.tokens.pop()
+            self.forced.pop()
+            if self.sink is not None and not self.trial:
+                self.sink(self.index, (), True)
 
     def _last(self) -> int:
         return self.tokens[-1] if self.tokens else self.last_prompt_token
@@ -147,13 +170,7 @@ class Row:
             self.tried += directive.drop
         else:
             self.dropped += directive.drop
-        if self.measured and unfed:
-            del self.signals[-unfed:]
-        for _ in range(unfed):
-            self.tokens.pop()
-            self.forced.pop()
-            if self.sink is not None and not self.trial:
-                self.sink(self.index, (), True)
+        self._retract(unfed)
         before = len(self.tokens)
         self._append([] if directive.drop else [token], False, signals)
         if directive.trial is not None:

@@ -15,7 +15,9 @@ from ..budgets import fit_budget
 from ..engines.base import KEEP, Directive, Request, Sampling, Seen
 from ..prompts import Prompt, render
 from ..spotting import Spotter
+from ..text import Flag
 from .asked import told
+from .questions import Review
 
 if TYPE_CHECKING:
     from ..session import Session
@@ -26,11 +28,18 @@ _ROOM = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """What is asked for: at most `tokens` tokens, by the helper's count, of thinking that goes on from `thinking`."""
+    """What is asked for: at most `tokens` tokens, by the helper's count, of thinking that goes on from `thinking`.
+
+    thought: no further than to the end of a thought. review: `draft` stands there already, and the text begins with
+    what of it is kept; nothing is added where that is all of it.
+    """
 
     prompt: Prompt
     thinking: str
     tokens: int
+    thought: bool = False
+    draft: str = ""
+    review: Review | None = None
 
 
 class Help:
@@ -69,7 +78,12 @@ class Help:
 
 
 class Helper(Protocol):
-    """Writes stretches; `write` only takes one in and never raises for it, `Help.wait` has it written."""
+    """Writes stretches; `write` only takes one in and never raises for it, `Help.wait` has it written.
+
+    reviews: whether it looks at drafts; one that does not keeps nothing of them.
+    """
+
+    reviews: bool
 
     def write(self, stretch: Stretch) -> Help:
         """Take a stretch in."""
@@ -91,6 +105,7 @@ class EngineHelper:
         self.sampling = sampling or Sampling()
         self._open: list[tuple[Stretch, Help]] = []
         self._batches = 0
+        self.reviews = hasattr(session.engine, "model")
 
     def write(self, stretch: Stretch) -> Help:
         """See `Helper.write`."""
@@ -109,8 +124,11 @@ class EngineHelper:
 
     def _write(self, batch: Sequence[tuple[Stretch, Help]]) -> None:
         session, deadline = self.session, time.monotonic() + self.patience
-        watchers = [_Until(session, stretch.tokens, deadline) for stretch, _ in batch]
-        prompts = [self._prompt(stretch) for stretch, _ in batch]
+        batch = self._looked_over(batch)
+        if not batch:
+            return
+        watchers = [_Until(session, stretch, deadline) for stretch, _ in batch]
+        prompts = [prompt_ids(session, stretch.prompt, stretch.thinking) for stretch, _ in batch]
         requests = [
             Request(prompt, _within(session.engine.context_length, len(prompt), stretch.tokens + 1), watcher)
             for prompt, watcher, (stretch, _) in zip(prompts, watchers, batch, strict=True)
@@ -118,34 +136,55 @@ class EngineHelper:
         # A seed of its own leaves the draws of the rows that wait as they are.
         sampling = replace(self.sampling, seed=self.seed + self._batches)
         done = session.engine.generate(requests, sampling)
-        for prompt, watcher, completion, (_, made) in zip(prompts, watchers, done, batch, strict=True):
-            made.tokens, made.read = len(completion.token_ids) + completion.dropped, len(prompt)
+        for prompt, watcher, completion, (stretch, made) in zip(prompts, watchers, done, batch, strict=True):
+            made.tokens = len(completion.token_ids) + completion.dropped
+            made.read += len(prompt)
             if watcher.late:
                 made.fail(f"the helper was not done after {self.patience:g} s")
                 continue
             before, found, _ = session.codec.decode(completion.token_ids).partition(session.markers.close)
-            made.settle(before, bool(found) or completion.finish_reason == "stop")
+            made.settle(stretch.draft + before, bool(found) or completion.finish_reason == "stop")
 
-    def _prompt(self, stretch: Stretch) -> tuple[int, ...]:
-        session = self.session
-        rendered = render(session.engine.tokenizer, stretch.prompt, fit_budget("normal", _ROOM), session.markers)
-        opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
-        return (*rendered.ids, *session.codec.encode(f"{opening}{stretch.thinking}"))
+    def _looked_over(self, batch: Sequence[tuple[Stretch, Help]]) -> list[tuple[Stretch, Help]]:
+        """What is left to be written; the draft of a stretch is then what stands of it."""
+        rest = [(stretch, made) for stretch, made in batch if stretch.review is None]
+        drafts = [(stretch, made) for stretch, made in batch if stretch.review is not None]
+        if not drafts:
+            return rest
+        from .reviewing import look_over
+
+        for (stretch, made), verdict in zip(drafts, look_over(self.session, [s for s, _ in drafts]), strict=True):
+            made.read = verdict.read
+            if verdict.kept is None:
+                made.fail(verdict.error)
+            elif verdict.kept == stretch.draft:
+                made.settle(stretch.draft, closed=False)
+            else:
+                rest.append((replace(stretch, thinking=stretch.thinking + verdict.kept, draft=verdict.kept), made))
+        return rest
+
+
+def prompt_ids(session: Session, prompt: Prompt, thinking: str) -> tuple[int, ...]:
+    """A prompt after which this thinking stands already."""
+    rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", _ROOM), session.markers)
+    opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
+    return (*rendered.ids, *session.codec.encode(f"{opening}{thinking}"))
 
 
 class _Until:
-    """Ends a row after so many tokens, where the thinking ends, or when it is too late."""
+    """Ends a row after so many tokens, where the thought or the thinking ends, or when it is too late."""
 
-    def __init__(self, session: Session, tokens: int, deadline: float) -> None:
-        self.left, self.deadline, self.late = tokens, deadline, False
+    def __init__(self, session: Session, stretch: Stretch, deadline: float) -> None:
+        self.left, self.deadline, self.late = stretch.tokens, deadline, False
+        self._codec, self._thought = session.codec, stretch.thought
         self._close = Spotter(session.codec, session.markers.close)
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """See `Watcher.observe`."""
         self.left -= 1
         self.late = time.monotonic() > self.deadline
-        closed = self._close.completes(token)
-        return _STOP if closed or self.left <= 0 or self.late else KEEP
+        ended = self._close.completes(token) or (self._thought and bool(self._codec.flags(token) & Flag.BLANK))
+        return _STOP if ended or self.left <= 0 or self.late else KEEP
 
 
 def _within(context: int | None, prompt: int, tokens: int) -> int:

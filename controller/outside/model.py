@@ -119,11 +119,16 @@ def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def prompt_ids(tokenizer: Any, question: Question) -> list[int]:
-    """The prompt of a question, by the chat template where there is one, without thinking."""
+    """The prompt of a question."""
     if isinstance(question, Exists):
         text = _EXISTS.format(question=question.question, ending=question.ending)
     else:
         text = _SAME.format(question=question.question, first=question.first, second=question.second)
+    return chat_ids(tokenizer, text)
+
+
+def chat_ids(tokenizer: Any, text: str) -> list[int]:
+    """A prompt with this message, by the chat template where there is one, without thinking."""
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": text}]
         options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
@@ -135,9 +140,9 @@ def prompt_ids(tokenizer: Any, question: Question) -> list[int]:
 
 @torch.no_grad()
 def reply_chances(
-    model: Any, prompts: Sequence[Sequence[int]], replies: tuple[Sequence[int], Sequence[int]]
-) -> list[tuple[float, float]]:
-    """Probabilities that the token after each prompt begins a yes, and a no: one forward, padded on the right."""
+    model: Any, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+) -> list[tuple[float, ...]]:
+    """Probabilities that the token after each prompt begins each of the replies: one forward, padded on the right."""
     lengths = [len(prompt) for prompt in prompts]
     width = max(lengths)
     ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=model.device)
@@ -145,5 +150,4 @@ def reply_chances(
     last = torch.tensor([length - 1 for length in lengths], device=model.device)
     logits = model(ids, attention_mask=mask.long().to(model.device), logits_to_keep=last, use_cache=False).logits
     chances = logits.diagonal(dim1=0, dim2=1).T.float().softmax(-1)  # row i at the end of prompt i
-    yes, no = (chances[:, list(reply)].sum(-1).tolist() for reply in replies)
-    return list(zip(yes, no, strict=True))
+    return list(zip(*(chances[:, list(reply)].sum(-1).tolist() for reply in replies), strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,18 @@ class Same:
 
 
 Question = Exists | Same
+
+
+@dataclass(frozen=True, slots=True)
+class Review:
+    """What a helper has to think of a draft to leave it as it is.
+
+    by "chance": it keeps the draft up to the first token that it gives a chance below `least`. by "grade": it keeps all
+    if it grades the draft `least` or better, from 0 to 9, and nothing otherwise.
+    """
+
+    least: float
+    by: Literal["chance", "grade"] = "chance"
 
 
 class Ticket:

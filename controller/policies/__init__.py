@@ -13,7 +13,9 @@ from .base import Policy
 POLICIES = {
     "budget": "budget:BudgetForcing",
     "convergence": "convergence:Convergence",
+    "correct": "correct:Correction",
     "escalate": "escalate:Escalate",
+    "grade": "correct:Grading",
     "hint": "hint:ConciseHint",
     "readiness": "readiness:Readiness",
     "reconsider": "reconsider:Reconsider",
@@ -32,6 +34,8 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
     "concisehint": {"budget": {}, "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True}},
     "speculative": {"budget": {}, "reflect": {}},
+    "sirius": {"budget": {}, "correct": {}},
+    "specreason": {"budget": {}, "grade": {}},
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
     "trimr": {
         "budget": {},

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal, Protocol
 from ...errors import CapabilityError
 from ..budgets import Budget
 from ..engines.base import Seen, State
-from ..outside.questions import NOTHING_ASKED, Question, Ticket
+from ..outside.questions import NOTHING_ASKED, Question, Review, Ticket
 from ..thoughts import Thinking
 from ..trial import TrialAnswer
 
@@ -94,8 +94,10 @@ class Delegate:
     """Let the helper write the next `tokens` tokens of the thinking; `View.helped` brings its text.
 
     take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
-    the helper's text. anew: the helper thinks from the question on and does not read what was thought. Where the helper
-    ends the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
+    the helper's text. anew: the helper thinks from the question on and does not read what was thought. thought: it
+    writes no further than to the end of a thought. review: the latest tokens go only as far as the helper does not keep
+    them, and if it keeps all it writes nothing; `View.helped` is then what stands in their place. Where the helper ends
+    the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
     """
 
     tokens: int
@@ -103,6 +105,8 @@ class Delegate:
     take_back: int = 0
     lead: str = ""
     anew: bool = False
+    thought: bool = False
+    review: Review | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,8 @@ Watching = Generator[Move, View, None]
 
 class Policy(Protocol):
     """One idea. `name` is unique; `needs` lists what goes beyond plain decoding: of the engine `signals`, `hidden`,
-    `retract` (to act on the model's close) and `crop` (trials, delegations), of the controller `verifier`, `helper`.
+    `retract` (to act on the model's close) and `crop` (trials, delegations), of the controller `verifier`, `helper` and
+    `review`, a helper that reviews.
 
     layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
     `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must

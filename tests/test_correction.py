@@ -1,0 +1,174 @@
+"""A helper that looks over what the model thinks: what it keeps stands, what it does not believe is rewritten."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from transformers.utils import logging
+
+from tersely.controller.engines.base import Sampling
+from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options
+from tersely.controller.outside import reviewing
+from tersely.controller.outside.helper import EngineHelper, Help, Stretch
+from tersely.controller.outside.questions import Review
+from tersely.controller.policies import PRESETS, make_policies
+from tersely.controller.policies.correct import Correction, Grading
+from tersely.controller.session import Session
+from tersely.controller.stream import Event
+from tersely.controller.trace import Generation
+from tersely.errors import CapabilityError
+
+SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
+OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def small() -> TransformersEngine:
+    logging.disable_progress_bar()
+    return load_engine("tersely-tiny-small")
+
+
+@pytest.fixture(scope="module")
+def large() -> TransformersEngine:
+    return load_engine("tersely-tiny-large")
+
+
+class Fake:
+    """Looks a draft over as a function of its place says: a text keeps that much of it, and goes on with the rest."""
+
+    reviews = True
+
+    def __init__(self, *texts: str | None) -> None:
+        self.texts = list(texts)
+        self.asked: list[Stretch] = []
+
+    def write(self, stretch: Stretch) -> Help:
+        self.asked.append(stretch)
+        text = self.texts.pop(0) if self.texts else None
+        made = Help()
+        if text is not None:
+            made.tokens = 1
+        return made.settle(stretch.draft if text is None else text, closed=False)
+
+
+def run(engine: Any, helper: Any, *policies: Any, prompts: Any = (SHELLS, OTHER), emit: Any = None) -> list[Generation]:
+    options = Options(policies=policies, max_new_tokens=400, sampling=GREEDY)
+    return Session(engine, helper=helper).run(list(prompts), options, emit)
+
+
+@pytest.fixture(scope="module")
+def plain(small: TransformersEngine) -> list[Generation]:
+    return run(small, None)
+
+
+def test_what_is_kept_is_not_touched(small: TransformersEngine, plain: list[Generation]) -> None:
+    helper = Fake()
+    done = run(small, helper, Correction(every=8))
+    assert [d.token_ids for d in done] == [p.token_ids for p in plain]
+    assert all(d.usage.forced == d.usage.discarded == 0 for d in done)
+    assert {decision.action for d in done for decision in d.trace} == {"review"}
+    assert "keeps the last 8 tokens" in done[0].trace[0].reason
+    drafts = [stretch for stretch in helper.asked if stretch.prompt == SHELLS]
+    assert len(drafts) == plain[0].usage.thinking // 8
+    for one, other in pairwise(drafts):
+        assert other.thinking == one.thinking + one.draft
+
+
+def test_from_the_first_token_that_is_not_believed_on(small: TransformersEngine, plain: list[Generation]) -> None:
+    first = small.tokenizer.decode(plain[0].token_ids[:5])
+    draft = small.tokenizer.decode(plain[0].token_ids[:8])
+    events: list[Event] = []
+    helper = Fake(first + " So")
+    (done,) = run(small, helper, Correction(every=8), prompts=(SHELLS,), emit=events.append)
+    assert helper.asked[0].draft == draft
+    assert done.token_ids[:5] == plain[0].token_ids[:5]
+    assert done.thinking.startswith(f"{first} So")
+    assert done.usage.discarded == 3
+    assert done.trace[0].action == "delegate" and done.trace[0].text == first + " So"
+    assert helper.asked[1].thinking == first + " So"
+    assert done.answer
+
+
+def test_more_rewritings_than_may_be_come_to_an_end(small: TransformersEngine) -> None:
+    helper = Fake(*["Hm. "] * 900)
+    (done,) = run(small, helper, Correction(every=1, tokens=4), prompts=(SHELLS,))
+    assert done.answer
+    assert done.usage.thinking + done.usage.answer <= 400
+
+
+def test_chances_are_those_of_the_model(large: TransformersEngine) -> None:
+    """Rows of different lengths in one padded forward, against one row at a time and no padding."""
+    rows = [large.tokenizer(text)["input_ids"] for text in (SHELLS, OTHER, "Tom has 3")]
+    starts = [4, 1, 2]
+    together = reviewing.chances(large.model, rows, starts)
+    for row, start, found in zip(rows, starts, together, strict=True):
+        with torch.no_grad():
+            logits = large.model(torch.tensor([row])).logits[0].log_softmax(-1).exp()
+        expected = [logits[i - 1, row[i]].item() for i in range(start, len(row))]
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large: TransformersEngine) -> None:
+    helper = EngineHelper(Session(large), sampling=GREEDY)
+    both = run(small, helper, Correction(least=0.5))
+    alone = [run(small, helper, Correction(least=0.5), prompts=(p,))[0] for p in (SHELLS, OTHER)]
+    assert [b.token_ids for b in both] == [a.token_ids for a in alone]
+    actions = [decision.action for b in both for decision in b.trace]
+    assert "review" in actions and "delegate" in actions
+    for done in both:
+        corrected = sum(decision.action == "delegate" for decision in done.trace)
+        assert done.usage.delegated == corrected and done.usage.reprefilled > 0 and done.answer
+
+
+def test_a_helper_that_is_the_model_itself_believes_it(small: TransformersEngine, plain: list[Generation]) -> None:
+    helper = EngineHelper(Session(small), sampling=GREEDY)
+    done = run(small, helper, Correction(every=16, least=0.05))
+    assert [d.token_ids for d in done] == [p.token_ids for p in plain]
+    rewritten = run(small, helper, Correction(every=16, least=1.1))
+    assert all(d.trace[0].action == "delegate" for d in rewritten), "no chance is that high"
+    assert all("taken back more than the thinking may hold" in d.trace[-1].reason and d.answer for d in rewritten)
+
+
+def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded models cannot grade, so the digits are a script; what follows from them is real."""
+    grades = iter([9.0, 2.0])
+    seen: list[str] = []
+
+    def digits(model: Any, prompts: Any, replies: Any) -> list[tuple[float, ...]]:
+        seen.extend(large.tokenizer.decode(ids) for ids in prompts)
+        best = int(next(grades, 9.0))
+        return [tuple(0.8 if digit == best else 0.01 for digit in range(10)) for _ in prompts]
+
+    monkeypatch.setattr(reviewing, "reply_chances", digits)
+    (done,) = run(small, EngineHelper(Session(large), sampling=GREEDY), Grading(), prompts=(SHELLS,))
+    assert [decision.action for decision in done.trace][:2] == ["review", "delegate"]
+    assert done.trace[1].text.endswith("\n\n"), "the helper writes one thought"
+    assert SHELLS in seen[0] and "from 0 (wrong" in seen[0]
+    assert done.answer
+
+
+def test_grades_that_are_none_change_nothing(
+    small: TransformersEngine, large: TransformersEngine, plain: list[Generation], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reviewing, "reply_chances", lambda *args: [(0.001,) * 10 for _ in args[1]])
+    done = run(small, EngineHelper(Session(large)), Grading())
+    assert [d.token_ids for d in done] == [p.token_ids for p in plain]
+    assert all("garbage: digits have 0.010" in decision.reason for d in done for decision in d.trace)
+
+
+def test_the_presets_name_the_papers(small: TransformersEngine) -> None:
+    assert PRESETS["sirius"]["correct"] == PRESETS["specreason"]["grade"] == {}
+    (_, correction), (_, grading) = make_policies("sirius"), make_policies("specreason")
+    assert correction == Correction(every=16, least=0.1, tokens=1)
+    assert grading == Grading(least=7.0)
+    helper = Fake()
+    helper.reviews = False
+    with pytest.raises(CapabilityError, match="look over drafts"):
+        run(small, helper, correction)
+    assert replace(Review(0.1), by="grade") == Review(0.1, "grade")
