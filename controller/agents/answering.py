@@ -5,23 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from queue import SimpleQueue
-from typing import Any, cast
+from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ..engines.base import KEEP, Directive, Engine, Opened, Opening, Resting, Seen, State, Watcher
+from ..ending import Ending
+from ..engines.base import Engine
 from ..faces import engine_of
 from ..making import Prepared
 from ..options import Options
+from ..parting import Parting, cut
 from ..prompts import Prompt
 from ..session import Session
 from ..stream import Event, Narrator
 from ..trace import Generation
-from .cutting import Pieces
 
-_STOP = Directive(stop=True)
 _GUARD = threading.Lock()
 _LOCKS: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 _LOADED: WeakValueDictionary[str, Engine] = WeakValueDictionary()
@@ -42,43 +41,12 @@ def shared_engine(name: str) -> Engine:
         return engine
 
 
-class Cut:
-    """Watches a row for the watcher it has, and ends it once `over`; implements `engines.base.Watcher`."""
+class Cut(Ending):
+    """Ends its row once `set`."""
 
-    def __init__(self, inner: Watcher | None) -> None:
-        self.inner, self.over = inner, False
-        self._trial = 0  # tokens of the trial under way
-
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
-        """See `Watcher.observe`."""
-        if self.over:
-            return Directive(drop=self._trial + 1, trial=False, stop=True) if self._trial else _STOP
-        if self.inner is None:
-            return KEEP
-        directive = self.inner.observe(token, seen)
-        if directive.trial:
-            self._trial = len(directive.force)
-        elif self._trial:
-            self._trial = 0 if directive.trial is False else self._trial + 1
-        return directive
-
-    def resume(self) -> Directive:
-        """See `Resting.resume`."""
-        return _STOP if self.over else cast(Resting, self.inner).resume()
-
-
-class _CutOpening:
-    """An opening whose watcher may be cut; implements `engines.base.Opening`."""
-
-    def __init__(self, inner: Opening, cut: Cut) -> None:
-        self.inner, self.cut = inner, cut
-        self.layer, self.longest = inner.layer, inner.longest
-
-    def choose(self, state: State) -> Opened:
-        """See `Opening.choose`."""
-        opened = self.inner.choose(state)
-        self.cut.inner = opened.watcher
-        return replace(opened, watcher=self.cut)
+    def __init__(self) -> None:
+        super().__init__(lambda: self.set)
+        self.set = False
 
 
 def run(
@@ -95,60 +63,55 @@ def run(
     stops: strings that end an answer, which is then up to the caller to shorten. read(row, part, text) is told the
     text as it is made. cuts: of each row, so that a caller can end it.
     """
-    sink = None
-    if stops or read is not None:
-        cuts = cuts or [Cut(None) for _ in rows]
-        for row, cut in zip(rows, cuts, strict=True):
-            _cut(row, cut)
-        sink, finish = _reader(session, rows, stops, read, cuts, hide)
-    completions = session.engine.generate([row.request for row in rows], options.sampling, sink)
-    if sink is not None:
-        finish()
+    if not stops and read is None:
+        completions = session.engine.generate([row.request for row in rows], options.sampling)
+        session.note_drift(rows, options)
+        return [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
+    reader = _Reader(session, rows, stops, read or (lambda row, part, text: None), cuts, hide)
+    completions = session.engine.generate(reader.requests, options.sampling, reader.narrator)
+    reader.narrator.finish()
     session.note_drift(rows, options)
-    return [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
+    made = [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
+    reader.finish(made)
+    return made
 
 
-def _cut(row: Prepared, cut: Cut) -> None:
-    request = row.request
-    if request.opening is not None:
-        row.request = replace(request, opening=_CutOpening(request.opening, cut))
-    else:
-        cut.inner = request.watcher
-        row.request = replace(request, watcher=cut)
+class _Reader:
+    """Reads rows out while they are made, and ends those in whose answer a stop string stands."""
 
+    def __init__(
+        self,
+        session: Session,
+        rows: Sequence[Prepared],
+        stops: Sequence[str],
+        read: Callable[[int, str, str], None],
+        cuts: Sequence[Cut] | None,
+        hide: str,
+    ) -> None:
+        self.session, self.rows, self.stops, self.read, self.hide = session, rows, stops, read, hide
+        self.cuts = cuts or [Cut() for _ in rows]
+        self.requests = [cut.around(row.request) for cut, row in zip(self.cuts, rows, strict=True)]
+        self.narrator = Narrator(session.codec, session.markers, rows, self._take)
+        self._partings: dict[int, Parting] = {}
 
-def _reader(
-    session: Session,
-    rows: Sequence[Prepared],
-    stops: Sequence[str],
-    read: Callable[[int, str, str], None] | None,
-    cuts: Sequence[Cut],
-    hide: str,
-) -> tuple[Narrator, Callable[[], None]]:
-    """A token sink that reads out and cuts, and what to call once all tokens have come."""
-    pieces: dict[int, Pieces] = {}
+    def _take(self, event: Event) -> None:
+        number = event.row
+        if number not in self._partings:  # a row's state is settled when its first token comes
+            state = self.rows[number].state
+            self._partings[number] = Parting(self.session.markers, state, self.stops, self.hide)
+        parting = self._partings[number]
+        for part, text in parting.feed(event.text):
+            self.read(number, part, text)
+        if parting.stopped:
+            self.cuts[number].set = True
 
-    def tell(row: int, parts: Iterator[tuple[str, str]]) -> None:
-        for part, text in parts:
-            if read is not None:
-                read(row, part, text)
-
-    def emit(event: Event) -> None:
-        row = event.row
-        if row not in pieces:  # a row's state is settled when its first token comes
-            pieces[row] = Pieces(session.markers, rows[row].state, stops, hide)
-        tell(row, pieces[row].take(event))
-        if pieces[row].stopped:
-            cuts[row].over = True
-
-    narrator = Narrator(session.codec, session.markers, rows, emit)
-
-    def finish() -> None:
-        narrator.finish()
-        for row, of_row in pieces.items():
-            tell(row, of_row.finish())
-
-    return narrator, finish
+    def finish(self, made: Sequence[Generation]) -> None:
+        """Read out what was held back."""
+        ends = (*self.stops, self.hide) if self.hide else self.stops
+        for number, parting in self._partings.items():
+            answer = cut(made[number].answer, ends)[0]
+            for part, text in parting.finish(made[number].thinking, answer):
+                self.read(number, part, text)
 
 
 Told = tuple[str, str] | Generation | BaseException
@@ -169,7 +132,7 @@ class Answering:
         hide: str,
         tell: Callable[[Told], None],
     ) -> None:
-        self._cut, self._left = Cut(None), False
+        self._cut, self._left = Cut(), False
         self._arguments: tuple[Any, ...] = (session, prompt, options, stops, hide)
         self._tell = tell
         self._thread = threading.Thread(target=self._run, name="tersely-answering")
@@ -177,7 +140,7 @@ class Answering:
 
     def end(self) -> None:
         """Let the row end; returns at once."""
-        self._left = self._cut.over = True
+        self._left = self._cut.set = True
 
     def join(self) -> None:
         """Wait until the row has ended."""

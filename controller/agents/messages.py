@@ -11,9 +11,9 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Chat
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from ...errors import PromptError
+from ..parting import cut
 from ..toolcalls import CLOSE, Call, read_calls
 from ..trace import Generation
-from .cutting import before_stop
 from .safety import Neutraliser
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
@@ -85,7 +85,7 @@ class Made:
 
     def __init__(self, generation: Generation, model: str, stops: Sequence[str], tools: bool) -> None:
         self.thinking = generation.thinking
-        text, stopped = before_stop(generation.answer, stops)
+        text, stopped = cut(generation.answer, stops)
         calls: list[Call] = []
         if tools:
             text, calls = read_calls(text)

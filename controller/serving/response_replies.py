@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..parting import Part
 from ..trace import Generation
-from .parting import Part
 from .refusals import RequestError
 from .replies import event, finish_of, told
 from .tickets import Ended, Event, Piece

@@ -3,58 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
-from ..engines.base import KEEP, Completion, Directive, Opened, Opening, Request, Resting, Seen, State, Watcher
+from ..ending import Ending
+from ..engines.base import Completion, Request
 from ..making import Prepared
+from ..parting import Parting, cut
 from ..session import Session
 from ..toolcalls import OPEN
 from ..trace import Decision, Generation
 from .metrics import Metrics
-from .parting import Parting, cut
 from .replies import called
 from .tickets import Ended, Piece, Ticket
 
-_STOP = Directive(stop=True)
 
-
-class ServedRow:
-    """Watches one row of a request together with the watcher that it has; implements `engines.base.Concerned`."""
+class ServedRow(Ending):
+    """Watches one row of a request beside the watcher that it has; implements `engines.base.Concerned`."""
 
     def __init__(self, ticket: Ticket, number: int, session: Session, row: Prepared, metrics: Metrics) -> None:
+        super().__init__(self._leaves)
         self.ticket, self.number, self.session, self.row, self.metrics = ticket, number, session, row, metrics
-        self.inner: Watcher | None = None
         self.told = False
         self._parting: Parting | None = None  # made with the first text: until then the prompt may not be settled
-        self._trial = 0  # tokens of the trial under way
         wish = ticket.wish
         self.wants_text = ticket.streams or bool(wish.stops)
 
     def request(self) -> Request:
         """The request of the row, watched."""
-        wish, request = self.ticket.wish, self.row.request
-        request = replace(request, max_new_tokens=min(request.max_new_tokens, wish.max_tokens))
-        if request.opening is not None:
-            return replace(request, opening=_Opening(request.opening, self))
-        self.inner = request.watcher
-        return replace(request, watcher=self)
-
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
-        """See `Watcher.observe`."""
-        if self._leaves:
-            return Directive(drop=self._trial + 1, trial=False, stop=True) if self._trial else _STOP
-        if self.inner is None:
-            return KEEP
-        directive = self.inner.observe(token, seen)
-        if directive.trial:
-            self._trial = len(directive.force)
-        elif self._trial:
-            self._trial = 0 if directive.trial is False else self._trial + 1
-        return directive
-
-    def resume(self) -> Directive:
-        """See `Resting.resume`."""
-        return _STOP if self._leaves else cast(Resting, self.inner).resume()
+        request = self.row.request
+        most = min(request.max_new_tokens, self.ticket.wish.max_tokens)
+        return self.around(replace(request, max_new_tokens=most))
 
     def ended(self, done: Completion) -> None:
         """See `Concerned.ended`; whoever asked need not wait for the other rows."""
@@ -89,7 +66,6 @@ class ServedRow:
         """Where an answer begins to be a call of a tool rather than text."""
         return OPEN if self.ticket.wish.options.tools else ""
 
-    @property
     def _leaves(self) -> bool:
         return self.ticket.gone or (self._parting is not None and self._parting.stopped)
 
@@ -101,17 +77,3 @@ class ServedRow:
         finish = "stop" if stopped and made.finish_reason != "stop" else made.finish_reason
         notes = (Decision("server", "tier", wish.note, 0),) if wish.note else ()
         return replace(made, answer=answer, finish_reason=finish, trace=(*notes, *made.trace))
-
-
-class _Opening:
-    """An opening whose row is then watched by ours as well; implements `engines.base.Opening`."""
-
-    def __init__(self, inner: Opening, row: ServedRow) -> None:
-        self.inner, self.row = inner, row
-        self.layer, self.longest = inner.layer, inner.longest
-
-    def choose(self, state: State) -> Opened:
-        """See `Opening.choose`."""
-        opened = self.inner.choose(state)
-        self.row.inner = opened.watcher
-        return replace(opened, watcher=self.row)

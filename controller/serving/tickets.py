@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..parting import Part
 from ..trace import Generation
-from .parting import Part
 from .refusals import RequestError
 from .wishes import Abilities, Wish
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from ..markers import Markers
+from .markers import Markers
 
 Part = Literal["thinking", "answer"]
 
 
 def cut(answer: str, stops: Sequence[str]) -> tuple[str, bool]:
     """An answer up to the first stop string in it, and whether there was one."""
-    places = [place for stop in stops if (place := answer.find(stop)) >= 0]
+    places = [place for stop in stops if stop and (place := answer.find(stop)) >= 0]
     return (answer[: min(places)].rstrip(), True) if places else (answer, False)
 
 
@@ -28,7 +28,7 @@ class Parting:
     """
 
     def __init__(self, markers: Markers, state: str, stops: Sequence[str] = (), hide: str = "") -> None:
-        self.markers, self.stops, self.hide = markers, stops, hide
+        self.markers, self.stops, self.hide = markers, tuple(filter(None, stops)), hide
         self.stopped = self._hidden = False
         self._state = state
         self._held = ""

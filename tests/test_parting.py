@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tersely.controller.markers import Markers
-from tersely.controller.serving.parting import Parting, cut
+from tersely.controller.parting import Parting, cut
 
 MARKERS = Markers("<think>", "</think>")
 THINKING, ANSWER = "One < two.\n\nSo </thin is no end.", "It is \\boxed{3}.\n\nDone <br>."
@@ -61,7 +61,20 @@ def test_what_was_taken_back_is_not_unsaid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stops", "kept"), [((), "a b c b"), (("b",), "a"), (("c", "b c"), "a"), (("z",), "a b c b"), (("a",), "")]
+    ("stops", "kept"),
+    [((), "a b c b"), (("",), "a b c b"), (("b",), "a"), (("c", "b c"), "a"), (("z",), "a b c b"), (("a",), "")],
 )
 def test_an_answer_is_cut_at_the_first_of_its_stops(stops: tuple[str, ...], kept: str) -> None:
     assert cut("a b c b", stops) == (kept, kept != "a b c b")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_hidden_is_still_searched_for_stops(seed: int) -> None:
+    parting, sizes = Parting(MARKERS, "answer", ("END",), hide="<call>"), random.Random(seed)
+    text, said = "So: <ca of <call>{} END x", ""
+    while text:
+        size = sizes.randint(1, 5)
+        said += "".join(new for _, new in parting.feed(text[:size]))
+        text = text[size:]
+    assert said == "So: <ca of"
+    assert parting.stopped
