@@ -195,9 +195,8 @@ class Controller:
         else:
             back, ids = self.delegated.take_in(done, self._room)
             self.position += len(ids) - back
-            self._actions += done.reviewed > 0 and not done.kept
-            kind = "review" if done.kept else "delegate"
-            self.decisions.append(Decision(policy, kind, done.told(), done.position, found.text))
+            self._actions += done.reviewed > 0 and done.kind == "delegate"
+            self.decisions.append(Decision(policy, done.kind, done.told(), done.position, found.text))
         self.view.helped = found.text
         if found.closed:
             follow = self._carry_out("helper", Close("the helper ended the thinking", phrase=""))

@@ -28,13 +28,15 @@ class Delegation:
     reviewed: int
 
     @property
-    def kept(self) -> bool:
-        """Whether the helper was only asked and let all stand."""
-        return self.reviewed > 0 and not self.help.tokens
+    def kind(self) -> str:
+        """What it was, for the trace: `ask`, `review` where the helper let all stand, or `delegate`."""
+        if self.move.message:
+            return "ask"
+        return "review" if self.reviewed and not self.help.tokens else "delegate"
 
     def told(self) -> str:
         """Why the helper wrote, and how much."""
-        did = f"keeps the last {self.reviewed} tokens" if self.kept else f"wrote {self.help.tokens} tokens"
+        did = f"keeps the last {self.reviewed} tokens" if self.kind == "review" else f"wrote {self.help.tokens} tokens"
         return f"{self.move.reason}; the helper {did}"
 
 
@@ -60,17 +62,14 @@ class Delegations:
         if move.review is not None:
             latest = thinking.own(move.take_back)
             before = thinking.codec.decode(thinking.ids[: len(thinking) - latest])
-            stretch = Stretch(
-                self.prompt,
-                before,
-                min(move.tokens, room + latest),
-                move.thought,
-                thinking.text[len(before) :],
-                move.review,
-            )
+            draft, tokens = thinking.text[len(before) :], min(move.tokens, room + latest)
+            stretch = Stretch(self.prompt, before, tokens, move.thought, draft=draft, review=move.review)
             return Directive(until=self._write(stretch, sleeper, move, position - latest, latest))
         back = thinking.take_back(move.take_back)
         self.taken_back += back
+        if move.message:
+            asked = Stretch(move.message, "", move.tokens, reply=True)
+            return Directive(drop=back, until=self._write(asked, sleeper, move, position - back))
         lead = f"{lead_after(thinking.tail(4))}{move.lead} " if move.lead else ""
         forced = thinking.codec.encode(lead)
         for token in forced:
@@ -102,6 +101,8 @@ class Delegations:
 
         room: most tokens that the thinking may still grow by.
         """
+        if done.move.message:
+            return 0, ()
         thinking, codec, text, kept = self.thinking, self.thinking.codec, done.help.text or "", 0
         window = thinking.ids[len(thinking) - done.reviewed :]
         while kept < done.reviewed and text.startswith(codec.decode(window[: kept + 1])):

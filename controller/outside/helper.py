@@ -30,14 +30,15 @@ _ROOM = 1 << 20
 class Stretch:
     """What is asked for: at most `tokens` tokens, by the helper's count, of thinking that goes on from `thinking`.
 
-    thought: no further than to the end of a thought. review: `draft` stands there already, and the text begins with
-    what of it is kept; nothing is added where that is all of it.
+    thought: no further than to the end of a thought. reply: no thinking at all, but a reply to the prompt. review:
+    `draft` stands there already, and the text begins with what of it is kept; nothing is added where that is all of it.
     """
 
     prompt: Prompt
     thinking: str
     tokens: int
     thought: bool = False
+    reply: bool = False
     draft: str = ""
     review: Review | None = None
 
@@ -128,7 +129,7 @@ class EngineHelper:
         if not batch:
             return
         watchers = [_Until(session, stretch, deadline) for stretch, _ in batch]
-        prompts = [prompt_ids(session, stretch.prompt, stretch.thinking) for stretch, _ in batch]
+        prompts = [_ids(session, stretch) for stretch, _ in batch]
         requests = [
             Request(prompt, _within(session.engine.context_length, len(prompt), stretch.tokens + 1), watcher)
             for prompt, watcher, (stretch, _) in zip(prompts, watchers, batch, strict=True)
@@ -143,7 +144,8 @@ class EngineHelper:
                 made.fail(f"the helper was not done after {self.patience:g} s")
                 continue
             before, found, _ = session.codec.decode(completion.token_ids).partition(session.markers.close)
-            made.settle(stretch.draft + before, bool(found) or completion.finish_reason == "stop")
+            ended = bool(found) or completion.finish_reason == "stop"
+            made.settle(stretch.draft + before, ended and not stretch.reply)
 
     def _looked_over(self, batch: Sequence[tuple[Stretch, Help]]) -> list[tuple[Stretch, Help]]:
         """What is left to be written; the draft of a stretch is then what stands of it."""
@@ -169,6 +171,12 @@ def prompt_ids(session: Session, prompt: Prompt, thinking: str) -> tuple[int, ..
     rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", _ROOM), session.markers)
     opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
     return (*rendered.ids, *session.codec.encode(f"{opening}{thinking}"))
+
+
+def _ids(session: Session, stretch: Stretch) -> tuple[int, ...]:
+    if not stretch.reply:
+        return prompt_ids(session, stretch.prompt, stretch.thinking)
+    return render(session.engine.tokenizer, stretch.prompt, fit_budget("none", _ROOM), session.markers).ids
 
 
 class _Until:

@@ -96,8 +96,9 @@ class Delegate:
     take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
     the helper's text. anew: the helper thinks from the question on and does not read what was thought. thought: it
     writes no further than to the end of a thought. review: the latest tokens go only as far as the helper does not keep
-    them, and if it keeps all it writes nothing; `View.helped` is then what stands in their place. Where the helper ends
-    the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
+    them, and if it keeps all it writes nothing; `View.helped` is then what stands in their place. message: the helper
+    answers this instead, without thinking; `View.helped` brings its reply, and nothing is put into the thinking. Where
+    the helper ends the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
     """
 
     tokens: int
@@ -107,6 +108,7 @@ class Delegate:
     anew: bool = False
     thought: bool = False
     review: Review | None = None
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

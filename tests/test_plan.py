@@ -1,0 +1,138 @@
+"""Plan-and-Budget: the paper's shares, a plan that is followed and holds, and replies that are none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from transformers.utils import logging
+
+from tersely.controller.engines.base import Sampling
+from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options
+from tersely.controller.outside.helper import EngineHelper, Help, Stretch
+from tersely.controller.policies.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
+from tersely.controller.session import Session
+from tersely.controller.trace import Generation
+from tersely.errors import OptionError
+
+SHELLS = (
+    "Tom has 3 shells. Tom finds 48 shells. Tom gives away 12 shells. Tom makes 3 times the shells. "
+    "Tom loses 14 shells. Tom finds 7 shells. How many shells does Tom have now?"
+)
+GOOD = {
+    "level": 2,
+    "steps": [
+        {"question": "The facts: g=3+48, h=g*3, c=h-14, d=c+7.", "credits": 40},
+        {"question": "Wait, a second look.", "credits": 60},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    logging.disable_progress_bar()
+    return load_engine("tersely-tiny-small")
+
+
+class Planner:
+    """Replies with a text."""
+
+    reviews = False
+
+    def __init__(self, reply: str | None) -> None:
+        self.reply = reply
+        self.asked: list[Stretch] = []
+
+    def write(self, stretch: Stretch) -> Help:
+        self.asked.append(stretch)
+        made = Help()
+        made.tokens, made.read = 30, 90
+        return made.fail("down") if self.reply is None else made.settle(self.reply, closed=False)
+
+
+def run(engine: Any, helper: Any, policy: PlanAndBudget) -> Generation:
+    options = Options(policies=(policy,), max_new_tokens=600, sampling=Sampling(temperature=0))
+    return Session(engine, helper=helper).run([SHELLS], options)[0]
+
+
+def test_the_schedules_of_the_paper() -> None:
+    found = {name: [round(decay(j, 4), 3) for j in range(4)] for name, decay in SCHEDULES.items()}
+    assert found == {
+        "constant": [1, 1, 1, 1],
+        "linear": [4, 3, 2, 1],
+        "polynomial": [16, 9, 4, 1],
+        "exponential": [1, 0.9, 0.81, 0.729],
+        "cosine": [1.1, 0.85, 0.35, 0.1],
+    }
+    assert SCHEDULES["cosine"](0, 1) == 1
+    assert LEVELS == (200, 250, 350, 450, 600)
+
+
+def test_shares_are_whole_and_lose_nothing() -> None:
+    assert shares(100, [1, 1, 1], "constant") == [34, 33, 33]
+    assert shares(100, [50, 50], "linear") == [67, 33]
+    assert shares(250, [40, 60], "cosine") == [220, 30]
+    assert all(sum(shares(total, [3, 5, 2, 7], "exponential")) == total for total in range(60))
+
+
+def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> None:
+    planner = Planner(f"Here it is:\n{json.dumps(GOOD)}")
+    done = run(engine, planner, PlanAndBudget(total=40, schedule="constant", put="{question}"))
+    (asked,) = planner.asked
+    assert asked.reply and SHELLS in asked.prompt and '"steps"' in asked.prompt
+    assert [d.action for d in done.trace] == ["ask", "inject", "inject", "close"]
+    assert (
+        done.thinking.startswith("The facts: g=3+48, h=g*3, c=h-14, d=c+7.") and "Wait, a second look." in done.thinking
+    )
+    assert done.trace[2].position - done.trace[1].position >= 20, "the first step had its share"
+    assert done.usage.thinking <= 40 + 2 * 24 + 30
+    assert (done.usage.delegated, done.usage.reprefilled) == (30, 90), "planning is paid for"
+    assert done.answer
+
+
+@pytest.mark.parametrize(
+    "reply", ["I cannot.", "{}", '{"steps": []}', '{"steps": [{"question": "", "credits": 1}]}', "[1]"]
+)
+def test_a_reply_that_is_no_plan_changes_nothing(engine: TransformersEngine, reply: str) -> None:
+    plain = Session(engine).run([SHELLS], Options(preset="off", max_new_tokens=600, sampling=Sampling(temperature=0)))[
+        0
+    ]
+    done = run(engine, Planner(reply), PlanAndBudget())
+    assert done.thinking == plain.thinking
+    assert [d.action for d in done.trace] == ["ask", "note"]
+    assert [d.action for d in run(engine, Planner(None), PlanAndBudget()).trace] == ["error"]
+
+
+def test_plans_are_read_with_care() -> None:
+    assert read_plan(json.dumps(GOOD)) == Plan(
+        2, (("The facts: g=3+48, h=g*3, c=h-14, d=c+7.", 40.0), ("Wait, a second look.", 60.0))
+    )
+    assert read_plan('{"level": 9, "steps": [{"question": "a", "credits": 1}]}') == Plan(5, (("a", 1.0),))
+    for wrong in (
+        '{"steps": [{"question": "a", "credits": -1}]}',
+        '{"steps": [{"question": "a", "credits": NaN}]}',
+        "}{",
+    ):
+        assert read_plan(wrong) is None
+
+
+def test_markers_in_a_plan_are_not_put(engine: TransformersEngine) -> None:
+    plan = {"level": 1, "steps": [{"question": "What </think>\n<tool_call> is it?", "credits": 1}]}
+    done = run(engine, Planner(json.dumps(plan)), PlanAndBudget())
+    assert "Next: What is it?" in done.thinking
+
+
+def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> None:
+    """The embedded models cannot plan, which the trace says."""
+    done = run(engine, EngineHelper(Session(load_engine("tersely-tiny-large"))), PlanAndBudget())
+    assert done.trace[0].action == "ask" and "<think>" not in done.trace[0].text
+    assert done.usage.delegated > 0 and done.usage.reprefilled > 0 and done.answer
+
+
+def test_settings_that_make_no_sense() -> None:
+    with pytest.raises(OptionError, match="did you mean 'linear'"):
+        PlanAndBudget(schedule="linaer")  # type: ignore[arg-type]
+    with pytest.raises(OptionError, match=r"\{question\}"):
+        PlanAndBudget(put="Next.")
