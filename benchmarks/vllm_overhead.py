@@ -1,10 +1,10 @@
 """What control costs inside vLLM, and what its savings bring: both sides on the same prompts, timed turn by turn.
 
 Each ratio is plain vLLM's time over ours at the same tokens, so above 1 means that ours is faster: `inactive` with the
-processor loaded and no request under control, `active` with a controller a row that decides everything and does
-nothing, `signals` with entropy, top probability and margin of every token as well. `saving` is for the embedded model,
-whose thinking really ends earlier: the share of the wall clock saved over the share of tokens saved (1: every token
-saved is time saved).
+processor loaded and no request under control, `active` with a controller a row that reads everything, could act at any
+token, and finds no reason to (its policy waits for 64 answers that agree), `signals` with entropy, top probability and
+margin of every token as well. `saving` is for the embedded model, whose thinking really ends earlier: the share of the
+wall clock saved over the share of tokens saved (1: every token saved is time saved).
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ def overhead(plain: Any, ours: Any, tokens: int, repeats: int, clock: str) -> di
     from vllm import SamplingParams
 
     prompts = chats(plain, ROWS)
-    shadow = [{"tersely": {"preset": "balanced", "shadow": True, "answer_reserve": 1}}] * ROWS
+    watched = [{"tersely": {"policies": {"convergence": {"agree": 64}}, "answer_reserve": 1}}] * ROWS
     end = (ours.get_tokenizer().eos_token_id,)
     arms: dict[str, tuple[Any, Callable[[], list[Any]]]] = {
         "plain": (plain, lambda: [None] * ROWS),
         "inactive": (ours, lambda: [None] * ROWS),
-        "active": (ours, lambda: shadow),
+        "active": (ours, lambda: watched),
         "signals": (ours, lambda: measured(ROWS, end)),
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
@@ -90,7 +90,9 @@ def overhead(plain: Any, ours: Any, tokens: int, repeats: int, clock: str) -> di
         for name in arms if turn % 2 else reversed(arms):
             llm, extra = arms[name]
             params = [
-                SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=one)
+                SamplingParams(
+                    temperature=0, max_tokens=tokens, min_tokens=tokens, detokenize=False, extra_args=one
+                )  # no end of the turn, which a controller would put off
                 for one in extra()
             ]
             begun = CLOCKS[clock]()

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ....errors import CapabilityError
 from ...core import Controller
 from ...trace import Decision
 from ...wording import closing_text, lead_after
 from ..base import Directive, Seen, Signals, State, Watcher
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def ends(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -24,14 +27,28 @@ def ends(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
+class Moved:
+    """Of which rows the end of the turn was moved: fetched from the device once, when a token after that is read."""
+
+    def __init__(self, won: Tensor) -> None:
+        self.won = won
+        self._known: list[bool] | None = None
+
+    def of(self, number: int) -> bool:
+        """Whether it was of this one."""
+        if self._known is None:
+            self._known = self.won.tolist()
+        return self._known[number]
+
+
 class Driven:
     """Drives one watcher over a growing output.
 
     end: the tokens that end a turn; vLLM ends the request at them before a watcher hears of it. wants: of `signals`
     and `hidden`, what the watcher looks at. measured: signals are kept of every token. forced, signals: of each token
-    that was read. stopped: the watcher ended the row. ahead: what the model made of the token that comes next; offered:
-    whether the end of the turn was put there in place of a closing's first token, see `closing_start`; both are asked
-    when that token is there.
+    that was read. stopped: the watcher ended the row. Asked when the next token is there are ahead, what the model made
+    of it, and offer: whether the end of the turn was put there in place of a closing's first token, and which of the
+    rows this is, see `closing_start`.
     """
 
     def __init__(
@@ -43,7 +60,7 @@ class Driven:
         self.signals: list[Signals | None] = []
         self.stopped = False
         self.ahead: Callable[[], Seen] = lambda: _NOTHING_SEEN
-        self.offered: Callable[[], bool] = lambda: False
+        self.offer: tuple[Moved, int] | None = None
         self._through = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closing: dict[str, tuple[int, ...]] = {}
@@ -76,8 +93,11 @@ class Driven:
         for place in range(len(self.forced), len(output)):
             latest = place == len(output) - 1
             seen = self.ahead() if latest and (self.wants or self.measured) else _NOTHING_SEEN
-            self._take(output[place], seen, latest and self.offered())
+            self._take(output[place], seen, latest and self._moved())
         return self._queue[0] if self._queue else None
+
+    def _moved(self) -> bool:
+        return self.offer is not None and self.offer[0].of(self.offer[1])
 
     def _take(self, token: int, seen: Seen, moved: bool) -> None:
         if self.measured:
@@ -134,7 +154,9 @@ class Driven:
         None where the row is not thinking, or nothing may be done.
         """
         controller = self.controller
-        if controller is None or not self.thinks or controller.shadow or not self.end:
+        if self._through or self._queue or controller is None or controller.phase != "thinking":
+            return None
+        if controller.shadow or not self.end:
             return None
         lead = lead_after(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
         if lead not in self._closing:

@@ -15,7 +15,7 @@ from ....errors import CapabilityError
 from ....kernels.signals import logit_signals
 from ..base import Seen, Signals, State
 from . import tap, traces
-from .driven import Driven
+from .driven import Driven, Moved
 
 _CERTAIN = 1e9
 """A logit that leaves no doubt; what a grammar has forbidden stays forbidden."""
@@ -44,7 +44,7 @@ def act(rows: Mapping[int, Row], logits: Tensor) -> None:
     _look([(place, row) for place, row in rows.items() if row.driven.looks], logits)
     _offer(rows, logits)
     for row in rows.values():
-        if row.driven.controller is not None:
+        if row.driven.controller is not None and len(row.driven.controller.decisions) > row.told:
             row.told = traces.tell(row.tag, row.copy, row.driven.controller.decisions, row.told)
 
 
@@ -88,27 +88,22 @@ def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
 
     vLLM would end the request there, and there would be no answer.
     """
-    offers = []
+    places, firsts, offers = [], [], []
     for place, row in rows.items():
-        row.driven.offered = _never
-        if (first := row.driven.closing_start()) is not None:
-            offers.append((place, first, row))
+        driven = row.driven
+        driven.offer = None
+        if (first := driven.closing_start()) is not None:
+            places.append(place)
+            firsts.append(first)
+            offers.append(driven)
     if not offers:
         return
-    end = list(offers[0][2].driven.end)
-    where = torch.tensor([[place, first] for place, first, _ in offers], device=logits.device).T
-    wanted = logits[where[0][:, None], torch.tensor(end, device=logits.device)].amax(dim=1)
-    instead = logits[where[0], where[1]]
-    won = wanted > instead
-    logits[where[0], where[1]] = torch.maximum(wanted, instead)
-    logits[where[0][:, None], torch.tensor(end, device=logits.device)] = -torch.inf
-    for number, (_, _, row) in enumerate(offers):
-        row.driven.offered = partial(_was_moved, won, number)
-
-
-def _never() -> bool:
-    return False
-
-
-def _was_moved(won: Tensor, number: int) -> bool:
-    return bool(won[number])
+    where, what, end = (torch.tensor(ids, device=logits.device) for ids in (places, firsts, offers[0].end))
+    ends = where[:, None], end
+    wanted = logits[ends].amax(dim=1)
+    instead = logits[where, what]
+    moved = Moved(wanted > instead)
+    logits[where, what] = torch.maximum(wanted, instead)
+    logits[ends] = -torch.inf
+    for number, driven in enumerate(offers):
+        driven.offer = moved, number
