@@ -101,7 +101,7 @@ class Delegations:
 
         room: most tokens that the thinking may still grow by.
         """
-        if done.move.message:
+        if done.kind in ("ask", "review"):
             return 0, ()
         thinking, codec, text, kept = self.thinking, self.thinking.codec, done.help.text or "", 0
         window = thinking.ids[len(thinking) - done.reviewed :]
