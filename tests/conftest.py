@@ -36,7 +36,13 @@ os.environ.update(
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_FIRST = ("test_decode_identity.py", "test_serving_vllm.py", "test_remote_vllm.py", "test_vllm_control.py")
+_FIRST = (
+    "test_vllm_scale.py",
+    "test_decode_identity.py",
+    "test_serving_vllm.py",
+    "test_remote_vllm.py",
+    "test_vllm_control.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

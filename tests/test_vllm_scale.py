@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from tersely.evaluation.tasks.questions import load
 
 from .vllm_server import KEY, NAME, VllmServer, vllm_server
 
-pytestmark = pytest.mark.vllm
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        (os.cpu_count() or 1) < 4 and not os.environ.get("TERSELY_SCALE"),
+        reason="four processes take minutes on fewer than four cores; TERSELY_SCALE=1 runs it all the same",
+    ),
+]
 pytest.importorskip("vllm")
 
 PROBLEMS = [question.problem for question in load("tiny", "test", 8, 5)]
