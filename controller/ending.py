@@ -23,8 +23,12 @@ class Ending:
         """The request, watched by this one for the watcher that it has or that its opening brings."""
         if request.opening is not None:
             return replace(request, opening=_Opening(request.opening, self))
-        self.inner = request.watcher
+        self.begin(request.watcher)
         return replace(request, watcher=self)
+
+    def begin(self, inner: Watcher | None) -> None:
+        """Follow the row, whose prompt is settled, together with the watcher it has."""
+        self.inner = inner
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """See `Watcher.observe`."""
@@ -54,5 +58,5 @@ class _Opening:
     def choose(self, state: State) -> Opened:
         """See `Opening.choose`."""
         opened = self.inner.choose(state)
-        self.ending.inner = opened.watcher
+        self.ending.begin(opened.watcher)
         return replace(opened, watcher=self.ending)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ...errors import OptionError
-from ..engines.base import Completion, Opened, Opening, Request, State
+from ..engines.base import Completion, Request
 from ..making import Prepared
 from ..options import Options, with_seed
 from ..prompts import Prompt
@@ -91,11 +91,8 @@ def _begin(session: Session, options: Options, question: _Question, start: Start
         member.begin(request.watcher, prefix.token_ids, before)
         ids, limit = (*request.prompt_ids, *prefix.token_ids), request.max_new_tokens - len(prefix.token_ids)
         request = replace(request, prompt_ids=ids, max_new_tokens=limit, watcher=member)
-    elif request.opening is not None:
-        request = replace(request, opening=_Choice(request.opening, member))
     else:
-        member.begin(request.watcher)
-        request = replace(request, watcher=member)
+        request = member.around(request)
     sample = _Sample(row, member, prefix, request)
     question.samples.append(sample)
     return sample
@@ -116,20 +113,6 @@ def _finish(session: Session, question: _Question, sample: _Sample, done: Comple
     question.made.append(generation)
     if isinstance(question.poll, VerifiedPoll):
         question.poll.judge(number, question.prompt, generation)
-
-
-class _Choice:
-    """An opening that hands the row it has chosen to a member; implements `engines.base.Opening`."""
-
-    def __init__(self, inner: Opening, member: Member) -> None:
-        self.inner, self.member = inner, member
-        self.layer, self.longest = inner.layer, inner.longest
-
-    def choose(self, state: State) -> Opened:
-        """See `Opening.choose`."""
-        opened = self.inner.choose(state)
-        self.member.begin(opened.watcher)
-        return replace(opened, watcher=self.member)
 
 
 def _head(done: Completion, size: int) -> Completion:

@@ -4,41 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import cast
 
 from ..answers import boxed, boxed_or_last
 from ..core import Controller
-from ..engines.base import Completion, Directive, Resting, Seen, Watcher
+from ..ending import Ending
+from ..engines.base import Completion, Directive, Seen, Watcher
 from ..making import Prepared
 from ..parts import split_output
 from ..session import Session
 from .poll import Poll
 
-_STOP = Directive(stop=True)
 
-
-class Member:
-    """Watches a sample of a poll from `begin` on; implements `engines.base.Concerned`.
+class Member(Ending):
+    """Watches a sample from `begin` on, and ends it once its poll stops it; implements `engines.base.Concerned`.
 
     before: output tokens before the thinking, the marker that opens it included.
     """
 
     controller: Controller
-    inner: Watcher
 
     def __init__(self, poll: Poll, sample: int, session: Session, row: Prepared) -> None:
+        super().__init__(lambda: sample in poll.stopped)
         self.poll, self.sample, self.session, self.row = poll, sample, session, row
         self.before = 0
         self._closed = False
-        self._trial = 0  # tokens of the trial under way
 
     def begin(self, inner: Watcher | None, written: Sequence[int] = (), before: int = 0) -> None:
-        """Follow the row, whose prompt is settled, together with the watcher it has.
+        """See `Ending.begin`.
 
         written: what the row goes on from, of which `before` tokens are no thinking.
         """
         self.controller = self.row.controller or _onlooker(self.session, self.row)
-        self.inner = inner or self.controller
+        super().begin(inner or self.controller)
         self.before = before or int(self.row.state == "before")
         if written:
             self.controller.phase = "thinking"
@@ -48,14 +45,11 @@ class Member:
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """See `Watcher.observe`."""
-        if self.sample in self.poll.stopped:
-            return Directive(drop=self._trial + 1, trial=False, stop=True) if self._trial else _STOP
-        directive = self.inner.observe(token, seen)
-        if directive.trial:
-            self._trial = len(directive.force)
-        elif self._trial:
-            self._trial = 0 if directive.trial is False else self._trial + 1
-        elif seen is not None and seen.signals is not None:
+        over, tried = self.over(), self._trial > 0
+        directive = super().observe(token, seen)
+        if over:
+            return directive
+        if not tried and not directive.trial and seen is not None and seen.signals is not None:
             self.poll.read(self.sample, seen.signals.top)
         phase = self.controller.phase
         if phase == "before":
@@ -64,10 +58,6 @@ class Member:
             self._closed = True
             self.poll.closed(self.sample)
         return directive
-
-    def resume(self) -> Directive:
-        """See `Resting.resume`."""
-        return _STOP if self.sample in self.poll.stopped else cast(Resting, self.inner).resume()
 
     def ended(self, done: Completion) -> None:
         """See `Concerned.ended`."""

@@ -148,7 +148,7 @@ def train(
     if compile_layers:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
-    # Emulated, bfloat16 takes twice as long as float32.
+    # Emulated, bfloat16 is slower than float32.
     half = torch.cpu.get_capabilities().get("avx512_bf16", False)
     progress, meter, start = [0.0], Meter(), time.monotonic()
     replay = 0
