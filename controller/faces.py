@@ -14,7 +14,7 @@ from .markers import Markers, choose_markers
 from .options import DEFAULT_MAX_NEW_TOKENS, Options
 from .outside.helper import Helper
 from .outside.questions import Verifier
-from .policies import make_policies
+from .policies import make_policies, without_engine
 from .policies.base import Policy
 from .prompts import Prompt, state_after
 from .session import Session
@@ -143,7 +143,7 @@ def custom_generate(
 
     codec = codec_for(tokenizer)
     found = choose_markers(tokenizer, markers, think_prompt=False)
-    active = make_policies(preset, None if policies is None else tuple(policies))
+    active = without_engine(make_policies(preset, None if policies is None else tuple(policies)))
     if needy := [p.name for p in active if p.needs - {"verifier"} or hasattr(p, "bind")]:
         raise CapabilityError(
             f"policy {needy[0]!r} needs more than a custom_generate passes on (signals, hidden states, trials or a "

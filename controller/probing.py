@@ -49,7 +49,8 @@ def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> Stored
     """The readiness probe with its certified threshold.
 
     trials: with trial answers, without, or (None) as saves more; without where the engine cannot discard them. Raises
-    ProbeError if there is none for this model, CapabilityError for an engine that shows no hidden states.
+    ProbeError if there is none for this model, CapabilityError for an engine that shows no hidden states, or not those
+    of its layer.
     """
     from ..probes.stored import load_stop_rule
 
@@ -61,7 +62,14 @@ def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> Stored
             f"there is no readiness probe for {engine.name!r}; make one with `tersely collect` and "
             "`tersely calibrate`, and give its folder (probes)"
         )
-    return load_stop_rule(place, engine.fingerprint(), trials if "crop" in engine.capabilities else False)
+    stored = load_stop_rule(place, engine.fingerprint(), trials if "crop" in engine.capabilities else False)
+    shown = getattr(engine, "hidden_layers", None)
+    if shown is not None and stored.layer not in shown:
+        raise CapabilityError(
+            f"the readiness probe reads hidden layer {stored.layer}; {engine.name!r} shows the last one "
+            f"({shown[-1]}) alone; collect and calibrate a probe on that (tersely collect --layers=-1)"
+        )
+    return stored
 
 
 def direction(engine: Engine, folder: str | None) -> Direction:

@@ -12,6 +12,7 @@ from .core import Controller
 from .engines.base import Seen
 from .markers import Markers
 from .outside.questions import Verifier
+from .policies import without_engine
 from .policies.base import Policy
 from .prompts import Prompt
 from .text import codec_for
@@ -36,6 +37,7 @@ def replay(
     prompt, prompt_tokens, verifier: see `Controller`; its verdicts are waited for, so that a replay gives the same
     each time. seen: of each token, what the engine saw. Raises CapabilityError for a policy that needs it and lacks it.
     """
+    policies = without_engine(policies)
     if seen is None and (needy := [p.name for p in policies if p.needs & {"signals", "hidden"}]):
         raise CapabilityError(
             f"policy {needy[0]!r} reads signals or hidden states, which token ids do not hold; give what was seen"

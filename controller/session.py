@@ -128,13 +128,12 @@ class Session:
         what the thinking shows corrects it. What was loaded once is kept. Raises ProbeError where there is no probe for
         this model but must be one, ArtifactError for another model's.
         """
-        policies = make_policies(options.preset, options.policies)
-        probe = None
-        if canonical_effort(options.effort) == "auto":
-            probe = self._tier_probe(options.probes)
-            if probe is not None and probe.exits and all(policy.name != "readiness" for policy in policies):
-                policies = (*policies, make_policy("readiness"))
-        return tuple(self._bind(policy, options.probes) for policy in policies), probe
+        named = make_policies(options.preset, options.policies)
+        probe = self._tier_probe(options.probes) if canonical_effort(options.effort) == "auto" else None
+        policies = tuple(self._bind(policy, options.probes) for policy in named)
+        if probe is not None and probe.exits and all(policy.name != "readiness" for policy in policies):
+            policies = (*policies, self._bind(make_policy("readiness"), options.probes))
+        return policies, probe
 
     def _bind(self, policy: Policy, probes: str | None) -> Policy:
         if not hasattr(policy, "bind"):

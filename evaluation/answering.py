@@ -56,6 +56,7 @@ class Metered:
         self.engine = engine
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.capabilities, self.context_length = engine.capabilities, engine.context_length
+        self.hidden_layers = getattr(engine, "hidden_layers", None)
         self.made = 0
 
     def generate(
@@ -100,20 +101,14 @@ class SessionAnswers:
 
 def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Answerer:
     """Load a model onto an engine; raises OptionError for an unknown engine, ModelError, CapabilityError."""
-    from ..controller.engines.transformers import load_engine
-
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine == "vllm":
-        from .vllm_answers import VllmAnswers, load_llm
+        from ..controller.engines.vllm.engine import load_vllm
 
-        loaded = load_engine(model, device="cpu")  # it lends its tokenizer; the device is vLLM's
-        # By itself, vLLM would make half precision of float32.
-        llm = load_llm(model, loaded.context_length, str(loaded.model.dtype).removeprefix("torch."))
-        greedy = not loaded.model.generation_config.do_sample
-        loaded.close()
-        loaded.capabilities = frozenset()
-        return VllmAnswers(llm, Session(loaded, think_prompt=think_prompt), greedy)
+        return SessionAnswers(load_vllm(model), think_prompt)
+    from ..controller.engines.transformers import load_engine
+
     return SessionAnswers(load_engine(model), think_prompt)
 
 

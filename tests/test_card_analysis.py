@@ -8,28 +8,26 @@ from dataclasses import replace
 from functools import cache
 from itertools import islice
 from random import Random
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tersely.controller.budgets import TIERS
 from tersely.controller.core import Controller
-from tersely.controller.engines.base import KEEP, Engine
+from tersely.controller.engines.base import KEEP
 from tersely.controller.markers import Markers
 from tersely.controller.options import Options
 from tersely.controller.parts import split_output
-from tersely.controller.session import Session
 from tersely.controller.text import Codec
 from tersely.controller.trace import Decision, Generation, Usage
 from tersely.errors import CapabilityError
+from tersely.evaluation.answering import load_answerer
 from tersely.evaluation.card.cli import as_text
 from tersely.evaluation.card.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
 from tersely.evaluation.reading import Reading, Statement, read, tokens_until
 from tersely.evaluation.tasks.problems import Problem, stream
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.vllm_answers import VllmAnswers, load_llm
 from tersely.training.tiny.responses import respond
 from tersely.training.tiny.tokenizer import build_tokenizer
 
@@ -129,54 +127,10 @@ def test_a_hint_falls_once_at_a_sentence_end() -> None:
     assert codec().decode(directive.force).strip() == "[Be concise.]"
 
 
-class FakeLLM:
-    """Writes a script after any prompt, or a short ending once a hint is in the prompt."""
-
-    SHORT = "So I get 40.\n\n</think>\n\nThe answer is \\boxed{40}."
-
-    def get_default_sampling_params(self) -> SimpleNamespace:
-        return SimpleNamespace(temperature=0.6, top_p=0.95, max_tokens=16)
-
-    def generate(
-        self, prompts: Sequence[dict[str, list[int]]], sampling: object, use_tqdm: bool
-    ) -> list[SimpleNamespace]:
-        return [self._done(prompt["prompt_token_ids"]) for prompt in prompts]
-
-    def _done(self, ids: list[int]) -> SimpleNamespace:
-        text = self.SHORT if "[Be concise.]" in codec().decode(ids) else MIND_CHANGED
-        written = [*codec().encode(text), codec().tokenizer.eos_token_id]
-        sure = [{token: SimpleNamespace(logprob=0.0)} for token in written]
-        return SimpleNamespace(outputs=[SimpleNamespace(token_ids=written, finish_reason="stop", logprobs=sure)])
-
-
-@pytest.fixture
-def session() -> Session:
-    engine = SimpleNamespace(
-        name="none", tokenizer=codec().tokenizer, context_length=4096, capabilities=frozenset({"crop"})
-    )
-    return Session(cast(Engine, engine), MARKERS)
-
-
-def test_hints_act_by_replay_where_vllm_writes(session: Session) -> None:
-    answer = VllmAnswers(FakeLLM(), session)  # type: ignore[arg-type]
-    problem = ["What is 61 - 21?"]
-    plain = answer.answer(problem, Options(preset="off"))[0]
-    assert plain.text == MIND_CHANGED
-    assert plain.usage.forced == 0
-    hinted = answer.answer(problem, Options(policies=(HintOnce(12),)))[0]
-    head, hint, tail = hinted.text.partition("[Be concise.]\n\n")
-    assert MIND_CHANGED.startswith(head.rstrip("\n"))
-    assert hint
-    assert tail == FakeLLM.SHORT
-    assert hinted.usage.forced > 0
-    assert hinted.usage.thinking < plain.usage.thinking
-    assert [d.action for d in hinted.trace] == ["inject"]
-
-
 def test_measuring_with_vllm_says_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(CapabilityError, match="not installed"):
-        load_llm("tersely-tiny-small", 2048, "float32")
+        load_answerer("tersely-tiny-small", "vllm")
 
 
 # -- facts -----------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def test_tiers_are_chosen_for_samples_too(engine: TransformersEngine, rule: str,
     probe = TierProbe(constant([0.1, 0.9], 128), ("none", "easy"), -1, table, 0.0)
     known = {"name": engine.name, "fingerprint": engine.fingerprint()}
     save_tier_probe(probe, tmp_path / "difficulty", known, {}, {})
-    options: dict[str, Any] = {"rule": rule, "k": 3}
+    options: dict[str, Any] = {"rule": rule, "k": 3, "preset": "careful"}
     chosen = ask(engine, QUESTIONS[:2], effort="auto", probes=str(tmp_path), **options)
     named = ask(engine, QUESTIONS[:2], effort="easy", **options)
     for one, other in zip(chosen, named, strict=True):

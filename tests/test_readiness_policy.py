@@ -29,22 +29,16 @@ from tersely.evaluation.bench.checks import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.tasks.questions import Question, hash_of
 from tersely.probes.artifact import ArtifactError
-from tersely.probes.certificate import Certificate
-from tersely.probes.drift import Region
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
-from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
-from tersely.probes.risk import Outcomes, certify
+from tersely.probes.readiness import HOPEFUL, READY
 from tersely.probes.rule import Evidence, StopRule
-from tersely.probes.stored import save_stop_rule
 
-from .planted_records import constant, linear
+from .planted_records import linear
+from .planted_rules import FREE, PAID, store, sure
 
 PROBLEM = "What is 7 * 6?"
 OTHER = "Mia has 48 shells. Mia finds 31 more shells. How many shells does Mia have now?"
-CLASSES = (HOPEFUL, HOPELESS, READY)
-FREE = len(FEATURES) + 128
-PAID = FREE + len(TRIAL_FEATURES)
 MOST = 400
 
 
@@ -71,12 +65,6 @@ def thoughts(engine: TransformersEngine, done: Generation) -> list[int]:
     """Where thoughts end, in tokens."""
     texts = [engine.tokenizer.decode([token]) for token in done.token_ids[: done.usage.thinking - 1]]
     return [place for place, text in enumerate(texts, 1) if text.endswith("\n\n")]
-
-
-def sure(score: float, hopeless: float = 0.0, inputs: int = FREE) -> Evidence:
-    """Evidence that says the same of every boundary."""
-    tiny = 1e-30
-    return Evidence(constant([max(1 - score, tiny), max(hopeless, tiny), max(score - hopeless, tiny)], inputs), CLASSES)
 
 
 def growing(bar: float) -> Evidence:
@@ -204,35 +192,6 @@ def test_rows_of_a_batch_stop_each_at_its_own_time(engine: TransformersEngine) -
 
 
 # -- found by the model --------------------------------------------------------------------------------------------
-
-
-def certificate(score: float, n: int = 200, delta: float = 0.1) -> Certificate:
-    """A certificate that nothing was harmed; each stop saved so large a share."""
-    split = Outcomes(np.arange(n + 1), np.full(n, 0.7), np.zeros(n, bool), np.full(n, 100 * score), np.full(n, 100.0))
-    return certify(split, 0.05, delta, [0.7])
-
-
-def store(
-    folder: Path,
-    engine: Any,
-    *,
-    free: float = 0.75,
-    saves: tuple[float, float] = (0.5, 0.4),
-    n: int = 200,
-    spread: float = 1e3,
-    **more: Any,
-) -> str:
-    """A folder as `tersely calibrate` leaves it, with a readiness probe of this engine's model, certified at 0.7.
-
-    spread: how far from 0 the calibrated region goes.
-    """
-    plain = StopRule(sure(free))
-    paid = StopRule(plain.free, sure(0.8, inputs=PAID), 0.5, 0.9, 9.0)
-    base = {"name": engine.name, "fingerprint": more.pop("fingerprint", engine.fingerprint())}
-    made = {"free": certificate(saves[0], n), "trials": certificate(saves[1], n)}
-    region = Region.fit(np.random.default_rng(0).normal(size=(200, FREE)) * spread)
-    save_stop_rule((plain, paid), made, region, -1, folder / "readiness", base, more, {})
-    return str(folder)
 
 
 def test_the_preset_takes_the_certified_threshold(

@@ -142,7 +142,7 @@ def test_what_the_server_can_do_is_found_out(remote: ContinuingEngine, server: S
     engine.close()
 
 
-@pytest.mark.parametrize("preset", ["off", "budget", "balanced", "fast", "trimr"])
+@pytest.mark.parametrize("preset", ["off", "budget", "careful", "fast", "trimr"])
 def test_greedy_answers_are_those_of_transformers(
     local: TransformersEngine, remote: ContinuingEngine, preset: str
 ) -> None:
@@ -304,9 +304,7 @@ def test_a_chat_endpoint_takes_an_effort_and_a_cap(local: TransformersEngine, se
         assert one.usage.prompt == other.usage.prompt
         assert one.usage.thinking + one.usage.answer == len(other.token_ids) + 1, "the end of sequence counts there"
         assert one.tier == "normal" and "does not say" in one.trace[0].reason
-    with pytest.raises(
-        CapabilityError, match="which the policies budget, convergence would need; accepted: preset 'off'"
-    ):
+    with pytest.raises(CapabilityError, match="which the policies budget, exit would need; accepted: preset 'off'"):
         endpoint.run(PROBLEMS[:1], GREEDY)
 
 

@@ -68,7 +68,7 @@ def test_a_reply_says_what_was_done(http: httpx.Client) -> None:
     assert message["reasoning"] == message["reasoning_content"] != ""
     assert 0 < reply["usage"]["completion_tokens_details"]["reasoning_tokens"] < reply["usage"]["completion_tokens"]
     assert (told["tier"], told["shadow"]) == ("normal", False)
-    assert told["decisions"][0]["policy"] == "convergence"
+    assert told["decisions"][0]["policy"] == "readiness"
     assert "decisions" not in answered(http, tersely={"trace": False})["choices"][0]["tersely"]
 
 
@@ -246,7 +246,7 @@ def test_metrics_of_both_are_there(http: httpx.Client) -> None:
 
     families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").text)}
     assert any(sample.value > 0 for sample in families["tersely_thinking_tokens"].samples)
-    assert {sample.labels.get("reason") for sample in families["tersely_exits"].samples} >= {"budget", "convergence"}
+    assert {sample.labels.get("reason") for sample in families["tersely_exits"].samples} >= {"budget", "readiness"}
     assert "vllm:num_requests_running" in families
 
 

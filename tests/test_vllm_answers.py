@@ -14,10 +14,9 @@ from tersely.controller.options import Options, with_seed
 from tersely.controller.trace import Generation
 from tersely.evaluation.answering import SessionAnswers
 from tersely.evaluation.tasks.questions import load
-from tersely.evaluation.vllm_answers import VllmAnswers
 
 if TYPE_CHECKING:
-    from vllm import LLM
+    from tersely.controller.engines.vllm.engine import VllmEngine
 
 pytestmark = pytest.mark.vllm
 
@@ -31,12 +30,12 @@ def ours() -> SessionAnswers:
 
 
 @pytest.fixture(scope="module")
-def theirs(vllm_llm: LLM, ours: SessionAnswers) -> VllmAnswers:
-    return VllmAnswers(vllm_llm, ours.session)
+def theirs(vllm_engine: VllmEngine) -> SessionAnswers:
+    return SessionAnswers(vllm_engine)
 
 
 @pytest.mark.parametrize("preset", ["off", "balanced", "fast"])
-def test_greedy_answers_are_those_of_a_session(ours: SessionAnswers, theirs: VllmAnswers, preset: str) -> None:
+def test_greedy_answers_are_those_of_a_session(ours: SessionAnswers, theirs: SessionAnswers, preset: str) -> None:
     options = replace(GREEDY, preset=preset)
     expected, found = (answers.answer(PROBLEMS, options) for answers in (ours, theirs))
     for one, other in zip(expected, found, strict=True):
@@ -52,13 +51,13 @@ def ids_of(generations: Sequence[Generation]) -> list[tuple[int, ...]]:
     return [generation.token_ids for generation in generations]
 
 
-def test_a_seed_decides_what_is_drawn(theirs: VllmAnswers) -> None:
+def test_a_seed_decides_what_is_drawn(theirs: SessionAnswers) -> None:
     drawn = [ids_of(theirs.answer(PROBLEMS, with_seed(Options(max_new_tokens=300), seed))) for seed in (1, 2, 1)]
     assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_what_is_written_on_has_the_probabilities_that_transformers_gives_it(
-    ours: SessionAnswers, theirs: VllmAnswers
+    ours: SessionAnswers, theirs: SessionAnswers
 ) -> None:
     prepared = ours.session.prepare(PROBLEMS, replace(GREEDY, preset="off"))
     texts, limits = [row.request.prompt_ids for row in prepared], [40] * len(prepared)

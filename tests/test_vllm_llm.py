@@ -37,7 +37,7 @@ def test_outputs_are_vllms_own_and_say_what_control_made_of_them(llm: Any) -> No
         assert one.thinking + one.answer == len(output.outputs[0].token_ids)
         assert other.trace == ()
         assert one.thinking <= other.thinking
-        assert one.trace == () or one.trace[0].policy in ("convergence", "budget")
+        assert one.trace == () or one.trace[0].policy in ("readiness", "budget")
     assert sum(len(output.outputs[0].tersely.trace) for output in outputs) > 3
     thinking = [sum(output.outputs[0].tersely.thinking for output in made) for made in (outputs, full)]
     assert thinking[0] < thinking[1]

@@ -202,7 +202,7 @@ class Engine(Protocol):
     capabilities: frozenset[str]
     """Of: `retract` (directives may drop the latest token), `crop` (and more than that; trials, rests), `ragged` (k
     forced tokens cost one forward), `signals`, `chances` (signals without entropy), `hidden` (layers
-    and openings), `steer` (steering)."""
+    and openings; an engine that shows some layers alone lists their numbers in `hidden_layers`), `steer` (steering)."""
     context_length: int | None
 
     def generate(

@@ -88,7 +88,7 @@ def _begin(session: Session, options: Options, question: _Question, start: Start
     if parent is not None and parent.done is not None:
         before = parent.member.before
         prefix = _head(parent.done, before + start.at)
-        member.begin(request.watcher, prefix.token_ids, before)
+        member.begin(request.watcher, prefix, before)
         ids, limit = (*request.prompt_ids, *prefix.token_ids), request.max_new_tokens - len(prefix.token_ids)
         request = replace(request, prompt_ids=ids, max_new_tokens=limit, watcher=member)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import fmean
 
 from ..answers import boxed, boxed_or_last
@@ -29,19 +28,20 @@ class Member(Ending):
         self.before = 0
         self._closed = False
 
-    def begin(self, inner: Watcher | None, written: Sequence[int] = (), before: int = 0) -> None:
+    def begin(self, inner: Watcher | None, head: Completion | None = None, before: int = 0) -> None:
         """See `Ending.begin`.
 
-        written: what the row goes on from, of which `before` tokens are no thinking.
+        head: what the row goes on from, of which `before` tokens are no thinking.
         """
         self.controller = self.row.controller or _onlooker(self.session, self.row)
         super().begin(inner or self.controller)
         self.before = before or int(self.row.state == "before")
-        if written:
+        if head is not None:
             self.controller.phase = "thinking"
-            self.controller.position += len(written)
-            for token in written[before:]:
-                self.controller.thinking.add(token)
+            self.controller.position += len(head.token_ids)
+            signals = head.signals or (None,) * len(head.token_ids)
+            for token, seen in list(zip(head.token_ids, signals, strict=True))[before:]:
+                self.controller.thinking.add(token, seen)
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """See `Watcher.observe`."""

@@ -15,6 +15,7 @@ POLICIES = {
     "convergence": "convergence:Convergence",
     "correct": "correct:Correction",
     "escalate": "escalate:Escalate",
+    "exit": "exit:Exit",
     "grade": "correct:Grading",
     "hint": "hint:ConciseHint",
     "plan": "plan:PlanAndBudget",
@@ -30,10 +31,14 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "off": {},
     "budget": {"budget": {}},
     "careful": {"budget": {}, "convergence": {"agree": 3}},
-    "balanced": {"budget": {}, "convergence": {"agree": 2}},
+    "balanced": {"budget": {}, "exit": {}},
     "certified": {"budget": {}, "readiness": {}},
     "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
     "concisehint": {"budget": {}, "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True}},
+    "concisehint-t": {
+        "budget": {},
+        "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True, "learnt": True},
+    },
     "planned": {"budget": {}, "plan": {}},
     "speculative": {"budget": {}, "reflect": {}},
     "sirius": {"budget": {}, "correct": {}},
@@ -81,3 +86,8 @@ def make_policies(
     if name not in PRESETS:
         raise unknown("preset", name, PRESETS)
     return tuple(make_policy(n, s) for n, s in PRESETS[name].items())
+
+
+def without_engine(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    """The policies as they are used where there is no engine to bind to: those that can, do without."""
+    return tuple(getattr(policy, "fallback", policy) for policy in policies)

@@ -142,8 +142,9 @@ class Policy(Protocol):
 
     layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
     `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must
-    know the model it works on has a method `bind(engine)`, which returns the policy that is then used. One that adds to
-    hidden states, and needs `steer`, says so as `Steer` does.
+    know the model it works on has a method `bind(engine)`, which returns the policy that is then used, and, where it
+    can do without, a `fallback`, which is used where there is no engine to ask. One that adds to hidden states, and
+    needs `steer`, says so as `Steer` does.
     """
 
     name: ClassVar[str]

@@ -46,16 +46,15 @@ class ReadinessExit:
             yield Wait(at=1 << 60)
             return
         walk, readings = Walk(self.rule), Readings()
-        tell = None if self.drift is None else self.drift.begin()
+        tell = None if self.drift is None else self.drift.begin()  # of first thoughts, which a branch has behind it
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
             if not (thoughts := readings.update(view.thinking)):
                 continue
             end = view.tokens
             score = walk.free(features(thoughts), view.state(self.layer))
-            if tell is not None:
+            if tell is not None and len(thoughts) == 1:
                 tell(walk.row)
-                tell = None
             how = ""
             if walk.wants_trial(score, end):
                 view = yield Trial()

@@ -27,6 +27,11 @@ def ends(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
+def last_layer(model_config: Any) -> tuple[int, int]:
+    """Whose hidden states there are inside vLLM: the last layer's, by both of its numbers."""
+    return -1, int(model_config.hf_text_config.num_hidden_layers)
+
+
 class Moved:
     """Of which rows the end of the turn was moved: fetched from the device once, when a token after that is read."""
 

@@ -17,7 +17,7 @@ from ..base import Completion, Opening, Request, Sampling, TokenSink
 from ..checkpoints import locate
 from ..limits import limit_of, openings_of
 from .control import KEY
-from .driven import ends
+from .driven import ends, last_layer
 from .running import Eye, Row
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ _NUMBERS = count()
 class VllmEngine:
     """Runs a model on vLLM; implements `engines.base.Engine`.
 
-    llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors.
+    llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors. Signals are
+    made before a token is sampled: `Signals.chosen` is NaN for a watcher, and in what was watched.
     """
 
     capabilities = frozenset({"signals", "hidden"})
@@ -55,7 +56,7 @@ class VllmEngine:
         self.name = name or str(config.model)
         self.tokenizer = llm.get_tokenizer()
         self.context_length: int | None = config.max_model_len
-        self._layers = int(config.hf_text_config.num_hidden_layers)
+        self.hidden_layers = last_layer(config)
         self._folder = Path(config.model)
         told = config.try_get_generation_config()
         self._greedy = not told.get("do_sample", False)
@@ -123,9 +124,10 @@ class VllmEngine:
     def _row(self, request: Request, row: int) -> Row:
         if request.steering is not None:
             raise CapabilityError("nothing is steered inside vLLM; use the engine 'transformers'")
-        if wrong := [layer for layer in request.layers if layer not in (-1, self._layers)]:
+        if wrong := [layer for layer in request.layers if layer not in self.hidden_layers]:
             raise CapabilityError(
-                f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one ({self._layers}) alone"
+                f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one "
+                f"({self.hidden_layers[-1]}) alone"
             )
         limit = limit_of(request, row, self.context_length, self.name)
         return Row(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
@@ -156,6 +158,7 @@ class VllmEngine:
             params.top_p = params.top_p if sampling.top_p is None else sampling.top_p
             params.top_k = params.top_k if sampling.top_k is None else sampling.top_k
         params.detokenize = False
+        params.logprobs = 0 if row.chances_wanted else None
         if row.driven is not None:
             params.extra_args = {KEY: {"driver": row.name}}
         return params

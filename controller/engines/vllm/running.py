@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from ..base import KEEP, Completion, Concerned, Directive, FinishReason, Request, Seen, State, TokenSink
+from ..base import KEEP, Completion, Concerned, Directive, FinishReason, Request, Seen, Signals, State, TokenSink
 from .driven import Driven
 
 
@@ -32,10 +34,16 @@ class Row:
         self.finish: FinishReason | None = None
         self.driven: Driven | None = None
         self._shown = 0
+        self._chances: list[float] = []
         if request.watcher is not None or request.signals:
             wants = {"signals"} if request.signals else set()
             wants |= {"hidden"} if request.layers else set()
             self.driven = Driven(request.watcher, end, frozenset(wants), measured=request.signals)
+
+    @property
+    def chances_wanted(self) -> bool:
+        """Whether vLLM is to say how likely each sampled token was; a watcher would not hear it in time."""
+        return self.request.signals and self.request.watcher is None
 
     def submit(self, engine: Any, params: Any) -> None:
         """Hand the request to vLLM."""
@@ -55,6 +63,9 @@ class Row:
                 self.driven.read(self.ids)
                 if self.driven.stopped:
                     self.finish = "stopped"
+            if self.chances_wanted:
+                logs = zip(self.ids, done.logprobs, strict=True)
+                self._chances = [math.exp(known[token].logprob) for token, known in logs]
             if self.ids and self.ids[-1] in self.end:
                 self.ids.pop()
         if sink is not None:
@@ -79,8 +90,16 @@ class Row:
 
     def completion(self) -> Completion:
         """The output without the token that ended it."""
-        signals = list(self.driven.signals[: len(self.ids)]) if self.driven and self.request.signals else []
-        if self.request.signals:
-            signals += [None] * (len(self.ids) - len(signals))
         forced = tuple(self._forced(place) for place in range(len(self.ids)))
-        return Completion(tuple(self.ids), forced, self.finish or "length", signals=tuple(signals))
+        return Completion(tuple(self.ids), forced, self.finish or "length", signals=self._signals())
+
+    def _signals(self) -> tuple[Signals | None, ...]:
+        """Those of each token; None of one that was not seen before the row ended."""
+        if self.driven is None or not self.request.signals:
+            return ()
+        seen = self.driven.signals[: len(self.ids)]
+        seen = [*seen, *[None] * (len(self.ids) - len(seen))]
+        if not self._chances:
+            return tuple(seen)
+        chances = self._chances[: len(seen)]
+        return tuple(one and replace(one, chosen=chance) for one, chance in zip(seen, chances, strict=True))

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ....errors import CapabilityError
 from ...budgets import canonical_effort, tier_by_length
 from ...core import Controller
 from ...markers import Markers, find_markers
@@ -16,7 +15,7 @@ from ...probing import bound
 from ...prompts import state_after
 from ...text import Codec, codec_for
 from .control import KEY, Control, control_of, read_control
-from .driven import Driven, ends
+from .driven import Driven, ends, last_layer
 
 _HERE: dict[str, Driven] = {}
 """Drivers of requests to an engine in this process, by what their control names."""
@@ -44,6 +43,7 @@ class Worker:
     def __init__(self, vllm_config: Any) -> None:
         self.config = vllm_config.model_config
         self.name = str(self.config.served_model_name or self.config.model)
+        self.hidden_layers = last_layer(self.config)
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
@@ -123,16 +123,5 @@ class Worker:
 
     def _bind(self, policy: Policy) -> Policy:
         if policy not in self._bound:
-            made = bound(policy, self, None)  # type: ignore[arg-type]  # as far as policies look, this is an engine
-            if wrong := [layer for layer in getattr(made, "layers", ()) if layer not in (-1, self.layers)]:
-                raise CapabilityError(
-                    f"policy {policy.name!r} reads hidden layer {wrong[0]}; inside vLLM there is the last one "
-                    f"({self.layers}) alone; collect and calibrate a probe on that"
-                )
-            self._bound[policy] = made
+            self._bound[policy] = bound(policy, self, None)  # type: ignore[arg-type]  # as far as policies look, an engine
         return self._bound[policy]
-
-    @property
-    def layers(self) -> int:
-        """How many layers the model has."""
-        return int(self.config.hf_text_config.num_hidden_layers)
