@@ -23,9 +23,12 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def plain(name: str, folder: Path, **sections: Mapping[str, Any]) -> dict[str, Any]:
+def plain(name: str, folder: Path, **values: Any) -> dict[str, Any]:
     """The small recipe of a method as plain values; sections are laid over its own, key by key."""
-    merged = {key: {**SMALL.get(key, {}), **sections.get(key, {})} for key in {*SMALL, *sections}}
+    merged = {
+        key: {**SMALL.get(key, {}), **value} if isinstance(value, Mapping) else value
+        for key, value in {**SMALL, **values}.items()
+    }
     return {"method": name, "out": str(folder), **merged}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import Recipe
 from .libraries import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from .pairs import Pair
-from .running import Running, adapter, common_arguments
+from .running import Finish, Running, adapter, common_arguments
 from .traces import Trace
 from .trainer import check_finite
 
@@ -37,8 +37,18 @@ class FiniteDPO(_Finite, DPOTrainer):  # type: ignore[misc]
     """See `_Finite`."""
 
 
-def supervise(running: Running, recipe: Recipe, model: Any, tokenizer: Any, traces: Sequence[Trace]) -> None:
-    """Learn to write these completions, what was forced in them left out, and write the model."""
+def supervise(
+    running: Running,
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    traces: Sequence[Trace],
+    finish: Finish | None = None,
+) -> None:
+    """Learn to write these completions, what was forced in them left out, and write the model.
+
+    finish: see `Running.train`.
+    """
     from datasets import Dataset
 
     rows = [
@@ -59,7 +69,7 @@ def supervise(running: Running, recipe: Recipe, model: Any, tokenizer: Any, trac
         peft_config=adapter(recipe),
         callbacks=running.callbacks(),
     )
-    running.train(trainer, recipe)
+    running.train(trainer, recipe, finish)
 
 
 def prefer(running: Running, recipe: Recipe, model: Any, tokenizer: Any, pairs: Sequence[Pair], beta: float) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .sampling import Sampler
     from .trainer import AdaptiveTrainer, Credit
 
+Finish = Callable[[Any], None]
 RECIPE = "recipe.json"
 MODEL = "model"
 CHANGEABLE = ("out", "saving", "alarm")
@@ -115,19 +116,22 @@ class Running:
         """What watches every training."""
         return [FiniteGradients(), Progress(self.say), Curve(self.folder), Completed()]
 
-    def train(self, trainer: Any, recipe: Recipe) -> None:
-        """Train, and write the model in a form that `tersely run --model` takes."""
+    def train(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
+        """Train, and write the model in a form that `tersely run --model` takes.
+
+        finish: what is still done to the model, once adapters are merged in.
+        """
         from transformers import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         if trainer.state.global_step < trainer.state.max_steps or not trainer.is_world_process_zero():
             return
-        save(trainer.model, trainer.processing_class, recipe, self.folder)
+        save(trainer.model, trainer.processing_class, recipe, self.folder, finish)
         self.say(f"wrote {self.folder / MODEL}")
 
 
-def save(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
+def save(model: Any, tokenizer: Any, recipe: Recipe, folder: Path, finish: Finish | None = None) -> None:
     """Write the model, and of an adapter both it and the model with it merged in."""
     lora = recipe.optimiser.lora
     if lora is not None:
@@ -135,6 +139,8 @@ def save(model: Any, tokenizer: Any, recipe: Recipe, folder: Path) -> None:
         if not lora.merge:
             return
         model = model.merge_and_unload()
+    if finish is not None:
+        finish(model)
     model.save_pretrained(str(folder / MODEL))
     tokenizer.save_pretrained(str(folder / MODEL))
 

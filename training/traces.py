@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,19 @@ def _traces(
 def shortest_right(traces: Sequence[Trace], keep: int) -> list[Trace]:
     """The shortest right completions of a question that the model ended itself."""
     return sorted((t for t in traces if t.right and t.whole), key=lambda t: t.length)[:keep]
+
+
+def rewritten(trace: Trace, tokenizer: Any, words: str, others: str) -> Trace | None:
+    """The completion with other words in place of those that a policy wrote into it; None if it wrote none."""
+    ids: list[int] = []
+    learnt: list[int] = []
+    found = False
+    for mine, run in groupby(zip(trace.ids, trace.learnt, strict=True), key=lambda pair: pair[1]):
+        tokens = [token for token, _ in run]
+        text = "" if mine else tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if words in text:
+            found = True
+            tokens = tokenizer.encode(text.replace(words, others), add_special_tokens=False)
+        ids += tokens
+        learnt += [mine] * len(tokens)
+    return replace(trace, ids=ids, learnt=learnt) if found else None

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from itertools import count, takewhile
+from typing import Any, ClassVar
 
 from ...errors import OptionError
 from ..markers import KNOWN
 from .base import Inject, View, Wait, Watching
 
+HINT_TOKEN = "<|hint_{}|>"
+"""Name of a token whose embedding is part of a learnt hint, by its number."""
 _CLAUSE = re.compile(r"[^\d\s][.,]\s*$")
 
 
@@ -21,8 +24,9 @@ class ConciseHint:
     without one gets no hint. The paper injects into a finished block and re-reads the rest; here the hint is set when
     its place is reached, which re-reads nothing. earliest: no hint before this many tokens (the paper's formula sets
     the first one at once, before there is anything to shorten). limit: most hints per thinking. whole: length counts
-    the prompt as well, clauses: a comma is place enough, both as in the paper. Raises OptionError for a text that the
-    model would take for more than words.
+    the prompt as well, clauses: a comma is place enough, both as in the paper. learnt: the hint that `tersely train
+    hint` taught this model, in place of `text`. Raises OptionError for a text that the model would take for more than
+    words.
     """
 
     name: ClassVar[str] = "hint"
@@ -35,6 +39,7 @@ class ConciseHint:
     limit: int = 16
     whole: bool = False
     clauses: bool = False
+    learnt: bool = False
 
     def __post_init__(self) -> None:
         if not self.text.strip():
@@ -53,13 +58,17 @@ class ConciseHint:
     def watch(self, view: View) -> Watching:
         """See `Policy.watch`."""
         codec = view.thinking.codec
+        if self.learnt:
+            if not (text := learnt_hint(codec.tokenizer)):
+                raise OptionError("this model has learnt no hint; `tersely train hint` teaches it one")
+            return self._hints(view, text)
         added = {i: name for name, i in codec.tokenizer.get_added_vocab().items() if name.strip()}
         special = set(getattr(codec.tokenizer, "all_special_ids", ()))
         if found := [token for token in codec.encode(self.text) if token in added or token in special]:
             raise _refused(self.text, codec.decode(found[:1]))
-        return self._hints(view)
+        return self._hints(view, self.text)
 
-    def _hints(self, view: View) -> Watching:
+    def _hints(self, view: View, text: str) -> Watching:
         start, tau = 0, self.alpha
         for number in range(1, self.limit + 1):
             place, end = max(1, self.earliest, start + self.offset(tau)), start + tau
@@ -71,10 +80,17 @@ class ConciseHint:
                 view = yield Wait(at=place, boundary="sentence", deadline=end)
             before = view.tokens
             if before < end:
-                view = yield Inject(self.text, f"hint {number}, block of {tau} tokens")
+                view = yield Inject(text, f"hint {number}, block of {tau} tokens")
             start = max(end + view.tokens - before, view.tokens)
             tau = self.interval(start + (view.prompt_tokens if self.whole else 0))
 
 
 def _refused(text: str, token: str) -> OptionError:
     return OptionError(f"the hint {text!r} holds {token!r}, which is no text to this model; accepted: plain words")
+
+
+def learnt_hint(tokenizer: Any) -> str:
+    """The text of the hint that a model has learnt; empty if it has learnt none."""
+    known = tokenizer.get_added_vocab()
+    names = takewhile(known.__contains__, map(HINT_TOKEN.format, count()))
+    return "".join(names)
