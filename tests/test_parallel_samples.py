@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from tersely.controller.parallel.poll import ROOT, Start
 from tersely.controller.parallel.resampling import Kind, Verifier
 from tersely.controller.parallel.tree import Tree
 from tersely.controller.parallel.verified import Verified
+from tersely.controller.policies.base import Note, View, Wait, Watching
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, OptionError
 from tersely.probes.choice import TierProbe, TierTable
@@ -144,6 +146,27 @@ def test_attempts_end_with_the_first_that_passes(engine: TransformersEngine) -> 
     assert "no more are allowed" in second.trace[-1].reason
     assert [prompt for prompt, _ in seen] == [EASY, *[QUESTIONS[1]] * 3]
     assert len({text for prompt, text in seen if prompt != EASY}) == 3, "each attempt has a seed of its own"
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Looks at what there is of every token when it is first woken, and notes how many have no signals."""
+
+    name: ClassVar[str] = "looking"
+    needs: ClassVar[frozenset[str]] = frozenset({"signals"})
+
+    def watch(self, view: View) -> Watching:
+        view = yield Wait(at=30, boundary="token")
+        yield Note(f"{sum(seen is None for seen in view.thinking.signals)} of {view.tokens} unseen")
+
+
+def test_branches_know_how_sure_the_thoughts_were_that_they_go_on_from(engine: TransformersEngine) -> None:
+    results = ask(engine, rule=Tree(roots=1, width=2), k=3, policies=(Looking(),))
+    branches = [branch for result in results for branch in result.samples[1:]]
+    assert branches
+    for branch in branches:
+        (note,) = [decision for decision in branch.trace if decision.policy == "looking"]
+        assert note.reason.startswith("0 of ")
 
 
 @pytest.mark.parametrize("preset", ["off", "balanced"])
