@@ -8,6 +8,7 @@ from typing import Any
 
 from ...controller.config import Config
 from ...controller.options import Options
+from ...controller.policies import POLICIES, PRESETS
 from ...errors import OptionError, unknown
 
 BASELINE = "full"
@@ -22,17 +23,10 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "hard": {"preset": "off", "effort": "hard"},
     "auto": {"preset": "off", "effort": "auto"},
     "auto-balanced": {"preset": "balanced", "effort": "auto"},
-    "budget": {"preset": "budget"},
-    "certified": {"preset": "certified"},
-    "careful": {"preset": "careful"},
-    "balanced": {"preset": "balanced"},
-    "fast": {"preset": "fast"},
-    "concisehint": {"preset": "concisehint"},
-    "trimr": {"preset": "trimr"},
-    "speculative": {"preset": "speculative"},
-    "cascade": {"preset": "cascade"},
+    **{name: {"preset": name} for name in PRESETS if name != "off"},
+    **{name: {"policies": ("budget", name)} for name in POLICIES if name not in PRESETS},
 }
-"""Arm that is run -> what it changes in the options common to all arms."""
+"""Arm that is run -> what it changes in the options common to all arms: each preset, and each policy by itself."""
 
 FIXED, CONFIDENCE, RANDOM, ORACLE = "fixed-budget", "confidence", "random-stop", "first-correct"
 CUTS: Mapping[str, str] = {
