@@ -51,7 +51,7 @@ bench: $(VENV)/test.stamp
 	@mkdir -p .bench
 	@for model in $(BENCHED); do \
 		rm -f .bench/$$model.json; \
-		$(BIN)/tersely bench --model $$model --arms full,balanced,careful,fast --engine vllm --limit $(LIMIT) \
+		$(BIN)/tersely bench --model $$model --arms full,balanced,convergence,concisehint,trimr,fast --engine vllm --limit $(LIMIT) \
 			--out .bench/$$model.json || test -f .bench/$$model.json || exit 1; \
 	done
 	@$(BIN)/tersely report $(BENCHED:%=.bench/%.json) --out .bench/report
