@@ -14,7 +14,7 @@ from .outside.asked import Asked, told
 from .outside.helper import Helper
 from .outside.questions import Verifier
 from .outside.symbolic import SymbolicVerifier
-from .policies.base import Action, Ask, Close, Delegate, Inject, Note, Policy, Trial, View
+from .policies.base import Action, Ask, Close, Consult, Delegate, Handed, Inject, Note, Policy, Revise, Trial, View
 from .prompts import Prompt, question_of
 from .sleeper import Aside, Sleeper, Sleepers
 from .spotting import Spotter
@@ -109,7 +109,7 @@ class Controller:
         """The model ends its thinking; a policy may take that back."""
         self._hear_verdicts()
         bids = self._bids(self._sleepers.at_close(len(self.thinking)))
-        wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, Delegate))]
+        wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, Handed))]
         directive, size = KEEP, 0
         if wanted:
             size = self._close.size([*self.thinking.ids, token])
@@ -157,12 +157,12 @@ class Controller:
         bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
         if not bids:
             return self._ask([s for s, _ in moves])
-        directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, Delegate))), bids[0]))
+        directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, Handed))), bids[0]))
         self._go_on(moves, directive)
         return directive
 
     def _do(self, sleeper: Sleeper, action: Action) -> Directive:
-        if isinstance(action, Delegate):
+        if isinstance(action, Handed):
             return self._delegate(sleeper, action)
         return self._carry_out(sleeper.policy.name, action)
 
@@ -173,13 +173,15 @@ class Controller:
                 self.view.helped = None
                 sleeper.go_on(self.view)
 
-    def _delegate(self, sleeper: Sleeper, move: Delegate) -> Directive:
+    def _delegate(self, sleeper: Sleeper, move: Handed) -> Directive:
         """Let the row rest until the helper has written."""
         if self.shadow:
-            decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
-            self.decisions.append(decision)
+            lead = _lead_of(move)
+            self.decisions.append(
+                Decision(sleeper.policy.name, "delegate", move.reason, self.position, lead, acted=False)
+            )
             return KEEP
-        self._actions += move.review is None
+        self._actions += not isinstance(move, Revise)
         directive = self.delegated.begin(sleeper, move, self.position, self._room)
         self.position += len(directive.force) - directive.drop
         return directive
@@ -243,13 +245,13 @@ class Controller:
 
     def _permitted(self, sleeper: Sleeper, move: Action | Trial) -> bool:
         """Whether a move can be carried out: an injection only while the thinking can still end well."""
-        if not isinstance(move, (Inject, Delegate)):
+        if not isinstance(move, (Inject, Handed)):
             return True
         what = "injections" if isinstance(move, Inject) else "delegations"
-        needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
-        if isinstance(move, Delegate) and self.delegated.helper is None and not self.shadow:
+        needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else _lead_of(move))) + 1
+        if isinstance(move, Handed) and self.delegated.helper is None and not self.shadow:
             reason = "no delegation: there is no helper"
-        elif isinstance(move, Delegate) and self.delegated.taken_back > self.budget.thinking:
+        elif isinstance(move, Handed) and self.delegated.taken_back > self.budget.thinking:
             reason = f"no more {what}: they have taken back more than the thinking may hold"
         elif self._actions >= MOST_ACTIONS:
             reason = f"no more {what} after {MOST_ACTIONS}: policies may be undoing each other"
@@ -303,5 +305,11 @@ class Controller:
 
 
 def _onward(move: Action | Trial) -> Action | Trial:
-    """A move as it can follow a delegation: what was just put out is neither taken back nor reviewed."""
-    return replace(move, take_back=0, review=None) if isinstance(move, Delegate) else move
+    """A move as it can follow what a helper did: what was just put out is neither taken back nor looked over."""
+    if isinstance(move, Revise):
+        return replace(move, latest=0)
+    return replace(move, take_back=0) if isinstance(move, (Delegate, Consult)) else move
+
+
+def _lead_of(move: Handed) -> str:
+    return move.lead if isinstance(move, Delegate) else ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from .engines.base import Directive
 from .outside.asked import told
 from .outside.helper import Help, Helper, Stretch
-from .policies.base import Delegate
+from .policies.base import Consult, Handed, Revise
 from .prompts import Prompt
 from .sleeper import Sleeper
 from .thoughts import Thinking
@@ -22,7 +22,7 @@ class Delegation:
     """
 
     sleeper: Sleeper
-    move: Delegate
+    move: Handed
     position: int
     help: Help
     reviewed: int
@@ -30,7 +30,7 @@ class Delegation:
     @property
     def kind(self) -> str:
         """What it was, for the trace: `ask`, `review` where the helper let all stand, or `delegate`."""
-        if self.move.message:
+        if isinstance(self.move, Consult):
             return "ask"
         return "review" if self.reviewed and not self.help.tokens else "delegate"
 
@@ -53,21 +53,17 @@ class Delegations:
         """Whose stretch is being written."""
         return None if self._open is None else self._open.sleeper
 
-    def begin(self, sleeper: Sleeper, move: Delegate, position: int, room: int) -> Directive:
+    def begin(self, sleeper: Sleeper, move: Handed, position: int, room: int) -> Directive:
         """Have a move carried out, and let the row rest until it is: what goes, and what is put out before that.
 
         position: how many tokens of the output stand. room: most tokens that the thinking may still grow by.
         """
+        if isinstance(move, Revise):
+            return self._revise(sleeper, move, position, room)
         thinking = self.thinking
-        if move.review is not None:
-            latest = thinking.own(move.take_back)
-            before = thinking.codec.decode(thinking.ids[: len(thinking) - latest])
-            draft, tokens = thinking.text[len(before) :], min(move.tokens, room + latest)
-            stretch = Stretch(self.prompt, before, tokens, move.thought, draft=draft, review=move.review)
-            return Directive(until=self._write(stretch, sleeper, move, position - latest, latest))
         back = thinking.take_back(move.take_back)
         self.taken_back += back
-        if move.message:
+        if isinstance(move, Consult):
             asked = Stretch(move.message, "", move.tokens, reply=True)
             return Directive(drop=back, until=self._write(asked, sleeper, move, position - back))
         lead = f"{lead_after(thinking.tail(4))}{move.lead} " if move.lead else ""
@@ -76,10 +72,19 @@ class Delegations:
             thinking.add(token)
         written = lead if move.anew else thinking.text
         grown = len(forced) - back
-        stretch = Stretch(self.prompt, written, min(move.tokens, room - grown), move.thought)
+        stretch = Stretch(self.prompt, written, min(move.tokens, room - grown))
         return Directive(forced, drop=back, until=self._write(stretch, sleeper, move, position + grown))
 
-    def _write(self, stretch: Stretch, sleeper: Sleeper, move: Delegate, position: int, reviewed: int = 0) -> Help:
+    def _revise(self, sleeper: Sleeper, move: Revise, position: int, room: int) -> Directive:
+        """Show the helper the latest tokens, all of which stand until it has said which of them do."""
+        thinking = self.thinking
+        latest = thinking.own(move.latest)
+        before = thinking.codec.decode(thinking.ids[: len(thinking) - latest])
+        draft, tokens = thinking.text[len(before) :], min(move.tokens, room + latest)
+        stretch = Stretch(self.prompt, before, tokens, move.thought, draft=draft, review=move.review)
+        return Directive(until=self._write(stretch, sleeper, move, position - latest, latest))
+
+    def _write(self, stretch: Stretch, sleeper: Sleeper, move: Handed, position: int, reviewed: int = 0) -> Help:
         assert self.helper is not None  # the controller asks nobody otherwise
         try:
             made = self.helper.write(stretch)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .policies.base import RANK, Action, Ask, Close, Delegate, Inject, Move, Note, Policy, Trial, View, Wait, Watching
+from .policies.base import RANK, Action, Ask, Close, Handed, Inject, Move, Note, Policy, Trial, View, Wait, Watching
 from .trial import TrialAnswer
 
 NEVER = 1 << 60
@@ -72,10 +72,12 @@ class Sleeper:
 
     def _settle_down(self, move: Move) -> Action | Trial | None:
         """Go to sleep as a wait says; hand on anything else."""
-        if isinstance(move, (Close, Delegate, Inject, Trial)):
+        if isinstance(move, (Close, Handed, Inject, Trial)):
             return move
         if not isinstance(move, Wait):
-            raise TypeError(f"a policy yielded {move!r}; accepted: Wait, Inject, Close, Delegate, Trial, Note, Ask")
+            raise TypeError(
+                f"a policy yielded {move!r}; accepted: Wait, Inject, Close, Delegate, Revise, Consult, Trial, Note, Ask"
+            )
         # Compared here, since what cannot be compared must not reach the loop of the tokens.
         at, deadline = max(0, move.at), NEVER if move.deadline is None else max(0, move.deadline)
         self.rank, self.deadline = RANK[move.boundary], deadline

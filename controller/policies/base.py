@@ -35,7 +35,7 @@ class View:
     closing_cost: tokens that closing the thinking will force. question: what was asked, "" if that is not known;
     prompt_tokens: of the whole prompt. reply: the answer to the trial that the policy asked for; None where there was
     no room for one, or in shadow mode, which tries nothing. ticket: of the question that the policy asked last. helped:
-    what the helper wrote for the policy's last `Delegate`, None if nothing.
+    what the helper said to what the policy last handed to it, None if nothing.
     """
 
     thinking: Thinking
@@ -94,11 +94,8 @@ class Delegate:
     """Let the helper write the next `tokens` tokens of the thinking; `View.helped` brings its text.
 
     take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
-    the helper's text. anew: the helper thinks from the question on and does not read what was thought. thought: it
-    writes no further than to the end of a thought. review: the latest tokens go only as far as the helper does not keep
-    them, and if it keeps all it writes nothing; `View.helped` is then what stands in their place. message: the helper
-    answers this instead, without thinking; `View.helped` brings its reply, and nothing is put into the thinking. Where
-    the helper ends the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
+    the helper's text. anew: the helper thinks from the question on and does not read what was thought. Where the helper
+    ends the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
     """
 
     tokens: int
@@ -106,9 +103,35 @@ class Delegate:
     take_back: int = 0
     lead: str = ""
     anew: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Revise:
+    """Let the helper look over the latest tokens, as far as the model wrote them, and rewrite what it does not keep.
+
+    latest: how many. tokens: most that it writes, from the first that it does not keep on; nothing if it keeps all.
+    thought: no further than to the end of a thought. `View.helped` is what stands in their place then. Else as
+    `Delegate`.
+    """
+
+    tokens: int
+    reason: str
+    latest: int
+    review: Review
     thought: bool = False
-    review: Review | None = None
-    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Consult:
+    """Let the helper answer a message, without thinking; `View.helped` brings its reply, the thinking does not get it.
+
+    take_back: as for `Delegate`.
+    """
+
+    message: str
+    tokens: int
+    reason: str
+    take_back: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +153,9 @@ class Ask:
     question: Question
 
 
-Action = Inject | Close | Delegate
+Handed = Delegate | Revise | Consult
+"""What a row rests for until its helper has done it."""
+Action = Inject | Close | Handed
 Move = Wait | Action | Trial | Note | Ask
 Watching = Generator[Move, View, None]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..outside.questions import Review
-from .base import Delegate, View, Wait, Watching
+from .base import Revise, View, Wait, Watching
 
 _NEEDS = frozenset({"crop", "helper", "review"})
 
@@ -36,7 +36,7 @@ class Correction:
         while True:
             view = yield Wait(at=checked + self.every, boundary="token")
             review = Review(self.least)
-            view = yield Delegate(self.tokens, "checked", take_back=view.tokens - checked, review=review)
+            view = yield Revise(self.tokens, "checked", view.tokens - checked, review)
             checked = view.tokens
 
 
@@ -59,5 +59,5 @@ class Grading:
             view = yield Wait(at=graded + 1)
             step = view.tokens - graded
             review = Review(self.least, "grade")
-            view = yield Delegate(self.tokens, "graded", take_back=step, thought=True, review=review)
+            view = yield Revise(self.tokens, "graded", step, review, thought=True)
             graded = view.tokens

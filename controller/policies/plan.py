@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ...errors import OptionError, unknown
-from .base import Close, Delegate, Inject, Note, View, Wait, Watching
+from .base import Close, Consult, Inject, Note, View, Wait, Watching
 
 Schedule = Literal["constant", "linear", "polynomial", "exponential", "cosine"]
 SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
@@ -91,7 +91,7 @@ class PlanAndBudget:
         """See `Policy.watch`."""
         view = yield Wait(at=1, boundary="token")
         message = _ASK.format(question=view.question)
-        view = yield Delegate(_PLANNING, "to plan", take_back=view.tokens, message=message)
+        view = yield Consult(message, _PLANNING, "to plan", take_back=view.tokens)
         if view.helped is None:
             return
         plan = read_plan(view.helped)
