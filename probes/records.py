@@ -21,7 +21,7 @@ from ..writing import WriteError, write
 from .features import FEATURES
 
 Array = NDArray[Any]
-VERSION = 1
+VERSION = 2
 UNKNOWN = -1
 PLAN = "plan.json"
 TABLES: Mapping[str, tuple[str, ...]] = {
@@ -32,8 +32,9 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 """Columns of each table; `questions` and `boundaries` also have `state.LAYER` for each layer of the plan.
 
 rollouts: right and the answer of thinking on; entropy is the mean over sampled tokens, in nats. boundaries: `right` and
-`same` (as the final answer) are the trial answer's; `stated` and `said` are the latest answer stated and the one of the
-trial, numbered within the rollout, -1 for none; `trial` is what the trial cost, in tokens.
+`same` (as the final answer) are of the answer that is given if the thinking ends there, sampled as all else; `stated`
+and `said` are the latest answer stated and the one of the greedy trial, numbered within the rollout, -1 for none;
+`confidence` and `trial` are the trial's, and what it cost, in tokens.
 """
 _REAL = ("entropy", "confidence", "features")
 _TEXTS = ("hash", "problem", "kind")

@@ -235,7 +235,9 @@ def forward(engine: TransformersEngine, ids: Sequence[int], layer: int) -> Array
 class Told(Collector):
     """Is told what was answered."""
 
-    def _answer(self, questions: Sequence[Question], tier: str, seed: int) -> list[tuple[Generation, list[Boundary]]]:
+    def _answer(
+        self, questions: Sequence[Question], tier: str, seed: int
+    ) -> list[tuple[Generation, list[Boundary], list[str]]]:
         text = "The answer is \\boxed{1,000}."
         done = Generation(text, "", text, "stop", tier, Usage(thinking=30, answer=9))
         row = np.zeros(len(FEATURES), np.float32)
@@ -245,7 +247,7 @@ class Told(Collector):
             Boundary(10 * i, row, told, {-1: np.ones(4, np.float32)}, trial)
             for i, (told, trial) in enumerate(zip(stated, trials, strict=True), 1)
         ]
-        return [(done, ends)]
+        return [(done, ends, ["The answer is \\boxed{1001}.", "\\boxed{1000}", "", "It is \\boxed{1000.0}."])]
 
     def _questions(self, questions: Sequence[Question]) -> dict[str, Array]:
         return {"questions.level": np.zeros(1), "questions.words": np.zeros(1), "questions.state.-1": np.zeros((1, 4))}
@@ -256,8 +258,8 @@ def test_answers_are_equal_however_they_are_spelt() -> None:
         told: Any = Told(None, checker, ("normal",), 1, (-1,), 100, 0)  # type: ignore[arg-type]
         columns, texts = told.batch(0, [Question("q", "What is 10 ** 3?", "1000", kind="power")], lambda n: None)
     assert columns["rollouts.right"].tolist() == [1]
-    assert columns["boundaries.same"].tolist() == [0, 1, 1, 0]
-    assert columns["boundaries.right"].tolist() == [0, 1, 1, 0]
+    assert columns["boundaries.same"].tolist() == [0, 1, 1, 1], "of what is answered, not of what was tried"
+    assert columns["boundaries.right"].tolist() == [0, 1, 1, 1]
     assert columns["boundaries.said"].tolist() == [0, 1, UNKNOWN, 2]
     assert columns["boundaries.stated"].tolist() == [UNKNOWN, 0, 1, 1]
     assert columns["boundaries.trial"].tolist() == [7, 8, 0, 9]
