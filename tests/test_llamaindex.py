@@ -101,6 +101,9 @@ def test_what_a_tool_wrote_is_no_marker(llm: TerselyLLM, engine: TransformersEng
     _, said = _as_prompt([user(PROBLEM), written], llm._session())
     assert said["role"] == "user"
     assert "</think>" not in said["content"] and "<|im_end|>" not in said["content"]
+    answered = llm.chat([user(PROBLEM), written], effort="auto").additional_kwargs["tersely"]
+    assert answered["tier"] == "normal"
+    assert all(decision["policy"] != "effort" for decision in answered["decisions"]), "a tool chooses no tier"
 
 
 def test_mistakes_are_told(llm: TerselyLLM) -> None:

@@ -156,6 +156,8 @@ class TerselyLLM(CustomLLM):
         settings = {name: getattr(self, name) for name in _SETTINGS} | dict(given)
         sampling = Sampling(*(settings.pop(name) for name in _SAMPLING))
         limit, policies = settings.pop("max_tokens"), settings.pop("policies")
+        if messages and messages[-1].role in _OF_TOOLS and canonical_effort(settings["effort"]) == "auto":
+            settings["effort"] = "normal"  # `auto` judges questions; what a tool wrote must not raise the budget
         options = Options(
             **settings,
             policies=None if policies is None else tuple(policies),
