@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal
 
 from .budgets import Budget
-from .delegating import Delegations
+from .delegating import Delegations, onward
 from .engines.base import KEEP, Directive, Seen
 from .markers import Markers
 from .outside.asked import Asked, told
 from .outside.helper import Helper
 from .outside.questions import Verifier
 from .outside.symbolic import SymbolicVerifier
-from .policies.base import Action, Ask, Close, Consult, Delegate, Handed, Inject, Note, Policy, Revise, Trial, View
+from .policies.base import Action, Ask, Close, Handed, Inject, Note, Policy, Revise, Trial, View
 from .prompts import Prompt, question_of
 from .sleeper import Aside, Sleeper, Sleepers
 from .spotting import Spotter
@@ -176,10 +175,8 @@ class Controller:
     def _delegate(self, sleeper: Sleeper, move: Handed) -> Directive:
         """Let the row rest until the helper has written."""
         if self.shadow:
-            lead = _lead_of(move)
-            self.decisions.append(
-                Decision(sleeper.policy.name, "delegate", move.reason, self.position, lead, acted=False)
-            )
+            decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
+            self.decisions.append(decision)
             return KEEP
         self._actions += not isinstance(move, Revise)
         directive = self.delegated.begin(sleeper, move, self.position, self._room)
@@ -204,7 +201,7 @@ class Controller:
             follow = self._carry_out("helper", Close("the helper ended the thinking", phrase=""))
         else:
             bids = [bid for bid in self._bids([done.sleeper]) if not isinstance(bid[1], Trial)]
-            follow = self._settle([(s, _onward(m)) for s, m in bids])
+            follow = self._settle([(s, onward(m)) for s, m in bids])
         self._sleepers.schedule()
         return Directive((*ids, *follow.force), drop=back, until=follow.until)
 
@@ -248,7 +245,7 @@ class Controller:
         if not isinstance(move, (Inject, Handed)):
             return True
         what = "injections" if isinstance(move, Inject) else "delegations"
-        needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else _lead_of(move))) + 1
+        needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
         if isinstance(move, Handed) and self.delegated.helper is None and not self.shadow:
             reason = "no delegation: there is no helper"
         elif isinstance(move, Handed) and self.delegated.taken_back > self.budget.thinking:
@@ -302,14 +299,3 @@ class Controller:
         else:
             self.thinking.add_forced(forced)
         return Directive(forced)
-
-
-def _onward(move: Action | Trial) -> Action | Trial:
-    """A move as it can follow what a helper did: what was just put out is neither taken back nor looked over."""
-    if isinstance(move, Revise):
-        return replace(move, latest=0)
-    return replace(move, take_back=0) if isinstance(move, (Delegate, Consult)) else move
-
-
-def _lead_of(move: Handed) -> str:
-    return move.lead if isinstance(move, Delegate) else ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .engines.base import Directive
 from .outside.asked import told
 from .outside.helper import Help, Helper, Stretch
-from .policies.base import Consult, Handed, Revise
+from .policies.base import Action, Consult, Delegate, Handed, Revise, Trial
 from .prompts import Prompt
 from .sleeper import Sleeper
 from .thoughts import Thinking
@@ -118,3 +118,10 @@ class Delegations:
         for token in ids:
             thinking.add(token)
         return back, ids
+
+
+def onward(move: Action | Trial) -> Action | Trial:
+    """A move as it can follow what a helper did: what was just put out is neither taken back nor looked over."""
+    if isinstance(move, Revise):
+        return replace(move, latest=0)
+    return replace(move, take_back=0) if isinstance(move, (Delegate, Consult)) else move

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,19 @@ import numpy as np
 import pytest
 
 from tersely.cli.app import main
-from tersely.errors import OptionError, TerselyError
+from tersely.errors import OptionError
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.calibrate import readiness, run
-from tersely.probes.calibrate.controls import by_length, by_words, quality
-from tersely.probes.calibrate.data import Boundaries, boundaries_of, joined, part_of, questions_of
-from tersely.probes.calibrate.difficulty import fit_difficulty
+from tersely.probes.calibrate.data import boundaries_of, part_of
 from tersely.probes.calibrate.report import as_text
-from tersely.probes.calibrate.run import FEWEST, Parts, Settings, best_layer, calibrate_into, parts_of
-from tersely.probes.records import UNKNOWN, Records, RecordsError
+from tersely.probes.calibrate.run import Parts, Settings, calibrate_into, parts_of
+from tersely.probes.records import Records, RecordsError
 from tersely.probes.risk import Outcomes, certify, curve, grid
 from tersely.probes.rule import StopRule
 from tersely.probes.stored import load_stop_rule, load_tier_probe
 
 from .commands import refused
-from .planted_records import CLOSING, changed, planted, rows_of, write_planted
+from .planted_records import planted, write_planted
 
 MARK = "fe" * 32
 N = 460
@@ -164,112 +161,6 @@ def test_what_is_certified_holds_for_questions_like_these(learnt: Learnt) -> Non
     assert np.mean(harm) < alpha
 
 
-# -- outcomes ------------------------------------------------------------------------------------------------------
-
-
-def stopped(b: Boundaries, score: Any, paid: Any, threshold: float) -> tuple[float, float]:
-    """Harm rate and share of tokens saved, rollout by rollout."""
-    harms, spent = 0, 0
-    for rollout, full in enumerate(b.full.tolist()):
-        costs, total = 0, full
-        for place in np.flatnonzero(b.rollout == rollout).tolist():
-            costs = int(paid[place])
-            if score[place] >= threshold:
-                total = int(b.end[place]) + CLOSING + int(b.answer[rollout])
-                harms += bool(b.final[place] and not b.now[place])
-                break
-        spent += total + costs
-    return harms / len(b.full), 1 - spent / b.full.sum()
-
-
-@pytest.mark.parametrize("costly", [False, True])
-def test_outcomes_are_those_of_stopping_one_by_one(costly: bool) -> None:
-    records = planted(60, seed=5)
-    bare = records["boundaries.rollout"] % 5 != 0  # some rollouts have no boundary
-    b = boundaries_of(rows_of(records, "boundaries", bare), -1)
-    rng = np.random.default_rng(0)
-    score, asked = np.round(rng.random(len(b)), 1), rng.random(len(b)) < 0.5
-    paid = np.zeros(len(b), np.int64)
-    for rollout in np.unique(b.rollout):
-        mine = b.rollout == rollout
-        paid[mine] = np.cumsum(np.where(asked, b.trial, 0)[mine])
-    made = b.outcomes(score, paid if costly else None)
-    assert made.n == len(b.full) == 60
-    for threshold in (0.0, 0.2, 0.45, 0.8, 1.0):
-        harm, saved = curve(made, [threshold])
-        expected = stopped(b, score, paid if costly else np.zeros(len(b)), threshold)
-        assert (float(harm[0]), float(saved[0])) == pytest.approx(expected), threshold
-    assert curve(made, [0.0])[0][0] > 0, "stopping at once does harm"
-
-
-def test_boundaries_are_those_of_the_tier_and_rollout_asked_for() -> None:
-    records = planted(30, seed=6, rollouts=2)
-    tier = records["rollouts.tier"][records["boundaries.rollout"]]
-    number = records["rollouts.number"][records["boundaries.rollout"]]
-    normal = boundaries_of(records, -1)
-    assert len(normal) == ((tier == 2) & (number == 0)).sum()
-    assert len(boundaries_of(records, -1, "hard", number=None)) == (tier == 3).sum()
-    kept = np.arange(30) < 7
-    few = boundaries_of(records, -1, keep=kept)
-    assert set(few.question) == set(records.texts["hash"][:7])
-    assert len(few.full) == 7
-    assert np.unique(few.rollout).tolist() == list(range(7))
-    both = joined([normal, few])
-    assert len(both) == len(normal) + len(few)
-    assert both.full.tolist() == normal.full.tolist() + few.full.tolist()
-    assert both.rollout[len(normal) :].tolist() == (few.rollout + 30).tolist()
-    with pytest.raises(OptionError, match=r"unknown tier 'normla'; did you mean 'normal'\?"):
-        boundaries_of(records, -1, "normla")
-
-
-def test_where_nobody_knows_the_last_answer_stands_for_the_right_one() -> None:
-    live, known = planted(40, seed=7, live=True), planted(40, seed=7, solved=0.6)
-    blind, seen = boundaries_of(live, -1), boundaries_of(known, -1)
-    assert blind.final.all()
-    assert not seen.final.all()
-    owner = live["rollouts.tier"][live["boundaries.rollout"]] == 2
-    assert blind.now.tolist() == live["boundaries.same"][owner].astype(bool).tolist()
-    assert 0 < blind.now.mean() < 1
-
-
-def test_questions_have_what_came_of_each_tier() -> None:
-    records = planted(20, seed=8, rollouts=3)
-    found = questions_of(records, -1, np.arange(20) >= 5)
-    assert (len(found), found.right.shape) == (15, (15, 4))
-    mine = (records["rollouts.question"] == 5) & (records["rollouts.tier"] == 3)
-    assert mine.sum() == 3
-    assert found.right[0, 3] == pytest.approx(records["rollouts.right"][mine].mean())
-    spent = (records["rollouts.thinking"] + records["rollouts.answer"])[mine]
-    assert found.tokens[0, 3] == pytest.approx(spent.mean())
-    with pytest.raises(RecordsError, match="some questions lack a tier; go on with the collection until it is whole"):
-        questions_of(rows_of(records, "rollouts", ~mine), -1)
-
-
-def test_quality_by_hand() -> None:
-    truth = np.array([False] * 50 + [True] * 50)
-    perfect = quality(truth, truth.astype(float))
-    assert (perfect.auroc, perfect.brier, perfect.ece, perfect.n, perfect.share) == (1, 0, 0, 100, 0.5)
-    blind = quality(truth, np.full(100, 0.8))
-    assert (blind.auroc, blind.low < 0.5 < blind.high) == (0.5, True)
-    assert blind.brier == pytest.approx(0.5 * 0.04 + 0.5 * 0.64)
-    assert quality(np.resize([False, True], 100), np.full(100, 0.8)).ece == pytest.approx(0.3)
-    assert np.isnan(quality(truth[:50], np.zeros(50)).auroc)
-
-
-def test_controls_see_what_is_theirs_alone() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.random(300) < 0.5
-    words = np.where(truth, 20, 10) + rng.integers(0, 8, 300)
-    texts = [("hard " if yes else "easy ") + " ".join(rng.choice(list("abcdef"), 5)) for yes in truth]
-    fit, test = slice(0, 200), slice(200, 300)
-    by_size = by_length(words[fit], truth[fit], words[test])
-    by_text = by_words(texts[fit], truth[fit], texts[test])
-    assert quality(truth[test], by_size).auroc > 0.95
-    assert quality(truth[test], by_text).auroc > 0.95
-    alone = np.arange(200) == 7
-    assert by_words(texts[fit], alone, texts[test]).tolist() == [1 / 200] * 100, "one question teaches no words"
-
-
 # -- parts of the data ---------------------------------------------------------------------------------------------
 
 
@@ -340,105 +231,6 @@ def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
     old = Records({**records.plan, "features": records.plan["features"][::-1]}, records.columns, records.texts)
     with pytest.raises(RecordsError, match="other features than this version of tersely makes; collect anew"):
         parts_of(write_planted(tmp_path, old, 1), None, None)
-
-
-# -- what cannot be learnt from ------------------------------------------------------------------------------------
-
-
-def whole(records: Records) -> Parts:
-    return Parts(records, records, records, True)
-
-
-def test_too_few_questions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        RecordsError, match=rf"the part to learn has \d+ questions; accepted: {FEWEST} or more; collect"
-    ):
-        calibrate_into(tmp_path, whole(planted(60)), Settings())
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("solved", [0.0, 1.0])
-def test_questions_that_are_all_alike_teach_nothing(tmp_path: Path, solved: float) -> None:
-    records = planted(N, solved=solved)
-    with pytest.raises(OptionError, match="there is nothing to learn; collect harder"):
-        calibrate_into(tmp_path, whole(records), Settings())
-    both = (questions_of(records, -1),) * 2
-    with pytest.raises(OptionError, match=r"tier 'none' is the cheapest that will do for all \d+ questions, so there"):
-        fit_difficulty(both, both, -1, 0.01)
-
-
-def test_thinking_that_repairs_nothing_teaches_nothing(tmp_path: Path) -> None:
-    records = planted(N, live=True)
-    settled = changed(records, boundaries__same=np.ones_like(records["boundaries.same"]))
-    with pytest.raises(
-        OptionError, match=r"in none of these rollouts did thinking on repair .*collect harder questions"
-    ):
-        calibrate_into(tmp_path, whole(settled), Settings())
-
-
-@pytest.mark.parametrize("table", ["questions", "boundaries"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_states_that_are_no_numbers_are_refused(table: str, value: float) -> None:
-    records = planted(20, layers=(2, -1))
-    states = records[f"{table}.state.2"].copy()
-    states[3, 4] = value
-    broken = changed(records, **{f"{table}__state.2": states})
-    take = questions_of if table == "questions" else boundaries_of
-    with pytest.raises(RecordsError, match="layer 2 hold NaN or infinity; take another layer, or collect in float32"):
-        take(broken, 2)
-    take(broken, -1)
-
-
-def test_a_layer_that_was_not_collected_is_named() -> None:
-    records = planted(10, layers=(2, 12))
-    with pytest.raises(OptionError, match=r"unknown layer '1'; did you mean '12'\? accepted: 2, 12"):
-        best_layer(records, 1, lambda layer: 0.0)
-    with pytest.raises(OptionError, match="unknown layer '-1'"):
-        questions_of(records, -1)
-
-
-def test_the_layer_with_the_least_loss_is_taken_unless_one_is_wanted() -> None:
-    records, asked = planted(10, layers=(2, 3, 12)), list[int]()
-
-    def loss(layer: int) -> float:
-        asked.append(layer)
-        return {2: 0.5, 3: 0.1, 12: 0.3}[layer]
-
-    assert best_layer(records, None, loss) == 3
-    assert asked == [2, 3, 12]
-    assert best_layer(records, 12, loss) == 12
-    assert best_layer(planted(10), None, loss) == -1
-    assert asked == [2, 3, 12], "nothing is fitted where there is no choice"
-
-
-def test_another_layer_has_its_own_states() -> None:
-    records = planted(10, layers=(2, -1))
-    one, other = questions_of(records, 2), boundaries_of(records, 2)
-    assert np.array_equal(one.state, records["questions.state.2"])
-    assert np.array_equal(other.rows[:, -8:], boundaries_of(records, -1).rows[:, :-9:-1])
-
-
-@pytest.mark.parametrize(
-    ("settings", "says"),
-    [
-        ({"alpha": 0.0}, "alpha is 0.0; accepted: a share above 0 and below 1"),
-        ({"alpha": 1.0}, "alpha is 1.0"),
-        ({"alpha": float("nan")}, "alpha is nan"),
-        ({"delta": 1.5}, "delta is 1.5"),
-        ({"margin": -0.1}, "margin is -0.1"),
-        ({"labels": "tier"}, "unknown labels 'tier'; did you mean 'tiers'"),
-    ],
-)
-def test_settings_out_of_range_are_refused_before_any_work(settings: dict[str, Any], says: str) -> None:
-    with pytest.raises(OptionError, match=says):
-        Settings(**settings)
-
-
-@pytest.mark.parametrize("live", [False, True])
-def test_a_collection_without_the_base_tier_is_refused(tmp_path: Path, live: bool) -> None:
-    records = planted(N, tiers=("none", "easy"), live=live)
-    with pytest.raises(TerselyError, match="no rollout of tier 'normal' here"):
-        calibrate_into(tmp_path, whole(records), Settings())
 
 
 # -- live traffic, and the command ---------------------------------------------------------------------------------
@@ -541,20 +333,3 @@ def test_bad_options(arguments: list[str], says: str, tmp_path: Path, capsys: py
     data = write_planted(tmp_path / "data", planted(12), 1)
     assert says in refused(capsys, "calibrate", *(a.format(data=data, tmp=tmp_path) for a in arguments))
     assert not (tmp_path / "out").exists()
-
-
-def test_rollouts_whose_right_answer_is_unknown_teach_no_difficulty() -> None:
-    records = planted(10)
-    right = records["rollouts.right"].copy()
-    right[3] = UNKNOWN
-    with pytest.raises(RecordsError, match="nobody knows which answers are right here"):
-        questions_of(changed(records, rollouts__right=right), -1)
-
-
-def test_calibrations_with_the_same_seed_are_the_same() -> None:
-    records = planted(N, seed=3, tiers=("none", "normal"))
-    sets = [questions_of(records, -1, whole(records).keep(name)[1]) for name in ("learn", "tune")]
-    one, other = (fit_difficulty((sets[0], sets[0]), (sets[1], sets[1]), -1, 0.01, seed=5) for _ in range(2))
-    assert one.network == other.network
-    assert one.price == other.price
-    assert replace(one, table=other.table).choose(sets[0].state[0]) == other.choose(sets[0].state[0])

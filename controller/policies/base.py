@@ -114,6 +114,7 @@ class Revise:
     `Delegate`.
     """
 
+    lead: ClassVar[str] = ""
     tokens: int
     reason: str
     latest: int
@@ -128,6 +129,7 @@ class Consult:
     take_back: as for `Delegate`.
     """
 
+    lead: ClassVar[str] = ""
     message: str
     tokens: int
     reason: str
