@@ -120,7 +120,7 @@ def test_openai_streams(client: Any) -> None:
 
 def test_several_samples_have_decisions_of_their_own(client: Any) -> None:
     reply = client.chat.completions.create(
-        model=NAME, messages=body(PROBLEMS[5])["messages"], n=3, temperature=1.0, max_tokens=400, extra_body=SHORT
+        model=NAME, messages=body(PROBLEMS[5])["messages"], n=8, temperature=1.0, max_tokens=400, extra_body=SHORT
     )
     assert len({choice.message.reasoning for choice in reply.choices}) > 1
     assert all(choice.tersely["decisions"][0]["policy"] == "budget" for choice in reply.choices)
