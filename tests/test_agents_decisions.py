@@ -19,6 +19,7 @@ from tersely.controller.engines.transformers import TransformersEngine, load_eng
 from tersely.controller.probing import ProbeError
 from tersely.controller.session import Session
 from tersely.errors import OptionError
+from tersely.evaluation.tasks.questions import load
 
 from .test_agents_middleware import Scripted, says
 from .test_agents_tools import SaidEngine
@@ -26,10 +27,7 @@ from .test_agents_tools import SaidEngine
 MODEL = "tersely-tiny-small"
 ROUTES = {"fast": ["none", "easy"], "large": ["normal", "hard"]}
 EASY = "Compute 3 + 4."
-HARD = (
-    "Kai has 48 shells. Then Kai finds 31 shells. Kai makes 3 times the shells. Kai loses 126 shells. Kai makes 4 "
-    "times the shells. Kai finds 577 shells. How many shells does Kai have?"
-)
+HARD = [question for question in load("tiny", "test", 60, 3) if question.level == 5][2].problem
 
 
 @pytest.fixture(scope="module")

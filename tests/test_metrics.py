@@ -56,7 +56,7 @@ def test_shadow_counts_what_would_have_been_kept(server: Served) -> None:
     told = server.answered(tersely={"shadow": True}, seed=3)["choices"][0]["tersely"]
     rose = risen(before, server.metrics())
     (close,) = [d for d in told["decisions"] if d["action"] == "close"]
-    assert rose['shadow_exits_total{reason="convergence"}'] == 1
+    assert rose['shadow_exits_total{reason="readiness"}'] == 1
     assert rose['shadow_thinking_tokens_total{tier="normal"}'] == told["usage"]["thinking"]
     assert rose['shadow_kept_thinking_tokens_total{tier="normal"}'] == close["position"] < told["usage"]["thinking"]
     assert rose['exits_total{reason="model"}'] == 1

@@ -203,9 +203,9 @@ def test_texts_that_are_not_one_a_question_are_refused(records: Records, folder:
         (None, "plan.json cannot be read: .*collect anew, or give the folder of a collection"),
         (b"{", "plan.json cannot be read"),
         (b"\xff", "plan.json cannot be read"),
-        (b"[]", "not the plan of a collection of version 1; collect anew"),
-        (b'{"version": 0}', "not the plan of a collection of version 1; collect anew"),
-        (b'{"version": 1}', "not the plan of a collection of version 1; collect anew"),
+        (b"[]", "not the plan of a collection of version 2; collect anew"),
+        (b'{"version": 0}', "not the plan of a collection of version 2; collect anew"),
+        (b'{"version": 2}', "not the plan of a collection of version 2; collect anew"),
     ],
 )
 def test_a_folder_without_a_plan_is_no_collection(folder: Path, plan: bytes | None, says: str) -> None:
@@ -252,5 +252,5 @@ def test_a_full_disk_leaves_nothing_of_a_part(records: Records, folder: Path) ->
 def test_the_plan_is_readable_and_has_what_it_was_given(records: Records, folder: Path) -> None:
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     assert plan == records.plan
-    assert (plan["version"], plan["layers"], plan["features"]) == (1, [2, -1], list(FEATURES))
+    assert (plan["version"], plan["layers"], plan["features"]) == (2, [2, -1], list(FEATURES))
     assert UNKNOWN == -1

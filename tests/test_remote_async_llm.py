@@ -32,8 +32,9 @@ GREEDY = Options(max_new_tokens=300, sampling=Sampling(temperature=0.0))
 SETTINGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "gpu_memory_utilization": 0.3}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def engine() -> Iterator[ContinuingEngine]:
+    """Kept to the end, since vLLM takes all engines of a process down with the first that goes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
         engine = in_process(MODEL, **SETTINGS)
