@@ -58,11 +58,11 @@ def shadow_controllers(tokenizer: Any) -> MakeWatcher:
     from tersely.controller.budgets import fit_budget
     from tersely.controller.core import Controller
     from tersely.controller.markers import find_markers
-    from tersely.controller.policies import make_policies
+    from tersely.controller.policies import make_policies, without_engine
     from tersely.controller.text import codec_for
 
     codec, markers = codec_for(tokenizer), find_markers(tokenizer)
-    policies, budget = make_policies("balanced", None), fit_budget("normal", 4096, None)
+    policies, budget = without_engine(make_policies("balanced")), fit_budget("normal", 4096, None)
     return lambda prompt: Controller(policies, codec, markers, budget, shadow=True)
 
 
