@@ -50,8 +50,22 @@ def application(settings: Settings, backend: Backend, metrics: Metrics) -> FastA
     _refuse_plainly(app)
     _answer(app, settings, backend)
     _tell(app, settings, backend, metrics)
+    _name_the_model(app, settings.model)
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     return app
+
+
+def _name_the_model(app: FastAPI, model: str) -> None:
+    """Have the schema say which model there is to ask."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        schema: dict[str, Any] = plain()
+        for body in _BODIES.values():
+            schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = [model]
+        return schema
+
+    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to change what it says
 
 
 def _answer(app: FastAPI, settings: Settings, backend: Backend) -> None:
