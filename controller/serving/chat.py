@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .fields import (
     Asked,
@@ -109,6 +109,13 @@ class ChatRequest(Body):
     store: bool | None = None
     user: str | None = None
 
+    @model_validator(mode="after")
+    def _limits_agree(self) -> ChatRequest:
+        given = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(given) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        return self
+
     @property
     def wants_usage(self) -> bool:
         """Whether a stream ends with the usage."""
@@ -118,7 +125,7 @@ class ChatRequest(Body):
         """What the body asks for."""
         own = self.tersely or TerselyField()
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        newer = self.max_completion_tokens is not None  # where both are given, as in OpenAI's own
+        newer = self.max_completion_tokens is not None
         return Asked(
             self.model,
             [message.plain() for message in self.messages],
