@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import BaseMessage, ToolMessage
 
-from ...errors import TerselyError, unknown
-from ..budgets import canonical_effort
-from ..engines.base import Sampling
+from ...errors import TerselyError
 from ..making import Prepared
-from ..options import DEFAULT_MAX_NEW_TOKENS, Options
+from ..options import Options
 from ..session import Session
 from ..toolcalls import OPEN, check_tools, chosen, knows_tools
 from ..trace import Generation
 from .answering import Answering, Told, lock_of, run
 from .messages import Made, as_prompt, ask_also
 from .safety import neutraliser_for
+from .settings import OF_CALLS, options_of
 from .structured import wish_for
 
-SETTINGS = (
-    "effort reasoning_effort preset policies max_tokens temperature top_p top_k seed probes answer_reserve strategy "
-    "model tools tool_choice response_format stream"
-).split()
+SETTINGS = (*OF_CALLS, *"model tools tool_choice response_format stream".split())
 """What may be given with a call."""
 
 
@@ -76,13 +72,6 @@ def answer_together(asked: Sequence[Asked]) -> list[Generation | None]:
     return [None if row is None else next(made) for row in rows]
 
 
-def check_settings(given: Mapping[str, Any]) -> None:
-    """Raise OptionError for a setting of a call that is not known."""
-    for name in given:
-        if name not in SETTINGS:
-            raise unknown("setting of a call", name, SETTINGS)
-
-
 def ask(
     session: Session,
     name: str,
@@ -99,22 +88,5 @@ def ask(
     after_tool = bool(messages) and isinstance(messages[-1], ToolMessage)
     if tools:
         check_tools(session.engine)
-    options = replace(_options(settings, after_tool), tools=tuple(tools))
+    options = options_of(settings, after_tool, tuple(tools))
     return Asked(session, prompt, options, tuple(stops), bool(tools), name)
-
-
-def _options(settings: Mapping[str, Any], after_tool: bool) -> Options:
-    effort = settings.get("reasoning_effort") or settings["effort"]
-    if after_tool and canonical_effort(effort) == "auto":
-        effort = "normal"  # `auto` judges questions; what a tool wrote must not raise the budget
-    policies, limit = settings["policies"], settings["max_tokens"]
-    return Options(
-        effort=effort,
-        preset=settings["preset"],
-        policies=None if policies is None else tuple(policies),
-        max_new_tokens=DEFAULT_MAX_NEW_TOKENS if limit is None else limit,
-        answer_reserve=settings["answer_reserve"],
-        strategy=settings["strategy"],
-        probes=settings["probes"],
-        sampling=Sampling(*(settings[name] for name in ("temperature", "top_p", "top_k", "seed"))),
-    )

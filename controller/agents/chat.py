@@ -21,16 +21,15 @@ from pydantic import Field, PrivateAttr
 
 from ...errors import TerselyError, unknown
 from ..budgets import EFFORTS, canonical_effort
-from ..engines.base import Engine
-from ..faces import as_helper, as_verifier
 from ..options import DEFAULT_MAX_NEW_TOKENS
 from ..policies import make_policies
 from ..session import Session
 from ..toolcalls import check_tools, chosen, knows_tools
 from ..trace import Generation
-from .answering import read_out, read_out_async, shared_engine
-from .asking import SETTINGS, Asked, answer, answer_together, ask, check_settings
+from .answering import read_out, read_out_async
+from .asking import SETTINGS, Asked, answer, answer_together, ask
 from .messages import piece
+from .settings import check_arguments, check_settings, session_on
 from .structured import METHODS, Fitting, response_format, with_raw
 from .together import CURRENT, Together
 
@@ -70,10 +69,7 @@ class ChatTersely(BaseChatModel):
     _mark: str = PrivateAttr(default_factory=lambda: uuid4().hex)
 
     def __init__(self, **given: Any) -> None:
-        known = set(type(self).model_fields)
-        for name in given:
-            if name not in known and name not in _OF_NETWORKS:
-                raise unknown("argument", name, sorted(known - set(BaseChatModel.model_fields)))
+        check_arguments(given, type(self), BaseChatModel, _OF_NETWORKS)
         super().__init__(**given)
         canonical_effort(self.effort)
         make_policies(self.preset, self.policies)
@@ -150,14 +146,12 @@ class ChatTersely(BaseChatModel):
             return model
         name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
         if name not in self._sessions:
-            engine: Engine = shared_engine(name) if name else model
-            verifier, helper = as_verifier(self.verifier), as_helper(self.helper)
-            self._sessions[name] = Session(engine, self.markers, self.think_prompt, verifier=verifier, helper=helper)
+            self._sessions[name] = session_on(name or model, self)
         return self._sessions[name]
 
     def _asked(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]) -> Asked:
         """The call as it is put to the engine; raises OptionError for settings it does not know."""
-        check_settings(given)
+        check_settings(given, SETTINGS)
         own = {name: getattr(self, name) for name in SETTINGS if name in type(self).model_fields and name != "model"}
         if "effort" in given:  # the later one counts, whichever name it goes by
             own["effort"] = given["effort"]
@@ -263,7 +257,7 @@ class ChatTersely(BaseChatModel):
         if described:
             check_tools(self._session(kwargs.get("model")).engine)
         chosen(described, tool_choice)
-        check_settings({name: value for name, value in kwargs.items() if name != "ls_structured_output_format"})
+        check_settings([name for name in kwargs if name != "ls_structured_output_format"], SETTINGS)
         return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
 
     def with_structured_output(
@@ -284,7 +278,7 @@ class ChatTersely(BaseChatModel):
             method = METHODS[0] if knows_tools(self._session().engine.tokenizer) else METHODS[1]
         if method not in METHODS:
             raise unknown("method", method, METHODS)
-        check_settings(kwargs)
+        check_settings(kwargs, SETTINGS)
         if method == METHODS[0]:
             return super().with_structured_output(schema, include_raw=include_raw)
         said = {"kwargs": {"method": method}, "schema": schema}

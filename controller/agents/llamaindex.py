@@ -20,20 +20,16 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from pydantic import Field, PrivateAttr
 
-from ...errors import PromptError, unknown
+from ...errors import PromptError
 from ..budgets import canonical_effort
-from ..engines.base import Sampling
-from ..faces import as_helper, as_verifier
-from ..options import DEFAULT_MAX_NEW_TOKENS, Options
+from ..options import DEFAULT_MAX_NEW_TOKENS
 from ..policies import make_policies
 from ..session import Session
 from ..trace import Generation
-from .answering import Answering, Told, read_out, read_out_async, shared_engine
+from .answering import Answering, Told, read_out, read_out_async
 from .safety import neutraliser_for
+from .settings import OF_CALLS, check_arguments, check_settings, options_of, session_on
 
-_SAMPLING = ("temperature", "top_p", "top_k", "seed")
-_SETTINGS = ("effort", "preset", "policies", "probes", "answer_reserve", "strategy", "max_tokens", *_SAMPLING)
-"""What may be given with a call."""
 _OF_TOOLS = (MessageRole.TOOL, MessageRole.FUNCTION)
 
 
@@ -66,10 +62,7 @@ class TerselyLLM(CustomLLM):
     _known: Session | None = PrivateAttr(default=None)
 
     def __init__(self, **given: Any) -> None:
-        known = set(type(self).model_fields)
-        for name in given:
-            if name not in known:
-                raise unknown("argument", name, sorted(known - set(CustomLLM.model_fields)))
+        check_arguments(given, type(self), CustomLLM)
         super().__init__(**given)
         canonical_effort(self.effort)
         make_policies(self.preset, self.policies)
@@ -144,26 +137,14 @@ class TerselyLLM(CustomLLM):
         if isinstance(self.model, Session):
             return self.model
         if self._known is None:
-            engine = shared_engine(self.model) if isinstance(self.model, str) else self.model
-            verifier, helper = as_verifier(self.verifier), as_helper(self.helper)
-            self._known = Session(engine, self.markers, self.think_prompt, verifier=verifier, helper=helper)
+            self._known = session_on(self.model, self)
         return self._known
 
     def _start(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Callable[..., Answering]:
-        for name in given:
-            if name not in _SETTINGS:
-                raise unknown("setting of a call", name, _SETTINGS)
-        settings = {name: getattr(self, name) for name in _SETTINGS} | dict(given)
-        sampling = Sampling(*(settings.pop(name) for name in _SAMPLING))
-        limit, policies = settings.pop("max_tokens"), settings.pop("policies")
-        if messages and messages[-1].role in _OF_TOOLS and canonical_effort(settings["effort"]) == "auto":
-            settings["effort"] = "normal"  # `auto` judges questions; what a tool wrote must not raise the budget
-        options = Options(
-            **settings,
-            policies=None if policies is None else tuple(policies),
-            max_new_tokens=DEFAULT_MAX_NEW_TOKENS if limit is None else limit,
-            sampling=sampling,
-        )
+        check_settings(given, OF_CALLS)
+        own = {name: getattr(self, name) for name in OF_CALLS if name in type(self).model_fields}
+        after_tool = bool(messages) and messages[-1].role in _OF_TOOLS
+        options = options_of({**own, **given}, after_tool)
         session = self._session()
         prompt = _as_prompt(messages, session)
 
