@@ -7,13 +7,13 @@ gives the same, and asking again would be most of the work of a collection.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ...controller.engines.base import Request
 from ...controller.making import Prepared
 from ...controller.options import Options
-from ...controller.parts import split_output
+from ...controller.parts import first_prefix_with
 from ...controller.policies.record import Boundary
 from ...controller.session import Session
 from ...controller.trace import Generation
@@ -36,10 +36,7 @@ def answers_at(session: Session, thoughts: Sequence[Thought], options: Options, 
     """The answer at each end of each row, "" where there was no room for a trial; size: rows decoded at once."""
     made = [[f"\\boxed{{{end.trial.answer}}}" if end.trial else "" for end in thought.ends] for thought in thoughts]
     wanted = [
-        (row, place, _request(session, thought, end))
-        for row, thought in enumerate(thoughts)
-        for place, end in enumerate(thought.ends)
-        if end.trial is not None and end.trial.confidence < CERTAIN
+        (row, place, request) for row, thought in enumerate(thoughts) for place, request in _requests(session, thought)
     ]
     wanted.sort(key=lambda one: len(one[2].prompt_ids))
     for start in range(0, len(wanted), size):
@@ -50,19 +47,14 @@ def answers_at(session: Session, thoughts: Sequence[Thought], options: Options, 
     return made
 
 
-def _request(session: Session, thought: Thought, end: Boundary) -> Request:
-    """What the answer at one end is written after."""
-    codec, prepared = session.codec, thought.prepared
-    ids = thought.done.token_ids[: _before(session, thought) + end.end]
-    closing = codec.encode(closing_text(session.markers, "", lead_after(codec.decode(ids[-4:]))))
-    prompt = (*prepared.rendered.ids, *ids, *closing)
-    return replace(prepared.request, prompt_ids=prompt, max_new_tokens=prepared.budget.reserve, watcher=None)
-
-
-def _before(session: Session, thought: Thought) -> int:
-    """Output tokens before the thinking, the marker that opens it included."""
-    if thought.prepared.state == "thinking":
-        return 0
-    ids, codec = thought.done.token_ids, session.codec
-    whole = split_output(ids, codec, session.markers, thought.prepared.state).thinking_tokens
-    return next(size for size in range(whole + 1) if session.markers.open in codec.decode(ids[:size]))
+def _requests(session: Session, thought: Thought) -> Iterator[tuple[int, Request]]:
+    """Which of the ends are asked about anew, and what the answers there are written after."""
+    codec, markers, prepared, written = session.codec, session.markers, thought.prepared, thought.done.token_ids
+    before = 0 if prepared.state == "thinking" else first_prefix_with(written, codec, markers.open)
+    for place, end in enumerate(thought.ends):
+        if end.trial is None or end.trial.confidence >= CERTAIN:
+            continue
+        ids = written[: before + end.end]
+        closing = codec.encode(closing_text(markers, "", lead_after(codec.decode(ids[-4:]))))
+        prompt = (*prepared.rendered.ids, *ids, *closing)
+        yield place, replace(prepared.request, prompt_ids=prompt, max_new_tokens=prepared.budget.reserve)
