@@ -29,14 +29,13 @@ class Written:
 class Answerer(Protocol):
     """Answers questions, and writes on after a text.
 
-    session lends tokenizer, markers and context length. made counts the tokens that its engine has put out so far, or
-    is None where that says nothing of what was paid.
+    session lends tokenizer, markers and context length. made counts the tokens that its engine has put out so far.
     """
 
     session: Session
 
     @property
-    def made(self) -> int | None:
+    def made(self) -> int:
         """Tokens put out so far."""
         ...
 
@@ -84,7 +83,7 @@ class SessionAnswers:
         self.session = Session(self._meter, think_prompt=think_prompt)
 
     @property
-    def made(self) -> int | None:
+    def made(self) -> int:
         """See `Answerer.made`."""
         return self._meter.made
 

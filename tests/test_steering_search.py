@@ -54,7 +54,7 @@ def engine() -> TransformersEngine:
 class Scripted:
     """Answers each question by what is written for it, one text a call."""
 
-    made = None
+    made = 0
 
     def __init__(self, engine: TransformersEngine, texts: dict[str, list[str]]) -> None:
         self.session, self.texts, self.calls = Session(engine), texts, 0

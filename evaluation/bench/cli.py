@@ -54,7 +54,7 @@ def bench(
         str | None, typer.Option(help="Folder of tersely calibrate, in place of released probes.")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one generation.")] = DEFAULT_MAX_NEW_TOKENS,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm: fast, but its times tell nothing.")] = ENGINES[0],
+    engine: Annotated[str, typer.Option(help="transformers, or vllm, which is faster.")] = ENGINES[0],
     batch: Annotated[int | None, typer.Option(help="Rows decoded at a time; by default as fits the engine.")] = None,
     helper: Annotated[str | None, typer.Option(help="A larger model, run alone as one more arm.")] = None,
     verifier: Annotated[str | None, typer.Option(help="The model that policies ask to verify.")] = None,

@@ -110,8 +110,8 @@ def as_row(
 class Records:
     """All rows of one arm, ordered by rollout and then by question.
 
-    seconds: wall time, None where it tells nothing. made: tokens its engine put out by the engine's own count, None
-    where the arm was not run. setting: what was found for it, in words. cut: it was cut from the baseline's thinking.
+    seconds: wall time. made: tokens its engine put out by the engine's own count. Both are None where the arm was not
+    run. setting: what was found for it, in words. cut: it was cut from the baseline's thinking.
     """
 
     arm: str

@@ -56,10 +56,8 @@ def run_arm(bench: Bench, arm: Arm) -> Records:
         pieces.append(piece_of(bench, arm, rollout, number, indices))
         bench.advance(arm.name, len(indices))
     rows = [Row(**row) for piece in pieces for row in piece["rows"]]
-    made = [piece["made"] for piece in pieces]
-    timed = None not in made
-    seconds = sum(piece["seconds"] for piece in pieces) if timed else None
-    return Records(arm.name, bench.ordered(rows), bench.rollouts, seconds, sum(made) if timed else None)
+    seconds, made = (sum(piece[what] for piece in pieces) for what in ("seconds", "made"))
+    return Records(arm.name, bench.ordered(rows), bench.rollouts, seconds, made)
 
 
 def piece_of(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:
@@ -74,7 +72,7 @@ def piece_of(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequenc
     def make() -> dict[str, Any]:
         before, started = answerer.made, time.monotonic()
         done = answerer.answer([question.problem for question in questions], options)
-        seconds, after = time.monotonic() - started, answerer.made
+        seconds = time.monotonic() - started
         rows = [
             as_row(question, arm.name, rollout, generation, bench.checker, bench.weights, own)
             for question, generation in zip(questions, done, strict=True)
@@ -83,7 +81,7 @@ def piece_of(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequenc
             "rows": [asdict(row) for row in rows],
             "ids": [list(generation.token_ids) for generation in done],
             "seconds": seconds,
-            "made": None if before is None or after is None else after - before,
+            "made": answerer.made - before,
         }
 
     return bench.journal.piece(f"{arm.name}/{rollout}/{number}", make)
