@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from .fields import (
+    EXAMPLE,
     Asked,
     Body,
     Content,
     Effort,
     Free,
+    Never,
     Nothing,
     Stops,
     Strict,
@@ -73,7 +75,7 @@ class ChatRequest(Body):
     """The body; fields that change nothing here are accepted and not looked at."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, examples=[[{"role": "user", "content": EXAMPLE}]])]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=8)] | None = None
@@ -96,7 +98,7 @@ class ChatRequest(Body):
     frequency_penalty: Nothing | None = None
     presence_penalty: Nothing | None = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: Never | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     modalities: list[Literal["text"]] | None = None
 

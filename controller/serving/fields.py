@@ -16,6 +16,8 @@ from ...errors import unknown
 from ..policies import POLICIES, PRESETS
 from .efforts import EFFORT_NAMES
 
+EXAMPLE = "What is 17 times 3?"  # the question in the description of the API, which clients and tools try first
+
 
 class Strict(BaseModel):
     """A body whose fields are all known and of the right type."""
@@ -66,6 +68,12 @@ def _policies(names: list[str]) -> list[str]:
     return names
 
 
+def _false(asked: bool) -> bool:
+    if asked:
+        raise ValueError("this server cannot do that; accepted: False")
+    return asked
+
+
 def _parts(content: Any) -> Any:
     """Say plainly which parts of a message are not understood."""
     if isinstance(content, list):
@@ -92,6 +100,9 @@ TopK = Annotated[int, Field(ge=0, le=1 << 31)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
 Nothing = Annotated[float, Field(ge=0, le=0)]
 """A number that may be given as long as it changes nothing."""
+
+Never = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
+"""What can only be declined. `Literal[False]` would take the number 0 for it."""
 
 
 class TextPart(Strict):

@@ -9,11 +9,13 @@ from pydantic import Discriminator, Field, Tag
 
 from .chat import TextFormat
 from .fields import (
+    EXAMPLE,
     Asked,
     Body,
     Content,
     Effort,
     Free,
+    Never,
     Strict,
     Temperature,
     TerselyField,
@@ -95,6 +97,7 @@ class ResponsesRequest(Body):
     input: Annotated[
         Annotated[str, Tag("a text")] | Annotated[list[Item], Field(min_length=1), Tag("a list")],
         Discriminator(by_shape),
+        Field(examples=[EXAMPLE]),
     ]
     instructions: str | None = None
     stream: bool | None = None
@@ -107,7 +110,7 @@ class ResponsesRequest(Body):
     text: TextOptions | None = None
     tersely: TerselyField | None = None
 
-    background: Literal[False] | None = None
+    background: Never | None = None
     conversation: None = None
     previous_response_id: None = None
     prompt: None = None
