@@ -25,7 +25,7 @@ from .network import Network
 
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
 FORMAT = 2
-KINDS = ("difficulty", "readiness")
+KINDS = ("difficulty", "readiness", "mode")
 _FACTS: dict[str, type] = {
     "kind": str,
     "classes": list,

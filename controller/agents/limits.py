@@ -53,18 +53,26 @@ class Limits:
         return max(shares, default=(0.0, "no limit"))
 
     def added(self, spent: Mapping[str, Any], sent: Sequence[BaseMessage], message: AIMessage) -> dict[str, Any]:
-        """What is spent with one more call; usage that its model did not report is estimated from the texts."""
-        usage: Mapping[str, Any] = message.usage_metadata or {
-            "input_tokens": count_tokens_approximately(sent),
-            "output_tokens": count_tokens_approximately([message]),
-        }
-        overhead = message.response_metadata.get("tersely", {}).get("usage", {}).get("overhead", 0)
-        read, written = max(0, usage["input_tokens"]), max(0, usage["output_tokens"]) + max(0, overhead)
+        """What is spent with one more call."""
+        read, written = read_and_written(sent, message)
         dollars = spent["dollars"]
         if self.dollars is not None:
             per_read, per_written = self.price(str(message.response_metadata.get("model_name", "")))
             dollars += (read * per_read + written * per_written) / 1e6
         return {**spent, "tokens": spent["tokens"] + read + written, "dollars": dollars}
+
+
+def read_and_written(sent: Sequence[BaseMessage], message: AIMessage) -> tuple[int, int]:
+    """Tokens that a call read and wrote, what tersely spent beside the text included.
+
+    Usage that its model did not report is estimated from the texts.
+    """
+    usage: Mapping[str, Any] = message.usage_metadata or {
+        "input_tokens": count_tokens_approximately(sent),
+        "output_tokens": count_tokens_approximately([message]),
+    }
+    overhead = message.response_metadata.get("tersely", {}).get("usage", {}).get("overhead", 0)
+    return max(0, usage["input_tokens"]), max(0, usage["output_tokens"]) + max(0, overhead)
 
 
 def repeated(messages: Sequence[BaseMessage], calls: Sequence[Mapping[str, Any]], most: int) -> str | None:

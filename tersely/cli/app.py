@@ -15,7 +15,7 @@ import typer
 from ..errors import TerselyError
 from .doctor import doctor
 from .loading import quieten
-from .mounted import bench, calibrate, collect, quantize, report, roofline, serve, steer, train_app, tune, view
+from .mounted import agents, bench, calibrate, collect, quantize, report, roofline, serve, steer, train_app, tune, view
 from .run import run
 from .tasks import tasks
 
@@ -30,7 +30,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(doctor)
 app.command()(tasks)
-for mounted in (bench, calibrate, collect, quantize, report, roofline, serve, steer, tune, view):
+for mounted in (agents, bench, calibrate, collect, quantize, report, roofline, serve, steer, tune, view):
     app.command(
         context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
     )(mounted)

@@ -22,6 +22,13 @@ class SizeName(StrEnum):
     large = "large"
 
 
+def agents(context: typer.Context) -> None:
+    """Compare ways for an agent to think and to use tools; `tersely agents --help` tells the options."""
+    from ..evaluation.agents.cli import agents as command
+
+    _hand_over("agents", command, context)
+
+
 def bench(context: typer.Context) -> None:
     """Compare presets with the uncontrolled model on paired tasks; `tersely bench --help` tells the options."""
     from ..evaluation.bench.cli import bench as command

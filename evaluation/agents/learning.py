@@ -1,0 +1,43 @@
+"""Learn which mode a question needs, from what agents in each mode came to on the same tasks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ...controller.agents.modes import MODES
+from ...controller.agents.routing import LAYER, states_of
+from ...controller.session import Session
+from ...errors import OptionError
+from ...probes.difficulty import tier_labels
+from ...probes.estimator import ProbeClassifier
+from ...probes.mode import ModeProbe
+from .episodes import Episode
+from .tasks import Task
+
+FEWEST = 20
+
+
+def learn_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
+    """The probe of the cheapest mode that will do; by_mode: episodes of the tasks, in their order, for each of `MODES`.
+
+    Raises OptionError for too few tasks, or where one mode does for all.
+    """
+    if len(tasks) < FEWEST:
+        raise OptionError(f"{len(tasks)} tasks are too few to learn a router from; accepted: {FEWEST} or more")
+    solved = np.array([[float(e.solved) for e in by_mode[mode]] for mode in MODES]).T
+    written = np.array([[float(e.written) for e in by_mode[mode]] for mode in MODES]).T
+    labels = tier_labels(solved, written.mean(axis=0), tiers=MODES)
+    counts = Counter(labels.tolist())
+    if len(counts) < 2:
+        raise OptionError(f"mode {labels[0]!r} is the best for all {len(tasks)} tasks: there is nothing to route")
+    classifier = ProbeClassifier().fit(states_of(session, [task.question for task in tasks]), labels)
+    return ModeProbe.of(
+        classifier,
+        layer=LAYER,
+        base={"name": session.engine.name, "fingerprint": str(session.engine.fingerprint())},
+        provenance={"tasks": len(tasks), "labels": dict(counts)},
+        metrics={"held_out_loss": classifier.held_out_loss_},
+    )

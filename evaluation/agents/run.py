@@ -1,0 +1,73 @@
+"""Play every arm on the same tasks, each episode once whatever happens in between, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+
+from ...controller.agents.modes import MODES, Router
+from ...errors import OptionError
+from ..bench.journal import Journal
+from .arms import FORM, agents_of
+from .episodes import Episode, play
+from .tasks import KINDS, Task, tasks
+
+Advance = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is played by which model, `served` where."""
+
+    model: str
+    arms: tuple[str, ...]
+    kinds: tuple[str, ...] = KINDS
+    split: str = "test"
+    limit: int = 100
+    seed: int = 0
+    system: str | None = FORM
+    recursion_limit: int = 60
+    served: str | None = None
+
+    def tasks(self) -> list[Task]:
+        """The tasks, the same for all arms."""
+        return tasks(self.split, self.seed, self.limit, self.kinds)
+
+
+def play_all(
+    plan: Plan, model: BaseChatModel, journal: Journal, router: Router | None = None, advance: Advance | None = None
+) -> dict[str, list[Episode]]:
+    """The episodes of each arm, in the order of the tasks."""
+    agents = {arm: agents_of(arm, model, router, plan.system) for arm in plan.arms}
+    found: dict[str, list[Episode]] = {}
+    drawn = plan.tasks()
+    for arm, agent in agents.items():
+        found[arm] = []
+        for task in drawn:
+            record = journal.piece(f"{arm} {task.id}", partial(_played, task, agent, plan.recursion_limit))
+            found[arm].append(Episode(**record))
+            if advance is not None:
+                advance(arm, 1)
+    return found
+
+
+def _played(task: Task, agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
+    return play(task, agent(task), recursion_limit).record()
+
+
+def modes_among(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:
+    """The episodes of each mode; raises OptionError where one was not played."""
+    if missing := [mode for mode in MODES if mode not in arms]:
+        raise OptionError(f"a router is learnt from all modes, and {', '.join(missing)} is not among --arms")
+    return {mode: arms[mode] for mode in MODES}
+
+
+def journal_of(plan: Plan, out: Path | None, about: Mapping[str, Any]) -> Journal:
+    """Where finished episodes are kept until all are."""
+    path = None if out is None else out.with_name(f"{out.name}.journal")
+    return Journal(path, {**asdict(plan), **about})

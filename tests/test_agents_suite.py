@@ -1,0 +1,250 @@
+"""Tasks for agents: what they ask can be found with the tools, episodes are judged, and arms are compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain")
+
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
+
+from tersely.controller.agents.modes import ModeMiddleware, utility
+from tersely.controller.agents.routing import ModeRouter, states_of
+from tersely.controller.engines.transformers import load_engine
+from tersely.controller.session import Session
+from tersely.errors import OptionError
+from tersely.evaluation.agents.arms import agents_of
+from tersely.evaluation.agents.episodes import Episode, episode, play
+from tersely.evaluation.agents.learning import learn_router
+from tersely.evaluation.agents.result import as_text, compared
+from tersely.evaluation.agents.run import Plan, play_all
+from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, tasks
+from tersely.evaluation.agents.tools import tools_of
+from tersely.evaluation.bench.journal import Journal
+from tersely.probes.artifact import ArtifactError
+
+TASKS = tasks("test", 0, 60)
+ARGUMENT = {"lookup": "name", "calculator": "expression"}
+COST = {"high": 100, "medium": 40, "low": 10, "none": 1}
+
+
+class Solver(BaseChatModel):
+    """Does every task by the calls that belong to it, if it has tools; without, only what needs none.
+
+    Thinks as much as its effort says.
+    """
+
+    asked: dict[str, Task] = {task.question: task for task in TASKS}  # noqa: RUF012 - a field of pydantic's
+
+    @property
+    def _llm_type(self) -> str:
+        return "solver"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self.bind(tools=tools, **kwargs)
+
+    def _generate(self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any) -> Any:
+        task = self.asked[next(m.text for m in messages if isinstance(m, HumanMessage))]
+        done = sum(isinstance(m, ToolMessage) for m in messages)
+        written = COST[kwargs.get("reasoning_effort", "high")]
+        usage: Any = {"input_tokens": 50 + 10 * done, "output_tokens": written, "total_tokens": 0}
+        if done < len(task.calls) and kwargs.get("tools"):
+            tool, argument = task.calls[done]
+            call = {"name": tool, "args": {ARGUMENT[tool]: argument}, "id": f"call{done}"}
+            message = AIMessage("", tool_calls=[call], usage_metadata=usage)
+        else:
+            known = done == len(task.calls)
+            text = f"So \\boxed{{{'; '.join(sorted(task.gold))}}}." if known else "I do not know."
+            message = AIMessage(text, usage_metadata=usage)
+        return ChatResult(generations=[ChatGeneration(message=message)])
+
+
+def test_every_task_is_solved_by_its_own_calls():
+    agent = agents_of("agentic", Solver())
+    for task in TASKS:
+        done = play(task, agent(task))
+        assert (done.solved, done.calls, done.steps) == (True, len(task.calls), len(task.calls) + 1)
+        assert (done.failed_calls, done.duplicates, done.error) == (0, 0.0, None)
+        assert (done.isr, done.mode) == (1.0 if task.calls else None, "agentic")
+
+
+def test_tasks_are_the_same_again_and_splits_share_none():
+    assert [t.question for t in tasks("test", 0, 60)] == [t.question for t in TASKS]
+    seen = {split: {t.question for t in tasks(split, 0, 200)} for split in ("fit", "test")}
+    assert not seen["fit"] & seen["test"]
+    assert {t.kind for t in TASKS} == set(KINDS)
+    assert all(bool(t.calls) == (t.kind not in NO_TOOL) for t in TASKS)
+
+
+def test_an_answer_is_right_only_if_it_says_what_is_right_and_no_more():
+    task = next(t for t in TASKS if t.kind == "collect" and len(t.gold) > 2)
+    names = sorted(task.gold)
+    stranger = next(p.name for p in task.world.of("person") if p.name not in task.gold)
+    assert task.solved_by("\\boxed{" + ", ".join(reversed(names)) + "}")
+    assert task.solved_by(f"I looked at {stranger} too.\n{' and '.join(names)}")
+    assert not task.solved_by("\\boxed{" + ", ".join(names[1:]) + "}")
+    assert not task.solved_by("\\boxed{" + ", ".join([*names, stranger]) + "}")
+    assert not task.solved_by("")
+    number = next(t for t in TASKS if t.kind == "reasoning")
+    (gold,) = number.gold
+    assert number.solved_by(f"It is \\boxed{{{gold}}}.") and not number.solved_by(f"\\boxed{{{gold}1}}")
+
+
+def test_a_firm_in_the_name_of_a_team_is_not_named():
+    world = TASKS[0].world
+    team = world.of("team")[0].name
+    assert world.mentioned(f"It is {team}.") == {team}
+
+
+def test_tools_say_what_they_cannot_do():
+    lookup, search, calculator = tools_of(TASKS[0].world)
+    firm = TASKS[0].world.of("firm")[0].name
+    assert firm in search.invoke({"words": "works"}) and "no page" in search.invoke({"words": "zebra"})
+    call: Any = {"type": "tool_call", "id": "1", "args": {"name": firm.lower()}, "name": "lookup"}
+    said = lookup.invoke(call)
+    assert said.status == "error" and firm in said.content
+    for wrong in ("2**9", "1/0", "abs(3)", "9" * 300, "(" * 150, "1e300*1e300", "True", "", "x"):
+        call = {"type": "tool_call", "id": "1", "args": {"expression": wrong}, "name": "calculator"}
+        assert calculator.invoke(call).status == "error", wrong
+    assert calculator.invoke({"expression": "(12 - 4.5) * -2"}) == "-15"
+
+
+def test_an_episode_is_judged_by_what_was_read_and_said():
+    task = next(t for t in TASKS if t.kind == "lookup" and len(t.calls) == 2)
+    first, second = (argument for _, argument in task.calls)
+    call = {"name": "lookup", "args": {"name": first}}
+    overhead = {"tersely": {"usage": {"overhead": 4}}}
+    messages = [
+        HumanMessage(task.question),
+        AIMessage("", tool_calls=[{**call, "id": "a"}], usage_metadata=_usage(10, 5)),
+        ToolMessage("page", tool_call_id="a"),
+        AIMessage("", tool_calls=[{**call, "id": "b"}, {**call, "args": {"name": second}, "id": "c"}]),
+        ToolMessage("page", tool_call_id="b"),
+        ToolMessage("no such page", tool_call_id="c", status="error"),
+        AIMessage("\\boxed{nobody}", usage_metadata=_usage(30, 7), response_metadata=overhead),
+    ]  # fmt: skip
+    done = episode(task, messages, 1.5)
+    assert (done.solved, done.steps, done.calls, done.failed_calls) == (False, 3, 3, 1)
+    assert done.duplicates == pytest.approx(1 / 3) and done.isr == 0.5 and done.ise == pytest.approx(1 / 3)
+    assert done.written > 5 + 7 + 4 and done.read > 40  # the second call's usage is estimated
+    cut = episode(task, messages[:-1], 1.5)
+    assert cut.answer == "" and not cut.solved
+
+
+def _usage(read: int, written: int) -> Any:
+    return {"input_tokens": read, "output_tokens": written, "total_tokens": read + written}
+
+
+def test_an_agent_without_an_end_has_not_solved_its_task():
+    task = next(t for t in TASKS if len(t.calls) > 4)
+    done = play(task, agents_of("always-think", Solver())(task), recursion_limit=8)
+    assert not done.solved and done.error is not None and "no end after 8" in done.error
+    assert done.calls > 0 and done.written > 0
+
+
+def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
+    plan = Plan("solver", ("always-think", "agentic", "instant", "reasoning", "routed"), limit=60)
+    played = play_all(plan, Solver(), Journal(tmp_path / "j", {}), lambda messages: _needed(messages[0].text))
+    report = compared(played)
+    always, agentic, instant, reasoning, routed = report["arms"]
+    assert always["solved"] == agentic["solved"] == routed["solved"] == 1.0
+    assert instant["solved"] == reasoning["solved"] == pytest.approx(24 / 60)
+    assert agentic["written"] < always["written"] and 0 < agentic["saved"] < routed["saved"]
+    assert agentic["saved_ci"][0] < agentic["saved"] < agentic["saved_ci"][1] and agentic["delta_solved"] == 0
+    assert set(routed["modes"]) == {"instant", "reasoning", "agentic"} and always["modes"] == {}
+    assert routed["modes"]["instant"]["written_per_solved"] == 1.0
+    assert instant["kinds"]["lookup"]["written_per_solved"] is None
+    assert "none solved" in as_text(report) and "routed, by mode" in as_text(report)
+    json.dumps(report, allow_nan=False)
+    again = play_all(
+        plan, Solver(asked={}), Journal(tmp_path / "j", {}), lambda messages: ""
+    )  # nothing is played twice
+    assert compared(again) == report
+
+
+def _needed(question: str) -> str:
+    task = Solver().asked[question]
+    return "agentic" if task.calls else task.kind
+
+
+def test_wrong_arms_modes_and_kinds_are_refused():
+    with pytest.raises(OptionError, match="did you mean 'agentic'"):
+        agents_of("agentik", Solver())
+    with pytest.raises(OptionError, match="needs a router"):
+        agents_of("routed", Solver())
+    with pytest.raises(OptionError, match="did you mean 'lookup'"):
+        tasks("test", 0, 5, ["lookups"])
+    with pytest.raises(OptionError, match="unknown mode"):
+        ModeMiddleware("fast")
+    task = TASKS[0]
+    with pytest.raises(OptionError, match="unknown mode 'slow'"):
+        play(task, agents_of("routed", Solver(), lambda messages: "slow")(task))
+
+
+def test_a_gate_may_take_the_tools_away():
+    task = next(t for t in TASKS if len(t.calls) > 2)
+    gate = ModeMiddleware("agentic", gate=lambda request: len(request.messages) < 3)
+    from langchain.agents import create_agent
+
+    agent = create_agent(Solver(), tools_of(task.world), middleware=[gate])
+    done = play(task, agent)
+    assert (done.calls, done.answer, done.mode) == (1, "I do not know.", "agentic")
+
+
+def test_utility_discounts_dear_modes_where_instant_does():
+    hard = utility({"instant": 0.4, "reasoning": 0.8, "agentic": 0.9})
+    assert hard == {"instant": 0.4, "reasoning": 0.8, "agentic": 0.9}
+    easy = utility({"instant": 0.9, "reasoning": 1.0, "agentic": 1.0})
+    assert max(easy, key=lambda mode: easy[mode]) == "instant" and easy["agentic"] == pytest.approx(0.19)
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session(load_engine("tersely-tiny-small"))
+
+
+def _played(found: list[Task], mode: str) -> list[Episode]:
+    """What a model would come to that can do in each mode what the mode is for."""
+    able = {"instant": ("instant",), "reasoning": NO_TOOL, "agentic": KINDS}[mode]
+    cost = {"instant": 10, "reasoning": 100, "agentic": 300}[mode]
+    return [
+        episode(task, [HumanMessage(task.question), AIMessage(
+            "\\boxed{" + "; ".join(task.gold) + "}" if task.kind in able else "?", usage_metadata=_usage(9, cost)
+        )], 0.0, mode)
+        for task in found
+    ]  # fmt: skip
+
+
+def test_a_router_is_learnt_from_episodes_and_keeps(session: Session, tmp_path: Path):
+    fit = tasks("fit", 0, 250)
+    probe = learn_router(session, fit, {mode: _played(fit, mode) for mode in ("instant", "reasoning", "agentic")})
+    probe.save(tmp_path / "router")
+    router = ModeRouter(session, str(tmp_path / "router"))
+    chosen = [router([HumanMessage(task.question)]) for task in TASKS]
+    wanted = [task.kind if task.kind in NO_TOOL else "agentic" for task in TASKS]
+    assert sum(c == w for c, w in zip(chosen, wanted, strict=True)) / len(TASKS) > 0.85
+    with pytest.raises(ArtifactError, match="this model is another one"):
+        ModeRouter("tersely-tiny-large", str(tmp_path / "router"))
+    with pytest.raises(OptionError, match="nobody has asked"):
+        router([AIMessage("hello")])
+
+
+def test_states_are_those_of_each_question_alone(session: Session):
+    questions = [task.question for task in TASKS[:3]]
+    together, alone = states_of(session, questions), states_of(session, questions[1:2])
+    assert together.shape[0] == 3 and together[1] == pytest.approx(alone[0], abs=1e-4)
+
+
+def test_nothing_to_route_is_an_error(session: Session):
+    fit = [task for task in tasks("fit", 0, 200) if task.kind == "instant"]
+    played = {mode: _played(fit, mode) for mode in ("instant", "reasoning", "agentic")}
+    with pytest.raises(OptionError, match="nothing to route"):
+        learn_router(session, fit, played)
+    with pytest.raises(OptionError, match="too few"):
+        learn_router(session, fit[:5], played)
