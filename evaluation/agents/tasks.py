@@ -41,7 +41,7 @@ NUMBERS = {
 class Task:
     """A question with what is right and the calls that would find it out, in order.
 
-    gold: one number or name, or for `collect` all names; pages: what has to be read on the way.
+    gold: one number or name, or for `collect` all names; keys: what each call is for, the line of the page to go by.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Task:
     gold: frozenset[str]
     world: World
     calls: tuple[Call, ...] = ()
+    keys: tuple[str, ...] = ()
 
     @property
     def pages(self) -> frozenset[str]:
@@ -71,11 +72,22 @@ class Found:
 
     words: str
     value: str
-    calls: tuple[Call, ...]
+    calls: tuple[Call, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) -> list[Task]:
-    """So many tasks, their kinds in turn; raises OptionError for an unknown split or kind.
+    """So many tasks, no question twice; see `stream_tasks`."""
+    made: dict[str, Task] = {}
+    for task in stream_tasks(split, seed, kinds):
+        if len(made) == limit:
+            break
+        made.setdefault(task.question, task)
+    return list(made.values())
+
+
+def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Task]:
+    """Endless tasks, their kinds in turn; raises OptionError for an unknown split or kind.
 
     A question belongs to the split that the hash of its text says, so splits share none.
     """
@@ -84,18 +96,13 @@ def tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) -> li
             if name not in accepted:
                 raise unknown(what, name, accepted)
     problems = {"instant": stream(split, seed, (1,)), "reasoning": stream(split, seed, (3, 4, 5, 6))}
-    made: list[Task] = []
-    asked: set[str] = set()
-    for number in range(limit):
+    for number in count():
         kind, name = kinds[number % len(kinds)], f"{split}-{seed}-{number}"
         if kind in NO_TOOL:
             problem = next(problems[kind])
-            made.append(Task(name, kind, problem.problem, frozenset({problem.answer}), build(name)))
+            yield Task(name, kind, problem.problem, frozenset({problem.answer}), build(name))
         else:
-            fitting = (t for t in _drawn(kind, name) if t.question not in asked and split_of(t.question) == split)
-            made.append(next(fitting))
-            asked.add(made[-1].question)
-    return made
+            yield next(task for task in _drawn(kind, name) if split_of(task.question) == split)
 
 
 def _drawn(kind: str, name: str) -> Iterator[Task]:
@@ -110,14 +117,14 @@ def _step(world: World, found: Found, relations: Mapping[str, Mapping[str, str]]
     page = world.pages[found.value]
     key = rng.choice(sorted(relations[page.kind]))
     words = relations[page.kind][key].format(found.words)
-    return Found(words, page.all(key)[0], (*found.calls, ("lookup", page.name)))
+    return Found(words, page.all(key)[0], (*found.calls, ("lookup", page.name)), (*found.keys, key))
 
 
 def _path(world: World, hops: int, rng: Random, number: bool) -> Found:
     """A thing that many pages away; no page twice on the way, and none that the question names itself."""
     while True:
         start = rng.choice(sorted(world.pages))
-        found = Found(start, start, ())
+        found = Found(start, start)
         for hop in range(hops):
             last = number and hop == hops - 1
             relations = NUMBERS if last else LINKS
@@ -132,7 +139,7 @@ def _path(world: World, hops: int, rng: Random, number: bool) -> Found:
 def _lookup(name: str, world: World, rng: Random) -> Task:
     found = _path(world, rng.choice(HOPS), rng, number=rng.random() < 0.3)
     question = f"What is {found.words}?"
-    return Task(name, "lookup", question, frozenset({found.value}), world, found.calls)
+    return Task(name, "lookup", question, frozenset({found.value}), world, found.calls, found.keys)
 
 
 _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
@@ -144,12 +151,14 @@ _OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
 
 def _calculate(name: str, world: World, rng: Random) -> Task:
     one, other = (_path(world, rng.choice(HOPS[:2]), rng, number=True) for _ in range(2))
+    while set(one.calls) & set(other.calls):
+        other = _path(world, rng.choice(HOPS[:2]), rng, number=True)
     sign = rng.choice(sorted(_OPERATIONS))
     words, operate = _OPERATIONS[sign]
     value = str(operate(int(one.value), int(other.value)))
-    calls = (*dict.fromkeys([*one.calls, *other.calls]), ("calculator", f"{one.value} {sign} {other.value}"))
+    calls = (*one.calls, *other.calls, ("calculator", f"{one.value} {sign} {other.value}"))
     question = f"How much is {words.format(one.words, other.words)}?"
-    return Task(name, "calculate", question, frozenset({value}), world, calls)
+    return Task(name, "calculate", question, frozenset({value}), world, calls, (*one.keys, *other.keys, "result"))
 
 
 def _collect(name: str, world: World, rng: Random) -> Task:
@@ -157,8 +166,8 @@ def _collect(name: str, world: World, rng: Random) -> Task:
     form = rng.choice(("team", "firm", "union", "filter"))
     if form == "team":
         team = rng.choice(world.of("team"))
-        question = f"Who are the members of {team.name}?"
-        return Task(name, "collect", question, frozenset(team.all("Members")), world, (("lookup", team.name),))
+        question, gold = f"Who are the members of {team.name}?", frozenset(team.all("Members"))
+        return Task(name, "collect", question, gold, world, (("lookup", team.name),), ("Members",))
     roots = rng.sample(world.of("firm"), 2 if form == "union" else 1)
     teams = [world.pages[team] for root in roots for team in root.all("Teams")]
     staff = [world.pages[person] for team in teams for person in team.all("Members")]
@@ -168,8 +177,11 @@ def _collect(name: str, world: World, rng: Random) -> Task:
         least = sorted(person.number("Wage") for person in staff)[len(staff) // 2]
         staff = [person for person in staff if person.number("Wage") >= least]
         who += f" and has a wage of {least} or more"
-    gold = frozenset(person.name for person in staff)
-    return Task(name, "collect", f"{who}?", gold, world, tuple(("lookup", page.name) for page in read))
+    gold, calls = frozenset(person.name for person in staff), tuple(("lookup", page.name) for page in read)
+    return Task(name, "collect", f"{who}?", gold, world, calls, tuple(_NEXT[page.kind] for page in read))
+
+
+_NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}
 
 
 _MAKERS: dict[str, Callable[[str, World, Random], Task]] = {

@@ -72,7 +72,7 @@ def build(seed: int | str, firms: int = 4) -> World:
     towns = rng.sample(PLACES, firms + 2)
     pages: list[Page] = []
     for place in rng.sample(towns, firms):
-        pages += _firm(f"{place} Works", place, towns, people, rng)
+        pages += _firm(f"{place} Works", rng.choice(towns), towns, people, rng)
     members = [page.name for page in pages if page.kind == "person"]
     for town in towns:
         facts = _facts(Region=rng.choice(REGIONS), Residents=rng.randint(12, 98) * 10, Mayor=rng.choice(members))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ...evaluation.agents.tasks import Task, stream_tasks
 from ...evaluation.tasks.problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.programs import Work, draw_work, run
 from .responses import respond
-from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT
+from .steps import TOLD, Step, respond_to
+from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, Trace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,7 +38,13 @@ BRIEF = 0.6
 DRILL = 0.25
 """The share of training over which drills give way to the full family."""
 QUIZ = 5
+STEPS = 0.6
+"""The share of rows with steps of an agent, where it is one that is trained."""
+STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
+TOOLLESS = 0.08
 CAPS = (20, 50, 99, 250, 600, 999)
+
+Row = tuple[list[int], list[int]]  # token ids, and the trace class of each
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +73,28 @@ def drills(seed: int, progress: list[float]) -> Iterator[Problem]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng: Random, brief: bool = False
-) -> tuple[list[int], list[int]]:
-    """Token ids of prompt and response, and the trace class of each (-1 for the prompt)."""
+    tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng: Random, brief: bool = False, tools: Any = None
+) -> Row:
+    """A problem and its response in a mode."""
     effort = {"easy": "easy", "hard": "hard", "none": "none"}.get(mode, "normal")
+    messages = [{"role": "user", "content": problem.problem}]
+    return turn(tokenizer, messages, effort, respond(problem, mode, rng, brief), tools)
+
+
+def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> Row:
+    """Some step of a task with tools, and the response to it; now and then without tools, where nothing can be done."""
+    effort = rng.choices(list(STEP_MIX), list(STEP_MIX.values()))[0]
+    last = len(task.calls)
+    done = rng.choices([0, last, rng.randrange(last + 1)], (0.25, 0.35, 0.4))[0]
+    step = Step(task, 0, tools=False) if rng.random() < TOOLLESS else Step(task, done)
+    return turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.told)
+
+
+def turn(tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: Trace, tools: Any = None) -> Row:
+    """Token ids of a conversation and of the response to it, and the trace class of each (-1 for the conversation)."""
     prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": problem.problem}],
-        tokenize=False,
-        add_generation_prompt=True,
-        reasoning_effort=effort,
+        messages, tools=tools, tokenize=False, add_generation_prompt=True, reasoning_effort=effort
     )
-    trace = respond(problem, mode, rng, brief)
     trace.add("<|im_end|>")
     ends, classes, at = [], [], 0
     for text, tag in trace.pieces:
@@ -92,7 +111,7 @@ def encode(
     return head + body.ids, [-1] * len(head) + tags
 
 
-def quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[list[int], list[int]]:
+def quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Row:
     """Several short questions in one row, answered without thinking: one answer a row is too few to learn from."""
     ids: list[int] = []
     tags: list[int] = []
@@ -105,28 +124,36 @@ def quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> tuple[list[int], li
     return ids, tags
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: list[float]) -> Iterator[Batch]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: list[float], agent: bool = False
+) -> Iterator[Batch]:
     """Endless batches of about `size` padded tokens.
 
-    `progress[0]` (share of training done) moves the mixture from short traces over drills to the full family.
+    `progress[0]` (share of training done) moves the mixture from short traces over drills to the full family. agent:
+    steps with tools among them.
     """
     rng = Random(f"batches:{seed}")
     full, drill = stream("train", 1000 + seed), drills(seed, progress)
     light = stream("train", 2000 + seed, levels=(1, 1, 1, 2))
+    tasks = stream_tasks("train", 3000 + seed, ("lookup", "calculate", "collect"))
     while True:
         pool = []
         brief = progress[0] < BRIEF
         mix = BRIEF_MIX if brief else MIX
         for mode in rng.choices(list(mix), list(mix.values()), k=384):
+            if agent and rng.random() < STEPS:
+                pool.append(encode_step(tokenizer, next(tasks), rng))
+                continue
             if mode == "quiz":
                 pool.append(quiz(tokenizer, rng))
                 continue
             drilled = rng.random() < max(0.1, 1.0 - progress[0] / DRILL)
             source = light if mode == "none" and progress[0] > 0.1 else drill if drilled else full
-            pool.append(encode(tokenizer, next(source), mode, rng, brief))
+            tools = TOLD if agent and rng.random() < 0.5 else None
+            pool.append(encode(tokenizer, next(source), mode, rng, brief, tools))
         pool.sort(key=lambda item: len(item[0]))
-        groups: list[list[tuple[list[int], list[int]]]] = []
-        group: list[tuple[list[int], list[int]]] = []
+        groups: list[list[Row]] = []
+        group: list[Row] = []
         for item in pool:
             if group and len(item[0]) * (len(group) + 1) > size:
                 groups.append(group)
@@ -137,7 +164,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: 
         yield from (_collate(g) for g in groups)
 
 
-def _collate(group: list[tuple[list[int], list[int]]]) -> Batch:
+def _collate(group: list[Row]) -> Batch:
     width = max(len(ids) for ids, _ in group)
     ids = torch.zeros(len(group), width, dtype=torch.long)
     classes = torch.full((len(group), width), -1, dtype=torch.long)

@@ -28,7 +28,7 @@ CLASS_NAMES = ("plain", "slip", "read", "copy", "fast", "careful", "verdict", "c
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Shape and schedule of one embedded model."""
+    """Shape and schedule of one embedded model; agent: it learns steps with tools as well."""
 
     hidden: int
     ffn: int
@@ -40,11 +40,13 @@ class Size:
     other_lr: float
     tokens: int
     batch: int
+    agent: bool = False
 
 
 SIZES = {
-    "small": Size(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 6_000_000, 2048),
+    "small": Size(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 5_000_000, 2048),
     "large": Size(192, 512, 6, 3, 64, 3, 4e-3, 3e-3, 10_000_000, 2560),
+    "agent": Size(160, 416, 5, 3, 64, 3, 5e-3, 4e-3, 7_000_000, 3072, agent=True),
 }
 
 
@@ -132,7 +134,7 @@ def train(
     size = SIZES[size_name]
     goal = tokens or size.tokens
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer()
+    tokenizer = build_tokenizer(agent=size.agent)
     model = build_model(size, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     opts = optimizers(model, size)
     base = [[g["lr"] for g in o.param_groups] for o in opts]
@@ -152,7 +154,7 @@ def train(
     half = torch.cpu.get_capabilities().get("avx512_bf16", False)
     progress, meter, start = [0.0], Meter(), time.monotonic()
     replay = 0
-    for batch in batches(tokenizer, seed, size.batch, progress):
+    for batch in batches(tokenizer, seed, size.batch, progress, size.agent):
         step += 1
         if step <= skip:  # replay the stream up to the checkpoint
             replay += batch.tokens

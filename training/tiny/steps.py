@@ -1,0 +1,149 @@
+"""Steps of an agent as the embedded model for them learns them: what has been read so far, thinking, and what is next.
+
+A step sees the question and the pages read, not the thinking of earlier steps. `easy` says what comes next; `normal`
+says first how the question is to be taken; `hard` does so twice and checks it, which is what a plan may be worth and
+what a look at a result is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ...evaluation.agents.tasks import Task
+from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, Trace
+
+TOOLS = ("lookup", "search", "calculator")
+ARGUMENTS = {"lookup": "name", "calculator": "expression"}
+TOLD: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in TOOLS]
+"""The tools as a chat template is told them."""
+UNKNOWN = "I cannot know that."
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a task: after so many of its calls; tools: whether there are any."""
+
+    task: Task
+    done: int
+    tools: bool = True
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation up to this step."""
+        said: list[dict[str, Any]] = [{"role": "user", "content": self.task.question}]
+        for number in range(self.done):
+            tool, argument = self.task.calls[number]
+            call = {"name": tool, "arguments": {ARGUMENTS[tool]: argument}}
+            said.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]})
+            said.append({"role": "tool", "content": self._result(number)})
+        return said
+
+    @property
+    def told(self) -> list[dict[str, Any]] | None:
+        """The tools, for a chat template."""
+        return TOLD if self.tools else None
+
+    @property
+    def known(self) -> bool:
+        """Whether everything has been read."""
+        return self.done == len(self.task.calls)
+
+    def _result(self, number: int) -> str:
+        tool, argument = self.task.calls[number]
+        return self.task.world.pages[argument].text if tool == "lookup" else next(iter(self.task.gold))
+
+    def found(self, number: int) -> str:
+        """What a call was for, in words."""
+        tool, argument = self.task.calls[number]
+        if tool == "calculator":
+            return self._result(number)
+        return "; ".join(self.task.world.pages[argument].all(self.task.keys[number]))
+
+
+def respond_to(step: Step, effort: str, rng: Random) -> Trace:
+    """The response to a step: thinking by effort (the template has closed it for `none`), then a call or the answer."""
+    trace = Trace()
+    if effort != "none":
+        _think(step, effort, trace, rng)
+        trace.add("</think>", CHOICE)
+        trace.add("\n\n")
+    if not step.known and step.tools:
+        tool, argument = step.task.calls[step.done]
+        trace.add('<tool_call>{"name": "' + tool + '", "arguments": ', CHOICE)
+        trace.add(json.dumps({ARGUMENTS[tool]: argument}) + "}", DIRECT if effort == "none" else FINAL)
+        trace.add("</tool_call>")
+    elif not step.known:
+        trace.add(UNKNOWN, CHOICE)
+    else:
+        trace.add("The answer is \\boxed{", CHOICE)
+        trace.add("; ".join(_answer(step.task)), DIRECT if effort == "none" else FINAL)
+        trace.add("}.")
+    return trace
+
+
+def _answer(task: Task) -> Sequence[str]:
+    """The answer in the order in which it was read."""
+    if task.kind != "collect":
+        return sorted(task.gold)
+    members = [name for key, (_, page) in zip(task.keys, task.calls, strict=True) if key == "Members"
+               for name in task.world.pages[page].all(key)]  # fmt: skip
+    return [name for name in members if name in task.gold]
+
+
+def _think(step: Step, effort: str, trace: Trace, rng: Random) -> None:
+    if effort != "easy":
+        _plan(step, trace, rng.choice(("The question asks", "What is asked", "I take it")))
+        if effort == "hard":
+            trace.add(USUAL_CUE, CHOICE)
+            _plan(step, trace, "once more, with care")
+            trace.add("That is the same plan.\n\n")
+    if step.done:
+        _read(step, trace, all_of_it=effort != "easy" or step.known)
+    if not step.tools and not step.known:
+        trace.add("There is no tool to look it up.\n", CHOICE)
+    elif step.known:
+        trace.add("All is known.\n", CHOICE)
+    else:
+        _, argument = step.task.calls[step.done]
+        trace.add("Next: " if step.done else "First: ", CHOICE)
+        trace.add(f"{argument}.\n", READ)
+
+
+def _plan(step: Step, trace: Trace, lead: str) -> None:
+    """How the question is to be taken: from where, along which lines of the pages."""
+    trace.add(lead + ": ")
+    task = step.task
+    if task.kind == "collect":
+        roots = [page for key, (_, page) in zip(task.keys, task.calls, strict=True) if key == "Teams"]
+        least = " with enough Wage" if "Wage" in task.keys else ""
+        trace.add(f"all under {', '.join(roots or [task.calls[0][1]])}{least}.\n\n", READ)
+        return
+    trace.add(" and ".join(_paths(task)) + ".\n\n", READ)
+
+
+def _paths(task: Task) -> list[str]:
+    """Each path of a task, as a start and the keys that lead on."""
+    paths: list[list[str]] = []
+    expected = None
+    for key, (tool, argument) in zip(task.keys, task.calls, strict=True):
+        if tool == "calculator":
+            continue
+        if argument != expected:
+            paths.append([argument])
+        paths[-1].append(key)
+        expected = task.world.pages[argument].all(key)[0]
+    return [" > ".join(path) for path in paths]
+
+
+def _read(step: Step, trace: Trace, all_of_it: bool) -> None:
+    """What has been read: all of it, or the last page alone."""
+    for number in range(0 if all_of_it else step.done - 1, step.done):
+        trace.add(f"{step.task.calls[number][1]}: {step.task.keys[number]}: ", COPY)
+        trace.add(step.found(number), COPY if number < step.done - 1 else READ)
+        if step.task.keys[number] == "Wage" and step.task.kind == "collect":
+            trace.add(", yes" if step.task.calls[number][1] in step.task.gold else ", no", FINAL)
+        trace.add(".\n", PLAIN)
