@@ -16,10 +16,11 @@ train_app = typer.Typer(help="Train a model to think where that helps, or the em
 
 
 class SizeName(StrEnum):
-    """The embedded models by size."""
+    """The embedded models by size; the agent is the one that calls tools."""
 
     small = "small"
     large = "large"
+    agent = "agent"
 
 
 def agents(context: typer.Context) -> None:
@@ -160,7 +161,7 @@ for _name, _what in METHODS.items():
 
 @train_app.command()
 def tiny(
-    size: Annotated[SizeName, typer.Option("--size", help="Which of the two models.")],
+    size: Annotated[SizeName, typer.Option("--size", help="Which of the models.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a checkpoint in it is resumed.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the data and the weights.")] = 0,
     tokens: Annotated[

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...evaluation.agents.tasks import Task, stream_tasks
+from ...evaluation.agents.world import World
 from ...evaluation.tasks.problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.programs import Work, draw_work, run
 from .responses import respond
@@ -38,10 +39,12 @@ BRIEF = 0.6
 DRILL = 0.25
 """The share of training over which drills give way to the full family."""
 QUIZ = 5
-STEPS = 0.6
+STEPS = 0.7
 """The share of rows with steps of an agent, where it is one that is trained."""
 STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
 TOOLLESS = 0.08
+LISTS, PAGES = 0.22, 0.5
+"""The shares of an agent's training up to which it copies names, and over which reading pages gives way to steps."""
 CAPS = (20, 50, 99, 250, 600, 999)
 
 Row = tuple[list[int], list[int]]  # token ids, and the trace class of each
@@ -79,6 +82,40 @@ def encode(
     effort = {"easy": "easy", "hard": "hard", "none": "none"}.get(mode, "normal")
     messages = [{"role": "user", "content": problem.problem}]
     return turn(tokenizer, messages, effort, respond(problem, mode, rng, brief), tools)
+
+
+def encode_lesson(tokenizer: PreTrainedTokenizerFast, task: Task, progress: float, rng: Random) -> Row:
+    """What an agent learns at this share of its training: to copy names, then to read pages, then to take steps."""
+    if progress < LISTS:
+        return _spoken(tokenizer, [_list(task.world, rng)])
+    if rng.random() < max(0.1, 1.0 - (progress - LISTS) / (PAGES - LISTS)):
+        return _spoken(tokenizer, [_list(task.world, rng), *_questions(task.world, rng)])
+    return encode_step(tokenizer, task, rng)
+
+
+def _list(world: World, rng: Random) -> tuple[str, str]:
+    """Names, to be said again."""
+    names = "; ".join(rng.sample(sorted(world.pages), rng.randint(6, 16)))
+    return names, names
+
+
+def _questions(world: World, rng: Random) -> Iterator[tuple[str, str]]:
+    """Pages, and questions for single lines of them."""
+    pages = rng.sample(list(world.pages.values()), rng.randint(2, 5))
+    yield "\n\n".join(page.text for page in pages) + "\n\nName all.", "; ".join(page.name for page in pages)
+    for page in rng.sample(pages, len(pages)):
+        key = rng.choice(sorted(page.facts))
+        yield f"{page.name}: {key}?", "; ".join(page.all(key))
+
+
+def _spoken(tokenizer: PreTrainedTokenizerFast, said: Sequence[tuple[str, str]]) -> Row:
+    """Questions answered at once, one after the other."""
+    row: Row = ([], [])
+    for question, answer in said:
+        more = turn(tokenizer, [{"role": "user", "content": question}], "none", Trace([(answer, READ)]))
+        row[0].extend(more[0])
+        row[1].extend(more[1])
+    return row
 
 
 def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> Row:
@@ -138,17 +175,17 @@ def batches(
     tasks = stream_tasks("train", 3000 + seed, ("lookup", "calculate", "collect"))
     while True:
         pool = []
-        brief = progress[0] < BRIEF
+        brief = not agent and progress[0] < BRIEF
         mix = BRIEF_MIX if brief else MIX
         for mode in rng.choices(list(mix), list(mix.values()), k=384):
-            if agent and rng.random() < STEPS:
-                pool.append(encode_step(tokenizer, next(tasks), rng))
+            if agent and (progress[0] < LISTS or rng.random() < STEPS):
+                pool.append(encode_lesson(tokenizer, next(tasks), progress[0], rng))
                 continue
             if mode == "quiz":
                 pool.append(quiz(tokenizer, rng))
                 continue
-            drilled = rng.random() < max(0.1, 1.0 - progress[0] / DRILL)
-            source = light if mode == "none" and progress[0] > 0.1 else drill if drilled else full
+            drilled = rng.random() < (0.1 if agent else max(0.1, 1.0 - progress[0] / DRILL))
+            source = light if mode == "none" and (agent or progress[0] > 0.1) else drill if drilled else full
             tools = TOLD if agent and rng.random() < 0.5 else None
             pool.append(encode(tokenizer, next(source), mode, rng, brief, tools))
         pool.sort(key=lambda item: len(item[0]))

@@ -7,22 +7,23 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from ...evaluation.agents.tasks import stream_tasks
+from ...controller.pretrained import path_of
+from ...evaluation.agents.world import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS
 from ...evaluation.tasks.problems import stream
 from .responses import RESPONSES, respond
-from .steps import TOOLS, Step, respond_to
+from .steps import ARGUMENTS, TOOLS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-VOCAB, AGENT_VOCAB = 1024, 1536
+VOCAB = 1024
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
-def build_tokenizer(problems: int = 3000, agent: bool = False) -> PreTrainedTokenizerFast:
-    """Train the tokenizer on the task family, and for an agent on steps with tools as well (deterministic)."""
+def build_tokenizer(problems: int = 3000) -> PreTrainedTokenizerFast:
+    """Train the tokenizer on the task family (deterministic)."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -31,11 +32,6 @@ def build_tokenizer(problems: int = 3000, agent: bool = False) -> PreTrainedToke
     for problem in islice(stream("train", 0), problems):
         texts += [problem.problem, "\n/easy", "\n/normal", "\n/hard", "user\n", "assistant\n", "system\n", "tool\n"]
         texts += [respond(problem, mode, rng).text.replace("</think>", "") for mode in RESPONSES]
-    if agent:
-        for task in islice(stream_tasks("train", 0, ("lookup", "calculate", "collect")), problems // 2):
-            step = Step(task, len(task.calls))
-            texts += [message["content"] for message in step.messages]
-            texts += [respond_to(Step(task, 0), "hard", rng).text.replace("</think>", ""), "Tools: " + " ".join(TOOLS)]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -45,19 +41,38 @@ def build_tokenizer(problems: int = 3000, agent: bool = False) -> PreTrainedToke
     )
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=(AGENT_VOCAB if agent else VOCAB) - len(SPECIAL) - len(MARKERS),
+        vocab_size=VOCAB - len(SPECIAL) - len(MARKERS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     core.train_from_iterator(texts, trainer)
     core.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     core.add_tokens([AddedToken(t, special=False, normalized=False) for t in MARKERS])
-    template = "agent_template.jinja" if agent else "chat_template.jinja"
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=4096,
         clean_up_tokenization_spaces=False,
-        chat_template=Path(__file__).with_name(template).read_text(encoding="utf-8"),
+        chat_template=Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8"),
     )
+
+
+KEYS = "Team Home Wage Mentor Firm Lead Members Town Founded Teams Region Residents Mayor Works".split()
+LATER = (
+    "team home town wage mentor firm lead members mayor number residents year founded works person arguments".split()
+)
+
+
+def agent_tokenizer(base: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of an embedded model with the words of pages as tokens, and a chat template that knows tools."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(path_of(base))
+    first = [*GIVEN, *PLACES, *CRAFTS, *KEYS, *TOOLS, *ARGUMENTS.values(), *LATER[:2], "person", "firm", "arguments"]
+    spaced = [f" {word}" for word in (*first, *FAMILY, *REGIONS, *LATER)]
+    tokenizer.add_tokens([AddedToken(word, single_word=True, special=False, normalized=False) for word in first])
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in spaced])
+    tokenizer.chat_template = Path(__file__).with_name("agent_template.jinja").read_text(encoding="utf-8")
+    return tokenizer

@@ -17,8 +17,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...controller.pretrained import path_of
 from .batches import Batch, batches
-from .tokenizer import build_tokenizer
+from .tokenizer import agent_tokenizer, build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -28,7 +29,7 @@ CLASS_NAMES = ("plain", "slip", "read", "copy", "fast", "careful", "verdict", "c
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Shape and schedule of one embedded model; agent: it learns steps with tools as well."""
+    """Shape and schedule of one embedded model; base: the one that it goes on from, to learn steps with tools."""
 
     hidden: int
     ffn: int
@@ -40,13 +41,13 @@ class Size:
     other_lr: float
     tokens: int
     batch: int
-    agent: bool = False
+    base: str | None = None
 
 
 SIZES = {
     "small": Size(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 5_000_000, 2048),
     "large": Size(192, 512, 6, 3, 64, 3, 4e-3, 3e-3, 10_000_000, 2560),
-    "agent": Size(160, 416, 5, 3, 64, 3, 5e-3, 4e-3, 7_000_000, 3072, agent=True),
+    "agent": Size(128, 320, 4, 2, 64, 2, 4e-3, 4e-3, 8_000_000, 3072, base="tersely-tiny-small"),
 }
 
 
@@ -72,6 +73,20 @@ def build_model(size: Size, vocab: int, eos: int, pad: int) -> Qwen3ForCausalLM:
     )
     config._attn_implementation = "sdpa"
     return Qwen3ForCausalLM(config)
+
+
+def go_on_from(base: str, model: Qwen3ForCausalLM) -> None:
+    """Take over the weights of an embedded model; tokens that it does not know begin as the mean of those it knows."""
+    from transformers import Qwen3ForCausalLM
+
+    state = Qwen3ForCausalLM.from_pretrained(path_of(base), dtype=torch.float32).state_dict()
+    known = state.pop("model.embed_tokens.weight")
+    state.pop("lm_head.weight", None)
+    model.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        rows = model.model.embed_tokens.weight
+        rows[len(known) :] = known.mean(0) + 0.02 * torch.randn_like(rows[len(known) :])
+        rows[: len(known)] = known
 
 
 def optimizers(model: nn.Module, size: Size) -> list[torch.optim.Optimizer]:
@@ -134,8 +149,10 @@ def train(
     size = SIZES[size_name]
     goal = tokens or size.tokens
     torch.manual_seed(seed)
-    tokenizer = build_tokenizer(agent=size.agent)
+    tokenizer = build_tokenizer() if size.base is None else agent_tokenizer(size.base)
     model = build_model(size, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
+    if size.base is not None:
+        go_on_from(size.base, model)
     opts = optimizers(model, size)
     base = [[g["lr"] for g in o.param_groups] for o in opts]
     out.mkdir(parents=True, exist_ok=True)
@@ -154,7 +171,7 @@ def train(
     half = torch.cpu.get_capabilities().get("avx512_bf16", False)
     progress, meter, start = [0.0], Meter(), time.monotonic()
     replay = 0
-    for batch in batches(tokenizer, seed, size.batch, progress, size.agent):
+    for batch in batches(tokenizer, seed, size.batch, progress, agent=size.base is not None):
         step += 1
         if step <= skip:  # replay the stream up to the checkpoint
             replay += batch.tokens

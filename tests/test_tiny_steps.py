@@ -1,0 +1,79 @@
+"""The steps with tools that the embedded agent learns from: each leads on, and the last one solves the task."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from random import Random
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from tersely.controller.toolcalls import knows_tools, read_calls
+from tersely.evaluation.agents.tasks import Task, stream_tasks
+from tersely.training.tiny.batches import encode_step, turn
+from tersely.training.tiny.steps import ARGUMENTS, UNKNOWN, Step, respond_to
+from tersely.training.tiny.tokenizer import agent_tokenizer
+
+EFFORTS = ("none", "easy", "normal", "hard")
+
+
+@cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    return agent_tokenizer("tersely-tiny-small")
+
+
+@cache
+def tasks() -> list[Task]:
+    return list(islice(stream_tasks("fit", 4, ("lookup", "calculate", "collect")), 60))
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_each_step_makes_the_next_call_and_the_last_one_answers(effort: str) -> None:
+    rng = Random(0)
+    for task in tasks():
+        for done in range(len(task.calls) + 1):
+            said = respond_to(Step(task, done), effort, rng).text
+            thinking, _, answer = said.rpartition("</think>\n\n")
+            assert bool(thinking) == (effort != "none")
+            text, calls = read_calls(answer)
+            if done == len(task.calls):
+                assert not calls and task.solved_by(text)
+            else:
+                tool, argument = task.calls[done]
+                ((name, arguments),) = [(call.name, call.arguments) for call in calls]
+                assert (name, arguments, text) == (tool, {ARGUMENTS[tool]: argument}, "")
+
+
+def test_without_tools_it_does_not_know() -> None:
+    for task in tasks():
+        answer = respond_to(Step(task, 0, tools=False), "hard", Random(0)).text.rpartition("</think>\n\n")[2]
+        assert answer == UNKNOWN and not task.solved_by(answer)
+
+
+def test_higher_efforts_think_longer() -> None:
+    lengths = [sum(len(respond_to(Step(t, 1), effort, Random(0)).text) for t in tasks()) for effort in EFFORTS]
+    assert lengths == sorted(lengths) and lengths[3] > 2 * lengths[1]
+
+
+def test_a_row_is_the_conversation_and_then_the_response_that_is_learnt() -> None:
+    task, codec = next(t for t in tasks() if len(t.calls) == 2), tokenizer()
+    assert knows_tools(codec)
+    step = Step(task, 1)
+    trace = respond_to(step, "easy", Random(0))
+    said = trace.text
+    ids, tags = turn(codec, step.messages, "easy", trace, step.told)
+    learnt = [i for i, tag in zip(ids, tags, strict=True) if tag >= 0]
+    assert codec.decode(learnt) == said + "<|im_end|>"
+    whole = codec.decode(ids)
+    assert whole.startswith("<|im_start|>system\nTools: lookup search calculator<|im_end|>\n<|im_start|>user\n")
+    assert f"<|im_start|>tool\n{task.world.pages[task.calls[0][1]].text}\n/easy<|im_end|>" in whole
+    assert "system" not in codec.decode(turn(codec, step.messages, "easy", respond_to(step, "easy", Random(0)))[0])
+
+
+def test_rows_are_of_all_sorts() -> None:
+    rng, codec = Random(0), tokenizer()
+    rows = [codec.decode(encode_step(codec, task, rng)[0]) for task in tasks() * 3]
+    assert sum("Tools:" not in row for row in rows) > 3
+    assert all(sum(f"\n/{effort}<" in row for row in rows) > 10 for effort in EFFORTS[1:])
+    assert sum("<|im_start|>tool" in row for row in rows) > 60
