@@ -1,6 +1,4 @@
-"""The embedded reasoning models, Qwen3 checkpoints shipped as package data, and where they lie on disk.
-
-`tersely-tiny-small` and `tersely-tiny-large` are the pair that all is measured on; `tersely-tiny-agent` calls tools.
+"""The embedded reasoning models, two Qwen3 checkpoints shipped as package data, and where they lie on disk.
 
 Nothing here loads a model: a name becomes a folder that transformers, vLLM or anything else can read.
 """
@@ -11,7 +9,7 @@ from pathlib import Path
 
 from ...errors import ModelError, did_you_mean
 
-NAMES = ("tersely-tiny-small", "tersely-tiny-large", "tersely-tiny-agent")
+NAMES = ("tersely-tiny-small", "tersely-tiny-large")
 
 
 class UnknownModelError(ModelError, KeyError):

@@ -1,0 +1,51 @@
+"""`tersely agents` on an embedded model, in the modes that need no tools; and what cannot be played is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("langchain")
+
+from tersely.cli.app import main
+
+MODEL = "tersely-tiny-small"
+PLAYED = ["agents", "--model", MODEL, "--kinds", "instant,reasoning", "--arms", "reasoning,instant", "--system", ""]
+
+
+def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    options = ["--limit", "12", "--price", "claude-haiku-4-5", "--out", str(out)]
+    assert main([*PLAYED, *options, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads(out.read_text()) and not list(tmp_path.glob("*.journal"))
+    reasoning, instant = report["arms"]
+    assert reasoning["kinds"]["instant"]["solved"] >= 0.8 and instant["kinds"]["instant"]["solved"] >= 0.6
+    assert instant["kinds"]["reasoning"]["solved"] <= 0.2 < reasoning["kinds"]["reasoning"]["solved"]
+    assert instant["kinds"]["instant"]["usd_per_solved"] < reasoning["kinds"]["instant"]["usd_per_solved"]
+    assert [e["mode"] for e in report["episodes"]["instant"]] == ["instant"] * 12
+    assert main([*PLAYED, "--limit", "4"]) == 0
+    assert "instant, by kind" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--arms", "always-think,agentik"], "did you mean 'agentic'?"),
+        (["--arms", "agentic,agentic"], "names one twice"),
+        (["--kinds", "lookups"], "did you mean 'lookup'?"),
+        (["--arms", "routed"], "learn one with --router-out"),
+        (["--split", "tests"], "did you mean 'test'?"),
+        (["--arms", "agentic,instant", "--router-out", "r"], "reasoning is not among --arms"),
+        (["--limit", "3"], "cannot call tools"),
+        (["--out", "/nowhere/x.json"], "cannot be written"),
+        (["--price", "nobody"], "unknown price"),
+        (["--url", "http://127.0.0.1:1/v1", "--arms", "routed", "--router", "r"], "an endpoint does not show"),
+    ],
+)
+def test_what_cannot_be_played_is_said(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["agents", "--model", MODEL, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error
