@@ -14,6 +14,7 @@ from tersely.controller.engines.base import Sampling
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.outside.helper import EngineHelper, Help, Stretch
+from tersely.controller.policies import make_policy
 from tersely.controller.policies.base import Close, Delegate, View, Wait, Watching
 from tersely.controller.policies.reflect import Excess, SpeculativeThinking, polarity
 from tersely.controller.session import Session
@@ -151,7 +152,7 @@ def test_shadow_delegates_nothing(engine: TransformersEngine, plain: Generation)
 
 
 def test_a_text_that_is_too_long_is_cut_where_closing_needs_the_room(engine: TransformersEngine) -> None:
-    (done,) = run(engine, writes("7 + 7 = 14. " * 200), at(Delegate(900, "much")))
+    (done,) = run(engine, writes("7 + 7 = 14. " * 200), make_policy("budget"), at(Delegate(900, "much")))
     assert done.usage.thinking + done.usage.answer <= MOST
     assert done.answer
 

@@ -106,10 +106,11 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
     model = AutoModelForCausalLM.from_pretrained(folder)
     messages = [{"role": "user", "content": QUESTION}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    control = tersely.custom_generate(tokenizer, max_new_tokens=256)
+    policies = ["budget", "convergence"]  # which need no more than tokens
+    control = tersely.custom_generate(tokenizer, policies=policies, max_new_tokens=256)
     ids = model.generate(**inputs, max_new_tokens=256, do_sample=False, custom_generate=control)
     text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    expected = tersely.generate(model, tokenizer, QUESTION, temperature=0, max_new_tokens=256)
+    expected = tersely.generate(model, tokenizer, QUESTION, policies=policies, temperature=0, max_new_tokens=256)
     assert text == expected.text and expected.trace
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     reply = pipe(messages, max_new_tokens=256, do_sample=False, custom_generate=control)

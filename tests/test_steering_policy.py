@@ -155,7 +155,7 @@ def test_steering_is_told_and_changes_what_is_thought(engine: TransformersEngine
     made = ask(engine, steer)
     assert all(a != b for a, b in zip(tokens(made), tokens(plain), strict=True))
     for one in made:
-        (told,) = one.trace
+        told = one.trace[0]
         assert (told.policy, told.action, told.position, told.acted) == ("steer", "steer", 0, True)
         assert told.reason == "all thinking tokens at layer 2 with strength +0.5"
     other = ask(engine, Steer(direction=direction(engine, place="ends"), layer=1, strength=-0.3))
@@ -180,7 +180,7 @@ def test_effort_auto_is_steered_as_the_tier_it_chooses(engine: TransformersEngin
     for number, one in enumerate(ask(engine, *both, effort="auto")):
         named = ask(engine, *both, effort=one.tier)[number]
         assert one.token_ids == named.token_ids
-        assert [d.policy for d in one.trace if d.position == 0] == [
+        assert [d.policy for d in one.trace if d.position == 0 and d.action != "drift"] == [
             "effort",
             *(["steer"] if one.tier != "none" else []),
         ]

@@ -142,7 +142,7 @@ def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, pl
     (unasked,) = ask(engine, shadow, prompts=PROBLEMS[:1], shadow=True)
     assert (unasked.token_ids, unasked.usage.probe) == (plain[0].token_ids, 0)
     assert {reply for _, reply in shadow.heard[0]} == {None}
-    (cut,) = ask(engine, tight, prompts=PROBLEMS[:1], max_new_tokens=120)
+    (cut,) = ask(engine, tight, prompts=PROBLEMS[:1], max_new_tokens=len(plain[0].token_ids) + 1)
     assert cut.token_ids == plain[0].token_ids
     asked = [reply is not None for _, reply in tight.heard[0]]
     assert asked == sorted(asked, reverse=True) and set(asked) == {True, False}

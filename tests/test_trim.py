@@ -213,7 +213,7 @@ def test_a_model_is_followed_live_with_rules_first_and_a_model_for_the_rest() ->
     policies = [TrimR(agree=2, window=2, share=9.0)]
     try:
         session = Session(engine)
-        rows = session.prepare(["Compute (48 + 27) - 36.", "Set a to 6 + 4. What is a?"], Options(preset="off"))
+        rows = session.prepare(["Set a to 6 + 4. What is a?", "Compute 48 + 27."], Options(preset="off"))
         budget = Budget("normal", 400)
         controllers = [Controller(policies, session.codec, session.markers, budget, verifier=verifier) for _ in rows]
         requests = [Request(r.request.prompt_ids, 464, c) for r, c in zip(rows, controllers, strict=True)]

@@ -86,7 +86,7 @@ def _state(hidden: Tensor | None, place: int, layer: int) -> State:
 def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
     """Put the end of the turn, where the model may want it within its thinking, in place of a closing's first token.
 
-    vLLM would end the request there, and there would be no answer.
+    vLLM would end the request there, and there would be no answer. Where a grammar forbids that token, the end stays.
     """
     places, firsts, offers = [], [], []
     for place, row in rows.items():
@@ -102,8 +102,9 @@ def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
     ends = where[:, None], end
     wanted = logits[ends].amax(dim=1)
     instead = logits[where, what]
-    moved = Moved(wanted > instead)
-    logits[where, what] = torch.maximum(wanted, instead)
-    logits[ends] = -torch.inf
+    allowed = instead > -torch.inf
+    moved = Moved((wanted > instead) & allowed)
+    logits[where, what] = torch.where(allowed, torch.maximum(wanted, instead), instead)
+    logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
     for number, driven in enumerate(offers):
         driven.offer = moved, number
