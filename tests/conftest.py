@@ -42,11 +42,17 @@ _FIRST = (
     "test_serving_vllm.py",
     "test_remote_vllm.py",
     "test_vllm_control.py",
+    "test_vllm_answers.py",
+    "test_vllm_llm.py",
+    "test_vllm_loads.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process is left alone with one of them at the end."""
+    """Begin with the files that take longest, so that no process is left alone with one of them at the end.
+
+    And with those that share a vLLM: a file that ends one of its own takes down all others of the process.
+    """
     items.sort(key=lambda item: item.path.name not in _FIRST)
 
 

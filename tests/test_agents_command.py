@@ -48,4 +48,4 @@ def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_what_cannot_be_played_is_said(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["agents", "--model", MODEL, *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and said in error
+    assert error.splitlines()[-1].startswith("error: ") and said in error

@@ -54,9 +54,16 @@ def agents(
     if out is not None:
         check_writable(out)
     cost = None if price is None else load_prices().of(price)
-    chat, session = _model(model, url, preset, max_tokens, seed)
     if router_out is not None:
         modes_among(dict.fromkeys(names, ()))
+    if ROUTED in names and router is None:
+        raise OptionError("arm 'routed' needs a router; learn one with --router-out, and give its folder (--router)")
+    if url is not None and (ROUTED in names or router_out is not None):
+        raise OptionError(
+            "a router reads hidden states, which an endpoint does not show; leave out --url or the router"
+        )
+    plan.tasks()  # says what is wrong with them before a model is loaded
+    chat, session = _model(model, url, preset, max_tokens, seed)
     route = _router(session, router) if ROUTED in names else None
     journal = journal_of(plan, out, {"preset": preset, "max_tokens": max_tokens, "router": str(router)})
     with shown(len(names) * limit) as advance:
@@ -105,10 +112,6 @@ def _key() -> str:
 
 
 def _router(session: Any, folder: Path | None) -> Callable[..., str]:
-    if folder is None:
-        raise OptionError("arm 'routed' needs a router; learn one with --router-out, and give its folder (--router)")
-    if session is None:
-        raise OptionError("a router reads hidden states, which an endpoint does not show; leave out --url or the arm")
     from ...controller.agents.routing import ModeRouter
 
     return ModeRouter(session, str(folder))

@@ -39,11 +39,11 @@ BRIEF = 0.6
 DRILL = 0.25
 """The share of training over which drills give way to the full family."""
 QUIZ = 5
-STEPS = 0.7
+STEPS = 0.6
 """The share of rows with steps of an agent, where it is one that is trained."""
 STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
 TOOLLESS = 0.08
-LISTS, PAGES = 0.22, 0.5
+LISTS, PAGES = 0.12, 0.3
 """The shares of an agent's training up to which it copies names, and over which reading pages gives way to steps."""
 CAPS = (20, 50, 99, 250, 600, 999)
 
