@@ -1,11 +1,11 @@
-"""Lists of numbers on a command line."""
+"""Lists of numbers and of names on a command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ..errors import OptionError
+from ..errors import OptionError, unknown
 
 T = TypeVar("T", int, float)
 
@@ -16,6 +16,20 @@ def numbers_of(option: str, text: str, kind: Callable[[str], T], accepted: str =
         numbers = tuple(kind(part) for part in text.split(","))
     except ValueError:
         raise OptionError(f"{option} {text!r} not understood; accepted: {accepted} separated by commas") from None
-    if len(set(numbers)) < len(numbers):
-        raise OptionError(f"{option} {text!r} names one twice; accepted: each at most once")
+    _check_once(option, text, numbers)
     return numbers
+
+
+def names_of(option: str, what: str, text: str, accepted: Sequence[str]) -> tuple[str, ...]:
+    """The different names of a text, separated by commas; raises OptionError for one that is not accepted."""
+    names = tuple(part.strip() for part in text.split(","))
+    for name in names:
+        if name not in accepted:
+            raise unknown(what, name, accepted)
+    _check_once(option, text, names)
+    return names
+
+
+def _check_once(option: str, text: str, found: Sequence[object]) -> None:
+    if len(set(found)) < len(found):
+        raise OptionError(f"{option} {text!r} names one twice; accepted: each at most once")

@@ -150,7 +150,7 @@ def test_an_agent_without_an_end_has_not_solved_its_task():
 
 def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
     plan = Plan("solver", ("always-think", "agentic", "instant", "reasoning", "routed"), limit=60)
-    played = play_all(plan, Solver(), Journal(tmp_path / "j", {}), lambda messages: _needed(messages[0].text))
+    played = play_all(plan, TASKS, Solver(), Journal(tmp_path / "j", {}), lambda messages: _needed(messages[0].text))
     report = compared(played)
     always, agentic, instant, reasoning, routed = report["arms"]
     assert always["solved"] == agentic["solved"] == routed["solved"] == 1.0
@@ -163,7 +163,7 @@ def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
     assert "none solved" in as_text(report) and "routed, by mode" in as_text(report)
     json.dumps(report, allow_nan=False)
     again = play_all(
-        plan, Solver(asked={}), Journal(tmp_path / "j", {}), lambda messages: ""
+        plan, TASKS, Solver(asked={}), Journal(tmp_path / "j", {}), lambda messages: ""
     )  # nothing is played twice
     assert compared(again) == report
 

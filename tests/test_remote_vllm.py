@@ -274,7 +274,7 @@ def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: Co
     asyncio.run(cancelled())
     server.wait_idle()
     whole = sum(len(done.token_ids) for done in local.generate(rows, Sampling(temperature=0.0)))
-    assert 0 < server.written() - before < whole
+    assert 0 < server.written() - before < whole / 2
 
 
 def test_keys_and_models(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:

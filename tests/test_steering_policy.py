@@ -155,7 +155,8 @@ def test_steering_is_told_and_changes_what_is_thought(engine: TransformersEngine
     made = ask(engine, steer)
     assert all(a != b for a, b in zip(tokens(made), tokens(plain), strict=True))
     for one in made:
-        told = one.trace[0]
+        told, *others = one.trace
+        assert {decision.policy for decision in others} <= {"controller"}
         assert (told.policy, told.action, told.position, told.acted) == ("steer", "steer", 0, True)
         assert told.reason == "all thinking tokens at layer 2 with strength +0.5"
     other = ask(engine, Steer(direction=direction(engine, place="ends"), layer=1, strength=-0.3))

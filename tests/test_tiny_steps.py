@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import islice
+from pathlib import Path
 from random import Random
 
 import pytest
-from transformers import PreTrainedTokenizerFast
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from tersely.controller.pretrained import path_of
 from tersely.controller.toolcalls import knows_tools, read_calls
 from tersely.evaluation.agents.tasks import Task, stream_tasks
 from tersely.training.tiny.batches import encode_step, turn
 from tersely.training.tiny.steps import ARGUMENTS, UNKNOWN, Step, respond_to
 from tersely.training.tiny.tokenizer import agent_tokenizer
+from tersely.training.tiny.train import SIZES, build_model, go_on_from, train
 
 EFFORTS = ("none", "easy", "normal", "hard")
 
@@ -77,3 +81,16 @@ def test_rows_are_of_all_sorts() -> None:
     assert sum("Tools:" not in row for row in rows) > 3
     assert all(sum(f"\n/{effort}<" in row for row in rows) > 10 for effort in EFFORTS[1:])
     assert sum("<|im_start|>tool" in row for row in rows) > 60
+
+
+def test_training_goes_on_from_the_small_model(tmp_path: Path) -> None:
+    base, codec = AutoModelForCausalLM.from_pretrained(path_of("tersely-tiny-small")), tokenizer()
+    model = build_model(SIZES["agent"], len(codec), codec.eos_token_id, codec.pad_token_id)
+    go_on_from("tersely-tiny-small", model)
+    ids = torch.tensor([list(range(20, 60))])
+    known = base.config.vocab_size
+    assert torch.allclose(model(ids).logits[..., :known], base(ids).logits, atol=1e-4)
+    assert model.config.vocab_size > known
+    folder = train("agent", tmp_path / "agent", tokens=4000, compile_layers=False, report=lambda line: None)
+    assert knows_tools(AutoTokenizer.from_pretrained(folder))
+    assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == len(codec)

@@ -6,19 +6,20 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from langchain.agents.middleware import AgentMiddleware, ModelRequest
+from langchain.agents.middleware import ModelRequest
 from langchain.agents.middleware.types import ToolCallRequest
 from langchain_core.messages import ToolMessage
 from langgraph.types import Command
 
 from .chat import ChatTersely
+from .requests import RequestMiddleware
 from .safety import Neutraliser, neutraliser_for
 
 OURS = "tersely_"
 """What the keys of an agent's state begin with that are kept here and no tool may set."""
 
 
-class SafetyMiddleware(AgentMiddleware):
+class SafetyMiddleware(RequestMiddleware):
     """Neutralises what tools return (see `safety`), and results that came in with the conversation.
 
     tokenizer: of the model that reads them; None takes that of each ChatTersely, and of other models the common markers
@@ -39,16 +40,6 @@ class SafetyMiddleware(AgentMiddleware):
     ) -> Any:
         """See `AgentMiddleware.awrap_tool_call`."""
         return self._safe(await handler(request))
-
-    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
-        return handler(self._asked(request))
-
-    async def awrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
-    ) -> Any:
-        """See `AgentMiddleware.awrap_model_call`."""
-        return await handler(self._asked(request))
 
     def _asked(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         """The request with the results in it neutralised; a ChatTersely does that itself, by its own tokenizer."""

@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, NotRequired
 
-from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest
+from langchain.agents.middleware import AgentState, ModelRequest
 from langchain.agents.middleware.types import OmitFromInput
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 
 from ...errors import OptionError, unknown
 from ..budgets import canonical_effort
+from .requests import RequestMiddleware
 from .steps import ceiling_of, effort_settings, lower
 
 MODES = ("instant", "reasoning", "agentic")
@@ -31,7 +32,7 @@ class ModeState(AgentState):
     tersely_mode: NotRequired[Annotated[str, OmitFromInput]]  # type: ignore[valid-type]  # the base is unknown here
 
 
-class ModeMiddleware(AgentMiddleware):
+class ModeMiddleware(RequestMiddleware):
     """Chooses for each run of an agent whether to answer at once, to think, or to work with tools.
 
     route: a mode, or a function of the conversation that says one, which may be async if the agent is. Without tools
@@ -76,16 +77,6 @@ class ModeMiddleware(AgentMiddleware):
             return {"tersely_mode": self.route}
         mode = await asyncio.to_thread(self.route, state["messages"])
         return {"tersely_mode": _known(mode if isinstance(mode, str) else await mode)}
-
-    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
-        return handler(self._asked(request))
-
-    async def awrap_model_call(
-        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
-    ) -> Any:
-        """See `AgentMiddleware.awrap_model_call`."""
-        return await handler(self._asked(request))
 
     def _asked(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         state: Any = request.state

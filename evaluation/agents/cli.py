@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ...errors import OptionError, unknown
+from ...errors import OptionError
 from ...writing import check_writable, write
+from ..numbers import names_of
 
 DEFAULT_ARMS = "always-think,agentic"
 
@@ -47,9 +48,9 @@ def agents(
     from .run import Plan, journal_of, modes_among, play_all
     from .tasks import KINDS
 
-    names = _names("arm", arms, ARMS)
+    names = names_of("--arms", "arm", arms, ARMS)
     prompt = FORM if system is None else system or None
-    chosen = KINDS if kinds is None else _names("kind of task", kinds, KINDS)
+    chosen = KINDS if kinds is None else names_of("--kinds", "kind of task", kinds, KINDS)
     plan = Plan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
@@ -62,32 +63,22 @@ def agents(
         raise OptionError(
             "a router reads hidden states, which an endpoint does not show; leave out --url or the router"
         )
-    plan.tasks()  # says what is wrong with them before a model is loaded
+    drawn = plan.tasks()
     chat, session = _model(model, url, preset, max_tokens, seed)
     route = _router(session, router) if ROUTED in names else None
     journal = journal_of(plan, out, {"preset": preset, "max_tokens": max_tokens, "router": str(router)})
     with shown(len(names) * limit) as advance:
-        played = play_all(plan, chat, journal, route, advance)
+        played = play_all(plan, drawn, chat, journal, route, advance)
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compared(played, cost, seed)}
     report["episodes"] = {arm: [one.record() for one in episodes] for arm, episodes in played.items()}
     if router_out is not None:
         from .learning import learn_router
 
-        learn_router(session, plan.tasks(), modes_among(played)).save(router_out)
+        learn_router(session, drawn, modes_among(played)).save(router_out)
     if out is not None:
         write(out, json.dumps(report))
     journal.remove()
     typer.echo(json.dumps(report) if as_json else as_text(report))
-
-
-def _names(what: str, text: str, accepted: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(name.strip() for name in text.split(","))
-    for name in names:
-        if name not in accepted:
-            raise unknown(what, name, accepted)
-    if len(set(names)) < len(names):
-        raise OptionError(f"{text!r} names one twice; accepted: each at most once")
-    return names
 
 
 def _model(model: str, url: str | None, preset: str, max_tokens: int, seed: int) -> tuple[Any, Any]:

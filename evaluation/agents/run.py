@@ -40,12 +40,16 @@ class Plan:
 
 
 def play_all(
-    plan: Plan, model: BaseChatModel, journal: Journal, router: Router | None = None, advance: Advance | None = None
+    plan: Plan,
+    drawn: Sequence[Task],
+    model: BaseChatModel,
+    journal: Journal,
+    router: Router | None = None,
+    advance: Advance | None = None,
 ) -> dict[str, list[Episode]]:
-    """The episodes of each arm, in the order of the tasks."""
+    """The episodes of each arm, in the order of the tasks that were drawn."""
     agents = {arm: agents_of(arm, model, router, plan.system) for arm in plan.arms}
     found: dict[str, list[Episode]] = {}
-    drawn = plan.tasks()
     for arm, agent in agents.items():
         found[arm] = []
         for task in drawn:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from ...controller.budgets import EFFORTS
-from ...errors import OptionError, unknown
-from ..numbers import numbers_of
+from ..numbers import names_of, numbers_of
 
 
 def collect(
@@ -36,12 +35,7 @@ def collect(
     """
     from .run import Plan, collect_into
 
-    names = tuple(t.strip() for t in tiers.split(","))
-    for name in names:
-        if name not in EFFORTS or name == "auto":
-            raise unknown("tier", name, EFFORTS[:-1])
-    if len(set(names)) < len(names):
-        raise OptionError(f"--tiers {tiers!r} names one twice; accepted: each at most once")
+    names = names_of("--tiers", "tier", tiers, EFFORTS[:-1])
     plan = Plan(
         model,
         task,

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 VOCAB = 1024
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+KEYS = "Team Home Wage Mentor Firm Lead Members Town Founded Teams Region Residents Mayor Works".split()
+BARE = ("team", "home", "person", "firm", "arguments")  # of the words below, those that stand without a space too
+WORDS = (
+    "team home town wage mentor firm lead members mayor number residents year founded works person arguments".split()
+)
 _SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
@@ -58,20 +63,14 @@ def build_tokenizer(problems: int = 3000) -> PreTrainedTokenizerFast:
     )
 
 
-KEYS = "Team Home Wage Mentor Firm Lead Members Town Founded Teams Region Residents Mayor Works".split()
-LATER = (
-    "team home town wage mentor firm lead members mayor number residents year founded works person arguments".split()
-)
-
-
 def agent_tokenizer(base: str) -> PreTrainedTokenizerFast:
     """The tokenizer of an embedded model with the words of pages as tokens, and a chat template that knows tools."""
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(path_of(base))
-    first = [*GIVEN, *PLACES, *CRAFTS, *KEYS, *TOOLS, *ARGUMENTS.values(), *LATER[:2], "person", "firm", "arguments"]
-    spaced = [f" {word}" for word in (*first, *FAMILY, *REGIONS, *LATER)]
+    first = [*GIVEN, *PLACES, *CRAFTS, *KEYS, *TOOLS, *ARGUMENTS.values(), *BARE]
+    spaced = [f" {word}" for word in (*first, *FAMILY, *REGIONS, *WORDS)]
     tokenizer.add_tokens([AddedToken(word, single_word=True, special=False, normalized=False) for word in first])
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in spaced])
     tokenizer.chat_template = Path(__file__).with_name("agent_template.jinja").read_text(encoding="utf-8")
