@@ -1,7 +1,8 @@
 """Speed of our decode loop beside `model.generate`: same model, same prompts, same tokens, timed turn by turn.
 
 Each ratio is `generate`'s time over ours, so above 1 means that ours is faster. `off` runs without watchers, `on` with
-one watcher a row that never acts: a real controller in shadow mode where the model has thinking markers.
+one watcher a row that never acts: a real controller in shadow mode where the model has thinking markers. `loaded` is a
+model as our engine loads it beside the same one as transformers does; with another order of sums its tokens may differ.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from tersely.controller.engines.attention import use_grouped
 from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
 from tersely.controller.engines.custom_generate import MakeWatcher, as_custom_generate
 
@@ -66,12 +68,12 @@ def shadow_controllers(tokenizer: Any) -> MakeWatcher:
     return lambda prompt: Controller(policies, codec, markers, budget, shadow=True)
 
 
-def batch(rows: int, vocabulary: int) -> dict[str, torch.Tensor]:
-    """Random prompts of unequal length, padded on the left."""
+def batch(rows: int, vocabulary: int, most: int = 32) -> dict[str, torch.Tensor]:
+    """Random prompts of unequal length, a quarter of `most` to `most`, padded on the left."""
     generator = torch.Generator().manual_seed(rows)
-    lengths = torch.randint(8, 33, (rows, 1), generator=generator)
-    ids = torch.randint(3, vocabulary, (rows, 32), generator=generator)
-    mask = (torch.arange(32)[None] >= 32 - lengths).long()
+    lengths = torch.randint(most // 4, most + 1, (rows, 1), generator=generator)
+    ids = torch.randint(3, vocabulary, (rows, most), generator=generator)
+    mask = (torch.arange(most)[None] >= most - lengths).long()
     return {"input_ids": ids * mask, "attention_mask": mask}
 
 
@@ -79,11 +81,7 @@ def compare(
     model: Any, make_watcher: MakeWatcher, rows: int, tokens: int, repeats: int, clock: str
 ) -> dict[str, float]:
     """Time generate, off and on in turn on one batch; returns the median ratio of each, tokens being the same."""
-    config = copy.deepcopy(model.generation_config)
-    # An id that no token has: every run is as long as the others, and the check for the end is still paid for.
-    config.update(max_new_tokens=tokens, do_sample=False, eos_token_id=model.config.vocab_size, pad_token_id=0)
-    config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
-    inputs = {name: value.to(model.device) for name, value in batch(rows, min(model.config.vocab_size, 512)).items()}
+    config, inputs = task(model, rows, tokens)
     arms: dict[str, dict[str, Any]] = {
         "generate": {},
         "off": {"custom_generate": as_custom_generate()},
@@ -111,6 +109,36 @@ def compare(
     }
 
 
+def task(model: Any, rows: int, tokens: int, prompt: int = 32) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Settings of greedy runs that are all of one length, and their inputs."""
+    config = copy.deepcopy(model.generation_config)
+    # An id that no token has: every run is as long as the others, and the check for the end is still paid for.
+    config.update(max_new_tokens=tokens, do_sample=False, eos_token_id=model.config.vocab_size, pad_token_id=0)
+    config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
+    inputs = batch(rows, min(model.config.vocab_size, 512), prompt)
+    return config, {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def as_loaded(model: Any, rows: int, tokens: int, repeats: int, clock: str, prompt: int) -> float:
+    """Time generate on a model as transformers loads it, and our loop on it as our engine does; the median ratio."""
+    config, inputs = task(model, rows, tokens, prompt)
+    ratios = []
+    for _ in range(repeats + 1):
+        times = []
+        for ours in (False, True):
+            model.set_attn_implementation("sdpa")
+            if ours:
+                use_grouped(model)
+            start = CLOCKS[clock]()
+            model.generate(
+                **inputs, generation_config=config, **({"custom_generate": as_custom_generate()} if ours else {})
+            )
+            times.append(CLOCKS[clock]() - start)
+        ratios.append(times[0] / times[1])
+    model.set_attn_implementation("sdpa")
+    return statistics.median(ratios[1:])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,6 +162,10 @@ def main(argv: list[str] | None = None) -> None:
         for rows in (1, 32):
             found = compare(model, make_watcher, rows, options.tokens, options.repeats, options.clock)
             ratios.update({f"{name}_b{rows}_{arm}": round(ratio, 4) for arm, ratio in found.items()})
+    if options.model and model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        for rows, prompt in ((1, 32), (32, 32), (1, 512), (32, 512)):
+            ratio = as_loaded(model, rows, options.tokens, max(1, options.repeats // 3), options.clock, prompt)
+            ratios[f"model_b{rows}_loaded_{prompt}"] = round(ratio, 4)
     if options.json:
         print(json.dumps(ratios))
     else:

@@ -20,8 +20,8 @@ from .spotting import Spotter
 from .text import Codec
 from .thoughts import Thinking
 from .trace import Decision
-from .trial import LEAD, MOST_TOKENS, TrialAnswer, TrialRun
-from .wording import CLOSING, closing_text, lead_after, text_of
+from .trial import MOST_TOKENS, TrialAnswer, TrialRun, begin_trial
+from .wording import CLOSING, closing_text, text_of
 
 Phase = Literal["before", "thinking", "answer"]
 MOST_ACTIONS = 128
@@ -155,7 +155,8 @@ class Controller:
         """
         bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
         if not bids:
-            return self._ask([s for s, _ in moves])
+            drawn = any(isinstance(move, Trial) and move.drawn for _, move in moves)
+            return self._ask([s for s, _ in moves], drawn)
         directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, Handed))), bids[0]))
         self._go_on(moves, directive)
         return directive
@@ -210,23 +211,22 @@ class Controller:
         """Thinking tokens that are left beside those that closing needs."""
         return self.budget.thinking - len(self.thinking) - self.view.closing_cost
 
-    def _ask(self, sleepers: list[Sleeper]) -> Directive:
+    def _ask(self, sleepers: list[Sleeper], drawn: bool) -> Directive:
         """Begin one trial for all that want one, unless there is no room for it."""
         if not sleepers:
             return KEEP
-        tail = self.thinking.tail(4)
-        forced = self.codec.encode(f"{lead_after(tail)}{self.markers.close}{self.markers.after}{LEAD}")
+        forced, trial = begin_trial(self.codec, self.markers, self.thinking.tail(4), self.budget.reserve, drawn)
         room = self.budget.thinking + self.budget.reserve - self.position
         if self.shadow or len(forced) + MOST_TOKENS > room:
             return self._replied(sleepers, None)
-        self._trial, self._asking = TrialRun(self.codec, len(forced)), sleepers
+        self._trial, self._asking = trial, sleepers
         return Directive(forced, trial=True)
 
     def _tried(self, trial: TrialRun, token: int, seen: Seen | None) -> Directive:
         """Take in a token of the trial under way; at its end, what those that asked make of it."""
         chance = seen.signals.chosen if seen is not None and seen.signals is not None else 1.0
-        if not trial.take(token, chance):
-            return KEEP
+        if (follow := trial.take(token, chance)) is not None:
+            return follow
         self._trial = None
         directive = self._replied(self._asking, trial.answer())
         self._sleepers.schedule()

@@ -37,10 +37,11 @@ class Ending:
         if self.inner is None:
             return KEEP
         directive = self.inner.observe(token, seen)
-        if directive.trial:
-            self._trial = len(directive.force)
-        elif self._trial:
-            self._trial = 0 if directive.trial is False else self._trial + 1
+        if directive.trial or (self._trial and directive.trial is None):
+            standing = self._trial + 1 if self._trial else 0
+            self._trial = standing - directive.drop + len(directive.force)
+        else:
+            self._trial = 0
         return directive
 
     def resume(self) -> Directive:

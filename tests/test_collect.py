@@ -235,19 +235,22 @@ def forward(engine: TransformersEngine, ids: Sequence[int], layer: int) -> Array
 class Told(Collector):
     """Is told what was answered."""
 
-    def _answer(
-        self, questions: Sequence[Question], tier: str, seed: int
-    ) -> list[tuple[Generation, list[Boundary], list[str]]]:
+    def _answer(self, questions: Sequence[Question], tier: str, seed: int) -> list[tuple[Generation, list[Boundary]]]:
         text = "The answer is \\boxed{1,000}."
         done = Generation(text, "", text, "stop", tier, Usage(thinking=30, answer=9))
         row = np.zeros(len(FEATURES), np.float32)
-        trials = [TrialAnswer("999", 0.5, 7), TrialAnswer("1000", 0.75, 8), None, TrialAnswer("1000.5", 0.25, 9)]
+        trials = [
+            TrialAnswer("999", 0.5, 7, "The answer is \\boxed{1001}."),
+            TrialAnswer("1000", 0.75, 8, "\\boxed{1000}"),
+            None,
+            TrialAnswer("1000.5", 0.25, 9, "It is \\boxed{1000.0}."),
+        ]
         stated = [None, "999", "1000", "1000"]
         ends = [
             Boundary(10 * i, row, told, {-1: np.ones(4, np.float32)}, trial)
             for i, (told, trial) in enumerate(zip(stated, trials, strict=True), 1)
         ]
-        return [(done, ends, ["The answer is \\boxed{1001}.", "\\boxed{1000}", "", "It is \\boxed{1000.0}."])]
+        return [(done, ends)]
 
     def _questions(self, questions: Sequence[Question]) -> dict[str, Array]:
         return {"questions.level": np.zeros(1), "questions.words": np.zeros(1), "questions.state.-1": np.zeros((1, 4))}

@@ -148,6 +148,24 @@ def test_a_forced_hint_costs_one_forward(rows: int) -> None:
     assert forwards.shapes[4:] == [(rows, 1)] * 19 + [(rows - 1, 1)] * (steps - 23)
 
 
+def test_in_a_large_batch_a_hint_is_fed_token_by_token_while_the_others_go_on() -> None:
+    model = random_model(eos=126)
+    forwards = Forwards(model)
+
+    def requests() -> list[Request]:
+        hints = {3: Directive(tuple(range(20, 30))), 5: Directive((40, 41, 42, 43, 44, 45, 46), drop=3)}
+        return [
+            Request(prompt, 30, Script(**{f"t{at}": hint for at, hint in hints.items()}) if row % 3 == 0 else None)
+            for row, prompt in enumerate(prompts(12))
+        ]
+
+    done = engine_of(model).generate(requests(), GREEDY)
+    forwards.handle.remove()
+    assert {shape[1] for shape in forwards.shapes[1:]} == {1}
+    assert done == [recompute(model, request, (126,)) for request in requests()]
+    assert sum(sum(row.forced) for row in done) == 4 * (10 - 1 + 7), "three tokens were dropped, one of them forced"
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_that_ended_leave_the_batch_and_change_nothing(
     temperature: float, monkeypatch: pytest.MonkeyPatch
@@ -162,7 +180,7 @@ def test_rows_that_ended_leave_the_batch_and_change_nothing(
     assert left == stayed
     rows = [shape[0] for shape in forwards.shapes]
     assert set(rows[leaving:]) == {12}
-    assert rows[0] == 12 and rows[leaving - 1] == 1
+    assert rows[0] == 12 and rows[leaving - 1] <= 2
     assert sorted(rows[:leaving], reverse=True) == rows[:leaving]
 
 
@@ -261,7 +279,8 @@ def test_processors_see_each_row_compact() -> None:
     assert len(leads) == 4  # as padded at first, then after each unequal step
 
 
-def test_the_cache_sheds_its_holes() -> None:
+def test_the_cache_sheds_its_holes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_CHUNK", {})
     model = random_model(eos=126)
     forwards = Forwards(model)
 

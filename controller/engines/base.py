@@ -37,14 +37,16 @@ class Directive:
     """What to do after a sampled token: discard the last `drop` tokens of the output, then append `force`.
 
     `drop` counts the token just sampled; dropping only that one is free, more needs an engine that can crop.
-    trial: True begins a trial, False ends it. A trial is decoded greedily, asks no stopping criterion, and is dropped
-    at its end. stop: end the row with that; a trial under way has to be ended as well. until: then let the row rest
-    until this is done; its watcher's `resume` says how it goes on. Only an engine that can crop lets rows rest.
+    trial: True begins a trial, or begins it anew; False ends it. A trial asks no stopping criterion, and is dropped at
+    its end. It is decoded greedily, or as all else is if it is `drawn`. stop: end the row with that; a trial under way
+    has to be ended as well. until: then let the row rest until this is done; its watcher's `resume` says how it goes
+    on. Only an engine that can crop lets rows rest.
     """
 
     force: tuple[int, ...] = ()
     drop: int = 0
     trial: bool | None = None
+    drawn: bool = False
     stop: bool = False
     until: Pending | None = None
 

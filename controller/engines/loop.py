@@ -20,6 +20,10 @@ from .stepper import Stepper
 
 _CROWDED = 0.75
 """Rows that have ended leave the batch once no more than this share of it is still at work."""
+_CHUNK = {"cpu": 64}
+_CHUNK_ELSEWHERE = 256
+"""Most tokens, holes among them, that a forward may have for a chunk to pay: about as many as a device works off while
+it fetches the weights. Beyond that, rows with several tokens are fed one at a time, while the others go on."""
 _REST = 32
 """Steps for which a row may rest while others go on."""
 
@@ -76,8 +80,8 @@ class Loop:
         live = self.rows
         padding = False
         while True:
-            trials = [row.slot for row in live if row.trial]
-            tokens = self.picker.pick(logits, self.ids, trials)
+            trials = {row.slot for row in live if row.trial}
+            tokens = self.picker.pick(logits, self.ids, [row.slot for row in live if row.trial and not row.drawn])
             if padding:
                 tokens = torch.where(self.done, self.rules.pad, tokens)
             queued = {row.slot for row in live if row.queue}
@@ -184,7 +188,11 @@ class Loop:
 
     def _feed_edits(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit]) -> Tensor:
         """Carry the edits out and run the forward they lead to."""
-        if not self.rows[0].ragged:
+        stepper: Any = self.stepper
+        for index, edit in edits.items():
+            if edit.unfeed:
+                stepper.unfeed(index, edit.unfeed)
+        if not self.rows[0].ragged or self._too_many(edits):
             for index, edit in edits.items():
                 tokens[index] = edit.feed[0]
                 if self.rows[index].finish is None:
@@ -192,10 +200,6 @@ class Loop:
             if self.ids is not None:
                 self.ids[:, -1] = tokens
             return self.stepper.step(tokens[:, None], self.ids)
-        stepper: Any = self.stepper
-        for index, edit in edits.items():
-            if edit.unfeed:
-                stepper.unfeed(index, edit.unfeed)
         if self.ids is not None:
             self._edit_ids(self.ids, edits)
         # A row that ended takes one token like the others; what it holds no longer matters.
@@ -205,6 +209,14 @@ class Loop:
         ]
         logits: Tensor = stepper.feed(feeds)
         return logits
+
+    def _too_many(self, edits: dict[int, Edit]) -> bool:
+        """Whether the rows are better fed one token at a time: a chunk pads all of them to its longest."""
+        size = max(len(edit.feed) for edit in edits.values())
+        most = _CHUNK.get(self.done.device.type, _CHUNK_ELSEWHERE)
+        rests = any(not edit.feed or self.rows[index].pending for index, edit in edits.items())
+        rows = sum(row.finish is None for row in self.rows)  # whether those that have ended are still there or not
+        return size > 1 and size * rows > most and self.ids is None and not rests
 
     def _edit_ids(self, ids: Tensor, edits: dict[int, Edit]) -> None:
         """Rebuild the ids after rows grew unequally: right-aligned, padded on the left as little as can be."""

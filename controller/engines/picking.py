@@ -35,8 +35,8 @@ class Picker:
         if self._heat is not None:
             self._heat = self._heat[rows]
 
-    def pick(self, logits: Tensor, ids: Tensor | None, trials: Sequence[int]) -> Tensor:
-        """Tokens [rows] from logits [rows, vocabulary]; ids are what processors see; `trials` are decoded greedily."""
+    def pick(self, logits: Tensor, ids: Tensor | None, greedy: Sequence[int]) -> Tensor:
+        """Tokens [rows] from logits [rows, vocabulary]; ids are what processors see; `greedy` rows sample nothing."""
         rules = self.rules
         # What is recorded is copied: a view would keep the logits of a whole prompt alive.
         copy = rules.record_logits or rules.record_scores
@@ -50,8 +50,8 @@ class Picker:
         if rules.record_scores:
             self.scores.append(scores)
         tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else torch.argmax(scores, dim=-1)
-        if trials:
-            tokens[trials] = logits[trials].argmax(dim=-1)
+        if greedy:
+            tokens[greedy] = logits[greedy].argmax(dim=-1)
         return tokens
 
     def _draw(self, chances: Tensor) -> Tensor:

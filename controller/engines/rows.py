@@ -47,6 +47,7 @@ class Row:
     __slots__ = (
         "budget",
         "by_eos",
+        "drawn",
         "dropped",
         "eos",
         "finish",
@@ -97,6 +98,7 @@ class Row:
         self.dropped = 0
         self.pending: Pending | None = None
         self.trial = False
+        self.drawn = False  # whether the trial is sampled
         self.tried = 0  # tokens of trials that are over
 
     def watch(self, watcher: Watcher | None) -> None:
@@ -174,7 +176,7 @@ class Row:
         before = len(self.tokens)
         self._append([] if directive.drop else [token], False, signals)
         if directive.trial is not None:
-            self.trial = directive.trial
+            self.trial, self.drawn = directive.trial, directive.drawn
         self._force(directive)
         feed = tuple(self.tokens[before:])
         if not feed and self.pending is None:

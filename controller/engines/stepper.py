@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
+from .attention import NAME as GROUPED
 from .growing import GrowingLayer, let_grow
 
 CACHE_NAMES = ("cache", "past_key_values")
@@ -18,7 +19,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 
 # Inputs that only the model's own preparation knows how to carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
-_MASKED_ATTENTION = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+_MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
 _BY_ROW = ("attention_mask", "position_ids")
 """Inputs that have a line for each row."""
@@ -86,6 +87,7 @@ class PlainStepper:
         self.positions: Tensor | None = None  # [rows or 1, 1], of the last token fed
         self.advance: Tensor | int = 1  # [rows, 1], zero for a row that has ended
         self.inputs: dict[str, Any] = {}
+        self.last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
         self.ragged = False
         self.holes: list[int] = []
 
@@ -159,7 +161,7 @@ class PlainStepper:
             self._materialize_mask()
         self._note_holes(empty)
         self.width += size
-        inputs = {**self.inputs, "input_ids": chunk.to(self.device)}
+        inputs = {**self.inputs, **self.last, "input_ids": chunk.to(self.device)}
         assert self.positions is not None  # `ragged` says so
         # Holes get some position in range; nothing ever attends to them.
         inputs["position_ids"] = (self.positions + (1 + columns - gaps) * self.advance).clamp_(min=0)

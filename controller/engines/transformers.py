@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError, OptionError, did_you_mean
+from .attention import use_grouped
 from .base import Completion, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
@@ -183,7 +184,9 @@ def load_engine(model: str | os.PathLike[str], dtype: str = "auto", device: str 
     tokenizer = loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
     weights = loaded(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return TransformersEngine(weights.to(target).eval(), tokenizer, name=name)
+    weights = weights.to(target).eval()
+    use_grouped(weights)
+    return TransformersEngine(weights, tokenizer, name=name)
 
 
 def _dtype(name: str) -> Any:

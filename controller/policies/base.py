@@ -15,14 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ...errors import CapabilityError
 from ..budgets import Budget
 from ..engines.base import Seen, State
 from ..outside.questions import NOTHING_ASKED, Question, Review, Ticket
 from ..thoughts import Thinking
-from ..trial import TrialAnswer
+
+if TYPE_CHECKING:
+    from ..trial import TrialAnswer
 
 Boundary = Literal["token", "sentence", "thought", "close"]
 RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
@@ -138,7 +140,12 @@ class Consult:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Ask what the model would answer if it had to stop here; `View.reply` brings it, and its tokens are discarded."""
+    """Ask what the model would answer if it had to stop here; `View.reply` brings it, and its tokens are discarded.
+
+    drawn: ask for an answer that is sampled as all else is, beside the greedy one.
+    """
+
+    drawn: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Record:
             end, values, stated = view.tokens, features(thoughts), readings.stated
             states = {layer: view.state(layer) for layer in self.layers}
             if self.trials:
-                view = yield Trial()
+                view = yield Trial(drawn=True)
             tell(Boundary(end, values, stated, states, view.reply if self.trials else None))
 
 

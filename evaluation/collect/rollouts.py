@@ -19,7 +19,6 @@ from ...probes.records import UNKNOWN, Array, Rows
 from ..answering import batch_seed
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question, hash_of
-from .answers import Thought, answers_at
 
 
 @dataclass(slots=True)
@@ -58,7 +57,7 @@ class Collector:
         for tier_number, tier in enumerate(self.tiers):
             for rollout in range(self.rollouts):
                 seed = batch_seed(self.seed, tier, rollout, number)
-                for index, (done, ends, answers) in enumerate(self._answer(questions, tier, seed)):
+                for index, (done, ends) in enumerate(self._answer(questions, tier, seed)):
                     question, at = questions[index], len(rollouts)
                     final = normalise(boxed_or_last(done.answer))
                     right = self._grade(question, done.answer)
@@ -66,8 +65,8 @@ class Collector:
                     finished = done.finish_reason == "stop"
                     rollouts.add(index, tier_number, rollout, right, *written, mean_entropy(done.signals), finished)
                     numbers = Numbers()
-                    for end, answer in zip(ends, answers, strict=True):
-                        outcome = self._outcome(question, end, answer, right, final, numbers)
+                    for end in ends:
+                        outcome = self._outcome(question, end, right, final, numbers)
                         boundaries.add(at, end.end, end.features, *outcome)
                         for layer in self.layers:
                             kept[layer].append(end.states[layer])
@@ -83,25 +82,19 @@ class Collector:
         }
         return columns, texts
 
-    def _answer(
-        self, questions: Sequence[Question], tier: str, seed: int
-    ) -> list[tuple[Generation, list[Boundary], list[str]]]:
-        """What each question came to, where its thoughts ended, and what would have been answered there."""
+    def _answer(self, questions: Sequence[Question], tier: str, seed: int) -> list[tuple[Generation, list[Boundary]]]:
+        """What each question came to, and where its thoughts ended."""
         rows: list[list[Boundary]] = []
 
         def begin() -> Callable[[Boundary], None]:
             rows.append([])
             return rows[-1].append
 
-        problems = [question.problem for question in questions]
         plain = with_seed(Options(effort=tier, preset="off", max_new_tokens=self.max_new_tokens), seed)
         policies = (Record(begin, self.layers),) if tier != "none" else ()
-        done = self.session.run(problems, replace(plain, policies=policies, signals=True))
-        ends = rows or [[] for _ in done]
-        prepared = self.session.prepare(problems, plain)
-        thoughts = [Thought(*row) for row in zip(prepared, done, ends, strict=True)]
-        answers = answers_at(self.session, thoughts, with_seed(plain, batch_seed(seed, "answers")), len(questions))
-        return list(zip(done, ends, answers, strict=True))
+        options = replace(plain, policies=policies, signals=True)
+        done = self.session.run([question.problem for question in questions], options)
+        return list(zip(done, rows or [[] for _ in done], strict=True))
 
     def _questions(self, questions: Sequence[Question]) -> dict[str, Array]:
         """The table of questions, with the hidden states after what all tiers' prompts begin with."""
@@ -122,13 +115,14 @@ class Collector:
         return int(self.checker.grade(question, answer).equal)
 
     def _outcome(
-        self, question: Question, end: Boundary, answer: str, right: int, final: str, numbers: Numbers
+        self, question: Question, end: Boundary, right: int, final: str, numbers: Numbers
     ) -> tuple[int, int, int, int, float, int]:
         """Right, same, stated, said, confidence and trial of a boundary."""
         stated = numbers.of(end.stated)
         if end.trial is None:  # no room for one, so the thinking is as good as over
             return right, 1, stated, UNKNOWN, 0.0, 0
-        same = normalise(boxed_or_last(answer)) == final
-        now = right if same else self._grade(question, answer)
+        drawn = end.trial.drawn or ""
+        same = normalise(boxed_or_last(drawn)) == final
+        now = right if same else self._grade(question, drawn)
         said = numbers.of(end.trial.answer)
         return now, int(same), stated, said, end.trial.confidence, end.trial.tokens

@@ -99,8 +99,8 @@ class Running:
         return _TRIAL if context is None else max(1, min(_TRIAL, context - size))
 
     def _sampling(self) -> Sampling:
-        """How this submission samples: trials greedily, others with a seed that nothing else in the batch has."""
-        if self.row.trial:
+        """How this submission samples: trials greedily, all else with a seed that nothing else in the batch has."""
+        if self.row.trial and not self.row.drawn:
             return _GREEDY
         if self.sampling.seed is None:
             return self.sampling
