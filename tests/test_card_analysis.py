@@ -157,12 +157,13 @@ class WrittenModel:
 
 @cache
 def facts() -> dict[str, Any]:
-    problems = list(islice(stream("fit", 2), 72))
+    problems = list(islice(stream("fit", 2), 96))
     questions = [Question(p.id, p.problem, p.answer, p.level, p.kind) for p in problems]
     model = WrittenModel(problems)
-    found = measure(model, codec(), questions, greedy=False)
-    assert [a[:2] for a in model.asked[:5]] == [*((mode, None) for mode in MODES), ("normal", 0.0)]
-    assert [a[2] for a in model.asked] == [72] * 5 + [12] * 6
+    found = measure(model, codec(), questions[:72], questions[72:], greedy=False)
+    assert [a[:2] for a in model.asked[:6]] == [*((mode, None) for mode in MODES), ("normal", 0.0), ("normal", None)]
+    assert [a[2] for a in model.asked] == [72] * 5 + [24] + [12] * 6
+    assert found["foretold"]["n"] == 96
     return found
 
 

@@ -36,12 +36,14 @@ _COLUMNS = {
     "harmed": "harmed",
     "capped": "cut off",
 }
+FORETOLD = 4
+"""How many times the problems of the card are asked to see what can be foretold of success: mistakes are few."""
 _SHARES = ("accuracy", "after_share", "first_accuracy", "honest_verdicts", "capped")
 
 
 def make_card(model: str, n: int, seed: int, *, engine: str, batch: int, greedy: bool) -> dict[str, Any]:
     """Measure one model on `n` fresh test problems."""
-    questions = load(TINY, "test", n, seed)
+    questions = load(TINY, "test", FORETOLD * n, seed)
     answerer = load_answerer(model, engine)
     started = time.monotonic()
 
@@ -52,7 +54,7 @@ def make_card(model: str, n: int, seed: int, *, engine: str, batch: int, greedy:
 
         return answer_all(answerer, questions, options, seed=seed, size=batch, advance=told)
 
-    facts = measure(answer, answerer.session.codec, questions, greedy=greedy)
+    facts = measure(answer, answerer.session.codec, questions[:n], questions[n:], greedy=greedy)
     return {"model": Path(model).name, "n": n, "seed": seed, **facts, "seconds": time.monotonic() - started}
 
 
@@ -73,7 +75,9 @@ def as_text(card: dict[str, Any], *, markdown: bool) -> str:
         "",
         "### what prompt length and kind alone foretell",
         "",
-        "AUROC of success: " + ", ".join(f"{k} {v:.3f}" for k, v in card["auroc"].items()) + ".",
+        f"AUROC of success over {card['foretold']['n']} problems, {card['foretold']['wrong']} of them wrong: "
+        + ", ".join(f"{k} {v:.3f}" for k, v in card["auroc"].items())
+        + ".",
         "",
     ]
     return "\n".join(lines)

@@ -65,6 +65,15 @@ class Run:
         """Thinking tokens of each."""
         return [r.tokens for r in self.readings]
 
+    def and_of(self, other: Run) -> Run:
+        """This run and another one."""
+        return Run(
+            [*self.questions, *other.questions],
+            [*self.readings, *other.readings],
+            [*self.prompts, *other.prompts],
+            [*self.capped, *other.capped],
+        )
+
     def of_levels(self, levels: Sequence[int]) -> Run:
         """The part of these levels."""
         keep = [i for i, q in enumerate(self.questions) if q.level in levels]
@@ -76,18 +85,27 @@ class Run:
         )
 
 
-def measure(answer: Answer, codec: Codec, questions: Sequence[Question], *, greedy: bool) -> dict[str, Any]:
-    """All facts of the card; `greedy` makes all modes greedy, otherwise greedy comes as a mode of its own."""
+def measure(
+    answer: Answer, codec: Codec, questions: Sequence[Question], more: Sequence[Question] = (), *, greedy: bool
+) -> dict[str, Any]:
+    """All facts of the card; `greedy` makes all modes greedy, otherwise greedy comes as a mode of its own.
+
+    more: questions beside those, for what can be foretold alone, as a good model makes too few mistakes on a few.
+    """
     options = replace(_CARD, sampling=Sampling(temperature=0.0)) if greedy else _CARD
     runs = {mode: as_run(codec, questions, answer(questions, replace(options, effort=mode))) for mode in MODES}
     if not greedy:
         cold = replace(_CARD, sampling=Sampling(temperature=0.0))
         runs[GREEDY] = as_run(codec, questions, answer(questions, cold))
+    foretold = runs["normal"]
+    if more:
+        foretold = foretold.and_of(as_run(codec, more, answer(more, replace(options, effort="normal"))))
     return {
         "sampling": "greedy" if greedy else "the model's own",
         "modes": {mode: by_level(run) for mode, run in runs.items()},
         "hint": hint_effect(answer, codec, runs["normal"], options),
-        "auroc": predictable(runs["normal"]),
+        "foretold": {"n": len(foretold.questions), "wrong": foretold.right.count(False)},
+        "auroc": predictable(foretold),
     }
 
 
