@@ -22,12 +22,18 @@ def numbers_of(option: str, text: str, kind: Callable[[str], T], accepted: str =
 
 def names_of(option: str, what: str, text: str, accepted: Sequence[str]) -> tuple[str, ...]:
     """The different names of a text, separated by commas; raises OptionError for one that is not accepted."""
-    names = tuple(part.strip() for part in text.split(","))
+    names = parts_of(option, text)
     for name in names:
         if name not in accepted:
             raise unknown(what, name, accepted)
-    _check_once(option, text, names)
     return names
+
+
+def parts_of(option: str, text: str) -> tuple[str, ...]:
+    """The different parts of a text, separated by commas; raises OptionError for one that stands there twice."""
+    parts = tuple(part.strip() for part in text.split(","))
+    _check_once(option, text, parts)
+    return parts
 
 
 def _check_once(option: str, text: str, found: Sequence[object]) -> None:

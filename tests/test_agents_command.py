@@ -26,8 +26,11 @@ def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     assert instant["kinds"]["reasoning"]["solved"] <= 0.2 < reasoning["kinds"]["reasoning"]["solved"]
     assert instant["kinds"]["instant"]["usd_per_solved"] < reasoning["kinds"]["instant"]["usd_per_solved"]
     assert [e["mode"] for e in report["episodes"]["instant"]] == ["instant"] * 12
-    assert main([*PLAYED, "--limit", "4"]) == 0
-    assert "instant, by kind" in capsys.readouterr().out
+    assert main([*PLAYED[:-4], "--arms", "reasoning,reasoning+balanced", "--system", "", "--limit", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "reasoning+balanced, by kind" in printed
+    plain, ended = (float(line.split("[")[1].split()[1]) for line in printed.splitlines()[1:3])
+    assert ended < plain
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,8 @@ def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["--arms", "always-think,agentik"], "did you mean 'agentic'?"),
         (["--arms", "agentic,agentic"], "names one twice"),
+        (["--arms", "agentic,agentic+balancd"], "did you mean 'balanced'?"),
+        (["--arms", "agentic+balanced", "--url", "http://127.0.0.1:1/v1"], "under its own preset"),
         (["--kinds", "lookups"], "did you mean 'lookup'?"),
         (["--arms", "routed"], "learn one with --router-out"),
         (["--split", "tests"], "did you mean 'test'?"),

@@ -8,8 +8,10 @@ from typing import Any
 from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 
+from ...controller.agents.chat import ChatTersely
 from ...controller.agents.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
 from ...controller.agents.modes import MODES, ModeMiddleware, Router
+from ...controller.policies import make_policies
 from ...errors import OptionError, unknown
 from .tasks import Task
 from .tools import tools_of
@@ -21,6 +23,16 @@ FORM = "Give the final answer in \\boxed{}, several names separated by semicolon
 REPEATS = 3
 
 
+def way_of(arm: str) -> tuple[str, str | None]:
+    """The way of an arm, and the preset that it names; raises OptionError for unknown ones."""
+    way, plus, preset = arm.partition("+")
+    if way not in ARMS:
+        raise unknown("arm", way, ARMS)
+    if plus:
+        make_policies(preset)
+    return way, preset if plus else None
+
+
 def agents_of(
     arm: str, model: BaseChatModel, router: Router | None = None, system: str | None = FORM
 ) -> Callable[[Task], Any]:
@@ -28,19 +40,23 @@ def agents_of(
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard where it plans and little after
     results; `instant` and `reasoning` have no tools; `routed` is one of these three for each task, as the router says.
-    Raises OptionError for an unknown arm, or one without the router it needs.
+    With `+PRESET` after it, an arm's ChatTersely thinks under that preset. Raises OptionError for an unknown arm or
+    preset, or one without the router it needs.
     """
-    if arm not in ARMS:
-        raise unknown("arm", arm, ARMS)
-    if arm == ROUTED and router is None:
+    way, preset = way_of(arm)
+    if way == ROUTED and router is None:
         raise OptionError(f"arm {ROUTED!r} needs a router; learn one, and give its folder (--router)")
-    route = router if arm == ROUTED and router is not None else arm
+    route = router if way == ROUTED and router is not None else way
+    if preset is not None:
+        if not isinstance(model, ChatTersely):
+            raise OptionError(f"arm {arm!r} names a preset, which only a model that is loaded here thinks under")
+        model = model.model_copy(update={"preset": preset})
 
     def agent(task: Task) -> Any:
         middleware = [
             SafetyMiddleware(),
             BudgetMiddleware(repeats=REPEATS),
-            *([EffortMiddleware(HARD)] if arm == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
+            *([EffortMiddleware(HARD)] if way == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
         ]
         return create_agent(model, tools_of(task.world), middleware=middleware, system_prompt=system)
 

@@ -11,7 +11,7 @@ import typer
 
 from ...errors import OptionError
 from ...writing import check_writable, write
-from ..numbers import names_of
+from ..numbers import names_of, parts_of
 
 DEFAULT_ARMS = "always-think,agentic"
 
@@ -19,7 +19,9 @@ DEFAULT_ARMS = "always-think,agentic"
 def agents(
     model: Annotated[str, typer.Option("--model", help="Embedded model, folder or hub name.")],
     url: Annotated[str | None, typer.Option("--url", help="Ask an OpenAI-compatible endpoint for it.")] = None,
-    arms: Annotated[str, typer.Option("--arms", help="Ways to go about it, the baseline first.")] = DEFAULT_ARMS,
+    arms: Annotated[
+        str, typer.Option("--arms", help="Ways to go about it, the baseline first; WAY+PRESET too.")
+    ] = DEFAULT_ARMS,
     kinds: Annotated[str | None, typer.Option("--kinds", help="Kinds of tasks, by commas; by default all.")] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks.")] = 100,
@@ -28,7 +30,7 @@ def agents(
     router_out: Annotated[
         Path | None, typer.Option("--router-out", help="Learn a router from these episodes into this folder.")
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Of a model that is loaded here.")] = "off",
+    preset: Annotated[str, typer.Option("--preset", help="Of arms that name none; not with --url.")] = "off",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="Most tokens of one step.")] = 2048,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Most steps of an episode's graph.")] = 60,
     price: Annotated[str | None, typer.Option("--price", help="Price of the tokens: a name in the table.")] = None,
@@ -43,12 +45,14 @@ def agents(
     """
     from ..economics.prices import load_prices
     from ..progress import shown
-    from .arms import ARMS, FORM, ROUTED
+    from .arms import FORM, ROUTED, way_of
     from .result import as_text, compared
     from .run import Plan, journal_of, modes_among, play_all
     from .tasks import KINDS
 
-    names = names_of("--arms", "arm", arms, ARMS)
+    names = parts_of("--arms", arms)
+    ways = {way_of(name) for name in names}
+    routed = any(way == ROUTED for way, _ in ways)
     prompt = FORM if system is None else system or None
     chosen = KINDS if kinds is None else names_of("--kinds", "kind of task", kinds, KINDS)
     plan = Plan(model, names, chosen, split, limit, seed, prompt, steps, url)
@@ -57,15 +61,17 @@ def agents(
     cost = None if price is None else load_prices().of(price)
     if router_out is not None:
         modes_among(dict.fromkeys(names, ()))
-    if ROUTED in names and router is None:
+    if routed and router is None:
         raise OptionError("arm 'routed' needs a router; learn one with --router-out, and give its folder (--router)")
-    if url is not None and (ROUTED in names or router_out is not None):
+    if url is not None and any(chosen is not None for _, chosen in ways):
+        raise OptionError("an endpoint thinks under its own preset; leave out --url, or +PRESET in --arms")
+    if url is not None and (routed or router_out is not None):
         raise OptionError(
             "a router reads hidden states, which an endpoint does not show; leave out --url or the router"
         )
     drawn = plan.tasks()
     chat, session = _model(model, url, preset, max_tokens, seed)
-    route = _router(session, router) if ROUTED in names else None
+    route = _router(session, router) if routed else None
     journal = journal_of(plan, out, {"preset": preset, "max_tokens": max_tokens, "router": str(router)})
     with shown(len(names) * limit) as advance:
         played = play_all(plan, drawn, chat, journal, route, advance)
