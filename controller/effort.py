@@ -2,22 +2,28 @@
 
 The prompts of all tiers begin alike. That part is read first; the hidden state at its end tells a difficulty probe
 which tier will do; the rest of that tier's prompt follows on the same cache, so the choice costs no forward of its own
-(DiffAdapt, arXiv 2510.19669, reads the prefill that happens anyway as well).
+(DiffAdapt, arXiv 2510.19669, reads the prefill that happens anyway as well). Where tiers part before the question, as
+where a system prompt says how to think, one tier's prompt is read for the choice alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from .budgets import Budget
+from .budgets import EFFORTS, Budget
 from .engines.base import Opened, State
 from .markers import Markers
-from .prompts import Prompt, Rendered, render
+from .prompts import Prompt, Rendered, question_of, render
+from .text import Codec
 
 if TYPE_CHECKING:
     from ..probes.choice import TierProbe
+
+
+_SEAM = 8
+"""Characters at the end of a question that may be in one token with what follows it."""
 
 
 def renderings(
@@ -41,6 +47,23 @@ def shared_prefix(rendered: Sequence[Rendered]) -> tuple[int, ...]:
     return first[:size]
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is read of a prompt before its tier is chosen; apart: no tier's prompt goes on from there."""
+
+    ids: tuple[int, ...]
+    apart: bool = False
+
+
+def look_at(codec: Codec, prompt: Prompt, known: Mapping[str, Rendered]) -> Look:
+    """What all tiers' prompts begin with if the question is in it, and otherwise what the dearest tier's holds."""
+    prefix = shared_prefix(list(known.values()))
+    question = question_of(prompt).strip()
+    if question[: max(1, len(question) - _SEAM)] in codec.decode(prefix):
+        return Look(prefix)
+    return Look(known[max(known, key=EFFORTS.index)].ids[:-1], apart=True)
+
+
 class TierChoice:
     """Chooses the tier of one row; implements `engines.base.Opening`.
 
@@ -50,15 +73,17 @@ class TierChoice:
     def __init__(
         self,
         probe: TierProbe,
-        prefix: tuple[int, ...],
+        look: Look,
         longest: int,
         settle: Callable[[str, str], Opened],
     ) -> None:
-        self.probe, self.layer = probe, probe.layer
-        self.prefix, self.longest = prefix, longest - len(prefix)
+        self.probe, self.layer, self.look = probe, probe.layer, look
+        self.longest = max(1, longest - len(look.ids))
         self._settle = settle
 
     def choose(self, state: State) -> Opened:
         """See `Opening.choose`."""
         opened = self._settle(*self.probe.choose(state))
-        return replace(opened, ids=opened.ids[len(self.prefix) :])
+        if self.look.apart:
+            return replace(opened, apart=True)
+        return replace(opened, ids=opened.ids[len(self.look.ids) :])

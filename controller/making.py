@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from ..errors import PromptError
 from .budgets import Budget, fit_budget, tier_by_length
 from .core import Controller
-from .effort import TierChoice, renderings, shared_prefix
+from .effort import TierChoice, look_at, renderings
 from .engines.base import Opened, Request, Watcher
 from .options import Options
 from .policies.base import Policy
@@ -74,7 +74,7 @@ class Making:
         session, options = self.session, self.options
         budgets = {tier: self._budget(tier, options.max_new_tokens) for tier in probe.tiers}
         known = renderings(session.engine.tokenizer, prompt, session.markers, budgets, options.tools)
-        prefix, longest = shared_prefix(list(known.values())), max(len(r.ids) for r in known.values())
+        look, longest = look_at(session.codec, prompt, known), max(len(r.ids) for r in known.values())
         limit = self._room(longest, budgets[probe.tiers[-1]])
 
         def settle(tier: str, reason: str) -> Opened:
@@ -83,7 +83,7 @@ class Making:
             row.notes = [Decision("effort", "tier", reason, 0), *self._steered(row.controller)]
             return Opened(row.rendered.ids, row.controller, row.budget.temperature)
 
-        request = self._request(prefix, limit, None, TierChoice(probe, prefix, longest, settle))
+        request = self._request(look.ids, limit, None, TierChoice(probe, look, longest, settle))
         row = Prepared(known[probe.tiers[-1]], budgets[probe.tiers[-1]], None, request)
         return row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import tersely
 from tersely.cli.app import main
 from tersely.controller import probing
 from tersely.controller.budgets import fit_budget
-from tersely.controller.effort import renderings, shared_prefix
+from tersely.controller.effort import Look, look_at, renderings, shared_prefix
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.probing import ProbeError
@@ -78,10 +79,10 @@ def always(folder: Path, engine: Any, tier: str, **base: str) -> str:
     return store(folder, engine, tier_probe(constant([0.7 if name == tier else 0.1 for name in NAMES], WIDTH)), **base)
 
 
-def prefix_of(engine: TransformersEngine, prompt: str) -> tuple[int, ...]:
+def look_of(engine: TransformersEngine, prompt: str, tiers: Sequence[str] = NAMES) -> Look:
     session = Session(engine)
-    budgets = {tier: fit_budget(tier, MOST) for tier in NAMES}
-    return shared_prefix(list(renderings(engine.tokenizer, prompt, session.markers, budgets).values()))
+    budgets = {tier: fit_budget(tier, MOST) for tier in tiers}
+    return look_at(session.codec, prompt, renderings(engine.tokenizer, prompt, session.markers, budgets))
 
 
 def telling_apart(engine: TransformersEngine, one: str, other: str, names: tuple[str, str], layer: int) -> TierProbe:
@@ -89,7 +90,9 @@ def telling_apart(engine: TransformersEngine, one: str, other: str, names: tuple
     states = []
     for prompt in (one, other):
         with torch.no_grad():
-            hidden = engine.model(torch.tensor([prefix_of(engine, prompt)]), output_hidden_states=True).hidden_states
+            hidden = engine.model(
+                torch.tensor([look_of(engine, prompt, names).ids]), output_hidden_states=True
+            ).hidden_states
         states.append(hidden[layer][0, -1].numpy().astype(np.float64))
     direction = (states[0] - states[1]) / np.linalg.norm(states[0] - states[1])
     # Standardised inputs are clipped, which large states of inner layers would feel.
@@ -305,7 +308,33 @@ def test_all_prompts_begin_with_what_is_read_first() -> None:
 
 
 def test_the_question_is_within_what_is_read_first(engine: TransformersEngine) -> None:
-    assert SHELLS in engine.tokenizer.decode(prefix_of(engine, SHELLS))
+    look = look_of(engine, SHELLS)
+    assert SHELLS in engine.tokenizer.decode(look.ids) and not look.apart
+
+
+EFFORT_FIRST = (
+    "{%- set effort = 'none' if enable_thinking is defined and not enable_thinking else reasoning_effort -%}"
+    "<|im_start|>system\n/{{ effort }}<|im_end|>\n<|im_start|>user\n{{ messages[-1].content }}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n{%- if effort == 'none' -%}\n</think>\n\n{%- endif -%}"
+)
+
+
+def test_where_tiers_part_before_the_question_a_prompt_is_read_for_the_choice_alone(
+    engine: TransformersEngine, tmp_path: Path
+) -> None:
+    tokenizer = deepcopy(engine.tokenizer)
+    tokenizer.chat_template = EFFORT_FIRST
+    other = TransformersEngine(engine.model, tokenizer, name=engine.name)
+    looks = [look_of(other, prompt, ("none", "normal")) for prompt in (STEPS, SHELLS)]
+    for look, prompt in zip(looks, (STEPS, SHELLS), strict=True):
+        assert look.apart and prompt in tokenizer.decode(look.ids)
+    probes = store(tmp_path, other, telling_apart(other, SHELLS, STEPS, ("none", "normal"), -1))
+    done = ask(other, [STEPS, SHELLS], effort="auto", probes=probes)
+    assert [one.tier for one in done] == ["normal", "none"]
+    for prompt, look, one in zip((STEPS, SHELLS), looks, done, strict=True):
+        named = ask(other, prompt, effort=one.tier)
+        assert one.token_ids == named.token_ids and one.usage.prompt == named.usage.prompt
+        assert one.usage.reprefilled == len(look.ids)
 
 
 def test_what_is_saved_is_what_chooses(engine: TransformersEngine, tmp_path: Path) -> None:

@@ -27,15 +27,15 @@ class Choice:
 
     longest = max(map(len, SUFFIXES))
 
-    def __init__(self, watcher: Watcher | None = None, layer: int = -1) -> None:
-        self.watcher, self.layer = watcher, layer
+    def __init__(self, watcher: Watcher | None = None, layer: int = -1, apart: bool = False) -> None:
+        self.watcher, self.layer, self.apart = watcher, layer, apart
         self.states: list[State] = []
         self.chosen: tuple[int, ...] = ()
 
     def choose(self, state: State) -> Opened:
         self.states.append(state)
         self.chosen = SUFFIXES[int(state.argmax()) % len(SUFFIXES)]
-        return Opened(self.chosen, self.watcher)
+        return Opened(self.chosen, self.watcher, apart=self.apart)
 
 
 class Script:
@@ -100,6 +100,30 @@ def test_a_prompt_in_two_parts_is_answered_as_the_whole(kind: str, sampling: Sam
     reread = [len(prefix) if kind == "sliding" else 0 for prefix in PREFIXES]
     assert [one.reprefilled for one in done] == reread
     assert not any(one.reprefilled for one in told)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "penalty"), [(GREEDY, 1.0), (GREEDY, 1.5), (Sampling(temperature=1.0, seed=4), 1.0)]
+)
+@pytest.mark.parametrize("some", [True, False])
+@KINDS
+def test_what_was_read_for_the_choice_alone_is_forgotten(
+    kind: str, some: bool, sampling: Sampling, penalty: float
+) -> None:
+    model = random_model(kind, eos=[1, 7])
+    model.generation_config.repetition_penalty = penalty
+    engine = engine_of(model)
+    prefixes = [prefix * (200 // len(prefix)) for prefix in PREFIXES]  # more than the cache keeps for nothing
+    openings = [Choice(watcher, apart=row != 2 or not some) for row, watcher in enumerate(scripts(kind))]
+    asked = [Request(p, 20 + 5 * r, opening=o) for r, (p, o) in enumerate(zip(prefixes, openings, strict=True))]
+    done = engine.generate(asked, sampling)
+    prompts = [o.chosen if o.apart else (*p, *o.chosen) for p, o in zip(prefixes, openings, strict=True)]
+    rows = enumerate(zip(prompts, scripts(kind), strict=True))
+    told = engine.generate([Request(ids, 20 + 5 * row, script) for row, (ids, script) in rows], sampling)
+    assert [one.token_ids for one in done] == [one.token_ids for one in told]
+    assert [one.dropped for one in done] == [one.dropped for one in told]
+    read = [len(p) if kind == "sliding" or o.apart else 0 for p, o in zip(prefixes, openings, strict=True)]
+    assert [one.reprefilled for one in done] == read
 
 
 def test_a_penalty_makes_a_difference_here() -> None:

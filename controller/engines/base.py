@@ -121,11 +121,19 @@ class Steering:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """How a prompt goes on: further ids, at least one, who watches, and the row's temperature (None: the batch's)."""
+    """How a prompt goes on: further ids, at least one, who watches, and the row's temperature (None: the batch's).
+
+    apart: the ids are the whole prompt; what was read before was for the choice alone, and is forgotten.
+    """
 
     ids: tuple[int, ...]
     watcher: Watcher | None = None
     temperature: float | None = None
+    apart: bool = False
+
+    def after(self, read: tuple[int, ...]) -> tuple[int, ...]:
+        """The whole prompt, of which so much was read."""
+        return self.ids if self.apart else (*read, *self.ids)
 
 
 class Opening(Protocol):

@@ -60,19 +60,25 @@ class Loop:
 
     def open(self, openings: Sequence[Opening], states: HiddenStates) -> Tensor:
         """Go on with the prompts as their openings choose; return the logits after them, [rows, vocabulary]."""
-        feeds: list[Sequence[int]] = []
+        stepper: Any = self.stepper
+        edits: dict[int, Edit] = {}
         temperatures: list[float | None] = []
-        for row, opening in zip(self.rows, openings, strict=True):
+        width = self.prompt.shape[1]
+        sizes = [width] * len(self.rows) if self.mask is None else self.mask[:, -width:].sum(1).tolist()
+        for row, opening, size in zip(self.rows, openings, sizes, strict=True):
             opened = opening.choose(states.read(opening.layer, row.slot))
-            feeds.append(opened.ids)
+            row.reread = size if opened.apart else 0
+            edits[row.slot] = Edit(opened.ids, row.reread, row.reread, opened.ids)
             temperatures.append(opened.temperature)
             row.last_prompt_token = opened.ids[-1]
             row.watch(opened.watcher)
         self.picker.warm(temperatures)
+        for slot, edit in edits.items():
+            if edit.unfeed:
+                stepper.unfeed(slot, edit.unfeed)
         if self.ids is not None:
-            self._edit_ids(self.ids, {slot: Edit((), 0, 0, tuple(ids)) for slot, ids in enumerate(feeds)})
-        stepper: Any = self.stepper
-        logits: Tensor = stepper.feed(feeds)
+            self._edit_ids(self.ids, edits)
+        logits: Tensor = stepper.feed([edit.feed for edit in edits.values()])
         return logits
 
     def run(self, logits: Tensor) -> None:

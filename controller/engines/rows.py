@@ -59,6 +59,7 @@ class Row:
         "pending",
         "queue",
         "ragged",
+        "reread",
         "resume",
         "signals",
         "sink",
@@ -96,6 +97,7 @@ class Row:
         self.finish: FinishReason | None = None
         self.by_eos = False
         self.dropped = 0
+        self.reread = 0  # prompt tokens that were read for a choice alone
         self.pending: Pending | None = None
         self.trial = False
         self.drawn = False  # whether the trial is sampled
@@ -247,5 +249,6 @@ class Row:
             self.finish or "length",
             dropped=self.dropped,
             trial=self.tried,
+            reprefilled=self.reread,
             signals=tuple(self.signals[:size]),
         )

@@ -236,7 +236,7 @@ class PlainStepper:
         assert self.mask is not None
         mask = self.mask[:, :past]
         size = int(mask.sum(1).max())
-        order = mask.argsort(dim=1, stable=True)[:, -size:]
+        order = mask.argsort(dim=1, stable=True)[:, past - size :]
         for layer in self.cache.layers:
             index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
             layer.keys = layer.keys.gather(2, index)

@@ -105,7 +105,7 @@ class TransformersEngine:
             whole = []
             for row, (request, opening) in enumerate(zip(requests, openings, strict=True)):
                 opened = opening.choose(states.read(opening.layer, row))
-                ids, warmth = (*request.prompt_ids, *opened.ids), opened.temperature
+                ids, warmth = opened.after(request.prompt_ids), opened.temperature
                 whole.append(replace(request, prompt_ids=ids, watcher=opened.watcher, temperature=warmth, opening=None))
         finally:
             states.close()

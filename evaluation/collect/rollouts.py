@@ -9,7 +9,7 @@ import numpy as np
 
 from ...controller.answers import boxed_or_last, normalise
 from ...controller.budgets import fit_budget
-from ...controller.effort import renderings, shared_prefix
+from ...controller.effort import look_at, renderings
 from ...controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
 from ...controller.options import Options, with_seed
 from ...controller.policies.record import Boundary, Numbers, Record, mean_entropy
@@ -97,14 +97,14 @@ class Collector:
         return list(zip(done, rows or [[] for _ in done], strict=True))
 
     def _questions(self, questions: Sequence[Question]) -> dict[str, Array]:
-        """The table of questions, with the hidden states after what all tiers' prompts begin with."""
+        """The table of questions, with the hidden states that tiers are chosen by."""
         session, readers, requests = self.session, [], []
         for question in questions:
             budgets = {tier: fit_budget(tier, self.max_new_tokens) for tier in self.tiers}
             known = renderings(session.engine.tokenizer, question.problem, session.markers, budgets)
             readers.append(_Reader(self.layers))
-            prefix = shared_prefix(list(known.values()))
-            requests.append(Request(prefix, 1, readers[-1], layers=self.layers))
+            look = look_at(session.codec, question.problem, known)
+            requests.append(Request(look.ids, 1, readers[-1], layers=self.layers))
         session.engine.generate(requests, Sampling(temperature=0.0))
         states = {f"questions.state.{layer}": np.stack([r.states[layer] for r in readers]) for layer in self.layers}
         level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int64)

@@ -56,6 +56,10 @@ def fit_difficulty(
     learn from them. Raises OptionError where one tier is best for all questions, or there are too few.
     """
     (fit, acting), (tune, tune_acting) = learn, tuning
+    if len(fit) > 1 and not np.ptp(fit.state, axis=0).any():
+        raise OptionError(
+            f"the hidden states of all {len(fit)} questions are the same, as if read before the question; collect anew"
+        )
     labels = labels_of(fit, rule)
     if len(set(labels.tolist())) < 2:
         raise OptionError(

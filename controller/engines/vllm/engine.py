@@ -107,7 +107,7 @@ class VllmEngine:
         for request, opening, eye in zip(requests, openings, eyes, strict=True):
             assert eye.state is not None
             opened = opening.choose(eye.state)
-            ids, warmth = (*request.prompt_ids, *opened.ids), opened.temperature
+            ids, warmth = opened.after(request.prompt_ids), opened.temperature
             whole.append(replace(request, prompt_ids=ids, watcher=opened.watcher, temperature=warmth, opening=None))
         done = self.generate(whole, sampling, sink)
         return [
