@@ -12,7 +12,7 @@ pytest.importorskip("langchain")
 from tersely.cli.app import main
 
 MODEL = "tersely-tiny-small"
-PLAYED = ["agents", "--model", MODEL, "--kinds", "instant,reasoning", "--arms", "reasoning,instant", "--system", ""]
+PLAYED = ["agents", "--model", MODEL, "--kinds", "instant,reasoning", "--arms", "reasoning,instant"]
 
 
 def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +26,7 @@ def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixt
     assert instant["kinds"]["reasoning"]["solved"] <= 0.2 < reasoning["kinds"]["reasoning"]["solved"]
     assert instant["kinds"]["instant"]["usd_per_solved"] < reasoning["kinds"]["instant"]["usd_per_solved"]
     assert [e["mode"] for e in report["episodes"]["instant"]] == ["instant"] * 12
-    assert main([*PLAYED[:-4], "--arms", "reasoning,reasoning+balanced", "--system", "", "--limit", "4"]) == 0
+    assert main([*PLAYED[:-2], "--arms", "reasoning,reasoning+balanced", "--limit", "4"]) == 0
     printed = capsys.readouterr().out
     assert "reasoning+balanced, by kind" in printed
     plain, ended = (float(line.split("[")[1].split()[1]) for line in printed.splitlines()[1:3])

@@ -1,4 +1,6 @@
-"""The embedded reasoning models, two Qwen3 checkpoints shipped as package data, and where they lie on disk.
+"""The embedded reasoning models, Qwen3 checkpoints shipped as package data, and where they lie on disk.
+
+`tersely-tiny-small` and `tersely-tiny-large` are the pair that all is measured on; `tersely-tiny-agent` calls tools.
 
 Nothing here loads a model: a name becomes a folder that transformers, vLLM or anything else can read.
 """
@@ -9,7 +11,7 @@ from pathlib import Path
 
 from ...errors import ModelError, did_you_mean
 
-NAMES = ("tersely-tiny-small", "tersely-tiny-large")
+NAMES = ("tersely-tiny-small", "tersely-tiny-large", "tersely-tiny-agent")
 
 
 class UnknownModelError(ModelError, KeyError):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...controller.pretrained import NAMES
 from ...errors import OptionError
 from ...writing import check_writable, write
 from ..numbers import names_of, parts_of
@@ -53,7 +54,7 @@ def agents(
     names = parts_of("--arms", arms)
     ways = {way_of(name) for name in names}
     routed = any(way == ROUTED for way, _ in ways)
-    prompt = FORM if system is None else system or None
+    prompt = (None if model in NAMES else FORM) if system is None else system or None
     chosen = KINDS if kinds is None else names_of("--kinds", "kind of task", kinds, KINDS)
     plan = Plan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:

@@ -39,11 +39,11 @@ BRIEF = 0.6
 DRILL = 0.25
 """The share of training over which drills give way to the full family."""
 QUIZ = 5
-STEPS = 0.6
+STEPS = 0.7
 """The share of rows with steps of an agent, where it is one that is trained."""
 STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
 TOOLLESS = 0.08
-LISTS, PAGES = 0.12, 0.3
+LISTS, PAGES = 0.12, 0.26
 """The shares of an agent's training up to which it copies names, and over which reading pages gives way to steps."""
 CAPS = (20, 50, 99, 250, 600, 999)
 
@@ -122,8 +122,8 @@ def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> 
     """Some step of a task with tools, and the response to it; now and then without tools, where nothing can be done."""
     effort = rng.choices(list(STEP_MIX), list(STEP_MIX.values()))[0]
     last = len(task.calls)
-    done = rng.choices([0, last, rng.randrange(last + 1)], (0.25, 0.35, 0.4))[0]
-    step = Step(task, 0, tools=False) if rng.random() < TOOLLESS else Step(task, done)
+    done = rng.choices([0, last - 1, last, rng.randrange(last + 1)], (0.15, 0.2, 0.25, 0.4))[0]
+    step = Step(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else Step(task, done)
     return turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.told)
 
 
@@ -172,7 +172,7 @@ def batches(
     rng = Random(f"batches:{seed}")
     full, drill = stream("train", 1000 + seed), drills(seed, progress)
     light = stream("train", 2000 + seed, levels=(1, 1, 1, 2))
-    tasks = stream_tasks("train", 3000 + seed, ("lookup", "calculate", "collect"))
+    tasks = stream_tasks("train", 3000 + seed, ("lookup", "calculate", "collect", "calculate", "collect"))
     while True:
         pool = []
         brief = not agent and progress[0] < BRIEF

@@ -21,6 +21,10 @@ ARGUMENTS = {"lookup": "name", "calculator": "expression"}
 TOLD: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in TOOLS]
 """The tools as a chat template is told them."""
 UNKNOWN = "I cannot know that."
+WORDS = {"+": "plus", "-": "minus", "*": "times"}
+NUMBERS = ("Wage", "Founded", "Residents")
+ABOVE = {"person": "Team", "team": "Firm"}
+BELOW = {"team": "Members", "firm": "Teams"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +106,23 @@ def _think(step: Step, effort: str, trace: Trace, rng: Random) -> None:
             _plan(step, trace, "once more, with care")
             trace.add("That is the same plan.\n\n")
     if step.done:
-        _read(step, trace, all_of_it=effort != "easy" or step.known)
+        _read(step, trace, [step.done - 1])
+        if step.task.kind == "collect":
+            _whose(step, trace)
     if not step.tools and not step.known:
         trace.add("There is no tool to look it up.\n", CHOICE)
     elif step.known:
         trace.add("All is known.\n", CHOICE)
+        if step.task.kind == "collect" and step.done > 1:
+            _read(step, trace, range(step.done))
     else:
-        _, argument = step.task.calls[step.done]
+        tool, argument = step.task.calls[step.done]
+        if tool == "calculator":
+            trace.add(f"To reckon: {WORDS[argument.split()[1]]}.\n", CHOICE)
+            _read(step, trace, [n for n in range(step.done) if step.task.keys[n] in NUMBERS])
+        elif effort == "hard" and step.done:
+            trace.add("So far:\n")
+            _read(step, trace, range(step.done))
         trace.add("Next: " if step.done else "First: ", CHOICE)
         trace.add(f"{argument}.\n", READ)
 
@@ -122,7 +136,9 @@ def _plan(step: Step, trace: Trace, lead: str) -> None:
         least = " with enough Wage" if "Wage" in task.keys else ""
         trace.add(f"all under {', '.join(roots or [task.calls[0][1]])}{least}.\n\n", READ)
         return
-    trace.add(" and ".join(_paths(task)) + ".\n\n", READ)
+    tool, argument = task.calls[-1]
+    joined = f" {WORDS[argument.split()[1]]} " if tool == "calculator" else ""
+    trace.add(joined.join(_paths(task)) + ".\n\n", READ)
 
 
 def _paths(task: Task) -> list[str]:
@@ -139,11 +155,21 @@ def _paths(task: Task) -> list[str]:
     return [" > ".join(path) for path in paths]
 
 
-def _read(step: Step, trace: Trace, all_of_it: bool) -> None:
-    """What has been read: all of it, or the last page alone."""
-    for number in range(0 if all_of_it else step.done - 1, step.done):
+def _whose(step: Step, trace: Trace) -> None:
+    """The lists that the page read last and the next one stand in, from which it is seen what is left to read."""
+    pages = step.task.world.pages
+    read = [argument for _, argument in step.task.calls[: step.done]]
+    around = [pages[argument] for _, argument in step.task.calls[step.done - 1 : step.done + 1]]
+    for parent in dict.fromkeys(page.all(ABOVE[page.kind])[0] for page in around if page.kind in ABOVE):
+        if parent in read[:-1]:
+            trace.add(f"{parent}: {'; '.join(pages[parent].all(BELOW[pages[parent].kind]))}.\n", READ)
+
+
+def _read(step: Step, trace: Trace, numbers: Sequence[int]) -> None:
+    """What has been read by these calls."""
+    for number in numbers:
         trace.add(f"{step.task.calls[number][1]}: {step.task.keys[number]}: ", COPY)
-        trace.add(step.found(number), COPY if number < step.done - 1 else READ)
+        trace.add(step.found(number), READ)
         if step.task.keys[number] == "Wage" and step.task.kind == "collect":
             trace.add(", yes" if step.task.calls[number][1] in step.task.gold else ", no", FINAL)
         trace.add(".\n", PLAIN)

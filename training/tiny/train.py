@@ -47,7 +47,7 @@ class Size:
 SIZES = {
     "small": Size(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 5_000_000, 2048),
     "large": Size(192, 512, 6, 3, 64, 3, 4e-3, 3e-3, 10_000_000, 2560),
-    "agent": Size(128, 320, 4, 2, 64, 2, 3e-3, 3e-3, 16_000_000, 3072, base="tersely-tiny-small"),
+    "agent": Size(192, 512, 6, 3, 64, 3, 2.5e-3, 2.5e-3, 14_000_000, 3072, base="tersely-tiny-large"),
 }
 
 
