@@ -155,8 +155,7 @@ class Controller:
         """
         bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
         if not bids:
-            drawn = any(isinstance(move, Trial) and move.drawn for _, move in moves)
-            return self._ask([s for s, _ in moves], drawn)
+            return self._ask([s for s, _ in moves], any(isinstance(m, Trial) and m.drawn for _, m in moves))
         directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, Handed))), bids[0]))
         self._go_on(moves, directive)
         return directive

@@ -108,7 +108,7 @@ def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Ans
         return SessionAnswers(load_vllm(model), think_prompt)
     from ..controller.engines.transformers import load_engine
 
-    return SessionAnswers(load_engine(model), think_prompt)
+    return SessionAnswers(load_engine(model, grouped=True), think_prompt)
 
 
 def batch_seed(*what: Any) -> int:

@@ -81,7 +81,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_model_we_load_decodes_by_it_and_still_as_generate_does(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = load_engine(folder)
+    assert load_engine(folder).model.config._attn_implementation == "sdpa", "it is asked for"
+    engine = load_engine(folder, grouped=True)
     assert engine.model.config._attn_implementation == NAME and can_be_ragged(engine.model)
     grouped = []
     plain = torch.nn.functional.scaled_dot_product_attention
@@ -102,4 +103,4 @@ def test_a_model_we_load_decodes_by_it_and_still_as_generate_does(
 
 
 def test_heads_of_their_own_are_left_as_they_are() -> None:
-    assert load_engine("tersely-tiny-small").model.config._attn_implementation == "sdpa"
+    assert load_engine("tersely-tiny-small", grouped=True).model.config._attn_implementation == "sdpa"

@@ -273,3 +273,17 @@ def test_the_command_refuses_before_it_loads(options: dict[str, Any], said: str)
 
     with pytest.raises(TerselyError, match=said):
         serve(**options)
+
+
+def test_a_model_is_loaded_with_the_attention_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def load(model: str, *, grouped: bool) -> None:
+        asked.append((model, grouped))
+        raise OptionError("far enough")
+
+    monkeypatch.setattr("tersely.controller.engines.transformers.load_engine", load)
+    for grouped in (False, True):
+        with pytest.raises(OptionError, match="far enough"):
+            serve(model="m", port=0, grouped_attention=grouped)
+    assert asked == [("m", False), ("m", True)]

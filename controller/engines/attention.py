@@ -3,6 +3,9 @@
 PyTorch's kernel for CPUs packs the keys anew for every query head, which for the one or few queries of a decoding step
 is most of its work, and transformers copies keys and values once for each head before. Seen as more queries of fewer
 heads, the same attention needs neither.
+
+It adds up in another order than the stock kernel, so that now and then, in bfloat16, another token is likeliest. So it
+is there for those who ask for it (`load_engine(..., grouped=True)`); what measures models has all arms ask for it.
 """
 
 from __future__ import annotations

@@ -168,10 +168,15 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def load_engine(model: str | os.PathLike[str], dtype: str = "auto", device: str | None = None) -> TransformersEngine:
+def load_engine(
+    model: str | os.PathLike[str], dtype: str = "auto", device: str | None = None, *, grouped: bool = False
+) -> TransformersEngine:
     """Load an embedded model by name, a folder, or a model of the Hugging Face hub.
 
     `dtype` is "auto" (as saved) or a torch name such as "bfloat16"; `device` None takes a GPU where there is one.
+    `grouped` reads keys once for all heads that share them, on a CPU; it is faster, and adds up in another order, so
+    that not every token is the one that transformers gives.
+
     Raises ModelError when there is no such model, it is not a causal language model, or it lacks a tokenizer.
     """
     name = os.fspath(model)
@@ -185,7 +190,8 @@ def load_engine(model: str | os.PathLike[str], dtype: str = "auto", device: str 
     weights = loaded(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights.to(target).eval()
-    use_grouped(weights)
+    if grouped:
+        use_grouped(weights)
     return TransformersEngine(weights, tokenizer, name=name)
 
 

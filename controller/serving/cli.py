@@ -41,6 +41,7 @@ def serve(
     markers: o.Markers = None,
     think_prompt: o.ThinkPrompt = False,
     no_thinking: o.NoThinking = False,
+    grouped_attention: o.Grouped = False,
     shadow_share: o.ShadowShare = 0.0,
     max_batch: o.Batch = _LIMITS.batch,
     max_waiting: o.Waiting = _LIMITS.waiting,
@@ -67,7 +68,7 @@ def serve(
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
     )
-    _run(settings, model, thinking, (verifier, helper), (host, port), drain)
+    _run(settings, (model, grouped_attention), thinking, (verifier, helper), (host, port), drain)
 
 
 def _defaults(effort: str, preset: str, policy: Sequence[str] | None, config: Path | None) -> Options:
@@ -101,13 +102,13 @@ def name_of(model: str) -> str:
 
 def _run(
     settings: Settings,
-    model: str,
+    model: tuple[str, bool],
     thinking: Thinking,
     others: tuple[str | None, str | None],
     address: tuple[str, int],
     drain: float,
 ) -> None:
-    """Take the port, load the model, serve; others: verifier and helper."""
+    """Take the port, load the model, with grouped attention or not, and serve; others: verifier and helper."""
     try:
         from .app import application
         from .server import Server, listener
@@ -118,7 +119,7 @@ def _run(
         from ..engines.transformers import load_engine
 
         metrics = Metrics()
-        session = session_of(load_engine(model), thinking, *others)
+        session = session_of(load_engine(model[0], grouped=model[1]), thinking, *others)
         warm_up(session, settings.defaults, thinking.thinks)
         worker = Worker(session, settings.limits, metrics, thinking.thinks)
         host, port = bound.getsockname()[:2]

@@ -66,6 +66,9 @@ MaxPrompt = Annotated[
 ]
 MaxBody = Annotated[int, typer.Option("--max-body", min=1024, metavar="BYTES", help="Largest body of a request.")]
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="How long a request may take.")]
+Grouped = Annotated[
+    bool, typer.Option("--grouped-attention", help="On a CPU: faster, and sums in another order than transformers.")
+]
 Drain = Annotated[
     float, typer.Option("--drain", min=0.0, metavar="SECONDS", help="How long what runs may go on after Ctrl-C.")
 ]

@@ -38,7 +38,7 @@ def collect_into(folder: Path, plan: Plan) -> str:
     from ...controller.engines.transformers import load_engine
 
     questions = load(plan.task, plan.split, plan.limit, plan.seed)
-    engine = load_engine(plan.model)
+    engine = load_engine(plan.model, grouped=True)
     session = Session(engine, think_prompt=plan.think_prompt)
     closing = len(session.codec.encode(session.markers.close + session.markers.after + session.markers.answering))
     facts = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}

@@ -60,7 +60,7 @@ def steer_into(out: Path, plan: Plan) -> dict[str, Any]:
     A run that was killed goes on where it was. Raises SteeringError where no direction can be found.
     """
     parts = _parts(plan)
-    engine = load_engine(plan.model)
+    engine = load_engine(plan.model, grouped=True)
     blocks = engine.model.config.get_text_config(decoder=True).num_hidden_layers
     layers = _layers(plan.layers, blocks)
     base = {"name": plan.model, "fingerprint": engine.fingerprint()}
