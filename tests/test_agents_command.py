@@ -41,7 +41,7 @@ def test_arms_are_played_and_compared(tmp_path: Path, capsys: pytest.CaptureFixt
         (["--arms", "agentic,agentic+balancd"], "did you mean 'balanced'?"),
         (["--arms", "agentic+balanced", "--url", "http://127.0.0.1:1/v1"], "under its own preset"),
         (["--kinds", "lookups"], "did you mean 'lookup'?"),
-        (["--arms", "routed"], "learn one with --router-out"),
+        (["--arms", "routed"], "learn one with `tersely agents --router-out`"),
         (["--split", "tests"], "did you mean 'test'?"),
         (["--arms", "agentic,instant", "--router-out", "r"], "reasoning is not among --arms"),
         (["--limit", "3"], "cannot call tools"),

@@ -10,10 +10,14 @@ import pytest
 
 pytest.importorskip("langchain")
 
+from langchain_core.messages import HumanMessage
+
 from tersely.cli.app import main
 from tersely.controller.agents.chat import ChatTersely
+from tersely.controller.agents.routing import ModeRouter
 from tersely.controller.engines.transformers import load_engine
 from tersely.controller.options import Options
+from tersely.controller.probing import ProbeError
 from tersely.controller.serving.settings import Settings
 from tersely.evaluation.agents.arms import agents_of
 from tersely.evaluation.agents.episodes import Episode, play
@@ -74,3 +78,12 @@ def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys
     ]
     assert report["arms"][1]["saved"] > 0 and len(report["episodes"]["routed"]) == 6
     assert {episode["mode"] for episode in report["episodes"]["routed"]} >= {"agentic"}
+
+
+def test_the_released_router_tells_what_needs_no_tool() -> None:
+    router = ModeRouter(MODEL)
+    for kind, wanted in (("instant", "instant"), ("reasoning", "reasoning"), ("lookup", "agentic")):
+        modes = [router([HumanMessage(task.question)]) for task in tasks("test", 5, 12, (kind,))]
+        assert modes.count(wanted) >= 10, (kind, modes)
+    with pytest.raises(ProbeError, match="learn one with"):
+        ModeRouter("tersely-tiny-small")

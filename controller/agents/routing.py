@@ -12,8 +12,10 @@ from langchain_core.messages import BaseMessage, HumanMessage
 from ...errors import CapabilityError, OptionError
 from ...probes.estimator import Single
 from ...probes.mode import ModeProbe
+from ...probes.released import released
 from ..engines.base import Engine, Opened, State
 from ..options import Options
+from ..probing import ProbeError
 from ..session import Session
 from .answering import lock_of, shared_engine
 from .safety import neutraliser_for
@@ -60,13 +62,21 @@ class ModeRouter:
     """Says the mode for a conversation, by the latest question in it; for `ModeMiddleware`.
 
     model: by whose hidden states the probe was learnt, by name or loaded; folder: where `tersely agents --router-out`
-    put it. The model need not be the agent's own. Raises ArtifactError for a probe of another model.
+    put it, None for the one released for this model. The model need not be the agent's own. Raises ProbeError if there
+    is none, ArtifactError for a probe of another model.
     """
 
-    def __init__(self, model: str | Engine | Session, folder: str) -> None:
+    def __init__(self, model: str | Engine | Session, folder: str | None = None) -> None:
         loaded: Any = shared_engine(model) if isinstance(model, str) else model
         self.session = loaded if isinstance(loaded, Session) else Session(loaded)
-        self.probe = ModeProbe.load(folder, fingerprint=self.session.engine.fingerprint(), layer=LAYER)
+        mark = self.session.engine.fingerprint()
+        place = folder if folder is not None or mark is None else released(mark, ModeProbe.kind)
+        if place is None:
+            raise ProbeError(
+                f"there is no router for {self.session.engine.name!r}; learn one with `tersely agents --router-out`, "
+                "and give its folder"
+            )
+        self.probe = ModeProbe.load(place, fingerprint=mark, layer=LAYER)
 
     def chances(self, question: str) -> dict[str, float]:
         """How likely each mode is the cheapest that will do."""

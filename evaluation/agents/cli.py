@@ -27,7 +27,9 @@ def agents(
     split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks.")] = 100,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the tasks and of sampling.")] = 0,
-    router: Annotated[Path | None, typer.Option("--router", help="Folder of a router, for the arm routed.")] = None,
+    router: Annotated[
+        Path | None, typer.Option("--router", help="Folder of a router; by default the released one.")
+    ] = None,
     router_out: Annotated[
         Path | None, typer.Option("--router-out", help="Learn a router from these episodes into this folder.")
     ] = None,
@@ -62,8 +64,6 @@ def agents(
     cost = None if price is None else load_prices().of(price)
     if router_out is not None:
         modes_among(dict.fromkeys(names, ()))
-    if routed and router is None:
-        raise OptionError("arm 'routed' needs a router; learn one with --router-out, and give its folder (--router)")
     if url is not None and any(chosen is not None for _, chosen in ways):
         raise OptionError("an endpoint thinks under its own preset; leave out --url, or +PRESET in --arms")
     if url is not None and (routed or router_out is not None):
@@ -112,4 +112,4 @@ def _key() -> str:
 def _router(session: Any, folder: Path | None) -> Callable[..., str]:
     from ...controller.agents.routing import ModeRouter
 
-    return ModeRouter(session, str(folder))
+    return ModeRouter(session, None if folder is None else str(folder))

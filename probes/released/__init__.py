@@ -10,7 +10,7 @@ _HERE = Path(__file__).parent
 
 
 def released(fingerprint: str, kind: str) -> Path | None:
-    """The folder of the released probe of a kind, `difficulty` or `readiness`, for a model; None if there is none."""
+    """The folder of the probe of a kind (`difficulty`, `readiness`, `mode`) released for a model, or None."""
     return _known().get((fingerprint, kind))
 
 
