@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -246,5 +247,6 @@ def test_nothing_to_route_is_an_error(session: Session):
     played = {mode: _played(fit, mode) for mode in ("instant", "reasoning", "agentic")}
     with pytest.raises(OptionError, match="nothing to route"):
         learn_router(session, fit, played)
-    with pytest.raises(OptionError, match="too few"):
-        learn_router(session, fit[:5], played)
+    unsolved = {mode: [replace(e, solved=e.solved and n < 7) for n, e in enumerate(es)] for mode, es in played.items()}
+    with pytest.raises(OptionError, match=r"^7 tasks that some mode solved are too few"):
+        learn_router(session, fit, unsolved)

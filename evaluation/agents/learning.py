@@ -23,12 +23,18 @@ FEWEST = 20
 def learn_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
     """The probe of the cheapest mode that will do; by_mode: episodes of the tasks, in their order, for each of `MODES`.
 
-    Raises OptionError for too few tasks, or where one mode does for all.
+    A task that no mode solved says nothing of which one it needs, and is left out: as one for the cheapest mode it
+    would teach that what often fails is not worth trying. Raises OptionError for too few tasks, or where one mode does
+    for all.
     """
-    if len(tasks) < FEWEST:
-        raise OptionError(f"{len(tasks)} tasks are too few to learn a router from; accepted: {FEWEST} or more")
     solved = np.array([[float(e.solved) for e in by_mode[mode]] for mode in MODES]).T
     written = np.array([[float(e.written) for e in by_mode[mode]] for mode in MODES]).T
+    kept = np.asarray(solved.any(axis=1))
+    if kept.sum() < FEWEST:
+        raise OptionError(
+            f"{kept.sum()} tasks that some mode solved are too few to learn a router from; accepted: {FEWEST} or more"
+        )
+    tasks, solved, written = [task for task, keep in zip(tasks, kept, strict=True) if keep], solved[kept], written[kept]
     labels = tier_labels(solved, written.mean(axis=0), tiers=MODES)
     counts = Counter(labels.tolist())
     if len(counts) < 2:
