@@ -20,11 +20,12 @@ from tersely.training.tiny.tokenizer import agent_tokenizer
 from tersely.training.tiny.train import SIZES, build_model, go_on_from, train
 
 EFFORTS = ("none", "easy", "normal", "hard")
+BASE = SIZES["agent"].base or ""
 
 
 @cache
 def tokenizer() -> PreTrainedTokenizerFast:
-    return agent_tokenizer("tersely-tiny-small")
+    return agent_tokenizer(BASE)
 
 
 @cache
@@ -83,10 +84,10 @@ def test_rows_are_of_all_sorts() -> None:
     assert sum("<|im_start|>tool" in row for row in rows) > 60
 
 
-def test_training_goes_on_from_the_small_model(tmp_path: Path) -> None:
-    base, codec = AutoModelForCausalLM.from_pretrained(path_of("tersely-tiny-small")), tokenizer()
+def test_training_goes_on_from_the_large_model(tmp_path: Path) -> None:
+    base, codec = AutoModelForCausalLM.from_pretrained(path_of(BASE)), tokenizer()
     model = build_model(SIZES["agent"], len(codec), codec.eos_token_id, codec.pad_token_id)
-    go_on_from("tersely-tiny-small", model)
+    go_on_from(BASE, model)
     ids = torch.tensor([list(range(20, 60))])
     known = base.config.vocab_size
     assert torch.allclose(model(ids).logits[..., :known], base(ids).logits, atol=1e-4)

@@ -1,8 +1,9 @@
 """Steps of an agent as the embedded model for them learns them: what has been read so far, thinking, and what is next.
 
-A step sees the question and the pages read, not the thinking of earlier steps. `easy` says what comes next; `normal`
-says first how the question is to be taken; `hard` does so twice and checks it, which is what a plan may be worth and
-what a look at a result is not.
+A step sees the question and the pages read, not the thinking of earlier steps. `easy` says what the last page brought,
+then whatever decides the next step, and the step; a model this small has to have that side by side. `normal` says first
+how the question is to be taken; `hard` does so twice, checks it and goes through all pages once more, which is what a
+plan may be worth and what a look at a result is not.
 """
 
 from __future__ import annotations
