@@ -10,6 +10,21 @@ from torch import Tensor
 from .rules import Rules
 
 
+_BLOCK = 64
+"""Scores that are compared at a time: PyTorch's search for a maximum on CPUs is faster than that for its place."""
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """The place of the first maximum in each row of scores [rows, vocabulary], as `argmax` has it, ties and NaN too."""
+    rows, size = scores.shape
+    if scores.device.type != "cpu" or size % _BLOCK or size <= _BLOCK:
+        return scores.argmax(dim=-1)
+    blocks = scores.reshape(rows, -1, _BLOCK)
+    block = blocks.amax(dim=-1).argmax(dim=-1)
+    within = blocks[torch.arange(rows), block].argmax(dim=-1)
+    return block * _BLOCK + within
+
+
 class Picker:
     """Picks a token for each row of a batch, and keeps the scores and logits that are to be recorded.
 
@@ -49,7 +64,7 @@ class Picker:
             scores = rules.processors(ids if ids is not None else self.prompt, scores)
         if rules.record_scores:
             self.scores.append(scores)
-        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else torch.argmax(scores, dim=-1)
+        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else likeliest(scores)
         if greedy:
             tokens[greedy] = logits[greedy].argmax(dim=-1)
         return tokens
