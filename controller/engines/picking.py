@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .rules import Rules
 
-
 _BLOCK = 64
 """Scores that are compared at a time: PyTorch's search for a maximum on CPUs is faster than that for its place."""
 
