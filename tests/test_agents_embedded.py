@@ -36,13 +36,13 @@ def played(chat: Any, arm: str, drawn: list[Task]) -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def here() -> list[Episode]:
-    return played(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", tasks("test", 7, 12, KINDS))
+    return played(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", tasks("test", 7, 9, KINDS))
 
 
 def test_an_agent_reads_what_it_needs_and_answers(here: list[Episode]) -> None:
-    assert sum(episode.solved for episode in here) >= 8
+    assert sum(episode.solved for episode in here) >= 6
     assert all(episode.error is None and episode.answer for episode in here)
-    assert sum(episode.calls for episode in here) > 24 and sum(e.failed_calls for e in here) < 12
+    assert sum(episode.calls for episode in here) > 15 and sum(e.failed_calls for e in here) < 12
     assert all(episode.thinking > 0 for episode in here)
 
 
@@ -58,15 +58,15 @@ def test_a_served_model_goes_about_it_in_the_same_way(here: list[Episode]) -> No
 
 
 def test_thinking_little_after_results_costs_less_and_solves_as_much(here: list[Episode]) -> None:
-    always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 12, KINDS))
+    always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 9, KINDS))
     assert sum(e.written for e in here) < 0.8 * sum(e.written for e in always)
     assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 2
 
 
 def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     router, out = tmp_path / "router", tmp_path / "out.json"
-    options = ["agents", "--model", MODEL]
-    fit = ["--split", "fit", "--limit", "40", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
+    options = ["agents", "--model", MODEL, "--kinds", "instant,reasoning,lookup"]
+    fit = ["--split", "fit", "--limit", "30", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
     assert main([*options, *fit]) == 0
     assert "agentic, by kind" in capsys.readouterr().out
     routed = ["--limit", "6", "--arms", "always-think,routed", "--router", str(router), "--out", str(out), "--json"]
