@@ -32,11 +32,11 @@ def split_output(ids: Sequence[int], codec: Codec, markers: Markers, state: str)
     thinking, found, answer = body.partition(markers.close)
     if not found:
         return Parts(thinking.strip(), "", len(ids), 0)
-    end = first_prefix_with(ids, codec, markers.close)
+    end = _first_prefix_with(ids, codec, markers.close)
     return Parts(thinking.strip(), answer.strip(), end, len(ids) - end)
 
 
-def first_prefix_with(ids: Sequence[int], codec: Codec, marker: str) -> int:
+def _first_prefix_with(ids: Sequence[int], codec: Codec, marker: str) -> int:
     """Length of the shortest prefix of `ids` whose text contains `marker` (binary search: containment only grows)."""
     low, high = 1, len(ids)
     while low < high:

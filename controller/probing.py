@@ -13,6 +13,7 @@ from .policies.base import Policy
 
 if TYPE_CHECKING:
     from ..probes.choice import TierProbe
+    from ..probes.mode import ModeProbe
     from ..probes.steering import Direction
     from ..probes.stored import StoredRule
 
@@ -70,6 +71,21 @@ def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> Stored
             f"({shown[-1]}) alone; collect and calibrate a probe on that (tersely collect --layers=-1)"
         )
     return stored
+
+
+def mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe:
+    """The probe that `tersely agents --router-out` put into a folder, or the released one.
+
+    Raises ProbeError if there is none for this model, ArtifactError if it is another model's or was changed.
+    """
+    from ..probes.mode import ModeProbe
+
+    place = _place(engine, None, ModeProbe.kind) if folder is None else Path(folder)
+    if place is None:
+        raise ProbeError(
+            f"there is no router for {engine.name!r}; learn one with `tersely agents --router-out`, and give its folder"
+        )
+    return ModeProbe.load(place, fingerprint=engine.fingerprint(), layer=layer)
 
 
 def direction(engine: Engine, folder: str | None) -> Direction:

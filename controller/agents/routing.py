@@ -11,11 +11,9 @@ from langchain_core.messages import BaseMessage, HumanMessage
 
 from ...errors import CapabilityError, OptionError
 from ...probes.estimator import Single
-from ...probes.mode import ModeProbe
-from ...probes.released import released
 from ..engines.base import Engine, Opened, State
 from ..options import Options
-from ..probing import ProbeError
+from ..probing import mode_probe
 from ..session import Session
 from .answering import lock_of, shared_engine
 from .safety import neutraliser_for
@@ -69,14 +67,7 @@ class ModeRouter:
     def __init__(self, model: str | Engine | Session, folder: str | None = None) -> None:
         loaded: Any = shared_engine(model) if isinstance(model, str) else model
         self.session = loaded if isinstance(loaded, Session) else Session(loaded)
-        mark = self.session.engine.fingerprint()
-        place = folder if folder is not None or mark is None else released(mark, ModeProbe.kind)
-        if place is None:
-            raise ProbeError(
-                f"there is no router for {self.session.engine.name!r}; learn one with `tersely agents --router-out`, "
-                "and give its folder"
-            )
-        self.probe = ModeProbe.load(place, fingerprint=mark, layer=LAYER)
+        self.probe = mode_probe(self.session.engine, folder, LAYER)
 
     def chances(self, question: str) -> dict[str, float]:
         """How likely each mode is the cheapest that will do."""

@@ -73,9 +73,7 @@ class Loop:
             row.last_prompt_token = opened.ids[-1]
             row.watch(opened.watcher)
         self.picker.warm(temperatures)
-        for slot, edit in edits.items():
-            if edit.unfeed:
-                stepper.unfeed(slot, edit.unfeed)
+        self._unfeed(edits)
         if self.ids is not None:
             self._edit_ids(self.ids, edits)
         logits: Tensor = stepper.feed([edit.feed for edit in edits.values()])
@@ -194,10 +192,7 @@ class Loop:
 
     def _feed_edits(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit]) -> Tensor:
         """Carry the edits out and run the forward they lead to."""
-        stepper: Any = self.stepper
-        for index, edit in edits.items():
-            if edit.unfeed:
-                stepper.unfeed(index, edit.unfeed)
+        self._unfeed(edits)
         if not self.rows[0].ragged or self._too_many(edits):
             for index, edit in edits.items():
                 tokens[index] = edit.feed[0]
@@ -213,8 +208,16 @@ class Loop:
             edits[index].feed if index in edits and self.rows[index].finish is None else (token,)
             for index, token in enumerate(sampled)
         ]
+        stepper: Any = self.stepper
         logits: Tensor = stepper.feed(feeds)
         return logits
+
+    def _unfeed(self, edits: dict[int, Edit]) -> None:
+        """Make the model forget what is taken back."""
+        stepper: Any = self.stepper
+        for index, edit in edits.items():
+            if edit.unfeed:
+                stepper.unfeed(index, edit.unfeed)
 
     def _too_many(self, edits: dict[int, Edit]) -> bool:
         """Whether the rows are better fed one token at a time: a chunk pads all of them to its longest."""

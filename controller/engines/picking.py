@@ -65,7 +65,7 @@ class Picker:
             self.scores.append(scores)
         tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else likeliest(scores)
         if greedy:
-            tokens[greedy] = logits[greedy].argmax(dim=-1)
+            tokens[greedy] = likeliest(logits[greedy])
         return tokens
 
     def _draw(self, chances: Tensor) -> Tensor:

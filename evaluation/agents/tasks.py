@@ -142,22 +142,23 @@ def _lookup(name: str, world: World, rng: Random) -> Task:
     return Task(name, "lookup", question, frozenset({found.value}), world, found.calls, found.keys)
 
 
-_OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
-    "+": ("{} plus {}", operator.add),
-    "-": ("{} minus {}", operator.sub),
-    "*": ("{} times {}", operator.mul),
+OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
+    "+": ("plus", operator.add),
+    "-": ("minus", operator.sub),
+    "*": ("times", operator.mul),
 }
+"""Signs of the calculator, in words and as what they do."""
 
 
 def _calculate(name: str, world: World, rng: Random) -> Task:
     one, other = (_path(world, rng.choice(HOPS[:2]), rng, number=True) for _ in range(2))
     while set(one.calls) & set(other.calls):
         other = _path(world, rng.choice(HOPS[:2]), rng, number=True)
-    sign = rng.choice(sorted(_OPERATIONS))
-    words, operate = _OPERATIONS[sign]
+    sign = rng.choice(sorted(OPERATIONS))
+    word, operate = OPERATIONS[sign]
     value = str(operate(int(one.value), int(other.value)))
     calls = (*one.calls, *other.calls, ("calculator", f"{one.value} {sign} {other.value}"))
-    question = f"How much is {words.format(one.words, other.words)}?"
+    question = f"How much is {one.words} {word} {other.words}?"
     return Task(name, "calculate", question, frozenset({value}), world, calls, (*one.keys, *other.keys, "result"))
 
 
@@ -178,10 +179,11 @@ def _collect(name: str, world: World, rng: Random) -> Task:
         staff = [person for person in staff if person.number("Wage") >= least]
         who += f" and has a wage of {least} or more"
     gold, calls = frozenset(person.name for person in staff), tuple(("lookup", page.name) for page in read)
-    return Task(name, "collect", f"{who}?", gold, world, calls, tuple(_NEXT[page.kind] for page in read))
+    return Task(name, "collect", f"{who}?", gold, world, calls, tuple(NEXT[page.kind] for page in read))
 
 
-_NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}
+NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}
+"""The line of a page that a `collect` task goes by."""
 
 
 _MAKERS: dict[str, Callable[[str, World, Random], Task]] = {

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from ...evaluation.agents.tasks import Task
+from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, Trace
 
 TOOLS = ("lookup", "search", "calculator")
@@ -22,10 +22,8 @@ ARGUMENTS = {"lookup": "name", "calculator": "expression"}
 TOLD: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in TOOLS]
 """The tools as a chat template is told them."""
 UNKNOWN = "I cannot know that."
-WORDS = {"+": "plus", "-": "minus", "*": "times"}
-NUMBERS = ("Wage", "Founded", "Residents")
 ABOVE = {"person": "Team", "team": "Firm"}
-BELOW = {"team": "Members", "firm": "Teams"}
+_COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +117,8 @@ def _think(step: Step, effort: str, trace: Trace, rng: Random) -> None:
     else:
         tool, argument = step.task.calls[step.done]
         if tool == "calculator":
-            trace.add(f"To reckon: {WORDS[argument.split()[1]]}.\n", CHOICE)
-            _read(step, trace, [n for n in range(step.done) if step.task.keys[n] in NUMBERS])
+            trace.add(f"To reckon: {OPERATIONS[argument.split()[1]][0]}.\n", CHOICE)
+            _read(step, trace, [n for n in range(step.done) if step.task.keys[n] in _COUNTED])
         elif effort == "hard" and step.done:
             trace.add("So far:\n")
             _read(step, trace, range(step.done))
@@ -138,7 +136,7 @@ def _plan(step: Step, trace: Trace, lead: str) -> None:
         trace.add(f"all under {', '.join(roots or [task.calls[0][1]])}{least}.\n\n", READ)
         return
     tool, argument = task.calls[-1]
-    joined = f" {WORDS[argument.split()[1]]} " if tool == "calculator" else ""
+    joined = f" {OPERATIONS[argument.split()[1]][0]} " if tool == "calculator" else ""
     trace.add(joined.join(_paths(task)) + ".\n\n", READ)
 
 
@@ -163,7 +161,7 @@ def _whose(step: Step, trace: Trace) -> None:
     around = [pages[argument] for _, argument in step.task.calls[step.done - 1 : step.done + 1]]
     for parent in dict.fromkeys(page.all(ABOVE[page.kind])[0] for page in around if page.kind in ABOVE):
         if parent in read[:-1]:
-            trace.add(f"{parent}: {'; '.join(pages[parent].all(BELOW[pages[parent].kind]))}.\n", READ)
+            trace.add(f"{parent}: {'; '.join(pages[parent].all(NEXT[pages[parent].kind]))}.\n", READ)
 
 
 def _read(step: Step, trace: Trace, numbers: Sequence[int]) -> None:
