@@ -107,7 +107,9 @@ class Controller:
     def _closed(self, token: int) -> Directive:
         """The model ends its thinking; a policy may take that back."""
         self._hear_verdicts()
+        self.view.closing = True
         bids = self._bids(self._sleepers.at_close(len(self.thinking)))
+        self.view.closing = False
         wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, Handed))]
         directive, size = KEEP, 0
         if wanted:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from .engines.base import Directive
 from .outside.asked import told
-from .outside.helper import Help, Helper, Stretch
+from .outside.helper import Growing, Help, Helper, Stretch
 from .policies.base import Action, Consult, Delegate, Handed, Revise, Trial
 from .prompts import Prompt
 from .sleeper import Sleeper
@@ -47,6 +47,7 @@ class Delegations:
         self.helper, self.prompt, self.thinking = helper, prompt, thinking
         self.tokens = self.read = self.taken_back = 0
         self._open: Delegation | None = None
+        self._text = Growing()
 
     @property
     def waiting(self) -> Sleeper | None:
@@ -61,7 +62,8 @@ class Delegations:
         if isinstance(move, Revise):
             return self._revise(sleeper, move, position, room)
         thinking = self.thinking
-        back = thinking.take_back(move.take_back)
+        anew = isinstance(move, Delegate) and move.anew
+        back = thinking.take_back(len(thinking) if anew else move.take_back)
         self.taken_back += back
         if isinstance(move, Consult):
             asked = Stretch(move.message, "", move.tokens, reply=True)
@@ -70,9 +72,8 @@ class Delegations:
         forced = thinking.codec.encode(lead)
         for token in forced:
             thinking.add(token)
-        written = lead if move.anew else thinking.text
         grown = len(forced) - back
-        stretch = Stretch(self.prompt, written, min(move.tokens, room - grown))
+        stretch = Stretch(self.prompt, lead if anew else thinking.text, min(move.tokens, room - grown), whole=anew)
         return Directive(forced, drop=back, until=self._write(stretch, sleeper, move, position + grown))
 
     def _revise(self, sleeper: Sleeper, move: Revise, position: int, room: int) -> Directive:
@@ -81,7 +82,7 @@ class Delegations:
         latest = thinking.own(move.latest)
         before = thinking.codec.decode(thinking.ids[: len(thinking) - latest])
         draft, tokens = thinking.text[len(before) :], min(move.tokens, room + latest)
-        stretch = Stretch(self.prompt, before, tokens, move.thought, draft=draft, review=move.review)
+        stretch = Stretch(self.prompt, before, tokens, move.thought, draft=draft, review=move.review, text=self._text)
         return Directive(until=self._write(stretch, sleeper, move, position - latest, latest))
 
     def _write(self, stretch: Stretch, sleeper: Sleeper, move: Handed, position: int, reviewed: int = 0) -> Help:

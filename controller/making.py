@@ -17,6 +17,7 @@ from .trace import Decision
 
 if TYPE_CHECKING:
     from ..probes.choice import TierProbe
+    from .policies.shortcut import DepthShortcut
     from .policies.steer import Steer
     from .session import Session
 
@@ -39,6 +40,15 @@ class Prepared:
     def state(self) -> str:
         """Where the prompt leaves the model; see `Rendered`."""
         return self.rendered.state
+
+    def left(self) -> list[Decision]:
+        """Which tokens of the row left early, as a decision; nothing where none could."""
+        leaving = self.request.leaving
+        if leaving is None or self.controller is None:
+            return []
+        found, thought = leaving.shortcut, leaving.left + leaving.stayed
+        reason = f"{leaving.left} of {thought} thinking tokens left after layer {found.layer} of {found.layers}"
+        return [Decision("shortcut", "leave", reason, self.controller.position)]
 
     def boundary(self) -> str | None:
         """What the latest token ended in the thinking; None where the row does not think."""
@@ -67,7 +77,7 @@ class Making:
         budget = self._budget(tier, limit)
         controller = self._controller(prompt, rendered, budget)
         request = self._request(rendered.ids, limit, controller, temperature=budget.temperature)
-        return Prepared(rendered, budget, controller, request, [*notes, *self._steered(controller)])
+        return Prepared(rendered, budget, controller, request, [*notes, *self._bent(controller)])
 
     def chosen(self, prompt: Prompt, probe: TierProbe) -> Prepared:
         """The row of a prompt whose tier is chosen once its beginning is read."""
@@ -80,7 +90,7 @@ class Making:
         def settle(tier: str, reason: str) -> Opened:
             row.rendered, row.budget = known[tier], self._budget(tier, limit)
             row.controller = self._controller(prompt, row.rendered, row.budget)
-            row.notes = [Decision("effort", "tier", reason, 0), *self._steered(row.controller)]
+            row.notes = [Decision("effort", "tier", reason, 0), *self._bent(row.controller)]
             return Opened(row.rendered.ids, row.controller, row.budget.temperature)
 
         request = self._request(look.ids, limit, None, TierChoice(probe, look, longest, settle))
@@ -92,10 +102,21 @@ class Making:
         """The policy that adds to hidden states, if there is one."""
         return cast("Steer | None", next((p for p in self.policies if hasattr(p, "steering")), None))
 
-    def _steered(self, controller: Controller | None) -> list[Decision]:
-        if self.steers is None or controller is None:
+    @property
+    def shortens(self) -> DepthShortcut | None:
+        """The policy that lets tokens leave early, if there is one."""
+        return cast("DepthShortcut | None", next((p for p in self.policies if hasattr(p, "leaving")), None))
+
+    def _bent(self, controller: Controller | None) -> list[Decision]:
+        """What is done to the forward of a row that thinks."""
+        if controller is None:
             return []
-        return [Decision(self.steers.name, "steer", self.steers.steers, 0, acted=not self.options.shadow)]
+        told, shadow = [], self.options.shadow
+        if (steers := self.steers) is not None:
+            told.append(Decision(steers.name, "steer", steers.steers, 0, acted=not shadow))
+        if self.shortens is not None and shadow:
+            told.append(Decision(self.shortens.name, "leave", "no token leaves early in shadow mode", 0, acted=False))
+        return told
 
     def _budget(self, tier: str, limit: int) -> Budget:
         return fit_budget(tier, limit, self.options.answer_reserve, self.options.strategy)

@@ -14,6 +14,7 @@ from .policies.base import Policy
 if TYPE_CHECKING:
     from ..probes.choice import TierProbe
     from ..probes.mode import ModeProbe
+    from ..probes.shortcut import Shortcut
     from ..probes.steering import Direction
     from ..probes.stored import StoredRule
 
@@ -98,6 +99,19 @@ def direction(engine: Engine, folder: str | None) -> Direction:
             f"there is no direction for {engine.name!r}; find one with `tersely steer`, and give its folder (probes)"
         )
     return load_direction(place, engine.fingerprint(), engine.name)
+
+
+def shortcut(engine: Engine, folder: str | None) -> Shortcut:
+    """The shortcut of a training's folder, or the released one; raises ProbeError if there is none."""
+    from ..probes.shortcut import KIND, load_shortcut
+
+    place = _place(engine, folder, KIND)
+    if place is None:
+        raise ProbeError(
+            f"there is no shortcut for {engine.name!r}; learn one with `tersely train shortcut`, and give its folder "
+            "(probes)"
+        )
+    return load_shortcut(place, engine.fingerprint(), engine.name)
 
 
 def _place(engine: Engine, folder: str | None, kind: str) -> Path | None:

@@ -104,6 +104,9 @@ class Session:
         if making.steers is not None and not options.shadow:
             for row in rows:
                 row.request = replace(row.request, steering=making.steers.steering(row.boundary))
+        if making.shortens is not None and not options.shadow:
+            for row in rows:
+                row.request = replace(row.request, leaving=making.shortens.leaving(row.boundary))
         return rows
 
     def _check(self, needed: set[str]) -> None:
@@ -179,9 +182,10 @@ class Session:
                 probe=done.trial,
                 verifier=controller.verifier_tokens if controller else 0,
                 delegated=controller.delegated.tokens if controller else 0,
-                reprefilled=done.reprefilled + (controller.delegated.read if controller else 0),
+                consulted=controller.delegated.read if controller else 0,
+                reprefilled=done.reprefilled,
             ),
-            trace=(*row.notes, *(controller.decisions if controller else ())),
+            trace=(*row.notes, *(controller.decisions if controller else ()), *row.left()),
             spans=spans(done.token_ids, done.forced, self.codec),
             token_ids=done.token_ids,
             signals=done.signals,

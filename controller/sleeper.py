@@ -81,7 +81,7 @@ class Sleeper:
         # Compared here, since what cannot be compared must not reach the loop of the tokens.
         at, deadline = max(0, move.at), NEVER if move.deadline is None else max(0, move.deadline)
         self.rank, self.deadline = RANK[move.boundary], deadline
-        self.at, self.closes_at = (NEVER, at) if move.boundary == "close" else (at, NEVER)
+        self.at, self.closes_at = (NEVER, at) if move.boundary == "close" else (at, 0 if move.closes else NEVER)
         return None
 
 

@@ -27,8 +27,8 @@ class Usage:
     """Tokens of one generation by kind.
 
     thinking and answer split what was written after the prompt; forced counts those of them that were not sampled.
-    probe, verifier, delegated and reprefilled are overhead spent beside the text; discarded tokens were sampled and
-    dropped.
+    probe, verifier, delegated, consulted and reprefilled are overhead spent beside the text; discarded tokens were
+    sampled and dropped, delegated ones written by the helper, consulted ones read by it.
     """
 
     prompt: int = 0
@@ -39,12 +39,13 @@ class Usage:
     probe: int = 0
     verifier: int = 0
     delegated: int = 0
+    consulted: int = 0
     reprefilled: int = 0
 
     @property
     def overhead(self) -> int:
         """Tokens paid for beyond the text itself."""
-        return self.discarded + self.probe + self.verifier + self.delegated + self.reprefilled
+        return self.discarded + self.probe + self.verifier + self.delegated + self.consulted + self.reprefilled
 
     @property
     def total(self) -> int:

@@ -76,9 +76,13 @@ class Metered:
 
 
 class SessionAnswers:
-    """Answers through a session, as users do. Implements `Answerer`."""
+    """Answers through a session, as users do. Implements `Answerer`.
+
+    engine: what answers, unmetered.
+    """
 
     def __init__(self, engine: Engine, think_prompt: bool = False) -> None:
+        self.engine = engine
         self._meter = Metered(engine)
         self.session = Session(self._meter, think_prompt=think_prompt)
 
@@ -98,7 +102,7 @@ class SessionAnswers:
         return [Written(d.token_ids, tuple(s.chosen if s else 1.0 for s in d.signals), d.finish_reason) for d in done]
 
 
-def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> Answerer:
+def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> SessionAnswers:
     """Load a model onto an engine; raises OptionError for an unknown engine, ModelError, CapabilityError."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)

@@ -78,6 +78,7 @@ def _made(n: int) -> str:
         model="tersely-tiny-large",
         engine="transformers",
         helper=None,
+        verifier=None,
         split="test",
         splits={"test": questions.asked, "fit": questions.asked[:50]},
         arms=make_arms(",".join(RUN), Options()),

@@ -14,8 +14,9 @@ from tersely.controller.engines.base import Sampling
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.outside import reviewing
-from tersely.controller.outside.helper import EngineHelper, Help, Stretch
+from tersely.controller.outside.helper import EngineHelper, Growing, Help, Stretch
 from tersely.controller.outside.questions import Review
+from tersely.controller.outside.rereading import Reader
 from tersely.controller.policies import PRESETS, make_policies
 from tersely.controller.policies.correct import Correction, Grading
 from tersely.controller.session import Session
@@ -103,15 +104,21 @@ def test_more_rewritings_than_may_be_come_to_an_end(small: TransformersEngine) -
 
 
 def test_chances_are_those_of_the_model(large: TransformersEngine) -> None:
-    """Rows of different lengths in one padded forward, against one row at a time and no padding."""
-    rows = [large.tokenizer(text)["input_ids"] for text in (SHELLS, OTHER, "Tom has 3")]
-    starts = [4, 1, 2]
-    together = reviewing.chances(large.model, rows, starts)
-    for row, start, found in zip(rows, starts, together, strict=True):
+    """A text that grows, is cut and grows otherwise, against one forward over all of it; little is read twice."""
+    whole = large.tokenizer(SHELLS)["input_ids"]
+    other = [*whole[:12], *large.tokenizer(OTHER)["input_ids"]]
+    reader, text = Reader(large.model), Growing()
+    for ids, start, tokens in ((whole[:8], 4, 8), (whole, 8, len(whole) - 7), (other, 12, len(other) - 11)):
+        found = reader.read(text, ids, start)
         with torch.no_grad():
-            logits = large.model(torch.tensor([row])).logits[0].log_softmax(-1).exp()
-        expected = [logits[i - 1, row[i]].item() for i in range(start, len(row))]
-        assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            logits = large.model(torch.tensor([ids])).logits[0].softmax(-1)
+        expected = [logits[i - 1, ids[i]].item() for i in range(start, len(ids))]
+        assert found.chances == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert list(found.likeliest) == logits[start - 1 : -1].argmax(-1).tolist()
+        assert found.tokens == tokens
+    assert reader.read(None, other, 12).tokens == len(other)
+    del text
+    assert not reader._known, "a text that is gone is forgotten"
 
 
 def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large: TransformersEngine) -> None:
@@ -123,7 +130,7 @@ def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large
     assert "review" in actions and "delegate" in actions
     for done in both:
         corrected = sum(decision.action == "delegate" for decision in done.trace)
-        assert done.usage.delegated == corrected and done.usage.reprefilled > 0 and done.answer
+        assert done.usage.delegated == corrected and done.usage.consulted > 0 and done.answer
 
 
 def test_a_helper_that_is_the_model_itself_believes_it(small: TransformersEngine, plain: list[Generation]) -> None:

@@ -190,7 +190,7 @@ def test_reflective_steps_go_to_the_larger_model(engine: TransformersEngine) -> 
         assert one.answer
         told = sum(int(d.reason.split(" wrote ")[1].split()[0]) for d in one.trace if d.action == "delegate")
         assert one.usage.delegated == told
-        assert (one.usage.reprefilled > 0) == (told > 0)
+        assert (one.usage.consulted > 0) == (told > 0)
 
 
 def test_a_helper_that_is_too_slow_is_left_out(engine: TransformersEngine, plain: Generation) -> None:

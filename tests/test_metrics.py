@@ -126,7 +126,7 @@ def test_overhead_is_counted_by_kind() -> None:
         metrics.row(MADE, 64, shadow=False)
     lines = [line for line in (metrics.text() or "").splitlines() if line.startswith("tersely_overhead_tokens_total")]
     counted = {line.partition('"')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
-    assert counted == {"probe": 8, "discarded": 4, "verifier": 0, "delegated": 0, "reprefilled": 0}
+    assert counted == {"probe": 8, "discarded": 4, "verifier": 0, "delegated": 0, "consulted": 0, "reprefilled": 0}
 
 
 class Spanned:

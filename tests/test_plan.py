@@ -88,7 +88,7 @@ def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> 
     )
     assert done.trace[2].position - done.trace[1].position >= 20, "the first step had its share"
     assert done.usage.thinking <= 40 + 2 * 24 + 30
-    assert (done.usage.delegated, done.usage.reprefilled) == (30, 90), "planning is paid for"
+    assert (done.usage.delegated, done.usage.consulted) == (30, 90), "planning is paid for"
     assert done.answer
 
 
@@ -128,7 +128,7 @@ def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> N
     """The embedded models cannot plan, which the trace says."""
     done = run(engine, EngineHelper(Session(load_engine("tersely-tiny-large"))), PlanAndBudget())
     assert done.trace[0].action == "ask" and "<think>" not in done.trace[0].text
-    assert done.usage.delegated > 0 and done.usage.reprefilled > 0 and done.answer
+    assert done.usage.delegated > 0 and done.usage.consulted > 0 and done.answer
 
 
 def test_settings_that_make_no_sense() -> None:

@@ -15,7 +15,7 @@ from tersely.controller.budgets import Budget
 from tersely.controller.config import Config, ConfigError, load_config, read_config
 from tersely.controller.policies.convergence import Convergence
 from tersely.errors import OptionError
-from tersely.evaluation.bench.rows import Records, Row
+from tersely.evaluation.bench.rows import OVERHEADS, Records, Row
 from tersely.evaluation.tune.search import FINALISTS, chosen, prove, search
 from tersely.evaluation.tune.space import Candidate, default_space, read_space
 
@@ -24,7 +24,7 @@ from .commands import refused
 
 def row(number: str, right: bool, total: float) -> Row:
     counts = dict.fromkeys(("prompt", "thinking", "answer_tokens", "forced"), 0)
-    overheads = dict.fromkeys(("discarded", "probe", "verifier", "delegated", "reprefilled", "overhead"), 0)
+    overheads = dict.fromkeys((*OVERHEADS, "overhead"), 0)
     told = {"task": "planted", "level": None, "tier": "normal", "arm": "x", "rollout": 0, "answer": "", "outcome": ""}
     return Row(id=number, right=right, total=total, capped=False, **counts, **overheads, **told)  # type: ignore[arg-type]
 

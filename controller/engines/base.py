@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ...probes.shortcut import Shortcut
+
 State: TypeAlias = "NDArray[np.float32]"
 """A hidden state, [width]; numpy is not imported for its name."""
 
@@ -119,6 +121,20 @@ class Steering:
     active: Callable[[], bool]
 
 
+@dataclass(eq=False, slots=True)
+class Leaving:
+    """By which shortcut tokens of a row leave the forward early: while `active()`, from a threshold of the score on.
+
+    Of the tokens fed while it was active, the engine counts those that left and those that stayed.
+    """
+
+    shortcut: Shortcut
+    threshold: float
+    active: Callable[[], bool]
+    left: int = 0
+    stayed: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """How a prompt goes on: further ids, at least one, who watches, and the row's temperature (None: the batch's).
@@ -178,6 +194,7 @@ class Request:
     opening: Opening | None = None
     temperature: float | None = None
     steering: Steering | None = None
+    leaving: Leaving | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +229,8 @@ class Engine(Protocol):
     capabilities: frozenset[str]
     """Of: `retract` (directives may drop the latest token), `crop` (and more than that; trials, rests), `ragged` (k
     forced tokens cost one forward), `signals`, `chances` (signals without entropy), `hidden` (layers
-    and openings; an engine that shows some layers alone lists their numbers in `hidden_layers`), `steer` (steering)."""
+    and openings; an engine that shows some layers alone lists their numbers in `hidden_layers`), `steer` (steering),
+    `shortcut` (leaving)."""
     context_length: int | None
 
     def generate(

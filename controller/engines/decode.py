@@ -20,6 +20,7 @@ from .hidden import HiddenStates
 from .loop import Loop
 from .rows import Row
 from .rules import refuse_unsupported, rules_of
+from .shortcut import LeavingRows
 from .steering import SteeredRows
 from .stepper import stepper_for
 
@@ -52,13 +53,14 @@ def decode_rows(
     openings: Sequence[Opening] | None = None,
     temperatures: Sequence[float | None] | None = None,
     steering: SteeredRows | None = None,
+    leaving: Sequence[LeavingRows] = (),
     **model_kwargs: Any,
 ) -> Decoded:
     """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
 
     Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
     their sampled tokens. states: watchers may read hidden states. openings, one a row, go on with the prompts.
-    temperatures: of rows that have one of their own. steering: is told which rows stay in the batch.
+    temperatures: of rows that have one of their own. steering, leaving: are told which rows stay in the batch.
     """
     watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
     refuse_unsupported(model, generation_config, model_kwargs, watched)
@@ -86,7 +88,9 @@ def decode_rows(
     ]
     shrinks = not (complete or rules.record_scores or rules.record_logits)
     loop = Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
-    loop.measured, loop.states, loop.steering = measured, states, steering
+    loop.measured, loop.states, loop.steering, loop.leaving = measured, states, steering, leaving
+    for part in leaving:
+        part.follow(rows)
     loop.picker.warm(temperatures or ())
     if openings is not None and states is not None:
         logits = loop.open(openings, states)

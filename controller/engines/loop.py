@@ -14,6 +14,7 @@ from .hidden import HiddenStates
 from .picking import Picker
 from .rows import REST, Edit, Row
 from .rules import Rules
+from .shortcut import LeavingRows
 from .signals import signals_of
 from .steering import SteeredRows
 from .stepper import Stepper
@@ -49,6 +50,7 @@ class Loop:
         self.measured = False
         self.states: HiddenStates | None = None
         self.steering: SteeredRows | None = None
+        self.leaving: Sequence[LeavingRows] = ()
         self.prompt, self.mask = ids, mask
         own = not hasattr(stepper, "feed")
         self.ids: Tensor | None = ids if rules.reads_ids or own else None
@@ -168,6 +170,8 @@ class Loop:
         self.picker.keep(keep)
         if self.steering is not None:
             self.steering.keep(slots)
+        for part in self.leaving:
+            part.keep(slots)
         self.rows = live
         for slot, row in enumerate(live):
             row.slot = slot

@@ -21,6 +21,7 @@ from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows
 from .hidden import HiddenStates
 from .limits import limit_of, openings_of
+from .shortcut import can_leave, leaving_rows
 from .steering import steered_rows
 from .stepper import can_be_ragged, stepper_for
 
@@ -33,7 +34,8 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         ragged = ("crop", "ragged") if can_be_ragged(model) else ()
-        self.capabilities = frozenset({"signals", "chances", "hidden", "steer", "retract", *ragged})
+        early = ("shortcut",) if can_leave(model) else ()
+        self.capabilities = frozenset({"signals", "chances", "hidden", "steer", "retract", *ragged, *early})
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
@@ -70,13 +72,17 @@ class TransformersEngine:
                     openings=openings,
                     temperatures=[request.temperature for request in requests],
                     steering=steering,
+                    leaving=leaving,
                     **prepared,
                 )
             )
             return input_ids
 
         try:
-            with steered_rows(self.model, [request.steering for request in requests]) as steering:
+            with (
+                steered_rows(self.model, [request.steering for request in requests]) as steering,
+                leaving_rows(self.model, [request.leaving for request in requests]) as leaving,
+            ):
                 self._generate(requests, sampling, max(budgets), run)
         finally:
             states.close()
@@ -186,6 +192,8 @@ def load_engine(
     config = loaded(name, "configuration", lambda: AutoConfig.from_pretrained(place))
     check_causal(name, config)
     check_tokenizer(name, Path(place))
+    if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
+        from ...kernels import quantization  # noqa: F401 - teaches transformers what `tersely quantize` writes
     tokenizer = loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
     weights = loaded(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")

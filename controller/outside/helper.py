@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from ..budgets import fit_budget
+from ..budgets import TIERS, fit_budget
 from ..engines.base import KEEP, Directive, Request, Sampling, Seen
+from ..options import Options
 from ..prompts import Prompt, render
 from ..spotting import Spotter
 from ..text import Flag
@@ -20,18 +21,28 @@ from .asked import told
 from .questions import Review
 
 if TYPE_CHECKING:
+    from ..core import Controller
     from ..session import Session
+    from .reviewing import Reviewer
 
 _STOP = Directive(stop=True)
 _ROOM = 1 << 20
+
+
+class Growing:
+    """Stands for one text that grows; what was read of it is forgotten with it."""
+
+    __slots__ = ("__weakref__",)
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
     """What is asked for: at most `tokens` tokens, by the helper's count, of thinking that goes on from `thinking`.
 
-    thought: no further than to the end of a thought. reply: no thinking at all, but a reply to the prompt. review:
-    `draft` stands there already, and the text begins with what of it is kept; nothing is added where that is all of it.
+    thought: no further than to the end of a thought. reply: no thinking at all, but a reply to the prompt. whole: all
+    of the thinking, under the helper's own control. review: `draft` stands there already, and the text begins with what
+    of it is kept; nothing is added where that is all of it. text: whose stretches these are, so that what a helper has
+    read of it need not be read again.
     """
 
     prompt: Prompt
@@ -39,8 +50,10 @@ class Stretch:
     tokens: int
     thought: bool = False
     reply: bool = False
+    whole: bool = False
     draft: str = ""
     review: Review | None = None
+    text: Growing | None = None
 
 
 class Help:
@@ -96,16 +109,23 @@ class EngineHelper:
 
     All stretches that were taken in are written as one batch as soon as one of them is waited for. session: of the
     larger model, which finds its markers. patience: seconds after which a batch is given up. sampling: None takes the
-    model's own; seed: of its draws.
+    model's own; seed: of its draws. preset: what controls it where it thinks from the question on.
     """
 
     def __init__(
-        self, session: Session, *, patience: float = 60.0, sampling: Sampling | None = None, seed: int = 0
+        self,
+        session: Session,
+        *,
+        patience: float = 60.0,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        preset: str = "balanced",
     ) -> None:
-        self.session, self.patience, self.seed = session, patience, seed
+        self.session, self.patience, self.seed, self.preset = session, patience, seed, preset
         self.sampling = sampling or Sampling()
         self._open: list[tuple[Stretch, Help]] = []
         self._batches = 0
+        self._reviewer: Reviewer | None = None
         self.reviews = hasattr(session.engine, "model")
 
     def write(self, stretch: Stretch) -> Help:
@@ -128,24 +148,34 @@ class EngineHelper:
         batch = self._looked_over(batch)
         if not batch:
             return
-        watchers = [_Until(session, stretch, deadline) for stretch, _ in batch]
-        prompts = [_ids(session, stretch) for stretch, _ in batch]
-        requests = [
-            Request(prompt, _within(session.engine.context_length, len(prompt), stretch.tokens + 1), watcher)
-            for prompt, watcher, (stretch, _) in zip(prompts, watchers, batch, strict=True)
-        ]
+        asked = [self._asked(stretch, deadline) for stretch, _ in batch]
+        requests = [replace(request, watcher=until) for request, until in asked]
         # A seed of its own leaves the draws of the rows that wait as they are.
         sampling = replace(self.sampling, seed=self.seed + self._batches)
         done = session.engine.generate(requests, sampling)
-        for prompt, watcher, completion, (stretch, made) in zip(prompts, watchers, done, batch, strict=True):
-            made.tokens = len(completion.token_ids) + completion.dropped
-            made.read += len(prompt)
-            if watcher.late:
+        for (request, until), completion, (stretch, made) in zip(asked, done, batch, strict=True):
+            made.tokens = len(completion.token_ids) + completion.dropped + completion.trial
+            made.read += len(request.prompt_ids)
+            if until.late:
                 made.fail(f"the helper was not done after {self.patience:g} s")
                 continue
-            before, found, _ = session.codec.decode(completion.token_ids).partition(session.markers.close)
+            text = session.codec.decode(completion.token_ids)
+            if stretch.whole and text.startswith(session.markers.open):
+                text = text.removeprefix(session.markers.open).lstrip("\n")
+            before, found, _ = text.partition(session.markers.close)
             ended = bool(found) or completion.finish_reason == "stop"
             made.settle(stretch.draft + before, ended and not stretch.reply)
+
+    def _asked(self, stretch: Stretch, deadline: float) -> tuple[Request, _Until]:
+        """What the engine is asked for and who watches it; all of a thinking is under the helper's own control."""
+        session = self.session
+        if stretch.whole:
+            limit = stretch.tokens + TIERS["normal"].reserve
+            (row,) = session.prepare([stretch.prompt], Options(preset=self.preset, max_new_tokens=limit))
+            return row.request, _Until(session, stretch, deadline, row.controller)
+        prompt = _ids(session, stretch)
+        room = _within(session.engine.context_length, len(prompt), stretch.tokens + 1)
+        return Request(prompt, room), _Until(session, stretch, deadline)
 
     def _looked_over(self, batch: Sequence[tuple[Stretch, Help]]) -> list[tuple[Stretch, Help]]:
         """What is left to be written; the draft of a stretch is then what stands of it."""
@@ -153,17 +183,27 @@ class EngineHelper:
         drafts = [(stretch, made) for stretch, made in batch if stretch.review is not None]
         if not drafts:
             return rest
-        from .reviewing import look_over
+        from .reviewing import Reviewer
 
-        for (stretch, made), verdict in zip(drafts, look_over(self.session, [s for s, _ in drafts]), strict=True):
+        self._reviewer = self._reviewer or Reviewer(self.session)
+        for (stretch, made), verdict in zip(drafts, self._reviewer.look_over([s for s, _ in drafts]), strict=True):
             made.read = verdict.read
             if verdict.kept is None:
                 made.fail(verdict.error)
             elif verdict.kept == stretch.draft:
                 made.settle(stretch.draft, closed=False)
+            elif verdict.next is not None and stretch.tokens == 1:
+                self._put(made, verdict.kept, verdict.next)
             else:
                 rest.append((replace(stretch, thinking=stretch.thinking + verdict.kept, draft=verdict.kept), made))
         return rest
+
+    def _put(self, made: Help, kept: str, token: int) -> None:
+        """Settle a review with the one token that is to follow what stands, which needs no decoding."""
+        codec, made.tokens = self.session.codec, 1
+        text = codec.decode([token])
+        closed = token == codec.tokenizer.eos_token_id or text == self.session.markers.close
+        made.settle(kept if closed else kept + text, closed)
 
 
 def prompt_ids(session: Session, prompt: Prompt, thinking: str) -> tuple[int, ...]:
@@ -180,19 +220,29 @@ def _ids(session: Session, stretch: Stretch) -> tuple[int, ...]:
 
 
 class _Until:
-    """Ends a row after so many tokens, where the thought or the thinking ends, or when it is too late."""
+    """Ends a row after so many tokens, where the thought or the thinking ends, or when it is too late.
 
-    def __init__(self, session: Session, stretch: Stretch, deadline: float) -> None:
+    controller: of the row, which then knows where the thinking ends.
+    """
+
+    def __init__(
+        self, session: Session, stretch: Stretch, deadline: float, controller: Controller | None = None
+    ) -> None:
         self.left, self.deadline, self.late = stretch.tokens, deadline, False
         self._codec, self._thought = session.codec, stretch.thought
         self._close = Spotter(session.codec, session.markers.close)
+        self._controller = controller
 
     def observe(self, token: int, seen: Seen | None = None) -> Directive:
         """See `Watcher.observe`."""
         self.left -= 1
         self.late = time.monotonic() > self.deadline
+        if self.left <= 0 or self.late:
+            return _STOP
+        if self._controller is not None:
+            return _STOP if self._controller.phase == "answer" else self._controller.observe(token, seen)
         ended = self._close.completes(token) or (self._thought and bool(self._codec.flags(token) & Flag.BLANK))
-        return _STOP if ended or self.left <= 0 or self.late else KEEP
+        return _STOP if ended else KEEP
 
 
 def _within(context: int | None, prompt: int, tokens: int) -> int:

@@ -23,6 +23,7 @@ POLICIES = {
     "reconsider": "reconsider:Reconsider",
     "reflect": "reflect:SpeculativeThinking",
     "repetition": "repetition:Repetition",
+    "shortcut": "shortcut:DepthShortcut",
     "steer": "steer:Steer",
     "trim": "trim:TrimR",
 }
@@ -43,6 +44,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "speculative": {"budget": {}, "reflect": {}},
     "sirius": {"budget": {}, "correct": {}},
     "specreason": {"budget": {}, "grade": {}},
+    "corrected": {"budget": {}, "correct": {}, "exit": {}},
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
     "trimr": {
         "budget": {},

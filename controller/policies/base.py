@@ -37,7 +37,8 @@ class View:
     closing_cost: tokens that closing the thinking will force. question: what was asked, "" if that is not known;
     prompt_tokens: of the whole prompt. reply: the answer to the trial that the policy asked for; None where there was
     no room for one, or in shadow mode, which tries nothing. ticket: of the question that the policy asked last. helped:
-    what the helper said to what the policy last handed to it, None if nothing.
+    what the helper said to what the policy last handed to it, None if nothing. closing: the model itself ends its
+    thinking here.
     """
 
     thinking: Thinking
@@ -48,6 +49,7 @@ class View:
     seen: Seen | None = None
     reply: TrialAnswer | None = None
     helped: str | None = None
+    closing: bool = False
     ticket: Ticket = NOTHING_ASKED
 
     @property
@@ -66,12 +68,14 @@ class View:
 class Wait:
     """Sleep until the first boundary of this kind at or after `at` thinking tokens, at the latest at `deadline`.
 
-    "close" is where the model itself ends its thinking; an `Inject` then takes that back and makes it think on.
+    "close" is where the model itself ends its thinking; an `Inject` then takes that back and makes it think on. closes:
+    wake there too, wherever that is.
     """
 
     at: int = 0
     boundary: Boundary = "thought"
     deadline: int | None = None
+    closes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,9 @@ class Delegate:
     """Let the helper write the next `tokens` tokens of the thinking; `View.helped` brings its text.
 
     take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
-    the helper's text. anew: the helper thinks from the question on and does not read what was thought. Where the helper
-    ends the thinking it is closed. The model goes on alone if there is no text, and in shadow mode.
+    the helper's text. anew: all goes that the model wrote itself, and the helper thinks from the question on, under its
+    own control. Where the helper ends the thinking it is closed. The model goes on alone if there is no text, and in
+    shadow mode.
     """
 
     tokens: int
@@ -178,7 +183,7 @@ class Policy(Protocol):
     `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must
     know the model it works on has a method `bind(engine)`, which returns the policy that is then used, and, where it
     can do without, a `fallback`, which is used where there is no engine to ask. One that adds to hidden states, and
-    needs `steer`, says so as `Steer` does.
+    needs `steer`, says so as `Steer` does, one by which tokens leave early, and needs `shortcut`, as `DepthShortcut`.
     """
 
     name: ClassVar[str]

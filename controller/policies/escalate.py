@@ -1,7 +1,8 @@
-"""Escalate: where the thinking ends and the evidence says that its answer is wrong, a larger model thinks on.
+"""Escalate: where thinking on will not repair what the model has, a larger model thinks instead.
 
-The lower end of the readiness probe: what the small model cannot repair, another may. A cascade that decides after the
-small model has tried, by what its own thinking shows.
+The other end of the readiness probe: where it ends the thinking because the answer stands, that is right; where it ends
+it because all is lost, or where the model itself ends it and is likely wrong, another model may know better. A cascade
+that decides by what the thinking shows, not by the question.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...errors import OptionError
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
 from ..engines.base import Engine
@@ -18,16 +20,22 @@ from .base import Delegate, Policy, View, Wait, Watching
 
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """Take back the end of a thinking whose answer is right with a chance below `threshold`; the helper goes on."""
+    """Hand a thinking over where an answer now is right with a chance below `least` and thinking on repairs nothing.
+
+    stop: the score from which thinking on counts as repairing nothing, None where only the model's own end does. layer:
+    of the hidden state that the rule reads. tokens: most that the helper writes. anew: it thinks from the question on.
+    lead: what it goes on from where it does not.
+    """
 
     name: ClassVar[str] = "escalate"
     needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "crop", "helper"})
     rule: StopRule
     layer: int
-    threshold: float
+    stop: float | None
+    least: float
     tokens: int
-    lead: str
-    anew: bool = False
+    anew: bool = True
+    lead: str = "Wait,"
     learned_from: frozenset[str] = frozenset()
 
     @property
@@ -37,34 +45,38 @@ class HandOver:
 
     def watch(self, view: View) -> Watching:
         """See `Policy.watch`."""
-        readings = Readings()
-        view = yield Wait(boundary="close")
-        while not (thoughts := readings.update(view.thinking)):
-            view = yield Wait(boundary="close")
-        walk = Walk(self.rule)
-        score = walk.free(features(thoughts), view.state(self.layer))
-        right = score - walk.hopeless
-        if right < self.threshold:
-            reason = f"only {right:.4f} sure that the answer is right"
-            yield Delegate(self.tokens, reason, lead=self.lead, anew=self.anew)
+        walk, readings, right, over = Walk(self.rule), Readings(), 1.0, 0.0
+        while True:
+            view = yield Wait(at=view.tokens + 1, boundary="thought", closes=True)
+            if not view.closing and (thoughts := readings.update(view.thinking)):
+                over = walk.free(features(thoughts), view.state(self.layer))
+                right = over - walk.hopeless
+            if right < self.least and (view.closing or (self.stop is not None and over >= self.stop)):
+                reason = f"{right:.4f} sure that the answer is right, {over:.4f} that thinking on repairs nothing"
+                yield Delegate(self.tokens, reason, lead="" if self.anew else self.lead, anew=self.anew)
+                return
 
 
 @dataclass(frozen=True, slots=True)
 class Escalate:
-    """Hand over to the helper where the readiness probe of the model at hand is not sure that the answer is right.
+    """Hand over to the helper what the readiness probe of the model at hand takes for lost.
 
-    probes: as for `readiness`. threshold: the chance of being right below which the helper thinks on. tokens: most that
-    it writes. lead: what its thinking begins with. anew: it thinks from the question on, and does not read what the
-    model has thought, which it might believe.
+    probes: as for `readiness`. least: the chance of being right below which the helper takes over; the higher, the more
+    goes to it. tokens: most that it writes. anew: what was thought is taken back, and the helper thinks from the
+    question on under its own control; otherwise it goes on from there, after `lead`, and may believe what it reads.
     """
 
     name: ClassVar[str] = "escalate"
     needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "crop", "helper"})
     probes: str | None = None
-    threshold: float = 0.5
+    least: float = 0.5
     tokens: int = 1024
+    anew: bool = True
     lead: str = "Wait,"
-    anew: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.least <= 1:
+            raise OptionError(f"least is {self.least}; accepted: a chance of being right, above 0 and up to 1")
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
@@ -72,7 +84,14 @@ class Escalate:
 
         stored = stop_rule(engine, self.probes, trials=False)
         return HandOver(
-            stored.rule, stored.layer, self.threshold, self.tokens, self.lead, self.anew, stored.learned_from
+            stored.rule,
+            stored.layer,
+            stored.threshold,
+            self.least,
+            self.tokens,
+            self.anew,
+            self.lead,
+            stored.learned_from,
         )
 
     def watch(self, view: View) -> Watching:

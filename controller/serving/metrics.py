@@ -12,7 +12,7 @@ from typing import Any
 from ..trace import Decision, Generation
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OVERHEAD = ("discarded", "probe", "verifier", "delegated", "reprefilled")
+OVERHEAD = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
 """Kinds of `trace.Usage` that are paid for beside the text."""
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

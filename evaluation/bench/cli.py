@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ import typer
 
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.config import read_config
+from ...controller.faces import as_verifier
 from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
 from ...controller.outside.helper import EngineHelper
 from ...controller.policies import make_policies
+from ...controller.session import Session
 from ...errors import OptionError, unknown
 from ...writing import check_writable, write
 from ..answering import ENGINES, load_answerer
@@ -24,7 +27,7 @@ from ..economics.prices import load_prices
 from ..tasks.equality import AnswerChecker
 from ..tasks.problems import SPLITS
 from ..tasks.questions import TINY, Question, load_all
-from .arms import make_arms
+from .arms import Arm, make_arms
 from .checks import check_disjoint, check_unseen
 from .economy import Economy, load_economy
 from .journal import Journal
@@ -57,7 +60,7 @@ def bench(
     engine: Annotated[str, typer.Option(help="transformers, or vllm, which is faster.")] = ENGINES[0],
     batch: Annotated[int | None, typer.Option(help="Rows decoded at a time; by default as fits the engine.")] = None,
     helper: Annotated[str | None, typer.Option(help="A larger model, run alone as one more arm.")] = None,
-    verifier: Annotated[str | None, typer.Option(help="The model that policies ask to verify.")] = None,
+    verifier: Annotated[str | None, typer.Option(help="A model that trimr asks what rules cannot tell.")] = None,
     price: Annotated[str | None, typer.Option(help="Price of the model's tokens: a name in the price table.")] = None,
     helper_price: Annotated[str | None, typer.Option(help="Price of the helper's tokens.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of prices of your own, over the table's.")] = None,
@@ -73,20 +76,22 @@ def bench(
 
     Exit code 0: the second arm loses no accuracy beyond the margin and saves tokens; 1: not; 2: too few questions.
     """
-    _check(rollouts, margin, batch, out, engine, verifier)
+    _check(rollouts, margin, batch, out, engine)
     common = Options(effort=canonical_effort(effort), max_new_tokens=max_new_tokens, probes=probes)
     fit_budget("normal", max_new_tokens, None)
     wanted = make_arms(arms, common, helper=helper is not None, config=None if config is None else read_config(config))
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _splits(names, split, limit, seed)
+    _check_verifier(wanted, verifier)
     for arm in wanted:
         check_unseen(make_policies(arm.options.preset, arm.options.policies), splits[split])
-    economy, notes = load_economy(model, helper, load_prices(prices), price, helper_price)
+    economy, notes = load_economy(model, helper, load_prices(prices), price, helper_price, verifier)
     plan = Plan(
         tasks=names,
         model=model,
         engine=engine,
         helper=helper,
+        verifier=verifier,
         split=split,
         splits=splits,
         arms=wanted,
@@ -111,9 +116,7 @@ def bench(
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 
-def _check(
-    rollouts: int, margin: float, batch: int | None, out: Path | None, engine: str, verifier: str | None
-) -> None:
+def _check(rollouts: int, margin: float, batch: int | None, out: Path | None, engine: str) -> None:
     """Refuse what would only fail after minutes of work."""
     for name, value in (("rollouts", rollouts), ("batch", batch)):
         if value is not None and value < 1:
@@ -122,12 +125,18 @@ def _check(
         raise OptionError(f"margin is {margin}; accepted: a share from 0 up to 1, as 0.01 for one point")
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
-    if verifier is not None:
-        raise OptionError(
-            f"verifier {verifier!r} would never be asked: no arm has a policy that asks one; leave it out"
-        )
     if out is not None:
         check_writable(out)
+
+
+def _check_verifier(arms: Sequence[Arm], verifier: str | None) -> None:
+    """Refuse a verifier that nobody asks."""
+    policies = (policy for arm in arms for policy in make_policies(arm.options.preset, arm.options.policies))
+    if verifier is not None and not any("verifier" in policy.needs for policy in policies):
+        raise OptionError(
+            f"verifier {verifier!r} would never be asked: no arm has a policy that asks one; add the arm trimr, or "
+            "leave it out"
+        )
 
 
 def _splits(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> dict[str, Sequence[Question]]:
@@ -149,7 +158,11 @@ def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
     answerer = load_answerer(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     if helper is not None:
-        answerer.session.helper = EngineHelper(helper.session)
+        # No patience ends: what is measured must not depend on how fast the machine is.
+        delegate = Session(helper.engine, think_prompt=plan.think_prompt)
+        answerer.session.helper = EngineHelper(delegate, patience=math.inf)
+    if plan.verifier is not None:
+        answerer.session.verifier = as_verifier(plan.verifier)
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
     for arm in plan.arms:  # what cannot be asked fails now, not in the last batch
         session = (helper if arm.on_helper and helper else answerer).session

@@ -14,7 +14,7 @@ from ..economics.prices import Price, Prices
 from ..economics.scores import e3
 from ..economics.shape import Shape, load_shape
 from .arms import HELPER
-from .rows import OVERHEADS, Records, Row, Weights
+from .rows import Records, Row, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +25,28 @@ class Economy:
     price: Price | None = None
     helper_shape: Shape | None = None
     helper_price: Price | None = None
+    verifier_shape: Shape | None = None
 
     def helper_weight(self) -> float | None:
         """What a token of the helper weighs in tokens of the model: by price, or else by the FLOPs of decoding one."""
         if self.price and self.helper_price and self.price.output:
             return self.helper_price.output / self.price.output
-        if self.shape and self.helper_shape:
-            return (self.helper_shape.blocks + self.helper_shape.head) / (self.shape.blocks + self.shape.head)
+        return self._flops_of(self.helper_shape)
+
+    def _flops_of(self, other: Shape | None) -> float | None:
+        """FLOPs of a token of another model in those of one of the model."""
+        if self.shape and other:
+            return (other.blocks + other.head) / (self.shape.blocks + self.shape.head)
         return None
 
     def weights(self) -> Weights:
         """What tokens weigh where they are added up; those read instead of written weigh less only by price."""
-        read = self.price.prompt / self.price.output if self.price and self.price.output else 1.0
-        helper = self.helper_weight()
-        return Weights(helper=1.0 if helper is None else helper, reprefilled=read)
+        own, other = self.price, self.helper_price
+        read = own.prompt / own.output if own and own.output else 1.0
+        helper = 1.0 if (weight := self.helper_weight()) is None else weight
+        consulted = other.prompt / own.output if own and own.output and other else helper
+        verifier = 1.0 if (weight := self._flops_of(self.verifier_shape)) is None else weight
+        return Weights(helper=helper, consulted=consulted, verifier=verifier, reprefilled=read)
 
     def of(self, records: Records) -> dict[str, Any]:
         """The `e3`, `flops`, `usd` and `cost_of_pass` of an arm, means of one generation; None where not known."""
@@ -48,10 +56,17 @@ class Economy:
         dear = math.inf if usd is None else cost_of_pass(usd, [float(row.right) for row in records.rows])
         return {
             "e3": e3(float(right.mean()), records.total()),
-            "flops": None if shape is None else fmean(_flops(shape, row) for row in records.rows),
+            "flops": None if shape is None else fmean(self._flops(shape, row) for row in records.rows),
             "usd": None if usd is None else fmean(usd),
             "cost_of_pass": dear if math.isfinite(dear) else None,
         }
+
+    def _flops(self, shape: Shape, row: Row) -> float:
+        """FLOPs of a generation; tokens of other models count as so many of the model's own, as one where unknown."""
+        written = row.thinking + row.answer_tokens + row.discarded + row.probe + row.reprefilled
+        helped = (self._flops_of(self.helper_shape) or 1.0) * (row.delegated + row.consulted)
+        verified = (self._flops_of(self.verifier_shape) or 1.0) * row.verifier
+        return generation_flops(shape, row.prompt, written + round(helped + verified)).total
 
     def _paid(self, row: Row) -> float:
         """Output tokens at the price of whoever wrote them; the total is weighted to the model's own."""
@@ -73,8 +88,9 @@ def load_economy(
     prices: Prices,
     price: str | None = None,
     helper_price: str | None = None,
+    verifier: str | None = None,
 ) -> tuple[Economy, list[str]]:
-    """What can be known of a model and its helper, and notes on what cannot; prices go by their names in the table.
+    """What can be known of a model, its helper and its verifier, and notes on what cannot; prices go by their names.
 
     Raises OptionError for a name without a price.
     """
@@ -84,12 +100,8 @@ def load_economy(
         None if price is None else prices.of(price),
         None if helper is None else shape_or_note(helper, notes),
         None if helper_price is None else prices.of(helper_price),
+        None if verifier is None else shape_or_note(verifier, notes),
     )
     if helper is not None and economy.helper_weight() is None:
         notes.append("A token of the helper weighs as much as one of the model: neither prices nor FLOPs are known.")
     return economy, notes
-
-
-def _flops(shape: Shape, row: Row) -> float:
-    written = row.thinking + row.answer_tokens + sum(int(getattr(row, kind)) for kind in OVERHEADS)
-    return generation_flops(shape, row.prompt, written).total

@@ -42,6 +42,7 @@ class Plan:
     model: str
     engine: str
     helper: str | None
+    verifier: str | None
     split: str
     splits: Mapping[str, Sequence[Question]]
     arms: Sequence[Arm]
@@ -66,6 +67,7 @@ class Plan:
             "model": self.model,
             "engine": self.engine,
             "helper": self.helper,
+            "verifier": self.verifier,
             "splits": {name: {"n": len(part), "sha256": fingerprint(part)} for name, part in self.splits.items()},
             "margin": self.margin,
             "seed": self.seed,
@@ -81,7 +83,7 @@ class Plan:
             **self.frame(),
             "tersely": version("tersely"),
             "versions": versions(),
-            "files": [files_hash(name) for name in (self.model, self.helper) if name is not None],
+            "files": [files_hash(name) for name in (self.model, self.helper, self.verifier) if name is not None],
             "commit": _commit(),
             "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
             "arms": {

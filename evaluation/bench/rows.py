@@ -16,15 +16,19 @@ from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
 
 KINDS = ("thinking", "answer", "overhead", "total")
-OVERHEADS = ("discarded", "probe", "verifier", "delegated", "reprefilled")
+OVERHEADS = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
 _COLUMNS: Mapping[str, str] = {"answer": "answer_tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a token of another model, or one read instead of written, weighs beside a decoded one of the model's own."""
+    """What a token of another model, or one read instead of written, weighs beside a decoded one of the model's own.
+
+    helper: one that the helper writes; consulted: one that it reads.
+    """
 
     helper: float = 1.0
+    consulted: float = 1.0
     verifier: float = 1.0
     reprefilled: float = 1.0
 
@@ -59,6 +63,7 @@ class Row:
     probe: int
     verifier: int
     delegated: int
+    consulted: int
     reprefilled: int
     overhead: float
     total: float
@@ -83,6 +88,7 @@ def as_row(
         + usage.probe
         + weights.verifier * usage.verifier
         + weights.helper * usage.delegated
+        + weights.consulted * usage.consulted
         + weights.reprefilled * usage.reprefilled
     )
     return Row(

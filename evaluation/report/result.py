@@ -57,6 +57,7 @@ class Overhead(Form):
     probe: Mean = 0.0
     verifier: Mean = 0.0
     delegated: Mean = 0.0
+    consulted: Mean = 0.0
     reprefilled: Mean = 0.0
 
 
@@ -177,6 +178,7 @@ class Row(Form):
     probe: Count
     verifier: Count
     delegated: Count
+    consulted: Count = 0
     reprefilled: Count
     overhead: Mean
     total: Mean
@@ -194,6 +196,7 @@ class Result(Form):
     model: str
     engine: str = "transformers"
     helper: str | None = None
+    verifier: str | None = None
     splits: dict[str, Split] = Field(min_length=1)
     margin: Share
     seed: int

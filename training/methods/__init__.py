@@ -14,6 +14,7 @@ METHODS = {
     "hint": "Learn the embeddings of a hint, and nothing else (ConciseHint-T).",
     "ser": "Learn by RL to be right and brief, measured by one's own answers (SER-RL).",
     "sft": "Learn one's own shortest right completions, or those that a controller shortened.",
+    "shortcut": "Learn an adapter by which easy tokens leave the model early, and nothing else (System-1.5).",
     "vsrm": "Learn by RL with a reward for every step of the thinking, or analyse where it is wasted (VSRM).",
 }
 """Method -> what it does, for the help of `tersely train`."""

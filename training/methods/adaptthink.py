@@ -16,8 +16,8 @@ from ..checks import Ground, check
 from ..config import Alarm, Recipe, Section
 from ..data import schedule
 from ..reference import reference_shares
-from ..rewards import Correctness, NoThinkBonus, ReferenceBaseline
-from ..rewards.base import NO_THINK, THINK
+from ..rewards import Correctness, GroupBrevity, NoThinkBonus, ReferenceBaseline
+from ..rewards.base import NO_THINK, THINK, Reward
 from ..rollouts import GroupRollouts
 from ..running import Running
 from ..sampling import Sampler
@@ -28,12 +28,15 @@ class AdaptThink(Section):
 
     importance: "sequence" as in the paper, the ratio's geometric mean over a completion's tokens, which lets a mode
     that the policy never takes be learnt; "token" is unbiased but for clipping. clip: how far ratios count from 1.
-    start: text of one token that begins thinking, the paper's "Alright"; without it the model draws its own.
+    brevity: what the shortest right thinking of a question is worth more than the longest; 0 in the paper, which
+    leaves thinking as long as it is. start: text of one token that begins thinking, the paper's "Alright"; without it
+    the model draws its own.
     no_think_tokens: most tokens of an answer without thinking.
     """
 
     delta: float = Field(default=0.05, ge=0, le=1)
     share: float = Field(default=0.5, gt=0, lt=1)
+    brevity: float = Field(default=0.0, ge=0, lt=1)
     reference_samples: int = Field(default=16, ge=1)
     importance: Literal["sequence", "token"] = "sequence"
     clip: float = Field(default=0.2, gt=0)
@@ -78,11 +81,14 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         )
         rows = [{**row, "reference": share} for row, share in zip(ground.rows, shares, strict=True)]
         say(f"the model before training is right on {sum(shares) / len(shares):.1%} when it thinks")
+        rewards: list[Reward] = [correct, NoThinkBonus(own.delta, ground.markers.close), ReferenceBaseline()]
+        if own.brevity:
+            rewards.append(GroupBrevity(correct, own.brevity, thinking_only=True))
         running.reinforce(
             recipe,
             sampler,
             GroupRollouts(sampler, begun, recipe.seed),
-            [correct, NoThinkBonus(own.delta, ground.markers.close), ReferenceBaseline()],
+            rewards,
             schedule(rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
             credit="reward",
             alarm=recipe.alarm,

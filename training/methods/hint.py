@@ -2,6 +2,8 @@
 
 Completions are sampled with the hint in words, as `rollouts.policies` sets it; of each question the shortest right ones
 are kept, its words in them are replaced by tokens that begin with the words' embeddings, and these alone are trained.
+On a quantized model the same is a soft prompt that gives back some of what quantizing cost (Compress, Then Prompt,
+arXiv 2305.11186): gradients go through layers of whole numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from pydantic import Field
 from ...controller.policies.hint import ConciseHint, learnt_hint
 from ..checks import Ground, check
 from ..config import Recipe, RecipeError, Section
-from ..embeddings import add_tokens, blend, freeze_but
+from ..embeddings import add_tokens, blend, check_room, freeze_but
 from ..rewards import Correctness
 from ..running import Running
 from ..sampling import Sampler
@@ -66,6 +68,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     engine, own, words = running.load(recipe), recipe.hint, policy(recipe).text
     if learnt_hint(engine.tokenizer):
         raise RecipeError(f"{recipe.model} has learnt a hint already; train from the model without it")
+    check_room(engine.model, engine.tokenizer, words)
     with Correctness(ground.markers.close) as correct:
         found = collect(
             Sampler(engine, recipe.rollouts, ground.markers),

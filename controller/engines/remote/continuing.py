@@ -163,6 +163,7 @@ class ContinuingEngine:
             "hidden states (layers)": request.layers,
             "openings": request.opening,
             "steering": request.steering,
+            "a shortcut": request.leaving,
             "signals": request.signals and "chances" not in self.capabilities,
         }
         if missing := [what for what, asked in wanted.items() if asked]:

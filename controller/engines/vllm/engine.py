@@ -124,6 +124,8 @@ class VllmEngine:
     def _row(self, request: Request, row: int) -> Row:
         if request.steering is not None:
             raise CapabilityError("nothing is steered inside vLLM; use the engine 'transformers'")
+        if request.leaving is not None:
+            raise CapabilityError("tokens cannot leave early inside vLLM; use the engine 'transformers'")
         if wrong := [layer for layer in request.layers if layer not in self.hidden_layers]:
             raise CapabilityError(
                 f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one "

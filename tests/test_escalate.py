@@ -1,0 +1,123 @@
+"""Escalating: what the probe takes for lost goes to the helper, from the question on; all else stays where it is."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from transformers.utils import logging
+
+from tersely.controller.engines.base import Sampling
+from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.options import Options
+from tersely.controller.outside.helper import EngineHelper, Help, Stretch
+from tersely.controller.policies import make_policies, make_policy
+from tersely.controller.policies.escalate import HandOver
+from tersely.controller.session import Session
+from tersely.controller.trace import Generation
+from tersely.errors import OptionError
+from tersely.probes.rule import StopRule
+
+SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
+OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
+GREEDY = Sampling(temperature=0)
+
+
+@pytest.fixture(scope="module")
+def small() -> TransformersEngine:
+    logging.disable_progress_bar()
+    return load_engine("tersely-tiny-small")
+
+
+@pytest.fixture(scope="module")
+def large() -> Session:
+    return Session(load_engine("tersely-tiny-large"))
+
+
+class Fake:
+    """Writes the same text for every stretch, None for none; keeps the stretches."""
+
+    def __init__(self, text: str | None = "It is 51.") -> None:
+        self.text = text
+        self.asked: list[Stretch] = []
+
+    def write(self, stretch: Stretch) -> Help:
+        self.asked.append(stretch)
+        return Help().fail("down") if self.text is None else Help().settle(self.text, closed=True)
+
+
+def run(engine: Any, helper: Any, *policies: Any, **more: Any) -> list[Generation]:
+    options = Options(policies=policies, max_new_tokens=500, sampling=GREEDY, **more)
+    return Session(engine, helper=helper).run([SHELLS, OTHER], options)
+
+
+def scripted(over: float, lost: float, stop: float | None = 0.9, **more: Any) -> HandOver:
+    """A policy to whose probe all thoughts look alike: how likely thinking on repairs nothing, and all is lost."""
+    scores = SimpleNamespace(scores=lambda rows: (np.array([over]), np.array([lost])))
+    return HandOver(cast(StopRule, SimpleNamespace(free=scores, paid=None)), -1, stop, 0.5, 300, **more)
+
+
+@pytest.fixture(scope="module")
+def plain(small: TransformersEngine) -> list[Generation]:
+    return run(small, None)
+
+
+def test_what_is_lost_is_thought_anew(small: TransformersEngine, plain: list[Generation]) -> None:
+    helper = Fake()
+    done = run(small, helper, scripted(0.95, 0.9))
+    assert all(s.whole and s.thinking == "" and s.tokens == 300 for s in helper.asked) and len(helper.asked) == 2
+    for one, before in zip(done, plain, strict=True):
+        assert one.thinking == "It is 51." and one.answer
+        assert 0 < one.usage.discarded < before.usage.thinking, "after the first thought, all of which goes"
+        assert [(d.policy, d.action) for d in one.trace] == [("escalate", "delegate"), ("helper", "close")]
+        assert "0.0500 sure that the answer is right, 0.9500 that thinking on repairs nothing" in one.trace[0].reason
+
+
+def test_what_stands_is_left_alone(small: TransformersEngine, plain: list[Generation]) -> None:
+    done = run(small, Fake(), scripted(0.95, 0.1))
+    assert [one.token_ids for one in done] == [one.token_ids for one in plain]
+
+
+def test_what_may_yet_be_repaired_is_left_alone_until_the_end(
+    small: TransformersEngine, plain: list[Generation]
+) -> None:
+    for stop in (0.9, None):
+        for one, before in zip(run(small, Fake(), scripted(0.3, 0.0, stop)), plain, strict=True):
+            assert one.thinking == "It is 51."
+            assert one.usage.discarded >= before.usage.thinking - 1
+
+
+def test_going_on_from_what_was_thought(small: TransformersEngine) -> None:
+    helper = Fake("let me see. It is 51.")
+    (done, _) = run(small, helper, scripted(0.95, 0.9, anew=False))
+    assert not helper.asked[0].whole and helper.asked[0].thinking.endswith("Wait, ")
+    assert done.usage.discarded == 0 and done.thinking.endswith("let me see. It is 51.")
+
+
+def test_a_helper_that_is_down(small: TransformersEngine) -> None:
+    for one in run(small, Fake(None), scripted(0.95, 0.9)):
+        assert one.answer and one.trace[0].action == "error" and "down" in one.trace[0].reason
+
+
+def test_the_released_probe_and_a_helper_under_its_own_control(small: TransformersEngine, large: Session) -> None:
+    everything = make_policy("escalate", {"least": 1.0})
+    controlled = run(small, EngineHelper(large, sampling=GREEDY), everything)
+    alone = run(small, EngineHelper(large, sampling=GREEDY, preset="off"), everything)
+    for one, other in zip(controlled, alone, strict=True):
+        assert one.trace[0].policy == other.trace[0].policy == "escalate"
+        assert 0 < one.usage.delegated < other.usage.delegated, "the helper's own exit spares it some"
+        assert other.thinking.startswith(one.thinking.rstrip()[:20]) and one.answer
+    nothing = run(small, EngineHelper(large), make_policy("escalate", {"least": 1e-9}))
+    assert [one.token_ids for one in nothing] == [one.token_ids for one in run(small, None)]
+
+
+def test_the_cascade_decides_before_the_exit(small: TransformersEngine) -> None:
+    assert [p.name for p in make_policies("cascade")] == ["budget", "escalate", "readiness"]
+
+
+@pytest.mark.parametrize("least", [0, 1.5, -1])
+def test_a_chance_that_is_none(least: float) -> None:
+    with pytest.raises(OptionError, match="accepted: a chance of being right"):
+        make_policy("escalate", {"least": least})
