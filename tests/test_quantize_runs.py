@@ -158,7 +158,7 @@ def test_commands_that_are_refused(tmp_path: Path, checkpoint: Path) -> None:
         ((SMALL, tmp_path / "missing" / "out"), "a place in a folder that exists"),
         ((checkpoint, new), r"is quantized already \(tersely_w4a8\)"),
         ((tmp_path / "foreign", new), "cannot be loaded: .*accepted: a causal language model"),
-        ((tmp_path / "nothing", new), "cannot be loaded"),
+        ((tmp_path / "nothing", new), "there is no folder .*give a model's folder, a hub id, or an embedded model"),
         ((SMALL, new, "--scheme", "w4a8-dqg"), "did you mean 'w4a8-dgq'"),
         ((SMALL, new, "--calib", tmp_path / "none.txt"), "cannot be read"),
         ((SMALL, new, "--head", "int3"), "unknown head 'int3'"),

@@ -14,6 +14,8 @@ from tersely.controller.engines.transformers import load_engine
 from tersely.controller.policies.hint import ConciseHint, learnt_hint
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
+from tersely.kernels.quantization import Scheme, W4A8Linear
+from tersely.kernels.quantization.run import Text, quantize_into
 from tersely.training.config import RecipeError
 from tersely.training.running import MODEL
 from tersely.training.traces import Trace, rewritten
@@ -73,6 +75,26 @@ def test_the_policy_sets_the_learnt_hint(taught: tuple[Path, list[str]]) -> None
     assert hint in done.thinking
     assert len(engine.tokenizer.encode(hint, add_special_tokens=False)) == hint.count("<|")
     assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset="concisehint-t").trace)
+
+
+@pytest.mark.parametrize("head", ["keep", "int8"])
+def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
+    """Its whole numbers stay as they are; a head of whole numbers cannot take tokens that the table has no room for."""
+    quantize_into(BASE, tmp_path / "base", Scheme(head=head), Text(rows=4, length=32))
+    if head == "int8":
+        with pytest.raises(RecipeError, match="quantize the model with --head keep"):
+            train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)
+        return
+    train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)
+    before, after = (load_file(place / "model.safetensors") for place in (tmp_path / "base", tmp_path / "run" / MODEL))
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() - {"model.embed_tokens.weight"})
+    old, new = table(tmp_path / "base"), table(tmp_path / "run" / MODEL)
+    words = load_engine(BASE).tokenizer.encode("[Be concise.]", add_special_tokens=False)
+    assert torch.equal(new[: len(old)], old) and (new[len(old) :] - old[words]).abs().max() > 1e-3
+    engine = load_engine(str(tmp_path / "run" / MODEL))
+    assert any(isinstance(module, W4A8Linear) for module in engine.model.modules())
+    done = tersely.generate(engine, prompts=PROBLEM, policies=(ConciseHint(learnt=True, limit=1),), temperature=0)
+    assert learnt_hint(engine.tokenizer) in done.thinking
 
 
 def test_a_model_that_has_learnt_none_is_refused() -> None:

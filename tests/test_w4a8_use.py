@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
 from tersely.kernels import native, w4a8, w4a8_native
+from tersely.kernels.quantization import W4A8Linear
 from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes
 from tersely.kernels.w4a8_native import in_c
@@ -136,3 +138,19 @@ def test_torch_knows_what_comes_out() -> None:
 def test_the_environment_can_ask_for_torch(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("TERSELY_KERNELS", "torch")
     assert w4a8._implementation("cpu") is in_torch
+
+
+@pytest.mark.parametrize("extras", [False, True], ids=["plain", "scaled"])
+def test_gradients_go_through_as_if_nothing_had_been_rounded(extras: bool) -> None:
+    torch.manual_seed(0)
+    given = {name: value for name, value in asdict(random_layer(32, 64, 32, extras)).items() if value is not None}
+    layer = W4A8Linear(64, 32, 32, torch.float32 if extras else None, smooth=extras)
+    layer.fill(given)
+    x, wanted = torch.randn(2, 3, 64, requires_grad=True), torch.randn(2, 3, 32)
+    out = layer(x)
+    assert torch.equal(out, layer(x.detach())), "the layer gives what it gives without gradients"
+    (out * wanted).sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, wanted @ layer.dequantized())
+    smooth = x.detach() @ layer.dequantized().T + (0.0 if layer.bias is None else layer.bias)
+    assert (smooth - out).abs().max() < 0.02 * out.abs().max(), "which is near what its gradient is of"

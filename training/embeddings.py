@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..controller.policies.hint import HINT_TOKEN
+from .config import RecipeError
 
 
 @torch.no_grad()
@@ -28,9 +29,20 @@ def add_tokens(model: Any, tokenizer: Any, words: str) -> list[int]:
         model.resize_token_embeddings(max(added) + 1, mean_resizing=False)
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
     table[added] = table[ids]
-    if head is not None and head.weight is not table:
+    if isinstance(head, torch.nn.Linear) and head.weight is not table:
         head.weight[added] = 0
     return added
+
+
+def check_room(model: Any, tokenizer: Any, words: str) -> None:
+    """Raise RecipeError where the table has no room for tokens and the head, of whole numbers, cannot grow with it."""
+    needed = len(tokenizer) + len(tokenizer.encode(words, add_special_tokens=False))
+    head, rows = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
+    if needed > rows and head is not None and not isinstance(head, torch.nn.Linear):
+        raise RecipeError(
+            f"the embeddings have {rows} rows, none of them free, and the head is quantized, so that it cannot grow "
+            "with them; quantize the model with --head keep"
+        )
 
 
 def freeze_but(model: Any, ids: Sequence[int]) -> None:

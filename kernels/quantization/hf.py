@@ -46,8 +46,13 @@ class W4A8Quantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:
-        """Whole numbers have no gradients."""
-        return False
+        """Whole numbers have no gradients, but they go through, to adapters and embeddings."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """See `is_trainable`; transformers asks for it where there are no adapters."""
+        return True
 
 
 if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..w4a8 import w4a8_linear, w4a8_op
-from ..w4a8_layout import LINE, TILE
+from ..w4a8_layout import LINE, TILE, unpack
 from .config import Scheme
 
 
@@ -65,14 +65,38 @@ class W4A8Linear(nn.Module):
             self._put(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]."""
+        """[..., in_features] to [..., out_features]; gradients go through to x as if nothing had been rounded."""
+        if x.requires_grad and torch.is_grad_enabled():
+            out: Tensor = _Through.apply(x, self)  # type: ignore[no-untyped-call]
+            return out
         layer = w4a8_op if torch.compiler.is_compiling() else w4a8_linear  # an op of torch costs its own time
         return layer(x, self.weight, self.groups, self.channel_scale, self.input_scale, self.bias)
+
+    def dequantized(self) -> Tensor:
+        """The weight that x is multiplied by, float32 [out_features, in_features]."""
+        whole = unpack(self.weight, self.groups)[: self.out_features, : self.in_features].float()
+        weight = whole * self.channel_scale[:, None]
+        return weight if self.input_scale is None else weight * self.input_scale
 
     def extra_repr(self) -> str:
         """What `print(model)` says."""
         kind = "8-bit weights" if self.size is None else f"4-bit weights in groups of {self.size}"
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
+
+
+class _Through(torch.autograd.Function):
+    """A layer of whole numbers, which has no gradient, with that of its weights in place of one: straight-through."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: W4A8Linear) -> Tensor:
+        ctx.layer = layer
+        out: Tensor = layer(x.detach())
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return (gradient.float() @ ctx.layer.dequantized()).to(gradient.dtype), None
 
 
 def empty_like(linear: nn.Linear, size: int | None, smooth: bool) -> W4A8Linear:

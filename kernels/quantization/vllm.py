@@ -6,6 +6,7 @@ queries, keys and values, are joined as they lie: their parts have to be whole t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,11 +27,16 @@ from ...errors import ModelError
 from ..w4a8 import w4a8_op
 from ..w4a8_layout import TILE
 from .config import METHOD, Scheme, read_scheme
+from .int4 import SWITCH
 from .linear import parameter_shapes
 
 
 def register() -> None:
-    """What the entry point names; by then, the import has done it."""
+    """What the entry point names; by then, the import has registered the method."""
+    if os.environ.get(SWITCH):  # what it imports are inner names of vLLM, on which nothing else should depend
+        from .vllm_int4 import register_if_asked
+
+        register_if_asked()
 
 
 @register_quantization_config(METHOD)

@@ -1,0 +1,170 @@
+"""Tokens a second of an int4 checkpoint in vLLM on a CPU, with its own kernel and with ours, timed turn by turn.
+
+`plain_b8` is what vLLM's own kernel comes to for 8 requests at once, `ours_b8` what it is with TERSELY_INT4_KERNEL=1,
+`ratio_b8` ours over plain, the median over turns. Prompts are short, so nearly all of it is decoding. `agree` is the
+share of tokens that are the same with both, in greedy answers of 32 rows: it says how far 8-bit activations lead away.
+
+With --make the model is rounded to 4 bits, symmetric groups of --group inputs, as compressed-tensors writes it, and two
+errors are printed: `int4_error` of the rounding, `repack_error` of what our kernel makes of group scales on top, both
+as shares of the weights, root mean square.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tersely.kernels.quantization.int4 import SWITCH, repack
+
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+PROMPT = "Write a function that sorts a list of numbers, number {}."
+
+
+def rounded(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Codes 0..15 about 8 [outputs, inputs] and scales [outputs, groups] of a weight matrix."""
+    groups = weight.float().unflatten(1, (-1, size))
+    scale = (groups.abs().amax(dim=2) / 7.5).clamp(min=1e-8).bfloat16().float()
+    codes = (groups / scale[..., None]).round().add(8).clamp(0, 15)
+    return codes.flatten(1).long(), scale
+
+
+def words_of(codes: Tensor) -> Tensor:
+    """Codes [outputs, inputs] as int32 [outputs, inputs / 8], the first in the lowest bits."""
+    words = (codes.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(dim=2)
+    return torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32)
+
+
+def make(model: Path, out: Path, size: int) -> dict[str, float]:
+    """Write the linear layers of a model's blocks in 4 bits, the rest as it is; gives the errors."""
+    out.mkdir()
+    tensors: dict[str, Tensor] = {}
+    lost = kept = moved = 0.0
+    for file in sorted(model.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            for key in opened.keys():  # noqa: SIM118
+                value = opened.get_tensor(key)
+                if not key.endswith("proj.weight") or value.shape[1] % size:
+                    tensors[key] = value
+                    continue
+                codes, scale = rounded(value, size)
+                weight = ((codes - 8).unflatten(1, (-1, size)) * scale[..., None]).flatten(1)
+                name, words = key.removesuffix(".weight"), words_of(codes)
+                error = repack(words, scale, torch.full(scale.shape, 8, dtype=torch.uint8), size).error
+                square = weight.square().sum().item()
+                kept, moved = kept + square, moved + error**2 * square
+                lost += (weight - value.float()).square().sum().item()
+                tensors[f"{name}.weight_packed"] = words
+                tensors[f"{name}.weight_scale"] = scale.bfloat16()
+                tensors[f"{name}.weight_shape"] = torch.tensor(value.shape)
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    for file in (*model.glob("*.json"), *model.glob("*.jinja"), *model.glob("*.txt")):
+        if not file.name.endswith(".index.json"):
+            (out / file.name).write_bytes(file.read_bytes())
+    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": size}
+    method = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    config["quantization_config"] = {**method, "config_groups": groups, "ignore": ["lm_head"]}
+    (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return {"int4_error": math.sqrt(lost / kept), "repack_error": math.sqrt(moved / kept)}
+
+
+def start(folder: str, ours: bool, rows: int, compiled: bool) -> tuple[Any, str]:
+    """A vLLM in this process and the kernels that its int4 layers are on; the one with ours has to be the later one."""
+    from vllm import LLM
+
+    if ours:
+        from tersely.kernels.quantization.vllm import register
+
+        os.environ[SWITCH] = "1"
+        register()
+    llm = LLM(
+        folder,
+        dtype="bfloat16",
+        max_model_len=512,
+        max_num_seqs=rows,
+        enforce_eager=not compiled,
+        kv_cache_memory_bytes=1 << 29,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+        seed=0,
+    )
+    executor: Any = llm.llm_engine.model_executor
+    modules = executor.driver_worker.worker.model_runner.model.modules()
+    owners: list[Any] = [getattr(m, "scheme", None) or getattr(m, "quant_method", None) for m in modules]
+    return llm, ",".join(sorted({type(owner.kernel).__name__ for owner in owners if hasattr(owner, "kernel")}))
+
+
+def compare(sides: dict[str, Any], batches: list[int], tokens: int, repeats: int, clock: str) -> dict[str, float]:
+    """Tokens a second of each side and their ratio for each number of requests, and how far the answers agree."""
+    from vllm import SamplingParams
+
+    found: dict[str, float] = {}
+    params = SamplingParams(temperature=0, max_tokens=tokens, min_tokens=tokens, detokenize=False)
+    said: dict[str, list[list[int]]] = {}
+    for rows in batches:
+        prompts = [PROMPT.format(row) for row in range(rows)]
+        taken: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(repeats + 1):
+            for name in sides if turn % 2 else reversed(sides):
+                begun = CLOCKS[clock]()
+                outputs = sides[name].generate(prompts, params, use_tqdm=False)
+                taken[name].append(CLOCKS[clock]() - begun)
+                said[name] = [list(output.outputs[0].token_ids) for output in outputs]
+        for name, seconds in taken.items():
+            found[f"{name}_b{rows}"] = rows * tokens / statistics.median(seconds[1:])  # the first turn warms up
+        pairs = zip(taken["plain"][1:], taken["ours"][1:], strict=True)
+        found[f"ratio_b{rows}"] = statistics.median(a / b for a, b in pairs)
+    same = [a == b for one, other in zip(*said.values(), strict=True) for a, b in zip(one, other, strict=True)]
+    return found | {"agree": sum(same) / len(same)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make a checkpoint, or run the comparison; print what was found."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--make", type=Path, metavar="OUT", help="write --model in 4 bits to a new folder, and end")
+    parser.add_argument("--group", type=int, default=128, help="inputs of a group for --make (default: %(default)s)")
+    parser.add_argument("--batches", default="1,8,32", help="requests at once, by commas (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=32, help="new tokens a request (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--compile", action="store_true", help="let vLLM compile the model, which takes a minute a side"
+    )
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    if options.make:
+        found: dict[str, Any] = make(options.model, options.make, options.group)
+    else:
+        from tersely.controller.engines.vllm.engine import prepare_environment
+
+        prepare_environment(on_cpu=True)
+        os.environ.update(VLLM_CPU_CI_ENV="1", VLLM_DISABLE_COMPILE_CACHE="1", **{SWITCH: "0"})  # no warm-up
+        batches = [int(rows) for rows in options.batches.split(",")]
+        started = {
+            name: start(str(options.model), name == "ours", max(batches), options.compile) for name in ("plain", "ours")
+        }
+        engines = {name: engine for name, (engine, _) in started.items()}
+        found = {f"{name}_kernel": kernel for name, (_, kernel) in started.items()}
+        found |= compare(engines, batches, options.tokens, options.repeats, options.clock)
+    found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
+    print(json.dumps(found) if options.json else "\n".join(f"{key:14} {value}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
