@@ -142,6 +142,9 @@ def copies(make: Maker, shape: tuple[int, int], total: int) -> list[Way]:
 
 def times(ways: dict[str, list[Way]], x: Tensor, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of a call of each way, turn by turn."""
+    for layers in ways.values():
+        for layer in layers:
+            layer(x)  # what a layer does once, as checking its tensors, is no part of a step
     turns: dict[str, Iterator[Way]] = {name: cycle(layers) for name, layers in ways.items()}
     calls = {}
     for name, layers in ways.items():

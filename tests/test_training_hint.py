@@ -80,7 +80,7 @@ def test_the_policy_sets_the_learnt_hint(taught: tuple[Path, list[str]]) -> None
 @pytest.mark.parametrize("head", ["keep", "int8"])
 def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
     """Its whole numbers stay as they are; a head of whole numbers cannot take tokens that the table has no room for."""
-    quantize_into(BASE, tmp_path / "base", Scheme(head=head), Text(rows=4, length=32))
+    quantize_into(str(path_of(BASE)), tmp_path / "base", Scheme(head=head), Text(rows=4, length=32))
     if head == "int8":
         with pytest.raises(RecipeError, match="quantize the model with --head keep"):
             train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)

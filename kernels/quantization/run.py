@@ -70,16 +70,13 @@ def load(source: str) -> tuple[Any, Any]:
     """A causal language model and its tokenizer, as saved; raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from ...controller.engines.checkpoints import locate
-
-    place = locate(source)
     try:
-        config = AutoConfig.from_pretrained(place)
+        config = AutoConfig.from_pretrained(source)
         if getattr(config, "quantization_config", None) is not None:
             method = dict(config.quantization_config).get("quant_method", "unknown")
             raise ModelError(f"{source!r} is quantized already ({method}); give the checkpoint that it was made from")
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        return AutoModelForCausalLM.from_pretrained(place, dtype="auto").eval(), tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        return AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval(), tokenizer
     except ModelError:
         raise
     except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError...
