@@ -60,6 +60,17 @@ def test_brevity_is_relative_to_the_right_ones_of_a_group() -> None:
     assert call(reward, [RIGHT, RIGHT], answer=["4"] * 2, completion_ids=[[0], [0]]) == [0, 0]
 
 
+def test_brevity_of_those_that_think() -> None:
+    """Beside an answer without thinking all thinking is long, and must not be blamed for that."""
+    reward = GroupBrevity(Correctness(), weight=0.2, thinking_only=True)
+    ids = [[0] * n for n in (4, 10, 30, 20)]
+    modes = ["no_think", "think", "think", "think"]
+    values = call(reward, [INSTANT, RIGHT, RIGHT, WRONG], answer=["4"] * 4, completion_ids=ids, mode=modes)
+    assert values == pytest.approx([0.0, 0.1, -0.1, 0.0])
+    with pytest.raises(OptionError, match="mode"):
+        call(reward, [RIGHT], answer=["4"], completion_ids=[[0]])
+
+
 def test_groups_are_questions() -> None:
     reward = GroupBrevity(Correctness())
     ids = [[0] * n for n in (10, 20, 10, 20)]
