@@ -42,10 +42,10 @@ from tersely.probes.shortcut import Shortcut, load_shortcut, save_shortcut
 from tersely.training.config import RecipeError, checked
 from tersely.training.distilling import choose, learn, read, thinking_of
 from tersely.training.methods import shortcut as method
+from tersely.training.run import train as run
 from tersely.training.traces import Trace
 
 from .models import random_model
-from .trainings import plain, train
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
 BASE = "tersely-tiny-small"
@@ -60,10 +60,11 @@ SIZES: dict[str, Any] = {
 }
 CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 ALWAYS, NEVER = -float("inf"), float("inf")
-OWN: dict[str, Any] = {
+RECIPE: dict[str, Any] = {
+    "method": "shortcut",
     "data": {"questions": 8, "split": "fit"},
-    "rollouts": {"max_new_tokens": 100},
-    "optimiser": {"steps": 40, "learning_rate": 4e-3, "micro_batch": 3},
+    "rollouts": {"prompts": 2, "max_new_tokens": 100, "batch": 32},
+    "optimiser": {"steps": 40, "learning_rate": 4e-3},
     "shortcut": {"layer": 3, "agreement": 0.9, "tokens": 128},
 }
 
@@ -342,20 +343,20 @@ def test_what_could_not_be_used_is_not_made(engine: TransformersEngine, changes:
         ({"shortcut": {"layer": 0}}, "'shortcut.layer' is 0"),
         ({"shortcut": {}}, "'shortcut.layer' is missing"),
         ({"shortcut": {"layer": 2, "agreemnt": 1}}, "unknown key 'shortcut.agreemnt'; did you mean 'agreement'"),
-        ({"shortcut": {"layer": 2, "held_out": 0.01}}, "shortcut.held_out is 0.01 of 4 questions"),
+        ({"shortcut": {"layer": 2, "held_out": 0.01}}, "shortcut.held_out is 0.01 of 8 questions"),
         ({"shortcut": {"layer": 2}, "optimiser": {"lora": {}}}, "optimiser.lora trains weights"),
         ({"shortcut": {"layer": 2}, "optimiser": {"weight_decay": 0.1}}, "optimiser.weight_decay is of no use"),
     ],
 )
 def test_a_recipe_that_cannot_work_is_refused(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
-        method.look(checked(plain("shortcut", tmp_path, **sections), method.Kind, "the test"))
+        method.look(checked({**RECIPE, "out": tmp_path, **sections}, method.Kind, "the test"))
     assert message in str(refused.value)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "FAMILIES", ("llama",))
-    recipe = checked(plain("shortcut", tmp_path, shortcut={"layer": 2}), method.Kind, "the test")
+    recipe = checked({**RECIPE, "out": tmp_path}, method.Kind, "the test")
     with pytest.raises(RecipeError, match=r"tokens of a 'qwen3' model \(tersely-tiny-small\) cannot leave early"):
         method.look(recipe)
 
@@ -384,14 +385,16 @@ def test_it_is_learnt_from_the_models_own_thinking_and_used(
     engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    said = train("shortcut", out, **OWN)
+    config, said, again = tmp_path / "recipe.yaml", list[str](), list[str]()
+    config.write_text(json.dumps({**RECIPE, "out": str(out)}), "utf-8")  # which is YAML as well
+    run("shortcut", config, say=said.append)
     found = load_shortcut(out / "shortcut", engine.fingerprint())
     assert found.threshold is not None and found.metrics["left"] > 0.05, said
     assert min(found.metrics["agreement_left"], found.metrics["agreement_stayed"]) >= 0.9
     assert len(found.learned_from) == 8
     steps = [float(line.split("divergence ")[1].split()[0]) for line in said if line.startswith("step ")]
     assert steps[-1] < 0.8 * steps[0]
-    again = train("shortcut", out, resume=True, **OWN)
+    run("shortcut", config, resume=True, say=again.append)
     assert load_shortcut(out / "shortcut", engine.fingerprint()) == found
     assert again[-1] == said[-1]
     words = ["run", PROBLEMS[0], "--policy", "shortcut", "--probes", str(out), "--max-new-tokens", "80", "--json"]

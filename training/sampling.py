@@ -259,7 +259,7 @@ def options_of(settings: Rollouts) -> Options:
         }
     made = make_policies(None, [make_policy(name, dict(found)) for name, found in policies.items()])
     for policy in made:
-        if wanted := policy.needs & {"signals", "hidden", "helper", "steer"}:
+        if wanted := policy.needs & {"signals", "hidden", "helper", "steer", "shortcut"}:
             raise CapabilityError(
                 f"policy {policy.name!r} needs {', '.join(sorted(wanted))}, which rollouts of a training do not have"
             )

@@ -37,7 +37,7 @@ class Settings(Section):
     layer: int = Field(ge=1)
     samples: int = Field(default=1, ge=1)
     held_out: float = Field(default=0.25, gt=0, lt=1)
-    agreement: float = Field(default=0.995, gt=0.5, le=1)
+    agreement: float = Field(default=0.999, gt=0.5, le=1)
     width: int | None = Field(default=None, ge=1)
     gate: int = Field(default=64, ge=1)
     tokens: int = Field(default=512, ge=1)
