@@ -6,8 +6,6 @@ frozen and thinks in words: the adapter learns what the model itself would say, 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError
-from .artifact import ABOUT, NUMBERS, ArtifactError, finite, plain_json, put, read_file, written
+from .artifact import ArtifactError, finite, plain_json, put
+from .files import Facts, Form, read
 
 KIND = "shortcut"
 FORMAT = 1
 ADAPTER = ("down", "down_bias", "up", "up_bias")
 GATE = ("gate_in", "gate_in_bias", "gate_out", "gate_out_bias")
-_FACTS: dict[str, type | tuple[type, ...]] = {
+_FACTS: Facts = {
     "kind": str,
     "layer": int,
     "layers": int,
@@ -33,7 +32,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "provenance": dict,
     "metrics": dict,
 }
-_KEYS = _FACTS | {"format": int, "tersely": str, "sha256": str, "digest": str}
+_FORM = Form(KIND, FORMAT, _FACTS, "shortcut", "learnt", "learn", "tersely train shortcut")
 
 Array = NDArray[np.float32]
 
@@ -145,44 +144,7 @@ def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "thi
 
     Raises ArtifactError for one of another model or that was changed, or where it cannot be told which model it is for.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
-    place = Path(folder)
-    if fingerprint is None:
-        raise ArtifactError(f"it cannot be told which model this engine runs, so {place} may be another model's")
-    about, numbers = _checked(place / ABOUT), read_file(place / NUMBERS)
-    if hashlib.sha256(numbers).hexdigest() != about["sha256"]:
-        raise ArtifactError(f"{place / NUMBERS} is not the file that {ABOUT} belongs to; save or fetch both again")
-    base = about["base"]
-    if base.get("fingerprint") != fingerprint:
-        raise ArtifactError(
-            f"{place} was learnt on {base.get('name')} ({str(base.get('fingerprint'))[:12]}) and {model} is another "
-            f"one ({fingerprint[:12]}); learn one for {model}: `tersely train shortcut`"
-        )
-    try:
-        facts: dict[str, Any] = {name: about[name] for name in _FACTS if name != "kind"}
-        return Shortcut(arrays=from_bytes(numbers), **facts)
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{place} holds no shortcut that can be used: {error}") from None
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    """The facts of a shortcut, if the file is as it was written."""
-    content = read_file(path)
-    try:
-        about: dict[str, Any] = json.loads(content)
-        same = written({name: value for name, value in about.items() if name != "digest"}) == content
-    except (ValueError, AttributeError, RecursionError):
-        same = False
-    if not same:
-        raise ArtifactError(f"{path} was changed, or is no probe of tersely; fetch or save it again")
-    if about.get("kind") != KIND:
-        raise ArtifactError(f"{path} is a {about.get('kind')} probe; accepted: what `tersely train shortcut` writes")
-    whole = about.keys() == _KEYS.keys() and all(isinstance(about[name], kind) for name, kind in _KEYS.items())
-    if not whole or about["format"] != FORMAT:
-        raise ArtifactError(f"{path} is not written as this tersely does; accepted: {', '.join(_KEYS)}")
-    return about
+    return read(_FORM, folder, fingerprint, model, lambda facts, arrays: Shortcut(arrays=arrays, **facts))
 
 
 def _about(shortcut: Shortcut) -> dict[str, Any]:

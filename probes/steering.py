@@ -8,8 +8,6 @@ whether to think on.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,14 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, TerselyError
-from .artifact import ABOUT, NUMBERS, ArtifactError, finite, plain_json, put, read_file, written
+from .artifact import ArtifactError, finite, plain_json, put
+from .files import Facts, Form, read
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
 FORMAT = 1
 FEWEST = 20
 """Pairs below which a mean of differences is mostly chance."""
-_FACTS: dict[str, type | tuple[type, ...]] = {
+_FACTS: Facts = {
     "kind": str,
     "place": str,
     "layers": list,
@@ -37,7 +36,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "provenance": dict,
     "metrics": dict,
 }
-_KEYS = _FACTS | {"format": int, "tersely": str, "sha256": str, "digest": str}
+_FORM = Form(KIND, FORMAT, _FACTS, "direction", "found", "find", "tersely steer")
 
 Array = NDArray[np.float32]
 
@@ -209,45 +208,12 @@ def load_direction(folder: Path | str, fingerprint: str | None, model: str = "th
 
     Raises ArtifactError for one of another model or that was changed, or where it cannot be told which model it is for.
     """
-    place = Path(folder)
-    if fingerprint is None:
-        raise ArtifactError(f"it cannot be told which model this engine runs, so {place} may be another model's")
-    about, numbers = _checked(place / ABOUT), read_file(place / NUMBERS)
-    if hashlib.sha256(numbers).hexdigest() != about["sha256"]:
-        raise ArtifactError(f"{place / NUMBERS} is not the file that {ABOUT} belongs to; save or fetch both again")
-    base = about["base"]
-    if base.get("fingerprint") != fingerprint:
-        raise ArtifactError(
-            f"{place} was found on {base.get('name')} ({str(base.get('fingerprint'))[:12]}) and {model} is another one "
-            f"({fingerprint[:12]}); find one for {model}: `tersely steer`"
-        )
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
 
-    facts = {name: about[name] for name in _FACTS if name != "kind"}
-    try:
-        made: dict[str, Any] = {**facts, "layers": tuple(about["layers"]), **from_bytes(numbers)}
+    def build(facts: Mapping[str, Any], arrays: Mapping[str, Any]) -> Direction:
+        made: dict[str, Any] = {**facts, "layers": tuple(facts["layers"]), **arrays}
         return Direction(**made)
-    except (SafetensorError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{place} holds no direction that can be used: {error}") from None
 
-
-def _checked(path: Path) -> dict[str, Any]:
-    """The facts of a direction, if the file is as it was written."""
-    content = read_file(path)
-    try:
-        about: dict[str, Any] = json.loads(content)
-        same = written({name: value for name, value in about.items() if name != "digest"}) == content
-    except (ValueError, AttributeError, RecursionError):
-        same = False
-    if not same:
-        raise ArtifactError(f"{path} was changed, or is no probe of tersely; fetch or save it again")
-    if about.get("kind") != KIND:
-        raise ArtifactError(f"{path} is a {about.get('kind')} probe; accepted: a direction of `tersely steer`")
-    whole = about.keys() == _KEYS.keys() and all(isinstance(about[name], kind) for name, kind in _KEYS.items())
-    if not whole or about["format"] != FORMAT:
-        raise ArtifactError(f"{path} is not written as this tersely does; accepted: {', '.join(_KEYS)}")
-    return about
+    return read(_FORM, folder, fingerprint, model, build)
 
 
 def _about(direction: Direction) -> dict[str, Any]:
