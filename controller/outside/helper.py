@@ -206,16 +206,16 @@ class EngineHelper:
         made.settle(kept if closed else kept + text, closed)
 
 
-def prompt_ids(session: Session, prompt: Prompt, thinking: str) -> tuple[int, ...]:
-    """A prompt after which this thinking stands already."""
+def prompt_ids(session: Session, prompt: Prompt, *thinkings: str) -> list[tuple[int, ...]]:
+    """A prompt after which each of these thinkings stands already."""
     rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", _ROOM), session.markers)
     opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
-    return (*rendered.ids, *session.codec.encode(f"{opening}{thinking}"))
+    return [(*rendered.ids, *session.codec.encode(f"{opening}{thinking}")) for thinking in thinkings]
 
 
 def _ids(session: Session, stretch: Stretch) -> tuple[int, ...]:
     if not stretch.reply:
-        return prompt_ids(session, stretch.prompt, stretch.thinking)
+        return prompt_ids(session, stretch.prompt, stretch.thinking)[0]
     return render(session.engine.tokenizer, stretch.prompt, fit_budget("none", _ROOM), session.markers).ids
 
 

@@ -67,8 +67,7 @@ class Reviewer:
     def _by_chance(self, stretch: Stretch) -> Verdict:
         assert stretch.review is not None  # that is what is to be judged
         codec, least = self.session.codec, stretch.review.least
-        before = prompt_ids(self.session, stretch.prompt, stretch.thinking)
-        ids = prompt_ids(self.session, stretch.prompt, stretch.thinking + stretch.draft)
+        before, ids = prompt_ids(self.session, stretch.prompt, stretch.thinking, f"{stretch.thinking}{stretch.draft}")
         start = agree(before, ids)  # a draft may merge with what is before it
         found = self._reader.read(stretch.text, ids, start)
         good = next((i for i, chance in enumerate(found.chances) if chance < least), None)
