@@ -255,6 +255,29 @@ def test_costs_are_priced_and_right_answers_divide_them() -> None:
 # -- with a model --------------------------------------------------------------------------------------------------
 
 
+def test_arms_that_have_a_helper_review_and_a_verifier_decide(capsys: pytest.CaptureFixture[str]) -> None:
+    """The meter that counts tokens must not hide the helper's model from those that read with it."""
+    large = "tersely-tiny-large"
+    with pytest.raises(typer.Exit):
+        bench(
+            model=EMBEDDED,
+            arms="full,sirius,trimr",
+            baselines=False,
+            limit=4,
+            batch=4,
+            max_new_tokens=400,
+            as_json=True,
+            helper=large,
+            verifier=large,
+        )
+    result = json.loads(capsys.readouterr().out)
+    arms = {arm["name"]: arm["overhead"] for arm in result["arms"]}
+    assert set(arms) == {"full", "sirius", "trimr", "no-think", "helper"}
+    assert arms["sirius"]["consulted"] > arms["sirius"]["delegated"] >= 0
+    assert not any(arms["full"].values()) and (result["helper"], result["verifier"]) == (large, large)
+    assert result["weights"]["consulted"] == result["weights"]["helper"] == result["weights"]["verifier"] > 1
+
+
 def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
     options: dict[str, Any] = {"limit": 12, "batch": 12, "max_new_tokens": 600, "out": out}
