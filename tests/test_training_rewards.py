@@ -171,6 +171,11 @@ def test_steps_are_paid_what_they_change(chances: list[float], rewards: list[flo
     assert step_rewards(chances) == pytest.approx(rewards)
 
 
+def test_without_look_ahead_a_step_is_paid_its_own_change_alone() -> None:
+    assert step_rewards([0.2, 0.2, 0.2, 0.8, 0.8], look_ahead=0) == pytest.approx([0, 0, 0.6, 0])
+    assert step_rewards([0.2, 0.2, 0.8, 0.8], look_ahead=1) == pytest.approx([0.42, 0.6, 0])
+
+
 def test_where_thinking_is_settled() -> None:
     assert [settled_at(c) for c in ([0.2, 0.9, 1.0], [1.0, 0.2, 0.4], [0.4])] == [1, 0, 0]
 

@@ -37,7 +37,7 @@ class Rollouts(Section):
     prompts: of one step, each with `generations` completions. max_new_tokens: most tokens of a completion.
     thinking_budget: thinking that is longer is closed, and what closes it gets no loss; None leaves it alone.
     policies: name -> settings, as in a configuration of `tersely tune`; what they write gets no loss. batch: rows
-    decoded at a time.
+    decoded at a time. engine: on what they are decoded; vllm: arguments of `vllm.LLM`, such as gpu_memory_utilization.
     """
 
     prompts: int = Field(default=8, ge=1)
@@ -48,6 +48,8 @@ class Rollouts(Section):
     thinking_budget: int | None = Field(default=None, ge=1)
     policies: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     batch: int = Field(default=64, ge=1)
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: Mapping[str, Any] = Field(default_factory=dict)
 
 
 class Lora(Section):

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,8 +30,19 @@ from ..evaluation.answering import batch_seed
 from .config import Rollouts
 from .rewards.base import NO_THINK, THINK
 
+if TYPE_CHECKING:
+    from .writers import VllmWriter
+
 FREE = "free"
 """A completion that begins as the model likes; the others are begun in a mode."""
+
+_NOT_ASKED = frozenset(
+    {
+        *("model", "dtype", "seed", "logits_processors", "generation_config"),
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    }
+)
+"""Arguments of vLLM that follow from its being given the weights of the policy, in the policy's process."""
 
 
 class DivergedError(TerselyError, RuntimeError):
@@ -89,6 +100,7 @@ class Sampler:
         no_think_tokens: int | None = None,
     ) -> None:
         self.engine, self.settings, self.share = engine, settings, share
+        self._writer: VllmWriter | None = None
         self.session = Session(engine, markers)
         self.close = single_token(self.session, self.session.markers.close)
         self.start = None if start is None else single_token(self.session, start)
@@ -108,6 +120,16 @@ class Sampler:
                 advance(len(made) - at)
         return made
 
+    def decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """Have the engine's model complete prompts, on the engine that the settings name."""
+        if self.settings.engine == "transformers":
+            return self.engine.generate(requests, sampling)
+        if self._writer is None:
+            from .writers import VllmWriter
+
+            self._writer = VllmWriter(self.engine, self.settings.batch, self.settings.vllm)
+        return self._writer.generate(self.engine.model, requests, sampling)
+
     def prompt_ids(self, prompt: Prompt, effort: str) -> tuple[int, ...]:
         """The prompt with the thinking opened."""
         return self._opened(self._prepared([Ask(prompt, effort)])[0])
@@ -122,7 +144,7 @@ class Sampler:
             for row, prompt, ask, (first, _) in zip(rows, prompts, asks, firsts, strict=True)
         ]
         sampling = Sampling(self.settings.temperature, top_p=1.0, top_k=0, seed=seed)
-        done = self.engine.generate(requests, sampling)
+        done = self.decode(requests, sampling)
         return [
             self._rollout(row, prompt, ask, first, math.exp(chance[self.close]), completion)
             for row, prompt, ask, first, chance, completion in zip(
@@ -258,6 +280,10 @@ def options_of(settings: Rollouts) -> Options:
             name: replace(tier, thinking=min(tier.thinking, settings.thinking_budget)) for name, tier in TIERS.items()
         }
     made = make_policies(None, [make_policy(name, dict(found)) for name, found in policies.items()])
+    if settings.vllm and settings.engine != "vllm":
+        raise OptionError("rollouts.vllm has arguments for an engine that is not used; add `engine: vllm`")
+    if ours := sorted(_NOT_ASKED & settings.vllm.keys()):
+        raise OptionError(f"rollouts.vllm sets {', '.join(ours)}, which is up to the training; leave it out")
     for policy in made:
         if wanted := policy.needs & {"signals", "hidden", "helper", "steer", "shortcut"}:
             raise CapabilityError(

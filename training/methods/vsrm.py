@@ -23,7 +23,7 @@ from ..config import Alarm, Recipe, Section
 from ..data import schedule
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
-from ..rewards.stepwise import FLOOR, SPACING, cuts, settled_at, step_rewards
+from ..rewards.stepwise import FLOOR, LOOK_AHEAD, SPACING, cuts, settled_at, step_rewards
 from ..rollouts import GroupRollouts
 from ..running import Running
 from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
@@ -31,13 +31,15 @@ from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
 
 class Vsrm(Section):
     """answers: drawn at each cut, of at most answer_tokens tokens. floor, spacing: characters before the first cut and
-    between two. train: False only analyses `samples` completions of each question and writes analysis.json."""
+    between two. look_ahead: steps within which a change pays those before it that changed nothing, 0 for none of them.
+    train: False only analyses `samples` completions of each question and writes analysis.json."""
 
     answers: int = Field(default=5, ge=1)
     answer_tokens: int = Field(default=64, ge=2)
     temperature: float = Field(default=0.6, gt=0)
     floor: int = Field(default=FLOOR, ge=0)
     spacing: int = Field(default=SPACING, ge=1)
+    look_ahead: int = Field(default=LOOK_AHEAD, ge=0)
     train: bool = True
     samples: int = Field(default=1, ge=1)
 
@@ -56,10 +58,9 @@ class Curve:
     places: tuple[int, ...]
     chances: tuple[float, ...]
 
-    @property
-    def rewards(self) -> list[tuple[int, float]]:
-        """The last token of each step, and what the step changed."""
-        steps = zip(self.places[1:], step_rewards(self.chances), strict=True)
+    def rewards(self, look_ahead: int = LOOK_AHEAD) -> list[tuple[int, float]]:
+        """The last token of each step, and what the step changed; see `step_rewards`."""
+        steps = zip(self.places[1:], step_rewards(self.chances, look_ahead), strict=True)
         return [(place - 1, reward) for place, reward in steps]
 
     @property
@@ -113,7 +114,7 @@ class Prober:
         with plain_sampling(self.sampler.engine.model):
             for at in range(0, len(requests), size):
                 sampling = Sampling(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at))
-                done = self.sampler.engine.generate(requests[at : at + size], sampling)
+                done = self.sampler.decode(requests[at : at + size], sampling)
                 said += [self.codec.decode(one.token_ids).strip() for one in done]
         return said
 
@@ -127,7 +128,8 @@ class StepRollouts(GroupRollouts):
 
     def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
         """See `GroupRollouts.more`."""
-        return {"token_rewards": [curve.rewards for curve in self.prober(made, rows, seed)]}
+        ahead = self.prober.own.look_ahead
+        return {"token_rewards": [curve.rewards(ahead) for curve in self.prober(made, rows, seed)]}
 
 
 def look(recipe: Kind) -> Ground:

@@ -36,20 +36,20 @@ def cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING, cues: Sequen
     return made
 
 
-def step_rewards(chances: Sequence[float]) -> list[float]:
+def step_rewards(chances: Sequence[float], look_ahead: int = LOOK_AHEAD) -> list[float]:
     """The reward of each step between two cuts; `chances` are those at the cuts, and last that of the whole thinking.
 
-    A step that changes nothing shares, discounted, in the change that comes within the next few.
+    A step that changes nothing shares, discounted, in the change that comes within the next `look_ahead` steps.
     """
     steps = [after - before for before, after in pairwise(chances)]
-    return [_reward(chances, steps, j) for j in range(len(steps))]
+    return [_reward(chances, steps, j, look_ahead) for j in range(len(steps))]
 
 
-def _reward(chances: Sequence[float], steps: Sequence[float], j: int) -> float:
+def _reward(chances: Sequence[float], steps: Sequence[float], j: int, look_ahead: int) -> float:
     for k in range(j, len(steps)):
         if abs(steps[k]) >= FLAT:
             return steps[k] * DECAY ** (k - j)
-        if k - j == LOOK_AHEAD:
+        if k - j == look_ahead:
             return 0.0
     return float((chances[-1] - chances[j]) * DECAY ** (len(steps) - j - 1))
 
