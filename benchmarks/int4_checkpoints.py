@@ -3,83 +3,24 @@
 `plain_b8` is what vLLM's own kernel comes to for 8 requests at once, `ours_b8` what it is with TERSELY_INT4_KERNEL=1,
 `ratio_b8` ours over plain, the median over turns. Prompts are short, so nearly all of it is decoding. `agree` is the
 share of tokens that are the same with both, in greedy answers of 32 rows: it says how far 8-bit activations lead away.
-
-With --make the model is rounded to 4 bits, symmetric groups of --group inputs, as compressed-tensors writes it, and two
-errors are printed: `int4_error` of the rounding, `repack_error` of what our kernel makes of group scales on top, both
-as shares of the weights, root mean square.
+`python benchmarks/rounded_checkpoint.py MODEL OUT` makes such a checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
-
-from tersely.kernels.quantization.int4 import SWITCH, repack
+from tersely.kernels.quantization.int4 import SWITCH
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 PROMPT = "Write a function that sorts a list of numbers, number {}."
-
-
-def rounded(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Codes 0..15 about 8 [outputs, inputs] and scales [outputs, groups] of a weight matrix."""
-    groups = weight.float().unflatten(1, (-1, size))
-    scale = (groups.abs().amax(dim=2) / 7.5).clamp(min=1e-8).bfloat16().float()
-    codes = (groups / scale[..., None]).round().add(8).clamp(0, 15)
-    return codes.flatten(1).long(), scale
-
-
-def words_of(codes: Tensor) -> Tensor:
-    """Codes [outputs, inputs] as int32 [outputs, inputs / 8], the first in the lowest bits."""
-    words = (codes.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(dim=2)
-    return torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32)
-
-
-def make(model: Path, out: Path, size: int) -> dict[str, float]:
-    """Write the linear layers of a model's blocks in 4 bits, the rest as it is; gives the errors."""
-    out.mkdir()
-    tensors: dict[str, Tensor] = {}
-    lost = kept = moved = 0.0
-    for file in sorted(model.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
-            for key in opened.keys():  # noqa: SIM118
-                value = opened.get_tensor(key)
-                if not key.endswith("proj.weight") or value.shape[1] % size:
-                    tensors[key] = value
-                    continue
-                codes, scale = rounded(value, size)
-                weight = ((codes - 8).unflatten(1, (-1, size)) * scale[..., None]).flatten(1)
-                name, words = key.removesuffix(".weight"), words_of(codes)
-                error = repack(words, scale, torch.full(scale.shape, 8, dtype=torch.uint8), size).error
-                square = weight.square().sum().item()
-                kept, moved = kept + square, moved + error**2 * square
-                lost += (weight - value.float()).square().sum().item()
-                tensors[f"{name}.weight_packed"] = words
-                tensors[f"{name}.weight_scale"] = scale.bfloat16()
-                tensors[f"{name}.weight_shape"] = torch.tensor(value.shape)
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-    for file in (*model.glob("*.json"), *model.glob("*.jinja"), *model.glob("*.txt")):
-        if not file.name.endswith(".index.json"):
-            (out / file.name).write_bytes(file.read_bytes())
-    weights = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": size}
-    method = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
-    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = {**method, "config_groups": groups, "ignore": ["lm_head"]}
-    (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
-    return {"int4_error": math.sqrt(lost / kept), "repack_error": math.sqrt(moved / kept)}
 
 
 def start(folder: str, ours: bool, rows: int, compiled: bool) -> tuple[Any, str]:
@@ -133,11 +74,9 @@ def compare(sides: dict[str, Any], batches: list[int], tokens: int, repeats: int
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Make a checkpoint, or run the comparison; print what was found."""
+    """Run the comparison; print what was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--make", type=Path, metavar="OUT", help="write --model in 4 bits to a new folder, and end")
-    parser.add_argument("--group", type=int, default=128, help="inputs of a group for --make (default: %(default)s)")
+    parser.add_argument("--model", required=True, help="folder of the checkpoint")
     parser.add_argument("--batches", default="1,8,32", help="requests at once, by commas (default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=32, help="new tokens a request (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each kind (default: %(default)s)")
@@ -148,20 +87,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    if options.make:
-        found: dict[str, Any] = make(options.model, options.make, options.group)
-    else:
-        from tersely.controller.engines.vllm.engine import prepare_environment
+    from tersely.controller.engines.vllm.engine import prepare_environment
 
-        prepare_environment(on_cpu=True)
-        os.environ.update(VLLM_CPU_CI_ENV="1", VLLM_DISABLE_COMPILE_CACHE="1", **{SWITCH: "0"})  # no warm-up
-        batches = [int(rows) for rows in options.batches.split(",")]
-        started = {
-            name: start(str(options.model), name == "ours", max(batches), options.compile) for name in ("plain", "ours")
-        }
-        engines = {name: engine for name, (engine, _) in started.items()}
-        found = {f"{name}_kernel": kernel for name, (_, kernel) in started.items()}
-        found |= compare(engines, batches, options.tokens, options.repeats, options.clock)
+    prepare_environment(on_cpu=True)
+    os.environ.update(VLLM_CPU_CI_ENV="1", VLLM_DISABLE_COMPILE_CACHE="1", **{SWITCH: "0"})  # no warm-up
+    batches = [int(rows) for rows in options.batches.split(",")]
+    started = {name: start(options.model, name == "ours", max(batches), options.compile) for name in ("plain", "ours")}
+    engines = {name: engine for name, (engine, _) in started.items()}
+    found: dict[str, Any] = {f"{name}_kernel": kernel for name, (_, kernel) in started.items()}
+    found |= compare(engines, batches, options.tokens, options.repeats, options.clock)
     found = {key: round(value, 4) if isinstance(value, float) else value for key, value in found.items()}
     print(json.dumps(found) if options.json else "\n".join(f"{key:14} {value}" for key, value in found.items()))
 

@@ -21,6 +21,7 @@ from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, quantize_model
 from tersely.kernels.quantization.calibration import read, rows_of, watched, written_by
+from tersely.kernels.quantization.compensation import compensate, losses
 from tersely.kernels.quantization.scheme import TwoGrains, eight_bits, input_scale, two_grains
 
 from .models import random_model
@@ -84,6 +85,37 @@ def test_the_search_finds_better_scales_than_plain_rounding() -> None:
     assert (x @ seeing.T).square().sum() < 0.9 * (x @ blind.T).square().sum()
 
 
+@pytest.mark.parametrize(("inputs", "size"), [(128, 64), (150, 64), (96, 128)])
+def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int) -> None:
+    mixed = torch.randn(inputs, inputs) * torch.logspace(-1, 1, inputs)
+    x, weight = torch.randn(2000, inputs) @ mixed, torch.randn(24, inputs)
+    weight[5] = 0
+    gram, found = x.T @ x, two_grains(weight, size)
+    made = compensate(weight, size, gram, found)
+
+    def wrong(one: TwoGrains) -> Tensor:
+        return (x @ (weight_of(one, size) - weight).T).square().sum(dim=0)
+
+    assert wrong(made).sum() < 0.5 * wrong(found).sum()
+    assert (wrong(made) <= wrong(found) * 1.001).all()
+    assert made.error == pytest.approx(float(wrong(made).sum() / (x @ weight.T).square().sum()), rel=1e-2)
+    assert made.error < 0.5 * made.plain_error
+    fine, zero = (t.repeat_interleave(size, 1)[:, :inputs].int() for t in (made.fine, made.zero))
+    assert (fine * (made.codes.int() - zero)).abs().max() <= 127
+    assert made.codes.max() <= 15 and fine.min() >= 1
+    torch.testing.assert_close(losses(weight, size, gram, made), wrong(made), rtol=1e-3, atol=1e-2)
+    # Inputs that were never seen, and a few tokens for many inputs: nothing to invert, and nothing that is lost.
+    few = x[:3].T @ x[:3]
+    few[7] = few[:, 7] = 0
+    assert compensate(weight, size, few, found).error <= found.error
+
+
+def test_without_a_search_ranges_are_full() -> None:
+    weight = torch.distributions.StudentT(3.0).sample((40, 128))
+    found = two_grains(weight, 64, search=False)
+    assert found.error == found.plain_error == pytest.approx(two_grains(weight, 64).plain_error)
+
+
 def test_matrices_that_say_little() -> None:
     zeros = two_grains(torch.zeros(3, 40), 32)
     assert zeros.error == 0
@@ -115,9 +147,10 @@ def test_inputs_that_stand_out_are_brought_down() -> None:
     assert (input_scale(torch.tensor([5.0, 1, 1])) == 1).tolist() == [True, True, True]
 
 
-def test_what_layers_are_given_is_seen() -> None:
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_layers_are_given_is_seen(whole: bool) -> None:
     linear, x = nn.Linear(100, 3), torch.randn(4, 5, 100)
-    with watched({"a": linear}, 64) as seen:
+    with watched({"a": linear}, 64, whole=whole) as seen:
         linear(x[:2])
         linear(x[2:])
         linear(x[:0])
@@ -128,10 +161,12 @@ def test_what_layers_are_given_is_seen() -> None:
         return torch.stack([part.T @ part for part in padded.split(64, dim=1)])
 
     alike = x.flatten(0, 1) / x.flatten(0, 1).norm(dim=1, keepdim=True)
-    torch.testing.assert_close(seen["a"].gram, products(alike))
+    torch.testing.assert_close(seen["a"].within_groups(), products(alike))
     torch.testing.assert_close(seen["a"].highest, x.abs().amax(dim=(0, 1)))
     scale = torch.rand(100) + 0.5
-    torch.testing.assert_close(seen["a"].scaled_gram(scale), products(alike * scale))
+    torch.testing.assert_close(seen["a"].scaled(scale).within_groups(), products(alike * scale))
+    if whole:
+        torch.testing.assert_close(seen["a"].scaled(scale).sums, (alike * scale).T @ (alike * scale))
 
 
 def test_text_from_files(tmp_path: Path) -> None:

@@ -19,16 +19,15 @@ _TOGETHER = 8  # rows of text in one pass
 
 
 class Inputs:
-    """What one layer was given: sums of products within groups, and the highest of each input.
+    """What one layer was given: sums of products, within groups or of all inputs, and the highest of each input.
 
     In the sums each token counts alike, whatever its norm: a few tokens with huge activations, such as the first one,
     would otherwise be all that is looked at.
     """
 
-    def __init__(self, inputs: int, size: int) -> None:
-        count = -(-inputs // size)
-        self.size = size
-        self.gram = torch.zeros(count, size, size)
+    def __init__(self, inputs: int, size: int, *, whole: bool = False) -> None:
+        self.size, self.whole = size, whole
+        self.sums = torch.zeros(inputs, inputs) if whole else torch.zeros(-(-inputs // size), size, size)
         self.highest = torch.zeros(inputs)
 
     def add(self, x: Tensor) -> None:
@@ -38,21 +37,38 @@ class Inputs:
             return
         self.highest = torch.maximum(self.highest, rows.abs().amax(dim=0).cpu())
         rows = F.normalize(rows, dim=1)
-        rows = F.pad(rows, (0, -rows.shape[1] % self.size)).unflatten(1, (-1, self.size))
-        self.gram += torch.einsum("tgi,tgj->gij", rows, rows).cpu()
+        if self.whole:
+            self.sums += (rows.T @ rows).cpu()
+        else:
+            rows = F.pad(rows, (0, -rows.shape[1] % self.size)).unflatten(1, (-1, self.size))
+            self.sums += torch.einsum("tgi,tgj->gij", rows, rows).cpu()
 
-    def scaled_gram(self, scale: Tensor | None) -> Tensor:
-        """The sums as they are when inputs are multiplied by `scale` first."""
+    def scaled(self, scale: Tensor | None) -> Inputs:
+        """The same as it is when inputs are multiplied by `scale` first."""
         if scale is None:
-            return self.gram
-        factors: Tensor = F.pad(scale, (0, -len(scale) % self.size)).unflatten(0, (-1, self.size))
-        return self.gram * factors[:, :, None] * factors[:, None, :]
+            return self
+        made = Inputs.__new__(Inputs)
+        made.size, made.whole, made.highest = self.size, self.whole, self.highest * scale
+        if not self.whole:
+            scale = F.pad(scale, (0, -len(scale) % self.size)).unflatten(0, (-1, self.size))
+        made.sums = self.sums * scale[..., :, None] * scale[..., None, :]
+        return made
+
+    def within_groups(self) -> Tensor:
+        """The sums of products of inputs of one group, float32 [groups, size, size]."""
+        if not self.whole:
+            return self.sums
+        more = -len(self.sums) % self.size
+        padded: Tensor = (
+            F.pad(self.sums, (0, more, 0, more)).unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))
+        )
+        return padded.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
 
 
 @contextmanager
-def watched(layers: dict[str, nn.Linear], size: int) -> Iterator[dict[str, Inputs]]:
-    """Collect what layers are given while the context lasts."""
-    seen = {name: Inputs(layer.in_features, size) for name, layer in layers.items()}
+def watched(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> Iterator[dict[str, Inputs]]:
+    """Collect what layers are given while the context lasts; whole: see `Inputs`."""
+    seen = {name: Inputs(layer.in_features, size, whole=whole) for name, layer in layers.items()}
     hooks = [
         layer.register_forward_pre_hook(lambda _, args, inputs=seen[name]: inputs.add(args[0]))
         for name, layer in layers.items()

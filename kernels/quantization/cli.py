@@ -29,6 +29,8 @@ def quantize(
     group_size: Annotated[int, typer.Option("--group-size", help="Inputs that share a scale: 32, 64 or 128.")] = 128,
     head: Annotated[str, typer.Option("--head", help="The layer that makes logits: int8, int4 or keep.")] = "int8",
     smooth: Annotated[bool, typer.Option(help="Scale down inputs that stand out.")] = True,
+    search: Annotated[bool, typer.Option(help="Search the ranges that codes span, in two phases.")] = True,
+    compensate: Annotated[bool, typer.Option(help="Let later weights make up for errors of earlier ones.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what the model writes.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -36,13 +38,14 @@ def quantize(
 
     `import tersely.kernels.quantization` before `from_pretrained` lets transformers load the result.
     """
-    from .config import Scheme
+    from .config import Scheme, Search
     from .run import Text, as_text, quantize_into
 
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)
     with _status() as say:
-        report = quantize_into(model, out, Scheme(group_size, head, smooth), Text(calib, rows, length, seed), say)
+        text, how = Text(calib, rows, length, seed), Search(search, compensate)
+        report = quantize_into(model, out, Scheme(group_size, head, smooth), text, how, say)
     typer.echo(json.dumps(report) if as_json else f"{as_text(report)}\nsaved to {out}")
 
 

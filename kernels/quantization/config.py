@@ -42,6 +42,16 @@ class Scheme:
         return {"quant_method": METHOD, "format": FORMAT, **asdict(self)}
 
 
+@dataclass(frozen=True, slots=True)
+class Search:
+    """How codes and scales are found. What is written has the same form whatever it is."""
+
+    ranges: bool = True
+    """Whether the ranges that codes span are searched, in DGQ's two phases; without, they are full."""
+    compensate: bool = True
+    """Whether weights that are rounded later make up for the errors of those before, where there is text to read."""
+
+
 def read_scheme(found: Mapping[str, Any]) -> Scheme:
     """The scheme that a checkpoint was written with; raises ModelError for one of another version."""
     if found.get("format") != FORMAT:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from ...errors import ModelError
 from ..w4a8_layout import DEEPEST, pack, pack_bytes
 from .calibration import Inputs, read, watched
-from .config import Scheme
+from .compensation import compensate
+from .config import Scheme, Search
 from .hf import W4A8Config, W4A8Quantizer
 from .linear import empty_like, head_of, quantizable, replace
 from .scheme import eight_bits, input_scale, two_grains
 
 LEAST_COVERED = 0.5
 """Share of the weights beside embeddings that has to be in layers which can be quantized."""
+MOST_SUMS = 4 << 30
+"""Bytes of sums of products that are kept at a time; the model is read anew for further layers."""
 Piece = tuple[dict[str, Tensor], dict[str, Any]]
 
 
@@ -75,6 +78,7 @@ def quantize_model(
     model: Any,
     rows: Tensor | None = None,
     scheme: Scheme | None = None,
+    search: Search | None = None,
     store: Store | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Quantized:
@@ -83,25 +87,22 @@ def quantize_model(
     rows: token rows [rows, length] to calibrate on; without, all inputs count alike and none is scaled down. The model
     can be saved with save_pretrained afterwards. Raises ModelError for a model that cannot be quantized.
     """
-    scheme, store = scheme or Scheme(), store or _Memory()
+    scheme, search, store = scheme or Scheme(), search or Search(), store or _Memory()
     check_model(model, scheme)
     layers, head = dict(quantizable(model, scheme)), head_of(model)
-    before, found = _bytes(model), []
-    seen: dict[str, Inputs] = {}
-    missing = {name: layer for name, layer in layers.items() if not store.has(name)}
-    if rows is not None and missing:
-        progress(f"reading {rows.numel()} tokens")
-        with watched(missing, scheme.group_size) as seen:
-            read(model, rows)
-    for number, (name, layer) in enumerate(layers.items(), 1):
-        progress(f"layer {number} of {len(layers)}")
-        size = scheme.size_of(name == head)
-        make = partial(_quantized, name, layer, size, seen.pop(name, None), scheme)
-        tensors, told = store.piece(name, make)
-        found.append({"name": name, "shape": [layer.out_features, layer.in_features], **told})
-        module = empty_like(layer, size, scheme.smooth)
-        module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
-        replace(model, name, module.to(layer.weight.device))
+    before = _bytes(model)
+    found: list[dict[str, Any]] = []
+    for part in _parts(layers, scheme, search):
+        seen = _seen(model, rows, {n: layer for n, layer in part.items() if not store.has(n)}, scheme, search, progress)
+        for name, layer in part.items():
+            progress(f"layer {len(found) + 1} of {len(layers)}")
+            size = scheme.size_of(name == head)
+            make = partial(_quantized, name, layer, size, seen.pop(name, None), scheme, search)
+            tensors, told = store.piece(name, make)
+            found.append({"name": name, "shape": [layer.out_features, layer.in_features], **told})
+            module = empty_like(layer, size, scheme.smooth)
+            module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
+            replace(model, name, module.to(layer.weight.device))
     config = model.config.get_text_config(decoder=True)
     config.tie_word_embeddings = model.config.tie_word_embeddings = config.tie_word_embeddings and head not in layers
     model.config.quantization_config = W4A8Config(**scheme.written())
@@ -110,8 +111,41 @@ def quantize_model(
     return Quantized(found, before, _bytes(model))
 
 
+def _parts(layers: dict[str, nn.Linear], scheme: Scheme, search: Search) -> Iterator[dict[str, nn.Linear]]:
+    """The layers in their order, as many at a time as there is room for their sums."""
+    part: dict[str, nn.Linear] = {}
+    room = MOST_SUMS
+    for name, layer in layers.items():
+        size = 4 * layer.in_features * (layer.in_features if search.compensate else scheme.group_size)
+        if part and size > room:
+            yield part
+            part, room = {}, MOST_SUMS
+        part[name] = layer
+        room -= size
+    yield part
+
+
+def _seen(
+    model: Any,
+    rows: Tensor | None,
+    layers: dict[str, nn.Linear],
+    scheme: Scheme,
+    search: Search,
+    progress: Callable[[str], None],
+) -> dict[str, Inputs]:
+    """What layers are given when the model reads rows, with those before them as they now are."""
+    if rows is None or not layers:
+        return {}
+    progress(f"reading {rows.numel()} tokens")
+    with watched(layers, scheme.group_size, whole=search.compensate) as seen:
+        read(model, rows)
+    return seen
+
+
 @torch.no_grad()
-def _quantized(name: str, layer: nn.Linear, size: int | None, inputs: Inputs | None, scheme: Scheme) -> Piece:
+def _quantized(
+    name: str, layer: nn.Linear, size: int | None, inputs: Inputs | None, scheme: Scheme, search: Search
+) -> Piece:
     """The tensors that stand for a layer, and what is told about it."""
     weight = layer.weight.detach().float().cpu()
     if not weight.isfinite().all():
@@ -127,8 +161,10 @@ def _quantized(name: str, layer: nn.Linear, size: int | None, inputs: Inputs | N
         tensors = {"weight": pack_bytes(whole), "channel_scale": channel_scale}
         about |= {"bits": 8, "error": float(wrong)}
     else:
-        gram = None if inputs is None else inputs.scaled_gram(scale)
-        best = two_grains(weight, size, gram)
+        given = None if inputs is None else inputs.scaled(scale)
+        best = two_grains(weight, size, None if given is None else given.within_groups(), search=search.ranges)
+        if given is not None and given.whole:
+            best = compensate(weight, size, given.sums, best)
         packed, groups = pack(best.codes, best.fine, best.zero, size)
         tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
         about |= {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import ModelError, OptionError
 from ...writing import WriteError, write
 from .calibration import read, rows_of, written_by
-from .config import Scheme
+from .config import Scheme, Search
 from .model import check_model, quantize_model
 from .pieces import Pieces
 
@@ -34,27 +34,39 @@ class Text:
 
 
 def quantize_into(
-    source: str, out: Path, scheme: Scheme, text: Text, progress: Callable[[str], None] = lambda text: None
+    source: str,
+    out: Path,
+    scheme: Scheme,
+    text: Text,
+    search: Search | None = None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
 
     Until all is done, everything lies in `<out>.part`, from which a later run goes on. Raises ModelError for a source
     that cannot be quantized, OptionError for an `out` that is there already, WriteError where there is no room.
     """
+    search = search or Search()
     _check_goal(out)
     model, tokenizer = load(source)
     check_model(model, scheme)
-    plan = {"model": source, "scheme": scheme.written(), "text": asdict(text) | {"file": str(text.file or "")}}
+    plan = {
+        "model": source,
+        "scheme": scheme.written(),
+        "search": asdict(search),
+        "text": asdict(text) | {"file": str(text.file or "")},
+    }
     pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
     calibrating, measured = _rows(model, tokenizer, text, progress)
     progress(f"measuring on {measured.numel()} tokens")
     before = pieces.figure("before", lambda: read(model, measured))
-    done = quantize_model(model, calibrating, scheme, pieces, progress)
+    done = quantize_model(model, calibrating, scheme, search, pieces, progress)
     progress("measuring again")
     after = read(model, measured)
     report = {
         "scheme": "w4a8-dgq",
         **scheme.written(),
+        "search": asdict(search),
         "calibrated on": str(text.file) if text.file else "what the model writes itself",
         "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
         "perplexity": {"before": before, "after": after},

@@ -1,0 +1,215 @@
+"""What low-bit weights of a whole model save and cost: checkpoints side by side, in vLLM or in transformers.
+
+The first checkpoint is compared with each of the others: `speed_b8` has tokens a second with 8 requests at once and
+`speed_b8_over` how many times that of each other, medians over turns in which all sides are timed one after the other.
+Prompts are short, so nearly all of it is decoding. --text adds `perplexity`, and its change from each other with its
+interval over rows of text; --tasks adds `right`, greedy answers to the questions of a JSONL, and its change.
+
+    python benchmarks/quantized_models.py w4a8=OUT bf16=MODEL int8=INT8 int4=INT4 --text dev.jsonl --tasks dev.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tersely.controller.answers import boxed_or_last, normalise
+from tersely.controller.engines.base import Request, Sampling
+from tersely.evaluation.stats import Interval, paired_bootstrap
+from tersely.evaluation.tasks.equality import AnswerChecker
+from tersely.evaluation.tasks.questions import Question, load
+
+PROMPT = "Write a function that sorts a list of numbers, number {}."
+ASK = "{}\nThink step by step, and put the final answer in \\boxed{{}}."
+
+
+class Side(Protocol):
+    """A checkpoint that is loaded."""
+
+    def write(self, rows: int, tokens: int) -> int:
+        """Decode so many prompts for so many tokens each; returns how many came."""
+
+
+@dataclass
+class InVllm:
+    """A vLLM in this process. Several stand side by side, and none may be ended before all are done with."""
+
+    folder: str
+    rows: int
+    length: int
+    compiled: bool
+    llm: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        from vllm import LLM
+
+        self.llm = LLM(
+            self.folder,
+            dtype="bfloat16",
+            max_model_len=self.length,
+            max_num_seqs=self.rows,
+            enforce_eager=not self.compiled,
+            kv_cache_memory_bytes=1 << 30,
+            enable_prefix_caching=False,
+            disable_log_stats=True,
+            seed=0,
+        )
+
+    def _params(self, **given: Any) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(temperature=0, **given)
+
+    def write(self, rows: int, tokens: int) -> int:
+        """See `Side`."""
+        params = self._params(max_tokens=tokens, min_tokens=tokens, detokenize=False)
+        done = self.llm.generate([PROMPT.format(row) for row in range(rows)], params, use_tqdm=False)
+        return sum(len(output.outputs[0].token_ids) for output in done)
+
+    def losses(self, rows: Sequence[list[int]]) -> list[float]:
+        """The mean negative log-likelihood of each row of tokens, of all but its first."""
+        prompts = [{"prompt_token_ids": row} for row in rows]
+        done = self.llm.generate(prompts, self._params(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+        return [
+            -statistics.fmean(at[token].logprob for token, at in zip(row[1:], output.prompt_logprobs[1:], strict=True))
+            for row, output in zip(rows, done, strict=True)
+        ]
+
+    def answers(self, questions: Sequence[Question], tokens: int) -> list[str]:
+        """Greedy answers."""
+        asked = [[{"role": "user", "content": ASK.format(question.problem)}] for question in questions]
+        done = self.llm.chat(asked, self._params(max_tokens=tokens), use_tqdm=False)
+        return [normalise(boxed_or_last(output.outputs[0].text)) for output in done]
+
+
+class InTransformers:
+    """Our engine on transformers."""
+
+    def __init__(self, folder: str) -> None:
+        from tersely.controller.engines.transformers import load_engine
+
+        self.engine = load_engine(folder)
+
+    def write(self, rows: int, tokens: int) -> int:
+        """See `Side`."""
+        prompts = [tuple(self.engine.tokenizer(PROMPT.format(row))["input_ids"]) for row in range(rows)]
+        done = self.engine.generate([Request(prompt, tokens) for prompt in prompts], Sampling(temperature=0))
+        return sum(len(one.token_ids) for one in done)
+
+
+def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats: int) -> dict[str, Any]:
+    """Tokens a second of each side, and how many times that of the others the first one's is."""
+    found: dict[str, Any] = {}
+    first, *others = sides
+    for rows in batches:
+        rates: dict[str, list[float]] = {name: [] for name in sides}
+        for turn in range(repeats + 1):
+            for name in sides if turn % 2 else reversed(sides):
+                begun = time.perf_counter()
+                made = sides[name].write(rows, tokens)
+                rates[name].append(made / (time.perf_counter() - begun))
+        rates = {name: timed[1:] for name, timed in rates.items()}  # the first turn warms up
+        found[f"speed_b{rows}"] = {name: statistics.median(timed) for name, timed in rates.items()}
+        found[f"speed_b{rows}_over"] = {
+            name: statistics.median(a / b for a, b in zip(rates[first], rates[name], strict=True)) for name in others
+        }
+    return found
+
+
+def perplexities(sides: dict[str, InVllm], file: Path, rows: int, length: int) -> dict[str, Any]:
+    """Perplexities on a text that nothing was calibrated on, and the first side's share above each other's."""
+    from tersely.kernels.quantization.calibration import rows_of
+
+    first, *others = sides
+    text = rows_of(file, sides[first].llm.get_tokenizer(), rows, length).tolist()
+    losses = {name: np.asarray(side.losses(text)) for name, side in sides.items()}
+    above = {name: paired_bootstrap(losses[first] - losses[name], bounded=False) for name in others}
+    return {
+        "perplexity": {name: math.exp(float(loss.mean())) for name, loss in losses.items()},
+        "perplexity_above": {name: [math.expm1(value) for value in ends(change)] for name, change in above.items()},
+        "perplexity_tokens": len(text) * (length - 1),
+    }
+
+
+def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: int) -> dict[str, Any]:
+    """Shares of right answers, and the first side's change from each other."""
+    first, *others = sides
+    right: dict[str, np.ndarray] = {}
+    with AnswerChecker() as checker:
+        for name, side in sides.items():
+            said = side.answers(questions, tokens)
+            graded = [checker.grade(question, answer).equal for question, answer in zip(questions, said, strict=True)]
+            right[name] = np.asarray(graded, dtype=float)
+            print(f"{name}: {right[name].mean():.1%} right", file=sys.stderr, flush=True)
+    return {
+        "right": {name: float(one.mean()) for name, one in right.items()},
+        "right_change": {name: ends(paired_bootstrap(right[first] - right[name])) for name in others},
+        "questions": len(questions),
+    }
+
+
+def ends(interval: Interval) -> list[float]:
+    """An estimate and its interval."""
+    return [interval.estimate, interval.low, interval.high]
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """What was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sides", nargs="+", metavar="NAME=FOLDER", help="checkpoints; the first against the others")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="(default: %(default)s)")
+    parser.add_argument("--batches", default="1,8,32", help="requests at once, by commas, '' for no speeds")
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens a request (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each kind (default: %(default)s)")
+    parser.add_argument("--eager", action="store_true", help="vLLM without compiling, which takes a minute a side")
+    parser.add_argument("--text", type=Path, help="text or JSONL to measure perplexities on, in vLLM")
+    parser.add_argument("--rows", type=int, default=64, help="rows of it, of --length tokens (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--tasks", help="JSONL of {id, problem, answer} to answer, in vLLM")
+    parser.add_argument("--limit", type=int, default=250, help="questions of it (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    if len(options.sides) < 2 or not all("=" in side for side in options.sides):
+        parser.error("give at least two checkpoints, each as NAME=FOLDER")
+    if options.engine == "transformers" and (options.text or options.tasks):
+        parser.error("perplexities and answers are measured in vLLM; leave --engine out")
+    return options
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Load all, measure, print."""
+    options = arguments(argv)
+    folders = dict(side.split("=", 1) for side in options.sides)
+    batches = [int(rows) for rows in options.batches.split(",") if rows]
+    found: dict[str, Any] = {"engine": options.engine}
+    if options.engine == "transformers":
+        found |= speeds({n: InTransformers(f) for n, f in folders.items()}, batches, options.tokens, options.repeats)
+    else:
+        from tersely.controller.engines.vllm.engine import prepare_environment
+
+        prepare_environment(on_cpu=True)
+        os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up of the sampler
+        length = max(options.length + 1, options.max_tokens + 512)
+        sides = {n: InVllm(f, max(batches, default=32), length, not options.eager) for n, f in folders.items()}
+        found |= speeds(dict(sides), batches, options.tokens, options.repeats)
+        if options.text:
+            found |= perplexities(sides, options.text, options.rows, options.length)
+        if options.tasks:
+            found |= accuracies(sides, load(options.tasks, "test", options.limit, 0), options.max_tokens)
+    print(json.dumps(found) if options.json else "\n".join(f"{key:20} {value}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
