@@ -8,10 +8,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
     from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+    from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 __all__ = [
     "DPOConfig",
     "DPOTrainer",
+    "DataCollatorForPreference",
     "GRPOConfig",
     "GRPOTrainer",
     "SFTConfig",

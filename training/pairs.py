@@ -1,4 +1,7 @@
-"""Preference pairs of AdaR1 (arXiv 2504.21659): which kind of thinking a question wants, and brevity within it."""
+"""Preference pairs of completions of one question.
+
+AdaR1 (arXiv 2504.21659): which kind of thinking a question wants, and brevity within it. MAH-DPO: one objective each.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,12 @@ from typing import Literal
 
 from .traces import Trace
 
-Level = Literal["group", "instance"]
+Level = Literal["group", "instance", "accuracy", "brevity", "format"]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two completions of one question, the better first, and at which level they were compared."""
+    """Two completions of one question, the better first, and by what they were compared."""
 
     level: Level
     chosen: Trace
@@ -43,3 +46,21 @@ def pairs_of(
         losers = sorted(losers, key=lambda t: -t.length)[:instances]
         made += [Pair("instance", winner, loser) for loser in losers]
     return made
+
+
+def objective_pairs(objective: str, traces: Sequence[Trace], rng: Random, most: int, gap: float) -> list[Pair]:
+    """At most `most` pairs of one question's completions that differ in one objective.
+
+    accuracy: right before wrong. brevity: among right ones, brief before those that are longer by the share `gap`.
+    format: ended by the model before broken off.
+    """
+    whole = [t for t in traces if t.whole]
+    right = [t for t in whole if t.right]
+    if objective == "accuracy":
+        crossed = [(good, bad) for good in right for bad in whole if not bad.right]
+    elif objective == "brevity":
+        crossed = [(brief, long) for brief in right for long in right if long.length > (1 + gap) * brief.length]
+    else:
+        crossed = [(good, bad) for good in whole for bad in traces if not bad.whole]
+    level: Level = objective  # type: ignore[assignment]
+    return [Pair(level, *both) for both in rng.sample(crossed, min(most, len(crossed)))]

@@ -163,6 +163,28 @@ for _name, _what in METHODS.items():
 
 
 @train_app.command()
+def blend(
+    model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    weight: Annotated[
+        list[str], typer.Option("--weight", metavar="NAME=WEIGHT", help="How much an objective counts; may repeat.")
+    ],
+) -> None:
+    """Mix the heads of a model by weights of their objectives, into an ordinary model (MAH-DPO)."""
+    from ..training.heads import blend_into
+
+    weights: dict[str, float] = {}
+    for given in weight:
+        name, _, value = given.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise OptionError(f"--weight is {given!r}; accepted: NAME=WEIGHT, as in accuracy=1") from None
+    blend_into(model, out, weights)
+    print(f"saved to {out}")
+
+
+@train_app.command()
 def tiny(
     size: Annotated[SizeName, typer.Option("--size", help="Which of the models.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write; a checkpoint in it is resumed.")],

@@ -11,6 +11,7 @@ METHODS = {
     "adaptthink": "Learn by RL to answer at once where thinking adds nothing (AdaptThink).",
     "adar1": "Mix long and short thinking, and learn from pairs which a question wants (AdaR1).",
     "apo": "Learn by RL on forced and free completions to think only where that pays (APO).",
+    "mahdpo": "Learn a head for each objective by DPO, to be weighed at inference (MAH-DPO).",
     "hint": "Learn the embeddings of a hint, and nothing else (ConciseHint-T).",
     "ser": "Learn by RL to be right and brief, measured by one's own answers (SER-RL).",
     "sft": "Learn one's own shortest right completions, or those that a controller shortened.",

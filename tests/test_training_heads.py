@@ -1,0 +1,115 @@
+"""Vector rewards: pairs by objective, a head for each, and their mixtures as ordinary models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tersely
+from tersely.cli.app import main
+from tersely.controller.engines.transformers import load_engine
+from tersely.errors import ModelError, OptionError
+from tersely.training.config import RecipeError
+from tersely.training.heads import FILE, Heads, mixed, put_heads, read_heads, weigh
+from tersely.training.pairs import objective_pairs
+from tersely.training.running import MODEL
+from tersely.training.traces import Trace
+
+from .trainings import train
+
+BASE = "tersely-tiny-small"
+OWN: dict[str, Any] = {
+    "mahdpo": {"samples": 8, "gap": 0.05},
+    "rollouts": {"prompts": 6, "max_new_tokens": 400},
+    "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
+    "data": {"questions": 12},
+}
+
+
+def trace(length: int, right: bool = True, whole: bool = True) -> Trace:
+    return Trace([1], [2] * length, [1] * length, right, whole)
+
+
+def test_pairs_differ_in_their_objective() -> None:
+    brief, long, wrong, broken = trace(10), trace(20), trace(15, right=False), trace(30, right=False, whole=False)
+    traces = [brief, long, wrong, broken]
+
+    def found(objective: str) -> list[tuple[int, int]]:
+        pairs = objective_pairs(objective, traces, Random(0), 9, 0.2)
+        return sorted((p.chosen.length, p.rejected.length) for p in pairs)
+
+    assert found("accuracy") == [(10, 15), (20, 15)]
+    assert found("brevity") == [(10, 20)]
+    assert found("format") == [(10, 30), (15, 30), (20, 30)]
+    assert len(objective_pairs("format", traces, Random(0), 2, 0.2)) == 2
+    assert not objective_pairs("brevity", [brief, trace(11)], Random(0), 9, 0.2)
+
+
+def test_the_mixture_of_heads_is_that_of_their_logits() -> None:
+    names, x = ("accuracy", "brevity", "format"), torch.randn(5, 8)
+    heads = Heads(torch.randn(30, 8), names)
+    with torch.no_grad():
+        for weight in heads.each:
+            weight.add_(torch.randn(30, 8))
+    logits = []
+    for heads.used in range(3):
+        logits.append(heads(x))
+    found = mixed(dict(zip(names, heads.each, strict=True)), {"accuracy": 3, "format": 1})
+    torch.testing.assert_close(x @ found.T, 0.75 * logits[0] + 0.25 * logits[2])
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [({"acuracy": 1.0}, "did you mean 'accuracy'"), ({"accuracy": -1.0}, "0 and more"), ({"accuracy": 0.0}, "weigh 0")],
+)
+def test_weights_that_are_none_are_refused(weights: dict[str, float], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        mixed({"accuracy": torch.zeros(2, 2), "brevity": torch.zeros(2, 2)}, weights)
+
+
+def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "heads"
+    said = train("mahdpo", out, **OWN)
+    assert any("pairs of brevity" in line for line in said), said
+    heads = read_heads(out / MODEL)
+    assert sorted(heads) == ["accuracy", "brevity", "format"]
+    # Batches take turns, and each has moved its own head alone, from the same beginning.
+    before = load_engine(BASE).model.get_output_embeddings().weight
+    moved = {name: (head - before).abs().max().item() for name, head in heads.items()}
+    assert all(0 < change < 0.1 for change in moved.values()), moved
+    assert not torch.equal(heads["accuracy"], heads["brevity"])
+    saved = load_file(out / MODEL / "model.safetensors")
+    torch.testing.assert_close(saved["lm_head.weight"], sum(heads.values()) / 3)
+    folder = tmp_path / "brief"
+    assert main(["train", "blend", str(out / MODEL), str(folder), "--weight", "brevity=2"]) == 0
+    engine = load_engine(str(folder))
+    assert torch.equal(engine.model.get_output_embeddings().weight, heads["brevity"])
+    assert not (folder / FILE).exists()
+    weigh(engine.model, heads, {"accuracy": 1})
+    assert torch.equal(engine.model.get_output_embeddings().weight, heads["accuracy"])
+    assert tersely.generate(str(folder), prompts="Kai has 9 shells. Kai finds 3 more. Count the shells.").text
+    capsys.readouterr()
+    for arguments, complaint in (
+        ([str(out / MODEL), str(folder), "--weight", "brevity=2"], "is there already"),
+        ([str(out / MODEL), str(tmp_path / "x"), "--weight", "brevity"], "accepted: NAME=WEIGHT"),
+        ([str(folder), str(tmp_path / "x"), "--weight", "brevity=1"], "has no heads"),
+    ):
+        assert main(["train", "blend", *arguments]) == 2
+        assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_cannot_have_heads(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="heads are whole matrices"):
+        train("mahdpo", tmp_path / "a", **{**OWN, "optimiser": {"lora": {"rank": 2}}})
+    with pytest.raises(RecipeError, match="named twice"):
+        train("mahdpo", tmp_path / "b", **{**OWN, "mahdpo": {"objectives": ["format", "format"]}})
+    model = load_engine(BASE).model
+    put_heads(model, ("accuracy", "brevity"))
+    with pytest.raises(ModelError, match="accepted: a linear layer"):
+        put_heads(model, ("accuracy", "brevity"))
