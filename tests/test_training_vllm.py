@@ -14,7 +14,8 @@ from tersely.controller.engines.base import Request, Sampling
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.errors import OptionError
 from tersely.training.config import Rollouts
-from tersely.training.sampling import Ask, Sampler, options_of
+from tersely.training.options import options_of
+from tersely.training.sampling import Ask, Sampler
 from tersely.training.writers import VllmWriter, weights_of
 
 from .trainings import train

@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..controller.budgets import TIERS, canonical_effort
+from ..controller.budgets import canonical_effort
 from ..controller.engines.base import Completion, Request, Sampling
 from ..controller.engines.transformers import TransformersEngine
 from ..controller.making import Prepared
 from ..controller.markers import Markers
-from ..controller.options import Options
 from ..controller.parts import split_output
-from ..controller.policies import make_policies, make_policy
 from ..controller.prompts import Prompt
 from ..controller.session import Session
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
 from ..evaluation.answering import batch_seed
 from .config import Rollouts
+from .options import options_of
 from .rewards.base import NO_THINK, THINK
 
 if TYPE_CHECKING:
@@ -35,14 +34,6 @@ if TYPE_CHECKING:
 
 FREE = "free"
 """A completion that begins as the model likes; the others are begun in a mode."""
-
-_NOT_ASKED = frozenset(
-    {
-        *("model", "dtype", "seed", "logits_processors", "generation_config"),
-        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
-    }
-)
-"""Arguments of vLLM that follow from its being given the weights of the policy, in the policy's process."""
 
 
 class DivergedError(TerselyError, RuntimeError):
@@ -268,34 +259,6 @@ def after_hint(row: Prepared, forced: Sequence[bool]) -> int | None:
         return None
     first = next((i for i, was in enumerate(forced) if was), len(forced))
     return sum(not was for was in forced[first:])
-
-
-def options_of(settings: Rollouts) -> Options:
-    """The session's options for these rollouts; raises OptionError for policies that a training cannot have."""
-    policies = dict(settings.policies)
-    strategy: Any = "tiers"
-    if settings.thinking_budget is not None:
-        policies = {"budget": {}, **policies}
-        strategy = {
-            name: replace(tier, thinking=min(tier.thinking, settings.thinking_budget)) for name, tier in TIERS.items()
-        }
-    made = make_policies(None, [make_policy(name, dict(found)) for name, found in policies.items()])
-    if settings.vllm and settings.engine != "vllm":
-        raise OptionError("rollouts.vllm has arguments for an engine that is not used; add `engine: vllm`")
-    if ours := sorted(_NOT_ASKED & settings.vllm.keys()):
-        raise OptionError(f"rollouts.vllm sets {', '.join(ours)}, which is up to the training; leave it out")
-    for policy in made:
-        if wanted := policy.needs & {"signals", "hidden", "helper", "steer", "shortcut"}:
-            raise CapabilityError(
-                f"policy {policy.name!r} needs {', '.join(sorted(wanted))}, which rollouts of a training do not have"
-            )
-    return Options(
-        preset="off",
-        policies=made,
-        max_new_tokens=settings.max_new_tokens,
-        answer_reserve=settings.answer_reserve,
-        strategy=strategy,
-    )
 
 
 def single_token(session: Session, text: str) -> int:

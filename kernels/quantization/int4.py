@@ -5,7 +5,7 @@ output. So a group's scale moves by about half a unit of its output at most, 1 /
 15 where codes reach 8 from their zero, up to 8 where they reach 15. Each output's unit is searched for by the error of
 its weights. On Qwen2.5-Coder-0.5B-Instruct in plain 4 bits this error is 2.0 % of the weights (root mean square) for
 symmetric groups of 128, beside 12 % of the 4 bits themselves, and 2.9 % beside 10 % for groups of 32 (`python
-benchmarks/int4_checkpoints.py --model FOLDER --make OUT`). One scale an output stays exact.
+benchmarks/rounded_checkpoint.py FOLDER OUT`). One scale an output stays exact.
 """
 
 from __future__ import annotations

@@ -1,0 +1,94 @@
+"""Whether every method of training can take its steps on a model: two steps of an adapter each, small ones.
+
+It shows that prompts, markers, sampling, rewards, loss, gradients and saving go together with a model, not that
+anything was learnt. Printed for each method: the losses and gradients of both steps, by how much the adapter moved, and
+minutes. A model that was not trained to think is given --markers that are single tokens of it.
+
+    python benchmarks/lora_step.py --model MODEL --markers '<tool_call>,</tool_call>' --task gsm8k.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+
+from tersely.training.run import train
+
+LORA = {"rank": 8, "alpha": 16}
+OWN: Mapping[str, Mapping[str, Any]] = {
+    "adaptthink": {"adaptthink": {"reference_samples": 2, "no_think_tokens": 96, "brevity": 0.2}},
+    "apo": {"apo": {"forced": 1}},
+    "ser": {},
+    "vsrm": {"vsrm": {"answers": 2, "answer_tokens": 16, "floor": 0, "spacing": 40}},
+    "sft": {"sft": {"samples": 4}},
+    "adar1": {"adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4, "lora": LORA}}},
+    "hint": {"hint": {"samples": 4}, "optimiser": {"lora": None}, "rollouts": {"policies": {"hint": {"earliest": 0}}}},
+}
+
+
+def recipe(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Two small steps of a method, as plain values."""
+    shared: dict[str, dict[str, Any]] = {
+        "data": {"task": options.task, "questions": options.questions, "efforts": ["easy"]},
+        "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": options.tokens, "batch": 8},
+        "optimiser": {"steps": 2, "micro_batch": 2, "learning_rate": 1e-4, "lora": {**LORA, "merge": False}},
+        "saving": {"every": 2},
+    }
+    own = OWN[name]
+    sections = {key: {**shared.get(key, {}), **own.get(key, {})} for key in {*shared, *own}}
+    sections["rollouts"]["thinking_budget"] = options.thinking
+    named = {"method": name, "model": options.model, "out": str(out)}
+    return named | sections | ({"markers": options.markers} if options.markers else {})
+
+
+def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What two steps of a method came to."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, config = Path(folder) / "run", Path(folder) / "recipe.yaml"
+        config.write_text(yaml.safe_dump(recipe(name, options, out)), encoding="utf-8")
+        begun = time.perf_counter()
+        train(name, config, say=lambda line: None)
+        logs = [json.loads(line) for line in (out / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+        found: dict[str, Any] = {
+            "loss": [log["loss"] for log in logs if "loss" in log],
+            "gradient": [log["grad_norm"] for log in logs if "grad_norm" in log],
+            "minutes": (time.perf_counter() - begun) / 60,
+        }
+        adapter = out / "adapter" / "adapter_model.safetensors"
+        if adapter.exists():
+            weights = load_file(adapter)
+            found["moved"] = max(float(weight.abs().max()) for key, weight in weights.items() if "lora_B" in key)
+        return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Take the steps and print what came of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
+    parser.add_argument("--markers", help="OPEN,CLOSE, where the model has none of its own")
+    parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
+    parser.add_argument("--methods", default=",".join(OWN), help="by commas (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=224, help="of a completion (default: %(default)s)")
+    parser.add_argument("--thinking", type=int, default=96, help="tokens, then it is closed (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    found: dict[str, Any] = {}
+    for name in options.methods.split(","):
+        found[name] = steps(name, options)
+        if not options.json:
+            print(name, json.dumps(found[name]), flush=True)
+    if options.json:
+        print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
