@@ -8,7 +8,7 @@
 
 #define X_LEAST 0x1p-100f /* a row that stays below this counts as zeros: the inverse of its scale would not be finite */
 #define UNROLLED _Pragma("GCC unroll 16")
-#define AHEAD 1024    /* bytes of codes fetched ahead */
+#define AHEAD 2048    /* bytes of codes fetched ahead */
 
 #include "ints_any.h"
 #define VEC(name) any_##name

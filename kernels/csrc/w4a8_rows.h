@@ -68,9 +68,10 @@ VEC_TARGET INLINE void VEC(finish)(
     memcpy((uint16_t *)job->out + row * job->outputs + first, halves, (size_t)count * sizeof *halves);
 }
 
-/* `rows` rows from `row` on times `tiles` tiles from `tile` on; rows, tiles and bits are constants where this is used. */
+/* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and bits are
+ * constants where this is used. */
 VEC_TARGET INLINE void VEC(block)(
-    const w4a8_job *job, int64_t row, int64_t tile, const int rows, const int tiles, const int bits
+    const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int rows, const int tiles, const int bits
 ) {
     enum { parts = VEC(parts), most = MOST_ROWS * VEC(most_tiles) * VEC(parts) };
     const int64_t lines = job->lines, groups = job->group_count, depth = depth_of(job), per_group = lines / groups;
@@ -86,7 +87,7 @@ VEC_TARGET INLINE void VEC(block)(
             UNROLLED
             for (int p = 0; p < parts; p++) {
                 VEC(ints) zero = VEC(same)(128);
-                if (bits == 4) zero = VEC(bytes)(about + t * groups * 2 * TILE + TILE + p * TILE / parts);
+                if (bits == 4) zero = VEC(bytes)(about + t * apart * groups * 2 * TILE + TILE + p * TILE / parts);
                 UNROLLED
                 for (int r = 0; r < rows; r++) {
                     VEC(ints) below = VEC(same)(-job->sums[(row + r) * groups + g]);
@@ -97,7 +98,7 @@ VEC_TARGET INLINE void VEC(block)(
             VEC(ints) words[VEC(most_tiles) * VEC(parts)];
             UNROLLED
             for (int i = 0; i < tiles * parts; i++) {
-                const uint8_t *at = codes + (i / parts * lines + line) * LINE + i % parts * LINE / parts;
+                const uint8_t *at = codes + (i / parts * apart * lines + line) * LINE + i % parts * LINE / parts;
                 VEC(prefetch)((uintptr_t)at + AHEAD);
                 words[i] = VEC(words)(at);
             }
@@ -120,7 +121,7 @@ VEC_TARGET INLINE void VEC(block)(
             UNROLLED
             for (int p = 0; p < parts; p++) {
                 VEC(ints) fine = VEC(same)(1);
-                if (bits == 4) fine = VEC(bytes)(about + t * groups * 2 * TILE + p * TILE / parts);
+                if (bits == 4) fine = VEC(bytes)(about + t * apart * groups * 2 * TILE + p * TILE / parts);
                 UNROLLED
                 for (int r = 0; r < rows; r++) {
                     int i = (r * tiles + t) * parts + p;
@@ -132,28 +133,33 @@ VEC_TARGET INLINE void VEC(block)(
         for (int t = 0; t < tiles; t++) {
             int32_t totals[TILE];
             memcpy(totals, total + (r * tiles + t) * parts, sizeof totals);
-            int64_t first = (tile + t) * TILE, left = job->outputs - first;
+            int64_t first = (tile + t * apart) * TILE, left = job->outputs - first;
             if (left >= TILE) VEC(finish)(job, row + r, first, totals, TILE);
             else VEC(finish)(job, row + r, first, totals, left);
         }
 }
 
-/* All rows times `tiles` tiles. */
-VEC_TARGET INLINE void VEC(strip)(const w4a8_job *job, int64_t tile, const int tiles, const int bits) {
+/* All rows times `tiles` tiles, `apart` from each other. */
+VEC_TARGET INLINE void VEC(strip)(
+    const w4a8_job *job, int64_t tile, int64_t apart, const int tiles, const int bits
+) {
     int64_t padded = padded_rows(job->rows), row = 0;
-    for (; row + 8 <= padded; row += 8) VEC(block)(job, row, tile, 8, tiles, bits);
-    if (padded - row == 4) VEC(block)(job, row, tile, 4, tiles, bits);
-    else if (padded - row == 2) VEC(block)(job, row, tile, 2, tiles, bits);
-    else if (padded - row == 1) VEC(block)(job, row, tile, 1, tiles, bits);
+    for (; row + 8 <= padded; row += 8) VEC(block)(job, row, tile, apart, 8, tiles, bits);
+    if (padded - row == 4) VEC(block)(job, row, tile, apart, 4, tiles, bits);
+    else if (padded - row == 2) VEC(block)(job, row, tile, apart, 2, tiles, bits);
+    else if (padded - row == 1) VEC(block)(job, row, tile, apart, 1, tiles, bits);
 }
 
+/* As many streams as tiles are worked on at a time, each from the first to the last of its share: what comes next is
+ * where a stream goes on, also from tile to tile, and so is fetched ahead. */
 VEC_TARGET static void VEC(tiles)(const w4a8_job *job, int64_t start, int64_t stop) {
-    for (; start + VEC(most_tiles) <= stop; start += VEC(most_tiles)) {
-        if (job->groups) VEC(strip)(job, start, VEC(most_tiles), 4);
-        else VEC(strip)(job, start, VEC(most_tiles), 8);
+    const int64_t share = (stop - start) / VEC(most_tiles), rest = start + share * VEC(most_tiles);
+    for (int64_t tile = start; tile < start + share; tile++) {
+        if (job->groups) VEC(strip)(job, tile, share, VEC(most_tiles), 4);
+        else VEC(strip)(job, tile, share, VEC(most_tiles), 8);
     }
-    for (; start < stop; start++) {
-        if (job->groups) VEC(strip)(job, start, 1, 4);
-        else VEC(strip)(job, start, 1, 8);
+    for (int64_t tile = rest; tile < stop; tile++) {
+        if (job->groups) VEC(strip)(job, tile, 1, 1, 4);
+        else VEC(strip)(job, tile, 1, 1, 8);
     }
 }

@@ -2,7 +2,9 @@
 
 GPTQ (arXiv:2210.17323) for weights of two grains: what an output loses by rounding one weight is taken back, as well as
 the inputs' correlations allow, by moving the weights that are not rounded yet. The scale of each output stays as DGQ's
-search found it; fine scales and zeros are searched again when a group's turn comes, for its weights have moved.
+search found it; fine scales and zeros are searched again when a group's turn comes, for its weights have moved, by the
+error that is left once all later groups have made up for theirs. In the end each code is looked at again beside all
+others (coordinate descent).
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .scheme import TwoGrains, best_range, rounded, two_grains
+from .scheme import FINE_GRID, TwoGrains, two_grains
 
 DAMPING = 0.01
 """Share of the mean energy of inputs that is added to each, so that the sums can be inverted."""
+PASSES = 2
+"""How often each code is looked at again."""
+_BLOCK = 128  # inputs after which the errors of all others are brought up to date
 
 
 def compensate(weight: Tensor, size: int, gram: Tensor, found: TwoGrains) -> TwoGrains:
@@ -24,26 +29,33 @@ def compensate(weight: Tensor, size: int, gram: Tensor, found: TwoGrains) -> Two
     gram: sums of products of all inputs, float32 [inputs, inputs]. Outputs that are no better for it stay as found. The
     errors of what is returned are those of all inputs together, not within their groups.
     """
-    weight, order = weight.float(), _order(gram.diagonal(), size)
+    weight, order, coarse = weight.float(), _order(gram.diagonal(), size), found.channel_scale
     columns = torch.cat(order)
-    factor = _factor(gram[columns][:, columns])
+    damped, factor = _factor(gram[columns][:, columns])
     left = weight[:, columns]
-    codes, fine, zero = found.codes.clone(), found.fine.clone(), found.zero.clone()
+    codes, unit, zero = (torch.empty_like(left) for _ in range(3))
+    fine, zeros = found.fine.clone(), found.zero.clone()
     start = 0
     for inputs in order:
-        group, end = int(inputs[0]) // size, start + len(inputs)
-        part = left[:, start:end]
-        code, fine[:, group], zero[:, group], errors = _group(
-            part, gram[inputs][:, inputs], factor[start:end, start:end], found.channel_scale
-        )
-        codes[:, inputs] = code
-        left[:, end:] -= errors @ factor[start:end, end:]
-        start = end
-    made = replace(found, codes=codes, fine=fine, zero=zero)
+        here, group = slice(start, start + len(inputs)), int(inputs[0]) // size
+        block = factor[here, here]
+        scale, shift = _range(left[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse)
+        fine[:, group], zeros[:, group] = scale.to(torch.uint8), shift.to(torch.uint8)
+        unit[:, here], zero[:, here] = (scale * coarse)[:, None], shift[:, None]
+        codes[:, here], errors = _rounded(left[:, here].clone(), block, scale, shift, coarse)
+        left[:, here.stop :] -= errors @ factor[here, here.stop :]
+        start = here.stop
+    _descend(codes, unit, zero, weight[:, columns], damped, coarse)
+    made = replace(found, codes=torch.empty_like(found.codes), fine=fine, zero=zeros)
+    made.codes[:, columns] = codes.to(torch.uint8)
+    return _better(weight, size, gram, found, made)
+
+
+def _better(weight: Tensor, size: int, gram: Tensor, found: TwoGrains, made: TwoGrains) -> TwoGrains:
+    """Of each output that which loses less."""
     before, after = losses(weight, size, gram, found), losses(weight, size, gram, made)
-    better = (after < before)[:, None]
     plain = losses(weight, size, gram, two_grains(weight, size, search=False)).sum()
-    whole = _cost(weight, gram).sum().clamp(min=1e-30)
+    whole, better = _cost(weight, gram).sum().clamp(min=1e-30), (after < before)[:, None]
     return replace(
         found,
         codes=torch.where(better, made.codes, found.codes),
@@ -71,28 +83,70 @@ def _order(energy: Tensor, size: int) -> list[Tensor]:
     return [inputs[energy[inputs].argsort(descending=True, stable=True)] for inputs in ranked]
 
 
-def _factor(gram: Tensor) -> Tensor:
-    """The upper Cholesky factor of the inverse of the sums, with as much damping as it takes."""
+def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums with as much damping as it takes, and the upper Cholesky factor of their inverse."""
     mean, damping = gram.diagonal().mean().clamp(min=1e-30), DAMPING
     while True:
-        lower, failed = torch.linalg.cholesky_ex(gram + damping * mean * torch.eye(len(gram)))
+        damped = gram + damping * mean * torch.eye(len(gram))
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            factor: Tensor
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed:
-                return factor
+                return damped, factor
         damping *= 10
 
 
-def _group(part: Tensor, gram: Tensor, factor: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes [outputs, inputs], fine scales and zeros [outputs] of one group, and what is left to make up for."""
-    scale, zero = (found[0] for found in best_range(part[None], gram[None]))
-    part = part.clone()
-    codes, errors = torch.empty(part.shape, dtype=torch.uint8), torch.empty_like(part)
-    fine = torch.ones_like(scale)
+def _bounds(fine: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest code for which a fine scale times (code - zero) fits into 8 bits."""
+    most = (127 / fine).floor()
+    return (zero - most).clamp_(min=0), (zero + most).clamp_(max=15)
+
+
+def _range(part: Tensor, gram: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """The fine scale and the zero [outputs] of a group of weights [outputs, inputs] by which it loses least."""
+    low, high = part.amin(dim=1).clamp(max=0), part.amax(dim=1).clamp(min=0)
+    best = fine = zero = None
+    for ratio in FINE_GRID:
+        f = ((high - low) * ratio / 15 / coarse).round().clamp_(1, 127)
+        z = (-low * ratio / (f * coarse)).round().clamp_(0, 15)
+        lowest, highest = _bounds(f, z)
+        codes = (part / (f * coarse)[:, None]).round_().add_(z[:, None]).clamp_(lowest[:, None], highest[:, None])
+        error = _cost(codes.sub_(z[:, None]).mul_((f * coarse)[:, None]).sub_(part), gram)
+        if best is None or fine is None or zero is None:
+            best, fine, zero = error, f, z
+            continue
+        better = error < best
+        best, fine, zero = (torch.where(better, a, b) for a, b in ((error, best), (f, fine), (z, zero)))
+    assert fine is not None and zero is not None
+    return fine, zero
+
+
+def _rounded(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of one group's weights [outputs, inputs], and what is left for others to make up for."""
+    codes, errors, unit = torch.empty_like(part), torch.empty_like(part), fine * coarse
+    lowest, highest = _bounds(fine, zero)
     for i in range(part.shape[1]):
-        code, fine, unit = (t[..., 0] if t.ndim > 1 else t for t in rounded(part[:, i, None], scale, zero, coarse))
+        code = (part[:, i] / unit).round_().add_(zero).clamp_(lowest, highest)
         errors[:, i] = (part[:, i] - (code - zero) * unit) / factor[i, i]
         part[:, i + 1 :] -= errors[:, i, None] * factor[i, i + 1 :]
-        codes[:, i] = code.to(torch.uint8)
-    return codes, fine.to(torch.uint8), zero.to(torch.uint8), errors
+        codes[:, i] = code
+    return codes, errors
+
+
+def _descend(codes: Tensor, unit: Tensor, zero: Tensor, weight: Tensor, gram: Tensor, coarse: Tensor) -> None:
+    """Move each code to where its output loses least beside all other codes, in place."""
+    lowest, highest = _bounds((unit / coarse[:, None]).round_(), zero)
+    energy = gram.diagonal()
+    for _ in range(PASSES):
+        slope = (weight - (codes - zero) * unit) @ gram
+        for start in range(0, codes.shape[1], _BLOCK):
+            here = slice(start, start + _BLOCK)
+            near, block, moved = slope[:, here].clone(), gram[here, here], torch.empty_like(slope[:, here])
+            for i in range(near.shape[1]):
+                j = start + i
+                code = (near[:, i] / energy[j] / unit[:, j]).round_().add_(codes[:, j])
+                code = code.clamp_(lowest[:, j], highest[:, j])
+                moved[:, i] = (code - codes[:, j]) * unit[:, j]
+                codes[:, j] = code
+                near -= moved[:, i, None] * block[i]
+            slope -= moved @ gram[here]

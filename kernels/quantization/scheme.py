@@ -55,8 +55,8 @@ def two_grains(weight: Tensor, size: int, gram: Tensor | None = None, *, search:
     for start in range(0, outputs, rows_at_once):
         rows = weight[start : start + rows_at_once].float()
         rows = F.pad(rows, (0, -inputs % size)).unflatten(1, (-1, size)).transpose(0, 1).contiguous()
-        plain = _coarse(rows, *best_range(rows, gram, (1.0,)), gram, (1.0,))
-        found = _coarse(rows, *best_range(rows, gram, FINE_GRID), gram, COARSE_GRID) if search else plain
+        plain = _coarse(rows, *_fine(rows, gram, (1.0,)), gram, (1.0,))
+        found = _coarse(rows, *_fine(rows, gram, FINE_GRID), gram, COARSE_GRID) if search else plain
         better = found[-1] < plain[-1]  # outputs are the last dimension of all of them
         *part, error = (torch.where(better, a, b) for a, b in zip(found, plain, strict=True))
         parts.append(part)
@@ -92,7 +92,7 @@ def input_scale(highest: Tensor) -> Tensor:
     return torch.where(above, height / highest.float().clamp(min=_LEAST), 1.0)
 
 
-def best_range(rows: Tensor, gram: Tensor | None = None, grid: Iterable[float] = FINE_GRID) -> tuple[Tensor, Tensor]:
+def _fine(rows: Tensor, gram: Tensor | None = None, grid: Iterable[float] = FINE_GRID) -> tuple[Tensor, Tensor]:
     """Phase one: scale and zero of each group, both [groups, outputs], for rows [groups, outputs, size]."""
     low, high = rows.amin(dim=2).clamp(max=0), rows.amax(dim=2).clamp(min=0)
     best = scale = zero = None
@@ -118,7 +118,7 @@ def _coarse(
     best = coarse = None
     for ratio in grid:
         c = (highest * ratio / 127).clamp(min=_LEAST)
-        codes, _, unit = rounded(rows, scale, zero, c)
+        codes, _, unit = _rounded(rows, scale, zero, c)
         error = _cost(codes.sub_(zero[..., None]).mul_(unit).sub_(rows), gram).sum(dim=0)
         if best is None or coarse is None:
             best, coarse = error, c
@@ -126,11 +126,11 @@ def _coarse(
         better = error < best
         best, coarse = torch.where(better, error, best), torch.where(better, c, coarse)
     assert best is not None and coarse is not None
-    codes, fine, _ = rounded(rows, scale, zero, coarse)
+    codes, fine, _ = _rounded(rows, scale, zero, coarse)
     return codes.to(torch.uint8).transpose(1, 2), fine.to(torch.uint8), zero.to(torch.uint8), coarse, best
 
 
-def rounded(rows: Tensor, scale: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rounded(rows: Tensor, scale: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and fine scales that belong to scales of the outputs, and what a unit of each code is then worth."""
     fine = (scale / coarse).round().clamp_(1, 127)
     most = (127 / fine).floor()
