@@ -19,7 +19,7 @@ from transformers import (
 
 from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError, OptionError
-from tersely.kernels.quantization import Scheme, W4A8Linear, quantize_model
+from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
 from tersely.kernels.quantization.calibration import read, rows_of, watched, written_by
 from tersely.kernels.quantization.compensation import compensate, losses
 from tersely.kernels.quantization.scheme import TwoGrains, eight_bits, input_scale, two_grains
@@ -148,7 +148,8 @@ def test_inputs_that_stand_out_are_brought_down() -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True])
-def test_what_layers_are_given_is_seen(whole: bool) -> None:
+def test_what_layers_are_given_is_seen(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_STRIPE", 48)
     linear, x = nn.Linear(100, 3), torch.randn(4, 5, 100)
     with watched({"a": linear}, 64, whole=whole) as seen:
         linear(x[:2])

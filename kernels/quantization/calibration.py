@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...errors import OptionError
 
 _TOGETHER = 8  # rows of text in one pass
+_STRIPE = 512  # inputs whose products with those after them are made at a time
 
 
 class Inputs:
@@ -38,10 +39,17 @@ class Inputs:
         self.highest = torch.maximum(self.highest, rows.abs().amax(dim=0).cpu())
         rows = F.normalize(rows, dim=1)
         if self.whole:
-            self.sums += (rows.T @ rows).cpu()
+            for start in range(0, len(self.sums), _STRIPE):  # one half of them; the other mirrors it
+                stripe = rows[:, start : start + _STRIPE]
+                self.sums[start : start + _STRIPE, start:] += (stripe.T @ rows[:, start:]).cpu()
         else:
             rows = F.pad(rows, (0, -rows.shape[1] % self.size)).unflatten(1, (-1, self.size))
             self.sums += torch.einsum("tgi,tgj->gij", rows, rows).cpu()
+
+    def complete(self) -> None:
+        """Call it once all activations are there, and before the sums are used."""
+        if self.whole:
+            self.sums = self.sums.triu() + self.sums.triu(1).T
 
     def scaled(self, scale: Tensor | None) -> Inputs:
         """The same as it is when inputs are multiplied by `scale` first."""
@@ -78,6 +86,8 @@ def watched(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> 
     finally:
         for hook in hooks:
             hook.remove()
+        for inputs in seen.values():
+            inputs.complete()
 
 
 @contextmanager
