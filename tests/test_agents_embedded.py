@@ -66,7 +66,7 @@ def test_thinking_little_after_results_costs_less_and_solves_as_much(here: list[
 def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     router, out = tmp_path / "router", tmp_path / "out.json"
     options = ["agents", "--model", MODEL, "--kinds", "instant,lookup"]
-    fit = ["--split", "fit", "--limit", "30", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
+    fit = ["--split", "fit", "--limit", "20", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
     assert main([*options, *fit]) == 0
     assert "agentic, by kind" in capsys.readouterr().out
     routed = ["--limit", "6", "--arms", "always-think,routed", "--router", str(router), "--out", str(out), "--json"]
