@@ -108,6 +108,10 @@ def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int) -> None:
     few = x[:3].T @ x[:3]
     few[7] = few[:, 7] = 0
     assert compensate(weight, size, few, found).error <= found.error
+    assert compensate(weight, size, torch.zeros_like(gram), found).error == 0
+    few[3, 4] = float("nan")
+    with pytest.raises(ModelError, match="inputs on the calibration text are NaN"):
+        compensate(weight, size, few, found)
 
 
 def test_without_a_search_ranges_are_full() -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...errors import ModelError
 from .scheme import FINE_GRID, TwoGrains, two_grains
 
 DAMPING = 0.01
@@ -27,7 +28,8 @@ def compensate(weight: Tensor, size: int, gram: Tensor, found: TwoGrains) -> Two
     """Round a weight matrix [outputs, inputs] anew, with compensation, in groups of `size` inputs.
 
     gram: sums of products of all inputs, float32 [inputs, inputs]. Outputs that are no better for it stay as found. The
-    errors of what is returned are those of all inputs together, not within their groups.
+    errors of what is returned are those of all inputs together, not within their groups. Raises ModelError for sums
+    that are no numbers.
     """
     weight, order, coarse = weight.float(), _order(gram.diagonal(), size), found.channel_scale
     columns = torch.cat(order)
@@ -84,7 +86,11 @@ def _order(energy: Tensor, size: int) -> list[Tensor]:
 
 
 def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums with as much damping as it takes, and the upper Cholesky factor of their inverse."""
+    """The sums with as much damping as it takes, and the upper Cholesky factor of their inverse; raises ModelError."""
+    if not bool(gram.isfinite().all()):
+        raise ModelError(
+            "a layer's inputs on the calibration text are NaN or infinite; check the checkpoint and its dtype"
+        )
     mean, damping = gram.diagonal().mean().clamp(min=1e-30), DAMPING
     while True:
         damped = gram + damping * mean * torch.eye(len(gram))
