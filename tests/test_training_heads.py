@@ -24,10 +24,10 @@ from .trainings import train
 
 BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
-    "mahdpo": {"samples": 8, "gap": 0.05},
+    "mahdpo": {"samples": 6, "gap": 0.05},
     "rollouts": {"prompts": 6, "max_new_tokens": 400},
     "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
-    "data": {"questions": 12},
+    "data": {"questions": 8},
 }
 
 
