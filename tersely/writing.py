@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import TerselyError
+from .errors import OptionError, TerselyError
 
 
 class WriteError(TerselyError, OSError):
@@ -39,6 +39,12 @@ def check_writable(path: Path, option: str = "--out") -> None:
         raise WriteError(f"{option} {path} cannot be written; accepted: a file in a folder that exists")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise WriteError(f"{option} {path} cannot be written: no permission; choose another place")
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuse a folder to write that holds something already, or is a file; raises OptionError."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
 
 
 def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ModelError, OptionError, unknown
-from ..writing import WriteError
+from ..writing import WriteError, check_new_folder
 
 FILE = "heads.safetensors"
 
@@ -104,8 +104,7 @@ def blend_into(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
 
     heads = read_heads(folder)
     mixed(heads, weights)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
+    check_new_folder(out)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     weigh(model, heads, weights)
     part = out.with_name(f"{out.name}.part")

@@ -28,10 +28,13 @@ class VllmWriter:
     """
 
     def __init__(self, policy: TransformersEngine, rows: int, options: Mapping[str, Any]) -> None:
-        given = {"max_num_seqs": rows, **options, "distributed_executor_backend": "uni"}
-        given["generation_config"] = "vllm"  # the checkpoint's own would cut what is sampled
+        prepare_environment(on_cpu=not torch.cuda.is_available())
+        check_arguments(options)
+        # The checkpoint's own generation config would cut what is sampled.
+        ours = {"distributed_executor_backend": "uni", "generation_config": "vllm"}
+        given = {"max_num_seqs": rows, **options, **ours}
         length, kind = given.pop("max_model_len", None), str(policy.model.dtype).removeprefix("torch.")
-        with _weights_kept(given):
+        with _weights_kept():
             self.engine = load_vllm(policy.name, kind, length, given)
 
     def generate(self, model: Any, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -62,13 +65,10 @@ def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
         yield f"{place}.{kind}" if based else name, value
 
 
-@contextmanager
-def _weights_kept(options: Mapping[str, Any]) -> Iterator[None]:
-    """Let vLLM keep the weights of linear layers as they are on CPUs, where it would pack them once and for all."""
-    prepare_environment(on_cpu=not torch.cuda.is_available())
+def check_arguments(options: Mapping[str, Any]) -> None:
+    """Refuse arguments that vLLM does not know; raises OptionError, CapabilityError where there is no vLLM."""
     try:
         from vllm import EngineArgs
-        from vllm.model_executor.layers import utils
     except ImportError:
         raise CapabilityError(
             "rollouts.engine is vllm, which is not installed; pip install 'tersely[vllm]', or use transformers"
@@ -76,6 +76,12 @@ def _weights_kept(options: Mapping[str, Any]) -> Iterator[None]:
     known = {field.name for field in fields(EngineArgs)}
     if wrong := [name for name in options if name not in known]:
         raise unknown("argument of vllm.LLM in rollouts.vllm:", wrong[0], sorted(known))
+
+
+@contextmanager
+def _weights_kept() -> Iterator[None]:
+    """Let vLLM keep the weights of linear layers as they are on CPUs, where it would pack them once and for all."""
+    from vllm.model_executor.layers import utils
 
     def plain(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear

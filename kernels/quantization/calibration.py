@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,8 @@ class Inputs:
         """The same as it is when inputs are multiplied by `scale` first."""
         if scale is None:
             return self
-        made = Inputs.__new__(Inputs)
-        made.size, made.whole, made.highest = self.size, self.whole, self.highest * scale
+        made = copy(self)
+        made.highest = self.highest * scale
         if not self.whole:
             scale = F.pad(scale, (0, -len(scale) % self.size)).unflatten(0, (-1, self.size))
         made.sums = self.sums * scale[..., :, None] * scale[..., None, :]

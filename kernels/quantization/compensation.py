@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from .scheme import FINE_GRID, TwoGrains, two_grains
+from .scheme import FINE_GRID, TwoGrains, code_bounds, two_grains
 
 DAMPING = 0.01
 """Share of the mean energy of inputs that is added to each, so that the sums can be inverted."""
@@ -102,12 +102,6 @@ def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
         damping *= 10
 
 
-def _bounds(fine: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
-    """The lowest and the highest code for which a fine scale times (code - zero) fits into 8 bits."""
-    most = (127 / fine).floor()
-    return (zero - most).clamp_(min=0), (zero + most).clamp_(max=15)
-
-
 def _range(part: Tensor, gram: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     """The fine scale and the zero [outputs] of a group of weights [outputs, inputs] by which it loses least."""
     low, high = part.amin(dim=1).clamp(max=0), part.amax(dim=1).clamp(min=0)
@@ -115,7 +109,7 @@ def _range(part: Tensor, gram: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     for ratio in FINE_GRID:
         f = ((high - low) * ratio / 15 / coarse).round().clamp_(1, 127)
         z = (-low * ratio / (f * coarse)).round().clamp_(0, 15)
-        lowest, highest = _bounds(f, z)
+        lowest, highest = code_bounds(f, z)
         codes = (part / (f * coarse)[:, None]).round_().add_(z[:, None]).clamp_(lowest[:, None], highest[:, None])
         error = _cost(codes.sub_(z[:, None]).mul_((f * coarse)[:, None]).sub_(part), gram)
         if best is None or fine is None or zero is None:
@@ -130,7 +124,7 @@ def _range(part: Tensor, gram: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
 def _rounded(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
     """Codes of one group's weights [outputs, inputs], and what is left for others to make up for."""
     codes, errors, unit = torch.empty_like(part), torch.empty_like(part), fine * coarse
-    lowest, highest = _bounds(fine, zero)
+    lowest, highest = code_bounds(fine, zero)
     for i in range(part.shape[1]):
         code = (part[:, i] / unit).round_().add_(zero).clamp_(lowest, highest)
         errors[:, i] = (part[:, i] - (code - zero) * unit) / factor[i, i]
@@ -141,7 +135,7 @@ def _rounded(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: T
 
 def _descend(codes: Tensor, unit: Tensor, zero: Tensor, weight: Tensor, gram: Tensor, coarse: Tensor) -> None:
     """Move each code to where its output loses least beside all other codes, in place."""
-    lowest, highest = _bounds((unit / coarse[:, None]).round_(), zero)
+    lowest, highest = code_bounds((unit / coarse[:, None]).round_(), zero)
     energy = gram.diagonal()
     for _ in range(PASSES):
         slope = (weight - (codes - zero) * unit) @ gram

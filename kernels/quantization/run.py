@@ -12,8 +12,8 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...errors import ModelError, OptionError
-from ...writing import WriteError, write
+from ...errors import ModelError
+from ...writing import WriteError, check_new_folder, write
 from .calibration import read, rows_of, written_by
 from .config import Scheme, Search
 from .model import check_model, quantize_model
@@ -100,8 +100,7 @@ def load(source: str) -> tuple[Any, Any]:
 
 
 def _check_goal(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
+    check_new_folder(out)
     if not out.absolute().parent.is_dir():
         raise WriteError(f"{out} cannot be written; accepted: a place in a folder that exists")
 

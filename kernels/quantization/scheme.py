@@ -92,6 +92,12 @@ def input_scale(highest: Tensor) -> Tensor:
     return torch.where(above, height / highest.float().clamp(min=_LEAST), 1.0)
 
 
+def code_bounds(fine: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest code for which a fine scale times (code - zero) fits into 8 bits."""
+    most = (127 / fine).floor()
+    return (zero - most).clamp_(min=0), (zero + most).clamp_(max=15)
+
+
 def _fine(rows: Tensor, gram: Tensor | None = None, grid: Iterable[float] = FINE_GRID) -> tuple[Tensor, Tensor]:
     """Phase one: scale and zero of each group, both [groups, outputs], for rows [groups, outputs, size]."""
     low, high = rows.amin(dim=2).clamp(max=0), rows.amax(dim=2).clamp(min=0)
@@ -133,10 +139,9 @@ def _coarse(
 def _rounded(rows: Tensor, scale: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and fine scales that belong to scales of the outputs, and what a unit of each code is then worth."""
     fine = (scale / coarse).round().clamp_(1, 127)
-    most = (127 / fine).floor()
-    lowest, highest = (zero - most).clamp_(min=0)[..., None], (zero + most).clamp_(max=15)[..., None]
+    lowest, highest = code_bounds(fine, zero)
     unit = (fine * coarse)[..., None]
-    codes = (rows / unit).round_().add_(zero[..., None]).clamp_(lowest, highest)
+    codes = (rows / unit).round_().add_(zero[..., None]).clamp_(lowest[..., None], highest[..., None])
     return codes, fine, unit
 
 
