@@ -1,7 +1,8 @@
-"""What a training changed: a model before and after, both without control, on the same questions that neither has seen.
+"""What trainings changed: a model before and after each, on the same questions that none has seen.
 
 For each: accuracy, tokens, and how often it did not think, by level. `before-none` and `before-easy` are the model
-before training, told not to think or to think briefly: a training has to beat what a prompt can do.
+before training, told not to think or to think briefly: a training has to beat what a prompt can do. There is no control
+on either side but what `--after FOLDER+PRESET` names, such as `concisehint-t` for a hint that was learnt.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any
 
 from tersely.controller.engines.transformers import load_engine
 from tersely.controller.options import Options
 from tersely.controller.trace import Generation
 from tersely.evaluation.answering import SessionAnswers, answer_all
 from tersely.evaluation.reading import final_answer
-from tersely.evaluation.stats import paired_bootstrap
+from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
 
@@ -41,12 +43,17 @@ class Arm:
 
 
 def arm(
-    model: str, effort: str, questions: Sequence[Question], seed: int, batch: int, limit: int, checker: AnswerChecker
+    model: str,
+    questions: Sequence[Question],
+    options: argparse.Namespace,
+    checker: AnswerChecker,
+    effort: str = "normal",
+    preset: str = "off",
 ) -> Arm:
     """Let a model answer all questions."""
     answerer = SessionAnswers(load_engine(model))
-    options = Options(effort=effort, preset="off", max_new_tokens=limit)
-    made: list[Generation] = answer_all(answerer, questions, options, seed=seed, size=batch)
+    asked = Options(effort=effort, preset=preset, max_new_tokens=options.max_new_tokens)
+    made: list[Generation] = answer_all(answerer, questions, asked, seed=options.seed, size=options.batch)
     answers = [(question, final_answer(one)) for question, one in zip(questions, made, strict=True)]
     return Arm(
         right_answers(answers, checker),
@@ -55,11 +62,35 @@ def arm(
     )
 
 
+def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict[str, Arm]:
+    """All arms by name, those after a training by what was given for them."""
+    arms: dict[str, Arm] = {}
+    with AnswerChecker() as checker:
+
+        def add(name: str, model: str, effort: str = "normal", preset: str = "off") -> None:
+            arms[name] = arm(model, questions, options, checker, effort, preset)
+            print(name, arms[name].figures(range(len(questions))), file=sys.stderr, flush=True)
+
+        add("before", options.before)
+        add("before-easy", options.before, "easy")
+        add("before-none", options.before, "none")
+        for given in options.after:
+            folder, _, preset = given.partition("+")
+            add(given, folder, preset=preset or "off")
+    return arms
+
+
+def change(before: Arm, after: Arm) -> dict[str, Any]:
+    """What a training did: `points` of accuracy and the share of tokens `saved`, with their intervals."""
+    points = paired_bootstrap([100 * (float(b) - float(a)) for a, b in zip(before.right, after.right, strict=True)])
+    return {"points": asdict(points), "saved": asdict(ratio_bootstrap(after.tokens, before.tokens))}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Answer, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
-    parser.add_argument("--after", required=True, help="the folder `model` that a training wrote")
+    parser.add_argument("--after", required=True, action="append", help="FOLDER or FOLDER+PRESET; may be repeated")
     parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=600, help="questions of the split test (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
@@ -69,43 +100,27 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
 
     questions = load(options.task, "test", options.limit, options.seed)
-    arms: dict[str, Arm] = {}
-    with AnswerChecker() as checker:
-        for name, model, effort in (
-            ("before", options.before, "normal"),
-            ("before-easy", options.before, "easy"),
-            ("before-none", options.before, "none"),
-            ("after", options.after, "normal"),
-        ):
-            shared = (questions, options.seed, options.batch, options.max_new_tokens, checker)
-            arms[name] = arm(model, effort, *shared)
-            print(name, arms[name].figures(range(len(questions))), file=sys.stderr, flush=True)
+    arms = answered(options, questions)
     levels = sorted({question.level for question in questions if question.level is not None})
     places = {"all": list(range(len(questions)))} | {
         str(level): [i for i, question in enumerate(questions) if question.level == level] for level in levels
     }
-    before, after = arms["before"], arms["after"]
-    change = paired_bootstrap([float(b) - float(a) for a, b in zip(before.right, after.right, strict=True)])
-    saved = 1 - sum(after.tokens) / sum(before.tokens)
+    figures = {name: {key: one.figures(at) for key, at in places.items()} for name, one in arms.items()}
+    changes = {name: change(arms["before"], arms[name]) for name in options.after}
     if options.json:
-        print(
-            json.dumps(
-                {
-                    "arms": {name: {key: one.figures(at) for key, at in places.items()} for name, one in arms.items()},
-                    "accuracy_change": asdict(change),
-                    "tokens_saved": saved,
-                    "questions": len(questions),
-                }
-            )
-        )
+        print(json.dumps({"arms": figures, "changes": changes, "questions": len(questions)}))
         return
-    print(f"{'':12}{'level':>6}{'right':>8}{'tokens':>9}{'no-think':>10}")
-    for name, one in arms.items():
-        for key, at in places.items():
-            found = one.figures(at)
-            print(f"{name:12}{key:>6}{found['right']:8.1%}{found['tokens']:9.1f}{found['no_think']:10.1%}")
-    points = [100 * value for value in (change.estimate, change.low, change.high)]
-    print(f"{saved:.1%} of tokens saved, accuracy {points[0]:+.1f} points [{points[1]:+.1f}, {points[2]:+.1f}]")
+    width = max(map(len, arms))
+    print(f"{'':{width}}{'level':>6}{'right':>8}{'tokens':>9}{'no-think':>10}")
+    for name, found in figures.items():
+        for key, one in found.items():
+            print(f"{name:{width}}{key:>6}{one['right']:8.1%}{one['tokens']:9.1f}{one['no_think']:10.1%}")
+    for name, made in changes.items():
+        saved, points = made["saved"], made["points"]
+        print(
+            f"{name}: {saved['estimate']:.1%} [{saved['low']:.1%}, {saved['high']:.1%}] of tokens saved, accuracy "
+            f"{points['estimate']:+.1f} points [{points['low']:+.1f}, {points['high']:+.1f}]"
+        )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from tersely.controller.pretrained import path_of
 from tersely.controller.toolcalls import knows_tools, read_calls
 from tersely.evaluation.agents.tasks import Task, stream_tasks
+from tersely.evaluation.agents.tools import TOOLS
 from tersely.training.tiny.batches import encode_step, turn
-from tersely.training.tiny.steps import ARGUMENTS, UNKNOWN, Step, respond_to
+from tersely.training.tiny.steps import UNKNOWN, Step, respond_to
 from tersely.training.tiny.tokenizer import agent_tokenizer
 from tersely.training.tiny.train import SIZES, build_model, go_on_from, train
 
@@ -47,7 +48,7 @@ def test_each_step_makes_the_next_call_and_the_last_one_answers(effort: str) -> 
             else:
                 tool, argument = task.calls[done]
                 ((name, arguments),) = [(call.name, call.arguments) for call in calls]
-                assert (name, arguments, text) == (tool, {ARGUMENTS[tool]: argument}, "")
+                assert (name, arguments, text) == (tool, {TOOLS[tool].argument: argument}, "")
 
 
 def test_without_tools_it_does_not_know() -> None:

@@ -140,6 +140,25 @@ def gradients_by_token(
     return kept[0].grad[real & ~forced].abs(), kept[0].grad[real & forced].abs()
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 3.0])
+def test_completions_count_as_much_as_their_rollouts_say(
+    weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe("adaptthink", tmp_path / "out", rollouts={"max_new_tokens": 48, "answer_reserve": 16})
+    rows = rows_of(made.data)
+    fields = GroupRollouts.fields
+
+    def weighed(self: GroupRollouts, done: list[Any]) -> dict[str, Any]:
+        return {**fields(self, done), "weight": [1.0, weight] * 4, "solved": [True, True, False, False] * 2}
+
+    monkeypatch.setattr(GroupRollouts, "fields", weighed)
+    trainer, _ = trainer_of(made, rows, [FREE] * 4)
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([dict(row) for row in rows[:2] for _ in range(4)])
+    # The reward is 1 for what rollouts say is solved, here with a mean of nothing taken off.
+    assert output["advantages"].tolist() == [1.0, weight, 0.0, 0.0] * 2
+
+
 def trainer_rewards() -> list[Any]:
     from tersely.training.rewards import Correctness, ReferenceBaseline
 

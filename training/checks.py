@@ -15,9 +15,12 @@ from ..controller.budgets import canonical_effort
 from ..controller.engines.checkpoints import check_causal, check_tokenizer, loaded, locate
 from ..controller.engines.transformers import TransformersEngine
 from ..controller.markers import Markers, parse_markers
+from ..controller.toolcalls import check_tools
 from ..errors import OptionError, PromptError
+from ..evaluation.agents.tools import TOLD, TOOLS
 from .config import Recipe, RecipeError
 from .data import Row, rows_of
+from .environment import tasks_of
 from .memory import estimate
 from .sampling import Sampler
 
@@ -34,18 +37,36 @@ class Ground:
 
 
 def check(
-    recipe: Recipe, *, completions: int | None = None, no_think_tokens: int | None = None, start: str | None = None
+    recipe: Recipe,
+    *,
+    completions: int | None = None,
+    no_think_tokens: int | None = None,
+    start: str | None = None,
+    tools: bool = False,
 ) -> Ground:
     """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
 
-    completions: that a step learns of each of its questions, by default those of a group.
+    completions: that a step learns of each of its questions, by default those of a group. tools: whether the method can
+    do tasks that need some.
     """
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
+    agentic = tasks_of(recipe.data) is not None
+    if agentic and not tools:
+        raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
     rows = rows_of(recipe.data)
     engine = bare_engine(recipe.model)
+    if agentic:
+        check_tools(engine)
     markers = None if recipe.markers is None else parse_markers(recipe.markers)
-    sampler = Sampler(engine, recipe.rollouts, markers, no_think_tokens=no_think_tokens, start=start)
+    sampler = Sampler(
+        engine,
+        recipe.rollouts,
+        markers,
+        no_think_tokens=no_think_tokens,
+        start=start,
+        tools=TOLD if agentic else (),
+    )
     longest = longest_prompt(sampler, rows)
     completions = completions or recipe.rollouts.generations
     weights = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
@@ -59,7 +80,8 @@ def check(
     tiers = ", ".join(dict.fromkeys(recipe.data.efforts))
     findings = [
         f"data: {len(rows)} questions of {recipe.data.task} with gold answers, tiers {tiers}",
-        f"template: thinking is {opened}; the first token of a completion decides, {found.close!r} ends it",
+        f"template: thinking is {opened}; the first token of a completion decides, {found.close!r} ends it"
+        + (f"; tools are {', '.join(TOOLS)}" if agentic else ""),
         f"lengths: prompts up to {longest} tokens, completions up to {recipe.rollouts.max_new_tokens}, "
         f"the model takes {engine.context_length or 'any number'}",
         f"steps: {recipe.optimiser.steps} of {recipe.rollouts.prompts} questions with {completions} completions each, "

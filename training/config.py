@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import OptionError, TerselyError, did_you_mean
+from ..errors import TerselyError, did_you_mean
 
 
 class RecipeError(TerselyError, ValueError):
@@ -22,7 +22,10 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which questions: see `tersely bench --task`; efforts go round, so that each tier gets its share."""
+    """Which questions: see `tersely bench --task`; efforts go round, so that each tier gets its share.
+
+    A method with tools also takes `agents`, or `agents:KIND,KIND`: see `tersely agents --kinds`.
+    """
 
     task: str = "tiny"
     split: str = "train"
@@ -147,12 +150,13 @@ def checked(found: Mapping[str, Any], kind: type[T], where: str) -> T:
         return kind.model_validate(found)
     except ValidationError as error:
         raise RecipeError(f"{where}: {'; '.join(_complaints(error, kind))}") from None
-    except OptionError as error:
-        raise RecipeError(f"{where}: {error}") from None
 
 
 def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
     for trouble in error.errors(include_url=False, include_context=False):
+        if not trouble["loc"]:  # what keys come to together
+            yield trouble["msg"].removeprefix("Value error, ")
+            continue
         *place, last = trouble["loc"]
         name = ".".join(map(str, (*place, last)))
         if trouble["type"] == "extra_forbidden":

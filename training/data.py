@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+from ..evaluation.agents.tasks import Task
 from ..evaluation.tasks.questions import Question, load
 from .config import Data
+from .environment import tasks_of
 
 Row = dict[str, Any]
-"""id, prompt (messages), answer, drawn (of reasoning-gym), tier, level; methods add columns of their own."""
+"""id, prompt (messages), answer, drawn (of reasoning-gym), tier, level (of an agent's task its kind); methods add
+columns of their own."""
 
 
 def rows_of(data: Data) -> list[Row]:
     """One row for each question, with the tier whose turn it is; raises TaskError."""
-    questions = load(data.task, data.split, data.questions, data.seed)
+    found = tasks_of(data)
+    questions = load(data.task, data.split, data.questions, data.seed) if found is None else map(_question, found)
     return [_row(question, data.efforts[i % len(data.efforts)]) for i, question in enumerate(questions)]
+
+
+def _question(task: Task) -> Question:
+    return Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind)
 
 
 def _row(question: Question, tier: str) -> Row:
@@ -27,7 +35,7 @@ def _row(question: Question, tier: str) -> Row:
         "answer": question.answer,
         "drawn": None if drawn is None else [drawn.name, drawn.entry],
         "tier": tier,
-        "level": question.level,
+        "level": question.level or question.kind,
     }
 
 

@@ -8,7 +8,10 @@ from typing import Any
 from ..evaluation.answering import batch_seed
 from .sampling import FREE, Ask, Rollout, Sampler
 
-FIELDS = ("mode", "begun", "chance", "response", "thinking_tokens", "response_tokens", "finish_reason", "after_hint")
+FIELDS = (
+    *("mode", "begun", "chance", "response", "thinking_tokens", "response_tokens", "finish_reason", "after_hint"),
+    *("weight", "solved"),
+)
 """What rewards and statistics are told of each completion, as columns."""
 
 
@@ -40,9 +43,13 @@ class GroupRollouts:
         )
         with unwrapped as model, trainer.accelerator.autocast():
             self.sampler.engine.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-            made = self.sampler(asks, seed)
+            made = self.sample(asks, trainer.rollout_inputs, seed)
             more = self.more(made, trainer.rollout_inputs, seed)
         return {**self.fields(made), **more}
+
+    def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
+        """A completion for each ask, which stand beside their rows of the dataset."""
+        return self.sampler(asks, seed)
 
     def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
         """Further columns of these completions, which stand beside their rows of the dataset."""
@@ -61,6 +68,6 @@ class GroupRollouts:
     def learnt(self, rollout: Rollout) -> list[int]:
         """1 for each token that the loss has, 0 for what others wrote."""
         mask = [int(not forced) for forced in rollout.forced]
-        if rollout.begun != FREE and not self.learn_first:
+        if rollout.drawn is not None and not self.learn_first:
             mask[0] = 0
         return mask

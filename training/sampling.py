@@ -23,6 +23,7 @@ from ..controller.markers import Markers
 from ..controller.parts import split_output
 from ..controller.prompts import Prompt
 from ..controller.session import Session
+from ..controller.toolcalls import Tool
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
 from ..evaluation.answering import batch_seed
 from .config import Rollouts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from .writers import VllmWriter
 
 FREE = "free"
-"""A completion that begins as the model likes; the others are begun in a mode."""
+"""A completion that begins as the model likes; the others are begun in a mode, with a call as with thinking."""
 
 
 class DivergedError(TerselyError, RuntimeError):
@@ -55,7 +56,8 @@ class Rollout:
 
     ids: tokens after the prompt, the end of sequence included where the model put it. forced: which of them were not
     sampled. drawn: the log-probability with which the first token was drawn, where that was not the model's own doing.
-    chance: the model's chance to answer at once. after_hint: the model's thinking tokens after the first hint.
+    chance: the model's chance to answer at once. after_hint: the model's thinking tokens after the first hint. weight:
+    what it counts for in the loss. solved: whether it is right, where that was judged as it was made.
     """
 
     prompt_ids: tuple[int, ...]
@@ -71,13 +73,16 @@ class Rollout:
     response_tokens: int
     finish_reason: str
     after_hint: int | None
+    weight: float = 1.0
+    solved: bool | None = None
 
 
 class Sampler:
     """Samples completions of one model.
 
     share: the chance with which a begun completion is begun without thinking, which its `drawn` holds. start: the text
-    that begins thinking where that is begun; None draws its first token from the model, anything but the close.
+    that begins thinking where that is begun; None draws its first token from the model, anything but the close. tools:
+    what prompts are told of.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Sampler:
         share: float = 0.5,
         start: str | None = None,
         no_think_tokens: int | None = None,
+        tools: Sequence[Tool] = (),
     ) -> None:
         self.engine, self.settings, self.share = engine, settings, share
         self._writer: VllmWriter | None = None
@@ -97,7 +103,7 @@ class Sampler:
         self.start = None if start is None else single_token(self.session, start)
         self.end = int(engine.tokenizer.eos_token_id)
         self.no_think_tokens = no_think_tokens or settings.max_new_tokens
-        self._options = options_of(settings)
+        self._options = replace(options_of(settings), tools=tuple(tools))
 
     def __call__(
         self, asks: Sequence[Ask], seed: int, advance: Callable[[int], None] = lambda rows: None
@@ -232,25 +238,37 @@ class Sampler:
         done: Completion,
     ) -> Rollout:
         begin = () if first[0] is None else (first[0],)
-        written, forced = (*begin, *done.token_ids), (*(False for _ in begin), *done.forced)
-        parts = split_output(written, self.session.codec, self.session.markers, "thinking")
-        ended = done.finish_reason == "stop"
-        thought = written[: parts.thinking_tokens]
+        written = self.written(begin, tuple(False for _ in begin), done)
         return Rollout(
+            **written,
             prompt_ids=prompt,
-            ids=(*written, self.end) if ended else written,
-            forced=(*forced, False) if ended else forced,
             begun=ask.begun,
-            mode=NO_THINK if thought[:1] == (self.close,) else THINK,
+            mode=NO_THINK if written["ids"][:1] == (self.close,) and not written["thinking_tokens"] else THINK,
             drawn=first[1],
             chance=chance,
-            thinking=parts.thinking,
-            response=parts.answer,
-            thinking_tokens=0 if thought[:1] == (self.close,) else len(thought),
-            response_tokens=parts.answer_tokens,
-            finish_reason=done.finish_reason,
-            after_hint=after_hint(row, forced[: len(thought)]),
+            after_hint=after_hint(row, written["forced"][: written["thinking_tokens"]]),
         )
+
+    def written(self, begin: Sequence[int], forced: Sequence[bool], done: Completion) -> dict[str, Any]:
+        """Fields of a `Rollout`: all that follows from what was written, which began with these tokens."""
+        ids, forced = (*begin, *done.token_ids), (*forced, *done.forced)
+        parts = split_output(ids, self.session.codec, self.session.markers, "thinking")
+        ended = done.finish_reason == "stop"
+        return {
+            "ids": (*ids, self.end) if ended else ids,
+            "forced": (*forced, False) if ended else forced,
+            "thinking": parts.thinking,
+            "response": parts.answer,
+            "thinking_tokens": self._thinking_tokens(ids, parts.thinking_tokens),
+            "response_tokens": parts.answer_tokens,
+            "finish_reason": done.finish_reason,
+        }
+
+    def _thinking_tokens(self, ids: Sequence[int], found: int) -> int:
+        """One that ends its thinking at once and then once more has thought in between, whatever that is called."""
+        if self.close not in ids[:1]:
+            return found
+        return max(place for place, token in enumerate(ids) if token == self.close)
 
 
 def after_hint(row: Prepared, forced: Sequence[bool]) -> int | None:

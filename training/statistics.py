@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from .rewards.base import NO_THINK, THINK
+from .rewards.base import AGENTIC, NO_THINK, THINK
 from .sampling import FREE
 
 Row = Mapping[str, Any]
@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 def statistics(rows: Sequence[Row], empty_tokens: int) -> dict[str, float]:
     """Figures by name; a name is there only if there was something to count."""
     made: dict[str, float] = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
-    for mode in (THINK, NO_THINK):
+    for mode in (THINK, NO_THINK, AGENTIC):
         of_mode = [row for row in rows if row["mode"] == mode]
         if of_mode:
             made[f"modes/{mode}/accuracy"] = _mean(of_mode, lambda r: r["right"])

@@ -43,6 +43,8 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         elif self.credit == "tokens":
             output["advantages"] = self._returns(inputs, output)
+        weights = torch.tensor([row["weight"] for row in inputs]).to(output["advantages"])
+        output["advantages"] = output["advantages"] * weights.view(-1, *[1] * (output["advantages"].ndim - 1))
         self._behave(output)
         return output
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import difflib
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from langchain_core.tools import BaseTool, ToolException, tool
-
+from ...errors import TerselyError, did_you_mean
 from .world import World
+
+if TYPE_CHECKING:
+    from langchain_core.tools import BaseTool
 
 _MOST_FOUND = 20
 _LONGEST, _LARGEST = 200, 10**15
@@ -23,18 +26,35 @@ _OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
 }
 
 
-def calculate(expression: str) -> str:
-    """The value of sums, differences, products and quotients of numbers; raises ToolException for anything else."""
+class ToolError(TerselyError, ValueError):
+    """What a tool cannot do; the text is its result."""
+
+
+def _lookup(world: World, name: str) -> str:
+    page = world.pages.get(name.strip())
+    if page is None:
+        near = difflib.get_close_matches(name, world.pages, 3)
+        also = f"; there are {', '.join(near)}" if near else "; search for a part of it"
+        raise ToolError(f"there is no page {name!r}{also}")
+    return page.text
+
+
+def _search(world: World, words: str) -> str:
+    wanted = words.casefold().split()
+    found = [name for name in world.pages if all(word in name.casefold() for word in wanted)]
+    return "\n".join(found[:_MOST_FOUND]) or "no page has these words in its name"
+
+
+def _calculator(world: World, expression: str) -> str:
+    """The value of sums, differences, products and quotients of numbers; raises ToolError for anything else."""
     if len(expression) > _LONGEST:
-        raise ToolException(f"the expression has {len(expression)} characters; accepted: at most {_LONGEST}")
+        raise ToolError(f"the expression has {len(expression)} characters; accepted: at most {_LONGEST}")
     try:
         value = _value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ToolException(
-            f"{expression!r} is no arithmetic; accepted: numbers with + - * / and parentheses"
-        ) from None
+        raise ToolError(f"{expression!r} is no arithmetic; accepted: numbers with + - * / and parentheses") from None
     except ZeroDivisionError:
-        raise ToolException(f"{expression!r} divides by zero") from None
+        raise ToolError(f"{expression!r} divides by zero") from None
     return str(int(value)) if value == int(value) else f"{value:.10g}"
 
 
@@ -53,33 +73,66 @@ def _value(node: ast.AST) -> float:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What a tool is called, what it is said to do, the name of its one argument, and what it does in a world."""
+
+    name: str
+    does: str
+    argument: str
+    run: Callable[[World, str], str]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """Its arguments as a JSON schema."""
+        return {
+            "type": "object",
+            "properties": {self.argument: {"type": "string"}},
+            "required": [self.argument],
+        }
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The tool as a chat template is told it."""
+        about = {"name": self.name, "description": self.does, "parameters": self.parameters}
+        return {"type": "function", "function": about}
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool("lookup", "Read the page of a town, a firm, a team or a person by its full name.", "name", _lookup),
+        Tool("search", "Find the names of pages that hold all these words.", "words", _search),
+        Tool("calculator", "Compute an expression of numbers with + - * / and parentheses.", "expression", _calculator),
+    )
+}
+TOLD = [tool.described for tool in TOOLS.values()]
+"""The tools as a chat template is told them."""
+
+
+def carry_out(world: World, name: str, arguments: Mapping[str, Any]) -> str:
+    """What a call comes to; raises ToolError, also for a tool or arguments that there are none of."""
+    if name not in TOOLS:
+        raise ToolError(f"unknown tool {name!r}; {did_you_mean(name, TOOLS)}")
+    tool = TOOLS[name]
+    if set(arguments) != {tool.argument}:
+        raise ToolError(f"{name} was given {', '.join(map(repr, arguments)) or 'nothing'}; accepted: {tool.argument!r}")
+    return tool.run(world, str(arguments[tool.argument]))
+
+
 def tools_of(world: World) -> list[BaseTool]:
-    """`lookup`, `search` and `calculator`; what they cannot do they say in a result whose status is an error."""
+    """The tools for LangChain; what they cannot do they say in a result whose status is an error."""
+    from langchain_core.tools import StructuredTool, ToolException
 
-    def lookup(name: str) -> str:
-        """Read the page of a town, a firm, a team or a person by its full name."""
-        page = world.pages.get(name.strip())
-        if page is None:
-            near = difflib.get_close_matches(name, world.pages, 3)
-            also = f"; there are {', '.join(near)}" if near else "; search for a part of it"
-            raise ToolException(f"there is no page {name!r}{also}")
-        return page.text
+    def tool(about: Tool) -> BaseTool:
+        def run(**arguments: Any) -> str:
+            try:
+                return carry_out(world, about.name, arguments)
+            except ToolError as error:
+                raise ToolException(str(error)) from None
 
-    def search(words: str) -> str:
-        """Find the names of pages that hold all these words."""
-        wanted = words.casefold().split()
-        found = [name for name in world.pages if all(word in name.casefold() for word in wanted)]
-        return "\n".join(found[:_MOST_FOUND]) or "no page has these words in its name"
+        return StructuredTool(
+            name=about.name, description=about.does, args_schema=about.parameters, func=run, handle_tool_error=True
+        )
 
-    def calculator(expression: str) -> str:
-        """Compute an expression of numbers with + - * / and parentheses."""
-        return calculate(expression)
-
-    return [_tool(function) for function in (lookup, search, calculator)]
-
-
-def _tool(function: Callable[..., str]) -> BaseTool:
-    made: Any = tool(function)
-    made.handle_tool_error = True
-    found: BaseTool = made
-    return found
+    return [tool(about) for about in TOOLS.values()]

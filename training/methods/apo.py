@@ -1,33 +1,49 @@
-"""Adaptive policy optimisation (APO of A2FM, arXiv 2510.12838) with two modes, thinking and answering at once.
+"""Adaptive policy optimisation (APO of A2FM, arXiv 2510.12838): answering at once, thinking, or working with tools.
 
 GRPO on groups in which each mode is tried by force and the rest is free. What was forced gets no loss; the choice is
-learnt from the free ones, by a reward that discounts thinking where answering at once would do.
+learnt from the free ones, by a reward that discounts dearer modes where answering at once would do. Tools there are for
+tasks of agents, in worlds that are made up. Before that, the model may learn which mode does (`aligning`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from pydantic import Field, model_validator
 
+from ...controller.budgets import canonical_effort
+from ...controller.engines.transformers import TransformersEngine
 from ...errors import OptionError
+from ...evaluation.agents.tools import TOLD
+from ..aligning import Align, align
 from ..checks import Ground, check
-from ..config import Alarm, Recipe, Section
-from ..data import schedule
+from ..config import Alarm, Recipe, RecipeError, Section
+from ..data import Row, schedule
+from ..environment import Environment, environment_of, tasks_of
+from ..episodes import Episode, EpisodeRollouts, play
 from ..rewards import AdaptiveDiscount, Correctness
-from ..rewards.base import NO_THINK, THINK
+from ..rewards.base import AGENTIC, NO_THINK, THINK
 from ..rollouts import GroupRollouts
 from ..running import Running
-from ..sampling import FREE, Sampler
+from ..sampling import FREE, Ask, Sampler
 
 
 class Apo(Section):
-    """forced: completions of a group forced into each mode; the rest is free. alpha, easy: see `AdaptiveDiscount`."""
+    """forced: completions of a group forced into each mode; the rest is free. alpha, easy: see `AdaptiveDiscount`.
+
+    no_think_tokens: most of one that is begun without thinking, None for as many as all. steps: most of an episode with
+    tools; later: the effort of those that follow a tool's result. align: learn first which mode does for a question.
+    """
 
     forced: int = Field(default=3, ge=1)
     alpha: float = Field(default=2.0, gt=0)
     easy: float = Field(default=0.5, ge=0, le=1)
     kl: float = Field(default=0.0, ge=0)
+    no_think_tokens: int | None = Field(default=None, ge=2)
+    steps: int = Field(default=8, ge=2)
+    later: str = "easy"
+    align: Align | None = None
 
 
 class Kind(Recipe):
@@ -36,31 +52,52 @@ class Kind(Recipe):
     apo: Apo = Apo()
     alarm: Alarm = Alarm()
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """From the cheapest to the dearest."""
+        return (NO_THINK, THINK) if tasks_of(self.data) is None else (NO_THINK, THINK, AGENTIC)
+
     @model_validator(mode="after")
     def _leaves_some_free(self) -> Kind:
-        if 2 * self.apo.forced >= self.rollouts.generations:
+        if len(self.modes) * self.apo.forced >= self.rollouts.generations:
             raise OptionError(
-                f"apo.forced is {self.apo.forced} for each of two modes and a group has {self.rollouts.generations} "
-                "completions, which leaves none free to learn the choice from; raise rollouts.generations"
+                f"apo.forced is {self.apo.forced} for each of {len(self.modes)} modes and a group has "
+                f"{self.rollouts.generations} completions, which leaves none free to learn the choice from; raise "
+                "rollouts.generations"
             )
         return self
 
 
 def look(recipe: Kind) -> Ground:
-    """See `checks.check`."""
-    return check(recipe)
+    """See `checks.check`; raises RecipeError."""
+    if canonical_effort(recipe.apo.later) in ("none", "auto"):
+        raise RecipeError(f"apo.later is {recipe.apo.later!r}; accepted: easy, normal or hard")
+    stage = recipe.apo.align
+    if stage is not None and recipe.rollouts.prompts % stage.optimiser.micro_batch:
+        raise RecipeError(
+            f"a step has {recipe.rollouts.prompts} examples, which is no multiple of apo.align.optimiser.micro_batch, "
+            f"{stage.optimiser.micro_batch}; choose one that divides it"
+        )
+    return check(recipe, no_think_tokens=recipe.apo.no_think_tokens, tools=True)
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
     """Train, or go on training."""
     own, size = recipe.apo, recipe.rollouts.generations
-    sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)
-    plan = [NO_THINK] * own.forced + [THINK] * own.forced + [FREE] * (size - 2 * own.forced)
+    environment = environment_of(recipe.data)
+    forced = [mode for mode in recipe.modes for _ in range(own.forced)]
+    plan = forced + [FREE] * (size - len(forced))
     with Correctness(ground.markers.close) as correct:
+        engine = running.load(recipe)
+        if own.align is not None:
+            engine = _aligned(recipe, own.align, ground, engine, environment, correct, running, say)
+        sampler = _sampler(recipe, ground, engine, environment)
         running.reinforce(
             recipe,
             sampler,
-            GroupRollouts(sampler, plan, recipe.seed, learn_first=False),
+            GroupRollouts(sampler, plan, recipe.seed, learn_first=False)
+            if environment is None
+            else EpisodeRollouts(sampler, plan, recipe.seed, environment, later=own.later, steps=own.steps),
             [correct, AdaptiveDiscount(correct, own.alpha, own.easy, ground.markers.close)],
             schedule(ground.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
             credit="group",
@@ -68,3 +105,39 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             # Correctness is in the discounted reward already; it is there to be seen.
             options={"reward_weights": [0.0, 1.0], "beta": own.kl},
         )
+
+
+def _sampler(recipe: Kind, ground: Ground, engine: TransformersEngine, environment: Environment | None) -> Sampler:
+    return Sampler(
+        engine,
+        recipe.rollouts,
+        ground.markers,
+        no_think_tokens=recipe.apo.no_think_tokens,
+        tools=() if environment is None else TOLD,
+    )
+
+
+def _aligned(
+    recipe: Kind,
+    stage: Align,
+    ground: Ground,
+    engine: TransformersEngine,
+    environment: Environment | None,
+    correct: Correctness,
+    running: Running,
+    say: Callable[[str], None],
+) -> TransformersEngine:
+    """See `aligning.align`."""
+    sampler = _sampler(recipe, ground, engine, environment)
+
+    def played(asks: Sequence[Ask], rows: Sequence[Row], seed: int) -> list[Episode]:
+        steps = recipe.apo.steps if environment is not None else 1
+        return play(sampler, asks, rows, environment, later=recipe.apo.later, steps=steps, seed=seed)
+
+    def right(episode: Episode) -> bool:
+        row: Any = episode.row
+        if environment is not None:
+            return environment.solved(row["id"], episode.answer)
+        return correct.is_right(row["answer"], episode.answer, row["drawn"])
+
+    return align(recipe, stage, recipe.modes, sampler, ground.rows, played, right, running, say)

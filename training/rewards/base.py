@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 from ...errors import OptionError, did_you_mean
 
-THINK, NO_THINK = "think", "no_think"
-"""The modes of a completion."""
+THINK, NO_THINK, AGENTIC = "think", "no_think", "agentic"
+"""The modes of a completion: it thinks, it does not, or it calls tools, thinking or not."""
 
 
 class Reward:

@@ -16,8 +16,9 @@ class Correctness(Reward, Closing):
     """1 for a right answer, 0 for a wrong or missing one.
 
     marker: what ends the thinking; None if the prompt has ended it. Columns: `answer`, the gold one; `response`, the
-    answering part where rollouts have split it off already; `drawn`, name and entry of a task of reasoning-gym. A
-    helper process is started where a comparison needs one, and ended by `close()`.
+    answering part where rollouts have split it off already; `drawn`, name and entry of a task of reasoning-gym;
+    `solved`, what rollouts have judged themselves. A helper process is started where a comparison needs one, and ended
+    by `close()`.
     """
 
     name = "correctness"
@@ -33,8 +34,11 @@ class Correctness(Reward, Closing):
         """See `Reward`."""
         gold = needed(columns, "answer", self.name)
         said = columns.get("response") or [answer_part(text_of(c), self.marker) for c in completions]
-        drawn = columns.get("drawn") or [None] * len(completions)
-        return [float(self.is_right(g, s, d)) for g, s, d in zip(gold, said, drawn, strict=True)]
+        drawn, solved = (columns.get(name) or [None] * len(completions) for name in ("drawn", "solved"))
+        return [
+            float(self.is_right(g, s, d) if known is None else known)
+            for g, s, d, known in zip(gold, said, drawn, solved, strict=True)
+        ]
 
     def is_right(self, gold: str, said: str, drawn: Sequence[str] | None = None) -> bool:
         """Whether an answering part amounts to the gold answer."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...evaluation.agents.tasks import Task, stream_tasks
+from ...evaluation.agents.tools import TOLD
 from ...evaluation.agents.world import World
 from ...evaluation.tasks.problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.programs import Work, draw_work, run
 from .responses import respond
-from .steps import TOLD, Step, respond_to
+from .steps import Step, respond_to
 from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, Trace
 
 if TYPE_CHECKING:

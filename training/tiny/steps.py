@@ -15,12 +15,11 @@ from random import Random
 from typing import Any
 
 from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
+from ...evaluation.agents.tools import TOLD, TOOLS
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, Trace
 
-TOOLS = ("lookup", "search", "calculator")
-ARGUMENTS = {"lookup": "name", "calculator": "expression"}
-TOLD: list[dict[str, Any]] = [{"type": "function", "function": {"name": name}} for name in TOOLS]
-"""The tools as a chat template is told them."""
+CALLED = ("lookup", "calculator")
+"""The tools that tasks need; search is never called."""
 UNKNOWN = "I cannot know that."
 ABOVE = {"person": "Team", "team": "Firm"}
 _COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)
@@ -40,7 +39,7 @@ class Step:
         said: list[dict[str, Any]] = [{"role": "user", "content": self.task.question}]
         for number in range(self.done):
             tool, argument = self.task.calls[number]
-            call = {"name": tool, "arguments": {ARGUMENTS[tool]: argument}}
+            call = {"name": tool, "arguments": {TOOLS[tool].argument: argument}}
             said.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]})
             said.append({"role": "tool", "content": self._result(number)})
         return said
@@ -77,7 +76,7 @@ def respond_to(step: Step, effort: str, rng: Random) -> Trace:
     if not step.known and step.tools:
         tool, argument = step.task.calls[step.done]
         trace.add('<tool_call>{"name": "' + tool + '", "arguments": ', CHOICE)
-        trace.add(json.dumps({ARGUMENTS[tool]: argument}) + "}", DIRECT if effort == "none" else FINAL)
+        trace.add(json.dumps({TOOLS[tool].argument: argument}) + "}", DIRECT if effort == "none" else FINAL)
         trace.add("</tool_call>")
     elif not step.known:
         trace.add(UNKNOWN, CHOICE)

@@ -8,10 +8,11 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from ...controller.pretrained import path_of
+from ...evaluation.agents.tools import TOOLS
 from ...evaluation.agents.world import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS
 from ...evaluation.tasks.problems import stream
 from .responses import RESPONSES, respond
-from .steps import ARGUMENTS, TOOLS
+from .steps import CALLED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -69,7 +70,7 @@ def agent_tokenizer(base: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(path_of(base))
-    first = [*GIVEN, *PLACES, *CRAFTS, *KEYS, *TOOLS, *ARGUMENTS.values(), *BARE]
+    first = [*GIVEN, *PLACES, *CRAFTS, *KEYS, *TOOLS, *(TOOLS[name].argument for name in CALLED), *BARE]
     spaced = [f" {word}" for word in (*first, *FAMILY, *REGIONS, *WORDS)]
     tokenizer.add_tokens([AddedToken(word, single_word=True, special=False, normalized=False) for word in first])
     tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in spaced])

@@ -1,0 +1,177 @@
+"""Episodes: one completion after the other, with the results of the tools that each calls in between.
+
+Each step stands under a prompt of its own, the conversation as the chat template has it. So what is learnt is read as
+it will be read in use, where templates drop the thinking of earlier steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from ..controller.engines.base import Request, Sampling
+from ..controller.toolcalls import OPEN, read_calls
+from ..evaluation.answering import batch_seed
+from .environment import Environment
+from .rewards.base import AGENTIC
+from .rollouts import GroupRollouts
+from .sampling import FREE, Ask, Rollout, Sampler, plain_sampling
+
+CALLING = (FREE, AGENTIC)
+"""How an episode is begun whose calls are carried out; the other modes have no tools."""
+
+
+@dataclass(slots=True)
+class Episode:
+    """What came of one question: its steps, and the conversation after them; calls: how many were carried out."""
+
+    row: Mapping[str, Any]
+    begun: str
+    steps: list[Rollout]
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    calls: int = 0
+    called: bool = False
+
+    @property
+    def mode(self) -> str:
+        """What it did: one that calls a tool is agentic, however it was begun."""
+        return AGENTIC if self.called else self.steps[0].mode
+
+    @property
+    def stayed(self) -> bool:
+        """Whether it did as it was begun."""
+        return self.begun in (FREE, self.mode)
+
+    @property
+    def answer(self) -> str:
+        """What it says in the end; "" where that is a call."""
+        said, calls = read_calls(self.steps[-1].response)
+        return "" if calls else said
+
+    @property
+    def tokens(self) -> int:
+        """Of all steps, prompts left out."""
+        return sum(len(step.ids) for step in self.steps)
+
+    def learnt_from(self, place: int, solved: bool | None) -> Rollout:
+        """One of its steps in the place of all, with the figures of the whole.
+
+        It counts for as many as there are, so that on average the loss is that of all steps; and for nothing in an
+        episode that left its mode, which tells nothing of it.
+        """
+        return replace(
+            self.steps[place],
+            begun=self.begun,
+            mode=self.mode,
+            chance=self.steps[0].chance,
+            response=self.answer,
+            thinking_tokens=sum(step.thinking_tokens for step in self.steps),
+            response_tokens=sum(step.response_tokens for step in self.steps),
+            finish_reason=self.steps[-1].finish_reason,
+            weight=float(len(self.steps)) if self.stayed else 0.0,
+            solved=solved,
+        )
+
+
+def play(
+    sampler: Sampler,
+    asks: Sequence[Ask],
+    rows: Sequence[Mapping[str, Any]],
+    environment: Environment | None,
+    *,
+    later: str,
+    steps: int,
+    seed: int,
+) -> list[Episode]:
+    """Have the model do tasks, of which `rows` have the ids; all that are not done take their next step together.
+
+    environment: None where there are no tools, and all is done in one step. later: the effort of steps that follow a
+    tool's result. steps: most of an episode. One that was begun with a call and makes none has it opened for it after
+    its thinking.
+    """
+    first = sampler(asks, seed)
+    begun = [i for i, ask in enumerate(asks) if ask.begun == AGENTIC and not _calls(first[i])]
+    for i, rollout in zip(begun, open_calls(sampler, [first[i] for i in begun], seed), strict=True):
+        first[i] = rollout
+    made = [
+        Episode(row, ask.begun, [rollout], [dict(message) for message in row["prompt"]])
+        for row, ask, rollout in zip(rows, asks, first, strict=True)
+    ]
+    for one in made:
+        one.called = environment is not None and _calls(one.steps[0])
+    for number in range(1, steps):
+        going = list(_going(sampler, made, environment, later))
+        if not going:
+            break
+        found = sampler([Ask(one.messages, later) for one in going], batch_seed("steps", seed, number))
+        for one, rollout in zip(going, found, strict=True):
+            one.steps.append(rollout)
+    return made
+
+
+def _going(sampler: Sampler, made: Sequence[Episode], environment: Environment | None, later: str) -> Iterator[Episode]:
+    """The episodes that take another step, their calls carried out."""
+    if environment is None:
+        return
+    room = sampler.engine.context_length
+    for one in made:
+        said, calls = read_calls(one.steps[-1].response)
+        if not calls or one.begun not in CALLING or one.calls == len(one.steps):
+            continue
+        one.messages += environment.turns(one.row["id"], said, calls)
+        one.calls += 1
+        length = len(sampler.prompt_ids(one.messages, later)) + sampler.settings.max_new_tokens
+        if room is None or length <= room:
+            yield one
+
+
+def _calls(rollout: Rollout) -> bool:
+    return bool(read_calls(rollout.response)[1])
+
+
+def open_calls(sampler: Sampler, made: Sequence[Rollout], seed: int) -> list[Rollout]:
+    """Open a call after the thinking of these completions, and have the model go on from there.
+
+    Those that never end their thinking, or have no room left, stay as they are.
+    """
+    words = tuple(sampler.session.codec.encode(f"{sampler.session.markers.after}{OPEN}"))
+    found, limit = list(made), sampler.settings.max_new_tokens
+    begun = {
+        i: (*_thinking(sampler, rollout), *words) for i, rollout in enumerate(made) if sampler.close in rollout.ids
+    }
+    begun = {i: ids for i, ids in begun.items() if len(ids) < limit}
+    requests = [Request((*made[i].prompt_ids, *ids), limit - len(ids)) for i, ids in begun.items()]
+    sampling = Sampling(sampler.settings.temperature, top_p=1.0, top_k=0, seed=seed)
+    with plain_sampling(sampler.engine.model):
+        done = sampler.decode(requests, sampling) if requests else []
+    for (i, ids), completion in zip(begun.items(), done, strict=True):
+        forced = (*made[i].forced[: len(ids) - len(words)], *(True for _ in words))
+        found[i] = replace(made[i], **sampler.written(ids, forced, completion))
+    return found
+
+
+def _thinking(sampler: Sampler, rollout: Rollout) -> tuple[int, ...]:
+    return rollout.ids[: rollout.ids.index(sampler.close) + 1]
+
+
+class EpisodeRollouts(GroupRollouts):
+    """Whole episodes as TRL's completions, each by one of its steps, drawn at random."""
+
+    def __init__(
+        self, sampler: Sampler, plan: Sequence[str], seed: int, environment: Environment, *, later: str, steps: int
+    ) -> None:
+        super().__init__(sampler, plan, seed, learn_first=False)
+        self.environment, self.later, self.steps = environment, later, steps
+
+    def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
+        """See `GroupRollouts`."""
+        made = play(self.sampler, asks, rows, self.environment, later=self.later, steps=self.steps, seed=seed)
+        rng = Random(f"steps:{seed}")
+        return [
+            one.learnt_from(
+                rng.randrange(len(one.steps)), one.stayed and self.environment.solved(one.row["id"], one.answer)
+            )
+            for one in made
+        ]
