@@ -17,6 +17,7 @@ from typing import Any
 
 from tersely.controller.engines.transformers import load_engine
 from tersely.controller.options import Options
+from tersely.controller.policies import make_policies
 from tersely.controller.trace import Generation
 from tersely.evaluation.answering import SessionAnswers, answer_all
 from tersely.evaluation.reading import final_answer
@@ -64,6 +65,8 @@ def arm(
 
 def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict[str, Arm]:
     """All arms by name, those after a training by what was given for them."""
+    for given in options.after:
+        make_policies(given.partition("+")[2] or "off")  # an unknown preset is refused before anything is paid for
     arms: dict[str, Arm] = {}
     with AnswerChecker() as checker:
 
