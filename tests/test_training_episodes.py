@@ -14,7 +14,7 @@ from tersely.controller.engines.transformers import load_engine
 from tersely.controller.toolcalls import OPEN, Call, read_calls
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOLD
-from tersely.training.aligning import cheapest, traces_of
+from tersely.training.aligning import cheapest, trace_of
 from tersely.training.config import Data, RecipeError, Rollouts
 from tersely.training.data import rows_of
 from tersely.training.environment import Environment, environment_of, tasks_of
@@ -91,7 +91,9 @@ def test_modes_without_tools_have_none_and_a_call_is_opened_where_one_was_to_be(
             first = one.steps[0]
             opened = sampler.session.codec.decode([i for i, was in zip(first.ids, first.forced, strict=True) if was])
             assert opened.strip() == OPEN and first.thinking and len(first.forced) == len(first.ids)
-            assert all(mark for trace in traces_of(one)[:1] for mark in trace.learnt), "to call is what it is to learn"
+            trace = trace_of(one)
+            assert tuple(trace.ids) == first.ids[: len(trace.ids)] and trace.learnt[0] == 1
+            assert sum(trace.learnt) == 1 + sum(first.forced), "to call is what it is to learn"
 
 
 def test_thinking_after_the_end_of_thinking_is_no_answer_at_once(sampler: Sampler) -> None:
@@ -203,3 +205,10 @@ def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Pat
     align = {"optimiser": {"micro_batch": 3}}
     with pytest.raises(RecipeError, match=r"apo\.align\.optimiser\.micro_batch"):
         method("apo").look(recipe("apo", tmp_path / "e", apo={"forced": 1, "align": align}))
+
+
+@pytest.mark.parametrize(("mode", "learnt"), [(THINK, [1]), (NO_THINK, [1, 1, 1, 1])])
+def test_only_what_decides_is_learnt(mode: str, learnt: list[int]) -> None:
+    step = replace(ROLLOUT, ids=(5, 6, 7, 8), forced=(False,) * 4, mode=mode)
+    trace = trace_of(Episode({"id": "a"}, mode, [step]))
+    assert trace.ids == [5, 6, 7, 8][: len(learnt)] and trace.learnt == learnt

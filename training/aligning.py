@@ -2,7 +2,7 @@
 
 A policy that never begins a completion without thinking has nothing to choose from, and reinforcement that leaves
 forced beginnings out of the loss cannot teach it to. So it first learns, by its own right completions, the cheapest
-mode that does. The paper's teachers are larger models; ours is the model itself.
+mode that does. The paper has larger models for teachers, and has it learn whole answers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from pydantic import Field
 
@@ -20,7 +21,7 @@ from .config import Optimiser, Recipe, RecipeError, Section
 from .data import Row
 from .episodes import Episode
 from .offline import supervise
-from .rewards.base import AGENTIC
+from .rewards.base import AGENTIC, NO_THINK
 from .running import MODEL, Running
 from .sampling import Ask, Sampler
 from .traces import Trace
@@ -79,7 +80,7 @@ def _chosen(
     judge: Judge,
     say: Callable[[str], None],
 ) -> list[Trace]:
-    """The steps of the episodes to learn, played some questions at a time and kept."""
+    """What is to be learnt, from episodes that are played some questions at a time."""
     journal = Journal(
         recipe.out / "aligned.jsonl",
         {
@@ -93,16 +94,16 @@ def _chosen(
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
 
-        def make(part: Sequence[Row] = part, start: int = start) -> list[tuple[str, list[dict[str, object]]]]:
+        def make(part: Sequence[Row] = part, start: int = start) -> list[tuple[str, dict[str, Any]]]:
             asked = [(row, mode) for row in part for mode in modes for _ in range(own.samples)]
             asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
             made = play(asks, [row for row, _ in asked], recipe.seed + start)
             best = [cheapest([one for one in made if one.row is row], modes, own.least, judge) for row in part]
-            return [(one.mode, [asdict(trace) for trace in traces_of(one)]) for one in best if one is not None]
+            return [(one.mode, asdict(trace_of(one))) for one in best if one is not None]
 
-        for mode, steps in journal.piece(f"align {start}", make):
+        for mode, trace in journal.piece(f"align {start}", make):
             counts[mode] += 1
-            learnt += [Trace(**step) for step in steps]
+            learnt.append(Trace(**trace))
         say(
             f"routed {start + len(part)}/{len(rows)} questions: {', '.join(f'{counts[mode]} {mode}' for mode in modes)}"
         )
@@ -119,15 +120,15 @@ def cheapest(played: Sequence[Episode], modes: Sequence[str], least: float, judg
     return None
 
 
-def traces_of(episode: Episode) -> list[Trace]:
-    """All steps to be learnt, an opened call too: that is its mode."""
-    return [
-        Trace(
-            prompt_ids=list(step.prompt_ids),
-            ids=list(step.ids),
-            learnt=[int(not forced or episode.begun == AGENTIC) for forced in step.forced],
-            right=True,
-            whole=step.finish_reason == "stop",
-        )
-        for step in episode.steps
+def trace_of(episode: Episode) -> Trace:
+    """What decides on a mode: how the first step begins, a call that was opened for it, or all of an answer at once.
+
+    How to go on the model knows, and the hundreds of tokens of that would drown the one that decides.
+    """
+    step = episode.steps[0]
+    learnt = [
+        int(place == 0 or episode.mode == NO_THINK or (episode.mode == AGENTIC and forced))
+        for place, forced in enumerate(step.forced)
     ]
+    end = len(learnt) - learnt[::-1].index(1)
+    return Trace(list(step.prompt_ids), list(step.ids[:end]), learnt[:end], right=True, whole=end == len(learnt))
