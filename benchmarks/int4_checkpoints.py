@@ -90,7 +90,9 @@ def main(argv: list[str] | None = None) -> None:
     from tersely.controller.engines.vllm.engine import prepare_environment
 
     prepare_environment(on_cpu=True)
-    os.environ.update(VLLM_CPU_CI_ENV="1", VLLM_DISABLE_COMPILE_CACHE="1", **{SWITCH: "0"})  # no warm-up
+    os.environ.update(VLLM_DISABLE_COMPILE_CACHE="1", **{SWITCH: "0"})
+    if not options.compile:
+        os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up, but no compiler either
     batches = [int(rows) for rows in options.batches.split(",")]
     started = {name: start(options.model, name == "ours", max(batches), options.compile) for name in ("plain", "ours")}
     engines = {name: engine for name, (engine, _) in started.items()}

@@ -200,7 +200,8 @@ def main(argv: list[str] | None = None) -> None:
         from tersely.controller.engines.vllm.engine import prepare_environment
 
         prepare_environment(on_cpu=True)
-        os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up of the sampler
+        if options.eager:
+            os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up, but no compiler either
         length = max(options.length + 1, options.max_tokens + 512)
         sides = {n: InVllm(f, max(batches, default=32), length, not options.eager) for n, f in folders.items()}
         found |= speeds(dict(sides), batches, options.tokens, options.repeats)

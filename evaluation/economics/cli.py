@@ -14,6 +14,7 @@ from .devices import MEASURE, Device, check_device, check_given, device_of, give
 from .roofline import STORAGE, Phase, Roofline, bounds, moved_bytes, storage_of
 from .runtime import Runtime, fit, read_timings
 from .shape import Shape, load_shape
+from .steps import measure_steps
 
 
 def roofline(
@@ -27,6 +28,9 @@ def roofline(
     peak_tflops: Annotated[float | None, typer.Option(help="Peak TFLOP/s of a device of your own.")] = None,
     bandwidth_gbs: Annotated[float | None, typer.Option(help="Its memory bandwidth in GB/s.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Price of the device; adds the least cost.")] = None,
+    predict: Annotated[
+        bool, typer.Option("--predict", help="Foretell a step of the transformers engine here, from random models.")
+    ] = False,
     log: Annotated[Path | None, typer.Option(help="JSONL of {prompt, output, seconds}: adds the runtime fit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
@@ -43,13 +47,22 @@ def roofline(
     if shape.longest is not None and context > shape.longest:
         raise OptionError(f"--context is {context}; accepted: at most {shape.longest}, the context of {model!r}")
     compute, moved = storage_of(kept).compute, moved_bytes(shape, kept, batch, context)
+    if predict and (own or device != MEASURE):
+        raise OptionError("--predict times models on this machine; leave out --device and the numbers of another")
+    costs = measure_steps(kept, batch) if predict else None
     place = given(peak_tflops or 0, bandwidth_gbs or 0, compute) if own else device_of(device, compute, moved)
     found = bounds(shape, place, kept, batch, context)
     setting = {"model": model, "parameters": shape.parameters, "dtype": kept, "batch": batch, "context": context}
-    if as_json:
-        typer.echo(json.dumps(_as_json(setting, place, found, usd_per_hour, fitted), indent=2))
-    else:
-        typer.echo("\n".join(_lines(setting, place, found, usd_per_hour, fitted)))
+    result = _as_json(setting, place, found, usd_per_hour, fitted)
+    lines = _lines(setting, place, found, usd_per_hour, fitted)
+    if costs is not None:
+        seconds = costs.seconds(shape, context)
+        result["predicted"] = {"seconds": seconds, **costs.as_dict()}
+        lines.append(
+            f"a decoding step is foretold to take {1e3 * seconds:.3g} ms here, {found.decode.seconds / seconds:.0%} of "
+            f"it the bound (random models are off by {costs.error:.1%} on average)"
+        )
+    typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines))
 
 
 def _dtype(wanted: str | None, shape: Shape, model: str) -> str:
