@@ -1,4 +1,4 @@
-"""Decoding steps foretold: from costs that are fitted to timed ones."""
+"""Decoding steps foretold: from copies of a model that have few layers."""
 
 from __future__ import annotations
 
@@ -12,43 +12,27 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers import load_engine
 from tersely.errors import OptionError
 from tersely.evaluation.economics import steps
-from tersely.evaluation.economics.roofline import moved_bytes
 from tersely.evaluation.economics.runtime import TimingError
 from tersely.evaluation.economics.shape import load_shape
-from tersely.evaluation.economics.steps import Timed, fit_steps, measure_steps, step_seconds
+from tersely.evaluation.economics.steps import drawn_out, foretell, step_seconds
 
 from .commands import refused
 
-START, LAYER, BYTE = 0.002, 0.0005, 1e-10
-SIZES = ((2, 1e7), (12, 2e7), (4, 3e8), (8, 1e8))
 
-
-def timed(error: float = 0.0) -> list[Timed]:
-    return [
-        Timed(layers, moved, (START + LAYER * layers + BYTE * moved) * (1 + error * (-1) ** place))
-        for place, (layers, moved) in enumerate(SIZES)
-    ]
-
-
-def test_costs_are_found_again() -> None:
-    found = fit_steps(timed(), "float32", 4)
-    assert (found.start, found.per_layer, found.per_byte) == pytest.approx((START, LAYER, BYTE))
-    assert found.error == pytest.approx(0, abs=1e-9)
-    shape = load_shape("tersely-tiny-large")
-    bytes_moved = moved_bytes(shape, "float32", 4, 100)
-    assert found.seconds(shape, 100) == pytest.approx(START + LAYER * len(shape.windows) + BYTE * bytes_moved)
-    assert found.seconds(shape, 2000) > found.seconds(shape, 100), "the cache is read too"
-
-
-def test_a_fit_that_is_off_says_by_how_much() -> None:
-    assert 0.01 < fit_steps(timed(0.1), "float32", 1).error < 0.1
-    assert min(fit_steps([*timed(0.1), Timed(30, 1e7, 1e-4)], "float32", 1).as_dict()[k] for k in ("start",)) >= 0
-
-
-@pytest.mark.parametrize("few", [timed()[:2], [timed()[0]] * 5, [*timed()[:3], Timed(9, 1e7, 0.0)]])
-def test_steps_that_tell_too_little_are_refused(few: list[Timed]) -> None:
-    with pytest.raises(TimingError, match="needed: 3 or more that took time"):
-        fit_steps(few, "float32", 1)
+@pytest.mark.parametrize(
+    ("seconds", "layers", "start", "per_layer"),
+    [
+        ((0.005, 0.009), 30, 0.003, 0.001),
+        ((0.005, 0.007), 4, 0.003, 0.001),  # the larger copy is the model
+        ((0.004, 0.004), 2, 0.0, 0.002),  # both are
+        ((0.006, 0.005), 30, 0.005, 0.0),  # noise is no negative cost
+        ((0.001, 0.009), 30, 0.0, 0.002),
+    ],
+)
+def test_copies_are_drawn_out(seconds: tuple[float, float], layers: int, start: float, per_layer: float) -> None:
+    found = drawn_out(seconds, layers, "float32", 1, 64)
+    assert (found.start, found.per_layer) == pytest.approx((start, per_layer), abs=1e-9)
+    assert found.seconds == pytest.approx(start + per_layer * layers, abs=1e-9)
 
 
 def test_a_step_is_timed_without_its_prefill() -> None:
@@ -62,21 +46,33 @@ def test_a_step_is_timed_without_its_prefill() -> None:
         step_seconds(engine, [engine.tokenizer("<think>\n\n</think>\n\nThe answer is \\boxed{12")["input_ids"]])
 
 
-def test_the_command_foretells_on_real_random_models(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = ((1, 64, 64, 64), (3, 64, 64, 64), (1, 64, 512, 4096), (2, 128, 512, 64))
-    monkeypatch.setattr(steps, "MODELS", tiny)
-    clock = count()
-    monkeypatch.setattr(steps, "step_seconds", lambda engine, prompts, _: 1e-3 * (1 + next(clock)))
-    assert main(["roofline", "--predict", "--json"]) == 0
+def test_copies_are_the_model_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[tuple[int, int, int, str]] = []
+
+    def time_it(engine: Any, prompts: Any, clock: Any) -> float:
+        model = engine.model
+        timed.append((len(model.model.layers), model.config.hidden_size, len(prompts), str(model.dtype)))
+        assert len({tuple(p) for p in prompts}) == 1 and len(prompts[0]) == 88
+        assert max(prompts[0]) < model.config.vocab_size and load_shape("tersely-tiny-large").parameters > 1e5
+        return 0.001 * len(model.model.layers)
+
+    monkeypatch.setattr(steps, "step_seconds", time_it)
+    found = foretell("tersely-tiny-large", "bfloat16", batch=3, context=100)
+    width = load_engine("tersely-tiny-large").model.config.hidden_size
+    layers = len(load_shape("tersely-tiny-large").windows)
+    assert timed == [(n, width, 3, "torch.bfloat16") for n in (2, min(6, layers))]
+    assert found.seconds == pytest.approx(0.001 * layers) and (found.batch, found.context) == (3, 100)
+
+
+def test_the_command_foretells(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["roofline", "--predict", "--json", "--context", "32"]) == 0
     found: Any = json.loads(capsys.readouterr().out)["predicted"]
     assert found["seconds"] > 0 and found["dtype"] == "float32" and found["batch"] == 1
-    assert main(["roofline", "--predict"]) == 0
+    assert main(["roofline", "--predict", "--context", "32"]) == 0
     assert "a decoding step is foretold to take" in capsys.readouterr().out
 
 
 def test_what_cannot_be_foretold_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "leave out --device" in refused(capsys, "roofline", "--predict", "--device", "H100")
     with pytest.raises(OptionError, match="int4 weights are not foretold"):
-        measure_steps("int4")
+        foretell("tersely-tiny-small", "int4")

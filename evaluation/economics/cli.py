@@ -14,7 +14,7 @@ from .devices import MEASURE, Device, check_device, check_given, device_of, give
 from .roofline import STORAGE, Phase, Roofline, bounds, moved_bytes, storage_of
 from .runtime import Runtime, fit, read_timings
 from .shape import Shape, load_shape
-from .steps import measure_steps
+from .steps import foretell
 
 
 def roofline(
@@ -29,7 +29,8 @@ def roofline(
     bandwidth_gbs: Annotated[float | None, typer.Option(help="Its memory bandwidth in GB/s.")] = None,
     usd_per_hour: Annotated[float | None, typer.Option(help="Price of the device; adds the least cost.")] = None,
     predict: Annotated[
-        bool, typer.Option("--predict", help="Foretell a step of the transformers engine here, from random models.")
+        bool,
+        typer.Option("--predict", help="Foretell a step of the transformers engine here, from copies of few layers."),
     ] = False,
     log: Annotated[Path | None, typer.Option(help="JSONL of {prompt, output, seconds}: adds the runtime fit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
@@ -49,18 +50,17 @@ def roofline(
     compute, moved = storage_of(kept).compute, moved_bytes(shape, kept, batch, context)
     if predict and (own or device != MEASURE):
         raise OptionError("--predict times models on this machine; leave out --device and the numbers of another")
-    costs = measure_steps(kept, batch) if predict else None
+    costs = foretell(model, kept, batch, context) if predict else None
     place = given(peak_tflops or 0, bandwidth_gbs or 0, compute) if own else device_of(device, compute, moved)
     found = bounds(shape, place, kept, batch, context)
     setting = {"model": model, "parameters": shape.parameters, "dtype": kept, "batch": batch, "context": context}
     result = _as_json(setting, place, found, usd_per_hour, fitted)
     lines = _lines(setting, place, found, usd_per_hour, fitted)
     if costs is not None:
-        seconds = costs.seconds(shape, context)
-        result["predicted"] = {"seconds": seconds, **costs.as_dict()}
+        result["predicted"] = costs.as_dict()
         lines.append(
-            f"a decoding step is foretold to take {1e3 * seconds:.3g} ms here, {found.decode.seconds / seconds:.0%} of "
-            f"it the bound (random models are off by {costs.error:.1%} on average)"
+            f"a decoding step is foretold to take {1e3 * costs.seconds:.3g} ms here ({1e3 * costs.start:.3g} and "
+            f"{1e3 * costs.per_layer:.3g} a layer), {found.decode.seconds / costs.seconds:.0%} of it the bound"
         )
     typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines))
 
