@@ -27,8 +27,8 @@ from tersely.training.sampling import FREE, Ask, Rollout, Sampler
 from .trainings import recipe, train
 
 DATA = Data(task="agents:lookup,instant", questions=4, efforts=("easy",))
-ROWS = rows_of(DATA)
 MODEL_NAME = "tersely-tiny-agent"
+ROWS = rows_of(DATA, MODEL_NAME)
 ROLLOUT = Rollout(
     prompt_ids=(1,),
     ids=(2, 3),
@@ -63,6 +63,12 @@ def played(sampler: Sampler, begun: str) -> list[Episode]:
     return play(sampler, asks, ROWS, environment(), later="easy", steps=6, seed=1)
 
 
+def test_other_models_are_told_the_form_of_an_answer_as_in_use() -> None:
+    assert [m["role"] for m in rows_of(DATA, "some/model")[0]["prompt"]] == ["system", "user"]
+    assert [m["role"] for m in rows_of(DATA, MODEL_NAME)[0]["prompt"]] == ["user"]
+    assert [m["role"] for m in rows_of(Data(questions=1), "some/model")[0]["prompt"]] == ["user"]
+
+
 def test_free_episodes_call_what_they_need_and_read_the_results(sampler: Sampler) -> None:
     found = played(sampler, FREE)
     for one in found:
@@ -78,20 +84,29 @@ def test_free_episodes_call_what_they_need_and_read_the_results(sampler: Sampler
     assert last.messages[-1]["content"] in prompt and last.steps[0].thinking[:20] not in prompt
 
 
+@pytest.mark.parametrize("words", [1980, 2500], ids=["no room for a step", "nor for an answer"])
+def test_an_episode_ends_where_the_context_does(words: int, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_up_at_length(self: Environment, task: str, said: str, calls: list[Call]) -> list[dict[str, Any]]:
+        return [{"role": "assistant", "content": ""}, {"role": "tool", "content": "12 " * words}]
+
+    monkeypatch.setattr(Environment, "turns", looked_up_at_length)
+    for one in played(sampler, FREE):
+        assert len(one.steps) == 1 and one.calls == (one.row["level"] == "lookup")
+
+
 def test_modes_without_tools_have_none_and_a_call_is_opened_where_one_was_to_be(sampler: Sampler) -> None:
     for begun in (THINK, NO_THINK):
         for one in played(sampler, begun):
             assert one.calls == 0 and len(one.steps) == 1
-            assert one.stayed == (one.mode == begun)
             if one.row["level"] == "lookup":
-                assert one.mode == AGENTIC and one.answer == ""
+                assert one.mode == AGENTIC and one.answer == "" and not one.stayed
     for one in played(sampler, AGENTIC):
         assert one.mode == AGENTIC and one.stayed and one.begun == AGENTIC
         if one.row["level"] == "instant":
             first = one.steps[0]
             opened = sampler.session.codec.decode([i for i, was in zip(first.ids, first.forced, strict=True) if was])
             assert opened.strip() == OPEN and first.thinking and len(first.forced) == len(first.ids)
-            trace = trace_of(one)
+            trace = trace_of(one, sampler.close)
             assert tuple(trace.ids) == first.ids[: len(trace.ids)] and trace.learnt[0] == 1
             assert sum(trace.learnt) == 1 + sum(first.forced), "to call is what it is to learn"
 
@@ -202,13 +217,30 @@ def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Pat
         recipe("apo", tmp_path / "c", data=agents, apo={"forced": 2}, rollouts={"generations": 6})
     with pytest.raises(RecipeError, match="accepted: easy, normal or hard"):
         method("apo").look(recipe("apo", tmp_path / "d", apo={"forced": 1, "later": "none"}))
-    align = {"optimiser": {"micro_batch": 3}}
+    align: dict[str, Any] = {"optimiser": {"micro_batch": 3}}
     with pytest.raises(RecipeError, match=r"apo\.align\.optimiser\.micro_batch"):
         method("apo").look(recipe("apo", tmp_path / "e", apo={"forced": 1, "align": align}))
+    wrong: dict[str, Any]
+    for wrong, says in (
+        ({"lora": {"merge": False}}, r"lora\.merge is false"),
+        ({"dtype": "bfloat16"}, r"dtype is 'bfloat16'"),
+    ):
+        align = {"optimiser": {"micro_batch": 2, **wrong}}
+        with pytest.raises(RecipeError, match=says):
+            method("apo").look(recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
+    with pytest.raises(RecipeError, match="kl is not weighed"):
+        method("apo").look(recipe("apo", tmp_path / "g", data=agents, apo={"forced": 1, "kl": 0.1}))
 
 
 @pytest.mark.parametrize(("mode", "learnt"), [(THINK, [1]), (NO_THINK, [1, 1, 1, 1])])
 def test_only_what_decides_is_learnt(mode: str, learnt: list[int]) -> None:
     step = replace(ROLLOUT, ids=(5, 6, 7, 8), forced=(False,) * 4, mode=mode)
-    trace = trace_of(Episode({"id": "a"}, mode, [step]))
+    trace = trace_of(Episode({"id": "a"}, mode, [step]), close=9)
     assert trace.ids == [5, 6, 7, 8][: len(learnt)] and trace.learnt == learnt
+
+
+def test_what_policies_wrote_is_not_learnt() -> None:
+    # A budget that ends the thinking (7, 9) and a call that is opened after it (3, 4).
+    step = replace(ROLLOUT, ids=(5, 6, 7, 9, 3, 4, 8), forced=(False, False, True, True, True, True, False))
+    trace = trace_of(Episode({"id": "a"}, AGENTIC, [step], called=True), close=9)
+    assert trace.ids == [5, 6, 7, 9, 3, 4] and trace.learnt == [1, 0, 0, 0, 1, 1]

@@ -157,6 +157,28 @@ def test_completions_count_as_much_as_their_rollouts_say(
     output = trainer._generate_and_score_completions([dict(row) for row in rows[:2] for _ in range(4)])
     # The reward is 1 for what rollouts say is solved, here with a mean of nothing taken off.
     assert output["advantages"].tolist() == [1.0, weight, 0.0, 0.0] * 2
+    # The loss is a mean over tokens, of which those of a completion count as often as it does.
+    tokens = output["completion_mask"].sum(dim=1)
+    assert float(output["num_items_in_batch"]) == float((tokens * torch.tensor([1.0, weight] * 4)).sum())
+
+
+def test_what_counts_for_nothing_has_no_part_in_its_groups_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe("apo", tmp_path / "out", rollouts={"max_new_tokens": 48, "answer_reserve": 16}, apo={"forced": 1})
+    rows = rows_of(made.data)
+    fields = GroupRollouts.fields
+
+    def weighed(self: GroupRollouts, done: list[Any]) -> dict[str, Any]:
+        return {**fields(self, done), "weight": [0.0, 0.0, 1.0, 1.0] * 2, "solved": [False, False, True, True] * 2}
+
+    monkeypatch.setattr(GroupRollouts, "fields", weighed)
+    trainer, _ = trainer_of(made, rows, [FREE] * 4)
+    trainer.credit = "group"
+    trainer.model.train()
+    output = trainer._generate_and_score_completions([dict(row) for row in rows[:2] for _ in range(4)])
+    # Of those that count all are right: there is nothing to learn, whatever became of the others.
+    assert output["advantages"].tolist() == [0.0] * 8
 
 
 def trainer_rewards() -> list[Any]:

@@ -54,7 +54,7 @@ def test_a_good_recipe_is_described(tmp_path: Path) -> None:
         ({"adaptthink": {"dleta": 0.1}}, "unknown key 'adaptthink.dleta'; did you mean 'delta'?"),
         ({"optimiser": {"lora": {"rnak": 8}}}, "unknown key 'optimiser.lora.rnak'; did you mean 'rank'?"),
         ({"adaptthink": {"delta": 2}}, "'adaptthink.delta' is 2: input should be less than or equal to 1"),
-        ({"optimiser": {"micro_batch": 3}}, "2 x 4 completions, which is no multiple of optimiser.micro_batch, 3"),
+        ({"optimiser": {"micro_batch": 3}}, "8 completions, which is no multiple of optimiser.micro_batch, 3"),
         ({"data": {"questions": 1}}, "there are 1 questions and a step asks 2"),
         ({"data": {"efforts": ["none"]}}, "data.efforts has 'none', which leaves no choice to learn"),
         ({"rollouts": {"thinking_budget": 180}}, "below the thinking budget of 180 with 64 tokens for the answer"),

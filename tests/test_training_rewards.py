@@ -85,6 +85,15 @@ def test_keeping_to_budgets() -> None:
     assert call(hints, [""] * 3, after_hint=[None, 100, 125]) == [None, 0, -0.25]
 
 
+def test_an_answer_at_once_that_thought_is_none() -> None:
+    reward = AdaptiveDiscount(Correctness())
+    columns = {"answer": ["1"] * 4, "solved": [True] * 4, "begun": ["no_think", "no_think", "think", "free"]}
+    thought = reward(["q"] * 4, ["x"] * 4, mode=["think"] * 4, **columns)
+    assert thought == [1.0] * 4, "nothing was right without thinking, so that thinking is not discounted"
+    really = reward(["q"] * 4, ["x"] * 4, mode=["no_think", "no_think", "think", "think"], **columns)
+    assert really == [1.0, 1.0, 0.0, 0.0]
+
+
 def test_thinking_is_discounted_where_answering_at_once_would_do() -> None:
     reward = AdaptiveDiscount(Correctness(), alpha=2, easy=0.5)
     begun = ["no_think", "no_think", "no_think", "think", "free"]
@@ -192,6 +201,7 @@ def row(begun: str, right: float, chance: float, tokens: int, **more: Any) -> di
         "response_tokens": 10,
         "finish_reason": "stop",
         "tier": "easy",
+        "weight": 1.0,
         "level": 1,
         **more,
     }

@@ -14,18 +14,20 @@ from typing import Any
 
 from pydantic import Field
 
-from ..controller.engines.transformers import TransformersEngine, load_engine
+from ..controller.engines.transformers import load_engine
 from ..evaluation.bench.journal import Journal
+from ..writing import write
 from .callbacks import last_good
 from .config import Optimiser, Recipe, RecipeError, Section
 from .data import Row
 from .episodes import Episode
 from .offline import supervise
-from .rewards.base import AGENTIC, NO_THINK
-from .running import MODEL, Running
+from .rewards.base import NO_THINK
+from .running import CHANGEABLE, MODEL, Running
 from .sampling import Ask, Sampler
 from .traces import Trace
 
+DONE = "aligned.json"
 Play = Callable[[Sequence[Ask], Sequence[Row], int], list[Episode]]
 Judge = Callable[[Episode], bool]
 
@@ -49,25 +51,25 @@ def align(
     rows: Sequence[Row],
     play: Play,
     judge: Judge,
-    running: Running,
     say: Callable[[str], None],
-) -> TransformersEngine:
-    """The model after learning, from the cheapest mode to the dearest, which one does; done once, in `aligned/`.
+) -> None:
+    """Have the sampler's model learn, from the cheapest mode to the dearest, which one does; done once, in `aligned/`.
 
     play: has episodes played as asked, from a seed. Raises RecipeError where no mode does for any question.
     """
-    folder = recipe.out / "aligned"
-    if not (folder / MODEL).is_dir():
+    folder, engine = recipe.out / "aligned", sampler.engine
+    done = folder / DONE
+    if not done.exists():
         traces = _chosen(recipe, own, modes, sampler, rows, play, judge, say)
         if not traces:
             raise RecipeError(
                 f"no mode does for any of {len(rows)} questions; ask easier ones, or lower apo.align.least"
             )
-        student = running.load(recipe)
         folder.mkdir(exist_ok=True)
         settings = recipe.model_copy(update={"optimiser": own.optimiser})
-        supervise(Running(folder, last_good(folder), say), settings, student.model, student.tokenizer, traces)
-    return load_engine(folder / MODEL, recipe.optimiser.dtype)
+        supervise(Running(folder, last_good(folder), say), settings, engine.model, engine.tokenizer, traces)
+        write(done, "{}\n")  # last, for a model that was half written when the run was killed is none
+    engine.model = load_engine(folder / MODEL, recipe.optimiser.dtype).model
 
 
 def _chosen(
@@ -85,7 +87,7 @@ def _chosen(
         recipe.out / "aligned.jsonl",
         {
             "fingerprint": sampler.engine.fingerprint(),
-            "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
+            "recipe": recipe.model_dump(mode="json", exclude=set(CHANGEABLE)),
         },
     )
     size = max(1, recipe.rollouts.batch // (own.samples * len(modes)))
@@ -99,7 +101,7 @@ def _chosen(
             asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
             made = play(asks, [row for row, _ in asked], recipe.seed + start)
             best = [cheapest([one for one in made if one.row is row], modes, own.least, judge) for row in part]
-            return [(one.mode, asdict(trace_of(one))) for one in best if one is not None]
+            return [(one.mode, asdict(trace_of(one, sampler.close))) for one in best if one is not None]
 
         for mode, trace in journal.piece(f"align {start}", make):
             counts[mode] += 1
@@ -120,14 +122,16 @@ def cheapest(played: Sequence[Episode], modes: Sequence[str], least: float, judg
     return None
 
 
-def trace_of(episode: Episode) -> Trace:
+def trace_of(episode: Episode, close: int) -> Trace:
     """What decides on a mode: how the first step begins, a call that was opened for it, or all of an answer at once.
 
-    How to go on the model knows, and the hundreds of tokens of that would drown the one that decides.
+    How to go on the model knows, and the hundreds of tokens of that would drown the one that decides. close: what ends
+    thinking; a call is opened after it, and what policies wrote, which is not learnt, stands before.
     """
     step = episode.steps[0]
+    answer = step.ids.index(close) + 1 if close in step.ids else len(step.ids)
     learnt = [
-        int(place == 0 or episode.mode == NO_THINK or (episode.mode == AGENTIC and forced))
+        int(place == 0 or episode.mode == NO_THINK or (forced and place >= answer))
         for place, forced in enumerate(step.forced)
     ]
     end = len(learnt) - learnt[::-1].index(1)

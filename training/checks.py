@@ -5,10 +5,11 @@ No weights are loaded: tokenizer and configuration say enough.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..controller.budgets import canonical_effort
@@ -18,7 +19,7 @@ from ..controller.markers import Markers, parse_markers
 from ..controller.toolcalls import check_tools
 from ..errors import OptionError, PromptError
 from ..evaluation.agents.tools import TOLD, TOOLS
-from .config import Recipe, RecipeError
+from .config import Optimiser, Recipe, RecipeError
 from .data import Row, rows_of
 from .environment import tasks_of
 from .memory import estimate
@@ -43,18 +44,20 @@ def check(
     no_think_tokens: int | None = None,
     start: str | None = None,
     tools: bool = False,
+    stages: Mapping[str, Optimiser] = MappingProxyType({}),
 ) -> Ground:
     """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
 
     completions: that a step learns of each of its questions, by default those of a group. tools: whether the method can
-    do tasks that need some.
+    do tasks that need some. stages: further optimisers by their keys, each of a stage that learns one completion of
+    each question of a step, and whose whole model goes on to the next.
     """
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
     agentic = tasks_of(recipe.data) is not None
     if agentic and not tools:
         raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
-    rows = rows_of(recipe.data)
+    rows = rows_of(recipe.data, recipe.model)
     engine = bare_engine(recipe.model)
     if agentic:
         check_tools(engine)
@@ -70,7 +73,11 @@ def check(
     longest = longest_prompt(sampler, rows)
     completions = completions or recipe.rollouts.generations
     weights = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
-    troubles = [*_sizes(recipe, rows, completions, weights), *_lengths(recipe, sampler, rows, longest, no_think_tokens)]
+    troubles = [
+        *_sizes(recipe, rows, completions, weights),
+        *_lengths(recipe, sampler, rows, longest, no_think_tokens),
+        *(trouble for key, stage in stages.items() for trouble in _stage(recipe, key, stage, weights)),
+    ]
     if troubles:
         raise RecipeError("; ".join(troubles))
     found = sampler.session.markers
@@ -126,22 +133,34 @@ def passes(recipe: Recipe, rows: Sequence[Row]) -> float:
 
 
 def _sizes(recipe: Recipe, rows: Sequence[Row], completions: int, weights: Any) -> Iterator[str]:
-    rollouts, micro = recipe.rollouts, recipe.optimiser.micro_batch
-    if rollouts.prompts * completions % micro:
-        yield (
-            f"a step has {rollouts.prompts} x {completions} completions, which is no multiple of "
-            f"optimiser.micro_batch, {micro}; choose one that divides it"
-        )
+    rollouts = recipe.rollouts
+    yield from _optimiser("optimiser", recipe.optimiser, rollouts.prompts * completions, weights)
     if len(rows) < rollouts.prompts:
         yield f"there are {len(rows)} questions and a step asks {rollouts.prompts}; lower rollouts.prompts"
-    if recipe.optimiser.lora is None and str(weights) in ("torch.bfloat16", "torch.float16"):
-        yield (
-            f"all weights would be trained in {str(weights).removeprefix('torch.')}, which rounds small steps away; "
-            "set optimiser.dtype to float32, and optimiser.autocast to true for speed, or train adapters "
-            "(optimiser.lora)"
-        )
     if empty := [row["id"] for row in rows if not row["answer"].strip() and row["drawn"] is None]:
         yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; nothing could be rewarded"
+
+
+def _optimiser(key: str, settings: Optimiser, completions: int, weights: Any) -> Iterator[str]:
+    """weights: the dtype that they are loaded in."""
+    if completions % settings.micro_batch:
+        yield (
+            f"a step has {completions} completions, which is no multiple of {key}.micro_batch, {settings.micro_batch}; "
+            "choose one that divides it"
+        )
+    if settings.lora is None and str(weights) in ("torch.bfloat16", "torch.float16"):
+        yield (
+            f"all weights would be trained in {str(weights).removeprefix('torch.')}, which rounds small steps away; "
+            f"set optimiser.dtype to float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
+        )
+
+
+def _stage(recipe: Recipe, key: str, settings: Optimiser, weights: Any) -> Iterator[str]:
+    yield from _optimiser(key, settings, recipe.rollouts.prompts, weights)
+    if settings.lora is not None and not settings.lora.merge:
+        yield f"{key}.lora.merge is false, and the next stage begins with the merged model; leave it out"
+    if settings.dtype not in ("auto", recipe.optimiser.dtype):
+        yield f"{key}.dtype is {settings.dtype!r}, and all stages have that of optimiser.dtype; leave it out"
 
 
 def _lengths(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from ..evaluation.agents.tasks import Task
+from ..evaluation.agents.tasks import Task, system_for
 from ..evaluation.tasks.questions import Question, load
 from .config import Data
 from .environment import tasks_of
@@ -16,26 +16,31 @@ Row = dict[str, Any]
 columns of their own."""
 
 
-def rows_of(data: Data) -> list[Row]:
-    """One row for each question, with the tier whose turn it is; raises TaskError."""
+def rows_of(data: Data, model: str = "") -> list[Row]:
+    """One row for each question, with the tier whose turn it is; raises TaskError.
+
+    model: for whom, which decides what agents are told of the form of an answer.
+    """
     found = tasks_of(data)
     questions = load(data.task, data.split, data.questions, data.seed) if found is None else map(_question, found)
-    return [_row(question, data.efforts[i % len(data.efforts)]) for i, question in enumerate(questions)]
+    told = None if found is None else system_for(model)
+    system = [] if told is None else [{"role": "system", "content": told}]
+    return [_row(question, data.efforts[i % len(data.efforts)], system) for i, question in enumerate(questions)]
 
 
 def _question(task: Task) -> Question:
     return Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind)
 
 
-def _row(question: Question, tier: str) -> Row:
+def _row(question: Question, tier: str, system: list[dict[str, str]]) -> Row:
     drawn = question.drawn
     return {
         "id": question.id,
-        "prompt": [{"role": "user", "content": question.problem}],
+        "prompt": [*system, {"role": "user", "content": question.problem}],
         "answer": question.answer,
         "drawn": None if drawn is None else [drawn.name, drawn.entry],
         "tier": tier,
-        "level": question.level or question.kind,
+        "level": question.kind if question.level is None else question.level,
     }
 
 

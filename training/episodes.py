@@ -13,6 +13,7 @@ from typing import Any
 
 from ..controller.engines.base import Request, Sampling
 from ..controller.toolcalls import OPEN, read_calls
+from ..errors import PromptError
 from ..evaluation.answering import batch_seed
 from .environment import Environment
 from .rewards.base import AGENTIC
@@ -122,7 +123,10 @@ def _going(sampler: Sampler, made: Sequence[Episode], environment: Environment |
             continue
         one.messages += environment.turns(one.row["id"], said, calls)
         one.calls += 1
-        length = len(sampler.prompt_ids(one.messages, later)) + sampler.settings.max_new_tokens
+        try:
+            length = len(sampler.prompt_ids(one.messages, later)) + sampler.settings.max_new_tokens
+        except PromptError:  # not even an answer would fit
+            continue
         if room is None or length <= room:
             yield one
 
@@ -137,18 +141,22 @@ def open_calls(sampler: Sampler, made: Sequence[Rollout], seed: int) -> list[Rol
     Those that never end their thinking, or have no room left, stay as they are.
     """
     words = tuple(sampler.session.codec.encode(f"{sampler.session.markers.after}{OPEN}"))
-    found, limit = list(made), sampler.settings.max_new_tokens
+    found, limit, size = list(made), sampler.settings.max_new_tokens, sampler.settings.batch
     begun = {
         i: (*_thinking(sampler, rollout), *words) for i, rollout in enumerate(made) if sampler.close in rollout.ids
     }
-    begun = {i: ids for i, ids in begun.items() if len(ids) < limit}
-    requests = [Request((*made[i].prompt_ids, *ids), limit - len(ids)) for i, ids in begun.items()]
-    sampling = Sampling(sampler.settings.temperature, top_p=1.0, top_k=0, seed=seed)
-    with plain_sampling(sampler.engine.model):
-        done = sampler.decode(requests, sampling) if requests else []
-    for (i, ids), completion in zip(begun.items(), done, strict=True):
-        forced = (*made[i].forced[: len(ids) - len(words)], *(True for _ in words))
-        found[i] = replace(made[i], **sampler.written(ids, forced, completion))
+    places = [i for i, ids in begun.items() if len(ids) < limit]
+    for number, at in enumerate(range(0, len(places), size)):
+        part = places[at : at + size]
+        requests = [Request((*made[i].prompt_ids, *begun[i]), limit - len(begun[i])) for i in part]
+        sampling = Sampling(
+            sampler.settings.temperature, top_p=1.0, top_k=0, seed=batch_seed("opened calls", seed, number)
+        )
+        with plain_sampling(sampler.engine.model):
+            done = sampler.decode(requests, sampling)
+        for i, completion in zip(part, done, strict=True):
+            forced = (*made[i].forced[: len(begun[i]) - len(words)], *(True for _ in words))
+            found[i] = replace(made[i], **sampler.written(begun[i], forced, completion))
     return found
 
 

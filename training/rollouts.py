@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..evaluation.answering import batch_seed
@@ -19,7 +20,8 @@ class GroupRollouts:
     """A `rollout_func`: called with prompts, each standing there once for each of its completions.
 
     plan: how the completions of a group are begun. learn_first: whether the loss has the first token of begun ones,
-    which is the choice to think. The tier of a prompt is the column `tier` of the trainer's inputs.
+    which is the choice to think; if not, one that does otherwise than it was begun counts for nothing. The tier of a
+    prompt is the column `tier` of the trainer's inputs.
     """
 
     def __init__(self, sampler: Sampler, plan: Sequence[str], seed: int, *, learn_first: bool = True) -> None:
@@ -49,7 +51,10 @@ class GroupRollouts:
 
     def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
         """A completion for each ask, which stand beside their rows of the dataset."""
-        return self.sampler(asks, seed)
+        made = self.sampler(asks, seed)
+        if self.learn_first:
+            return made
+        return [r if r.begun in (FREE, r.mode) else replace(r, weight=0.0) for r in made]
 
     def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
         """Further columns of these completions, which stand beside their rows of the dataset."""

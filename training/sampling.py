@@ -252,23 +252,20 @@ class Sampler:
     def written(self, begin: Sequence[int], forced: Sequence[bool], done: Completion) -> dict[str, Any]:
         """Fields of a `Rollout`: all that follows from what was written, which began with these tokens."""
         ids, forced = (*begin, *done.token_ids), (*forced, *done.forced)
-        parts = split_output(ids, self.session.codec, self.session.markers, "thinking")
+        # One that ends its thinking at once and then once more has thought in between, whatever that is called.
+        again = int(ids[:1] == (self.close,) and self.close in ids[1:])
+        parts = split_output(ids[again:], self.session.codec, self.session.markers, "thinking")
         ended = done.finish_reason == "stop"
+        thinking = again + parts.thinking_tokens
         return {
             "ids": (*ids, self.end) if ended else ids,
             "forced": (*forced, False) if ended else forced,
             "thinking": parts.thinking,
             "response": parts.answer,
-            "thinking_tokens": self._thinking_tokens(ids, parts.thinking_tokens),
+            "thinking_tokens": 0 if ids[:thinking] == (self.close,) else thinking,
             "response_tokens": parts.answer_tokens,
             "finish_reason": done.finish_reason,
         }
-
-    def _thinking_tokens(self, ids: Sequence[int], found: int) -> int:
-        """One that ends its thinking at once and then once more has thought in between, whatever that is called."""
-        if self.close not in ids[:1]:
-            return found
-        return max(place for place, token in enumerate(ids) if token == self.close)
 
 
 def after_hint(row: Prepared, forced: Sequence[bool]) -> int | None:

@@ -21,7 +21,7 @@ def statistics(rows: Sequence[Row], empty_tokens: int) -> dict[str, float]:
     """Figures by name; a name is there only if there was something to count."""
     made: dict[str, float] = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
     for mode in (THINK, NO_THINK, AGENTIC):
-        of_mode = [row for row in rows if row["mode"] == mode]
+        of_mode = [row for row in rows if row["mode"] == mode and row["weight"]]
         if of_mode:
             made[f"modes/{mode}/accuracy"] = _mean(of_mode, lambda r: r["right"])
             made[f"modes/{mode}/tokens"] = _mean(of_mode, _tokens)

@@ -43,18 +43,29 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
             )
         elif self.credit == "tokens":
             output["advantages"] = self._returns(inputs, output)
-        weights = torch.tensor([row["weight"] for row in inputs]).to(output["advantages"])
-        output["advantages"] = output["advantages"] * weights.view(-1, *[1] * (output["advantages"].ndim - 1))
+        self._weigh(inputs, output)
         self._behave(output)
         return output
 
+    def _weigh(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
+        """Let each completion count for its weight: in its advantage, and among the tokens that the loss averages."""
+        weights = torch.tensor([row["weight"] for row in inputs]).to(output["advantages"])
+        output["advantages"] = output["advantages"] * weights.view(-1, *[1] * (output["advantages"].ndim - 1))
+        mask = output["completion_mask"] * output.get("tool_mask", torch.ones_like(output["completion_mask"]))
+        tokens = (mask.sum(dim=1) * weights).sum()
+        output["num_items_in_batch"] = self.accelerator.gather(tokens).sum()
+
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        weights = torch.tensor([row["weight"] for row in inputs], device=rewards.device)
+        unweighted = self.accelerator.gather(weights) == 0
         self._scored = rewards
         right = self._local(rewards)[:, self.reward_func_names.index("correctness")].tolist()
         rows = [{**row, "right": value} for row, value in zip(inputs, right, strict=True)]
         for name, value in statistics(rows, self.empty_tokens).items():
             self._log_metric(name, value)
+        # What counts for nothing has no part in the mean of its group either, which TRL takes of what is a number.
+        rewards[unweighted] = torch.nan
         return rewards
 
     def _rewards(self) -> Tensor:

@@ -13,13 +13,12 @@ from ...controller.agents.middleware import BudgetMiddleware, EffortMiddleware, 
 from ...controller.agents.modes import MODES, ModeMiddleware, Router
 from ...controller.policies import make_policies
 from ...errors import OptionError, unknown
-from .tasks import Task
+from .tasks import FORM, Task
 from .tools import tools_of
 
 ALWAYS, ROUTED = "always-think", "routed"
 ARMS = (ALWAYS, *MODES, ROUTED)
 HARD = {"plan": "hard", "result": "hard", "error": "hard", "answer": "hard"}
-FORM = "Give the final answer in \\boxed{}, several names separated by semicolons."
 REPEATS = 3
 
 

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.pretrained import NAMES
 from ...errors import OptionError
 from ...writing import check_writable, write
 from ..numbers import names_of, parts_of
@@ -48,15 +47,15 @@ def agents(
     """
     from ..economics.prices import load_prices
     from ..progress import shown
-    from .arms import FORM, ROUTED, way_of
+    from .arms import ROUTED, way_of
     from .result import as_text, compared
     from .run import Plan, journal_of, modes_among, play_all
-    from .tasks import KINDS
+    from .tasks import KINDS, system_for
 
     names = parts_of("--arms", arms)
     ways = {way_of(name) for name in names}
     routed = any(way == ROUTED for way, _ in ways)
-    prompt = (None if model in NAMES else FORM) if system is None else system or None
+    prompt = system_for(model) if system is None else system or None
     chosen = KINDS if kinds is None else names_of("--kinds", "kind of task", kinds, KINDS)
     plan = Plan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:

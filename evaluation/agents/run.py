@@ -13,9 +13,9 @@ from langchain_core.language_models import BaseChatModel
 from ...controller.agents.modes import MODES, Router
 from ...errors import OptionError
 from ..bench.journal import Journal
-from .arms import FORM, agents_of
+from .arms import agents_of
 from .episodes import Episode, play
-from .tasks import KINDS, Task, tasks
+from .tasks import FORM, KINDS, Task, tasks
 
 Advance = Callable[[str, float], None]
 

@@ -14,11 +14,14 @@ from itertools import count
 from random import Random
 
 from ...controller.answers import boxed, normalise
+from ...controller.pretrained import NAMES
 from ...errors import unknown
 from ..tasks.problems import SPLITS, split_of, stream
 from .world import World, build
 
 Call = tuple[str, str]  # a tool and its argument
+
+FORM = "Give the final answer in \\boxed{}, several names separated by semicolons."
 
 KINDS = ("instant", "reasoning", "lookup", "calculate", "collect")
 NO_TOOL = KINDS[:2]
@@ -35,6 +38,11 @@ NUMBERS = {
     "firm": {"Founded": "the year in which {} was founded"},
     "town": {"Residents": "the number of residents of {}"},
 }
+
+
+def system_for(model: str) -> str | None:
+    """What asks a model for the form of an answer; the embedded ones know it, and no system prompt."""
+    return None if model in NAMES else FORM
 
 
 @dataclass(frozen=True, slots=True)

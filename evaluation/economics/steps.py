@@ -108,9 +108,10 @@ def _copied(config: Any, dtype: str, layers: int, batch: int, context: int, cloc
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device).eval()
-    model.generation_config.eos_token_id = None
+    model.generation_config.eos_token_id = text.vocab_size  # that is never written; None would be the tokenizer's
     # Prompts are ids, so any tokenizer will do.
     engine = TransformersEngine(model, AutoTokenizer.from_pretrained(path_of("tersely-tiny-small")), "random weights")
     ids = range(_FIRST, _FIRST + max(1, min(context, text.vocab_size - _FIRST)))
-    prompt = [ids[place % len(ids)] for place in range(max(1, context - sum(TOKENS) // 2))]
+    longest = (engine.context_length or context) - max(TOKENS)
+    prompt = [ids[place % len(ids)] for place in range(max(1, min(context - sum(TOKENS) // 2, longest)))]
     return step_seconds(engine, [prompt] * batch, clock)

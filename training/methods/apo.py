@@ -72,13 +72,10 @@ def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError."""
     if canonical_effort(recipe.apo.later) in ("none", "auto"):
         raise RecipeError(f"apo.later is {recipe.apo.later!r}; accepted: easy, normal or hard")
-    stage = recipe.apo.align
-    if stage is not None and recipe.rollouts.prompts % stage.optimiser.micro_batch:
-        raise RecipeError(
-            f"a step has {recipe.rollouts.prompts} examples, which is no multiple of apo.align.optimiser.micro_batch, "
-            f"{stage.optimiser.micro_batch}; choose one that divides it"
-        )
-    return check(recipe, no_think_tokens=recipe.apo.no_think_tokens, tools=True)
+    if recipe.apo.kl and tasks_of(recipe.data) is not None:
+        raise RecipeError("apo.kl is not weighed by the steps of an episode; leave it out for tasks with tools")
+    stages = {} if recipe.apo.align is None else {"apo.align.optimiser": recipe.apo.align.optimiser}
+    return check(recipe, no_think_tokens=recipe.apo.no_think_tokens, tools=True, stages=stages)
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
@@ -88,10 +85,9 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     forced = [mode for mode in recipe.modes for _ in range(own.forced)]
     plan = forced + [FREE] * (size - len(forced))
     with Correctness(ground.markers.close) as correct:
-        engine = running.load(recipe)
+        sampler = _sampler(recipe, ground, running.load(recipe), environment)
         if own.align is not None:
-            engine = _aligned(recipe, own.align, ground, engine, environment, correct, running, say)
-        sampler = _sampler(recipe, ground, engine, environment)
+            _align(recipe, own.align, ground, sampler, environment, correct, say)
         running.reinforce(
             recipe,
             sampler,
@@ -117,22 +113,19 @@ def _sampler(recipe: Kind, ground: Ground, engine: TransformersEngine, environme
     )
 
 
-def _aligned(
+def _align(
     recipe: Kind,
     stage: Align,
     ground: Ground,
-    engine: TransformersEngine,
+    sampler: Sampler,
     environment: Environment | None,
     correct: Correctness,
-    running: Running,
     say: Callable[[str], None],
-) -> TransformersEngine:
+) -> None:
     """See `aligning.align`."""
-    sampler = _sampler(recipe, ground, engine, environment)
 
     def played(asks: Sequence[Ask], rows: Sequence[Row], seed: int) -> list[Episode]:
-        steps = recipe.apo.steps if environment is not None else 1
-        return play(sampler, asks, rows, environment, later=recipe.apo.later, steps=steps, seed=seed)
+        return play(sampler, asks, rows, environment, later=recipe.apo.later, steps=recipe.apo.steps, seed=seed)
 
     def right(episode: Episode) -> bool:
         row: Any = episode.row
@@ -140,4 +133,4 @@ def _aligned(
             return environment.solved(row["id"], episode.answer)
         return correct.is_right(row["answer"], episode.answer, row["drawn"])
 
-    return align(recipe, stage, recipe.modes, sampler, ground.rows, played, right, running, say)
+    align(recipe, stage, recipe.modes, sampler, ground.rows, played, right, say)

@@ -31,7 +31,7 @@ class AdaptiveDiscount(Reward):
         begun = needed(columns, "begun", self.name)
         rewards: list[float | None] = []
         for group in groups(prompts):
-            instant = [right[i] or 0.0 for i in group if begun[i] == NO_THINK]
+            instant = [(right[i] or 0.0) * (modes[i] == NO_THINK) for i in group if begun[i] == NO_THINK]
             p = sum(instant) / len(instant) if instant else 0.0
             kept = 1 - p**self.alpha if p > self.easy else 1.0
             rewards += [(right[i] or 0.0) * (1.0 if modes[i] == NO_THINK else kept) for i in group]
