@@ -208,7 +208,9 @@ def test_perplexity_by_hand() -> None:
     assert read(model, rows) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("scheme", [Scheme(64), Scheme(128), Scheme(32, "int4", False), Scheme(64, "keep")], ids=str)
+@pytest.mark.parametrize(
+    "scheme", [Scheme(64), Scheme(128, smooth=True), Scheme(32, "int4"), Scheme(64, "keep", True)], ids=str
+)
 def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) -> None:
     model = load(SMALL)
     before = read(model, text[:4])
@@ -226,7 +228,7 @@ def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) ->
 
 def test_without_text_no_input_is_scaled() -> None:
     model = load(SMALL)
-    done = quantize_model(model)
+    done = quantize_model(model, None, Scheme(smooth=True))
     assert {layer["scaled inputs"] for layer in done.layers} == {0}
     assert isinstance(model.lm_head, W4A8Linear)
     assert model.lm_head.size is None
@@ -242,7 +244,7 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
         if name.endswith("bias"):
             nn.init.normal_(parameter)
     rows = torch.randint(100, (4, 20))
-    quantize_model(model, rows, Scheme(32))
+    quantize_model(model, rows, Scheme(32, smooth=True))
     model.save_pretrained(tmp_path / "a")
     again = load(tmp_path / "a")
     assert again.dtype == torch.bfloat16

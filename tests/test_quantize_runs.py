@@ -85,13 +85,13 @@ def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path
 def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calib = tmp_path / "text.jsonl"
     calib.write_text("\n".join(json.dumps({"problem": f"Kai has {n} shells. Kai drops {n}."}) for n in range(60)))
-    run(SMALL, tmp_path / "a", "--calib", calib, *ROWS, "--head", "keep", "--no-smooth")
+    run(SMALL, tmp_path / "a", "--calib", calib, *ROWS, "--head", "keep", "--smooth")
     shown = capsys.readouterr().out
     assert f"tokens of {calib}" in shown
     assert f"saved to {tmp_path / 'a'}" in shown
-    run(SMALL, tmp_path / "b", "--calib", calib, *ROWS, "--head", "keep", "--no-smooth", "--json")
+    run(SMALL, tmp_path / "b", "--calib", calib, *ROWS, "--head", "keep", "--smooth", "--json")
     report = json.loads(capsys.readouterr().out)
-    assert (report["head"], report["smooth"]) == ("keep", False)
+    assert (report["head"], report["smooth"]) == ("keep", True)
     assert report == json.loads((tmp_path / "b" / REPORT).read_text())
     assert f"{report['perplexity']['after']:.4g}" in shown
 

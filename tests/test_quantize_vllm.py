@@ -75,9 +75,9 @@ def said_by(llm: LLM) -> list[list[int]]:
 @pytest.mark.parametrize(
     ("scheme", "options"),
     [
-        (Scheme(64), {"enforce_eager": True}),
+        (Scheme(64, smooth=True), {"enforce_eager": True}),
         (Scheme(32), {"enforce_eager": False}),
-        (Scheme(64, "int4", smooth=False), {"enforce_eager": True}),
+        (Scheme(64, "int4"), {"enforce_eager": True}),
         (Scheme(64, "keep"), {"enforce_eager": True}),
     ],
     ids=["eager", "compiled", "int4 head", "head kept"],

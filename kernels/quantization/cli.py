@@ -28,7 +28,7 @@ def quantize(
     length: Annotated[int, typer.Option("--length", min=8, help="Tokens of a row.")] = 512,
     group_size: Annotated[int, typer.Option("--group-size", help="Inputs that share a scale: 32, 64 or 128.")] = 128,
     head: Annotated[str, typer.Option("--head", help="The layer that makes logits: int8, int4 or keep.")] = "int8",
-    smooth: Annotated[bool, typer.Option(help="Scale down inputs that stand out.")] = True,
+    smooth: Annotated[bool, typer.Option(help="Scale down inputs that stand out.")] = False,
     search: Annotated[bool, typer.Option(help="Search the ranges that codes span, in two phases.")] = True,
     compensate: Annotated[bool, typer.Option(help="Let later weights make up for errors of earlier ones.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what the model writes.")] = 0,

@@ -23,8 +23,8 @@ class Scheme:
     """Inputs that share a fine scale and a zero."""
     head: str = "int8"
     """Bits of the layer that makes logits, or "keep" to leave it as it is."""
-    smooth: bool = True
-    """Whether inputs that stand out are scaled down."""
+    smooth: bool = False
+    """Whether inputs that stand out are scaled down, and their weights up: it spares activations and costs weights."""
 
     def __post_init__(self) -> None:
         if self.group_size not in GROUP_SIZES:
