@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from pydantic import Field
@@ -43,73 +43,69 @@ class Align(Section):
     optimiser: Optimiser = Optimiser()
 
 
-def align(
-    recipe: Recipe,
-    own: Align,
-    modes: Sequence[str],
-    sampler: Sampler,
-    rows: Sequence[Row],
-    play: Play,
-    judge: Judge,
-    say: Callable[[str], None],
-) -> None:
-    """Have the sampler's model learn, from the cheapest mode to the dearest, which one does; done once, in `aligned/`.
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """One alignment; play: has episodes played as asked, from a seed."""
 
-    play: has episodes played as asked, from a seed. Raises RecipeError where no mode does for any question.
-    """
-    folder, engine = recipe.out / "aligned", sampler.engine
-    done = folder / DONE
-    if not done.exists():
-        traces = _chosen(recipe, own, modes, sampler, rows, play, judge, say)
-        if not traces:
-            raise RecipeError(
-                f"no mode does for any of {len(rows)} questions; ask easier ones, or lower apo.align.least"
-            )
-        folder.mkdir(exist_ok=True)
-        settings = recipe.model_copy(update={"optimiser": own.optimiser})
-        supervise(Running(folder, last_good(folder), say), settings, engine.model, engine.tokenizer, traces)
-        write(done, "{}\n")  # last, for a model that was half written when the run was killed is none
-    engine.model = load_engine(folder / MODEL, recipe.optimiser.dtype).model
+    recipe: Recipe
+    own: Align
+    modes: Sequence[str]
+    sampler: Sampler
+    rows: Sequence[Row]
+    play: Play
+    judge: Judge
+    say: Callable[[str], None]
 
+    def run(self) -> None:
+        """Have the sampler's model learn, from the cheapest mode to the dearest, which one does; done once.
 
-def _chosen(
-    recipe: Recipe,
-    own: Align,
-    modes: Sequence[str],
-    sampler: Sampler,
-    rows: Sequence[Row],
-    play: Play,
-    judge: Judge,
-    say: Callable[[str], None],
-) -> list[Trace]:
-    """What is to be learnt, from episodes that are played some questions at a time."""
-    journal = Journal(
-        recipe.out / "aligned.jsonl",
-        {
-            "fingerprint": sampler.engine.fingerprint(),
-            "recipe": recipe.model_dump(mode="json", exclude=set(CHANGEABLE)),
-        },
-    )
-    size = max(1, recipe.rollouts.batch // (own.samples * len(modes)))
-    learnt: list[Trace] = []
-    counts: Counter[str] = Counter()
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
+        What comes of it is in `aligned/`. Raises RecipeError where no mode does for any question.
+        """
+        folder, engine = self.recipe.out / "aligned", self.sampler.engine
+        done = folder / DONE
+        if not done.exists():
+            traces = self._chosen()
+            if not traces:
+                raise RecipeError(
+                    f"no mode does for any of {len(self.rows)} questions; ask easier ones, or lower apo.align.least"
+                )
+            folder.mkdir(exist_ok=True)
+            settings = self.recipe.model_copy(update={"optimiser": self.own.optimiser})
+            supervise(Running(folder, last_good(folder), self.say), settings, engine.model, engine.tokenizer, traces)
+            write(done, "{}\n")  # last, for a model that was half written when the run was killed is none
+        engine.model = load_engine(folder / MODEL, self.recipe.optimiser.dtype).model
 
-        def make(part: Sequence[Row] = part, start: int = start) -> list[tuple[str, dict[str, Any]]]:
-            asked = [(row, mode) for row in part for mode in modes for _ in range(own.samples)]
-            asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
-            made = play(asks, [row for row, _ in asked], recipe.seed + start)
-            best = [cheapest([one for one in made if one.row is row], modes, own.least, judge) for row in part]
-            return [(one.mode, asdict(trace_of(one, sampler.close))) for one in best if one is not None]
-
-        for mode, trace in journal.piece(f"align {start}", make):
-            counts[mode] += 1
-            learnt.append(Trace(**trace))
-        say(
-            f"routed {start + len(part)}/{len(rows)} questions: {', '.join(f'{counts[mode]} {mode}' for mode in modes)}"
+    def _chosen(self) -> list[Trace]:
+        """What is to be learnt, from episodes that are played some questions at a time."""
+        journal = Journal(
+            self.recipe.out / "aligned.jsonl",
+            {
+                "fingerprint": self.sampler.engine.fingerprint(),
+                "recipe": self.recipe.model_dump(mode="json", exclude=set(CHANGEABLE)),
+            },
         )
-    return learnt
+        size = max(1, self.recipe.rollouts.batch // (self.own.samples * len(self.modes)))
+        learnt: list[Trace] = []
+        counts: Counter[str] = Counter()
+        for start in range(0, len(self.rows), size):
+            part = self.rows[start : start + size]
+
+            def make(part: Sequence[Row] = part, start: int = start) -> list[tuple[str, dict[str, Any]]]:
+                asked = [(row, mode) for row in part for mode in self.modes for _ in range(self.own.samples)]
+                asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
+                made = self.play(asks, [row for row, _ in asked], self.recipe.seed + start)
+                best = [
+                    cheapest([one for one in made if one.row is row], self.modes, self.own.least, self.judge)
+                    for row in part
+                ]
+                return [(one.mode, asdict(trace_of(one, self.sampler.close))) for one in best if one is not None]
+
+            for mode, trace in journal.piece(f"align {start}", make):
+                counts[mode] += 1
+                learnt.append(Trace(**trace))
+            found = ", ".join(f"{counts[mode]} {mode}" for mode in self.modes)
+            self.say(f"routed {start + len(part)}/{len(self.rows)} questions: {found}")
+        return learnt
 
 
 def cheapest(played: Sequence[Episode], modes: Sequence[str], least: float, judge: Judge) -> Episode | None:

@@ -48,8 +48,8 @@ class Episode:
     @property
     def answer(self) -> str:
         """What it says in the end; "" where that is a call."""
-        said, calls = read_calls(self.steps[-1].response)
-        return "" if calls else said
+        response = self.steps[-1].response
+        return "" if self.called and read_calls(response)[1] else response
 
     @property
     def tokens(self) -> int:
@@ -97,11 +97,9 @@ def play(
     for i, rollout in zip(begun, open_calls(sampler, [first[i] for i in begun], seed), strict=True):
         first[i] = rollout
     made = [
-        Episode(row, ask.begun, [rollout], [dict(message) for message in row["prompt"]])
+        Episode(row, ask.begun, [rollout], list(row["prompt"]), called=environment is not None and _calls(rollout))
         for row, ask, rollout in zip(rows, asks, first, strict=True)
     ]
-    for one in made:
-        one.called = environment is not None and _calls(one.steps[0])
     for number in range(1, steps):
         going = list(_going(sampler, made, environment, later))
         if not going:
@@ -143,7 +141,9 @@ def open_calls(sampler: Sampler, made: Sequence[Rollout], seed: int) -> list[Rol
     words = tuple(sampler.session.codec.encode(f"{sampler.session.markers.after}{OPEN}"))
     found, limit, size = list(made), sampler.settings.max_new_tokens, sampler.settings.batch
     begun = {
-        i: (*_thinking(sampler, rollout), *words) for i, rollout in enumerate(made) if sampler.close in rollout.ids
+        i: (*rollout.ids[: rollout.ids.index(sampler.close) + 1], *words)
+        for i, rollout in enumerate(made)
+        if sampler.close in rollout.ids
     }
     places = [i for i, ids in begun.items() if len(ids) < limit]
     for number, at in enumerate(range(0, len(places), size)):
@@ -160,26 +160,40 @@ def open_calls(sampler: Sampler, made: Sequence[Rollout], seed: int) -> list[Rol
     return found
 
 
-def _thinking(sampler: Sampler, rollout: Rollout) -> tuple[int, ...]:
-    return rollout.ids[: rollout.ids.index(sampler.close) + 1]
-
-
 class EpisodeRollouts(GroupRollouts):
-    """Whole episodes as TRL's completions, each by one of its steps, drawn at random."""
+    """Whole episodes as TRL's completions, each by one of its steps, drawn at random; see `play`.
+
+    How one was begun by force has no loss, and neither has one that does otherwise than it was begun.
+    """
 
     def __init__(
-        self, sampler: Sampler, plan: Sequence[str], seed: int, environment: Environment, *, later: str, steps: int
+        self,
+        sampler: Sampler,
+        plan: Sequence[str],
+        seed: int,
+        environment: Environment | None,
+        *,
+        later: str,
+        steps: int,
     ) -> None:
-        super().__init__(sampler, plan, seed, learn_first=False)
+        super().__init__(sampler, plan, seed)
         self.environment, self.later, self.steps = environment, later, steps
 
     def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
         """See `GroupRollouts`."""
         made = play(self.sampler, asks, rows, self.environment, later=self.later, steps=self.steps, seed=seed)
         rng = Random(f"steps:{seed}")
-        return [
-            one.learnt_from(
-                rng.randrange(len(one.steps)), one.stayed and self.environment.solved(one.row["id"], one.answer)
-            )
-            for one in made
-        ]
+        return [one.learnt_from(rng.randrange(len(one.steps)), self._solved(one)) for one in made]
+
+    def _solved(self, one: Episode) -> bool | None:
+        """None where the reward for being right judges."""
+        if self.environment is None:
+            return None
+        return one.stayed and self.environment.solved(one.row["id"], one.answer)
+
+    def learnt(self, rollout: Rollout) -> list[int]:
+        """See `GroupRollouts`."""
+        mask = super().learnt(rollout)
+        if rollout.drawn is not None:
+            mask[0] = 0
+        return mask

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ..evaluation.answering import batch_seed
@@ -19,13 +18,12 @@ FIELDS = (
 class GroupRollouts:
     """A `rollout_func`: called with prompts, each standing there once for each of its completions.
 
-    plan: how the completions of a group are begun. learn_first: whether the loss has the first token of begun ones,
-    which is the choice to think; if not, one that does otherwise than it was begun counts for nothing. The tier of a
-    prompt is the column `tier` of the trainer's inputs.
+    plan: how the completions of a group are begun; the loss has the first token of begun ones too, which is the choice
+    to think. The tier of a prompt is the column `tier` of the trainer's inputs.
     """
 
-    def __init__(self, sampler: Sampler, plan: Sequence[str], seed: int, *, learn_first: bool = True) -> None:
-        self.sampler, self.plan, self.seed, self.learn_first = sampler, tuple(plan), seed, learn_first
+    def __init__(self, sampler: Sampler, plan: Sequence[str], seed: int) -> None:
+        self.sampler, self.plan, self.seed = sampler, tuple(plan), seed
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """See TRL's `RolloutFunc`."""
@@ -51,10 +49,7 @@ class GroupRollouts:
 
     def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
         """A completion for each ask, which stand beside their rows of the dataset."""
-        made = self.sampler(asks, seed)
-        if self.learn_first:
-            return made
-        return [r if r.begun in (FREE, r.mode) else replace(r, weight=0.0) for r in made]
+        return self.sampler(asks, seed)
 
     def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
         """Further columns of these completions, which stand beside their rows of the dataset."""
@@ -72,7 +67,4 @@ class GroupRollouts:
 
     def learnt(self, rollout: Rollout) -> list[int]:
         """1 for each token that the loss has, 0 for what others wrote."""
-        mask = [int(not forced) for forced in rollout.forced]
-        if rollout.drawn is not None and not self.learn_first:
-            mask[0] = 0
-        return mask
+        return [int(not forced) for forced in rollout.forced]

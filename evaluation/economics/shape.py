@@ -48,8 +48,8 @@ class Shape:
         return 2 * self.kv_heads * self.head_dim * self.attended(context)
 
 
-def load_shape(model: str) -> Shape:
-    """The shape of an embedded model, a folder or a model of the hub; raises ModelError."""
+def load_config(model: str) -> Any:
+    """The configuration of an embedded model, a folder or a model of the hub; raises ModelError."""
     from transformers import AutoConfig
 
     # How models are found and refused is the engine's business; only its weights are not wanted here.
@@ -58,7 +58,12 @@ def load_shape(model: str) -> Shape:
     place = locate(model)
     config = loaded(model, "configuration", lambda: AutoConfig.from_pretrained(place))
     check_causal(model, config)
-    return shape_of(config, model)
+    return config
+
+
+def load_shape(model: str) -> Shape:
+    """The shape of an embedded model, a folder or a model of the hub; raises ModelError."""
+    return shape_of(load_config(model), model)
 
 
 def shape_of(config: Any, name: str = "the model") -> Shape:

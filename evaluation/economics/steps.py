@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import OptionError
 from .roofline import STORAGE
 from .runtime import TimingError
+from .shape import load_config
 
 FEW, MORE = 2, 6
 """Layers of the copies."""
@@ -47,15 +48,9 @@ def foretell(model: str, dtype: str, batch: int = 1, context: int = 64, clock: C
 
     Raises ModelError, and OptionError for weights of a dtype that random ones cannot be kept in.
     """
-    from transformers import AutoConfig
-
-    from ...controller.engines.checkpoints import check_causal, loaded, locate
-
     if STORAGE[dtype].compute != dtype:
         raise OptionError(f"steps of {dtype} weights are not foretold; accepted: float32, bfloat16, float16 (--dtype)")
-    place = locate(model)
-    config = loaded(model, "configuration", lambda: AutoConfig.from_pretrained(place))
-    check_causal(model, config)
+    config = load_config(model)
     layers = config.get_text_config(decoder=True).num_hidden_layers
     seconds = [_copied(config, dtype, min(count, layers), batch, context, clock) for count in (FEW, MORE)]
     return drawn_out(seconds, layers, dtype, batch, context)

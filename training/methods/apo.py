@@ -16,7 +16,7 @@ from ...controller.budgets import canonical_effort
 from ...controller.engines.transformers import TransformersEngine
 from ...errors import OptionError
 from ...evaluation.agents.tools import TOLD
-from ..aligning import Align, align
+from ..aligning import Align, Alignment
 from ..checks import Ground, check
 from ..config import Alarm, Recipe, RecipeError, Section
 from ..data import Row, schedule
@@ -24,7 +24,6 @@ from ..environment import Environment, environment_of, tasks_of
 from ..episodes import Episode, EpisodeRollouts, play
 from ..rewards import AdaptiveDiscount, Correctness
 from ..rewards.base import AGENTIC, NO_THINK, THINK
-from ..rollouts import GroupRollouts
 from ..running import Running
 from ..sampling import FREE, Ask, Sampler
 
@@ -91,9 +90,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         running.reinforce(
             recipe,
             sampler,
-            GroupRollouts(sampler, plan, recipe.seed, learn_first=False)
-            if environment is None
-            else EpisodeRollouts(sampler, plan, recipe.seed, environment, later=own.later, steps=own.steps),
+            EpisodeRollouts(sampler, plan, recipe.seed, environment, later=own.later, steps=own.steps),
             [correct, AdaptiveDiscount(correct, own.alpha, own.easy, ground.markers.close)],
             schedule(ground.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
             credit="group",
@@ -122,7 +119,7 @@ def _align(
     correct: Correctness,
     say: Callable[[str], None],
 ) -> None:
-    """See `aligning.align`."""
+    """See `aligning.Alignment`."""
 
     def played(asks: Sequence[Ask], rows: Sequence[Row], seed: int) -> list[Episode]:
         return play(sampler, asks, rows, environment, later=recipe.apo.later, steps=recipe.apo.steps, seed=seed)
@@ -133,4 +130,4 @@ def _align(
             return environment.solved(row["id"], episode.answer)
         return correct.is_right(row["answer"], episode.answer, row["drawn"])
 
-    align(recipe, stage, recipe.modes, sampler, ground.rows, played, right, say)
+    Alignment(recipe, stage, recipe.modes, sampler, ground.rows, played, right, say).run()
