@@ -5,6 +5,11 @@ that k lies in: whole numbers of which fine * (code - zero) fits into 8 bits, an
 (DGQ, arXiv:2310.04836). Activations are scaled per row, by their highest, at the time. So nothing but integers is
 multiplied and added up, and every implementation comes to the same sums. The order is that of MixPE (arXiv:2411.16158):
 a scale waits until the products of its group are added up.
+
+Of 8-bit weights in planes, the high halves are read for all outputs, and the low ones only for those tiles of outputs
+that come near a row's highest. So a head costs the bytes of 4 bits, and what a model may say next has 8; what is less
+than e^-10 times as likely keeps the logit of 4. The idea is that of SVD-softmax (arXiv:2311.10302), whose preview is of
+low rank.
 """
 
 from __future__ import annotations
@@ -13,15 +18,18 @@ from collections.abc import Callable
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OptionError
 from .native import KINDS, library
-from .w4a8_layout import TILE, check, unpack
+from .w4a8_layout import TILE, Form, check, form_of, preview, unpack
 
 X_LEAST = 2.0**-100
 """Rows of activations that stay below this count as zeros."""
-_EXACT = 1024  # inputs whose products a float32 adds up without rounding: 127 * 127 * 1024 < 2^24
+MARGIN = 10.0
+"""In planes, how far below the highest result of a row the highest of a tile may be for both halves to be read."""
+_EXACT = 512  # inputs whose products a float32 adds up without rounding: 241 * 127 * 512 < 2^24
 
 
 def w4a8_linear(
@@ -34,9 +42,10 @@ def w4a8_linear(
 ) -> Tensor:
     """The layer on x [..., inputs], float32, bfloat16 or float16; gives [..., outputs] of the same dtype.
 
-    weight, groups: see w4a8_layout.py; groups None: 8-bit weights. channel_scale: float32 [outputs]. input_scale:
-    float32 [inputs], what activations are multiplied by before they are quantized. bias: [outputs]. A row with NaN or
-    infinity gives NaN. Without gradients. Raises OptionError for shapes and dtypes that do not fit.
+    weight, groups: see w4a8_layout.py; groups None: 8-bit weights, of 4 dimensions in planes. channel_scale: float32
+    [outputs]. input_scale: float32 [inputs], what activations are multiplied by before they are quantized. bias:
+    [outputs]. A row with NaN or infinity gives NaN. Without gradients. Raises OptionError for shapes and dtypes that do
+    not fit.
     """
     if x.dtype not in KINDS or not x.ndim:
         raise OptionError(
@@ -57,9 +66,23 @@ def reference(
 ) -> Tensor:
     """The definition of `w4a8_linear` on rows, worked out in float64: float64 [rows, outputs]."""
     x8, row_scale = quantize_rows(x, input_scale)
-    whole = unpack(weight, groups)[: channel_scale.shape[0], : x.shape[1]]
-    out = (x8.double() @ whole.double().T) * channel_scale.double() * row_scale.double()[:, None]
-    return out if bias is None else out + bias.double()
+    added = torch.zeros_like(channel_scale).double() if bias is None else bias.double()
+
+    def worked_out(whole: Tensor) -> Tensor:
+        whole = whole[: channel_scale.shape[0], : x.shape[1]].double()
+        return (x8.double() @ whole.T) * channel_scale.double() * row_scale.double()[:, None] + added
+
+    out = worked_out(unpack(weight, groups))
+    return out if form_of(weight, groups) is not Form.PLANES else refined(worked_out(preview(weight) / 2), out)
+
+
+def refined(seen: Tensor, out: Tensor) -> Tensor:
+    """Results [rows, outputs] in planes: `out` in tiles that come near a row's highest by high halves, else `seen`."""
+    missing = -out.shape[1] % TILE
+    tops = F.pad(seen.nan_to_num(-torch.inf, torch.inf, -torch.inf), (0, missing), value=-torch.inf)
+    tops = tops.unflatten(1, (-1, TILE)).amax(2)
+    high = tops >= tops.amax(1, keepdim=True) - MARGIN
+    return torch.where(high.repeat_interleave(TILE, 1)[:, : out.shape[1]], out, seen)
 
 
 def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -99,17 +122,31 @@ def in_torch(
     check(x.shape[1], weight, groups, channel_scale, input_scale, bias)
     x8, row_scale = quantize_rows(x, input_scale)
     rows, outputs = len(x), channel_scale.shape[0]
-    out = torch.empty(rows, outputs, device=x.device)
-    for tile in range(0, len(weight), 16):
-        part = slice(tile, tile + 16)
-        whole = unpack(weight[part], None if groups is None else groups[part])[:, : x.shape[1]].float()
-        total = x.new_zeros(rows, len(whole), dtype=torch.int32)
-        for start in range(0, x.shape[1], _EXACT):
-            k = slice(start, start + _EXACT)
-            total += (x8[:, k].float() @ whole[:, k].T).to(torch.int32)
-        n = slice(tile * TILE, min((tile + 16) * TILE, outputs))
-        out[:, n] = total[:, : n.stop - n.start].float() * channel_scale[n] * row_scale[:, None]
-    return (out if bias is None else out + bias.float()).to(x.dtype)
+    planes = form_of(weight, groups) is Form.PLANES
+    out, seen = (torch.empty(rows, outputs, device=x.device) for _ in range(2))
+
+    def fill(to: Tensor, whole: Tensor, unit: float, first: int) -> None:
+        total = _totals(x8, whole[: outputs - first])
+        n = slice(first, first + total.shape[1])
+        to[:, n] = total.float() * unit * channel_scale[n] * row_scale[:, None]
+        if bias is not None:
+            to[:, n] += bias[n].float()
+
+    for tile in range(0, weight.shape[-3], 16):
+        some = weight[..., tile : tile + 16, :, :]
+        fill(out, unpack(some, None if groups is None else groups[tile : tile + 16]), 1.0, tile * TILE)
+        if planes:
+            fill(seen, preview(some), 0.5, tile * TILE)
+    return (refined(seen, out) if planes else out).to(x.dtype)
+
+
+def _totals(x8: Tensor, whole: Tensor) -> Tensor:
+    """Sums of the products of whole numbers, int32 [rows, outputs]."""
+    total = x8.new_zeros(len(x8), len(whole), dtype=torch.int32)
+    for start in range(0, x8.shape[1], _EXACT):
+        k = slice(start, min(start + _EXACT, x8.shape[1]))
+        total += (x8[:, k].float() @ whole[:, k].float().T).to(torch.int32)
+    return total
 
 
 @torch.library.custom_op("tersely::w4a8_linear", mutates_args=())

@@ -3,10 +3,13 @@
 Outputs come in tiles of 16, the last one filled up. `weight` is uint8 [tiles, lines, 64]. Byte 4 n + j of a line has,
 for output n of its tile, in its low half the code of input 8 * line + j, in its high half that of the input 4 further.
 `groups` is uint8 [tiles, groups, 2, 16], fine scales and then zeros. Where weights have 8 bits, there are no groups,
-and byte 4 n + j of a line is the weight of input 4 * line + j plus 128.
+and byte 4 n + j of a line is the weight of input 4 * line + j plus 128. In planes, `weight` is [2, tiles, lines, 64]:
+the high halves of these bytes laid out as codes, and then the low halves.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +23,26 @@ DEEPEST = 1 << 16
 """Inputs of a layer: with more, sums might leave 32 bits."""
 GROUP_SIZES = (32, 64, 128)
 """Inputs that may share a fine scale and a zero."""
+
+
+class Form(IntEnum):
+    """How the weights of a layer lie, as csrc/w4a8.h counts it."""
+
+    GRAINS = 0
+    """4 bits, with a fine scale and a zero for each group."""
+    BYTES = 1
+    PLANES = 2
+    """8 bits, high halves and low halves apart."""
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of a line."""
+        return 4 if self is Form.BYTES else 8
+
+
+def form_of(weight: Tensor, groups: Tensor | None) -> Form:
+    """What form the tensors of a layer have."""
+    return Form.GRAINS if groups is not None else Form.PLANES if weight.ndim == 4 else Form.BYTES
 
 
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -39,10 +62,8 @@ def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, 
     missing = count * size - inputs
     padding = zero[:, -1:].expand(-1, missing)  # what it says is nothing
     rows = _tiles(torch.cat((codes, padding), dim=1).to(torch.uint8))  # [tiles, 16, inputs]
-    halves = rows.unflatten(2, (-1, 2, 4)).permute(0, 2, 3, 1, 4)  # [tiles, lines, 2, 16, 4]
-    weight = (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(2)
     about = torch.stack((_tiles(fine.to(torch.uint8)), _tiles(zero.to(torch.uint8))), dim=1)
-    return weight.contiguous(), about.permute(0, 3, 1, 2).contiguous()
+    return _halves(rows), about.permute(0, 3, 1, 2).contiguous()
 
 
 def pack_bytes(whole: Tensor) -> Tensor:
@@ -53,16 +74,30 @@ def pack_bytes(whole: Tensor) -> Tensor:
     return rows.permute(0, 2, 1, 3).flatten(2).contiguous()
 
 
+def pack_planes(whole: Tensor) -> Tensor:
+    """`weight` of a layer in planes from 8-bit weights -127..127 [outputs, inputs]."""
+    codes = F.pad(whole.to(torch.int16), (0, -whole.shape[1] % 8)) + 128
+    rows = _tiles(codes.to(torch.uint8))
+    return torch.stack((_halves(rows >> 4), _halves(rows & 15)))
+
+
 def unpack(weight: Tensor, groups: Tensor | None) -> Tensor:
     """The whole numbers of the weights, int8 [outputs, inputs], with the padding of both."""
-    if groups is None:
+    form = form_of(weight, groups)
+    if form is Form.PLANES:
+        high, low = (_codes(plane).to(torch.int16) for plane in weight)
+        return (16 * high + low - 128).to(torch.int8)
+    if form is Form.BYTES or groups is None:
         rows: Tensor = weight.unflatten(2, (TILE, 4)).permute(0, 2, 1, 3).flatten(2)
         return (rows.to(torch.int16) - 128).to(torch.int8).flatten(0, 1)
-    halves = torch.stack((weight & 15, weight >> 4), dim=2).unflatten(3, (TILE, 4))
-    codes = halves.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1).to(torch.int8)
     fine, zero = groups.to(torch.int8).permute(2, 0, 3, 1).flatten(1, 2)[..., None]
-    whole: Tensor = (codes.unflatten(1, (groups.shape[1], -1)) - zero) * fine
+    whole: Tensor = (_codes(weight).unflatten(1, (groups.shape[1], -1)) - zero) * fine
     return whole.flatten(1)
+
+
+def preview(weight: Tensor) -> Tensor:
+    """Twice what high halves alone say of weights in planes, the middle of what they leave open: int16 as `unpack`."""
+    return 32 * (_codes(weight[0]).to(torch.int16) - 8) + 15
 
 
 def check(
@@ -74,11 +109,12 @@ def check(
     bias: Tensor | None,
 ) -> None:
     """Raise OptionError unless the tensors of a layer fit together and its inputs; compiled code believes it."""
-    outputs, lines = channel_scale.numel(), weight.shape[1] if weight.ndim == 3 else 0
-    tiles, depth = -(-outputs // TILE), lines * (4 if groups is None else 8)
-    size = 4 if groups is None else depth // max(1, groups.shape[1] if groups.ndim == 4 else 0)
+    form = form_of(weight, groups)
+    outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + (form is Form.PLANES) else 0
+    tiles, depth = -(-outputs // TILE), lines * form.inputs
+    size = form.inputs if groups is None else depth // max(1, groups.shape[1] if groups.ndim == 4 else 0)
     wanted = {
-        "weight": (weight, (tiles, lines, LINE), (torch.uint8,)),
+        "weight": (weight, (*((2,) if form is Form.PLANES else ()), tiles, lines, LINE), (torch.uint8,)),
         "groups": (groups, (tiles, depth // max(1, size), 2, TILE), (torch.uint8,)),
         "channel_scale": (channel_scale, (outputs,), (torch.float32,)),
         "input_scale": (input_scale, (inputs,), (torch.float32,)),
@@ -98,6 +134,20 @@ def check(
             f"a layer of {inputs} inputs and {outputs} outputs got {', '.join(wrong)}; accepted: tensors as `pack` "
             f"makes them, groups of {', '.join(map(str, GROUP_SIZES))}"
         )
+
+
+def _halves(rows: Tensor) -> Tensor:
+    """Codes 0..15 in tiles [tiles, 16, inputs], two of them a byte: [tiles, lines, 64]."""
+    halves = rows.unflatten(2, (-1, 2, 4)).permute(0, 2, 3, 1, 4)  # [tiles, lines, 2, 16, 4]
+    packed: Tensor = halves[:, :, 0] | halves[:, :, 1] << 4
+    return packed.flatten(2).contiguous()
+
+
+def _codes(plane: Tensor) -> Tensor:
+    """Codes from [tiles, lines, 64]: int8 [outputs, inputs]."""
+    halves = torch.stack((plane & 15, plane >> 4), dim=2).unflatten(3, (TILE, 4))
+    codes: Tensor = halves.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
+    return codes.to(torch.int8)
 
 
 def _tiles(rows: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .native import KINDS, library, share_rows
-from .w4a8_layout import TILE, check
+from .w4a8 import MARGIN
+from .w4a8_layout import TILE, Form, check, form_of
 
 _WORTH = 1 << 18  # products: what takes one thread a few times as long as waking another
 _KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
@@ -29,10 +30,11 @@ class _Job(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("x", "input_scale")),
         *((name, ctypes.c_int64) for name in ("kind", "rows", "columns", "stride")),
         *((name, ctypes.c_void_p) for name in ("codes", "groups", "channel_scale", "bias")),
-        *((name, ctypes.c_int64) for name in ("bias_kind", "outputs", "lines", "group_count")),
+        *((name, ctypes.c_int64) for name in ("form", "bias_kind", "outputs", "lines", "group_count")),
         ("out", ctypes.c_void_p),
         ("out_kind", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x8", "row_scale", "sums", "room")),
+        *((name, ctypes.c_void_p) for name in ("x8", "row_scale", "sums", "room", "tops", "least")),
+        ("margin", ctypes.c_float),
         *((name, ctypes.c_int64) for name in ("level", "next", "chunk")),
     )
 
@@ -43,15 +45,16 @@ Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 class _Known:
     """A layer that was checked: its tensors, which it keeps from being taken for others, and a job to copy."""
 
-    __slots__ = ("columns", "depth", "job", "pointers", "references", "tiles")
+    __slots__ = ("columns", "depth", "form", "job", "pointers", "references", "tiles")
 
     def __init__(self, columns: int, tensors: Tensors) -> None:
         weight, groups, channel_scale, _, bias = tensors
         check(columns, *tensors)
         self.references = tuple(None if t is None else weakref.ref(t) for t in tensors)
         self.pointers = tuple(None if t is None else t.data_ptr() for t in tensors)
-        self.columns, self.tiles = columns, len(weight)
-        self.depth = weight.shape[1] * (4 if groups is None else 8)
+        form = form_of(weight, groups)
+        self.columns, self.form, self.tiles = columns, form, weight.shape[-3]
+        self.depth = weight.shape[-2] * form.inputs
         self.job = _Job(
             columns=columns,
             codes=self.pointers[0],
@@ -59,10 +62,12 @@ class _Known:
             channel_scale=self.pointers[2],
             input_scale=self.pointers[3],
             bias=self.pointers[4],
+            form=form,
             bias_kind=0 if bias is None else KINDS[bias.dtype],
             outputs=len(channel_scale),
-            lines=weight.shape[1],
+            lines=weight.shape[-2],
             group_count=1 if groups is None else groups.shape[1],
+            margin=MARGIN,
             level=_native()[1],
         )
 
@@ -110,11 +115,13 @@ def in_c(
     half = x.dtype == torch.float16
     out = torch.empty(rows, job.outputs, dtype=torch.float32 if half else x.dtype)
     padded, at = -(-rows // 8) * 8, 0
-    sizes = (padded * known.depth, 4 * padded, 4 * padded * job.group_count, 4 * known.depth)
-    room = _room(sum(sizes) + 256)
+    tops = rows * known.tiles if known.form is Form.PLANES else 0
+    sizes = (padded * known.depth, 4 * padded, 4 * padded * job.group_count, 4 * known.depth, 4 * tops, 4 * padded)
+    room = _room(sum(sizes) + 64 * len(sizes))
     at = room.data_ptr() + 63 & -64
-    job.x8, job.row_scale = at, (at := at + sizes[0] + 63 & -64)
-    job.sums, job.room = (at := at + sizes[1] + 63 & -64), at + sizes[2] + 63 & -64
+    for name, size in zip(("x8", "row_scale", "sums", "room", "tops", "least"), sizes, strict=True):
+        setattr(job, name, at)
+        at += size + 63 & -64
     job.x, job.kind, job.rows, job.stride = x.data_ptr(), KINDS[x.dtype], rows, x.stride(0)
     job.out, job.out_kind = out.data_ptr(), KINDS[out.dtype]
     if level is not None:
@@ -140,11 +147,17 @@ def _run(job: _Job, tiles: int, products: int) -> None:
     if threads < 2:
         native.tersely_w4a8_quantize(here)
         native.tersely_w4a8_tiles(here, 0, tiles)
+        if job.form == Form.PLANES:
+            native.tersely_w4a8_least(here)
+            native.tersely_w4a8_refine(here, 0, tiles)
     elif team is not None:
         native.tersely_w4a8_all(here, team, threads)
     else:
         native.tersely_w4a8_quantize(here)
         share_rows(lambda start, stop: native.tersely_w4a8_tiles(here, start, stop), tiles, products)
+        if job.form == Form.PLANES:
+            native.tersely_w4a8_least(here)
+            share_rows(lambda start, stop: native.tersely_w4a8_refine(here, start, stop), tiles, products)
 
 
 @cache
@@ -165,6 +178,8 @@ def _native() -> tuple[Any, int]:
     for name, arguments in (
         ("quantize", (pointer,)),
         ("tiles", (pointer, number, number)),
+        ("least", (pointer,)),
+        ("refine", (pointer, number, number)),
         ("all", (pointer, pointer, ctypes.c_int)),
     ):
         function = getattr(found, f"tersely_w4a8_{name}")

@@ -23,6 +23,7 @@ from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quanti
 from tersely.kernels.quantization.calibration import read, rows_of, watched, written_by
 from tersely.kernels.quantization.compensation import compensate, losses
 from tersely.kernels.quantization.scheme import TwoGrains, eight_bits, input_scale, two_grains
+from tersely.kernels.w4a8_layout import Form
 
 from .models import random_model
 
@@ -209,7 +210,7 @@ def test_perplexity_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "scheme", [Scheme(64), Scheme(128, smooth=True), Scheme(32, "int4"), Scheme(64, "keep", True)], ids=str
+    "scheme", [Scheme(64), Scheme(128, "int8", True), Scheme(32, "int4"), Scheme(64, "keep", True)], ids=str
 )
 def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) -> None:
     model = load(SMALL)
@@ -218,7 +219,7 @@ def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) ->
     assert read(model, text[:4]) < 1.25 * before
     kinds = {name: type(m) for name, m in model.named_modules() if name.endswith(("proj", "head"))}
     assert set(kinds.values()) == {W4A8Linear} | ({nn.Linear} if scheme.head == "keep" else set())
-    assert {layer["bits"] for layer in done.layers} == ({4, 8} if scheme.head == "int8" else {4})
+    assert {layer["bits"] for layer in done.layers} == ({4, 8} if scheme.head in ("preview", "int8") else {4})
     assert len(done.layers) == 28 + (scheme.head != "keep")
     assert all(0 < layer["error"] < 0.05 for layer in done.layers)
     assert all(layer["error"] <= layer.get("error of plain rounding", 1) for layer in done.layers)
@@ -231,8 +232,16 @@ def test_without_text_no_input_is_scaled() -> None:
     done = quantize_model(model, None, Scheme(smooth=True))
     assert {layer["scaled inputs"] for layer in done.layers} == {0}
     assert isinstance(model.lm_head, W4A8Linear)
-    assert model.lm_head.size is None
-    assert "8-bit weights" in repr(model.lm_head)
+    assert model.lm_head.form is Form.PLANES
+    assert "8-bit weights in two planes" in repr(model.lm_head)
+
+
+def test_a_head_in_planes_holds_what_one_of_bytes_does(text: Tensor) -> None:
+    planes, whole = load(SMALL), load(SMALL)
+    quantize_model(planes, None, Scheme())
+    quantize_model(whole, None, Scheme(head="int8"))
+    assert torch.equal(planes.lm_head.dequantized(), whole.lm_head.dequantized())
+    assert read(planes, text[:4]) == pytest.approx(read(whole, text[:4]), rel=2e-3)
 
 
 def test_saved_and_loaded_again(tmp_path: Path) -> None:

@@ -74,7 +74,10 @@ def test_without_our_import_transformers_refuses(checkpoint: Path, monkeypatch: 
 def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pre-quantized"):
         load(SMALL, quantization_config=W4A8Config(**Scheme().written()))
-    for change, message in (({"format": 2}, "format 2.*accepted: 1"), ({"head": "int2"}, "accepted: int8, int4, keep")):
+    for change, message in (
+        ({"format": 2}, "format 2.*accepted: 1"),
+        ({"head": "int2"}, "accepted: preview, int8, int4, keep"),
+    ):
         config = json.loads((checkpoint / "config.json").read_text())
         config["quantization_config"] |= change
         (tmp_path / "config.json").write_text(json.dumps(config))

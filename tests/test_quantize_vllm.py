@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError
 from tersely.kernels.quantization import Scheme, quantize_model
+from tersely.kernels.w4a8_layout import Form, pack_bytes, pack_planes, unpack
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -77,10 +79,11 @@ def said_by(llm: LLM) -> list[list[int]]:
     [
         (Scheme(64, smooth=True), {"enforce_eager": True}),
         (Scheme(32), {"enforce_eager": False}),
+        (Scheme(64, "int8"), {"enforce_eager": True}),
         (Scheme(64, "int4"), {"enforce_eager": True}),
         (Scheme(64, "keep"), {"enforce_eager": True}),
     ],
-    ids=["eager", "compiled", "int4 head", "head kept"],
+    ids=["eager", "compiled", "int8 head", "int4 head", "head kept"],
 )
 def test_vllm_says_what_transformers_says(
     start: Callable[..., LLM], tmp_path: Path, scheme: Scheme, options: dict[str, bool]
@@ -91,11 +94,26 @@ def test_vllm_says_what_transformers_says(
     assert said_by(llm) == answers
 
 
+@pytest.mark.parametrize("form", [Form.BYTES, Form.PLANES], ids=str)
+def test_a_device_loads_its_part_of_a_head(start: Callable[..., LLM], form: Form) -> None:
+    from tersely.kernels.quantization.vllm import _head_loader
+
+    whole = torch.randint(-127, 128, (64, 24))
+    packed = (pack_planes if form is Form.PLANES else pack_bytes)(whole)
+    load = _head_loader(SimpleNamespace(shard_indices=SimpleNamespace(org_vocab_start_index=32)), form)
+    part = nn.Parameter(torch.zeros(*packed.shape[:-3], 3, *packed.shape[-2:], dtype=torch.uint8), requires_grad=False)
+    load(part, packed)
+    assert torch.equal(unpack(part.data, None)[:32], whole[32:].to(torch.int8)), "what is padded stays as it was"
+    assert not part.data[..., 2, :, :].any()
+
+
 def test_layers_that_vllm_cannot_join(start: Callable[..., LLM]) -> None:
     from tersely.kernels.quantization.vllm import W4A8Method
 
     def create(inputs: int, parts: list[int], whole_inputs: int, outputs: int) -> None:
-        W4A8Method(64, Scheme(64)).create_weights(nn.Module(), inputs, parts, whole_inputs, outputs, torch.float32)
+        W4A8Method(Form.GRAINS, Scheme(64)).create_weights(
+            nn.Module(), inputs, parts, whole_inputs, outputs, torch.float32
+        )
 
     with pytest.raises(ModelError, match="are joined by vLLM; accepted: multiples of 16"):
         create(128, [64, 24, 24], 128, 112)

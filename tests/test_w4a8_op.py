@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tersely.kernels import native
-from tersely.kernels.w4a8 import in_torch, quantize_rows, reference, w4a8_linear
-from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, unpack
+from tersely.kernels.w4a8 import MARGIN, in_torch, quantize_rows, reference, w4a8_linear
+from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, pack_planes, preview, unpack
 from tersely.kernels.w4a8_native import in_c
 
 FOUND = native.library()
@@ -44,8 +44,12 @@ class Layer:
         return tuple(getattr(self, name) for name in ("weight", "groups", "channel_scale", "input_scale", "bias"))
 
 
-def random_layer(outputs: int, inputs: int, size: int | None, extras: bool = False) -> Layer:
-    """A layer whose codes span all that is allowed; size None: 8-bit weights."""
+Size = int | str | None
+sizes = pytest.mark.parametrize("size", [32, None, "planes"])
+
+
+def random_layer(outputs: int, inputs: int, size: Size, extras: bool = False) -> Layer:
+    """A layer whose codes span all that is allowed; size None: 8-bit weights, "planes": those in planes."""
     generator = torch.Generator().manual_seed(outputs * 10_007 + inputs)
 
     def draw(low: int, high: int, *shape: int) -> Tensor:
@@ -56,6 +60,11 @@ def random_layer(outputs: int, inputs: int, size: int | None, extras: bool = Fal
     rest = more if extras else (None, None)
     if size is None:
         return Layer(pack_bytes(draw(-127, 127, outputs, inputs)), None, scale, *rest)
+    if size == "planes":
+        # Results of random rows spread by a few margins, so that some tiles are worked out by both halves.
+        scale *= 4 * MARGIN / (127 * inputs**0.5)
+        return Layer(pack_planes(draw(-127, 127, outputs, inputs)), None, scale, *rest)
+    assert isinstance(size, int)
     count = -(-inputs // size)
     fine, zero = draw(1, 127, outputs, count), draw(0, 15, outputs, count)
     fine[::2] = fine[::2] % 9 + 1  # few codes are left to the large ones
@@ -108,9 +117,33 @@ def test_the_layout_byte_by_byte() -> None:
     assert torch.equal(unpack(bytes_of, None)[:20, :6], whole.to(torch.int8))
 
 
+def test_planes_byte_by_byte() -> None:
+    whole = torch.randint(-127, 128, (20, 13))
+    planes = pack_planes(whole)
+    assert planes.shape == (2, 2, 2, 64)
+    for n, k in ((0, 0), (3, 6), (16, 9), (19, 12)):
+        high, low = planes[:, n // 16, k // 8, 4 * (n % 16) + k % 4].tolist()
+        shift = 4 if k % 8 > 3 else 0
+        assert 16 * (high >> shift & 15) + (low >> shift & 15) == whole[n, k] + 128
+    assert torch.equal(unpack(planes, None)[:20, :13], whole.to(torch.int8))
+    assert (preview(planes)[:20, :13] / 2 - whole).abs().max() <= 7.5
+
+
 @each
-@pytest.mark.parametrize("size", [32, 64, 128, None])
-def test_against_the_definition(implementation: Callable[..., Tensor], size: int | None) -> None:
+def test_planes_are_bytes_where_results_are_high(implementation: Callable[..., Tensor]) -> None:
+    layer, x = random_layer(970, 260, "planes"), torch.randn(5, 260)
+    found = implementation(x, *layer.tensors())
+    whole = reference(x, pack_bytes(unpack(layer.weight, None)[:970, :260]), None, layer.channel_scale)
+    exact = (found - whole).abs() < 1e-4
+    high = whole >= whole.amax(1, keepdim=True) - MARGIN / 2
+    assert exact[high].all()
+    assert 0.05 < exact.float().mean() < 0.8, "others are seen by high halves"
+    assert torch.equal(found.argmax(1), whole.argmax(1))
+
+
+@each
+@pytest.mark.parametrize("size", [32, 64, 128, None, "planes"])
+def test_against_the_definition(implementation: Callable[..., Tensor], size: Size) -> None:
     for outputs, inputs in SHAPES:
         plain = random_layer(outputs, inputs, size)
         whole = random_layer(outputs, inputs, size, extras=True)
@@ -122,8 +155,8 @@ def test_against_the_definition(implementation: Callable[..., Tensor], size: int
 
 @each
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [64, None])
-def test_dtypes(implementation: Callable[..., Tensor], dtype: torch.dtype, size: int | None) -> None:
+@sizes
+def test_dtypes(implementation: Callable[..., Tensor], dtype: torch.dtype, size: Size) -> None:
     layer = random_layer(40, 200, size, extras=True)
     assert layer.bias is not None
     layer.bias = layer.bias.to(dtype)
@@ -133,9 +166,9 @@ def test_dtypes(implementation: Callable[..., Tensor], dtype: torch.dtype, size:
         assert_right(found, x, layer)
 
 
-@pytest.mark.parametrize("size", [32, 128, None])
+@sizes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_all_come_to_the_same_bits(size: int | None, dtype: torch.dtype) -> None:
+def test_all_come_to_the_same_bits(size: Size, dtype: torch.dtype) -> None:
     for outputs, inputs in SHAPES:
         layer = random_layer(outputs, inputs, size)
         layer.input_scale = torch.rand(inputs) + 0.5
@@ -151,16 +184,17 @@ def test_the_largest_sums(implementation: Callable[..., Tensor]) -> None:
     one = torch.ones(2, DEEPEST // 128, dtype=torch.int64)
     four = Layer(*pack(high, one * 8, one * 0, 128), torch.ones(2))
     eight = Layer(pack_bytes(torch.tensor([[127], [-127]]).expand(2, DEEPEST)), None, torch.ones(2))
+    lowest = Layer(pack_planes(torch.tensor([[127], [-127]]).expand(2, DEEPEST)), None, torch.full((2,), 1e-3))
     x = torch.ones(2, DEEPEST)
     x[1] = -1
-    for layer in (four, eight):
+    for layer in (four, eight, lowest):
         assert_right(implementation(x, *layer.tensors()), x, layer)
 
 
 @each
-@pytest.mark.parametrize("size", [32, None])
+@sizes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_every_character(implementation: Callable[..., Tensor], size: int | None, dtype: torch.dtype) -> None:
+def test_rows_of_every_character(implementation: Callable[..., Tensor], size: Size, dtype: torch.dtype) -> None:
     layer = random_layer(20, 100, size)
     least, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
     x = torch.randn(10, 100).to(dtype)
@@ -176,8 +210,8 @@ def test_rows_of_every_character(implementation: Callable[..., Tensor], size: in
 
 
 @each
-@pytest.mark.parametrize("size", [32, None])
-def test_extreme_scales(implementation: Callable[..., Tensor], size: int | None) -> None:
+@sizes
+def test_extreme_scales(implementation: Callable[..., Tensor], size: Size) -> None:
     layer = random_layer(20, 100, size)
     layer.channel_scale[:4] = torch.tensor([0, 1e-30, 1e30, -2.0])
     layer.input_scale = torch.logspace(-12, 12, 100)
@@ -199,8 +233,8 @@ def test_strides(implementation: Callable[..., Tensor], dtype: torch.dtype) -> N
 
 
 @each
-@pytest.mark.parametrize("size", [32, None])
-def test_no_rows(implementation: Callable[..., Tensor], size: int | None) -> None:
+@sizes
+def test_no_rows(implementation: Callable[..., Tensor], size: Size) -> None:
     layer = random_layer(20, 100, size)
     assert implementation(torch.empty(0, 100), *layer.tensors()).shape == (0, 20)
 
@@ -228,8 +262,9 @@ def test_the_public_function() -> None:
     assert torch.equal(alone, found[0, 0])
 
 
-def test_a_row_does_not_depend_on_its_company() -> None:
-    layer = random_layer(50, 300, 128)
+@sizes
+def test_a_row_does_not_depend_on_its_company(size: Size) -> None:
+    layer = random_layer(50, 300, size)
     x = torch.randn(11, 300)
     together = w4a8_linear(x, *layer.tensors())  # type: ignore[arg-type]
     for row in range(11):

@@ -13,12 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
 from tersely.kernels import native, w4a8, w4a8_native
-from tersely.kernels.quantization import W4A8Linear
+from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
-from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes
+from tersely.kernels.w4a8_layout import DEEPEST, Form, pack, pack_bytes
 from tersely.kernels.w4a8_native import in_c
 
-from .test_w4a8_op import BEST, FOUND, assert_right, each, random_layer
+from .test_w4a8_op import BEST, FOUND, Size, assert_right, each, random_layer
 
 
 @pytest.fixture
@@ -89,13 +89,14 @@ def test_what_cannot_be_packed() -> None:
 
 
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
+@pytest.mark.parametrize("size", [128, "planes"])
 @pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "our threads"])
-def test_threads_share_the_tiles(fresh: pytest.MonkeyPatch, team: bool) -> None:
+def test_threads_share_the_tiles(fresh: pytest.MonkeyPatch, team: bool, size: Size) -> None:
     if not team:
         fresh.setattr(w4a8_native, "_team", lambda: None)
     elif w4a8_native._team() is None:
         pytest.skip("torch's OpenMP cannot be reached here")
-    layer, x, before = random_layer(1000, 2048, 128), torch.randn(5, 2048), torch.get_num_threads()
+    layer, x, before = random_layer(1000, 2048, size), torch.randn(5, 2048), torch.get_num_threads()
     expected = in_c(x, *layer.tensors())  # type: ignore[arg-type]
     try:
         for threads in (2, 3, 5):
@@ -144,7 +145,8 @@ def test_the_environment_can_ask_for_torch(fresh: pytest.MonkeyPatch) -> None:
 def test_gradients_go_through_as_if_nothing_had_been_rounded(extras: bool) -> None:
     torch.manual_seed(0)
     given = {name: value for name, value in asdict(random_layer(32, 64, 32, extras)).items() if value is not None}
-    layer = W4A8Linear(64, 32, 32, torch.float32 if extras else None, smooth=extras)
+    bias = torch.float32 if extras else None
+    layer = W4A8Linear(64, 32, Form.GRAINS, bias, Scheme(32, smooth=extras))
     layer.fill(given)
     x, wanted = torch.randn(2, 3, 64, requires_grad=True), torch.randn(2, 3, 32)
     out = layer(x)

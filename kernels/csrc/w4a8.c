@@ -42,52 +42,62 @@ EXPORT int tersely_w4a8_level(void) {
     return PORTABLE;
 }
 
-/* The first step: rows to 8 bits. */
-EXPORT void tersely_w4a8_quantize(const w4a8_job *job) {
+/* A function for the vectors of a job. */
 #if defined(__x86_64__)
-    if (job->level == AVX512) {
-        avx512_quantize(job);
-        return;
-    }
-    if (job->level == AVX2) {
-        avx2_quantize(job);
-        return;
-    }
+#define BY_LEVEL(function, ...) \
+    do { \
+        if (job->level == AVX512) avx512_##function(__VA_ARGS__); \
+        else if (job->level == AVX2) avx2_##function(__VA_ARGS__); \
+        else any_##function(__VA_ARGS__); \
+    } while (0)
+#else
+#define BY_LEVEL(function, ...) any_##function(__VA_ARGS__)
 #endif
-    any_quantize(job);
-}
+
+/* The first step: rows to 8 bits. */
+EXPORT void tersely_w4a8_quantize(const w4a8_job *job) { BY_LEVEL(quantize, job); }
 
 /* The second step, of tiles from `start` up to `stop`; threads may share a job. */
-EXPORT void tersely_w4a8_tiles(const w4a8_job *job, int64_t start, int64_t stop) {
-#if defined(__x86_64__)
-    if (job->level == AVX512) {
-        avx512_tiles(job, start, stop);
-        return;
+EXPORT void tersely_w4a8_tiles(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(tiles, job, start, stop); }
+
+/* The third step, of planes only: what tiles have to reach. A row of no numbers has no highest. */
+EXPORT void tersely_w4a8_least(const w4a8_job *job) {
+    for (int64_t row = 0; row < job->rows; row++) {
+        const float *tops = job->tops + row * tiles_of(job);
+        float best = -INFINITY;
+        for (int64_t tile = 0; tile < tiles_of(job); tile++) best = tops[tile] > best ? tops[tile] : best;
+        job->least[row] = best > -INFINITY ? best - job->margin : INFINITY;
     }
-    if (job->level == AVX2) {
-        avx2_tiles(job, start, stop);
-        return;
-    }
-#endif
-    any_tiles(job, start, stop);
 }
 
+/* The fourth step, of planes only; shared as the second. */
+EXPORT void tersely_w4a8_refine(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(refine, job, start, stop); }
+
+typedef void on_tiles(const w4a8_job *job, int64_t start, int64_t stop);
+
 /* What each thread does: take some tiles until none are left. So a thread that others slow down takes fewer. */
-static void take_tiles(void *shared) {
-    w4a8_job *job = shared;
-    int64_t tiles = (job->outputs + TILE - 1) / TILE, start;
+static void take(w4a8_job *job, on_tiles *work) {
+    int64_t tiles = tiles_of(job), start;
     while ((start = __atomic_fetch_add(&job->next, job->chunk, __ATOMIC_RELAXED)) < tiles)
-        tersely_w4a8_tiles(job, start, tiles - start < job->chunk ? tiles : start + job->chunk);
+        work(job, start, tiles - start < job->chunk ? tiles : start + job->chunk);
 }
+
+static void take_tiles(void *job) { take(job, tersely_w4a8_tiles); }
+static void take_refining(void *job) { take(job, tersely_w4a8_refine); }
 
 typedef void parallel(void (*work)(void *), void *shared, unsigned threads, unsigned flags);
 
-/* Both steps, the second one by the threads of `run`, the GOMP_parallel of an OpenMP library that is loaded already. */
+/* All steps, those that can be shared by the threads of `run`, the GOMP_parallel of an OpenMP library that is loaded
+ * already. */
 EXPORT void tersely_w4a8_all(w4a8_job *job, parallel *run, int threads) {
-    int64_t tiles = (job->outputs + TILE - 1) / TILE, parts = 4 * threads;
+    int64_t parts = 4 * threads;
     tersely_w4a8_quantize(job);
     job->next = 0;
-    job->chunk = (tiles + parts - 1) / parts;
+    job->chunk = (tiles_of(job) + parts - 1) / parts;
     job->chunk += job->chunk % 2; /* tiles go in pairs */
     run(take_tiles, job, (unsigned)threads, 0);
+    if (job->form != PLANES) return;
+    tersely_w4a8_least(job);
+    job->next = 0;
+    run(take_refining, job, (unsigned)threads, 0);
 }

@@ -10,33 +10,40 @@ enum {
     MOST_ROWS = 8
 };
 
+/* How weights lie: 4 bits in two grains, bytes, or the high and the low halves of bytes apart. */
+enum { GRAINS, BYTES, PLANES };
+
 typedef struct {
     /* Activations: rows of `columns` numbers, `stride` numbers from row to row; input_scale: `columns` floats or NULL. */
     const void *x;
     const float *input_scale;
     int64_t kind, rows, columns, stride;
-    /* Weights: codes [tiles][lines][LINE]; groups [tiles][group_count][2][TILE], fine scales and zeros, or NULL for
-     * codes of 8 bits; channel_scale [outputs]; bias [outputs], of any kind, or NULL. */
+    /* Weights: codes [tiles][lines][LINE], of PLANES two of them, high halves first; groups [tiles][group_count][2][TILE]
+     * of GRAINS, fine scales and zeros; channel_scale [outputs]; bias [outputs], of any kind, or NULL. */
     const uint8_t *codes, *groups;
     const float *channel_scale;
     const void *bias;
-    int64_t bias_kind, outputs, lines, group_count;
+    int64_t form, bias_kind, outputs, lines, group_count;
     /* Results: [rows][outputs], FLOAT32 or BFLOAT16. */
     void *out;
     int64_t out_kind;
     /* Room for quantized rows [padded rows][depth], a float of each padded row, sums [padded rows][group_count] of the
-     * groups, and one row of floats, whose lengths are a whole number of lines; padded rows: see padded_rows. */
+     * groups, and one row of floats, whose lengths are a whole number of lines; padded rows: see padded_rows. Of PLANES
+     * also for the highest result of each row's tiles by high halves alone [rows][tiles], and what a tile of each row has
+     * to reach to be worked out by both [rows]: what is `margin` below the row's highest. */
     int8_t *x8;
     float *row_scale;
     int32_t *sums;
-    float *room;
+    float *room, *tops, *least, margin;
     int64_t level;
     /* Set by tersely_w4a8_all for its threads. */
     int64_t next, chunk;
 } w4a8_job;
 
 /* Inputs with the padding that fills the last group. */
-INLINE int64_t depth_of(const w4a8_job *job) { return job->lines * (job->groups ? 8 : 4); }
+INLINE int64_t depth_of(const w4a8_job *job) { return job->lines * (job->form == BYTES ? 4 : 8); }
+
+INLINE int64_t tiles_of(const w4a8_job *job) { return (job->outputs + TILE - 1) / TILE; }
 
 /* Rows are worked on in blocks of MOST_ROWS; the last one is filled up to the next power of two. */
 INLINE int64_t padded_rows(int64_t rows) {

@@ -4,7 +4,10 @@
  * A block of rows is multiplied with a few tiles at a time. Within a group only integers occur: the sum of code times
  * activation starts at minus zero times the sum of the activations, and is multiplied by the group's fine scale; these
  * products are added up over the groups. The scales in floating point come after all groups, once. No sum leaves 32
- * bits: a fine scale times (code - zero) fits into 8 bits, so 2^31 / 127^2 inputs are allowed, which ../w4a8.py holds. */
+ * bits: a fine scale times (code - zero) fits into 8 bits, so 2^31 / 127^2 inputs are allowed, which ../w4a8.py holds.
+ *
+ * Bytes in two planes are first taken for the middle of what their high half leaves open, 16 (high - 8) + 7.5, and twice
+ * that is a whole number. A tile that may be among a row's highest is then worked out by both halves. */
 
 /* One row of 8-bit activations: x / scale with scale = max |x| / 127, and the sum of each group. */
 VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
@@ -51,27 +54,40 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
     memset(job->sums + job->rows * job->group_count, 0, (size_t)(missing * job->group_count) * sizeof *job->sums);
 }
 
-/* `count` outputs of one row from `first` on; `totals` are their integers. */
-VEC_TARGET INLINE void VEC(finish)(
-    const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const int64_t count
+/* `count` outputs of one row from `first` on; `totals` are their integers, in units of `unit`. Gives the highest. */
+VEC_TARGET INLINE float VEC(finish_some)(
+    const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const float unit, const int64_t count
 ) {
-    float values[TILE] = {0}, scale = job->row_scale[row];
-    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * job->channel_scale[first + i] * scale;
+    float values[TILE] = {0}, scale = job->row_scale[row], top = -INFINITY;
+    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * unit * job->channel_scale[first + i] * scale;
     if (job->bias)
         for (int64_t i = 0; i < count; i++) values[i] += number_at(job->bias, first + i, (int)job->bias_kind);
+    for (int64_t i = 0; i < count; i++) top = values[i] > top ? values[i] : top;
     if (job->out_kind == FLOAT32) {
         memcpy((float *)job->out + row * job->outputs + first, values, (size_t)count * sizeof *values);
-        return;
+        return top;
     }
     uint16_t halves[TILE];
     for (int64_t i = 0; i < TILE; i++) halves[i] = bfloat_of(values[i]);
     memcpy((uint16_t *)job->out + row * job->outputs + first, halves, (size_t)count * sizeof *halves);
+    return top;
 }
 
-/* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and bits are
+/* The outputs of a tile that there are. */
+VEC_TARGET INLINE float VEC(finish)(
+    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *total, const float unit
+) {
+    int32_t totals[TILE];
+    memcpy(totals, total, sizeof totals);
+    int64_t first = tile * TILE, left = job->outputs - first;
+    if (left >= TILE) return VEC(finish_some)(job, row, first, totals, unit, TILE);
+    return VEC(finish_some)(job, row, first, totals, unit, left);
+}
+
+/* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and form are
  * constants where this is used. */
 VEC_TARGET INLINE void VEC(block)(
-    const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int rows, const int tiles, const int bits
+    const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int rows, const int tiles, const int form
 ) {
     enum { parts = VEC(parts), most = MOST_ROWS * VEC(most_tiles) * VEC(parts) };
     const int64_t lines = job->lines, groups = job->group_count, depth = depth_of(job), per_group = lines / groups;
@@ -81,17 +97,17 @@ VEC_TARGET INLINE void VEC(block)(
     UNROLLED
     for (int i = 0; i < rows * tiles * parts; i++) total[i] = VEC(same)(0);
     for (int64_t g = 0; g < groups; g++) {
-        const uint8_t *about = bits == 4 ? job->groups + (tile * groups + g) * 2 * TILE : NULL;
+        const uint8_t *about = form == GRAINS ? job->groups + (tile * groups + g) * 2 * TILE : NULL;
         UNROLLED
         for (int t = 0; t < tiles; t++)
             UNROLLED
             for (int p = 0; p < parts; p++) {
-                VEC(ints) zero = VEC(same)(128);
-                if (bits == 4) zero = VEC(bytes)(about + t * apart * groups * 2 * TILE + TILE + p * TILE / parts);
+                VEC(ints) zero = VEC(same)(form == BYTES ? 128 : 8);
+                if (form == GRAINS) zero = VEC(bytes)(about + t * apart * groups * 2 * TILE + TILE + p * TILE / parts);
                 UNROLLED
                 for (int r = 0; r < rows; r++) {
                     VEC(ints) below = VEC(same)(-job->sums[(row + r) * groups + g]);
-                    sum[(r * tiles + t) * parts + p] = bits == 4 ? VEC(mul_16)(zero, below) : VEC(mul)(zero, below);
+                    sum[(r * tiles + t) * parts + p] = form == GRAINS ? VEC(mul_16)(zero, below) : VEC(mul)(zero, below);
                 }
             }
         for (int64_t line = g * per_group; line < (g + 1) * per_group; line++) {
@@ -105,11 +121,11 @@ VEC_TARGET INLINE void VEC(block)(
             /* Rows outside: each activation is loaded once for all tiles, and is not kept. */
             UNROLLED
             for (int r = 0; r < rows; r++) {
-                const int8_t *activations = x + r * depth + line * (bits == 4 ? 8 : 4);
+                const int8_t *activations = x + r * depth + line * (form == BYTES ? 4 : 8);
                 UNROLLED
                 for (int i = 0; i < tiles * parts; i++) {
                     VEC(ints) *to = sum + r * tiles * parts + i;
-                    if (bits == 4) {
+                    if (form != BYTES) {
                         *to = VEC(dot)(*to, VEC(low)(words[i]), VEC(four)(activations));
                         *to = VEC(dot)(*to, VEC(high)(words[i]), VEC(four)(activations + 4));
                     } else *to = VEC(dot_bytes)(*to, words[i], VEC(four)(activations));
@@ -121,45 +137,79 @@ VEC_TARGET INLINE void VEC(block)(
             UNROLLED
             for (int p = 0; p < parts; p++) {
                 VEC(ints) fine = VEC(same)(1);
-                if (bits == 4) fine = VEC(bytes)(about + t * apart * groups * 2 * TILE + p * TILE / parts);
+                if (form == GRAINS) fine = VEC(bytes)(about + t * apart * groups * 2 * TILE + p * TILE / parts);
                 UNROLLED
                 for (int r = 0; r < rows; r++) {
                     int i = (r * tiles + t) * parts + p;
-                    total[i] = bits == 4 ? VEC(add)(total[i], VEC(mul)(sum[i], fine)) : sum[i];
+                    VEC(ints) middle = VEC(same)(15 * job->sums[(row + r) * groups + g]);
+                    if (form == GRAINS) total[i] = VEC(add)(total[i], VEC(mul)(sum[i], fine));
+                    else if (form == BYTES) total[i] = sum[i];
+                    else total[i] = VEC(add)(VEC(mul)(sum[i], VEC(same)(32)), middle);
                 }
             }
     }
     for (int r = 0; r < rows && row + r < job->rows; r++)
         for (int t = 0; t < tiles; t++) {
-            int32_t totals[TILE];
-            memcpy(totals, total + (r * tiles + t) * parts, sizeof totals);
-            int64_t first = (tile + t * apart) * TILE, left = job->outputs - first;
-            if (left >= TILE) VEC(finish)(job, row + r, first, totals, TILE);
-            else VEC(finish)(job, row + r, first, totals, left);
+            int64_t at = tile + t * apart;
+            float top = VEC(finish)(job, row + r, at, total + (r * tiles + t) * parts, form == PLANES ? 0.5f : 1.0f);
+            if (form == PLANES) job->tops[(row + r) * tiles_of(job) + at] = top;
         }
+}
+
+/* One row times one tile by both halves of its bytes. */
+VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile) {
+    enum { parts = VEC(parts) };
+    const uint8_t *high = job->codes + tile * job->lines * LINE, *low = high + tiles_of(job) * job->lines * LINE;
+    const int8_t *x = job->x8 + row * depth_of(job);
+    VEC(ints) highs[parts], lows[parts];
+    for (int p = 0; p < parts; p++) {
+        highs[p] = VEC(same)(-8 * job->sums[row]);
+        lows[p] = VEC(same)(0);
+    }
+    for (int64_t line = 0; line < job->lines; line++) {
+        UNROLLED
+        for (int p = 0; p < parts; p++) {
+            int64_t at = line * LINE + p * LINE / parts;
+            VEC(ints) words = VEC(words)(high + at), rest = VEC(words)(low + at);
+            highs[p] = VEC(dot)(highs[p], VEC(low)(words), VEC(four)(x + line * 8));
+            highs[p] = VEC(dot)(highs[p], VEC(high)(words), VEC(four)(x + line * 8 + 4));
+            lows[p] = VEC(dot)(lows[p], VEC(low)(rest), VEC(four)(x + line * 8));
+            lows[p] = VEC(dot)(lows[p], VEC(high)(rest), VEC(four)(x + line * 8 + 4));
+        }
+    }
+    for (int p = 0; p < parts; p++) highs[p] = VEC(add)(VEC(mul)(highs[p], VEC(same)(16)), lows[p]);
+    VEC(finish)(job, row, tile, highs, 1.0f);
+}
+
+/* The tiles that may be among the highest of a row. */
+VEC_TARGET static void VEC(refine)(const w4a8_job *job, int64_t start, int64_t stop) {
+    for (int64_t tile = start; tile < stop; tile++)
+        for (int64_t row = 0; row < job->rows; row++)
+            if (job->tops[row * tiles_of(job) + tile] >= job->least[row]) VEC(both)(job, row, tile);
 }
 
 /* All rows times `tiles` tiles, `apart` from each other. */
 VEC_TARGET INLINE void VEC(strip)(
-    const w4a8_job *job, int64_t tile, int64_t apart, const int tiles, const int bits
+    const w4a8_job *job, int64_t tile, int64_t apart, const int tiles, const int form
 ) {
     int64_t padded = padded_rows(job->rows), row = 0;
-    for (; row + 8 <= padded; row += 8) VEC(block)(job, row, tile, apart, 8, tiles, bits);
-    if (padded - row == 4) VEC(block)(job, row, tile, apart, 4, tiles, bits);
-    else if (padded - row == 2) VEC(block)(job, row, tile, apart, 2, tiles, bits);
-    else if (padded - row == 1) VEC(block)(job, row, tile, apart, 1, tiles, bits);
+    for (; row + 8 <= padded; row += 8) VEC(block)(job, row, tile, apart, 8, tiles, form);
+    if (padded - row == 4) VEC(block)(job, row, tile, apart, 4, tiles, form);
+    else if (padded - row == 2) VEC(block)(job, row, tile, apart, 2, tiles, form);
+    else if (padded - row == 1) VEC(block)(job, row, tile, apart, 1, tiles, form);
+}
+
+/* The form as a constant: each call is compiled for one. */
+VEC_TARGET INLINE void VEC(strip_of)(const w4a8_job *job, int64_t tile, int64_t apart, const int tiles) {
+    if (job->form == GRAINS) VEC(strip)(job, tile, apart, tiles, GRAINS);
+    else if (job->form == BYTES) VEC(strip)(job, tile, apart, tiles, BYTES);
+    else VEC(strip)(job, tile, apart, tiles, PLANES);
 }
 
 /* As many streams as tiles are worked on at a time, each from the first to the last of its share: what comes next is
  * where a stream goes on, also from tile to tile, and so is fetched ahead. */
 VEC_TARGET static void VEC(tiles)(const w4a8_job *job, int64_t start, int64_t stop) {
     const int64_t share = (stop - start) / VEC(most_tiles), rest = start + share * VEC(most_tiles);
-    for (int64_t tile = start; tile < start + share; tile++) {
-        if (job->groups) VEC(strip)(job, tile, share, VEC(most_tiles), 4);
-        else VEC(strip)(job, tile, share, VEC(most_tiles), 8);
-    }
-    for (int64_t tile = rest; tile < stop; tile++) {
-        if (job->groups) VEC(strip)(job, tile, 1, 1, 4);
-        else VEC(strip)(job, tile, 1, 1, 8);
-    }
+    for (int64_t tile = start; tile < start + share; tile++) VEC(strip_of)(job, tile, share, VEC(most_tiles));
+    for (int64_t tile = rest; tile < stop; tile++) VEC(strip_of)(job, tile, 1, 1);
 }

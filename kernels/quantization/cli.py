@@ -27,7 +27,9 @@ def quantize(
     rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of text; every fourth is measured on.")] = 40,
     length: Annotated[int, typer.Option("--length", min=8, help="Tokens of a row.")] = 512,
     group_size: Annotated[int, typer.Option("--group-size", help="Inputs that share a scale: 32, 64 or 128.")] = 128,
-    head: Annotated[str, typer.Option("--head", help="The layer that makes logits: int8, int4 or keep.")] = "int8",
+    head: Annotated[
+        str, typer.Option("--head", help="The layer that makes logits: preview, int8, int4 or keep.")
+    ] = "preview",
     smooth: Annotated[bool, typer.Option(help="Scale down inputs that stand out.")] = False,
     search: Annotated[bool, typer.Option(help="Search the ranges that codes span, in two phases.")] = True,
     compensate: Annotated[bool, typer.Option(help="Let later weights make up for errors of earlier ones.")] = True,

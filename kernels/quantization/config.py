@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ...errors import ModelError, OptionError, unknown
-from ..w4a8_layout import GROUP_SIZES
+from ..w4a8_layout import GROUP_SIZES, Form
 
 METHOD = "tersely_w4a8"
 FORMAT = 1
 """Raised when older versions of tersely could not read what is written."""
-HEADS = ("int8", "int4", "keep")
+HEADS = {"preview": Form.PLANES, "int8": Form.BYTES, "int4": Form.GRAINS, "keep": None}
+"""How the layer that makes logits may lie; in planes, its 8 bits are read in two steps, see ../w4a8.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class Scheme:
 
     group_size: int = 128
     """Inputs that share a fine scale and a zero."""
-    head: str = "int8"
-    """Bits of the layer that makes logits, or "keep" to leave it as it is."""
+    head: str = "preview"
+    """The layer that makes logits: one of HEADS, "keep" to leave it as it is."""
     smooth: bool = False
     """Whether inputs that stand out are scaled down, and their weights up: it spares activations and costs weights."""
 
@@ -31,11 +32,11 @@ class Scheme:
             accepted = ", ".join(map(str, GROUP_SIZES))
             raise OptionError(f"groups of {self.group_size} inputs; accepted: {accepted}")
         if self.head not in HEADS:
-            raise unknown("head", self.head, HEADS)
+            raise unknown("head", self.head, tuple(HEADS))
 
-    def size_of(self, head: bool) -> int | None:
-        """Inputs of a group in the head or in another layer; None where weights have 8 bits."""
-        return None if head and self.head == "int8" else self.group_size
+    def form_of(self, head: bool) -> Form:
+        """How the weights of a head that is quantized, or of another layer, lie."""
+        return (HEADS[self.head] if head else None) or Form.GRAINS
 
     def written(self) -> dict[str, Any]:
         """As it stands in config.json."""

@@ -8,31 +8,32 @@ import torch
 from torch import Tensor, nn
 
 from ..w4a8 import w4a8_linear, w4a8_op
-from ..w4a8_layout import LINE, TILE, unpack
+from ..w4a8_layout import LINE, TILE, Form, unpack
 from .config import Scheme
 
 
 def parameter_shapes(
-    inputs: int, outputs: int, size: int | None, smooth: bool
+    inputs: int, outputs: int, form: Form, scheme: Scheme
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shapes and dtypes of a layer's parameters; size: inputs of a group, None for 8-bit weights."""
-    tiles = -(-outputs // TILE)
-    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {"channel_scale": ((outputs,), torch.float32)}
-    if size is None:
-        shapes["weight"] = (tiles, -(-inputs // 4), LINE), torch.uint8
-    else:
-        count = -(-inputs // size)
-        shapes["weight"] = (tiles, count * size // 8, LINE), torch.uint8
-        shapes["groups"] = (tiles, count, 2, TILE), torch.uint8
-    if smooth:
+    """Shapes and dtypes of a layer's parameters."""
+    tiles, groups = -(-outputs // TILE), -(-inputs // scheme.group_size)
+    padded = groups * scheme.group_size if form is Form.GRAINS else inputs
+    lying = tiles, -(-padded // form.inputs), LINE
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "channel_scale": ((outputs,), torch.float32),
+        "weight": ((2, *lying) if form is Form.PLANES else lying, torch.uint8),
+    }
+    if form is Form.GRAINS:
+        shapes["groups"] = (tiles, groups, 2, TILE), torch.uint8
+    if scheme.smooth:
         shapes["input_scale"] = (inputs,), torch.float32
     return shapes
 
 
 class W4A8Linear(nn.Module):
-    """A linear layer of 4-bit weights times 8-bit activations, or of 8-bit weights where `size` is None.
+    """A linear layer of 4-bit weights times 8-bit activations, or of 8-bit weights, as `form` says.
 
-    bias: the dtype of a bias, None for none. smooth: whether inputs are scaled before they are quantized.
+    bias: the dtype of a bias, None for none. scheme: how large groups are, and whether inputs are scaled first.
     """
 
     weight: Tensor
@@ -42,13 +43,13 @@ class W4A8Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, size: int | None, bias: torch.dtype | None, smooth: bool
+        self, in_features: int, out_features: int, form: Form, bias: torch.dtype | None, scheme: Scheme
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.size = in_features, out_features, size
+        self.in_features, self.out_features, self.form, self.size = in_features, out_features, form, scheme.group_size
         for name in ("groups", "input_scale", "bias"):
             self.register_parameter(name, None)
-        for name, (shape, dtype) in parameter_shapes(in_features, out_features, size, smooth).items():
+        for name, (shape, dtype) in parameter_shapes(in_features, out_features, form, scheme).items():
             self._put(name, torch.empty(shape, dtype=dtype))
         if bias is not None:
             self._put("bias", torch.empty(out_features, dtype=bias))
@@ -80,7 +81,8 @@ class W4A8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` says."""
-        kind = "8-bit weights" if self.size is None else f"4-bit weights in groups of {self.size}"
+        kinds = {Form.BYTES: "8-bit weights", Form.PLANES: "8-bit weights in two planes"}
+        kind = kinds.get(self.form, f"4-bit weights in groups of {self.size}")
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
 
 
@@ -99,10 +101,10 @@ class _Through(torch.autograd.Function):
         return (gradient.float() @ ctx.layer.dequantized()).to(gradient.dtype), None
 
 
-def empty_like(linear: nn.Linear, size: int | None, smooth: bool) -> W4A8Linear:
+def empty_like(linear: nn.Linear, scheme: Scheme, head: bool) -> W4A8Linear:
     """A layer that may stand in for a linear one, not yet filled."""
     bias = None if linear.bias is None else linear.bias.dtype
-    return W4A8Linear(linear.in_features, linear.out_features, size, bias, smooth)
+    return W4A8Linear(linear.in_features, linear.out_features, scheme.form_of(head), bias, scheme)
 
 
 def head_of(model: Any) -> str | None:

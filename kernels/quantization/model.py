@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ..w4a8_layout import DEEPEST, pack, pack_bytes
+from ..w4a8_layout import DEEPEST, Form, pack, pack_bytes, pack_planes
 from .calibration import Inputs, read, watched
 from .compensation import compensate
 from .config import Scheme, Search
@@ -96,11 +96,10 @@ def quantize_model(
         seen = _seen(model, rows, {n: layer for n, layer in part.items() if not store.has(n)}, scheme, search, progress)
         for name, layer in part.items():
             progress(f"layer {len(found) + 1} of {len(layers)}")
-            size = scheme.size_of(name == head)
-            make = partial(_quantized, name, layer, size, seen.pop(name, None), scheme, search)
+            make = partial(_quantized, name, layer, scheme.form_of(name == head), seen.pop(name, None), scheme, search)
             tensors, told = store.piece(name, make)
             found.append({"name": name, "shape": [layer.out_features, layer.in_features], **told})
-            module = empty_like(layer, size, scheme.smooth)
+            module = empty_like(layer, scheme, name == head)
             module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
             replace(model, name, module.to(layer.weight.device))
     config = model.config.get_text_config(decoder=True)
@@ -143,9 +142,7 @@ def _seen(
 
 
 @torch.no_grad()
-def _quantized(
-    name: str, layer: nn.Linear, size: int | None, inputs: Inputs | None, scheme: Scheme, search: Search
-) -> Piece:
+def _quantized(name: str, layer: nn.Linear, form: Form, inputs: Inputs | None, scheme: Scheme, search: Search) -> Piece:
     """The tensors that stand for a layer, and what is told about it."""
     weight = layer.weight.detach().float().cpu()
     if not weight.isfinite().all():
@@ -155,12 +152,14 @@ def _quantized(
         scale = torch.ones(layer.in_features) if inputs is None else input_scale(inputs.highest)
         weight = weight / scale
     about: dict[str, Any] = {} if scale is None else {"scaled inputs": int((scale < 1).sum())}
-    if size is None:
+    if form is not Form.GRAINS:
         whole, channel_scale = eight_bits(weight)
         wrong = whole.float().mul_(channel_scale[:, None]).sub_(weight).square().sum() / weight.square().sum()
-        tensors = {"weight": pack_bytes(whole), "channel_scale": channel_scale}
+        packed = pack_planes(whole) if form is Form.PLANES else pack_bytes(whole)
+        tensors = {"weight": packed, "channel_scale": channel_scale}
         about |= {"bits": 8, "error": float(wrong)}
     else:
+        size = scheme.group_size
         given = None if inputs is None else inputs.scaled(scale)
         best = two_grains(weight, size, None if given is None else given.within_groups(), search=search.ranges)
         if given is not None and given.whole:

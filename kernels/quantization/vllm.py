@@ -25,7 +25,7 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from ...errors import ModelError
 from ..w4a8 import w4a8_op
-from ..w4a8_layout import TILE
+from ..w4a8_layout import TILE, Form
 from .config import METHOD, Scheme, read_scheme
 from .int4 import SWITCH
 from .linear import parameter_shapes
@@ -73,18 +73,18 @@ class VLLMW4A8Config(QuantizationConfig):
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
         """The kernel for linear layers and for a head that is quantized."""
         if isinstance(layer, ParallelLMHead):
-            return None if self.scheme.head == "keep" else W4A8Method(self.scheme.size_of(head=True), self.scheme)
+            return None if self.scheme.head == "keep" else W4A8Method(self.scheme.form_of(head=True), self.scheme)
         if not isinstance(layer, LinearBase):
             return None
-        return W4A8Method(self.scheme.size_of(head=False), self.scheme)
+        return W4A8Method(self.scheme.form_of(head=False), self.scheme)
 
 
 @register_weight_loader_v2_supported_method
 class W4A8Method(LinearMethodBase):
-    """Makes a layer's parameters and multiplies with them; size: inputs of a group, None for 8-bit weights."""
+    """Makes a layer's parameters, in a form, and multiplies with them."""
 
-    def __init__(self, size: int | None, scheme: Scheme) -> None:
-        self.size, self.smooth = size, scheme.smooth
+    def __init__(self, form: Form, scheme: Scheme) -> None:
+        self.form, self.scheme = form, scheme
 
     def create_weights(
         self,
@@ -102,13 +102,14 @@ class W4A8Method(LinearMethodBase):
             raise ModelError(
                 f"layers of {output_partition_sizes} outputs are joined by vLLM; accepted: multiples of {TILE}"
             )
-        if inputs != input_size and inputs % (self.size or 4):
-            raise ModelError(f"{inputs} inputs a device; accepted: whole groups of {self.size or 4}; use fewer devices")
+        size = self.scheme.group_size if self.form is Form.GRAINS else self.form.inputs
+        if inputs != input_size and inputs % size:
+            raise ModelError(f"{inputs} inputs a device; accepted: whole groups of {size}; use fewer devices")
         if outputs != output_size and outputs % TILE:
             raise ModelError(f"{outputs} outputs a device; accepted: multiples of {TILE}; use fewer devices")
         head = isinstance(layer, ParallelLMHead)
-        loader = _head_loader(layer) if head else extra.get("weight_loader")
-        for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.size, self.smooth).items():
+        loader = _head_loader(layer, self.form) if head else extra.get("weight_loader")
+        for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.form, self.scheme).items():
             data = torch.zeros(shape, dtype=dtype)
             if head:
                 parameter = torch.nn.Parameter(data, requires_grad=False)
@@ -131,7 +132,7 @@ class W4A8Method(LinearMethodBase):
         return out
 
 
-def _head_loader(layer: Any) -> Callable[[Tensor, Tensor], None]:
+def _head_loader(layer: Any, form: Form) -> Callable[[Tensor, Tensor], None]:
     """Loads the part of a head that this device has; what vLLM pads vocabularies with stays zero."""
 
     def load(parameter: Tensor, loaded: Tensor) -> None:
@@ -140,7 +141,9 @@ def _head_loader(layer: Any) -> Callable[[Tensor, Tensor], None]:
             return
         per_row = 1 if parameter.ndim == 1 else TILE
         start = layer.shard_indices.org_vocab_start_index // per_row
-        part = loaded[start : start + len(parameter)]
-        parameter.data[: len(part)].copy_(part)
+        planes = form is Form.PLANES and parameter.ndim == 4  # they come before the tiles
+        to, given = (parameter.data.transpose(0, 1), loaded.transpose(0, 1)) if planes else (parameter.data, loaded)
+        part = given[start : start + len(to)]
+        to[: len(part)].copy_(part)
 
     return load
