@@ -60,6 +60,14 @@ def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> Non
         other.result()
 
 
+def run_at_once(work: Callable[[], None], threads: int) -> None:
+    """Call `work()` in so many threads, this one among them; see `share_rows` about the lock."""
+    others = [_pool().submit(work) for _ in range(threads - 1)]
+    work()
+    for other in others:
+        other.result()
+
+
 @cache
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="tersely-kernels")

@@ -102,7 +102,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor 
 @cache
 def _implementation(device: str) -> Linear:
     """The layer on rows, for tensors on a kind of device."""
-    if device == "cpu" and hasattr(library(), "tersely_w4a8_all"):
+    if device == "cpu" and hasattr(library(), "tersely_w4a8_run"):
         from .w4a8_native import in_c
 
         return in_c
@@ -149,26 +149,21 @@ def _totals(x8: Tensor, whole: Tensor) -> Tensor:
     return total
 
 
-@torch.library.custom_op("tersely::w4a8_linear", mutates_args=())
-def w4a8_op(
-    x: Tensor,
-    weight: Tensor,
-    groups: Tensor | None,
-    channel_scale: Tensor,
-    input_scale: Tensor | None,
-    bias: Tensor | None,
-) -> Tensor:
-    """`w4a8_linear` for what traces or compiles models: one node of a graph."""
-    return w4a8_linear(x, weight, groups, channel_scale, input_scale, bias)
+_NAME = "tersely::w4a8_linear"
+# Not as a `custom_op`, which takes longer to call: this has no gradients, changes no input and gives none back.
+torch.library.define(_NAME, str(torch.library.infer_schema(w4a8_linear, mutates_args=())))
+torch.library.impl(_NAME, "default", w4a8_linear)
+w4a8_op = torch.ops.tersely.w4a8_linear.default
+"""`w4a8_linear` for what traces or compiles models: one node of a graph."""
 
 
-@w4a8_op.register_fake
+@torch.library.register_fake(_NAME)
 def _(
     x: Tensor,
     weight: Tensor,
     groups: Tensor | None,
     channel_scale: Tensor,
-    input_scale: Tensor | None,
-    bias: Tensor | None,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], channel_scale.shape[0])

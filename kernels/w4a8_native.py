@@ -9,33 +9,32 @@ from __future__ import annotations
 import ctypes
 import threading
 import weakref
+from collections.abc import Callable
+from copy import copy
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .native import KINDS, library, share_rows
+from .native import KINDS, library, run_at_once
 from .w4a8 import MARGIN
-from .w4a8_layout import TILE, Form, check, form_of
+from .w4a8_layout import TILE, check, form_of
 
 _WORTH = 1 << 18  # products: what takes one thread a few times as long as waking another
 _KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
 
 
-class _Job(ctypes.Structure):
-    """`w4a8_job` of csrc/w4a8.h."""
+class _Layer(ctypes.Structure):
+    """`w4a8_layer` of csrc/w4a8.h."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "input_scale")),
-        *((name, ctypes.c_int64) for name in ("kind", "rows", "columns", "stride")),
-        *((name, ctypes.c_void_p) for name in ("codes", "groups", "channel_scale", "bias")),
-        *((name, ctypes.c_int64) for name in ("form", "bias_kind", "outputs", "lines", "group_count")),
-        ("out", ctypes.c_void_p),
-        ("out_kind", ctypes.c_int64),
-        *((name, ctypes.c_void_p) for name in ("x8", "row_scale", "sums", "room", "tops", "least")),
+        *((name, ctypes.c_void_p) for name in ("codes", "groups", "channel_scale", "input_scale", "bias")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("form", "bias_kind", "columns", "outputs", "lines", "group_count", "level")
+        ),
         ("margin", ctypes.c_float),
-        *((name, ctypes.c_int64) for name in ("level", "next", "chunk")),
     )
 
 
@@ -43,9 +42,9 @@ Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 
 
 class _Known:
-    """A layer that was checked: its tensors, which it keeps from being taken for others, and a job to copy."""
+    """A layer that was checked: its tensors, which it keeps from being taken for others, as C wants them."""
 
-    __slots__ = ("columns", "depth", "form", "job", "pointers", "references", "tiles")
+    __slots__ = ("columns", "here", "layer", "outputs", "pointers", "products", "references", "tiles")
 
     def __init__(self, columns: int, tensors: Tensors) -> None:
         weight, groups, channel_scale, _, bias = tensors
@@ -53,23 +52,20 @@ class _Known:
         self.references = tuple(None if t is None else weakref.ref(t) for t in tensors)
         self.pointers = tuple(None if t is None else t.data_ptr() for t in tensors)
         form = form_of(weight, groups)
-        self.columns, self.form, self.tiles = columns, form, weight.shape[-3]
-        self.depth = weight.shape[-2] * form.inputs
-        self.job = _Job(
-            columns=columns,
-            codes=self.pointers[0],
-            groups=self.pointers[1],
-            channel_scale=self.pointers[2],
-            input_scale=self.pointers[3],
-            bias=self.pointers[4],
+        self.columns, self.outputs, self.tiles = columns, len(channel_scale), weight.shape[-3]
+        self.products = weight.shape[-2] * form.inputs * TILE  # of a row and a tile
+        self.layer = _Layer(
+            *self.pointers,
             form=form,
             bias_kind=0 if bias is None else KINDS[bias.dtype],
-            outputs=len(channel_scale),
+            columns=columns,
+            outputs=self.outputs,
             lines=weight.shape[-2],
             group_count=1 if groups is None else groups.shape[1],
-            margin=MARGIN,
             level=_native()[1],
+            margin=MARGIN,
         )
+        self.here = ctypes.byref(self.layer)
 
     def same(self, columns: int, tensors: Tensors) -> bool:
         """Whether these are the tensors, and where they were."""
@@ -111,23 +107,22 @@ def in_c(
         x = x.contiguous()
     rows, columns = x.shape
     known = _known_layer(columns, (weight, groups, channel_scale, input_scale, bias))
-    job = _Job.from_buffer_copy(known.job)
-    half = x.dtype == torch.float16
-    out = torch.empty(rows, job.outputs, dtype=torch.float32 if half else x.dtype)
-    padded, at = -(-rows // 8) * 8, 0
-    tops = rows * known.tiles if known.form is Form.PLANES else 0
-    sizes = (padded * known.depth, 4 * padded, 4 * padded * job.group_count, 4 * known.depth, 4 * tops, 4 * padded)
-    room = _room(sum(sizes) + 64 * len(sizes))
-    at = room.data_ptr() + 63 & -64
-    for name, size in zip(("x8", "row_scale", "sums", "room", "tops", "least"), sizes, strict=True):
-        setattr(job, name, at)
-        at += size + 63 & -64
-    job.x, job.kind, job.rows, job.stride = x.data_ptr(), KINDS[x.dtype], rows, x.stride(0)
-    job.out, job.out_kind = out.data_ptr(), KINDS[out.dtype]
     if level is not None:
-        job.level = level
-    _run(job, known.tiles, rows * known.depth * TILE)
+        known = _at_level(known, level)
+    native, half = _native()[0], x.dtype == torch.float16
+    out = torch.empty(rows, known.outputs, dtype=torch.float32 if half else x.dtype)
+    threads = min(torch.get_num_threads(), known.tiles, known.tiles * rows * known.products // _WORTH)
+    room = _room(native.tersely_w4a8_room(known.here, rows))
+    whence, to = (x.data_ptr(), KINDS[x.dtype], rows, x.stride(0)), (out.data_ptr(), KINDS[out.dtype])
+    native.tersely_w4a8_run(known.here, *whence, *to, room.data_ptr(), _team() if threads > 1 else None, threads)
     return out.to(x.dtype) if half else out
+
+
+def _at_level(known: _Known, level: int) -> _Known:
+    lower = copy(known)
+    lower.layer = _Layer.from_buffer_copy(known.layer)
+    lower.layer.level, lower.here = level, ctypes.byref(lower.layer)
+    return lower
 
 
 def _room(size: int) -> Tensor:
@@ -140,33 +135,23 @@ def _room(size: int) -> Tensor:
     return kept
 
 
-def _run(job: _Job, tiles: int, products: int) -> None:
-    """Work a job off; `products`: those of one tile. Threads are torch's own where its OpenMP can be reached."""
-    native, team, here = _native()[0], _team(), ctypes.byref(job)
-    threads = min(torch.get_num_threads(), tiles, tiles * products // _WORTH)
-    if threads < 2:
-        native.tersely_w4a8_quantize(here)
-        native.tersely_w4a8_tiles(here, 0, tiles)
-        if job.form == Form.PLANES:
-            native.tersely_w4a8_least(here)
-            native.tersely_w4a8_refine(here, 0, tiles)
-    elif team is not None:
-        native.tersely_w4a8_all(here, team, threads)
-    else:
-        native.tersely_w4a8_quantize(here)
-        share_rows(lambda start, stop: native.tersely_w4a8_tiles(here, start, stop), tiles, products)
-        if job.form == Form.PLANES:
-            native.tersely_w4a8_least(here)
-            share_rows(lambda start, stop: native.tersely_w4a8_refine(here, start, stop), tiles, products)
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+
+@_PARALLEL
+def _our_threads(work: Callable[[int], None], shared: int, threads: int, flags: int) -> None:
+    """Stands in for GOMP_parallel."""
+    run_at_once(lambda: work(shared), threads)
 
 
 @cache
-def _team() -> ctypes.c_void_p | None:
+def _team() -> ctypes.c_void_p:
     """GOMP_parallel of the OpenMP library that torch has loaded: its threads are awake, and bound as the user wants."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
     except (AttributeError, OSError, TypeError):  # another OpenMP, or Windows, where nothing is the whole process
-        return None
+        return ctypes.cast(_our_threads, ctypes.c_void_p)
 
 
 @cache
@@ -175,13 +160,8 @@ def _native() -> tuple[Any, int]:
     found = library()
     assert found, "in_c is only for machines with the native library"
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    for name, arguments in (
-        ("quantize", (pointer,)),
-        ("tiles", (pointer, number, number)),
-        ("least", (pointer,)),
-        ("refine", (pointer, number, number)),
-        ("all", (pointer, pointer, ctypes.c_int)),
-    ):
-        function = getattr(found, f"tersely_w4a8_{name}")
-        function.argtypes, function.restype = arguments, None
+    found.tersely_w4a8_room.argtypes, found.tersely_w4a8_room.restype = (pointer, number), number
+    whence, to = (pointer, number, number, number), (pointer, number)
+    found.tersely_w4a8_run.argtypes = (pointer, *whence, *to, pointer, pointer, number)
+    found.tersely_w4a8_run.restype = None
     return found, found.tersely_w4a8_level()

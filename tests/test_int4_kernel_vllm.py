@@ -29,7 +29,7 @@ PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "
 OURS, THEIRS = "TerselyInt4LinearKernel", "CPUWNA16LinearKernel"
 DISABLED = "VLLM_DISABLED_KERNELS"
 pytestmark = pytest.mark.vllm
-needs_compiler = pytest.mark.skipif(not hasattr(library(), "tersely_w4a8_all"), reason="not compiled")
+needs_compiler = pytest.mark.skipif(not hasattr(library(), "tersely_w4a8_run"), reason="not compiled")
 
 
 @pytest.fixture(scope="module")

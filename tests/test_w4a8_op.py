@@ -16,7 +16,7 @@ from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, pack_planes, 
 from tersely.kernels.w4a8_native import in_c
 
 FOUND = native.library()
-BEST = FOUND.tersely_w4a8_level() if FOUND is not None and hasattr(FOUND, "tersely_w4a8_all") else -1
+BEST = FOUND.tersely_w4a8_level() if FOUND is not None and hasattr(FOUND, "tersely_w4a8_run") else -1
 LEVELS: dict[str, Callable[..., Tensor]] = {
     name: lambda *tensors, level=level: in_c(*tensors, level=level)  # type: ignore[misc]
     for level, name in enumerate(("any", "avx2", "avx512"))

@@ -46,58 +46,94 @@ EXPORT int tersely_w4a8_level(void) {
 #if defined(__x86_64__)
 #define BY_LEVEL(function, ...) \
     do { \
-        if (job->level == AVX512) avx512_##function(__VA_ARGS__); \
-        else if (job->level == AVX2) avx2_##function(__VA_ARGS__); \
+        if (job->layer->level == AVX512) avx512_##function(__VA_ARGS__); \
+        else if (job->layer->level == AVX2) avx2_##function(__VA_ARGS__); \
         else any_##function(__VA_ARGS__); \
     } while (0)
 #else
 #define BY_LEVEL(function, ...) any_##function(__VA_ARGS__)
 #endif
 
-/* The first step: rows to 8 bits. */
-EXPORT void tersely_w4a8_quantize(const w4a8_job *job) { BY_LEVEL(quantize, job); }
+static void multiply(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(tiles, job, start, stop); }
+static void refine(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(refine, job, start, stop); }
 
-/* The second step, of tiles from `start` up to `stop`; threads may share a job. */
-EXPORT void tersely_w4a8_tiles(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(tiles, job, start, stop); }
-
-/* The third step, of planes only: what tiles have to reach. A row of no numbers has no highest. */
-EXPORT void tersely_w4a8_least(const w4a8_job *job) {
+/* What tiles have to reach to be refined. A row of no numbers has no highest. */
+static void set_least(const w4a8_job *job) {
+    const int64_t tiles = tiles_of(job->layer);
     for (int64_t row = 0; row < job->rows; row++) {
-        const float *tops = job->tops + row * tiles_of(job);
         float best = -INFINITY;
-        for (int64_t tile = 0; tile < tiles_of(job); tile++) best = tops[tile] > best ? tops[tile] : best;
-        job->least[row] = best > -INFINITY ? best - job->margin : INFINITY;
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            float top = job->tops[row * tiles + tile];
+            best = top > best ? top : best;
+        }
+        job->least[row] = best > -INFINITY ? best - job->layer->margin : INFINITY;
     }
 }
-
-/* The fourth step, of planes only; shared as the second. */
-EXPORT void tersely_w4a8_refine(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(refine, job, start, stop); }
 
 typedef void on_tiles(const w4a8_job *job, int64_t start, int64_t stop);
 
 /* What each thread does: take some tiles until none are left. So a thread that others slow down takes fewer. */
 static void take(w4a8_job *job, on_tiles *work) {
-    int64_t tiles = tiles_of(job), start;
+    int64_t tiles = tiles_of(job->layer), start;
     while ((start = __atomic_fetch_add(&job->next, job->chunk, __ATOMIC_RELAXED)) < tiles)
         work(job, start, tiles - start < job->chunk ? tiles : start + job->chunk);
 }
 
-static void take_tiles(void *job) { take(job, tersely_w4a8_tiles); }
-static void take_refining(void *job) { take(job, tersely_w4a8_refine); }
+static void take_multiplying(void *job) { take(job, multiply); }
+static void take_refining(void *job) { take(job, refine); }
 
+/* Calls `work` in so many threads at once, as GOMP_parallel of an OpenMP library does. */
 typedef void parallel(void (*work)(void *), void *shared, unsigned threads, unsigned flags);
 
-/* All steps, those that can be shared by the threads of `run`, the GOMP_parallel of an OpenMP library that is loaded
- * already. */
-EXPORT void tersely_w4a8_all(w4a8_job *job, parallel *run, int threads) {
-    int64_t parts = 4 * threads;
-    tersely_w4a8_quantize(job);
+static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t threads) {
+    int64_t parts = threads > 1 ? 4 * threads : 1;
     job->next = 0;
-    job->chunk = (tiles_of(job) + parts - 1) / parts;
+    job->chunk = (tiles_of(job->layer) + parts - 1) / parts;
     job->chunk += job->chunk % 2; /* tiles go in pairs */
-    run(take_tiles, job, (unsigned)threads, 0);
-    if (job->form != PLANES) return;
-    tersely_w4a8_least(job);
-    job->next = 0;
-    run(take_refining, job, (unsigned)threads, 0);
+    if (threads > 1) run(work, job, (unsigned)threads, 0);
+    else work(job);
+}
+
+/* The next `bytes` of a room, on a line of its own. */
+static void *take_room(char **room, int64_t bytes) {
+    char *at = *room;
+    *room += (bytes + LINE - 1) / LINE * LINE;
+    return at;
+}
+
+/* What is asked of `room`, at NULL, and how it is divided; gives the bytes. */
+static int64_t divide(w4a8_job *job, char *room) {
+    const w4a8_layer *layer = job->layer;
+    const int64_t padded = padded_rows(job->rows), planes = layer->form == PLANES;
+    char *start = room = (char *)(((uintptr_t)room + LINE - 1) / LINE * LINE);
+    job->x8 = take_room(&room, padded * depth_of(layer));
+    job->row_scale = take_room(&room, job->rows * 4);
+    job->sums = take_room(&room, padded * layer->group_count * 4);
+    job->room = take_room(&room, layer->columns * 4);
+    job->tops = take_room(&room, planes * job->rows * tiles_of(layer) * 4);
+    job->least = take_room(&room, planes * job->rows * 4);
+    return room - start + LINE;
+}
+
+/* Bytes of room for a product of so many rows. */
+EXPORT int64_t tersely_w4a8_room(const w4a8_layer *layer, int64_t rows) {
+    w4a8_job job = {.layer = layer, .rows = rows};
+    return divide(&job, NULL);
+}
+
+/* A layer on rows. `run` may be NULL for one thread. */
+EXPORT void tersely_w4a8_run(
+    const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, int64_t out_kind,
+    char *room, parallel *run, int64_t threads
+) {
+    w4a8_job this = {
+        .layer = layer, .x = x, .kind = kind, .rows = rows, .stride = stride, .out = out, .out_kind = out_kind,
+    };
+    w4a8_job *job = &this;
+    divide(job, room);
+    BY_LEVEL(quantize, job);
+    share(job, take_multiplying, run, threads);
+    if (layer->form != PLANES) return;
+    set_least(job);
+    share(job, take_refining, run, threads);
 }

@@ -1,4 +1,4 @@
-/* One product of a W4A8 layer, as ../w4a8.py fills it in: what lies where, and how it is shared by threads. */
+/* A W4A8 layer, as ../w4a8_native.py fills it in once, and one product of it: what lies where. */
 #ifndef TERSELY_W4A8_H
 #define TERSELY_W4A8_H
 
@@ -14,36 +14,38 @@ enum {
 enum { GRAINS, BYTES, PLANES };
 
 typedef struct {
-    /* Activations: rows of `columns` numbers, `stride` numbers from row to row; input_scale: `columns` floats or NULL. */
-    const void *x;
-    const float *input_scale;
-    int64_t kind, rows, columns, stride;
-    /* Weights: codes [tiles][lines][LINE], of PLANES two of them, high halves first; groups [tiles][group_count][2][TILE]
-     * of GRAINS, fine scales and zeros; channel_scale [outputs]; bias [outputs], of any kind, or NULL. */
+    /* Codes [tiles][lines][LINE], of PLANES two of them, high halves first; groups [tiles][group_count][2][TILE] of GRAINS,
+     * fine scales and zeros; channel_scale [outputs]; input_scale [columns] or NULL; bias [outputs], of any kind, or NULL. */
     const uint8_t *codes, *groups;
-    const float *channel_scale;
+    const float *channel_scale, *input_scale;
     const void *bias;
-    int64_t form, bias_kind, outputs, lines, group_count;
+    int64_t form, bias_kind, columns, outputs, lines, group_count, level;
+    float margin; /* of PLANES: a tile this much below its row's highest is not worked out by low halves */
+} w4a8_layer;
+
+typedef struct {
+    const w4a8_layer *layer;
+    /* Activations: rows of `columns` numbers, `stride` numbers from row to row. */
+    const void *x;
+    int64_t kind, rows, stride;
     /* Results: [rows][outputs], FLOAT32 or BFLOAT16. */
     void *out;
     int64_t out_kind;
-    /* Room for quantized rows [padded rows][depth], a float of each padded row, sums [padded rows][group_count] of the
-     * groups, and one row of floats, whose lengths are a whole number of lines; padded rows: see padded_rows. Of PLANES
-     * also for the highest result of each row's tiles by high halves alone [rows][tiles], and what a tile of each row has
-     * to reach to be worked out by both [rows]: what is `margin` below the row's highest. */
+    /* Quantized rows [padded rows][depth], a float of each row, sums [padded rows][group_count] of the groups, and one row
+     * of floats. Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles], and what a
+     * tile of each row has to reach to be worked out by both [rows]. */
     int8_t *x8;
     float *row_scale;
     int32_t *sums;
-    float *room, *tops, *least, margin;
-    int64_t level;
-    /* Set by tersely_w4a8_all for its threads. */
+    float *room, *tops, *least;
+    /* How threads share tiles. */
     int64_t next, chunk;
 } w4a8_job;
 
 /* Inputs with the padding that fills the last group. */
-INLINE int64_t depth_of(const w4a8_job *job) { return job->lines * (job->form == BYTES ? 4 : 8); }
+INLINE int64_t depth_of(const w4a8_layer *layer) { return layer->lines * (layer->form == BYTES ? 4 : 8); }
 
-INLINE int64_t tiles_of(const w4a8_job *job) { return (job->outputs + TILE - 1) / TILE; }
+INLINE int64_t tiles_of(const w4a8_layer *layer) { return (layer->outputs + TILE - 1) / TILE; }
 
 /* Rows are worked on in blocks of MOST_ROWS; the last one is filled up to the next power of two. */
 INLINE int64_t padded_rows(int64_t rows) {

@@ -11,14 +11,14 @@
 
 /* One row of 8-bit activations: x / scale with scale = max |x| / 127, and the sum of each group. */
 VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
-    const int64_t columns = job->columns, depth = depth_of(job), length = depth / job->group_count;
+    const int64_t columns = job->layer->columns, depth = depth_of(job->layer), length = depth / job->layer->group_count;
     const char *from = (const char *)job->x + row * job->stride * size_of(kind);
     float *room = job->room;
     int64_t whole = columns - columns % VEC(width);
     for (int64_t i = 0; i < whole; i += VEC(width)) VEC(store)(room + i, VEC(load)(from, i, kind));
     for (int64_t i = whole; i < columns; i++) room[i] = number_at(from, i, kind);
-    if (job->input_scale)
-        for (int64_t i = 0; i < columns; i++) room[i] *= job->input_scale[i];
+    if (job->layer->input_scale)
+        for (int64_t i = 0; i < columns; i++) room[i] *= job->layer->input_scale[i];
     int32_t highest = 0; /* as bits: what is no number is higher than infinity, and that than all numbers */
     for (int64_t i = 0; i < columns; i++) {
         int32_t bits;
@@ -35,10 +35,10 @@ VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int k
         for (int64_t i = 0; i < columns; i++) to[i] = (int8_t)rintf(room[i] * inverse);
     else memset(to, 0, (size_t)columns);
     memset(to + columns, 0, (size_t)(depth - columns));
-    for (int64_t g = 0; g < job->group_count; g++) {
+    for (int64_t g = 0; g < job->layer->group_count; g++) {
         int32_t sum = 0;
         for (int64_t i = g * length; i < (g + 1) * length; i++) sum += to[i];
-        job->sums[row * job->group_count + g] = sum;
+        job->sums[row * job->layer->group_count + g] = sum;
     }
 }
 
@@ -49,9 +49,9 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
         else if (job->kind == BFLOAT16) VEC(quantize_row)(job, row, BFLOAT16);
         else VEC(quantize_row)(job, row, FLOAT16);
     }
-    int64_t depth = depth_of(job), missing = padded_rows(job->rows) - job->rows;
+    int64_t depth = depth_of(job->layer), missing = padded_rows(job->rows) - job->rows;
     memset(job->x8 + job->rows * depth, 0, (size_t)(missing * depth));
-    memset(job->sums + job->rows * job->group_count, 0, (size_t)(missing * job->group_count) * sizeof *job->sums);
+    memset(job->sums + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->sums);
 }
 
 /* `count` outputs of one row from `first` on; `totals` are their integers, in units of `unit`. Gives the highest. */
@@ -59,17 +59,17 @@ VEC_TARGET INLINE float VEC(finish_some)(
     const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const float unit, const int64_t count
 ) {
     float values[TILE] = {0}, scale = job->row_scale[row], top = -INFINITY;
-    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * unit * job->channel_scale[first + i] * scale;
-    if (job->bias)
-        for (int64_t i = 0; i < count; i++) values[i] += number_at(job->bias, first + i, (int)job->bias_kind);
+    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * unit * job->layer->channel_scale[first + i] * scale;
+    if (job->layer->bias)
+        for (int64_t i = 0; i < count; i++) values[i] += number_at(job->layer->bias, first + i, (int)job->layer->bias_kind);
     for (int64_t i = 0; i < count; i++) top = values[i] > top ? values[i] : top;
     if (job->out_kind == FLOAT32) {
-        memcpy((float *)job->out + row * job->outputs + first, values, (size_t)count * sizeof *values);
+        memcpy((float *)job->out + row * job->layer->outputs + first, values, (size_t)count * sizeof *values);
         return top;
     }
     uint16_t halves[TILE];
     for (int64_t i = 0; i < TILE; i++) halves[i] = bfloat_of(values[i]);
-    memcpy((uint16_t *)job->out + row * job->outputs + first, halves, (size_t)count * sizeof *halves);
+    memcpy((uint16_t *)job->out + row * job->layer->outputs + first, halves, (size_t)count * sizeof *halves);
     return top;
 }
 
@@ -79,7 +79,7 @@ VEC_TARGET INLINE float VEC(finish)(
 ) {
     int32_t totals[TILE];
     memcpy(totals, total, sizeof totals);
-    int64_t first = tile * TILE, left = job->outputs - first;
+    int64_t first = tile * TILE, left = job->layer->outputs - first;
     if (left >= TILE) return VEC(finish_some)(job, row, first, totals, unit, TILE);
     return VEC(finish_some)(job, row, first, totals, unit, left);
 }
@@ -90,14 +90,14 @@ VEC_TARGET INLINE void VEC(block)(
     const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int rows, const int tiles, const int form
 ) {
     enum { parts = VEC(parts), most = MOST_ROWS * VEC(most_tiles) * VEC(parts) };
-    const int64_t lines = job->lines, groups = job->group_count, depth = depth_of(job), per_group = lines / groups;
-    const uint8_t *codes = job->codes + tile * lines * LINE;
+    const int64_t lines = job->layer->lines, groups = job->layer->group_count, depth = depth_of(job->layer), per_group = lines / groups;
+    const uint8_t *codes = job->layer->codes + tile * lines * LINE;
     const int8_t *x = job->x8 + row * depth;
     VEC(ints) total[most], sum[most];
     UNROLLED
     for (int i = 0; i < rows * tiles * parts; i++) total[i] = VEC(same)(0);
     for (int64_t g = 0; g < groups; g++) {
-        const uint8_t *about = form == GRAINS ? job->groups + (tile * groups + g) * 2 * TILE : NULL;
+        const uint8_t *about = form == GRAINS ? job->layer->groups + (tile * groups + g) * 2 * TILE : NULL;
         UNROLLED
         for (int t = 0; t < tiles; t++)
             UNROLLED
@@ -152,21 +152,21 @@ VEC_TARGET INLINE void VEC(block)(
         for (int t = 0; t < tiles; t++) {
             int64_t at = tile + t * apart;
             float top = VEC(finish)(job, row + r, at, total + (r * tiles + t) * parts, form == PLANES ? 0.5f : 1.0f);
-            if (form == PLANES) job->tops[(row + r) * tiles_of(job) + at] = top;
+            if (form == PLANES) job->tops[(row + r) * tiles_of(job->layer) + at] = top;
         }
 }
 
 /* One row times one tile by both halves of its bytes. */
 VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile) {
     enum { parts = VEC(parts) };
-    const uint8_t *high = job->codes + tile * job->lines * LINE, *low = high + tiles_of(job) * job->lines * LINE;
-    const int8_t *x = job->x8 + row * depth_of(job);
+    const uint8_t *high = job->layer->codes + tile * job->layer->lines * LINE, *low = high + tiles_of(job->layer) * job->layer->lines * LINE;
+    const int8_t *x = job->x8 + row * depth_of(job->layer);
     VEC(ints) highs[parts], lows[parts];
     for (int p = 0; p < parts; p++) {
         highs[p] = VEC(same)(-8 * job->sums[row]);
         lows[p] = VEC(same)(0);
     }
-    for (int64_t line = 0; line < job->lines; line++) {
+    for (int64_t line = 0; line < job->layer->lines; line++) {
         UNROLLED
         for (int p = 0; p < parts; p++) {
             int64_t at = line * LINE + p * LINE / parts;
@@ -185,7 +185,7 @@ VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile)
 VEC_TARGET static void VEC(refine)(const w4a8_job *job, int64_t start, int64_t stop) {
     for (int64_t tile = start; tile < stop; tile++)
         for (int64_t row = 0; row < job->rows; row++)
-            if (job->tops[row * tiles_of(job) + tile] >= job->least[row]) VEC(both)(job, row, tile);
+            if (job->tops[row * tiles_of(job->layer) + tile] >= job->least[row]) VEC(both)(job, row, tile);
 }
 
 /* All rows times `tiles` tiles, `apart` from each other. */
@@ -201,8 +201,8 @@ VEC_TARGET INLINE void VEC(strip)(
 
 /* The form as a constant: each call is compiled for one. */
 VEC_TARGET INLINE void VEC(strip_of)(const w4a8_job *job, int64_t tile, int64_t apart, const int tiles) {
-    if (job->form == GRAINS) VEC(strip)(job, tile, apart, tiles, GRAINS);
-    else if (job->form == BYTES) VEC(strip)(job, tile, apart, tiles, BYTES);
+    if (job->layer->form == GRAINS) VEC(strip)(job, tile, apart, tiles, GRAINS);
+    else if (job->layer->form == BYTES) VEC(strip)(job, tile, apart, tiles, BYTES);
     else VEC(strip)(job, tile, apart, tiles, PLANES);
 }
 

@@ -94,7 +94,7 @@ def register_if_asked() -> None:
     kernels = _POSSIBLE_KERNELS.setdefault(PlatformEnum.CPU, [])
     if asked == "0" or TerselyInt4LinearKernel in kernels:
         return
-    if not hasattr(library(), "tersely_w4a8_all"):
+    if not hasattr(library(), "tersely_w4a8_run"):
         _log.warning("%s=1 changes nothing: tersely's kernels are not compiled, or switched off", SWITCH)
         return
     register_linear_kernel(TerselyInt4LinearKernel, PlatformEnum.CPU, "mp")
