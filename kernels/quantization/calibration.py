@@ -63,16 +63,6 @@ class Inputs:
         made.sums = self.sums * scale[..., :, None] * scale[..., None, :]
         return made
 
-    def within_groups(self) -> Tensor:
-        """The sums of products of inputs of one group, float32 [groups, size, size]."""
-        if not self.whole:
-            return self.sums
-        more = -len(self.sums) % self.size
-        padded: Tensor = (
-            F.pad(self.sums, (0, more, 0, more)).unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))
-        )
-        return padded.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous()
-
 
 @contextmanager
 def watched(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> Iterator[dict[str, Inputs]]:

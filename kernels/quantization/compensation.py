@@ -1,70 +1,82 @@
 """Rounding a weight matrix input by input, each one's error made up for by those that are still to come.
 
 GPTQ (arXiv:2210.17323) for weights of two grains: what an output loses by rounding one weight is taken back, as well as
-the inputs' correlations allow, by moving the weights that are not rounded yet. The scale of each output stays as DGQ's
-search found it; fine scales and zeros are searched again when a group's turn comes, for its weights have moved, by the
-error that is left once all later groups have made up for theirs. In the end each code is looked at again beside all
-others (coordinate descent).
+the inputs' correlations allow, by moving the weights that are not rounded yet. Both phases of DGQ's search see it: the
+range of a group is searched when its turn comes, for its weights have moved, by the error that is left once all later
+groups have made up for theirs; and the scale of an output is fitted to all its codes. Between fits, each code is looked
+at again beside all others (coordinate descent).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from .scheme import FINE_GRID, TwoGrains, code_bounds, two_grains
+from .scheme import FINE_GRID, LEAST, TwoGrains, code_bounds, two_grains
 
 DAMPING = 0.01
 """Share of the mean energy of inputs that is added to each, so that the sums can be inverted."""
-PASSES = 2
+PASSES = 3
 """How often each code is looked at again."""
 _BLOCK = 128  # inputs after which the errors of all others are brought up to date
 
 
-def compensate(weight: Tensor, size: int, gram: Tensor, found: TwoGrains) -> TwoGrains:
-    """Round a weight matrix [outputs, inputs] anew, with compensation, in groups of `size` inputs.
+def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> TwoGrains:
+    """Quantize a weight matrix [outputs, inputs] with compensation, in groups of `size` inputs.
 
-    gram: sums of products of all inputs, float32 [inputs, inputs]. Outputs that are no better for it stay as found. The
-    errors of what is returned are those of all inputs together, not within their groups. Raises ModelError for sums
-    that are no numbers.
+    gram: sums of products of all inputs, float32 [inputs, inputs]. Outputs that are no better for it are rounded
+    plainly. Without a search, ranges are full. Errors are those of all inputs together, not within their groups. Raises
+    ModelError for sums that are no numbers.
     """
-    weight, order, coarse = weight.float(), _order(gram.diagonal(), size), found.channel_scale
+    weight, order = weight.float(), _order(gram.diagonal(), size)
+    plain = two_grains(weight, size, search=False)
+    coarse = plain.channel_scale
     columns = torch.cat(order)
     damped, factor = _factor(gram[columns][:, columns])
     left = weight[:, columns]
     codes, unit, zero = (torch.empty_like(left) for _ in range(3))
-    fine, zeros = found.fine.clone(), found.zero.clone()
+    fine, zeros = plain.fine.clone(), plain.zero.clone()
     start = 0
     for inputs in order:
         here, group = slice(start, start + len(inputs)), int(inputs[0]) // size
         block = factor[here, here]
-        scale, shift = _range(left[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse)
+        scale, shift = _range(
+            left[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse, FINE_GRID if search else (1.0,)
+        )
         fine[:, group], zeros[:, group] = scale.to(torch.uint8), shift.to(torch.uint8)
         unit[:, here], zero[:, here] = (scale * coarse)[:, None], shift[:, None]
         codes[:, here], errors = _rounded(left[:, here].clone(), block, scale, shift, coarse)
         left[:, here.stop :] -= errors @ factor[here, here.stop :]
         start = here.stop
-    _descend(codes, unit, zero, weight[:, columns], damped, coarse)
-    made = replace(found, codes=torch.empty_like(found.codes), fine=fine, zero=zeros)
+    whole = unit / coarse[:, None], zero, weight[:, columns], damped
+    for _ in range(PASSES):
+        _descend(codes, coarse, *whole)
+        if search:
+            coarse = _fitted(codes, coarse, *whole)
+    made = replace(plain, codes=torch.empty_like(plain.codes), fine=fine, zero=zeros, channel_scale=coarse)
     made.codes[:, columns] = codes.to(torch.uint8)
-    return _better(weight, size, gram, found, made)
+    return _better(weight, size, gram, plain, made)
 
 
-def _better(weight: Tensor, size: int, gram: Tensor, found: TwoGrains, made: TwoGrains) -> TwoGrains:
+def _better(weight: Tensor, size: int, gram: Tensor, plain: TwoGrains, made: TwoGrains) -> TwoGrains:
     """Of each output that which loses less."""
-    before, after = losses(weight, size, gram, found), losses(weight, size, gram, made)
-    plain = losses(weight, size, gram, two_grains(weight, size, search=False)).sum()
-    whole, better = _cost(weight, gram).sum().clamp(min=1e-30), (after < before)[:, None]
-    return replace(
-        found,
-        codes=torch.where(better, made.codes, found.codes),
-        fine=torch.where(better, made.fine, found.fine),
-        zero=torch.where(better, made.zero, found.zero),
+    before, after = losses(weight, size, gram, plain), losses(weight, size, gram, made)
+    whole, better = _cost(weight, gram).sum().clamp(min=1e-30), after < before
+
+    def of(ours: Tensor, other: Tensor) -> Tensor:
+        return torch.where(better.view(-1, *(1,) * (ours.ndim - 1)), ours, other)
+
+    return TwoGrains(
+        of(made.codes, plain.codes),
+        of(made.fine, plain.fine),
+        of(made.zero, plain.zero),
+        of(made.channel_scale, plain.channel_scale),
         error=float(torch.minimum(before, after).sum() / whole),
-        plain_error=float(plain / whole),
+        plain_error=float(before.sum() / whole),
     )
 
 
@@ -102,11 +114,11 @@ def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
         damping *= 10
 
 
-def _range(part: Tensor, gram: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+def _range(part: Tensor, gram: Tensor, coarse: Tensor, grid: Iterable[float]) -> tuple[Tensor, Tensor]:
     """The fine scale and the zero [outputs] of a group of weights [outputs, inputs] by which it loses least."""
     low, high = part.amin(dim=1).clamp(max=0), part.amax(dim=1).clamp(min=0)
     best = fine = zero = None
-    for ratio in FINE_GRID:
+    for ratio in grid:
         f = ((high - low) * ratio / 15 / coarse).round().clamp_(1, 127)
         z = (-low * ratio / (f * coarse)).round().clamp_(0, 15)
         lowest, highest = code_bounds(f, z)
@@ -133,20 +145,27 @@ def _rounded(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: T
     return codes, errors
 
 
-def _descend(codes: Tensor, unit: Tensor, zero: Tensor, weight: Tensor, gram: Tensor, coarse: Tensor) -> None:
-    """Move each code to where its output loses least beside all other codes, in place."""
-    lowest, highest = code_bounds((unit / coarse[:, None]).round_(), zero)
-    energy = gram.diagonal()
-    for _ in range(PASSES):
-        slope = (weight - (codes - zero) * unit) @ gram
-        for start in range(0, codes.shape[1], _BLOCK):
-            here = slice(start, start + _BLOCK)
-            near, block, moved = slope[:, here].clone(), gram[here, here], torch.empty_like(slope[:, here])
-            for i in range(near.shape[1]):
-                j = start + i
-                code = (near[:, i] / energy[j] / unit[:, j]).round_().add_(codes[:, j])
-                code = code.clamp_(lowest[:, j], highest[:, j])
-                moved[:, i] = (code - codes[:, j]) * unit[:, j]
-                codes[:, j] = code
-                near -= moved[:, i, None] * block[i]
-            slope -= moved @ gram[here]
+def _descend(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> None:
+    """Move each code to where its output loses least beside all other codes, once, in place."""
+    lowest, highest = code_bounds(fine, zero)
+    energy, unit = gram.diagonal(), fine * coarse[:, None]
+    slope = (weight - (codes - zero) * unit) @ gram
+    for start in range(0, codes.shape[1], _BLOCK):
+        here = slice(start, start + _BLOCK)
+        near, block, moved = slope[:, here].clone(), gram[here, here], torch.empty_like(slope[:, here])
+        for i in range(near.shape[1]):
+            j = start + i
+            code = (near[:, i] / energy[j] / unit[:, j]).round_().add_(codes[:, j])
+            code = code.clamp_(lowest[:, j], highest[:, j])
+            moved[:, i] = (code - codes[:, j]) * unit[:, j]
+            codes[:, j] = code
+            near -= moved[:, i, None] * block[i]
+        slope -= moved @ gram[here]
+
+
+def _fitted(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
+    """The scale of each output at which its codes lose least: least squares in one number."""
+    whole = (codes - zero) * fine
+    seen = whole @ gram
+    energy = (seen * whole).sum(dim=1)
+    return torch.where(energy > 0, (seen * weight).sum(dim=1) / energy, coarse).clamp(min=LEAST)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -81,11 +81,13 @@ def quantize_model(
     search: Search | None = None,
     store: Store | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    inputs: Mapping[str, Inputs] | None = None,
 ) -> Quantized:
     """Replace the linear layers of a model of transformers by W4A8Linear, in place.
 
-    rows: token rows [rows, length] to calibrate on; without, all inputs count alike and none is scaled down. The model
-    can be saved with save_pretrained afterwards. Raises ModelError for a model that cannot be quantized.
+    rows: token rows [rows, length] to calibrate on; without, all inputs count alike and none is scaled down. inputs:
+    what layers are given, where that is known already, in place of rows. The model can be saved with save_pretrained
+    afterwards. Raises ModelError for a model that cannot be quantized.
     """
     scheme, search, store = scheme or Scheme(), search or Search(), store or _Memory()
     check_model(model, scheme)
@@ -93,7 +95,8 @@ def quantize_model(
     before = _bytes(model)
     found: list[dict[str, Any]] = []
     for part in _parts(layers, scheme, search):
-        seen = _seen(model, rows, {n: layer for n, layer in part.items() if not store.has(n)}, scheme, search, progress)
+        missing = {n: layer for n, layer in part.items() if not store.has(n)}
+        seen = dict(inputs) if inputs else inputs_of(model, rows, missing, scheme, search, progress)
         for name, layer in part.items():
             progress(f"layer {len(found) + 1} of {len(layers)}")
             make = partial(_quantized, name, layer, scheme.form_of(name == head), seen.pop(name, None), scheme, search)
@@ -124,13 +127,13 @@ def _parts(layers: dict[str, nn.Linear], scheme: Scheme, search: Search) -> Iter
     yield part
 
 
-def _seen(
+def inputs_of(
     model: Any,
     rows: Tensor | None,
     layers: dict[str, nn.Linear],
     scheme: Scheme,
     search: Search,
-    progress: Callable[[str], None],
+    progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Inputs]:
     """What layers are given when the model reads rows, with those before them as they now are."""
     if rows is None or not layers:
@@ -161,9 +164,10 @@ def _quantized(name: str, layer: nn.Linear, form: Form, inputs: Inputs | None, s
     else:
         size = scheme.group_size
         given = None if inputs is None else inputs.scaled(scale)
-        best = two_grains(weight, size, None if given is None else given.within_groups(), search=search.ranges)
         if given is not None and given.whole:
-            best = compensate(weight, size, given.sums, best)
+            best = compensate(weight, size, given.sums, search=search.ranges)
+        else:
+            best = two_grains(weight, size, None if given is None else given.sums, search=search.ranges)
         packed, groups = pack(best.codes, best.fine, best.zero, size)
         tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
         about |= {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}

@@ -21,7 +21,8 @@ COARSE_GRID = tuple(1.02 - 0.82 * (i + 1) / 80 for i in range(80))
 OUTLIERS = 0.005
 """Share of the inputs that count as standing out."""
 _AT_ONCE = 1 << 18  # weights worked on at a time: what stays in the caches
-_LEAST = 1e-30  # scales below are none: all weights are zeros
+LEAST = 1e-30
+"""Scales below are none: all weights are zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight matrix as int8 [outputs, inputs] and what a unit of each output is worth, float32 [outputs]."""
     scale = weight.abs().amax(dim=1).float() / 127
     whole = [
-        (weight[i : i + 4096].float() / scale[i : i + 4096, None].clamp(min=_LEAST)).round().clamp_(-127, 127)
+        (weight[i : i + 4096].float() / scale[i : i + 4096, None].clamp(min=LEAST)).round().clamp_(-127, 127)
         for i in range(0, len(weight), 4096)
     ]
     return torch.cat([rows.to(torch.int8) for rows in whole]), scale
@@ -89,7 +90,7 @@ def input_scale(highest: Tensor) -> Tensor:
     rank = min(len(highest), int(len(highest) * OUTLIERS + 1.5))
     height = highest.float().sort(descending=True).values[rank - 1]
     above = (highest > height) & (height > 0)
-    return torch.where(above, height / highest.float().clamp(min=_LEAST), 1.0)
+    return torch.where(above, height / highest.float().clamp(min=LEAST), 1.0)
 
 
 def code_bounds(fine: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ def _fine(rows: Tensor, gram: Tensor | None = None, grid: Iterable[float] = FINE
     low, high = rows.amin(dim=2).clamp(max=0), rows.amax(dim=2).clamp(min=0)
     best = scale = zero = None
     for ratio in grid:
-        s = ((high - low) * ratio / 15).clamp(min=_LEAST)
+        s = ((high - low) * ratio / 15).clamp(min=LEAST)
         z = (-low * ratio / s).round().clamp_(0, 15)
         codes = (rows / s[..., None]).round_().add_(z[..., None]).clamp_(0, 15)
         error = _cost(codes.sub_(z[..., None]).mul_(s[..., None]).sub_(rows), gram)
@@ -123,7 +124,7 @@ def _coarse(
     highest = rows.abs().amax(dim=(0, 2))
     best = coarse = None
     for ratio in grid:
-        c = (highest * ratio / 127).clamp(min=_LEAST)
+        c = (highest * ratio / 127).clamp(min=LEAST)
         codes, _, unit = _rounded(rows, scale, zero, c)
         error = _cost(codes.sub_(zero[..., None]).mul_(unit).sub_(rows), gram).sum(dim=0)
         if best is None or coarse is None:

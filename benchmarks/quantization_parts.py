@@ -1,0 +1,116 @@
+"""What each part of quantization to 4 bits is worth: one model, one text, a part left out at a time.
+
+For each variant the divergence (KL) of its next tokens from the model's own, on a text that nothing was calibrated on,
+and by what factor it exceeds that of all parts together, with the interval over rows of text; and the perplexity. The
+divergence tells variants apart where perplexities cannot: it has no share in what the text itself leaves open.
+
+    python benchmarks/quantization_parts.py MODEL --calib train.jsonl --text dev.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tersely.controller.pretrained import NAMES, path_of
+from tersely.evaluation.stats import ratio_bootstrap
+from tersely.kernels.quantization import Scheme, quantize_model
+from tersely.kernels.quantization.calibration import Inputs, rows_of
+from tersely.kernels.quantization.config import Search
+from tersely.kernels.quantization.linear import quantizable
+from tersely.kernels.quantization.model import inputs_of
+from tersely.kernels.quantization.run import load
+
+VARIANTS = {
+    "all": (Search(), False),
+    "without search": (Search(ranges=False), False),
+    "without compensation": (Search(compensate=False), False),
+    "plain rounding": (Search(ranges=False, compensate=False), False),
+    "all, inputs scaled": (Search(), True),
+}
+
+
+def grouped(given: Inputs, size: int) -> Inputs:
+    """What a layer was given, without what inputs of different groups have in common."""
+    made = copy(given)
+    more = -len(given.sums) % size
+    blocks = F.pad(given.sums, (0, more, 0, more)).unflatten(0, (-1, size)).unflatten(2, (-1, size))
+    made.sums, made.whole = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous(), False
+    return made
+
+
+@torch.inference_mode()
+def next_tokens(model: Any, rows: Tensor) -> list[Tensor]:
+    """Log-probabilities of the next token, bfloat16 [length, vocabulary] of each row."""
+    return [model(input_ids=row[None]).logits[0].float().log_softmax(-1).bfloat16() for row in rows]
+
+
+@torch.inference_mode()
+def divergences(model: Any, rows: Tensor, expected: list[Tensor]) -> tuple[list[float], list[float]]:
+    """Mean divergence from what was expected, and mean loss, of each row."""
+    apart, losses = [], []
+    for row, own in zip(rows, expected, strict=True):
+        found = model(input_ids=row[None]).logits[0].float().log_softmax(-1)
+        own = own.float()
+        apart.append((own.exp() * (own - found)).sum(-1).mean().item())
+        losses.append(F.nll_loss(found[:-1], row[1:]).item())
+    return apart, losses
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """All variants, one after the other."""
+    source = str(path_of(options.model)) if options.model in NAMES else options.model
+    model, tokenizer = load(source)
+    calib = rows_of(options.calib, tokenizer, options.calib_rows, options.length)
+    text = rows_of(options.text, tokenizer, options.rows, options.length)
+    scheme = Scheme(options.group_size)
+    given: Mapping[str, Inputs] = inputs_of(model, calib, dict(quantizable(model, scheme)), scheme, Search())
+    expected = next_tokens(model, text)
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for name in options.variants.split(",") if options.variants else VARIANTS:
+        search, smooth = VARIANTS[name]
+        made, _ = load(source)
+        inputs = given if search.compensate else {n: grouped(one, scheme.group_size) for n, one in given.items()}
+        quantize_model(made, scheme=Scheme(options.group_size, smooth=smooth), search=search, inputs=inputs)
+        found[name] = divergences(made, text, expected)
+        print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)
+    first = next(iter(found))
+    saved = {name: ratio_bootstrap(apart, found[first][0]) for name, (apart, _) in found.items() if name != first}
+    return {
+        "tokens": {"calibration": calib.numel(), "text": text.numel()},
+        "divergence": {name: fmean(apart) for name, (apart, _) in found.items()},
+        f"divergence_over_{first}": {n: [1 - one.estimate, 1 - one.high, 1 - one.low] for n, one in saved.items()},
+        "perplexity": {name: math.exp(fmean(losses)) for name, (_, losses) in found.items()},
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="embedded model, folder or hub name")
+    parser.add_argument("--calib", type=Path, required=True, help="text or JSONL to calibrate on")
+    parser.add_argument("--text", type=Path, required=True, help="another one to measure on")
+    parser.add_argument("--calib-rows", type=int, default=24, help="rows of the first (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=16, help="rows of the second (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--group-size", type=int, default=128, help="inputs that share a scale (default: %(default)s)")
+    parser.add_argument("--variants", help=f"by commas, the first against the others (default: {','.join(VARIANTS)})")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args(argv)
+    found = measured(options)
+    print(json.dumps(found) if options.json else "\n".join(f"{key:24} {value}" for key, value in found.items()))
+
+
+if __name__ == "__main__":
+    main()
