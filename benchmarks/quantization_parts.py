@@ -13,8 +13,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,28 +25,21 @@ from torch import Tensor
 from tersely.controller.pretrained import NAMES, path_of
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
-from tersely.kernels.quantization.calibration import Inputs, rows_of
+from tersely.kernels.quantization.calibration import rows_of
 from tersely.kernels.quantization.config import Search
 from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
 from tersely.kernels.quantization.run import load
 
-VARIANTS = {
-    "all": (Search(), False),
-    "without search": (Search(ranges=False), False),
-    "without compensation": (Search(compensate=False), False),
-    "plain rounding": (Search(ranges=False, compensate=False), False),
-    "all, inputs scaled": (Search(), True),
+PLAIN = Search(ranges=False, compensate=False)
+VARIANTS: dict[str, tuple[Search, dict[str, Any]]] = {
+    "all": (Search(), {}),
+    "without search": (Search(ranges=False), {}),
+    "without compensation": (Search(compensate=False), {}),
+    "plain rounding": (PLAIN, {}),
+    "plain rounding, int8 head": (PLAIN, {"head": "int8"}),
+    "all, inputs scaled": (Search(), {"smooth": True}),
 }
-
-
-def grouped(given: Inputs, size: int) -> Inputs:
-    """What a layer was given, without what inputs of different groups have in common."""
-    made = copy(given)
-    more = -len(given.sums) % size
-    blocks = F.pad(given.sums, (0, more, 0, more)).unflatten(0, (-1, size)).unflatten(2, (-1, size))
-    made.sums, made.whole = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous(), False
-    return made
 
 
 @torch.inference_mode()
@@ -75,14 +67,13 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     calib = rows_of(options.calib, tokenizer, options.calib_rows, options.length)
     text = rows_of(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
-    given: Mapping[str, Inputs] = inputs_of(model, calib, dict(quantizable(model, scheme)), scheme, Search())
+    given = inputs_of(model, calib, dict(quantizable(model, scheme)), scheme, Search())
     expected = next_tokens(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants.split(",") if options.variants else VARIANTS:
-        search, smooth = VARIANTS[name]
+        search, changed = VARIANTS[name]
         made, _ = load(source)
-        inputs = given if search.compensate else {n: grouped(one, scheme.group_size) for n, one in given.items()}
-        quantize_model(made, scheme=Scheme(options.group_size, smooth=smooth), search=search, inputs=inputs)
+        quantize_model(made, scheme=replace(scheme, **changed), search=search, inputs=given)
         found[name] = divergences(made, text, expected)
         print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)
     first = next(iter(found))

@@ -22,8 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tersely.kernels.native import library
-from tersely.kernels.w4a8 import w4a8_linear
+from tersely.kernels.w4a8 import compiled, w4a8_linear
 from tersely.kernels.w4a8_layout import LINE, TILE
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -187,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    if not hasattr(library(), "tersely_w4a8_all"):
+    if not compiled():
         raise SystemExit("the native library is missing; install tersely where there is a C compiler")
     with_vllm = not options.no_vllm and importlib.util.find_spec("vllm") is not None
     ways = callable_here(WAYS | (VLLM if with_vllm else {}))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -61,11 +62,18 @@ def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> Non
 
 
 def run_at_once(work: Callable[[], None], threads: int) -> None:
-    """Call `work()` in so many threads, this one among them; see `share_rows` about the lock."""
-    others = [_pool().submit(work) for _ in range(threads - 1)]
-    work()
-    for other in others:
-        other.result()
+    """Call `work()` in up to so many threads, this one among them; see `share_rows` about the lock.
+
+    Fewer call it where no more threads can be had. All are done when this returns or raises.
+    """
+    others: list[Future[None]] = []
+    try:
+        with suppress(RuntimeError):  # no thread can be started
+            for _ in range(threads - 1):
+                others.append(_pool().submit(work))
+        work()
+    finally:
+        wait(others)
 
 
 @cache

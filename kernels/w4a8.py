@@ -7,9 +7,9 @@ multiplied and added up, and every implementation comes to the same sums. The or
 a scale waits until the products of its group are added up.
 
 Of 8-bit weights in planes, the high halves are read for all outputs, and the low ones only for those tiles of outputs
-that come near a row's highest. So a head costs the bytes of 4 bits, and what a model may say next has 8; what is less
-than e^-10 times as likely keeps the logit of 4. The idea is that of SVD-softmax (arXiv:2311.10302), whose preview is of
-low rank.
+that come near a row's highest by their high halves. So a head costs the bytes of 4 bits, and what a model may well say
+next has 8; what is, by 4, less than e^-10 times as likely as the best keeps the logit of 4. The idea is that of
+SVD-softmax (arXiv:2311.10302), whose preview is of low rank.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .w4a8_layout import TILE, Form, check, form_of, preview, unpack
 X_LEAST = 2.0**-100
 """Rows of activations that stay below this count as zeros."""
 MARGIN = 10.0
-"""In planes, how far below the highest result of a row the highest of a tile may be for both halves to be read."""
+"""In planes, how far below a row's highest that of a tile may be, both by high halves, for low halves to be read."""
 _EXACT = 512  # inputs whose products a float32 adds up without rounding: 241 * 127 * 512 < 2^24
 
 
@@ -73,15 +73,20 @@ def reference(
         return (x8.double() @ whole.T) * channel_scale.double() * row_scale.double()[:, None] + added
 
     out = worked_out(unpack(weight, groups))
-    return out if form_of(weight, groups) is not Form.PLANES else refined(worked_out(preview(weight) / 2), out)
+    if form_of(weight, groups) is not Form.PLANES:
+        return out
+    return refined(worked_out(preview(weight) / 2), out, channel_scale)
 
 
-def refined(seen: Tensor, out: Tensor) -> Tensor:
-    """Results [rows, outputs] in planes: `out` in tiles that come near a row's highest by high halves, else `seen`."""
-    missing = -out.shape[1] % TILE
-    tops = F.pad(seen.nan_to_num(-torch.inf, torch.inf, -torch.inf), (0, missing), value=-torch.inf)
-    tops = tops.unflatten(1, (-1, TILE)).amax(2)
-    high = tops >= tops.amax(1, keepdim=True) - MARGIN
+def refined(seen: Tensor, out: Tensor, channel_scale: Tensor) -> Tensor:
+    """Results [rows, outputs] in planes: `out` in tiles that come near a row's highest by high halves, else `seen`.
+
+    Outputs of scale 0, such as those that fill up a vocabulary, have nothing to refine, and do not count as high.
+    """
+    counted = seen.where(channel_scale != 0, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    tops = F.pad(counted, (0, -out.shape[1] % TILE), value=-torch.inf).unflatten(1, (-1, TILE)).amax(2)
+    best = tops.amax(1, keepdim=True)
+    high = (tops >= best - MARGIN) & (best > -torch.inf)
     return torch.where(high.repeat_interleave(TILE, 1)[:, : out.shape[1]], out, seen)
 
 
@@ -102,11 +107,16 @@ Linear = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor 
 @cache
 def _implementation(device: str) -> Linear:
     """The layer on rows, for tensors on a kind of device."""
-    if device == "cpu" and hasattr(library(), "tersely_w4a8_run"):
+    if device == "cpu" and compiled():
         from .w4a8_native import in_c
 
         return in_c
     return in_torch
+
+
+def compiled() -> bool:
+    """Whether the native library has these layers."""
+    return hasattr(library(), "tersely_w4a8_run")
 
 
 @torch.no_grad()
@@ -123,7 +133,7 @@ def in_torch(
     x8, row_scale = quantize_rows(x, input_scale)
     rows, outputs = len(x), channel_scale.shape[0]
     planes = form_of(weight, groups) is Form.PLANES
-    out, seen = (torch.empty(rows, outputs, device=x.device) for _ in range(2))
+    out, seen = (torch.empty(rows if used else 0, outputs, device=x.device) for used in (True, planes))
 
     def fill(to: Tensor, whole: Tensor, unit: float, first: int) -> None:
         total = _totals(x8, whole[: outputs - first])
@@ -137,7 +147,7 @@ def in_torch(
         fill(out, unpack(some, None if groups is None else groups[tile : tile + 16]), 1.0, tile * TILE)
         if planes:
             fill(seen, preview(some), 0.5, tile * TILE)
-    return (refined(seen, out) if planes else out).to(x.dtype)
+    return (refined(seen, out, channel_scale) if planes else out).to(x.dtype)
 
 
 def _totals(x8: Tensor, whole: Tensor) -> Tensor:
@@ -149,10 +159,15 @@ def _totals(x8: Tensor, whole: Tensor) -> Tensor:
     return total
 
 
+def _no_gradient(*_: object) -> None:
+    raise NotImplementedError("tersely::w4a8_linear has no gradient; W4A8Linear passes one through")
+
+
 _NAME = "tersely::w4a8_linear"
 # Not as a `custom_op`, which takes longer to call: this has no gradients, changes no input and gives none back.
 torch.library.define(_NAME, str(torch.library.infer_schema(w4a8_linear, mutates_args=())))
 torch.library.impl(_NAME, "default", w4a8_linear)
+torch.library.register_autograd(_NAME, _no_gradient)
 w4a8_op = torch.ops.tersely.w4a8_linear.default
 """`w4a8_linear` for what traces or compiles models: one node of a graph."""
 

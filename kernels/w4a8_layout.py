@@ -20,7 +20,7 @@ from .native import KINDS
 
 TILE, LINE = 16, 64
 DEEPEST = 1 << 16
-"""Inputs of a layer: with more, sums might leave 32 bits."""
+"""Inputs of a layer: with more, sums might leave 32 bits, those of planes first: 2^31 / (256 * 127) = 66052."""
 GROUP_SIZES = (32, 64, 128)
 """Inputs that may share a fine scale and a zero."""
 

@@ -141,13 +141,16 @@ _PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes
 
 @_PARALLEL
 def _our_threads(work: Callable[[int], None], shared: int, threads: int, flags: int) -> None:
-    """Stands in for GOMP_parallel."""
+    """Stands in for GOMP_parallel. C cannot be told of errors; one thread does all of it where there are no more."""
     run_at_once(lambda: work(shared), threads)
 
 
 @cache
 def _team() -> ctypes.c_void_p:
-    """GOMP_parallel of the OpenMP library that torch has loaded: its threads are awake, and bound as the user wants."""
+    """GOMP_parallel of the OpenMP library that torch has loaded: its threads are awake, and bound as the user wants.
+
+    `_our_threads` where it cannot be reached.
+    """
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
     except (AttributeError, OSError, TypeError):  # another OpenMP, or Windows, where nothing is the whole process

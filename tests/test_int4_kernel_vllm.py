@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
-from tersely.kernels.native import library
 from tersely.kernels.quantization.int4 import SWITCH
+from tersely.kernels.w4a8 import compiled
 
 from .test_int4 import dense, random_int4, rounded, words_of
 
@@ -29,7 +29,7 @@ PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "
 OURS, THEIRS = "TerselyInt4LinearKernel", "CPUWNA16LinearKernel"
 DISABLED = "VLLM_DISABLED_KERNELS"
 pytestmark = pytest.mark.vllm
-needs_compiler = pytest.mark.skipif(not hasattr(library(), "tersely_w4a8_run"), reason="not compiled")
+needs_compiler = pytest.mark.skipif(not compiled(), reason="not compiled")
 
 
 @pytest.fixture(scope="module")

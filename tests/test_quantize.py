@@ -21,8 +21,18 @@ from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
 from tersely.kernels.quantization.calibration import read, rows_of, watched, written_by
-from tersely.kernels.quantization.compensation import compensate, losses
-from tersely.kernels.quantization.scheme import TwoGrains, eight_bits, input_scale, two_grains
+from tersely.kernels.quantization.compensation import _fitted, _range, compensate, losses
+from tersely.kernels.quantization.config import Search
+from tersely.kernels.quantization.linear import quantizable
+from tersely.kernels.quantization.model import inputs_of
+from tersely.kernels.quantization.scheme import (
+    FINE_GRID,
+    TwoGrains,
+    code_bounds,
+    eight_bits,
+    input_scale,
+    two_grains,
+)
 from tersely.kernels.w4a8_layout import Form
 
 from .models import random_model
@@ -86,8 +96,8 @@ def test_the_search_finds_better_scales_than_plain_rounding() -> None:
     assert (x @ seeing.T).square().sum() < 0.9 * (x @ blind.T).square().sum()
 
 
-@pytest.mark.parametrize(("inputs", "size"), [(128, 64), (150, 64), (96, 128)])
-def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int) -> None:
+@pytest.mark.parametrize(("inputs", "size", "found_by_search"), [(128, 64, 0.88), (150, 64, 0.88), (96, 128, 0.75)])
+def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int, found_by_search: float) -> None:
     mixed = torch.randn(inputs, inputs) * torch.logspace(-1, 1, inputs)
     x, weight = torch.randn(2000, inputs) @ mixed, torch.randn(24, inputs)
     weight[5] = 0
@@ -101,8 +111,9 @@ def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int) -> None:
     assert (wrong(made) <= wrong(found) * 1.001).all()
     assert made.error == pytest.approx(float(wrong(made).sum() / (x @ weight.T).square().sum()), rel=1e-2)
     assert made.error < 0.5 * made.plain_error
-    assert made.error < 0.97 * full.error, "the search of ranges sees what compensation will do"
+    assert made.error < found_by_search * full.error, "the search of ranges sees what compensation will do"
     assert torch.equal(full.channel_scale, found.channel_scale)
+    assert (made.channel_scale != found.channel_scale).sum() > 12
     fine, zero = (t.repeat_interleave(size, 1)[:, :inputs].int() for t in (made.fine, made.zero))
     assert (fine * (made.codes.int() - zero)).abs().max() <= 127
     assert made.codes.max() <= 15 and fine.min() >= 1
@@ -117,6 +128,60 @@ def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int) -> None:
     few[3, 4] = float("nan")
     with pytest.raises(ModelError, match="inputs on the calibration text are NaN"):
         compensate(weight, size, few)
+
+
+def test_each_part_of_the_search_loses_less() -> None:
+    mixed = torch.randn(96, 96) * torch.logspace(-1, 1, 96)
+    x, weight = torch.randn(2000, 96) @ mixed, torch.randn(24, 96)
+    gram, coarse = x.T @ x, torch.full((24,), 0.02)
+    # The scale of an output: a little more or less loses more.
+    found = two_grains(weight, 32, search=False)
+    codes, fine, zero = found.codes.float(), *(t.repeat_interleave(32, 1).float() for t in (found.fine, found.zero))
+    fitted = _fitted(codes, found.channel_scale, fine, zero, weight, gram)
+
+    def cost(scale: Tensor) -> Tensor:
+        wrong = (codes - zero) * fine * scale[:, None] - weight
+        return ((wrong @ gram) * wrong).sum(1)
+
+    assert (cost(fitted) < torch.minimum(cost(fitted * 1.01), cost(fitted * 0.99))).all()
+    assert cost(fitted).sum() < 0.99 * cost(found.channel_scale).sum()
+    # A range: of all that are tried it loses least by the sums that it is given.
+    part, sums = weight[:, :32], gram[:32, :32]
+
+    def lost(scale: Tensor, shift: Tensor) -> Tensor:
+        lowest, highest = code_bounds(scale, shift)
+        unit = (scale * coarse)[:, None]
+        near = (part / unit).round().add(shift[:, None]).clamp(lowest[:, None], highest[:, None])
+        wrong = (near - shift[:, None]) * unit - part
+        return ((wrong @ sums) * wrong).sum(1)
+
+    best = lost(*_range(part, sums, coarse, FINE_GRID))
+    each = torch.stack([lost(*_range(part, sums, coarse, (ratio,))) for ratio in FINE_GRID])
+    torch.testing.assert_close(best, each.amin(0))
+    assert (best < 0.99 * lost(*_range(part, torch.eye(32), coarse, FINE_GRID))).sum() > 5, "it is those that decide"
+
+
+def test_inputs_that_are_known_already() -> None:
+    rows, scheme = torch.randint(100, (4, 20)), Scheme(32)
+    at_once, before = random_model(), random_model()
+    quantize_model(at_once, rows, scheme)
+    layers = dict(quantizable(before, scheme))
+    given = inputs_of(before, rows, layers, scheme, Search())
+    quantize_model(before, scheme=scheme, inputs=given)
+    assert torch.equal(at_once(rows).logits, before(rows).logits)
+    apart, grouped = random_model(), random_model()
+    quantize_model(apart, rows, scheme, Search(compensate=False))
+    quantize_model(grouped, None, scheme, Search(compensate=False), inputs=given)
+    assert torch.equal(apart(rows).logits, grouped(rows).logits)
+    few = {name: one for name, one in given.items() if not name.endswith("q_proj")}
+    within = {name: one.within_groups() for name, one in given.items()}
+    for wrong, about, message in (
+        (few, scheme, "q_proj: none"),
+        (within, scheme, "sums in groups of 32"),
+        (given, Scheme(64), "groups of 64"),
+    ):
+        with pytest.raises(OptionError, match=f"{message}.*accepted|accepted.*{message}"):
+            quantize_model(random_model(), scheme=about, inputs=wrong)
 
 
 def test_without_a_search_ranges_are_full() -> None:
@@ -285,6 +350,11 @@ def test_models_that_cannot_be_quantized() -> None:
     broken.model.layers[0].mlp.up_proj.weight.data[3, 3] = torch.nan
     with pytest.raises(ModelError, match=r"layer model.layers.0.mlp.up_proj has weights that are NaN"):
         quantize_model(broken)
+    scaled = random_model()
+    scaled.config.logits_scaling = 8.0
+    with pytest.raises(ModelError, match=r"logits_scaling.*accepted: --head int8, int4 or keep"):
+        quantize_model(scaled)
+    quantize_model(scaled, scheme=Scheme(head="int8"))
     with pytest.raises(OptionError, match="groups of 48 inputs; accepted: 32, 64, 128"):
         Scheme(48)
     with pytest.raises(OptionError, match="did you mean 'int8'"):

@@ -75,7 +75,7 @@ def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path
     with pytest.raises(ValueError, match="pre-quantized"):
         load(SMALL, quantization_config=W4A8Config(**Scheme().written()))
     for change, message in (
-        ({"format": 2}, "format 2.*accepted: 1"),
+        ({"format": 3}, r"format 3.*accepted: \(1, 2\)"),
         ({"head": "int2"}, "accepted: preview, int8, int4, keep"),
     ):
         config = json.loads((checkpoint / "config.json").read_text())

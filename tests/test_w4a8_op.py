@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from tersely.kernels import native
-from tersely.kernels.w4a8 import MARGIN, in_torch, quantize_rows, reference, w4a8_linear
+from tersely.kernels.w4a8 import MARGIN, compiled, in_torch, quantize_rows, reference, w4a8_linear
 from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, pack_planes, preview, unpack
 from tersely.kernels.w4a8_native import in_c
 
 FOUND = native.library()
-BEST = FOUND.tersely_w4a8_level() if FOUND is not None and hasattr(FOUND, "tersely_w4a8_run") else -1
+BEST = FOUND.tersely_w4a8_level() if FOUND is not None and compiled() else -1
 LEVELS: dict[str, Callable[..., Tensor]] = {
     name: lambda *tensors, level=level: in_c(*tensors, level=level)  # type: ignore[misc]
     for level, name in enumerate(("any", "avx2", "avx512"))
@@ -142,6 +142,28 @@ def test_planes_are_bytes_where_results_are_high(implementation: Callable[..., T
 
 
 @each
+def test_outputs_without_a_scale_do_not_count_as_high(implementation: Callable[..., Tensor]) -> None:
+    layer, x = random_layer(970, 260, "planes"), torch.randn(5, 260)
+    layer.channel_scale[-64:] = 0  # what fills up a vocabulary, highest where all others are below 0
+    layer.bias = torch.full((970,), -100.0)
+    layer.bias[-64:] = 0
+    found = implementation(x, *layer.tensors())
+    assert_right(found, x, layer)
+    weight = pack_bytes(unpack(layer.weight, None)[:970, :260])
+    whole = reference(x, weight, None, layer.channel_scale, None, layer.bias)[:, :-64]
+    assert ((found[:, :-64] - whole).abs() < 1e-4)[whole >= whole.amax(1, keepdim=True) - MARGIN / 2].all()
+
+
+@each
+def test_rows_that_have_no_highest(implementation: Callable[..., Tensor]) -> None:
+    layer, x = random_layer(40, 60, "planes"), torch.randn(2, 60)
+    layer.bias = torch.full((40,), -torch.inf)
+    assert (implementation(x, *layer.tensors()) == -torch.inf).all()
+    layer.channel_scale[:] = 0
+    assert (implementation(x, *layer.tensors()) == -torch.inf).all()
+
+
+@each
 @pytest.mark.parametrize("size", [32, 64, 128, None, "planes"])
 def test_against_the_definition(implementation: Callable[..., Tensor], size: Size) -> None:
     for outputs, inputs in SHAPES:
@@ -172,6 +194,7 @@ def test_all_come_to_the_same_bits(size: Size, dtype: torch.dtype) -> None:
     for outputs, inputs in SHAPES:
         layer = random_layer(outputs, inputs, size)
         layer.input_scale = torch.rand(inputs) + 0.5
+        layer.bias = torch.randn(outputs)
         x = (torch.randn(13, inputs) * torch.logspace(-20, 4, 13)[:, None]).to(dtype)
         expected = in_torch(x, *layer.tensors())  # type: ignore[arg-type]
         for name, implementation in LEVELS.items():

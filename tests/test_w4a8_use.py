@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
@@ -127,6 +129,39 @@ def test_a_layer_is_known_only_as_it_is() -> None:
     del layer
     gc.collect()
     assert len(w4a8_native._known) == count - 1
+
+
+def test_where_no_thread_can_be_started_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def submit(self, work: Callable[[], None]) -> None:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native, "_pool", Full)
+    called = []
+    native.run_at_once(lambda: called.append(1), 4)
+    assert called == [1]
+
+
+def test_threads_are_waited_for_whatever_happens() -> None:
+    started, ended = threading.Barrier(2), threading.Event()
+
+    def work() -> None:
+        started.wait()
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        native.run_at_once(work, 2)
+    assert ended.is_set()
+
+
+def test_the_op_has_no_gradient_and_says_so() -> None:
+    layer = random_layer(20, 90, 32)
+    out = w4a8_op(torch.randn(2, 90, requires_grad=True), *layer.tensors())
+    with pytest.raises(NotImplementedError, match="W4A8Linear passes one through"):
+        out.sum().backward()
 
 
 def test_torch_knows_what_comes_out() -> None:

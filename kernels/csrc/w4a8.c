@@ -101,24 +101,25 @@ static void *take_room(char **room, int64_t bytes) {
     return at;
 }
 
-/* What is asked of `room`, at NULL, and how it is divided; gives the bytes. */
+/* How a room, which begins with a line, is divided; gives its bytes. */
 static int64_t divide(w4a8_job *job, char *room) {
     const w4a8_layer *layer = job->layer;
     const int64_t padded = padded_rows(job->rows), planes = layer->form == PLANES;
-    char *start = room = (char *)(((uintptr_t)room + LINE - 1) / LINE * LINE);
+    char *start = room;
     job->x8 = take_room(&room, padded * depth_of(layer));
     job->row_scale = take_room(&room, job->rows * 4);
     job->sums = take_room(&room, padded * layer->group_count * 4);
     job->room = take_room(&room, layer->columns * 4);
     job->tops = take_room(&room, planes * job->rows * tiles_of(layer) * 4);
     job->least = take_room(&room, planes * job->rows * 4);
-    return room - start + LINE;
+    return room - start;
 }
 
 /* Bytes of room for a product of so many rows. */
 EXPORT int64_t tersely_w4a8_room(const w4a8_layer *layer, int64_t rows) {
     w4a8_job job = {.layer = layer, .rows = rows};
-    return divide(&job, NULL);
+    char anywhere[LINE];
+    return divide(&job, anywhere) + LINE; /* as it may not begin with a line */
 }
 
 /* A layer on rows. `run` may be NULL for one thread. */
@@ -130,7 +131,7 @@ EXPORT void tersely_w4a8_run(
         .layer = layer, .x = x, .kind = kind, .rows = rows, .stride = stride, .out = out, .out_kind = out_kind,
     };
     w4a8_job *job = &this;
-    divide(job, room);
+    divide(job, (char *)(((uintptr_t)room + LINE - 1) / LINE * LINE));
     BY_LEVEL(quantize, job);
     share(job, take_multiplying, run, threads);
     if (layer->form != PLANES) return;

@@ -6,7 +6,7 @@
 
 enum {
     TILE = 16, /* outputs whose codes lie side by side */
-    LINE = 64, /* bytes of one step along the inputs: a tile of 8 inputs in 4 bits, or of 4 inputs in 8 bits */
+    LINE = 64, /* bytes of one step along the inputs: a tile of 8 inputs in 4 bits (or halves of bytes), or of 4 in 8 bits */
     MOST_ROWS = 8
 };
 

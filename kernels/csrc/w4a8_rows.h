@@ -4,7 +4,8 @@
  * A block of rows is multiplied with a few tiles at a time. Within a group only integers occur: the sum of code times
  * activation starts at minus zero times the sum of the activations, and is multiplied by the group's fine scale; these
  * products are added up over the groups. The scales in floating point come after all groups, once. No sum leaves 32
- * bits: a fine scale times (code - zero) fits into 8 bits, so 2^31 / 127^2 inputs are allowed, which ../w4a8.py holds.
+ * bits: a fine scale times (code - zero) fits into 8 bits, so of GRAINS and BYTES 2^31 / 127^2 inputs are allowed, and of
+ * PLANES, whose doubled preview is up to 32 * 8 times an activation, 2^31 / (256 * 127); ../w4a8_layout.py holds both.
  *
  * Bytes in two planes are first taken for the middle of what their high half leaves open, 16 (high - 8) + 7.5, and twice
  * that is a whole number. A tile that may be among a row's highest is then worked out by both halves. */
@@ -54,7 +55,8 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
     memset(job->sums + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->sums);
 }
 
-/* `count` outputs of one row from `first` on; `totals` are their integers, in units of `unit`. Gives the highest. */
+/* `count` outputs of one row from `first` on; `totals` are their integers, in units of `unit`. Gives the highest of
+ * those that have a scale; others, such as those that fill up a vocabulary, have nothing to refine. */
 VEC_TARGET INLINE float VEC(finish_some)(
     const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const float unit, const int64_t count
 ) {
@@ -62,7 +64,8 @@ VEC_TARGET INLINE float VEC(finish_some)(
     for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * unit * job->layer->channel_scale[first + i] * scale;
     if (job->layer->bias)
         for (int64_t i = 0; i < count; i++) values[i] += number_at(job->layer->bias, first + i, (int)job->layer->bias_kind);
-    for (int64_t i = 0; i < count; i++) top = values[i] > top ? values[i] : top;
+    for (int64_t i = 0; i < count; i++)
+        if (job->layer->channel_scale[first + i] != 0.0f && values[i] > top) top = values[i];
     if (job->out_kind == FLOAT32) {
         memcpy((float *)job->out + row * job->layer->outputs + first, values, (size_t)count * sizeof *values);
         return top;

@@ -63,6 +63,16 @@ class Inputs:
         made.sums = self.sums * scale[..., :, None] * scale[..., None, :]
         return made
 
+    def within_groups(self) -> Inputs:
+        """The same without what inputs of different groups have in common."""
+        if not self.whole:
+            return self
+        made = copy(self)
+        more = -len(self.sums) % self.size
+        blocks = F.pad(self.sums, (0, more, 0, more)).unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))
+        made.sums, made.whole = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous(), False
+        return made
+
 
 @contextmanager
 def watched(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> Iterator[dict[str, Inputs]]:

@@ -10,7 +10,6 @@ at again beside all others (coordinate descent).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -34,32 +33,35 @@ def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) 
     """
     weight, order = weight.float(), _order(gram.diagonal(), size)
     plain = two_grains(weight, size, search=False)
-    coarse = plain.channel_scale
-    columns = torch.cat(order)
+    columns, coarse = torch.cat(order), plain.channel_scale
     damped, factor = _factor(gram[columns][:, columns])
-    left = weight[:, columns]
-    codes, unit, zero = (torch.empty_like(left) for _ in range(3))
-    fine, zeros = plain.fine.clone(), plain.zero.clone()
+    sizes = [len(inputs) for inputs in order]
+    codes, fine, zero = _swept(weight[:, columns], sizes, factor, coarse, FINE_GRID if search else (1.0,))
+    for _ in range(PASSES):
+        _descend(codes, coarse, fine, zero, weight[:, columns], damped)
+        if search:
+            coarse = _fitted(codes, coarse, fine, zero, weight[:, columns], damped)
+    place = columns.argsort()
+    codes, fine, zero = (t[:, place].to(torch.uint8) for t in (codes, fine, zero))
+    made = TwoGrains(codes, fine[:, ::size].contiguous(), zero[:, ::size].contiguous(), coarse, 0.0, 0.0)
+    return _better(weight, size, gram, plain, made)
+
+
+def _swept(
+    left: Tensor, sizes: list[int], factor: Tensor, coarse: Tensor, grid: Iterable[float]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, fine scales and zeros of all weights [outputs, inputs], groups of some sizes one after the other."""
+    codes, fine, zero = (torch.empty_like(left) for _ in range(3))
     start = 0
-    for inputs in order:
-        here, group = slice(start, start + len(inputs)), int(inputs[0]) // size
+    for size in sizes:
+        here = slice(start, start + size)
         block = factor[here, here]
-        scale, shift = _range(
-            left[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse, FINE_GRID if search else (1.0,)
-        )
-        fine[:, group], zeros[:, group] = scale.to(torch.uint8), shift.to(torch.uint8)
-        unit[:, here], zero[:, here] = (scale * coarse)[:, None], shift[:, None]
-        codes[:, here], errors = _rounded(left[:, here].clone(), block, scale, shift, coarse)
+        scale, shift = _range(left[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse, grid)
+        fine[:, here], zero[:, here] = scale[:, None], shift[:, None]
+        codes[:, here], errors = _rounded(left[:, here], block, scale, shift, coarse)
         left[:, here.stop :] -= errors @ factor[here, here.stop :]
         start = here.stop
-    whole = unit / coarse[:, None], zero, weight[:, columns], damped
-    for _ in range(PASSES):
-        _descend(codes, coarse, *whole)
-        if search:
-            coarse = _fitted(codes, coarse, *whole)
-    made = replace(plain, codes=torch.empty_like(plain.codes), fine=fine, zero=zeros, channel_scale=coarse)
-    made.codes[:, columns] = codes.to(torch.uint8)
-    return _better(weight, size, gram, plain, made)
+    return codes, fine, zero
 
 
 def _better(weight: Tensor, size: int, gram: Tensor, plain: TwoGrains, made: TwoGrains) -> TwoGrains:

@@ -46,7 +46,7 @@ class W4A8Linear(nn.Module):
         self, in_features: int, out_features: int, form: Form, bias: torch.dtype | None, scheme: Scheme
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.form, self.size = in_features, out_features, form, scheme.group_size
+        self.in_features, self.out_features, self.form, self.scheme = in_features, out_features, form, scheme
         for name in ("groups", "input_scale", "bias"):
             self.register_parameter(name, None)
         for name, (shape, dtype) in parameter_shapes(in_features, out_features, form, scheme).items():
@@ -82,7 +82,7 @@ class W4A8Linear(nn.Module):
     def extra_repr(self) -> str:
         """What `print(model)` says."""
         kinds = {Form.BYTES: "8-bit weights", Form.PLANES: "8-bit weights in two planes"}
-        kind = kinds.get(self.form, f"4-bit weights in groups of {self.size}")
+        kind = kinds.get(self.form, f"4-bit weights in groups of {self.scheme.group_size}")
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
 
 

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ..w4a8_layout import DEEPEST, Form, pack, pack_bytes, pack_planes
+from ..w4a8_layout import Form, pack, pack_bytes, pack_planes
 from .calibration import Inputs, read, watched
+from .checks import check_inputs, check_model
 from .compensation import compensate
 from .config import Scheme, Search
 from .hf import W4A8Config, W4A8Quantizer
 from .linear import empty_like, head_of, quantizable, replace
 from .scheme import eight_bits, input_scale, two_grains
 
-LEAST_COVERED = 0.5
-"""Share of the weights beside embeddings that has to be in layers which can be quantized."""
 MOST_SUMS = 4 << 30
 """Bytes of sums of products that are kept at a time; the model is read anew for further layers."""
 Piece = tuple[dict[str, Tensor], dict[str, Any]]
@@ -55,25 +54,6 @@ class _Memory:
         return make()
 
 
-def check_model(model: Any, scheme: Scheme) -> None:
-    """Raise ModelError for a model that is quantized already, or of which too little would be."""
-    if getattr(model.config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
-        method = getattr(getattr(model.config, "quantization_config", None), "quant_method", "unknown")
-        raise ModelError(f"the model is quantized already ({method}); give the one it was made from")
-    layers = dict(quantizable(model, scheme))
-    embedded = sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
-    total = sum(p.numel() for p in model.parameters()) - embedded
-    covered = sum(layer.weight.numel() for name, layer in layers.items() if name != head_of(model))
-    if not layers or covered < LEAST_COVERED * total:
-        raise ModelError(
-            f"{covered / max(total, 1):.0%} of the weights are in linear layers; accepted: models with at least "
-            f"{LEAST_COVERED:.0%} of them there, which mixtures of experts have not"
-        )
-    deep = next((name for name, layer in layers.items() if layer.in_features > DEEPEST), None)
-    if deep is not None:
-        raise ModelError(f"layer {deep} has more than {DEEPEST} inputs; the kernel's sums would leave 32 bits")
-
-
 def quantize_model(
     model: Any,
     rows: Tensor | None = None,
@@ -92,11 +72,12 @@ def quantize_model(
     scheme, search, store = scheme or Scheme(), search or Search(), store or _Memory()
     check_model(model, scheme)
     layers, head = dict(quantizable(model, scheme)), head_of(model)
+    check_inputs(layers, inputs, scheme, search)
     before = _bytes(model)
     found: list[dict[str, Any]] = []
     for part in _parts(layers, scheme, search):
         missing = {n: layer for n, layer in part.items() if not store.has(n)}
-        seen = dict(inputs) if inputs else inputs_of(model, rows, missing, scheme, search, progress)
+        seen = inputs_of(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
         for name, layer in part.items():
             progress(f"layer {len(found) + 1} of {len(layers)}")
             make = partial(_quantized, name, layer, scheme.form_of(name == head), seen.pop(name, None), scheme, search)
@@ -164,10 +145,11 @@ def _quantized(name: str, layer: nn.Linear, form: Form, inputs: Inputs | None, s
     else:
         size = scheme.group_size
         given = None if inputs is None else inputs.scaled(scale)
-        if given is not None and given.whole:
+        if given is not None and search.compensate:
             best = compensate(weight, size, given.sums, search=search.ranges)
         else:
-            best = two_grains(weight, size, None if given is None else given.sums, search=search.ranges)
+            gram = None if given is None else given.within_groups().sums
+            best = two_grains(weight, size, gram, search=search.ranges)
         packed, groups = pack(best.codes, best.fine, best.zero, size)
         tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
         about |= {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}

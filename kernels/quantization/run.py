@@ -15,8 +15,9 @@ from torch import Tensor
 from ...errors import ModelError
 from ...writing import WriteError, check_new_folder, write
 from .calibration import read, rows_of, written_by
+from .checks import check_model
 from .config import Scheme, Search
-from .model import check_model, quantize_model
+from .model import quantize_model
 from .pieces import Pieces
 
 REPORT = "quantization_report.json"

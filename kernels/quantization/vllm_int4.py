@@ -22,8 +22,8 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import scalar_types
 
 from ...errors import unknown
-from ..native import KINDS, library
-from ..w4a8 import w4a8_op
+from ..native import KINDS
+from ..w4a8 import compiled, w4a8_op
 from ..w4a8_layout import DEEPEST, TILE
 from .int4 import SWITCH, kernel_size, repack, unpack_words
 
@@ -94,7 +94,7 @@ def register_if_asked() -> None:
     kernels = _POSSIBLE_KERNELS.setdefault(PlatformEnum.CPU, [])
     if asked == "0" or TerselyInt4LinearKernel in kernels:
         return
-    if not hasattr(library(), "tersely_w4a8_run"):
+    if not compiled():
         _log.warning("%s=1 changes nothing: tersely's kernels are not compiled, or switched off", SWITCH)
         return
     register_linear_kernel(TerselyInt4LinearKernel, PlatformEnum.CPU, "mp")
