@@ -7,6 +7,7 @@
 
 /* For GCC and Clang; with another compiler the build fails, which is allowed. */
 #define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
 #if defined(_WIN32)
 #define EXPORT __declspec(dllexport)
 #else

@@ -55,36 +55,41 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
     memset(job->sums + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->sums);
 }
 
-/* `count` outputs of one row from `first` on; `totals` are their integers, in units of `unit`. Gives the highest of
- * those that have a scale; others, such as those that fill up a vocabulary, have nothing to refine. */
-VEC_TARGET INLINE float VEC(finish_some)(
-    const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const float unit, const int64_t count
+/* `count` outputs of one row from `first` on; `totals` are their integers, of a preview twice that. */
+VEC_TARGET INLINE void VEC(finish_some)(
+    const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const int preview, const int64_t count
 ) {
-    float values[TILE] = {0}, scale = job->row_scale[row], top = -INFINITY;
-    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * unit * job->layer->channel_scale[first + i] * scale;
+    const float *channel_scale = job->layer->channel_scale + first, scale = job->row_scale[row];
+    float values[TILE] = {0};
+    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * (preview ? 0.5f : 1.0f) * channel_scale[i] * scale;
     if (job->layer->bias)
         for (int64_t i = 0; i < count; i++) values[i] += number_at(job->layer->bias, first + i, (int)job->layer->bias_kind);
-    for (int64_t i = 0; i < count; i++)
-        if (job->layer->channel_scale[first + i] != 0.0f && values[i] > top) top = values[i];
+    if (preview) {
+        /* Outputs without a scale, such as those that fill up a vocabulary, have nothing to refine, and do not count. */
+        float counted[TILE];
+        for (int64_t i = 0; i < TILE; i++) counted[i] = i < count && channel_scale[i] != 0.0f ? values[i] : -INFINITY;
+        VEC(vec) top = VEC(set)(-INFINITY);
+        for (int64_t i = 0; i < TILE; i += VEC(width)) top = VEC(max)(VEC(load)((const char *)counted, i, FLOAT32), top);
+        job->tops[row * tiles_of(job->layer) + first / TILE] = VEC(highest)(top);
+    }
     if (job->out_kind == FLOAT32) {
         memcpy((float *)job->out + row * job->layer->outputs + first, values, (size_t)count * sizeof *values);
-        return top;
+        return;
     }
     uint16_t halves[TILE];
     for (int64_t i = 0; i < TILE; i++) halves[i] = bfloat_of(values[i]);
     memcpy((uint16_t *)job->out + row * job->layer->outputs + first, halves, (size_t)count * sizeof *halves);
-    return top;
 }
 
 /* The outputs of a tile that there are. */
-VEC_TARGET INLINE float VEC(finish)(
-    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *total, const float unit
+VEC_TARGET INLINE void VEC(finish)(
+    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *total, const int preview
 ) {
     int32_t totals[TILE];
     memcpy(totals, total, sizeof totals);
     int64_t first = tile * TILE, left = job->layer->outputs - first;
-    if (left >= TILE) return VEC(finish_some)(job, row, first, totals, unit, TILE);
-    return VEC(finish_some)(job, row, first, totals, unit, left);
+    if (left >= TILE) VEC(finish_some)(job, row, first, totals, preview, TILE);
+    else VEC(finish_some)(job, row, first, totals, preview, left);
 }
 
 /* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and form are
@@ -152,11 +157,8 @@ VEC_TARGET INLINE void VEC(block)(
             }
     }
     for (int r = 0; r < rows && row + r < job->rows; r++)
-        for (int t = 0; t < tiles; t++) {
-            int64_t at = tile + t * apart;
-            float top = VEC(finish)(job, row + r, at, total + (r * tiles + t) * parts, form == PLANES ? 0.5f : 1.0f);
-            if (form == PLANES) job->tops[(row + r) * tiles_of(job->layer) + at] = top;
-        }
+        for (int t = 0; t < tiles; t++)
+            VEC(finish)(job, row + r, tile + t * apart, total + (r * tiles + t) * parts, form == PLANES);
 }
 
 /* One row times one tile by both halves of its bytes. */
@@ -181,7 +183,7 @@ VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile)
         }
     }
     for (int p = 0; p < parts; p++) highs[p] = VEC(add)(VEC(mul)(highs[p], VEC(same)(16)), lows[p]);
-    VEC(finish)(job, row, tile, highs, 1.0f);
+    VEC(finish)(job, row, tile, highs, 0);
 }
 
 /* The tiles that may be among the highest of a row. */
@@ -202,17 +204,27 @@ VEC_TARGET INLINE void VEC(strip)(
     else if (padded - row == 1) VEC(block)(job, row, tile, apart, 1, tiles, form);
 }
 
-/* The form as a constant: each call is compiled for one. */
-VEC_TARGET INLINE void VEC(strip_of)(const w4a8_job *job, int64_t tile, int64_t apart, const int tiles) {
-    if (job->layer->form == GRAINS) VEC(strip)(job, tile, apart, tiles, GRAINS);
-    else if (job->layer->form == BYTES) VEC(strip)(job, tile, apart, tiles, BYTES);
-    else VEC(strip)(job, tile, apart, tiles, PLANES);
-}
+/* Form and tiles as constants: each of these is compiled for one of each, and by itself, since registers are allotted
+ * worse in functions that are very long. */
+#define STRIP(name, tiles, form) \
+    VEC_TARGET static NOINLINE void VEC(name)(const w4a8_job *job, int64_t tile, int64_t apart) { \
+        VEC(strip)(job, tile, apart, tiles, form); \
+    }
+STRIP(strip_grains, VEC(most_tiles), GRAINS)
+STRIP(strip_bytes, VEC(most_tiles), BYTES)
+STRIP(strip_planes, VEC(most_tiles), PLANES)
+STRIP(tile_grains, 1, GRAINS)
+STRIP(tile_bytes, 1, BYTES)
+STRIP(tile_planes, 1, PLANES)
+#undef STRIP
 
 /* As many streams as tiles are worked on at a time, each from the first to the last of its share: what comes next is
  * where a stream goes on, also from tile to tile, and so is fetched ahead. */
 VEC_TARGET static void VEC(tiles)(const w4a8_job *job, int64_t start, int64_t stop) {
+    typedef void on_strip(const w4a8_job *job, int64_t tile, int64_t apart);
+    static on_strip *const strips[] = {VEC(strip_grains), VEC(strip_bytes), VEC(strip_planes)};
+    static on_strip *const single[] = {VEC(tile_grains), VEC(tile_bytes), VEC(tile_planes)};
     const int64_t share = (stop - start) / VEC(most_tiles), rest = start + share * VEC(most_tiles);
-    for (int64_t tile = start; tile < start + share; tile++) VEC(strip_of)(job, tile, share, VEC(most_tiles));
-    for (int64_t tile = rest; tile < stop; tile++) VEC(strip_of)(job, tile, 1, 1);
+    for (int64_t tile = start; tile < start + share; tile++) strips[job->layer->form](job, tile, share);
+    for (int64_t tile = rest; tile < stop; tile++) single[job->layer->form](job, tile, 1);
 }
