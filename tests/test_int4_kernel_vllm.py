@@ -139,7 +139,7 @@ def test_only_who_asks_gets_it(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(OptionError, match="unknown TERSELY_INT4_KERNEL 'yes'; accepted: 0, 1"):
         register()
     monkeypatch.setenv(SWITCH, "1")
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(kernel, "compiled", lambda: False)
     register()
     assert kernel._POSSIBLE_KERNELS[place] == before
     monkeypatch.undo()
