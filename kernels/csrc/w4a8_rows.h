@@ -98,7 +98,8 @@ VEC_TARGET INLINE void VEC(block)(
     const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int rows, const int tiles, const int form
 ) {
     enum { parts = VEC(parts), most = MOST_ROWS * VEC(most_tiles) * VEC(parts) };
-    const int64_t lines = job->layer->lines, groups = job->layer->group_count, depth = depth_of(job->layer), per_group = lines / groups;
+    const int64_t lines = job->layer->lines, groups = job->layer->group_count, per_group = lines / groups;
+    const int64_t depth = depth_of(job->layer);
     const uint8_t *codes = job->layer->codes + tile * lines * LINE;
     const int8_t *x = job->x8 + row * depth;
     VEC(ints) total[most], sum[most];
@@ -164,14 +165,15 @@ VEC_TARGET INLINE void VEC(block)(
 /* One row times one tile by both halves of its bytes. */
 VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile) {
     enum { parts = VEC(parts) };
-    const uint8_t *high = job->layer->codes + tile * job->layer->lines * LINE, *low = high + tiles_of(job->layer) * job->layer->lines * LINE;
+    const int64_t lines = job->layer->lines;
+    const uint8_t *high = job->layer->codes + tile * lines * LINE, *low = high + tiles_of(job->layer) * lines * LINE;
     const int8_t *x = job->x8 + row * depth_of(job->layer);
     VEC(ints) highs[parts], lows[parts];
     for (int p = 0; p < parts; p++) {
         highs[p] = VEC(same)(-8 * job->sums[row]);
         lows[p] = VEC(same)(0);
     }
-    for (int64_t line = 0; line < job->layer->lines; line++) {
+    for (int64_t line = 0; line < lines; line++) {
         UNROLLED
         for (int p = 0; p < parts; p++) {
             int64_t at = line * LINE + p * LINE / parts;
