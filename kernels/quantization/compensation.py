@@ -36,11 +36,12 @@ def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) 
     columns, coarse = torch.cat(order), plain.channel_scale
     damped, factor = _factor(gram[columns][:, columns])
     sizes = [len(inputs) for inputs in order]
-    codes, fine, zero = _swept(weight[:, columns], sizes, factor, coarse, FINE_GRID if search else (1.0,))
+    sorted_weight = weight[:, columns]
+    codes, fine, zero = _swept(sorted_weight.clone(), sizes, factor, coarse, FINE_GRID if search else (1.0,))
     for _ in range(PASSES):
-        _descend(codes, coarse, fine, zero, weight[:, columns], damped)
+        _descend(codes, coarse, fine, zero, sorted_weight, damped)
         if search:
-            coarse = _fitted(codes, coarse, fine, zero, weight[:, columns], damped)
+            coarse = _fitted(codes, coarse, fine, zero, sorted_weight, damped)
     place = columns.argsort()
     codes, fine, zero = (t[:, place].to(torch.uint8) for t in (codes, fine, zero))
     made = TwoGrains(codes, fine[:, ::size].contiguous(), zero[:, ::size].contiguous(), coarse, 0.0, 0.0)
@@ -50,7 +51,10 @@ def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) 
 def _swept(
     left: Tensor, sizes: list[int], factor: Tensor, coarse: Tensor, grid: Iterable[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, fine scales and zeros of all weights [outputs, inputs], groups of some sizes one after the other."""
+    """Codes, fine scales and zeros of weights [outputs, inputs], groups of some sizes one after the other.
+
+    `left` becomes what was there to be rounded when each group's turn came.
+    """
     codes, fine, zero = (torch.empty_like(left) for _ in range(3))
     start = 0
     for size in sizes:
