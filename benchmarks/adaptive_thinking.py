@@ -2,7 +2,8 @@
 
 For each: accuracy, tokens, and how often it did not think, by level. `before-none` and `before-easy` are the model
 before training, told not to think or to think briefly: a training has to beat what a prompt can do. There is no control
-on either side but what `--after FOLDER+PRESET` names, such as `concisehint-t` for a hint that was learnt.
+on either side but what `--after FOLDER+PRESET` names, such as `concisehint-t` for a hint that was learnt. Of trainings
+that differ in their seeds, `--after FOLDER,FOLDER,FOLDER`, there is the mean as well; its intervals are over questions.
 """
 
 from __future__ import annotations
@@ -25,14 +26,23 @@ from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
 
+BEFORE = {"before": "normal", "before-easy": "easy", "before-none": "none"}
+"""Arms of the model before training, and the effort each is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What one model did: for each question whether it was right, its tokens, and whether it did not think."""
+    """What one model did, or several on average: for each question if it was right, its tokens, if it did not think."""
 
-    right: list[bool]
-    tokens: list[int]
-    instant: list[bool]
+    right: Sequence[float]
+    tokens: Sequence[float]
+    instant: Sequence[float]
+
+    @classmethod
+    def mean(cls, arms: Sequence[Arm]) -> Arm:
+        """Several trainings as one."""
+        columns = ([one.right for one in arms], [one.tokens for one in arms], [one.instant for one in arms])
+        return cls(*([fmean(at) for at in zip(*column, strict=True)] for column in columns))
 
     def figures(self, places: Sequence[int]) -> dict[str, float]:
         """Means over some of the questions."""
@@ -64,8 +74,9 @@ def arm(
 
 
 def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict[str, Arm]:
-    """All arms by name, those after a training by what was given for them."""
-    for given in options.after:
+    """All arms by name, those after a training by their folder, and means by their folders."""
+    trained = list(dict.fromkeys(folder for given in options.after for folder in given.split(",")))
+    for given in trained:
         make_policies(given.partition("+")[2] or "off")  # an unknown preset is refused before anything is paid for
     arms: dict[str, Arm] = {}
     with AnswerChecker() as checker:
@@ -74,18 +85,20 @@ def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict
             arms[name] = arm(model, questions, options, checker, effort, preset)
             print(name, arms[name].figures(range(len(questions))), file=sys.stderr, flush=True)
 
-        add("before", options.before)
-        add("before-easy", options.before, "easy")
-        add("before-none", options.before, "none")
-        for given in options.after:
+        for name, effort in BEFORE.items():
+            add(name, options.before, effort)
+        for given in trained:
             folder, _, preset = given.partition("+")
             add(given, folder, preset=preset or "off")
+    for given in options.after:
+        if "," in given:
+            arms[given] = Arm.mean([arms[folder] for folder in given.split(",")])
     return arms
 
 
 def change(before: Arm, after: Arm) -> dict[str, Any]:
     """What a training did: `points` of accuracy and the share of tokens `saved`, with their intervals."""
-    points = paired_bootstrap([100 * (float(b) - float(a)) for a, b in zip(before.right, after.right, strict=True)])
+    points = paired_bootstrap([100 * (b - a) for a, b in zip(before.right, after.right, strict=True)])
     return {"points": asdict(points), "saved": asdict(ratio_bootstrap(after.tokens, before.tokens))}
 
 
@@ -93,7 +106,9 @@ def main(argv: list[str] | None = None) -> None:
     """Answer, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
-    parser.add_argument("--after", required=True, action="append", help="FOLDER or FOLDER+PRESET; may be repeated")
+    parser.add_argument(
+        "--after", required=True, action="append", help="FOLDER, FOLDER+PRESET or several by commas; may be repeated"
+    )
     parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
     parser.add_argument("--limit", type=int, default=600, help="questions of the split test (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
@@ -109,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         str(level): [i for i, question in enumerate(questions) if question.level == level] for level in levels
     }
     figures = {name: {key: one.figures(at) for key, at in places.items()} for name, one in arms.items()}
-    changes = {name: change(arms["before"], arms[name]) for name in options.after}
+    changes = {name: change(arms["before"], one) for name, one in arms.items() if name not in BEFORE}
     if options.json:
         print(json.dumps({"arms": figures, "changes": changes, "questions": len(questions)}))
         return

@@ -72,6 +72,29 @@ def test_what_is_wrong_is_said(sections: dict[str, Any], message: str, tmp_path:
     assert message in refused(tmp_path, **sections)
 
 
+def test_what_is_set_takes_the_place_of_what_the_file_says(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(plain("adaptthink", tmp_path / "out")), "utf-8")
+
+    def changed(*changes: str) -> Any:
+        return read_recipe(config, method("adaptthink").Kind, "adaptthink", changes)
+
+    made = changed("seed=3", "data.efforts=[easy, hard]", "optimiser.lora.rank=4", "optimiser.learning_rate=5e-5")
+    assert (made.seed, made.data.efforts, made.optimiser.lora.rank) == (3, ("easy", "hard"), 4)
+    assert (made.optimiser.learning_rate, made.optimiser.steps) == (5e-5, 2), "what is not set stays"
+    for change, says in (
+        ("optimiser.stesp=2", "unknown key 'optimiser.stesp'; did you mean 'steps'?"),
+        ("optimiser.steps=none", "--set optimiser.steps=none: 'optimiser.steps' is 'none'"),
+        ("seed.more=1", "--set seed.more=1: 'seed' is 3, which has no keys"),
+        ("seed", "--set is 'seed'; accepted: KEY=VALUE"),
+        ("seed=[", "--set seed=[: the value is not YAML"),
+        ("method=ser", "is for the method 'ser'"),
+    ):
+        with pytest.raises(RecipeError) as error:
+            changed("seed=3", change)
+        assert says in str(error.value)
+
+
 def test_policies_that_a_training_cannot_have(tmp_path: Path) -> None:
     assert "unknown policy 'hnit'; did you mean 'hint'?" in refused(
         tmp_path, OptionError, rollouts={"policies": {"hnit": {}}}

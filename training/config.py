@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -124,8 +124,11 @@ class Recipe(Section):
 T = TypeVar("T", bound=Recipe)
 
 
-def read_recipe(path: Path, kind: type[T], method: str) -> T:
-    """The configuration of a method in a YAML file; raises RecipeError, which names every key that is wrong."""
+def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] = ()) -> T:
+    """The configuration of a method in a YAML file; raises RecipeError, which names every key that is wrong.
+
+    changes: `KEY=VALUE` each, in place of what the file says, such as `optimiser.steps=20`.
+    """
     import yaml
 
     try:
@@ -136,12 +139,35 @@ def read_recipe(path: Path, kind: type[T], method: str) -> T:
         raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise RecipeError(f"{path} holds no configuration; accepted: {', '.join(kind.model_fields)}")
+    for change in changes:
+        _set(found, change)
     if found.get("method") != method:
         raise RecipeError(
             f"{path} is for the method {found.get('method')!r}, and {method!r} was asked for; "
             f"run `tersely train {found.get('method')}`, or write `method: {method}`"
         )
-    return checked(found, kind, str(path))
+    return checked(found, kind, " ".join((str(path), *(f"--set {change}" for change in changes))))
+
+
+def _set(values: dict[str, Any], change: str) -> None:
+    """Do what `KEY=VALUE` says: VALUE is YAML, KEY names a section and what is in it, by dots."""
+    import yaml
+
+    key, equals, given = change.partition("=")
+    *place, last = key.strip().split(".")
+    if not equals or not all((*place, last)):
+        raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimiser.steps=20")
+    try:
+        value = yaml.safe_load(given)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {change}: the value is not YAML: {' '.join(str(error).split())}") from None
+    for depth, part in enumerate(place, start=1):
+        if values.get(part) is None:
+            values[part] = {}
+        values = values[part]
+        if not isinstance(values, dict):
+            raise RecipeError(f"--set {change}: {'.'.join(place[:depth])!r} is {values!r}, which has no keys")
+    values[last] = value
 
 
 def checked(found: Mapping[str, Any], kind: type[T], where: str) -> T:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import read_recipe
@@ -16,16 +16,22 @@ def told(line: str) -> None:
 
 
 def train(
-    name: str, config: Path, *, dry_run: bool = False, resume: bool = False, say: Callable[[str], None] = told
+    name: str,
+    config: Path,
+    *,
+    changes: Sequence[str] = (),
+    dry_run: bool = False,
+    resume: bool = False,
+    say: Callable[[str], None] = told,
 ) -> None:
     """Train by a method as a YAML file says.
 
-    dry_run: look at data, template, markers, lengths and memory, and stop. resume: go on from the last whole checkpoint
-    in the recipe's `out`. Raises RecipeError, TaskError, ModelError, MarkerError; DivergedError and CollapseError while
-    it trains.
+    changes: `KEY=VALUE` each, in place of what the file says. dry_run: look at data, template, markers, lengths and
+    memory, and stop. resume: go on from the last whole checkpoint in the recipe's `out`. Raises RecipeError, TaskError,
+    ModelError, MarkerError; DivergedError and CollapseError while it trains.
     """
     chosen = method(name)
-    recipe = read_recipe(config, chosen.Kind, name)
+    recipe = read_recipe(config, chosen.Kind, name, changes)
     ground = chosen.look(recipe)
     check_trackers(recipe.saving.report_to)
     for finding in ground.findings:

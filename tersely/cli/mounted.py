@@ -146,6 +146,12 @@ def _mount(name: str, what: str) -> None:
         config: Annotated[
             Path, typer.Option("--config", metavar="FILE", help="The recipe, a YAML file; see docs/TRAINING.md.")
         ],
+        changes: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set", metavar="KEY=VALUE", help="In place of what it says, as in optimiser.steps=20; may repeat."
+            ),
+        ] = None,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Check data, template, markers, lengths and memory, and stop.")
         ] = False,
@@ -153,7 +159,7 @@ def _mount(name: str, what: str) -> None:
     ) -> None:
         from ..training.run import train
 
-        train(name, config, dry_run=dry_run, resume=resume)
+        train(name, config, changes=changes or (), dry_run=dry_run, resume=resume)
 
     train_app.command(name, help=what)(command)
 
