@@ -1,8 +1,9 @@
 """Whether every method of training can take its steps on a model: two steps of an adapter each, small ones.
 
 It shows that prompts, markers, sampling, rewards, loss, gradients and saving go together with a model, not that
-anything was learnt. Printed for each method: the losses and gradients of both steps, by how much the adapter moved, and
-minutes. A model that was not trained to think is given --markers that are single tokens of it.
+anything was learnt. Printed for each method: the losses and gradients of both steps, by how much the adapter moved,
+minutes, and GiB of memory that it took (Linux, on a CPU) beside those that a dry run foretells. A model that was not
+trained to think is given --markers that are single tokens of it.
 
     python benchmarks/lora_step.py --model MODEL --markers '<tool_call>,</tool_call>' --task gsm8k.jsonl
 """
@@ -10,6 +11,7 @@ minutes. A model that was not trained to think is given --markers that are singl
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -22,6 +24,7 @@ from safetensors.torch import load_file
 
 from tersely.training.run import train
 
+_STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LORA = {"rank": 8, "alpha": 16}
 OWN: Mapping[str, Mapping[str, Any]] = {
     "adaptthink": {"adaptthink": {"reference_samples": 2, "no_think_tokens": 96, "brevity": 0.2}},
@@ -54,19 +57,30 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out, config = Path(folder) / "run", Path(folder) / "recipe.yaml"
         config.write_text(yaml.safe_dump(recipe(name, options, out)), encoding="utf-8")
-        begun = time.perf_counter()
-        train(name, config, say=lambda line: None)
+        said: list[str] = []
+        gc.collect()
+        _PEAK.write_text("5")  # begins the peak anew
+        begun, before = time.perf_counter(), _memory("VmRSS")
+        train(name, config, say=said.append)
         logs = [json.loads(line) for line in (out / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
         found: dict[str, Any] = {
             "loss": [log["loss"] for log in logs if "loss" in log],
             "gradient": [log["grad_norm"] for log in logs if "grad_norm" in log],
             "minutes": (time.perf_counter() - begun) / 60,
+            "gib": _memory("VmHWM") - before,
+            "foretold": next(line.removeprefix("memory: ") for line in said if line.startswith("memory: ")),
         }
         adapter = out / "adapter" / "adapter_model.safetensors"
         if adapter.exists():
             weights = load_file(adapter)
             found["moved"] = max(float(weight.abs().max()) for key, weight in weights.items() if "lora_B" in key)
         return found
+
+
+def _memory(field: str) -> float:
+    """What Linux says of this process's memory, in GiB."""
+    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 2**20
 
 
 def main(argv: list[str] | None = None) -> None:

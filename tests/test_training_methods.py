@@ -11,9 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 import tersely
+from tersely.controller.engines.transformers import load_engine
+from tersely.training.checks import check
+from tersely.training.methods.vsrm import Prober, StepRollouts
+from tersely.training.rewards import Correctness
 from tersely.training.running import MODEL
+from tersely.training.sampling import Ask, Sampler
 
-from .trainings import train
+from .trainings import recipe, train
 
 LORA = {"rank": 2, "alpha": 4}
 QUICK: dict[str, Any] = {
@@ -71,6 +76,22 @@ def test_adar1_goes_through_its_stages_once(tmp_path: Path) -> None:
     assert logs[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=0.05), "policy and reference agree"
     assert [name in " ".join(said) for name in ("merged 80%", "long-answers: 4/4", "short-answers: 4/4")] == [True] * 3
     assert (out / "short" / MODEL).is_dir() and (out / MODEL).is_dir()
+
+
+def test_vsrm_pays_steps_and_charges_what_does_not_end(tmp_path: Path) -> None:
+    made = recipe("vsrm", tmp_path, rollouts={"max_new_tokens": 120}, **OWN["vsrm"])
+    rows = check(made).rows
+    sampler = Sampler(load_engine(made.model), made.rollouts)
+    with Correctness(sampler.session.markers.close) as correct:
+        rollouts = StepRollouts(sampler, Prober(sampler, made.vsrm, correct), 4, made.seed)
+        asked = [row for row in rows for _ in range(4)]
+        done = rollouts.sample([Ask(row["prompt"], row["tier"]) for row in asked], asked, 0)
+        rewards = rollouts.more(done, asked, 0)["token_rewards"]
+    for one, steps in zip(done, rewards, strict=True):
+        charged = [step for step in steps if step == (len(one.ids) - 1, -10.0)]
+        assert len(charged) == (one.finish_reason == "length")
+        assert all(abs(reward) <= 1 for step in steps if step not in charged for reward in step[1:])
+    assert {one.finish_reason for one in done} == {"length", "stop"}
 
 
 def test_the_analysis_of_vsrm_trains_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,9 @@ from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
 class Vsrm(Section):
     """answers: drawn at each cut, of at most answer_tokens tokens. floor, spacing: characters before the first cut and
     between two. look_ahead: steps within which a change pays those before it that changed nothing, 0 for none of them.
-    train: False only analyses `samples` completions of each question and writes analysis.json."""
+    unfinished: what a completion loses that runs into its limit, as in the authors' code: steps that change nothing
+    earn nothing, and neither does leaving them out, so that this is what makes thinking shorter. train: False only
+    analyses `samples` completions of each question and writes analysis.json."""
 
     answers: int = Field(default=5, ge=1)
     answer_tokens: int = Field(default=64, ge=2)
@@ -40,6 +42,7 @@ class Vsrm(Section):
     floor: int = Field(default=FLOOR, ge=0)
     spacing: int = Field(default=SPACING, ge=1)
     look_ahead: int = Field(default=LOOK_AHEAD, ge=0)
+    unfinished: float = Field(default=10.0, ge=0)
     train: bool = True
     samples: int = Field(default=1, ge=1)
 
@@ -128,8 +131,12 @@ class StepRollouts(GroupRollouts):
 
     def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
         """See `GroupRollouts.more`."""
-        ahead = self.prober.own.look_ahead
-        return {"token_rewards": [curve.rewards(ahead) for curve in self.prober(made, rows, seed)]}
+        own, curves = self.prober.own, self.prober(made, rows, seed)
+        rewards = [curve.rewards(own.look_ahead) for curve in curves]
+        for rollout, steps in zip(made, rewards, strict=True):
+            if rollout.finish_reason == "length":
+                steps.append((len(rollout.ids) - 1, -own.unfinished))
+        return {"token_rewards": rewards}
 
 
 def look(recipe: Kind) -> Ground:
