@@ -22,7 +22,7 @@ from ..evaluation.agents.tools import TOLD, TOOLS
 from .config import Optimiser, Recipe, RecipeError
 from .data import Row, rows_of
 from .environment import tasks_of
-from .memory import estimate
+from .memory import ALONE, Held, estimate
 from .sampling import Sampler
 
 LIBRARIES = ("trl", "peft", "accelerate", "datasets")
@@ -45,12 +45,13 @@ def check(
     start: str | None = None,
     tools: bool = False,
     stages: Mapping[str, Optimiser] = MappingProxyType({}),
+    held: Held = ALONE,
 ) -> Ground:
     """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
 
     completions: that a step learns of each of its questions, by default those of a group. tools: whether the method can
     do tasks that need some. stages: further optimisers by their keys, each of a stage that learns one completion of
-    each question of a step, and whose whole model goes on to the next.
+    each question of a step, and whose whole model goes on to the next. held: what the method keeps in memory.
     """
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
@@ -81,7 +82,7 @@ def check(
     if troubles:
         raise RecipeError("; ".join(troubles))
     found = sampler.session.markers
-    memory = estimate(engine.model, recipe, longest + recipe.rollouts.max_new_tokens)
+    memory = estimate(engine.model, recipe, longest + recipe.rollouts.max_new_tokens, held)
     prepared = sampler.session.prepare([rows[0]["prompt"]], sampler._options)[0]
     opened = "opened by the chat template" if prepared.state == "thinking" else "opened for the model in each prompt"
     tiers = ", ".join(dict.fromkeys(recipe.data.efforts))

@@ -14,6 +14,24 @@ _KEPT, _KEPT_CHECKPOINTED = 20, 2
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """What a method keeps in memory beside the model: adapters need no reference, for the model without them is one.
+
+    reference: the model before training. texts: of each example, two for pairs. heads: for logits. frozen: nothing of
+    the model itself is trained.
+    """
+
+    reference: bool = False
+    texts: int = 1
+    heads: int = 1
+    frozen: bool = False
+
+
+ALONE = Held()
+"""Nothing but the model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """Bytes by what they are for."""
 
@@ -33,24 +51,30 @@ class Estimate:
         return f"about {self.total / 2**30:.2g} GiB ({said})"
 
 
-def estimate(model: Any, recipe: Recipe, longest: int) -> Estimate:
-    """The memory of a recipe on a model, which may be on the meta device; longest: tokens of prompt and completion."""
-    config = model.config.get_text_config(decoder=True)
+def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Estimate:
+    """The memory of a recipe on a model, which may be on the meta device; longest: tokens of prompt and completion.
+
+    Of a vLLM that decodes only the weights are in it: what else it takes is its own setting.
+    """
+    config, lora = model.config.get_text_config(decoder=True), recipe.optimiser.lora
     size = model.get_input_embeddings().weight.element_size() if recipe.optimiser.dtype == "auto" else 4
     if recipe.optimiser.dtype == "bfloat16":
         size = 2
-    lora = recipe.optimiser.lora
     every = sum(weight.numel() for weight in model.parameters())
+    every += (held.heads - 1) * model.get_output_embeddings().weight.numel()
     trained = every if lora is None else sum(lora.rank * sum(shape) for shape in _matrices(model))
+    inside = recipe.rollouts.engine == "transformers"
+    copies = 1 + (held.reference and lora is None) + (not inside)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     kept = _KEPT_CHECKPOINTED if recipe.optimiser.checkpoint_activations else _KEPT
-    tokens = recipe.optimiser.micro_batch * longest
+    tokens = recipe.optimiser.micro_batch * held.texts * longest
+    per_token = 2 * kv_heads * head_dim * config.num_hidden_layers
     return Estimate(
-        weights=every * size,
-        training=trained * (1 + _ADAM) * (size if lora is None else 4),
+        weights=every * size * copies,
+        training=0 if held.frozen else trained * (1 + _ADAM) * (size if lora is None else 4),
         activations=tokens * config.hidden_size * (kept * config.num_hidden_layers + _KEPT) * size,
-        cache=recipe.rollouts.batch * longest * 2 * kv_heads * head_dim * config.num_hidden_layers * size,
+        cache=recipe.rollouts.batch * longest * per_token * size if inside else 0,
     )
 
 

@@ -17,6 +17,7 @@ from ...controller.engines.transformers import TransformersEngine, load_engine
 from ..callbacks import last_good
 from ..checks import Ground, check
 from ..config import Optimiser, Recipe, RecipeError, Section
+from ..memory import Held
 from ..pairs import pairs_of
 from ..rewards import Correctness
 from ..running import MODEL, Running
@@ -48,7 +49,7 @@ class Kind(Recipe):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
-    return check(recipe, completions=1, stages={"adar1.short": recipe.adar1.short})
+    return check(recipe, completions=1, stages={"adar1.short": recipe.adar1.short}, held=Held(reference=True, texts=2))
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
@@ -72,6 +73,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             )
             for name, engine in (("long-answers", long), ("short-answers", short))
         ]
+    del long, short  # two models less in memory while the third learns
     rng = Random(f"pairs:{recipe.seed}")
     pairs = [p for a, b in zip(*answers, strict=True) for p in pairs_of(a, b, rng, own.groups, own.instances)]
     if not pairs:

@@ -22,6 +22,7 @@ from ..config import Alarm, Recipe, RecipeError, Section
 from ..data import Row, schedule
 from ..environment import Environment, environment_of, tasks_of
 from ..episodes import Episode, EpisodeRollouts, play
+from ..memory import Held
 from ..rewards import AdaptiveDiscount, Correctness
 from ..rewards.base import AGENTIC, NO_THINK, THINK
 from ..running import Running
@@ -74,7 +75,13 @@ def look(recipe: Kind) -> Ground:
     if recipe.apo.kl and tasks_of(recipe.data) is not None:
         raise RecipeError("apo.kl is not weighed by the steps of an episode; leave it out for tasks with tools")
     stages = {} if recipe.apo.align is None else {"apo.align.optimiser": recipe.apo.align.optimiser}
-    return check(recipe, no_think_tokens=recipe.apo.no_think_tokens, tools=True, stages=stages)
+    return check(
+        recipe,
+        no_think_tokens=recipe.apo.no_think_tokens,
+        tools=True,
+        stages=stages,
+        held=Held(reference=bool(recipe.apo.kl)),
+    )
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:

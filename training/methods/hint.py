@@ -17,6 +17,7 @@ from ...controller.policies.hint import ConciseHint, learnt_hint
 from ..checks import Ground, check
 from ..config import Recipe, RecipeError, Section
 from ..embeddings import add_tokens, blend, check_room, freeze_but
+from ..memory import Held
 from ..rewards import Correctness
 from ..running import Running
 from ..sampling import Sampler
@@ -43,7 +44,7 @@ class Kind(Recipe):
 def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError where no hint is given in the rollouts."""
     policy(recipe)
-    return check(recipe, completions=1)
+    return check(recipe, completions=1, held=Held(frozen=True))
 
 
 def policy(recipe: Kind) -> ConciseHint:

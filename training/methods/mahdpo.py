@@ -16,6 +16,7 @@ from pydantic import Field, field_validator
 from ..checks import Ground, check
 from ..config import Recipe, RecipeError, Section
 from ..heads import close_heads, put_heads
+from ..memory import Held
 from ..pairs import objective_pairs
 from ..rewards import Correctness
 from ..running import MODEL, Running
@@ -55,7 +56,7 @@ def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError."""
     if recipe.optimiser.lora is not None:
         raise RecipeError("optimiser.lora trains adapters, and heads are whole matrices; leave it out")
-    return check(recipe, completions=1)
+    return check(recipe, completions=1, held=Held(reference=True, texts=2, heads=len(recipe.mahdpo.objectives)))
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:

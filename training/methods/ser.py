@@ -12,6 +12,7 @@ from pydantic import Field
 from ..checks import Ground, check
 from ..config import Alarm, Recipe, Section
 from ..data import schedule
+from ..memory import Held
 from ..rewards import Correctness, GroupBrevity, HintBudget, TierAdherence
 from ..rewards.base import Reward
 from ..rollouts import GroupRollouts
@@ -43,7 +44,7 @@ class Kind(Recipe):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
-    return check(recipe)
+    return check(recipe, held=Held(reference=bool(recipe.ser.kl)))
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:

@@ -1,0 +1,90 @@
+"""Recipes for models that are not here: a dry run on their shapes accepts them and foretells the memory they state."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tersely.controller.pretrained import path_of
+from tersely.training.checks import bare_engine
+from tersely.training.config import read_recipe
+from tersely.training.memory import ALONE, Estimate, Held, estimate
+from tersely.training.methods import method
+
+from .trainings import recipe
+
+RECIPES = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "training" / "recipes").glob("*.yaml"))
+    if not str(yaml.safe_load(path.read_text("utf-8"))["model"]).startswith("tersely-")
+]
+QWEN3: dict[str, Any] = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936}
+COLUMNS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SHAPES: dict[str, tuple[tuple[int, int, int, int], dict[str, Any]]] = {
+    "Qwen/Qwen3-1.7B": ((2048, 6144, 28, 16), {**QWEN3, "tie_word_embeddings": True}),
+    "Qwen/Qwen3-4B": ((2560, 9728, 36, 32), {**QWEN3, "tie_word_embeddings": True}),
+    "Qwen/Qwen3-8B": ((4096, 12288, 36, 32), QWEN3),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B": (
+        (1536, 8960, 28, 12),
+        {"num_key_value_heads": 2, "vocab_size": 151936},
+    ),
+    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": (
+        (3584, 18944, 28, 28),
+        {"num_key_value_heads": 4, "vocab_size": 152064},
+    ),
+}
+
+
+def stand_in(name: str, folder: Path) -> Path:
+    """The configuration of a model, beside the tokenizer of one that is here."""
+    from transformers import Qwen2Config, Qwen3Config
+
+    shutil.copytree(
+        path_of("tersely-tiny-small"), folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json")
+    )
+    kind = Qwen3Config if "Qwen3" in name else Qwen2Config
+    sizes, others = SHAPES[name]
+    named = dict(zip(COLUMNS, sizes, strict=True))
+    architecture = kind.__name__.replace("Config", "ForCausalLM")
+    kind(architectures=[architecture], dtype="bfloat16", **named, **others).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_takes_the_memory_that_it_states(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = path.read_text("utf-8")
+    values = yaml.safe_load(text)
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"id": i, "problem": f"What is {i} + 1?", "answer": str(i + 1)}) for i in range(128)]
+    Path("questions.jsonl").write_text("\n".join(lines), "utf-8")
+    kind = method(values["method"])
+    changes = [f"model={stand_in(values['model'], tmp_path / 'model')}"]
+    if "start" in values.get("adaptthink", {}):
+        changes.append("adaptthink.start=null")  # a word that is no token of the small tokenizer
+    found = kind.look(read_recipe(path, kind.Kind, values["method"], changes)).findings
+    (foretold,) = re.findall(r"memory: about ([\d.]+) GiB", "\n".join(found))
+    (stated,) = re.findall(r"[Aa]bout ([\d.]+) GiB with short prompts", text)
+    assert foretold == stated
+    assert float(stated) < 75, "a card of 80 GB holds it"
+
+
+def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
+    model = bare_engine("tersely-tiny-small").model
+
+    def counted(held: Held = ALONE, **sections: Any) -> Estimate:
+        return estimate(model, recipe("ser", tmp_path, **sections), 300, held)
+
+    alone, pairs = counted(), counted(Held(reference=True, texts=2))
+    assert (pairs.weights, pairs.activations) == (2 * alone.weights, 2 * alone.activations)
+    assert pairs.cache == alone.cache > 0
+    assert counted(Held(heads=3)).training > alone.training > 0 == counted(Held(frozen=True)).training
+    adapters = counted(Held(reference=True), optimiser={"lora": {"rank": 2}})
+    assert adapters.weights == alone.weights and adapters.training < alone.training
+    inside_vllm = counted(rollouts={"engine": "vllm"})
+    assert (inside_vllm.cache, inside_vllm.weights) == (0, 2 * alone.weights)
