@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tersely.controller.pretrained import NAMES, path_of
+from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.quantization.calibration import rows_of
@@ -70,7 +71,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     given = inputs_of(model, calib, dict(quantizable(model, scheme)), scheme, Search())
     expected = next_tokens(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for name in options.variants.split(",") if options.variants else VARIANTS:
+    for name in options.variants:
         search, changed = VARIANTS[name]
         made, _ = load(source)
         quantize_model(made, scheme=replace(scheme, **changed), search=search, inputs=given)
@@ -99,6 +100,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--variants", help=f"by commas, the first against the others (default: {','.join(VARIANTS)})")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
+    options.variants = options.variants.split(",") if options.variants else list(VARIANTS)
+    for name in options.variants:
+        if name not in VARIANTS:
+            parser.error(f"unknown variant {name!r}; {did_you_mean(name, VARIANTS)}")
     found = measured(options)
     print(json.dumps(found) if options.json else "\n".join(f"{key:24} {value}" for key, value in found.items()))
 
