@@ -26,11 +26,11 @@ from tersely.controller.pretrained import NAMES, path_of
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
-from tersely.kernels.quantization.calibration import rows_of
 from tersely.kernels.quantization.config import Search
 from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
 from tersely.kernels.quantization.run import load
+from tersely.kernels.quantization.texts import rows_of
 
 PLAIN = Search(ranges=False, compensate=False)
 VARIANTS: dict[str, tuple[Search, dict[str, Any]]] = {

@@ -129,7 +129,7 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
 
 def perplexities(sides: dict[str, InVllm], file: Path, rows: int, length: int) -> dict[str, Any]:
     """Perplexities on a text that nothing was calibrated on, and the first side's share above each other's."""
-    from tersely.kernels.quantization.calibration import rows_of
+    from tersely.kernels.quantization.texts import rows_of
 
     first, *others = sides
     text = rows_of(file, sides[first].llm.get_tokenizer(), rows, length).tolist()

@@ -20,7 +20,7 @@ from transformers import (
 from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
-from tersely.kernels.quantization.calibration import read, rows_of, watched, written_by
+from tersely.kernels.quantization.calibration import read, watched
 from tersely.kernels.quantization.compensation import _fitted, _range, compensate, losses
 from tersely.kernels.quantization.config import Search
 from tersely.kernels.quantization.linear import quantizable
@@ -33,6 +33,7 @@ from tersely.kernels.quantization.scheme import (
     input_scale,
     two_grains,
 )
+from tersely.kernels.quantization.texts import answered_by, rows_of, written_by
 from tersely.kernels.w4a8_layout import Form
 
 from .models import random_model
@@ -268,6 +269,30 @@ def test_what_a_model_writes_is_its_own(text: Tensor) -> None:
     assert torch.equal(written_by(model, 12, 48, 0), text)
     assert not torch.equal(written_by(model, 12, 48, 1), text)
     assert read(model, text) < 0.1 * read(model, torch.randint(970, (4, 48)))
+
+
+def test_a_model_answers_questions_in_its_template() -> None:
+    model, tokenizer = load(SMALL), AutoTokenizer.from_pretrained(SMALL)
+    asked = [f"Kai has {n} shells. Kai finds 3 shells. Count the shells." for n in range(20)]
+    rows = answered_by(model, tokenizer, asked, 6, 64, 0)
+    assert rows.shape == (6, 64) and torch.equal(rows, answered_by(model, tokenizer, asked, 6, 64, 0))
+    written = tokenizer.decode(rows.flatten())
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False)
+        for q in asked
+    ]
+    found = [written.find(prompt) for prompt in prompts[:3]]
+    assert found == sorted(found) and found[0] == 0, "conversations in their order, nothing between them"
+    first = written[len(prompts[0]) : found[1]]
+    assert (
+        first.endswith(tokenizer.decode([model.generation_config.eos_token_id]))
+        or len(tokenizer(first).input_ids) == 64
+    )
+    with pytest.raises(OptionError, match=r"1 questions and their answers .* two rows of 500"):
+        answered_by(model, tokenizer, asked[:1], 6, 500, 0)
+    tokenizer.chat_template = None
+    with pytest.raises(OptionError, match="no chat template"):
+        answered_by(model, tokenizer, asked, 6, 64, 0)
 
 
 def test_perplexity_by_hand() -> None:

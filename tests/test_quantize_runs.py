@@ -99,6 +99,20 @@ def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"{report['perplexity']['after']:.4g}" in shown
 
 
+def test_a_model_answers_questions_to_calibrate_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(SMALL, tmp_path / "a", "--questions", "tiny", *ROWS, "--head", "keep")
+    assert "tokens of its own answers" in capsys.readouterr().out
+    few = tmp_path / "few.jsonl"
+    few.write_text(json.dumps({"id": 1, "problem": "Kai has 2 shells. Count the shells.", "answer": "2"}))
+    with pytest.raises(OptionError, match="1 questions and their answers are"):
+        run(SMALL, tmp_path / "b", "--questions", few, "--rows", "8", "--length", "512")
+    with pytest.raises(OptionError, match="give one of them"):
+        run(SMALL, tmp_path / "b", "--questions", few, "--calib", few)
+    with pytest.raises(TerselyError, match="no task 'tyni'"):
+        run(SMALL, tmp_path / "b", "--questions", "tyni")
+    assert not (tmp_path / "b").exists()
+
+
 class Killed(BaseException):
     """As if by Ctrl-C."""
 

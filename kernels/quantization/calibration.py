@@ -1,20 +1,16 @@
-"""What the inputs of layers look like on sample text, and where such text comes from."""
+"""What the inputs of layers look like on sample text."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from ...errors import OptionError
 
 _TOGETHER = 8  # rows of text in one pass
 _STRIPE = 512  # inputs whose products with those after them are made at a time
@@ -123,50 +119,3 @@ def read(model: Any, rows: Tensor) -> float:
                 total += F.cross_entropy(row.float(), ids, reduction="sum").item()
                 count += len(ids)
     return float(torch.tensor(total / count, dtype=torch.float64).exp())
-
-
-def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
-    """Up to `count` rows of `length` tokens from a text file, or from all texts of a JSONL; int64 [rows, length].
-
-    They are spread over the whole file. Raises OptionError if it cannot be read or is too short for two rows.
-    """
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            text = "\n\n".join(_texts(json.loads(line)) for line in text.split("\n") if line.strip())
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{file} cannot be read: {error}; accepted: a text in UTF-8, or a JSONL of objects") from None
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    found = len(ids) // length
-    if found < 2:
-        raise OptionError(
-            f"{file} has {len(ids)} tokens; accepted: at least {2 * length}, for two rows of {length}; give a longer "
-            "file, or a smaller --length"
-        )
-    rows = ids[: found * length].view(found, length)
-    return rows[torch.linspace(0, found - 1, min(count, found)).round().long()]
-
-
-def _texts(item: Any) -> str:
-    if not isinstance(item, dict):
-        raise ValueError(f"a line is {type(item).__name__}, not an object")
-    return "\n".join(value for value in item.values() if isinstance(value, str))
-
-
-@torch.inference_mode()
-def written_by(model: Any, count: int, length: int, seed: int) -> Tensor:
-    """Rows that a model samples itself, each from a random first token; int64 [count, length].
-
-    Nothing else is needed then, and it is what a reasoning model reads most: its own text.
-    """
-    vocabulary = model.get_input_embeddings().num_embeddings
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        ids = torch.randint(vocabulary, (count, 1))
-        cache: Any = None
-        for _ in range(length - 1):
-            out = model(input_ids=ids[:, -1:] if cache is not None else ids, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            chances = out.logits[:, -1].float().softmax(dim=-1)
-            ids = torch.cat((ids, torch.multinomial(chances, 1)), dim=1)
-    return ids

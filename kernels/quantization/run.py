@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ...errors import ModelError
 from ...writing import WriteError, check_new_folder, write
-from .calibration import read, rows_of, written_by
+from .calibration import read
 from .checks import check_model
 from .config import Scheme, Search
 from .model import quantize_model
 from .pieces import Pieces
+from .texts import answered_by, rows_of, written_by
 
 REPORT = "quantization_report.json"
 _HELD_OUT = 4  # of so many rows one is kept to measure on
@@ -26,12 +29,23 @@ _HELD_OUT = 4  # of so many rows one is kept to measure on
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself."""
+    """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself.
+
+    questions: that it answers; without, it begins with a random token.
+    """
 
     file: Path | None = None
+    questions: tuple[str, ...] = ()
     rows: int = 40
     length: int = 512
     seed: int = 0
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        if self.file is not None:
+            return str(self.file)
+        return "its own answers" if self.questions else "what the model writes itself"
 
 
 def quantize_into(
@@ -55,10 +69,11 @@ def quantize_into(
         "model": source,
         "scheme": scheme.written(),
         "search": asdict(search),
-        "text": asdict(text) | {"file": str(text.file or "")},
+        "text": asdict(text) | {"file": str(text.file or ""), "questions": _digest(text.questions)},
     }
     pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
-    calibrating, measured = _rows(model, tokenizer, text, progress)
+    rows, _ = pieces.piece("text", lambda: (_rows(model, tokenizer, text, progress), {}))
+    calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
     before = pieces.figure("before", lambda: read(model, measured))
     done = quantize_model(model, calibrating, scheme, search, pieces, progress)
@@ -68,7 +83,7 @@ def quantize_into(
         "scheme": "w4a8-dgq",
         **scheme.written(),
         "search": asdict(search),
-        "calibrated on": str(text.file) if text.file else "what the model writes itself",
+        "calibrated on": text.source,
         "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
         "perplexity": {"before": before, "after": after},
         "bytes": {"before": done.bytes_before, "after": done.bytes_after},
@@ -100,21 +115,28 @@ def load(source: str) -> tuple[Any, Any]:
         ) from error
 
 
+def _digest(questions: Sequence[str]) -> str:
+    return sha256(json.dumps(questions).encode()).hexdigest()
+
+
 def _check_goal(out: Path) -> None:
     check_new_folder(out)
     if not out.absolute().parent.is_dir():
         raise WriteError(f"{out} cannot be written; accepted: a place in a folder that exists")
 
 
-def _rows(model: Any, tokenizer: Any, text: Text, progress: Callable[[str], None]) -> tuple[Tensor, Tensor]:
+def _rows(model: Any, tokenizer: Any, text: Text, progress: Callable[[str], None]) -> dict[str, Tensor]:
     """Rows to calibrate on, and others to measure on."""
     if text.file is not None:
         rows = rows_of(text.file, tokenizer, text.rows, text.length)
+    elif text.questions:
+        progress("answering questions to calibrate on")
+        rows = answered_by(model, tokenizer, text.questions, text.rows, text.length, text.seed)
     else:
         progress(f"writing {text.rows} texts to calibrate on")
         rows = written_by(model, text.rows, text.length, text.seed)
-    kept = [row for row in range(len(rows)) if row % _HELD_OUT == 1]
-    return rows[[row for row in range(len(rows)) if row % _HELD_OUT != 1]], rows[kept]
+    held_out = torch.arange(len(rows)) % _HELD_OUT == 1
+    return {"calibrating": rows[~held_out], "measured": rows[held_out]}
 
 
 def _save(model: Any, tokenizer: Any, report: dict[str, Any], folder: Path, out: Path) -> None:
