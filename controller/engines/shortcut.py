@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .rows import Row
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose blocks make keys and values as `_fill` does; `tests/test_depth_shortcut.py` compares them."""
+"""Model types whose blocks make keys and values as `_fill` does; `tests/test_shortcut_layers.py` compares them."""
 EPS = 1e-6
 
 Choose = Callable[[Tensor], Tensor | None]
