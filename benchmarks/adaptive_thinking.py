@@ -116,6 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
+    for given in options.after:
+        folders = given.split(",")
+        if len(set(folders)) < len(folders) or not all(folders) or set(folders) & BEFORE.keys():
+            parser.error(f"--after {given}: accepted: folders by commas, each once, none of them {', '.join(BEFORE)}")
 
     questions = load(options.task, "test", options.limit, options.seed)
     arms = answered(options, questions)

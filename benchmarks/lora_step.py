@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
         config.write_text(yaml.safe_dump(recipe(name, options, out)), encoding="utf-8")
         said: list[str] = []
         gc.collect()
-        _PEAK.write_text("5")  # begins the peak anew
+        with suppress(OSError):
+            _PEAK.write_text("5")  # begins the peak anew
         begun, before = time.perf_counter(), _memory("VmRSS")
         train(name, config, say=said.append)
         logs = [json.loads(line) for line in (out / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -67,7 +69,7 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "loss": [log["loss"] for log in logs if "loss" in log],
             "gradient": [log["grad_norm"] for log in logs if "grad_norm" in log],
             "minutes": (time.perf_counter() - begun) / 60,
-            "gib": _memory("VmHWM") - before,
+            "gib": None if before is None else (_memory("VmHWM") or before) - before,
             "foretold": next(line.removeprefix("memory: ") for line in said if line.startswith("memory: ")),
         }
         adapter = out / "adapter" / "adapter_model.safetensors"
@@ -77,10 +79,10 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return found
 
 
-def _memory(field: str) -> float:
-    """What Linux says of this process's memory, in GiB."""
-    line = next(line for line in _STATUS.read_text(encoding="utf-8").splitlines() if line.startswith(f"{field}:"))
-    return int(line.split()[1]) / 2**20
+def _memory(field: str) -> float | None:
+    """What Linux says of this process's memory, in GiB; None elsewhere."""
+    lines = _STATUS.read_text(encoding="utf-8").splitlines() if _STATUS.exists() else []
+    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,6 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--thinking", type=int, default=96, help="tokens, then it is closed (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
+    import trl  # noqa: F401  # or the first method would be charged for it
+
     found: dict[str, Any] = {}
     for name in options.methods.split(","):
         found[name] = steps(name, options)

@@ -100,17 +100,20 @@ def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_model_answers_questions_to_calibrate_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(SMALL, tmp_path / "a", "--questions", "tiny", *ROWS, "--head", "keep")
-    assert "tokens of its own answers" in capsys.readouterr().out
-    few = tmp_path / "few.jsonl"
-    few.write_text(json.dumps({"id": 1, "problem": "Kai has 2 shells. Count the shells.", "answer": "2"}))
+    asked, few = tmp_path / "asked.jsonl", tmp_path / "few.jsonl"
+    lines = [json.dumps({"problem": f"Kai has {n} shells. Count the shells.", "answer": str(n)}) for n in range(20)]
+    asked.write_text("\n".join(lines))
+    few.write_text(lines[0])
+    run(SMALL, tmp_path / "a", "--questions", asked, *ROWS, "--head", "keep")
+    assert f"tokens of its own answers to {asked}" in capsys.readouterr().out
     with pytest.raises(OptionError, match="1 questions and their answers are"):
         run(SMALL, tmp_path / "b", "--questions", few, "--rows", "8", "--length", "512")
     with pytest.raises(OptionError, match="give one of them"):
-        run(SMALL, tmp_path / "b", "--questions", few, "--calib", few)
-    with pytest.raises(TerselyError, match="no task 'tyni'"):
-        run(SMALL, tmp_path / "b", "--questions", "tyni")
-    assert not (tmp_path / "b").exists()
+        run(SMALL, tmp_path / "c", "--questions", few, "--calib", few)
+    few.write_text(json.dumps({"question": "Kai?"}))
+    with pytest.raises(OptionError, match="object 1: 'problem' is None; accepted: a text in every line"):
+        run(SMALL, tmp_path / "d", "--questions", few)
+    assert not list(tmp_path.glob("[bcd]*")), "nor what it was begun with"
 
 
 class Killed(BaseException):

@@ -23,7 +23,6 @@ from tersely.controller.engines.transformers import TransformersEngine
 from tersely.errors import CapabilityError, OptionError
 
 from .models import random_model
-from .shortcuts import engine as engine  # the fixture
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,

@@ -1,4 +1,4 @@
-"""Recipes for models that are not here: a dry run on their shapes accepts them and foretells the memory they state."""
+"""Recipes for models that are not here: a dry run on their shapes accepts them, and foretells what they state."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import yaml
 from tersely.controller.pretrained import path_of
 from tersely.training.checks import bare_engine
 from tersely.training.config import read_recipe
+from tersely.training.heads import put_heads
 from tersely.training.memory import ALONE, Estimate, Held, estimate
 from tersely.training.methods import method
 
@@ -57,7 +58,9 @@ def stand_in(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_takes_the_memory_that_it_states(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_states_the_memory_that_a_dry_run_foretells(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = path.read_text("utf-8")
     values = yaml.safe_load(text)
     monkeypatch.chdir(tmp_path)
@@ -80,11 +83,18 @@ def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
     def counted(held: Held = ALONE, **sections: Any) -> Estimate:
         return estimate(model, recipe("ser", tmp_path, **sections), 300, held)
 
+    every = sum(weight.numel() for weight in model.parameters())
     alone, pairs = counted(), counted(Held(reference=True, texts=2))
     assert (pairs.weights, pairs.activations) == (2 * alone.weights, 2 * alone.activations)
     assert pairs.cache == alone.cache > 0
-    assert counted(Held(heads=3)).training > alone.training > 0 == counted(Held(frozen=True)).training
+    assert counted(Held(models=3)).weights == 3 * alone.weights
+    assert (
+        counted(Held(trained="nothing")).training == 0 < counted(Held(trained="embeddings")).training < alone.training
+    )
     adapters = counted(Held(reference=True), optimiser={"lora": {"rank": 2}})
     assert adapters.weights == alone.weights and adapters.training < alone.training
     inside_vllm = counted(rollouts={"engine": "vllm"})
     assert (inside_vllm.cache, inside_vllm.weights) == (0, 2 * alone.weights)
+    size = alone.weights / every
+    put_heads(model, ("accuracy", "brevity", "format"))
+    assert counted(Held(heads=3)).weights / size == pytest.approx(sum(weight.numel() for weight in model.parameters()))

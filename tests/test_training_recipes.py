@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tersely.cli.app import main
 from tersely.controller.pretrained import path_of
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
@@ -82,6 +83,10 @@ def test_what_is_set_takes_the_place_of_what_the_file_says(tmp_path: Path) -> No
     made = changed("seed=3", "data.efforts=[easy, hard]", "optimiser.lora.rank=4", "optimiser.learning_rate=5e-5")
     assert (made.seed, made.data.efforts, made.optimiser.lora.rank) == (3, ("easy", "hard"), 4)
     assert (made.optimiser.learning_rate, made.optimiser.steps) == (5e-5, 2), "what is not set stays"
+    config.write_text("method: adar1\nout: out\noptimiser: &same {steps: 100}\nadar1: {short: *same}\n", "utf-8")
+    aliased = read_recipe(config, method("adar1").Kind, "adar1", ["optimiser.steps=20"])
+    assert (aliased.optimiser.steps, aliased.adar1.short.steps) == (20, 100), "one place, whatever aliases name it"
+    config.write_text(yaml.safe_dump(plain("adaptthink", tmp_path / "out")), "utf-8")
     for change, says in (
         ("optimiser.stesp=2", "unknown key 'optimiser.stesp'; did you mean 'steps'?"),
         ("optimiser.steps=none", "--set optimiser.steps=none: 'optimiser.steps' is 'none'"),
@@ -93,6 +98,15 @@ def test_what_is_set_takes_the_place_of_what_the_file_says(tmp_path: Path) -> No
         with pytest.raises(RecipeError) as error:
             changed("seed=3", change)
         assert says in str(error.value)
+
+
+def test_the_command_sets_several_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(yaml.safe_dump(plain("ser", tmp_path / "out")), "utf-8")
+    command = ["train", "ser", "--config", str(config), "--dry-run", "--set", "data.questions=7"]
+    assert main([*command, "--set", "rollouts.max_new_tokens=222"]) == 0
+    said = capsys.readouterr().out
+    assert "7 questions of tiny" in said and "completions up to 222" in said
 
 
 def test_policies_that_a_training_cannot_have(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ..evaluation.agents.tools import TOLD, TOOLS
 from .config import Optimiser, Recipe, RecipeError
 from .data import Row, rows_of
 from .environment import tasks_of
-from .memory import ALONE, Held, estimate
+from .memory import ALONE, Estimate, Held, estimate
 from .sampling import Sampler
 
 LIBRARIES = ("trl", "peft", "accelerate", "datasets")
@@ -81,22 +81,31 @@ def check(
     ]
     if troubles:
         raise RecipeError("; ".join(troubles))
-    found = sampler.session.markers
-    memory = estimate(engine.model, recipe, longest + recipe.rollouts.max_new_tokens, held)
-    prepared = sampler.session.prepare([rows[0]["prompt"]], sampler._options)[0]
+    longest += recipe.rollouts.max_new_tokens
+    stages_too = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
+    memory = max((estimate(engine.model, each, longest, held) for each in stages_too), key=lambda found: found.total)
+    return Ground(rows, sampler.session.markers, _findings(recipe, sampler, rows, longest, completions, memory))
+
+
+def _findings(
+    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, completions: int, memory: Estimate
+) -> list[str]:
+    """What was looked at, for people; longest: tokens of a prompt with its completion."""
+    settings, own = recipe.rollouts, sampler.session
+    prepared = own.prepare([rows[0]["prompt"]], sampler._options)[0]
     opened = "opened by the chat template" if prepared.state == "thinking" else "opened for the model in each prompt"
-    tiers = ", ".join(dict.fromkeys(recipe.data.efforts))
-    findings = [
-        f"data: {len(rows)} questions of {recipe.data.task} with gold answers, tiers {tiers}",
-        f"template: thinking is {opened}; the first token of a completion decides, {found.close!r} ends it"
-        + (f"; tools are {', '.join(TOOLS)}" if agentic else ""),
-        f"lengths: prompts up to {longest} tokens, completions up to {recipe.rollouts.max_new_tokens}, "
-        f"the model takes {engine.context_length or 'any number'}",
-        f"steps: {recipe.optimiser.steps} of {recipe.rollouts.prompts} questions with {completions} completions each, "
+    tools = f"; tools are {', '.join(TOOLS)}" if tasks_of(recipe.data) is not None else ""
+    return [
+        f"data: {len(rows)} questions of {recipe.data.task} with gold answers, tiers "
+        f"{', '.join(dict.fromkeys(recipe.data.efforts))}",
+        f"template: thinking is {opened}; the first token of a completion decides, {own.markers.close!r} ends it"
+        f"{tools}",
+        f"lengths: prompts up to {longest - settings.max_new_tokens} tokens, completions up to "
+        f"{settings.max_new_tokens}, the model takes {sampler.engine.context_length or 'any number'}",
+        f"steps: {recipe.optimiser.steps} of {settings.prompts} questions with {completions} completions each, "
         f"{passes(recipe, rows):.3g} passes over the questions",
-        f"memory: {memory}",
+        f"memory: {memory}" + ("" if settings.engine == "transformers" else ", and what vLLM takes beside weights"),
     ]
-    return Ground(rows, found, findings)
 
 
 def bare_engine(name: str) -> TransformersEngine:

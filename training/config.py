@@ -162,11 +162,10 @@ def _set(values: dict[str, Any], change: str) -> None:
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {change}: the value is not YAML: {' '.join(str(error).split())}") from None
     for depth, part in enumerate(place, start=1):
-        if values.get(part) is None:
-            values[part] = {}
-        values = values[part]
-        if not isinstance(values, dict):
-            raise RecipeError(f"--set {change}: {'.'.join(place[:depth])!r} is {values!r}, which has no keys")
+        inner = {} if values.get(part) is None else values[part]
+        if not isinstance(inner, dict):
+            raise RecipeError(f"--set {change}: {'.'.join(place[:depth])!r} is {inner!r}, which has no keys")
+        values[part] = values = dict(inner)  # a copy, for a YAML alias may name the same section elsewhere
     values[last] = value
 
 

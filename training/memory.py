@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .config import Recipe
 
@@ -17,14 +17,16 @@ _KEPT, _KEPT_CHECKPOINTED = 20, 2
 class Held:
     """What a method keeps in memory beside the model: adapters need no reference, for the model without them is one.
 
-    reference: the model before training. texts: of each example, two for pairs. heads: for logits. frozen: nothing of
-    the model itself is trained.
+    models: whole ones at once while completions are sampled. reference: the model before training. texts: that an
+    example has, two for a pair. heads: that are trained in place of the model's own. trained: what of the model is,
+    where there are no adapters.
     """
 
+    models: int = 1
     reference: bool = False
     texts: int = 1
-    heads: int = 1
-    frozen: bool = False
+    heads: int = 0
+    trained: Literal["model", "embeddings", "nothing"] = "model"
 
 
 ALONE = Held()
@@ -61,18 +63,20 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
     if recipe.optimiser.dtype == "bfloat16":
         size = 2
     every = sum(weight.numel() for weight in model.parameters())
-    every += (held.heads - 1) * model.get_output_embeddings().weight.numel()
-    trained = every if lora is None else sum(lora.rank * sum(shape) for shape in _matrices(model))
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    headed = every + held.heads * head.numel() - (head.numel() if held.heads and head is not table else 0)
+    of_model = {"model": headed, "embeddings": table.numel(), "nothing": 0}[held.trained]
+    trained = of_model if lora is None else sum(lora.rank * sum(shape) for shape in _matrices(model))
     inside = recipe.rollouts.engine == "transformers"
-    copies = 1 + (held.reference and lora is None) + (not inside)
+    others = max(held.models - 1, int(held.reference and lora is None)) + (not inside)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     kept = _KEPT_CHECKPOINTED if recipe.optimiser.checkpoint_activations else _KEPT
     tokens = recipe.optimiser.micro_batch * held.texts * longest
     per_token = 2 * kv_heads * head_dim * config.num_hidden_layers
     return Estimate(
-        weights=every * size * copies,
-        training=0 if held.frozen else trained * (1 + _ADAM) * (size if lora is None else 4),
+        weights=(headed + others * every) * size,
+        training=trained * (1 + _ADAM) * (size if lora is None else 4),
         activations=tokens * config.hidden_size * (kept * config.num_hidden_layers + _KEPT) * size,
         cache=recipe.rollouts.batch * longest * per_token * size if inside else 0,
     )

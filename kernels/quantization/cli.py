@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from random import Random
 from typing import Annotated
 
 import typer
@@ -15,7 +14,6 @@ import typer
 from ...errors import OptionError, unknown
 
 SCHEMES = ("w4a8-dgq",)
-_QUESTIONS_A_ROW = 8
 
 
 def quantize(
@@ -27,12 +25,10 @@ def quantize(
         typer.Option("--calib", help="Text or JSONL to calibrate and measure on; by default the model writes it."),
     ] = None,
     questions: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
             "--questions",
-            metavar="TASK",
-            help="Calibrate on the model's own answers to these, which is best for chat models: a JSONL of "
-            "{id, problem, answer}, tiny or gym:NAME.",
+            help="JSONL of {problem}: calibrate on the model's own answers to these, which is best for chat models.",
         ),
     ] = None,
     rows: Annotated[int, typer.Option("--rows", min=2, help="Rows of text; every fourth is measured on.")] = 40,
@@ -59,19 +55,9 @@ def quantize(
     if calib is not None and questions is not None:
         raise OptionError("--calib and --questions are two sources of one text; give one of them")
     with _status() as say:
-        asked = () if questions is None else _problems(questions, rows, seed)
-        text, how = Text(calib, asked, rows, length, seed), Search(search, compensate)
+        text, how = Text(calib, questions, rows, length, seed), Search(search, compensate)
         report = quantize_into(model, out, Scheme(group_size, head, smooth), text, how, say)
     typer.echo(json.dumps(report) if as_json else f"{as_text(report)}\nsaved to {out}")
-
-
-def _problems(task: str, rows: int, seed: int) -> tuple[str, ...]:
-    """Questions, more than are needed, from all over a file."""
-    from ...evaluation.tasks.questions import load
-
-    wanted = _QUESTIONS_A_ROW * rows
-    found = load(task, "train", None if Path(task).is_file() else wanted, seed)
-    return tuple(question.problem for question in Random(seed).sample(found, min(wanted, len(found))))
 
 
 @contextmanager

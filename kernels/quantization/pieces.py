@@ -38,6 +38,12 @@ class Pieces:
                 f"{folder} was begun with other options; repeat them to finish it, delete it, or choose another OUT"
             )
 
+    def drop_plan(self) -> None:
+        """Leave nothing behind of a plan that nothing was done of."""
+        if {file.name for file in self.folder.iterdir()} == {_PLAN}:
+            (self.folder / _PLAN).unlink()
+            self.folder.rmdir()
+
     def has(self, name: str) -> bool:
         """See `Store.has`."""
         return self._file(name).exists()

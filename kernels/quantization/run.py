@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...errors import ModelError
+from ...errors import ModelError, OptionError
 from ...writing import WriteError, check_new_folder, write
 from .calibration import read
 from .checks import check_model
 from .config import Scheme, Search
 from .model import quantize_model
 from .pieces import Pieces
-from .texts import answered_by, rows_of, written_by
+from .texts import answered_by, questions_of, rows_of, written_by
 
 REPORT = "quantization_report.json"
 _HELD_OUT = 4  # of so many rows one is kept to measure on
@@ -31,21 +31,28 @@ _HELD_OUT = 4  # of so many rows one is kept to measure on
 class Text:
     """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself.
 
-    questions: that it answers; without, it begins with a random token.
+    questions: a file of those that it answers; without, it begins with a random token.
     """
 
     file: Path | None = None
-    questions: tuple[str, ...] = ()
+    questions: Path | None = None
     rows: int = 40
     length: int = 512
     seed: int = 0
+
+    def written(self) -> dict[str, Any]:
+        """As JSON has it; what was begun before there were questions goes on."""
+        made = asdict(self) | {"file": str(self.file or ""), "questions": str(self.questions)}
+        if self.questions is None:
+            del made["questions"]
+        return made
 
     @property
     def source(self) -> str:
         """Where it comes from, for people."""
         if self.file is not None:
             return str(self.file)
-        return "its own answers" if self.questions else "what the model writes itself"
+        return f"its own answers to {self.questions}" if self.questions is not None else "what the model writes itself"
 
 
 def quantize_into(
@@ -69,10 +76,14 @@ def quantize_into(
         "model": source,
         "scheme": scheme.written(),
         "search": asdict(search),
-        "text": asdict(text) | {"file": str(text.file or ""), "questions": _digest(text.questions)},
+        "text": text.written(),
     }
     pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
-    rows, _ = pieces.piece("text", lambda: (_rows(model, tokenizer, text, progress), {}))
+    try:
+        rows, _ = pieces.piece("text", lambda: (_rows(model, tokenizer, text, progress), {}))
+    except OptionError:
+        pieces.drop_plan()
+        raise
     calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
     before = pieces.figure("before", lambda: read(model, measured))
@@ -115,10 +126,6 @@ def load(source: str) -> tuple[Any, Any]:
         ) from error
 
 
-def _digest(questions: Sequence[str]) -> str:
-    return sha256(json.dumps(questions).encode()).hexdigest()
-
-
 def _check_goal(out: Path) -> None:
     check_new_folder(out)
     if not out.absolute().parent.is_dir():
@@ -129,9 +136,11 @@ def _rows(model: Any, tokenizer: Any, text: Text, progress: Callable[[str], None
     """Rows to calibrate on, and others to measure on."""
     if text.file is not None:
         rows = rows_of(text.file, tokenizer, text.rows, text.length)
-    elif text.questions:
+    elif text.questions is not None:
+        asked = questions_of(text.questions)
+        Random(text.seed).shuffle(asked)
         progress("answering questions to calibrate on")
-        rows = answered_by(model, tokenizer, text.questions, text.rows, text.length, text.seed)
+        rows = answered_by(model, tokenizer, asked, text.rows, text.length, text.seed)
     else:
         progress(f"writing {text.rows} texts to calibrate on")
         rows = written_by(model, text.rows, text.length, text.seed)

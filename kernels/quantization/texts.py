@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import OptionError
 
-_TOGETHER = 16  # questions that are answered at a time
+_TOGETHER = 32  # questions that are answered at a time
 
 
 def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
@@ -20,12 +20,7 @@ def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
 
     They are spread over the whole file. Raises OptionError if it cannot be read or is too short for two rows.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            text = "\n\n".join(_texts(json.loads(line)) for line in text.split("\n") if line.strip())
-    except (OSError, ValueError) as error:
-        raise OptionError(f"{file} cannot be read: {error}; accepted: a text in UTF-8, or a JSONL of objects") from None
+    text = "\n\n".join(map(_strings, _lines(file))) if file.suffix == ".jsonl" else _read(file)
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
     found = len(ids) // length
     if found < 2:
@@ -37,9 +32,41 @@ def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
     return rows[torch.linspace(0, found - 1, min(count, found)).round().long()]
 
 
-def _texts(item: Any) -> str:
-    if not isinstance(item, dict):
-        raise ValueError(f"a line is {type(item).__name__}, not an object")
+def questions_of(file: Path) -> list[str]:
+    """The field `problem` of each line of a JSONL; raises OptionError."""
+    made: list[str] = []
+    for number, item in enumerate(_lines(file), start=1):
+        problem = item.get("problem")
+        if not isinstance(problem, str) or not problem.strip():
+            raise OptionError(f"{file}, object {number}: 'problem' is {problem!r}; accepted: a text in every line")
+        made.append(problem)
+    return made
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL."""
+    try:
+        found = [json.loads(line) for line in _read(file).split("\n") if line.strip()]
+    except ValueError as error:
+        raise _unreadable(file, error) from None
+    for item in found:
+        if not isinstance(item, dict):
+            raise _unreadable(file, f"a line is {type(item).__name__}, not an object")
+    return found
+
+
+def _unreadable(file: Path, reason: object) -> OptionError:
+    return OptionError(f"{file} cannot be read: {reason}; accepted: a text in UTF-8, or a JSONL of objects")
+
+
+def _strings(item: dict[str, Any]) -> str:
     return "\n".join(value for value in item.values() if isinstance(value, str))
 
 
@@ -66,9 +93,9 @@ def written_by(model: Any, count: int, length: int, seed: int) -> Tensor:
 def answered_by(model: Any, tokenizer: Any, questions: Sequence[str], count: int, length: int, seed: int) -> Tensor:
     """Up to `count` rows of `length` tokens of conversations in which a model answers questions; int64 [rows, length].
 
-    That is what a chat model reads when it is used: its template, and in it its own answers. They are sampled as the
-    model's generation defaults say, of at most `length` tokens each, until there are enough. Raises OptionError for a
-    tokenizer without a template, and if there is too little for two rows.
+    That is what a chat model reads when it is used: its template, and in it its own answers. They are sampled at the
+    model's own temperature until there are enough; of what is longer than `length` tokens it is the beginning.
+    Raises OptionError for a tokenizer without a template, and if there is too little for two rows.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError("the tokenizer has no chat template, so questions cannot be asked; give a text (--calib)")
@@ -90,22 +117,22 @@ def answered_by(model: Any, tokenizer: Any, questions: Sequence[str], count: int
 
 def _conversations(model: Any, tokenizer: Any, questions: Sequence[str], most: int) -> list[int]:
     """Questions as the chat template has them and sampled answers, one after the other."""
-    asked = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
-        )
-        for question in questions
-    ]
+    asked = [_asked(tokenizer, question) for question in questions]
     width = max(map(len, asked))
     prompts = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in asked])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked])
-    ends = model.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
+    ends = model.generation_config.eos_token_id or tokenizer.eos_token_id or ()
+    ends = [ends] if isinstance(ends, int) else list(ends)
     written = model.generate(
         prompts.to(model.device),
         attention_mask=mask.to(model.device),
-        do_sample=True,
         max_new_tokens=most,
+        do_sample=True,
+        top_k=0,  # cuts sort the vocabulary at every step, which takes as long as the step
+        top_p=1.0,
+        repetition_penalty=1.0,
+        num_return_sequences=1,
+        eos_token_id=ends or None,
         pad_token_id=min(ends, default=0),
     )
     made: list[int] = []
@@ -113,3 +140,15 @@ def _conversations(model: Any, tokenizer: Any, questions: Sequence[str], most: i
         whole = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
         made += [*prompt, *answer[:whole]]
     return made
+
+
+def _asked(tokenizer: Any, question: str) -> list[int]:
+    from jinja2 import TemplateError
+
+    try:
+        made: list[int] = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        return made
+    except TemplateError as error:
+        raise OptionError(f"the chat template cannot ask a question: {error}; give a text (--calib)") from None

@@ -49,7 +49,8 @@ class Kind(Recipe):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
-    return check(recipe, completions=1, stages={"adar1.short": recipe.adar1.short}, held=Held(reference=True, texts=2))
+    held = Held(models=2, reference=True, texts=2)
+    return check(recipe, completions=1, stages={"adar1.short": recipe.adar1.short}, held=held)
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
@@ -60,7 +61,6 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     with Correctness(ground.markers.close) as correct:
         long = running.load(recipe)
         short = _short(recipe, ground, long, correct, running, say)
-        merged = _merged(recipe, long, short, out / "merged", say)
         answers = [
             collect(
                 Sampler(engine, recipe.rollouts, ground.markers),
@@ -73,7 +73,8 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             )
             for name, engine in (("long-answers", long), ("short-answers", short))
         ]
-    del long, short  # two models less in memory while the third learns
+    merged = _merged(recipe, long, short, out / "merged", say)
+    del long, short  # models that would lie in memory while another one learns
     rng = Random(f"pairs:{recipe.seed}")
     pairs = [p for a, b in zip(*answers, strict=True) for p in pairs_of(a, b, rng, own.groups, own.instances)]
     if not pairs:
@@ -121,18 +122,20 @@ def _short(
 def _merged(
     recipe: Kind, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
 ) -> TransformersEngine:
-    """The mixture of both parents, as a folder that the DPO trainer can load its reference from."""
+    """The mixture of both parents, in a folder that the DPO trainer can load its reference from; `long` becomes it."""
     if not (folder / MODEL).is_dir():
-        model: Any = load_engine(recipe.model, recipe.optimiser.dtype).model
-        model.load_state_dict(merge(long.model.state_dict(), short.model.state_dict(), recipe.adar1.share))
-        model.save_pretrained(str(folder / MODEL))
+        merge(long.model, short.model, recipe.adar1.share)
+        long.model.save_pretrained(str(folder / MODEL))
         long.tokenizer.save_pretrained(str(folder / MODEL))
         say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 
-def merge(long: dict[str, Any], short: dict[str, Any], share: float) -> dict[str, Any]:
-    """Weights of both models mixed, `share` of the first."""
-    return {
-        name: (share * long[name].float() + (1 - share) * short[name].float()).to(long[name].dtype) for name in long
-    }
+def merge(long: Any, short: Any, share: float) -> None:
+    """Mix the weights of a model into another's, `share` of which stays; in place, since both may be large."""
+    import torch
+
+    others = dict(short.named_parameters())  # tied weights once
+    with torch.no_grad():
+        for name, weight in long.named_parameters():
+            weight.copy_(share * weight.float() + (1 - share) * others[name].float())

@@ -44,7 +44,7 @@ class Kind(Recipe):
 def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError where no hint is given in the rollouts."""
     policy(recipe)
-    return check(recipe, completions=1, held=Held(frozen=True))
+    return check(recipe, completions=1, held=Held(trained="embeddings"))
 
 
 def policy(recipe: Kind) -> ConciseHint:

@@ -32,9 +32,9 @@ from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
 class Vsrm(Section):
     """answers: drawn at each cut, of at most answer_tokens tokens. floor, spacing: characters before the first cut and
     between two. look_ahead: steps within which a change pays those before it that changed nothing, 0 for none of them.
-    unfinished: what a completion loses that runs into its limit, as in the authors' code: steps that change nothing
-    earn nothing, and neither does leaving them out, so that this is what makes thinking shorter. train: False only
-    analyses `samples` completions of each question and writes analysis.json."""
+    unfinished: what a completion loses that runs into its limit or has no answer, as in the authors' code: steps that
+    change nothing earn nothing, and neither does leaving them out, so that this is what makes thinking shorter. train:
+    False only analyses `samples` completions of each question and writes analysis.json."""
 
     answers: int = Field(default=5, ge=1)
     answer_tokens: int = Field(default=64, ge=2)
@@ -134,7 +134,7 @@ class StepRollouts(GroupRollouts):
         own, curves = self.prober.own, self.prober(made, rows, seed)
         rewards = [curve.rewards(own.look_ahead) for curve in curves]
         for rollout, steps in zip(made, rewards, strict=True):
-            if rollout.finish_reason == "length":
+            if rollout.finish_reason == "length" or not rollout.response:
                 steps.append((len(rollout.ids) - 1, -own.unfinished))
         return {"token_rewards": rewards}
 

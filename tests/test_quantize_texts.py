@@ -1,0 +1,73 @@
+"""Text to calibrate on: from files, and what a model writes or answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tersely.controller.pretrained import path_of
+from tersely.errors import OptionError
+from tersely.kernels.quantization.calibration import read
+from tersely.kernels.quantization.texts import answered_by, rows_of, written_by
+
+SMALL = path_of("tersely-tiny-small")
+
+
+def load(folder: Path | str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def test_text_from_files(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(SMALL)
+    plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
+    plain.write_text("Kai has 3 shells. " * 40)
+    rows = rows_of(plain, tokenizer, 5, 16)
+    assert rows.shape == (5, 16)
+    assert "Kai has" in tokenizer.decode(rows[4])
+    lines.write_text(
+        "\n".join(json.dumps({"problem": f"Kai has {n} shells.\u2028", "id": n}, ensure_ascii=False) for n in range(30))
+    )
+    assert "Kai has 0 shells." in tokenizer.decode(rows_of(lines, tokenizer, 3, 16)[0])
+    with pytest.raises(OptionError, match=r"tokens; accepted: at least 2000.*smaller --length"):
+        rows_of(plain, tokenizer, 5, 1000)
+    lines.write_text("[1]")
+    for bad in (lines, tmp_path / "missing.txt", tmp_path):
+        with pytest.raises(OptionError, match=r"cannot be read.*accepted: a text in UTF-8"):
+            rows_of(bad, tokenizer, 5, 16)
+
+
+def test_what_a_model_writes_is_its_own() -> None:
+    model = load(SMALL)
+    text = written_by(model, 12, 48, 0)
+    assert torch.equal(written_by(model, 12, 48, 0), text)
+    assert not torch.equal(written_by(model, 12, 48, 1), text)
+    assert read(model, text) < 0.1 * read(model, torch.randint(970, (4, 48)))
+
+
+def test_a_model_answers_questions_in_its_template() -> None:
+    model, tokenizer = load(SMALL), AutoTokenizer.from_pretrained(SMALL)
+    asked = [f"Kai has {n} shells. Kai finds 3 shells. Count the shells." for n in range(20)]
+    rows = answered_by(model, tokenizer, asked, 6, 64, 0)
+    assert rows.shape == (6, 64) and torch.equal(rows, answered_by(model, tokenizer, asked, 6, 64, 0))
+    written = tokenizer.decode(rows.flatten())
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False)
+        for q in asked
+    ]
+    found = [written.find(prompt) for prompt in prompts[:3]]
+    assert found == sorted(found) and found[0] == 0, "conversations in their order, nothing between them"
+    first = written[len(prompts[0]) : found[1]]
+    assert (
+        first.endswith(tokenizer.decode([model.generation_config.eos_token_id]))
+        or len(tokenizer(first).input_ids) == 64
+    )
+    with pytest.raises(OptionError, match=r"1 questions and their answers .* two rows of 500"):
+        answered_by(model, tokenizer, asked[:1], 6, 500, 0)
+    tokenizer.chat_template = None
+    with pytest.raises(OptionError, match="no chat template"):
+        answered_by(model, tokenizer, asked, 6, 64, 0)
