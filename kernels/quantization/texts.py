@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,12 @@ def answered_by(model: Any, tokenizer: Any, questions: Sequence[str], count: int
     ids: list[int] = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for start in range(0, len(questions), _TOGETHER):
-            if len(ids) >= count * length:
-                break
-            ids += _conversations(model, tokenizer, questions[start : start + _TOGETHER], length)
+        asked, wanted = 0, count * length
+        while len(ids) < wanted and asked < len(questions):
+            # No more at a time than is wanted yet: the longest answer of them decides how long it takes.
+            more = _TOGETHER if not ids else min(_TOGETHER, ceil((wanted - len(ids)) * asked / len(ids)))
+            ids += _conversations(model, tokenizer, questions[asked : asked + more], length)
+            asked += more
     found = min(count, len(ids) // length)
     if found < 2:
         raise OptionError(
