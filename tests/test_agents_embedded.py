@@ -36,13 +36,13 @@ def played(chat: Any, arm: str, drawn: list[Task]) -> list[Episode]:
 
 @pytest.fixture(scope="module")
 def here() -> list[Episode]:
-    return played(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", tasks("test", 7, 9, KINDS))
+    return played(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", tasks("test", 7, 6, KINDS))
 
 
 def test_an_agent_reads_what_it_needs_and_answers(here: list[Episode]) -> None:
-    assert sum(episode.solved for episode in here) >= 6
+    assert sum(episode.solved for episode in here) >= 4
     assert all(episode.error is None and episode.answer for episode in here)
-    assert sum(episode.calls for episode in here) > 15 and sum(e.failed_calls for e in here) < 12
+    assert sum(episode.calls for episode in here) > 10 and sum(e.failed_calls for e in here) < 8
     assert all(episode.thinking > 0 for episode in here)
 
 
@@ -51,14 +51,14 @@ def test_a_served_model_goes_about_it_in_the_same_way(here: list[Episode]) -> No
 
     with served(load_engine(MODEL), Settings(MODEL, Options(preset="off"))) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
-        there = played(chat, "agentic", tasks("test", 7, 4, KINDS))
+        there = played(chat, "agentic", tasks("test", 7, 3, KINDS))
     for ours, theirs in zip(here, there, strict=False):
         assert (theirs.answer, theirs.calls, theirs.steps) == (ours.answer, ours.calls, ours.steps)
         assert theirs.written == ours.written
 
 
 def test_thinking_little_after_results_costs_less_and_solves_as_much(here: list[Episode]) -> None:
-    always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 9, KINDS))
+    always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 6, KINDS))
     assert sum(e.written for e in here) < 0.8 * sum(e.written for e in always)
     assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 2
 

@@ -167,7 +167,7 @@ def test_tune_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixtur
     """The whole command: a small search, a small proof, and the file used by run and bench."""
     space, out = tmp_path / "space.json", tmp_path / "tuned.json"
     space.write_text('{"policies": [{"convergence": {"agree": 2}}, {"hint": {}}]}')
-    few = ("--limit", "32", "--proof", "24", "--margin", "0.6", "--max-new-tokens", "400")
+    few = ("--limit", "32", "--proof", "24", "--margin", "0.6", "--max-new-tokens", "240")
     assert main(["tune", "--out", str(out), "--space", str(space), *few]) == 0
     said = capsys.readouterr().out
     config = read_config(out)
