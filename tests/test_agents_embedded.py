@@ -60,7 +60,7 @@ def test_a_served_model_goes_about_it_in_the_same_way(here: list[Episode]) -> No
 def test_thinking_little_after_results_costs_less_and_solves_as_much(here: list[Episode]) -> None:
     always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 6, KINDS))
     assert sum(e.written for e in here) < 0.8 * sum(e.written for e in always)
-    assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 2
+    assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 1
 
 
 def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
