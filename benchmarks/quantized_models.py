@@ -3,9 +3,12 @@
 The first checkpoint is compared with each of the others: `speed_b8` has tokens a second with 8 requests at once and
 `speed_b8_over` how many times that of each other, medians over turns in which all sides are timed one after the other.
 Prompts are short, so nearly all of it is decoding. --text adds `perplexity`, and its change from each other with its
-interval over rows of text; --tasks adds `right`, greedy answers to the questions of a JSONL, and its change.
+interval over rows of text; --tasks adds `right`, greedy answers to the questions of a JSONL, and its change. In
+transformers --answers adds `divergence`, how far next tokens are (KL, nats) from those of the last checkpoint, where
+that answers the questions of a JSONL; it tells checkpoints apart that right answers cannot.
 
     python benchmarks/quantized_models.py w4a8=OUT bf16=MODEL int8=INT8 int4=INT4 --text dev.jsonl --tasks dev.jsonl
+    python benchmarks/quantized_models.py w4a8=OUT bf16=MODEL --engine transformers --batches '' --answers dev.jsonl
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from tersely.controller.answers import boxed_or_last, normalise
 from tersely.controller.engines.base import Request, Sampling
-from tersely.evaluation.stats import Interval, paired_bootstrap
+from tersely.evaluation.stats import Interval, paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, load
 
@@ -107,6 +112,11 @@ class InTransformers:
         done = self.engine.generate([Request(prompt, tokens) for prompt in prompts], Sampling(temperature=0))
         return sum(len(one.token_ids) for one in done)
 
+    def chances(self, row: Tensor) -> Tensor:
+        """Log-probabilities of the next token at each place, [length, vocabulary]."""
+        logits: Tensor = self.engine.model(input_ids=row[None]).logits[0]
+        return logits.float().log_softmax(-1)
+
 
 def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats: int) -> dict[str, Any]:
     """Tokens a second of each side, and how many times that of the others the first one's is."""
@@ -159,6 +169,27 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
     }
 
 
+@torch.inference_mode()
+def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
+    """How far all but the last are from that, where it answers questions, and the first one's in terms of the others'."""
+    from tersely.kernels.quantization.texts import answered_by, questions_of
+
+    *others, last = sides
+    own = sides[last].engine
+    apart: dict[str, list[float]] = {name: [] for name in others}
+    text = answered_by(own.model, own.tokenizer, questions_of(file), rows, length, seed=0)
+    for row in text:
+        expected = sides[last].chances(row)
+        for name in others:
+            apart[name].append((expected.exp() * (expected - sides[name].chances(row))).sum(-1).mean().item())
+    saved = {name: ratio_bootstrap(apart[others[0]], apart[name]) for name in others[1:]}
+    return {
+        "divergence": {name: statistics.fmean(each) for name, each in apart.items()},
+        "divergence_over": {name: [1 - one.estimate, 1 - one.high, 1 - one.low] for name, one in saved.items()},
+        "divergence_tokens": text.numel(),
+    }
+
+
 def ends(interval: Interval) -> list[float]:
     """An estimate and its interval."""
     return [interval.estimate, interval.low, interval.high]
@@ -174,7 +205,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5, help="turns of each kind (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="vLLM without compiling, which takes a minute a side")
     parser.add_argument("--text", type=Path, help="text or JSONL to measure perplexities on, in vLLM")
-    parser.add_argument("--rows", type=int, default=64, help="rows of it, of --length tokens (default: %(default)s)")
+    parser.add_argument("--answers", type=Path, help="JSONL of {problem}, to measure divergences on, in transformers")
+    parser.add_argument("--rows", type=int, default=64, help="rows of text or answers, of --length tokens (default: %(default)s)")
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--tasks", help="JSONL of {id, problem, answer} to answer, in vLLM")
     parser.add_argument("--limit", type=int, default=250, help="questions of it (default: %(default)s)")
@@ -184,7 +216,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     if len(options.sides) < 2 or not all("=" in side for side in options.sides):
         parser.error("give at least two checkpoints, each as NAME=FOLDER")
     if options.engine == "transformers" and (options.text or options.tasks):
-        parser.error("perplexities and answers are measured in vLLM; leave --engine out")
+        parser.error("perplexities and right answers are measured in vLLM; leave --engine out")
+    if options.engine == "vllm" and options.answers:
+        parser.error("divergences are measured in transformers; give --engine transformers")
     return options
 
 
@@ -195,7 +229,10 @@ def main(argv: list[str] | None = None) -> None:
     batches = [int(rows) for rows in options.batches.split(",") if rows]
     found: dict[str, Any] = {"engine": options.engine}
     if options.engine == "transformers":
-        found |= speeds({n: InTransformers(f) for n, f in folders.items()}, batches, options.tokens, options.repeats)
+        loaded = {name: InTransformers(folder) for name, folder in folders.items()}
+        found |= speeds(dict(loaded), batches, options.tokens, options.repeats)
+        if options.answers:
+            found |= divergences(loaded, options.answers, options.rows, options.length)
     else:
         from tersely.controller.engines.vllm.engine import prepare_environment
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization.calibration import read
-from tersely.kernels.quantization.texts import answered_by, rows_of, written_by
+from tersely.kernels.quantization.texts import _drawn, answered_by, rows_of, written_by
 
 SMALL = path_of("tersely-tiny-small")
 
@@ -47,6 +47,14 @@ def test_what_a_model_writes_is_its_own() -> None:
     assert torch.equal(written_by(model, 12, 48, 0), text)
     assert not torch.equal(written_by(model, 12, 48, 1), text)
     assert read(model, text) < 0.1 * read(model, torch.randint(970, (4, 48)))
+
+
+def test_tokens_are_drawn_by_their_chances() -> None:
+    torch.manual_seed(0)
+    chances = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
+    found = torch.bincount(_drawn(chances.log().expand(20_000, 6))[:, 0], minlength=6) / 20_000
+    assert torch.allclose(found, chances, atol=0.015) and not found[chances == 0].any()
+    assert _drawn(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).bfloat16()).tolist() == [[0], [1]]
 
 
 def test_a_model_answers_questions_in_its_template() -> None:

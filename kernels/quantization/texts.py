@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -85,9 +86,18 @@ def written_by(model: Any, count: int, length: int, seed: int) -> Tensor:
         for _ in range(length - 1):
             out = model(input_ids=ids[:, -1:] if cache is not None else ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            chances = out.logits[:, -1].float().softmax(dim=-1)
-            ids = torch.cat((ids, torch.multinomial(chances, 1)), dim=1)
+            ids = torch.cat((ids, _drawn(out.logits[:, -1])), dim=1)
     return ids
+
+
+def _drawn(scores: Tensor) -> Tensor:
+    """A token for each row, by its chances; int64 [rows, 1] from scores [rows, vocabulary].
+
+    One random number a row: `multinomial` takes one for every token of the vocabulary, longer on a CPU than the layers.
+    """
+    upto = scores.float().softmax(dim=-1).cumsum(dim=-1)
+    wanted = torch.rand(len(scores), 1, device=scores.device) * upto[:, -1:]
+    return torch.searchsorted(upto, wanted, right=True).clamp(max=scores.shape[1] - 1)
 
 
 @torch.inference_mode()
@@ -130,9 +140,8 @@ def _conversations(model: Any, tokenizer: Any, questions: Sequence[str], most: i
         prompts.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=most,
-        do_sample=True,
-        top_k=0,  # cuts sort the vocabulary at every step, which takes as long as the step
-        top_p=1.0,
+        logits_processor=[partial(_one_left, model.generation_config.temperature or 1.0)],
+        do_sample=False,
         repetition_penalty=1.0,
         num_return_sequences=1,
         eos_token_id=ends or None,
@@ -143,6 +152,11 @@ def _conversations(model: Any, tokenizer: Any, questions: Sequence[str], most: i
         whole = next((at + 1 for at, token in enumerate(answer) if token in ends), len(answer))
         made += [*prompt, *answer[:whole]]
     return made
+
+
+def _one_left(temperature: float, ids: Tensor, scores: Tensor) -> Tensor:
+    """Scores that leave nothing to choose but the token that was drawn."""
+    return torch.full_like(scores, -torch.inf).scatter_(1, _drawn(scores / temperature), 0.0)
 
 
 def _asked(tokenizer: Any, question: str) -> list[int]:
