@@ -1,0 +1,79 @@
+"""What tests of trials share: a policy that asks after each thought, and text fed to a controller by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import tersely
+from tersely.controller.budgets import Budget
+from tersely.controller.core import Controller
+from tersely.controller.engines.base import KEEP, Directive, Sampling, Seen, Signals, State
+from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.markers import Markers
+from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
+from tersely.controller.replay import WordTokenizer
+from tersely.controller.text import Codec
+from tersely.controller.trace import Generation
+from tersely.controller.trial import TrialAnswer
+
+GREEDY = Sampling(temperature=0)
+MARKERS = Markers("<think>", "</think>")
+PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 3 + 6.", "Compute 9 - 4 + 2."]
+CLOSE, INJECT = Close("asked enough", phrase=""), Inject("Once more.", "asked enough")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """Asks after each thought and keeps what it hears, a list a row; `then` it acts once, and asks no more."""
+
+    name: ClassVar[str] = "asking"
+    needs: ClassVar[frozenset[str]] = frozenset({"signals", "crop"})
+    then: Close | Inject | Trial | None = None
+    asks: bool = True
+    heard: list[list[tuple[int, TrialAnswer | None]]] = field(default_factory=list)
+
+    def watch(self, view: View) -> Watching:
+        mine: list[tuple[int, TrialAnswer | None]] = []
+        self.heard.append(mine)
+        while True:
+            view = yield Wait(at=view.tokens + 1, boundary="thought")
+            end = view.tokens
+            if self.asks:
+                view = yield Trial()
+                mine.append((end, view.reply))
+            if self.then is not None:
+                yield self.then
+                return
+
+
+def ask(
+    engine: TransformersEngine, *policies: Any, prompts: Sequence[str] = PROBLEMS, **options: Any
+) -> list[Generation]:
+    options = {"temperature": 0, "max_new_tokens": 256, **options}
+    made: list[Generation] = tersely.generate(engine, prompts=prompts, policies=policies, **options)
+    return made
+
+
+def no_state(layer: int) -> State:
+    raise AssertionError
+
+
+class Row:
+    """Feeds text to a controller as an engine would, and keeps the output; `said` are its directives."""
+
+    def __init__(self, *policies: Any, markers: Markers = MARKERS, tokenizer: Any = None, **options: Any) -> None:
+        self.codec = Codec(tokenizer or WordTokenizer())
+        budget = options.pop("budget", Budget("normal", 500))
+        self.controller = Controller(policies, self.codec, markers, budget, **options)
+        self.out: list[int] = []
+        self.said: list[Directive] = []
+
+    def feed(self, text: str, chance: float = 0.5) -> str:
+        for token in self.codec.encode(text):
+            directive = self.controller.observe(token, Seen(Signals(0.1, chance, chance), no_state))
+            self.out = [*self.out, token][: len(self.out) + 1 - directive.drop] + list(directive.force)
+            if directive is not KEEP:
+                self.said.append(directive)
+        return self.codec.decode(self.out)
