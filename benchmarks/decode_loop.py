@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from tersely.controller.engines.attention import use_grouped
 from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
 from tersely.controller.engines.custom_generate import MakeWatcher, as_custom_generate
+from tersely.kernels.grouped_attention import use_grouped
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 

@@ -171,7 +171,7 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
 
 @torch.inference_mode()
 def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
-    """How far all but the last are from that, where it answers questions, and the first one's in terms of the others'."""
+    """How far all but the last are from that, where it answers questions, and the first one's over the others'."""
     from tersely.kernels.quantization.texts import answered_by, questions_of
 
     *others, last = sides
@@ -206,7 +206,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eager", action="store_true", help="vLLM without compiling, which takes a minute a side")
     parser.add_argument("--text", type=Path, help="text or JSONL to measure perplexities on, in vLLM")
     parser.add_argument("--answers", type=Path, help="JSONL of {problem}, to measure divergences on, in transformers")
-    parser.add_argument("--rows", type=int, default=64, help="rows of text or answers, of --length tokens (default: %(default)s)")
+    parser.add_argument(
+        "--rows", type=int, default=64, help="rows of text or answers, of --length tokens (default: %(default)s)"
+    )
     parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
     parser.add_argument("--tasks", help="JSONL of {id, problem, answer} to answer, in vLLM")
     parser.add_argument("--limit", type=int, default=250, help="questions of it (default: %(default)s)")

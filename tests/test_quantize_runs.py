@@ -16,11 +16,11 @@ from transformers import (
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
 from tersely.cli.app import main
+from tersely.cli.quantize import quantize
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError, TerselyError
 from tersely.kernels.quantization import Scheme, W4A8Config
 from tersely.kernels.quantization import model as module_of_model
-from tersely.kernels.quantization.cli import quantize
 from tersely.kernels.quantization.config import METHOD
 from tersely.kernels.quantization.run import REPORT
 from tersely.writing import WriteError
@@ -114,6 +114,21 @@ def test_a_model_answers_questions_to_calibrate_on(tmp_path: Path, capsys: pytes
     with pytest.raises(OptionError, match="object 1: 'problem' is None; accepted: a text in every line"):
         run(SMALL, tmp_path / "d", "--questions", few)
     assert not list(tmp_path.glob("[bcd]*")), "nor what it was begun with"
+
+
+def test_questions_are_asked_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--task", "tiny", "--limit", "8", "--max-tokens", "96")
+    run("tersely-tiny-small", tmp_path / "a", *ROWS, "--group-size", "64", *asked)
+    report, shown = json.loads((tmp_path / "a" / REPORT).read_text()), capsys.readouterr().out
+    task, change = report["task"], report["task"]["change"]
+    assert (task["name"], task["questions"], task["tokens"]) == ("tiny", 8, 96)
+    assert task["right"]["before"] > 0 and change[0] == task["right"]["after"] - task["right"]["before"]
+    assert change[1] <= change[0] <= change[2]
+    assert f"right       {task['right']['before']:.1%} -> " in shown and "of 8 questions of tiny" in shown
+    assert 0 < report["divergence"] < 0.1 and f"divergence  {report['divergence']:.4f} nats" in shown
+    with pytest.raises(TerselyError, match="no task 'tinny'"):
+        run(SMALL, tmp_path / "b", *ROWS, "--task", "tinny")
+    assert not list(tmp_path.glob("b*"))
 
 
 class Killed(BaseException):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
-from .attention import NAME as GROUPED
+from ...kernels.grouped_attention import NAME as GROUPED
 from .growing import GrowingLayer, let_grow
 
 CACHE_NAMES = ("cache", "past_key_values")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError, OptionError, did_you_mean
-from .attention import use_grouped
+from ...kernels.grouped_attention import use_grouped
 from .base import Completion, Request, Sampling, TokenSink
 from .checkpoints import check_causal, check_tokenizer, loaded, locate
 from .decode import Decoded, decode_rows

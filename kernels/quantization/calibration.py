@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
+from math import exp
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -109,13 +111,15 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def read(model: Any, rows: Tensor) -> float:
-    """Let a model read token rows [rows, length]; returns the perplexity of each token after the first."""
-    total, count = 0.0, 0
+def passes(model: Any, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Let a model read token rows [rows, length]; of each its logits [length - 1, vocabulary] and what followed."""
     with _in_float32(model):
         for part in rows.to(model.device).split(_TOGETHER):
             logits = model(input_ids=part, use_cache=False).logits[:, :-1]
-            for row, ids in zip(logits, part[:, 1:], strict=True):
-                total += F.cross_entropy(row.float(), ids, reduction="sum").item()
-                count += len(ids)
-    return float(torch.tensor(total / count, dtype=torch.float64).exp())
+            yield from zip(map(Tensor.float, logits), part[:, 1:], strict=True)
+
+
+def read(model: Any, rows: Tensor) -> float:
+    """Let a model read token rows [rows, length]; returns the perplexity of each token after the first."""
+    losses = [F.cross_entropy(logits, ids).item() for logits, ids in passes(model, rows)]
+    return exp(fmean(losses))

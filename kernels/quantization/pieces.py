@@ -60,12 +60,5 @@ class Pieces:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise WriteError(f"{self._file(name)} cannot be read: {error}; delete it and run again") from None
 
-    def figure(self, name: str, make: Callable[[], float]) -> float:
-        """A number that is worked out once."""
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            write(file, json.dumps(make()))
-        return float(json.loads(file.read_text(encoding="utf-8")))
-
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ...errors import ModelError, OptionError
 from ...writing import WriteError, check_new_folder, write
-from .calibration import read
+from ..grouped_attention import use_grouped
 from .checks import check_model
 from .config import Scheme, Search
 from .model import quantize_model
+from .moved import moved, remembered
 from .pieces import Pieces
 from .texts import answered_by, questions_of, rows_of, written_by
 
@@ -55,6 +56,23 @@ class Text:
         return f"its own answers to {self.questions}" if self.questions is not None else "what the model writes itself"
 
 
+class Exam(Protocol):
+    """Questions that a model is asked before and after; `written` in JSON form."""
+
+    @property
+    def written(self) -> Mapping[str, Any]:
+        """Which they are."""
+        ...
+
+    def take(self, model: Any, tokenizer: Any) -> list[bool]:
+        """Which of them a model gets right."""
+        ...
+
+    def compared(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+        """What there is to report."""
+        ...
+
+
 def quantize_into(
     source: str,
     out: Path,
@@ -62,6 +80,7 @@ def quantize_into(
     text: Text,
     search: Search | None = None,
     progress: Callable[[str], None] = lambda text: None,
+    exam: Exam | None = None,
 ) -> dict[str, Any]:
     """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
 
@@ -72,11 +91,13 @@ def quantize_into(
     _check_goal(out)
     model, tokenizer = load(source)
     check_model(model, scheme)
+    use_grouped(model)  # for what it is to write
     plan = {
         "model": source,
         "scheme": scheme.written(),
         "search": asdict(search),
         "text": text.written(),
+        **({} if exam is None else {"task": dict(exam.written)}),
     }
     pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
     try:
@@ -86,23 +107,42 @@ def quantize_into(
         raise
     calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
-    before = pieces.figure("before", lambda: read(model, measured))
+    expected, before = pieces.piece("before", lambda: remembered(model, measured))
+    examined = _examined(exam, model, tokenizer, pieces, progress)
     done = quantize_model(model, calibrating, scheme, search, pieces, progress)
     progress("measuring again")
-    after = read(model, measured)
+    divergence, after = moved(model, measured, expected)
     report = {
         "scheme": "w4a8-dgq",
         **scheme.written(),
         "search": asdict(search),
         "calibrated on": text.source,
         "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
-        "perplexity": {"before": before, "after": after},
+        "perplexity": {"before": before["perplexity"], "after": after},
+        "divergence": divergence,
+        **examined(),
         "bytes": {"before": done.bytes_before, "after": done.bytes_after},
         "layers": done.layers,
     }
     progress("saving")
     _save(model, tokenizer, report, pieces.folder, out)
     return report
+
+
+def _examined(
+    exam: Exam | None, model: Any, tokenizer: Any, pieces: Pieces, progress: Callable[[str], None]
+) -> Callable[[], dict[str, Any]]:
+    """Take the exam now; what is returned takes it again, and has the part of the report."""
+    if exam is None:
+        return dict
+    progress("answering questions")
+    _, before = pieces.piece("right", lambda: ({}, {"right": exam.take(model, tokenizer)}))
+
+    def again() -> dict[str, Any]:
+        progress("answering them again")
+        return {"task": exam.compared(before["right"], exam.take(model, tokenizer))}
+
+    return again
 
 
 def load(source: str) -> tuple[Any, Any]:
@@ -173,6 +213,8 @@ def as_text(report: dict[str, Any]) -> str:
     lines = [
         f"perplexity  {perplexity['before']:.4g} -> {perplexity['after']:.4g} ({change:+.1%}), "
         f"on {report['tokens']['perplexity']} tokens of {report['calibrated on']}",
+        f"divergence  {report['divergence']:.4f} nats a token there, of next tokens from what they were",
+        *([_right(report["task"])] if "task" in report else ()),
         f"size        {size['before'] / 1e6:.4g} -> {size['after'] / 1e6:.4g} MB",
         "layers that lost most, as shares of the square of their outputs (plain rounding):",
     ]
@@ -180,3 +222,13 @@ def as_text(report: dict[str, Any]) -> str:
         plain = layer.get("error of plain rounding")
         lines.append(f"  {layer['error']:.3%} ({'-' if plain is None else f'{plain:.3%}'})  {layer['name']}")
     return "\n".join(lines)
+
+
+def _right(task: dict[str, Any]) -> str:
+    """Right answers before and after."""
+    change, low, high = (100 * value for value in task["change"])
+    right = task["right"]
+    return (
+        f"right       {right['before']:.1%} -> {right['after']:.1%}, {change:+.1f} points [{low:+.1f}, {high:+.1f}], "
+        f"of {task['questions']} questions of {task['name']}"
+    )

@@ -53,11 +53,8 @@ def collect(context: typer.Context) -> None:
 
 def quantize(context: typer.Context) -> None:
     """Write a checkpoint in low-bit weights for CPUs; `tersely quantize --help` tells the options."""
-    from ..controller.pretrained import NAMES, path_of
-    from ..kernels.quantization.cli import quantize as command
+    from .quantize import quantize as command
 
-    # Kernels know nothing of the embedded models.
-    context.args = [str(path_of(word)) if word in NAMES else word for word in context.args]
     _hand_over("quantize", command, context)
 
 

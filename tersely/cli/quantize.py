@@ -1,4 +1,4 @@
-"""`tersely quantize`: a checkpoint in low-bit weights, for transformers and vLLM on CPUs."""
+"""`tersely quantize`: a checkpoint in low-bit weights, and what that costs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from ...errors import OptionError, unknown
+from ..controller.pretrained import NAMES, path_of
+from ..errors import OptionError, unknown
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -41,22 +42,31 @@ def quantize(
     search: Annotated[bool, typer.Option(help="Search the ranges that codes span, in two phases.")] = True,
     compensate: Annotated[bool, typer.Option(help="Let later weights make up for errors of earlier ones.")] = True,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of what the model writes.")] = 0,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", help="Ask these before and after: tiny, gym:NAME, or a JSONL of {id, problem, answer}."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of --task.")] = 100,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer to --task.")] = 512,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Quantize the linear layers of a model to 4 bits, and tell what that costs in perplexity.
+    """Quantize the linear layers of a model to 4 bits, and tell what that costs.
 
     `import tersely.kernels.quantization` before `from_pretrained` lets transformers load the result.
     """
-    from .config import Scheme, Search
-    from .run import Text, as_text, quantize_into
+    from ..evaluation.exam import Exam
+    from ..kernels.quantization.config import Scheme, Search
+    from ..kernels.quantization.run import Text, as_text, quantize_into
 
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)
     if calib is not None and questions is not None:
         raise OptionError("--calib and --questions are two sources of one text; give one of them")
+    exam = None if task is None else Exam.of(task, limit, max_tokens)
+    source = str(path_of(model)) if model in NAMES else model
+    text, how = Text(calib, questions, rows, length, seed), Search(search, compensate)
     with _status() as say:
-        text, how = Text(calib, questions, rows, length, seed), Search(search, compensate)
-        report = quantize_into(model, out, Scheme(group_size, head, smooth), text, how, say)
+        report = quantize_into(source, out, Scheme(group_size, head, smooth), text, how, say, exam)
     typer.echo(json.dumps(report) if as_json else f"{as_text(report)}\nsaved to {out}")
 
 

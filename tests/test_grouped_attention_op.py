@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tersely.controller.engines.attention import NAME, grouped_attention
 from tersely.controller.engines.base import Request, Sampling
 from tersely.controller.engines.stepper import can_be_ragged
 from tersely.controller.engines.transformers import load_engine
+from tersely.kernels.grouped_attention import NAME, grouped_attention
 
 from .models import letters, random_model
 

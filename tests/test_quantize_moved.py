@@ -1,0 +1,35 @@
+"""How far next tokens move: against the divergence of all chances."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tersely.controller.pretrained import path_of
+from tersely.kernels.quantization.calibration import read
+from tersely.kernels.quantization.moved import moved, remembered
+from tersely.kernels.quantization.texts import written_by
+
+
+@pytest.fixture
+def model() -> Any:
+    return AutoModelForCausalLM.from_pretrained(path_of("tersely-tiny-small")).eval()
+
+
+@torch.inference_mode()
+def test_divergence_is_that_of_all_chances_but_for_the_rarest(model: Any) -> None:
+    rows = written_by(model, 6, 40, 0)
+    expected, told = remembered(model, rows)
+    assert told["perplexity"] == pytest.approx(read(model, rows), rel=1e-5)
+    assert moved(model, rows, expected) == (pytest.approx(0, abs=1e-6), pytest.approx(told["perplexity"]))
+    own = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        weight += 0.03 * weight.std() * torch.randn_like(weight)
+    whole = (own.exp() * (own - model(input_ids=rows).logits[:, :-1].log_softmax(-1))).sum(-1).mean().item()
+    divergence, perplexity = moved(model, rows, expected)
+    assert 0.9 * whole < divergence <= whole * 1.0001
+    assert perplexity == pytest.approx(read(model, rows), rel=1e-5)
