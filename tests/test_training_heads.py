@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,7 +26,7 @@ from .trainings import train
 
 BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
-    "mahdpo": {"samples": 6, "gap": 0.05},
+    "mahdpo": {"samples": 6, "gap": 0.05, "likelihood": 0.5},
     "rollouts": {"prompts": 6, "max_new_tokens": 400},
     "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
     "data": {"questions": 8},
@@ -76,6 +78,10 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = tmp_path / "heads"
     said = train("mahdpo", out, **OWN)
     assert any("pairs of brevity" in line for line in said), said
+    first = json.loads((out / "curve.jsonl").read_text().splitlines()[0])
+    assert first["loss"] > math.log(2) + 0.02, (
+        "half of the loss of what is chosen, and DPO's, for nothing has moved yet"
+    )
     heads = read_heads(out / MODEL)
     assert sorted(heads) == ["accuracy", "brevity", "format"]
     # Batches take turns, and each has moved its own head alone, from the same beginning.

@@ -121,17 +121,20 @@ def prefer_each(
     pairs: Sequence[Sequence[Pair]],
     heads: Heads,
     beta: float,
+    likelihood: float,
     finish: Finish,
 ) -> None:
     """Learn by DPO to prefer the chosen completions of each objective by its head, and write the model.
 
-    pairs: of each of the heads. Batches in memory are of one objective, which take turns.
+    pairs: of each of the heads. Batches in memory are of one objective, which take turns. likelihood: the weight of the
+    loss of chosen completions.
     """
     from datasets import Dataset
 
+    losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, likelihood]} if likelihood else {}
     trainer = HeadedDPO(
         model=model,
-        args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta),
+        args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta, **losses),
         train_dataset=Dataset.from_list(_by_turns([_written(same, tokenizer) for same in pairs], recipe)),
         processing_class=tokenizer,
         data_collator=_Collator(pad_token_id=tokenizer.pad_token_id),

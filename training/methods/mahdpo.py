@@ -29,7 +29,9 @@ Objective = Literal["accuracy", "brevity", "format"]
 class MahDpo(Section):
     """samples: of each question. pairs: most of a question and objective. beta: of DPO.
 
-    gap: the share by which a long completion has to be longer than the brief one that is preferred to it.
+    gap: the share by which a long completion has to be longer than the brief one that is preferred to it. likelihood:
+    how much the mean loss of chosen completions counts beside that of DPO (arXiv 2404.19733), which by itself makes
+    them less likely as well, only not as much as the rejected ones.
     """
 
     objectives: tuple[Objective, ...] = Field(default=("accuracy", "brevity", "format"), min_length=2)
@@ -37,6 +39,7 @@ class MahDpo(Section):
     pairs: int = Field(default=4, ge=1)
     beta: float = Field(default=0.1, gt=0)
     gap: float = Field(default=0.2, ge=0)
+    likelihood: float = Field(default=0.0, ge=0)
 
     @field_validator("objectives")
     @classmethod
@@ -94,5 +97,6 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         list(made.values()),
         heads,
         own.beta,
+        own.likelihood,
         finish=lambda model: close_heads(model, heads, recipe.out / MODEL),
     )
