@@ -110,6 +110,15 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "x").exists()
 
 
+def test_frozen_the_heads_alone_learn(tmp_path: Path) -> None:
+    few = {"optimiser": {**OWN["optimiser"], "steps": 1}, "mahdpo": {**OWN["mahdpo"], "frozen": True}}
+    train("mahdpo", tmp_path / "heads", **{**OWN, **few})
+    before = load_engine(BASE).model.state_dict()
+    saved = load_file(tmp_path / "heads" / MODEL / "model.safetensors")
+    moved = [name for name, weight in saved.items() if not torch.equal(weight, before[name])]
+    assert moved == ["lm_head.weight"]
+
+
 def test_what_cannot_have_heads(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="heads are whole matrices"):
         train("mahdpo", tmp_path / "a", **{**OWN, "optimiser": {"lora": {"rank": 2}}})

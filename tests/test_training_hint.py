@@ -15,7 +15,8 @@ from tersely.controller.policies.hint import ConciseHint, learnt_hint
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
-from tersely.kernels.quantization.run import Text, quantize_into
+from tersely.kernels.quantization.run import quantize_into
+from tersely.kernels.quantization.texts import Text
 from tersely.training.config import RecipeError
 from tersely.training.running import MODEL
 from tersely.training.traces import Trace, rewritten

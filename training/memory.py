@@ -26,7 +26,7 @@ class Held:
     reference: bool = False
     texts: int = 1
     heads: int = 0
-    trained: Literal["model", "embeddings", "nothing"] = "model"
+    trained: Literal["model", "embeddings", "heads", "nothing"] = "model"
 
 
 ALONE = Held()
@@ -65,7 +65,12 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
     every = sum(weight.numel() for weight in model.parameters())
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     headed = every + held.heads * head.numel() - (head.numel() if held.heads and head is not table else 0)
-    of_model = {"model": headed, "embeddings": table.numel(), "nothing": 0}[held.trained]
+    of_model = {
+        "model": headed,
+        "embeddings": table.numel(),
+        "heads": held.heads * head.numel(),
+        "nothing": 0,
+    }[held.trained]
     trained = of_model if lora is None else sum(lora.rank * sum(shape) for shape in _matrices(model))
     inside = recipe.rollouts.engine == "transformers"
     others = max(held.models - 1, int(held.reference and lora is None)) + (not inside)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from random import Random
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ...errors import ModelError, OptionError
 from ...writing import WriteError, check_new_folder, write
@@ -22,38 +19,9 @@ from .config import Scheme, Search
 from .model import quantize_model
 from .moved import moved, remembered
 from .pieces import Pieces
-from .texts import answered_by, questions_of, rows_of, written_by
+from .texts import Text
 
 REPORT = "quantization_report.json"
-_HELD_OUT = 4  # of so many rows one is kept to measure on
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself.
-
-    questions: a file of those that it answers; without, it begins with a random token.
-    """
-
-    file: Path | None = None
-    questions: Path | None = None
-    rows: int = 40
-    length: int = 512
-    seed: int = 0
-
-    def written(self) -> dict[str, Any]:
-        """As JSON has it; what was begun before there were questions goes on."""
-        made = asdict(self) | {"file": str(self.file or ""), "questions": str(self.questions)}
-        if self.questions is None:
-            del made["questions"]
-        return made
-
-    @property
-    def source(self) -> str:
-        """Where it comes from, for people."""
-        if self.file is not None:
-            return str(self.file)
-        return f"its own answers to {self.questions}" if self.questions is not None else "what the model writes itself"
 
 
 class Exam(Protocol):
@@ -101,7 +69,7 @@ def quantize_into(
     }
     pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
     try:
-        rows, _ = pieces.piece("text", lambda: (_rows(model, tokenizer, text, progress), {}))
+        rows, _ = pieces.piece("text", lambda: (text.shared(model, tokenizer, progress), {}))
     except OptionError:
         pieces.drop_plan()
         raise
@@ -170,22 +138,6 @@ def _check_goal(out: Path) -> None:
     check_new_folder(out)
     if not out.absolute().parent.is_dir():
         raise WriteError(f"{out} cannot be written; accepted: a place in a folder that exists")
-
-
-def _rows(model: Any, tokenizer: Any, text: Text, progress: Callable[[str], None]) -> dict[str, Tensor]:
-    """Rows to calibrate on, and others to measure on."""
-    if text.file is not None:
-        rows = rows_of(text.file, tokenizer, text.rows, text.length)
-    elif text.questions is not None:
-        asked = questions_of(text.questions)
-        Random(text.seed).shuffle(asked)
-        progress("answering questions to calibrate on")
-        rows = answered_by(model, tokenizer, asked, text.rows, text.length, text.seed)
-    else:
-        progress(f"writing {text.rows} texts to calibrate on")
-        rows = written_by(model, text.rows, text.length, text.seed)
-    held_out = torch.arange(len(rows)) % _HELD_OUT == 1
-    return {"calibrating": rows[~held_out], "measured": rows[held_out]}
 
 
 def _save(model: Any, tokenizer: Any, report: dict[str, Any], folder: Path, out: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -15,6 +17,52 @@ from torch import Tensor
 from ...errors import OptionError
 
 _TOGETHER = 32  # questions that are answered at a time
+_HELD_OUT = 4  # of so many rows one is kept to measure on
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself.
+
+    questions: a file of those that it answers; without, it begins with a random token.
+    """
+
+    file: Path | None = None
+    questions: Path | None = None
+    rows: int = 40
+    length: int = 512
+    seed: int = 0
+
+    def written(self) -> dict[str, Any]:
+        """As JSON has it; what was begun before there were questions goes on."""
+        made = asdict(self) | {"file": str(self.file or ""), "questions": str(self.questions)}
+        if self.questions is None:
+            del made["questions"]
+        return made
+
+    @property
+    def source(self) -> str:
+        """Where it comes from, for people."""
+        if self.file is not None:
+            return str(self.file)
+        return f"its own answers to {self.questions}" if self.questions is not None else "what the model writes itself"
+
+    def shared(self, model: Any, tokenizer: Any, progress: Callable[[str], None]) -> dict[str, Tensor]:
+        """Rows to calibrate on, and others to measure on; raises OptionError where there is too little."""
+        rows = self._rows(model, tokenizer, progress)
+        held_out = torch.arange(len(rows)) % _HELD_OUT == 1
+        return {"calibrating": rows[~held_out], "measured": rows[held_out]}
+
+    def _rows(self, model: Any, tokenizer: Any, progress: Callable[[str], None]) -> Tensor:
+        if self.file is not None:
+            return rows_of(self.file, tokenizer, self.rows, self.length)
+        if self.questions is not None:
+            asked = questions_of(self.questions)
+            Random(self.seed).shuffle(asked)
+            progress("answering questions to calibrate on")
+            return answered_by(model, tokenizer, asked, self.rows, self.length, self.seed)
+        progress(f"writing {self.rows} texts to calibrate on")
+        return written_by(model, self.rows, self.length, self.seed)
 
 
 def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:

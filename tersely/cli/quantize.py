@@ -56,7 +56,8 @@ def quantize(
     """
     from ..evaluation.exam import Exam
     from ..kernels.quantization.config import Scheme, Search
-    from ..kernels.quantization.run import Text, as_text, quantize_into
+    from ..kernels.quantization.run import as_text, quantize_into
+    from ..kernels.quantization.texts import Text
 
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)

@@ -31,7 +31,8 @@ class MahDpo(Section):
 
     gap: the share by which a long completion has to be longer than the brief one that is preferred to it. likelihood:
     how much the mean loss of chosen completions counts beside that of DPO (arXiv 2404.19733), which by itself makes
-    them less likely as well, only not as much as the rejected ones.
+    them less likely as well, only not as much as the rejected ones. frozen: heads alone learn, on the model as it is;
+    the paper has the trunk that they share learn from all objectives, which then pull it different ways.
     """
 
     objectives: tuple[Objective, ...] = Field(default=("accuracy", "brevity", "format"), min_length=2)
@@ -40,6 +41,7 @@ class MahDpo(Section):
     beta: float = Field(default=0.1, gt=0)
     gap: float = Field(default=0.2, ge=0)
     likelihood: float = Field(default=0.0, ge=0)
+    frozen: bool = False
 
     @field_validator("objectives")
     @classmethod
@@ -59,7 +61,9 @@ def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError."""
     if recipe.optimiser.lora is not None:
         raise RecipeError("optimiser.lora trains adapters, and heads are whole matrices; leave it out")
-    return check(recipe, completions=1, held=Held(reference=True, texts=2, heads=len(recipe.mahdpo.objectives)))
+    own = recipe.mahdpo
+    trained: Literal["heads", "model"] = "heads" if own.frozen else "model"
+    return check(recipe, completions=1, held=Held(reference=True, texts=2, heads=len(own.objectives), trained=trained))
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
@@ -88,6 +92,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             "questions or a lower rollouts.max_new_tokens, or leave that out of mahdpo.objectives"
         )
     say("learns from " + ", ".join(f"{len(pairs)} pairs of {name}" for name, pairs in made.items()))
+    engine.model.requires_grad_(not own.frozen)
     heads = put_heads(engine.model, own.objectives)
     prefer_each(
         running,
