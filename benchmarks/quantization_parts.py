@@ -18,10 +18,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from tersely.controller.pretrained import NAMES, path_of
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
@@ -29,6 +25,7 @@ from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.quantization.config import Search
 from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
+from tersely.kernels.quantization.moved import moved, remembered
 from tersely.kernels.quantization.run import load
 from tersely.kernels.quantization.texts import rows_of
 
@@ -43,24 +40,6 @@ VARIANTS: dict[str, tuple[Search, dict[str, Any]]] = {
 }
 
 
-@torch.inference_mode()
-def next_tokens(model: Any, rows: Tensor) -> list[Tensor]:
-    """Log-probabilities of the next token, bfloat16 [length, vocabulary] of each row."""
-    return [model(input_ids=row[None]).logits[0].float().log_softmax(-1).bfloat16() for row in rows]
-
-
-@torch.inference_mode()
-def divergences(model: Any, rows: Tensor, expected: list[Tensor]) -> tuple[list[float], list[float]]:
-    """Mean divergence from what was expected, and mean loss, of each row."""
-    apart, losses = [], []
-    for row, own in zip(rows, expected, strict=True):
-        found = model(input_ids=row[None]).logits[0].float().log_softmax(-1)
-        own = own.float()
-        apart.append((own.exp() * (own - found)).sum(-1).mean().item())
-        losses.append(F.nll_loss(found[:-1], row[1:]).item())
-    return apart, losses
-
-
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All variants, one after the other."""
     source = str(path_of(options.model)) if options.model in NAMES else options.model
@@ -69,13 +48,13 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     text = rows_of(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
     given = inputs_of(model, calib, dict(quantizable(model, scheme)), scheme, Search())
-    expected = next_tokens(model, text)
+    expected, _ = remembered(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants:
         search, changed = VARIANTS[name]
         made, _ = load(source)
         quantize_model(made, scheme=replace(scheme, **changed), search=search, inputs=given)
-        found[name] = divergences(made, text, expected)
+        found[name] = moved(made, text, expected)
         print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)
     first = next(iter(found))
     saved = {name: ratio_bootstrap(apart, found[first][0]) for name, (apart, _) in found.items() if name != first}

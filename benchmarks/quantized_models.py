@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from tersely.controller.answers import boxed_or_last, normalise
 from tersely.controller.engines.base import Request, Sampling
@@ -104,18 +102,13 @@ class InTransformers:
     def __init__(self, folder: str) -> None:
         from tersely.controller.engines.transformers import load_engine
 
-        self.engine = load_engine(folder)
+        self.engine = load_engine(folder, grouped=True)
 
     def write(self, rows: int, tokens: int) -> int:
         """See `Side`."""
         prompts = [tuple(self.engine.tokenizer(PROMPT.format(row))["input_ids"]) for row in range(rows)]
         done = self.engine.generate([Request(prompt, tokens) for prompt in prompts], Sampling(temperature=0))
         return sum(len(one.token_ids) for one in done)
-
-    def chances(self, row: Tensor) -> Tensor:
-        """Log-probabilities of the next token at each place, [length, vocabulary]."""
-        logits: Tensor = self.engine.model(input_ids=row[None]).logits[0]
-        return logits.float().log_softmax(-1)
 
 
 def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats: int) -> dict[str, Any]:
@@ -169,19 +162,16 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
     }
 
 
-@torch.inference_mode()
 def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
     """How far all but the last are from that, where it answers questions, and the first one's over the others'."""
+    from tersely.kernels.quantization.moved import moved, remembered
     from tersely.kernels.quantization.texts import answered_by, questions_of
 
     *others, last = sides
     own = sides[last].engine
-    apart: dict[str, list[float]] = {name: [] for name in others}
     text = answered_by(own.model, own.tokenizer, questions_of(file), rows, length, seed=0)
-    for row in text:
-        expected = sides[last].chances(row)
-        for name in others:
-            apart[name].append((expected.exp() * (expected - sides[name].chances(row))).sum(-1).mean().item())
+    expected, _ = remembered(own.model, text)
+    apart = {name: moved(sides[name].engine.model, text, expected)[0] for name in others}
     saved = {name: ratio_bootstrap(apart[others[0]], apart[name]) for name in others[1:]}
     return {
         "divergence": {name: statistics.fmean(each) for name, each in apart.items()},

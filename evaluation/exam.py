@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..controller.answers import boxed_or_last, normalise
 from ..controller.engines.base import Request, Sampling
+from ..controller.engines.limits import limit_of
 from ..controller.engines.transformers import TransformersEngine
+from ..kernels.quantization.texts import as_asked
 from .answering import batches
 from .stats import paired_bootstrap
-from .tasks.equality import AnswerChecker
-from .tasks.questions import Question, load
+from .tasks.equality import AnswerChecker, right_answers
+from .tasks.questions import Question, fingerprint, load
 
 _TOGETHER = 32  # questions that are answered at a time
 
@@ -21,6 +24,7 @@ _TOGETHER = 32  # questions that are answered at a time
 class Exam:
     """Questions that are asked as they stand and answered greedily; implements `kernels.quantization.run.Exam`.
 
+    Else a model decodes by its own generation defaults. An answer that is broken off counts by the last number in it.
     name: of the task. tokens: at most, of an answer.
     """
 
@@ -34,36 +38,45 @@ class Exam:
         return cls(task, load(task, "test", limit, 0), tokens)
 
     @property
-    def written(self) -> Mapping[str, Any]:
-        """What decides its outcome, in JSON form."""
-        return {"name": self.name, "questions": len(self.questions), "tokens": self.tokens}
+    def digest(self) -> str:
+        """What decides its outcome beside the model, hashed."""
+        return hashlib.sha256(f"{fingerprint(self.questions)}:{self.tokens}".encode()).hexdigest()[:16]
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Raise OptionError or PromptError where a question cannot be asked."""
+        engine = TransformersEngine(model, tokenizer)
+        for row, request in enumerate(self._requests(tokenizer)):
+            limit_of(request, row, engine.context_length, engine.name)
 
     def take(self, model: Any, tokenizer: Any) -> list[bool]:
         """Which of the questions a model answers rightly."""
-        engine, said = TransformersEngine(model, tokenizer), dict[int, str]()
+        engine, asked, said = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
         for rows in batches(self.questions, _TOGETHER):
-            asked = [Request(_prompt(tokenizer, self.questions[row].problem), self.tokens) for row in rows]
-            done = engine.generate(asked, Sampling(temperature=0))
+            done = engine.generate([asked[row] for row in rows], Sampling(temperature=0))
             said.update({row: tokenizer.decode(one.token_ids) for row, one in zip(rows, done, strict=True)})
+        answers = [normalise(boxed_or_last(said[row])) for row in range(len(self.questions))]
         with AnswerChecker() as checker:
-            return [
-                checker.grade(question, normalise(boxed_or_last(said[row]))).equal
-                for row, question in enumerate(self.questions)
-            ]
+            return right_answers(list(zip(self.questions, answers, strict=True)), checker)
 
     def compared(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
         """Shares of right answers, and the change with its interval over questions."""
         change = paired_bootstrap([float(b) - float(a) for a, b in zip(before, after, strict=True)])
         return {
-            **self.written,
+            "name": self.name,
+            "questions": len(self.questions),
+            "tokens": self.tokens,
+            "graded by": AnswerChecker().method,
             "right": {"before": sum(before) / len(before), "after": sum(after) / len(after)},
             "change": [change.estimate, change.low, change.high],
         }
 
+    def _requests(self, tokenizer: Any) -> list[Request]:
+        return [Request(tuple(_prompt(tokenizer, question.problem)), self.tokens) for question in self.questions]
 
-def _prompt(tokenizer: Any, problem: str) -> tuple[int, ...]:
+
+def _prompt(tokenizer: Any, problem: str) -> list[int]:
     """A question as the chat template has it, or as it stands where there is none."""
-    if not getattr(tokenizer, "chat_template", None):
-        return tuple(tokenizer(problem)["input_ids"])
-    asked = [{"role": "user", "content": problem}]
-    return tuple(tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=False))
+    if getattr(tokenizer, "chat_template", None):
+        return as_asked(tokenizer, problem)
+    plain: list[int] = tokenizer(problem)["input_ids"]
+    return plain

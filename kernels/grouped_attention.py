@@ -5,7 +5,8 @@ is most of its work, and transformers copies keys and values once for each head 
 heads, the same attention needs neither.
 
 It adds up in another order than the stock kernel, so that now and then, in bfloat16, another token is likeliest. So it
-is there for those who ask for it (`load_engine(..., grouped=True)`); what measures models has all arms ask for it.
+is there for those who ask for it (`load_engine(..., grouped=True)`); what measures models has all arms ask for it, and
+`tersely quantize` what writes texts. Its reference is transformers' `sdpa`; `benchmarks/decode_loop.py` times it.
 """
 
 from __future__ import annotations

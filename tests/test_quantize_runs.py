@@ -116,21 +116,6 @@ def test_a_model_answers_questions_to_calibrate_on(tmp_path: Path, capsys: pytes
     assert not list(tmp_path.glob("[bcd]*")), "nor what it was begun with"
 
 
-def test_questions_are_asked_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ("--task", "tiny", "--limit", "8", "--max-tokens", "96")
-    run("tersely-tiny-small", tmp_path / "a", *ROWS, "--group-size", "64", *asked)
-    report, shown = json.loads((tmp_path / "a" / REPORT).read_text()), capsys.readouterr().out
-    task, change = report["task"], report["task"]["change"]
-    assert (task["name"], task["questions"], task["tokens"]) == ("tiny", 8, 96)
-    assert task["right"]["before"] > 0 and change[0] == task["right"]["after"] - task["right"]["before"]
-    assert change[1] <= change[0] <= change[2]
-    assert f"right       {task['right']['before']:.1%} -> " in shown and "of 8 questions of tiny" in shown
-    assert 0 < report["divergence"] < 0.1 and f"divergence  {report['divergence']:.4f} nats" in shown
-    with pytest.raises(TerselyError, match="no task 'tinny'"):
-        run(SMALL, tmp_path / "b", *ROWS, "--task", "tinny")
-    assert not list(tmp_path.glob("b*"))
-
-
 class Killed(BaseException):
     """As if by Ctrl-C."""
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization.calibration import read
-from tersely.kernels.quantization.texts import _drawn, answered_by, rows_of, written_by
+from tersely.kernels.quantization.texts import _drawn, _one_left, answered_by, rows_of, written_by
 
 SMALL = path_of("tersely-tiny-small")
 
@@ -54,6 +54,9 @@ def test_tokens_are_drawn_by_their_chances() -> None:
     chances = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     found = torch.bincount(_drawn(chances.log().expand(20_000, 6))[:, 0], minlength=6) / 20_000
     assert torch.allclose(found, chances, atol=0.015) and not found[chances == 0].any()
+    ids, cooler = torch.zeros(20_000, 1, dtype=torch.int64), (chances**2 / (chances**2).sum())
+    left = _one_left(0.5, ids, chances.log().expand(20_000, 6))
+    assert (left == 0).sum() == 20_000 and torch.allclose((left == 0).float().mean(0), cooler, atol=0.015)
     assert _drawn(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).bfloat16()).tolist() == [[0], [1]]
 
 

@@ -26,7 +26,7 @@ from .trainings import train
 
 BASE = "tersely-tiny-small"
 OWN: dict[str, Any] = {
-    "mahdpo": {"samples": 6, "gap": 0.05, "likelihood": 0.5},
+    "mahdpo": {"samples": 6, "gap": 0.05},
     "rollouts": {"prompts": 6, "max_new_tokens": 400},
     "optimiser": {"micro_batch": 2, "steps": 3, "learning_rate": 1e-3},
     "data": {"questions": 8},
@@ -35,6 +35,10 @@ OWN: dict[str, Any] = {
 
 def trace(length: int, right: bool = True, whole: bool = True) -> Trace:
     return Trace([1], [2] * length, [1] * length, right, whole)
+
+
+def first_loss(out: Path) -> float:
+    return float(json.loads((out / "curve.jsonl").read_text().splitlines()[0])["loss"])
 
 
 def test_pairs_differ_in_their_objective() -> None:
@@ -78,10 +82,7 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     out = tmp_path / "heads"
     said = train("mahdpo", out, **OWN)
     assert any("pairs of brevity" in line for line in said), said
-    first = json.loads((out / "curve.jsonl").read_text().splitlines()[0])
-    assert first["loss"] > math.log(2) + 0.02, (
-        "half of the loss of what is chosen, and DPO's, for nothing has moved yet"
-    )
+    assert first_loss(out) == pytest.approx(math.log(2), rel=1e-3), "DPO's, for nothing has moved yet"
     heads = read_heads(out / MODEL)
     assert sorted(heads) == ["accuracy", "brevity", "format"]
     # Batches take turns, and each has moved its own head alone, from the same beginning.
@@ -110,11 +111,15 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert not (tmp_path / "x").exists()
 
 
-def test_frozen_the_heads_alone_learn(tmp_path: Path) -> None:
-    few = {"optimiser": {**OWN["optimiser"], "steps": 1}, "mahdpo": {**OWN["mahdpo"], "frozen": True}}
-    train("mahdpo", tmp_path / "heads", **{**OWN, **few})
+def test_frozen_the_heads_alone_learn_and_what_is_chosen_may_count(tmp_path: Path) -> None:
+    few = {**OWN, "optimiser": {**OWN["optimiser"], "steps": 1}}
+    for weight in (0.5, 1.0):
+        out = tmp_path / str(weight)
+        train("mahdpo", out, **{**few, "mahdpo": {**OWN["mahdpo"], "frozen": True, "likelihood": weight}})
+    half, whole = (first_loss(tmp_path / name) - math.log(2) for name in ("0.5", "1.0"))
+    assert half > 0.02 and whole == pytest.approx(2 * half, rel=1e-3)
     before = load_engine(BASE).model.state_dict()
-    saved = load_file(tmp_path / "heads" / MODEL / "model.safetensors")
+    saved = load_file(tmp_path / "1.0" / MODEL / "model.safetensors")
     moved = [name for name, weight in saved.items() if not torch.equal(weight, before[name])]
     assert moved == ["lm_head.weight"]
 

@@ -91,6 +91,8 @@ def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
     assert (
         counted(Held(trained="nothing")).training == 0 < counted(Held(trained="embeddings")).training < alone.training
     )
+    heads = counted(Held(heads=3, trained="heads"))
+    assert 0 < heads.training < alone.training and heads.activations < alone.activations / 2
     adapters = counted(Held(reference=True), optimiser={"lora": {"rank": 2}})
     assert adapters.weights == alone.weights and adapters.training < alone.training
     inside_vllm = counted(rollouts={"engine": "vllm"})

@@ -19,10 +19,11 @@ import yaml
 from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, last_good
 from tersely.training.config import Alarm, RecipeError
 from tersely.training.rewards import Correctness
+from tersely.training.running import open_folder
 from tersely.training.sampling import DivergedError
 
 from .test_training_methods import curve
-from .trainings import plain, train
+from .trainings import plain, recipe, train
 
 QUICK: dict[str, Any] = {
     "data": {"efforts": ["easy"]},
@@ -144,3 +145,16 @@ def test_what_a_folder_holds_decides_how_to_begin(tmp_path: Path) -> None:
         train("adaptthink", out, **QUICK)
     with pytest.raises(RecipeError, match=r"begun with another adaptthink and .* may change is out, saving, alarm"):
         train("adaptthink", out, resume=True, **QUICK)
+
+
+def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
+    begun = recipe("mahdpo", tmp_path / "out")
+    assert open_folder(begun, resume=False) is None
+    file = tmp_path / "out" / "recipe.json"
+    told = json.loads(file.read_text("utf-8"))
+    del told["mahdpo"]["frozen"]  # as if it did not exist yet
+    file.write_text(json.dumps(told), "utf-8")
+    assert open_folder(begun, resume=True) is None, "nothing saved yet, but the same training"
+    file.write_text(json.dumps({**told, "mahdpo": {**told["mahdpo"], "beta": 0.5}}), "utf-8")
+    with pytest.raises(RecipeError, match="begun with another mahdpo;"):
+        open_folder(begun, resume=True)

@@ -19,7 +19,7 @@ class Held:
 
     models: whole ones at once while completions are sampled. reference: the model before training. texts: that an
     example has, two for a pair. heads: that are trained in place of the model's own. trained: what of the model is,
-    where there are no adapters.
+    where there are no adapters; below heads alone nothing is kept for the backward pass.
     """
 
     models: int = 1
@@ -77,12 +77,13 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     kept = _KEPT_CHECKPOINTED if recipe.optimiser.checkpoint_activations else _KEPT
+    layers = 0 if held.trained == "heads" else config.num_hidden_layers
     tokens = recipe.optimiser.micro_batch * held.texts * longest
     per_token = 2 * kv_heads * head_dim * config.num_hidden_layers
     return Estimate(
         weights=(headed + others * every) * size,
         training=trained * (1 + _ADAM) * (size if lora is None else 4),
-        activations=tokens * config.hidden_size * (kept * config.num_hidden_layers + _KEPT) * size,
+        activations=tokens * config.hidden_size * (kept * layers + _KEPT) * size,
         cache=recipe.rollouts.batch * longest * per_token * size if inside else 0,
     )
 

@@ -207,13 +207,21 @@ def open_folder(recipe: Recipe, *, resume: bool) -> Path | None:
         return None
     if not resume:
         raise RecipeError(f"{folder} holds a training already; add --resume to go on with it, or choose another out")
-    before = json.loads(written.read_text("utf-8"))
+    before = _completed(json.loads(written.read_text("utf-8")), type(recipe))
     if changed := sorted(key for key in {*before, *described} if before.get(key) != described.get(key)):
         raise RecipeError(
             f"the training in {folder} was begun with another {' and '.join(changed)}; what may change is "
             f"{', '.join(CHANGEABLE)}; choose another out for a new one"
         )
     return last_good(folder)
+
+
+def _completed(before: dict[str, Any], kind: type[Recipe]) -> dict[str, Any]:
+    """A recipe that was written down, with the defaults of what did not exist yet then."""
+    try:
+        return kind.model_validate({**before, "out": "."}).model_dump(mode="json", exclude=set(CHANGEABLE))
+    except ValueError:
+        return before
 
 
 def check_trackers(names: Sequence[str]) -> None:

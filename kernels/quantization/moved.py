@@ -32,8 +32,8 @@ def remembered(model: Any, rows: Tensor) -> Piece:
     return {"tokens": torch.stack(tokens), "chances": torch.stack(chances)}, {"perplexity": exp(fmean(losses))}
 
 
-def moved(model: Any, rows: Tensor, before: Mapping[str, Tensor]) -> tuple[float, float]:
-    """The divergence (KL, nats a token) of a model from what was `remembered` on the same rows, and its perplexity.
+def moved(model: Any, rows: Tensor, before: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
+    """The divergence (KL, nats a token) of a model from what was `remembered` on the same rows, and its loss, by rows.
 
     All tokens but the likeliest are taken as one, so it is at most the divergence of all, and hardly less.
     """
@@ -45,7 +45,7 @@ def moved(model: Any, rows: Tensor, before: Mapping[str, Tensor]) -> tuple[float
         left, left_now = _left(own), _left(now)
         apart.append((one_by_one + left.exp() * (left - left_now)).mean().item())
         losses.append(F.nll_loss(found, ids).item())
-    return fmean(apart), exp(fmean(losses))
+    return apart, losses
 
 
 def _left(chances: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ _PLAN = "plan.json"
 
 
 class Pieces:
-    """A folder of one file a layer, and one of figures; all belong to one plan.
+    """A folder of one file a layer, and one for what else is worked out once; all belong to one plan.
 
     plan: what decides the results, in JSON form. Raises OptionError if the folder belongs to another one.
     """

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from math import exp
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
@@ -25,11 +27,15 @@ REPORT = "quantization_report.json"
 
 
 class Exam(Protocol):
-    """Questions that a model is asked before and after; `written` in JSON form."""
+    """Questions that a model is asked before and after."""
 
     @property
-    def written(self) -> Mapping[str, Any]:
-        """Which they are."""
+    def digest(self) -> str:
+        """What decides its outcome beside the model, hashed."""
+        ...
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Raise TerselyError for what cannot be asked."""
         ...
 
     def take(self, model: Any, tokenizer: Any) -> list[bool]:
@@ -52,43 +58,45 @@ def quantize_into(
 ) -> dict[str, Any]:
     """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
 
-    Until all is done, everything lies in `<out>.part`, from which a later run goes on. Raises ModelError for a source
+    Until all is done, everything lies in `<out>.part`, from which a later run goes on. exam: is taken before and after;
+    may raise what its `check` raises. Raises ModelError for a source
     that cannot be quantized, OptionError for an `out` that is there already, WriteError where there is no room.
     """
     search = search or Search()
-    _check_goal(out)
+    check_goal(out)
     model, tokenizer = load(source)
     check_model(model, scheme)
     use_grouped(model)  # for what it is to write
+    if exam is not None:
+        exam.check(model, tokenizer)
     plan = {
         "model": source,
         "scheme": scheme.written(),
         "search": asdict(search),
         "text": text.written(),
-        **({} if exam is None else {"task": dict(exam.written)}),
     }
     pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
     try:
-        rows, _ = pieces.piece("text", lambda: (text.shared(model, tokenizer, progress), {}))
+        rows, _ = pieces.piece("text", lambda: (text.split(model, tokenizer, progress), {}))
     except OptionError:
         pieces.drop_plan()
         raise
     calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
     expected, before = pieces.piece("before", lambda: remembered(model, measured))
-    examined = _examined(exam, model, tokenizer, pieces, progress)
+    retake = _examined(exam, model, tokenizer, pieces, progress)
     done = quantize_model(model, calibrating, scheme, search, pieces, progress)
     progress("measuring again")
-    divergence, after = moved(model, measured, expected)
+    divergences, losses = moved(model, measured, expected)
     report = {
         "scheme": "w4a8-dgq",
         **scheme.written(),
         "search": asdict(search),
         "calibrated on": text.source,
         "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
-        "perplexity": {"before": before["perplexity"], "after": after},
-        "divergence": divergence,
-        **examined(),
+        "perplexity": {"before": before["perplexity"], "after": exp(fmean(losses))},
+        "divergence": fmean(divergences),
+        **retake(),
         "bytes": {"before": done.bytes_before, "after": done.bytes_after},
         "layers": done.layers,
     }
@@ -100,17 +108,26 @@ def quantize_into(
 def _examined(
     exam: Exam | None, model: Any, tokenizer: Any, pieces: Pieces, progress: Callable[[str], None]
 ) -> Callable[[], dict[str, Any]]:
-    """Take the exam now; what is returned takes it again, and has the part of the report."""
+    """Take the exam now; what is returned takes it again, and makes the part of the report.
+
+    It decides nothing about the layers, so it may be another when a run goes on.
+    """
     if exam is None:
         return dict
     progress("answering questions")
-    _, before = pieces.piece("right", lambda: ({}, {"right": exam.take(model, tokenizer)}))
 
-    def again() -> dict[str, Any]:
+    def take(name: str) -> list[bool]:
+        _, told = pieces.piece(f"{name}-{exam.digest}", lambda: ({}, {"right": exam.take(model, tokenizer)}))
+        right: list[bool] = told["right"]
+        return right
+
+    before = take("right")
+
+    def retake() -> dict[str, Any]:
         progress("answering them again")
-        return {"task": exam.compared(before["right"], exam.take(model, tokenizer))}
+        return {"task": exam.compared(before, take("right-again"))}
 
-    return again
+    return retake
 
 
 def load(source: str) -> tuple[Any, Any]:
@@ -134,7 +151,8 @@ def load(source: str) -> tuple[Any, Any]:
         ) from error
 
 
-def _check_goal(out: Path) -> None:
+def check_goal(out: Path) -> None:
+    """Raise OptionError for a folder that is there already, WriteError where none can be made."""
     check_new_folder(out)
     if not out.absolute().parent.is_dir():
         raise WriteError(f"{out} cannot be written; accepted: a place in a folder that exists")

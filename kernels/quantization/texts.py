@@ -47,7 +47,7 @@ class Text:
             return str(self.file)
         return f"its own answers to {self.questions}" if self.questions is not None else "what the model writes itself"
 
-    def shared(self, model: Any, tokenizer: Any, progress: Callable[[str], None]) -> dict[str, Tensor]:
+    def split(self, model: Any, tokenizer: Any, progress: Callable[[str], None]) -> dict[str, Tensor]:
         """Rows to calibrate on, and others to measure on; raises OptionError where there is too little."""
         rows = self._rows(model, tokenizer, progress)
         held_out = torch.arange(len(rows)) % _HELD_OUT == 1
@@ -178,7 +178,7 @@ def answered_by(model: Any, tokenizer: Any, questions: Sequence[str], count: int
 
 def _conversations(model: Any, tokenizer: Any, questions: Sequence[str], most: int) -> list[int]:
     """Questions as the chat template has them and sampled answers, one after the other."""
-    asked = [_asked(tokenizer, question) for question in questions]
+    asked = [as_asked(tokenizer, question) for question in questions]
     width = max(map(len, asked))
     prompts = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in asked])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked])
@@ -207,7 +207,8 @@ def _one_left(temperature: float, ids: Tensor, scores: Tensor) -> Tensor:
     return torch.full_like(scores, -torch.inf).scatter_(1, _drawn(scores / temperature), 0.0)
 
 
-def _asked(tokenizer: Any, question: str) -> list[int]:
+def as_asked(tokenizer: Any, question: str) -> list[int]:
+    """Tokens of a question as the chat template has it, up to where the answer begins; raises OptionError."""
     from jinja2 import TemplateError
 
     try:
@@ -216,4 +217,4 @@ def _asked(tokenizer: Any, question: str) -> list[int]:
         )
         return made
     except TemplateError as error:
-        raise OptionError(f"the chat template cannot ask a question: {error}; give a text (--calib)") from None
+        raise OptionError(f"the chat template refuses a question of the user alone: {error}; use another") from None

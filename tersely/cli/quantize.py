@@ -46,8 +46,8 @@ def quantize(
         str | None,
         typer.Option("--task", help="Ask these before and after: tiny, gym:NAME, or a JSONL of {id, problem, answer}."),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of --task.")] = 100,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of an answer to --task.")] = 512,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Questions of --task (100).")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=1, help="Of an answer to --task (512).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Quantize the linear layers of a model to 4 bits, and tell what that costs.
@@ -56,14 +56,17 @@ def quantize(
     """
     from ..evaluation.exam import Exam
     from ..kernels.quantization.config import Scheme, Search
-    from ..kernels.quantization.run import as_text, quantize_into
+    from ..kernels.quantization.run import as_text, check_goal, quantize_into
     from ..kernels.quantization.texts import Text
 
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)
     if calib is not None and questions is not None:
         raise OptionError("--calib and --questions are two sources of one text; give one of them")
-    exam = None if task is None else Exam.of(task, limit, max_tokens)
+    if task is None and (limit or max_tokens):
+        raise OptionError("--limit and --max-tokens are of a --task, and none is given")
+    check_goal(out)
+    exam = None if task is None else Exam.of(task, limit or 100, max_tokens or 512)
     source = str(path_of(model)) if model in NAMES else model
     text, how = Text(calib, questions, rows, length, seed), Search(search, compensate)
     with _status() as say:

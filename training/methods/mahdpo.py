@@ -30,7 +30,7 @@ class MahDpo(Section):
     """samples: of each question. pairs: most of a question and objective. beta: of DPO.
 
     gap: the share by which a long completion has to be longer than the brief one that is preferred to it. likelihood:
-    how much the mean loss of chosen completions counts beside that of DPO (arXiv 2404.19733), which by itself makes
+    how much the mean loss of chosen tokens counts beside that of DPO, much as in arXiv 2404.19733; DPO by itself makes
     them less likely as well, only not as much as the rejected ones. frozen: heads alone learn, on the model as it is;
     the paper has the trunk that they share learn from all objectives, which then pull it different ways.
     """
@@ -92,7 +92,8 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             "questions or a lower rollouts.max_new_tokens, or leave that out of mahdpo.objectives"
         )
     say("learns from " + ", ".join(f"{len(pairs)} pairs of {name}" for name, pairs in made.items()))
-    engine.model.requires_grad_(not own.frozen)
+    if own.frozen:
+        engine.model.requires_grad_(False)
     heads = put_heads(engine.model, own.objectives)
     prefer_each(
         running,
