@@ -1,9 +1,10 @@
 """Whether every method of training can take its steps on a model: two steps of an adapter each, small ones.
 
 It shows that prompts, markers, sampling, rewards, loss, gradients and saving go together with a model, not that
-anything was learnt. Printed for each method: the losses and gradients of both steps, by how much the adapter moved,
-minutes, and GiB of memory that it took (Linux, on a CPU) beside those that a dry run foretells. A model that was not
-trained to think is given --markers that are single tokens of it.
+anything was learnt. Learnt hints train the embeddings and MAH-DPO two heads in turn, where others have adapters.
+Printed for each method: the losses and gradients of the steps, by how much the adapter moved, minutes, and GiB of
+memory that it took (Linux, on a CPU) beside those that a dry run foretells. A model that was not trained to think is
+given --markers that are single tokens of it.
 
     python benchmarks/lora_step.py --model MODEL --markers '<tool_call>,</tool_call>' --task gsm8k.jsonl
 """
@@ -35,6 +36,10 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "sft": {"sft": {"samples": 4}},
     "adar1": {"adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4, "lora": LORA}}},
     "hint": {"hint": {"samples": 4}, "optimiser": {"lora": None}, "rollouts": {"policies": {"hint": {"earliest": 0}}}},
+    "mahdpo": {
+        "mahdpo": {"samples": 8, "gap": 0.02, "frozen": True, "objectives": ["accuracy", "brevity"]},
+        "optimiser": {"lora": None, "steps": 4},
+    },
 }
 
 
