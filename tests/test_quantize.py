@@ -12,6 +12,8 @@ from transformers import (
     AutoModelForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     Qwen2Config,
 )
 
@@ -286,6 +288,26 @@ def test_a_head_in_planes_holds_what_one_of_bytes_does(text: Tensor) -> None:
     assert read(planes, text[:4]) == pytest.approx(read(whole, text[:4]), rel=2e-3)
 
 
+@pytest.mark.parametrize(("keys", "wanted"), [("auto", Form.BYTES), ("int8", Form.BYTES), ("int4", Form.GRAINS)])
+def test_shared_keys_have_eight_bits(keys: str, wanted: Form) -> None:
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model: Any = AutoModelForCausalLM.from_config(config)
+    own = {name: layer.weight.detach().clone() for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    quantize_model(model, None, Scheme(32, keys=keys))
+    attention = model.model.layers[0].self_attn
+    assert (attention.k_proj.form, attention.v_proj.form) == (wanted, wanted)
+    assert (attention.q_proj.form, attention.o_proj.form) == (Form.GRAINS, Form.GRAINS)
+    off = {n: (m.dequantized() - own[n]).norm() / own[n].norm() for n, m in model.named_modules() if n in own}
+    assert (off["model.layers.0.self_attn.k_proj"] < 0.01) == (wanted is Form.BYTES)
+
+
 def test_saved_and_loaded_again(tmp_path: Path) -> None:
     sizes: Any = {"vocab_size": 100, "hidden_size": 72, "intermediate_size": 90, "num_hidden_layers": 2}
     # Queries, keys and values of this one have biases, and no size is a whole number of groups or tiles.
@@ -332,3 +354,8 @@ def test_models_that_cannot_be_quantized() -> None:
         Scheme(48)
     with pytest.raises(OptionError, match="did you mean 'int8'"):
         Scheme(head="int9")
+    with pytest.raises(OptionError, match="did you mean 'int4'"):
+        Scheme(keys="in4")
+    fused = Phi3ForCausalLM(Phi3Config(**sizes, num_attention_heads=2, pad_token_id=0))
+    with pytest.raises(ModelError, match="no layer is called k_proj or v_proj"):
+        quantize_model(fused, scheme=Scheme(keys="int8"))

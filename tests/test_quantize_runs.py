@@ -52,7 +52,7 @@ def run(*arguments: object) -> None:
 
 def test_transformers_loads_what_the_command_wrote(checkpoint: Path) -> None:
     model, tokenizer = load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
-    assert model.config.quantization_config.scheme == Scheme(64)
+    assert model.config.quantization_config.scheme == Scheme(64, keys="int4")
     ids = tokenizer("Kai has 9 shells. Kai drops 4 shells.", return_tensors="pt")["input_ids"]
     out = model.generate(ids, max_new_tokens=16, do_sample=False)
     assert out.shape[1] > ids.shape[1]
@@ -73,9 +73,9 @@ def test_without_our_import_transformers_refuses(checkpoint: Path, monkeypatch: 
 
 def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pre-quantized"):
-        load(SMALL, quantization_config=W4A8Config(**Scheme().written()))
+        load(SMALL, quantization_config=W4A8Config(**Scheme(keys="int4").written()))
     for change, message in (
-        ({"format": 3}, r"format 3.*accepted: \(1, 2\)"),
+        ({"format": 4}, r"format 4.*accepted: \(1, 2, 3\)"),
         ({"head": "int2"}, "accepted: preview, int8, int4, keep"),
     ):
         config = json.loads((checkpoint / "config.json").read_text())
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
         run(SMALL, out, *ROWS, "--group-size", "64")
     assert not out.exists()
     run(SMALL, out, *ROWS, "--group-size", "64")
-    assert load(out).config.quantization_config.scheme == Scheme(64)
+    assert load(out).config.quantization_config.scheme == Scheme(64, keys="int4")
 
 
 def test_commands_that_are_refused(tmp_path: Path, checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError
@@ -51,9 +51,30 @@ def start() -> Callable[..., LLM]:
     return started
 
 
-def written(scheme: Scheme, folder: Path) -> tuple[Any, list[list[int]]]:
+def sharing() -> Any:
+    """A model of random weights whose query heads share keys, with biases as Qwen2 has them."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=970,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        eos_token_id=0,
+    )
+    model: Any = Qwen2ForCausalLM(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    return model
+
+
+def written(scheme: Scheme, folder: Path, model: Any = None) -> tuple[Any, list[list[int]]]:
     """A quantized model in a folder, and what it says to the prompts under transformers."""
-    model: Any = AutoModelForCausalLM.from_pretrained(SMALL).eval()
+    model = model or AutoModelForCausalLM.from_pretrained(SMALL).eval()
     tokenizer = AutoTokenizer.from_pretrained(SMALL)
     quantize_model(model, torch.randint(900, (4, 64), generator=torch.Generator().manual_seed(0)), scheme)
     model.save_pretrained(folder)
@@ -94,6 +115,31 @@ def test_vllm_says_what_transformers_says(
     assert said_by(llm) == answers
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_keys_of_eight_bits_are_joined_with_queries_of_four(
+    start: Callable[..., LLM], tmp_path: Path, smooth: bool
+) -> None:
+    model, answers = written(Scheme(64, smooth=smooth), tmp_path, sharing())
+    assert model.config.quantization_config.scheme == Scheme(64, smooth=smooth, keys="int8")
+    assert len({tuple(answer) for answer in answers}) == len(answers), "they depend on the prompts"
+    assert said_by(start(tmp_path, enforce_eager=not smooth)) == answers
+
+
+def test_a_device_loads_its_part_of_queries_and_keys(start: Callable[..., LLM]) -> None:
+    from tersely.kernels.quantization.vllm import _part_loader
+
+    queries, keys = nn.Parameter(torch.zeros(4, 3)), torch.zeros(4, 3)  # of one of four devices; two heads are shared
+    layer = SimpleNamespace(tp_rank=3, num_kv_head_replicas=2, keys_weight=keys)
+    whole, load = torch.arange(48.0).view(16, 3), _part_loader(layer, "keys_weight")
+    load(queries, whole, "q")
+    load(queries, whole[:4], "k")
+    load(queries, 100 + whole[:4], "v")
+    assert torch.equal(queries.data, whole[12:]) and torch.equal(keys, torch.cat((whole[2:4], 100 + whole[2:4])))
+    scale = nn.Parameter(torch.zeros(3))
+    _part_loader(layer, "keys_input_scale")(scale, torch.ones(3), "k")
+    assert scale.data.tolist() == [1, 1, 1], "which all parts have in common"
+
+
 @pytest.mark.parametrize("form", [Form.BYTES, Form.PLANES], ids=str)
 def test_a_device_loads_its_part_of_a_head(start: Callable[..., LLM], form: Form) -> None:
     from tersely.kernels.quantization.vllm import _head_loader
@@ -108,7 +154,7 @@ def test_a_device_loads_its_part_of_a_head(start: Callable[..., LLM], form: Form
 
 
 def test_layers_that_vllm_cannot_join(start: Callable[..., LLM]) -> None:
-    from tersely.kernels.quantization.vllm import W4A8Method
+    from tersely.kernels.quantization.vllm import TwoForms, W4A8Method
 
     def create(inputs: int, parts: list[int], whole_inputs: int, outputs: int) -> None:
         W4A8Method(Form.GRAINS, Scheme(64)).create_weights(
@@ -117,6 +163,8 @@ def test_layers_that_vllm_cannot_join(start: Callable[..., LLM]) -> None:
 
     with pytest.raises(ModelError, match="are joined by vLLM; accepted: multiples of 16"):
         create(128, [64, 24, 24], 128, 112)
+    with pytest.raises(ModelError, match="are joined by vLLM"):
+        TwoForms(Scheme(64)).create_weights(nn.Module(), 128, [64, 24, 24], 128, 112, torch.float32)
     with pytest.raises(ModelError, match="96 inputs a device; accepted: whole groups of 64"):
         create(96, [64], 192, 64)
     with pytest.raises(ModelError, match="40 outputs a device; accepted: multiples of 16"):

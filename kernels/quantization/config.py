@@ -10,10 +10,15 @@ from ...errors import ModelError, OptionError, unknown
 from ..w4a8_layout import GROUP_SIZES, Form
 
 METHOD = "tersely_w4a8"
-FORMATS = (1, 2)
-"""What can be read. A checkpoint has the lowest that has all it uses; heads in planes came with 2."""
+FORMATS = (1, 2, 3)
+"""What can be read. A checkpoint has the lowest that has all it uses; heads in planes are of 2, 8-bit keys of 3."""
 HEADS = {"preview": Form.PLANES, "int8": Form.BYTES, "int4": Form.GRAINS, "keep": None}
 """How the layer that makes logits may lie; in planes, its 8 bits are read in two steps, see ../w4a8.py."""
+
+
+KEYS = ("auto", "int8", "int4")
+KEY_LAYERS = ("k_proj", "v_proj")
+"""What layers that make keys and values are called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,9 @@ class Scheme:
     """The layer that makes logits: one of HEADS, "keep" to leave it as it is."""
     smooth: bool = False
     """Whether inputs that stand out are scaled down, and their weights up: it spares activations and costs weights."""
+    keys: str = "auto"
+    """Layers that make keys and values: one of KEYS, auto for int8 where several query heads share them. They are small
+    then, and what is wrong with them counts several times."""
 
     def __post_init__(self) -> None:
         if self.group_size not in GROUP_SIZES:
@@ -33,17 +41,23 @@ class Scheme:
             raise OptionError(f"groups of {self.group_size} inputs; accepted: {accepted}")
         if self.head not in HEADS:
             raise unknown("head", self.head, tuple(HEADS))
+        if self.keys not in KEYS:
+            raise unknown("keys", self.keys, KEYS)
 
-    def form_of(self, head: bool) -> Form:
-        """How the weights of a head that is quantized, or of another layer, lie."""
-        form = HEADS[self.head] if head else Form.GRAINS
-        if form is None:
-            raise ValueError("a head that is kept has no form")
-        return form
+    def form_of(self, name: str, head: bool = False) -> Form:
+        """How the weights of a layer that is quantized lie; head: whether it makes logits."""
+        if head:
+            form = HEADS[self.head]
+            if form is None:
+                raise ValueError("a head that is kept has no form")
+            return form
+        if self.keys == "auto":
+            raise ValueError("how keys lie is not settled")
+        return Form.BYTES if self.keys == "int8" and name.rpartition(".")[2] in KEY_LAYERS else Form.GRAINS
 
     def written(self) -> dict[str, Any]:
         """As it stands in config.json."""
-        number = 2 if self.head == "preview" else 1
+        number = 3 if self.keys == "int8" else 2 if self.head == "preview" else 1
         return {"quant_method": METHOD, "format": number, **asdict(self)}
 
 
@@ -65,7 +79,7 @@ def read_scheme(found: Mapping[str, Any]) -> Scheme:
             "anew, or use the version of tersely that wrote it"
         )
     try:
-        return Scheme(**{field.name: found[field.name] for field in fields(Scheme)})
+        return Scheme(**{field.name: ({"keys": "int4"} | dict(found))[field.name] for field in fields(Scheme)})
     except KeyError as error:
         raise ModelError(f"quantization_config lacks {error}; quantize the model anew") from None
     except OptionError as error:

@@ -37,7 +37,7 @@ class W4A8Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         scheme, head = self.quantization_config.scheme, head_of(model)
         for name, module in quantizable(model, scheme):
-            replace(model, name, empty_like(module, scheme, name == head))
+            replace(model, name, empty_like(module, scheme, scheme.form_of(name, name == head)))
         return model
 
     def is_serializable(self) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import ModelError
 from ..w4a8 import w4a8_linear, w4a8_op
 from ..w4a8_layout import LINE, TILE, Form, unpack
-from .config import Scheme
+from .config import KEY_LAYERS, Scheme
 
 
 def parameter_shapes(
@@ -101,10 +103,23 @@ class _Through(torch.autograd.Function):
         return (gradient.float() @ ctx.layer.dequantized()).to(gradient.dtype), None
 
 
-def empty_like(linear: nn.Linear, scheme: Scheme, head: bool) -> W4A8Linear:
+def empty_like(linear: nn.Linear, scheme: Scheme, form: Form) -> W4A8Linear:
     """A layer that may stand in for a linear one, not yet filled."""
     bias = None if linear.bias is None else linear.bias.dtype
-    return W4A8Linear(linear.in_features, linear.out_features, scheme.form_of(head), bias, scheme)
+    return W4A8Linear(linear.in_features, linear.out_features, form, bias, scheme)
+
+
+def settled(model: Any, scheme: Scheme) -> Scheme:
+    """The scheme with nothing left to be found out about the model; raises ModelError for keys that it has not."""
+    config = model.config.get_text_config(decoder=True)
+    heads, shared = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    found = any(name.rpartition(".")[2] in KEY_LAYERS for name, _ in quantizable(model, scheme))
+    if scheme.keys == "int8" and not found:
+        raise ModelError(f"no layer is called {' or '.join(KEY_LAYERS)}, so keys cannot have 8 bits; give --keys int4")
+    if scheme.keys != "auto":
+        return scheme
+    wanted = found and heads is not None and shared is not None and shared < heads
+    return dataclasses.replace(scheme, keys="int8" if wanted else "int4")
 
 
 def head_of(model: Any) -> str | None:

@@ -17,7 +17,7 @@ from .checks import check_inputs, check_model
 from .compensation import compensate
 from .config import Scheme, Search
 from .hf import W4A8Config, W4A8Quantizer
-from .linear import empty_like, head_of, quantizable, replace
+from .linear import empty_like, head_of, quantizable, replace, settled
 from .scheme import eight_bits, input_scale, two_grains
 
 MOST_SUMS = 4 << 30
@@ -71,6 +71,7 @@ def quantize_model(
     """
     scheme, search, store = scheme or Scheme(), search or Search(), store or _Memory()
     check_model(model, scheme)
+    scheme = settled(model, scheme)
     layers, head = dict(quantizable(model, scheme)), head_of(model)
     check_inputs(layers, inputs, scheme, search)
     before = _bytes(model)
@@ -80,10 +81,11 @@ def quantize_model(
         seen = inputs_of(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
         for name, layer in part.items():
             progress(f"layer {len(found) + 1} of {len(layers)}")
-            make = partial(_quantized, name, layer, scheme.form_of(name == head), seen.pop(name, None), scheme, search)
+            form = scheme.form_of(name, name == head)
+            make = partial(_quantized, name, layer, form, seen.pop(name, None), scheme, search)
             tensors, told = store.piece(name, make)
             found.append({"name": name, "shape": [layer.out_features, layer.in_features], **told})
-            module = empty_like(layer, scheme, name == head)
+            module = empty_like(layer, scheme, form)
             module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
             replace(model, name, module.to(layer.weight.device))
     config = model.config.get_text_config(decoder=True)

@@ -18,6 +18,7 @@ from ...writing import WriteError, check_new_folder, write
 from ..grouped_attention import use_grouped
 from .checks import check_model
 from .config import Scheme, Search
+from .linear import settled
 from .model import quantize_model
 from .moved import moved, remembered
 from .pieces import Pieces
@@ -66,6 +67,7 @@ def quantize_into(
     check_goal(out)
     model, tokenizer = load(source)
     check_model(model, scheme)
+    scheme = settled(model, scheme)
     use_grouped(model)  # for what it is to write
     if exam is not None:
         exam.check(model, tokenizer)

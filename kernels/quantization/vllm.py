@@ -15,6 +15,7 @@ from torch import Tensor
 from vllm.model_executor.layers.linear import (
     LinearBase,
     LinearMethodBase,
+    QKVParallelLinear,
     register_weight_loader_v2_supported_method,
 )
 from vllm.model_executor.layers.quantization import register_quantization_config
@@ -72,11 +73,14 @@ class VLLMW4A8Config(QuantizationConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
         """The kernel for linear layers and for a head that is quantized."""
+        scheme = self.scheme
         if isinstance(layer, ParallelLMHead):
-            return None if self.scheme.head == "keep" else W4A8Method(self.scheme.form_of(head=True), self.scheme)
+            return None if scheme.head == "keep" else W4A8Method(scheme.form_of(prefix, head=True), scheme)
         if not isinstance(layer, LinearBase):
             return None
-        return W4A8Method(self.scheme.form_of(head=False), self.scheme)
+        if isinstance(layer, QKVParallelLinear) and scheme.keys == "int8":
+            return TwoForms(scheme)
+        return W4A8Method(scheme.form_of(prefix), scheme)
 
 
 @register_weight_loader_v2_supported_method
@@ -98,10 +102,7 @@ class W4A8Method(LinearMethodBase):
     ) -> None:
         """See vLLM; raises ModelError for parts that cannot be joined or divided."""
         inputs, outputs = input_size_per_partition, sum(output_partition_sizes)
-        if any(part % TILE for part in output_partition_sizes) and len(output_partition_sizes) > 1:
-            raise ModelError(
-                f"layers of {output_partition_sizes} outputs are joined by vLLM; accepted: multiples of {TILE}"
-            )
+        _check_joined(output_partition_sizes)
         size = self.scheme.group_size if self.form is Form.GRAINS else self.form.inputs
         if inputs != input_size and inputs % size:
             raise ModelError(f"{inputs} inputs a device; accepted: whole groups of {size}; use fewer devices")
@@ -130,6 +131,67 @@ class W4A8Method(LinearMethodBase):
         """[..., inputs] to [..., outputs]."""
         out: Tensor = w4a8_op(x, layer.weight, layer.groups, layer.channel_scale, layer.input_scale, bias)
         return out
+
+
+class TwoForms(LinearMethodBase):
+    """Queries in 4 bits, keys and values in 8, which vLLM joins into one layer: two calls of the kernel."""
+
+    def __init__(self, scheme: Scheme) -> None:
+        self.scheme = scheme
+
+    def create_weights(
+        self,
+        layer: torch.nn.Module,
+        input_size_per_partition: int,
+        output_partition_sizes: list[int],
+        input_size: int,
+        output_size: int,
+        params_dtype: torch.dtype,
+        **extra: Any,
+    ) -> None:
+        """See vLLM; raises ModelError for parts that cannot be joined."""
+        _check_joined(output_partition_sizes)
+        queries, *others = output_partition_sizes
+        shapes = parameter_shapes(input_size_per_partition, queries, Form.GRAINS, self.scheme)
+        of_keys = parameter_shapes(input_size_per_partition, sum(others), Form.BYTES, self.scheme)
+        for name, (shape, dtype) in shapes.items():
+            parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+            layer.register_parameter(name, parameter)
+            keys = f"keys_{name}"
+            if name in of_keys and name != "input_scale":  # which is the same for all
+                layer.register_buffer(keys, torch.zeros(of_keys[name][0], dtype=of_keys[name][1]), persistent=False)
+            set_weight_attrs(parameter, {"weight_loader": _part_loader(layer, keys)})
+        if "input_scale" not in shapes:
+            layer.register_parameter("input_scale", None)
+
+    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        scale: Any = layer.channel_scale
+        of_queries, of_keys = (None, None) if bias is None else (bias[: len(scale)], bias[len(scale) :])
+        queries = w4a8_op(x, layer.weight, layer.groups, scale, layer.input_scale, of_queries)
+        keys = w4a8_op(x, layer.keys_weight, None, layer.keys_channel_scale, layer.input_scale, of_keys)
+        return torch.cat((queries, keys), dim=-1)
+
+
+def _check_joined(parts: list[int]) -> None:
+    """Raise ModelError for layers that cannot be joined as they lie."""
+    if any(part % TILE for part in parts) and len(parts) > 1:
+        raise ModelError(f"layers of {parts} outputs are joined by vLLM; accepted: multiples of {TILE}")
+
+
+def _part_loader(layer: Any, buffer: str) -> Callable[[Tensor, Tensor, str], None]:
+    """Loads what this device has of queries into a parameter, of keys and values into the halves of a buffer if any."""
+
+    def load(parameter: Tensor, loaded: Tensor, part: str) -> None:
+        keys = getattr(layer, buffer, None)
+        rank, to = layer.tp_rank, parameter.data
+        if part != "q" and keys is not None:
+            rank, to = rank // layer.num_kv_head_replicas, keys.chunk(2)[part == "v"]
+        if to.shape == loaded.shape:
+            rank = 0
+        to.copy_(loaded[rank * len(to) : (rank + 1) * len(to)])
+
+    return load
 
 
 def _head_loader(layer: Any, form: Form) -> Callable[[Tensor, Tensor], None]:

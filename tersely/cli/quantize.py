@@ -38,6 +38,10 @@ def quantize(
     head: Annotated[
         str, typer.Option("--head", help="The layer that makes logits: preview, int8, int4 or keep.")
     ] = "preview",
+    keys: Annotated[
+        str,
+        typer.Option("--keys", help="Layers of keys and values: int8, int4, or auto for int8 where heads share them."),
+    ] = "auto",
     smooth: Annotated[bool, typer.Option(help="Scale down inputs that stand out.")] = False,
     search: Annotated[bool, typer.Option(help="Search the ranges that codes span, in two phases.")] = True,
     compensate: Annotated[bool, typer.Option(help="Let later weights make up for errors of earlier ones.")] = True,
@@ -70,7 +74,7 @@ def quantize(
     source = str(path_of(model)) if model in NAMES else model
     text, how = Text(calib, questions, rows, length, seed), Search(search, compensate)
     with _status() as say:
-        report = quantize_into(source, out, Scheme(group_size, head, smooth), text, how, say, exam)
+        report = quantize_into(source, out, Scheme(group_size, head, smooth, keys), text, how, say, exam)
     typer.echo(json.dumps(report) if as_json else f"{as_text(report)}\nsaved to {out}")
 
 
