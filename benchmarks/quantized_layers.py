@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
+from tersely.controller.pretrained import NAMES, path_of
 from tersely.kernels.grouped_attention import use_grouped
 from tersely.kernels.quantization.linear import W4A8Linear, replace
 from tersely.kernels.quantization.moved import moved, remembered
@@ -65,14 +66,15 @@ def text_of(options: argparse.Namespace, whole: Any, tokenizer: Any) -> Tensor:
     """The model's own answers to questions, or rows of a text."""
     if options.text is not None:
         return rows_of(options.text, tokenizer, options.rows, options.length)
-    use_grouped(whole)
     return answered_by(whole, tokenizer, questions_of(options.questions), options.rows, options.length, seed=0)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All sets, one after the other."""
-    whole, tokenizer = load(options.model)
+    whole, tokenizer = load(str(path_of(options.model)) if options.model in NAMES else options.model)
     model: Any = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="auto").eval()
+    for side in (whole, model):
+        use_grouped(side)
     text = text_of(options, whole, tokenizer)
     expected, _ = remembered(whole, text)
     every = fmean(moved(model, text, expected)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(TerselyError, match=message):
             load(tmp_path)
+
+
+def test_checkpoints_of_older_formats_have_keys_of_four_bits(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "old")
+    file = tmp_path / "old" / "config.json"
+    config = json.loads(file.read_text())
+    told = config["quantization_config"]
+    del told["keys"]
+    file.write_text(json.dumps(config))
+    assert load(tmp_path / "old").config.quantization_config.scheme == Scheme(64, keys="int4")
+    for changed, says in (({"format": 3}, "lacks 'keys'"), ({"keys": "auto"}, "which is for what is to be quantized")):
+        file.write_text(json.dumps({**config, "quantization_config": told | changed}))
+        with pytest.raises(TerselyError, match=says):
+            load(tmp_path / "old")
 
 
 def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,13 +130,21 @@ def test_a_device_loads_its_part_of_queries_and_keys(start: Callable[..., LLM]) 
 
     queries, keys = nn.Parameter(torch.zeros(4, 3)), torch.zeros(4, 3)  # of one of four devices; two heads are shared
     layer = SimpleNamespace(tp_rank=3, num_kv_head_replicas=2, keys_weight=keys)
-    whole, load = torch.arange(48.0).view(16, 3), _part_loader(layer, "keys_weight")
+    whole, load = torch.arange(48.0).view(16, 3), _part_loader(layer, "keys_weight", [32, 32])
     load(queries, whole, "q")
     load(queries, whole[:4], "k")
     load(queries, 100 + whole[:4], "v")
     assert torch.equal(queries.data, whole[12:]) and torch.equal(keys, torch.cat((whole[2:4], 100 + whole[2:4])))
+    layer.num_kv_head_replicas = 1
+    with pytest.raises(ModelError, match=r"k has \(4, 3\) in the file; accepted: parts of \(2, 3\)"):
+        load(queries, whole[:4], "k")
+    layer.tp_rank, layer.keys_weight = 0, torch.zeros(6, 3)
+    load = _part_loader(layer, "keys_weight", [64, 32])
+    load(queries, whole[:4], "k")
+    load(queries, whole[4:6], "v")
+    assert torch.equal(layer.keys_weight, whole[:6]), "values may be fewer"
     scale = nn.Parameter(torch.zeros(3))
-    _part_loader(layer, "keys_input_scale")(scale, torch.ones(3), "k")
+    _part_loader(layer, "keys_input_scale", [32, 32])(scale, torch.ones(3), "k")
     assert scale.data.tolist() == [1, 1, 1], "which all parts have in common"
 
 

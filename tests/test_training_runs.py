@@ -152,7 +152,7 @@ def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
     assert open_folder(begun, resume=False) is None
     file = tmp_path / "out" / "recipe.json"
     told = json.loads(file.read_text("utf-8"))
-    del told["mahdpo"]["frozen"]  # as if it did not exist yet
+    del told["mahdpo"]["frozen"]  # which did not exist yet
     file.write_text(json.dumps(told), "utf-8")
     assert open_folder(begun, resume=True) is None, "nothing saved yet, but the same training"
     file.write_text(json.dumps({**told, "mahdpo": {**told["mahdpo"], "beta": 0.5}}), "utf-8")

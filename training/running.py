@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Finish = Callable[[Any], None]
 RECIPE = "recipe.json"
+_NEUTRAL = {"mahdpo": {"likelihood": 0.0, "frozen": False}}
+"""Options that came later, by their sections, with what does as before."""
 MODEL = "model"
 CHANGEABLE = ("out", "saving", "alarm")
 """What may differ when a training goes on."""
@@ -207,7 +209,7 @@ def open_folder(recipe: Recipe, *, resume: bool) -> Path | None:
         return None
     if not resume:
         raise RecipeError(f"{folder} holds a training already; add --resume to go on with it, or choose another out")
-    before = _completed(json.loads(written.read_text("utf-8")), type(recipe))
+    before = _completed(json.loads(written.read_text("utf-8")))
     if changed := sorted(key for key in {*before, *described} if before.get(key) != described.get(key)):
         raise RecipeError(
             f"the training in {folder} was begun with another {' and '.join(changed)}; what may change is "
@@ -216,12 +218,9 @@ def open_folder(recipe: Recipe, *, resume: bool) -> Path | None:
     return last_good(folder)
 
 
-def _completed(before: dict[str, Any], kind: type[Recipe]) -> dict[str, Any]:
-    """A recipe that was written down, with the defaults of what did not exist yet then."""
-    try:
-        return kind.model_validate({**before, "out": "."}).model_dump(mode="json", exclude=set(CHANGEABLE))
-    except ValueError:
-        return before
+def _completed(before: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that was written down, with what did not exist yet then and changes nothing as it is by default."""
+    return before | {key: {**new, **before[key]} for key, new in _NEUTRAL.items() if isinstance(before.get(key), dict)}
 
 
 def check_trackers(names: Sequence[str]) -> None:

@@ -79,8 +79,12 @@ def read_scheme(found: Mapping[str, Any]) -> Scheme:
             "anew, or use the version of tersely that wrote it"
         )
     try:
-        return Scheme(**{field.name: ({"keys": "int4"} | dict(found))[field.name] for field in fields(Scheme)})
+        told = dict(found) if found["format"] == 3 else {"keys": "int4"} | dict(found)
+        scheme = Scheme(**{field.name: told[field.name] for field in fields(Scheme)})
     except KeyError as error:
         raise ModelError(f"quantization_config lacks {error}; quantize the model anew") from None
     except OptionError as error:
         raise ModelError(f"quantization_config: {error}") from None
+    if scheme.keys == "auto":
+        raise ModelError("quantization_config has keys 'auto', which is for what is to be quantized; quantize anew")
+    return scheme

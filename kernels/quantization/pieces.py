@@ -35,7 +35,8 @@ class Pieces:
             write(file, wanted)
         elif file.read_text(encoding="utf-8") != wanted:
             raise OptionError(
-                f"{folder} was begun with other options; repeat them to finish it, delete it, or choose another OUT"
+                f"{folder} was begun with other options or by another version; repeat them to finish it, delete it, or "
+                "choose another OUT"
             )
 
     def drop_plan(self) -> None:

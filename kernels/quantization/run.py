@@ -181,14 +181,14 @@ def as_text(report: dict[str, Any]) -> str:
     """A report for a terminal: sums, and the layers that lost most."""
     perplexity, size = report["perplexity"], report["bytes"]
     change = perplexity["after"] / perplexity["before"] - 1
-    worst = sorted((layer for layer in report["layers"]), key=lambda layer: -layer["error"])[:5]
+    worst = sorted((layer for layer in report["layers"] if layer["bits"] == 4), key=lambda layer: -layer["error"])[:5]
     lines = [
         f"perplexity  {perplexity['before']:.4g} -> {perplexity['after']:.4g} ({change:+.1%}), "
         f"on {report['tokens']['perplexity']} tokens of {report['calibrated on']}",
         f"divergence  {report['divergence']:.4f} nats a token there, of next tokens from what they were",
         *([_right(report["task"])] if "task" in report else ()),
         f"size        {size['before'] / 1e6:.4g} -> {size['after'] / 1e6:.4g} MB",
-        "layers that lost most, as shares of the square of their outputs (plain rounding):",
+        "layers of 4 bits that lost most, as shares of the square of their outputs (plain rounding):",
     ]
     for layer in worst:
         plain = layer.get("error of plain rounding")

@@ -217,4 +217,7 @@ def as_asked(tokenizer: Any, question: str) -> list[int]:
         )
         return made
     except TemplateError as error:
-        raise OptionError(f"the chat template refuses a question of the user alone: {error}; use another") from None
+        raise OptionError(
+            f"the chat template refuses a question of the user alone: {error}; accepted: one that takes it, or a text "
+            "(--calib)"
+        ) from None

@@ -27,7 +27,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from ...errors import ModelError
 from ..w4a8 import w4a8_op
 from ..w4a8_layout import TILE, Form
-from .config import METHOD, Scheme, read_scheme
+from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
 from .int4 import SWITCH
 from .linear import parameter_shapes
 
@@ -78,8 +78,12 @@ class VLLMW4A8Config(QuantizationConfig):
             return None if scheme.head == "keep" else W4A8Method(scheme.form_of(prefix, head=True), scheme)
         if not isinstance(layer, LinearBase):
             return None
-        if isinstance(layer, QKVParallelLinear) and scheme.keys == "int8":
-            return TwoForms(scheme)
+        if scheme.keys == "int8":
+            if isinstance(layer, QKVParallelLinear):
+                return TwoForms(scheme)
+            joined = self.packed_modules_mapping.get(prefix.rpartition(".")[2], ())
+            if {*joined} & {*KEY_LAYERS}:
+                raise ModelError(f"vLLM joins {', '.join(joined)} to {prefix}; quantize the model with --keys int4")
         return W4A8Method(scheme.form_of(prefix), scheme)
 
 
@@ -151,7 +155,7 @@ class TwoForms(LinearMethodBase):
     ) -> None:
         """See vLLM; raises ModelError for parts that cannot be joined."""
         _check_joined(output_partition_sizes)
-        queries, *others = output_partition_sizes
+        queries, *others = output_partition_sizes  # keys, values
         shapes = parameter_shapes(input_size_per_partition, queries, Form.GRAINS, self.scheme)
         of_keys = parameter_shapes(input_size_per_partition, sum(others), Form.BYTES, self.scheme)
         for name, (shape, dtype) in shapes.items():
@@ -159,16 +163,20 @@ class TwoForms(LinearMethodBase):
             layer.register_parameter(name, parameter)
             keys = f"keys_{name}"
             if name in of_keys and name != "input_scale":  # which is the same for all
-                layer.register_buffer(keys, torch.zeros(of_keys[name][0], dtype=of_keys[name][1]), persistent=False)
-            set_weight_attrs(parameter, {"weight_loader": _part_loader(layer, keys)})
+                layer.register_buffer(keys, torch.zeros(of_keys[name][0], dtype=of_keys[name][1]))
+            set_weight_attrs(parameter, {"weight_loader": _part_loader(layer, keys, others)})
         if "input_scale" not in shapes:
             layer.register_parameter("input_scale", None)
 
-    def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def process_weights_after_loading(self, layer: Any) -> None:
+        """See vLLM; the kernel knows a layer again by its tensors, so that parts of a bias are made once."""
+        bias, scale = getattr(layer, "bias", None), layer.channel_scale
+        layer.parts_of_bias = (None, None) if bias is None else (bias[: len(scale)].clone(), bias[len(scale) :].clone())
+
+    def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        scale: Any = layer.channel_scale
-        of_queries, of_keys = (None, None) if bias is None else (bias[: len(scale)], bias[len(scale) :])
-        queries = w4a8_op(x, layer.weight, layer.groups, scale, layer.input_scale, of_queries)
+        of_queries, of_keys = (None, None) if bias is None else layer.parts_of_bias
+        queries = w4a8_op(x, layer.weight, layer.groups, layer.channel_scale, layer.input_scale, of_queries)
         keys = w4a8_op(x, layer.keys_weight, None, layer.keys_channel_scale, layer.input_scale, of_keys)
         return torch.cat((queries, keys), dim=-1)
 
@@ -179,17 +187,21 @@ def _check_joined(parts: list[int]) -> None:
         raise ModelError(f"layers of {parts} outputs are joined by vLLM; accepted: multiples of {TILE}")
 
 
-def _part_loader(layer: Any, buffer: str) -> Callable[[Tensor, Tensor, str], None]:
-    """Loads what this device has of queries into a parameter, of keys and values into the halves of a buffer if any."""
+def _part_loader(layer: Any, buffer: str, sizes: list[int]) -> Callable[[Tensor, Tensor, str], None]:
+    """Loads what this device has of queries into a parameter, of keys and values (sizes) into a buffer if any."""
 
-    def load(parameter: Tensor, loaded: Tensor, part: str) -> None:
+    def load(param: Tensor, loaded: Tensor, part: str) -> None:
         keys = getattr(layer, buffer, None)
-        rank, to = layer.tp_rank, parameter.data
+        rank, to = layer.tp_rank, param.data
         if part != "q" and keys is not None:
-            rank, to = rank // layer.num_kv_head_replicas, keys.chunk(2)[part == "v"]
+            first = len(keys) * sizes[0] // sum(sizes)
+            rank, to = rank // layer.num_kv_head_replicas, keys[first:] if part == "v" else keys[:first]
         if to.shape == loaded.shape:
             rank = 0
-        to.copy_(loaded[rank * len(to) : (rank + 1) * len(to)])
+        mine = loaded[rank * len(to) : (rank + 1) * len(to)]
+        if mine.shape != to.shape:
+            raise ModelError(f"{part} has {tuple(loaded.shape)} in the file; accepted: parts of {tuple(to.shape)}")
+        to.copy_(mine)
 
     return load
 
