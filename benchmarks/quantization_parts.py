@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tersely.controller.pretrained import NAMES, path_of
+from tersely.controller.engines.checkpoints import locate
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[Search, dict[str, Any]]] = {
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All variants, one after the other."""
-    source = str(path_of(options.model)) if options.model in NAMES else options.model
+    source = locate(options.model)
     model, tokenizer = load(source)
     calib = rows_of(options.calib, tokenizer, options.calib_rows, options.length)
     text = rows_of(options.text, tokenizer, options.rows, options.length)

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
-from tersely.controller.pretrained import NAMES, path_of
+from tersely.controller.engines.checkpoints import locate
 from tersely.kernels.grouped_attention import use_grouped
 from tersely.kernels.quantization.linear import W4A8Linear, replace
 from tersely.kernels.quantization.moved import moved, remembered
@@ -71,7 +71,7 @@ def text_of(options: argparse.Namespace, whole: Any, tokenizer: Any) -> Tensor:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All sets, one after the other."""
-    whole, tokenizer = load(str(path_of(options.model)) if options.model in NAMES else options.model)
+    whole, tokenizer = load(locate(options.model))
     model: Any = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="auto").eval()
     for side in (whole, model):
         use_grouped(side)

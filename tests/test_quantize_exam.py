@@ -67,9 +67,11 @@ def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         quantize_into(str(SMALL), out, Scheme(64), TEXT, exam=first)
     assert first.taken == ["Linear", "W4A8Linear"]
+    layers = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.part").glob("model.*")}
     with pytest.raises(KeyboardInterrupt):
         quantize_into(str(SMALL), out, Scheme(64), TEXT, exam=other)
-    assert other.taken == first.taken, "other questions are asked, and no layer is done again for them"
+    assert other.taken == first.taken, "other questions are asked"
+    assert len(layers) == 28 and all(file.stat().st_mtime_ns == when for file, when in layers.items()), "no layer anew"
     monkeypatch.setattr(module_of_run, "_save", real)
     report = quantize_into(str(SMALL), out, Scheme(64), TEXT, exam=second)
     assert second.taken == [] and report["task"] == {"before": [True] * 2, "after": [False] * 2}

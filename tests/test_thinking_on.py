@@ -10,7 +10,7 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.core import Controller
 from tersely.controller.engines.base import Request
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers import TransformersEngine
 from tersely.controller.markers import Markers
 from tersely.controller.options import Options
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
@@ -22,16 +22,8 @@ from tersely.controller.trace import Generation
 
 from .models import letters, random_model
 from .trialling import CLOSE, GREEDY, PROBLEMS, Row, ask
-
-
-@pytest.fixture(scope="module")
-def engine() -> TransformersEngine:
-    return load_engine("tersely-tiny-small")
-
-
-@pytest.fixture(scope="module")
-def plain(engine: TransformersEngine) -> list[Generation]:
-    return ask(engine)
+from .trialling import engine as engine  # the fixtures
+from .trialling import plain as plain
 
 
 @dataclass(frozen=True)

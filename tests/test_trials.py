@@ -15,7 +15,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, State
 from tersely.controller.engines.custom_generate import as_custom_generate
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers import TransformersEngine
 from tersely.controller.options import Options
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
 from tersely.controller.session import Session
@@ -27,16 +27,8 @@ from tersely.errors import CapabilityError
 
 from .models import letters, random_model
 from .trialling import CLOSE, GREEDY, INJECT, PROBLEMS, Asking, ask
-
-
-@pytest.fixture(scope="module")
-def engine() -> TransformersEngine:
-    return load_engine("tersely-tiny-small")
-
-
-@pytest.fixture(scope="module")
-def plain(engine: TransformersEngine) -> list[Generation]:
-    return ask(engine)
+from .trialling import engine as engine  # the fixtures
+from .trialling import plain as plain
 
 
 def test_trials_are_paid_for_and_change_nothing(engine: TransformersEngine, plain: list[Generation]) -> None:

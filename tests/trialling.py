@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import pytest
+
 import tersely
 from tersely.controller.budgets import Budget
 from tersely.controller.core import Controller
 from tersely.controller.engines.base import KEEP, Directive, Sampling, Seen, Signals, State
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.controller.markers import Markers
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
 from tersely.controller.replay import WordTokenizer
@@ -54,6 +56,16 @@ def ask(
     options = {"temperature": 0, "max_new_tokens": 256, **options}
     made: list[Generation] = tersely.generate(engine, prompts=prompts, policies=policies, **options)
     return made
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return load_engine("tersely-tiny-small")
+
+
+@pytest.fixture(scope="module")
+def plain(engine: TransformersEngine) -> list[Generation]:
+    return ask(engine)
 
 
 def no_state(layer: int) -> State:
