@@ -77,7 +77,12 @@ def quantize_model(
     before = _bytes(model)
     found: list[dict[str, Any]] = []
     for part in _parts(layers, scheme, search):
-        missing = {n: layer for n, layer in part.items() if not store.has(n)}
+        # Layers of 8 bits are rounded as they are; only scaling asks what their inputs were.
+        missing = {
+            n: layer
+            for n, layer in part.items()
+            if not store.has(n) and (scheme.smooth or scheme.form_of(n, n == head) is Form.GRAINS)
+        }
         seen = inputs_of(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
         for name, layer in part.items():
             progress(f"layer {len(found) + 1} of {len(layers)}")

@@ -59,9 +59,9 @@ def quantize_into(
 ) -> dict[str, Any]:
     """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
 
-    Until all is done, everything lies in `<out>.part`, from which a later run goes on. exam: is taken before and after;
-    may raise what its `check` raises. Raises ModelError for a source
-    that cannot be quantized, OptionError for an `out` that is there already, WriteError where there is no room.
+    Until all is done, everything lies in `<out>.part`, from which a later run goes on. exam: taken before and after.
+    Raises ModelError for a source that cannot be quantized, OptionError for an `out` that is there already, WriteError
+    where there is no room, and what `exam.check` raises.
     """
     search = search or Search()
     check_goal(out)
