@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,6 +47,23 @@ def check_new_folder(out: Path) -> None:
     """Refuse a folder to write that holds something already, or is a file; raises OptionError."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` once that is done without an error; raises WriteError."""
+    part = out.with_name(f"{out.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        if out.exists():
+            shutil.rmtree(out)
+        part.rename(out)
+    except OSError as error:
+        raise WriteError(f"{out} cannot be written: {error.strerror or error}; make room there") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:

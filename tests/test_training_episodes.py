@@ -21,8 +21,8 @@ from tersely.training.environment import Environment, environment_of, tasks_of
 from tersely.training.episodes import Episode, EpisodeRollouts, play
 from tersely.training.methods import method
 from tersely.training.rewards.base import AGENTIC, NO_THINK, THINK
-from tersely.training.running import MODEL
 from tersely.training.sampling import FREE, Ask, Rollout, Sampler
+from tersely.training.saving import MODEL
 
 from .trainings import recipe, train
 

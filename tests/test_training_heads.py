@@ -19,7 +19,7 @@ from tersely.errors import ModelError, OptionError
 from tersely.training.config import RecipeError
 from tersely.training.heads import FILE, Heads, mixed, put_heads, read_heads, weigh
 from tersely.training.pairs import objective_pairs
-from tersely.training.running import MODEL
+from tersely.training.saving import MODEL
 from tersely.training.traces import Trace
 
 from .trainings import train

@@ -18,7 +18,7 @@ from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.quantization.run import quantize_into
 from tersely.kernels.quantization.texts import Text
 from tersely.training.config import RecipeError
-from tersely.training.running import MODEL
+from tersely.training.saving import MODEL
 from tersely.training.traces import Trace, rewritten
 
 from .trainings import train

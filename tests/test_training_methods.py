@@ -15,8 +15,8 @@ from tersely.controller.engines.transformers import load_engine
 from tersely.training.checks import check
 from tersely.training.methods.vsrm import Prober, StepRollouts
 from tersely.training.rewards import Correctness
-from tersely.training.running import MODEL
 from tersely.training.sampling import Ask, Sampler
+from tersely.training.saving import MODEL
 
 from .trainings import recipe, train
 

@@ -15,16 +15,16 @@ from typing import Any
 from pydantic import Field
 
 from ..controller.engines.transformers import load_engine
-from ..evaluation.bench.journal import Journal
 from ..writing import write
-from .callbacks import last_good
 from .config import Optimiser, Recipe, RecipeError, Section
 from .data import Row
 from .episodes import Episode
 from .offline import supervise
+from .processes import in_pieces, of_first
 from .rewards.base import NO_THINK
-from .running import CHANGEABLE, MODEL, Running
+from .running import CHANGEABLE, Running
 from .sampling import Ask, Sampler
+from .saving import MODEL
 from .traces import Trace
 
 DONE = "aligned.json"
@@ -69,43 +69,38 @@ class Alignment:
                 raise RecipeError(
                     f"no mode does for any of {len(self.rows)} questions; ask easier ones, or lower apo.align.least"
                 )
-            folder.mkdir(exist_ok=True)
             settings = self.recipe.model_copy(update={"optimiser": self.own.optimiser})
-            supervise(Running(folder, last_good(folder), self.say), settings, engine.model, engine.tokenizer, traces)
-            write(done, "{}\n")  # last, for a model that was half written when the run was killed is none
+            supervise(Running.stage(folder, self.say), settings, engine.model, engine.tokenizer, traces)
+            of_first(lambda: write(done, "{}\n"))  # last, for a model half written when the run was killed is none
         engine.model = load_engine(folder / MODEL, self.recipe.optimiser.dtype).model
 
     def _chosen(self) -> list[Trace]:
         """What is to be learnt, from episodes that are played some questions at a time."""
-        journal = Journal(
+
+        def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
+            asked = [(row, mode) for row in part for mode in self.modes for _ in range(self.own.samples)]
+            asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
+            made = self.play(asks, [row for row, _ in asked], self.recipe.seed + start)
+            best = [
+                cheapest([one for one in made if one.row is row], self.modes, self.own.least, self.judge)
+                for row in part
+            ]
+            return [(one.mode, asdict(trace_of(one, self.sampler.close))) for one in best if one is not None]
+
+        found = in_pieces(
             self.recipe.out / "aligned.jsonl",
             {
                 "fingerprint": self.sampler.engine.fingerprint(),
                 "recipe": self.recipe.model_dump(mode="json", exclude=set(CHANGEABLE)),
             },
+            self.rows,
+            max(1, self.recipe.rollouts.batch // (self.own.samples * len(self.modes))),
+            make,
+            lambda done: self.say(f"routed {done}/{len(self.rows)} questions"),
         )
-        size = max(1, self.recipe.rollouts.batch // (self.own.samples * len(self.modes)))
-        learnt: list[Trace] = []
-        counts: Counter[str] = Counter()
-        for start in range(0, len(self.rows), size):
-            part = self.rows[start : start + size]
-
-            def make(part: Sequence[Row] = part, start: int = start) -> list[tuple[str, dict[str, Any]]]:
-                asked = [(row, mode) for row in part for mode in self.modes for _ in range(self.own.samples)]
-                asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
-                made = self.play(asks, [row for row, _ in asked], self.recipe.seed + start)
-                best = [
-                    cheapest([one for one in made if one.row is row], self.modes, self.own.least, self.judge)
-                    for row in part
-                ]
-                return [(one.mode, asdict(trace_of(one, self.sampler.close))) for one in best if one is not None]
-
-            for mode, trace in journal.piece(f"align {start}", make):
-                counts[mode] += 1
-                learnt.append(Trace(**trace))
-            found = ", ".join(f"{counts[mode]} {mode}" for mode in self.modes)
-            self.say(f"routed {start + len(part)}/{len(self.rows)} questions: {found}")
-        return learnt
+        counts = Counter(mode for mode, _ in found)
+        self.say("what does: " + ", ".join(f"{mode} for {counts[mode]}" for mode in self.modes))
+        return [Trace(**trace) for _, trace in found]
 
 
 def cheapest(played: Sequence[Episode], modes: Sequence[str], least: float, judge: Judge) -> Episode | None:

@@ -23,6 +23,7 @@ from .config import Optimiser, Recipe, RecipeError
 from .data import Row, rows_of
 from .environment import tasks_of
 from .memory import ALONE, Estimate, Held, estimate
+from .processes import check_processes, count
 from .sampling import Sampler
 
 LIBRARIES = ("trl", "peft", "accelerate", "datasets")
@@ -55,6 +56,7 @@ def check(
     """
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
+    check_processes(recipe.rollouts.engine)
     agentic = tasks_of(recipe.data) is not None
     if agentic and not tools:
         raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
@@ -153,10 +155,11 @@ def _sizes(recipe: Recipe, rows: Sequence[Row], completions: int, weights: Any) 
 
 def _optimiser(key: str, settings: Optimiser, completions: int, weights: Any) -> Iterator[str]:
     """weights: the dtype that they are loaded in."""
-    if completions % settings.micro_batch:
+    if completions % (settings.micro_batch * count()):
+        shared = f" in each of {count()} processes" if count() > 1 else ""
         yield (
-            f"a step has {completions} completions, which is no multiple of {key}.micro_batch, {settings.micro_batch}; "
-            "choose one that divides it"
+            f"a step has {completions} completions, which is no multiple of {key}.micro_batch, {settings.micro_batch}"
+            f"{shared}; choose one that divides it"
         )
     if settings.lora is None and str(weights) in ("torch.bfloat16", "torch.float16"):
         yield (

@@ -8,7 +8,6 @@ mixture is one matrix, costs nothing at decoding, and runs on any engine.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import ModelError, OptionError, unknown
-from ..writing import WriteError, check_new_folder
+from ..writing import check_new_folder
+from .saving import write_model
 
 FILE = "heads.safetensors"
 
@@ -57,8 +57,7 @@ def put_heads(model: Any, names: Sequence[str]) -> Heads:
 
 
 def close_heads(model: Any, heads: Heads, folder: Path) -> None:
-    """Write the heads beside where the model is going to be saved, and leave it with all of them alike."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the heads into the folder where the model is going to be, and leave it with all of them alike."""
     found = {name: weight.detach().cpu().contiguous() for name, weight in zip(heads.names, heads.each, strict=True)}
     save_file(found, folder / FILE, metadata={"format": "pt"})
     _replace(model, _linear(mixed(found, dict.fromkeys(found, 1.0))))
@@ -107,17 +106,7 @@ def blend_into(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
     check_new_folder(out)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     weigh(model, heads, weights)
-    part = out.with_name(f"{out.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        model.save_pretrained(part)
-        AutoTokenizer.from_pretrained(folder).save_pretrained(part)
-        if out.exists():
-            out.rmdir()
-        part.rename(out)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise WriteError(f"{out} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+    write_model(model, AutoTokenizer.from_pretrained(folder), out)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -12,7 +12,8 @@ from .config import Recipe
 from .heads import Heads
 from .libraries import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from .pairs import Pair
-from .running import Finish, Running, adapter, common_arguments
+from .running import Running, accumulated, adapter, common_arguments
+from .saving import Finish
 from .traces import Trace
 from .trainer import check_finite
 
@@ -131,10 +132,12 @@ def prefer_each(
     """
     from datasets import Dataset
 
-    losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, likelihood]} if likelihood else {}
+    options: dict[str, Any] = {"ddp_find_unused_parameters": True}  # a batch goes through one of the heads
+    if likelihood:
+        options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, likelihood]}
     trainer = HeadedDPO(
         model=model,
-        args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta, **losses),
+        args=DPOConfig(**_arguments(running, recipe) | options, max_length=None, beta=beta),
         train_dataset=Dataset.from_list(_by_turns([_written(same, tokenizer) for same in pairs], recipe)),
         processing_class=tokenizer,
         data_collator=_Collator(pad_token_id=tokenizer.pad_token_id),
@@ -168,7 +171,7 @@ def _by_turns(rows: Sequence[list[dict[str, Any]]], recipe: Recipe) -> list[dict
 
 
 def _arguments(running: Running, recipe: Recipe) -> dict[str, Any]:
-    accumulate = recipe.rollouts.prompts // recipe.optimiser.micro_batch
+    accumulate = accumulated(recipe, recipe.rollouts.prompts)
     return {**common_arguments(recipe, running.folder, accumulate), "train_sampling_strategy": "sequential"}
 
 

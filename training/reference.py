@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.bench.journal import Journal
 from .data import Row
+from .processes import in_pieces
 from .rewards.base import THINK
 from .rewards.correctness import Correctness
 from .sampling import Ask, Sampler
@@ -34,18 +34,14 @@ def reference_shares(
         "samples": samples,
         "seed": seed,
     }
-    journal = Journal(path, identity)
-    size = max(1, sampler.settings.batch // samples)
-    shares: list[float] = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-
-        def make(part: Sequence[Row] = part, start: int = start) -> list[float]:
-            return _shares(sampler, part, samples, seed + start, correct)
-
-        shares += journal.piece(str(start), make)
-        advance(f"reference rewards: {len(shares)}/{len(rows)} questions")
-    return shares
+    return in_pieces(
+        path,
+        identity,
+        rows,
+        max(1, sampler.settings.batch // samples),
+        lambda part, start: _shares(sampler, part, samples, seed + start, correct),
+        lambda done: advance(f"reference rewards: {done}/{len(rows)} questions"),
+    )
 
 
 def _shares(sampler: Sampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness) -> list[float]:

@@ -7,12 +7,17 @@ from pathlib import Path
 
 from .config import read_recipe
 from .methods import method
+from .processes import is_first, of_first
 from .running import Running, check_trackers, open_folder
 
 
 def told(line: str) -> None:
     """Print a line at once, or a log file would be minutes behind."""
     print(line, flush=True)
+
+
+def _silent(line: str) -> None:
+    """Of several processes, the first speaks for all."""
 
 
 def train(
@@ -31,6 +36,7 @@ def train(
     ModelError, MarkerError; DivergedError and CollapseError while it trains.
     """
     chosen = method(name)
+    say = say if is_first() else _silent
     recipe = read_recipe(config, chosen.Kind, name, changes)
     ground = chosen.look(recipe)
     check_trackers(recipe.saving.report_to)
@@ -38,7 +44,7 @@ def train(
         say(finding)
     if dry_run:
         return
-    checkpoint = open_folder(recipe, resume=resume)
+    checkpoint = of_first(lambda: open_folder(recipe, resume=resume))
     if checkpoint is not None:
         say(f"goes on from {checkpoint}")
     chosen.run(recipe, ground, Running(recipe.out, checkpoint, say), say)

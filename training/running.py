@@ -15,6 +15,8 @@ from ..writing import write
 from .callbacks import CollapseAlarm, CollapseError, Completed, Curve, FiniteGradients, Progress, last_good
 from .config import Alarm, Recipe, RecipeError
 from .data import Row
+from .processes import count, of_first
+from .saving import Finish, save
 
 if TYPE_CHECKING:
     from .rewards.base import Reward
@@ -22,11 +24,9 @@ if TYPE_CHECKING:
     from .sampling import Sampler
     from .trainer import AdaptiveTrainer, Credit
 
-Finish = Callable[[Any], None]
 RECIPE = "recipe.json"
 _NEUTRAL = {"mahdpo": {"likelihood": 0.0, "frozen": False}}
 """Options that came later, by their sections, with what does as before."""
-MODEL = "model"
 CHANGEABLE = ("out", "saving", "alarm")
 """What may differ when a training goes on."""
 
@@ -38,6 +38,16 @@ class Running:
     folder: Path
     checkpoint: Path | None
     say: Callable[[str], None]
+
+    @classmethod
+    def stage(cls, folder: Path, say: Callable[[str], None]) -> Running:
+        """One of several trainings in a folder of its own, which goes on where it was."""
+
+        def begun() -> Path | None:
+            folder.mkdir(exist_ok=True)
+            return last_good(folder)
+
+        return cls(folder, of_first(begun), say)
 
     def load(self, recipe: Recipe) -> TransformersEngine:
         """The model before training."""
@@ -84,7 +94,7 @@ class Running:
         from .libraries import GRPOConfig
         from .trainer import AdaptiveTrainer
 
-        steps = recipe.rollouts.prompts * recipe.rollouts.generations // recipe.optimiser.micro_batch
+        steps = accumulated(recipe, recipe.rollouts.prompts * recipe.rollouts.generations)
         arguments = GRPOConfig(
             **common_arguments(recipe, self.folder, steps),
             num_generations=recipe.rollouts.generations,
@@ -119,32 +129,21 @@ class Running:
         return [FiniteGradients(), Progress(self.say), Curve(self.folder), Completed()]
 
     def train(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
-        """Train, and write the model in a form that `tersely run --model` takes.
-
-        finish: what is still done to the model, once adapters are merged in.
-        """
+        """Train, and write the model; see `saving.save`."""
         from transformers import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
-        if trainer.state.global_step < trainer.state.max_steps or not trainer.is_world_process_zero():
+        if trainer.state.global_step < trainer.state.max_steps:
             return
-        save(trainer.model, trainer.processing_class, recipe, self.folder, finish)
-        self.say(f"wrote {self.folder / MODEL}")
+        made, lora = trainer.model, recipe.optimiser.lora
+        wrote = of_first(lambda: save(made, trainer.processing_class, lora, self.folder, finish))
+        self.say(f"wrote {wrote}")
 
 
-def save(model: Any, tokenizer: Any, recipe: Recipe, folder: Path, finish: Finish | None = None) -> None:
-    """Write the model, and of an adapter both it and the model with it merged in."""
-    lora = recipe.optimiser.lora
-    if lora is not None:
-        model.save_pretrained(str(folder / "adapter"))
-        if not lora.merge:
-            return
-        model = model.merge_and_unload()
-    if finish is not None:
-        finish(model)
-    model.save_pretrained(str(folder / MODEL))
-    tokenizer.save_pretrained(str(folder / MODEL))
+def accumulated(recipe: Recipe, completions: int) -> int:
+    """How many times a process computes gradients before all take a step, which learns of so many completions."""
+    return completions // (recipe.optimiser.micro_batch * count())
 
 
 def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str, Any]:
@@ -166,6 +165,7 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
         "gradient_checkpointing": settings.checkpoint_activations,
         "bf16": settings.autocast,
         "use_cpu": not torch.cuda.is_available(),
+        "ddp_find_unused_parameters": False,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "steps",

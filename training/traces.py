@@ -8,8 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.bench.journal import Journal
 from .data import Row
+from .processes import in_pieces
 from .rewards.correctness import Correctness
 from .sampling import Ask, Sampler
 
@@ -50,32 +50,23 @@ def collect(
     A trace stands under the prompt of the row's own tier: what another tier wrote can be learnt for it. identity: what
     else decides the result. A run that was killed goes on where it was; raises JournalError for one of other settings.
     """
-    journal = Journal(
-        path,
-        {
-            "fingerprint": sampler.engine.fingerprint(),
-            "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
-            "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
-            "samples": samples,
-            "effort": effort,
-            "seed": seed,
-            **(identity or {}),
-        },
-    )
+
+    def make(part: Sequence[Row], start: int) -> list[list[dict[str, Any]]]:
+        made = _traces(sampler, part, samples, seed + start, correct, effort)
+        return [[asdict(trace) for trace in traces] for traces in made]
+
+    whole = {
+        "fingerprint": sampler.engine.fingerprint(),
+        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+        "samples": samples,
+        "effort": effort,
+        "seed": seed,
+        **(identity or {}),
+    }
     size = max(1, sampler.settings.batch // samples)
-    made: list[list[Trace]] = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-
-        def make(part: Sequence[Row] = part, start: int = start) -> list[list[dict[str, Any]]]:
-            return [
-                [asdict(trace) for trace in traces]
-                for traces in _traces(sampler, part, samples, seed + start, correct, effort)
-            ]
-
-        made += [[Trace(**trace) for trace in traces] for traces in journal.piece(str(start), make)]
-        say(f"{path.stem}: {len(made)}/{len(rows)} questions")
-    return made
+    found = in_pieces(path, whole, rows, size, make, lambda done: say(f"{path.stem}: {done}/{len(rows)} questions"))
+    return [[Trace(**trace) for trace in traces] for traces in found]
 
 
 def _traces(

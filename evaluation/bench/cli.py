@@ -200,7 +200,7 @@ def _resumable(journal: Journal) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if journal.path is not None and journal.pieces:
+        if journal.path is not None and journal.done:
             print(f"stopped; the same command goes on from {journal.path}", file=sys.stderr)
         raise
 

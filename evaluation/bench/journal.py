@@ -35,9 +35,9 @@ class Journal:
             self._read(path, json.loads(json.dumps(self._head)))
 
     @property
-    def pieces(self) -> int:
-        """How many pieces of work are done."""
-        return len(self._done)
+    def done(self) -> Mapping[str, Any]:
+        """What pieces of work came to, by their keys."""
+        return self._done
 
     def piece(self, key: str, make: Callable[[], Any]) -> Any:
         """What this piece of work, a JSON value, came to; made now if it never was. Raises WriteError."""

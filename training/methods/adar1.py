@@ -14,14 +14,15 @@ from typing import Any
 from pydantic import Field
 
 from ...controller.engines.transformers import TransformersEngine, load_engine
-from ..callbacks import last_good
 from ..checks import Ground, check
 from ..config import Optimiser, Recipe, RecipeError, Section
 from ..memory import Held
 from ..pairs import pairs_of
+from ..processes import of_first
 from ..rewards import Correctness
-from ..running import MODEL, Running
+from ..running import Running
 from ..sampling import Sampler
+from ..saving import MODEL, write_model
 from ..traces import Trace, collect, shortest_right
 
 
@@ -112,10 +113,8 @@ def _short(
             raise RecipeError(f"no short completion of {len(found)} questions is right; ask easier questions")
         say(f"the short parent learns {len(kept)} completions")
         student = running.load(recipe)
-        stage = Running(folder, last_good(folder), say)
         settings = recipe.model_copy(update={"optimiser": recipe.adar1.short})
-        folder.mkdir(exist_ok=True)
-        supervise(stage, settings, student.model, student.tokenizer, kept)
+        supervise(Running.stage(folder, say), settings, student.model, student.tokenizer, kept)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 
@@ -123,11 +122,14 @@ def _merged(
     recipe: Kind, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
 ) -> TransformersEngine:
     """The mixture of both parents, in a folder that the DPO trainer can load its reference from; `long` becomes it."""
-    if not (folder / MODEL).is_dir():
-        merge(long.model, short.model, recipe.adar1.share)
-        long.model.save_pretrained(str(folder / MODEL))
-        long.tokenizer.save_pretrained(str(folder / MODEL))
-        say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
+
+    def mix() -> None:
+        if not (folder / MODEL).is_dir():
+            merge(long.model, short.model, recipe.adar1.share)
+            write_model(long.model, long.tokenizer, folder / MODEL)
+            say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
+
+    of_first(mix)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 

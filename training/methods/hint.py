@@ -101,5 +101,5 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         engine.model,
         engine.tokenizer,
         kept,
-        finish=lambda model: blend(model, ids, before, own.strength),
+        finish=lambda model, folder: blend(model, ids, before, own.strength),
     )

@@ -19,7 +19,7 @@ from ..heads import close_heads, put_heads
 from ..memory import Held
 from ..pairs import objective_pairs
 from ..rewards import Correctness
-from ..running import MODEL, Running
+from ..running import Running
 from ..sampling import Sampler
 from ..traces import collect
 
@@ -104,5 +104,5 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         heads,
         own.beta,
         own.likelihood,
-        finish=lambda model: close_heads(model, heads, recipe.out / MODEL),
+        finish=lambda model, folder: close_heads(model, heads, folder),
     )

@@ -15,12 +15,14 @@ from typing import Any
 from pydantic import Field
 
 from ...controller.engines.shortcut import FAMILIES
+from ...controller.engines.transformers import TransformersEngine
 from ...probes.identity import question_hash
 from ...probes.shortcut import KIND, Shortcut, save_shortcut
 from ..checks import Ground, bare_engine, check
 from ..config import Recipe, RecipeError, Section
 from ..data import Row
 from ..memory import Held
+from ..processes import of_first
 from ..rewards import Correctness
 from ..running import Running
 from ..sampling import Sampler
@@ -83,14 +85,28 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
 
     Completions are kept, so going on samples none twice; the rest takes minutes and begins anew.
     """
-    from ..distilling import choose, learn, read
-
     engine, own = running.load(recipe), recipe.shortcut
     sampler = Sampler(engine, recipe.rollouts, ground.markers)
     with Correctness(ground.markers.close) as correct:
         found = collect(
             sampler, ground.rows, own.samples, recipe.out / "traces.jsonl", seed=recipe.seed, correct=correct, say=say
         )
+    of_first(lambda: _learn(recipe, ground, engine, sampler, found, say))
+    say(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
+
+
+def _learn(
+    recipe: Kind,
+    ground: Ground,
+    engine: TransformersEngine,
+    sampler: Sampler,
+    found: Sequence[Sequence[Trace]],
+    say: Callable[[str], None],
+) -> None:
+    """Learn from completions, and write what was learnt."""
+    from ..distilling import choose, learn, read
+
+    own = recipe.shortcut
     fit, held = divided(found, own.held_out, recipe.seed)
     readings = read(engine.model, fit, own.layer, sampler.close)
     if not len(readings.early):
@@ -128,7 +144,6 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             f"of {chosen.tokens} tokens held out {chosen.left:.1%} leave after layer {own.layer} of {layers}; "
             f"{chosen.agreement_left:.2%} of them agree, and {chosen.agreement_stayed:.2%} of those that stay"
         )
-    say(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
 
 
 def divided(found: Sequence[Sequence[Trace]], held_out: float, seed: int) -> tuple[list[Trace], list[Trace]]:

@@ -21,6 +21,7 @@ from ...writing import write
 from ..checks import Ground, check
 from ..config import Alarm, Recipe, Section
 from ..data import schedule
+from ..processes import of_first
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
 from ..rewards.stepwise import FLOOR, LOOK_AHEAD, SPACING, cuts, settled_at, step_rewards
@@ -150,8 +151,8 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     with Correctness(ground.markers.close) as correct:
         prober = Prober(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            found = analyse(sampler, prober, ground.rows, recipe)
-            write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n")
+            found = of_first(lambda: analyse(sampler, prober, ground.rows, recipe))
+            of_first(lambda: write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n"))
             say(
                 f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
                 f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"

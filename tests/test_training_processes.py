@@ -1,0 +1,194 @@
+"""Several processes of one training: they share out what is sampled and learnt, and come to what one comes to."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tersely.evaluation.bench.journal import JournalError
+from tersely.training.config import RecipeError
+from tersely.training.processes import in_pieces, of_first
+from tersely.training.saving import MODEL, save, write_model
+from tersely.writing import WriteError
+
+from .disk import files_no_longer_than
+from .test_training_methods import curve
+from .trainings import plain, recipe, train
+
+ROWS = ["a", "b", "c", "d", "e", "f", "g"]
+SFT: dict[str, Any] = {
+    "data": {"questions": 6},
+    "rollouts": {"batch": 4},
+    "optimiser": {"micro_batch": 1},
+    "sft": {"samples": 2},
+}
+
+
+def environment(process: int, count: int, port: int) -> dict[str, str]:
+    """What launchers tell a process."""
+    here = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in here.items()}}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def together(work: Callable[[int], Any], count: int = 2) -> list[Any]:
+    """What each of several processes makes of `work`, or the error that it raises."""
+
+    def one(process: int, port: int, to: Any) -> None:
+        from accelerate import PartialState
+
+        os.environ.update(environment(process, count, port))
+        PartialState._reset_state()
+        try:
+            to.send(work(process))
+        except Exception as error:
+            to.send(error)
+
+    context, port = multiprocessing.get_context("fork"), free_port()
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    running = [context.Process(target=one, args=(i, port, to)) for i, (_, to) in enumerate(pipes)]
+    for process in running:
+        process.start()
+    try:
+        for source, _ in pipes:
+            assert source.poll(60), "a process waits for another that is gone"
+        return [source.recv() for source, _ in pipes]
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def pieces(path: Path, log: Path, **identity: Any) -> list[str]:
+    """Rows in capitals, three at a time; log: which were made, by whom."""
+
+    def make(part: Sequence[str], start: int) -> list[str]:
+        with log.open("a") as file:
+            file.write(f"{start} {os.getpid()}\n")
+        return [row.upper() for row in part]
+
+    return in_pieces(path, identity, ROWS, 3, make)
+
+
+def test_pieces_are_shared_out_and_all_get_the_whole(tmp_path: Path) -> None:
+    path, log = tmp_path / "traces.jsonl", tmp_path / "log"
+    assert together(lambda process: pieces(path, log)) == [[row.upper() for row in ROWS]] * 2
+    starts, makers = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
+    assert sorted(starts) == ["0", "3", "6"] and len(set(makers)) == 2
+    assert {file.name for file in tmp_path.glob("*.jsonl")} == {"traces.jsonl", "traces-1.jsonl"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_another_number_of_processes_goes_on_with_what_is_missing(tmp_path: Path, count: int) -> None:
+    path, log = tmp_path / "traces.jsonl", tmp_path / "log"
+    together(lambda process: pieces(path, log))
+    other = tmp_path / "traces-1.jsonl"
+    other.write_bytes(other.read_bytes()[:-9])  # what kill -9 leaves of its last piece
+    log.unlink()
+    assert together(lambda process: pieces(path, log), count) == [[row.upper() for row in ROWS]] * count
+    assert [line.split()[0] for line in log.read_text().splitlines()] == ["3"]
+    with pytest.raises(JournalError, match="belongs to another run"):
+        pieces(path, log, seed=1)
+
+
+def test_what_the_first_makes_or_cannot_make_is_so_for_all() -> None:
+    assert together(lambda process: of_first(lambda: process)) == [0, 0]
+
+    def refuse() -> None:
+        raise RecipeError("there is a training already")
+
+    for found in together(lambda process: of_first(refuse)):
+        assert isinstance(found, RecipeError) and "already" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("told", "values", "says"),
+    [
+        ({"WORLD_SIZE": "3"}, {}, "in each of 3 processes"),
+        ({"WORLD_SIZE": "2"}, {"rollouts": {"engine": "vllm"}}, "each would hold a vLLM"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "divides the model"),
+    ],
+)
+def test_what_several_cannot_do_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], values: dict[str, Any], says: str
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=says):
+        train("sft", tmp_path / "out", **(values or SFT))
+    assert not (tmp_path / "out").exists()
+
+
+PROGRAM = """
+import json, os, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+import tersely.training.offline  # once, for both
+from tersely.training.run import train
+for told in json.loads(sys.argv[2]):
+    if not os.fork():
+        os.environ.update(told)
+        code = 1
+        try:
+            train("sft", Path(sys.argv[1]))
+            code = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+"""
+
+
+def test_two_learn_what_one_learns(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    said = train("sft", one, **SFT)
+    config, port = tmp_path / "two.yaml", free_port()
+    config.write_text(yaml.safe_dump(plain("sft", two, **SFT)), "utf-8")
+    told = json.dumps([environment(process, 2, port) for process in range(2)])
+    command = [sys.executable, "-P", "-c", PROGRAM, str(config), told]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    alike = [line for line in said if line.startswith(("data:", "steps:", "learns"))]
+    spoken = done.stdout.splitlines()
+    assert all(spoken.count(line) == 1 for line in alike) and spoken[-1] == f"wrote {two / MODEL}"
+    assert (two / "traces-1.jsonl").exists()
+    for mine, theirs in zip(curve(one), curve(two), strict=True):
+        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
+        assert theirs["num_tokens"] == mine["num_tokens"]
+    whole, shared = (load_file(folder / MODEL / "model.safetensors") for folder in (one, two))
+    assert all(abs(whole[name] - shared[name]).max() < 1e-6 for name in whole)
+
+
+# -- what is left behind -------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
+    from tersely.controller.engines.transformers import load_engine
+
+    engine, out = load_engine("tersely-tiny-small"), tmp_path / MODEL
+    write_model(engine.model, engine.tokenizer, out, lambda model, folder: (folder / "more").touch() or None)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert "more" in before
+    with files_no_longer_than(100_000), pytest.raises(WriteError, match="make room"):
+        write_model(engine.model, engine.tokenizer, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == [MODEL]
+    made = recipe("sft", tmp_path / "out", optimiser={"lora": None})
+    assert save(engine.model, engine.tokenizer, made.optimiser.lora, tmp_path) == out
+    assert "more" not in {path.name for path in out.iterdir()}

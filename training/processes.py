@@ -1,0 +1,113 @@
+"""Several processes of one training, as torchrun or `accelerate launch` start them: each has the whole model.
+
+They share out every step, so that a recipe means the same however many there are. What one does for all goes through
+`of_first`, what each does a share of through `in_pieces`; both need a disk that all of them see.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..errors import TerselyError
+from ..evaluation.bench.journal import Journal
+from .config import RecipeError
+
+T = TypeVar("T")
+R = TypeVar("R")
+_PATIENCE = timedelta(days=7)
+"""How long processes wait for the slowest; one that has died takes the others with it by its launcher."""
+_DIVIDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+
+
+def count() -> int:
+    """How many processes there are, by what launchers say."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def is_first() -> bool:
+    """Whether this one speaks for all."""
+    return int(os.environ.get("RANK") or 0) == 0
+
+
+def check_processes(engine: str) -> None:
+    """Refuse what only one process, or none, can do; raises RecipeError. engine: that writes the rollouts."""
+    if dividing := [name for name in _DIVIDING if os.environ.get(name, "").lower() in ("1", "true")]:
+        raise RecipeError(f"{dividing[0]} divides the model among processes; accepted: processes with a whole one each")
+    if engine == "vllm" and count() > 1:
+        raise RecipeError(
+            f"rollouts.engine is vllm and there are {count()} processes, of which each would hold a vLLM; start one, "
+            "or use transformers"
+        )
+
+
+def joined() -> Any:
+    """This process among the others, which accelerate's `PartialState` connects."""
+    import torch
+    from accelerate import PartialState
+
+    several = {"timeout": _PATIENCE} if count() > 1 else {}
+    return PartialState(cpu=not torch.cuda.is_available(), **several)
+
+
+def of_first(make: Callable[[], T]) -> T:
+    """What the first process makes, for all; its errors of ours, too. The others wait."""
+    here = joined()
+    if here.num_processes == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None, None]
+    if here.is_main_process:
+        try:
+            found[0] = make()
+        except TerselyError as error:
+            found[1] = error
+    made, failed = broadcast_object_list(found)
+    if failed is not None:
+        raise failed
+    return made  # type: ignore[no-any-return]
+
+
+def in_pieces(
+    path: Path,
+    identity: Mapping[str, Any],
+    rows: Sequence[R],
+    size: int,
+    make: Callable[[Sequence[R], int], list[T]],
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[T]:
+    """What `make`, given `size` rows at a time and the place of their first, comes to, end to end, in JSON form.
+
+    Each piece is on disk before its process begins the next, so a training that was killed makes none twice, whatever
+    number of processes goes on. advance is told how many rows are done. Raises JournalError for a file of another
+    identity.
+    """
+    here = joined()
+    known = dict(_kept(path, identity))
+    here.wait_for_everyone()  # before any goes on writing what others still read
+    missing = [at for at in range(0, len(rows), size) if str(at) not in known]
+    own = Journal(_part(path, here.process_index), identity)
+    for number, at in enumerate(missing[here.process_index :: here.num_processes], start=1):
+        own.piece(str(at), lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
+        left = max(0, len(missing) - number * here.num_processes)
+        advance(len(rows) - left * size if left else len(rows))
+    here.wait_for_everyone()
+    known = dict(_kept(path, identity))
+    if lost := [at for at in range(0, len(rows), size) if str(at) not in known]:
+        raise RecipeError(f"process {here.process_index} lacks piece {lost[0]} of {path}; all need the same disk")
+    return [one for at in range(0, len(rows), size) for one in known[str(at)]]
+
+
+def _part(path: Path, process: int) -> Path:
+    """Where a process writes its pieces."""
+    return path.with_stem(f"{path.stem}-{process}") if process else path
+
+
+def _kept(path: Path, identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The pieces that any process has made, by key."""
+    for part in (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}")):
+        yield from Journal(part, identity).done.items()
