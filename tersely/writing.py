@@ -52,18 +52,36 @@ def check_new_folder(out: Path) -> None:
 @contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` once that is done without an error; raises WriteError."""
-    part = out.with_name(f"{out.name}.part")
+    goal = out.resolve()  # a link is followed
+    part, before = (goal.with_name(f"{goal.name}.{kind}") for kind in ("part", "before"))
     try:
+        if before.exists() and not goal.exists():  # killed in between
+            before.rename(goal)
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        if out.exists():
-            shutil.rmtree(out)
-        part.rename(out)
+        _replace(goal, part, before)
     except OSError as error:
-        raise WriteError(f"{out} cannot be written: {error.strerror or error}; make room there") from None
-    finally:
         shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, TerselyError):
+            raise
+        raise WriteError(f"{out} cannot be written: {error.strerror or error}; choose another place") from None
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _replace(goal: Path, part: Path, before: Path) -> None:
+    """Put a folder in the place of another, which stands there again if that does not work."""
+    if goal.exists():
+        goal.rename(before)
+    try:
+        part.rename(goal)
+    except OSError:
+        if before.exists():
+            before.rename(goal)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from tersely.evaluation.bench.journal import JournalError
 from tersely.training.config import RecipeError
 from tersely.training.processes import in_pieces, of_first
 from tersely.training.saving import MODEL, save, write_model
-from tersely.writing import WriteError
+from tersely.writing import WriteError, whole_folder
 
 from .disk import files_no_longer_than
 from .test_training_methods import curve
@@ -122,7 +125,10 @@ def test_what_the_first_makes_or_cannot_make_is_so_for_all() -> None:
     [
         ({"WORLD_SIZE": "3"}, {}, "in each of 3 processes"),
         ({"WORLD_SIZE": "2"}, {"rollouts": {"engine": "vllm"}}, "each would hold a vLLM"),
+        ({"WORLD_SIZE": "4"}, {"rollouts": {"prompts": 6}, "optimiser": {"micro_batch": 2}}, "cannot share"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "divides the model"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "divides the model"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "is up to the recipe"),
     ],
 )
 def test_what_several_cannot_do_is_refused(
@@ -139,38 +145,64 @@ PROGRAM = """
 import json, os, sys, warnings
 warnings.simplefilter("ignore")
 from pathlib import Path
-import tersely.training.offline  # once, for both
+import tersely.training.offline, tersely.training.trainer  # once, for both
 from tersely.training.run import train
-for told in json.loads(sys.argv[2]):
+for told in json.loads(sys.argv[1]):
     if not os.fork():
         os.environ.update(told)
         code = 1
         try:
-            train("sft", Path(sys.argv[1]))
+            for config in sys.argv[2:]:
+                train(Path(config).stem, Path(config))
             code = 0
         finally:
             sys.stdout.flush()
             os._exit(code)
 sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
 """
+SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 120}, "optimiser": {"micro_batch": 2}}
 
 
-def test_two_learn_what_one_learns(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    said = train("sft", one, **SFT)
-    config, port = tmp_path / "two.yaml", free_port()
-    config.write_text(yaml.safe_dump(plain("sft", two, **SFT)), "utf-8")
+def in_two_processes(*configs: Path) -> list[str]:
+    """Train by each of these, of which the names are their methods; what is said."""
+    port = free_port()
     told = json.dumps([environment(process, 2, port) for process in range(2)])
-    command = [sys.executable, "-P", "-c", PROGRAM, str(config), told]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-P", "-c", PROGRAM, told, *map(str, configs)]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said, complained = running.communicate(timeout=300)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # one may wait for another that is gone
+    assert running.returncode == 0, complained
+    return said.splitlines()
+
+
+def learning(folder: Path) -> list[dict[str, float]]:
+    return [{name: log[name] for name in ("loss", "grad_norm", "num_tokens")} for log in curve(folder)]
+
+
+def test_two_learn_what_one_learns_and_one_may_go_on(tmp_path: Path) -> None:
+    one, two, rewarded = tmp_path / "one", tmp_path / "two", tmp_path / "rewarded"
+    said = train("sft", one, **SFT)
+    configs = {"sft": plain("sft", two, **SFT), "ser": plain("ser", rewarded, **SER)}
+    for name, values in configs.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    spoken = in_two_processes(*(tmp_path / f"{name}.yaml" for name in configs))
     alike = [line for line in said if line.startswith(("data:", "steps:", "learns"))]
-    spoken = done.stdout.splitlines()
-    assert all(spoken.count(line) == 1 for line in alike) and spoken[-1] == f"wrote {two / MODEL}"
+    assert len(alike) == 3 and all(line in spoken for line in alike)
+    assert spoken.count(f"wrote {two / MODEL}") == 1 and spoken[-1] == f"wrote {rewarded / MODEL}"
     assert (two / "traces-1.jsonl").exists()
-    for mine, theirs in zip(curve(one), curve(two), strict=True):
-        assert theirs["loss"] == pytest.approx(mine["loss"], rel=1e-5)
-        assert theirs["num_tokens"] == mine["num_tokens"]
+    for mine, theirs in zip(learning(one), learning(two), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)
+    for log in curve(rewarded):
+        assert log["modes/think/tokens"] > 0 and 0 <= log["policy/accuracy"] <= 1
+
+    shutil.rmtree(two / "checkpoint-2")
+    shutil.rmtree(two / MODEL)
+    train("sft", two, resume=True, **SFT)
     whole, shared = (load_file(folder / MODEL / "model.safetensors") for folder in (one, two))
     assert all(abs(whole[name] - shared[name]).max() < 1e-6 for name in whole)
 
@@ -182,7 +214,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) ->
     from tersely.controller.engines.transformers import load_engine
 
     engine, out = load_engine("tersely-tiny-small"), tmp_path / MODEL
-    write_model(engine.model, engine.tokenizer, out, lambda model, folder: (folder / "more").touch() or None)
+    write_model(engine.model, engine.tokenizer, out, lambda model, folder: (folder / "more").touch())
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     assert "more" in before
     with files_no_longer_than(100_000), pytest.raises(WriteError, match="make room"):
@@ -192,3 +224,20 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) ->
     made = recipe("sft", tmp_path / "out", optimiser={"lora": None})
     assert save(engine.model, engine.tokenizer, made.optimiser.lora, tmp_path) == out
     assert "more" not in {path.name for path in out.iterdir()}
+
+
+def test_a_folder_is_replaced_or_stays(tmp_path: Path) -> None:
+    real, out = tmp_path / "disk" / "model", tmp_path / "model"
+    real.mkdir(parents=True)
+    out.symlink_to(real)
+    for content in ("first", "second"):
+        with whole_folder(out) as part:
+            (part / "text").write_text(content)
+        assert (real / "text").read_text() == content and out.is_symlink()
+    with pytest.raises(KeyboardInterrupt), whole_folder(out):
+        raise KeyboardInterrupt
+    real.rename(real.with_name("model.before"))  # what kill -9 between the two renames leaves
+    with pytest.raises(WriteError, match="no more of it"), whole_folder(out):
+        raise WriteError("no more of it")
+    assert (real / "text").read_text() == "second"
+    assert [path.name for path in real.parent.iterdir()] == ["model"]

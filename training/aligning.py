@@ -63,7 +63,7 @@ class Alignment:
         """
         folder, engine = self.recipe.out / "aligned", self.sampler.engine
         done = folder / DONE
-        if not done.exists():
+        if not of_first(done.exists):
             traces = self._chosen()
             if not traces:
                 raise RecipeError(
@@ -96,10 +96,12 @@ class Alignment:
             self.rows,
             max(1, self.recipe.rollouts.batch // (self.own.samples * len(self.modes))),
             make,
-            lambda done: self.say(f"routed {done}/{len(self.rows)} questions"),
+            lambda done: self.say(f"played {done}/{len(self.rows)} questions"),
+            key="align ",
         )
         counts = Counter(mode for mode, _ in found)
-        self.say("what does: " + ", ".join(f"{mode} for {counts[mode]}" for mode in self.modes))
+        routed = ", ".join(f"{counts[mode]} {mode}" for mode in self.modes)
+        self.say(f"routed {len(found)} of {len(self.rows)} questions: {routed}")
         return [Trace(**trace) for _, trace in found]
 
 

@@ -56,7 +56,7 @@ def check(
     """
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
         raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
-    check_processes(recipe.rollouts.engine)
+    check_processes(recipe.rollouts.engine, recipe.optimiser.autocast)
     agentic = tasks_of(recipe.data) is not None
     if agentic and not tools:
         raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
@@ -77,7 +77,8 @@ def check(
     completions = completions or recipe.rollouts.generations
     weights = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
     troubles = [
-        *_sizes(recipe, rows, completions, weights),
+        *_questions(recipe, rows),
+        *(_sizes(recipe, completions, weights) if held.trained != "nothing" else ()),
         *_lengths(recipe, sampler, rows, longest, no_think_tokens),
         *(trouble for key, stage in stages.items() for trouble in _stage(recipe, key, stage, weights)),
     ]
@@ -144,11 +145,16 @@ def passes(recipe: Recipe, rows: Sequence[Row]) -> float:
     return recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
 
 
-def _sizes(recipe: Recipe, rows: Sequence[Row], completions: int, weights: Any) -> Iterator[str]:
-    rollouts = recipe.rollouts
-    yield from _optimiser("optimiser", recipe.optimiser, rollouts.prompts * completions, weights)
-    if len(rows) < rollouts.prompts:
-        yield f"there are {len(rows)} questions and a step asks {rollouts.prompts}; lower rollouts.prompts"
+def _sizes(recipe: Recipe, completions: int, weights: Any) -> Iterator[str]:
+    prompts = recipe.rollouts.prompts
+    yield from _optimiser("optimiser", recipe.optimiser, prompts * completions, weights)
+    if prompts % count():  # all completions of a question are rewarded in one process, for they are compared
+        yield f"a step asks {prompts} questions (rollouts.prompts), which {count()} processes cannot share"
+
+
+def _questions(recipe: Recipe, rows: Sequence[Row]) -> Iterator[str]:
+    if len(rows) < recipe.rollouts.prompts:
+        yield f"there are {len(rows)} questions and a step asks {recipe.rollouts.prompts}; lower rollouts.prompts"
     if empty := [row["id"] for row in rows if not row["answer"].strip() and row["drawn"] is None]:
         yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; nothing could be rewarded"
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .config import Recipe
+from .processes import count
 
 _ADAM = 2
 """Numbers of the optimiser for each that is trained."""
@@ -82,7 +83,8 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
     per_token = 2 * kv_heads * head_dim * config.num_hidden_layers
     return Estimate(
         weights=(headed + others * every) * size,
-        training=trained * (1 + _ADAM) * (size if lora is None else 4),
+        # Of several processes, each has gradients once more, in what it sends.
+        training=trained * (1 + _ADAM + (count() > 1)) * (size if lora is None else 4),
         activations=tokens * config.hidden_size * (kept * layers + _KEPT) * size,
         cache=recipe.rollouts.batch * longest * per_token * size if inside else 0,
     )

@@ -7,7 +7,7 @@ They share out every step, so that a recipe means the same however many there ar
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 _PATIENCE = timedelta(days=7)
 """How long processes wait for the slowest; one that has died takes the others with it by its launcher."""
-_DIVIDING = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_MEGATRON_LM")
+_DIVIDING = tuple(f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
+_PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
 def count() -> int:
@@ -33,8 +34,16 @@ def is_first() -> bool:
     return int(os.environ.get("RANK") or 0) == 0
 
 
-def check_processes(engine: str) -> None:
-    """Refuse what only one process, or none, can do; raises RecipeError. engine: that writes the rollouts."""
+def check_processes(engine: str, autocast: bool) -> None:
+    """Refuse what a launcher asks for and a recipe does not say, or cannot have in several; raises RecipeError.
+
+    engine: that writes the rollouts. autocast: whether the recipe has bfloat16 computed in.
+    """
+    if (asked := os.environ.get(_PRECISION, "no").lower()) not in ("no", "", "bf16" if autocast else "no"):
+        raise RecipeError(
+            f"{_PRECISION} is {asked}, and precision is up to the recipe (optimiser.autocast); launch with "
+            "--mixed_precision no"
+        )
     if dividing := [name for name in _DIVIDING if os.environ.get(name, "").lower() in ("1", "true")]:
         raise RecipeError(f"{dividing[0]} divides the model among processes; accepted: processes with a whole one each")
     if engine == "vllm" and count() > 1:
@@ -45,12 +54,29 @@ def check_processes(engine: str) -> None:
 
 
 def joined() -> Any:
-    """This process among the others, which accelerate's `PartialState` connects."""
+    """This process among the others, which accelerate's `PartialState` connects; raises RecipeError if they differ."""
     import torch
     from accelerate import PartialState
 
-    several = {"timeout": _PATIENCE} if count() > 1 else {}
-    return PartialState(cpu=not torch.cuda.is_available(), **several)
+    told = count()
+    here = PartialState(cpu=not torch.cuda.is_available(), **({"timeout": _PATIENCE} if told > 1 else {}))
+    if here.num_processes != told:
+        raise RecipeError(
+            f"WORLD_SIZE tells of {told} processes and {here.num_processes} found each other; start them by torchrun "
+            "or `accelerate launch`, or unset it"
+        )
+    return here
+
+
+def leave() -> None:
+    """Let nobody go before all are done."""
+    if count() > 1:
+        import torch
+        from accelerate.state import AcceleratorState
+
+        joined().wait_for_everyone()
+        torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def of_first(make: Callable[[], T]) -> T:
@@ -79,27 +105,30 @@ def in_pieces(
     size: int,
     make: Callable[[Sequence[R], int], list[T]],
     advance: Callable[[int], None] = lambda done: None,
+    key: str = "",
 ) -> list[T]:
     """What `make`, given `size` rows at a time and the place of their first, comes to, end to end, in JSON form.
 
     Each piece is on disk before its process begins the next, so a training that was killed makes none twice, whatever
-    number of processes goes on. advance is told how many rows are done. Raises JournalError for a file of another
-    identity.
+    number of processes goes on. advance is told how many rows are done, so far as this process knows. key: what pieces
+    are called before their number. Raises JournalError for a file of another identity.
     """
     here = joined()
-    known = dict(_kept(path, identity))
+    starts = range(0, len(rows), size)
+    known = _kept(path, identity)
     here.wait_for_everyone()  # before any goes on writing what others still read
-    missing = [at for at in range(0, len(rows), size) if str(at) not in known]
+    missing = [at for at in starts if f"{key}{at}" not in known]
+    mine, all_done = missing[here.process_index :: here.num_processes], len(rows)
     own = Journal(_part(path, here.process_index), identity)
-    for number, at in enumerate(missing[here.process_index :: here.num_processes], start=1):
-        own.piece(str(at), lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
-        left = max(0, len(missing) - number * here.num_processes)
-        advance(len(rows) - left * size if left else len(rows))
+    for number, at in enumerate(mine):
+        advance(all_done - sum(len(rows[left : left + size]) for left in missing[number * here.num_processes :]))
+        own.piece(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
     here.wait_for_everyone()
-    known = dict(_kept(path, identity))
-    if lost := [at for at in range(0, len(rows), size) if str(at) not in known]:
+    advance(all_done)
+    known = _kept(path, identity)
+    if lost := [at for at in starts if f"{key}{at}" not in known]:
         raise RecipeError(f"process {here.process_index} lacks piece {lost[0]} of {path}; all need the same disk")
-    return [one for at in range(0, len(rows), size) for one in known[str(at)]]
+    return [one for at in starts for one in known[f"{key}{at}"]]
 
 
 def _part(path: Path, process: int) -> Path:
@@ -107,7 +136,7 @@ def _part(path: Path, process: int) -> Path:
     return path.with_stem(f"{path.stem}-{process}") if process else path
 
 
-def _kept(path: Path, identity: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The pieces that any process has made, by key."""
-    for part in (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}")):
-        yield from Journal(part, identity).done.items()
+    parts = (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}"))
+    return {key: made for part in parts for key, made in Journal(part, identity).done.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .config import read_recipe
 from .methods import method
-from .processes import is_first, of_first
+from .processes import is_first, leave, of_first
 from .running import Running, check_trackers, open_folder
 
 
@@ -48,3 +48,4 @@ def train(
     if checkpoint is not None:
         say(f"goes on from {checkpoint}")
     chosen.run(recipe, ground, Running(recipe.out, checkpoint, say), say)
+    leave()

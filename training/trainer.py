@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from .libraries import GRPOTrainer, disable_gradient_checkpointing
@@ -62,7 +63,7 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         self._scored = rewards
         right = self._local(rewards)[:, self.reward_func_names.index("correctness")].tolist()
         rows = [{**row, "right": value} for row, value in zip(inputs, right, strict=True)]
-        for name, value in statistics(rows, self.empty_tokens).items():
+        for name, value in statistics(gather_object(rows), self.empty_tokens).items():
             self._log_metric(name, value)
         # What counts for nothing has no part in the mean of its group either, which TRL takes of what is a number.
         rewards[unweighted] = torch.nan

@@ -96,7 +96,7 @@ def _short(
     from ..offline import supervise
 
     folder = recipe.out / "short"
-    if not (folder / MODEL).is_dir():
+    if not of_first((folder / MODEL).is_dir):
         sampler = Sampler(long, recipe.rollouts, ground.markers)
         found = collect(
             sampler,
@@ -121,7 +121,7 @@ def _short(
 def _merged(
     recipe: Kind, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
 ) -> TransformersEngine:
-    """The mixture of both parents, in a folder that the DPO trainer can load its reference from; `long` becomes it."""
+    """The mixture of both parents, in a folder that the DPO trainer can load its reference from; `long` is used up."""
 
     def mix() -> None:
         if not (folder / MODEL).is_dir():

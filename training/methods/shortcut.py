@@ -69,8 +69,7 @@ def look(recipe: Kind) -> Ground:
             f"shortcut.layer is {recipe.shortcut.layer} and {recipe.model} has {config.num_hidden_layers} layers; "
             f"accepted: 1 to {config.num_hidden_layers - 1}"
         )
-    # The optimiser's steps are of tokens: micro_batch says nothing here, and must not stand in the way.
-    ground = check(recipe, completions=recipe.optimiser.micro_batch, held=Held(trained="nothing"))
+    ground = check(recipe, completions=1, held=Held(trained="nothing"))
     if not 0 < round(recipe.shortcut.held_out * len(ground.rows)) < len(ground.rows):
         raise RecipeError(
             f"shortcut.held_out is {recipe.shortcut.held_out:g} of {len(ground.rows)} questions, which leaves one part "

@@ -21,6 +21,7 @@ from ...writing import write
 from ..checks import Ground, check
 from ..config import Alarm, Recipe, Section
 from ..data import schedule
+from ..memory import ALONE, Held
 from ..processes import of_first
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
@@ -142,7 +143,7 @@ class StepRollouts(GroupRollouts):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
-    return check(recipe)
+    return check(recipe, held=ALONE if recipe.vsrm.train else Held(trained="nothing"))
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
@@ -151,12 +152,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     with Correctness(ground.markers.close) as correct:
         prober = Prober(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            found = of_first(lambda: analyse(sampler, prober, ground.rows, recipe))
-            of_first(lambda: write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n"))
-            say(
-                f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
-                f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
-            )
+            of_first(lambda: _analysed(sampler, prober, ground.rows, recipe, say))
             return
         running.reinforce(
             recipe,
@@ -168,6 +164,18 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             alarm=recipe.alarm,
             options={"loss_type": "dapo"},
         )
+
+
+def _analysed(
+    sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: Kind, say: Callable[[str], None]
+) -> None:
+    """Analyse, write it down, and say what it comes to."""
+    found = analyse(sampler, prober, rows, recipe)
+    write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n")
+    say(
+        f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
+        f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
+    )
 
 
 def analyse(sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: Kind) -> dict[str, Any]:
