@@ -57,7 +57,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         if before.exists() and not goal.exists():  # killed in between
             before.rename(goal)
-        shutil.rmtree(part, ignore_errors=True)
+        for left in (part, before):
+            shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
         _replace(goal, part, before)

@@ -22,12 +22,10 @@ from safetensors.numpy import load_file
 from tersely.evaluation.bench.journal import JournalError
 from tersely.training.config import RecipeError
 from tersely.training.processes import in_pieces, of_first
-from tersely.training.saving import MODEL, save, write_model
-from tersely.writing import WriteError, whole_folder
+from tersely.training.saving import MODEL
 
-from .disk import files_no_longer_than
 from .test_training_methods import curve
-from .trainings import plain, recipe, train
+from .trainings import plain, train
 
 ROWS = ["a", "b", "c", "d", "e", "f", "g"]
 SFT: dict[str, Any] = {
@@ -205,39 +203,3 @@ def test_two_learn_what_one_learns_and_one_may_go_on(tmp_path: Path) -> None:
     train("sft", two, resume=True, **SFT)
     whole, shared = (load_file(folder / MODEL / "model.safetensors") for folder in (one, two))
     assert all(abs(whole[name] - shared[name]).max() < 1e-6 for name in whole)
-
-
-# -- what is left behind -------------------------------------------------------------------------------------------
-
-
-def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
-    from tersely.controller.engines.transformers import load_engine
-
-    engine, out = load_engine("tersely-tiny-small"), tmp_path / MODEL
-    write_model(engine.model, engine.tokenizer, out, lambda model, folder: (folder / "more").touch())
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-    assert "more" in before
-    with files_no_longer_than(100_000), pytest.raises(WriteError, match="make room"):
-        write_model(engine.model, engine.tokenizer, out)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    assert [path.name for path in tmp_path.iterdir()] == [MODEL]
-    made = recipe("sft", tmp_path / "out", optimiser={"lora": None})
-    assert save(engine.model, engine.tokenizer, made.optimiser.lora, tmp_path) == out
-    assert "more" not in {path.name for path in out.iterdir()}
-
-
-def test_a_folder_is_replaced_or_stays(tmp_path: Path) -> None:
-    real, out = tmp_path / "disk" / "model", tmp_path / "model"
-    real.mkdir(parents=True)
-    out.symlink_to(real)
-    for content in ("first", "second"):
-        with whole_folder(out) as part:
-            (part / "text").write_text(content)
-        assert (real / "text").read_text() == content and out.is_symlink()
-    with pytest.raises(KeyboardInterrupt), whole_folder(out):
-        raise KeyboardInterrupt
-    real.rename(real.with_name("model.before"))  # what kill -9 between the two renames leaves
-    with pytest.raises(WriteError, match="no more of it"), whole_folder(out):
-        raise WriteError("no more of it")
-    assert (real / "text").read_text() == "second"
-    assert [path.name for path in real.parent.iterdir()] == ["model"]
