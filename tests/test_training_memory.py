@@ -101,3 +101,52 @@ def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
     foretold = counted(Held(heads=3)).weights / size
     put_heads(model, ("accuracy", "brevity", "format"))
     assert foretold == sum(weight.numel() for weight in model.parameters())
+
+
+def kept(config: Any, *, dtype: str, lora: bool, autocast: bool) -> float:
+    """Bytes that PyTorch keeps of each token for the backward pass through the layers, weights left out."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).train()
+    if lora:
+        model = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    ours = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in ours:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    ids, mask = torch.zeros(2, 96, dtype=torch.long), torch.ones(2, 96, dtype=torch.long)
+    mask[0, :5] = 0
+    layers = model.base_model.model.model if lora else model.model
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=autocast):
+        layers(input_ids=ids, attention_mask=mask, use_cache=False)
+        return sum(storage.nbytes() for storage in found.values()) / ids.numel()
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("dtype", "lora"), [("bfloat16", True), ("float32", True), ("float32", False)])
+@pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
+def test_what_the_backward_pass_needs_is_about_what_is_foretold(
+    kind: str, dtype: str, lora: bool, autocast: bool, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
+    made = recipe("ser", tmp_path, optimiser={"micro_batch": 1, "lora": {"rank": 8} if lora else None, "dtype": dtype})
+    measured, foretold = [], []
+    for layers in (2, 4):
+        kinds = getattr(transformers, f"{kind}Config")
+        config = kinds(**sizes, head_dim=64, num_hidden_layers=layers, vocab_size=64, tie_word_embeddings=True)
+        measured.append(kept(config, dtype=dtype, lora=lora, autocast=autocast))
+        with torch.device("meta"):
+            bare = transformers.AutoModelForCausalLM.from_config(config)
+        foretold.append(estimate(bare, made, 1).activations)
+    ratio = (foretold[1] - foretold[0]) / (measured[1] - measured[0])
+    assert 0.9 < ratio < 1.45, "too little ends in a card that is full, too much keeps people from what fits"

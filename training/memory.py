@@ -10,8 +10,11 @@ from .processes import count
 
 _ADAM = 2
 """Numbers of the optimiser for each that is trained."""
-_KEPT, _KEPT_CHECKPOINTED = 20, 2
-"""Numbers kept for the backward pass for each token and layer, in units of the hidden size: all, or in and out."""
+_KEPT, _KEPT_INSIDE, _KEPT_CHECKPOINTED = 12, 4, 2
+"""Numbers kept for the backward pass for each token and layer: so many times the hidden size and the size inside of the
+MLP, or, of layers that are computed again, times the hidden size for what goes in and comes out."""
+_KEPT_BYTES = {2: 3, 4: 4}
+"""Of each such number, by the bytes of a weight: adapters, norms and autocast keep copies in the other precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +80,8 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
     others = max(held.models - 1, int(held.reference and lora is None)) + (not inside)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    kept = _KEPT_CHECKPOINTED if recipe.optimiser.checkpoint_activations else _KEPT
+    whole = _KEPT * config.hidden_size + _KEPT_INSIDE * config.intermediate_size
+    kept = _KEPT_CHECKPOINTED * config.hidden_size if recipe.optimiser.checkpoint_activations else whole
     layers = 0 if held.trained == "heads" else config.num_hidden_layers
     tokens = recipe.optimiser.micro_batch * held.texts * longest
     per_token = 2 * kv_heads * head_dim * config.num_hidden_layers
@@ -85,7 +89,7 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
         weights=(headed + others * every) * size,
         # Of several processes, each has gradients once more, in what it sends.
         training=trained * (1 + _ADAM + (count() > 1)) * (size if lora is None else 4),
-        activations=tokens * config.hidden_size * (kept * layers + _KEPT) * size,
+        activations=tokens * (kept * layers + whole) * _KEPT_BYTES.get(size, size),
         cache=recipe.rollouts.batch * longest * per_token * size if inside else 0,
     )
 
