@@ -35,10 +35,14 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "vsrm": {"vsrm": {"answers": 2, "answer_tokens": 16, "floor": 0, "spacing": 40}},
     "sft": {"sft": {"samples": 4}},
     "adar1": {"adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4, "lora": LORA}}},
-    "hint": {"hint": {"samples": 4}, "optimiser": {"lora": None}, "rollouts": {"policies": {"hint": {"earliest": 0}}}},
+    "hint": {
+        "hint": {"samples": 4},
+        "optimiser": {"lora": None, "dtype": "float32"},
+        "rollouts": {"policies": {"hint": {"earliest": 0}}},
+    },
     "mahdpo": {
         "mahdpo": {"samples": 8, "gap": 0.02, "frozen": True, "objectives": ["accuracy", "brevity"]},
-        "optimiser": {"lora": None, "steps": 4},
+        "optimiser": {"lora": None, "dtype": "float32", "steps": 4},
     },
 }
 
