@@ -33,10 +33,10 @@ OWN: Mapping[str, Mapping[str, Any]] = {
     "apo": {"apo": {"forced": 1}},
     "ser": {},
     "vsrm": {"vsrm": {"answers": 2, "answer_tokens": 16, "floor": 0, "spacing": 40}},
-    "sft": {"sft": {"samples": 4}},
-    "adar1": {"adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4, "lora": LORA}}},
+    "sft": {"sft": {"samples": 8}},
+    "adar1": {"adar1": {"samples": 8, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4, "lora": LORA}}},
     "hint": {
-        "hint": {"samples": 4},
+        "hint": {"samples": 8},
         "optimiser": {"lora": None, "dtype": "float32"},
         "rollouts": {"policies": {"hint": {"earliest": 0}}},
     },
@@ -51,7 +51,7 @@ def recipe(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
     """Two small steps of a method, as plain values."""
     shared: dict[str, dict[str, Any]] = {
         "data": {"task": options.task, "questions": options.questions, "efforts": ["easy"]},
-        "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": options.tokens, "batch": 8},
+        "rollouts": {"prompts": 2, "generations": 4, "max_new_tokens": options.tokens, "batch": 32},
         "optimiser": {"steps": 2, "micro_batch": 2, "learning_rate": 1e-4, "lora": {**LORA, "merge": False}},
         "saving": {"every": 2},
     }
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--markers", help="OPEN,CLOSE, where the model has none of its own")
     parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
     parser.add_argument("--methods", default=",".join(OWN), help="by commas (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=4, help="(default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=12, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=224, help="of a completion (default: %(default)s)")
     parser.add_argument("--thinking", type=int, default=96, help="tokens, then it is closed (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
