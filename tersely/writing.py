@@ -62,14 +62,11 @@ def whole_folder(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         _replace(goal, part, before)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, TerselyError):
+        if isinstance(error, TerselyError) or not isinstance(error, OSError):
             raise
         raise WriteError(f"{out} cannot be written: {error.strerror or error}; choose another place") from None
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _replace(goal: Path, part: Path, before: Path) -> None:

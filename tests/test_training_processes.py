@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from tersely.training.saving import MODEL
 
 from .test_training_methods import curve
 from .trainings import plain, train
+from .vllm_server import free_port
 
 ROWS = ["a", "b", "c", "d", "e", "f", "g"]
 SFT: dict[str, Any] = {
@@ -40,12 +40,6 @@ def environment(process: int, count: int, port: int) -> dict[str, str]:
     """What launchers tell a process."""
     here = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in here.items()}}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def together(work: Callable[[int], Any], count: int = 2) -> list[Any]:
