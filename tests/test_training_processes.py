@@ -47,7 +47,9 @@ def together(work: Callable[[int], Any], count: int = 2) -> list[Any]:
 
     def one(process: int, port: int, to: Any) -> None:
         from accelerate import PartialState
+        from torch.distributed import GroupMember
 
+        GroupMember.WORLD = None  # what an engine of an earlier test left in the parent: vLLM's, a group of one
         os.environ.update(environment(process, count, port))
         PartialState._reset_state()
         try:
