@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .native import KINDS, library
-from .w4a8_layout import TILE, Form, check, form_of, preview, unpack
+from .w4a8_layout import TILE, Form, check, form_of, preview, side_by_side, unpack
 
 X_LEAST = 2.0**-100
 """Rows of activations that stay below this count as zeros."""
@@ -39,20 +39,24 @@ def w4a8_linear(
     channel_scale: Tensor,
     input_scale: Tensor | None = None,
     bias: Tensor | None = None,
+    beside: Tensor | None = None,
+    beside_scale: Tensor | None = None,
 ) -> Tensor:
     """The layer on x [..., inputs], float32, bfloat16 or float16; gives [..., outputs] of the same dtype.
 
     weight, groups: see w4a8_layout.py; groups None: 8-bit weights, of 4 dimensions in planes. channel_scale: float32
     [outputs]. input_scale: float32 [inputs], what activations are multiplied by before they are quantized. bias:
-    [outputs]. A row with NaN or infinity gives NaN. Without gradients. Raises OptionError for shapes and dtypes that do
-    not fit.
+    [outputs]. beside, beside_scale: weight and channel_scale of a layer of 8-bit weights on the same inputs, whose
+    outputs follow; the bias is that of both then. A row with NaN or infinity gives NaN. Without gradients. Raises
+    OptionError for shapes and dtypes that do not fit.
     """
     if x.dtype not in KINDS or not x.ndim:
         raise OptionError(
             f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
         )
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    out = _implementation(x.device.type)(rows, weight, groups, channel_scale, input_scale, bias)
+    layer = _implementation(x.device.type)
+    out = layer(rows, weight, groups, channel_scale, input_scale, bias, beside, beside_scale)
     return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
 
 
@@ -101,7 +105,9 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
     return x8, row_scale
 
 
-Linear = Callable[[Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None], Tensor]
+Linear = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None], Tensor
+]
 
 
 @cache
@@ -127,8 +133,22 @@ def in_torch(
     channel_scale: Tensor,
     input_scale: Tensor | None = None,
     bias: Tensor | None = None,
+    beside: Tensor | None = None,
+    beside_scale: Tensor | None = None,
 ) -> Tensor:
     """The layer where nothing compiled is at hand: some tiles at a time, so that few weights are ever unpacked."""
+    parts = side_by_side((weight, groups, channel_scale, input_scale, bias), beside, beside_scale)
+    return torch.cat([_part_in_torch(x, *part) for part in parts], dim=1)
+
+
+def _part_in_torch(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
     check(x.shape[1], weight, groups, channel_scale, input_scale, bias)
     x8, row_scale = quantize_rows(x, input_scale)
     rows, outputs = len(x), channel_scale.shape[0]
@@ -180,5 +200,8 @@ def _(
     channel_scale: Tensor,
     input_scale: Tensor | None = None,
     bias: Tensor | None = None,
+    beside: Tensor | None = None,
+    beside_scale: Tensor | None = None,
 ) -> Tensor:
-    return x.new_empty(*x.shape[:-1], channel_scale.shape[0])
+    outputs = channel_scale.shape[0] + (0 if beside_scale is None else beside_scale.shape[0])
+    return x.new_empty(*x.shape[:-1], outputs)

@@ -100,6 +100,22 @@ def preview(weight: Tensor) -> Tensor:
     return 32 * (_codes(weight[0]).to(torch.int16) - 8) + 15
 
 
+Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
+"""A layer: weight, groups, channel_scale, input_scale, bias."""
+
+
+def side_by_side(layer: Tensors, beside: Tensor | None, beside_scale: Tensor | None) -> list[Tensors]:
+    """The layer, and one of 8-bit weights beside it if any: the bias of both divided."""
+    if beside is None or beside_scale is None:
+        if beside is not beside_scale:
+            raise OptionError("only one of beside and beside_scale is given; accepted: both or none")
+        return [layer]
+    weight, groups, channel_scale, input_scale, bias = layer
+    count = channel_scale.numel()
+    own, rest = (None, None) if bias is None else (bias[:count], bias[count:])
+    return [(weight, groups, channel_scale, input_scale, own), (beside, None, beside_scale, input_scale, rest)]
+
+
 def check(
     inputs: int,
     weight: Tensor,

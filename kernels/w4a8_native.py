@@ -10,8 +10,8 @@ import ctypes
 import threading
 import weakref
 from collections.abc import Callable
-from copy import copy
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .native import KINDS, library, run_at_once
 from .w4a8 import MARGIN
-from .w4a8_layout import TILE, check, form_of
+from .w4a8_layout import TILE, Tensors, check, form_of, side_by_side
 
 _WORTH = 1 << 18  # products: what takes one thread a few times as long as waking another
 _KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
@@ -35,39 +35,50 @@ class _Layer(ctypes.Structure):
             for name in ("form", "bias_kind", "columns", "outputs", "lines", "group_count", "level")
         ),
         ("margin", ctypes.c_float),
+        ("beside", ctypes.c_void_p),
     )
 
 
-Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
+def _layer(columns: int, tensors: Tensors, level: int) -> _Layer:
+    weight, groups, channel_scale, _, bias = tensors
+    return _Layer(
+        *(None if t is None else t.data_ptr() for t in tensors),
+        form=form_of(weight, groups),
+        bias_kind=0 if bias is None else KINDS[bias.dtype],
+        columns=columns,
+        outputs=len(channel_scale),
+        lines=weight.shape[-2],
+        group_count=1 if groups is None else groups.shape[1],
+        level=level,
+        margin=MARGIN,
+    )
+
+
+Given = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""A layer, and weight and channel_scale of one beside it."""
 
 
 class _Known:
     """A layer that was checked: its tensors, which it keeps from being taken for others, as C wants them."""
 
-    __slots__ = ("columns", "here", "layer", "outputs", "pointers", "products", "references", "tiles")
+    __slots__ = ("columns", "here", "layers", "outputs", "pointers", "products", "references", "tiles")
 
-    def __init__(self, columns: int, tensors: Tensors) -> None:
-        weight, groups, channel_scale, _, bias = tensors
-        check(columns, *tensors)
+    def __init__(self, columns: int, tensors: Given, level: int) -> None:
+        *_, beside, beside_scale = tensors
+        parts = side_by_side(tensors[:5], beside, beside_scale)
+        for part in parts:
+            check(columns, *part)
         self.references = tuple(None if t is None else weakref.ref(t) for t in tensors)
         self.pointers = tuple(None if t is None else t.data_ptr() for t in tensors)
-        form = form_of(weight, groups)
-        self.columns, self.outputs, self.tiles = columns, len(channel_scale), weight.shape[-3]
-        self.products = weight.shape[-2] * form.inputs * TILE  # of a row and a tile
-        self.layer = _Layer(
-            *self.pointers,
-            form=form,
-            bias_kind=0 if bias is None else KINDS[bias.dtype],
-            columns=columns,
-            outputs=self.outputs,
-            lines=weight.shape[-2],
-            group_count=1 if groups is None else groups.shape[1],
-            level=_native()[1],
-            margin=MARGIN,
-        )
-        self.here = ctypes.byref(self.layer)
+        weight = tensors[0]
+        self.columns, self.outputs, self.tiles = columns, sum(len(part[2]) for part in parts), weight.shape[-3]
+        self.products = weight.shape[-2] * form_of(*tensors[:2]).inputs * TILE  # of a row and a tile
+        self.layers = [_layer(columns, part, level) for part in parts]
+        for one, other in pairwise(self.layers):
+            one.beside = ctypes.addressof(other)
+        self.here = ctypes.byref(self.layers[0])
 
-    def same(self, columns: int, tensors: Tensors) -> bool:
+    def same(self, columns: int, tensors: Given) -> bool:
         """Whether these are the tensors, and where they were."""
         if columns != self.columns:
             return False
@@ -83,13 +94,13 @@ _known: dict[int, _Known] = {}  # by the id of the weight, with which an entry g
 _scratch = threading.local()
 
 
-def _known_layer(columns: int, tensors: Tensors) -> _Known:
+def _known_layer(columns: int, tensors: Given) -> _Known:
     weight = tensors[0]
     known = _known.get(id(weight))
     if known is None or not known.same(columns, tensors):
         if known is None:
             weakref.finalize(weight, _known.pop, id(weight), None)
-        known = _known[id(weight)] = _Known(columns, tensors)
+        known = _known[id(weight)] = _Known(columns, tensors, _native()[1])
     return known
 
 
@@ -100,15 +111,16 @@ def in_c(
     channel_scale: Tensor,
     input_scale: Tensor | None = None,
     bias: Tensor | None = None,
+    beside: Tensor | None = None,
+    beside_scale: Tensor | None = None,
     level: int | None = None,
 ) -> Tensor:
     """The layer from the native library, with its best vectors or those of a lower level (for tests)."""
     if x.stride(1) != 1:
         x = x.contiguous()
     rows, columns = x.shape
-    known = _known_layer(columns, (weight, groups, channel_scale, input_scale, bias))
-    if level is not None:
-        known = _at_level(known, level)
+    tensors = (weight, groups, channel_scale, input_scale, bias, beside, beside_scale)
+    known = _known_layer(columns, tensors) if level is None else _Known(columns, tensors, level)
     native, half = _native()[0], x.dtype == torch.float16
     out = torch.empty(rows, known.outputs, dtype=torch.float32 if half else x.dtype)
     threads = min(torch.get_num_threads(), known.tiles, known.tiles * rows * known.products // _WORTH)
@@ -116,13 +128,6 @@ def in_c(
     whence, to = (x.data_ptr(), KINDS[x.dtype], rows, x.stride(0)), (out.data_ptr(), KINDS[out.dtype])
     native.tersely_w4a8_run(known.here, *whence, *to, room.data_ptr(), _team() if threads > 1 else None, threads)
     return out.to(x.dtype) if half else out
-
-
-def _at_level(known: _Known, level: int) -> _Known:
-    lower = copy(known)
-    lower.layer = _Layer.from_buffer_copy(known.layer)
-    lower.layer.level, lower.here = level, ctypes.byref(lower.layer)
-    return lower
 
 
 def _room(size: int) -> Tensor:

@@ -117,24 +117,38 @@ static int64_t divide(w4a8_job *job, char *room) {
 
 /* Bytes of room for a product of so many rows. */
 EXPORT int64_t tersely_w4a8_room(const w4a8_layer *layer, int64_t rows) {
-    w4a8_job job = {.layer = layer, .rows = rows};
-    char anywhere[LINE];
-    return divide(&job, anywhere) + LINE; /* as it may not begin with a line */
+    int64_t most = 0;
+    for (; layer; layer = layer->beside) {
+        w4a8_job job = {.layer = layer, .rows = rows};
+        char anywhere[LINE];
+        int64_t bytes = divide(&job, anywhere);
+        most = bytes > most ? bytes : most;
+    }
+    return most + LINE; /* as it may not begin with a line */
 }
 
-/* A layer on rows. `run` may be NULL for one thread. */
+static void run_one(w4a8_job *job, char *room, parallel *run, int64_t threads) {
+    divide(job, room);
+    BY_LEVEL(quantize, job);
+    share(job, take_multiplying, run, threads);
+    if (job->layer->form != PLANES) return;
+    set_least(job);
+    share(job, take_refining, run, threads);
+}
+
+/* A layer on rows, and those beside it. `run` may be NULL for one thread. */
 EXPORT void tersely_w4a8_run(
     const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, int64_t out_kind,
     char *room, parallel *run, int64_t threads
 ) {
-    w4a8_job this = {
-        .layer = layer, .x = x, .kind = kind, .rows = rows, .stride = stride, .out = out, .out_kind = out_kind,
-    };
-    w4a8_job *job = &this;
-    divide(job, (char *)(((uintptr_t)room + LINE - 1) / LINE * LINE));
-    BY_LEVEL(quantize, job);
-    share(job, take_multiplying, run, threads);
-    if (layer->form != PLANES) return;
-    set_least(job);
-    share(job, take_refining, run, threads);
+    int64_t outputs = 0, first = 0;
+    for (const w4a8_layer *one = layer; one; one = one->beside) outputs += one->outputs;
+    room = (char *)(((uintptr_t)room + LINE - 1) / LINE * LINE);
+    for (; layer; first += layer->outputs, layer = layer->beside) {
+        w4a8_job job = {
+            .layer = layer, .x = x, .kind = kind, .rows = rows, .stride = stride,
+            .out = (char *)out + first * size_of((int)out_kind), .out_kind = out_kind, .out_stride = outputs,
+        };
+        run_one(&job, room, run, threads);
+    }
 }

@@ -13,7 +13,7 @@ enum {
 /* How weights lie: 4 bits in two grains, bytes, or the high and the low halves of bytes apart. */
 enum { GRAINS, BYTES, PLANES };
 
-typedef struct {
+typedef struct w4a8_layer {
     /* Codes [tiles][lines][LINE], of PLANES two of them, high halves first; groups [tiles][group_count][2][TILE] of GRAINS,
      * fine scales and zeros; channel_scale [outputs]; input_scale [columns] or NULL; bias [outputs], of any kind, or NULL. */
     const uint8_t *codes, *groups;
@@ -21,6 +21,7 @@ typedef struct {
     const void *bias;
     int64_t form, bias_kind, columns, outputs, lines, group_count, level;
     float margin; /* of PLANES: a tile this much below its row's highest is not worked out by low halves */
+    const struct w4a8_layer *beside; /* on the same inputs, its outputs behind these; or NULL */
 } w4a8_layer;
 
 typedef struct {
@@ -28,9 +29,9 @@ typedef struct {
     /* Activations: rows of `columns` numbers, `stride` numbers from row to row. */
     const void *x;
     int64_t kind, rows, stride;
-    /* Results: [rows][outputs], FLOAT32 or BFLOAT16. */
+    /* Results: [rows][outputs], FLOAT32 or BFLOAT16, `out_stride` numbers from row to row. */
     void *out;
-    int64_t out_kind;
+    int64_t out_kind, out_stride;
     /* Quantized rows [padded rows][depth], a float of each row, sums [padded rows][group_count] of the groups, and one row
      * of floats. Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles], and what a
      * tile of each row has to reach to be worked out by both [rows]. */

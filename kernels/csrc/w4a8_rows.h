@@ -73,12 +73,12 @@ VEC_TARGET INLINE void VEC(finish_some)(
         job->tops[row * tiles_of(job->layer) + first / TILE] = VEC(highest)(top);
     }
     if (job->out_kind == FLOAT32) {
-        memcpy((float *)job->out + row * job->layer->outputs + first, values, (size_t)count * sizeof *values);
+        memcpy((float *)job->out + row * job->out_stride + first, values, (size_t)count * sizeof *values);
         return;
     }
     uint16_t halves[TILE];
     for (int64_t i = 0; i < TILE; i++) halves[i] = bfloat_of(values[i]);
-    memcpy((uint16_t *)job->out + row * job->layer->outputs + first, halves, (size_t)count * sizeof *halves);
+    memcpy((uint16_t *)job->out + row * job->out_stride + first, halves, (size_t)count * sizeof *halves);
 }
 
 /* The outputs of a tile that there are. */

@@ -138,7 +138,7 @@ class W4A8Method(LinearMethodBase):
 
 
 class TwoForms(LinearMethodBase):
-    """Queries in 4 bits, keys and values in 8, which vLLM joins into one layer: two calls of the kernel."""
+    """Queries in 4 bits, and beside them keys and values in 8, which vLLM joins into one layer."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
@@ -168,17 +168,11 @@ class TwoForms(LinearMethodBase):
         if "input_scale" not in shapes:
             layer.register_parameter("input_scale", None)
 
-    def process_weights_after_loading(self, layer: Any) -> None:
-        """See vLLM; the kernel knows a layer again by its tensors, so that parts of a bias are made once."""
-        bias, scale = getattr(layer, "bias", None), layer.channel_scale
-        layer.parts_of_bias = (None, None) if bias is None else (bias[: len(scale)].clone(), bias[len(scale) :].clone())
-
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., inputs] to [..., outputs]."""
-        of_queries, of_keys = (None, None) if bias is None else layer.parts_of_bias
-        queries = w4a8_op(x, layer.weight, layer.groups, layer.channel_scale, layer.input_scale, of_queries)
-        keys = w4a8_op(x, layer.keys_weight, None, layer.keys_channel_scale, layer.input_scale, of_keys)
-        return torch.cat((queries, keys), dim=-1)
+        queries = layer.weight, layer.groups, layer.channel_scale, layer.input_scale
+        out: Tensor = w4a8_op(x, *queries, bias, layer.keys_weight, layer.keys_channel_scale)
+        return out
 
 
 def _check_joined(parts: list[int]) -> None:
