@@ -5,6 +5,7 @@
 #include "vec_any.h"
 
 typedef uint32_t any_words_of __attribute__((vector_size(16)));
+typedef int8_t any_signed __attribute__((vector_size(4)));
 typedef uint8_t any_bytes_of __attribute__((vector_size(4)));
 enum { any_parts = 4, any_most_tiles = 1 };
 
@@ -16,6 +17,30 @@ INLINE any_ints any_add(any_ints a, any_ints b) { return a + b; }
 INLINE any_ints any_mul(any_ints a, any_ints b) { return a * b; }
 /* The same for factors that 16 bits hold, the first of them not negative. */
 INLINE any_ints any_mul_16(any_ints a, any_ints b) { return a * b; }
+
+INLINE int32_t any_total(any_ints v) { return v[0] + v[1] + v[2] + v[3]; }
+
+INLINE int32_t any_most(any_ints v) {
+    int32_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+    return a > b ? a : b;
+}
+
+/* The higher of a and of |x|, as bits. */
+INLINE any_ints any_max_bits(any_ints a, any_vec x) {
+    any_ints bits = (any_ints)x & 0x7fffffff, higher = bits > a;
+    return (bits & higher) | (a & ~higher);
+}
+
+/* To the nearest whole number, for such as are far from 2^22. */
+INLINE any_ints any_rounded(any_vec x) {
+    const any_vec whole = any_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest whole number */
+    return (any_ints)(x + whole) - (any_ints)whole;
+}
+
+INLINE void any_store_bytes(int8_t *to, any_ints values) {
+    any_signed bytes = __builtin_convertvector(values, any_signed);
+    memcpy(to, &bytes, sizeof bytes);
+}
 
 INLINE any_ints any_words(const uint8_t *from) {
     any_ints value;
@@ -32,6 +57,17 @@ INLINE any_ints any_bytes(const uint8_t *from) {
 
 INLINE any_ints any_low(any_ints words) { return words & 0x0f0f0f0f; }
 INLINE any_ints any_high(any_ints words) { return (words >> 4) & 0x0f0f0f0f; }
+
+INLINE any_vec any_floats(any_ints values) { return __builtin_convertvector(values, any_vec); }
+
+/* `value` where `unit` is not zero, `other` elsewhere. */
+INLINE any_vec any_where_scaled(any_vec unit, any_vec value, any_vec other) {
+    return any_where(unit != 0.0f, value, other);
+}
+
+INLINE void any_store_bfloats(uint16_t *to, any_vec value) {
+    for (int i = 0; i < any_width; i++) to[i] = bfloat_of(value[i]);
+}
 
 typedef const int8_t *any_fours;
 INLINE any_fours any_four(const int8_t *x) { return x; }

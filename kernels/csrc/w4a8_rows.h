@@ -10,36 +10,54 @@
  * Bytes in two planes are first taken for the middle of what their high half leaves open, 16 (high - 8) + 7.5, and twice
  * that is a whole number. A tile that may be among a row's highest is then worked out by both halves. */
 
+/* One row as floats, times what inputs are multiplied by, in the job's room; gives the highest of |x| as bits: what is no
+ * number is higher than infinity, and that than all numbers. */
+VEC_TARGET INLINE uint32_t VEC(smooth)(const w4a8_job *job, int64_t row, int kind) {
+    const int64_t columns = job->layer->columns, whole = columns - columns % VEC(width);
+    const char *from = (const char *)job->x + row * job->stride * size_of(kind);
+    const float *by = job->layer->input_scale;
+    VEC(ints) highest = VEC(same)(0);
+    for (int64_t i = 0; i < whole; i += VEC(width)) {
+        VEC(vec) x = VEC(load)(from, i, kind);
+        if (by) x *= VEC(load)((const char *)by, i, FLOAT32);
+        VEC(store)(job->room + i, x);
+        highest = VEC(max_bits)(highest, x);
+    }
+    uint32_t most = (uint32_t)VEC(most)(highest);
+    for (int64_t i = whole; i < columns; i++) {
+        job->room[i] = number_at(from, i, kind) * (by ? by[i] : 1.0f);
+        uint32_t bits = bits_of_float(job->room[i]) & 0x7fffffffu;
+        most = bits > most ? bits : most;
+    }
+    return most;
+}
+
 /* One row of 8-bit activations: x / scale with scale = max |x| / 127, and the sum of each group. */
 VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
-    const int64_t columns = job->layer->columns, depth = depth_of(job->layer), length = depth / job->layer->group_count;
-    const char *from = (const char *)job->x + row * job->stride * size_of(kind);
-    float *room = job->room;
-    int64_t whole = columns - columns % VEC(width);
-    for (int64_t i = 0; i < whole; i += VEC(width)) VEC(store)(room + i, VEC(load)(from, i, kind));
-    for (int64_t i = whole; i < columns; i++) room[i] = number_at(from, i, kind);
-    if (job->layer->input_scale)
-        for (int64_t i = 0; i < columns; i++) room[i] *= job->layer->input_scale[i];
-    int32_t highest = 0; /* as bits: what is no number is higher than infinity, and that than all numbers */
-    for (int64_t i = 0; i < columns; i++) {
-        int32_t bits;
-        memcpy(&bits, room + i, sizeof bits);
-        bits &= 0x7fffffff;
-        highest = bits > highest ? bits : highest;
-    }
-    float most = float_of_bits((uint32_t)highest);
-    int usable = most >= X_LEAST && most <= FLT_MAX;
-    float inverse = usable ? 127.0f / most : 0.0f;
-    job->row_scale[row] = usable ? most / 127.0f : most <= FLT_MAX ? 0.0f : NAN;
+    const int64_t columns = job->layer->columns, depth = depth_of(job->layer), groups = job->layer->group_count;
+    const int64_t whole = columns - columns % VEC(width), length = depth / groups;
+    const float most = float_of_bits(VEC(smooth)(job, row, kind));
+    const int usable = most >= X_LEAST && most <= FLT_MAX;
+    const float inverse = usable ? 127.0f / most : 0.0f;
     int8_t *to = job->x8 + row * depth;
-    if (usable)
-        for (int64_t i = 0; i < columns; i++) to[i] = (int8_t)rintf(room[i] * inverse);
-    else memset(to, 0, (size_t)columns);
-    memset(to + columns, 0, (size_t)(depth - columns));
-    for (int64_t g = 0; g < job->layer->group_count; g++) {
-        int32_t sum = 0;
-        for (int64_t i = g * length; i < (g + 1) * length; i++) sum += to[i];
-        job->sums[row * job->layer->group_count + g] = sum;
+    int32_t *sums = job->sums + row * groups;
+    job->row_scale[row] = usable ? most / 127.0f : most <= FLT_MAX ? 0.0f : NAN;
+    memset(to + (usable ? columns : 0), 0, (size_t)(usable ? depth - columns : depth));
+    memset(sums, 0, (size_t)groups * sizeof *sums);
+    if (!usable) return;
+    for (int64_t g = 0; g < groups; g++) {
+        const int64_t end = (g + 1) * length, stop = end < whole ? end : whole;
+        VEC(ints) sum = VEC(same)(0);
+        for (int64_t i = g * length; i < stop; i += VEC(width)) {
+            VEC(ints) x = VEC(rounded)(VEC(load)((const char *)job->room, i, FLOAT32) * VEC(set)(inverse));
+            VEC(store_bytes)(to + i, x);
+            sum = VEC(add)(sum, x);
+        }
+        sums[g] = VEC(total)(sum);
+    }
+    for (int64_t i = whole; i < columns; i++) {
+        to[i] = (int8_t)rintf(job->room[i] * inverse);
+        sums[i / length] += to[i];
     }
 }
 
@@ -55,41 +73,61 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
     memset(job->sums + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->sums);
 }
 
-/* `count` outputs of one row from `first` on; `totals` are their integers, of a preview twice that. */
-VEC_TARGET INLINE void VEC(finish_some)(
-    const w4a8_job *job, int64_t row, int64_t first, const int32_t *totals, const int preview, const int64_t count
+/* A tile's outputs of one row: sixteen floats of what `totals` come to, of a preview half of that. */
+VEC_TARGET INLINE void VEC(results)(
+    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *totals, const int preview,
+    const float *channel_scale, const char *bias, VEC(vec) *values
 ) {
-    const float *channel_scale = job->layer->channel_scale + first, scale = job->row_scale[row];
-    float values[TILE] = {0};
-    for (int64_t i = 0; i < count; i++) values[i] = (float)totals[i] * (preview ? 0.5f : 1.0f) * channel_scale[i] * scale;
-    if (job->layer->bias)
-        for (int64_t i = 0; i < count; i++) values[i] += number_at(job->layer->bias, first + i, (int)job->layer->bias_kind);
-    if (preview) {
+    const VEC(vec) scale = VEC(set)(job->row_scale[row]);
+    VEC(vec) top = VEC(set)(-INFINITY);
+    for (int p = 0; p < VEC(parts); p++) {
+        VEC(vec) unit = VEC(load)((const char *)channel_scale, p * VEC(width), FLOAT32);
+        values[p] = VEC(floats)(totals[p]) * VEC(set)(preview ? 0.5f : 1.0f) * unit * scale;
+        if (bias) values[p] += VEC(load)(bias, p * VEC(width), (int)job->layer->bias_kind);
         /* Outputs without a scale, such as those that fill up a vocabulary, have nothing to refine, and do not count. */
-        float counted[TILE];
-        for (int64_t i = 0; i < TILE; i++) counted[i] = i < count && channel_scale[i] != 0.0f ? values[i] : -INFINITY;
-        VEC(vec) top = VEC(set)(-INFINITY);
-        for (int64_t i = 0; i < TILE; i += VEC(width)) top = VEC(max)(VEC(load)((const char *)counted, i, FLOAT32), top);
-        job->tops[row * tiles_of(job->layer) + first / TILE] = VEC(highest)(top);
+        if (preview) top = VEC(max)(VEC(where_scaled)(unit, values[p], VEC(set)(-INFINITY)), top);
     }
-    if (job->out_kind == FLOAT32) {
-        memcpy((float *)job->out + row * job->out_stride + first, values, (size_t)count * sizeof *values);
-        return;
+    if (preview) job->tops[row * tiles_of(job->layer) + tile] = VEC(highest)(top);
+}
+
+VEC_TARGET INLINE void VEC(put)(const VEC(vec) *values, void *to, int kind) {
+    for (int p = 0; p < VEC(parts); p++) {
+        if (kind == FLOAT32) VEC(store)((float *)to + p * VEC(width), values[p]);
+        else VEC(store_bfloats)((uint16_t *)to + p * VEC(width), values[p]);
     }
-    uint16_t halves[TILE];
-    for (int64_t i = 0; i < TILE; i++) halves[i] = bfloat_of(values[i]);
-    memcpy((uint16_t *)job->out + row * job->out_stride + first, halves, (size_t)count * sizeof *halves);
+}
+
+/* The last tile, which has fewer outputs than a tile: what they need is copied to where there is room for all. */
+VEC_TARGET static NOINLINE void VEC(finish_last)(
+    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *totals, const int preview
+) {
+    const w4a8_layer *layer = job->layer;
+    const int64_t first = tile * TILE;
+    const size_t left = (size_t)(layer->outputs - first), width = (size_t)size_of((int)layer->bias_kind);
+    float scales[TILE] = {0}, bias[TILE] = {0}, out[TILE];
+    VEC(vec) values[VEC(parts)];
+    memcpy(scales, layer->channel_scale + first, left * sizeof *scales);
+    if (layer->bias) memcpy(bias, (const char *)layer->bias + (size_t)first * width, left * width);
+    VEC(results)(job, row, tile, totals, preview, scales, layer->bias ? (const char *)bias : NULL, values);
+    VEC(put)(values, out, (int)job->out_kind);
+    const int64_t size = size_of((int)job->out_kind);
+    memcpy((char *)job->out + (row * job->out_stride + first) * size, out, left * (size_t)size);
 }
 
 /* The outputs of a tile that there are. */
 VEC_TARGET INLINE void VEC(finish)(
-    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *total, const int preview
+    const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *totals, const int preview
 ) {
-    int32_t totals[TILE];
-    memcpy(totals, total, sizeof totals);
-    int64_t first = tile * TILE, left = job->layer->outputs - first;
-    if (left >= TILE) VEC(finish_some)(job, row, first, totals, preview, TILE);
-    else VEC(finish_some)(job, row, first, totals, preview, left);
+    const w4a8_layer *layer = job->layer;
+    const int64_t first = tile * TILE;
+    if (layer->outputs - first < TILE) {
+        VEC(finish_last)(job, row, tile, totals, preview);
+        return;
+    }
+    const char *bias = layer->bias ? (const char *)layer->bias + first * size_of((int)layer->bias_kind) : NULL;
+    VEC(vec) values[VEC(parts)];
+    VEC(results)(job, row, tile, totals, preview, layer->channel_scale + first, bias, values);
+    VEC(put)(values, (char *)job->out + (row * job->out_stride + first) * size_of((int)job->out_kind), (int)job->out_kind);
 }
 
 /* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and form are
