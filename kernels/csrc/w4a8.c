@@ -108,7 +108,7 @@ static int64_t divide(w4a8_job *job, char *room) {
     char *start = room;
     job->x8 = take_room(&room, padded * depth_of(layer));
     job->row_scale = take_room(&room, job->rows * 4);
-    job->sums = take_room(&room, padded * layer->group_count * 4);
+    job->below = take_room(&room, padded * layer->group_count * 4);
     job->room = take_room(&room, layer->columns * 4);
     job->tops = take_room(&room, planes * job->rows * tiles_of(layer) * 4);
     job->least = take_room(&room, planes * job->rows * 4);

@@ -32,12 +32,12 @@ typedef struct {
     /* Results: [rows][outputs], FLOAT32 or BFLOAT16, `out_stride` numbers from row to row. */
     void *out;
     int64_t out_kind, out_stride;
-    /* Quantized rows [padded rows][depth], a float of each row, sums [padded rows][group_count] of the groups, and one row
+    /* Quantized rows [padded rows][depth], a float of each row, minus the sums [padded rows][group_count] of the groups, and one row
      * of floats. Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles], and what a
      * tile of each row has to reach to be worked out by both [rows]. */
     int8_t *x8;
     float *row_scale;
-    int32_t *sums;
+    int32_t *below;
     float *room, *tops, *least;
     /* How threads share tiles. */
     int64_t next, chunk;

@@ -32,7 +32,7 @@ VEC_TARGET INLINE uint32_t VEC(smooth)(const w4a8_job *job, int64_t row, int kin
     return most;
 }
 
-/* One row of 8-bit activations: x / scale with scale = max |x| / 127, and the sum of each group. */
+/* One row of 8-bit activations: x / scale with scale = max |x| / 127, and minus the sum of each group. */
 VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
     const int64_t columns = job->layer->columns, depth = depth_of(job->layer), groups = job->layer->group_count;
     const int64_t whole = columns - columns % VEC(width), length = depth / groups;
@@ -40,10 +40,10 @@ VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int k
     const int usable = most >= X_LEAST && most <= FLT_MAX;
     const float inverse = usable ? 127.0f / most : 0.0f;
     int8_t *to = job->x8 + row * depth;
-    int32_t *sums = job->sums + row * groups;
+    int32_t *below = job->below + row * groups;
     job->row_scale[row] = usable ? most / 127.0f : most <= FLT_MAX ? 0.0f : NAN;
     memset(to + (usable ? columns : 0), 0, (size_t)(usable ? depth - columns : depth));
-    memset(sums, 0, (size_t)groups * sizeof *sums);
+    memset(below, 0, (size_t)groups * sizeof *below);
     if (!usable) return;
     for (int64_t g = 0; g < groups; g++) {
         const int64_t end = (g + 1) * length, stop = end < whole ? end : whole;
@@ -53,11 +53,11 @@ VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int k
             VEC(store_bytes)(to + i, x);
             sum = VEC(add)(sum, x);
         }
-        sums[g] = VEC(total)(sum);
+        below[g] = -VEC(total)(sum);
     }
     for (int64_t i = whole; i < columns; i++) {
         to[i] = (int8_t)rintf(job->room[i] * inverse);
-        sums[i / length] += to[i];
+        below[i / length] -= to[i];
     }
 }
 
@@ -70,7 +70,7 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
     }
     int64_t depth = depth_of(job->layer), missing = padded_rows(job->rows) - job->rows;
     memset(job->x8 + job->rows * depth, 0, (size_t)(missing * depth));
-    memset(job->sums + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->sums);
+    memset(job->below + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->below);
 }
 
 /* A tile's outputs of one row: sixteen floats of what `totals` come to, of a preview half of that. */
@@ -153,7 +153,7 @@ VEC_TARGET INLINE void VEC(block)(
                 if (form == GRAINS) zero = VEC(bytes)(about + t * apart * groups * 2 * TILE + TILE + p * TILE / parts);
                 UNROLLED
                 for (int r = 0; r < rows; r++) {
-                    VEC(ints) below = VEC(same)(-job->sums[(row + r) * groups + g]);
+                    VEC(ints) below = VEC(same)(job->below[(row + r) * groups + g]);
                     sum[(r * tiles + t) * parts + p] = form == GRAINS ? VEC(mul_16)(zero, below) : VEC(mul)(zero, below);
                 }
             }
@@ -162,7 +162,8 @@ VEC_TARGET INLINE void VEC(block)(
             UNROLLED
             for (int i = 0; i < tiles * parts; i++) {
                 const uint8_t *at = codes + (i / parts * apart * lines + line) * LINE + i % parts * LINE / parts;
-                VEC(prefetch)((uintptr_t)at + AHEAD);
+                /* The processor fetches ahead by itself while it has little to compute. */
+                if (rows > 1) VEC(prefetch)((uintptr_t)at + AHEAD);
                 words[i] = VEC(words)(at);
             }
             /* Rows outside: each activation is loaded once for all tiles, and is not kept. */
@@ -188,7 +189,7 @@ VEC_TARGET INLINE void VEC(block)(
                 UNROLLED
                 for (int r = 0; r < rows; r++) {
                     int i = (r * tiles + t) * parts + p;
-                    VEC(ints) middle = VEC(same)(15 * job->sums[(row + r) * groups + g]);
+                    VEC(ints) middle = VEC(same)(-15 * job->below[(row + r) * groups + g]);
                     if (form == GRAINS) total[i] = VEC(add)(total[i], VEC(mul)(sum[i], fine));
                     else if (form == BYTES) total[i] = sum[i];
                     else total[i] = VEC(add)(VEC(mul)(sum[i], VEC(same)(32)), middle);
@@ -208,7 +209,7 @@ VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile)
     const int8_t *x = job->x8 + row * depth_of(job->layer);
     VEC(ints) highs[parts], lows[parts];
     for (int p = 0; p < parts; p++) {
-        highs[p] = VEC(same)(-8 * job->sums[row]);
+        highs[p] = VEC(same)(8 * job->below[row]);
         lows[p] = VEC(same)(0);
     }
     for (int64_t line = 0; line < lines; line++) {
