@@ -26,6 +26,8 @@ endif
 
 # Without this, a folder of ours would shadow the `kernels` library that transformers looks for.
 export PYTHONSAFEPATH := 1
+# Tests start many processes, of which each would compile thousands of files anew.
+unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
