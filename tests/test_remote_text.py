@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import socket
 import time
 from dataclasses import replace
 from typing import Any
@@ -24,6 +23,7 @@ from tersely.evaluation.tasks.questions import load
 
 from .models import letters
 from .remote_servers import TextServer
+from .vllm_server import free_port
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 3, 5)]
@@ -142,9 +142,7 @@ def test_a_server_that_never_comes_back_is_an_error_with_what_was_written(engine
 
 
 def test_what_may_be_wrong_with_a_server(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    nowhere = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(ModelError, match=r"no server answers at http.*/v1 \(Connect"):
         connect(nowhere, "tiny", MODEL)
     for url in ("localhost:8000", "ftp://host/v1", ""):

@@ -6,18 +6,12 @@ import asyncio
 import importlib.util
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
-import httpx
 import pytest
 
 from tersely.controller.engines.base import Engine, Request, Sampling
@@ -30,11 +24,12 @@ from tersely.controller.options import Options
 from tersely.controller.outside.helper import EngineHelper
 from tersely.controller.policies.base import Close, Delegate, Inject, Policy, Trial, View, Wait, Watching
 from tersely.controller.policies.reconsider import Reconsider
-from tersely.controller.pretrained import path_of
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, ModelError
 from tersely.evaluation.tasks.questions import load
+
+from .vllm_server import KEY, VllmServer, plain_vllm_server
 
 pytestmark = [
     pytest.mark.vllm,
@@ -42,69 +37,14 @@ pytestmark = [
 ]
 
 MODEL = "tersely-tiny-small"
-KEY = "sesame"
 PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
 GREEDY = Options(max_new_tokens=400, sampling=Sampling(temperature=0.0))
 
 
-@dataclass
-class Served:
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def requests(self) -> float:
-        """Requests under way and waiting, by the server's own count."""
-        return self._metric("vllm:num_requests_running{") + self._metric("vllm:num_requests_waiting{")
-
-    def written(self) -> float:
-        """Tokens written since the server was started."""
-        return self._metric("vllm:generation_tokens_total{")
-
-    def _metric(self, name: str) -> float:
-        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
-
-    def wait_idle(self) -> None:
-        end = time.monotonic() + 10
-        while self.requests():
-            assert time.monotonic() < end, "the server goes on with what nobody listens to"
-            time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(path_of(MODEL))]
-    command += ["--served-model-name", "tiny", "--api-key", KEY, "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--enforce-eager", "--max-model-len", "1024", "--block-size", "32", "--dtype", "float32"]
-    command += ["--gpu-memory-utilization", "0.3"]
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, cwd=log.parent)
-    served = Served(f"http://127.0.0.1:{port}", process)
-    try:
-        _wait_up(served, log)
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with plain_vllm_server(MODEL, tmp_path_factory.mktemp("vllm")) as served:
         yield served
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait_up(served: Served, log: Path) -> None:
-    end = time.monotonic() + 400
-    while True:
-        with suppress(httpx.TransportError):
-            if httpx.get(f"{served.url}/health").is_success:
-                return
-        assert served.process.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +53,7 @@ def local() -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def remote(server: Served) -> Iterator[ContinuingEngine]:
+def remote(server: VllmServer) -> Iterator[ContinuingEngine]:
     engine = connect(server.url, tokenizer=MODEL, api_key=KEY)
     yield engine
     engine.close()
@@ -132,7 +72,7 @@ def assert_same(found: Sequence[Generation], expected: Sequence[Generation]) -> 
             assert getattr(one.usage, kind) == getattr(other.usage, kind)
 
 
-def test_what_the_server_can_do_is_found_out(remote: ContinuingEngine, server: Served) -> None:
+def test_what_the_server_can_do_is_found_out(remote: ContinuingEngine, server: VllmServer) -> None:
     assert remote.name == f"tiny at {server.url}/v1"
     assert remote.context_length == 1024
     assert remote.capabilities == {"crop", "retract", "chances"}
@@ -195,7 +135,7 @@ class Delegating:
         yield Delegate(12, "to see how it is done", take_back=3)
 
 
-def test_a_close_that_is_taken_back(local: TransformersEngine, remote: ContinuingEngine, server: Served) -> None:
+def test_a_close_that_is_taken_back(local: TransformersEngine, remote: ContinuingEngine, server: VllmServer) -> None:
     options = replace(GREEDY, max_new_tokens=600, policies=(Reconsidering(),))
     expected, found = (Session(engine).run(PROBLEMS, options) for engine in (local, remote))
     assert_same(found, expected)
@@ -243,7 +183,7 @@ def test_a_helper_writes_for_rows_that_rest(local: TransformersEngine, remote: C
     assert all(done.trace and done.usage.delegated for done in found)
 
 
-def test_a_seed_decides_what_is_drawn(remote: ContinuingEngine, server: Served) -> None:
+def test_a_seed_decides_what_is_drawn(remote: ContinuingEngine, server: VllmServer) -> None:
     session = Session(remote)
     drawn = []
     for seed in (1, 2, 1):
@@ -254,7 +194,9 @@ def test_a_seed_decides_what_is_drawn(remote: ContinuingEngine, server: Served) 
     server.wait_idle()
 
 
-def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: ContinuingEngine, server: Served) -> None:
+def test_cancelling_leaves_the_server_idle(
+    local: TransformersEngine, remote: ContinuingEngine, server: VllmServer
+) -> None:
     rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
     under_way = threading.Event()
 
@@ -277,7 +219,7 @@ def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: Co
     assert 0 < server.written() - before < whole / 2
 
 
-def test_keys_and_models(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_and_models(server: VllmServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("TERSELY_API_KEY", "OPENAI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ModelError, match=r"refuses a request without an API key .*; give api_key"):
@@ -295,7 +237,7 @@ def test_a_request_that_the_server_refuses_says_why(remote: ContinuingEngine) ->
         remote.generate([Request((1, 2, 123456), 5)], Sampling(temperature=0))
 
 
-def test_a_chat_endpoint_takes_an_effort_and_a_cap(local: TransformersEngine, server: Served) -> None:
+def test_a_chat_endpoint_takes_an_effort_and_a_cap(local: TransformersEngine, server: VllmServer) -> None:
     endpoint = ChatEndpoint(server.url, api_key=KEY)
     options = replace(GREEDY, preset="off")
     expected = Session(local).run(PROBLEMS[:2], options)
@@ -308,7 +250,7 @@ def test_a_chat_endpoint_takes_an_effort_and_a_cap(local: TransformersEngine, se
         endpoint.run(PROBLEMS[:1], GREEDY)
 
 
-def test_a_server_that_dies_is_an_error_and_no_hang(remote: ContinuingEngine, server: Served) -> None:
+def test_a_server_that_dies_is_an_error_and_no_hang(remote: ContinuingEngine, server: VllmServer) -> None:
     """The last one: the server is gone after it."""
     rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
     put_out = 0

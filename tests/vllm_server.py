@@ -1,4 +1,4 @@
-"""A real vLLM server on an embedded model, started as users start it: `tersely serve --engine vllm`."""
+"""Real vLLM servers on an embedded model, started as users start them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+
+from tersely.controller.pretrained import path_of
 
 NAME, KEY = "tiny", "sesame"
 START, STOP = 300.0, 30.0
@@ -34,9 +36,21 @@ class VllmServer:
 
     def requests(self) -> float:
         """Requests under way and waiting, by the server's own count."""
-        names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+        return self._metric("vllm:num_requests_running{") + self._metric("vllm:num_requests_waiting{")
+
+    def written(self) -> float:
+        """Tokens written since the server was started."""
+        return self._metric("vllm:generation_tokens_total{")
+
+    def _metric(self, name: str) -> float:
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(names))
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    def wait_idle(self) -> None:
+        end = time.monotonic() + 10
+        while self.requests():
+            assert time.monotonic() < end, "the server goes on with what nobody listens to"
+            time.sleep(0.05)
 
 
 def _family(pid: int) -> list[int]:
@@ -51,13 +65,24 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager[VllmServer]:
+    """`tersely serve --engine vllm`; folder takes its log."""
+    return _started(["tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME, *flags], folder)
+
+
+def plain_vllm_server(model: str, folder: Path) -> AbstractContextManager[VllmServer]:
+    """vLLM's own command, with nothing of ours in it."""
+    command = ["vllm.entrypoints.openai.api_server", "--model", str(path_of(model)), "--served-model-name", NAME]
+    return _started([*command, "--host", "127.0.0.1"], folder)
+
+
 @contextmanager
-def vllm_server(model: str, folder: Path, *flags: str) -> Iterator[VllmServer]:
-    """Start one and end it; folder takes its log."""
+def _started(command: list[str], folder: Path) -> Iterator[VllmServer]:
+    """Start a module as a program and end it."""
     port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", "tersely.cli", "serve", model, "--engine", "vllm", "--name", NAME]
-    command += ["--port", str(port), "--api-key", KEY, "--enforce-eager", "--max-model-len", "1024"]
-    command += ["--block-size", "32", "--dtype", "float32", "--gpu-memory-utilization", "0.3", *flags]
+    command = [sys.executable, "-m", *command, "--port", str(port), "--api-key", KEY, "--enforce-eager"]
+    command += ["--max-model-len", "1024", "--block-size", "32", "--dtype", "float32"]
+    command += ["--gpu-memory-utilization", "0.3"]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True, cwd=folder)
     server = VllmServer(f"http://127.0.0.1:{port}", process, log)
