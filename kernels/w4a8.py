@@ -138,7 +138,8 @@ def in_torch(
 ) -> Tensor:
     """The layer where nothing compiled is at hand: some tiles at a time, so that few weights are ever unpacked."""
     parts = side_by_side((weight, groups, channel_scale, input_scale, bias), beside, beside_scale)
-    return torch.cat([_part_in_torch(x, *part) for part in parts], dim=1)
+    first, *others = (_part_in_torch(x, *part) for part in parts)
+    return torch.cat((first, *others), dim=1) if others else first
 
 
 def _part_in_torch(

@@ -112,7 +112,7 @@ def side_by_side(layer: Tensors, beside: Tensor | None, beside_scale: Tensor | N
         return [layer]
     weight, groups, channel_scale, input_scale, bias = layer
     count = channel_scale.numel()
-    own, rest = (None, None) if bias is None else (bias[:count], bias[count:])
+    own, rest = (bias, bias) if bias is None or not bias.ndim else (bias[:count], bias[count:])
     return [(weight, groups, channel_scale, input_scale, own), (beside, None, beside_scale, input_scale, rest)]
 
 

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from .native import KINDS, library, run_at_once
 from .w4a8 import MARGIN
-from .w4a8_layout import TILE, Tensors, check, form_of, side_by_side
+from .w4a8_layout import Tensors, check, form_of, side_by_side
 
-_WORTH = 1 << 18  # products: what takes one thread a few times as long as waking another
 _KEPT = 1 << 20  # bytes of scratch that a thread keeps for its next call
 
 
@@ -61,7 +60,7 @@ Given = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tenso
 class _Known:
     """A layer that was checked: its tensors, which it keeps from being taken for others, as C wants them."""
 
-    __slots__ = ("columns", "here", "layers", "outputs", "pointers", "products", "references", "tiles")
+    __slots__ = ("columns", "here", "layers", "outputs", "pointers", "references")
 
     def __init__(self, columns: int, tensors: Given, level: int) -> None:
         *_, beside, beside_scale = tensors
@@ -70,9 +69,7 @@ class _Known:
             check(columns, *part)
         self.references = tuple(None if t is None else weakref.ref(t) for t in tensors)
         self.pointers = tuple(None if t is None else t.data_ptr() for t in tensors)
-        weight = tensors[0]
-        self.columns, self.outputs, self.tiles = columns, sum(len(part[2]) for part in parts), weight.shape[-3]
-        self.products = weight.shape[-2] * form_of(*tensors[:2]).inputs * TILE  # of a row and a tile
+        self.columns, self.outputs = columns, sum(len(part[2]) for part in parts)
         self.layers = [_layer(columns, part, level) for part in parts]
         for one, other in pairwise(self.layers):
             one.beside = ctypes.addressof(other)
@@ -123,7 +120,7 @@ def in_c(
     known = _known_layer(columns, tensors) if level is None else _Known(columns, tensors, level)
     native, half = _native()[0], x.dtype == torch.float16
     out = torch.empty(rows, known.outputs, dtype=torch.float32 if half else x.dtype)
-    threads = min(torch.get_num_threads(), known.tiles, known.tiles * rows * known.products // _WORTH)
+    threads = torch.get_num_threads()
     room = _room(native.tersely_w4a8_room(known.here, rows))
     whence, to = (x.data_ptr(), KINDS[x.dtype], rows, x.stride(0)), (out.data_ptr(), KINDS[out.dtype])
     native.tersely_w4a8_run(known.here, *whence, *to, room.data_ptr(), _team() if threads > 1 else None, threads)

@@ -301,6 +301,14 @@ def test_activations_round_to_even() -> None:
 
 
 @each
+def test_no_number_stays_none_in_16_bits(implementation: Callable[..., Tensor]) -> None:
+    layer = random_layer(20, 40, 32)
+    # All bits of the fraction: rounding by itself would carry into the sign, and come to a zero.
+    layer.bias = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32).repeat(10)
+    assert implementation(torch.randn(3, 40).bfloat16(), *layer.tensors()).isnan().all()
+
+
+@each
 def test_results_round_to_even(implementation: Callable[..., Tensor]) -> None:
     layer = Layer(pack_bytes(torch.tensor([[2, 3], [2, 5], [-2, -3]])), None, torch.ones(3))
     x = torch.tensor([[127, 1]], dtype=torch.bfloat16)

@@ -4,7 +4,6 @@
 
 #include "vec_any.h"
 
-typedef uint32_t any_words_of __attribute__((vector_size(16)));
 typedef int8_t any_signed __attribute__((vector_size(4)));
 typedef uint8_t any_bytes_of __attribute__((vector_size(4)));
 enum { any_parts = 4, any_most_tiles = 1 };
@@ -20,7 +19,7 @@ INLINE any_ints any_mul_16(any_ints a, any_ints b) { return a * b; }
 
 INLINE int32_t any_total(any_ints v) { return v[0] + v[1] + v[2] + v[3]; }
 
-INLINE int32_t any_most(any_ints v) {
+INLINE int32_t any_highest_int(any_ints v) {
     int32_t a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
     return a > b ? a : b;
 }
@@ -65,8 +64,10 @@ INLINE any_vec any_where_scaled(any_vec unit, any_vec value, any_vec other) {
     return any_where(unit != 0.0f, value, other);
 }
 
-INLINE void any_store_bfloats(uint16_t *to, any_vec value) {
-    for (int i = 0; i < any_width; i++) to[i] = bfloat_of(value[i]);
+INLINE void any_store_bfloats(void *to, any_vec value) {
+    uint16_t halves[any_width];
+    for (int i = 0; i < any_width; i++) halves[i] = bfloat_of(value[i]);
+    memcpy(to, halves, sizeof halves);
 }
 
 typedef const int8_t *any_fours;

@@ -18,7 +18,7 @@ AVX2_INLINE int32_t avx2_total(__m256i values) {
     return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
-AVX2_INLINE int32_t avx2_most(__m256i values) {
+AVX2_INLINE int32_t avx2_highest_int(__m256i values) {
     __m128i four = _mm_max_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
     __m128i two = _mm_max_epi32(four, _mm_unpackhi_epi64(four, four));
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
@@ -50,7 +50,7 @@ AVX2_INLINE __m256 avx2_where_scaled(__m256 unit, __m256 value, __m256 other) {
 }
 
 /* As bfloat_of. */
-AVX2_INLINE void avx2_store_bfloats(uint16_t *to, __m256 value) {
+AVX2_INLINE void avx2_store_bfloats(void *to, __m256 value) {
     __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
     __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
     __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);

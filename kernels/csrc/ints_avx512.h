@@ -16,7 +16,7 @@ VNNI_INLINE __m512i avx512_mul(__m512i a, __m512i b) { return _mm512_mullo_epi32
 /* The same for factors that 16 bits hold, the first of them not negative. */
 VNNI_INLINE __m512i avx512_mul_16(__m512i a, __m512i b) { return _mm512_madd_epi16(a, b); }
 VNNI_INLINE int32_t avx512_total(__m512i values) { return _mm512_reduce_add_epi32(values); }
-VNNI_INLINE int32_t avx512_most(__m512i values) { return _mm512_reduce_max_epi32(values); }
+VNNI_INLINE int32_t avx512_highest_int(__m512i values) { return _mm512_reduce_max_epi32(values); }
 /* The higher of a and of |x|, as bits. */
 VNNI_INLINE __m512i avx512_max_bits(__m512i a, __m512 x) {
     return _mm512_max_epi32(a, _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)));
@@ -40,7 +40,7 @@ VNNI_INLINE __m512 avx512_where_scaled(__m512 unit, __m512 value, __m512 other) 
 }
 
 /* As bfloat_of. */
-VNNI_INLINE void avx512_store_bfloats(uint16_t *to, __m512 value) {
+VNNI_INLINE void avx512_store_bfloats(void *to, __m512 value) {
     __m512i bits = _mm512_castps_si512(value), high = _mm512_srli_epi32(bits, 16);
     __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
     __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);

@@ -9,6 +9,7 @@
 #define X_LEAST 0x1p-100f /* a row that stays below this counts as zeros: the inverse of its scale would not be finite */
 #define UNROLLED _Pragma("GCC unroll 16")
 #define AHEAD 2048    /* bytes of codes fetched ahead */
+#define WORTH (1 << 18) /* products: what takes one thread a few times as long as waking another */
 
 #include "ints_any.h"
 #define VEC(name) any_##name
@@ -85,10 +86,14 @@ static void take_refining(void *job) { take(job, refine); }
 /* Calls `work` in so many threads at once, as GOMP_parallel of an OpenMP library does. */
 typedef void parallel(void (*work)(void *), void *shared, unsigned threads, unsigned flags);
 
+/* `threads`: as many as there are. */
 static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t threads) {
+    const int64_t tiles = tiles_of(job->layer), worth = job->rows * tiles * TILE * depth_of(job->layer) / WORTH;
+    threads = worth < threads ? worth : threads;
+    threads = tiles < threads ? tiles : threads;
     int64_t parts = threads > 1 ? 4 * threads : 1;
     job->next = 0;
-    job->chunk = (tiles_of(job->layer) + parts - 1) / parts;
+    job->chunk = (tiles + parts - 1) / parts;
     job->chunk += job->chunk % 2; /* tiles go in pairs */
     if (threads > 1) run(work, job, (unsigned)threads, 0);
     else work(job);
@@ -136,7 +141,7 @@ static void run_one(w4a8_job *job, char *room, parallel *run, int64_t threads) {
     share(job, take_refining, run, threads);
 }
 
-/* A layer on rows, and those beside it. `run` may be NULL for one thread. */
+/* A layer on rows, and those beside it, in up to so many threads. `run` may be NULL for one. */
 EXPORT void tersely_w4a8_run(
     const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, int64_t out_kind,
     char *room, parallel *run, int64_t threads

@@ -32,9 +32,9 @@ typedef struct {
     /* Results: [rows][outputs], FLOAT32 or BFLOAT16, `out_stride` numbers from row to row. */
     void *out;
     int64_t out_kind, out_stride;
-    /* Quantized rows [padded rows][depth], a float of each row, minus the sums [padded rows][group_count] of the groups, and one row
-     * of floats. Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles], and what a
-     * tile of each row has to reach to be worked out by both [rows]. */
+    /* Quantized rows [padded rows][depth], a float of each row, minus the sums of the groups [padded rows][group_count],
+     * and one row of floats. Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles],
+     * and what a tile of each row has to reach to be worked out by both [rows]. */
     int8_t *x8;
     float *row_scale;
     int32_t *below;

@@ -23,7 +23,7 @@ VEC_TARGET INLINE uint32_t VEC(smooth)(const w4a8_job *job, int64_t row, int kin
         VEC(store)(job->room + i, x);
         highest = VEC(max_bits)(highest, x);
     }
-    uint32_t most = (uint32_t)VEC(most)(highest);
+    uint32_t most = (uint32_t)VEC(highest_int)(highest);
     for (int64_t i = whole; i < columns; i++) {
         job->room[i] = number_at(from, i, kind) * (by ? by[i] : 1.0f);
         uint32_t bits = bits_of_float(job->room[i]) & 0x7fffffffu;
@@ -70,7 +70,8 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
     }
     int64_t depth = depth_of(job->layer), missing = padded_rows(job->rows) - job->rows;
     memset(job->x8 + job->rows * depth, 0, (size_t)(missing * depth));
-    memset(job->below + job->rows * job->layer->group_count, 0, (size_t)(missing * job->layer->group_count) * sizeof *job->below);
+    const int64_t groups = job->layer->group_count;
+    memset(job->below + job->rows * groups, 0, (size_t)(missing * groups) * sizeof *job->below);
 }
 
 /* A tile's outputs of one row: sixteen floats of what `totals` come to, of a preview half of that. */
