@@ -5,7 +5,8 @@ in and out, and quantizing them is part of the time. `bf16` is torch's linear la
 bfloat16 arithmetic; `vllm_bf16`, `vllm_int8` (W8A8) and `vllm_int4` (W4A8 where there is AMX, else W4A16, as vLLM takes
 them) are vLLM's own kernels, where they can be called. `w8a8` is our layer of 8-bit weights. `us` is our time in
 microseconds. `cold` goes round copies of the weights that are together larger than the caches, each way its own bytes;
-`hot` takes one copy again and again. `share` is how fast we read weights, over how fast torch sums up memory.
+`hot` takes one copy again and again. `share` is the time in which torch sums up as many bytes, as cold, over ours, and
+`read_gb_s` how fast that is.
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ def w8a8(outputs: int, inputs: int) -> tuple[Way, int]:
     """Our 8-bit weights."""
     weight, scale = torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8), torch.rand(outputs)
     return lambda x: w4a8_linear(x, weight, None, scale), weight.nbytes
+
+
+def read(outputs: int, inputs: int) -> tuple[Way, int]:
+    """No layer: torch sums up as many bytes as `ours` has."""
+    memory = torch.ones(outputs * inputs * (GROUP + 4) // GROUP // 16, dtype=torch.int64)
+    return lambda x: memory.sum(), memory.nbytes
 
 
 def bf16(outputs: int, inputs: int) -> tuple[Way, int]:
@@ -160,17 +167,6 @@ def times(ways: dict[str, list[Way]], x: Tensor, repeats: int, clock: Callable[[
     return {name: values[1:] for name, values in found.items()}  # the first turn warms up
 
 
-def bandwidth(total: int, clock: Callable[[], float]) -> float:
-    """Bytes a second that summing up memory reads, the best of some tries."""
-    memory = torch.ones(total // 8, dtype=torch.int64)
-    best = float("inf")
-    for _ in range(5):
-        start = clock()
-        memory.sum()
-        best = min(best, clock() - start)
-    return memory.nbytes / best
-
-
 @torch.inference_mode()
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
@@ -191,20 +187,20 @@ def main(argv: list[str] | None = None) -> None:
     with_vllm = not options.no_vllm and importlib.util.find_spec("vllm") is not None
     ways = callable_here(WAYS | (VLLM if with_vllm else {}))
     clock, total, found = CLOCKS[options.clock], options.cold_mb << 20, dict[str, float]()
-    speed = found["read_gb_s"] = bandwidth(total, clock) / 1e9
     for name in options.shapes.split(","):
         for state, least in (("hot", 1), ("cold", total)):
-            layers = {way: copies(make, SHAPES[name], least) for way, make in ways.items()}
+            made = ways | ({"read": read} if state == "cold" else {})
+            layers = {way: copies(make, SHAPES[name], least) for way, make in made.items()}
             for rows in map(int, options.rows.split(",")):
                 x = torch.randn(rows, SHAPES[name][1], dtype=torch.bfloat16)
                 taken = times(layers, x, options.repeats, clock)
                 key = f"{name}_m{rows}_{state}"
-                mine = found[f"{key}_us"] = 1e6 * statistics.median(taken["ours"])
-                if state == "cold":
-                    found[f"{key}_share"] = ours(*SHAPES[name])[1] / mine / 1e3 / speed
-                for way in ways.keys() - {"ours"}:
+                found[f"{key}_us"] = 1e6 * statistics.median(taken["ours"])
+                for way in made.keys() - {"ours"}:
                     pairs = zip(taken[way], taken["ours"], strict=True)
-                    found[f"{key}_{way}"] = statistics.median(a / b for a, b in pairs)
+                    found[f"{key}_{'share' if way == 'read' else way}"] = statistics.median(a / b for a, b in pairs)
+                if state == "cold":
+                    found[f"{name}_read_gb_s"] = read(*SHAPES[name])[1] / statistics.median(taken["read"]) / 1e9
     ordered = {key: round(value, 3) for key, value in sorted(found.items())}
     print(json.dumps(ordered) if options.json else "\n".join(f"{key:36} {value:.4g}" for key, value in ordered.items()))
 
