@@ -204,5 +204,5 @@ def _(
     beside: Tensor | None = None,
     beside_scale: Tensor | None = None,
 ) -> Tensor:
-    outputs = channel_scale.shape[0] + (0 if beside_scale is None else beside_scale.shape[0])
-    return x.new_empty(*x.shape[:-1], outputs)
+    parts = side_by_side((weight, groups, channel_scale, input_scale, bias), beside, beside_scale)
+    return x.new_empty(*x.shape[:-1], sum(part[2].shape[0] for part in parts))

@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
 from tersely.kernels.w4a8 import w4a8_linear, w4a8_op
@@ -152,3 +153,5 @@ def test_the_op_and_its_shape() -> None:
     assert found.shape == (2, 3, 27)
     assert torch.equal(found, w4a8_op(x, *tensors))
     torch.library.opcheck(w4a8_op, (x, *tensors), test_utils=("test_schema", "test_faketensor"))
+    with FakeTensorMode() as mode, pytest.raises(OptionError, match="only one of beside"):
+        w4a8_op(*(None if t is None else mode.from_tensor(t) for t in (x, *tensors[:-1])))
