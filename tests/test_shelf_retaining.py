@@ -1,4 +1,4 @@
-"""Attention of the shelf: a shared prefix read once, and a cache that evicts by what retaining heads score."""
+"""A cache that evicts by what retaining heads score: what it keeps, how heads learn, and their files."""
 
 from __future__ import annotations
 
@@ -13,149 +13,11 @@ from transformers import DynamicCache
 
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.errors import CapabilityError, ModelError, OptionError
-from tersely.kernels.shelf import shared_prefix
 from tersely.kernels.shelf.retaining import RetainingHeads, Scorer, retaining
 from tersely.kernels.shelf.retaining_files import ABOUT, NUMBERS, load_heads, save_heads
 from tersely.kernels.shelf.retaining_fit import AFAR, explained, fit, importance, lesson, loss_of
-from tersely.kernels.shelf.shared_prefix import in_flash, in_torch, merge, reference, shared_prefix_attention
 
 from .models import random_model
-
-Shape = tuple[int, int, int, int, int, int]  # rows, heads, kv_heads, prefix, suffix, dim
-SHAPES: list[Shape] = [
-    (3, 14, 2, 130, 33, 64),
-    (1, 4, 4, 5, 1, 16),
-    (2, 6, 1, 1, 9, 1),
-    (5, 3, 3, 257, 70, 80),
-    (9, 8, 2, 31, 7, 5),
-]
-
-
-def parts(shape: Shape, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> list[Tensor]:
-    """A query and both parts of the cache; scale: of the query."""
-    rows, heads, kv_heads, prefix, suffix, dim = shape
-    generator = torch.Generator().manual_seed(sum(shape))
-    shared, own = (kv_heads, prefix, dim), (rows, kv_heads, suffix, dim)
-    made = [torch.randn(size, generator=generator) for size in ((rows, heads, 1, dim), shared, shared, own, own)]
-    return [(made[0] * scale).to(dtype), *(part.to(dtype) for part in made[1:])]
-
-
-def ragged(rows: int, suffix: int) -> Tensor:
-    """Lengths from nothing to everything."""
-    return torch.arange(rows) * suffix // max(1, rows - 1)
-
-
-def assert_right(given: list[Tensor], lengths: Tensor | None = None) -> None:
-    """Within 1e-5 of torch on the expanded cache, in float32, and as near to the truth as bfloat16 can be."""
-    found = shared_prefix_attention(*given, lengths=lengths)
-    assert found.shape == given[0].shape and found.dtype == given[0].dtype
-    if found.dtype == torch.float32:
-        torch.testing.assert_close(found, reference(*given, lengths=lengths), atol=1e-5, rtol=1e-5)
-    truth = reference(*(part.double() for part in given), lengths=lengths)
-    bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[found.dtype]
-    torch.testing.assert_close(found.double(), truth, atol=bound, rtol=bound)
-
-
-@pytest.fixture(params=[in_flash, in_torch], ids=["flash", "torch"])
-def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_prefix, "_implementation", lambda device: request.param)
-
-
-@pytest.mark.usefixtures("implementation")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_shared_prefix_gives_the_attention_of_the_expanded_cache(shape: Shape, dtype: torch.dtype) -> None:
-    given = parts(shape, dtype)
-    assert_right(given)
-    assert_right(given, ragged(shape[0], shape[4]))
-    assert_right(given, ragged(shape[0], shape[4]).int())
-
-
-@pytest.mark.usefixtures("implementation")
-def test_a_shared_prefix_in_strides_of_any_kind() -> None:
-    given = parts((3, 6, 2, 12, 5, 16))
-    for axes in ((0, 1), (1, 2), (0, 2)):
-        turned = [part.transpose(*axes).contiguous().transpose(*axes) for part in given]
-        assert_right(turned, torch.tensor([5, 0, 3]))
-    apart = [torch.full((*part.shape[:-1], 32), torch.nan) for part in given]
-    for wide, part in zip(apart, given, strict=True):
-        wide[..., ::2] = part
-    assert_right([wide[..., ::2] for wide in apart], torch.tensor([1, 5, 0]))
-    one_row = [given[0][:1].expand_as(given[0]), *given[1:3], *(part[:1].expand_as(part) for part in given[3:])]
-    assert_right(one_row)
-
-
-@pytest.mark.usefixtures("implementation")
-def test_a_part_may_be_empty() -> None:
-    assert shared_prefix_attention(*parts((0, 4, 2, 7, 3, 8))).shape == (0, 4, 1, 8)
-    assert_right(parts((3, 4, 2, 0, 6, 8)))
-    assert_right(parts((3, 4, 2, 0, 6, 8)), torch.tensor([1, 6, 3]))
-    assert_right(parts((3, 4, 2, 6, 0, 8)))
-    assert_right(parts((3, 4, 2, 6, 5, 8)), torch.zeros(3, dtype=torch.long))
-    assert shared_prefix_attention(*parts((2, 4, 2, 0, 0, 8))).isnan().all()
-    nothing = shared_prefix_attention(*parts((2, 4, 2, 0, 3, 8)), lengths=torch.tensor([0, 2]))
-    assert nothing[0].isnan().all() and not nothing[1].isnan().any()
-
-
-@pytest.mark.usefixtures("implementation")
-def test_extreme_logits_overflow_nothing() -> None:
-    for sign in (1.0, -1.0):
-        given = parts((4, 6, 2, 9, 4, 16))
-        given[0], given[1] = torch.full_like(given[0], 100.0), torch.full_like(given[1], 25.0 * sign)  # logits +-1e4
-        given[3] = -given[3].sign().abs() * 25.0 * sign
-        assert_right(given)
-        assert_right(given, torch.tensor([0, 4, 1, 2]))
-    assert_right(parts((4, 6, 2, 40, 20, 16), scale=1e4))
-    tiny = parts((4, 6, 2, 40, 20, 16), scale=1e-30)
-    torch.testing.assert_close(shared_prefix_attention(*tiny)[0, 0, 0], torch.cat([tiny[2][0], tiny[4][0, 0]]).mean(0))
-
-
-def test_the_scale_can_be_given_and_gradients_stay_out() -> None:
-    given = parts((2, 4, 2, 9, 4, 16))
-    found = shared_prefix_attention(given[0].requires_grad_(), *given[1:], scale=0.7)
-    torch.testing.assert_close(found, reference(*given, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
-    assert not found.requires_grad
-
-
-def test_merging_by_hand() -> None:
-    outputs = (torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 4.0]]), torch.tensor([[torch.nan, torch.nan]]))
-    totals = (torch.tensor([1e4]) + torch.tensor(3.0).log(), torch.tensor([1e4]), torch.tensor([-torch.inf]))
-    torch.testing.assert_close(merge(outputs, totals), torch.tensor([[0.75, 1.0]]), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({0: (3, 6, 2, 8)}, r"query \[3, 6, 2, 8\].*accepted: query \[rows, heads, 1, dim\]"),
-        ({0: (3, 5, 1, 8)}, "heads a multiple of kv_heads"),
-        ({0: (2, 6, 1, 8)}, r"suffix_keys \[3, 2, 4, 8\]"),
-        ({1: (2, 7, 9), 2: (2, 7, 9)}, r"prefix_keys \[2, 7, 9\]"),
-        ({2: (2, 6, 8)}, r"prefix_values \[2, 6, 8\]"),
-        ({4: (3, 2, 5, 8)}, r"suffix_values \[3, 2, 5, 8\]"),
-        ({3: (3, 1, 4, 8), 4: (3, 1, 4, 8)}, r"suffix_keys \[3, 1, 4, 8\]"),
-        ({1: (7, 8), 2: (7, 8)}, r"prefix_keys \[7, 8\]"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_refused(change: dict[int, tuple[int, ...]], said: str) -> None:
-    given = parts((3, 6, 2, 7, 4, 8))
-    for at, shape in change.items():
-        given[at] = torch.zeros(shape)
-    with pytest.raises(OptionError, match=said):
-        shared_prefix_attention(*given)
-
-
-def test_dtypes_and_lengths_that_do_not_fit_are_refused() -> None:
-    given = parts((3, 6, 2, 7, 4, 8))
-    with pytest.raises(OptionError, match=r"query torch\.bfloat16 on cpu.*accepted: float32, bfloat16 or float16, one"):
-        shared_prefix_attention(given[0].bfloat16(), *given[1:])
-    with pytest.raises(OptionError, match=r"torch\.float64"):
-        shared_prefix_attention(*(part.double() for part in given))
-    for lengths in (torch.zeros(3), torch.zeros(2, dtype=torch.long), torch.ones(3, dtype=torch.bool)):
-        with pytest.raises(OptionError, match=r"lengths are .*accepted: whole numbers \[3\]"):
-            shared_prefix_attention(*given, lengths=lengths)
-    for number in (-1, 5):
-        with pytest.raises(OptionError, match="accepted: 0 to 4"):
-            shared_prefix_attention(*given, lengths=torch.tensor([1, 2, number]))
 
 
 @pytest.fixture(scope="module")
