@@ -15,7 +15,7 @@ import torch
 
 from ..errors import unknown
 
-ABI = 2
+ABI = 3
 """What `tersely_abi` of csrc/native.c has to say; a library left over from another version is not used."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The dtypes that operations accept, as csrc/numbers.h counts them."""

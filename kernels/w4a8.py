@@ -14,16 +14,14 @@ SVD-softmax (arXiv:2311.10302), whose preview is of low rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OptionError
-from .native import KINDS, library
+from .native import KINDS
 from .w4a8_layout import TILE, Form, check, form_of, preview, side_by_side, unpack
+from .w4a8_native import register
 
 X_LEAST = 2.0**-100
 """Rows of activations that stay below this count as zeros."""
@@ -54,10 +52,16 @@ def w4a8_linear(
         raise OptionError(
             f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
         )
-    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    layer = _implementation(x.device.type)
-    out = layer(rows, weight, groups, channel_scale, input_scale, bias, beside, beside_scale)
-    return out if x.ndim == 2 else out.reshape(*x.shape[:-1], out.shape[1])
+    tensors = weight, groups, channel_scale, input_scale, bias, beside, beside_scale
+    try:
+        if torch.is_inference_mode_enabled():
+            return w4a8_op(x, *tensors)  # type: ignore[no-any-return]
+        with torch._C._AutoDispatchBelowAutograd():
+            return w4a8_op(x, *tensors)  # type: ignore[no-any-return]
+    except RuntimeError:
+        for part in side_by_side(tensors[:5], beside, beside_scale):
+            check(x.shape[-1], *part)  # compiled code does not say what is wrong
+        raise
 
 
 def reference(
@@ -105,26 +109,6 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
     return x8, row_scale
 
 
-Linear = Callable[
-    [Tensor, Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None], Tensor
-]
-
-
-@cache
-def _implementation(device: str) -> Linear:
-    """The layer on rows, for tensors on a kind of device."""
-    if device == "cpu" and compiled():
-        from .w4a8_native import in_c
-
-        return in_c
-    return in_torch
-
-
-def compiled() -> bool:
-    """Whether the native library has these layers."""
-    return hasattr(library(), "tersely_w4a8_run")
-
-
 @torch.no_grad()
 def in_torch(
     x: Tensor,
@@ -138,8 +122,10 @@ def in_torch(
 ) -> Tensor:
     """The layer where nothing compiled is at hand: some tiles at a time, so that few weights are ever unpacked."""
     parts = side_by_side((weight, groups, channel_scale, input_scale, bias), beside, beside_scale)
-    first, *others = (_part_in_torch(x, *part) for part in parts)
-    return torch.cat((first, *others), dim=1) if others else first
+    rows = x.reshape(-1, x.shape[-1])
+    first, *others = (_part_in_torch(rows, *part) for part in parts)
+    out = torch.cat((first, *others), dim=1) if others else first
+    return out.reshape(*x.shape[:-1], out.shape[1])
 
 
 def _part_in_torch(
@@ -187,10 +173,16 @@ def _no_gradient(*_: object) -> None:
 _NAME = "tersely::w4a8_linear"
 # Not as a `custom_op`, which takes longer to call: this has no gradients, changes no input and gives none back.
 torch.library.define(_NAME, str(torch.library.infer_schema(w4a8_linear, mutates_args=())))
-torch.library.impl(_NAME, "default", w4a8_linear)
+torch.library.impl(_NAME, "default", in_torch)
+_COMPILED = register(MARGIN)
 torch.library.register_autograd(_NAME, _no_gradient)
 w4a8_op = torch.ops.tersely.w4a8_linear.default
-"""`w4a8_linear` for what traces or compiles models: one node of a graph."""
+"""`w4a8_linear` for what traces or compiles models: one node of a graph. Says less about tensors that do not fit."""
+
+
+def compiled() -> bool:
+    """Whether it is compiled code that works out these layers on CPUs."""
+    return _COMPILED
 
 
 @torch.library.register_fake(_NAME)

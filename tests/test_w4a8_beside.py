@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import ctypes
 from collections.abc import Callable
 from itertools import product
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
-from tersely.kernels.w4a8 import w4a8_linear, w4a8_op
-from tersely.kernels.w4a8_native import _known, in_c
+from tersely.kernels.w4a8 import MARGIN, w4a8_linear, w4a8_op
+from tersely.kernels.w4a8_layout import form_of
 
-from .test_w4a8_op import BEST, DTYPES, LEVELS, Layer, Size, assert_right, each, random_layer
+from .test_w4a8_op import BEST, DTYPES, FOUND, Layer, Size, assert_right, each, random_layer
 
 
 def pair(outputs: int, others: int, inputs: int, size: Size = 32) -> tuple[Layer, Layer]:
@@ -81,22 +81,55 @@ def test_planes_may_lie_beside(implementation: Callable[..., Tensor]) -> None:
     assert_right(found[:, 40:], x, other)
 
 
-def test_nothing_is_written_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Tensor] = []
-    real = torch.empty
+class InC(ctypes.Structure):
+    """`w4a8_layer` of csrc/w4a8.h."""
 
-    def guarded(*shape: int, dtype: torch.dtype) -> Tensor:
-        if len(shape) == 1:
-            return real(*shape, dtype=dtype)
-        made.append(torch.full((math.prod(shape) + 128,), 7, dtype=dtype))
-        return made[-1][64:-64].view(shape)
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "groups", "channel_scale", "input_scale", "bias")),
+        *((name, ctypes.c_int64) for name in "form bias_kind columns outputs lines group_count level".split()),
+        ("margin", ctypes.c_float),
+        ("beside", ctypes.c_void_p),
+    )
 
-    layer, other = pair(21, 5, 70)
-    monkeypatch.setattr(torch, "empty", guarded)
-    for implementation, rows, dtype in product(LEVELS.values(), (1, 3), DTYPES[:2]):
-        implementation(torch.randn(rows, 70, dtype=dtype), *given(layer, other))
-    assert len(made) == 4 * len(LEVELS)
-    assert all((whole[:64] == 7).all() and (whole[-64:] == 7).all() for whole in made)
+
+def in_c(layer: Layer, level: int, beside: InC | None = None) -> InC:
+    weight, groups = layer.weight, layer.groups
+    return InC(
+        *(None if t is None else t.data_ptr() for t in layer.tensors()),
+        form=form_of(weight, groups),
+        columns=70,
+        outputs=len(layer.channel_scale),
+        lines=weight.shape[-2],
+        group_count=1 if groups is None else groups.shape[1],
+        level=level,
+        margin=MARGIN,
+        beside=None if beside is None else ctypes.addressof(beside),
+    )
+
+
+@pytest.mark.skipif(BEST < 0, reason="not compiled")
+@pytest.mark.parametrize("size", [32, None, "planes"])
+def test_nothing_is_written_outside(size: Size) -> None:
+    assert FOUND is not None
+    layer, other = pair(21, 5, 70, size)
+    expected = torch.cat([alone(layer, 21), alone(other, 5)], dim=1)
+    for level, rows, (kind, dtype) in product(range(BEST + 1), (1, 3, 8), enumerate(DTYPES)):
+        second = in_c(other, level)
+        first, x = in_c(layer, level, second), torch.ones(rows, 70, dtype=dtype)
+        room, out = guarded(FOUND.tersely_w4a8_room(ctypes.byref(first), rows)), guarded(rows * 26, dtype)
+        whence, to = (x.data_ptr(), kind, rows, 70), (out[64:].data_ptr(), room[64:].data_ptr())
+        FOUND.tersely_w4a8_run(ctypes.byref(first), *map(ctypes.c_int64, (*whence, *to)), None, 1)
+        for whole in (room, out):
+            assert (whole[:64] == 7).all() and (whole[-64:] == 7).all()
+        torch.testing.assert_close(out[64:-64].view(rows, 26), expected.to(dtype).expand(rows, 26))
+
+
+def alone(layer: Layer, outputs: int) -> Tensor:
+    return w4a8_linear(torch.ones(1, 70), *layer.tensors()).view(1, outputs)  # type: ignore[arg-type]
+
+
+def guarded(size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    return torch.full((size + 128,), 7, dtype=dtype)
 
 
 @each
@@ -121,27 +154,13 @@ def test_what_does_not_fit(implementation: Callable[..., Tensor], at: int, tenso
 
 
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
-def test_it_is_known_only_as_it_is() -> None:
-    (layer, other), x = pair(20, 7, 90), torch.randn(2, 90)
-    tensors = given(layer, other)
-    for _ in range(2):
-        assert_right(in_c(x, *tensors)[:, 20:], x, other)  # type: ignore[arg-type]
-    kept = _known[id(layer.weight)]
-    in_c(x, *tensors)  # type: ignore[arg-type]
-    assert _known[id(layer.weight)] is kept
-    other.channel_scale = other.channel_scale * 2
-    assert_right(in_c(x, *given(layer, other))[:, 20:], x, other)  # type: ignore[arg-type]
-    assert in_c(x, *layer.tensors()).shape == (2, 20)  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(BEST < 0, reason="not compiled")
 def test_threads_share_the_tiles_of_both() -> None:
     layer, other = pair(16, 1500, 2048, 128)
     x, before = torch.randn(5, 2048), torch.get_num_threads()
-    expected = in_c(x, *given(layer, other))  # type: ignore[arg-type]
+    expected = w4a8_linear(x, *given(layer, other))  # type: ignore[arg-type]
     try:
         torch.set_num_threads(3)
-        assert torch.equal(in_c(x, *given(layer, other)), expected)  # type: ignore[arg-type]
+        assert torch.equal(w4a8_linear(x, *given(layer, other)), expected)  # type: ignore[arg-type]
     finally:
         torch.set_num_threads(before)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,15 +14,27 @@ from torch import Tensor
 from tersely.kernels import native
 from tersely.kernels.w4a8 import MARGIN, compiled, in_torch, quantize_rows, reference, w4a8_linear
 from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, pack_planes, preview, unpack
-from tersely.kernels.w4a8_native import in_c
 
 FOUND = native.library()
 BEST = FOUND.tersely_w4a8_level() if FOUND is not None and compiled() else -1
-LEVELS: dict[str, Callable[..., Tensor]] = {
-    name: lambda *tensors, level=level: in_c(*tensors, level=level)  # type: ignore[misc]
-    for level, name in enumerate(("any", "avx2", "avx512"))
-    if level <= BEST
-}
+
+
+def in_vectors(level: int) -> Callable[..., Tensor]:
+    """The compiled layer by vectors that may be poorer than this machine has."""
+
+    def layer(*tensors: Tensor) -> Tensor:
+        assert FOUND is not None
+        used = ctypes.c_int64.in_dll(FOUND, "tersely_w4a8_vectors")
+        used.value = level
+        try:
+            return w4a8_linear(*tensors)
+        finally:
+            used.value = BEST
+
+    return layer
+
+
+LEVELS = {name: in_vectors(level) for level, name in enumerate(("any", "avx2", "avx512")) if level <= BEST}
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"torch": in_torch, **LEVELS}
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

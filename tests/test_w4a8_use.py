@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import gc
+import os
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 import torch
@@ -15,33 +18,20 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
-from tersely.kernels import native, w4a8, w4a8_native
+from tersely.kernels import native
 from tersely.kernels.quantization import Scheme, W4A8Linear
-from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
-from tersely.kernels.w4a8_layout import DEEPEST, Form, pack, pack_bytes
-from tersely.kernels.w4a8_native import in_c
+from tersely.kernels.w4a8 import w4a8_linear, w4a8_op
+from tersely.kernels.w4a8_layout import DEEPEST, Form, check, pack, pack_bytes
+from tersely.kernels.w4a8_native import our_threads
 
-from .test_w4a8_op import BEST, FOUND, Size, assert_right, each, random_layer
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing is looked up yet, and what the test finds is forgotten after it."""
-    caches = (native.torch_only, native.library, w4a8._implementation, w4a8_native._native, w4a8_native._team)
-    for cache in caches:
-        cache.cache_clear()
-    yield monkeypatch
-    monkeypatch.undo()
-    for cache in caches:
-        cache.cache_clear()
+from .test_w4a8_op import BEST, DTYPES, FOUND, Size, each, random_layer
 
 
 def test_the_library_has_the_operation() -> None:
     if FOUND is None:
         pytest.skip("no C compiler, so the operations run in torch here")
     assert BEST >= 0, "csrc/w4a8.c is not in the library: see `pip install -v -e .`"
-    assert w4a8._implementation("cpu") is in_c
-    assert w4a8._implementation("cuda") is in_torch
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(w4a8_op.name(), "CPU")
 
 
 @each
@@ -71,6 +61,24 @@ def test_tensors_that_do_not_fit(
         implementation(*parts.values())
 
 
+@pytest.mark.skipif(BEST < 0, reason="not compiled")
+def test_compiled_code_and_the_check_take_the_same_shapes() -> None:
+    taken, scale = 0, torch.ones(20)
+    for lines, count in product((0, 1, 4, 8, 12, 16, 17, 20, 32), (None, 0, 1, 2, 3, 4, 5)):
+        groups = None if count is None else torch.ones(2, count, 2, 16, dtype=torch.uint8)
+        for planes, inputs in product((False, True), range(1, 150)):
+            weight = torch.zeros(*((2,) if planes else ()), 2, lines, 64, dtype=torch.uint8)
+            try:
+                check(inputs, weight, groups, scale, None, None)
+            except OptionError:
+                with pytest.raises(RuntimeError, match=r"w4a8_linear of .* says what is wrong"):
+                    w4a8_op(torch.ones(1, inputs), weight, groups, scale)
+            else:
+                taken += 1
+                assert w4a8_op(torch.ones(1, inputs), weight, groups, scale).shape == (1, 20)
+    assert taken > 500
+
+
 @pytest.mark.parametrize("x", [torch.ones(3, 90, dtype=torch.float64), torch.tensor(1.0)], ids=str)
 def test_activations_that_are_none(x: Tensor) -> None:
     with pytest.raises(OptionError, match="accepted: float32, bfloat16 or float16"):
@@ -94,41 +102,57 @@ def test_what_cannot_be_packed() -> None:
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
 @pytest.mark.parametrize("size", [128, "planes"])
 @pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "our threads"])
-def test_threads_share_the_tiles(fresh: pytest.MonkeyPatch, team: bool, size: Size) -> None:
-    ours = ctypes.cast(w4a8_native._our_threads, ctypes.c_void_p)
-    if not team:
-        fresh.setattr(w4a8_native, "_team", lambda: ours)
-    elif w4a8_native._team().value == ours.value:
+def test_threads_share_the_tiles(team: bool, size: Size) -> None:
+    assert FOUND is not None
+    used, ours = ctypes.c_void_p.in_dll(FOUND, "tersely_w4a8_team"), ctypes.cast(our_threads, ctypes.c_void_p).value
+    theirs = used.value
+    if team and theirs == ours:
         pytest.skip("torch's OpenMP cannot be reached here")
     layer, x, before = random_layer(1000, 2048, size), torch.randn(5, 2048), torch.get_num_threads()
-    expected = in_c(x, *layer.tensors())  # type: ignore[arg-type]
+    expected = w4a8_linear(x, *layer.tensors())  # type: ignore[arg-type]
     try:
+        used.value = theirs if team else ours
         for threads in (2, 3, 5):
             torch.set_num_threads(threads)
-            assert torch.equal(in_c(x, *layer.tensors()), expected)  # type: ignore[arg-type]
+            assert torch.equal(w4a8_linear(x, *layer.tensors()), expected)  # type: ignore[arg-type]
     finally:
         torch.set_num_threads(before)
+        used.value = theirs
 
 
-@pytest.mark.skipif(BEST < 0, reason="not compiled")
-def test_a_layer_is_known_only_as_it_is() -> None:
-    layer, other, x = random_layer(20, 90, None, extras=True), random_layer(20, 91, None), torch.randn(2, 90)
-    for _ in range(2):
-        assert_right(in_c(x, *layer.tensors()), x, layer)  # type: ignore[arg-type]
-    gc.collect()
-    count = len(w4a8_native._known)
-    layer.channel_scale = layer.channel_scale * 2  # another tensor
-    assert_right(in_c(x, *layer.tensors()), x, layer)  # type: ignore[arg-type]
-    layer.weight.data = other.weight  # the same one elsewhere
-    assert_right(in_c(x, *layer.tensors()), x, layer)  # type: ignore[arg-type]
-    layer.bias = None
-    assert_right(in_c(x, *layer.tensors()), x, layer)  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match="channel_scale"):
-        in_c(x, layer.weight, layer.groups, layer.channel_scale.double())
-    assert len(w4a8_native._known) == count
-    del layer
-    gc.collect()
-    assert len(w4a8_native._known) == count - 1
+@each
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_activations_may_lie_as_they_like(implementation: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    layer, x = random_layer(20, 90, 32), torch.randn(3, 4, 90).to(dtype)
+    expected = implementation(x, *layer.tensors())
+    assert expected.shape == (3, 4, 20) and expected.is_contiguous()
+    spread = torch.zeros(4, 91, 3, 2).to(dtype)
+    spread[:, 1:, :, 1] = x.permute(1, 2, 0)
+    lying = [
+        x.transpose(0, 1).contiguous().transpose(0, 1),
+        spread[:, 1:, :, 1].permute(2, 0, 1),
+        torch.cat((x, x), dim=-1)[..., 90:],
+        x[:, None].expand(3, 2, 4, 90)[:, 1],
+    ]
+    for same in lying:
+        assert torch.equal(same, x) and torch.equal(implementation(same, *layer.tensors()), expected)
+    for row in (x[0, 0], x[:1, :1], torch.cat((x, x), dim=-1)[0, :, :90][:1]):
+        assert torch.equal(implementation(row, *layer.tensors()).flatten(), expected[0, 0])
+    assert torch.equal(implementation(x[0, :1].expand(5, 90), *layer.tensors()), expected[0, :1].expand(5, 20))
+    assert implementation(x[:0], *layer.tensors()).shape == (0, 4, 20)
+
+
+@each
+def test_tensors_are_let_go(implementation: Callable[..., Tensor]) -> None:
+    layer, other = random_layer(20, 90, 32, extras=True), random_layer(7, 90, None)
+    assert layer.bias is not None
+    layer.bias = torch.cat((layer.bias, torch.zeros(7)))
+    tensors = [torch.randn(2, 90), *layer.tensors(), other.weight, other.channel_scale]
+    out = implementation(*tensors)
+    with pytest.raises(OptionError):
+        implementation(torch.ones(2, 64), *tensors[1:])
+    held = [t._use_count() for t in (out, *tensors) if t is not None]  # type: ignore[attr-defined]
+    assert held == [torch.zeros(1)._use_count()] * len(held)  # type: ignore[attr-defined]
 
 
 def test_where_no_thread_can_be_started_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +197,18 @@ def test_torch_knows_what_comes_out() -> None:
     assert torch.equal(real, w4a8_linear(x, *layer.tensors()))  # type: ignore[arg-type]
 
 
-def test_the_environment_can_ask_for_torch(fresh: pytest.MonkeyPatch) -> None:
-    fresh.setenv("TERSELY_KERNELS", "torch")
-    assert w4a8._implementation("cpu") is in_torch
+def test_the_environment_can_ask_for_torch() -> None:
+    code = """
+from tersely.kernels.w4a8 import *
+from tersely.kernels.w4a8_layout import pack_bytes
+assert not compiled() and not torch._C._dispatch_has_kernel_for_dispatch_key(w4a8_op.name(), "CPU")
+layer = pack_bytes(torch.full((3, 8), 2)), None, torch.ones(3)
+for way in (w4a8_linear, w4a8_op, in_torch):
+    print(way(torch.full((2, 2, 8), 127.0), *layer).unique().tolist())
+"""
+    environment = {**os.environ, "TERSELY_KERNELS": "torch"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[2032.0]\n" * 3), done.stderr
 
 
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "scaled"])

@@ -70,6 +70,12 @@ INLINE void any_store_bfloats(void *to, any_vec value) {
     memcpy(to, halves, sizeof halves);
 }
 
+INLINE void any_store_halves(void *to, any_vec value) {
+    uint16_t halves[any_width];
+    for (int i = 0; i < any_width; i++) halves[i] = half_of(value[i]);
+    memcpy(to, halves, sizeof halves);
+}
+
 typedef const int8_t *any_fours;
 INLINE any_fours any_four(const int8_t *x) { return x; }
 

@@ -60,6 +60,10 @@ AVX2_INLINE void avx2_store_bfloats(void *to, __m256 value) {
     _mm_storeu_si128((__m128i *)to, _mm256_castsi256_si128(halves));
 }
 
+AVX2_INLINE void avx2_store_halves(void *to, __m256 value) {
+    _mm_storeu_si128((__m128i *)to, _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+
 AVX2_INLINE __m256i avx2_four(const int8_t *x) {
     int32_t word;
     memcpy(&word, x, sizeof word);

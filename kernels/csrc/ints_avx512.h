@@ -49,6 +49,10 @@ VNNI_INLINE void avx512_store_bfloats(void *to, __m512 value) {
     _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(rounded));
 }
 
+VNNI_INLINE void avx512_store_halves(void *to, __m512 value) {
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+}
+
 VNNI_INLINE __m512i avx512_four(const int8_t *x) {
     int32_t word;
     memcpy(&word, x, sizeof word);

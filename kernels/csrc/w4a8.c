@@ -35,7 +35,7 @@
 #endif
 
 /* The best kind of vectors here: AVX512 only with its instructions for 8 bits. */
-EXPORT int tersely_w4a8_level(void) {
+EXPORT int64_t tersely_w4a8_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) return AVX512;
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
@@ -82,9 +82,6 @@ static void take(w4a8_job *job, on_tiles *work) {
 
 static void take_multiplying(void *job) { take(job, multiply); }
 static void take_refining(void *job) { take(job, refine); }
-
-/* Calls `work` in so many threads at once, as GOMP_parallel of an OpenMP library does. */
-typedef void parallel(void (*work)(void *), void *shared, unsigned threads, unsigned flags);
 
 /* `threads`: as many as there are. */
 static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t threads) {
@@ -141,10 +138,10 @@ static void run_one(w4a8_job *job, char *room, parallel *run, int64_t threads) {
     share(job, take_refining, run, threads);
 }
 
-/* A layer on rows, and those beside it, in up to so many threads. `run` may be NULL for one. */
+/* A layer on rows, and those beside it, in up to so many threads; results are of the kind of x. `run` may be NULL for one. */
 EXPORT void tersely_w4a8_run(
-    const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, int64_t out_kind,
-    char *room, parallel *run, int64_t threads
+    const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, char *room, parallel *run,
+    int64_t threads
 ) {
     int64_t outputs = 0, first = 0;
     for (const w4a8_layer *one = layer; one; one = one->beside) outputs += one->outputs;
@@ -152,7 +149,7 @@ EXPORT void tersely_w4a8_run(
     for (; layer; first += layer->outputs, layer = layer->beside) {
         w4a8_job job = {
             .layer = layer, .x = x, .kind = kind, .rows = rows, .stride = stride,
-            .out = (char *)out + first * size_of((int)out_kind), .out_kind = out_kind, .out_stride = outputs,
+            .out = (char *)out + first * size_of((int)kind), .out_stride = outputs,
         };
         run_one(&job, room, run, threads);
     }

@@ -94,7 +94,8 @@ VEC_TARGET INLINE void VEC(results)(
 VEC_TARGET INLINE void VEC(put)(const VEC(vec) *values, void *to, int kind) {
     for (int p = 0; p < VEC(parts); p++) {
         if (kind == FLOAT32) VEC(store)((float *)to + p * VEC(width), values[p]);
-        else VEC(store_bfloats)((uint16_t *)to + p * VEC(width), values[p]);
+        else if (kind == BFLOAT16) VEC(store_bfloats)((uint16_t *)to + p * VEC(width), values[p]);
+        else VEC(store_halves)((uint16_t *)to + p * VEC(width), values[p]);
     }
 }
 
@@ -110,8 +111,8 @@ VEC_TARGET static NOINLINE void VEC(finish_last)(
     memcpy(scales, layer->channel_scale + first, left * sizeof *scales);
     if (layer->bias) memcpy(bias, (const char *)layer->bias + (size_t)first * width, left * width);
     VEC(results)(job, row, tile, totals, preview, scales, layer->bias ? (const char *)bias : NULL, values);
-    VEC(put)(values, out, (int)job->out_kind);
-    const int64_t size = size_of((int)job->out_kind);
+    VEC(put)(values, out, (int)job->kind);
+    const int64_t size = size_of((int)job->kind);
     memcpy((char *)job->out + (row * job->out_stride + first) * size, out, left * (size_t)size);
 }
 
@@ -128,7 +129,7 @@ VEC_TARGET INLINE void VEC(finish)(
     const char *bias = layer->bias ? (const char *)layer->bias + first * size_of((int)layer->bias_kind) : NULL;
     VEC(vec) values[VEC(parts)];
     VEC(results)(job, row, tile, totals, preview, layer->channel_scale + first, bias, values);
-    VEC(put)(values, (char *)job->out + (row * job->out_stride + first) * size_of((int)job->out_kind), (int)job->out_kind);
+    VEC(put)(values, (char *)job->out + (row * job->out_stride + first) * size_of((int)job->kind), (int)job->kind);
 }
 
 /* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and form are

@@ -1,0 +1,202 @@
+/* tersely::w4a8_linear for CPUs, as an op of torch: from tensors to the layers of w4a8.c and back.
+ *
+ * Only those functions of torch are called that it keeps for code in C as they are (torch/csrc/stable/c/shim.h), and they
+ * are handed in by ../w4a8_native.py, so that neither torch nor its headers have to be there when this is built. */
+
+#include "w4a8.h"
+
+#include <stdbool.h>
+#include <stdlib.h>
+
+typedef void *tensor;
+typedef uint64_t slot; /* an argument on torch's stack, or a result: a tensor, or where one is optional, a pointer to it or 0 */
+typedef int32_t failed; /* 0 if not */
+typedef void an_op(slot *stack, uint64_t arguments, uint64_t results);
+
+enum { UINT8 = FLOAT16 + 1, DTYPES, MOST_DIM = 64 };
+#define SILENT "torch does not say what was asked of a tensor"
+#define TORCH_VERSION ((uint64_t)2 << 56 | (uint64_t)13 << 48) /* whose rules for arguments this goes by */
+
+/* Names and signatures are torch's. */
+typedef struct {
+    failed (*get_data_ptr)(tensor, void **), (*get_dim)(tensor, int64_t *), (*get_sizes)(tensor, int64_t **);
+    failed (*get_strides)(tensor, int64_t **), (*get_dtype)(tensor, int32_t *);
+    failed (*empty_strided)(
+        int64_t dim, const int64_t *sizes, const int64_t *strides, int32_t dtype, int32_t device, int32_t index, tensor *out
+    );
+    failed (*delete_tensor_object)(tensor), (*delete_stable_ivalue)(slot *), (*get_num_threads)(uint32_t *);
+    void (*check)(bool right, const char *function, const char *file, uint32_t line, const char *message);
+    failed (*library_init_impl)(const char *space, const char *key, const char *file, uint32_t line, void **library);
+    failed (*library_impl)(void *library, const char *name, an_op *op, uint64_t torch_version);
+    int32_t dtypes[DTYPES], cpu;
+} torch_calls;
+
+static torch_calls torch;
+static float margin_of_planes;
+/* Which vectors, and which threads: what tests may set. */
+EXPORT int64_t tersely_w4a8_vectors;
+EXPORT parallel *tersely_w4a8_team;
+
+typedef struct {
+    char *data; /* NULL where there is no tensor */
+    int64_t dim, *sizes, *strides;
+    int32_t dtype; /* of FLOAT32 to UINT8, or DTYPES */
+    bool given, contiguous;
+} view;
+
+static failed look(tensor from, view *to) {
+    int32_t dtype;
+    *to = (view){.given = true, .contiguous = true, .dtype = DTYPES};
+    if (torch.get_data_ptr(from, (void **)&to->data) || torch.get_dim(from, &to->dim) ||
+        torch.get_sizes(from, &to->sizes) || torch.get_strides(from, &to->strides) || torch.get_dtype(from, &dtype))
+        return 1;
+    for (int i = 0; i < DTYPES; i++)
+        if (torch.dtypes[i] == dtype) to->dtype = i;
+    int64_t step = 1;
+    for (int64_t d = to->dim - 1; d >= 0; step *= to->sizes[d--])
+        to->contiguous = to->contiguous && (to->sizes[d] == 1 || to->strides[d] == step);
+    return 0;
+}
+
+/* Whether there is no tensor, or one of a dtype from `first` to `last` and of these sizes. */
+static bool is(const view *of, int first, int last, int64_t dim, const int64_t *sizes) {
+    if (!of->given) return true;
+    bool same = of->dim == dim && of->dtype >= first && of->dtype <= last && of->contiguous;
+    for (int64_t d = 0; same && d < dim; d++) same = of->sizes[d] == sizes[d];
+    return same;
+}
+
+#define SIZES(...) (sizeof((int64_t[]){__VA_ARGS__}) / sizeof(int64_t)), (int64_t[]){__VA_ARGS__}
+
+enum { WEIGHT, GROUPS, CHANNEL_SCALE, INPUT_SCALE, BIAS, PARTS };
+
+/* A layer from its tensors, if they fit: the rules are those of `check` in ../w4a8_layout.py, which says what is wrong. */
+static bool fill(w4a8_layer *layer, const view *of, int64_t columns) {
+    const view *weight = of + WEIGHT, *groups = of + GROUPS, *scale = of + CHANNEL_SCALE;
+    if (scale->dim != 1 || (weight->dim != 3 && (groups->given || weight->dim != 4))) return false;
+    if (groups->given && (groups->dim != 4 || groups->sizes[1] < 1)) return false;
+    *layer = (w4a8_layer){
+        .codes = (const uint8_t *)weight->data, .groups = (const uint8_t *)groups->data,
+        .channel_scale = (const float *)scale->data, .input_scale = (const float *)of[INPUT_SCALE].data, .bias = of[BIAS].data,
+        .form = groups->given ? GRAINS : weight->dim == 4 ? PLANES : BYTES, .bias_kind = of[BIAS].dtype,
+        .columns = columns, .outputs = scale->sizes[0], .lines = weight->sizes[weight->dim - 2],
+        .group_count = groups->given ? groups->sizes[1] : 1, .level = tersely_w4a8_vectors, .margin = margin_of_planes,
+    };
+    const int64_t tiles = tiles_of(layer), depth = depth_of(layer), inputs = layer->form == BYTES ? 4 : 8;
+    const int64_t size = groups->given ? depth / layer->group_count : inputs;
+    if (depth < 1 || depth > DEEPEST || depth < columns || depth - columns >= size) return false;
+    if (groups->given && ((size != 32 && size != 64 && size != 128) || depth % size)) return false;
+    bool lies = layer->form == PLANES ? is(weight, UINT8, UINT8, SIZES(2, tiles, layer->lines, LINE))
+                                      : is(weight, UINT8, UINT8, SIZES(tiles, layer->lines, LINE));
+    return lies && is(groups, UINT8, UINT8, SIZES(tiles, layer->group_count, 2, TILE)) &&
+           is(scale, FLOAT32, FLOAT32, SIZES(layer->outputs)) && is(of + INPUT_SCALE, FLOAT32, FLOAT32, SIZES(columns)) &&
+           is(of + BIAS, FLOAT32, FLOAT16, SIZES(layer->outputs));
+}
+
+/* The layer of `of`, and behind it one of 8-bit weights beside it, if there is one. */
+static bool fill_both(w4a8_layer *layers, const view *of, const view *beside, const view *beside_scale, int64_t columns) {
+    view first[PARTS], second[PARTS] = {0};
+    int64_t own = of[CHANNEL_SCALE].dim == 1 ? of[CHANNEL_SCALE].sizes[0] : 0, others;
+    memcpy(first, of, sizeof first);
+    if (!beside->given && !beside_scale->given) return fill(layers, first, columns);
+    if (!beside->given || !beside_scale->given || beside_scale->dim != 1) return false;
+    others = beside_scale->sizes[0];
+    second[WEIGHT] = *beside;
+    second[CHANNEL_SCALE] = *beside_scale;
+    second[INPUT_SCALE] = of[INPUT_SCALE];
+    const view *bias = of + BIAS;
+    if (bias->given) {
+        if (!is(bias, FLOAT32, FLOAT16, SIZES(own + others))) return false;
+        first[BIAS].sizes = &own;
+        second[BIAS] = *bias;
+        second[BIAS].sizes = &others;
+        second[BIAS].data += own * size_of(bias->dtype);
+    }
+    layers[0].beside = NULL;
+    if (!fill(layers, first, columns) || !fill(layers + 1, second, columns)) return false;
+    layers[0].beside = layers + 1;
+    return true;
+}
+
+/* Where the rows of x begin, `stride` numbers apart; `copy` if they have to be copied, which the caller frees. */
+static const char *rows_of(const view *x, int64_t rows, int64_t *stride, char **copy) {
+    const int64_t last = x->dim - 1, columns = x->sizes[last], size = size_of(x->dtype);
+    *stride = columns;
+    if (x->contiguous) return x->data;
+    if (x->dim == 2 && x->strides[1] == 1) {
+        *stride = x->strides[0];
+        return x->data;
+    }
+    char *to = *copy = malloc((size_t)(rows * columns * size));
+    for (int64_t row = 0; to && row < rows; row++) {
+        int64_t at = 0, rest = row;
+        for (int64_t d = last - 1; d >= 0; rest /= x->sizes[d--]) at += rest % x->sizes[d] * x->strides[d];
+        for (int64_t i = 0; i < columns; i++, to += size) memcpy(to, x->data + (at + i * x->strides[last]) * size, (size_t)size);
+    }
+    return *copy;
+}
+
+/* What is right as NULL, or what is wrong. */
+static const char *work_out(const view *x, const w4a8_layer *layers, tensor *out) {
+    int64_t rows = 1, sizes[MOST_DIM], strides[MOST_DIM], step = 1, stride;
+    const int64_t last = x->dim - 1;
+    memcpy(sizes, x->sizes, (size_t)x->dim * sizeof *sizes);
+    sizes[last] = layers->outputs + (layers->beside ? layers->beside->outputs : 0);
+    for (int64_t d = last; d >= 0; d--) {
+        strides[d] = step;
+        step *= sizes[d] > 1 ? sizes[d] : 1;
+        if (d < last) rows *= sizes[d];
+    }
+    view result;
+    uint32_t threads;
+    if (torch.empty_strided(x->dim, sizes, strides, torch.dtypes[x->dtype], torch.cpu, 0, out)) return "no memory for what comes out";
+    if (look(*out, &result) || torch.get_num_threads(&threads)) return SILENT;
+    if (!rows) return NULL;
+    char *copy = NULL, *room = malloc((size_t)tersely_w4a8_room(layers, rows));
+    const char *from = rows_of(x, rows, &stride, &copy);
+    if (room && from)
+        tersely_w4a8_run(layers, from, x->dtype, rows, stride, result.data, room, tersely_w4a8_team, threads);
+    free(copy);
+    free(room);
+    return room && from ? NULL : "no memory to work in";
+}
+
+enum { X, FIRST, BESIDE = FIRST + PARTS, BESIDE_SCALE, ARGUMENTS };
+
+static void linear(slot *stack, uint64_t arguments, uint64_t results) {
+    static const bool optional[ARGUMENTS] = {[FIRST + GROUPS] = true, [FIRST + INPUT_SCALE] = true, [FIRST + BIAS] = true,
+                                             [BESIDE] = true, [BESIDE_SCALE] = true};
+    (void)arguments, (void)results; /* as many as the schema has */
+    tensor given[ARGUMENTS], out = NULL;
+    view of[ARGUMENTS] = {0};
+    w4a8_layer layers[2];
+    const char *wrong = NULL;
+    for (int i = 0; i < ARGUMENTS; i++) {
+        slot *kept = optional[i] ? (slot *)(uintptr_t)stack[i] : stack + i;
+        given[i] = kept ? (tensor)(uintptr_t)*kept : NULL;
+        if (optional[i] && kept) torch.delete_stable_ivalue(kept);
+        if (given[i] && look(given[i], of + i)) wrong = SILENT;
+    }
+    const view *x = of + X;
+    if (!wrong && (x->dtype > FLOAT16 || x->dim < 1 || x->dim > MOST_DIM ||
+                   !fill_both(layers, of + FIRST, of + BESIDE, of + BESIDE_SCALE, x->sizes[x->dim - 1])))
+        wrong = "these tensors are no layer; w4a8_linear of tersely.kernels.w4a8 says what is wrong with them";
+    if (!wrong) wrong = work_out(x, layers, &out);
+    for (int i = 0; i < ARGUMENTS; i++)
+        if (given[i]) torch.delete_tensor_object(given[i]);
+    stack[0] = (slot)(uintptr_t)out;
+    if (!wrong) return;
+    if (out) torch.delete_tensor_object(out);
+    torch.check(false, __func__, "w4a8_op.c", 0, wrong); /* raises RuntimeError */
+}
+
+/* Makes it the op's implementation for CPUs. */
+EXPORT failed tersely_w4a8_register(const torch_calls *calls, float margin, parallel *team) {
+    void *library;
+    torch = *calls;
+    margin_of_planes = margin;
+    tersely_w4a8_team = team;
+    tersely_w4a8_vectors = tersely_w4a8_level();
+    return torch.library_init_impl("tersely", "CPU", "w4a8_op.c", 0, &library) ||
+           torch.library_impl(library, "w4a8_linear", linear, TORCH_VERSION);
+}
