@@ -1,4 +1,4 @@
-"""The optional library of compiled operations: found once, plain C by ctypes, so it knows nothing of torch's ABI."""
+"""The optional library of compiled operations: found once, called by ctypes; plain C, built without torch's headers."""
 
 from __future__ import annotations
 

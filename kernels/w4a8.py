@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import OptionError
-from .native import KINDS
-from .w4a8_layout import TILE, Form, check, form_of, preview, side_by_side, unpack
+from .native import KINDS, library
+from .w4a8_layout import TILE, Form, Tensors, check, form_of, preview, side_by_side, unpack
 from .w4a8_native import register
 
 X_LEAST = 2.0**-100
@@ -48,10 +48,6 @@ def w4a8_linear(
     outputs follow; the bias is that of both then. A row with NaN or infinity gives NaN. Without gradients. Raises
     OptionError for shapes and dtypes that do not fit.
     """
-    if x.dtype not in KINDS or not x.ndim:
-        raise OptionError(
-            f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
-        )
     tensors = weight, groups, channel_scale, input_scale, bias, beside, beside_scale
     try:
         if torch.is_inference_mode_enabled():
@@ -59,9 +55,33 @@ def w4a8_linear(
         with torch._C._AutoDispatchBelowAutograd():
             return w4a8_op(x, *tensors)  # type: ignore[no-any-return]
     except RuntimeError:
-        for part in side_by_side(tensors[:5], beside, beside_scale):
-            check(x.shape[-1], *part)  # compiled code does not say what is wrong
+        _layers(x, *tensors)  # compiled code does not say what is wrong
         raise
+
+
+def _layers(
+    x: Tensor,
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    beside: Tensor | None = None,
+    beside_scale: Tensor | None = None,
+) -> list[Tensors]:
+    """The layer, and the one beside it if any; raises OptionError unless they fit x and each other."""
+    if x.dtype not in KINDS or not x.ndim:
+        raise OptionError(
+            f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
+        )
+    layer = weight, groups, channel_scale, input_scale, bias
+    devices = {tensor.device for tensor in (x, *layer, beside, beside_scale) if tensor is not None}
+    if len(devices) > 1:
+        raise OptionError(f"tensors are on {', '.join(sorted(map(str, devices)))}; accepted: all on one device")
+    found = side_by_side(layer, beside, beside_scale)
+    for one in found:
+        check(x.shape[-1], *one)
+    return found
 
 
 def reference(
@@ -121,14 +141,13 @@ def in_torch(
     beside_scale: Tensor | None = None,
 ) -> Tensor:
     """The layer where nothing compiled is at hand: some tiles at a time, so that few weights are ever unpacked."""
-    parts = side_by_side((weight, groups, channel_scale, input_scale, bias), beside, beside_scale)
-    rows = x.reshape(-1, x.shape[-1])
-    first, *others = (_part_in_torch(rows, *part) for part in parts)
-    out = torch.cat((first, *others), dim=1) if others else first
+    layers = _layers(x, weight, groups, channel_scale, input_scale, bias, beside, beside_scale)
+    with torch.autocast(x.device.type, enabled=False):
+        out = torch.cat([_one_in_torch(x.reshape(-1, x.shape[-1]), *layer) for layer in layers], dim=1)
     return out.reshape(*x.shape[:-1], out.shape[1])
 
 
-def _part_in_torch(
+def _one_in_torch(
     x: Tensor,
     weight: Tensor,
     groups: Tensor | None,
@@ -136,7 +155,6 @@ def _part_in_torch(
     input_scale: Tensor | None,
     bias: Tensor | None,
 ) -> Tensor:
-    check(x.shape[1], weight, groups, channel_scale, input_scale, bias)
     x8, row_scale = quantize_rows(x, input_scale)
     rows, outputs = len(x), channel_scale.shape[0]
     planes = form_of(weight, groups) is Form.PLANES
@@ -171,6 +189,7 @@ def _no_gradient(*_: object) -> None:
 
 
 _NAME = "tersely::w4a8_linear"
+library()  # or what is wrong with the environment would be said when the op is there by half
 # Not as a `custom_op`, which takes longer to call: this has no gradients, changes no input and gives none back.
 torch.library.define(_NAME, str(torch.library.infer_schema(w4a8_linear, mutates_args=())))
 torch.library.impl(_NAME, "default", in_torch)
@@ -196,5 +215,5 @@ def _(
     beside: Tensor | None = None,
     beside_scale: Tensor | None = None,
 ) -> Tensor:
-    parts = side_by_side((weight, groups, channel_scale, input_scale, bias), beside, beside_scale)
-    return x.new_empty(*x.shape[:-1], sum(part[2].shape[0] for part in parts))
+    layers = _layers(x, weight, groups, channel_scale, input_scale, bias, beside, beside_scale)
+    return x.new_empty(*x.shape[:-1], sum(layer[2].shape[0] for layer in layers))

@@ -143,6 +143,8 @@ def check(
     ]
     if groups is not None and size not in GROUP_SIZES:
         wrong.append(f"groups of {size} inputs")
+    if not outputs:
+        wrong.append("no outputs")
     if not 0 < depth <= DEEPEST or not 0 <= depth - inputs < size:
         wrong.append(f"{depth} inputs with padding, at most {DEEPEST}")
     if wrong:

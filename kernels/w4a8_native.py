@@ -1,6 +1,7 @@
 """The layers of `w4a8.py` on CPUs, compiled: what csrc/w4a8_op.c is given of torch, and which threads work there.
 
-The op is one of torch's own kind, so that a step of decoding, which calls a hundred layers, waits for no Python.
+A step of decoding calls a hundred layers, so the op is one of torch's own kind: between torch and csrc/w4a8.c there is
+no Python.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import torch
 from .native import library, run_at_once
 
 _CALLS = (
-    *(f"aoti_torch_get_{name}" for name in ("data_ptr", "dim", "sizes", "strides", "dtype")),
+    "torch_get_const_data_ptr",
+    "torch_get_mutable_data_ptr",
+    *(f"aoti_torch_get_{name}" for name in ("dim", "sizes", "strides", "dtype")),
     "aoti_torch_empty_strided",
     "aoti_torch_delete_tensor_object",
     "torch_delete_stable_ivalue",
     "torch_get_num_threads",
+    "torch_exception_get_what_without_backtrace",
     "aoti_torch_check",
     "aoti_torch_library_init_impl",
     "torch_library_impl",

@@ -117,8 +117,8 @@ def test_nothing_is_written_outside(size: Size) -> None:
         second = in_c(other, level)
         first, x = in_c(layer, level, second), torch.ones(rows, 70, dtype=dtype)
         room, out = guarded(FOUND.tersely_w4a8_room(ctypes.byref(first), rows)), guarded(rows * 26, dtype)
-        whence, to = (x.data_ptr(), kind, rows, 70), (out[64:].data_ptr(), room[64:].data_ptr())
-        FOUND.tersely_w4a8_run(ctypes.byref(first), *map(ctypes.c_int64, (*whence, *to)), None, 1)
+        numbers = (x.data_ptr(), kind, rows, 70, out[64:].data_ptr(), room[64:].data_ptr(), 0, 1)
+        FOUND.tersely_w4a8_run(ctypes.byref(first), *map(ctypes.c_int64, numbers))
         for whole in (room, out):
             assert (whole[:64] == 7).all() and (whole[-64:] == 7).all()
         torch.testing.assert_close(out[64:-64].view(rows, 26), expected.to(dtype).expand(rows, 26))

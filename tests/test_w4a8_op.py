@@ -318,7 +318,8 @@ def test_no_number_stays_none_in_16_bits(implementation: Callable[..., Tensor]) 
     layer = random_layer(20, 40, 32)
     # All bits of the fraction: rounding by itself would carry into the sign, and come to a zero.
     layer.bias = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32).repeat(10)
-    assert implementation(torch.randn(3, 40).bfloat16(), *layer.tensors()).isnan().all()
+    for dtype in DTYPES[1:]:
+        assert implementation(torch.randn(3, 40).to(dtype), *layer.tensors()).isnan().all()
 
 
 @each
@@ -327,3 +328,13 @@ def test_results_round_to_even(implementation: Callable[..., Tensor]) -> None:
     x = torch.tensor([[127, 1]], dtype=torch.bfloat16)
     # 257, 259 and -257 lie in the middle of what bfloat16 has.
     assert implementation(x, *layer.tensors()).tolist() == [[256, 260, -256]]
+
+
+@each
+def test_float16_at_its_edges(implementation: Callable[..., Tensor]) -> None:
+    steps = torch.arange(-(2**25), 2**25, 4099, dtype=torch.float64).float()
+    ties = torch.tensor([2049.0, 2051.0, -2049.0, 65519.0, 65520.0, -65520.0, 2.0**-25, 3 * 2.0**-25, -(2.0**-26)])
+    wanted = torch.cat((ties, *(steps * 2.0**power for power in (-40, -37, -25, -9))))
+    layer = Layer(pack_bytes(torch.zeros(len(wanted), 4)), None, torch.ones(len(wanted)), bias=wanted)
+    found = implementation(torch.ones(1, 4, dtype=torch.float16), *layer.tensors())
+    assert torch.equal(found[0], wanted.half())

@@ -1,4 +1,4 @@
-"""Low-bit linear layers around their arithmetic: what is refused, threads, what is remembered, how torch sees them."""
+"""Low-bit linear layers around their arithmetic: what is refused, threads, how activations lie, how torch sees them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tersely.errors import OptionError
 from tersely.kernels import native
 from tersely.kernels.quantization import Scheme, W4A8Linear
-from tersely.kernels.w4a8 import w4a8_linear, w4a8_op
+from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import DEEPEST, Form, check, pack, pack_bytes
 from tersely.kernels.w4a8_native import our_threads
 
@@ -30,8 +30,9 @@ from .test_w4a8_op import BEST, DTYPES, FOUND, Size, each, random_layer
 def test_the_library_has_the_operation() -> None:
     if FOUND is None:
         pytest.skip("no C compiler, so the operations run in torch here")
-    assert BEST >= 0, "csrc/w4a8.c is not in the library: see `pip install -v -e .`"
+    assert BEST >= 0, "csrc/w4a8_op.c is not in the library, or not for this torch: see `pip install -v -e .`"
     assert torch._C._dispatch_has_kernel_for_dispatch_key(w4a8_op.name(), "CPU")
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key(w4a8_op.name(), "CUDA")
 
 
 @each
@@ -49,8 +50,9 @@ def test_the_library_has_the_operation() -> None:
         ({"bias": torch.ones(20, dtype=torch.int64)}, "bias torch.int64"),
         ({"x": torch.ones(1, 97)}, "with padding"),
         ({"x": torch.ones(1, 64)}, "with padding"),
+        ({"weight": torch.zeros(0, 12, 64, dtype=torch.uint8), "channel_scale": torch.ones(0)}, "no outputs"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_tensors_that_do_not_fit(
     implementation: Callable[..., Tensor], changed: dict[str, Tensor], message: str
@@ -64,25 +66,35 @@ def test_tensors_that_do_not_fit(
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
 def test_compiled_code_and_the_check_take_the_same_shapes() -> None:
     taken, scale = 0, torch.ones(20)
-    for lines, count in product((0, 1, 4, 8, 12, 16, 17, 20, 32), (None, 0, 1, 2, 3, 4, 5)):
+    few = product((0, 1, 4, 8, 12, 16, 17, 20, 32), (None, 0, 1, 2, 3, 4, 5), range(1, 150))
+    # So many groups that what is left over after the last one is less than an input each.
+    many = ((132, 33, 1056), (136, 33, 1088), (136, 33, 1087), (528, 65, 4224), (2080, 129, 16640))
+    for (lines, count, inputs), planes in product((*few, *many), (False, True)):
         groups = None if count is None else torch.ones(2, count, 2, 16, dtype=torch.uint8)
-        for planes, inputs in product((False, True), range(1, 150)):
-            weight = torch.zeros(*((2,) if planes else ()), 2, lines, 64, dtype=torch.uint8)
-            try:
-                check(inputs, weight, groups, scale, None, None)
-            except OptionError:
-                with pytest.raises(RuntimeError, match=r"w4a8_linear of .* says what is wrong"):
-                    w4a8_op(torch.ones(1, inputs), weight, groups, scale)
-            else:
-                taken += 1
-                assert w4a8_op(torch.ones(1, inputs), weight, groups, scale).shape == (1, 20)
+        weight, x = torch.zeros(*((2,) if planes else ()), 2, lines, 64, dtype=torch.uint8), torch.ones(1, inputs)
+        try:
+            check(inputs, weight, groups, scale, None, None)
+        except OptionError:
+            with pytest.raises(RuntimeError, match=r"w4a8_linear of .* says what is wrong"):
+                w4a8_op(x, weight, groups, scale)
+        else:
+            taken += 1
+            assert w4a8_op(x, weight, groups, scale).shape == (1, 20)
     assert taken > 500
 
 
+@each
+def test_tensors_on_other_devices(implementation: Callable[..., Tensor]) -> None:
+    layer, x = random_layer(20, 90, 32), torch.ones(2, 90)
+    with pytest.raises(OptionError, match="tensors are on cpu, meta; accepted: all on one device"):
+        implementation(x, layer.weight.to("meta"), layer.groups, layer.channel_scale)
+
+
 @pytest.mark.parametrize("x", [torch.ones(3, 90, dtype=torch.float64), torch.tensor(1.0)], ids=str)
-def test_activations_that_are_none(x: Tensor) -> None:
+@each
+def test_activations_that_are_none(implementation: Callable[..., Tensor], x: Tensor) -> None:
     with pytest.raises(OptionError, match="accepted: float32, bfloat16 or float16"):
-        w4a8_linear(x, *random_layer(20, 90, 32).tensors())  # type: ignore[arg-type]
+        implementation(x, *random_layer(20, 90, 32).tensors())
 
 
 def test_layers_too_deep() -> None:
@@ -197,6 +209,18 @@ def test_torch_knows_what_comes_out() -> None:
     assert torch.equal(real, w4a8_linear(x, *layer.tensors()))  # type: ignore[arg-type]
 
 
+def test_autocast_changes_nothing() -> None:
+    layer, x = random_layer(20, 900, 32), torch.randn(2, 900)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(in_torch(x, *layer.tensors()), w4a8_linear(x, *layer.tensors()))  # type: ignore[arg-type]
+
+
+def run(code: str, kernels: str) -> subprocess.CompletedProcess[str]:
+    """A Python of its own, where the environment says which operations are wanted."""
+    environment = {**os.environ, "TERSELY_KERNELS": kernels}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+
 def test_the_environment_can_ask_for_torch() -> None:
     code = """
 from tersely.kernels.w4a8 import *
@@ -206,9 +230,21 @@ layer = pack_bytes(torch.full((3, 8), 2)), None, torch.ones(3)
 for way in (w4a8_linear, w4a8_op, in_torch):
     print(way(torch.full((2, 2, 8), 127.0), *layer).unique().tolist())
 """
-    environment = {**os.environ, "TERSELY_KERNELS": "torch"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run(code, "torch")
     assert (done.returncode, done.stdout) == (0, "[2032.0]\n" * 3), done.stderr
+
+
+def test_what_the_environment_cannot_ask_for_is_said_each_time() -> None:
+    code = """
+for _ in range(2):
+    try:
+        import tersely.kernels.w4a8
+    except ValueError as error:
+        print(error)
+"""
+    done = run(code, "fast")
+    first, second = done.stdout.splitlines()
+    assert first == second and "accepted: auto, torch" in first, done.stderr
 
 
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "scaled"])

@@ -1,7 +1,8 @@
 /* tersely::w4a8_linear for CPUs, as an op of torch: from tensors to the layers of w4a8.c and back.
  *
- * Only those functions of torch are called that it keeps for code in C as they are (torch/csrc/stable/c/shim.h), and they
- * are handed in by ../w4a8_native.py, so that neither torch nor its headers have to be there when this is built. */
+ * Only those functions of torch are called that it keeps for code in C as they are (torch/csrc/stable/c/shim.h and
+ * torch/csrc/inductor/aoti_torch/c/shim.h), and they are handed in by ../w4a8_native.py, so that neither torch nor its
+ * headers have to be there when this is built. */
 
 #include "w4a8.h"
 
@@ -14,31 +15,32 @@ typedef int32_t failed; /* 0 if not */
 typedef void an_op(slot *stack, uint64_t arguments, uint64_t results);
 
 enum { UINT8 = FLOAT16 + 1, DTYPES, MOST_DIM = 64 };
-#define SILENT "torch does not say what was asked of a tensor"
 #define TORCH_VERSION ((uint64_t)2 << 56 | (uint64_t)13 << 48) /* whose rules for arguments this goes by */
 
 /* Names and signatures are torch's. */
 typedef struct {
-    failed (*get_data_ptr)(tensor, void **), (*get_dim)(tensor, int64_t *), (*get_sizes)(tensor, int64_t **);
-    failed (*get_strides)(tensor, int64_t **), (*get_dtype)(tensor, int32_t *);
+    failed (*get_const_data_ptr)(tensor, const void **), (*get_mutable_data_ptr)(tensor, void **);
+    failed (*get_dim)(tensor, int64_t *), (*get_sizes)(tensor, int64_t **), (*get_strides)(tensor, int64_t **);
+    failed (*get_dtype)(tensor, int32_t *);
     failed (*empty_strided)(
         int64_t dim, const int64_t *sizes, const int64_t *strides, int32_t dtype, int32_t device, int32_t index, tensor *out
     );
     failed (*delete_tensor_object)(tensor), (*delete_stable_ivalue)(slot *), (*get_num_threads)(uint32_t *);
+    const char *(*exception_get_what)(void);
     void (*check)(bool right, const char *function, const char *file, uint32_t line, const char *message);
     failed (*library_init_impl)(const char *space, const char *key, const char *file, uint32_t line, void **library);
     failed (*library_impl)(void *library, const char *name, an_op *op, uint64_t torch_version);
     int32_t dtypes[DTYPES], cpu;
 } torch_calls;
 
-static torch_calls torch;
+static torch_calls torch; /* written once, by tersely_w4a8_register */
 static float margin_of_planes;
 /* Which vectors, and which threads: what tests may set. */
 EXPORT int64_t tersely_w4a8_vectors;
 EXPORT parallel *tersely_w4a8_team;
 
 typedef struct {
-    char *data; /* NULL where there is no tensor */
+    const char *data; /* NULL where there is no tensor */
     int64_t dim, *sizes, *strides;
     int32_t dtype; /* of FLOAT32 to UINT8, or DTYPES */
     bool given, contiguous;
@@ -47,7 +49,7 @@ typedef struct {
 static failed look(tensor from, view *to) {
     int32_t dtype;
     *to = (view){.given = true, .contiguous = true, .dtype = DTYPES};
-    if (torch.get_data_ptr(from, (void **)&to->data) || torch.get_dim(from, &to->dim) ||
+    if (torch.get_const_data_ptr(from, (const void **)&to->data) || torch.get_dim(from, &to->dim) ||
         torch.get_sizes(from, &to->sizes) || torch.get_strides(from, &to->strides) || torch.get_dtype(from, &dtype))
         return 1;
     for (int i = 0; i < DTYPES; i++)
@@ -55,6 +57,7 @@ static failed look(tensor from, view *to) {
     int64_t step = 1;
     for (int64_t d = to->dim - 1; d >= 0; step *= to->sizes[d--])
         to->contiguous = to->contiguous && (to->sizes[d] == 1 || to->strides[d] == step);
+    to->contiguous = to->contiguous || !step;
     return 0;
 }
 
@@ -84,8 +87,8 @@ static bool fill(w4a8_layer *layer, const view *of, int64_t columns) {
     };
     const int64_t tiles = tiles_of(layer), depth = depth_of(layer), inputs = layer->form == BYTES ? 4 : 8;
     const int64_t size = groups->given ? depth / layer->group_count : inputs;
-    if (depth < 1 || depth > DEEPEST || depth < columns || depth - columns >= size) return false;
-    if (groups->given && ((size != 32 && size != 64 && size != 128) || depth % size)) return false;
+    if (layer->outputs < 1 || depth < 1 || depth > DEEPEST || depth < columns || depth - columns >= size) return false;
+    if (groups->given && ((size != 32 && size != 64 && size != 128) || depth != size * layer->group_count)) return false;
     bool lies = layer->form == PLANES ? is(weight, UINT8, UINT8, SIZES(2, tiles, layer->lines, LINE))
                                       : is(weight, UINT8, UINT8, SIZES(tiles, layer->lines, LINE));
     return lies && is(groups, UINT8, UINT8, SIZES(tiles, layer->group_count, 2, TILE)) &&
@@ -112,33 +115,39 @@ static bool fill_both(w4a8_layer *layers, const view *of, const view *beside, co
         second[BIAS].sizes = &others;
         second[BIAS].data += own * size_of(bias->dtype);
     }
-    layers[0].beside = NULL;
     if (!fill(layers, first, columns) || !fill(layers + 1, second, columns)) return false;
     layers[0].beside = layers + 1;
     return true;
 }
 
-/* Where the rows of x begin, `stride` numbers apart; `copy` if they have to be copied, which the caller frees. */
-static const char *rows_of(const view *x, int64_t rows, int64_t *stride, char **copy) {
-    const int64_t last = x->dim - 1, columns = x->sizes[last], size = size_of(x->dtype);
-    *stride = columns;
-    if (x->contiguous) return x->data;
-    if (x->dim == 2 && x->strides[1] == 1) {
-        *stride = x->strides[0];
-        return x->data;
+/* The numbers from row to row of x, -1 if they are not always as many. */
+static int64_t stride_of(const view *x) {
+    const int64_t last = x->dim - 1;
+    int64_t stride = 0, rows = 1;
+    if (x->sizes[last] > 1 && x->strides[last] != 1) return -1;
+    for (int64_t d = last - 1; d >= 0; rows *= x->sizes[d--]) {
+        if (x->sizes[d] == 1) continue;
+        if (rows == 1) stride = x->strides[d];
+        else if (x->strides[d] != stride * rows) return -1;
     }
-    char *to = *copy = malloc((size_t)(rows * columns * size));
-    for (int64_t row = 0; to && row < rows; row++) {
-        int64_t at = 0, rest = row;
-        for (int64_t d = last - 1; d >= 0; rest /= x->sizes[d--]) at += rest % x->sizes[d] * x->strides[d];
-        for (int64_t i = 0; i < columns; i++, to += size) memcpy(to, x->data + (at + i * x->strides[last]) * size, (size_t)size);
-    }
-    return *copy;
+    return stride;
 }
 
-/* What is right as NULL, or what is wrong. */
+/* The rows of x one after the other, which the caller frees; NULL if there is no memory. */
+static char *copied(const view *x, int64_t rows) {
+    const int64_t last = x->dim - 1, columns = x->sizes[last], step = x->strides[last], size = size_of(x->dtype);
+    char *copy = malloc((size_t)(rows * columns * size)), *to = copy;
+    for (int64_t row = 0; copy && row < rows; row++) {
+        int64_t at = 0, rest = row;
+        for (int64_t d = last - 1; d >= 0; rest /= x->sizes[d--]) at += rest % x->sizes[d] * x->strides[d];
+        for (int64_t i = 0; i < columns; i++, to += size) memcpy(to, x->data + (at + i * step) * size, (size_t)size);
+    }
+    return copy;
+}
+
+/* NULL, or what is wrong. */
 static const char *work_out(const view *x, const w4a8_layer *layers, tensor *out) {
-    int64_t rows = 1, sizes[MOST_DIM], strides[MOST_DIM], step = 1, stride;
+    int64_t rows = 1, sizes[MOST_DIM], strides[MOST_DIM], step = 1, stride = stride_of(x);
     const int64_t last = x->dim - 1;
     memcpy(sizes, x->sizes, (size_t)x->dim * sizeof *sizes);
     sizes[last] = layers->outputs + (layers->beside ? layers->beside->outputs : 0);
@@ -147,18 +156,19 @@ static const char *work_out(const view *x, const w4a8_layer *layers, tensor *out
         step *= sizes[d] > 1 ? sizes[d] : 1;
         if (d < last) rows *= sizes[d];
     }
-    view result;
+    void *to;
     uint32_t threads;
-    if (torch.empty_strided(x->dim, sizes, strides, torch.dtypes[x->dtype], torch.cpu, 0, out)) return "no memory for what comes out";
-    if (look(*out, &result) || torch.get_num_threads(&threads)) return SILENT;
+    if (torch.empty_strided(x->dim, sizes, strides, torch.dtypes[x->dtype], torch.cpu, 0, out) ||
+        torch.get_mutable_data_ptr(*out, &to) || torch.get_num_threads(&threads))
+        return torch.exception_get_what();
     if (!rows) return NULL;
-    char *copy = NULL, *room = malloc((size_t)tersely_w4a8_room(layers, rows));
-    const char *from = rows_of(x, rows, &stride, &copy);
-    if (room && from)
-        tersely_w4a8_run(layers, from, x->dtype, rows, stride, result.data, room, tersely_w4a8_team, threads);
+    char *copy = stride < 0 ? copied(x, rows) : NULL, *room = malloc((size_t)tersely_w4a8_room(layers, rows));
+    const char *from = stride < 0 ? copy : x->data;
+    if (stride < 0) stride = x->sizes[last];
+    if (room && from) tersely_w4a8_run(layers, from, x->dtype, rows, stride, to, room, tersely_w4a8_team, threads);
     free(copy);
     free(room);
-    return room && from ? NULL : "no memory to work in";
+    return room && from ? NULL : "there is no memory to work in";
 }
 
 enum { X, FIRST, BESIDE = FIRST + PARTS, BESIDE_SCALE, ARGUMENTS };
@@ -166,28 +176,27 @@ enum { X, FIRST, BESIDE = FIRST + PARTS, BESIDE_SCALE, ARGUMENTS };
 static void linear(slot *stack, uint64_t arguments, uint64_t results) {
     static const bool optional[ARGUMENTS] = {[FIRST + GROUPS] = true, [FIRST + INPUT_SCALE] = true, [FIRST + BIAS] = true,
                                              [BESIDE] = true, [BESIDE_SCALE] = true};
-    (void)arguments, (void)results; /* as many as the schema has */
     tensor given[ARGUMENTS], out = NULL;
     view of[ARGUMENTS] = {0};
     w4a8_layer layers[2];
     const char *wrong = NULL;
+    torch.check(arguments == ARGUMENTS && results == 1, __func__, __FILE__, __LINE__, "this op is of another version");
     for (int i = 0; i < ARGUMENTS; i++) {
         slot *kept = optional[i] ? (slot *)(uintptr_t)stack[i] : stack + i;
         given[i] = kept ? (tensor)(uintptr_t)*kept : NULL;
         if (optional[i] && kept) torch.delete_stable_ivalue(kept);
-        if (given[i] && look(given[i], of + i)) wrong = SILENT;
+        if (given[i] && look(given[i], of + i)) wrong = torch.exception_get_what();
     }
     const view *x = of + X;
     if (!wrong && (x->dtype > FLOAT16 || x->dim < 1 || x->dim > MOST_DIM ||
                    !fill_both(layers, of + FIRST, of + BESIDE, of + BESIDE_SCALE, x->sizes[x->dim - 1])))
-        wrong = "these tensors are no layer; w4a8_linear of tersely.kernels.w4a8 says what is wrong with them";
+        wrong = "these tensors are no layer; w4a8_linear of tersely.kernels.w4a8 says what is wrong";
     if (!wrong) wrong = work_out(x, layers, &out);
     for (int i = 0; i < ARGUMENTS; i++)
         if (given[i]) torch.delete_tensor_object(given[i]);
+    if (wrong && out) torch.delete_tensor_object(out);
+    torch.check(!wrong, __func__, __FILE__, __LINE__, wrong); /* raises RuntimeError */
     stack[0] = (slot)(uintptr_t)out;
-    if (!wrong) return;
-    if (out) torch.delete_tensor_object(out);
-    torch.check(false, __func__, "w4a8_op.c", 0, wrong); /* raises RuntimeError */
 }
 
 /* Makes it the op's implementation for CPUs. */

@@ -72,7 +72,7 @@ class W4A8Linear(nn.Module):
         if x.requires_grad and torch.is_grad_enabled():
             out: Tensor = _Through.apply(x, self)  # type: ignore[no-untyped-call]
             return out
-        layer = w4a8_op if torch.compiler.is_compiling() else w4a8_linear  # what is traced has to be one call
+        layer = w4a8_op if torch.compiler.is_compiling() else w4a8_linear  # which cannot be traced
         return layer(x, self.weight, self.groups, self.channel_scale, self.input_scale, self.bias)
 
     def dequantized(self) -> Tensor:

@@ -148,11 +148,16 @@ def _probes(session: Session) -> Check:
 
 
 def _kernels() -> Check:
-    from ..kernels.native import library
+    from ..kernels.w4a8 import compiled
 
-    if library() is not None:
+    if compiled():
         return Check("kernels", "ok", "compiled for this processor")
-    return Check("kernels", "warn", "not compiled: torch does their work", "install a C compiler, then tersely again")
+    return Check(
+        "kernels",
+        "warn",
+        "not compiled, or for another torch, which does their work",
+        "install a C compiler, then tersely again",
+    )
 
 
 def _off_is_off(session: Session) -> Check:
