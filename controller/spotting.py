@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .text import Codec, Flag
+from .text import Codec
 
 _TAIL = 16
 
@@ -25,7 +25,7 @@ class Spotter:
         if self.id is not None:
             return token == self.id
         self._recent.append(token)
-        if not self._codec.flags(token) & Flag.CLOSER:
+        if not self._codec.holds(token, self._marker[-1]):
             return False
         del self._recent[:-_TAIL]
         if self._marker not in self._codec.decode(self._recent):

@@ -17,9 +17,8 @@ class Flag:
     BLANK = 2  # a blank line inside the token
     SENTENCE = 4  # ends a sentence
     FENCE = 8  # part of a region that must not be cut: backtick, brace, bracket, dollar or backslash
-    CLOSER = 16  # may hold the last character of a marker
-    DIGIT = 32  # ends with a digit
-    POINT = 64  # is a bare full stop, perhaps a decimal point
+    DIGIT = 16  # ends with a digit
+    POINT = 32  # is a bare full stop, perhaps a decimal point
 
 
 class Codec:
@@ -28,6 +27,7 @@ class Codec:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self._flags: dict[int, int] = {}
+        self._holding: dict[tuple[int, str], bool] = {}
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens kept."""
@@ -44,6 +44,14 @@ class Codec:
             known = self._flags[token] = _flags_of(self.decode([token]))
         return known
 
+    def holds(self, token: int, character: str) -> bool:
+        """Whether a token may hold a character, or some of its bytes."""
+        known = self._holding.get((token, character))
+        if known is None:
+            text = self.decode([token])
+            known = self._holding[token, character] = character in text or "\ufffd" in text
+        return known
+
 
 def _flags_of(text: str) -> int:
     flags = 0
@@ -55,8 +63,6 @@ def _flags_of(text: str) -> int:
         flags |= Flag.SENTENCE
     if any(c in text for c in "`{}[]$\\<>"):
         flags |= Flag.FENCE
-    if ">" in text or "]" in text or "|" in text:
-        flags |= Flag.CLOSER
     if text[-1:].isdigit():
         flags |= Flag.DIGIT
     if text == ".":

@@ -11,13 +11,15 @@ from safetensors.torch import load_file
 
 import tersely
 from tersely.controller.engines.transformers import load_engine
+from tersely.controller.markers import Markers
 from tersely.controller.policies.hint import ConciseHint, learnt_hint
 from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.quantization.run import quantize_into
 from tersely.kernels.quantization.texts import Text
-from tersely.training.config import RecipeError
+from tersely.training.config import RecipeError, Rollouts
+from tersely.training.sampling import Ask, Sampler
 from tersely.training.saving import MODEL
 from tersely.training.traces import Trace, rewritten
 
@@ -41,6 +43,17 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def table(folder: Path) -> torch.Tensor:
     weights: torch.Tensor = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
     return weights.float()
+
+
+def test_policies_act_where_the_thinking_is_opened_for_the_model() -> None:
+    engine = load_engine(BASE)
+    settings = Rollouts(max_new_tokens=160, thinking_budget=60, policies={"hint": {"earliest": 0, "limit": 1}})
+    sampler = Sampler(engine, settings, Markers("Reasoning", "Answer"))
+    for made in sampler([Ask([{"role": "user", "content": PROBLEM}], "easy")] * 3, 0):
+        text = engine.tokenizer.decode(made.ids)
+        assert text.index("[Be concise.]") < 40, "the policy acts at once"
+        assert 0 < made.thinking_tokens <= 60 and "Answer" in text, "what does not end is ended"
+        assert not made.forced[0], "the first token is the model's"
 
 
 def test_embeddings_are_learnt_and_nothing_else(taught: tuple[Path, list[str]]) -> None:

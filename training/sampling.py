@@ -159,7 +159,10 @@ class Sampler:
         return [made[i] for i in range(len(asks))]
 
     def _opened(self, row: Prepared) -> tuple[int, ...]:
-        """The row's prompt with its thinking open, of which the row's controller is told."""
+        """The row's prompt with its thinking open, of which the row's controller is told.
+
+        What stands behind the marker is of the prompt, as where a template opens: no policy acts before the model has.
+        """
         if row.state == "answer":
             raise OptionError(
                 f"the chat template ends the thinking of tier {row.budget.tier!r} within the prompt, which leaves no "
@@ -170,7 +173,8 @@ class Sampler:
         opening = self.session.codec.encode(f"{self.session.markers.open}\n")
         if row.controller is not None:
             for token in opening:
-                row.controller.observe(token)
+                if row.controller.phase == "before":
+                    row.controller.observe(token)
         return (*row.rendered.ids, *opening)
 
     @torch.no_grad()

@@ -1,0 +1,44 @@
+"""Noticing markers among tokens: whatever they end in, and however tokens part them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tersely.controller.budgets import Budget
+from tersely.controller.core import Controller
+from tersely.controller.engines.transformers import load_engine
+from tersely.controller.markers import Markers
+from tersely.controller.spotting import Spotter
+from tersely.controller.text import Codec
+
+MARKERS = ("</think>", "[/THINK]", "<|end|>", "Answer", "Final answer:", "終わり", "思考。", "~~", "done\n")
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return Codec(load_engine("tersely-tiny-small").tokenizer)
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+@pytest.mark.parametrize("behind", [" and then more: 5", "\n\n7", "s", "", "。"])
+def test_a_marker_is_complete_once(codec: Codec, marker: str, behind: str) -> None:
+    spotter, ids = (
+        Spotter(codec, marker),
+        codec.encode(f"Say so, an answer (終) [THINK] |> or no answer. {marker}{behind}"),
+    )
+    found = [i for i, token in enumerate(ids) if spotter.completes(token)]
+    assert found == [next(i for i in range(len(ids)) if marker in codec.decode(ids[: i + 1]))]
+    size = spotter.size(ids[: found[0] + 1])
+    assert marker in codec.decode(ids[found[0] + 1 - size : found[0] + 1])
+    assert size == 1 or marker not in codec.decode(ids[found[0] + 2 - size : found[0] + 1])
+
+
+def test_markers_may_be_words(codec: Codec) -> None:
+    controller = Controller([], codec, Markers("Reasoning", "Answer"), Budget("easy", thinking=100), opened=False)
+    phases = []
+    for part in ("Well.\n", "Reasoning: 2 and 3 are 5.\n", "Answer: 5"):
+        for token in codec.encode(part):
+            controller.observe(token)
+        phases.append(controller.phase)
+    assert phases == ["before", "thinking", "answer"]
+    assert "2 and 3 are 5" in controller.thinking.text and "Answer" not in controller.thinking.text
