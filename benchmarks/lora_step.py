@@ -4,9 +4,9 @@ It shows that prompts, markers, sampling, rewards, loss, gradients and saving go
 anything was learnt. Learnt hints train the embeddings and MAH-DPO two heads in turn, where others have adapters.
 Printed for each method: the losses and gradients of the steps, by how much the adapter moved, minutes, and GiB of
 memory that it took (Linux, on a CPU) beside those that a dry run foretells. A model that was not trained to think is
-given --markers that are single tokens of it.
+given --markers that are single tokens of it, and where it gets too little right to learn from, the task `sums`.
 
-    python benchmarks/lora_step.py --model MODEL --markers '<tool_call>,</tool_call>' --task gsm8k.jsonl
+    python benchmarks/lora_step.py --model MODEL --markers Thought,Answer --task sums --thinking 48 --tokens 160
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from tersely.training.run import train
 
 _STATUS, _PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 LORA = {"rank": 8, "alpha": 16}
+SUMS = "sums"
 OWN: Mapping[str, Mapping[str, Any]] = {
     "adaptthink": {"adaptthink": {"reference_samples": 2, "no_think_tokens": 96, "brevity": 0.2}},
     "apo": {"apo": {"forced": 1}},
@@ -66,7 +67,10 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
     """What two steps of a method came to."""
     with tempfile.TemporaryDirectory() as folder:
         out, config = Path(folder) / "run", Path(folder) / "recipe.yaml"
-        config.write_text(yaml.safe_dump(recipe(name, options, out)), encoding="utf-8")
+        made = recipe(name, options, out)
+        if options.task == SUMS:
+            made["data"]["task"] = str(sums(Path(folder) / "sums.jsonl", options.questions))
+        config.write_text(yaml.safe_dump(made), encoding="utf-8")
         said: list[str] = []
         gc.collect()
         with suppress(OSError):
@@ -88,6 +92,17 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
         return found
 
 
+def sums(path: Path, count: int) -> Path:
+    """Questions that small models can answer."""
+    pairs = [(7 + 5 * i % 40, 3 + 4 * i) for i in range(count)]
+    lines = [
+        json.dumps({"id": f"sum-{a}-{b}", "problem": f"What is {a} + {b}? Work it out in steps.", "answer": str(a + b)})
+        for a, b in pairs
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 def _memory(field: str) -> float | None:
     """What Linux says of this process's memory, in GiB; None elsewhere."""
     lines = _STATUS.read_text(encoding="utf-8").splitlines() if _STATUS.exists() else []
@@ -99,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument("--markers", help="OPEN,CLOSE, where the model has none of its own")
-    parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
+    parser.add_argument("--task", default="tiny", help="tiny, sums, gym:NAME or a JSONL file (default: %(default)s)")
     parser.add_argument("--methods", default=",".join(OWN), help="by commas (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=12, help="(default: %(default)s)")
     parser.add_argument("--tokens", type=int, default=224, help="of a completion (default: %(default)s)")

@@ -59,26 +59,20 @@ def w4a8_linear(
         raise
 
 
-def _layers(
-    x: Tensor,
-    weight: Tensor,
-    groups: Tensor | None,
-    channel_scale: Tensor,
-    input_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    beside: Tensor | None = None,
-    beside_scale: Tensor | None = None,
-) -> list[Tensors]:
+Given = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""What `w4a8_linear` takes beside x, in order."""
+
+
+def _layers(x: Tensor, *given: *Given) -> list[Tensors]:
     """The layer, and the one beside it if any; raises OptionError unless they fit x and each other."""
     if x.dtype not in KINDS or not x.ndim:
         raise OptionError(
             f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
         )
-    layer = weight, groups, channel_scale, input_scale, bias
-    devices = {tensor.device for tensor in (x, *layer, beside, beside_scale) if tensor is not None}
+    devices = {tensor.device for tensor in (x, *given) if tensor is not None}
     if len(devices) > 1:
         raise OptionError(f"tensors are on {', '.join(sorted(map(str, devices)))}; accepted: all on one device")
-    found = side_by_side(layer, beside, beside_scale)
+    found = side_by_side(given[:5], *given[5:])
     for one in found:
         check(x.shape[-1], *one)
     return found
