@@ -50,6 +50,13 @@ class Prepared:
         reason = f"{leaving.left} of {thought} thinking tokens left after layer {found.layer} of {found.layers}"
         return [Decision("shortcut", "leave", reason, self.controller.position)]
 
+    def unthought(self) -> list[Decision]:
+        """That the model ended without having opened its thinking, as a decision; nothing where it did not."""
+        if self.controller is None or self.controller.phase != "before":
+            return []
+        reason = f"the model answered without {self.controller.markers.open}, so there was no thinking to control"
+        return [Decision("controller", "note", reason, self.controller.position)]
+
     def boundary(self) -> str | None:
         """What the latest token ended in the thinking; None where the row does not think."""
         return None if self.controller is None else self.controller.boundary

@@ -185,7 +185,7 @@ class Session:
                 consulted=controller.delegated.read if controller else 0,
                 reprefilled=done.reprefilled,
             ),
-            trace=(*row.notes, *(controller.decisions if controller else ()), *row.left()),
+            trace=(*row.notes, *(controller.decisions if controller else ()), *row.left(), *row.unthought()),
             spans=spans(done.token_ids, done.forced, self.codec),
             token_ids=done.token_ids,
             signals=done.signals,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.core import Controller
 from tersely.controller.engines.transformers import load_engine
@@ -42,3 +43,19 @@ def test_markers_may_be_words(codec: Codec) -> None:
         phases.append(controller.phase)
     assert phases == ["before", "thinking", "answer"]
     assert "2 and 3 are 5" in controller.thinking.text and "Answer" not in controller.thinking.text
+
+
+@pytest.mark.parametrize("preset", ["balanced", "off"])
+def test_markers_that_a_model_does_not_write_are_spoken_of(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "run",
+        "What is 2 + 3?",
+        "--model",
+        "tersely-tiny-small",
+        "--markers",
+        "Reasoning,Answer",
+        "--no-compare",
+    ]
+    assert main([*command, "--preset", preset, "--effort", "normal"]) == 0
+    said = "controller: the model answered without Reasoning, so there was no thinking to control"
+    assert (said in capsys.readouterr().out) == (preset == "balanced")

@@ -177,7 +177,7 @@ def _round_off(show: Presenter, done: Generation) -> None:
     if (line := outcome(done)) is not None:
         show.mark(line)
     for decision in done.trace:
-        if decision.action == "error":
+        if decision.action in ("error", "note"):
             show.mark(f"{decision.policy}: {decision.reason}")
         elif not decision.acted:
             show.mark(untaken(decision))
