@@ -56,6 +56,6 @@ def test_markers_that_a_model_does_not_write_are_spoken_of(preset: str, capsys: 
         "Reasoning,Answer",
         "--no-compare",
     ]
-    assert main([*command, "--preset", preset, "--effort", "normal"]) == 0
+    assert main([*command, "--preset", preset, "--effort", "normal", "--no-compare"]) == 0
     said = "controller: the model answered without Reasoning, so there was no thinking to control"
     assert (said in capsys.readouterr().out) == (preset == "balanced")
