@@ -162,9 +162,12 @@ static const char *work_out(const view *x, const w4a8_layer *layers, tensor *out
         torch.get_mutable_data_ptr(*out, &to) || torch.get_num_threads(&threads))
         return torch.exception_get_what();
     if (!rows) return NULL;
-    char *copy = stride < 0 ? copied(x, rows) : NULL, *room = malloc((size_t)tersely_w4a8_room(layers, rows));
-    const char *from = stride < 0 ? copy : x->data;
-    if (stride < 0) stride = x->sizes[last];
+    char *copy = NULL, *room = malloc((size_t)tersely_w4a8_room(layers, rows));
+    const char *from = x->data;
+    if (stride < 0) {
+        stride = x->sizes[last];
+        from = copy = copied(x, rows);
+    }
     if (room && from) tersely_w4a8_run(layers, from, x->dtype, rows, stride, to, room, tersely_w4a8_team, threads);
     free(copy);
     free(room);
