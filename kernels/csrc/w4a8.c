@@ -9,6 +9,7 @@
 #define X_LEAST 0x1p-100f /* a row that stays below this counts as zeros: the inverse of its scale would not be finite */
 #define UNROLLED _Pragma("GCC unroll 16")
 #define AHEAD 2048    /* bytes of codes fetched ahead */
+#define X_AHEAD 128   /* bytes of activations */
 #define WORTH (1 << 18) /* products: what takes one thread a few times as long as waking another */
 
 #include "ints_any.h"

@@ -139,7 +139,7 @@ VEC_TARGET INLINE void VEC(block)(
 ) {
     enum { parts = VEC(parts), most = MOST_ROWS * VEC(most_tiles) * VEC(parts) };
     const int64_t lines = job->layer->lines, groups = job->layer->group_count, per_group = lines / groups;
-    const int64_t depth = depth_of(job->layer);
+    const int64_t depth = depth_of(job->layer), step = form == BYTES ? 4 : 8; /* inputs of a line */
     const uint8_t *codes = job->layer->codes + tile * lines * LINE;
     const int8_t *x = job->x8 + row * depth;
     VEC(ints) total[most], sum[most];
@@ -171,7 +171,10 @@ VEC_TARGET INLINE void VEC(block)(
             /* Rows outside: each activation is loaded once for all tiles, and is not kept. */
             UNROLLED
             for (int r = 0; r < rows; r++) {
-                const int8_t *activations = x + r * depth + line * (form == BYTES ? 4 : 8);
+                const int8_t *activations = x + r * depth + line * step;
+                /* Codes have driven them out of the nearest cache since the tile before, where tiles are deep. More rows
+                 * leave time to wait for it. */
+                if (rows == 1 && line % (LINE / step) == 0) VEC(prefetch)((uintptr_t)activations + X_AHEAD);
                 UNROLLED
                 for (int i = 0; i < tiles * parts; i++) {
                     VEC(ints) *to = sum + r * tiles * parts + i;
