@@ -15,7 +15,8 @@ from tersely.errors import OptionError
 from tersely.kernels.w4a8 import MARGIN, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import form_of
 
-from .test_w4a8_op import BEST, DTYPES, FOUND, Layer, Size, assert_right, each, random_layer
+from .test_w4a8_op import DTYPES, Layer, Size, assert_right, each, random_layer
+from .vectors import BEST, FOUND, LEVELS, vectors_of
 
 
 def pair(outputs: int, others: int, inputs: int, size: Size = 32) -> tuple[Layer, Layer]:
@@ -113,12 +114,13 @@ def test_nothing_is_written_outside(size: Size) -> None:
     assert FOUND is not None
     layer, other = pair(21, 5, 70, size)
     expected = torch.cat([alone(layer, 21), alone(other, 5)], dim=1)
-    for level, rows, (kind, dtype) in product(range(BEST + 1), (1, 3, 8), enumerate(DTYPES)):
+    for level, rows, (kind, dtype) in product(LEVELS.values(), (1, 3, 8), enumerate(DTYPES)):
         second = in_c(other, level)
         first, x = in_c(layer, level, second), torch.ones(rows, 70, dtype=dtype)
         room, out = guarded(FOUND.tersely_w4a8_room(ctypes.byref(first), rows)), guarded(rows * 26, dtype)
         numbers = (x.data_ptr(), kind, rows, 70, out[64:].data_ptr(), room[64:].data_ptr(), 0, 1)
-        FOUND.tersely_w4a8_run(ctypes.byref(first), *map(ctypes.c_int64, numbers))
+        with vectors_of(level):
+            FOUND.tersely_w4a8_run(ctypes.byref(first), *map(ctypes.c_int64, numbers))
         for whole in (room, out):
             assert (whole[:64] == 7).all() and (whole[-64:] == 7).all()
         torch.testing.assert_close(out[64:-64].view(rows, 26), expected.to(dtype).expand(rows, 26))

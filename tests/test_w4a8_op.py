@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,31 +10,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersely.kernels import native
-from tersely.kernels.w4a8 import MARGIN, compiled, in_torch, quantize_rows, reference, w4a8_linear
+from tersely.kernels.w4a8 import MARGIN, in_torch, quantize_rows, reference, w4a8_linear
 from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, pack_planes, preview, unpack
 
-FOUND = native.library()
-BEST = FOUND.tersely_w4a8_level() if FOUND is not None and compiled() else -1
+from .vectors import AMX, BEST, FOUND, LEVELS, emulated, vectors_of
 
 
 def in_vectors(level: int) -> Callable[..., Tensor]:
-    """The compiled layer by vectors that may be poorer than this machine has."""
+    """The compiled layer by vectors that this machine need not have."""
 
     def layer(*tensors: Tensor) -> Tensor:
-        assert FOUND is not None
-        used = ctypes.c_int64.in_dll(FOUND, "tersely_w4a8_vectors")
-        used.value = level
-        try:
+        with vectors_of(level):
             return w4a8_linear(*tensors)
-        finally:
-            used.value = BEST
 
     return layer
 
 
-LEVELS = {name: in_vectors(level) for level, name in enumerate(("any", "avx2", "avx512")) if level <= BEST}
-IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"torch": in_torch, **LEVELS}
+COMPILED = {name: in_vectors(level) for name, level in LEVELS.items()}
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {"torch": in_torch, **COMPILED}
 each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=IMPLEMENTATIONS)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CLOSE = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -210,7 +202,7 @@ def test_all_come_to_the_same_bits(size: Size, dtype: torch.dtype) -> None:
         layer.bias = torch.randn(outputs)
         x = (torch.randn(21, inputs) * torch.logspace(-20, 4, 21)[:, None]).to(dtype)
         expected = in_torch(x, *layer.tensors())  # type: ignore[arg-type]
-        for name, implementation in LEVELS.items():
+        for name, implementation in COMPILED.items():
             assert torch.equal(implementation(x, *layer.tensors()), expected), (name, outputs, inputs)
 
 
@@ -277,7 +269,7 @@ def test_no_rows(implementation: Callable[..., Tensor], size: Size) -> None:
 
 def test_what_is_written_stays_inside() -> None:
     layer = random_layer(21, 70, 32)
-    for implementation in LEVELS.values():
+    for implementation in COMPILED.values():
         x = torch.randn(3, 70)
         before = [t.clone() for t in (x, layer.weight, layer.channel_scale)]
         first = implementation(x, *layer.tensors())
@@ -285,6 +277,19 @@ def test_what_is_written_stays_inside() -> None:
         implementation(torch.randn(9, 70), *layer.tensors())
         assert torch.equal(first, kept)
         assert all(torch.equal(a, b) for a, b in zip(before, (x, layer.weight, layer.channel_scale), strict=True))
+
+
+@pytest.mark.skipif("amx" not in LEVELS, reason="no AVX512, or no compiler for an emulator of AMX")
+@sizes
+def test_many_rows_are_multiplied_by_amx(size: Size) -> None:
+    assert FOUND is not None
+    with vectors_of(AMX):
+        assert FOUND.tersely_w4a8_amx_agrees() == 1
+    layer = random_layer(33, 260, size)
+    for rows, by_amx in ((4, False), (5, True), (33, True)):
+        before = emulated()
+        COMPILED["amx"](torch.randn(rows, 260), *layer.tensors())
+        assert BEST == AMX or (emulated() > before) is by_amx
 
 
 def test_the_public_function() -> None:

@@ -24,7 +24,8 @@ from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import DEEPEST, Form, check, pack, pack_bytes
 from tersely.kernels.w4a8_native import our_threads
 
-from .test_w4a8_op import BEST, DTYPES, FOUND, Size, each, random_layer
+from .test_w4a8_op import DTYPES, Size, each, random_layer
+from .vectors import BEST, FOUND
 
 
 def test_the_library_has_the_operation() -> None:

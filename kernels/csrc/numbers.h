@@ -16,8 +16,8 @@
 
 enum kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
-/* The kinds of vectors, from the poorest machine's to the richest's. */
-enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
+/* The kinds of vectors, from the poorest machine's to the richest's; AMX is AVX512 with a unit for matrices. */
+enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
 
 INLINE float float_of_bits(uint32_t bits) {
     float value;

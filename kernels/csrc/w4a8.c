@@ -5,6 +5,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdlib.h>
 
 #define X_LEAST 0x1p-100f /* a row that stays below this counts as zeros: the inverse of its scale would not be finite */
 #define UNROLLED _Pragma("GCC unroll 16")
@@ -33,22 +34,19 @@
 #include "w4a8_rows.h"
 #undef VEC
 #undef VEC_TARGET
-#endif
 
-/* The best kind of vectors here: AVX512 only with its instructions for 8 bits. */
-EXPORT int64_t tersely_w4a8_level(void) {
-#if defined(__x86_64__)
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) return AVX512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+/* Other systems do not let a process use it, and older compilers do not know it. */
+#if defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
+#define HAS_AMX
+#include "w4a8_amx.h"
 #endif
-    return PORTABLE;
-}
+#endif
 
 /* A function for the vectors of a job. */
 #if defined(__x86_64__)
 #define BY_LEVEL(function, ...) \
     do { \
-        if (job->layer->level == AVX512) avx512_##function(__VA_ARGS__); \
+        if (job->layer->level >= AVX512) avx512_##function(__VA_ARGS__); \
         else if (job->layer->level == AVX2) avx2_##function(__VA_ARGS__); \
         else any_##function(__VA_ARGS__); \
     } while (0)
@@ -56,7 +54,16 @@ EXPORT int64_t tersely_w4a8_level(void) {
 #define BY_LEVEL(function, ...) any_##function(__VA_ARGS__)
 #endif
 
-static void multiply(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(tiles, job, start, stop); }
+static void multiply(const w4a8_job *job, int64_t start, int64_t stop) {
+#ifdef HAS_AMX
+    if (job->layer->level == AMX && job->rows > AMX_FEW) {
+        amx_tiles(job, start, stop);
+        return;
+    }
+#endif
+    BY_LEVEL(tiles, job, start, stop);
+}
+
 static void refine(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(refine, job, start, stop); }
 
 /* What tiles have to reach to be refined. A row of no numbers has no highest. */
@@ -154,4 +161,49 @@ EXPORT void tersely_w4a8_run(
         };
         run_one(&job, room, run, threads);
     }
+}
+
+/* Whether AMX is among what was compiled. */
+EXPORT int64_t tersely_w4a8_has_amx(void) {
+#ifdef HAS_AMX
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* Whether AMX comes to what AVX512 comes to, for a small layer: it was written without a processor that has it, and must
+ * not give wrong numbers where it first meets one. */
+EXPORT int64_t tersely_w4a8_amx_agrees(void) {
+    enum { ROWS = 17, TILES = 3, OUTPUTS = 40, GROUPS = 3, LINES = 4 * GROUPS, INPUTS = 8 * LINES };
+    uint8_t codes[TILES * LINES * LINE], groups[TILES * GROUPS * 2 * TILE];
+    float x[ROWS * INPUTS], scale[OUTPUTS], out[2][ROWS * OUTPUTS];
+    for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)(i * 2654435761u >> 13);
+    for (size_t i = 0; i < sizeof groups; i++) groups[i] = (uint8_t)(1 + i * 5 % 8);
+    for (int i = 0; i < ROWS * INPUTS; i++) x[i] = (float)(i * 37 % 101 - 50);
+    for (int i = 0; i < OUTPUTS; i++) scale[i] = 1.0f;
+    w4a8_layer layer = {.codes = codes, .groups = groups, .channel_scale = scale, .form = GRAINS, .columns = INPUTS,
+                        .outputs = OUTPUTS, .lines = LINES, .group_count = GROUPS};
+    char *room = malloc((size_t)tersely_w4a8_room(&layer, ROWS));
+    if (!room) return 0;
+    for (int i = 0; i < 2; i++) {
+        layer.level = i ? AMX : AVX512;
+        tersely_w4a8_run(&layer, x, FLOAT32, ROWS, INPUTS, out[i], room, NULL, 1);
+    }
+    free(room);
+    return !memcmp(out[0], out[1], sizeof out[0]);
+}
+
+/* The best kind of vectors here: AVX512 only with its instructions for 8 bits. */
+EXPORT int64_t tersely_w4a8_level(void) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {
+#ifdef HAS_AMX
+        if (amx_allowed() && tersely_w4a8_amx_agrees()) return AMX;
+#endif
+        return AVX512;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+    return PORTABLE;
 }

@@ -47,6 +47,8 @@ typedef struct {
 typedef void parallel(void (*work)(void *), void *shared, unsigned threads, unsigned flags);
 
 EXPORT int64_t tersely_w4a8_level(void);
+EXPORT int64_t tersely_w4a8_has_amx(void);
+EXPORT int64_t tersely_w4a8_amx_agrees(void);
 EXPORT int64_t tersely_w4a8_room(const w4a8_layer *layer, int64_t rows);
 EXPORT void tersely_w4a8_run(
     const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, char *room, parallel *run,

@@ -1,0 +1,182 @@
+/* Blocks of rows on the matrix unit of AMX, for w4a8.c; everything else there is AVX512's.
+ *
+ * A register of it holds 16 rows of 64 bytes: of activations 64 inputs of 16 rows, of weights four inputs of 16 outputs in
+ * each of its rows, which is how a half of a line lies. Weights become 8 bits before they are multiplied, fine scale times
+ * (code - zero), in the order of DGQ (arXiv 2310.04836): so nothing is left to be done between groups.
+ *
+ * Registers: 0 to 3 sums, of tile t and rows r in 2 t + r; 4 and 5 activations of rows r; 6 and 7 weights of tile t. */
+#ifndef TERSELY_W4A8_AMX_H
+#define TERSELY_W4A8_AMX_H
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "ints_avx512.h"
+
+#define AMX_TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vnni")))
+#define AMX_INLINE INLINE AMX_TARGET
+
+enum {
+    AMX_FEW = 4,     /* rows with which AVX512 is as fast */
+    AMX_ROWS = 16,   /* of a register */
+    AMX_INPUTS = 64, /* likewise */
+    AMX_WEIGHTS = AMX_INPUTS * TILE,
+    AMX_SUMS = AMX_ROWS * TILE
+};
+
+/* In assembly, since not all compilers' intrinsics say that they read and write memory. */
+#define AMX_LOAD(to, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #to ::"r"(from), "r"((int64_t)(stride)) : "memory")
+#define AMX_STORE(from, to) \
+    __asm__ volatile("tilestored %%tmm" #from ", (%0,%1,1)" ::"r"(to), "r"((int64_t)LINE) : "memory")
+#define AMX_ZERO(to) __asm__ volatile("tilezero %tmm" #to)
+/* sums += activations times weights, which have a sign, or none where they are BYTES. */
+#define AMX_DOT(sums, x, weights) \
+    do { \
+        if (form == BYTES) __asm__ volatile("tdpbsud %tmm" #weights ", %tmm" #x ", %tmm" #sums); \
+        else __asm__ volatile("tdpbssd %tmm" #weights ", %tmm" #x ", %tmm" #sums); \
+    } while (0)
+
+/* Whether there is such a unit, and the system lets this process use it, for which it wants to be asked. */
+static int amx_allowed(void) {
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18, TILES_AND_INT8 = 3 << 24 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & TILES_AND_INT8) != TILES_AND_INT8) return 0;
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA);
+}
+
+/* Lays the registers out for so many rows. Each call does: others in this thread, such as oneDNN, change it. */
+AMX_INLINE void amx_configure(int64_t rows) {
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } layout = {.palette = 1};
+    const int64_t first = rows < AMX_ROWS ? rows : AMX_ROWS, of[8] = {first, rows - first, first, rows - first, first,
+                                                                      rows - first, AMX_INPUTS / 4, AMX_INPUTS / 4};
+    for (int i = 0; i < 8; i++) {
+        layout.rows[i] = (uint8_t)of[i];
+        layout.bytes[i] = of[i] ? LINE : 0;
+    }
+    __asm__ volatile("ldtilecfg %0" ::"m"(layout) : "memory");
+}
+
+AMX_INLINE void amx_release(void) { __asm__ volatile("tilerelease" ::: "memory"); }
+
+/* The lowest byte of each word in all of its four. */
+AMX_INLINE __m512i amx_four(__m512i words) {
+    return _mm512_shuffle_epi8(words, _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+}
+
+/* Codes times fine scales, in bytes: two at a time, unless something may be carried from the first to the second. */
+AMX_INLINE __m512i amx_scaled(__m512i codes, __m512i fine, const int carries) {
+    const __m512i low = _mm512_set1_epi16(255);
+    if (!carries) return _mm512_mullo_epi16(codes, fine);
+    __m512i even = _mm512_and_si512(_mm512_mullo_epi16(_mm512_and_si512(codes, low), fine), low);
+    return _mm512_or_si512(even, _mm512_slli_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), fine), 8));
+}
+
+/* Lines of codes as weights, in the bits that a byte has; those of a layer need no more. */
+AMX_INLINE void amx_widen(
+    const uint8_t *codes, int64_t lines, __m512i fine, __m512i zero, int8_t *to, const int carries
+) {
+    const __m512i pairs = _mm512_or_si512(fine, _mm512_slli_epi32(fine, 16));
+    const __m512i below = amx_four(avx512_mul_16(fine, zero));
+    for (; lines > 0; lines--, codes += LINE, to += 2 * LINE) {
+        __m512i words = avx512_words(codes);
+        avx512_prefetch((uintptr_t)codes + AHEAD);
+        _mm512_storeu_si512(to, _mm512_sub_epi8(amx_scaled(avx512_low(words), pairs, carries), below));
+        _mm512_storeu_si512(to + LINE, _mm512_sub_epi8(amx_scaled(avx512_high(words), pairs, carries), below));
+    }
+}
+
+/* Of one tile the weights of 64 inputs from a line on, zeros behind the last. */
+AMX_INLINE void amx_weights(const w4a8_layer *layer, int64_t tile, int64_t line, int8_t *to, const int form) {
+    enum { SHARED = 4 }; /* lines of a group, or a divisor of them */
+    const int64_t all = AMX_INPUTS / (form == BYTES ? 4 : 8), rest = layer->lines - line, lines = rest < all ? rest : all;
+    const uint8_t *codes = layer->codes + (tile * layer->lines + line) * LINE;
+    if (lines < all) memset(to, 0, AMX_WEIGHTS);
+    if (form == BYTES)
+        for (int64_t i = 0; i < lines * LINE; i += LINE) {
+            avx512_prefetch((uintptr_t)codes + (uintptr_t)i + AHEAD);
+            _mm512_storeu_si512(to + i, avx512_words(codes + i));
+        }
+    else if (form == PLANES) amx_widen(codes, lines, avx512_same(1), avx512_same(8), to, 0);
+    else
+        for (int64_t i = 0; i < lines; i += SHARED) {
+            const int64_t group = (line + i) / (layer->lines / layer->group_count);
+            const uint8_t *about = layer->groups + (tile * layer->group_count + group) * 2 * TILE;
+            const __m512i fine = avx512_bytes(about), zero = avx512_bytes(about + TILE);
+            const int carries = _mm512_cmpgt_epi32_mask(fine, avx512_same(255 / 15)) != 0;
+            if (carries) amx_widen(codes + i * LINE, SHARED, fine, zero, to + 2 * i * LINE, 1);
+            else amx_widen(codes + i * LINE, SHARED, fine, zero, to + 2 * i * LINE, 0);
+        }
+}
+
+/* Up to 32 rows from `row` on times `tiles` tiles, `apart` from each other; two: whether a second register has rows. */
+AMX_INLINE void amx_block(
+    const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int two, const int tiles, const int form
+) {
+    const w4a8_layer *layer = job->layer;
+    const int64_t depth = depth_of(layer), step = AMX_INPUTS / (form == BYTES ? 4 : 8), last = layer->lines;
+    const int8_t *x = job->x8 + row * depth, *more = x + two * AMX_ROWS * depth;
+    int8_t weights[2][2][AMX_WEIGHTS] __attribute__((aligned(LINE)));
+    int32_t sums[4][AMX_SUMS] __attribute__((aligned(LINE)));
+    AMX_ZERO(0);
+    if (two) AMX_ZERO(1);
+    if (tiles > 1) AMX_ZERO(2);
+    if (two && tiles > 1) AMX_ZERO(3);
+    for (int t = 0; t < tiles; t++) amx_weights(layer, tile + t * apart, 0, weights[0][t], form);
+    for (int64_t line = 0, turn = 0; line < last; line += step, turn = !turn, x += AMX_INPUTS, more += AMX_INPUTS) {
+        /* A step ahead: registers are not filled from what was written a moment ago, but wait until it is in the cache. */
+        if (line + step < last)
+            for (int t = 0; t < tiles; t++) amx_weights(layer, tile + t * apart, line + step, weights[!turn][t], form);
+        AMX_LOAD(4, x, depth);
+        if (two) AMX_LOAD(5, more, depth);
+        AMX_LOAD(6, weights[turn][0], LINE);
+        AMX_DOT(0, 4, 6);
+        if (two) AMX_DOT(1, 5, 6);
+        if (tiles == 1) continue;
+        AMX_LOAD(7, weights[turn][1], LINE);
+        AMX_DOT(2, 4, 7);
+        if (two) AMX_DOT(3, 5, 7);
+    }
+    AMX_STORE(0, sums[0]);
+    if (two) AMX_STORE(1, sums[1]);
+    if (tiles > 1) AMX_STORE(2, sums[2]);
+    if (two && tiles > 1) AMX_STORE(3, sums[3]);
+    for (int i = 0; i < 2 * AMX_ROWS && row + i < job->rows && (two || i < AMX_ROWS); i++)
+        for (int t = 0; t < tiles; t++) {
+            __m512i total = _mm512_load_si512(sums[2 * t + i / AMX_ROWS] + i % AMX_ROWS * TILE);
+            const int32_t below = job->below[(row + i) * layer->group_count];
+            if (form == BYTES) total = avx512_add(total, avx512_same(128 * below));
+            else if (form == PLANES) total = avx512_add(_mm512_slli_epi32(total, 5), avx512_same(-15 * below));
+            avx512_finish(job, row + i, tile + t * apart, &total, form == PLANES);
+        }
+}
+
+AMX_INLINE void amx_tiles_of(const w4a8_job *job, int64_t start, int64_t stop, const int form) {
+    const int64_t padded = padded_rows(job->rows), share = (stop - start) / 2;
+    int64_t configured = 0;
+    for (int64_t i = 0; i < stop - start - share; i++)
+        for (int64_t row = 0; row < padded; row += 2 * AMX_ROWS) {
+            const int64_t left = padded - row, rows = left < 2 * AMX_ROWS ? left : 2 * AMX_ROWS;
+            const int pair = i < share, two = rows > AMX_ROWS;
+            const int64_t tile = pair ? start + i : stop - 1;
+            if (rows != configured) amx_configure(configured = rows);
+            if (pair && two) amx_block(job, row, tile, share, 1, 2, form);
+            else if (pair) amx_block(job, row, tile, share, 0, 2, form);
+            else if (two) amx_block(job, row, tile, 0, 1, 1, form);
+            else amx_block(job, row, tile, 0, 0, 1, form);
+        }
+    amx_release();
+}
+
+/* As VEC(tiles) of w4a8_rows.h. */
+AMX_TARGET static void amx_tiles(const w4a8_job *job, int64_t start, int64_t stop) {
+    if (job->layer->form == GRAINS) amx_tiles_of(job, start, stop, GRAINS);
+    else if (job->layer->form == BYTES) amx_tiles_of(job, start, stop, BYTES);
+    else amx_tiles_of(job, start, stop, PLANES);
+}
+#endif
