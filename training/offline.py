@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, tensor
 
 from .config import Recipe
 from .heads import Heads
@@ -17,7 +17,8 @@ from .saving import Finish
 from .traces import Trace
 from .trainer import check_finite
 
-OBJECTIVE = "objective"
+LEARNT, OBJECTIVE = "learnt", "objective"
+"""Columns of pairs: which tokens of both count, and the head that they are for."""
 
 
 class _Finite:
@@ -38,26 +39,34 @@ class FiniteSFT(_Finite, SFTTrainer):  # type: ignore[misc]
 
 
 class FiniteDPO(_Finite, DPOTrainer):  # type: ignore[misc]
-    """See `_Finite`."""
+    """See `_Finite`. Takes pairs as tokens: from their text they would be others where the model wrote a word in pieces
+    of its own, or where a completion's beginning merges with the prompt's end."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        self._signature_columns += [name for name in (LEARNT, OBJECTIVE) if name not in self._signature_columns]
 
 
 class _Collator(DataCollatorForPreference):  # type: ignore[misc]
-    """Keeps the objective of a batch."""
+    """Gives what was forced no part in the loss, and keeps the objective of a batch that has one."""
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """See TRL."""
-        return {**super().torch_call(examples), OBJECTIVE: examples[0][OBJECTIVE]}
+        batch: dict[str, Any] = super().torch_call(examples)
+        for half in (0, 1):  # all that were chosen, then all that were rejected
+            for row, example in enumerate(examples, half * len(examples)):
+                learnt, start = example[LEARNT][half], len(example["prompt_ids"])
+                batch["completion_mask"][row, start : start + len(learnt)] = tensor(learnt)
+        return batch | {name: examples[0][name] for name in (OBJECTIVE,) if name in examples[0]}
 
 
 class HeadedDPO(FiniteDPO):
     """DPO on batches of one objective each, through that one's head."""
 
     heads: Heads
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        if OBJECTIVE not in self._signature_columns:
-            self._signature_columns.append(OBJECTIVE)
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         self.heads.used = inputs[OBJECTIVE]
@@ -106,8 +115,9 @@ def prefer(running: Running, recipe: Recipe, model: Any, tokenizer: Any, pairs: 
     trainer = FiniteDPO(
         model=model,
         args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta),
-        train_dataset=Dataset.from_list(_in_order(_written(pairs, tokenizer), recipe)),
+        train_dataset=Dataset.from_list(_in_order(_tokens(pairs), recipe)),
         processing_class=tokenizer,
+        data_collator=_Collator(pad_token_id=tokenizer.pad_token_id),
         peft_config=adapter(recipe),
         callbacks=running.callbacks(),
     )
@@ -138,7 +148,7 @@ def prefer_each(
     trainer = HeadedDPO(
         model=model,
         args=DPOConfig(**_arguments(running, recipe) | options, max_length=None, beta=beta),
-        train_dataset=Dataset.from_list(_by_turns([_written(same, tokenizer) for same in pairs], recipe)),
+        train_dataset=Dataset.from_list(_by_turns([_tokens(same) for same in pairs], recipe)),
         processing_class=tokenizer,
         data_collator=_Collator(pad_token_id=tokenizer.pad_token_id),
         callbacks=running.callbacks(),
@@ -147,14 +157,15 @@ def prefer_each(
     running.train(trainer, recipe, finish)
 
 
-def _written(pairs: Sequence[Pair], tokenizer: Any) -> list[dict[str, Any]]:
-    """Pairs as TRL wants them."""
-
-    def text(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
+def _tokens(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """Pairs as TRL's collator wants them."""
     return [
-        {"prompt": text(p.chosen.prompt_ids), "chosen": text(p.chosen.ids), "rejected": text(p.rejected.ids)}
+        {
+            "prompt_ids": list(p.chosen.prompt_ids),
+            "chosen_ids": list(p.chosen.ids),
+            "rejected_ids": list(p.rejected.ids),
+            LEARNT: [list(map(int, p.chosen.learnt)), list(map(int, p.rejected.learnt))],
+        }
         for p in pairs
     ]
 
