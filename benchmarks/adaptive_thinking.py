@@ -110,7 +110,8 @@ def main(argv: list[str] | None = None) -> None:
         "--after", required=True, action="append", help="FOLDER, FOLDER+PRESET or several by commas; may be repeated"
     )
     parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=600, help="questions of the split test (default: %(default)s)")
+    parser.add_argument("--split", choices=("calibrate", "test"), default="test", help="calibrate: to choose a recipe by")
+    parser.add_argument("--limit", type=int, default=600, help="questions of the split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=96, help="questions decoded at a time (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="of an answer (default: %(default)s)")
@@ -121,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
         if len(set(folders)) < len(folders) or not all(folders) or set(folders) & BEFORE.keys():
             parser.error(f"--after {given}: accepted: folders by commas, each once, none of them {', '.join(BEFORE)}")
 
-    questions = load(options.task, "test", options.limit, options.seed)
+    questions = load(options.task, options.split, options.limit, options.seed)
     arms = answered(options, questions)
     levels = sorted({question.level for question in questions if question.level is not None})
     places = {"all": list(range(len(questions)))} | {

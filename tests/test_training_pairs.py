@@ -1,9 +1,10 @@
-"""Pairs of completions: what DPO is given of them."""
+"""Pairs of completions: which are made of long and short thinking, and what DPO is given of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
 from tersely.training.offline import prefer
-from tersely.training.pairs import Pair
+from tersely.training.pairs import Pair, pairs_of
 from tersely.training.running import Running
 from tersely.training.traces import Trace
 
@@ -66,3 +67,35 @@ def test_what_was_forced_does_not_count(
     for row, trace in ((0, pair.chosen), (2, pair.rejected)):
         counted = batch["completion_mask"][row][batch["attention_mask"][row].bool()].tolist()
         assert counted == [0] * len(trace.prompt_ids) + list(map(int, trace.learnt))
+
+
+def made(long: str, short: str, least: float) -> dict[str, set[tuple[int, int]]]:
+    """By level, the lengths of chosen and rejected. `+` is a right completion, `-` a wrong one, each a token longer
+    than that before it, from 100 tokens on where thinking is long, and from 10."""
+
+    def traces(marks: str, shortest: int) -> list[Trace]:
+        return [Trace([1], [2] * (shortest + i), [1], mark == "+", True) for i, mark in enumerate(marks)]
+
+    found = pairs_of(traces(long, 100), traces(short, 10), Random(0), groups=9, instances=2, least=least)
+    return {
+        level: {(p.chosen.length, p.rejected.length) for p in found if p.level == level}
+        for level in ("group", "instance")
+    }
+
+
+def test_the_kind_that_is_more_often_right_is_preferred_and_brevity_within_it() -> None:
+    assert made("+++-", "++--", 0.0) == {
+        "group": {(a, b) for a in (100, 101, 102) for b in (12, 13)},
+        "instance": {(100, 103)},
+    }
+    assert made("++++", "++++", 0.0)["instance"] == {(10, 13), (10, 12)}, "short where it is no worse"
+    assert made("++--", "++--", 0.0)["group"] == {(a, b) for a in (10, 11) for b in (102, 103)}, "right before wrong"
+    assert made("----", "----", 0.0) == {"group": set(), "instance": set()}
+
+
+def test_what_is_not_yet_learnt_is_not_learnt_short() -> None:
+    nothing = {"group": set(), "instance": set()}
+    assert made("+---", "+---", 0.5) == nothing
+    assert made("+---", "----", 0.5) == {"group": {(100, b) for b in range(10, 14)}, "instance": set()}
+    for long, short in (("++--", "++--"), ("+++-", "++--")):
+        assert made(long, short, 0.5) == made(long, short, 0.0) != nothing

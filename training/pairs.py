@@ -25,22 +25,26 @@ class Pair:
 
 
 def pairs_of(
-    long: Sequence[Trace], short: Sequence[Trace], rng: Random, groups: int = 4, instances: int = 2
+    long: Sequence[Trace], short: Sequence[Trace], rng: Random, groups: int = 4, instances: int = 2, least: float = 0.0
 ) -> list[Pair]:
     """The pairs of one question from as many long as short completions; none if neither kind ever solves it.
 
     groups, instances: most pairs of each level. Long is preferred only where it is right more often than by chance of
-    half a sample. Chosen ones are right; rejected ones are wrong if any of them are.
+    half a sample. Chosen ones are right; rejected ones are wrong if any of them are. least: where a smaller share of
+    the preferred kind is right, no pair speaks for brevity: what is not yet learnt must not be learnt short.
     """
     right_long, right_short = sum(t.right for t in long), sum(t.right for t in short)
     if not right_long and not right_short:
         return []
     margin = 1 / (2 * len(long))
     better, worse = (long, short) if right_long / len(long) - right_short / len(short) > margin else (short, long)
+    learnt = max(right_long, right_short) >= least * len(better)
+    if better is short and not learnt:
+        return []
     good, bad = [t for t in better if t.right and t.whole], [t for t in worse if not t.right] or list(worse)
     crossed = [(chosen, rejected) for chosen in good for rejected in bad]
     made = [Pair("group", *both) for both in rng.sample(crossed, min(groups, len(crossed)))]
-    if good:
+    if good and learnt:
         winner = min(good, key=lambda t: t.length)
         losers = [t for t in better if not t.right] or [t for t in good if t.length > winner.length]
         losers = sorted(losers, key=lambda t: -t.length)[:instances]

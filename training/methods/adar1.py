@@ -29,8 +29,9 @@ from ..traces import Trace, collect, shortest_right
 class AdaR1(Section):
     """share: of the long model's weights in the merged one. samples: of each parent and question. beta: of DPO.
 
-    groups, instances: most pairs of a question at each level. short_effort: the tier in which short completions are
-    sampled, for the short parent to learn them under the usual prompt; short: how it learns them.
+    groups, instances: most pairs of a question at each level. least: the share of right answers below which a question
+    teaches no brevity; it is ours, 0 the paper's. short_effort: the tier in which short completions are sampled, for
+    the short parent to learn them under the usual prompt; short: how it learns them.
     """
 
     share: float = Field(default=0.8, gt=0, lt=1)
@@ -38,6 +39,7 @@ class AdaR1(Section):
     beta: float = Field(default=0.1, gt=0)
     groups: int = Field(default=4, ge=0)
     instances: int = Field(default=2, ge=0)
+    least: float = Field(default=0.5, ge=0, le=1)
     short_effort: str = "easy"
     short: Optimiser = Optimiser()
 
@@ -77,7 +79,11 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     merged = _merged(recipe, long, short, out / "merged", say)
     del long, short  # models that would lie in memory while another one learns
     rng = Random(f"pairs:{recipe.seed}")
-    pairs = [p for a, b in zip(*answers, strict=True) for p in pairs_of(a, b, rng, own.groups, own.instances)]
+    pairs = [
+        pair
+        for a, b in zip(*answers, strict=True)
+        for pair in pairs_of(a, b, rng, own.groups, own.instances, own.least)
+    ]
     if not pairs:
         raise RecipeError("neither parent answers any question right, so there is nothing to prefer; ask easier ones")
     say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
