@@ -1,4 +1,4 @@
-"""What trainings changed: a model before and after each, on the same questions that none has seen.
+"""What trainings changed: a model before and after each, on the same questions that none was trained on.
 
 For each: accuracy, tokens, and how often it did not think, by level. `before-none` and `before-easy` are the model
 before training, told not to think or to think briefly: a training has to beat what a prompt can do. There is no control
@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -110,7 +111,12 @@ def main(argv: list[str] | None = None) -> None:
         "--after", required=True, action="append", help="FOLDER, FOLDER+PRESET or several by commas; may be repeated"
     )
     parser.add_argument("--task", default="tiny", help="tiny, gym:NAME or a JSONL file (default: %(default)s)")
-    parser.add_argument("--split", choices=("calibrate", "test"), default="test", help="calibrate: to choose a recipe by")
+    parser.add_argument(
+        "--split",
+        choices=("calibrate", "test"),
+        default="test",
+        help="calibrate is for choosing recipes; not of files (default: %(default)s)",
+    )
     parser.add_argument("--limit", type=int, default=600, help="questions of the split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=96, help="questions decoded at a time (default: %(default)s)")
@@ -122,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
         if len(set(folders)) < len(folders) or not all(folders) or set(folders) & BEFORE.keys():
             parser.error(f"--after {given}: accepted: folders by commas, each once, none of them {', '.join(BEFORE)}")
 
+    if options.split != "test" and Path(options.task).suffix:
+        parser.error(f"--split {options.split} with {options.task}: a file is read as it stands")
     questions = load(options.task, options.split, options.limit, options.seed)
     arms = answered(options, questions)
     levels = sorted({question.level for question in questions if question.level is not None})
@@ -131,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     figures = {name: {key: one.figures(at) for key, at in places.items()} for name, one in arms.items()}
     changes = {name: change(arms["before"], one) for name, one in arms.items() if name not in BEFORE}
     if options.json:
-        print(json.dumps({"arms": figures, "changes": changes, "questions": len(questions)}))
+        print(json.dumps({"arms": figures, "changes": changes, "questions": len(questions), "split": options.split}))
         return
     width = max(map(len, arms))
     print(f"{'':{width}}{'level':>6}{'right':>8}{'tokens':>9}{'no-think':>10}")

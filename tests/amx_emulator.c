@@ -18,7 +18,8 @@ typedef struct {
 static __thread layout now;
 static __thread uint8_t tile[TILES][ROWS][BYTES];
 static struct sigaction before;
-static long carried_out;
+static _Atomic long carried_out;
+static int emulating;
 
 long amx_emulated(void) { return carried_out; }
 
@@ -99,7 +100,7 @@ static int store(const instruction *it) {
 static int dot(const instruction *it, int first, int second) {
     const int to = it->reg, a = it->rm, b = it->vvvv;
     if (!usable(to) || !usable(a) || !usable(b) || to == a || to == b || a == b) return 0;
-    if (now.rows[to] != now.rows[a] || now.bytes[a] != 4 * now.rows[b] || now.bytes[b] != now.bytes[to]) return 0;
+    if (now.bytes[to] % 4 || now.rows[to] != now.rows[a] || now.bytes[a] != 4 * now.rows[b] || now.bytes[b] != now.bytes[to]) return 0;
     for (int m = 0; m < now.rows[to]; m++)
         for (int k = 0; k < now.bytes[a] / 4; k++)
             for (int n = 0; n < now.bytes[to] / 4; n++) {
@@ -116,6 +117,7 @@ static int dot(const instruction *it, int first, int second) {
 
 static int carry_out(const instruction *it) {
     enum { NONE, P66, F3, F2 };
+    if (it->opcode != 0x5e && it->vvvv) return 0;
     if (it->opcode == 0x49 && it->prefix == NONE) {
         if (it->memory) return configure(it->memory);
         now = (layout){0};
@@ -146,5 +148,7 @@ static void trapped(int signal, siginfo_t *about, void *context) {
 
 int amx_emulate(int on) {
     struct sigaction made = {.sa_sigaction = trapped, .sa_flags = SA_SIGINFO | SA_NODEFER};
+    if (on == emulating) return 0;
+    emulating = on;
     return on ? sigaction(SIGILL, &made, &before) : sigaction(SIGILL, &before, NULL);
 }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.training.offline import prefer
+from tersely.training.offline import prefer, prefer_each
 from tersely.training.pairs import Pair, pairs_of
 from tersely.training.running import Running
 from tersely.training.traces import Trace
@@ -24,49 +26,69 @@ def engine() -> TransformersEngine:
     return load_engine("tersely-tiny-small")
 
 
-def trainer_on(pairs: Sequence[Pair], engine: TransformersEngine, folder: Path, watch: pytest.MonkeyPatch) -> Any:
-    """The trainer that would learn from these."""
-    found: list[Any] = []
-    watch.setattr(Running, "train", lambda self, trainer, *rest: found.append(trainer))
-    settings = recipe("adar1", folder, optimiser={"micro_batch": 2, "steps": 1})
-    prefer(Running(folder, None, print), settings, engine.model, engine.tokenizer, pairs, 0.1)
-    return found[0]
-
-
 @pytest.fixture
-def pair(engine: TransformersEngine) -> Pair:
-    """A completion in which a tokenizer would find longer words and a merge with the prompt, and one with a hint."""
-    said = engine.tokenizer.encode
-    prompt = said("How many shells?<think>\n")
-    odd = [*said("\n"), *(token for letter in "shells" for token in said(letter)), engine.tokenizer.eos_token_id]
-    assert said(engine.tokenizer.decode([*prompt, *odd])) != [*prompt, *odd]
-    hinted = said("9 + 3 = 12. Be brief. So 12")
-    forced = [1] * 8 + [0] * 3 + [1] * (len(hinted) - 11)
-    return Pair("instance", Trace(prompt, odd, [1] * len(odd), True, True), Trace(prompt, hinted, forced, False, False))
+def pairs(engine: TransformersEngine) -> list[Pair]:
+    """Completions in which a tokenizer would find longer words and a merge with the prompt, and some with a hint."""
+
+    def pair(question: str, word: str, hinted: str, hint: int) -> Pair:
+        said = engine.tokenizer.encode
+        prompt = said(f"{question}<think>\n")
+        odd = [*said("\n"), *(token for letter in word for token in said(letter)), engine.tokenizer.eos_token_id]
+        assert said(engine.tokenizer.decode([*prompt, *odd])) != [*prompt, *odd]
+        other = said(hinted)
+        own = [1] * hint + [0] * 3 + [1] * (len(other) - hint - 3)
+        return Pair("instance", Trace(prompt, odd, [1] * len(odd), True, True), Trace(prompt, other, own, False, False))
+
+    return [
+        pair("How many shells?", "shells", "9 + 3 = 12. Be brief. So 12", 8),
+        pair("How many shells does Kai find?", "find", "Be brief. 5", 0),
+    ]
 
 
-def batch_of(trainer: Any) -> dict[str, torch.Tensor]:
-    batches: Iterator[dict[str, torch.Tensor]] = iter(trainer.get_train_dataloader())
+def in_one(trainings: Running, *given: Any) -> None:
+    """As `prefer`, by a head of its own."""
+    settings, model, tokenizer, pairs, beta = given
+    prefer_each(trainings, settings, model, tokenizer, [pairs], Mock(), beta, 1.0, Mock())
+
+
+@pytest.fixture(params=[prefer, in_one], ids=["one head", "several heads"])
+def batch(
+    request: pytest.FixtureRequest,
+    pairs: list[Pair],
+    engine: TransformersEngine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> dict[str, torch.Tensor]:
+    """What the trainer that would learn from these pairs is given first; its tokenizer has no padding."""
+    trainers: list[Any] = []
+    monkeypatch.setattr(Running, "train", lambda self, trainer, *rest: trainers.append(trainer))
+    tokenizer = deepcopy(engine.tokenizer)
+    tokenizer.pad_token = None
+    settings = recipe("adar1", tmp_path, optimiser={"micro_batch": 2, "steps": 1})
+    request.param(Running(tmp_path, None, print), settings, engine.model, tokenizer, pairs, 0.1)
+    batches: Iterator[dict[str, torch.Tensor]] = iter(trainers[0].get_train_dataloader())
     return next(batches)
 
 
-def test_pairs_are_learnt_as_they_were_written(
-    pair: Pair, engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = batch_of(trainer_on([pair] * 2, engine, tmp_path, monkeypatch))
-    for row, trace in ((0, pair.chosen), (1, pair.chosen), (2, pair.rejected), (3, pair.rejected)):
-        ids = batch["input_ids"][row][batch["attention_mask"][row].bool()].tolist()
-        assert ids == [*trace.prompt_ids, *trace.ids], "no other tokens, and no end that the model did not write"
+def rows(batch: dict[str, torch.Tensor], column: str) -> list[list[int]]:
+    """A column without its padding, sorted."""
+    kept = zip(batch[column], batch["attention_mask"].bool(), strict=True)
+    return sorted(row[mask].tolist() for row, mask in kept)
 
 
-def test_what_was_forced_does_not_count(
-    pair: Pair, engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = trainer_on([pair] * 2, engine, tmp_path, monkeypatch)
-    batch = batch_of(trainer)
-    for row, trace in ((0, pair.chosen), (2, pair.rejected)):
-        counted = batch["completion_mask"][row][batch["attention_mask"][row].bool()].tolist()
-        assert counted == [0] * len(trace.prompt_ids) + list(map(int, trace.learnt))
+def traces(pairs: Sequence[Pair]) -> list[Trace]:
+    return [trace for pair in pairs for trace in (pair.chosen, pair.rejected)]
+
+
+def test_pairs_are_learnt_as_they_were_written(batch: dict[str, torch.Tensor], pairs: list[Pair]) -> None:
+    # No other tokens, and no end that the model did not write.
+    assert rows(batch, "input_ids") == sorted([*t.prompt_ids, *t.ids] for t in traces(pairs))
+
+
+def test_what_was_forced_does_not_count(batch: dict[str, torch.Tensor], pairs: list[Pair]) -> None:
+    wanted = sorted([0] * len(t.prompt_ids) + t.learnt for t in traces(pairs))
+    assert rows(batch, "completion_mask") == wanted
+    assert batch["completion_mask"].sum() == sum(sum(t.learnt) for t in traces(pairs)), "padding does not count"
 
 
 def made(long: str, short: str, least: float) -> dict[str, set[tuple[int, int]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from itertools import product
 
@@ -124,6 +125,31 @@ def test_nothing_is_written_outside(size: Size) -> None:
         for whole in (room, out):
             assert (whole[:64] == 7).all() and (whole[-64:] == 7).all()
         torch.testing.assert_close(out[64:-64].view(rows, 26), expected.to(dtype).expand(rows, 26))
+
+
+@pytest.mark.skipif(BEST < 0, reason="not compiled")
+@pytest.mark.parametrize("size", [32, None, "planes"])
+@pytest.mark.parametrize("rows", [1, 8, 33])
+def test_nothing_is_read_behind_the_room(size: Size, rows: int) -> None:
+    assert FOUND is not None
+    layer, x, out = random_layer(40, 70, size), torch.ones(rows, 70), torch.empty(rows, 40)
+    for level in LEVELS.values():
+        given = in_c(layer, level)
+        wall, room = before_a_wall(FOUND.tersely_w4a8_room(ctypes.byref(given), rows))
+        numbers = (x.data_ptr(), 0, rows, 70, out.data_ptr(), room, 0, 1)
+        with vectors_of(level):
+            FOUND.tersely_w4a8_run(ctypes.byref(given), *map(ctypes.c_int64, numbers))  # a fault ends the process
+        assert_right(out, x, layer)
+        del wall
+
+
+def before_a_wall(size: int) -> tuple[mmap.mmap, int]:
+    """Memory of which the page behind the last byte may not be touched, and its address."""
+    whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, whole + mmap.PAGESIZE)
+    wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + whole
+    assert not ctypes.CDLL(None).mprotect(ctypes.c_void_p(wall), ctypes.c_size_t(mmap.PAGESIZE), 0)
+    return memory, wall - size
 
 
 def alone(layer: Layer, outputs: int) -> Tensor:

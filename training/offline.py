@@ -60,7 +60,14 @@ class _Collator(DataCollatorForPreference):  # type: ignore[misc]
             for row, example in enumerate(examples, half * len(examples)):
                 learnt, start = example[LEARNT][half], len(example["prompt_ids"])
                 batch["completion_mask"][row, start : start + len(learnt)] = tensor(learnt)
-        return batch | {name: examples[0][name] for name in (OBJECTIVE,) if name in examples[0]}
+        if OBJECTIVE in examples[0]:
+            batch[OBJECTIVE] = examples[0][OBJECTIVE]
+        return batch
+
+
+def _collator(tokenizer: Any) -> _Collator:
+    """Padding does not count, so that any token does."""
+    return _Collator(pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
 
 class HeadedDPO(FiniteDPO):
@@ -117,7 +124,7 @@ def prefer(running: Running, recipe: Recipe, model: Any, tokenizer: Any, pairs: 
         args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta),
         train_dataset=Dataset.from_list(_in_order(_tokens(pairs), recipe)),
         processing_class=tokenizer,
-        data_collator=_Collator(pad_token_id=tokenizer.pad_token_id),
+        data_collator=_collator(tokenizer),
         peft_config=adapter(recipe),
         callbacks=running.callbacks(),
     )
@@ -150,7 +157,7 @@ def prefer_each(
         args=DPOConfig(**_arguments(running, recipe) | options, max_length=None, beta=beta),
         train_dataset=Dataset.from_list(_by_turns([_tokens(same) for same in pairs], recipe)),
         processing_class=tokenizer,
-        data_collator=_Collator(pad_token_id=tokenizer.pad_token_id),
+        data_collator=_collator(tokenizer),
         callbacks=running.callbacks(),
     )
     trainer.heads = heads
@@ -158,13 +165,13 @@ def prefer_each(
 
 
 def _tokens(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """Pairs as TRL's collator wants them."""
+    """Pairs as TRL's collator wants them, and which tokens are the model's own."""
     return [
         {
-            "prompt_ids": list(p.chosen.prompt_ids),
-            "chosen_ids": list(p.chosen.ids),
-            "rejected_ids": list(p.rejected.ids),
-            LEARNT: [list(map(int, p.chosen.learnt)), list(map(int, p.rejected.learnt))],
+            "prompt_ids": p.chosen.prompt_ids,
+            "chosen_ids": p.chosen.ids,
+            "rejected_ids": p.rejected.ids,
+            LEARNT: [[own for _, own in zip(t.ids, t.learnt, strict=True)] for t in (p.chosen, p.rejected)],
         }
         for p in pairs
     ]

@@ -38,13 +38,13 @@ def pairs_of(
         return []
     margin = 1 / (2 * len(long))
     better, worse = (long, short) if right_long / len(long) - right_short / len(short) > margin else (short, long)
-    learnt = max(right_long, right_short) >= least * len(better)
-    if better is short and not learnt:
+    solved = sum(t.right for t in better) >= least * len(better)
+    if better is short and not solved:
         return []
     good, bad = [t for t in better if t.right and t.whole], [t for t in worse if not t.right] or list(worse)
     crossed = [(chosen, rejected) for chosen in good for rejected in bad]
     made = [Pair("group", *both) for both in rng.sample(crossed, min(groups, len(crossed)))]
-    if good and learnt:
+    if good and solved:
         winner = min(good, key=lambda t: t.length)
         losers = [t for t in better if not t.right] or [t for t in good if t.length > winner.length]
         losers = sorted(losers, key=lambda t: -t.length)[:instances]

@@ -35,7 +35,7 @@
 #undef VEC
 #undef VEC_TARGET
 
-/* Other systems do not let a process use it, and older compilers do not know it. */
+/* Other systems ask for it in other ways, and older compilers do not know it. */
 #if defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 #define HAS_AMX
 #include "w4a8_amx.h"
@@ -116,7 +116,7 @@ static int64_t divide(w4a8_job *job, char *room) {
     const w4a8_layer *layer = job->layer;
     const int64_t padded = padded_rows(job->rows), planes = layer->form == PLANES;
     char *start = room;
-    job->x8 = take_room(&room, padded * depth_of(layer));
+    job->x8 = take_room(&room, padded * depth_of(layer)); /* AMX reads up to a line behind it */
     job->row_scale = take_room(&room, job->rows * 4);
     job->below = take_room(&room, padded * layer->group_count * 4);
     job->room = take_room(&room, layer->columns * 4);
@@ -172,26 +172,35 @@ EXPORT int64_t tersely_w4a8_has_amx(void) {
 #endif
 }
 
-/* Whether AMX comes to what AVX512 comes to, for a small layer: it was written without a processor that has it, and must
- * not give wrong numbers where it first meets one. */
+/* Whether AMX comes to what AVX512 comes to, for small layers of all forms: it was written without a processor that has it,
+ * and must not give wrong numbers where it first meets one. */
 EXPORT int64_t tersely_w4a8_amx_agrees(void) {
-    enum { ROWS = 17, TILES = 3, OUTPUTS = 40, GROUPS = 3, LINES = 4 * GROUPS, INPUTS = 8 * LINES };
-    uint8_t codes[TILES * LINES * LINE], groups[TILES * GROUPS * 2 * TILE];
-    float x[ROWS * INPUTS], scale[OUTPUTS], out[2][ROWS * OUTPUTS];
+    enum { ROWS = 33, TILES = 3, OUTPUTS = 40, GROUPS = 3, SHARED = 4, LINES = SHARED * GROUPS };
+    static const int64_t some[] = {5, 17, ROWS};
+    uint8_t codes[2 * TILES * LINES * LINE], groups[TILES * GROUPS][2][TILE];
+    float x[ROWS * LINES * 8], scale[OUTPUTS], out[2][ROWS * OUTPUTS];
     for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)(i * 2654435761u >> 13);
-    for (size_t i = 0; i < sizeof groups; i++) groups[i] = (uint8_t)(1 + i * 5 % 8);
-    for (int i = 0; i < ROWS * INPUTS; i++) x[i] = (float)(i * 37 % 101 - 50);
-    for (int i = 0; i < OUTPUTS; i++) scale[i] = 1.0f;
-    w4a8_layer layer = {.codes = codes, .groups = groups, .channel_scale = scale, .form = GRAINS, .columns = INPUTS,
-                        .outputs = OUTPUTS, .lines = LINES, .group_count = GROUPS};
-    char *room = malloc((size_t)tersely_w4a8_room(&layer, ROWS));
-    if (!room) return 0;
-    for (int i = 0; i < 2; i++) {
-        layer.level = i ? AMX : AVX512;
-        tersely_w4a8_run(&layer, x, FLOAT32, ROWS, INPUTS, out[i], room, NULL, 1);
+    for (int i = 0; i < TILES * GROUPS; i++) {
+        /* Every other group has scales that leave room for a few codes alone. */
+        for (int n = 0; n < TILE; n++) groups[i][0][n] = (uint8_t)(i % 2 ? 18 + n : 1 + n % 8);
+        for (int n = 0; n < TILE; n++) groups[i][1][n] = (uint8_t)(i % 2 ? 8 : n);
+        if (i % 2) memset(codes + i * SHARED * LINE, 0x6a, SHARED * LINE);
     }
-    free(room);
-    return !memcmp(out[0], out[1], sizeof out[0]);
+    for (int i = 0; i < ROWS * LINES * 8; i++) x[i] = (float)(i * 37 % 101 - 50);
+    for (int i = 0; i < OUTPUTS; i++) scale[i] = 1.0f;
+    int64_t agree = 1;
+    for (int i = 0; i < 9 && agree; i++) {
+        const int64_t form = i / 3, rows = some[i % 3];
+        w4a8_layer layer = {.codes = codes, .groups = groups[0][0], .channel_scale = scale, .form = form, .outputs = OUTPUTS,
+                            .lines = LINES, .group_count = form == GRAINS ? GROUPS : 1};
+        layer.columns = depth_of(&layer);
+        char *room = malloc((size_t)tersely_w4a8_room(&layer, rows));
+        for (layer.level = AVX512; room && layer.level <= AMX; layer.level++)
+            tersely_w4a8_run(&layer, x, FLOAT32, rows, layer.columns, out[layer.level - AVX512], room, NULL, 1);
+        agree = room && !memcmp(out[0], out[1], (size_t)(rows * OUTPUTS) * sizeof out[0][0]);
+        free(room);
+    }
+    return agree;
 }
 
 /* The best kind of vectors here: AVX512 only with its instructions for 8 bits. */

@@ -18,7 +18,7 @@
 #define AMX_INLINE INLINE AMX_TARGET
 
 enum {
-    AMX_FEW = 4,     /* rows with which AVX512 is as fast */
+    AMX_FEW = 4,     /* rows that AVX512 is taken to be as fast with: nobody has measured it */
     AMX_ROWS = 16,   /* of a register */
     AMX_INPUTS = 64, /* likewise */
     AMX_WEIGHTS = AMX_INPUTS * TILE,
@@ -77,7 +77,7 @@ AMX_INLINE __m512i amx_scaled(__m512i codes, __m512i fine, const int carries) {
     return _mm512_or_si512(even, _mm512_slli_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), fine), 8));
 }
 
-/* Lines of codes as weights, in the bits that a byte has; those of a layer need no more. */
+/* Lines of codes as weights, modulo 256: which is exact, since of a layer fine times (code - zero) fits into 8 bits. */
 AMX_INLINE void amx_widen(
     const uint8_t *codes, int64_t lines, __m512i fine, __m512i zero, int8_t *to, const int carries
 ) {
@@ -91,27 +91,30 @@ AMX_INLINE void amx_widen(
     }
 }
 
-/* Of one tile the weights of 64 inputs from a line on, zeros behind the last. */
-AMX_INLINE void amx_weights(const w4a8_layer *layer, int64_t tile, int64_t line, int8_t *to, const int form) {
-    enum { SHARED = 4 }; /* lines of a group, or a divisor of them */
+/* Of one tile the weights of 64 inputs from a line on, zeros behind the last: `to`, or where they lie that way already. A
+ * group has 2^shared lines. */
+AMX_INLINE const void *amx_weights(
+    const w4a8_layer *layer, int64_t tile, int64_t line, int shared, int8_t *to, const int form
+) {
+    enum { LEAST = 4 }; /* lines of a group, or a divisor of them */
     const int64_t all = AMX_INPUTS / (form == BYTES ? 4 : 8), rest = layer->lines - line, lines = rest < all ? rest : all;
     const uint8_t *codes = layer->codes + (tile * layer->lines + line) * LINE;
     if (lines < all) memset(to, 0, AMX_WEIGHTS);
-    if (form == BYTES)
-        for (int64_t i = 0; i < lines * LINE; i += LINE) {
-            avx512_prefetch((uintptr_t)codes + (uintptr_t)i + AHEAD);
-            _mm512_storeu_si512(to + i, avx512_words(codes + i));
-        }
-    else if (form == PLANES) amx_widen(codes, lines, avx512_same(1), avx512_same(8), to, 0);
+    if (form == BYTES) {
+        for (int64_t i = 0; i < lines; i++) avx512_prefetch((uintptr_t)codes + (uintptr_t)(i * LINE) + AHEAD);
+        return lines < all ? memcpy(to, codes, (size_t)(lines * LINE)) : codes;
+    }
+    if (form == PLANES) amx_widen(codes, lines, avx512_same(1), avx512_same(8), to, 0);
     else
-        for (int64_t i = 0; i < lines; i += SHARED) {
-            const int64_t group = (line + i) / (layer->lines / layer->group_count);
-            const uint8_t *about = layer->groups + (tile * layer->group_count + group) * 2 * TILE;
+        for (int64_t i = 0; i < lines; i += LEAST) {
+            const int64_t group = tile * layer->group_count + ((line + i) >> shared);
+            const uint8_t *about = layer->groups + group * 2 * TILE;
             const __m512i fine = avx512_bytes(about), zero = avx512_bytes(about + TILE);
             const int carries = _mm512_cmpgt_epi32_mask(fine, avx512_same(255 / 15)) != 0;
-            if (carries) amx_widen(codes + i * LINE, SHARED, fine, zero, to + 2 * i * LINE, 1);
-            else amx_widen(codes + i * LINE, SHARED, fine, zero, to + 2 * i * LINE, 0);
+            if (carries) amx_widen(codes + i * LINE, LEAST, fine, zero, to + 2 * i * LINE, 1);
+            else amx_widen(codes + i * LINE, LEAST, fine, zero, to + 2 * i * LINE, 0);
         }
+    return to;
 }
 
 /* Up to 32 rows from `row` on times `tiles` tiles, `apart` from each other; two: whether a second register has rows. */
@@ -121,24 +124,28 @@ AMX_INLINE void amx_block(
     const w4a8_layer *layer = job->layer;
     const int64_t depth = depth_of(layer), step = AMX_INPUTS / (form == BYTES ? 4 : 8), last = layer->lines;
     const int8_t *x = job->x8 + row * depth, *more = x + two * AMX_ROWS * depth;
+    const int shared = __builtin_ctzll((uint64_t)(layer->lines / layer->group_count));
+    const void *ready[2][2];
     int8_t weights[2][2][AMX_WEIGHTS] __attribute__((aligned(LINE)));
     int32_t sums[4][AMX_SUMS] __attribute__((aligned(LINE)));
     AMX_ZERO(0);
     if (two) AMX_ZERO(1);
     if (tiles > 1) AMX_ZERO(2);
     if (two && tiles > 1) AMX_ZERO(3);
-    for (int t = 0; t < tiles; t++) amx_weights(layer, tile + t * apart, 0, weights[0][t], form);
+    for (int t = 0; t < tiles; t++)
+        ready[0][t] = amx_weights(layer, tile + t * apart, 0, shared, weights[0][t], form);
     for (int64_t line = 0, turn = 0; line < last; line += step, turn = !turn, x += AMX_INPUTS, more += AMX_INPUTS) {
         /* A step ahead: registers are not filled from what was written a moment ago, but wait until it is in the cache. */
         if (line + step < last)
-            for (int t = 0; t < tiles; t++) amx_weights(layer, tile + t * apart, line + step, weights[!turn][t], form);
+            for (int t = 0; t < tiles; t++)
+                ready[!turn][t] = amx_weights(layer, tile + t * apart, line + step, shared, weights[!turn][t], form);
         AMX_LOAD(4, x, depth);
         if (two) AMX_LOAD(5, more, depth);
-        AMX_LOAD(6, weights[turn][0], LINE);
+        AMX_LOAD(6, ready[turn][0], LINE);
         AMX_DOT(0, 4, 6);
         if (two) AMX_DOT(1, 5, 6);
         if (tiles == 1) continue;
-        AMX_LOAD(7, weights[turn][1], LINE);
+        AMX_LOAD(7, ready[turn][1], LINE);
         AMX_DOT(2, 4, 7);
         if (two) AMX_DOT(3, 5, 7);
     }
@@ -156,6 +163,7 @@ AMX_INLINE void amx_block(
         }
 }
 
+/* Weights are widened again for every 32 rows. */
 AMX_INLINE void amx_tiles_of(const w4a8_job *job, int64_t start, int64_t stop, const int form) {
     const int64_t padded = padded_rows(job->rows), share = (stop - start) / 2;
     int64_t configured = 0;
@@ -173,10 +181,20 @@ AMX_INLINE void amx_tiles_of(const w4a8_job *job, int64_t start, int64_t stop, c
     amx_release();
 }
 
+/* Each by itself, since registers are allotted worse in functions that are very long. */
+AMX_TARGET static NOINLINE void amx_grains(const w4a8_job *job, int64_t start, int64_t stop) {
+    amx_tiles_of(job, start, stop, GRAINS);
+}
+AMX_TARGET static NOINLINE void amx_bytes(const w4a8_job *job, int64_t start, int64_t stop) {
+    amx_tiles_of(job, start, stop, BYTES);
+}
+AMX_TARGET static NOINLINE void amx_planes(const w4a8_job *job, int64_t start, int64_t stop) {
+    amx_tiles_of(job, start, stop, PLANES);
+}
+
 /* As VEC(tiles) of w4a8_rows.h. */
-AMX_TARGET static void amx_tiles(const w4a8_job *job, int64_t start, int64_t stop) {
-    if (job->layer->form == GRAINS) amx_tiles_of(job, start, stop, GRAINS);
-    else if (job->layer->form == BYTES) amx_tiles_of(job, start, stop, BYTES);
-    else amx_tiles_of(job, start, stop, PLANES);
+static void amx_tiles(const w4a8_job *job, int64_t start, int64_t stop) {
+    static void (*const of[])(const w4a8_job *, int64_t, int64_t) = {amx_grains, amx_bytes, amx_planes};
+    of[job->layer->form](job, start, stop);
 }
 #endif

@@ -85,7 +85,10 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         for pair in pairs_of(a, b, rng, own.groups, own.instances, own.least)
     ]
     if not pairs:
-        raise RecipeError("neither parent answers any question right, so there is nothing to prefer; ask easier ones")
+        raise RecipeError(
+            "no question gives a pair: neither parent answers one right, or too few of their samples are right to "
+            f"prefer brief ones (adar1.least is {own.least}); ask easier questions"
+        )
     say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
     prefer(running, recipe, merged.model, merged.tokenizer, pairs, own.beta)
 
