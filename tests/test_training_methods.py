@@ -17,6 +17,7 @@ from tersely.training.methods.vsrm import Prober, StepRollouts
 from tersely.training.rewards import Correctness
 from tersely.training.sampling import Ask, Sampler
 from tersely.training.saving import MODEL
+from tersely.training.trainer import AdaptiveTrainer
 
 from .trainings import recipe, train
 
@@ -86,12 +87,49 @@ def test_vsrm_pays_steps_and_charges_what_does_not_end(tmp_path: Path) -> None:
         rollouts = StepRollouts(sampler, Prober(sampler, made.vsrm, correct), 4, made.seed)
         asked = [row for row in rows for _ in range(4)]
         done = rollouts.sample([Ask(row["prompt"], row["tier"]) for row in asked], asked, 0)
-        rewards = rollouts.more(done, asked, 0)["token_rewards"]
+        more = rollouts.more(done, asked, 0)
+        rewards, values = more["token_rewards"], more["token_values"]
+    assert all(
+        0 <= chance <= 1 and place <= one.thinking_tokens
+        for one, v in zip(done, values, strict=True)
+        for place, chance in v
+    )
+    assert [len(v) > 1 for v in values] == [one.finish_reason == "stop" for one in done], "where thinking ended"
     for one, steps in zip(done, rewards, strict=True):
         charged = [step for step in steps if step == (len(one.ids) - 1, -10.0)]
         assert len(charged) == (one.finish_reason == "length")
         assert all(abs(reward) <= 1 for step in steps if step not in charged for reward in step[1:])
     assert {one.finish_reason for one in done} == {"length", "stop"}
+
+
+Places = list[tuple[int, float]]
+
+
+def advantages(scores: list[float], steps: list[Places], values: list[Places], sizes: list[int]) -> torch.Tensor:
+    """What the trainer makes of two questions' completions, two each."""
+    from accelerate import Accelerator
+
+    trainer = object.__new__(AdaptiveTrainer)
+    trainer.accelerator, trainer.num_generations, trainer.reward_weights = Accelerator(cpu=True), 2, torch.ones(1)
+    trainer._scored = torch.tensor(scores)[:, None]
+    trainer.rollout_inputs = [
+        {"token_rewards": rewards, "token_values": known} for rewards, known in zip(steps, values, strict=True)
+    ]
+    mask = torch.tensor([[1] * size + [0] * (max(sizes) - size) for size in sizes])
+    return trainer._returns(trainer.rollout_inputs, {"completion_mask": mask})
+
+
+def test_tokens_are_held_against_what_was_to_be_expected() -> None:
+    none: list[Places] = [[], [], [], []]
+    assert (advantages([1, 1, 0, 0], none, none, [3, 2, 3, 3]) == 0).all(), "a hard question is nobody's fault"
+    made = advantages([1, 0, 0, 0], none, none, [2, 2, 4, 2])
+    assert (made[0, :2] > 0).all() and (made[1, :2] == -made[0, :2]).all()
+    assert (made[2:] == 0).all() and (made[:2, 2:] == 0).all(), "padding has none"
+    # The first brings 1.5, 1.5, 1 and 1 where 1.25 was to be expected, and from its third token on 0.8.
+    made = advantages([1, 1, 0, 0], [[(1, 0.5)], [], [], []], [[(2, 0.8)], [], [], []], [4, 2, 2, 2])
+    wanted = torch.tensor([0.25, 0.25, 0.2, 0.2, -0.25, -0.25])
+    scale = (wanted.square().sum() / 10).sqrt()
+    torch.testing.assert_close(torch.cat([made[0], made[1, :2]]), wanted / scale, rtol=1e-3, atol=0)
 
 
 def test_the_analysis_of_vsrm_trains_nothing(tmp_path: Path) -> None:

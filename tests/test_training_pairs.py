@@ -47,8 +47,8 @@ def pairs(engine: TransformersEngine) -> list[Pair]:
 
 def in_one(trainings: Running, *given: Any) -> None:
     """As `prefer`, by a head of its own."""
-    settings, model, tokenizer, pairs, beta = given
-    prefer_each(trainings, settings, model, tokenizer, [pairs], Mock(), beta, 1.0, Mock())
+    settings, model, tokenizer, pairs, beta, likelihood = given
+    prefer_each(trainings, settings, model, tokenizer, [pairs], Mock(), beta, likelihood, Mock())
 
 
 @pytest.fixture(params=[prefer, in_one], ids=["one head", "several heads"])
@@ -65,7 +65,7 @@ def batch(
     tokenizer = deepcopy(engine.tokenizer)
     tokenizer.pad_token = None
     settings = recipe("adar1", tmp_path, optimiser={"micro_batch": 2, "steps": 1})
-    request.param(Running(tmp_path, None, print), settings, engine.model, tokenizer, pairs, 0.1)
+    request.param(Running(tmp_path, None, print), settings, engine.model, tokenizer, pairs, 0.1, 1.0)
     batches: Iterator[dict[str, torch.Tensor]] = iter(trainers[0].get_train_dataloader())
     return next(batches)
 

@@ -185,6 +185,13 @@ def test_without_look_ahead_a_step_is_paid_its_own_change_alone() -> None:
     assert step_rewards([0.2, 0.2, 0.8, 0.8], look_ahead=1) == pytest.approx([0.42, 0.6, 0])
 
 
+def test_a_step_that_changes_nothing_may_cost_where_the_answer_is_right_already() -> None:
+    # Not while it is wrong, and not where a change is still to come.
+    chances = [0.2, 0.2, 0.8, 0.8, 1.0, 1.0, 1.0]
+    assert step_rewards(chances, 4, 0.1) == pytest.approx([0.42, 0.6, 0.14, 0.2, -0.1, -0.1])
+    assert step_rewards([0.0, 0.0, 0.0], 4, 0.1) == [0, 0]
+
+
 def test_where_thinking_is_settled() -> None:
     assert [settled_at(c) for c in ([0.2, 0.9, 1.0], [1.0, 0.2, 0.4], [0.4])] == [1, 0, 0]
 

@@ -115,13 +115,21 @@ def supervise(
     running.train(trainer, recipe, finish)
 
 
-def prefer(running: Running, recipe: Recipe, model: Any, tokenizer: Any, pairs: Sequence[Pair], beta: float) -> None:
-    """Learn by DPO to prefer the chosen completions, and write the model."""
+def prefer(
+    running: Running,
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Pair],
+    beta: float,
+    likelihood: float,
+) -> None:
+    """Learn by DPO to prefer the chosen completions, and write the model; likelihood: see `prefer_each`."""
     from datasets import Dataset
 
     trainer = FiniteDPO(
         model=model,
-        args=DPOConfig(**_arguments(running, recipe), max_length=None, beta=beta),
+        args=DPOConfig(**_arguments(running, recipe), **_losses(likelihood), max_length=None, beta=beta),
         train_dataset=Dataset.from_list(_in_order(_tokens(pairs), recipe)),
         processing_class=tokenizer,
         data_collator=_collator(tokenizer),
@@ -149,12 +157,11 @@ def prefer_each(
     """
     from datasets import Dataset
 
-    options: dict[str, Any] = {"ddp_find_unused_parameters": True}  # a batch goes through one of the heads
-    if likelihood:
-        options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, likelihood]}
+    # A batch goes through one of the heads.
+    options = {**_arguments(running, recipe), "ddp_find_unused_parameters": True, **_losses(likelihood)}
     trainer = HeadedDPO(
         model=model,
-        args=DPOConfig(**_arguments(running, recipe) | options, max_length=None, beta=beta),
+        args=DPOConfig(**options, max_length=None, beta=beta),
         train_dataset=Dataset.from_list(_by_turns([_tokens(same) for same in pairs], recipe)),
         processing_class=tokenizer,
         data_collator=_collator(tokenizer),
@@ -186,6 +193,11 @@ def _by_turns(rows: Sequence[list[dict[str, Any]]], recipe: Recipe) -> list[dict
         turn, objective = divmod(number, len(rows))
         made += [{**row, OBJECTIVE: objective} for row in each[objective][turn * size : (turn + 1) * size]]
     return made
+
+
+def _losses(likelihood: float) -> dict[str, Any]:
+    """What is learnt beside preference."""
+    return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, likelihood]} if likelihood else {}
 
 
 def _arguments(running: Running, recipe: Recipe) -> dict[str, Any]:

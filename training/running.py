@@ -25,7 +25,11 @@ if TYPE_CHECKING:
     from .trainer import AdaptiveTrainer, Credit
 
 RECIPE = "recipe.json"
-_NEUTRAL = {"mahdpo": {"likelihood": 0.0, "frozen": False}, "adar1": {"least": 0.0}}
+_NEUTRAL = {
+    "mahdpo": {"likelihood": 0.0, "frozen": False},
+    "adar1": {"least": 0.0, "likelihood": 0.0},
+    "vsrm": {"ineffective": 0.0},
+}
 """Options that came later, by their sections, with what does as before."""
 CHANGEABLE = ("out", "saving", "alarm")
 """What may differ when a training goes on."""

@@ -79,10 +79,12 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         return values[self.accelerator.process_index * size :][:size]
 
     def _returns(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> Tensor:
-        """What each token still brings, [rows, tokens], over all tokens that are learnt made to mean 0 and deviation 1.
+        """What each token still brings beyond what was to be expected, [rows, tokens], over the root mean square of all
+        that are learnt: Reinforce with a baseline, without a KL term.
 
-        The rewards of single tokens are the column `token_rewards`, pairs of place and reward; those of the whole
-        completion stand at its last token. Reinforce++ without a KL term.
+        Rewards of single tokens are the column `token_rewards`, pairs of place and reward; those of the whole
+        completion stand at its last token. `token_values` are pairs of a place and what was to be expected from there
+        on; before the first, that is what completions of the same question bring on average.
         """
         mask = output["completion_mask"] * output.get("tool_mask", torch.ones_like(output["completion_mask"]))
         rewards = torch.zeros_like(mask, dtype=torch.float32)
@@ -92,12 +94,16 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
             for place, reward in columns["token_rewards"]:
                 rewards[row, place] += reward
         returns = rewards.flip(1).cumsum(1).flip(1)
-        totals = torch.stack([(returns * mask).sum(), (returns.square() * mask).sum(), mask.sum().float()])
-        total, squares, count = self.accelerator.reduce(totals, reduction="sum").tolist()
-        mean = total / max(count, 1.0)
-        deviation = max(squares / max(count, 1.0) - mean**2, 0.0) ** 0.5
-        normal: Tensor = (returns - mean) / (deviation + 1e-4)
-        return normal
+        expected = returns[:, :1].view(-1, self.num_generations).mean(dim=1).repeat_interleave(self.num_generations)
+        values = expected[:, None].repeat(1, mask.size(1))
+        for row, columns in enumerate(inputs):
+            for place, value in columns["token_values"]:
+                values[row, place:] = value
+        left = (returns - values) * mask
+        totals = torch.stack([left.square().sum(), mask.sum().float()])
+        squares, count = self.accelerator.reduce(totals, reduction="sum").tolist()
+        made: Tensor = left / ((squares / max(count, 1.0)) ** 0.5 + 1e-4)
+        return made
 
     def _behave(self, output: dict[str, Any]) -> None:
         """Put the log-probabilities of tokens that were not drawn from the policy in place of the policy's own.

@@ -30,7 +30,8 @@ class AdaR1(Section):
     """share: of the long model's weights in the merged one. samples: of each parent and question. beta: of DPO.
 
     groups, instances: most pairs of a question at each level. least: the share of right answers below which a question
-    teaches no brevity; it is ours, 0 the paper's. short_effort: the tier in which short completions are sampled, for
+    teaches no brevity. likelihood: of the loss of chosen completions, beside that of DPO, by which they become less
+    likely, too. Both are ours, 0 the paper's. short_effort: the tier in which short completions are sampled, for
     the short parent to learn them under the usual prompt; short: how it learns them.
     """
 
@@ -40,6 +41,7 @@ class AdaR1(Section):
     groups: int = Field(default=4, ge=0)
     instances: int = Field(default=2, ge=0)
     least: float = Field(default=0.5, ge=0, le=1)
+    likelihood: float = Field(default=0.0, ge=0)
     short_effort: str = "easy"
     short: Optimiser = Optimiser()
 
@@ -90,7 +92,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             f"prefer brief ones (adar1.least is {own.least}); ask easier questions"
         )
     say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
-    prefer(running, recipe, merged.model, merged.tokenizer, pairs, own.beta)
+    prefer(running, recipe, merged.model, merged.tokenizer, pairs, own.beta, own.likelihood)
 
 
 def _short(

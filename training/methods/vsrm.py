@@ -1,7 +1,8 @@
 """VSRM (arXiv 2508.10293): every step of the thinking is paid what it changed in the chance of being right.
 
-The chance at a cut is found by ending the thinking there a few times. Training is Reinforce++: token by token, by what
-is still to come. With `train: false` nothing is trained, and the same curve says where thinking was wasted.
+The chance at a cut is found by ending the thinking there a few times. Training is Reinforce, token by token, by what is
+still to come, and the same chances are its baseline, in the place of a critic. With `train: false` nothing is trained,
+and they say where thinking was wasted.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
 class Vsrm(Section):
     """answers: drawn at each cut, of at most answer_tokens tokens. floor, spacing: characters before the first cut and
     between two. look_ahead: steps within which a change pays those before it that changed nothing, 0 for none of them.
-    unfinished: what a completion loses that runs into its limit or has no answer, as in the authors' code: steps that
-    change nothing earn nothing, and neither does leaving them out, so that this is what makes thinking shorter. train:
-    False only analyses `samples` completions of each question and writes analysis.json."""
+    unfinished: what a completion loses that runs into its limit or has no answer; ten in the authors' code, where a
+    right one earns one. ineffective: what a step loses that changes nothing while the answer is right already. It is
+    ours; with 0, as in the paper, such a step earns nothing, and neither does leaving it out. train: False only
+    analyses `samples` completions of each question and writes analysis.json."""
 
     answers: int = Field(default=5, ge=1)
     answer_tokens: int = Field(default=64, ge=2)
@@ -45,6 +47,7 @@ class Vsrm(Section):
     spacing: int = Field(default=SPACING, ge=1)
     look_ahead: int = Field(default=LOOK_AHEAD, ge=0)
     unfinished: float = Field(default=10.0, ge=0)
+    ineffective: float = Field(default=0.0, ge=0)
     train: bool = True
     samples: int = Field(default=1, ge=1)
 
@@ -63,10 +66,15 @@ class Curve:
     places: tuple[int, ...]
     chances: tuple[float, ...]
 
-    def rewards(self, look_ahead: int = LOOK_AHEAD) -> list[tuple[int, float]]:
-        """The last token of each step, and what the step changed; see `step_rewards`."""
-        steps = zip(self.places[1:], step_rewards(self.chances, look_ahead), strict=True)
+    def rewards(self, own: Vsrm) -> list[tuple[int, float]]:
+        """The last token of each step, and its reward; see `step_rewards`."""
+        steps = zip(self.places[1:], step_rewards(self.chances, own.look_ahead, own.ineffective), strict=True)
         return [(place - 1, reward) for place, reward in steps]
+
+    @property
+    def values(self) -> list[tuple[int, float]]:
+        """The first token after each cut, and the chance there."""
+        return list(zip(self.places, self.chances, strict=True))
 
     @property
     def settled(self) -> int:
@@ -125,7 +133,7 @@ class Prober:
 
 
 class StepRollouts(GroupRollouts):
-    """Free completions with the rewards of their steps as the column `token_rewards`."""
+    """Free completions, the rewards of their steps and the chances at their cuts: see `AdaptiveTrainer._returns`."""
 
     def __init__(self, sampler: Sampler, prober: Prober, size: int, seed: int) -> None:
         super().__init__(sampler, [FREE] * size, seed)
@@ -134,11 +142,11 @@ class StepRollouts(GroupRollouts):
     def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
         """See `GroupRollouts.more`."""
         own, curves = self.prober.own, self.prober(made, rows, seed)
-        rewards = [curve.rewards(own.look_ahead) for curve in curves]
+        rewards = [curve.rewards(own) for curve in curves]
         for rollout, steps in zip(made, rewards, strict=True):
             if rollout.finish_reason == "length" or not rollout.response:
                 steps.append((len(rollout.ids) - 1, -own.unfinished))
-        return {"token_rewards": rewards}
+        return {"token_rewards": rewards, "token_values": [curve.values for curve in curves]}
 
 
 def look(recipe: Kind) -> Ground:

@@ -36,13 +36,15 @@ def cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING, cues: Sequen
     return made
 
 
-def step_rewards(chances: Sequence[float], look_ahead: int = LOOK_AHEAD) -> list[float]:
+def step_rewards(chances: Sequence[float], look_ahead: int = LOOK_AHEAD, ineffective: float = 0.0) -> list[float]:
     """The reward of each step between two cuts; `chances` are those at the cuts, and last that of the whole thinking.
 
     A step that changes nothing shares, discounted, in the change that comes within the next `look_ahead` steps.
+    ineffective: what it loses if none comes, and the answer was right more often than not already; ours.
     """
     steps = [after - before for before, after in pairwise(chances)]
-    return [_reward(chances, steps, j, look_ahead) for j in range(len(steps))]
+    rewards = [_reward(chances, steps, j, look_ahead) for j in range(len(steps))]
+    return [-ineffective if not r and before >= 0.5 else r for before, r in zip(chances, rewards, strict=False)]
 
 
 def _reward(chances: Sequence[float], steps: Sequence[float], j: int, look_ahead: int) -> float:
