@@ -116,7 +116,7 @@ def test_the_kind_that_is_more_often_right_is_preferred_and_brevity_within_it() 
 
 
 def test_what_is_not_yet_learnt_is_not_learnt_short() -> None:
-    nothing = {"group": set(), "instance": set()}
+    nothing: dict[str, set[tuple[int, int]]] = {"group": set(), "instance": set()}
     assert made("+---", "+---", 0.5) == nothing
     assert made("+---", "----", 0.5) == {"group": {(100, b) for b in range(10, 14)}, "instance": set()}
     for long, short in (("++--", "++--"), ("+++-", "++--")):
