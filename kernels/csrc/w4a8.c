@@ -96,10 +96,17 @@ static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t th
     const int64_t tiles = tiles_of(job->layer), worth = job->rows * tiles * TILE * depth_of(job->layer) / WORTH;
     threads = worth < threads ? worth : threads;
     threads = tiles < threads ? tiles : threads;
-    int64_t parts = threads > 1 ? 4 * threads : 1;
     job->next = 0;
-    job->chunk = (tiles + parts - 1) / parts;
-    job->chunk += job->chunk % 2; /* tiles go in pairs */
+    job->chunk = tiles;
+    /* A few parts for each thread, as many as leave them most alike; in each, tiles go in pairs. */
+    for (int64_t parts = 4, most = tiles; threads > 1 && parts <= 8; parts++) {
+        int64_t chunk = (tiles + parts * threads - 1) / (parts * threads);
+        chunk += chunk % 2;
+        int64_t rounds = (tiles + chunk * threads - 1) / (chunk * threads);
+        if (rounds * chunk >= most) continue;
+        most = rounds * chunk;
+        job->chunk = chunk;
+    }
     if (threads > 1) run(work, job, (unsigned)threads, 0);
     else work(job);
 }
