@@ -91,22 +91,27 @@ static void take(w4a8_job *job, on_tiles *work) {
 static void take_multiplying(void *job) { take(job, multiply); }
 static void take_refining(void *job) { take(job, refine); }
 
+/* How many tiles a thread takes at a time: a few parts for each, as many as leave threads most alike. Tiles go in pairs. */
+static int64_t chunk_of(int64_t tiles, int64_t threads) {
+    int64_t best = tiles, least = tiles;
+    for (int64_t parts = 4 * threads; parts <= 8 * threads; parts += threads) {
+        int64_t chunk = (tiles + parts - 1) / parts;
+        chunk += chunk % 2;
+        const int64_t most = (tiles + chunk * threads - 1) / (chunk * threads) * chunk; /* that one thread has */
+        if (most >= least) continue;
+        least = most;
+        best = chunk;
+    }
+    return best;
+}
+
 /* `threads`: as many as there are. */
 static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t threads) {
     const int64_t tiles = tiles_of(job->layer), worth = job->rows * tiles * TILE * depth_of(job->layer) / WORTH;
     threads = worth < threads ? worth : threads;
     threads = tiles < threads ? tiles : threads;
     job->next = 0;
-    job->chunk = tiles;
-    /* A few parts for each thread, as many as leave them most alike; in each, tiles go in pairs. */
-    for (int64_t parts = 4, most = tiles; threads > 1 && parts <= 8; parts++) {
-        int64_t chunk = (tiles + parts * threads - 1) / (parts * threads);
-        chunk += chunk % 2;
-        int64_t rounds = (tiles + chunk * threads - 1) / (chunk * threads);
-        if (rounds * chunk >= most) continue;
-        most = rounds * chunk;
-        job->chunk = chunk;
-    }
+    job->chunk = threads > 1 ? chunk_of(tiles, threads) : tiles;
     if (threads > 1) run(work, job, (unsigned)threads, 0);
     else work(job);
 }
