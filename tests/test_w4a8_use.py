@@ -115,19 +115,23 @@ def test_what_cannot_be_packed() -> None:
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
 @pytest.mark.parametrize("size", [128, "planes"])
 @pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "our threads"])
-def test_threads_share_the_tiles(team: bool, size: Size) -> None:
+def test_threads_share_rows_and_tiles(team: bool, size: Size) -> None:
     assert FOUND is not None
     used, ours = ctypes.c_void_p.in_dll(FOUND, "tersely_w4a8_team"), ctypes.cast(our_threads, ctypes.c_void_p).value
     theirs = used.value
     if team and theirs == ours:
         pytest.skip("torch's OpenMP cannot be reached here")
-    layer, x, before = random_layer(1000, 2048, size), torch.randn(5, 2048), torch.get_num_threads()
-    expected = w4a8_linear(x, *layer.tensors())  # type: ignore[arg-type]
+    layer, before = random_layer(1000, 2048, size), torch.get_num_threads()
+    # Other rows each time: where a thread does not wait for those that others quantize, it finds the last ones.
+    numbers = torch.randn(20, 37, 2048)
+    torch.set_num_threads(1)
+    expected = [w4a8_linear(x, *layer.tensors()) for x in numbers]  # type: ignore[arg-type]
     try:
         used.value = theirs if team else ours
         for threads in (2, 3, 5):
             torch.set_num_threads(threads)
-            assert torch.equal(w4a8_linear(x, *layer.tensors()), expected)  # type: ignore[arg-type]
+            for x, right in zip(numbers, expected, strict=True):
+                assert torch.equal(w4a8_linear(x, *layer.tensors()), right)  # type: ignore[arg-type]
     finally:
         torch.set_num_threads(before)
         used.value = theirs

@@ -5,12 +5,14 @@
 
 #include <float.h>
 #include <math.h>
+#include <sched.h>
 #include <stdlib.h>
 
 #define X_LEAST 0x1p-100f /* a row that stays below this counts as zeros: the inverse of its scale would not be finite */
 #define UNROLLED _Pragma("GCC unroll 16")
 #define AHEAD 2048    /* bytes of codes fetched ahead */
 #define X_AHEAD 128   /* bytes of activations */
+#define PATIENCE 10000 /* looks at what others do before they are given a processor, which is 10 us or more */
 #define WORTH (1 << 18) /* products: what takes one thread a few times as long as waking another */
 
 #include "ints_any.h"
@@ -66,10 +68,12 @@ static void multiply(const w4a8_job *job, int64_t start, int64_t stop) {
 
 static void refine(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(refine, job, start, stop); }
 
+static void quantize(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(quantize, job, start, stop); }
+
 /* What tiles have to reach to be refined. A row of no numbers has no highest. */
-static void set_least(const w4a8_job *job) {
+static void set_least(const w4a8_job *job, int64_t start, int64_t stop) {
     const int64_t tiles = tiles_of(job->layer);
-    for (int64_t row = 0; row < job->rows; row++) {
+    for (int64_t row = start; row < stop && row < job->rows; row++) {
         float best = -INFINITY;
         for (int64_t tile = 0; tile < tiles; tile++) {
             float top = job->tops[row * tiles + tile];
@@ -79,30 +83,47 @@ static void set_least(const w4a8_job *job) {
     }
 }
 
-typedef void on_tiles(const w4a8_job *job, int64_t start, int64_t stop);
+typedef void on_some(const w4a8_job *job, int64_t start, int64_t stop);
 
-/* What each thread does: take some tiles until none are left. So a thread that others slow down takes fewer. */
-static void take(w4a8_job *job, on_tiles *work) {
-    int64_t tiles = tiles_of(job->layer), start;
-    while ((start = __atomic_fetch_add(&job->next, job->chunk, __ATOMIC_RELAXED)) < tiles)
-        work(job, start, tiles - start < job->chunk ? tiles : start + job->chunk);
+/* What each thread does: take some until none are left. So a thread that others slow down takes fewer. */
+static void take(const w4a8_job *job, shares *of, on_some *work) {
+    int64_t start;
+    while ((start = __atomic_fetch_add(&of->next, of->part, __ATOMIC_RELAXED)) < of->count) {
+        const int64_t stop = of->count - start < of->part ? of->count : start + of->part;
+        work(job, start, stop);
+        __atomic_fetch_add(&of->done, stop - start, __ATOMIC_RELEASE);
+    }
 }
 
-static void take_multiplying(void *job) { take(job, multiply); }
-static void take_refining(void *job) { take(job, refine); }
+/* Until others have done what they took, which they are at. A thread that no processor runs is given one. */
+static void wait_for(const shares *of) {
+    for (int64_t turn = 0; __atomic_load_n(&of->done, __ATOMIC_ACQUIRE) < of->count; turn++)
+        if (turn > PATIENCE) sched_yield();
+}
 
-/* How many tiles a thread takes at a time: a few parts for each, as many as leave threads most alike. Tiles go in pairs. */
-static int64_t chunk_of(int64_t tiles, int64_t threads) {
-    int64_t best = tiles, least = tiles;
-    for (int64_t parts = 4 * threads; parts <= 8 * threads; parts += threads) {
-        int64_t chunk = (tiles + parts - 1) / parts;
-        chunk += chunk % 2;
-        const int64_t most = (tiles + chunk * threads - 1) / (chunk * threads) * chunk; /* that one thread has */
+/* Something on all rows, and then something on all tiles of them. */
+static void take_both(w4a8_job *job, on_some *on_rows, on_some *on_tiles) {
+    take(job, &job->rows_shared, on_rows);
+    wait_for(&job->rows_shared);
+    take(job, &job->tiles_shared, on_tiles);
+}
+
+static void multiply_quantized(void *job) { take_both(job, quantize, multiply); }
+static void refine_highest(void *job) { take_both(job, set_least, refine); }
+
+/* How many a thread takes at a time: a few parts for each, as many as leave threads most alike. Tiles go in pairs. */
+static shares shared_out(int64_t count, int64_t threads) {
+    shares of = {.count = count, .part = count};
+    int64_t least = count;
+    for (int64_t parts = 4 * threads; threads > 1 && parts <= 8 * threads; parts += threads) {
+        int64_t part = (count + parts - 1) / parts;
+        part += part % 2;
+        const int64_t most = (count + part * threads - 1) / (part * threads) * part; /* that one thread has */
         if (most >= least) continue;
         least = most;
-        best = chunk;
+        of.part = part;
     }
-    return best;
+    return of;
 }
 
 /* `threads`: as many as there are. */
@@ -110,8 +131,8 @@ static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t th
     const int64_t tiles = tiles_of(job->layer), worth = job->rows * tiles * TILE * depth_of(job->layer) / WORTH;
     threads = worth < threads ? worth : threads;
     threads = tiles < threads ? tiles : threads;
-    job->next = 0;
-    job->chunk = threads > 1 ? chunk_of(tiles, threads) : tiles;
+    job->rows_shared = shared_out(padded_rows(job->rows), threads);
+    job->tiles_shared = shared_out(tiles, threads);
     if (threads > 1) run(work, job, (unsigned)threads, 0);
     else work(job);
 }
@@ -131,7 +152,6 @@ static int64_t divide(w4a8_job *job, char *room) {
     job->x8 = take_room(&room, padded * depth_of(layer)); /* AMX reads up to a line behind it */
     job->row_scale = take_room(&room, job->rows * 4);
     job->below = take_room(&room, padded * layer->group_count * 4);
-    job->room = take_room(&room, layer->columns * 4);
     job->tops = take_room(&room, planes * job->rows * tiles_of(layer) * 4);
     job->least = take_room(&room, planes * job->rows * 4);
     return room - start;
@@ -151,11 +171,8 @@ EXPORT int64_t tersely_w4a8_room(const w4a8_layer *layer, int64_t rows) {
 
 static void run_one(w4a8_job *job, char *room, parallel *run, int64_t threads) {
     divide(job, room);
-    BY_LEVEL(quantize, job);
-    share(job, take_multiplying, run, threads);
-    if (job->layer->form != PLANES) return;
-    set_least(job);
-    share(job, take_refining, run, threads);
+    share(job, multiply_quantized, run, threads);
+    if (job->layer->form == PLANES) share(job, refine_highest, run, threads);
 }
 
 /* A layer on rows, and those beside it, in up to so many threads; results are of the kind of x. `run` may be NULL for one. */

@@ -25,6 +25,11 @@ typedef struct w4a8_layer {
     const struct w4a8_layer *beside; /* on the same inputs, its outputs behind these; or NULL */
 } w4a8_layer;
 
+/* How threads share so many rows or tiles: `part` at a time, which are taken from `next` on. */
+typedef struct {
+    int64_t count, part, next, done;
+} shares;
+
 typedef struct {
     const w4a8_layer *layer;
     /* Activations: rows of `columns` numbers, `stride` numbers from row to row. Results: [rows][outputs] of the same kind,
@@ -32,15 +37,14 @@ typedef struct {
     const void *x;
     void *out;
     int64_t kind, rows, stride, out_stride;
-    /* Quantized rows [padded rows][depth], a float of each row, minus the sums of the groups [padded rows][group_count],
-     * and one row of floats. Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles],
-     * and what a tile of each row has to reach to be worked out by both [rows]. */
+    /* Quantized rows [padded rows][depth], a float of each row, and minus the sums of the groups [padded rows][group_count].
+     * Of PLANES also the highest result of each row's tiles by high halves alone [rows][tiles], and what a tile of each
+     * row has to reach to be worked out by both [rows]. */
     int8_t *x8;
     float *row_scale;
     int32_t *below;
-    float *room, *tops, *least;
-    /* How threads share tiles. */
-    int64_t next, chunk;
+    float *tops, *least;
+    shares rows_shared, tiles_shared;
 } w4a8_job;
 
 /* Calls `work` in so many threads at once, as GOMP_parallel of an OpenMP library does. */

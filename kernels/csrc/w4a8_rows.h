@@ -10,23 +10,25 @@
  * Bytes in two planes are first taken for the middle of what their high half leaves open, 16 (high - 8) + 7.5, and twice
  * that is a whole number. A tile that may be among a row's highest is then worked out by both halves. */
 
-/* One row as floats, times what inputs are multiplied by, in the job's room; gives the highest of |x| as bits: what is no
- * number is higher than infinity, and that than all numbers. */
-VEC_TARGET INLINE uint32_t VEC(smooth)(const w4a8_job *job, int64_t row, int kind) {
-    const int64_t columns = job->layer->columns, whole = columns - columns % VEC(width);
-    const char *from = (const char *)job->x + row * job->stride * size_of(kind);
-    const float *by = job->layer->input_scale;
+/* A vector of a row, times what inputs are multiplied by, or not (NULL). */
+VEC_TARGET INLINE VEC(vec) VEC(smoothed)(const char *from, const float *by, int64_t i, int kind) {
+    VEC(vec) x = VEC(load)(from, i, kind);
+    if (by) x *= VEC(load)((const char *)by, i, FLOAT32);
+    return x;
+}
+
+INLINE float VEC(smoothed_at)(const char *from, const float *by, int64_t i, int kind) {
+    return number_at(from, i, kind) * (by ? by[i] : 1.0f);
+}
+
+/* The highest of |x| as bits: what is no number is higher than infinity, and that than all numbers. */
+VEC_TARGET INLINE uint32_t VEC(most)(const char *from, const float *by, int64_t columns, int kind) {
+    const int64_t whole = columns - columns % VEC(width);
     VEC(ints) highest = VEC(same)(0);
-    for (int64_t i = 0; i < whole; i += VEC(width)) {
-        VEC(vec) x = VEC(load)(from, i, kind);
-        if (by) x *= VEC(load)((const char *)by, i, FLOAT32);
-        VEC(store)(job->room + i, x);
-        highest = VEC(max_bits)(highest, x);
-    }
+    for (int64_t i = 0; i < whole; i += VEC(width)) highest = VEC(max_bits)(highest, VEC(smoothed)(from, by, i, kind));
     uint32_t most = (uint32_t)VEC(highest_int)(highest);
     for (int64_t i = whole; i < columns; i++) {
-        job->room[i] = number_at(from, i, kind) * (by ? by[i] : 1.0f);
-        uint32_t bits = bits_of_float(job->room[i]) & 0x7fffffffu;
+        uint32_t bits = bits_of_float(VEC(smoothed_at)(from, by, i, kind)) & 0x7fffffffu;
         most = bits > most ? bits : most;
     }
     return most;
@@ -36,7 +38,9 @@ VEC_TARGET INLINE uint32_t VEC(smooth)(const w4a8_job *job, int64_t row, int kin
 VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
     const int64_t columns = job->layer->columns, depth = depth_of(job->layer), groups = job->layer->group_count;
     const int64_t whole = columns - columns % VEC(width), length = depth / groups;
-    const float most = float_of_bits(VEC(smooth)(job, row, kind));
+    const char *from = (const char *)job->x + row * job->stride * size_of(kind);
+    const float *by = job->layer->input_scale;
+    const float most = float_of_bits(VEC(most)(from, by, columns, kind));
     const int usable = most >= X_LEAST && most <= FLT_MAX;
     const float inverse = usable ? 127.0f / most : 0.0f;
     int8_t *to = job->x8 + row * depth;
@@ -49,29 +53,31 @@ VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int k
         const int64_t end = (g + 1) * length, stop = end < whole ? end : whole;
         VEC(ints) sum = VEC(same)(0);
         for (int64_t i = g * length; i < stop; i += VEC(width)) {
-            VEC(ints) x = VEC(rounded)(VEC(load)((const char *)job->room, i, FLOAT32) * VEC(set)(inverse));
+            VEC(ints) x = VEC(rounded)(VEC(smoothed)(from, by, i, kind) * VEC(set)(inverse));
             VEC(store_bytes)(to + i, x);
             sum = VEC(add)(sum, x);
         }
         below[g] = -VEC(total)(sum);
     }
     for (int64_t i = whole; i < columns; i++) {
-        to[i] = (int8_t)rintf(job->room[i] * inverse);
+        to[i] = (int8_t)rintf(VEC(smoothed_at)(from, by, i, kind) * inverse);
         below[i / length] -= to[i];
     }
 }
 
-VEC_TARGET static void VEC(quantize)(const w4a8_job *job) {
-    for (int64_t row = 0; row < job->rows; row++) {
+/* Rows behind the last, which fill up a block, are zeros. */
+VEC_TARGET static void VEC(quantize)(const w4a8_job *job, int64_t start, int64_t stop) {
+    const int64_t depth = depth_of(job->layer), groups = job->layer->group_count;
+    for (int64_t row = start; row < stop; row++) {
+        if (row >= job->rows) {
+            memset(job->x8 + row * depth, 0, (size_t)depth);
+            memset(job->below + row * groups, 0, (size_t)groups * sizeof *job->below);
+        }
         /* The kind as a constant: each call is compiled for one. */
-        if (job->kind == FLOAT32) VEC(quantize_row)(job, row, FLOAT32);
+        else if (job->kind == FLOAT32) VEC(quantize_row)(job, row, FLOAT32);
         else if (job->kind == BFLOAT16) VEC(quantize_row)(job, row, BFLOAT16);
         else VEC(quantize_row)(job, row, FLOAT16);
     }
-    int64_t depth = depth_of(job->layer), missing = padded_rows(job->rows) - job->rows;
-    memset(job->x8 + job->rows * depth, 0, (size_t)(missing * depth));
-    const int64_t groups = job->layer->group_count;
-    memset(job->below + job->rows * groups, 0, (size_t)(missing * groups) * sizeof *job->below);
 }
 
 /* A tile's outputs of one row: sixteen floats of what `totals` come to, of a preview half of that. */
