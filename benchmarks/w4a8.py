@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tersely.kernels.pages import moved
 from tersely.kernels.w4a8 import compiled, w4a8_linear
 from tersely.kernels.w4a8_layout import LINE, TILE
 
@@ -47,18 +48,20 @@ def ours(outputs: int, inputs: int) -> tuple[Way, int]:
     weight = torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8)
     groups = torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8)
     scale = torch.rand(outputs)
+    weight, groups = moved(weight), moved(groups)
     return lambda x: w4a8_linear(x, weight, groups, scale), weight.nbytes + groups.nbytes
 
 
 def w8a8(outputs: int, inputs: int) -> tuple[Way, int]:
     """Our 8-bit weights."""
-    weight, scale = torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8), torch.rand(outputs)
+    weight = moved(torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8))
+    scale = torch.rand(outputs)
     return lambda x: w4a8_linear(x, weight, None, scale), weight.nbytes
 
 
 def read(outputs: int, inputs: int) -> tuple[Way, int]:
-    """No layer: torch sums up as many bytes as `ours` has."""
-    memory = torch.ones(outputs * inputs * (GROUP + 4) // GROUP // 16, dtype=torch.int64)
+    """No layer: torch sums up as many bytes as `ours` has, in pages of the same size."""
+    memory = moved(torch.ones(outputs * inputs * (GROUP + 4) // GROUP // 16, dtype=torch.int64))
     return lambda x: memory.sum(), memory.nbytes
 
 

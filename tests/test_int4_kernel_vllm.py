@@ -21,6 +21,7 @@ from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization.int4 import SWITCH
 from tersely.kernels.w4a8 import compiled
+from tests.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
 from .test_int4 import dense, random_int4, rounded, words_of
 
@@ -114,6 +115,7 @@ def test_layers_as_methods_hand_them_over(
     ours.process_weights_after_loading(layer)
     assert any("rounded group scales change the weights of a layer by " in line for line in told) == zeros
     assert set(dict(layer.named_parameters())) == {"w", "s", "tersely_groups"}
+    assert all(lies_in_large_pages(one) == GIVES_LARGE_PAGES for one in layer.parameters())
     x, bias = torch.randn(2, 5, 320), torch.randn(48)
     expected = x @ dense(codes, scale, zero).T + bias
     out = ours.apply_weights(layer, x.bfloat16(), bias.bfloat16())

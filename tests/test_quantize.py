@@ -26,6 +26,7 @@ from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
 from tersely.kernels.quantization.texts import written_by
 from tersely.kernels.w4a8_layout import Form
+from tests.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
 from .models import random_model
 
@@ -174,6 +175,7 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(t, theirs[name]) and t.dtype == theirs[name].dtype for name, t in ours.items())
     assert theirs["model.layers.0.self_attn.q_proj.channel_scale"].dtype == torch.float32
+    assert lies_in_large_pages(theirs["model.layers.0.self_attn.q_proj.weight"]) == GIVES_LARGE_PAGES
     with torch.no_grad():
         assert torch.equal(model(rows).logits, again(rows).logits)
     again.save_pretrained(tmp_path / "b")

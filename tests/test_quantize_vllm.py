@@ -18,6 +18,7 @@ from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError
 from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.w4a8_layout import Form, pack_bytes, pack_planes, unpack
+from tests.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -115,6 +116,11 @@ def test_vllm_says_what_transformers_says(
     assert said_by(llm) == answers
 
 
+def bytes_of(model: nn.Module) -> list[torch.Tensor]:
+    """What weights, groups and keys are packed into."""
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype == torch.uint8]
+
+
 @pytest.mark.parametrize("smooth", [False, True])
 def test_keys_of_eight_bits_are_joined_with_queries_of_four(
     start: Callable[..., LLM], tmp_path: Path, smooth: bool
@@ -122,7 +128,10 @@ def test_keys_of_eight_bits_are_joined_with_queries_of_four(
     model, answers = written(Scheme(64, smooth=smooth), tmp_path, sharing())
     assert model.config.quantization_config.scheme == Scheme(64, smooth=smooth, keys="int8")
     assert len({tuple(answer) for answer in answers}) == len(answers), "they depend on the prompts"
-    assert said_by(start(tmp_path, enforce_eager=not smooth)) == answers
+    llm = start(tmp_path, enforce_eager=not smooth)
+    assert said_by(llm) == answers
+    packed = [tensor for tensor in llm.apply_model(bytes_of)[0] if tensor.numel()]
+    assert len(packed) > 3 and all(lies_in_large_pages(tensor) == GIVES_LARGE_PAGES for tensor in packed)
 
 
 def test_a_device_loads_its_part_of_queries_and_keys(start: Callable[..., LLM]) -> None:

@@ -12,8 +12,9 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from ..pages import moved
 from .config import METHOD, read_scheme
-from .linear import empty_like, head_of, quantizable, replace
+from .linear import W4A8Linear, empty_like, head_of, quantizable, replace
 
 
 class W4A8Config(QuantizationConfigMixin):
@@ -38,6 +39,13 @@ class W4A8Quantizer(HfQuantizer):
         scheme, head = self.quantization_config.scheme, head_of(model)
         for name, module in quantizable(model, scheme):
             replace(model, name, empty_like(module, scheme, scheme.form_of(name, name == head)))
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for module in model.modules():
+            if isinstance(module, W4A8Linear):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = moved(parameter.data)
         return model
 
     def is_serializable(self) -> bool:

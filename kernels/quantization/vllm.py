@@ -25,6 +25,7 @@ from vllm.model_executor.parameter import ChannelQuantScaleParameter, PackedvLLM
 from vllm.model_executor.utils import set_weight_attrs
 
 from ...errors import ModelError
+from ..pages import zeros
 from ..w4a8 import w4a8_op
 from ..w4a8_layout import TILE, Form
 from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
@@ -115,7 +116,7 @@ class W4A8Method(LinearMethodBase):
         head = isinstance(layer, ParallelLMHead)
         loader = _head_loader(layer, self.form) if head else extra.get("weight_loader")
         for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.form, self.scheme).items():
-            data = torch.zeros(shape, dtype=dtype)
+            data = zeros(shape, dtype)
             if head:
                 parameter = torch.nn.Parameter(data, requires_grad=False)
                 set_weight_attrs(parameter, {"weight_loader": loader})
@@ -159,11 +160,11 @@ class TwoForms(LinearMethodBase):
         shapes = parameter_shapes(input_size_per_partition, queries, Form.GRAINS, self.scheme)
         of_keys = parameter_shapes(input_size_per_partition, sum(others), Form.BYTES, self.scheme)
         for name, (shape, dtype) in shapes.items():
-            parameter = torch.nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False)
+            parameter = torch.nn.Parameter(zeros(shape, dtype), requires_grad=False)
             layer.register_parameter(name, parameter)
             keys = f"keys_{name}"
             if name in of_keys and name != "input_scale":  # which is the same for all
-                layer.register_buffer(keys, torch.zeros(of_keys[name][0], dtype=of_keys[name][1]))
+                layer.register_buffer(keys, zeros(*of_keys[name]))
             set_weight_attrs(parameter, {"weight_loader": _part_loader(layer, keys, others)})
         if "input_scale" not in shapes:
             layer.register_parameter("input_scale", None)

@@ -23,6 +23,7 @@ from vllm.scalar_type import scalar_types
 
 from ...errors import unknown
 from ..native import KINDS
+from ..pages import moved
 from ..w4a8 import compiled, w4a8_op
 from ..w4a8_layout import DEEPEST, TILE
 from .int4 import SWITCH, kernel_size, repack, unpack_words
@@ -74,7 +75,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
             (self.w_s_name, made.channel_scale),
             ("tersely_groups", made.groups),
         ):
-            layer.register_parameter(parameter, torch.nn.Parameter(value, requires_grad=False))
+            layer.register_parameter(parameter, torch.nn.Parameter(moved(value), requires_grad=False))
 
     def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., inputs] to [..., outputs]."""
