@@ -3,9 +3,10 @@
 Each ratio is the time of another way over that of ours, so above 1 means that ours is faster; activations are bfloat16,
 in and out, and quantizing them is part of the time. `bf16` is torch's linear layer, `int4pack` its 4-bit weights with
 bfloat16 arithmetic; `vllm_bf16`, `vllm_int8` (W8A8) and `vllm_int4` (W4A8 where there is AMX, else W4A16, as vLLM takes
-them) are vLLM's own kernels, where they can be called. `w8a8` is our layer of 8-bit weights. `us` is our time in
-microseconds. `cold` goes round copies of the weights that are together larger than the caches, each way its own bytes;
-`hot` takes one copy again and again. `share` is the time in which torch sums up as many bytes, as cold, over ours, and
+them) are vLLM's own kernels, where they can be called. `w8a8` is our layer of 8-bit weights, and `small_pages` ours of
+4 with weights in the pages that torch gets, where `ours` has large ones. `us` is our time in microseconds. `cold` goes
+round copies of the weights that are together larger than the caches, each way its own bytes; `hot` takes one copy again
+and again. `share` is the time in which torch sums up as many bytes, as cold and in large pages, over ours, and
 `read_gb_s` how fast that is.
 """
 
@@ -43,13 +44,17 @@ Maker = Callable[[int, int], tuple[Way, int]]
 """From outputs and inputs to a layer with weights of its own, and their bytes."""
 
 
-def ours(outputs: int, inputs: int) -> tuple[Way, int]:
+def ours(outputs: int, inputs: int, put: Callable[[Tensor], Tensor] = moved) -> tuple[Way, int]:
     """4-bit weights in two grains."""
-    weight = torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8)
-    groups = torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8)
+    weight = put(torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8))
+    groups = put(torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8))
     scale = torch.rand(outputs)
-    weight, groups = moved(weight), moved(groups)
     return lambda x: w4a8_linear(x, weight, groups, scale), weight.nbytes + groups.nbytes
+
+
+def small_pages(outputs: int, inputs: int) -> tuple[Way, int]:
+    """`ours` with weights where torch puts them."""
+    return ours(outputs, inputs, lambda tensor: tensor)
 
 
 def w8a8(outputs: int, inputs: int) -> tuple[Way, int]:
@@ -126,7 +131,13 @@ def vllm_int4(outputs: int, inputs: int) -> tuple[Way, int]:
     return lambda x: ops.cpu_gemm_wna16(x, weight, scales, None, None, 8, "vec"), weight.nbytes
 
 
-WAYS: dict[str, Maker] = {"ours": ours, "w8a8": w8a8, "bf16": bf16, "int4pack": int4pack}
+WAYS: dict[str, Maker] = {
+    "ours": ours,
+    "small_pages": small_pages,
+    "w8a8": w8a8,
+    "bf16": bf16,
+    "int4pack": int4pack,
+}
 VLLM: dict[str, Maker] = {"vllm_bf16": vllm_bf16, "vllm_int8": vllm_int8, "vllm_int4": vllm_int4}
 
 
