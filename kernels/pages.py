@@ -1,8 +1,9 @@
-"""Where weights lie in memory: in pages of 2 MB where the system has them.
+"""Where the weights of a checkpoint that is loaded lie: in pages of 2 MB, where the system has them.
 
 A step of decoding reads every weight once. In pages of 4 KB a processor has to look up where each of them lies, and
 stops fetching ahead at its end; `benchmarks/w4a8.py` times both. Linux gives large pages where a program asks for them
-(transparent huge pages, unless they are switched off), which is what this does.
+(transparent huge pages, unless they are switched off), which is what this does. Copies of such tensors, by `deepcopy`
+or from another device, lie where torch puts them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+import weakref
 from contextlib import suppress
 
 import torch
@@ -17,9 +19,9 @@ from torch import Tensor
 
 _LINE = 64
 _ROOM = 64 << 20
-"""Bytes that are asked for at once, for small tensors to share pages; what is not used of it takes no memory."""
+"""Bytes that are asked for at once, for small tensors to share pages; pages that nothing lies in take no memory."""
 _lock = threading.Lock()
-_open: tuple[mmap.mmap, int] | None = None  # and how much of it is taken
+_open: tuple[weakref.ref[mmap.mmap], int] | None = None  # and how much of it is taken
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -35,25 +37,34 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def moved(tensor: Tensor) -> Tensor:
-    """The same numbers in large pages, if they are on the CPU and the system has them; otherwise the tensor itself."""
-    if tensor.device.type != "cpu" or not tensor.numel():
+    """The same numbers in large pages, if they are on the CPU and the system has them; otherwise the tensor itself.
+
+    So it is for parts of tensors that devices share (DTensor), too.
+    """
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
         return tensor
     with torch.device("cpu"):
         return zeros(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
 
 def _take(size: int) -> tuple[mmap.mmap, int] | None:
-    """Bytes that are zero, as a mapping and a place in it; it is given back when no tensor uses it any more."""
+    """Bytes that are zero, as a mapping and a place in it; None if there are none of this kind.
+
+    A mapping is given back when no tensor in it is used any more.
+    """
     global _open
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
     size += -size % _LINE
-    with _lock:
+    with suppress(OSError), _lock:
         if size > _ROOM // 2:
             return _ask(size), 0
-        room, at = _open if _open is not None and _open[1] + size <= _ROOM else (_ask(_ROOM), 0)
-        _open = room, at + size
+        room, at = (_open[0](), _open[1]) if _open is not None else (None, 0)
+        if room is None or at + size > _ROOM:
+            room, at = _ask(_ROOM), 0
+        _open = weakref.ref(room), at + size
         return room, at
+    return None
 
 
 def _ask(size: int) -> mmap.mmap:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from pathlib import Path
 
@@ -9,18 +10,38 @@ import pytest
 from torch import Tensor
 
 _MAPS = Path("/proc/self/smaps")
-GIVES_LARGE_PAGES = _MAPS.exists() and hasattr(mmap, "MADV_HUGEPAGE")
-needs_linux = pytest.mark.skipif(not GIVES_LARGE_PAGES, reason="only Linux gives large pages to who asks")
 
 
 def lies_in_large_pages(tensor: Tensor) -> bool:
     """Whether large pages were asked for where it begins; whether there were any left is the system's affair."""
+    return _asked_for(tensor.data_ptr())
+
+
+def _asked_for(address: int) -> bool:
     here = False
     for line in _MAPS.read_text().splitlines():
         first = line.split(maxsplit=1)[0]
         if "-" in first and not first.endswith(":"):
             start, stop = (int(end, 16) for end in first.split("-"))
-            here = start <= tensor.data_ptr() < stop
+            here = start <= address < stop
         elif here and first == "VmFlags:":
             return "hg" in line.split()
     return False
+
+
+def _found_out() -> bool:
+    if not (_MAPS.exists() and hasattr(mmap, "MADV_HUGEPAGE")):
+        return False
+    with mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room:
+        try:
+            room.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            return False
+        first = ctypes.c_char.from_buffer(room)
+        asked = _asked_for(ctypes.addressof(first))
+        del first  # a mapping that is in use cannot be closed
+        return asked
+
+
+GIVES_LARGE_PAGES = _found_out()
+needs_large_pages = pytest.mark.skipif(not GIVES_LARGE_PAGES, reason="this system has no large pages for who asks")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import mmap
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
 from tersely.kernels import pages
-from tests.mapped import lies_in_large_pages, needs_linux
+from tests.mapped import lies_in_large_pages, needs_large_pages
 
 SIZES = [(3,), (), (0, 4), (5, 7, 2), (1 << 10, 64), (40 << 20,)]
 
@@ -27,20 +29,32 @@ def test_zeros_are_like_those_of_torch(shape: tuple[int, ...], dtype: torch.dtyp
     assert bool((made == 1).all()), "they can be written to"
 
 
-@needs_linux
-def test_they_lie_in_large_pages_small_ones_side_by_side() -> None:
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No room with place left."""
+    monkeypatch.setattr(pages, "_open", None)
+
+
+@needs_large_pages
+def test_they_lie_in_large_pages_small_ones_side_by_side(fresh: None) -> None:
     few, many = pages.zeros((100,), torch.uint8), pages.zeros((40 << 20,), torch.uint8)
     more = pages.zeros((100,), torch.uint8)
     assert all(map(lies_in_large_pages, (few, many, more)))
-    assert not lies_in_large_pages(torch.zeros(40 << 20, dtype=torch.uint8))
-    if more.data_ptr() > few.data_ptr():  # the room was not full in between
-        assert more.data_ptr() - few.data_ptr() == 128, "on lines of their own"
+    assert more.data_ptr() - few.data_ptr() == 128, "on lines of their own"
 
 
-def test_none_lies_on_another() -> None:
+def test_none_lies_on_another(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(size: int) -> mmap.mmap:
+        time.sleep(0.05)
+        return mmap.mmap(-1, size)
+
+    monkeypatch.setattr(pages, "_ask", slowly)
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda i: pages.zeros((1 + i * 37 % 4000,), torch.int64).fill_(i), range(400)))
     assert all(bool((tensor == i).all()) for i, tensor in enumerate(made))
+    places = sorted((tensor.data_ptr(), tensor.nbytes) for tensor in made)
+    assert all(a + size <= b for (a, size), (b, _) in pairwise(places))
+    assert places[-1][0] - places[0][0] < 64 << 20, "one room has place for all"
 
 
 def test_what_is_moved_is_the_same() -> None:
@@ -54,7 +68,8 @@ def test_what_is_moved_is_the_same() -> None:
         assert torch.equal(pages.moved(given), given)
 
 
-def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [100, 40 << 20], ids=["small", "large"])
+def test_memory_is_given_back(fresh: None, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     rooms: list[weakref.ref[mmap.mmap]] = []
 
     def ask(size: int) -> mmap.mmap:
@@ -63,7 +78,7 @@ def test_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     monkeypatch.setattr(pages, "_ask", ask)
-    many: Tensor | None = pages.zeros((40 << 20,), torch.uint8)
+    many: Tensor | None = pages.zeros((size,), torch.uint8)
     part = many[5:] if many is not None else None
     del many
     gc.collect()
@@ -83,3 +98,11 @@ def test_where_there_are_no_large_pages(monkeypatch: pytest.MonkeyPatch, why: st
         assert torch.equal(pages.zeros(shape, torch.int32), torch.zeros(shape, dtype=torch.int32))
     given = torch.randn(7, 3)
     assert torch.equal(pages.moved(given), given)
+
+
+def test_where_there_is_no_room_torch_is_asked(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(size: int) -> mmap.mmap:
+        raise OSError(12, f"cannot map {size} bytes")
+
+    monkeypatch.setattr(pages, "_ask", refuse)
+    assert torch.equal(pages.zeros((5,), torch.uint8), torch.zeros(5, dtype=torch.uint8))

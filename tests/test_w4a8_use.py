@@ -124,9 +124,9 @@ def test_threads_share_rows_and_tiles(team: bool, size: Size) -> None:
     layer, before = random_layer(1000, 2048, size), torch.get_num_threads()
     # Other rows each time: where a thread does not wait for those that others quantize, it finds the last ones.
     numbers = torch.randn(20, 37, 2048)
-    torch.set_num_threads(1)
-    expected = [w4a8_linear(x, *layer.tensors()) for x in numbers]  # type: ignore[arg-type]
     try:
+        torch.set_num_threads(1)
+        expected = [w4a8_linear(x, *layer.tensors()) for x in numbers]  # type: ignore[arg-type]
         used.value = theirs if team else ours
         for threads in (2, 3, 5):
             torch.set_num_threads(threads)

@@ -12,7 +12,12 @@
 #define UNROLLED _Pragma("GCC unroll 16")
 #define AHEAD 2048    /* bytes of codes fetched ahead */
 #define X_AHEAD 128   /* bytes of activations */
-#define PATIENCE 10000 /* looks at what others do before they are given a processor, which is 10 us or more */
+#define PATIENCE 1000 /* pauses before a thread that waits lets others in */
+#if defined(__x86_64__)
+#define PAUSE __builtin_ia32_pause()
+#else
+#define PAUSE __asm__ volatile("" ::: "memory")
+#endif
 #define WORTH (1 << 18) /* products: what takes one thread a few times as long as waking another */
 
 #include "ints_any.h"
@@ -86,38 +91,40 @@ static void set_least(const w4a8_job *job, int64_t start, int64_t stop) {
 typedef void on_some(const w4a8_job *job, int64_t start, int64_t stop);
 
 /* What each thread does: take some until none are left. So a thread that others slow down takes fewer. */
-static void take(const w4a8_job *job, shares *of, on_some *work) {
+static void take(const w4a8_job *job, shares *of, on_some *work, int64_t *done) {
     int64_t start;
     while ((start = __atomic_fetch_add(&of->next, of->part, __ATOMIC_RELAXED)) < of->count) {
         const int64_t stop = of->count - start < of->part ? of->count : start + of->part;
         work(job, start, stop);
-        __atomic_fetch_add(&of->done, stop - start, __ATOMIC_RELEASE);
+        if (done) __atomic_fetch_add(done, stop - start, __ATOMIC_RELEASE);
     }
 }
 
-/* Until others have done what they took, which they are at. A thread that no processor runs is given one. */
-static void wait_for(const shares *of) {
-    for (int64_t turn = 0; __atomic_load_n(&of->done, __ATOMIC_ACQUIRE) < of->count; turn++)
-        if (turn > PATIENCE) sched_yield();
+/* Until others have done what they took. They are at it, but where there are more threads than processors one may have to
+ * be let in first. */
+static void wait_for(const int64_t *done, int64_t count) {
+    for (int64_t turn = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < count; turn++) {
+        if (turn < PATIENCE) PAUSE;
+        else sched_yield();
+    }
 }
 
 /* Something on all rows, and then something on all tiles of them. */
 static void take_both(w4a8_job *job, on_some *on_rows, on_some *on_tiles) {
-    take(job, &job->rows_shared, on_rows);
-    wait_for(&job->rows_shared);
-    take(job, &job->tiles_shared, on_tiles);
+    take(job, &job->rows_shared, on_rows, &job->rows_shared.done);
+    wait_for(&job->rows_shared.done, job->rows_shared.count);
+    take(job, &job->tiles_shared, on_tiles, NULL);
 }
 
 static void multiply_quantized(void *job) { take_both(job, quantize, multiply); }
 static void refine_highest(void *job) { take_both(job, set_least, refine); }
 
-/* How many a thread takes at a time: a few parts for each, as many as leave threads most alike. Tiles go in pairs. */
-static shares shared_out(int64_t count, int64_t threads) {
+/* How many a thread takes at a time, a multiple of `unit`: a few parts for each, as many as leave threads most alike. */
+static shares shared_out(int64_t count, int64_t unit, int64_t threads) {
     shares of = {.count = count, .part = count};
     int64_t least = count;
     for (int64_t parts = 4 * threads; threads > 1 && parts <= 8 * threads; parts += threads) {
-        int64_t part = (count + parts - 1) / parts;
-        part += part % 2;
+        const int64_t part = (count + parts * unit - 1) / (parts * unit) * unit;
         const int64_t most = (count + part * threads - 1) / (part * threads) * part; /* that one thread has */
         if (most >= least) continue;
         least = most;
@@ -131,8 +138,8 @@ static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t th
     const int64_t tiles = tiles_of(job->layer), worth = job->rows * tiles * TILE * depth_of(job->layer) / WORTH;
     threads = worth < threads ? worth : threads;
     threads = tiles < threads ? tiles : threads;
-    job->rows_shared = shared_out(padded_rows(job->rows), threads);
-    job->tiles_shared = shared_out(tiles, threads);
+    job->rows_shared = shared_out(padded_rows(job->rows), 1, threads);
+    job->tiles_shared = shared_out(tiles, 2, threads); /* which are multiplied in pairs */
     if (threads > 1) run(work, job, (unsigned)threads, 0);
     else work(job);
 }

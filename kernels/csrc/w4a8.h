@@ -25,10 +25,11 @@ typedef struct w4a8_layer {
     const struct w4a8_layer *beside; /* on the same inputs, its outputs behind these; or NULL */
 } w4a8_layer;
 
-/* How threads share so many rows or tiles: `part` at a time, which are taken from `next` on. */
+/* How threads share so many rows or tiles: `part` at a time, which are taken from `next` on. On a line of its own, which
+ * threads take from each other. */
 typedef struct {
     int64_t count, part, next, done;
-} shares;
+} __attribute__((aligned(LINE))) shares;
 
 typedef struct {
     const w4a8_layer *layer;
