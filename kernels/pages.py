@@ -39,7 +39,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def moved(tensor: Tensor) -> Tensor:
     """The same numbers in large pages, if they are on the CPU and the system has them; otherwise the tensor itself.
 
-    So it is for parts of tensors that devices share (DTensor), too.
+    Parts of a tensor that devices share (DTensor) stay where they are, too.
     """
     if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
         return tensor

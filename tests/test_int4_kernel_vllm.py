@@ -21,8 +21,8 @@ from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization.int4 import SWITCH
 from tersely.kernels.w4a8 import compiled
-from tests.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
+from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 from .test_int4 import dense, random_int4, rounded, words_of
 
 SMALL = path_of("tersely-tiny-small")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tersely.kernels import pages
-from tests.mapped import lies_in_large_pages, needs_large_pages
+
+from .mapped import lies_in_large_pages, needs_large_pages
 
 SIZES = [(3,), (), (0, 4), (5, 7, 2), (1 << 10, 64), (40 << 20,)]
 

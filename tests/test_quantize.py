@@ -26,8 +26,8 @@ from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
 from tersely.kernels.quantization.texts import written_by
 from tersely.kernels.w4a8_layout import Form
-from tests.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
+from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 from .models import random_model
 
 SMALL = path_of("tersely-tiny-small")

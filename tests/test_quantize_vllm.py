@@ -18,7 +18,8 @@ from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError
 from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.w4a8_layout import Form, pack_bytes, pack_planes, unpack
-from tests.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
+
+from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -20,6 +20,11 @@
 #endif
 #define WORTH (1 << 18) /* products: what takes one thread a few times as long as waking another */
 
+/* A number of a row, times what inputs are multiplied by, or not (NULL). */
+INLINE float smoothed_at(const char *from, const float *by, int64_t i, int kind) {
+    return number_at(from, i, kind) * (by ? by[i] : 1.0f);
+}
+
 #include "ints_any.h"
 #define VEC(name) any_##name
 #define VEC_TARGET

@@ -17,10 +17,6 @@ VEC_TARGET INLINE VEC(vec) VEC(smoothed)(const char *from, const float *by, int6
     return x;
 }
 
-INLINE float VEC(smoothed_at)(const char *from, const float *by, int64_t i, int kind) {
-    return number_at(from, i, kind) * (by ? by[i] : 1.0f);
-}
-
 /* The highest of |x| as bits: what is no number is higher than infinity, and that than all numbers. */
 VEC_TARGET INLINE uint32_t VEC(most)(const char *from, const float *by, int64_t columns, int kind) {
     const int64_t whole = columns - columns % VEC(width);
@@ -28,7 +24,7 @@ VEC_TARGET INLINE uint32_t VEC(most)(const char *from, const float *by, int64_t 
     for (int64_t i = 0; i < whole; i += VEC(width)) highest = VEC(max_bits)(highest, VEC(smoothed)(from, by, i, kind));
     uint32_t most = (uint32_t)VEC(highest_int)(highest);
     for (int64_t i = whole; i < columns; i++) {
-        uint32_t bits = bits_of_float(VEC(smoothed_at)(from, by, i, kind)) & 0x7fffffffu;
+        uint32_t bits = bits_of_float(smoothed_at(from, by, i, kind)) & 0x7fffffffu;
         most = bits > most ? bits : most;
     }
     return most;
@@ -60,7 +56,7 @@ VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int k
         below[g] = -VEC(total)(sum);
     }
     for (int64_t i = whole; i < columns; i++) {
-        to[i] = (int8_t)rintf(VEC(smoothed_at)(from, by, i, kind) * inverse);
+        to[i] = (int8_t)rintf(smoothed_at(from, by, i, kind) * inverse);
         below[i / length] -= to[i];
     }
 }
