@@ -2,7 +2,7 @@
 
 For each: accuracy, tokens, and how often it did not think, by level. `before-none` and `before-easy` are the model
 before training, told not to think or to think briefly: a training has to beat what a prompt can do. There is no control
-on either side but what `--after FOLDER+PRESET` names, such as `concisehint-t` for a hint that was learnt. Of trainings
+on either side but what `--after FOLDER+PRESET` names, such as `concise-t` for a hint that was learnt. Of trainings
 that differ in their seeds, `--after FOLDER,FOLDER,FOLDER`, there is the mean as well; its intervals are over questions.
 """
 

@@ -56,6 +56,13 @@ def test_pairs_differ_in_their_objective() -> None:
     assert not objective_pairs("brevity", [brief, trace(11)], Random(0), 9, 0.2)
 
 
+def test_what_is_seldom_right_teaches_no_brevity() -> None:
+    traces = [trace(10), trace(20), trace(15, right=False), trace(15, right=False), trace(15, right=False)]
+    assert len(objective_pairs("brevity", traces, Random(0), 9, 0.2, least=0.4)) == 1
+    assert not objective_pairs("brevity", traces, Random(0), 9, 0.2, least=0.5)
+    assert objective_pairs("accuracy", traces, Random(0), 9, 0.2, least=0.5)
+
+
 def test_the_mixture_of_heads_is_that_of_their_logits() -> None:
     names, x = ("accuracy", "brevity", "format"), torch.randn(5, 8)
     heads = Heads(torch.randn(30, 8), names)

@@ -19,13 +19,15 @@ from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.quantization.run import quantize_into
 from tersely.kernels.quantization.texts import Text
 from tersely.training.config import RecipeError, Rollouts
+from tersely.training.embeddings import add_tokens
 from tersely.training.sampling import Ask, Sampler
-from tersely.training.saving import MODEL
+from tersely.training.saving import MODEL, write_model
 from tersely.training.traces import Trace, rewritten
 
 from .trainings import train
 
 BASE = "tersely-tiny-small"
+WORDS = "[Be concise.]\n\n"
 PROBLEM = "Kai has 9 shells. Kai finds 31 shells. Kai makes 3 times the shells. Count the shells."
 OWN: dict[str, Any] = {
     "hint": {"samples": 4, "keep": 2, "strength": 0.5},
@@ -64,7 +66,7 @@ def test_embeddings_are_learnt_and_nothing_else(taught: tuple[Path, list[str]]) 
         assert torch.equal(before[name].float(), after[name].float()), name
     old, new = table(path_of(BASE)), table(out / MODEL)
     assert torch.equal(new[: len(old)], old)
-    words = load_engine(BASE).tokenizer.encode("[Be concise.]", add_special_tokens=False)
+    words = load_engine(BASE).tokenizer.encode(WORDS, add_special_tokens=False)
     assert len(new) == len(old) + len(words)
     assert (new[len(old) :] - old[words]).abs().amin(dim=1).max() > 0
     assert any(f"learns {len(words)} embeddings" in line for line in said)
@@ -74,7 +76,7 @@ def test_strength_keeps_a_share_of_what_was_learnt(taught: tuple[Path, list[str]
     out, _ = taught
     last = max(out.glob("checkpoint-*"), key=lambda place: int(place.name.partition("-")[2]))
     old, whole, kept = table(path_of(BASE)), table(last), table(out / MODEL)
-    words = load_engine(BASE).tokenizer.encode("[Be concise.]", add_special_tokens=False)
+    words = load_engine(BASE).tokenizer.encode(WORDS, add_special_tokens=False)
     moved = whole[len(old) :] - old[words]
     assert moved.abs().max() > 1e-3
     torch.testing.assert_close(kept[len(old) :] - old[words], 0.5 * moved)
@@ -88,7 +90,21 @@ def test_the_policy_sets_the_learnt_hint(taught: tuple[Path, list[str]]) -> None
     assert [decision.text.strip() for decision in done.trace if decision.action == "inject"] == [hint]
     assert hint in done.thinking
     assert len(engine.tokenizer.encode(hint, add_special_tokens=False)) == hint.count("<|")
-    assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset="concisehint-t").trace)
+    assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset="concise-t").trace)
+
+
+def test_one_that_has_learnt_nothing_is_what_its_words_are(tmp_path: Path) -> None:
+    """Tokens stand for all that the policy writes: one token is the end of the words and of the paragraph."""
+    base = load_engine(BASE)
+    added = add_tokens(base.model, base.tokenizer, WORDS)
+    write_model(base.model, base.tokenizer, tmp_path / MODEL)
+    taught, said = load_engine(str(tmp_path / MODEL)), []
+    for engine, learnt in ((load_engine(BASE), False), (taught, True)):
+        policy = ConciseHint(learnt=learnt, limit=1)
+        done = tersely.generate(engine, prompts=PROBLEM, policies=(policy,), temperature=0)
+        said.append((done.thinking.replace(learnt_hint(taught.tokenizer), WORDS), done.answer, done.usage.total))
+    assert WORDS in said[0][0]
+    assert said[0] == said[1], f"tokens {added}"
 
 
 @pytest.mark.parametrize("head", ["keep", "int8"])
@@ -103,7 +119,7 @@ def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
     before, after = (load_file(place / "model.safetensors") for place in (tmp_path / "base", tmp_path / "run" / MODEL))
     assert all(torch.equal(before[name], after[name]) for name in before.keys() - {"model.embed_tokens.weight"})
     old, new = table(tmp_path / "base"), table(tmp_path / "run" / MODEL)
-    words = load_engine(BASE).tokenizer.encode("[Be concise.]", add_special_tokens=False)
+    words = load_engine(BASE).tokenizer.encode(WORDS, add_special_tokens=False)
     assert torch.equal(new[: len(old)], old) and (new[len(old) :] - old[words]).abs().max() > 1e-3
     engine = load_engine(str(tmp_path / "run" / MODEL))
     assert any(isinstance(module, W4A8Linear) for module in engine.model.modules())
@@ -113,7 +129,7 @@ def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
 
 def test_a_model_that_has_learnt_none_is_refused() -> None:
     with pytest.raises(OptionError, match="has learnt no hint; `tersely train hint` teaches it one"):
-        tersely.generate(BASE, prompts=PROBLEM, preset="concisehint-t")
+        tersely.generate(BASE, prompts=PROBLEM, preset="concise-t")
 
 
 @pytest.mark.parametrize(

@@ -52,16 +52,20 @@ def pairs_of(
     return made
 
 
-def objective_pairs(objective: str, traces: Sequence[Trace], rng: Random, most: int, gap: float) -> list[Pair]:
+def objective_pairs(
+    objective: str, traces: Sequence[Trace], rng: Random, most: int, gap: float, least: float = 0.0
+) -> list[Pair]:
     """At most `most` pairs of one question's completions that differ in one objective.
 
-    accuracy: right before wrong. brevity: among right ones, brief before those that are longer by the share `gap`.
-    format: ended by the model before broken off.
+    accuracy: right before wrong. brevity: among right ones, brief before those that are longer by the share `gap`, if
+    the share `least` of the completions is right; see `pairs_of`. format: ended by the model before broken off.
     """
     whole = [t for t in traces if t.whole]
     right = [t for t in whole if t.right]
     if objective == "accuracy":
         crossed = [(good, bad) for good in right for bad in whole if not bad.right]
+    elif objective == "brevity" and len(right) < least * len(traces):
+        crossed = []
     elif objective == "brevity":
         crossed = [(brief, long) for brief in right for long in right if long.length > (1 + gap) * brief.length]
     else:

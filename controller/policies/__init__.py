@@ -35,6 +35,8 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "balanced": {"budget": {}, "exit": {}},
     "certified": {"budget": {}, "readiness": {}},
     "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
+    "concise": {"budget": {}, "hint": {"limit": 1}},
+    "concise-t": {"budget": {}, "hint": {"limit": 1, "learnt": True}},
     "concisehint": {"budget": {}, "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True}},
     "concisehint-t": {
         "budget": {},

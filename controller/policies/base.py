@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Boundary = Literal["token", "sentence", "thought", "close"]
 RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
+PARAGRAPH = "\n\n"
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ class Inject:
 
     text: str
     reason: str
-    after: str = "\n\n"
+    after: str = PARAGRAPH
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 
 from ...errors import OptionError
 from ..markers import KNOWN
-from .base import Inject, View, Wait, Watching
+from .base import PARAGRAPH, Inject, View, Wait, Watching
 
 HINT_TOKEN = "<|hint_{}|>"
-"""Name of a token whose embedding is part of a learnt hint, by its number."""
+"""Name of a token whose embedding is part of a learnt hint, by its number. Together they stand for the words and for the
+paragraph's end behind them, since tokenizers have one token for the end of both."""
 _CLAUSE = re.compile(r"[^\d\s][.,]\s*$")
 
 
@@ -61,14 +62,14 @@ class ConciseHint:
         if self.learnt:
             if not (text := learnt_hint(codec.tokenizer)):
                 raise OptionError("this model has learnt no hint; `tersely train hint` teaches it one")
-            return self._hints(view, text)
+            return self._hints(view, text, after="")
         added = {i: name for name, i in codec.tokenizer.get_added_vocab().items() if name.strip()}
         special = set(getattr(codec.tokenizer, "all_special_ids", ()))
         if found := [token for token in codec.encode(self.text) if token in added or token in special]:
             raise _refused(self.text, codec.decode(found[:1]))
-        return self._hints(view, self.text)
+        return self._hints(view, self.text, PARAGRAPH)
 
-    def _hints(self, view: View, text: str) -> Watching:
+    def _hints(self, view: View, text: str, after: str) -> Watching:
         start, tau = 0, self.alpha
         for number in range(1, self.limit + 1):
             place, end = max(1, self.earliest, start + self.offset(tau)), start + tau
@@ -80,7 +81,7 @@ class ConciseHint:
                 view = yield Wait(at=place, boundary="sentence", deadline=end)
             before = view.tokens
             if before < end:
-                view = yield Inject(text, f"hint {number}, block of {tau} tokens")
+                view = yield Inject(text, f"hint {number}, block of {tau} tokens", after)
             start = max(end + view.tokens - before, view.tokens)
             tau = self.interval(start + (view.prompt_tokens if self.whole else 0))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import ConciseHint, learnt_hint
 from ..checks import Ground, check
 from ..config import Recipe, RecipeError, Section
@@ -66,7 +67,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     """Sample, keep the shortest right ones, and train the hint on them; or go on with that."""
     from ..offline import supervise
 
-    engine, own, words = running.load(recipe), recipe.hint, policy(recipe).text
+    engine, own, words = running.load(recipe), recipe.hint, policy(recipe).text + PARAGRAPH
     if learnt_hint(engine.tokenizer):
         raise RecipeError(f"{recipe.model} has learnt a hint already; train from the model without it")
     check_room(engine.model, engine.tokenizer, words)

@@ -29,7 +29,8 @@ Objective = Literal["accuracy", "brevity", "format"]
 class MahDpo(Section):
     """samples: of each question. pairs: most of a question and objective. beta: of DPO.
 
-    gap: the share by which a long completion has to be longer than the brief one that is preferred to it. likelihood:
+    gap: the share by which a long completion has to be longer than the brief one that is preferred to it. least: the
+    share of right answers below which a question teaches no brevity; ours, 0 takes all questions. likelihood:
     how much the mean loss of chosen tokens counts beside that of DPO, much as in arXiv 2404.19733; DPO by itself makes
     them less likely as well, only not as much as the rejected ones. frozen: heads alone learn, on the model as it is;
     the paper has the trunk that they share learn from all objectives, which then pull it different ways.
@@ -40,6 +41,7 @@ class MahDpo(Section):
     pairs: int = Field(default=4, ge=1)
     beta: float = Field(default=0.1, gt=0)
     gap: float = Field(default=0.2, ge=0)
+    least: float = Field(default=0.5, ge=0, le=1)
     likelihood: float = Field(default=0.0, ge=0)
     frozen: bool = False
 
@@ -83,7 +85,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         )
     rng = Random(f"objectives:{recipe.seed}")
     made = {
-        name: [p for traces in answers for p in objective_pairs(name, traces, rng, own.pairs, own.gap)]
+        name: [p for traces in answers for p in objective_pairs(name, traces, rng, own.pairs, own.gap, own.least)]
         for name in own.objectives
     }
     if missing := [name for name, pairs in made.items() if not pairs]:
