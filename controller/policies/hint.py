@@ -12,8 +12,10 @@ from ..markers import KNOWN
 from .base import PARAGRAPH, Inject, View, Wait, Watching
 
 HINT_TOKEN = "<|hint_{}|>"
-"""Name of a token whose embedding is part of a learnt hint, by its number. Together they stand for the words and for the
-paragraph's end behind them, since tokenizers have one token for the end of both."""
+"""Name of a token whose embedding is part of a learnt hint, by its number.
+
+They stand for the words and the paragraph's end behind them, for tokenizers have one token for the end of both.
+"""
 _CLAUSE = re.compile(r"[^\d\s][.,]\s*$")
 
 
