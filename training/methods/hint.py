@@ -1,9 +1,9 @@
 """ConciseHint-T (arXiv 2506.18810): a hint that is learnt, as embeddings of tokens of its own; the model stays frozen.
 
 Completions are sampled with the hint in words, as `rollouts.policies` sets it; of each question the shortest right ones
-are kept, its words in them are replaced by tokens that begin with the words' embeddings, and these alone are trained.
-On a quantized model the same is a soft prompt that gives back some of what quantizing cost (Compress, Then Prompt,
-arXiv 2305.11186): gradients go through layers of whole numbers.
+are kept, its words and the line breaks behind them are replaced by tokens that begin with their embeddings, and these
+alone are trained. On a quantized model the same is a soft prompt that gives back some of what quantizing cost
+(Compress, Then Prompt, arXiv 2305.11186): gradients go through layers of whole numbers.
 """
 
 from __future__ import annotations
