@@ -90,7 +90,8 @@ def test_the_policy_sets_the_learnt_hint(taught: tuple[Path, list[str]]) -> None
     assert [decision.text.strip() for decision in done.trace if decision.action == "inject"] == [hint]
     assert hint in done.thinking
     assert len(engine.tokenizer.encode(hint, add_special_tokens=False)) == hint.count("<|")
-    assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset="concise-t").trace)
+    for preset in ("concise-t", "concisehint-t"):
+        assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset=preset).trace)
 
 
 def test_one_that_has_learnt_nothing_is_what_its_words_are(tmp_path: Path) -> None:
@@ -127,9 +128,10 @@ def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
     assert learnt_hint(engine.tokenizer) in done.thinking
 
 
-def test_a_model_that_has_learnt_none_is_refused() -> None:
+@pytest.mark.parametrize("preset", ["concise-t", "concisehint-t"])
+def test_a_model_that_has_learnt_none_is_refused(preset: str) -> None:
     with pytest.raises(OptionError, match="has learnt no hint; `tersely train hint` teaches it one"):
-        tersely.generate(BASE, prompts=PROBLEM, preset="concise-t")
+        tersely.generate(BASE, prompts=PROBLEM, preset=preset)
 
 
 @pytest.mark.parametrize(

@@ -64,10 +64,9 @@ def objective_pairs(
     right = [t for t in whole if t.right]
     if objective == "accuracy":
         crossed = [(good, bad) for good in right for bad in whole if not bad.right]
-    elif objective == "brevity" and len(right) < least * len(traces):
-        crossed = []
     elif objective == "brevity":
-        crossed = [(brief, long) for brief in right for long in right if long.length > (1 + gap) * brief.length]
+        taught = right if len(right) >= least * len(traces) else []
+        crossed = [(brief, long) for brief in taught for long in taught if long.length > (1 + gap) * brief.length]
     else:
         crossed = [(good, bad) for good in whole for bad in traces if not bad.whole]
     level: Level = objective  # type: ignore[assignment]
