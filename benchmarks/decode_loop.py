@@ -3,7 +3,8 @@
 Each ratio is `generate`'s time over ours, so above 1 means that ours is faster. `off` runs without watchers, `on` with
 one watcher a row that never acts: a real controller in shadow mode where the model has thinking markers. `loaded`: the
 steps of a model with grouped attention (`load_engine(..., grouped=True)`) beside those of the same one as transformers
-loads it, after prompts of so many tokens; its sums have another order, so that its tokens may differ.
+loads it, after prompts of so many tokens; its sums have another order, so that its tokens may differ. `drawn`: sampling
+alone, of so many rows and tokens to choose from, as `generate` does it beside one number a row (`Sampling.inverse`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3
 
 from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
 from tersely.controller.engines.custom_generate import MakeWatcher, as_custom_generate
+from tersely.controller.engines.picking import drawn
 from tersely.kernels.grouped_attention import use_grouped
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -145,6 +147,25 @@ def as_loaded(model: Any, rows: int, tokens: int, repeats: int, clock: str, prom
     return statistics.median(ratios[1:])
 
 
+def as_drawn(rows: int, vocabulary: int, repeats: int, clock: str) -> float:
+    """The median ratio of PyTorch's draw of a token a row, by a random number for each token, over one number a row."""
+    chances = torch.softmax(torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(rows)), dim=-1)
+    ways: tuple[Callable[[], torch.Tensor], ...] = (
+        lambda: torch.multinomial(chances, num_samples=1),
+        lambda: drawn(chances, torch.rand(rows, 1, dtype=torch.float64)),
+    )
+    ratios = []
+    for _ in range(repeats + 1):
+        times = []
+        for draw in ways:
+            start = CLOCKS[clock]()
+            for _ in range(10):
+                draw()
+            times.append(CLOCKS[clock]() - start)
+        ratios.append(times[0] / times[1])
+    return statistics.median(ratios[1:])
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,7 +184,10 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         subjects["model"] = (model, watchers_for(options.model))
-    ratios = {}
+    ratios = {
+        f"drawn_b{rows}_v{size}": round(as_drawn(rows, size, options.repeats, options.clock), 4)
+        for rows, size in ((128, 970), (1, 151_936), (16, 151_936))
+    }
     for name, (model, make_watcher) in subjects.items():
         for rows in (1, 32):
             found = compare(model, make_watcher, rows, options.tokens, options.repeats, options.clock)

@@ -167,12 +167,11 @@ def test_in_a_large_batch_a_hint_is_fed_token_by_token_while_the_others_go_on() 
     assert sum(sum(row.forced) for row in done) == 4 * (10 - 1 + 7), "three tokens were dropped, one of them forced"
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=3), Sampling(1.0, seed=3, inverse=True)])
 def test_rows_that_ended_leave_the_batch_and_change_nothing(
-    temperature: float, monkeypatch: pytest.MonkeyPatch
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(eos=[1, 7])
-    sampling = Sampling(temperature=temperature, seed=3)
     forwards = Forwards(model)
     left = engine_of(model).generate(wild_requests(12, 4), sampling)
     monkeypatch.setattr(loop, "_CROWDED", 0)
@@ -183,6 +182,20 @@ def test_rows_that_ended_leave_the_batch_and_change_nothing(
     assert set(rows[leaving:]) == {12}
     assert rows[0] == 12 and rows[leaving - 1] <= 2
     assert sorted(rows[:leaving], reverse=True) == rows[:leaving]
+
+
+def test_a_seed_draws_by_one_number_a_row_what_the_model_says() -> None:
+    model = random_model(eos=126)
+    engine, sampling = engine_of(model), Sampling(1.0, top_k=0, seed=3, inverse=True)
+    requests = [Request((5, 6, 7, 8), 1)] * 4000
+    tokens = [done.token_ids[0] for done in engine.generate(requests, sampling) if done.token_ids]
+    assert tokens == [done.token_ids[0] for done in engine.generate(requests, sampling) if done.token_ids]
+    with torch.no_grad():
+        chances = torch.softmax(model(torch.tensor([[5, 6, 7, 8]])).logits[0, -1], dim=-1)
+    chances[126] = 0
+    shares = torch.bincount(torch.tensor(tokens), minlength=len(chances)) / len(requests)
+    assert float((shares - chances).abs().max()) < 4 * (float(chances.max()) / len(requests)) ** 0.5
+    assert float(chances.max()) > 3 * float(chances.median()), "or every way of drawing passes"
 
 
 def test_without_holes_forced_tokens_are_fed_one_by_one() -> None:

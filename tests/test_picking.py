@@ -1,4 +1,4 @@
-"""The likeliest token is the one that `argmax` finds, ties and what is no number included."""
+"""The likeliest token is the one that `argmax` finds, ties and NaN included; tokens drawn come by their chances."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tersely.controller.engines.picking import likeliest
+from tersely.controller.engines.picking import drawn, likeliest
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 640, 1000])
@@ -22,3 +22,20 @@ def test_it_is_the_first_of_the_largest(size: int, dtype: torch.dtype) -> None:
         wanted = scores.argmax(dim=-1)
         assert likeliest(scores).tolist() == wanted.tolist()
         assert likeliest(scores.T.contiguous().T).tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_are_drawn_by_their_chances_and_what_has_none_never_is(dtype: torch.dtype) -> None:
+    chances = torch.tensor([[0.0, 0.25, 0.0, 0.5, 0.25, 0.0], [4.0, 0.0, 0.0, 0.0, 0.0, 12.0]], dtype=dtype)
+    numbers = (torch.arange(4096, dtype=torch.float64) / 4096).repeat(2, 1)
+    for row, counts in enumerate(([0, 1024, 0, 2048, 1024, 0], [1024, 0, 0, 0, 0, 3072])):
+        tokens = drawn(chances[row].expand(4096, 6), numbers[row][:, None])
+        assert torch.bincount(tokens, minlength=6).tolist() == counts
+        assert bool((tokens.diff() >= 0).all())
+
+
+def test_the_last_number_below_one_draws_the_last_token_that_has_a_chance() -> None:
+    chances = torch.softmax(torch.randn(64, 5000, generator=torch.Generator().manual_seed(0)), dim=-1)
+    chances[:, 4000:] = 0
+    last = torch.full((64, 1), 1 - 2**-52, dtype=torch.float64)
+    assert bool((drawn(chances, last) < 4000).all())

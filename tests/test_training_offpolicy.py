@@ -66,9 +66,8 @@ def learnt_and_true(
     others, rest = torch.logsumexp(log_chances[0, starts], dim=0), starts[:STARTS]
     drawn = {sampler.close: math.log(0.5)} | {t: math.log(0.5) + float(log_chances[0, t] - others) for t in rest}
     if not weighted:
-        monkeypatch.setattr(AdaptiveTrainer, "_behave", lambda self, output: None)
+        monkeypatch.setattr(AdaptiveTrainer, "_behave", lambda self, output, own: None)
     batch = first_token_batch(trainer, prompt, drawn)
-    trainer._behave(batch)
     learnt = gradient(trainer, trainer._compute_loss(trainer.model, batch))
     chances = torch.softmax(trainer.model(torch.tensor([prompt])).logits[0, -1] / HEAT, dim=-1)
     value = REWARD_NO_THINK * chances[sampler.close] + REWARD_THINK * chances[rest].sum()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from ..controller.engines.base import Request, Sampling
+from ..controller.engines.base import Request
 from ..controller.toolcalls import OPEN, read_calls
 from ..errors import PromptError
 from ..evaluation.answering import batch_seed
@@ -149,9 +149,7 @@ def open_calls(sampler: Sampler, made: Sequence[Rollout], seed: int) -> list[Rol
     for number, at in enumerate(range(0, len(places), size)):
         part = places[at : at + size]
         requests = [Request((*made[i].prompt_ids, *begun[i]), limit - len(begun[i])) for i in part]
-        sampling = Sampling(
-            sampler.settings.temperature, top_p=1.0, top_k=0, seed=batch_seed("opened calls", seed, number)
-        )
+        sampling = sampler.sampling(batch_seed("opened calls", seed, number))
         with plain_sampling(sampler.engine.model):
             done = sampler.decode(requests, sampling)
         for i, completion in zip(part, done, strict=True):

@@ -7,7 +7,7 @@ import warnings
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-    from trl.models.utils import disable_gradient_checkpointing, unwrap_model_for_generation
+    from trl.models.utils import unwrap_model_for_generation
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 __all__ = [
@@ -18,6 +18,5 @@ __all__ = [
     "GRPOTrainer",
     "SFTConfig",
     "SFTTrainer",
-    "disable_gradient_checkpointing",
     "unwrap_model_for_generation",
 ]

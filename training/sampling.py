@@ -117,6 +117,10 @@ class Sampler:
                 advance(len(made) - at)
         return made
 
+    def sampling(self, seed: int) -> Sampling:
+        """How the policy's own tokens are drawn: from its chances as they are, at the settings' temperature."""
+        return Sampling(self.settings.temperature, top_p=1.0, top_k=0, seed=seed, inverse=True)
+
     def decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Have the engine's model complete prompts, on the engine that the settings name."""
         if self.settings.engine == "transformers":
@@ -140,8 +144,7 @@ class Sampler:
             self._request(row, prompt, ask, first)
             for row, prompt, ask, (first, _) in zip(rows, prompts, asks, firsts, strict=True)
         ]
-        sampling = Sampling(self.settings.temperature, top_p=1.0, top_k=0, seed=seed)
-        done = self.decode(requests, sampling)
+        done = self.decode(requests, self.sampling(seed))
         return [
             self._rollout(row, prompt, ask, first, math.exp(chance[self.close]), completion)
             for row, prompt, ask, first, chance, completion in zip(

@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from .libraries import GRPOTrainer, disable_gradient_checkpointing
+from .libraries import GRPOTrainer
 from .sampling import DivergedError
 from .statistics import statistics
 
@@ -31,6 +31,7 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         self.credit, self.empty_tokens = credit, empty_tokens
         self.rollout_inputs: list[dict[str, Any]] = []
         self._scored: Tensor | None = None
+        self._learnt: dict[str, Any] | None = None  # of which the loss is being worked out, while it lacks a policy
 
     def _send_telemetry(self) -> None:
         """Tell nobody."""
@@ -45,7 +46,8 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         elif self.credit == "tokens":
             output["advantages"] = self._returns(inputs, output)
         self._weigh(inputs, output)
-        self._behave(output)
+        if "old_per_token_logps" in output:
+            self._behave(output, output["old_per_token_logps"])
         return output
 
     def _weigh(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> None:
@@ -105,35 +107,30 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         made: Tensor = left / ((squares / max(count, 1.0)) ** 0.5 + 1e-4)
         return made
 
-    def _behave(self, output: dict[str, Any]) -> None:
+    def _behave(self, output: dict[str, Any], own: Tensor) -> None:
         """Put the log-probabilities of tokens that were not drawn from the policy in place of the policy's own.
 
-        The ratio of the loss is then that of the policy to what really drew the completions.
+        The ratio of the loss is then that of the policy to what really drew the completions. own: [rows, tokens], of
+        the policy that drew the others.
         """
         drawn: Tensor = output["sampling_per_token_logps"]
         known = ~drawn.isnan() & output["completion_mask"].bool()
-        old = output.get("old_per_token_logps")
-        if old is None and bool(known.any()):
-            old = self._own(output)
-        if old is None:
-            del output["sampling_per_token_logps"]
-            return
-        output["old_per_token_logps"] = output["sampling_per_token_logps"] = torch.where(known, drawn, old)
+        output["old_per_token_logps"] = output["sampling_per_token_logps"] = torch.where(known, drawn, own)
 
-    @torch.no_grad()
-    def _own(self, output: dict[str, Any]) -> Tensor:
-        """The policy's own log-probabilities of what was written, [rows, tokens]."""
-        made = torch.zeros_like(output["completion_mask"], dtype=torch.float32)
-        with disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs):
-            for rows, part in by_length(output, self.args.per_device_train_batch_size):
-                found, _, _ = self._get_per_token_logps_and_entropies(
-                    self.model,
-                    torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1),
-                    torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1),
-                    part["completion_ids"].size(1),
-                )
-                made[rows, : found.size(1)] = found.float()
-        return made
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._learnt = None if "old_per_token_logps" in inputs else inputs
+        try:
+            loss: Tensor = super()._compute_loss(model, inputs)
+        finally:
+            self._learnt = None
+        return loss
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+        """See TRL. Where all that was drawn belongs to one step, what the loss works out anyway is the policy's own."""
+        found, *others = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        if self._learnt is not None:
+            self._behave(self._learnt, found.detach())
+        return found, *others
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs

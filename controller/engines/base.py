@@ -168,12 +168,18 @@ class Opening(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Sampling options; None leaves the model's own generation default. `temperature=0` is greedy."""
+    """Sampling options; None leaves the model's own generation default. `temperature=0` is greedy.
+
+    inverse: the transformers engine draws a token by one random number, as far as the chances of all before it come,
+    instead of by one for each token of the vocabulary as `generate` does, which on CPUs can cost more than the model.
+    Other tokens come of a seed then, by the same chances.
+    """
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
+    inverse: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,7 @@ def decode_rows(
     temperatures: Sequence[float | None] | None = None,
     steering: SteeredRows | None = None,
     leaving: Sequence[LeavingRows] = (),
+    inverse: bool = False,
     **model_kwargs: Any,
 ) -> Decoded:
     """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
@@ -61,6 +62,7 @@ def decode_rows(
     Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
     their sampled tokens. states: watchers may read hidden states. openings, one a row, go on with the prompts.
     temperatures: of rows that have one of their own. steering, leaving: are told which rows stay in the batch.
+    inverse: see `Sampling`.
     """
     watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
     refuse_unsupported(model, generation_config, model_kwargs, watched)
@@ -91,6 +93,7 @@ def decode_rows(
     loop.measured, loop.states, loop.steering, loop.leaving = measured, states, steering, leaving
     for part in leaving:
         part.follow(rows)
+    loop.picker.inverse = inverse
     loop.picker.warm(temperatures or ())
     if openings is not None and states is not None:
         logits = loop.open(openings, states)

@@ -24,14 +24,24 @@ def likeliest(scores: Tensor) -> Tensor:
     return block * _BLOCK + within
 
 
+def drawn(chances: Tensor, numbers: Tensor) -> Tensor:
+    """The token of each row at whose chance its number in [0, 1) falls; chances [rows, vocabulary], numbers [rows, 1].
+
+    Chances need not sum up to one, and what has none is never drawn.
+    """
+    reached = chances.double().cumsum(dim=-1)  # faster than with cumsum's `dtype`
+    return torch.searchsorted(reached, numbers * reached[:, -1:], right=True).squeeze(1)
+
+
 class Picker:
     """Picks a token for each row of a batch, and keeps the scores and logits that are to be recorded.
 
-    prompt: ids [rows, length] of all rows there were at the start.
+    prompt: ids [rows, length] of all rows there were at the start. inverse: see `Sampling`.
     """
 
     def __init__(self, rules: Rules, prompt: Tensor) -> None:
         self.rules, self.prompt = rules, prompt
+        self.inverse = False
         self.scores: list[Tensor] = []
         self.raw: list[Tensor] = []
         self._places: Tensor | None = None  # of the rows still in the batch, among all of them
@@ -69,10 +79,15 @@ class Picker:
         return tokens
 
     def _draw(self, chances: Tensor) -> Tensor:
-        """Sample a token for each row still in the batch from chances [rows, vocabulary]."""
+        """Sample a token for each row still in the batch from chances [rows, vocabulary].
+
+        Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.
+        """
+        if self.inverse and chances.device.type != "mps":  # which has no numbers of 64 bits
+            numbers = torch.rand(len(self.prompt), 1, dtype=torch.float64, device=chances.device)
+            return drawn(chances, numbers if self._places is None else numbers[self._places])
         if self._places is None:
             return torch.multinomial(chances, num_samples=1).squeeze(1)
-        # Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.
         among = chances.new_ones(len(self.prompt), chances.shape[1])
         among[self._places] = chances
         return torch.multinomial(among, num_samples=1).squeeze(1)[self._places]

@@ -73,6 +73,7 @@ class TransformersEngine:
                     temperatures=[request.temperature for request in requests],
                     steering=steering,
                     leaving=leaving,
+                    inverse=sampling.inverse,
                     **prepared,
                 )
             )

@@ -126,7 +126,7 @@ class Prober:
         size = self.sampler.settings.batch
         with plain_sampling(self.sampler.engine.model):
             for at in range(0, len(requests), size):
-                sampling = Sampling(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at))
+                sampling = Sampling(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse=True)
                 done = self.sampler.decode(requests[at : at + size], sampling)
                 said += [self.codec.decode(one.token_ids).strip() for one in done]
         return said
