@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import tersely
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.training import running
 from tersely.training.checks import check
+from tersely.training.methods import adar1
 from tersely.training.methods.vsrm import Prober, StepRollouts
 from tersely.training.rewards import Correctness
 from tersely.training.sampling import Ask, Sampler
@@ -64,8 +67,18 @@ def test_a_few_steps_of_an_adapter(name: str, tmp_path: Path) -> None:
     assert any("s/step" in line and "left" in line for line in said)
 
 
-def test_adar1_goes_through_its_stages_once(tmp_path: Path) -> None:
-    out = tmp_path / "adar1"
+def test_adar1_goes_through_its_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, models, most = tmp_path / "adar1", WeakSet[torch.nn.Module](), 0
+
+    def counted(*arguments: Any) -> TransformersEngine:
+        nonlocal most
+        engine = load_engine(*arguments)
+        models.add(engine.model)
+        most = max(most, len(models))
+        return engine
+
+    for module in (running, adar1):
+        monkeypatch.setattr(module, "load_engine", counted)
     own: dict[str, Any] = {
         "adar1": {"samples": 4, "short": {"steps": 1, "micro_batch": 2, "learning_rate": 1e-4}},
         "optimiser": {"micro_batch": 2, "steps": 2, "learning_rate": 1e-4, "lora": None},
@@ -77,6 +90,7 @@ def test_adar1_goes_through_its_stages_once(tmp_path: Path) -> None:
     assert logs[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=0.05), "policy and reference agree"
     assert [name in " ".join(said) for name in ("merged 80%", "long-answers: 4/4", "short-answers: 4/4")] == [True] * 3
     assert (out / "short" / MODEL).is_dir() and (out / MODEL).is_dir()
+    assert most == 2, "models that lie in memory at once, as the dry run foretells"
 
 
 def test_vsrm_pays_steps_and_charges_what_does_not_end(tmp_path: Path) -> None:

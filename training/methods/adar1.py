@@ -7,6 +7,7 @@ Stages, each kept in its own place and done once: short completions are learnt (
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -63,9 +64,11 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     from ..offline import prefer
 
     own, out = recipe.adar1, recipe.out
-    with Correctness(ground.markers.close) as correct:
-        long = running.load(recipe)
-        short = _short(recipe, ground, long, correct, running, say)
+    with (
+        Correctness(ground.markers.close) as correct,
+        closing(running.load(recipe)) as long,
+        closing(_short(recipe, ground, long, correct, running, say)) as short,
+    ):
         answers = [
             collect(
                 Sampler(engine, recipe.rollouts, ground.markers),
@@ -78,8 +81,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             )
             for name, engine in (("long-answers", long), ("short-answers", short))
         ]
-    merged = _merged(recipe, long, short, out / "merged", say)
-    del long, short  # models that would lie in memory while another one learns
+        of_first(lambda: _mix(recipe, long, short, out / "merged" / MODEL, say))
     rng = Random(f"pairs:{recipe.seed}")
     pairs = [
         pair
@@ -92,6 +94,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             f"prefer brief ones (adar1.least is {own.least}); ask easier questions"
         )
     say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
+    merged = load_engine(out / "merged" / MODEL, recipe.optimiser.dtype)
     prefer(running, recipe, merged.model, merged.tokenizer, pairs, own.beta, own.likelihood)
 
 
@@ -123,25 +126,20 @@ def _short(
         if not kept:
             raise RecipeError(f"no short completion of {len(found)} questions is right; ask easier questions")
         say(f"the short parent learns {len(kept)} completions")
-        student = running.load(recipe)
         settings = recipe.model_copy(update={"optimiser": recipe.adar1.short})
-        supervise(Running.stage(folder, say), settings, student.model, student.tokenizer, kept)
+        with closing(running.load(recipe)) as student:
+            supervise(Running.stage(folder, say), settings, student.model, student.tokenizer, kept)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 
-def _merged(
+def _mix(
     recipe: Kind, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
-) -> TransformersEngine:
-    """The mixture of both parents, in a folder that the DPO trainer can load its reference from; `long` is used up."""
-
-    def mix() -> None:
-        if not (folder / MODEL).is_dir():
-            merge(long.model, short.model, recipe.adar1.share)
-            write_model(long.model, long.tokenizer, folder / MODEL)
-            say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
-
-    of_first(mix)
-    return load_engine(folder / MODEL, recipe.optimiser.dtype)
+) -> None:
+    """Write the mixture of both parents, which the DPO trainer can load its reference from; `long` is used up."""
+    if not folder.is_dir():
+        merge(long.model, short.model, recipe.adar1.share)
+        write_model(long.model, long.tokenizer, folder)
+        say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
 
 
 def merge(long: Any, short: Any, share: float) -> None:
