@@ -181,6 +181,11 @@ class Sampling:
     seed: int | None = None
     inverse: bool = False
 
+    def asked(self) -> dict[str, float]:
+        """What is not left to the model, by the names that vLLM and servers have for it."""
+        options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+        return {name: value for name, value in options.items() if value is not None}
+
 
 @dataclass(frozen=True, slots=True)
 class Request:

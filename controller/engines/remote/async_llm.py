@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -91,11 +90,10 @@ class InProcess:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        given = {name: value for name, value in asdict(sampling).items() if value is not None}
         return SamplingParams.from_optional(
             **{
                 **self._defaults,
-                **given,
+                **sampling.asked(),
                 "max_tokens": limit,
                 "logprobs": _SIGNALS if signals else None,
                 "detokenize": False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from ....errors import CapabilityError, ModelError
@@ -101,7 +100,7 @@ async def _answer(server: Server, slots: asyncio.Semaphore, model: str, prompt: 
         "model": model,
         "messages": messages,
         "reasoning_effort": _EFFORTS[tier],
-        **{name: value for name, value in asdict(options.sampling).items() if value is not None},
+        **options.sampling.asked(),
     }
     async with slots:
         reply = await _asked(server, model, body, options.max_new_tokens)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -121,7 +120,7 @@ class Completions:
             "stream": True,
             **self._extra,
             **(_SIGNALS if signals else {}),
-            **{name: value for name, value in asdict(sampling).items() if value is not None},
+            **sampling.asked(),
         }
         words = None if self.tells_ids else Retokenizer(self.tokenizer)
         async with aclosing(self.server.events("/completions", body)) as events:
