@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tersely.controller.engines.picking import drawn, likeliest
+from tersely.errors import ModelError
 
 
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 128, 640, 1000])
@@ -39,3 +40,10 @@ def test_the_last_number_below_one_draws_the_last_token_that_has_a_chance() -> N
     chances[:, 4000:] = 0
     last = torch.full((64, 1), 1 - 2**-52, dtype=torch.float64)
     assert bool((drawn(chances, last) < 4000).all())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_chances_that_are_no_numbers_draw_nothing(value: float) -> None:
+    chances = torch.tensor([[0.5, 0.5], [value, 0.5]])
+    with pytest.raises(ModelError, match="no numbers"):
+        drawn(chances, torch.zeros(2, 1, dtype=torch.float64))

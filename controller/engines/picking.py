@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...errors import ModelError
 from .rules import Rules
 
 _BLOCK = 64
@@ -27,9 +28,11 @@ def likeliest(scores: Tensor) -> Tensor:
 def drawn(chances: Tensor, numbers: Tensor) -> Tensor:
     """The token of each row at whose chance its number in [0, 1) falls; chances [rows, vocabulary], numbers [rows, 1].
 
-    Chances need not sum up to one, and what has none is never drawn.
+    Chances need not sum up to one, and what has none is never drawn. Raises ModelError where they are no numbers.
     """
     reached = chances.double().cumsum(dim=-1)  # faster than with cumsum's `dtype`
+    if not bool(reached[:, -1].isfinite().all()):
+        raise ModelError("the model's chances of a next token are no numbers: its weights or precision are at fault")
     return torch.searchsorted(reached, numbers * reached[:, -1:], right=True).squeeze(1)
 
 
