@@ -197,12 +197,13 @@ def test_a_seed_decides_what_is_drawn(remote: ContinuingEngine, server: VllmServ
 def test_cancelling_leaves_the_server_idle(
     local: TransformersEngine, remote: ContinuingEngine, server: VllmServer
 ) -> None:
+    """The server rests from the first tokens until they are cancelled: how fast either side is decides nothing."""
     rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
     under_way = threading.Event()
 
     def sink(row: int, tokens: Sequence[int], forced: bool) -> None:
         if not under_way.is_set():
-            assert server.requests() > 0
+            os.killpg(server.process.pid, signal.SIGSTOP)
             under_way.set()
 
     async def cancelled() -> None:
@@ -213,7 +214,10 @@ def test_cancelling_leaves_the_server_idle(
             await task
 
     before = server.written()
-    asyncio.run(cancelled())
+    try:
+        asyncio.run(cancelled())
+    finally:
+        os.killpg(server.process.pid, signal.SIGCONT)
     server.wait_idle()
     whole = sum(len(done.token_ids) for done in local.generate(rows, Sampling(temperature=0.0)))
     assert 0 < server.written() - before < whole / 2
