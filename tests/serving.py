@@ -14,9 +14,10 @@ import httpx
 
 from tersely.controller.engines.base import Engine
 from tersely.controller.serving.app import application
+from tersely.controller.serving.listening import listener
 from tersely.controller.serving.loading import Thinking, session_of
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.server import Server, listener, serve
+from tersely.controller.serving.server import Server, serve
 from tersely.controller.serving.settings import Settings
 from tersely.controller.serving.worker import Worker
 

@@ -191,7 +191,7 @@ def test_other_mistakes_are_refused_as_vllm_does(server: VllmServer, http: httpx
     command = [sys.executable, "-m", "tersely.cli", "serve", MODEL, "--engine", "vllm", "--port", port]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1].startswith(f"error: cannot listen at 127.0.0.1:{port}")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: port {port} on 127.0.0.1 is in use")
 
 
 def test_a_storm_leaves_nothing_behind(server: VllmServer) -> None:

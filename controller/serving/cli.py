@@ -14,12 +14,12 @@ from ..options import Options
 from ..policies import make_policies
 from . import options as o
 from .efforts import OURS, caps_of
+from .listening import LOCAL, listener, warning, where
 from .loading import Thinking, session_of, warm_up
 from .metrics import Metrics
 from .settings import Limits, Settings
 from .worker import Worker
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
 _DEFAULT, _LIMITS = Options(), Limits()
 
 
@@ -111,7 +111,7 @@ def _run(
     """Take the port, load the model, with grouped attention or not, and serve; others: verifier and helper."""
     try:
         from .app import application
-        from .server import Server, listener
+        from .server import Server
         from .server import serve as serve_on
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
@@ -123,8 +123,6 @@ def _run(
         warm_up(session, settings.defaults, thinking.thinks)
         worker = Worker(session, settings.limits, metrics, thinking.thinks)
         host, port = bound.getsockname()[:2]
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        ready = f"{settings.model} is served at http://{where}/v1 (Ctrl-C stops)"
-        if address[0] not in LOCAL and settings.api_key is None:
-            ready += "\nanybody who reaches this address may use it; a key (--api-key) keeps others out"
+        ready = f"{settings.model} is served at {where(host, port)} (Ctrl-C stops)"
+        ready += warning(address[0], settings.api_key)
         serve_on(Server(application(settings, worker, metrics), worker, drain, ready), bound)

@@ -15,7 +15,7 @@ from typing import Any
 
 import uvicorn
 
-from ...errors import OptionError
+from .listening import unbound
 from .tickets import Backend
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -88,26 +88,6 @@ class Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def listener(host: str, port: int) -> socket.socket:
-    """A socket bound to an address; raises OptionError where that cannot be."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
-            0
-        ]
-        bound = socket.socket(family, kind)
-    except OSError as error:
-        raise OptionError(
-            f"cannot listen on {host!r}: {error.strerror}; accepted: an address of this machine"
-        ) from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise _unbound(host, port, error) from None
-    return bound
-
-
 def serve(server: Server, bound: socket.socket) -> None:
     """Serve on a bound socket until told to stop; raises OptionError if somebody else came to listen there first."""
     host, port = bound.getsockname()[:2]
@@ -116,12 +96,6 @@ def serve(server: Server, bound: socket.socket) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise _unbound(host, port, error) from None
+        raise unbound(host, port, error) from None
     finally:
         bound.close()
-
-
-def _unbound(host: str, port: int, error: OSError) -> OptionError:
-    if error.errno == errno.EADDRINUSE:
-        return OptionError(f"port {port} on {host} is in use; choose another with --port, or 0 for any that is free")
-    return OptionError(f"cannot listen on {host}:{port}: {error.strerror}; choose others with --host and --port")

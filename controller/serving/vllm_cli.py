@@ -6,7 +6,8 @@ import typer
 
 from ...errors import OptionError
 from . import options as o
-from .cli import LOCAL, caps_from, name_of
+from .cli import caps_from, name_of
+from .listening import LOCAL
 from .settings import Limits
 from .vllm_translation import default_control
 

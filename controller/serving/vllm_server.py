@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import sys
 import tempfile
 import warnings
@@ -16,11 +15,10 @@ from ..engines.checkpoints import locate
 from ..engines.vllm.control import Control
 from ..engines.vllm.engine import PROCESSOR
 from ..engines.vllm.traces import PLACE
+from .listening import LOCAL, listener, warning, where
 from .vllm_middleware import VARIABLE
 
 _MIDDLEWARE = f"{__package__}.vllm_middleware.Middleware"
-LOCAL = ("127.0.0.1", "localhost", "::1")
-"""By which names a server that listens to its own machine alone is called."""
 
 
 def serve(
@@ -40,6 +38,9 @@ def serve(
     default, caps: see `vllm_translation.translate`; body: most bytes of a request. Raises CapabilityError where there
     is no vLLM, OptionError for a port in use or flags that vLLM does not know.
     """
+    checkpoint = locate(model)
+    with listener(host, port) as bound:  # vLLM opens its own, half a minute later
+        port = bound.getsockname()[1]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -48,11 +49,10 @@ def serve(
             from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError as error:
         raise CapabilityError(f"serving with vLLM needs {error.name!r}; pip install 'tersely[vllm]'") from None
-    _check_port(host, port)
-    told = ["--model", locate(model), "--served-model-name", name, "--host", host, "--port", str(port)]
+    told = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
     told += ["--logits-processors", PROCESSOR, "--middleware", _MIDDLEWARE]
     told += [] if api_key is None else ["--api-key", api_key]
-    told += [] if any(flag.startswith("--reasoning-parser") for flag in flags) else _parser(model)
+    told += [] if any(flag.startswith("--reasoning-parser") for flag in flags) else _parser(checkpoint)
     parser = make_arg_parser(FlexibleArgumentParser(prog="tersely serve --engine vllm"))
     try:
         arguments = parser.parse_args([*told, *flags])
@@ -67,20 +67,10 @@ def serve(
     settings = {"default": default.as_dict(), "caps": dict(caps), "body": body, "hosts": hosts}
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[VARIABLE] = folder, json.dumps(settings)
-        print(f"{name} will be served at http://{host}:{port}/v1 once vLLM has started (Ctrl-C stops)", file=sys.stderr)
+        ready = f"{name} will be served at {where(host, port)} once vLLM has started (Ctrl-C stops)"
+        print(ready + warning(host, api_key), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             ServeSubcommand.cmd(arguments)
-
-
-def _check_port(host: str, port: int) -> None:
-    """Complain about a port in use before a model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError as error:
-            raise OptionError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from None
 
 
 _PARSERS = {
@@ -91,11 +81,11 @@ _PARSERS = {
 }
 
 
-def _parser(model: str) -> list[str]:
+def _parser(checkpoint: str) -> list[str]:
     """The reasoning parser for a model's markers, without which vLLM does not tell thinking from answer."""
     from transformers import AutoTokenizer
 
     from ..markers import find_markers
 
-    found = find_markers(AutoTokenizer.from_pretrained(locate(model)))
+    found = find_markers(AutoTokenizer.from_pretrained(checkpoint))
     return ["--reasoning-parser", _PARSERS[found.open]] if found.open in _PARSERS else []
