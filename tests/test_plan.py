@@ -92,17 +92,26 @@ def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> 
     assert done.answer
 
 
+@pytest.fixture(scope="module")
+def plain(engine: TransformersEngine) -> Generation:
+    """What is answered without a plan."""
+    options = Options(preset="off", max_new_tokens=600, sampling=Sampling(temperature=0))
+    return Session(engine).run([SHELLS], options)[0]
+
+
 @pytest.mark.parametrize(
     "reply", ["I cannot.", "{}", '{"steps": []}', '{"steps": [{"question": "", "credits": 1}]}', "[1]"]
 )
-def test_a_reply_that_is_no_plan_changes_nothing(engine: TransformersEngine, reply: str) -> None:
-    plain = Session(engine).run([SHELLS], Options(preset="off", max_new_tokens=600, sampling=Sampling(temperature=0)))[
-        0
-    ]
+def test_a_reply_that_is_no_plan_changes_nothing(engine: TransformersEngine, plain: Generation, reply: str) -> None:
     done = run(engine, Planner(reply), PlanAndBudget())
     assert done.thinking == plain.thinking
     assert [d.action for d in done.trace] == ["ask", "note"]
-    assert [d.action for d in run(engine, Planner(None), PlanAndBudget()).trace] == ["error"]
+
+
+def test_a_planner_that_is_not_there_is_an_error_in_the_trace(engine: TransformersEngine, plain: Generation) -> None:
+    done = run(engine, Planner(None), PlanAndBudget())
+    assert done.thinking == plain.thinking
+    assert [d.action for d in done.trace] == ["error"]
 
 
 def test_plans_are_read_with_care() -> None:
