@@ -14,11 +14,13 @@ from tersely.cli.app import main
 from tersely.controller.pretrained import path_of
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
+from tersely.training.adapters import adapted, adapter
+from tersely.training.checks import bare_engine
 from tersely.training.config import RecipeError, read_recipe
 from tersely.training.methods import METHODS, method
 from tersely.training.run import train
 
-from .trainings import plain
+from .trainings import plain, recipe
 
 RECIPES = sorted((Path(__file__).parents[1] / "training" / "recipes").glob("*.yaml"))
 
@@ -65,7 +67,16 @@ def test_a_good_recipe_is_described(tmp_path: Path) -> None:
             {"optimiser": {"dtype": "bfloat16"}},
             "all weights would be trained in bfloat16, which rounds small steps away",
         ),
-        ({"saving": {"report_to": ["wandbb"]}}, "unknown tracker 'wandbb'; did you mean 'wandb'?"),
+        ({"saving": {"report_to": "wandbb"}}, "unknown tracker 'wandbb'; did you mean 'wandb'?"),
+        ({"saving": {"report_to": 3}}, "'saving.report_to' is 3: accepted: a list, as in [a, b]"),
+        ({"optimiser": {"steps": True}}, "'optimiser.steps' is True: input should be a number"),
+        ({"optimiser": {"lora": 4}}, "'optimiser.lora' is 4: accepted: a section of keys"),
+        (
+            {"optimiser": {"lora": {"targets": ["q_proj", "k_prj"]}}},
+            "has 'k_prj', which is nowhere; did you mean 'k_proj'",
+        ),
+        ({"optimiser": {"lora": {"targets": "q_prj"}}}, "has 'q_prj', which is nowhere; did you mean 'q_proj'"),
+        ({"optimiser": {"lora": {"targets": "(q_proj"}}}, "'(q_proj', no regular expression"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -167,6 +178,71 @@ def test_recipes_of_the_house(path: Path) -> None:
     recipe = read_recipe(path, method(name).Kind, name)
     if recipe.model.startswith("tersely-tiny"):
         assert method(name).look(recipe.model_copy(update={"data": recipe.data.model_copy(update={"questions": 32})}))
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "message"),
+    [
+        ("sft", {"sft": {"effort": "esay"}}, "sft.effort: unknown effort 'esay'; did you mean 'easy'"),
+        ("sft", {"sft": {"effort": "none"}}, "sft.effort is 'none', which leaves no thinking to learn"),
+        ("adar1", {"adar1": {"short_effort": "auto"}}, "adar1.short_effort is 'auto'"),
+        ("apo", {"apo": {"later": "none"}, "rollouts": {"generations": 8}}, "apo.later is 'none'"),
+        ("ser", {"ser": {"hints": 0.5}}, "ser.hints is 0.5, and rollouts.policies gives no hint to be brief after"),
+    ],
+)
+def test_what_is_wrong_with_a_method_is_said(name: str, own: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
+        method(name).look(recipe(name, tmp_path / "out", **own))
+    assert message in str(error.value)
+
+
+def test_a_method_that_always_thinks_is_not_stopped_for_it_by_another_setting_of_the_alarm(tmp_path: Path) -> None:
+    for name, least in (("ser", 0.0), ("vsrm", 0.0), ("adaptthink", 0.005)):
+        assert recipe(name, tmp_path, alarm={"grace": 3}).alarm.all_think == least
+
+
+def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import integration_utils
+
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
+    monkeypatch.setattr("tersely.training.checks.find_spec", lambda name: None if name == "trackio" else name)
+    assert "run `pip install trackio`" in refused(tmp_path, saving={"report_to": "trackio"})
+
+
+def test_arguments_that_vllm_does_not_know(tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    wrong = {"engine": "vllm", "vllm": {"max_num_seq": 3}}
+    assert "'max_num_seq'; did you mean 'max_num_seqs'" in refused(tmp_path, OptionError, rollouts=wrong)
+
+
+def test_a_key_that_stands_twice_and_no_method(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    for text, message in (
+        (
+            "method: ser\nout: a\nrollouts: {prompts: 4}\nrollouts: {batch: 4}\n",
+            "has 'rollouts' twice in one place, lines 3 and 4",
+        ),
+        ("out: a\n", "names no method; write `method: ser`"),
+    ):
+        config.write_text(text, "utf-8")
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(config, method("ser").Kind, "ser")
+
+
+def test_adapters_stand_where_peft_puts_them(tmp_path: Path) -> None:
+    from peft import get_peft_model
+
+    for targets in ("all-linear", "q_proj", ["q_proj", "mlp.down_proj"], r".*\.1\..*_proj"):
+        made = recipe("ser", tmp_path, optimiser={"lora": {"targets": targets}})
+        model: Any = bare_engine("tersely-tiny-small").model
+        expected = set(adapted(model, made.optimiser.lora))
+        names = get_peft_model(model, adapter(made)).named_modules()
+        got = {
+            name.removesuffix(".lora_dropout").removeprefix("base_model.model.")
+            for name, _ in names
+            if name.endswith(".lora_dropout")
+        }
+        assert got == expected and got
 
 
 def test_every_method_has_a_help() -> None:

@@ -18,8 +18,8 @@ import yaml
 
 from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, last_good
 from tersely.training.config import Alarm, RecipeError
+from tersely.training.folder import open_folder
 from tersely.training.rewards import Correctness
-from tersely.training.running import open_folder
 from tersely.training.sampling import DivergedError
 
 from .test_training_methods import curve
@@ -143,8 +143,45 @@ def test_what_a_folder_holds_decides_how_to_begin(tmp_path: Path) -> None:
     (out / "recipe.json").write_text(json.dumps({"seed": 1}), "utf-8")
     with pytest.raises(RecipeError, match="holds a training already; add --resume"):
         train("adaptthink", out, **QUICK)
-    with pytest.raises(RecipeError, match=r"begun with another adaptthink and .* may change is out, saving, alarm"):
+    with pytest.raises(RecipeError, match=r"begun with another adaptthink, .* may change is out, saving, alarm"):
         train("adaptthink", out, resume=True, **QUICK)
+
+
+def test_what_lies_in_the_folder_already_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)
+    (out / "model").mkdir()
+    for resume in (False, True):
+        with pytest.raises(RecipeError, match="holds no training but checkpoint-500, model; choose another out"):
+            train("adaptthink", out, resume=resume, **QUICK)
+    assert sorted(place.name for place in out.iterdir()) == ["checkpoint-500", "model"]
+    (tmp_path / "file").touch()
+    for place, message in (
+        (tmp_path / "file" / "out", "file is a file"),
+        (Path("/proc/nowhere/out"), "cannot be made"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            open_folder(recipe("adaptthink", place), resume=False)
+
+
+def test_how_to_learn_may_change_until_something_is_learnt(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert open_folder(recipe("sft", out), resume=False) is None
+    other = recipe("sft", out, optimiser={"learning_rate": 0.5})
+    assert open_folder(other, resume=True) is None
+    assert json.loads((out / "recipe.json").read_text("utf-8"))["optimiser"]["learning_rate"] == 0.5
+    with pytest.raises(
+        RecipeError, match=r"begun with another optimiser.dtype \('auto', now 'float32'\); .* until something is"
+    ):
+        open_folder(recipe("sft", out, optimiser={"dtype": "float32"}), resume=True)
+    (out / "checkpoint-1").mkdir()
+    (out / "checkpoint-1" / "complete.json").write_text("{}", "utf-8")
+    with pytest.raises(
+        RecipeError,
+        match=r"another optimiser.learning_rate \(0.5, now 0.0001\); what may change is out, saving, alarm;",
+    ):
+        open_folder(recipe("sft", out), resume=True)
+    assert open_folder(other, resume=True) == out / "checkpoint-1"
 
 
 def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
@@ -156,5 +193,5 @@ def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
     file.write_text(json.dumps(told), "utf-8")
     assert open_folder(begun, resume=True) is None, "nothing saved yet, but the same training"
     file.write_text(json.dumps({**told, "mahdpo": {**told["mahdpo"], "beta": 0.5}}), "utf-8")
-    with pytest.raises(RecipeError, match="begun with another mahdpo;"):
+    with pytest.raises(RecipeError, match=r"begun with another mahdpo.beta \(0.5, now 0.1\);"):
         open_folder(begun, resume=True)

@@ -19,10 +19,11 @@ from ..writing import write
 from .config import Optimiser, Recipe, RecipeError, Section
 from .data import Row
 from .episodes import Episode
+from .folder import CHANGEABLE
 from .offline import supervise
 from .processes import in_pieces, of_first
 from .rewards.base import NO_THINK
-from .running import CHANGEABLE, Running
+from .running import Running
 from .sampling import Ask, Sampler
 from .saving import MODEL
 from .traces import Trace
@@ -91,7 +92,7 @@ class Alignment:
             self.recipe.out / "aligned.jsonl",
             {
                 "fingerprint": self.sampler.engine.fingerprint(),
-                "recipe": self.recipe.model_dump(mode="json", exclude=set(CHANGEABLE)),
+                "recipe": self.recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
             },
             self.rows,
             max(1, self.recipe.rollouts.batch // (self.own.samples * len(self.modes))),

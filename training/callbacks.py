@@ -146,13 +146,16 @@ class Completed(TrainerCallback):  # type: ignore[misc]
 
 def last_good(folder: Path) -> Path | None:
     """The latest whole checkpoint of a training; what a crash left half written is removed."""
-    good = []
-    for step, checkpoint in sorted(_checkpoints(folder)):
-        if (checkpoint / COMPLETE).is_file():
-            good.append((step, checkpoint))
-        else:
+    good = good_checkpoints(folder)
+    for _, checkpoint in _checkpoints(folder):
+        if checkpoint not in good:
             shutil.rmtree(checkpoint)
-    return good[-1][1] if good else None
+    return good[-1] if good else None
+
+
+def good_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a training, the latest last."""
+    return [checkpoint for _, checkpoint in sorted(_checkpoints(folder)) if (checkpoint / COMPLETE).is_file()]
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:

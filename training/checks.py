@@ -17,7 +17,7 @@ from ..controller.engines.checkpoints import check_causal, check_tokenizer, load
 from ..controller.engines.transformers import TransformersEngine
 from ..controller.markers import Markers, parse_markers
 from ..controller.toolcalls import check_tools
-from ..errors import OptionError, PromptError
+from ..errors import OptionError, PromptError, did_you_mean
 from ..evaluation.agents.tools import TOLD, TOOLS
 from .config import Optimiser, Recipe, RecipeError
 from .data import Row, rows_of
@@ -47,16 +47,16 @@ def check(
     tools: bool = False,
     stages: Mapping[str, Optimiser] = MappingProxyType({}),
     held: Held = ALONE,
+    learns: str | None = None,
 ) -> Ground:
     """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
 
     completions: that a step learns of each of its questions, by default those of a group. tools: whether the method can
     do tasks that need some. stages: further optimisers by their keys, each of a stage that learns one completion of
-    each question of a step, and whose whole model goes on to the next. held: what the method keeps in memory.
+    each question of a step, and whose whole model goes on to the next. held: what the method keeps in memory. learns:
+    what a step learns of, for people, where that is not completions of its own questions.
     """
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
-    check_processes(recipe.rollouts.engine, recipe.optimiser.autocast)
+    _check_surroundings(recipe)
     agentic = tasks_of(recipe.data) is not None
     if agentic and not tools:
         raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
@@ -87,13 +87,14 @@ def check(
     longest += recipe.rollouts.max_new_tokens
     stages_too = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
     memory = max((estimate(engine.model, each, longest, held) for each in stages_too), key=lambda found: found.total)
-    return Ground(rows, sampler.session.markers, _findings(recipe, sampler, rows, longest, completions, memory))
+    asked = f"questions with {completions} completions each, {passes(recipe, rows):.3g} passes over the questions"
+    return Ground(rows, sampler.session.markers, _findings(recipe, sampler, rows, longest, learns or asked, memory))
 
 
 def _findings(
-    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, completions: int, memory: Estimate
+    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, learns: str, memory: Estimate
 ) -> list[str]:
-    """What was looked at, for people; longest: tokens of a prompt with its completion."""
+    """What was looked at, for people; longest: tokens of a prompt with its completion. learns: see `check`."""
     settings, own = recipe.rollouts, sampler.session
     prepared = own.prepare([rows[0]["prompt"]], sampler._options)[0]
     opened = "opened by the chat template" if prepared.state == "thinking" else "opened for the model in each prompt"
@@ -105,10 +106,44 @@ def _findings(
         f"{tools}",
         f"lengths: prompts up to {longest - settings.max_new_tokens} tokens, completions up to "
         f"{settings.max_new_tokens}, the model takes {sampler.engine.context_length or 'any number'}",
-        f"steps: {recipe.optimiser.steps} of {settings.prompts} questions with {completions} completions each, "
-        f"{passes(recipe, rows):.3g} passes over the questions",
+        f"steps: {recipe.optimiser.steps} of {settings.prompts} {learns}",
         f"memory: {memory}" + ("" if settings.engine == "transformers" else ", and what vLLM takes beside weights"),
     ]
+
+
+def _check_surroundings(recipe: Recipe) -> None:
+    """Refuse what libraries and launchers that are at hand cannot do; raises RecipeError, OptionError."""
+    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+        raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
+    check_processes(recipe.rollouts.engine, recipe.optimiser.autocast)
+    check_trackers(recipe.saving.report_to)
+    if recipe.rollouts.engine == "vllm":
+        from .writers import check_arguments
+
+        check_arguments(recipe.rollouts.vllm)
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that transformers does not know or that are not installed; raises RecipeError."""
+    from transformers.integrations import integration_utils
+
+    known = integration_utils.INTEGRATION_TO_CALLBACK
+    there = integration_utils.get_available_reporting_integrations() if names else []
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"unknown tracker {name!r}; {did_you_mean(name, sorted(known))}")
+        if name not in there and find_spec(name) is None:
+            raise RecipeError(f"saving.report_to has {name!r}, which is not installed; run `pip install {name}`")
+
+
+def check_effort(key: str, effort: str | None) -> None:
+    """Refuse a tier that does not think, or that there is not; raises RecipeError."""
+    try:
+        thinks = effort is None or canonical_effort(effort) not in ("none", "auto")
+    except OptionError as error:
+        raise RecipeError(f"{key}: {error}") from None
+    if not thinks:
+        raise RecipeError(f"{key} is {effort!r}, which leaves no thinking to learn; accepted: easy, normal or hard")
 
 
 def bare_engine(name: str) -> TransformersEngine:

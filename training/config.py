@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import TerselyError, did_you_mean
 
@@ -19,6 +19,17 @@ class Section(BaseModel):
     """Part of a configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
+        """One text does for a list of texts; true, which is also YAML's yes and on, is no number."""
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, str) and annotation == tuple[str, ...]:
+            return (value,)
+        if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
+            raise ValueError("input should be a number")
+        return value
 
 
 class Data(Section):
@@ -107,6 +118,12 @@ class Alarm(Section):
     empty_tokens: int = Field(default=4, ge=1)
 
 
+class AlwaysThinks(Alarm):
+    """The alarm of methods under which a policy may always think: that one is off."""
+
+    all_think: float = Field(default=0.0, ge=0, lt=1)
+
+
 class Recipe(Section):
     """What every training has; `out` is the folder it writes and goes on from, `markers` as in `tersely run`."""
 
@@ -129,38 +146,52 @@ def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] =
 
     changes: `KEY=VALUE` each, in place of what the file says, such as `optimiser.steps=20`.
     """
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = _plain(path.read_text(encoding="utf-8"), f"{path}")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read: {error}; give the YAML file of a training") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise RecipeError(f"{path} holds no configuration; accepted: {', '.join(kind.model_fields)}")
     for change in changes:
         _set(found, change)
-    if found.get("method") != method:
+    where = " ".join((str(path), *(f"--set {change}" for change in changes)))
+    if "method" not in found:
+        raise RecipeError(f"{where} names no method; write `method: {method}`")
+    if found["method"] != method:
         raise RecipeError(
-            f"{path} is for the method {found.get('method')!r}, and {method!r} was asked for; "
-            f"run `tersely train {found.get('method')}`, or write `method: {method}`"
+            f"{where} is for the method {found['method']!r}, and {method!r} was asked for; "
+            f"run `tersely train {found['method']}`, or write `method: {method}`"
         )
-    return checked(found, kind, " ".join((str(path), *(f"--set {change}" for change in changes))))
+    return checked(found, kind, where)
+
+
+def _plain(text: str, what: str) -> Any:
+    """What YAML says; raises RecipeError, also for a key that stands twice in one place, where the last would win."""
+    import yaml
+
+    class Once(yaml.SafeLoader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: dict[str, int] = {}
+            for key, _ in node.value:
+                if str(key.value) in seen:
+                    places = f"lines {seen[str(key.value)]} and {key.start_mark.line + 1}"
+                    raise RecipeError(f"{what} has {key.value!r} twice in one place, {places}; leave one of them out")
+                seen[str(key.value)] = key.start_mark.line + 1
+            return super().construct_mapping(node, deep)
+
+    try:
+        return yaml.load(text, Once)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _set(values: dict[str, Any], change: str) -> None:
     """Do what `KEY=VALUE` says: VALUE is YAML, KEY names a section and what is in it, by dots."""
-    import yaml
-
     key, equals, given = change.partition("=")
     *place, last = key.strip().split(".")
     if not equals or not all((*place, last)):
         raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimiser.steps=20")
-    try:
-        value = yaml.safe_load(given)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {change}: the value is not YAML: {' '.join(str(error).split())}") from None
+    value = _plain(given, f"--set {change}: the value")
     for depth, part in enumerate(place, start=1):
         inner = {} if values.get(part) is None else values[part]
         if not isinstance(inner, dict):
@@ -177,6 +208,15 @@ def checked(found: Mapping[str, Any], kind: type[T], where: str) -> T:
         raise RecipeError(f"{where}: {'; '.join(_complaints(error, kind))}") from None
 
 
+_ACCEPTED = {
+    "tuple_type": "accepted: a list, as in [a, b]",
+    "model_type": "accepted: a section of keys, as in {key: value}",
+    "mapping_type": "accepted: a section of keys, as in {key: value}",
+    "path_type": "accepted: the path of a folder",
+}
+"""Pydantic speaks of Python where people have written YAML."""
+
+
 def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
     for trouble in error.errors(include_url=False, include_context=False):
         if not trouble["loc"]:  # what keys come to together
@@ -190,7 +230,8 @@ def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
         elif trouble["type"] == "missing":
             yield f"{name!r} is missing"
         else:
-            yield f"{name!r} is {trouble['input']!r}: {trouble['msg'].lower()}"
+            said = _ACCEPTED.get(trouble["type"]) or trouble["msg"].lower().removeprefix("value error, ")
+            yield f"{name!r} is {trouble['input']!r}: {said}"
 
 
 def _section(kind: type[BaseModel], place: list[int | str]) -> type[BaseModel]:

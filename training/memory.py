@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .adapters import adapted
 from .config import Recipe
 from .processes import count
 
@@ -75,7 +76,7 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
         "heads": held.heads * head.numel(),
         "nothing": 0,
     }[held.trained]
-    trained = of_model if lora is None else sum(lora.rank * sum(shape) for shape in _matrices(model))
+    trained = of_model if lora is None else sum(lora.rank * sum(shape) for shape in adapted(model, lora).values())
     inside = recipe.rollouts.engine == "transformers"
     others = max(held.models - 1, int(held.reference and lora is None)) + (not inside)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -92,13 +93,3 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
         activations=tokens * (kept * layers + whole) * _KEPT_BYTES.get(size, size),
         cache=recipe.rollouts.batch * longest * per_token * size if inside else 0,
     )
-
-
-def _matrices(model: Any) -> list[tuple[int, int]]:
-    """Shapes of the matrices that adapters go beside: all but the embedding and the head."""
-    import torch
-
-    head = model.get_output_embeddings()
-    return [
-        (m.in_features, m.out_features) for m in model.modules() if isinstance(m, torch.nn.Linear) and m is not head
-    ]

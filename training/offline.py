@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, tensor
 
+from .adapters import adapter
 from .config import Recipe
 from .heads import Heads
 from .libraries import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from .pairs import Pair
-from .running import Running, accumulated, adapter, common_arguments
+from .running import Running, accumulated, common_arguments
 from .saving import Finish
 from .traces import Trace
 from .trainer import check_finite

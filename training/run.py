@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import read_recipe
+from .folder import holds_training, open_folder
 from .methods import method
 from .processes import is_first, leave, of_first
-from .running import Running, check_trackers, open_folder
+from .running import Running
 
 
 def told(line: str) -> None:
@@ -39,9 +40,11 @@ def train(
     say = say if is_first() else _silent
     recipe = read_recipe(config, chosen.Kind, name, changes)
     ground = chosen.look(recipe)
-    check_trackers(recipe.saving.report_to)
+    begun = of_first(lambda: holds_training(recipe.out))
     for finding in ground.findings:
         say(finding)
+    if begun and dry_run:
+        say(f"out: {recipe.out} holds a training already, and --resume goes on with it")
     if dry_run:
         return
     checkpoint = of_first(lambda: open_folder(recipe, resume=resume))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers import TransformersEngine, load_engine
-from ..errors import did_you_mean
-from ..writing import write
+from .adapters import adapter
 from .callbacks import CollapseAlarm, CollapseError, Completed, Curve, FiniteGradients, Progress, last_good
-from .config import Alarm, Recipe, RecipeError
+from .config import Alarm, Recipe
 from .data import Row
 from .processes import count, of_first
 from .saving import Finish, save
@@ -23,16 +21,6 @@ if TYPE_CHECKING:
     from .rollouts import GroupRollouts
     from .sampling import Sampler
     from .trainer import AdaptiveTrainer, Credit
-
-RECIPE = "recipe.json"
-_NEUTRAL = {
-    "mahdpo": {"likelihood": 0.0, "frozen": False},
-    "adar1": {"least": 0.0, "likelihood": 0.0},
-    "vsrm": {"ineffective": 0.0},
-}
-"""Options that came later, by their sections, with what does as before."""
-CHANGEABLE = ("out", "saving", "alarm")
-"""What may differ when a training goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,58 +167,3 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
-
-
-def adapter(recipe: Recipe) -> Any:
-    """The adapter's configuration, None if all weights are trained."""
-    lora = recipe.optimiser.lora
-    if lora is None:
-        return None
-    from peft import LoraConfig
-
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-
-
-def open_folder(recipe: Recipe, *, resume: bool) -> Path | None:
-    """Make the folder of a training, or find the checkpoint to go on from; raises RecipeError if that is not clear."""
-    folder = recipe.out
-    if folder.exists() and not folder.is_dir():
-        raise RecipeError(f"out is {str(folder)!r}, a file; accepted: a folder")
-    described = recipe.model_dump(mode="json", exclude=set(CHANGEABLE))
-    written = folder / RECIPE
-    if not written.exists():
-        if resume:
-            raise RecipeError(f"there is no training in {folder} to go on with; leave --resume out to begin one")
-        folder.mkdir(parents=True, exist_ok=True)
-        write(written, json.dumps(described, indent=1) + "\n")
-        return None
-    if not resume:
-        raise RecipeError(f"{folder} holds a training already; add --resume to go on with it, or choose another out")
-    before = _completed(json.loads(written.read_text("utf-8")))
-    if changed := sorted(key for key in {*before, *described} if before.get(key) != described.get(key)):
-        raise RecipeError(
-            f"the training in {folder} was begun with another {' and '.join(changed)}; what may change is "
-            f"{', '.join(CHANGEABLE)}; choose another out for a new one"
-        )
-    return last_good(folder)
-
-
-def _completed(before: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that was written down, with what did not exist yet then and changes nothing as it is by default."""
-    return before | {key: {**new, **before[key]} for key, new in _NEUTRAL.items() if isinstance(before.get(key), dict)}
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that transformers does not know; raises RecipeError."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    for name in names:
-        if name not in INTEGRATION_TO_CALLBACK:
-            raise RecipeError(f"unknown tracker {name!r}; {did_you_mean(name, sorted(INTEGRATION_TO_CALLBACK))}")

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import Field
 
 from ...controller.engines.transformers import TransformersEngine, load_engine
-from ..checks import Ground, check
+from ..checks import Ground, check, check_effort
 from ..config import Optimiser, Recipe, RecipeError, Section
 from ..memory import Held
 from ..pairs import pairs_of
@@ -55,8 +55,14 @@ class Kind(Recipe):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
-    held = Held(models=2, reference=True, texts=2)
-    return check(recipe, completions=1, stages={"adar1.short": recipe.adar1.short}, held=held)
+    check_effort("adar1.short_effort", recipe.adar1.short_effort)
+    return check(
+        recipe,
+        completions=1,
+        stages={"adar1.short": recipe.adar1.short},
+        held=Held(models=2, reference=True, texts=2),
+        learns=f"pairs, from {recipe.adar1.samples} completions for each question by each parent",
+    )
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:

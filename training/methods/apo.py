@@ -12,12 +12,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from ...controller.budgets import canonical_effort
 from ...controller.engines.transformers import TransformersEngine
 from ...errors import OptionError
 from ...evaluation.agents.tools import TOLD
 from ..aligning import Align, Alignment
-from ..checks import Ground, check
+from ..checks import Ground, check, check_effort
 from ..config import Alarm, Recipe, RecipeError, Section
 from ..data import Row, schedule
 from ..environment import Environment, environment_of, tasks_of
@@ -70,8 +69,7 @@ class Kind(Recipe):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError."""
-    if canonical_effort(recipe.apo.later) in ("none", "auto"):
-        raise RecipeError(f"apo.later is {recipe.apo.later!r}; accepted: easy, normal or hard")
+    check_effort("apo.later", recipe.apo.later)
     if recipe.apo.kl and tasks_of(recipe.data) is not None:
         raise RecipeError("apo.kl is not weighed by the steps of an episode; leave it out for tasks with tools")
     stages = {} if recipe.apo.align is None else {"apo.align.optimiser": recipe.apo.align.optimiser}

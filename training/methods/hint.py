@@ -45,7 +45,9 @@ class Kind(Recipe):
 def look(recipe: Kind) -> Ground:
     """See `checks.check`; raises RecipeError where no hint is given in the rollouts."""
     policy(recipe)
-    return check(recipe, completions=1, held=Held(trained="embeddings"))
+    own = recipe.hint
+    learns = f"completions with a hint, for each question the {own.keep} shortest right of {own.samples}"
+    return check(recipe, completions=1, held=Held(trained="embeddings"), learns=learns)
 
 
 def policy(recipe: Kind) -> ConciseHint:

@@ -65,7 +65,9 @@ def look(recipe: Kind) -> Ground:
         raise RecipeError("optimiser.lora trains adapters, and heads are whole matrices; leave it out")
     own = recipe.mahdpo
     trained: Literal["heads", "model"] = "heads" if own.frozen else "model"
-    return check(recipe, completions=1, held=Held(reference=True, texts=2, heads=len(own.objectives), trained=trained))
+    held = Held(reference=True, texts=2, heads=len(own.objectives), trained=trained)
+    learns = f"pairs of one objective each, from {own.samples} completions for each question"
+    return check(recipe, completions=1, held=held, learns=learns)
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:

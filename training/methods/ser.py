@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pydantic import Field
 
 from ..checks import Ground, check
-from ..config import Alarm, Recipe, Section
+from ..config import AlwaysThinks, Recipe, RecipeError, Section
 from ..data import schedule
 from ..memory import Held
 from ..rewards import Correctness, GroupBrevity, HintBudget, TierAdherence
@@ -39,11 +39,16 @@ class Kind(Recipe):
     """The recipe of this method."""
 
     ser: Ser = Ser()
-    alarm: Alarm = Alarm(all_think=0.0)
+    alarm: AlwaysThinks = AlwaysThinks()
 
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
+    if recipe.ser.hints and "hint" not in recipe.rollouts.policies:
+        raise RecipeError(
+            f"ser.hints is {recipe.ser.hints:g}, and rollouts.policies gives no hint to be brief after; accepted: "
+            "`policies: {hint: {}}`, or 0"
+        )
     return check(recipe, held=Held(reference=bool(recipe.ser.kl)))
 
 

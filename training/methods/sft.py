@@ -11,7 +11,7 @@ from statistics import fmean
 
 from pydantic import Field
 
-from ..checks import Ground, check
+from ..checks import Ground, check, check_effort
 from ..config import Recipe, RecipeError, Section
 from ..rewards import Correctness
 from ..running import Running
@@ -36,7 +36,10 @@ class Kind(Recipe):
 
 def look(recipe: Kind) -> Ground:
     """See `checks.check`."""
-    return check(recipe, completions=1)
+    own = recipe.sft
+    check_effort("sft.effort", own.effort)
+    learns = f"completions, for each question the {own.keep} shortest right of {own.samples}"
+    return check(recipe, completions=1, learns=learns)
 
 
 def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:

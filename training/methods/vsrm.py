@@ -20,7 +20,7 @@ from ...evaluation.answering import batch_seed
 from ...evaluation.reading import tokens_until
 from ...writing import write
 from ..checks import Ground, check
-from ..config import Alarm, Recipe, Section
+from ..config import AlwaysThinks, Recipe, Section
 from ..data import schedule
 from ..memory import ALONE, Held
 from ..processes import of_first
@@ -56,7 +56,7 @@ class Kind(Recipe):
     """The recipe of this method."""
 
     vsrm: Vsrm = Vsrm()
-    alarm: Alarm = Alarm(all_think=0.0)
+    alarm: AlwaysThinks = AlwaysThinks()
 
 
 @dataclass(frozen=True, slots=True)
