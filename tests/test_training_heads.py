@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -72,17 +73,54 @@ def test_the_mixture_of_heads_is_that_of_their_logits() -> None:
     logits = []
     for heads.used in range(3):
         logits.append(heads(x))
-    found = mixed(dict(zip(names, heads.each, strict=True)), {"accuracy": 3, "format": 1})
+    weights: dict[str, Any] = {"accuracy": np.float32(3), "format": np.int64(1)}
+    found = mixed(dict(zip(names, heads.each, strict=True)), weights)
     torch.testing.assert_close(x @ found.T, 0.75 * logits[0] + 0.25 * logits[2])
 
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [({"acuracy": 1.0}, "did you mean 'accuracy'"), ({"accuracy": -1.0}, "0 and more"), ({"accuracy": 0.0}, "weigh 0")],
+    [
+        ({"acuracy": 1.0}, "did you mean 'accuracy'"),
+        ({"accuracy": -1.0}, "0 and more"),
+        ({"accuracy": math.nan}, "0 and more"),
+        ({"accuracy": 0.0}, "weigh 0"),
+        ({"accuracy": "1"}, "objective 'accuracy' weighs '1'; accepted: a number"),
+        ({"accuracy": True}, "weighs True; accepted: a number"),
+        ({"accuracy": None}, "weighs None; accepted: a number"),
+    ],
 )
-def test_weights_that_are_none_are_refused(weights: dict[str, float], said: str) -> None:
+def test_weights_that_are_none_are_refused(weights: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         mixed({"accuracy": torch.zeros(2, 2), "brevity": torch.zeros(2, 2)}, weights)
+
+
+def test_a_head_that_is_the_embedding_too_is_left_alone() -> None:
+    model = load_engine(BASE).model
+    before = model.get_input_embeddings().weight.detach().clone()
+    with pytest.raises(ModelError, match=r"input embedding as well .*the folder `model` .*from_pretrained\(folder\)"):
+        weigh(model, {"accuracy": torch.zeros_like(before)}, {"accuracy": 1.0})
+    assert torch.equal(model.get_input_embeddings().weight, before)
+
+
+@pytest.mark.parametrize("shape", [(1, 128), (970, 64), (969, 128)])
+def test_heads_of_another_model_are_refused(shape: tuple[int, int]) -> None:
+    model = load_engine(BASE).model
+    names = ("accuracy", "brevity")
+    put_heads(model, names)
+    before = model.get_output_embeddings().weight.detach().clone()
+    both = rf"'brevity' is {shape[0]} x {shape[1]} and that of the model 970 x 128 .*`tersely train mahdpo` wrote"
+    heads = dict(zip(names, (torch.zeros_like(before), torch.zeros(shape)), strict=True))
+    for name in names:
+        with pytest.raises(ModelError, match=both):
+            weigh(model, heads, {name: 1.0})
+    assert torch.equal(model.get_output_embeddings().weight, before)
+
+
+def test_what_is_no_folder_of_heads(tmp_path: Path) -> None:
+    for folder in (tmp_path, str(tmp_path)):
+        with pytest.raises(ModelError, match=r"has no heads .*accepted: the folder `model` of `tersely train mahdpo`"):
+            read_heads(folder)
 
 
 def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,7 +128,7 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     said = train("mahdpo", out, **OWN)
     assert any("pairs of brevity" in line for line in said), said
     assert first_loss(out) == pytest.approx(math.log(2), rel=1e-3), "DPO's, for nothing has moved yet"
-    heads = read_heads(out / MODEL)
+    heads = read_heads(str(out / MODEL))
     assert sorted(heads) == ["accuracy", "brevity", "format"]
     # Batches take turns, and each has moved its own head alone, from the same beginning.
     before = load_engine(BASE).model.get_output_embeddings().weight

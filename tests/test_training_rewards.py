@@ -150,7 +150,8 @@ def test_plain_forms() -> None:
     assert made == {"score": 0.55, "correctness": 1, "no_think_bonus": 0.05, "tier_adherence": 0}
     made = compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": 1536}, adherence=0.2)
     assert made["score"] == pytest.approx(0.9)
-    assert torch.equal(reward_func(["q" + RIGHT, "q" + OPEN], ["q", "q"], ["4", "4"]), torch.tensor([1.0, 0.0]))
+    found = reward_func(["q" + RIGHT, "q" + OPEN], ["q", "q"], ["4", "4"])
+    assert torch.equal(found["rewards"], torch.tensor([1.0, 0.0]))
 
 
 def test_cuts_stand_after_sentences_before_cues() -> None:

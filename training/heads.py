@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ from ..writing import check_new_folder
 from .saving import write_model
 
 FILE = "heads.safetensors"
+_ACCEPTED = (
+    "accepted: the model in the folder `model` that `tersely train mahdpo` wrote, loaded by "
+    "AutoModelForCausalLM.from_pretrained(folder)"
+)
 
 
 class Heads(nn.Module):
@@ -63,10 +68,10 @@ def close_heads(model: Any, heads: Heads, folder: Path) -> None:
     _replace(model, _linear(mixed(found, dict.fromkeys(found, 1.0))))
 
 
-def read_heads(folder: Path) -> dict[str, Tensor]:
+def read_heads(folder: Path | str) -> dict[str, Tensor]:
     """The heads of a model that `tersely train mahdpo` wrote; raises ModelError."""
     try:
-        return load_file(folder / FILE)
+        return load_file(Path(folder) / FILE)
     except (OSError, SafetensorError) as error:
         raise ModelError(
             f"{folder} has no heads that can be read ({error}); accepted: the folder `model` of `tersely train mahdpo`"
@@ -78,23 +83,23 @@ def mixed(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
 
     Raises OptionError for an objective that there is not, and for weights that are no shares.
     """
-    for name, weight in weights.items():
-        if name not in heads:
-            raise unknown("objective", name, sorted(heads))
-        if not 0 <= weight < math.inf:
-            raise OptionError(f"objective {name!r} weighs {weight}; accepted: 0 and more")
-    total = sum(weights.values())
-    if not total > 0:
-        raise OptionError(f"all objectives weigh 0; accepted: at least one of {', '.join(sorted(heads))} above 0")
-    made = sum((heads[name].float() * (weight / total) for name, weight in weights.items()), torch.zeros(()))
+    shares = _shares(heads, weights)
+    made = sum((heads[name].float() * share for name, share in shares.items()), torch.zeros(()))
     return made.to(next(iter(heads.values())).dtype)
 
 
 def weigh(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-    """Have a loaded model decode by other weights from now on; see `mixed`."""
-    head = model.get_output_embeddings()
+    """Have a loaded model decode by other weights from now on; see `mixed`.
+
+    Raises ModelError for a model whose head these heads cannot take the place of.
+    """
+    weight = _own_weight(model)
+    for name, head in heads.items():
+        if head.shape != weight.shape:
+            shapes = f"the head of {name!r} is {_sizes(head)} and that of the model {_sizes(weight)}"
+            raise ModelError(f"{shapes} (vocabulary x hidden): they are of two models; {_ACCEPTED}")
     with torch.no_grad():
-        head.weight.copy_(mixed(heads, weights))
+        weight.copy_(mixed(heads, weights))
 
 
 def blend_into(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
@@ -102,11 +107,42 @@ def blend_into(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     heads = read_heads(folder)
-    mixed(heads, weights)
+    _shares(heads, weights)
     check_new_folder(out)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     weigh(model, heads, weights)
     write_model(model, AutoTokenizer.from_pretrained(folder), out)
+
+
+def _shares(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
+    """Weights that add up to 1; see `mixed`."""
+    for name, weight in weights.items():
+        if name not in heads:
+            raise unknown("objective", name, sorted(heads))
+        if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+            raise OptionError(f"objective {name!r} weighs {weight!r}; accepted: a number, 0 and more")
+    total = sum(weights.values())
+    if not total > 0:
+        raise OptionError(f"all objectives weigh 0; accepted: at least one of {', '.join(sorted(heads))} above 0")
+    return {name: weight / total for name, weight in weights.items()}
+
+
+def _own_weight(model: Any) -> Tensor:
+    """The weights of a model's head, [vocabulary, hidden], where nothing else is made of them; raises ModelError."""
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    if not isinstance(weight, Tensor):
+        raise ModelError(f"{type(model).__name__} has no head of one matrix; {_ACCEPTED}")
+    embeddings = getattr(model.get_input_embeddings(), "weight", None)
+    if isinstance(embeddings, Tensor) and embeddings.data_ptr() == weight.data_ptr():
+        raise ModelError(
+            "the model's head is its input embedding as well (tied), so that weighing would change what it reads; "
+            f"{_ACCEPTED}"
+        )
+    return weight
+
+
+def _sizes(weight: Tensor) -> str:
+    return " x ".join(map(str, weight.shape))
 
 
 def _linear(weight: Tensor) -> nn.Linear:

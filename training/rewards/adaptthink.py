@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import OptionError
-from .base import NO_THINK, Reward, modes_of, needed
+from .base import NO_THINK, Reward, modes_of, needed, number_of
 
 
 class NoThinkBonus(Reward):
@@ -36,4 +36,5 @@ class ReferenceBaseline(Reward):
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
-        return [-float(share) for share in needed(columns, "reference", self.name)]
+        shares = enumerate(needed(columns, "reference", self.name))
+        return [-number_of(share, f"row {place} of this batch's column 'reference'") for place, share in shares]

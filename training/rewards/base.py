@@ -6,8 +6,11 @@ those of the dataset and what the rollouts added. The reward is a number for eac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from itertools import groupby
+from numbers import Real
 from typing import Any, ClassVar
 
 from ...errors import OptionError, did_you_mean
@@ -49,6 +52,30 @@ def needed(columns: Mapping[str, Any], name: str, who: str) -> Sequence[Any]:
         )
     found: Sequence[Any] = columns[name]
     return found
+
+
+def gold_text(gold: Any, where: str) -> str:
+    """A gold answer as text, a number in plain digits; raises OptionError, naming `where` it stands, for neither."""
+    if isinstance(gold, str):
+        return gold
+    if not isinstance(gold, Real | Decimal) or isinstance(gold, bool) or not _is_finite(gold):
+        raise OptionError(f"{where} is {gold!r}; accepted: text or a finite number; give one, or leave the row out")
+    text = str(gold)
+    return format(Decimal(text), "f") if "e" in text.lower() else text  # no comparison of answers reads 1e-05
+
+
+def number_of(value: Any, where: str) -> float:
+    """A value as a finite number; raises OptionError, naming `where` it stands, for what is none."""
+    if not _is_finite(value):
+        raise OptionError(f"{where} is {value!r}; accepted: a finite number; give one, or leave the row out")
+    return float(value)
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, int) or math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
 
 
 def modes_of(completions: Sequence[Any], columns: Mapping[str, Any], close: str) -> list[str]:

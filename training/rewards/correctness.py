@@ -9,16 +9,16 @@ from ...controller.answers import boxed_or_last
 from ...evaluation.tasks.deadline import Closing
 from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
 from ...evaluation.tasks.questions import Drawn, Question
-from .base import Reward, answer_part, needed, text_of
+from .base import Reward, answer_part, gold_text, needed, text_of
 
 
 class Correctness(Reward, Closing):
     """1 for a right answer, 0 for a wrong or missing one.
 
-    marker: what ends the thinking; None if the prompt has ended it. Columns: `answer`, the gold one; `response`, the
-    answering part where rollouts have split it off already; `drawn`, name and entry of a task of reasoning-gym;
-    `solved`, what rollouts have judged themselves. A helper process is started where a comparison needs one, and ended
-    by `close()`.
+    marker: what ends the thinking; None if the prompt has ended it. Columns: `answer`, the gold one, text or a number,
+    None only where one of the last two judges; `response`, the answering part where rollouts have split it off already;
+    `drawn`, name and entry of a task of reasoning-gym; `solved`, what rollouts have judged themselves. A helper process
+    is started where a comparison needs one, and ended by `close()`.
     """
 
     name = "correctness"
@@ -36,8 +36,8 @@ class Correctness(Reward, Closing):
         said = columns.get("response") or [answer_part(text_of(c), self.marker) for c in completions]
         drawn, solved = (columns.get(name) or [None] * len(completions) for name in ("drawn", "solved"))
         return [
-            float(self.is_right(g, s, d) if known is None else known)
-            for g, s, d, known in zip(gold, said, drawn, solved, strict=True)
+            float(self.is_right(_wanted(g, d, place), s, d) if known is None else known)
+            for place, (g, s, d, known) in enumerate(zip(gold, said, drawn, solved, strict=True))
         ]
 
     def is_right(self, gold: str, said: str, drawn: Sequence[str] | None = None) -> bool:
@@ -53,3 +53,8 @@ class Correctness(Reward, Closing):
         """End the helper process, if there is one."""
         if self._checker is not None:
             self._checker.close()
+
+
+def _wanted(gold: Any, drawn: Sequence[str] | None, place: int) -> str:
+    """The gold answer of a row; a task of reasoning-gym judges without one."""
+    return "" if drawn else gold_text(gold, f"row {place} of this batch's column 'answer'")
