@@ -25,10 +25,10 @@ class Correctness(Reward, Closing):
 
     def __init__(self, marker: str | None = "</think>", deadline: float = DEADLINE) -> None:
         self.marker, self.deadline = marker, deadline
-        self._checker: AnswerChecker | None = None
+        self._checker = AnswerChecker(deadline)  # which threads share, and which starts nothing yet
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"marker": self.marker, "deadline": self.deadline, "_checker": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.marker, self.deadline)
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
@@ -44,15 +44,12 @@ class Correctness(Reward, Closing):
         """Whether an answering part amounts to the gold answer."""
         if not said:
             return False
-        if self._checker is None:
-            self._checker = AnswerChecker(self.deadline)
         question = Question("", "", gold, drawn=Drawn(*drawn) if drawn else None)
         return self._checker.grade(question, said if drawn else boxed_or_last(said)).equal
 
     def close(self) -> None:
         """End the helper process, if there is one."""
-        if self._checker is not None:
-            self._checker.close()
+        self._checker.close()
 
 
 def _wanted(gold: Any, drawn: Sequence[str] | None, place: int) -> str:
