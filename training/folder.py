@@ -19,10 +19,11 @@ CHANGEABLE = ("out", "saving", "alarm")
 """What may differ when a training goes on."""
 _SAMPLED_BY = ("optimiser.dtype",)
 """What of the optimiser completions depend on that are sampled before anything is learnt."""
-_NEUTRAL = {
+_NEUTRAL: Mapping[str, Mapping[str, Any]] = {
     "mahdpo": {"likelihood": 0.0, "frozen": False},
     "adar1": {"least": 0.0, "likelihood": 0.0},
     "vsrm": {"ineffective": 0.0},
+    "sft": {"imitate": False},
 }
 """Options that came later, by their sections, with what does as before."""
 

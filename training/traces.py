@@ -93,6 +93,18 @@ def shortest_right(traces: Sequence[Trace], keep: int) -> list[Trace]:
     return sorted((t for t in traces if t.right and t.whole), key=lambda t: t.length)[:keep]
 
 
+def imitated(trace: Trace, close: int) -> Trace:
+    """The completion as if the model had done by itself what a controller made it do.
+
+    What ended the thinking (close is the token that does) is learnt; what was written in between is left out, so that
+    what it brought about is learnt without it.
+    """
+    runs = groupby(zip(trace.ids, trace.learnt, strict=True), key=lambda pair: pair[1])
+    kept = [(mine, [token for token, _ in run]) for mine, run in runs]
+    ids = [token for mine, tokens in kept if mine or close in tokens for token in tokens]
+    return replace(trace, ids=ids, learnt=[1] * len(ids))
+
+
 def rewritten(trace: Trace, tokenizer: Any, words: str, others: str) -> Trace | None:
     """The completion with other words in place of those that a policy wrote into it; None if it wrote none."""
     ids: list[int] = []

@@ -1,7 +1,7 @@
 """Supervised fine-tuning on one's own completions: the shortest right ones, or those that a controller shortened.
 
-Self-distillation bakes in what costs several samples, or a controller at run time. What a controller wrote into a
-completion is read and not learnt.
+Self-distillation bakes in what costs several samples, or a controller at run time: its ends of the thinking are learnt,
+and completions are learnt without the hints that made them short.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from ..config import Recipe, RecipeError, Section
 from ..rewards import Correctness
 from ..running import Running
 from ..sampling import Sampler
-from ..traces import collect, shortest_right
+from ..traces import collect, imitated, shortest_right
 
 
 class Sft(Section):
     """samples: of each question, of which the `keep` shortest right ones are learnt. effort: the tier they are sampled
-    in, None for the one they are learnt for. Policies of `rollouts` make them a controller's traces."""
+    in, None for the one they are learnt for. Policies of `rollouts` make them a controller's traces; imitate: see
+    `traces.imitated`; with False what a controller wrote is read and not learnt, and the model waits for it."""
 
     samples: int = Field(default=8, ge=1)
     keep: int = Field(default=1, ge=1)
     effort: str | None = None
+    imitate: bool = True
 
 
 class Kind(Recipe):
@@ -59,7 +61,8 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             effort=own.effort,
             say=say,
         )
-    kept = [trace for traces in found for trace in shortest_right(traces, own.keep)]
+    made = [[imitated(trace, sampler.close) if own.imitate else trace for trace in traces] for traces in found]
+    kept = [trace for traces in made for trace in shortest_right(traces, own.keep)]
     if not kept:
         raise RecipeError(
             f"none of {own.samples} completions of {len(found)} questions is right and ended by the model; ask easier "
