@@ -14,7 +14,7 @@ from tersely.cli.app import main
 from tersely.controller.pretrained import path_of
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
-from tersely.training.adapters import adapted, adapter
+from tersely.training.adapters import adapted
 from tersely.training.checks import bare_engine
 from tersely.training.config import RecipeError, read_recipe
 from tersely.training.methods import METHODS, method
@@ -73,9 +73,12 @@ def test_a_good_recipe_is_described(tmp_path: Path) -> None:
         ({"optimiser": {"lora": 4}}, "'optimiser.lora' is 4: accepted: a section of keys"),
         (
             {"optimiser": {"lora": {"targets": ["q_proj", "k_prj"]}}},
-            "has 'k_prj', which is nowhere; did you mean 'k_proj'",
+            "has 'k_prj', which fits no layers that can all have adapters; did you mean 'k_proj'",
         ),
-        ({"optimiser": {"lora": {"targets": "q_prj"}}}, "has 'q_prj', which is nowhere; did you mean 'q_proj'"),
+        (
+            {"optimiser": {"lora": {"targets": "q_prj"}}},
+            "has 'q_prj', which fits no layers that can all have adapters; did you mean 'q_proj'",
+        ),
         ({"optimiser": {"lora": {"targets": "(q_proj"}}}, "'(q_proj', no regular expression"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -206,7 +209,9 @@ def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
     monkeypatch.setattr("tersely.training.checks.find_spec", lambda name: None if name == "trackio" else name)
-    assert "run `pip install trackio`" in refused(tmp_path, saving={"report_to": "trackio"})
+    assert "not installed; install what it needs, mostly by `pip install trackio`" in refused(
+        tmp_path, saving={"report_to": "trackio"}
+    )
 
 
 def test_arguments_that_vllm_does_not_know(tmp_path: Path) -> None:
@@ -229,20 +234,36 @@ def test_a_key_that_stands_twice_and_no_method(tmp_path: Path) -> None:
             read_recipe(config, method("ser").Kind, "ser")
 
 
-def test_adapters_stand_where_peft_puts_them(tmp_path: Path) -> None:
-    from peft import get_peft_model
+def test_adapters_are_counted_and_refused_as_peft_does(tmp_path: Path) -> None:
+    model: Any = bare_engine("tersely-tiny-small").model
+    before = [name for name, _ in model.named_modules()]
 
-    for targets in ("all-linear", "q_proj", ["q_proj", "mlp.down_proj"], r".*\.1\..*_proj"):
-        made = recipe("ser", tmp_path, optimiser={"lora": {"targets": targets}})
-        model: Any = bare_engine("tersely-tiny-small").model
-        expected = set(adapted(model, made.optimiser.lora))
-        names = get_peft_model(model, adapter(made)).named_modules()
-        got = {
-            name.removesuffix(".lora_dropout").removeprefix("base_model.model.")
-            for name, _ in names
-            if name.endswith(".lora_dropout")
-        }
-        assert got == expected and got
+    def numbers(targets: Any) -> int:
+        return adapted(
+            model, recipe("ser", tmp_path, optimiser={"lora": {"rank": 2, "targets": targets}}).optimiser.lora
+        )
+
+    layers, hidden = model.config.num_hidden_layers, model.config.hidden_size
+    queries = model.model.layers[0].self_attn.q_proj.out_features
+    assert numbers("q_proj") == numbers(["q_proj"]) == numbers(r".*q_proj") == 2 * layers * (hidden + queries)
+    assert numbers(r".*\.1\..*q_proj") * layers == numbers("q_proj") < numbers("all-linear")
+    for wrong, message in ((".*self_attn.*", "fits no layers"), ([], "is empty"), (["q_proj", "nowhere"], "'nowhere'")):
+        with pytest.raises(RecipeError, match=message):
+            numbers(wrong)
+    model.config.quantization_config = {"quant_method": "tersely_w4a8"}
+    with pytest.raises(RecipeError, match="are quantized"):
+        numbers("all-linear")
+    assert [name for name, _ in model.named_modules()] == before, "the model is as it was"
+
+
+def test_aliases_and_merges_are_no_keys_that_stand_twice(tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(
+        "method: adar1\nout: a\nadar1: {short: &o {<<: {steps: 3, warmup: 1}, steps: 5}}\noptimiser: {<<: *o}\n",
+        "utf-8",
+    )
+    made = read_recipe(config, method("adar1").Kind, "adar1")
+    assert made.optimiser == made.adar1.short and (made.optimiser.steps, made.optimiser.warmup) == (5, 1)
 
 
 def test_every_method_has_a_help() -> None:

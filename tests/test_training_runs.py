@@ -184,6 +184,20 @@ def test_how_to_learn_may_change_until_something_is_learnt(tmp_path: Path) -> No
     assert open_folder(other, resume=True) == out / "checkpoint-1"
 
 
+def test_an_older_training_on_ones_own_completions_goes_on(tmp_path: Path) -> None:
+    hinted = {"policies": {"hint": {"limit": 1}}}
+    for rollouts, imitate in (({}, True), (hinted, False)):
+        begun = recipe("sft", tmp_path / f"{imitate}", rollouts=rollouts, sft={"imitate": imitate})
+        assert open_folder(begun, resume=False) is None
+        file = begun.out / "recipe.json"
+        told = json.loads(file.read_text("utf-8"))
+        del told["sft"]["imitate"]  # which did not exist yet
+        file.write_text(json.dumps(told), "utf-8")
+        assert open_folder(begun, resume=True) is None
+    with pytest.raises(RecipeError, match=r"another sft.imitate \(False, now True\).*set it back"):
+        open_folder(recipe("sft", begun.out, rollouts=hinted), resume=True)
+
+
 def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
     begun = recipe("mahdpo", tmp_path / "out")
     assert open_folder(begun, resume=False) is None

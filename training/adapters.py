@@ -1,55 +1,75 @@
-"""Low-rank adapters: what they stand beside, and their configuration for PEFT."""
+"""Low-rank adapters: their configuration for PEFT, and what they come to on a model."""
 
 from __future__ import annotations
 
 import re
+import warnings
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 from ..errors import did_you_mean
 from .config import Lora, Recipe, RecipeError
 
 ALL = "all-linear"
+_QUANTIZED = "tersely_w4a8"
 
 
 def adapter(recipe: Recipe) -> Any:
     """The adapter's configuration, None if all weights are trained."""
     lora = recipe.optimiser.lora
-    if lora is None:
-        return None
+    return None if lora is None else _configuration(lora, _targets(lora))
+
+
+def adapted(model: Any, lora: Lora) -> int:
+    """How many numbers the adapters of a model have, which may be on the meta device, by PEFT's own choice of layers.
+
+    Targets are "all-linear", an expression for whole names, or names or the ends of some. Raises RecipeError for one
+    that fits no layer that can have an adapter.
+    """
+    quantized = getattr(model.config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
+    if method == _QUANTIZED:
+        raise RecipeError("optimiser.lora adapts linear layers, and this model's are quantized; train it before that")
+    targets = _targets(lora)
+    if not targets:
+        raise RecipeError(f"optimiser.lora.targets is empty; accepted: {ALL}, or names of layers")
+    for target in [targets] if isinstance(targets, str) else targets:
+        _numbers(model, lora, targets if isinstance(targets, str) else [target], target)
+    return _numbers(model, lora, targets, str(targets))
+
+
+def _numbers(model: Any, lora: Lora, targets: str | list[str], target: str) -> int:
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # which come again when it is trained
+            made = get_peft_model(deepcopy(model), _configuration(lora, targets))
+    except re.error as error:
+        raise RecipeError(
+            f"optimiser.lora.targets is {target!r}, no regular expression ({error}); accepted: {ALL}, a list of names, "
+            "or an expression for whole names"
+        ) from None
+    except ValueError:
+        ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
+        raise RecipeError(
+            f"optimiser.lora.targets has {target!r}, which fits no layers that can all have adapters; "
+            f"{did_you_mean(target, ends)}"
+        ) from None
+    return sum(part.numel() for name, part in made.named_parameters() if "lora_" in name)
+
+
+def _configuration(lora: Lora, targets: str | Sequence[str]) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=_targets(lora),
+        target_modules=targets,
         task_type="CAUSAL_LM",
     )
-
-
-def adapted(model: Any, lora: Lora) -> dict[str, tuple[int, ...]]:
-    """The modules by name that get an adapter, as PEFT chooses them, with the shapes of their weights.
-
-    One text is "all-linear", which leaves the head alone, or an expression for whole names; each word of a list is a
-    name or the end of some. Raises RecipeError for a target that is nowhere.
-    """
-    import torch
-
-    kinds = (torch.nn.Linear, torch.nn.Embedding)
-    able = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-    if lora.targets == ALL:
-        head = model.get_output_embeddings()
-        linear = {name: m for name, m in able.items() if isinstance(m, torch.nn.Linear) and m is not head}
-        return {name: tuple(module.weight.shape) for name, module in linear.items()}
-    found: dict[str, tuple[int, ...]] = {}
-    targets = _targets(lora)
-    for target in [targets] if isinstance(targets, str) else targets:
-        hits = {name: tuple(module.weight.shape) for name, module in able.items() if _meant(targets, target, name)}
-        if not hits:
-            ends = sorted({name.rpartition(".")[2] for name in able})
-            raise RecipeError(f"optimiser.lora.targets has {target!r}, which is nowhere; {did_you_mean(target, ends)}")
-        found |= hits
-    return found
 
 
 def _targets(lora: Lora) -> str | list[str]:
@@ -57,15 +77,3 @@ def _targets(lora: Lora) -> str | list[str]:
     if not isinstance(lora.targets, str):
         return list(lora.targets)
     return lora.targets if lora.targets == ALL or not lora.targets.isidentifier() else [lora.targets]
-
-
-def _meant(targets: str | list[str], target: str, name: str) -> bool:
-    if not isinstance(targets, str):
-        return name == target or name.endswith(f".{target}")
-    try:
-        return re.fullmatch(target, name) is not None
-    except re.error as error:
-        raise RecipeError(
-            f"optimiser.lora.targets is {target!r}, no regular expression ({error}); accepted: {ALL}, a list of names, "
-            "or an expression for whole names"
-        ) from None

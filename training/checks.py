@@ -132,8 +132,11 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             raise RecipeError(f"unknown tracker {name!r}; {did_you_mean(name, sorted(known))}")
-        if name not in there and find_spec(name) is None:
-            raise RecipeError(f"saving.report_to has {name!r}, which is not installed; run `pip install {name}`")
+        if name not in there and find_spec("flytekit" if name == "flyte" else name) is None:
+            raise RecipeError(
+                f"saving.report_to has {name!r}, which is not installed; install what it needs, mostly by "
+                f"`pip install {name}`"
+            )
 
 
 def check_effort(key: str, effort: str | None) -> None:

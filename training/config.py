@@ -50,8 +50,9 @@ class Rollouts(Section):
 
     prompts: of one step, each with `generations` completions. max_new_tokens: most tokens of a completion.
     thinking_budget: thinking that is longer is closed, and what closes it gets no loss; None leaves it alone.
-    policies: name -> settings, as in a configuration of `tersely tune`; what they write gets no loss. batch: rows
-    decoded at a time. engine: on what they are decoded; vllm: arguments of `vllm.LLM`, such as gpu_memory_utilization.
+    policies: name -> settings, as in a configuration of `tersely tune`; what they write gets no loss, but in `sft` (see
+    its `imitate`). batch: rows decoded at a time. engine: on what they are decoded; vllm: arguments of `vllm.LLM`, such
+    as gpu_memory_utilization.
     """
 
     prompts: int = Field(default=8, ge=1)
@@ -169,20 +170,32 @@ def _plain(text: str, what: str) -> Any:
     """What YAML says; raises RecipeError, also for a key that stands twice in one place, where the last would win."""
     import yaml
 
-    class Once(yaml.SafeLoader):  # type: ignore[misc]
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            seen: dict[str, int] = {}
-            for key, _ in node.value:
-                if str(key.value) in seen:
-                    places = f"lines {seen[str(key.value)]} and {key.start_mark.line + 1}"
-                    raise RecipeError(f"{what} has {key.value!r} twice in one place, {places}; leave one of them out")
-                seen[str(key.value)] = key.start_mark.line + 1
-            return super().construct_mapping(node, deep)
-
     try:
-        return yaml.load(text, Once)
+        if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
+            _check_once(root, what, set())
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _check_once(node: Any, what: str, known: set[int]) -> None:
+    """Refuse mappings in which a key stands twice; known: nodes that were looked at, for aliases lead to them again."""
+    import yaml
+
+    if id(node) in known or isinstance(node, yaml.ScalarNode):
+        return
+    known.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for part in node.value:
+            _check_once(part, what, known)
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in seen:
+            raise RecipeError(f"{what} has {name!r} twice in one place, lines {seen[name]} and {line}; leave one out")
+        seen[name] = line
+        _check_once(value, what, known)
 
 
 def _set(values: dict[str, Any], change: str) -> None:

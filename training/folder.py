@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,23 @@ _NEUTRAL: Mapping[str, Mapping[str, Any]] = {
     "mahdpo": {"likelihood": 0.0, "frozen": False},
     "adar1": {"least": 0.0, "likelihood": 0.0},
     "vsrm": {"ineffective": 0.0},
-    "sft": {"imitate": False},
 }
 """Options that came later, by their sections, with what does as before."""
+_LEFT = re.compile(rf"\.|{re.escape(RECIPE)}\.\d+\.part$")
+"""Hidden files, and what a kill left of a recipe: nothing of a training replaces those."""
 
 
 def holds_training(folder: Path) -> bool:
     """Whether a training stands in a folder; raises RecipeError if something else does, or no folder can be there."""
+    try:
+        return _holds_training(folder)
+    except OSError as error:
+        raise RecipeError(f"out is {str(folder)!r}, which cannot be read: {error.strerror}; choose another") from None
+
+
+def _holds_training(folder: Path) -> bool:
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise RecipeError(f"out is {str(folder)!r}, which may not be read and written; choose another")
     if (folder / RECIPE).is_file():
         return True
     if not folder.is_dir():
@@ -39,7 +50,7 @@ def holds_training(folder: Path) -> bool:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise RecipeError(f"out is {str(folder)!r}, and {nearest} may not be written to; choose another")
         return False
-    if found := sorted(place.name for place in folder.iterdir() if not place.name.startswith(".")):
+    if found := sorted(place.name for place in folder.iterdir() if not _LEFT.match(place.name)):
         raise RecipeError(
             f"out is {str(folder)!r}, which holds no training but {', '.join(found[:3])}{', ...' * (len(found) > 3)}; "
             "choose another out, for files of the same names would be replaced"
@@ -62,10 +73,10 @@ def open_folder(recipe: Recipe, *, resume: bool) -> Path | None:
         free = not _has_learnt(folder)
         kept = [name for name in changed if not (free and name.startswith("optimiser.") and name not in _SAMPLED_BY)]
         if kept:
-            also = ", and optimiser until something is learnt" if free else ""
+            also = ", and optimiser but for its dtype until something is learnt" if free else ""
             raise RecipeError(
                 f"the training in {folder} was begun with another {', '.join(changed[name] for name in kept)}; what "
-                f"may change is {', '.join(CHANGEABLE)}{also}; choose another out for a new one"
+                f"may change is {', '.join(CHANGEABLE)}{also}; set it back, or choose another out for a new one"
             )
         _write(folder, described)
     return last_good(folder)
@@ -87,6 +98,12 @@ def _read(folder: Path) -> dict[str, Any]:
         raise RecipeError(f"{folder / RECIPE} cannot be read: {error}; choose another out") from None
     if not isinstance(before, dict):
         raise RecipeError(f"{folder / RECIPE} holds no recipe; choose another out")
+    if isinstance(
+        before.get("sft"), dict
+    ):  # where nothing was forced there is nothing to imitate, and all is as before
+        rollouts = before.get("rollouts") or {}
+        forced = bool(rollouts.get("policies") or rollouts.get("thinking_budget"))
+        before["sft"] = {"imitate": not forced, **before["sft"]}
     return before | {key: {**new, **before[key]} for key, new in _NEUTRAL.items() if isinstance(before.get(key), dict)}
 
 

@@ -76,7 +76,7 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
         "heads": held.heads * head.numel(),
         "nothing": 0,
     }[held.trained]
-    trained = of_model if lora is None else sum(lora.rank * sum(shape) for shape in adapted(model, lora).values())
+    trained = of_model if lora is None else adapted(model, lora)
     inside = recipe.rollouts.engine == "transformers"
     others = max(held.models - 1, int(held.reference and lora is None)) + (not inside)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -40,12 +40,11 @@ def train(
     say = say if is_first() else _silent
     recipe = read_recipe(config, chosen.Kind, name, changes)
     ground = chosen.look(recipe)
-    begun = of_first(lambda: holds_training(recipe.out))
     for finding in ground.findings:
         say(finding)
-    if begun and dry_run:
-        say(f"out: {recipe.out} holds a training already, and --resume goes on with it")
     if dry_run:
+        if holds_training(recipe.out):
+            say(f"out: {recipe.out} holds a training already, and --resume goes on with it")
         return
     checkpoint = of_first(lambda: open_folder(recipe, resume=resume))
     if checkpoint is not None:

@@ -18,9 +18,9 @@ def listener(host: str, port: int) -> socket.socket:
             0
         ]
         bound = socket.socket(family, kind)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise OptionError(
-            f"cannot listen on {host!r}: {error.strerror}; accepted: an address of this machine"
+            f"cannot listen on {host!r}: {getattr(error, 'strerror', error)}; accepted: an address of this machine"
         ) from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from itertools import groupby
 from numbers import Real
@@ -66,15 +67,16 @@ def gold_text(gold: Any, where: str) -> str:
 
 def number_of(value: Any, where: str) -> float:
     """A value as a finite number; raises OptionError, naming `where` it stands, for what is none."""
-    if not _is_finite(value):
-        raise OptionError(f"{where} is {value!r}; accepted: a finite number; give one, or leave the row out")
-    return float(value)
+    if _is_finite(value):
+        with suppress(OverflowError):  # a whole number beyond floats
+            return float(value)
+    raise OptionError(f"{where} is {value!r}; accepted: a finite number; give one, or leave the row out")
 
 
 def _is_finite(value: Any) -> bool:
     try:
-        return isinstance(value, int) or math.isfinite(float(value))
-    except (TypeError, ValueError):
+        return not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(float(value)))
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
