@@ -13,6 +13,7 @@ from .config import Lora, Recipe, RecipeError
 
 ALL = "all-linear"
 _QUANTIZED = "tersely_w4a8"
+"""What checkpoints of `tersely quantize` call their method; training stands on no kernel that could be asked."""
 
 
 def adapter(recipe: Recipe) -> Any:
@@ -27,35 +28,35 @@ def adapted(model: Any, lora: Lora) -> int:
     Targets are "all-linear", an expression for whole names, or names or the ends of some. Raises RecipeError for one
     that fits no layer that can have an adapter.
     """
-    quantized = getattr(model.config, "quantization_config", None)
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else getattr(quantized, "quant_method", None)
-    if method == _QUANTIZED:
+    if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == _QUANTIZED:
         raise RecipeError("optimiser.lora adapts linear layers, and this model's are quantized; train it before that")
     targets = _targets(lora)
     if not targets:
         raise RecipeError(f"optimiser.lora.targets is empty; accepted: {ALL}, or names of layers")
-    for target in [targets] if isinstance(targets, str) else targets:
-        _numbers(model, lora, targets if isinstance(targets, str) else [target], target)
-    return _numbers(model, lora, targets, str(targets))
+    if isinstance(targets, list) and len(targets) > 1:
+        for target in targets:  # of several PEFT leaves out those that fit nothing
+            _numbers(model, lora, [target])
+    return _numbers(model, lora, targets)
 
 
-def _numbers(model: Any, lora: Lora, targets: str | list[str], target: str) -> int:
+def _numbers(model: Any, lora: Lora, targets: str | list[str]) -> int:
     from peft import get_peft_model
 
+    said = targets if isinstance(targets, str) else ", ".join(targets)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # which come again when it is trained
             made = get_peft_model(deepcopy(model), _configuration(lora, targets))
     except re.error as error:
         raise RecipeError(
-            f"optimiser.lora.targets is {target!r}, no regular expression ({error}); accepted: {ALL}, a list of names, "
+            f"optimiser.lora.targets is {said!r}, no regular expression ({error}); accepted: {ALL}, a list of names, "
             "or an expression for whole names"
         ) from None
     except ValueError:
         ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
         raise RecipeError(
-            f"optimiser.lora.targets has {target!r}, which fits no layers that can all have adapters; "
-            f"{did_you_mean(target, ends)}"
+            f"optimiser.lora.targets has {said!r}, which fits no layers that can all have adapters; "
+            f"{did_you_mean(said, ends)}"
         ) from None
     return sum(part.numel() for name, part in made.named_parameters() if "lora_" in name)
 

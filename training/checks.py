@@ -142,11 +142,16 @@ def check_trackers(names: Sequence[str]) -> None:
 def check_effort(key: str, effort: str | None) -> None:
     """Refuse a tier that does not think, or that there is not; raises RecipeError."""
     try:
-        thinks = effort is None or canonical_effort(effort) not in ("none", "auto")
+        thinks = effort is None or _thinks(effort)
     except OptionError as error:
         raise RecipeError(f"{key}: {error}") from None
     if not thinks:
         raise RecipeError(f"{key} is {effort!r}, which leaves no thinking to learn; accepted: easy, normal or hard")
+
+
+def _thinks(effort: str) -> bool:
+    """Whether a tier leaves thinking to be learnt; raises OptionError for an unknown one."""
+    return canonical_effort(effort) not in ("none", "auto")
 
 
 def bare_engine(name: str) -> TransformersEngine:
@@ -167,7 +172,7 @@ def bare_engine(name: str) -> TransformersEngine:
 def longest_prompt(sampler: Sampler, rows: Sequence[Row]) -> int:
     """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that is too long."""
     for row in rows:
-        if canonical_effort(row["tier"]) in ("none", "auto"):
+        if not _thinks(row["tier"]):
             raise RecipeError(
                 f"data.efforts has {row['tier']!r}, which leaves no choice to learn; accepted: easy, normal, hard, or "
                 "OpenAI's names for them"

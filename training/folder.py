@@ -39,10 +39,6 @@ def holds_training(folder: Path) -> bool:
 
 
 def _holds_training(folder: Path) -> bool:
-    if folder.is_dir() and not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise RecipeError(f"out is {str(folder)!r}, which may not be read and written; choose another")
-    if (folder / RECIPE).is_file():
-        return True
     if not folder.is_dir():
         nearest = next(place for place in (folder, *folder.parents) if place.exists())
         if not nearest.is_dir():
@@ -50,6 +46,10 @@ def _holds_training(folder: Path) -> bool:
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise RecipeError(f"out is {str(folder)!r}, and {nearest} may not be written to; choose another")
         return False
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise RecipeError(f"out is {str(folder)!r}, which may not be read and written; choose another")
+    if (folder / RECIPE).is_file():
+        return True
     if found := sorted(place.name for place in folder.iterdir() if not _LEFT.match(place.name)):
         raise RecipeError(
             f"out is {str(folder)!r}, which holds no training but {', '.join(found[:3])}{', ...' * (len(found) > 3)}; "
@@ -98,9 +98,7 @@ def _read(folder: Path) -> dict[str, Any]:
         raise RecipeError(f"{folder / RECIPE} cannot be read: {error}; choose another out") from None
     if not isinstance(before, dict):
         raise RecipeError(f"{folder / RECIPE} holds no recipe; choose another out")
-    if isinstance(
-        before.get("sft"), dict
-    ):  # where nothing was forced there is nothing to imitate, and all is as before
+    if isinstance(before.get("sft"), dict):  # where nothing was forced, imitating it changes nothing
         rollouts = before.get("rollouts") or {}
         forced = bool(rollouts.get("policies") or rollouts.get("thinking_budget"))
         before["sft"] = {"imitate": not forced, **before["sft"]}
