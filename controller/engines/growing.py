@@ -18,8 +18,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
 
     def __init__(self, layer: DynamicLayer) -> None:
         super().__init__()
-        self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, layer.is_initialized
-        self.keys, self.values = layer.keys, layer.values
+        vars(self).update(vars(layer))  # which attributes a layer has differs between releases of transformers
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class Reader:
         known, cache = (None if text is None else self._known.get(text)) or ([], self._empty())
         common = min(agree(known, ids), start - 1)
         if common < len(known):
-            cache.crop(common)
+            cache.crop(common - len(known))
         fed = torch.tensor([list(ids[common:])], device=self.model.device)
         keep = len(ids) - start + 1
         logits = self.model(fed, past_key_values=cache, use_cache=True, logits_to_keep=keep).logits[0, :-1].float()
