@@ -17,15 +17,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import Options
 from tersely.controller.policies import make_policies
 from tersely.controller.trace import Generation
-from tersely.evaluation.answering import SessionAnswers, answer_all
-from tersely.evaluation.reading import final_answer
+from tersely.evaluation.runner import SessionAnswers, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
+from tersely.evaluation.trace_analysis import final_answer
 
 BEFORE = {"before": "normal", "before-easy": "easy", "before-none": "none"}
 """Arms of the model before training, and the effort each is told."""

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
-from tersely.controller.engines.custom_generate import MakeWatcher, as_custom_generate
-from tersely.controller.engines.picking import drawn
+from tersely.controller.engines.transformers.custom_generate import MakeWatcher, as_custom_generate
+from tersely.controller.engines.transformers.sampler import drawn
+from tersely.controller.types import KEEP, Directive, Seen, Watcher
 from tersely.kernels.grouped_attention import use_grouped
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -61,10 +61,10 @@ def tiny_model() -> Any:
 def shadow_controllers(tokenizer: Any) -> MakeWatcher:
     """Make controllers with all policies of the balanced preset that decide everything and do nothing."""
     from tersely.controller.budgets import fit_budget
-    from tersely.controller.core import Controller
-    from tersely.controller.markers import find_markers
+    from tersely.controller.controller import Controller
     from tersely.controller.policies import make_policies, without_engine
-    from tersely.controller.text import codec_for
+    from tersely.controller.text.markers import find_markers
+    from tersely.controller.text.tokenizer_adapter import codec_for
 
     codec, markers = codec_for(tokenizer), find_markers(tokenizer)
     policies, budget = without_engine(make_policies("balanced")), fit_budget("normal", 4096, None)

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.evaluation.economics.devices import measured
+from tersely.evaluation.economics.model_shape import load_shape
 from tersely.evaluation.economics.roofline import bounds, moved_bytes
-from tersely.evaluation.economics.shape import load_shape
-from tersely.evaluation.economics.steps import TOKENS, foretell, step_seconds
+from tersely.evaluation.economics.step_time import TOKENS, foretell, step_seconds
 from tersely.evaluation.tasks.questions import load
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

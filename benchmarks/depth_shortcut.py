@@ -21,18 +21,18 @@ from typing import Any, cast
 
 import torch
 
-from tersely.controller.engines.base import Leaving, Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
-from tersely.controller.policies.shortcut import DepthShortcut
+from tersely.controller.policies.research.shortcut import DepthShortcut
 from tersely.controller.trace import Generation
-from tersely.evaluation.answering import SessionAnswers, answer_all
-from tersely.evaluation.bench.checks import check_unseen
-from tersely.evaluation.reading import final_answer
+from tersely.controller.types import Leaving, Sampling
+from tersely.evaluation.bench.fairness import check_unseen
+from tersely.evaluation.runner import SessionAnswers, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
-from tersely.probes.shortcut import KIND, Shortcut, load_shortcut
+from tersely.evaluation.trace_analysis import final_answer
+from tersely.probes.research.shortcut import KIND, Shortcut, load_shortcut
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 

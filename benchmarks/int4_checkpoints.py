@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    from tersely.controller.engines.vllm.engine import prepare_environment
+    from tersely.controller.vllm.engine import prepare_environment
 
     prepare_environment(on_cpu=True)
     os.environ.update(VLLM_DISABLE_COMPILE_CACHE="1", **{SWITCH: "0"})

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Mapping
 
 import tersely
-from tersely.controller.engines.transformers import load_engine
-from tersely.controller.parallel.deepconf import DeepConf
-from tersely.controller.parallel.majority import Majority, Short
-from tersely.controller.parallel.outcome import Sampled
-from tersely.controller.parallel.poll import Rule
-from tersely.controller.parallel.tree import Tree
-from tersely.evaluation.answering import batch_seed
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.sampling.deepconf import DeepConf
+from tersely.controller.sampling.majority import Majority, Short
+from tersely.controller.sampling.research.tree import Tree
+from tersely.controller.sampling.result import Sampled
+from tersely.controller.sampling.vote import Rule
+from tersely.evaluation.runner import batch_seed
 from tersely.evaluation.tasks.questions import is_right, load
 
 FULL = "majority"

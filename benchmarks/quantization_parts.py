@@ -22,12 +22,12 @@ from tersely.controller.engines.checkpoints import locate
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
+from tersely.kernels.quantization.calibration_text import rows_of
 from tersely.kernels.quantization.config import Search
+from tersely.kernels.quantization.kl_divergence import moved, remembered
 from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
-from tersely.kernels.quantization.moved import moved, remembered
 from tersely.kernels.quantization.run import load
-from tersely.kernels.quantization.texts import rows_of
 
 PLAIN = Search(ranges=False, compensate=False)
 VARIANTS: dict[str, tuple[Search, dict[str, Any]]] = {

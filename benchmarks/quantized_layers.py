@@ -24,10 +24,10 @@ from transformers import AutoModelForCausalLM
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
 from tersely.controller.engines.checkpoints import locate
 from tersely.kernels.grouped_attention import use_grouped
+from tersely.kernels.quantization.calibration_text import answered_by, questions_of, rows_of
+from tersely.kernels.quantization.kl_divergence import moved, remembered
 from tersely.kernels.quantization.linear import W4A8Linear, replace
-from tersely.kernels.quantization.moved import moved, remembered
 from tersely.kernels.quantization.run import load
-from tersely.kernels.quantization.texts import answered_by, questions_of, rows_of
 
 
 @contextmanager

@@ -27,8 +27,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tersely.controller.answers import boxed_or_last, normalise
-from tersely.controller.engines.base import Request, Sampling
+from tersely.controller.text.answers import boxed_or_last, normalise
+from tersely.controller.types import Request, Sampling
 from tersely.evaluation.stats import Interval, paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, load
@@ -100,7 +100,7 @@ class InTransformers:
     """Our engine on transformers."""
 
     def __init__(self, folder: str) -> None:
-        from tersely.controller.engines.transformers import load_engine
+        from tersely.controller.engines.transformers.engine import load_engine
 
         self.engine = load_engine(folder, grouped=True)
 
@@ -132,7 +132,7 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
 
 def perplexities(sides: dict[str, InVllm], file: Path, rows: int, length: int) -> dict[str, Any]:
     """Perplexities on a text that nothing was calibrated on, and the first side's share above each other's."""
-    from tersely.kernels.quantization.texts import rows_of
+    from tersely.kernels.quantization.calibration_text import rows_of
 
     first, *others = sides
     text = rows_of(file, sides[first].llm.get_tokenizer(), rows, length).tolist()
@@ -164,8 +164,8 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
 
 def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
     """How far all but the last are from that, where it answers questions, and the first one's over the others'."""
-    from tersely.kernels.quantization.moved import moved, remembered
-    from tersely.kernels.quantization.texts import answered_by, questions_of
+    from tersely.kernels.quantization.calibration_text import answered_by, questions_of
+    from tersely.kernels.quantization.kl_divergence import moved, remembered
 
     *others, last = sides
     own = sides[last].engine
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         if options.answers:
             found |= divergences(loaded, options.answers, options.rows, options.length)
     else:
-        from tersely.controller.engines.vllm.engine import prepare_environment
+        from tersely.controller.vllm.engine import prepare_environment
 
         prepare_environment(on_cpu=True)
         if options.eager:

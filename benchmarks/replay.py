@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from tersely.controller.budgets import fit_budget
-from tersely.controller.engines.base import Seen, Signals
-from tersely.controller.engines.transformers import load_engine
-from tersely.controller.markers import find_markers
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.policies import POLICIES, make_policy
 from tersely.controller.policies.base import Policy
-from tersely.controller.probing import bound
+from tersely.controller.probe_registry import bound
 from tersely.controller.replay import replay
+from tersely.controller.text.markers import find_markers
+from tersely.controller.types import Seen, Signals
 from tersely.errors import TerselyError
-from tersely.evaluation.tasks.problems import stream
-from tersely.training.tiny.responses import respond
+from tersely.evaluation.tasks.toy_problems import stream
+from tersely.training.toy_models.responses import respond
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MODES = ("normal", "normal", "hard")

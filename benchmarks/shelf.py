@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 
 from tersely.kernels.native import library
-from tersely.kernels.shelf.bit_planes import LINE as PLANE_LINE
-from tersely.kernels.shelf.bit_planes import BitPlanes, bit_plane_linear
-from tersely.kernels.shelf.lut_gemv import CHUNK, LutWeight, lut_linear
-from tersely.kernels.shelf.lut_gemv import TILE as LUT_TILE
+from tersely.kernels.research.bit_planes import LINE as PLANE_LINE
+from tersely.kernels.research.bit_planes import BitPlanes, bit_plane_linear
+from tersely.kernels.research.lut_gemv import CHUNK, LutWeight, lut_linear
+from tersely.kernels.research.lut_gemv import TILE as LUT_TILE
 from tersely.kernels.w4a8 import w4a8_linear
 from tersely.kernels.w4a8_layout import LINE, TILE
 

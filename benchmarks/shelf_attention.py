@@ -30,10 +30,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tersely.kernels.shelf.retaining import RetainingHeads, Scorer, retaining
-from tersely.kernels.shelf.retaining_files import load_heads, save_heads
-from tersely.kernels.shelf.retaining_fit import TARGETS, explained, fit, lesson
-from tersely.kernels.shelf.shared_prefix import in_flash, merge, shared_prefix_attention
+from tersely.kernels.research.retaining import RetainingHeads, Scorer, retaining
+from tersely.kernels.research.retaining_files import load_heads, save_heads
+from tersely.kernels.research.retaining_fit import TARGETS, explained, fit, lesson
+from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 HEADS, KV_HEADS, DIM, SUFFIX = 14, 2, 64, 64
@@ -98,7 +98,7 @@ class Answers:
     """Greedy answers of a model to problems, under any cache, and what is right in them."""
 
     def __init__(self, model: str, limit: int, seed: int, effort: str, most: int) -> None:
-        from tersely.controller.engines.transformers import load_engine
+        from tersely.controller.engines.transformers.engine import load_engine
         from tersely.controller.options import Options
         from tersely.controller.session import Session
         from tersely.evaluation.tasks.questions import load
@@ -112,7 +112,7 @@ class Answers:
 
     def texts(self, count: int, seed: int) -> list[list[int]]:
         """What the model writes to problems of the split `fit`, as it samples, prompts included."""
-        from tersely.evaluation.answering import SessionAnswers, answer_all
+        from tersely.evaluation.runner import SessionAnswers, answer_all
         from tersely.evaluation.tasks.questions import load
 
         questions = load("tiny", "fit", count, seed)
@@ -143,7 +143,7 @@ class Answers:
 
     def answers(self, made: Sequence[Sequence[int]]) -> list[str]:
         """The answers in what was put out."""
-        from tersely.controller.parts import split_output
+        from tersely.controller.text.split_output import split_output
 
         session = self.session
         return [

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tersely.controller.answers import boxed_or_last
+from tersely.controller.text.answers import boxed_or_last
 from tersely.evaluation.stats import paired_bootstrap
 from tersely.evaluation.tasks.questions import Question, is_right, load
 
@@ -28,7 +28,7 @@ class Bench:
     """A vLLM with a reasoning parser, for its own budgets, and with control, for ours."""
 
     def __init__(self, model: str, questions: Sequence[Question], max_tokens: int) -> None:
-        from tersely.controller.engines.vllm.engine import prepare_environment
+        from tersely.controller.vllm.engine import prepare_environment
 
         prepare_environment(on_cpu=True)
         import tersely

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tersely.evaluation.bench.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
-from tersely.evaluation.curve import iso_saving
+from tersely.evaluation.iso_accuracy import iso_saving
 from tersely.evaluation.stats import (
     Array,
     Interval,

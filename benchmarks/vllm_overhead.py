@@ -25,7 +25,7 @@ os.environ.update(VLLM_CPU_CI_ENV="1")  # no warm-up: the first turn is one
 
 def start(folder: str, dtype: str, processor: bool, markers: list[str] | None) -> Any:
     """A vLLM in this process."""
-    from tersely.controller.engines.vllm.engine import PROCESSOR, prepare_environment
+    from tersely.controller.vllm.engine import PROCESSOR, prepare_environment
 
     prepare_environment(on_cpu=True)
     from vllm import LLM
@@ -63,8 +63,8 @@ def chats(llm: Any, rows: int) -> list[Any]:
 
 def measured(rows: int, end: tuple[int, ...]) -> list[dict[str, Any]]:
     """Arguments of requests whose every token is measured."""
-    from tersely.controller.engines.vllm.driven import Driven
-    from tersely.controller.engines.vllm.worker import drive
+    from tersely.controller.vllm.request_controller import Driven
+    from tersely.controller.vllm.worker_context import drive
 
     for row in range(rows):
         drive(f"row {row}", Driven(None, end, frozenset({"signals"}), measured=True))
@@ -131,7 +131,7 @@ def saving(plain: Any, ours: Any, repeats: int, clock: str) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
-    from tersely.controller.pretrained import path_of
+    from tersely.models import path_of
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="also time a model from this folder, which thinks between <think> and </think>")

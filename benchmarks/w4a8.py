@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tersely.kernels.pages import moved
+from tersely.kernels.huge_pages import moved
 from tersely.kernels.w4a8 import compiled, w4a8_linear
 from tersely.kernels.w4a8_layout import LINE, TILE
 

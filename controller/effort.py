@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .budgets import EFFORTS, Budget
-from .engines.base import Opened, State
-from .markers import Markers
 from .prompts import Prompt, Rendered, question_of, render
-from .text import Codec
+from .text.markers import Markers
+from .text.tokenizer_adapter import Codec
+from .types import Opened, State
 
 if TYPE_CHECKING:
-    from ..probes.choice import TierProbe
+    from ..probes.tier_selector import TierProbe
 
 
 _SEAM = 8

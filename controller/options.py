@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .budgets import Strategy
-from .engines.base import Sampling
 from .policies.base import Policy
+from .types import Sampling
 
 DEFAULT_MAX_NEW_TOKENS = 2048
 

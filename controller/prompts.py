@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import PromptError
 from .budgets import Budget
-from .markers import PROMPT, PROMPTED, Markers
+from .text.markers import PROMPT, PROMPTED, Markers
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]

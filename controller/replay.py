@@ -8,15 +8,15 @@ from typing import Any
 
 from ..errors import CapabilityError
 from .budgets import Budget
-from .core import Controller
-from .engines.base import Seen
-from .markers import Markers
-from .outside.questions import Verifier
+from .controller import Controller
 from .policies import without_engine
 from .policies.base import Policy
 from .prompts import Prompt
-from .text import codec_for
+from .text.markers import Markers
+from .text.tokenizer_adapter import codec_for
 from .trace import Decision
+from .types import Seen
+from .verification import Verifier
 
 
 def replay(

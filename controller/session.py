@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort
-from .engines.base import Completion, Engine
-from .making import Making, Prepared
-from .markers import Markers, choose_markers
 from .options import Options
-from .parts import spans, split_output
 from .policies import make_policies, make_policy
 from .policies.base import Policy
-from .probing import bound, tier_probe
+from .probe_registry import bound, tier_probe
 from .prompts import Prompt
-from .stream import EventSink, Narrator
-from .text import codec_for
+from .request_builder import Making, Prepared
+from .streaming import EventSink, Narrator
+from .text.markers import Markers, choose_markers
+from .text.split_output import spans, split_output
+from .text.tokenizer_adapter import codec_for
 from .trace import Decision, Generation, Usage
+from .types import Completion, Engine
 
 if TYPE_CHECKING:
-    from ..probes.choice import TierProbe
-    from .drifting import Drift
-    from .outside.helper import Helper
-    from .outside.questions import Verifier
-    from .recording import LiveRecorder
+    from ..probes.tier_selector import TierProbe
+    from .drift import Drift
+    from .helpers.engine_helper import Helper
+    from .live_recorder import LiveRecorder
+    from .verification import Verifier
 
 
 class Session:
@@ -85,7 +85,7 @@ class Session:
             raise OptionError(
                 "what is recorded must be uncontrolled thinking; record in shadow mode, or with the preset 'off'"
             )
-        from .recording import LiveRecorder
+        from .live_recorder import LiveRecorder
 
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from .engines.base import Signals
+from .types import Signals
 
 Kind = Literal["sampled", "forced"]
 
@@ -85,7 +85,7 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form of the command line."""
-        from .answers import boxed_or_last
+        from .text.answers import boxed_or_last
 
         return {
             "answer": boxed_or_last(self.answer),

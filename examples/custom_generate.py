@@ -6,7 +6,7 @@ python examples/custom_generate.py
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipeline
 
 import tersely
-from tersely.controller.pretrained import path_of
+from tersely.models import path_of
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
 

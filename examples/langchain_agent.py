@@ -12,8 +12,12 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.agents.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.effort_middleware import (
+    BudgetMiddleware,
+    EffortMiddleware,
+    SafetyMiddleware,
+)
 
 PAGES = {
     "Ines Holm": "Ines Holm (person)\nTeam: Weaving at Selby Works\nHome: Varn\nWage: 47\nMentor: Hugo Nye",

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from langgraph.graph import END, START, StateGraph
 
-from tersely.controller.agents.chat import ChatTersely
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
 
 
 class State(TypedDict, total=False):

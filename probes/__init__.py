@@ -1,1 +1,1 @@
-"""Learnt estimators on hidden states and entropy; empty until the first probe lands."""
+"""Learned estimators as values: features, networks, stop rules, certificates and their files."""

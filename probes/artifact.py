@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, TerselyError
-from ..writing import WriteError, write
+from ..io import WriteError, write
 from .network import Network
 
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"

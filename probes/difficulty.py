@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import OptionError, unknown
 from .artifact import ArtifactError
-from .choice import TierTable
 from .probe import Probe
+from .tier_selector import TierTable
 
 Floats = NDArray[np.float64]
 EASY, NORMAL, HARD = "easy", "normal", "hard"

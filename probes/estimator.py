@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
 from ..errors import OptionError
-from .descent import descent, layers_of, said
+from .mlp_training import descent, layers_of, said
 from .network import CLIP, Network
 
 Floats = NDArray[np.float64]

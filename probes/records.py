@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TerselyError
-from ..writing import WriteError, write
+from ..io import WriteError, write
 from .features import FEATURES
 
 Array = NDArray[Any]

@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .controller.agents.chat import ChatTersely
+    from .controller.api import custom_generate, generate
     from .controller.budgets import Budget
-    from .controller.config import load_config
-    from .controller.core import Controller
-    from .controller.engines.remote.connect import connect
-    from .controller.engines.vllm.llm import LLM
-    from .controller.faces import custom_generate, generate
-    from .controller.parallel.faces import sample
+    from .controller.connect import connect
+    from .controller.controller import Controller
+    from .controller.integrations.langchain.chat_model import ChatTersely
+    from .controller.sampling.api import sample
     from .controller.trace import Generation
+    from .controller.tuned_config import load_config
+    from .controller.vllm.llm import LLM
     from .errors import TerselyError
 
 __version__ = "0.1.0"
@@ -38,17 +38,17 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLM": "tersely.controller.engines.vllm.llm",
+    "LLM": "tersely.controller.vllm.llm",
     "Budget": "tersely.controller.budgets",
-    "ChatTersely": "tersely.controller.agents.chat",
-    "Controller": "tersely.controller.core",
+    "ChatTersely": "tersely.controller.integrations.langchain.chat_model",
+    "Controller": "tersely.controller.controller",
     "Generation": "tersely.controller.trace",
     "TerselyError": "tersely.errors",
-    "connect": "tersely.controller.engines.remote.connect",
-    "custom_generate": "tersely.controller.faces",
-    "generate": "tersely.controller.faces",
-    "load_config": "tersely.controller.config",
-    "sample": "tersely.controller.parallel.faces",
+    "connect": "tersely.controller.connect",
+    "custom_generate": "tersely.controller.api",
+    "generate": "tersely.controller.api",
+    "load_config": "tersely.controller.tuned_config",
+    "sample": "tersely.controller.sampling.api",
 }
 
 _EXTRAS = {"LLM": "vllm", "ChatTersely": "langchain"}

@@ -17,7 +17,7 @@ from .browser import browser as browser  # the fixture
 if TYPE_CHECKING:
     from vllm import LLM
 
-    from tersely.controller.engines.vllm.engine import VllmEngine
+    from tersely.controller.vllm.engine import VllmEngine
 
 # Read when torch, transformers and vLLM are imported, hence before any test module.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -62,7 +62,7 @@ def start_vllm() -> Callable[..., LLM]:
 
     Further keywords go to `vllm.LLM`; they have to be hashable.
     """
-    from tersely.controller.pretrained import path_of
+    from tersely.models import path_of
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
@@ -89,7 +89,7 @@ def start_vllm() -> Callable[..., LLM]:
 @pytest.fixture(scope="session")
 def vllm_llm(start_vllm: Callable[..., LLM]) -> LLM:
     """A vLLM on the small embedded model, with tersely's processor in it, which acts where it is asked to."""
-    from tersely.controller.engines.vllm.engine import PROCESSOR
+    from tersely.controller.vllm.engine import PROCESSOR
 
     return start_vllm("tersely-tiny-small", logits_processors=(PROCESSOR,))
 
@@ -97,7 +97,7 @@ def vllm_llm(start_vllm: Callable[..., LLM]) -> LLM:
 @pytest.fixture(scope="session")
 def vllm_engine(vllm_llm: LLM) -> VllmEngine:
     """The engine on that vLLM."""
-    from tersely.controller.engines.vllm.engine import VllmEngine
+    from tersely.controller.vllm.engine import VllmEngine
 
     return VllmEngine(vllm_llm, "tersely-tiny-small")
 

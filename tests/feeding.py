@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import KEEP
-from tersely.controller.markers import Markers
+from tersely.controller.controller import Controller
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text import Codec
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.tokenizer_adapter import Codec
 from tersely.controller.trace import Decision
+from tersely.controller.types import KEEP
 
 MARKERS = Markers("<think>", "</think>")
 

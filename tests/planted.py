@@ -14,10 +14,10 @@ import numpy as np
 from tersely.controller.budgets import Budget
 from tersely.controller.options import Options
 from tersely.evaluation.bench.arms import make_arms
-from tersely.evaluation.bench.cuts import Source, Trial
-from tersely.evaluation.bench.economy import Economy
+from tersely.evaluation.bench.costs import Economy
+from tersely.evaluation.bench.records import OVERHEADS, Records, Row, Weights, row_dicts
 from tersely.evaluation.bench.result import Plan, assemble
-from tersely.evaluation.bench.rows import OVERHEADS, Records, Row, Weights, row_dicts
+from tersely.evaluation.bench.truncation import Source, Trial
 from tersely.evaluation.economics.prices import Price
 from tersely.evaluation.stats import Array
 from tersely.evaluation.tasks.questions import Question

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tersely.probes.descent import layers_of
 from tersely.probes.features import FEATURES, ThoughtReading, features
-from tersely.probes.identity import question_hash
+from tersely.probes.mlp_training import layers_of
 from tersely.probes.network import Network
+from tersely.probes.question_hash import question_hash
 from tersely.probes.records import UNKNOWN, VERSION, Array, Records, Rows, Store
 
 TIERS = ("none", "easy", "normal", "hard")

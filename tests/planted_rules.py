@@ -10,10 +10,10 @@ import numpy as np
 from tersely.probes.certificate import Certificate
 from tersely.probes.drift import Region
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
+from tersely.probes.io import save_stop_rule
 from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
-from tersely.probes.risk import Outcomes, certify
+from tersely.probes.risk_control import Outcomes, certify
 from tersely.probes.rule import Evidence, StopRule
-from tersely.probes.stored import save_stop_rule
 
 from .planted_records import constant
 

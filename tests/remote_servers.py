@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from tersely.controller.engines.base import Request, Sampling
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import Request, Sampling
 
 STANDARD = {"model", "prompt", "messages", "max_tokens", "stream", "temperature", "top_p", "seed", "reasoning_effort"}
 

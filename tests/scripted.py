@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
-from tersely.controller.engines.base import Completion, Directive, Request, Sampling, Signals, TokenSink
 from tersely.controller.options import Options
-from tersely.controller.pretrained import path_of
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation, Usage
-from tersely.evaluation.answering import Written
+from tersely.controller.types import Completion, Directive, Request, Sampling, Signals, TokenSink
 from tersely.evaluation.bench.arms import make_arms
+from tersely.evaluation.bench.checkpoint_log import Journal
 from tersely.evaluation.bench.compare import compare
-from tersely.evaluation.bench.journal import Journal
-from tersely.evaluation.bench.rows import Records
+from tersely.evaluation.bench.records import Records
 from tersely.evaluation.bench.run import Bench, run_arm
+from tersely.evaluation.runner import Written
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question
+from tersely.models import path_of
 
 
 def asked(n: int) -> list[Question]:

@@ -12,14 +12,14 @@ from typing import Any
 
 import httpx
 
-from tersely.controller.engines.base import Engine
 from tersely.controller.serving.app import application
-from tersely.controller.serving.listening import listener
+from tersely.controller.serving.batch_worker import Worker
 from tersely.controller.serving.loading import Thinking, session_of
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.server import Server, serve
 from tersely.controller.serving.settings import Settings
-from tersely.controller.serving.worker import Worker
+from tersely.controller.serving.sockets import listener
+from tersely.controller.types import Engine
 
 MODEL = "tersely-tiny-small"
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"

@@ -10,10 +10,10 @@ import pytest
 from transformers.utils import logging
 
 import tersely
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Policy
 from tersely.controller.trace import Generation
-from tersely.probes.shortcut import Shortcut
+from tersely.probes.research.shortcut import Shortcut
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
 BASE = "tersely-tiny-small"

@@ -17,8 +17,12 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 from pydantic import BaseModel
 
-from tersely.controller.agents.limits import Limits, known, repeated
-from tersely.controller.agents.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
+from tersely.controller.integrations.langchain.effort_middleware import (
+    BudgetMiddleware,
+    EffortMiddleware,
+    SafetyMiddleware,
+)
+from tersely.controller.integrations.langchain.limits import Limits, known, repeated
 from tersely.errors import OptionError
 
 from .test_agents_middleware import QUESTION, Scripted, add, both, run, says, scripted

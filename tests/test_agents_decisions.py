@@ -14,9 +14,9 @@ from langchain.agents.middleware import ModelChoice, ModelRouterMiddleware
 from langchain_core.decisions import Choice, Noul
 from langchain_core.messages import HumanMessage
 
-from tersely.controller.agents.decisions import DifficultyDecision
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.probing import ProbeError
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.integrations.langchain.decisions import DifficultyDecision
+from tersely.controller.probe_registry import ProbeError
 from tersely.controller.session import Session
 from tersely.errors import OptionError
 from tersely.evaluation.tasks.questions import load

@@ -13,11 +13,11 @@ pytest.importorskip("langchain")
 from langchain_core.messages import HumanMessage
 
 from tersely.cli.app import main
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.agents.routing import ModeRouter
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.mode_router import ModeRouter
 from tersely.controller.options import Options
-from tersely.controller.probing import ProbeError
+from tersely.controller.probe_registry import ProbeError
 from tersely.controller.serving.settings import Settings
 from tersely.evaluation.agents.arms import agents_of
 from tersely.evaluation.agents.episodes import Episode, play

@@ -18,10 +18,10 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool
 from pydantic import Field
 
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.agents.decisions import DifficultyDecision, by_difficulty
-from tersely.controller.agents.middleware import EffortMiddleware
-from tersely.controller.agents.steps import effort_settings, kind_of_step, lower
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.decisions import DifficultyDecision, by_difficulty
+from tersely.controller.integrations.langchain.effort_middleware import EffortMiddleware
+from tersely.controller.integrations.langchain.effort_steps import effort_settings, kind_of_step, lower
 from tersely.errors import OptionError
 
 MODEL = "tersely-tiny-small"

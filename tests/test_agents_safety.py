@@ -15,10 +15,14 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.tools import tool
 from langgraph.types import Command
 
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.agents.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
-from tersely.controller.agents.safety import BREAK, Neutraliser, neutraliser_for
-from tersely.controller.markers import KNOWN, Markers
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.effort_middleware import (
+    BudgetMiddleware,
+    EffortMiddleware,
+    SafetyMiddleware,
+)
+from tersely.controller.integrations.langchain.safety import BREAK, Neutraliser, neutraliser_for
+from tersely.controller.text.markers import KNOWN, Markers
 
 from .test_agents_middleware import QUESTION, Scripted, says
 from .test_agents_tools import SaidEngine, tokenizer, tool_tokenizer

@@ -15,9 +15,9 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 
-from tersely.controller.agents.modes import ModeMiddleware, utility
-from tersely.controller.agents.routing import ModeRouter, states_of
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.integrations.langchain.mode_middleware import ModeMiddleware, utility
+from tersely.controller.integrations.langchain.mode_router import ModeRouter, states_of
 from tersely.controller.session import Session
 from tersely.errors import OptionError
 from tersely.evaluation.agents.arms import agents_of
@@ -27,7 +27,7 @@ from tersely.evaluation.agents.result import as_text, compared
 from tersely.evaluation.agents.run import Plan, play_all
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, tasks
 from tersely.evaluation.agents.tools import tools_of
-from tersely.evaluation.bench.journal import Journal
+from tersely.evaluation.bench.checkpoint_log import Journal
 from tersely.probes.artifact import ArtifactError
 
 TASKS = tasks("test", 0, 60)

@@ -18,11 +18,11 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 from transformers import AutoTokenizer
 
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.agents.structured import misfit_of
-from tersely.controller.engines.base import KEEP, Completion, Request, Sampling, TokenSink
-from tersely.controller.pretrained import path_of
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.structured_output import misfit_of
+from tersely.controller.types import KEEP, Completion, Request, Sampling, TokenSink
 from tersely.errors import CapabilityError, OptionError
+from tersely.models import path_of
 
 TEMPLATE = """
 {%- if tools -%}

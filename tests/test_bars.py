@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tersely.evaluation.card.bars import check_bars
+from tersely.evaluation.acceptance.criteria import check_bars
 
 
 def passing() -> dict[str, Any]:

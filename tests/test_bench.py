@@ -16,17 +16,17 @@ from tersely.controller.options import Options
 from tersely.controller.policies.base import View, Wait, Watching
 from tersely.controller.trace import Generation
 from tersely.errors import OptionError, TerselyError
-from tersely.evaluation.answering import batch_seed, batches
 from tersely.evaluation.bench import arms as arms_module
 from tersely.evaluation.bench.arms import ARMS, CUTS, make_arm, make_arms
-from tersely.evaluation.bench.checks import CheckError, check_disjoint, check_unseen
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.compare import compare
-from tersely.evaluation.bench.economy import Economy
-from tersely.evaluation.bench.rows import Records
+from tersely.evaluation.bench.costs import Economy
+from tersely.evaluation.bench.fairness import CheckError, check_disjoint, check_unseen
+from tersely.evaluation.bench.records import Records
 from tersely.evaluation.bench.table import show
 from tersely.evaluation.bench.verdict import EXIT_CODES, GOOD, INFERIOR, OPEN
 from tersely.evaluation.economics.prices import Price
+from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.questions import Question, hash_of
 
 from .scripted import ScriptedAnswers, asked, bench_of, outcome, run_both

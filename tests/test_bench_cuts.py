@@ -10,11 +10,13 @@ import pytest
 
 from tersely.controller.budgets import Budget
 from tersely.controller.options import Options
-from tersely.evaluation.answering import SessionAnswers, Written
 from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.counterfactual import Counterfactual
-from tersely.evaluation.bench.cuts import (
+from tersely.evaluation.bench.records import Records
+from tersely.evaluation.bench.run import run_arm
+from tersely.evaluation.bench.trial_answers import LEAD, MOST_TRIALS, Trials
+from tersely.evaluation.bench.truncation import (
     Cutter,
     Source,
     Trial,
@@ -25,9 +27,7 @@ from tersely.evaluation.bench.cuts import (
     matched,
     random_stop,
 )
-from tersely.evaluation.bench.rows import Records
-from tersely.evaluation.bench.run import run_arm
-from tersely.evaluation.bench.trials import LEAD, MOST_TRIALS, Trials
+from tersely.evaluation.runner import SessionAnswers, Written
 
 from .scripted import ScriptedEngine, asked, bench_of, tokenizer
 

@@ -18,10 +18,10 @@ import typer
 from tersely.controller.options import Options
 from tersely.controller.trace import Generation
 from tersely.errors import TerselyError
-from tersely.evaluation.answering import SessionAnswers
+from tersely.evaluation.bench.checkpoint_log import Journal, JournalError
 from tersely.evaluation.bench.cli import bench
-from tersely.evaluation.bench.journal import Journal, JournalError
-from tersely.writing import WriteError
+from tersely.evaluation.runner import SessionAnswers
+from tersely.io import WriteError
 
 from .disk import files_no_longer_than
 from .scripted import ScriptedAnswers, bench_of, run_both

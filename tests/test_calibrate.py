@@ -16,10 +16,10 @@ from tersely.probes.calibrate import readiness, run
 from tersely.probes.calibrate.data import boundaries_of, part_of
 from tersely.probes.calibrate.report import as_text
 from tersely.probes.calibrate.run import Parts, Settings, calibrate_into, parts_of
+from tersely.probes.io import load_stop_rule, load_tier_probe
 from tersely.probes.records import Records, RecordsError
-from tersely.probes.risk import Outcomes, certify, curve, grid
+from tersely.probes.risk_control import Outcomes, certify, curve, grid
 from tersely.probes.rule import StopRule
-from tersely.probes.stored import load_stop_rule, load_tier_probe
 
 from .commands import refused
 from .planted_records import planted, write_planted

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.calibrate.controls import by_length, by_words, quality
+from tersely.probes.calibrate.baselines import by_length, by_words, quality
 from tersely.probes.calibrate.data import Boundaries, boundaries_of, joined, questions_of
 from tersely.probes.records import UNKNOWN, RecordsError
-from tersely.probes.risk import curve
+from tersely.probes.risk_control import curve
 
 from .planted_records import CLOSING, changed, planted, rows_of
 

@@ -14,22 +14,22 @@ import numpy as np
 import pytest
 
 from tersely.controller.budgets import TIERS
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import KEEP
-from tersely.controller.markers import Markers
+from tersely.controller.controller import Controller
 from tersely.controller.options import Options
-from tersely.controller.parts import split_output
-from tersely.controller.text import Codec
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.split_output import split_output
+from tersely.controller.text.tokenizer_adapter import Codec
 from tersely.controller.trace import Decision, Generation, Usage
+from tersely.controller.types import KEEP
 from tersely.errors import CapabilityError
-from tersely.evaluation.answering import load_answerer
-from tersely.evaluation.card.cli import as_text
-from tersely.evaluation.card.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
-from tersely.evaluation.reading import Reading, Statement, read, tokens_until
-from tersely.evaluation.tasks.problems import Problem, stream
+from tersely.evaluation.acceptance.cli import as_text
+from tersely.evaluation.acceptance.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
+from tersely.evaluation.runner import load_answerer
 from tersely.evaluation.tasks.questions import Question
-from tersely.training.tiny.responses import respond
-from tersely.training.tiny.tokenizer import build_tokenizer
+from tersely.evaluation.tasks.toy_problems import Problem, stream
+from tersely.evaluation.trace_analysis import Reading, Statement, read, tokens_until
+from tersely.training.toy_models.responses import respond
+from tersely.training.toy_models.tokenizer import build_tokenizer
 
 MARKERS = Markers("<think>", "</think>")
 MIND_CHANGED = (

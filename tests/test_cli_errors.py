@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.pretrained import path_of
+from tersely.models import path_of
 
 from .commands import refused
 

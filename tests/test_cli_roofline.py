@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.pretrained import path_of
-from tersely.evaluation.economics.shape import load_shape
+from tersely.evaluation.economics.model_shape import load_shape
+from tersely.models import path_of
 
 from .commands import refused
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.engines.base import Completion, Engine, Request, Sampling, TokenSink
-from tersely.controller.pretrained import path_of
+from tersely.controller.types import Completion, Engine, Request, Sampling, TokenSink
+from tersely.models import path_of
 
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
@@ -155,7 +155,7 @@ class _Interrupted:
 
 
 def test_an_interrupted_json_run_still_prints_its_object(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tersely.controller.engines.transformers import load_engine
+    from tersely.controller.engines.transformers.engine import load_engine
 
     whole = as_object(cli, *CUT)
     engine = _Interrupted(load_engine("tersely-tiny-small"), 9)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tersely.cli.show import Presenter, comparison, outcome
-from tersely.controller.markers import Markers
-from tersely.controller.stream import Event
+from tersely.cli.terminal import Presenter, comparison, outcome
+from tersely.controller.streaming import Event
+from tersely.controller.text.markers import Markers
 from tersely.controller.trace import Decision, Generation, Usage
 
 THINK = Markers("<think>", "</think>")

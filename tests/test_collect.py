@@ -19,17 +19,17 @@ from transformers.utils import logging
 from tersely.cli.app import main
 from tersely.controller.budgets import fit_budget
 from tersely.controller.effort import renderings
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options, with_seed
 from tersely.controller.policies.record import Boundary, mean_entropy
-from tersely.controller.pretrained import path_of
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation, Usage
-from tersely.controller.trial import TrialAnswer
-from tersely.evaluation.answering import batch_seed, batches
+from tersely.controller.trial_answers import TrialAnswer
 from tersely.evaluation.collect.rollouts import Collector
+from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_of, load
+from tersely.models import path_of
 from tersely.probes.features import FEATURES
 from tersely.probes.records import UNKNOWN, Array, Records, read
 

@@ -8,16 +8,16 @@ from typing import ClassVar
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import KEEP
-from tersely.controller.markers import PROMPTED, Markers
+from tersely.controller.controller import Controller
 from tersely.controller.policies import make_policies
 from tersely.controller.policies.base import Close, Inject, View, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.convergence import Convergence
 from tersely.controller.policies.hint import ConciseHint
 from tersely.controller.replay import WordTokenizer, replay
-from tersely.controller.text import Codec
+from tersely.controller.text.markers import PROMPTED, Markers
+from tersely.controller.text.tokenizer_adapter import Codec
+from tersely.controller.types import KEEP
 
 MARKERS = Markers("<think>", "</think>")
 CHAIN = (

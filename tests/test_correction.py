@@ -10,18 +10,18 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.helpers import draft_reviewer as reviewing
+from tersely.controller.helpers.cached_scorer import Reader
+from tersely.controller.helpers.engine_helper import EngineHelper, Growing, Help, Stretch
 from tersely.controller.options import Options
-from tersely.controller.outside import reviewing
-from tersely.controller.outside.helper import EngineHelper, Growing, Help, Stretch
-from tersely.controller.outside.questions import Review
-from tersely.controller.outside.rereading import Reader
 from tersely.controller.policies import PRESETS, make_policies
-from tersely.controller.policies.correct import Correction, Grading
+from tersely.controller.policies.draft_review import Correction, Grading
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
+from tersely.controller.streaming import Event
 from tersely.controller.trace import Generation
+from tersely.controller.types import Sampling
+from tersely.controller.verification import Review
 from tersely.errors import CapabilityError
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"

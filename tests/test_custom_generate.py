@@ -13,8 +13,8 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from tersely.controller.engines.base import KEEP, Directive, Seen, Watcher
-from tersely.controller.engines.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.types import KEEP, Directive, Seen, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from .models import letters, random_model

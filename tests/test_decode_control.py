@@ -16,10 +16,10 @@ from transformers import (
     PreTrainedModel,
 )
 
-from tersely.controller.engines import loop
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, Watcher
-from tersely.controller.engines.custom_generate import as_custom_generate
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers import decode_loop as loop
+from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from .models import VOCABULARY, letters, random_model

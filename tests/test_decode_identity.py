@@ -16,9 +16,9 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from tersely.controller.engines.base import KEEP, Directive, Seen
-from tersely.controller.engines.custom_generate import as_custom_generate
-from tersely.controller.pretrained import path_of
+from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.types import KEEP, Directive, Seen
+from tersely.models import path_of
 
 from .models import random_model
 

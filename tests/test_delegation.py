@@ -10,15 +10,15 @@ import pytest
 from transformers.utils import logging
 
 import tersely
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.helpers.engine_helper import EngineHelper, Help, Stretch
 from tersely.controller.options import Options
-from tersely.controller.outside.helper import EngineHelper, Help, Stretch
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.base import Close, Delegate, View, Wait, Watching
-from tersely.controller.policies.reflect import Excess, SpeculativeThinking, polarity
+from tersely.controller.policies.speculative_thinking import Excess, SpeculativeThinking, polarity
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
+from tersely.controller.types import Sampling
 from tersely.errors import CapabilityError
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"

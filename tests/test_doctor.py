@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tersely.cli import checks
+from tersely.cli import doctor_checks as checks
 from tersely.cli.app import main
-from tersely.cli.checks import Check
-from tersely.controller.pretrained import path_of
+from tersely.cli.doctor_checks import Check
 from tersely.controller.trace import Decision, Generation, Span, Usage
+from tersely.models import path_of
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:

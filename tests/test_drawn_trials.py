@@ -9,17 +9,17 @@ from typing import ClassVar
 import pytest
 from transformers.utils import logging
 
-from tersely.controller import trial
-from tersely.controller.ending import Ending
-from tersely.controller.engines.base import KEEP, Directive, Sampling, Seen
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller import trial_answers as trial
+from tersely.controller.cancellation import Ending
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import Options
 from tersely.controller.policies.base import Close, View, Wait, Watching
 from tersely.controller.policies.record import Boundary, Record
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.text import codec_for
-from tersely.controller.trial import CERTAIN, Draw, TrialAnswer, TrialRun
+from tersely.controller.text.tokenizer_adapter import codec_for
+from tersely.controller.trial_answers import CERTAIN, Draw, TrialAnswer, TrialRun
+from tersely.controller.types import KEEP, Directive, Sampling, Seen
 from tersely.evaluation.tasks.questions import load
 
 PROBLEMS = [question.problem for question in load("tiny", "fit", 6, 3)]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tersely.controller.parallel.resampling import (
+from tersely.controller.sampling.research.resampling import (
     Kind,
     Verifier,
     attempt_value,
@@ -17,7 +17,7 @@ from tersely.controller.parallel.resampling import (
     outcome,
 )
 from tersely.errors import OptionError, TerselyError
-from tersely.evaluation.economics.passes import (
+from tersely.evaluation.economics.cost_of_pass import (
     EXPERT_USD,
     HUMAN,
     EconomicsError,
@@ -28,7 +28,7 @@ from tersely.evaluation.economics.passes import (
     gain,
     set_cost_of_pass,
 )
-from tersely.evaluation.economics.scores import Search, duplicate_rate, e3
+from tersely.evaluation.economics.e3_score import Search, duplicate_rate, e3
 from tersely.evaluation.stats import Interval
 
 # --- cost-of-pass

@@ -16,22 +16,22 @@ from transformers.utils import logging
 
 import tersely
 from tersely.cli.app import main
-from tersely.controller import probing
+from tersely.controller import probe_registry as probing
 from tersely.controller.budgets import fit_budget
 from tersely.controller.effort import Look, look_at, renderings, shared_prefix
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
-from tersely.controller.probing import ProbeError
+from tersely.controller.probe_registry import ProbeError
 from tersely.controller.prompts import Rendered
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
+from tersely.controller.streaming import Event
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, OptionError, PromptError
-from tersely.probes import released as released_probes
+from tersely.probes import pretrained as released_probes
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
-from tersely.probes.choice import TierProbe, TierTable
+from tersely.probes.io import load_tier_probe, save_tier_probe
 from tersely.probes.network import Network
-from tersely.probes.stored import load_tier_probe, save_tier_probe
+from tersely.probes.tier_selector import TierProbe, TierTable
 
 from .commands import refused
 from .planted_records import constant, linear

@@ -16,10 +16,10 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.evaluation.tasks import equality
-from tersely.evaluation.tasks.deadline import AnswerError, CrashError, HelperError, LateError, Worker
 from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.tasks.worker import level
+from tersely.evaluation.tasks.sandbox import AnswerError, CrashError, HelperError, LateError, Worker
+from tersely.evaluation.tasks.sandbox_main import level
 
 TOWER = "9^{9^{9^{9}}}"
 PATIENT = 60.0  # no right answer may depend on how busy the machine is
@@ -267,7 +267,7 @@ def test_a_library_that_does_not_start_is_named() -> None:
 def test_a_helper_ends_itself_when_nobody_is_left_to_kill_it() -> None:
     pytest.importorskip("math_verify")
     code = (
-        "import os, sys\nfrom tersely.evaluation.tasks.deadline import Worker\nw = Worker('math_verify')\n"
+        "import os, sys\nfrom tersely.evaluation.tasks.sandbox import Worker\nw = Worker('math_verify')\n"
         "w.ask('compare', '1', '1', seconds=60)\nprint(w._process.pid, flush=True)\n"
         f'w._process.stdin.write(b\'["compare", 0.1, "5", "{TOWER}"]\\n\'); w._process.stdin.flush(); os._exit(0)'
     )

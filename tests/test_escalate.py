@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from transformers.utils import logging
 
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.helpers.engine_helper import EngineHelper, Help, Stretch
 from tersely.controller.options import Options
-from tersely.controller.outside.helper import EngineHelper, Help, Stretch
 from tersely.controller.policies import make_policies, make_policy
 from tersely.controller.policies.escalate import HandOver
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
+from tersely.controller.types import Sampling
 from tersely.errors import OptionError
 from tersely.probes.rule import StopRule
 

@@ -11,14 +11,14 @@ from transformers.utils import logging
 
 import tersely
 from tersely.controller.budgets import TIERS
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.markers import find_markers
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies import PRESETS, make_policy
+from tersely.controller.policies.auto_exit import Exit
 from tersely.controller.policies.convergence import Convergence
-from tersely.controller.policies.exit import Exit
 from tersely.controller.policies.readiness import ReadinessExit
-from tersely.controller.probing import ProbeError, bound
+from tersely.controller.probe_registry import ProbeError, bound
 from tersely.controller.replay import replay
+from tersely.controller.text.markers import find_markers
 from tersely.errors import CapabilityError
 from tersely.probes.artifact import ArtifactError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tersely.probes.calibrate.data import boundaries_of, questions_of
-from tersely.probes.calibrate.exits import under_exit
+from tersely.probes.calibrate.exit_curve import under_exit
 from tersely.probes.rule import StopRule
 
 from .planted_records import planted

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 import tersely
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.markers import Markers
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
-from tersely.controller.pretrained import path_of
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
+from tersely.controller.streaming import Event
+from tersely.controller.text.markers import Markers
 from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
-from tersely.evaluation.tasks.problems import stream
+from tersely.evaluation.tasks.toy_problems import stream
+from tersely.models import path_of
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import Sampling, Seen, Signals
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.controller import Controller
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.policies.record import Boundary, Record
-from tersely.controller.readings import Readings
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.text import Codec
-from tersely.controller.thoughts import Thinking
+from tersely.controller.text.thoughts import Thinking
+from tersely.controller.text.tokenizer_adapter import Codec
+from tersely.controller.thought_features import Readings
+from tersely.controller.types import Sampling, Seen, Signals
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, features, trial_features
 
 THOUGHTS = ("So the answer is 5.\n\n", "Wait, the answer is 6.\n\n", "Hmm.\n\n", "The answer is 6.\n\n")

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from tersely.controller.engines.base import Request, Sampling
-from tersely.controller.engines.stepper import can_be_ragged
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.engines.transformers.model_runner import can_be_ragged
+from tersely.controller.types import Request, Sampling
 from tersely.kernels.grouped_attention import NAME, grouped_attention
 
 from .models import letters, random_model

@@ -10,10 +10,10 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.evaluation.tasks import gym
-from tersely.evaluation.tasks.deadline import Worker
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
-from tersely.evaluation.tasks.problems import SPLITS
 from tersely.evaluation.tasks.questions import Question, TaskError, load
+from tersely.evaluation.tasks.sandbox import Worker
+from tersely.evaluation.tasks.toy_problems import SPLITS
 
 PATIENT = 60.0
 

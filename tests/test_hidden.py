@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from tersely.controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
-from tersely.controller.engines.hidden import place_of
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.engines.transformers.hidden_states import place_of
+from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen, State
 from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 
 from .models import VOCABULARY, letters, random_model

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import tersely
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.policies import PRESETS, make_policies, make_policy
 from tersely.controller.policies.hint import ConciseHint
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text import codec_for
+from tersely.controller.text.tokenizer_adapter import codec_for
 from tersely.errors import OptionError
 
 from .feeding import Fed

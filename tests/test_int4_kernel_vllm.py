@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization.int4 import SWITCH
 from tersely.kernels.w4a8 import compiled
+from tersely.models import path_of
 
 from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 from .test_int4 import dense, random_int4, rounded, words_of

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersely.kernels import pages
+from tersely.kernels import huge_pages as pages
 
 from .mapped import lies_in_large_pages, needs_large_pages
 

@@ -14,8 +14,12 @@ from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import tool
 
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.agents.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.effort_middleware import (
+    BudgetMiddleware,
+    EffortMiddleware,
+    SafetyMiddleware,
+)
 
 from .test_agents_middleware import Scripted, run, says
 from .test_agents_tools import SaidEngine, call

@@ -15,7 +15,7 @@ from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.messages import AIMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 
-from tersely.controller.agents.chat import ChatTersely
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
 from tersely.controller.policies.convergence import Convergence
 from tersely.errors import PromptError
 

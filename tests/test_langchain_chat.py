@@ -15,9 +15,9 @@ from langchain_core.load import dumpd, load
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 import tersely
-from tersely.controller.agents.answering import shared_engine
-from tersely.controller.agents.chat import ChatTersely
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.runner import shared_engine
 from tersely.controller.session import Session
 from tersely.errors import OptionError, PromptError
 
@@ -224,7 +224,7 @@ def test_a_model_is_loaded_once_for_all_and_let_go():
     assert one._session().engine is two._session().engine is shared_engine(MODEL)
     del one, two
     gc.collect()
-    from tersely.controller.agents import answering
+    from tersely.controller.integrations.langchain import runner as answering
 
     assert MODEL not in answering._LOADED
 

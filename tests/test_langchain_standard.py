@@ -19,7 +19,7 @@ from langchain_core.messages import AIMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
-from tersely.controller.agents.chat import ChatTersely
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
 
 from .test_agents_tools import SaidEngine, call
 

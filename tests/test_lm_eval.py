@@ -16,16 +16,16 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main as tersely_main
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import Options
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation, Usage
+from tersely.controller.types import Sampling
 from tersely.errors import OptionError
-from tersely.evaluation.harness.arguments import ModelArguments, TaskArguments, options_of
-from tersely.evaluation.harness.main import main
-from tersely.evaluation.harness.usage import KINDS, Ledger
-from tersely.writing import WriteError
+from tersely.evaluation.lm_eval.arguments import ModelArguments, TaskArguments, options_of
+from tersely.evaluation.lm_eval.main import main
+from tersely.evaluation.lm_eval.usage import KINDS, Ledger
+from tersely.io import WriteError
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "HARNESS.md").read_text(encoding="utf-8")
 MODEL = "tersely-tiny-small"

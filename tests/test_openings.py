@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tersely.controller.engines.base import KEEP, Completion, Directive, Opened, Request, Sampling, Seen, State, Watcher
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import KEEP, Completion, Directive, Opened, Request, Sampling, Seen, State, Watcher
 from tersely.errors import OptionError, PromptError
 
 from .models import letters, random_model

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from tersely.controller.budgets import Budget
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.outside.model import EngineVerifier, prompt_ids, reply_ids, twin
-from tersely.controller.outside.questions import Exists, Question, Same, Ticket
-from tersely.controller.outside.symbolic import SymbolicVerifier, equal
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Ask, Close, View, Wait, Watching
 from tersely.controller.replay import WordTokenizer, replay
+from tersely.controller.verification import Exists, Question, Same, Ticket
+from tersely.controller.verifiers.llm_verifier import EngineVerifier, prompt_ids, reply_ids, twin
+from tersely.controller.verifiers.rule_verifier import SymbolicVerifier, equal
 from tersely.errors import CapabilityError
 
 from .feeding import MARKERS, Fed

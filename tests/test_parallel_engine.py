@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, Steering
-from tersely.controller.engines.custom_generate import as_custom_generate
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, Steering
 
 from .models import letters, random_model
 

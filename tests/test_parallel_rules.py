@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.controller.parallel.deepconf import DeepConf, DeepConfPoll, percentile
-from tersely.controller.parallel.majority import Majority, Short
-from tersely.controller.parallel.meter import Meter
-from tersely.controller.parallel.poll import ROOT, Ballot, Poll, Rule, count
-from tersely.controller.parallel.resampling import Kind, Verifier, attempt_value, ceiling, limit, outcome
-from tersely.controller.parallel.verified import Verified, VerifiedPoll
+from tersely.controller.sampling.confidence import Meter
+from tersely.controller.sampling.deepconf import DeepConf, DeepConfPoll, percentile
+from tersely.controller.sampling.majority import Majority, Short
+from tersely.controller.sampling.research.resampling import Kind, Verifier, attempt_value, ceiling, limit, outcome
+from tersely.controller.sampling.research.verified import Verified, VerifiedPoll
+from tersely.controller.sampling.vote import ROOT, Ballot, Poll, Rule, count
 from tersely.errors import OptionError
 
 # Llama-3.1-8B on HumanEval+, arXiv 2411.17501.

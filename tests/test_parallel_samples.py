@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 import tersely
-from tersely.controller.answers import boxed_or_last
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.parallel.deepconf import DeepConf
-from tersely.controller.parallel.majority import Majority, Short
-from tersely.controller.parallel.outcome import Ruling, Sampled
-from tersely.controller.parallel.poll import ROOT, Start
-from tersely.controller.parallel.resampling import Kind, Verifier
-from tersely.controller.parallel.tree import Tree
-from tersely.controller.parallel.verified import Verified
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Note, View, Wait, Watching
+from tersely.controller.sampling.deepconf import DeepConf
+from tersely.controller.sampling.majority import Majority, Short
+from tersely.controller.sampling.research.resampling import Kind, Verifier
+from tersely.controller.sampling.research.tree import Tree
+from tersely.controller.sampling.research.verified import Verified
+from tersely.controller.sampling.result import Ruling, Sampled
+from tersely.controller.sampling.vote import ROOT, Start
+from tersely.controller.text.answers import boxed_or_last
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, OptionError
-from tersely.probes.choice import TierProbe, TierTable
-from tersely.probes.stored import save_tier_probe
+from tersely.probes.io import save_tier_probe
+from tersely.probes.tier_selector import TierProbe, TierTable
 
 from .planted_records import constant
 

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from tersely.controller.markers import Markers
-from tersely.controller.parting import Parting, cut
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.reasoning_parser import Parting, cut
 
 MARKERS = Markers("<think>", "</think>")
 THINKING, ANSWER = "One < two.\n\nSo </thin is no end.", "It is \\boxed{3}.\n\nDone <br>."

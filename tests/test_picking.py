@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tersely.controller.engines.picking import drawn, likeliest
+from tersely.controller.engines.transformers.sampler import drawn, likeliest
 from tersely.errors import ModelError
 
 

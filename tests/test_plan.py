@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from transformers.utils import logging
 
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.helpers.engine_helper import EngineHelper, Help, Stretch
 from tersely.controller.options import Options
-from tersely.controller.outside.helper import EngineHelper, Help, Stretch
-from tersely.controller.policies.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
+from tersely.controller.policies.research.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
+from tersely.controller.types import Sampling
 from tersely.errors import OptionError
 
 SHELLS = (

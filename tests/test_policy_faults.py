@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tersely.controller import core
+from tersely.controller import controller as core
 from tersely.controller.policies.base import Close, Inject, Note, Trial, View, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.convergence import Convergence

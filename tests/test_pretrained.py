@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tersely.controller.pretrained import NAMES, path_of
+from tersely.models import NAMES, path_of
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -17,12 +17,12 @@ import pytest
 from safetensors.numpy import load as from_bytes
 from safetensors.numpy import save as to_bytes
 
+from tersely.io import WriteError
 from tersely.probes import artifact as artifacts
 from tersely.probes.artifact import ABOUT, NUMBERS, Artifact, ArtifactError, from_pretrained, load, push_to_hub, save
 from tersely.probes.difficulty import DifficultyProbe
 from tersely.probes.estimator import ProbeClassifier
 from tersely.probes.readiness import ReadinessProbe
-from tersely.writing import WriteError
 
 BASE = {"name": "tersely-tiny-small", "fingerprint": "ab" * 32}
 

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from tersely.errors import OptionError
-from tersely.probes.descent import RATE, descent, gradient, layers_of, said
 from tersely.probes.estimator import ProbeClassifier
+from tersely.probes.mlp_training import RATE, descent, gradient, layers_of, said
 from tersely.probes.network import CLIP, Network
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError
+from tersely.models import path_of
 from tersely.probes.fingerprint import checkpoint_fingerprint, fingerprint
 
 SMALL = path_of("tersely-tiny-small")

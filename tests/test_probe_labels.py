@@ -7,8 +7,8 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.probes import readiness
-from tersely.probes.choice import TierTable
 from tersely.probes.difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
+from tersely.probes.tier_selector import TierTable
 
 
 def test_self_labels_follow_the_paper() -> None:

@@ -17,15 +17,15 @@ from transformers import (
     Qwen2Config,
 )
 
-from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
 from tersely.kernels.quantization.calibration import read, watched
+from tersely.kernels.quantization.calibration_text import written_by
 from tersely.kernels.quantization.config import Search
 from tersely.kernels.quantization.linear import quantizable
 from tersely.kernels.quantization.model import inputs_of
-from tersely.kernels.quantization.texts import written_by
 from tersely.kernels.w4a8_layout import Form
+from tersely.models import path_of
 
 from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 from .models import random_model

@@ -10,13 +10,13 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.cli.app import main
-from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError, PromptError
-from tersely.evaluation.exam import Exam
+from tersely.evaluation.accuracy_check import Exam
 from tersely.kernels.quantization import Scheme
 from tersely.kernels.quantization import run as module_of_run
+from tersely.kernels.quantization.calibration_text import Text
 from tersely.kernels.quantization.run import REPORT, quantize_into
-from tersely.kernels.quantization.texts import Text
+from tersely.models import path_of
 
 SMALL = path_of("tersely-tiny-small")
 ROWS = ("--rows", "8", "--length", "32", "--group-size", "64")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tersely.controller.pretrained import path_of
 from tersely.kernels.quantization.calibration import read
-from tersely.kernels.quantization.moved import moved, remembered
-from tersely.kernels.quantization.texts import written_by
+from tersely.kernels.quantization.calibration_text import written_by
+from tersely.kernels.quantization.kl_divergence import moved, remembered
+from tersely.models import path_of
 
 
 @pytest.fixture

@@ -18,13 +18,13 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 
 from tersely.cli.app import main
 from tersely.cli.quantize import quantize
-from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError, TerselyError
+from tersely.io import WriteError
 from tersely.kernels.quantization import Scheme, W4A8Config
 from tersely.kernels.quantization import model as module_of_model
 from tersely.kernels.quantization.config import METHOD
 from tersely.kernels.quantization.run import REPORT
-from tersely.writing import WriteError
+from tersely.models import path_of
 
 from .disk import files_no_longer_than
 

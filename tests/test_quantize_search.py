@@ -7,15 +7,8 @@ import torch
 from torch import Tensor
 
 from tersely.errors import ModelError
-from tersely.kernels.quantization.compensation import _fitted, _range, compensate, losses
-from tersely.kernels.quantization.scheme import (
-    FINE_GRID,
-    TwoGrains,
-    code_bounds,
-    eight_bits,
-    input_scale,
-    two_grains,
-)
+from tersely.kernels.quantization.gptq import _fitted, _range, compensate, losses
+from tersely.kernels.quantization.scheme import FINE_GRID, TwoGrains, code_bounds, eight_bits, input_scale, two_grains
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tersely.controller.pretrained import path_of
 from tersely.errors import OptionError
 from tersely.kernels.quantization.calibration import read
-from tersely.kernels.quantization.texts import _drawn, _one_left, answered_by, rows_of, written_by
+from tersely.kernels.quantization.calibration_text import _drawn, _one_left, answered_by, rows_of, written_by
+from tersely.models import path_of
 
 SMALL = path_of("tersely-tiny-small")
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from tersely.controller.pretrained import path_of
 from tersely.errors import ModelError
 from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.w4a8_layout import Form, pack_bytes, pack_planes, unpack
+from tersely.models import path_of
 
 from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 

@@ -15,18 +15,18 @@ import typer
 from transformers.utils import logging
 
 import tersely
-from tersely.controller import probing
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller import probe_registry as probing
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.readiness import Readiness, ReadinessExit
 from tersely.controller.policies.reconsider import Reconsider, ThinkOn
-from tersely.controller.probing import ProbeError, bound
+from tersely.controller.probe_registry import ProbeError, bound
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError
-from tersely.evaluation.bench.checks import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
+from tersely.evaluation.bench.fairness import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_of
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.features import FEATURES, TRIAL_FEATURES

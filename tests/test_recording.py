@@ -14,21 +14,21 @@ from transformers.utils import logging
 
 import tersely
 from tersely.controller.budgets import TIERS
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.markers import Markers
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.live_recorder import LiveRecorder
 from tersely.controller.options import Options
 from tersely.controller.policies.record import Boundary, mean_entropy
-from tersely.controller.recording import LiveRecorder
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
+from tersely.controller.streaming import Event
+from tersely.controller.text.markers import Markers
 from tersely.controller.trace import Generation, Usage
 from tersely.errors import CapabilityError, OptionError
+from tersely.io import WriteError
 from tersely.probes.calibrate.data import boundaries_of
-from tersely.probes.choice import TierProbe, TierTable
 from tersely.probes.features import FEATURES
-from tersely.probes.identity import question_hash
+from tersely.probes.question_hash import question_hash
 from tersely.probes.records import UNKNOWN, Records, RecordsError, read
-from tersely.writing import WriteError
+from tersely.probes.tier_selector import TierProbe, TierTable
 
 from .disk import files_no_longer_than
 from .planted_records import constant

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tersely.io import WriteError
 from tersely.probes.features import FEATURES
-from tersely.probes.identity import question_hash
+from tersely.probes.question_hash import question_hash
 from tersely.probes.records import PLAN, UNKNOWN, Records, RecordsError, Store, column_names, read
-from tersely.writing import WriteError
 
 from .disk import files_no_longer_than
 from .planted_records import part_of, planted, write_planted

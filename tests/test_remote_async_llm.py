@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from tersely.controller.engines.base import Request, Sampling
-from tersely.controller.engines.remote.async_llm import InProcess, in_process
-from tersely.controller.engines.remote.continuing import ContinuingEngine
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.openai.async_llm import InProcess, in_process
+from tersely.controller.engines.openai.engine import ContinuingEngine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import Options
 from tersely.controller.session import Session
+from tersely.controller.types import Request, Sampling
 from tersely.errors import ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.remote.chat import ChatEndpoint
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.chat_endpoint import ChatEndpoint
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
+from tersely.controller.types import Sampling
 from tersely.errors import CapabilityError, ModelError, OptionError
 
 from .remote_servers import TextServer

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, Signals
-from tersely.controller.engines.remote.backend import Chunk, ServerLostError, StreamError
-from tersely.controller.engines.remote.continuing import ContinuingEngine
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.openai.backend import Chunk, ServerLostError, StreamError
+from tersely.controller.engines.openai.engine import ContinuingEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, Signals
 from tersely.errors import CapabilityError, ModelError, OptionError, PromptError
 
 from .models import VOCABULARY, letters, random_model

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.remote.backend import ServerLostError
-from tersely.controller.engines.remote.connect import connect
-from tersely.controller.engines.remote.retokenising import Retokenizer
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.connect import connect
+from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai.streaming_tokenizer import Retokenizer
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
-from tersely.controller.pretrained import path_of
 from tersely.controller.session import Session
+from tersely.controller.types import Sampling
 from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
+from tersely.models import path_of
 
 from .models import letters
 from .remote_servers import TextServer

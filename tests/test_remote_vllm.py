@@ -14,18 +14,18 @@ from typing import ClassVar
 
 import pytest
 
-from tersely.controller.engines.base import Engine, Request, Sampling
-from tersely.controller.engines.remote.backend import ServerLostError
-from tersely.controller.engines.remote.chat import ChatEndpoint
-from tersely.controller.engines.remote.connect import connect
-from tersely.controller.engines.remote.continuing import ContinuingEngine
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.chat_endpoint import ChatEndpoint
+from tersely.controller.connect import connect
+from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai.engine import ContinuingEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.helpers.engine_helper import EngineHelper
 from tersely.controller.options import Options
-from tersely.controller.outside.helper import EngineHelper
 from tersely.controller.policies.base import Close, Delegate, Inject, Policy, Trial, View, Wait, Watching
 from tersely.controller.policies.reconsider import Reconsider
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
+from tersely.controller.types import Engine, Request, Sampling
 from tersely.errors import CapabilityError, ModelError
 from tersely.evaluation.tasks.questions import load
 

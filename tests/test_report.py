@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.evaluation.report import charts, png, words
+from tersely.evaluation.report import charts, png
+from tersely.evaluation.report import formatting as words
 from tersely.evaluation.report.page import page
 from tersely.evaluation.report.result import Result, read
 

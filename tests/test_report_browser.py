@@ -12,7 +12,7 @@ import pytest
 
 from tersely.evaluation.report.page import page
 from tersely.evaluation.report.result import Result
-from tersely.writing import write
+from tersely.io import write
 
 from .browser import LEAST_CONTRAST, Browser, needs_browser, tab_to
 from .planted import HOSTILE, bare, planted

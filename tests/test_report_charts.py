@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tersely.evaluation.report import charts, words
+from tersely.evaluation.report import charts
+from tersely.evaluation.report import formatting as words
 from tersely.evaluation.report.axes import Scale
 from tersely.evaluation.report.labels import box_of
 from tersely.evaluation.report.result import Result

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.base import KEEP, Directive, Request, Sampling, Seen
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen
 from tersely.errors import CapabilityError
 
 from .models import VOCABULARY, letters, random_model

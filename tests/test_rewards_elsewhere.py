@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.controller.engines.transformers import load_engine
-from tersely.controller.pretrained import path_of
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import OptionError
+from tersely.models import path_of
 from tersely.training.rewards import Correctness, GroupBrevity, ReferenceBaseline, TierAdherence
-from tersely.training.rewards.plain import compute_score, reward_func
+from tersely.training.rewards.framework_adapters import compute_score, reward_func
 from tersely.training.sampling import Ask, Sampler
 
 from .trainings import recipe

@@ -12,7 +12,7 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.probes.certificate import Certificate, CertificateError, most_harms, needed, upper_bound
-from tersely.probes.risk import Outcomes, certify, curve, grid, oracle, resample, stop_at
+from tersely.probes.risk_control import Outcomes, certify, curve, grid, oracle, resample, stop_at
 
 
 def split(offsets: Any, score: Any, harm: Any, saved: Any, full: Any) -> Outcomes:

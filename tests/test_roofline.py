@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tersely.controller.pretrained import NAMES, path_of
 from tersely.errors import ModelError, OptionError
 from tersely.evaluation.economics.devices import DEVICES, check_given, device_of, given, measured
 from tersely.evaluation.economics.flops import as_tokens, decode_flops, generation_flops, prefill_flops, token_flops
+from tersely.evaluation.economics.model_shape import Shape, load_shape, shape_of
 from tersely.evaluation.economics.roofline import bounds
-from tersely.evaluation.economics.shape import Shape, load_shape, shape_of
+from tersely.models import NAMES, path_of
 
 QWEN = {  # Qwen2.5-0.5B
     "hidden_size": 896,

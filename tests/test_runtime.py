@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tersely.evaluation.economics.runtime import Timing, TimingError, dollars, fit, read_timings
+from tersely.evaluation.economics.latency_fit import Timing, TimingError, dollars, fit, read_timings
 
 
 def timed(prompt: int, output: int, cached: int = 0, noise: float = 0.0) -> Timing:

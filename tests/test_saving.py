@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.io import WriteError, whole_folder
 from tersely.training.saving import MODEL, save, write_model
-from tersely.writing import WriteError, whole_folder
 
 from .disk import files_no_longer_than
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.settings import Limits, Settings
 
 from .serving import MODEL, QUESTION, Served, body, chunks_of, served, texts_of

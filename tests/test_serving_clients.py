@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 
 from .serving import MODEL, QUESTION, Served, served
 

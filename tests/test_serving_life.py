@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.serving.cli import serve
 from tersely.controller.serving.settings import Limits, Settings
 from tersely.errors import OptionError
@@ -282,7 +282,7 @@ def test_a_model_is_loaded_with_the_attention_asked_for(monkeypatch: pytest.Monk
         asked.append((model, grouped))
         raise OptionError("far enough")
 
-    monkeypatch.setattr("tersely.controller.engines.transformers.load_engine", load)
+    monkeypatch.setattr("tersely.controller.engines.transformers.engine.load_engine", load)
     for grouped in (False, True):
         with pytest.raises(OptionError, match="far enough"):
             serve(model="m", port=0, grouped_attention=grouped)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.serving.settings import Limits, Settings
 
 from .serving import MODEL, QUESTION, Served, body, error_of, served

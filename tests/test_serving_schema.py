@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.settings import Limits, Settings
 
 from .serving import MODEL, served

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tersely.errors import OptionError
 from tersely.kernels import native
-from tersely.kernels.shelf import bit_planes, lut_gemv
-from tersely.kernels.shelf.bit_planes import BitPlanes, bit_plane_linear
-from tersely.kernels.shelf.lut_gemv import LutWeight, lut_linear
+from tersely.kernels.research import bit_planes, lut_gemv
+from tersely.kernels.research.bit_planes import BitPlanes, bit_plane_linear
+from tersely.kernels.research.lut_gemv import LutWeight, lut_linear
 
 FOUND = native.library()
 BEST = {

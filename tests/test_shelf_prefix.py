@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from tersely.errors import OptionError
-from tersely.kernels.shelf import shared_prefix
-from tersely.kernels.shelf.shared_prefix import in_flash, in_torch, merge, reference, shared_prefix_attention
+from tersely.kernels.research import shared_prefix
+from tersely.kernels.research.shared_prefix import in_flash, in_torch, merge, reference, shared_prefix_attention
 
 Shape = tuple[int, int, int, int, int, int]  # rows, heads, kv_heads, prefix, suffix, dim
 SHAPES: list[Shape] = [

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.errors import CapabilityError, ModelError, OptionError
-from tersely.kernels.shelf.retaining import RetainingHeads, Scorer, retaining
-from tersely.kernels.shelf.retaining_files import ABOUT, NUMBERS, load_heads, save_heads
-from tersely.kernels.shelf.retaining_fit import AFAR, explained, fit, importance, lesson, loss_of
+from tersely.kernels.research.retaining import RetainingHeads, Scorer, retaining
+from tersely.kernels.research.retaining_files import ABOUT, NUMBERS, load_heads, save_heads
+from tersely.kernels.research.retaining_fit import AFAR, explained, fit, importance, lesson, loss_of
 
 from .models import random_model
 

@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 import tersely
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import Options
 from tersely.controller.policies import make_policy
-from tersely.controller.policies.shortcut import DepthShortcut
-from tersely.controller.probing import ProbeError
+from tersely.controller.policies.research.shortcut import DepthShortcut
+from tersely.controller.probe_registry import ProbeError
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.bench.checks import CheckError, check_unseen
+from tersely.evaluation.bench.fairness import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_of
 from tersely.probes.artifact import ArtifactError
 

@@ -18,8 +18,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from tersely.controller.engines.shortcut import FAMILIES, leaving
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.engines.transformers.research.early_exit import FAMILIES, leaving
 from tersely.errors import CapabilityError, OptionError
 
 from .models import random_model

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tersely.cli.app import main
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError
-from tersely.probes.shortcut import load_shortcut, save_shortcut
+from tersely.probes.research.shortcut import load_shortcut, save_shortcut
 from tersely.training.config import RecipeError, checked
-from tersely.training.distilling import choose, learn, read, thinking_of
-from tersely.training.methods import shortcut as method
+from tersely.training.research import shortcut as method
+from tersely.training.research.early_exit_training import choose, learn, read, thinking_of
 from tersely.training.run import train as run
 from tersely.training.traces import Trace
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen
-from tersely.controller.engines.signals import signals_of
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.signals import signals_of
+from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen
 
 PROMPTS = ("Compute 3 + 4.", "Compute (48 + 27) - 36.", "What is 5 * 12 - 7?")
 

@@ -6,11 +6,11 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.transformers import load_engine
-from tersely.controller.markers import Markers
-from tersely.controller.spotting import Spotter
-from tersely.controller.text import Codec
+from tersely.controller.controller import Controller
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.text.marker_matcher import Spotter
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.tokenizer_adapter import Codec
 
 MARKERS = ("</think>", "[/THINK]", "<|end|>", "Answer", "Final answer:", "終わり", "思考。", "~~", "done\n")
 

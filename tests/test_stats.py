@@ -11,7 +11,7 @@ import pytest
 from tersely.errors import OptionError
 from tersely.evaluation.bench.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
 from tersely.evaluation.calibration import reliability
-from tersely.evaluation.curve import area, common_range, iso_saving
+from tersely.evaluation.iso_accuracy import area, common_range, iso_saving
 from tersely.evaluation.stats import (
     Interval,
     auroc,

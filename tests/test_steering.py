@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tersely.controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State, Steering
-from tersely.controller.engines.steering import steered
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.engines.transformers.research.steering import steered
+from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen, State, Steering
 from tersely.errors import OptionError
-from tersely.probes.steering import Direction
+from tersely.probes.research.steering import Direction
 
 from .models import letters, random_model
 

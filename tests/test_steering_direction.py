@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tersely.errors import OptionError
+from tersely.io import WriteError
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
-from tersely.probes.steering import (
+from tersely.probes.research.steering import (
     FEWEST,
     Direction,
     Pair,
@@ -24,7 +25,6 @@ from tersely.probes.steering import (
     load_direction,
     save_direction,
 )
-from tersely.writing import WriteError
 
 from .models import random_model
 

@@ -14,23 +14,23 @@ from transformers.utils import logging
 import tersely
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.markers import Markers
+from tersely.controller.controller import Controller
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.base import Policy, Trial, View, Wait, Watching
-from tersely.controller.policies.steer import Steer
-from tersely.controller.probing import ProbeError
+from tersely.controller.policies.research.steer import Steer
+from tersely.controller.probe_registry import ProbeError
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.text import codec_for
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.tokenizer_adapter import codec_for
 from tersely.controller.trace import Generation
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.bench.checks import CheckError, check_unseen
+from tersely.evaluation.bench.fairness import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_of
 from tersely.probes.artifact import ArtifactError
-from tersely.probes.steering import Direction, save_direction
+from tersely.probes.research.steering import Direction, save_direction
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 3 + 6.", "Compute 9 - 4 + 2."]
 

@@ -11,18 +11,17 @@ import pytest
 from transformers.utils import logging
 
 from tersely.cli.app import main
-from tersely.controller.engines.base import Completion
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options
 from tersely.controller.session import Session
 from tersely.controller.trace import Generation
-from tersely.evaluation.answering import SessionAnswers
-from tersely.evaluation.bench.journal import Journal
+from tersely.controller.types import Completion
+from tersely.evaluation.bench.checkpoint_log import Journal
 from tersely.evaluation.bench.run import Bench
-from tersely.evaluation.steering import run as running
-from tersely.evaluation.steering.pairs import Sampled, ends, sample
-from tersely.evaluation.steering.report import as_text
-from tersely.evaluation.steering.search import (
+from tersely.evaluation.research.steering import run as running
+from tersely.evaluation.research.steering.pairs import Sampled, ends, sample
+from tersely.evaluation.research.steering.report import as_text
+from tersely.evaluation.research.steering.search import (
     BACKWARDS,
     COSTLY,
     MAGNITUDE,
@@ -36,9 +35,10 @@ from tersely.evaluation.steering.search import (
     search,
     verdict,
 )
+from tersely.evaluation.runner import SessionAnswers
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_of, load
-from tersely.probes.steering import FEWEST, Direction, Pair, load_direction
+from tersely.probes.research.steering import FEWEST, Direction, Pair, load_direction
 
 from .commands import refused
 

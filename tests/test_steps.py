@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import OptionError
-from tersely.evaluation.economics import steps
-from tersely.evaluation.economics.runtime import TimingError
-from tersely.evaluation.economics.shape import load_shape
-from tersely.evaluation.economics.steps import drawn_out, foretell, step_seconds
+from tersely.evaluation.economics import step_time as steps
+from tersely.evaluation.economics.latency_fit import TimingError
+from tersely.evaluation.economics.model_shape import load_shape
+from tersely.evaluation.economics.step_time import drawn_out, foretell, step_seconds
 
 from .commands import refused
 

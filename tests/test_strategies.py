@@ -8,8 +8,8 @@ import pytest
 
 import tersely
 from tersely.controller.budgets import STRATEGIES, fit_budget
-from tersely.controller.engines.base import Completion, Opened, Request, Sampling, State
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.engine import TransformersEngine
+from tersely.controller.types import Completion, Opened, Request, Sampling, State
 from tersely.errors import OptionError
 
 from .models import letters, random_model

@@ -17,10 +17,10 @@ from sklearn.pipeline import make_pipeline
 
 from tersely.errors import OptionError
 from tersely.evaluation.stats import auroc
-from tersely.evaluation.tasks.problems import KINDS, SPLITS, Problem, stream
-from tersely.evaluation.tasks.programs import HARD_HALF, LEVELS, LIMIT, run
 from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load, load_all
-from tersely.evaluation.tasks.wording import CALL_OFF, CALL_OFF_EXPR, size
+from tersely.evaluation.tasks.templates import CALL_OFF, CALL_OFF_EXPR, size
+from tersely.evaluation.tasks.toy_problems import KINDS, SPLITS, Problem, stream
+from tersely.evaluation.tasks.toy_programs import HARD_HALF, LEVELS, LIMIT, run
 
 
 @cache

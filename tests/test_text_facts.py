@@ -6,13 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from tersely.controller.answers import boxed, boxed_or_last, normalise, stated
 from tersely.controller.budgets import canonical_effort, fit_budget
-from tersely.controller.markers import Markers, find_markers, parse_markers
-from tersely.controller.parts import spans, split_output
 from tersely.controller.policies import PRESETS, make_policies, make_policy
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text import Codec
+from tersely.controller.text.answers import boxed, boxed_or_last, normalise, stated
+from tersely.controller.text.markers import Markers, find_markers, parse_markers
+from tersely.controller.text.split_output import spans, split_output
+from tersely.controller.text.tokenizer_adapter import Codec
 from tersely.errors import MarkerError, OptionError
 
 

@@ -8,17 +8,17 @@ from typing import Any, ClassVar
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import Request
-from tersely.controller.engines.transformers import TransformersEngine
-from tersely.controller.markers import Markers
+from tersely.controller.controller import Controller
+from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import Options
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
-from tersely.controller.text import codec_for
+from tersely.controller.streaming import Event
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.tokenizer_adapter import codec_for
 from tersely.controller.trace import Generation
+from tersely.controller.types import Request
 
 from .models import letters, random_model
 from .trialling import CLOSE, GREEDY, PROBLEMS, Row, ask

@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tersely.controller.pretrained import path_of
-from tersely.controller.toolcalls import knows_tools, read_calls
+from tersely.controller.text.tool_calls import knows_tools, read_calls
 from tersely.evaluation.agents.tasks import Task, stream_tasks
 from tersely.evaluation.agents.tools import TOOLS
-from tersely.training.tiny.batches import encode_step, turn
-from tersely.training.tiny.steps import UNKNOWN, Step, respond_to
-from tersely.training.tiny.tokenizer import agent_tokenizer
-from tersely.training.tiny.train import SIZES, build_model, go_on_from, train
+from tersely.models import path_of
+from tersely.training.toy_models.batches import encode_step, turn
+from tersely.training.toy_models.steps import UNKNOWN, Step, respond_to
+from tersely.training.toy_models.tokenizer import agent_tokenizer
+from tersely.training.toy_models.train import SIZES, build_model, go_on_from, train
 
 EFFORTS = ("none", "easy", "normal", "hard")
 BASE = SIZES["agent"].base or ""

@@ -13,13 +13,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tersely.controller.answers import boxed, stated
-from tersely.evaluation.tasks.problems import Problem, stream
-from tersely.training.tiny.batches import WEIGHTS, batches, encode
-from tersely.training.tiny.responses import HINTS, RESPONSES, respond
-from tersely.training.tiny.tokenizer import build_tokenizer
-from tersely.training.tiny.traces import DIRECT, FINAL, SLIP
-from tersely.training.tiny.train import train
+from tersely.controller.text.answers import boxed, stated
+from tersely.evaluation.tasks.toy_problems import Problem, stream
+from tersely.training.toy_models.batches import WEIGHTS, batches, encode
+from tersely.training.toy_models.responses import HINTS, RESPONSES, respond
+from tersely.training.toy_models.tokenizer import build_tokenizer
+from tersely.training.toy_models.traces import DIRECT, FINAL, SLIP
+from tersely.training.toy_models.train import train
 
 
 @cache

@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from tersely.controller.engines.transformers import load_engine
-from tersely.controller.toolcalls import OPEN, Call, read_calls
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.text.tool_calls import OPEN, Call, read_calls
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOLD
-from tersely.training.aligning import cheapest, trace_of
 from tersely.training.config import Data, RecipeError, Rollouts
 from tersely.training.data import rows_of
 from tersely.training.environment import Environment, environment_of, tasks_of
 from tersely.training.episodes import Episode, EpisodeRollouts, play
 from tersely.training.methods import method
+from tersely.training.research.mode_alignment import cheapest, trace_of
 from tersely.training.rewards.base import AGENTIC, NO_THINK, THINK
 from tersely.training.sampling import FREE, Ask, Rollout, Sampler
 from tersely.training.saving import MODEL

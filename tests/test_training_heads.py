@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 import tersely
 from tersely.cli.app import main
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import ModelError, OptionError
 from tersely.training.config import RecipeError
-from tersely.training.heads import FILE, Heads, mixed, put_heads, read_heads, weigh
 from tersely.training.pairs import objective_pairs
+from tersely.training.research.heads import FILE, Heads, mixed, put_heads, read_heads, weigh
 from tersely.training.saving import MODEL
 from tersely.training.traces import Trace
 

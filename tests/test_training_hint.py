@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 import tersely
-from tersely.controller.engines.transformers import load_engine
-from tersely.controller.markers import Markers
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.policies.hint import ConciseHint, learnt_hint
-from tersely.controller.pretrained import path_of
+from tersely.controller.text.markers import Markers
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
+from tersely.kernels.quantization.calibration_text import Text
 from tersely.kernels.quantization.run import quantize_into
-from tersely.kernels.quantization.texts import Text
+from tersely.models import path_of
 from tersely.training.config import RecipeError, Rollouts
 from tersely.training.embeddings import add_tokens
 from tersely.training.sampling import Ask, Sampler

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Data, Rollouts
 from tersely.training.data import rows_of
 from tersely.training.rewards import Correctness

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tersely.controller.pretrained import path_of
-from tersely.training.checks import bare_engine
+from tersely.models import path_of
 from tersely.training.config import read_recipe
-from tersely.training.heads import put_heads
 from tersely.training.memory import ALONE, Estimate, Held, estimate
 from tersely.training.methods import method
+from tersely.training.preflight import bare_engine
+from tersely.training.research.heads import put_heads
 
 from .trainings import recipe
 

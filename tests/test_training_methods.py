@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import tersely
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.training import running
-from tersely.training.checks import check
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.training import training_run as running
 from tersely.training.methods import adar1
 from tersely.training.methods.vsrm import Prober, StepRollouts
+from tersely.training.preflight import check
 from tersely.training.rewards import Correctness
 from tersely.training.sampling import Ask, Sampler
 from tersely.training.saving import MODEL

@@ -12,11 +12,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.training.offline import prefer, prefer_each
 from tersely.training.pairs import Pair, pairs_of
-from tersely.training.running import Running
 from tersely.training.traces import Trace
+from tersely.training.training_run import Running
 
 from .trainings import recipe
 

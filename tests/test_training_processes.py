@@ -18,7 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tersely.evaluation.bench.journal import JournalError
+from tersely.evaluation.bench.checkpoint_log import JournalError
 from tersely.training.config import RecipeError
 from tersely.training.processes import in_pieces, of_first
 from tersely.training.saving import MODEL

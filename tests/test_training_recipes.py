@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from tersely.cli.app import main
-from tersely.controller.pretrained import path_of
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
+from tersely.models import path_of
 from tersely.training.adapters import adapted
-from tersely.training.checks import bare_engine
 from tersely.training.config import RecipeError, read_recipe
 from tersely.training.methods import METHODS, method
+from tersely.training.preflight import bare_engine
 from tersely.training.run import train
 
 from .trainings import plain, recipe
@@ -208,7 +208,7 @@ def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.Mon
     from transformers.integrations import integration_utils
 
     monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
-    monkeypatch.setattr("tersely.training.checks.find_spec", lambda name: None if name == "trackio" else name)
+    monkeypatch.setattr("tersely.training.preflight.find_spec", lambda name: None if name == "trackio" else name)
     assert "not installed; install what it needs, mostly by `pip install trackio`" in refused(
         tmp_path, saving={"report_to": "trackio"}
     )

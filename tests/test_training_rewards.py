@@ -19,7 +19,7 @@ from tersely.training.rewards import (
     Reward,
     TierAdherence,
 )
-from tersely.training.rewards.plain import compute_score, reward_func
+from tersely.training.rewards.framework_adapters import compute_score, reward_func
 from tersely.training.rewards.stepwise import cuts, settled_at, step_rewards
 from tersely.training.statistics import statistics
 

@@ -18,8 +18,8 @@ import yaml
 
 from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, last_good
 from tersely.training.config import Alarm, RecipeError
-from tersely.training.folder import open_folder
 from tersely.training.rewards import Correctness
+from tersely.training.run_dir import open_folder
 from tersely.training.sampling import DivergedError
 
 from .test_training_methods import curve

@@ -10,13 +10,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from tersely.controller.engines.base import Request, Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.types import Request, Sampling
 from tersely.errors import OptionError
 from tersely.training.config import Rollouts
 from tersely.training.options import options_of
 from tersely.training.sampling import Ask, Sampler
-from tersely.training.writers import VllmWriter, weights_of
+from tersely.training.vllm_sampler import VllmWriter, weights_of
 
 from .trainings import train
 
@@ -94,7 +94,7 @@ def test_begun_completions_and_budgets_come_from_vllm(policy: TransformersEngine
 
 def test_a_training_on_vllm(tmp_path: Path, writer: VllmWriter, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"engine": "vllm", "max_new_tokens": 120}
-    monkeypatch.setattr("tersely.training.writers.VllmWriter", lambda *_: writer)
+    monkeypatch.setattr("tersely.training.vllm_sampler.VllmWriter", lambda *_: writer)
     said = train("ser", tmp_path / "run", rollouts=options)
     assert any("step 2/2" in line for line in said)
     assert (tmp_path / "run" / "model" / "config.json").exists()

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, T5Config
 
-from tersely.controller.engines.base import Request, Sampling
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.types import Request, Sampling
 from tersely.errors import ModelError, OptionError, PromptError
 
 CONFIG = Qwen3Config(

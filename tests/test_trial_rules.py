@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.markers import PROMPTED
 from tersely.controller.policies.base import Trial
-from tersely.controller.trial import LEAD, MOST_TOKENS, depth_after, inside
+from tersely.controller.text.markers import PROMPTED
+from tersely.controller.trial_answers import LEAD, MOST_TOKENS, depth_after, inside
 
 from .trialling import CLOSE, Asking, Row
 

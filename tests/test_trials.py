@@ -13,16 +13,16 @@ import torch
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from tersely.controller.engines.base import KEEP, Completion, Directive, Request, Sampling, Seen, State
-from tersely.controller.engines.custom_generate import as_custom_generate
-from tersely.controller.engines.transformers import TransformersEngine
+from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import Options
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
-from tersely.controller.text import codec_for
+from tersely.controller.streaming import Event
+from tersely.controller.text.tokenizer_adapter import codec_for
 from tersely.controller.trace import Generation
-from tersely.controller.trial import MOST_TOKENS, TrialAnswer
+from tersely.controller.trial_answers import MOST_TOKENS, TrialAnswer
+from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, State
 from tersely.errors import CapabilityError
 
 from .models import letters, random_model

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import Request, Sampling
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.controller import Controller
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import Options
-from tersely.controller.outside.model import EngineVerifier
-from tersely.controller.outside.questions import Exists, Question, Same, Ticket
-from tersely.controller.outside.symbolic import SymbolicVerifier
 from tersely.controller.policies import PRESETS, make_policies
 from tersely.controller.policies.budget import BudgetForcing
-from tersely.controller.policies.trim import TrimR
+from tersely.controller.policies.trimr import TrimR
 from tersely.controller.session import Session
+from tersely.controller.types import Request, Sampling
+from tersely.controller.verification import Exists, Question, Same, Ticket
+from tersely.controller.verifiers.llm_verifier import EngineVerifier
+from tersely.controller.verifiers.rule_verifier import SymbolicVerifier
 from tersely.errors import OptionError
 
 from .feeding import Fed

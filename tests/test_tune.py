@@ -12,10 +12,10 @@ import pytest
 import tersely
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
-from tersely.controller.config import Config, ConfigError, load_config, read_config
 from tersely.controller.policies.convergence import Convergence
+from tersely.controller.tuned_config import Config, ConfigError, load_config, read_config
 from tersely.errors import OptionError
-from tersely.evaluation.bench.rows import OVERHEADS, Records, Row
+from tersely.evaluation.bench.records import OVERHEADS, Records, Row
 from tersely.evaluation.tune.search import FINALISTS, chosen, prove, search
 from tersely.evaluation.tune.space import Candidate, default_space, read_space
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 import tersely
-from tersely.controller.engines.base import Signals
-from tersely.controller.pretrained import path_of
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text import Codec
+from tersely.controller.text.tokenizer_adapter import Codec
 from tersely.controller.trace import Decision, Generation, Span, Usage
+from tersely.controller.types import Signals
 from tersely.evaluation.view.files import TraceError, append, check_appendable, parse, read
-from tersely.evaluation.view.layout import record_data
 from tersely.evaluation.view.record import Record, Run, Segment, Token, record_of
-from tersely.writing import WriteError
+from tersely.evaluation.view.trace_layout import record_data
+from tersely.io import WriteError
+from tersely.models import path_of
 
 from .disk import files_no_longer_than
 
@@ -64,7 +64,7 @@ def words(*spans: tuple[str, str], usage: Usage, answer: str = "", **more: Any) 
 def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> None:
     if not path_of("tersely-tiny-small").is_dir():
         pytest.skip("the embedded model is not there yet")
-    from tersely.controller.engines.transformers import load_engine
+    from tersely.controller.engines.transformers.engine import load_engine
 
     engine = load_engine("tersely-tiny-small")
     question = "Compute (48 + 27) - 36."

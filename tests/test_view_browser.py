@@ -12,7 +12,7 @@ import pytest
 from tersely.controller.trace import Decision, Usage
 from tersely.evaluation.view.page import page
 from tersely.evaluation.view.record import Record, Run, Segment, Token
-from tersely.writing import write
+from tersely.io import write
 
 from .browser import LEAST_CONTRAST, Browser, focused, needs_browser, tab_to
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.pretrained import path_of
 from tersely.controller.trace import Usage
 from tersely.evaluation.view.files import append, read
 from tersely.evaluation.view.page import page
 from tersely.evaluation.view.record import Record, Segment
+from tersely.models import path_of
 
 from .commands import refused
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tersely.controller.engines.base import Sampling
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import Options, with_seed
 from tersely.controller.trace import Generation
-from tersely.evaluation.answering import SessionAnswers
+from tersely.controller.types import Sampling
+from tersely.evaluation.runner import SessionAnswers
 from tersely.evaluation.tasks.questions import load
 
 if TYPE_CHECKING:
-    from tersely.controller.engines.vllm.engine import VllmEngine
+    from tersely.controller.vllm.engine import VllmEngine
 
 pytestmark = pytest.mark.vllm
 

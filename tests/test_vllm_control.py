@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from tersely.controller.engines.base import KEEP, Directive, Request, Sampling, Seen
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import Options, with_seed
 from tersely.controller.policies.readiness import ReadinessExit
 from tersely.controller.session import Session
-from tersely.controller.stream import Event
+from tersely.controller.streaming import Event
 from tersely.controller.trace import Generation
+from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen
 from tersely.errors import CapabilityError
 from tersely.evaluation.tasks.questions import load
-from tersely.probes.choice import TierProbe, TierTable
 from tersely.probes.features import FEATURES
+from tersely.probes.io import save_tier_probe
 from tersely.probes.readiness import HOPEFUL, READY
 from tersely.probes.rule import Evidence, StopRule
-from tersely.probes.stored import save_tier_probe
+from tersely.probes.tier_selector import TierProbe, TierTable
 
 from .planted_records import linear
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from vllm import LLM
 
-    from tersely.controller.engines.vllm.engine import VllmEngine
+    from tersely.controller.vllm.engine import VllmEngine
 
 pytestmark = pytest.mark.vllm
 
@@ -68,7 +68,7 @@ def test_greedy_decisions_are_those_of_the_transformers_engine(
 def test_decisions_are_the_same_where_prompts_come_in_chunks_and_rows_are_preempted(
     ours: TransformersEngine, start_vllm: Callable[..., LLM]
 ) -> None:
-    from tersely.controller.engines.vllm.engine import PROCESSOR, VllmEngine
+    from tersely.controller.vllm.engine import PROCESSOR, VllmEngine
 
     crowded = start_vllm(
         "tersely-tiny-small",
@@ -184,7 +184,7 @@ def test_a_wrong_control_is_refused_before_the_request_is_admitted(vllm_llm: LLM
 def test_a_mistake_of_ours_ends_control_and_nothing_else(
     vllm_llm: LLM, vllm_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tersely.controller.engines.vllm.driven import Driven
+    from tersely.controller.vllm.request_controller import Driven
 
     plain = raw(vllm_llm, [None, None])
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tersely.controller.pretrained import NAMES, path_of
-from tersely.evaluation.tasks.problems import stream
+from tersely.evaluation.tasks.toy_problems import stream
+from tersely.models import NAMES, path_of
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tersely.controller.pretrained import path_of
 from tersely.errors import CapabilityError
+from tersely.models import path_of
 
 pytestmark = [
     pytest.mark.vllm,
@@ -64,8 +64,8 @@ def test_both_loaders_take_the_class() -> None:
     from vllm.v1.sample.logits_processor import _load_logitsprocs_by_fqcns
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
 
-    from tersely.controller.engines.vllm.engine import PROCESSOR
-    from tersely.controller.engines.vllm.processor import Processor
+    from tersely.controller.vllm.engine import PROCESSOR
+    from tersely.controller.vllm.logits_processor import Processor
 
     assert _load_logitsprocs_by_fqcns([PROCESSOR]) == [Processor]
     assert _load_v2_logitsprocs_by_fqcns([PROCESSOR]) == [Processor]
@@ -80,7 +80,7 @@ def test_installing_tersely_registers_no_control_with_vllm() -> None:
 
 
 def test_speculative_decoding_is_refused() -> None:
-    from tersely.controller.engines.vllm.processor import Processor
+    from tersely.controller.vllm.logits_processor import Processor
 
     with pytest.raises(CapabilityError, match="without a speculative_config"):
         Processor(config(speculative_config=object()), torch.device("cpu"), False)
@@ -111,7 +111,7 @@ def prompt_ids() -> tuple[Any, list[int]]:
 def test_the_second_runner_gets_the_same_forcing() -> None:
     from vllm import SamplingParams
 
-    from tersely.controller.engines.vllm.processor import Processor
+    from tersely.controller.vllm.logits_processor import Processor
 
     tokenizer, prompt = prompt_ids()
     slots = Slots(4, 512)
@@ -133,7 +133,7 @@ def test_the_second_runner_gets_the_same_forcing() -> None:
 def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -> None:
     from vllm import SamplingParams
 
-    from tersely.controller.engines.vllm.processor import Processor
+    from tersely.controller.vllm.logits_processor import Processor
 
     tokenizer, prompt = prompt_ids()
     params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}, "thinking": 40}})
@@ -156,7 +156,7 @@ def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -
 def test_a_default_holds_for_requests_that_ask_for_nothing() -> None:
     from vllm import SamplingParams
 
-    from tersely.controller.engines.vllm.processor import Processor
+    from tersely.controller.vllm.logits_processor import Processor
 
     processor = Processor(config(additional_config={"tersely": {"default": "budget"}}), Slots(2, 64))
     assert processor.add_request(0, SamplingParams(max_tokens=200)) is True

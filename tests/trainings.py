@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tersely.controller.engines.transformers import load_engine
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Recipe, checked
 from tersely.training.methods import method
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
-from tersely.training.running import Running
 from tersely.training.sampling import Sampler
 from tersely.training.trainer import AdaptiveTrainer
+from tersely.training.training_run import Running
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},

@@ -10,15 +10,15 @@ import pytest
 
 import tersely
 from tersely.controller.budgets import Budget
-from tersely.controller.core import Controller
-from tersely.controller.engines.base import KEEP, Directive, Sampling, Seen, Signals, State
-from tersely.controller.engines.transformers import TransformersEngine, load_engine
-from tersely.controller.markers import Markers
+from tersely.controller.controller import Controller
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text import Codec
+from tersely.controller.text.markers import Markers
+from tersely.controller.text.tokenizer_adapter import Codec
 from tersely.controller.trace import Generation
-from tersely.controller.trial import TrialAnswer
+from tersely.controller.trial_answers import TrialAnswer
+from tersely.controller.types import KEEP, Directive, Sampling, Seen, Signals, State
 
 GREEDY = Sampling(temperature=0)
 MARKERS = Markers("<think>", "</think>")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from tersely.controller.pretrained import path_of
+from tersely.models import path_of
 
 NAME, KEY = "tiny", "sesame"
 START, STOP = 300.0, 30.0

@@ -1,1 +1,1 @@
-"""Recipes that train models: the embedded pair today."""
+"""Fine-tuning for adaptive thinking with TRL, and the toy models."""

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ..errors import TerselyError
-from ..writing import append_line, write
+from ..io import append_line, write
 from .config import Alarm
 from .sampling import DivergedError
 

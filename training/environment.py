@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..controller.toolcalls import Call
+from ..controller.text.tool_calls import Call
 from ..evaluation.agents.tasks import KINDS, Task, tasks
 from ..evaluation.agents.tools import ToolError, carry_out
 from .config import Data

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from ..controller.engines.base import Request
-from ..controller.toolcalls import OPEN, read_calls
+from ..controller.text.tool_calls import OPEN, read_calls
+from ..controller.types import Request
 from ..errors import PromptError
-from ..evaluation.answering import batch_seed
+from ..evaluation.runner import batch_seed
 from .environment import Environment
 from .rewards.base import AGENTIC
 from .rollouts import GroupRollouts

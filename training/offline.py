@@ -10,13 +10,13 @@ from torch import Tensor, tensor
 
 from .adapters import adapter
 from .config import Recipe
-from .heads import Heads
-from .libraries import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from .pairs import Pair
-from .running import Running, accumulated, common_arguments
+from .research.heads import Heads
 from .saving import Finish
 from .traces import Trace
 from .trainer import check_finite
+from .training_run import Running, accumulated, common_arguments
+from .trl_compat import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 LEARNT, OBJECTIVE = "learnt", "objective"
 """Columns of pairs: which tokens of both count, and the head that they are for."""

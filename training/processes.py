@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import TerselyError
-from ..evaluation.bench.journal import Journal
+from ..evaluation.bench.checkpoint_log import Journal
 from .config import RecipeError
 
 T = TypeVar("T")

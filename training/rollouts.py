@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..evaluation.answering import batch_seed
+from ..evaluation.runner import batch_seed
 from .sampling import FREE, Ask, Rollout, Sampler
 
 FIELDS = (
@@ -27,7 +27,7 @@ class GroupRollouts:
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """See TRL's `RolloutFunc`."""
-        from .libraries import unwrap_model_for_generation
+        from .trl_compat import unwrap_model_for_generation
 
         first = trainer.accelerator.process_index * len(prompts)
         asks = [

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .config import read_recipe
-from .folder import holds_training, open_folder
 from .methods import method
 from .processes import is_first, leave, of_first
-from .running import Running
+from .run_dir import holds_training, open_folder
+from .training_run import Running
 
 
 def told(line: str) -> None:

@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from ..controller.budgets import canonical_effort
-from ..controller.engines.base import Completion, Request, Sampling
-from ..controller.engines.transformers import TransformersEngine
-from ..controller.making import Prepared
-from ..controller.markers import Markers
-from ..controller.parts import split_output
+from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.prompts import Prompt
+from ..controller.request_builder import Prepared
 from ..controller.session import Session
-from ..controller.toolcalls import Tool
+from ..controller.text.markers import Markers
+from ..controller.text.split_output import split_output
+from ..controller.text.tool_calls import Tool
+from ..controller.types import Completion, Request, Sampling
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
-from ..evaluation.answering import batch_seed
+from ..evaluation.runner import batch_seed
 from .config import Rollouts
 from .options import options_of
 from .rewards.base import NO_THINK, THINK
 
 if TYPE_CHECKING:
-    from .writers import VllmWriter
+    from .vllm_sampler import VllmWriter
 
 FREE = "free"
 """A completion that begins as the model likes; the others are begun in a mode, with a call as with thinking."""
@@ -126,7 +126,7 @@ class Sampler:
         if self.settings.engine == "transformers":
             return self.engine.generate(requests, sampling)
         if self._writer is None:
-            from .writers import VllmWriter
+            from .vllm_sampler import VllmWriter
 
             self._writer = VllmWriter(self.engine, self.settings.batch, self.settings.vllm)
         return self._writer.generate(self.engine.model, requests, sampling)

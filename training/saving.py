@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..writing import WriteError, whole_folder
+from ..io import WriteError, whole_folder
 from .config import Lora
 
 Finish = Callable[[Any, Path], None]

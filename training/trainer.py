@@ -13,9 +13,9 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from .libraries import GRPOTrainer
 from .sampling import DivergedError
 from .statistics import statistics
+from .trl_compat import GRPOTrainer
 
 Credit = Literal["group", "reward", "tokens"]
 """What advantages are: rewards against their group, rewards as they are, or the returns of each token."""

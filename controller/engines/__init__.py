@@ -1,1 +1,1 @@
-"""Running models behind one contract (`base.py`)."""
+"""Running models behind one contract, `controller.types.Engine`."""

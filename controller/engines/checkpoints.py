@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError, OptionError, did_you_mean
-from ..pretrained import NAMES, path_of
+from ...models import NAMES, path_of
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT = 5.0  # seconds

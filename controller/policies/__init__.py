@@ -13,19 +13,19 @@ from .base import Policy
 POLICIES = {
     "budget": "budget:BudgetForcing",
     "convergence": "convergence:Convergence",
-    "correct": "correct:Correction",
+    "correct": "draft_review:Correction",
     "escalate": "escalate:Escalate",
-    "exit": "exit:Exit",
-    "grade": "correct:Grading",
+    "exit": "auto_exit:Exit",
+    "grade": "draft_review:Grading",
     "hint": "hint:ConciseHint",
-    "plan": "plan:PlanAndBudget",
+    "plan": "research.plan:PlanAndBudget",
     "readiness": "readiness:Readiness",
     "reconsider": "reconsider:Reconsider",
-    "reflect": "reflect:SpeculativeThinking",
+    "reflect": "speculative_thinking:SpeculativeThinking",
     "repetition": "repetition:Repetition",
-    "shortcut": "shortcut:DepthShortcut",
-    "steer": "steer:Steer",
-    "trim": "trim:TrimR",
+    "shortcut": "research.shortcut:DepthShortcut",
+    "steer": "research.steer:Steer",
+    "trim": "trimr:TrimR",
 }
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ...errors import CapabilityError
 from ..budgets import Budget
-from ..engines.base import Seen, State
-from ..outside.questions import NOTHING_ASKED, Question, Review, Ticket
-from ..thoughts import Thinking
+from ..text.thoughts import Thinking
+from ..types import Seen, State
+from ..verification import NOTHING_ASKED, Question, Review, Ticket
 
 if TYPE_CHECKING:
-    from ..trial import TrialAnswer
+    from ..trial_answers import TrialAnswer
 
 Boundary = Literal["token", "sentence", "thought", "close"]
 RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}

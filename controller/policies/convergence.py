@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..answers import stated
+from ..text.answers import stated
 from .base import Close, View, Wait, Watching
 
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 from ...errors import OptionError
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
-from ..engines.base import Engine
-from ..readings import Readings
+from ..thought_features import Readings
+from ..types import Engine
 from .base import Delegate, Policy, View, Wait, Watching
 
 
@@ -80,7 +80,7 @@ class Escalate:
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probing import stop_rule
+        from ..probe_registry import stop_rule
 
         stored = stop_rule(engine, self.probes, trials=False)
         return HandOver(

@@ -8,7 +8,7 @@ from itertools import count, takewhile
 from typing import Any, ClassVar
 
 from ...errors import OptionError
-from ..markers import KNOWN
+from ..text.markers import KNOWN
 from .base import PARAGRAPH, Inject, View, Wait, Watching
 
 HINT_TOKEN = "<|hint_{}|>"

@@ -12,9 +12,9 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
-from ..drifting import Drift
-from ..engines.base import Engine
-from ..readings import Readings
+from ..drift import Drift
+from ..thought_features import Readings
+from ..types import Engine
 from .base import Close, Policy, Trial, View, Wait, Watching
 
 
@@ -90,7 +90,7 @@ class Readiness:
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probing import stop_rule
+        from ..probe_registry import stop_rule
 
         stored = stop_rule(engine, self.probes, self.trials)
         threshold = stored.threshold if self.threshold is None else self.threshold

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
-from ..engines.base import Engine
-from ..readings import Readings
+from ..thought_features import Readings
+from ..types import Engine
 from .base import Inject, Policy, View, Wait, Watching
 
 
@@ -65,7 +65,7 @@ class Reconsider:
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probing import stop_rule
+        from ..probe_registry import stop_rule
 
         stored = stop_rule(engine, self.probes, trials=False)
         return ThinkOn(stored.rule, stored.layer, self.threshold, self.limit, self.cue, stored.learned_from)

@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.records import UNKNOWN
-from ..engines.base import Signals, State
-from ..readings import Readings
-from ..trial import TrialAnswer
+from ..thought_features import Readings
+from ..trial_answers import TrialAnswer
+from ..types import Signals, State
 from .base import Trial, View, Wait, Watching
 
 

@@ -15,17 +15,17 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from .auth_middleware import Guard
 from .chat import ChatRequest
-from .desk import Desk
-from .guard import Guard
+from .chat_responses import ChatReply
+from .completion_service import Desk
+from .errors import RequestError, of_validation, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import ERRORS, JSON_OR_EVENTS, METRICS
-from .refusals import RequestError, of_validation, unknown_model
-from .replies import ChatReply
-from .response_replies import ResponseReply
-from .responses import ResponsesRequest
+from .pending_response import Backend
+from .responses_schema import ResponsesRequest
+from .responses_stream import ResponseReply
 from .settings import Settings
-from .tickets import Backend
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from .fields import (
+from .schemas import (
     EXAMPLE,
     Asked,
     Body,

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from ...errors import CapabilityError, OptionError
 from ..budgets import canonical_effort
-from ..config import load_config
-from ..markers import parse_markers
 from ..options import Options
 from ..policies import make_policies
+from ..text.markers import parse_markers
+from ..tuned_config import load_config
 from . import options as o
-from .efforts import OURS, caps_of
-from .listening import LOCAL, listener, warning, where
+from .batch_worker import Worker
+from .effort_budgets import OURS, caps_of
 from .loading import Thinking, session_of, warm_up
 from .metrics import Metrics
 from .settings import Limits, Settings
-from .worker import Worker
+from .sockets import LOCAL, listener, warning, where
 
 _DEFAULT, _LIMITS = Options(), Limits()
 
@@ -116,7 +116,7 @@ def _run(
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
     with listener(*address) as bound:
-        from ..engines.transformers import load_engine
+        from ..engines.transformers.engine import load_engine
 
         metrics = Metrics()
         session = session_of(load_engine(model[0], grouped=model[1]), thinking, *others)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..engines.base import Engine
-from ..faces import as_helper, as_verifier
-from ..markers import Markers
+from ..api import as_helper, as_verifier
 from ..options import Options
 from ..session import Session
+from ..text.markers import Markers
+from ..types import Engine
 
 _NO_MARKERS = Markers("<think>", "</think>", "none")
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import uvicorn
 
-from .listening import unbound
-from .tickets import Backend
+from .pending_response import Backend
+from .sockets import unbound
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE = 75

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..options import Options
-from .efforts import CAPS
+from .effort_budgets import CAPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import typer
 from ...errors import OptionError
 from . import options as o
 from .cli import caps_from, name_of
-from .listening import LOCAL
 from .settings import Limits
+from .sockets import LOCAL
 from .vllm_translation import default_control
 
 _LIMITS = Limits()

@@ -11,13 +11,13 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..engines.vllm.control import read_control
-from ..engines.vllm.traces import Traces
 from ..trace import Generation, Usage
-from .efforts import CAPS
-from .guard import App, Guard, Receive, Scope, Send, answer
+from ..vllm.request_control import read_control
+from ..vllm.trace_channel import Traces
+from .auth_middleware import App, Guard, Receive, Scope, Send, answer
+from .effort_budgets import CAPS
+from .errors import RequestError
 from .metrics import Metrics
-from .refusals import RequestError
 from .settings import Limits, Settings
 from .vllm_replies import Reply, Rewriter, Traced
 from .vllm_translation import PATHS, Translated, translate

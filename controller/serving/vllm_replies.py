@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ..trace import Decision
-from .guard import Send
+from .auth_middleware import Send
 from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Translated
 
 Traced = Mapping[int, tuple[Decision, ...]]

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import CapabilityError, OptionError
 from ..engines.checkpoints import locate
-from ..engines.vllm.control import Control
-from ..engines.vllm.engine import PROCESSOR
-from ..engines.vllm.traces import PLACE
-from .listening import LOCAL, listener, warning, where
+from ..vllm.engine import PROCESSOR
+from ..vllm.request_control import Control
+from ..vllm.trace_channel import PLACE
+from .sockets import LOCAL, listener, warning, where
 from .vllm_middleware import VARIABLE
 
 _MIDDLEWARE = f"{__package__}.vllm_middleware.Middleware"
@@ -85,7 +85,7 @@ def _parser(checkpoint: str) -> list[str]:
     """The reasoning parser for a model's markers, without which vLLM does not tell thinking from answer."""
     from transformers import AutoTokenizer
 
-    from ..markers import find_markers
+    from ..text.markers import find_markers
 
     found = find_markers(AutoTokenizer.from_pretrained(checkpoint))
     return ["--reasoning-parser", _PARSERS[found.open]] if found.open in _PARSERS else []

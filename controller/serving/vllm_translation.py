@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import OptionError, TerselyError, unknown
 from ..budgets import canonical_effort
-from ..engines.vllm.control import KEY, Control, read_control
+from ..vllm.request_control import KEY, Control, read_control
 from .chat import ChatRequest
-from .efforts import EFFORT_NAMES, OURS, reserve_of
-from .fields import TerselyField, Thinking
-from .refusals import RequestError, of_validation
+from .effort_budgets import EFFORT_NAMES, OURS, reserve_of
+from .errors import RequestError, of_validation
+from .schemas import TerselyField, Thinking
 
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = (
     "/v1/chat/completions",

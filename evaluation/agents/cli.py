@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import OptionError
-from ...writing import check_writable, write
-from ..numbers import names_of, parts_of
+from ...io import check_writable, write
+from ..cli_parsing import names_of, parts_of
 
 DEFAULT_ARMS = "always-think,agentic"
 
@@ -94,8 +94,8 @@ def _model(model: str, url: str | None, preset: str, max_tokens: int, seed: int)
 
         settings: Any = {"model": model, "base_url": url, "max_tokens": max_tokens, "seed": seed}
         return ChatOpenAI(**settings, api_key=lambda: _key()), None
-    from ...controller.agents.answering import shared_engine
-    from ...controller.agents.chat import ChatTersely
+    from ...controller.integrations.langchain.chat_model import ChatTersely
+    from ...controller.integrations.langchain.runner import shared_engine
     from ...controller.session import Session
 
     session = Session(shared_engine(model))
@@ -109,6 +109,6 @@ def _key() -> str:
 
 
 def _router(session: Any, folder: Path | None) -> Callable[..., str]:
-    from ...controller.agents.routing import ModeRouter
+    from ...controller.integrations.langchain.mode_router import ModeRouter
 
     return ModeRouter(session, None if folder is None else str(folder))

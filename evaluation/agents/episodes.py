@@ -11,8 +11,8 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.errors import GraphRecursionError
 
-from ...controller.agents.limits import read_and_written
-from ..economics.scores import Search, duplicate_rate
+from ...controller.integrations.langchain.limits import read_and_written
+from ..economics.e3_score import Search, duplicate_rate
 from .tasks import Task
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...controller.agents.modes import MODES
-from ...controller.agents.routing import LAYER, states_of
+from ...controller.integrations.langchain.mode_middleware import MODES
+from ...controller.integrations.langchain.mode_router import LAYER, states_of
 from ...controller.session import Session
 from ...errors import OptionError
 from ...probes.difficulty import tier_labels
 from ...probes.estimator import ProbeClassifier
-from ...probes.mode import ModeProbe
+from ...probes.mode_probe import ModeProbe
 from .episodes import Episode
 from .tasks import Task
 

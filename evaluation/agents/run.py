@@ -10,9 +10,9 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from ...controller.agents.modes import MODES, Router
+from ...controller.integrations.langchain.mode_middleware import MODES, Router
 from ...errors import OptionError
-from ..bench.journal import Journal
+from ..bench.checkpoint_log import Journal
 from .arms import agents_of
 from .episodes import Episode, play
 from .tasks import FORM, KINDS, Task, tasks

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from ...controller.answers import boxed, normalise
-from ...controller.pretrained import NAMES
+from ...controller.text.answers import boxed, normalise
 from ...errors import unknown
-from ..tasks.problems import SPLITS, split_of, stream
+from ...models import NAMES
+from ..tasks.toy_problems import SPLITS, split_of, stream
 from .world import World, build
 
 Call = tuple[str, str]  # a tool and its argument

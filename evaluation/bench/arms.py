@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...controller.config import Config
 from ...controller.options import Options
 from ...controller.policies import POLICIES, PRESETS
+from ...controller.tuned_config import Config
 from ...errors import OptionError, unknown
 
 BASELINE = "full"

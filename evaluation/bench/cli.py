@@ -13,27 +13,27 @@ from typing import Annotated, Any
 
 import typer
 
+from ...controller.api import as_verifier
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.config import read_config
-from ...controller.faces import as_verifier
+from ...controller.helpers.engine_helper import EngineHelper
 from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
-from ...controller.outside.helper import EngineHelper
 from ...controller.policies import make_policies
 from ...controller.session import Session
+from ...controller.tuned_config import read_config
 from ...errors import OptionError, unknown
-from ...writing import check_writable, write
-from ..answering import ENGINES, load_answerer
+from ...io import check_writable, write
 from ..economics.prices import load_prices
+from ..runner import ENGINES, load_answerer
 from ..tasks.equality import AnswerChecker
-from ..tasks.problems import SPLITS
 from ..tasks.questions import TINY, Question, load_all
+from ..tasks.toy_problems import SPLITS
 from .arms import Arm, make_arms
-from .checks import check_disjoint, check_unseen
-from .economy import Economy, load_economy
-from .journal import Journal
+from .checkpoint_log import Journal
+from .costs import Economy, load_economy
+from .fairness import check_disjoint, check_unseen
 from .progress import shown, work
+from .records import Records, row_dicts
 from .result import Plan, measure, origin
-from .rows import Records, row_dicts
 from .run import Bench
 from .verdict import EXIT_CODES
 

@@ -15,8 +15,8 @@ from ..stats import (
     studentized_bootstrap,
     upper_bound,
 )
-from .checks import check_comparable
-from .rows import KINDS, OVERHEADS, Records, Row
+from .fairness import check_comparable
+from .records import KINDS, OVERHEADS, Records, Row
 from .verdict import judge
 
 

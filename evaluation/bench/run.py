@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...controller.options import with_seed
-from ..answering import Answerer, batch_seed, batches
+from ..runner import Answerer, batch_seed, batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
 from .arms import Arm
-from .journal import Journal
-from .rows import Records, Row, Weights, as_row
+from .checkpoint_log import Journal
+from .records import Records, Row, Weights, as_row
 
 Advance = Callable[[str, int], None]
 """Called as `advance(what, rows)` after each batch."""

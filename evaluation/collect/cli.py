@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...controller.budgets import EFFORTS
-from ..numbers import names_of, numbers_of
+from ..cli_parsing import names_of, numbers_of
 
 
 def collect(

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...controller.answers import boxed_or_last, normalise
 from ...controller.budgets import fit_budget
 from ...controller.effort import look_at, renderings
-from ...controller.engines.base import KEEP, Directive, Request, Sampling, Seen, State
 from ...controller.options import Options, with_seed
 from ...controller.policies.record import Boundary, Numbers, Record, mean_entropy
 from ...controller.session import Session
+from ...controller.text.answers import boxed_or_last, normalise
 from ...controller.trace import Generation
+from ...controller.types import KEEP, Directive, Request, Sampling, Seen, State
 from ...probes.records import UNKNOWN, Array, Rows
-from ..answering import batch_seed
+from ..runner import batch_seed
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question, hash_of
 

@@ -9,8 +9,8 @@ from random import Random
 from ...controller.session import Session
 from ...probes.features import FEATURES
 from ...probes.records import Store
-from ..answering import batches
 from ..progress import shown
+from ..runner import batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import load
 from .rollouts import Collector
@@ -35,7 +35,7 @@ class Plan:
 
 def collect_into(folder: Path, plan: Plan) -> str:
     """Collect into a folder; a sentence that says what is there."""
-    from ...controller.engines.transformers import load_engine
+    from ...controller.engines.transformers.engine import load_engine
 
     questions = load(plan.task, plan.split, plan.limit, plan.seed)
     engine = load_engine(plan.model, grouped=True)

@@ -11,10 +11,10 @@ import typer
 
 from ...errors import ModelError, OptionError
 from .devices import MEASURE, Device, check_device, check_given, device_of, given
+from .latency_fit import Runtime, fit, read_timings
+from .model_shape import Shape, load_shape
 from .roofline import STORAGE, Phase, Roofline, bounds, moved_bytes, storage_of
-from .runtime import Runtime, fit, read_timings
-from .shape import Shape, load_shape
-from .steps import foretell
+from .step_time import foretell
 
 
 def roofline(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import OptionError
-from .shape import Shape
+from .model_shape import Shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import unknown
 from .devices import Device
 from .flops import prefill_flops, token_flops
-from .shape import Shape
+from .model_shape import Shape
 
 
 @dataclass(frozen=True, slots=True)

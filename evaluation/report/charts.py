@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .axes import Frame, Scale, grouped, hundredfold, linear_ticks, named
+from .formatting import counted, number, percent, plain, tokens
 from .labels import Box, Label, along, place, short, width_of
 from .result import Arm, Cell, Result, levels
 from .scene import Dot, Item, Line, Point, Role, Scene, Text
-from .words import counted, number, percent, plain, tokens
 
 
 @dataclass(frozen=True, slots=True)

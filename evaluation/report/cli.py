@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
-from ...writing import WriteError, write
+from ...io import WriteError, write
 from . import charts, csvs, png
+from .formatting import counted
 from .page import page, title
 from .result import Result, read
-from .words import counted
 
 _PICTURES = {"pareto": charts.pareto, "levels": charts.by_level, "calibration": charts.calibration}
 

@@ -15,7 +15,8 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import charts, tables, words
+from . import charts, tables
+from . import formatting as words
 from .result import Result, levels
 from .scene import Scene
 from .svg import svg

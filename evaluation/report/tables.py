@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .charts import role_of
+from .formatting import counted, p_value, percent, plain, points, prefixed, signed, significant, span, tokens
 from .result import OVERHEADS, Arm, Cell, Result, levels, tiers
-from .words import counted, p_value, percent, plain, points, prefixed, signed, significant, span, tokens
 
 THOUSAND = 1000.0  # questions that prices are given for: those of one are too small to read
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from ...controller.answers import boxed, normalise
+from ...controller.text.answers import boxed, normalise
 from ...errors import OptionError
-from .deadline import AnswerError, Closing, CrashError, LateError, Worker
 from .questions import Question
+from .sandbox import AnswerError, Closing, CrashError, LateError, Worker
 
 DEADLINE = 5.0
 """Seconds for one comparison; math-verify needs some hundredths."""

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from ...errors import unknown
-from .deadline import HelperError, Worker
-from .problems import SPLITS
 from .questions import GYM, Drawn, Question, TaskError
+from .sandbox import HelperError, Worker
+from .toy_problems import SPLITS
 
 _BLOCK = 50
 """Problems drawn from one seed."""

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...controller.answers import boxed, normalise
+from ...controller.text.answers import boxed, normalise
 from ...errors import TerselyError, unknown
-from ...probes.identity import question_hash
-from .problems import SPLITS, stream
+from ...probes.question_hash import question_hash
+from .toy_problems import SPLITS, stream
 
 TINY = "tiny"
 GYM = "gym:"

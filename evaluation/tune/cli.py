@@ -10,19 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.config import Config
 from ...controller.options import Options
+from ...controller.tuned_config import Config
 from ...errors import OptionError, unknown
-from ...writing import check_writable
-from ..answering import ENGINES, Answerer, load_answerer
+from ...io import check_writable
 from ..bench.arms import BASELINE, Arm
-from ..bench.checks import check_disjoint, check_unseen
-from ..bench.economy import load_economy
-from ..bench.journal import Journal
-from ..bench.rows import Records
+from ..bench.checkpoint_log import Journal
+from ..bench.costs import load_economy
+from ..bench.fairness import check_disjoint, check_unseen
+from ..bench.records import Records
 from ..bench.run import Bench, run_arm
 from ..economics.prices import load_prices
 from ..progress import shown
+from ..runner import ENGINES, Answerer, load_answerer
 from ..stats import Array, question_means
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import GYM, TINY, Question, load
@@ -142,7 +142,7 @@ def _check(objective: str, price: str | None, margin: float, engine: str, out: P
 
 def _has_probes(answerer: Answerer, common: Options) -> bool:
     """Whether learnt policies can be used on this model and engine."""
-    from ...controller.probing import ProbeError
+    from ...controller.probe_registry import ProbeError
 
     session = answerer.session
     if not {"signals", "hidden"} <= session.engine.capabilities:

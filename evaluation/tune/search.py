@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...errors import OptionError
-from ..bench.rows import Records
+from ..bench.records import Records
 from ..bench.verdict import GOOD, judge
 from ..stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from .space import Candidate

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...controller.config import Config
+from ...controller.tuned_config import Config
 from ...errors import OptionError, unknown
 
 _KEYS = ("effort", "policies", "strategy")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ...errors import OptionError
-from ...writing import WriteError, write
+from ...io import WriteError, write
 from .files import read
 from .page import is_page, page
 

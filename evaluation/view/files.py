@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ...controller.trace import Decision, Usage
 from ...errors import TerselyError, did_you_mean
-from ...writing import WriteError, append_line
+from ...io import WriteError, append_line
 from .record import VERSION, Record, Run, Segment, Token
 
 _FIELDS: Mapping[str, list[str]] = {

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from .layout import record_data
 from .record import Record
+from .trace_layout import record_data
 
 SIGN = '<meta name="generator" content="tersely view">'
 """What tells a page of ours from any other file."""

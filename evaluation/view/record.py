@@ -13,9 +13,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ...controller.text import Codec
+from ...controller.text.tokenizer_adapter import Codec
 from ...controller.trace import Decision, Generation, Span, Usage
-from ..reading import final_answer
+from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
 Kind = Literal["kept", "forced", "trimmed", "delegated"]

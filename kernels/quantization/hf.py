@@ -12,7 +12,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..pages import moved
+from ..huge_pages import moved
 from .config import METHOD, read_scheme
 from .linear import W4A8Linear, empty_like, head_of, quantizable, replace
 

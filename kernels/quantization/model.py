@@ -14,8 +14,8 @@ from ...errors import ModelError
 from ..w4a8_layout import Form, pack, pack_bytes, pack_planes
 from .calibration import Inputs, read, watched
 from .checks import check_inputs, check_model
-from .compensation import compensate
 from .config import Scheme, Search
+from .gptq import compensate
 from .hf import W4A8Config, W4A8Quantizer
 from .linear import empty_like, head_of, quantizable, replace, settled
 from .scheme import eight_bits, input_scale, two_grains

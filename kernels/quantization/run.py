@@ -14,15 +14,15 @@ from typing import Any, Protocol
 from safetensors import SafetensorError
 
 from ...errors import ModelError, OptionError
-from ...writing import WriteError, check_new_folder, write
+from ...io import WriteError, check_new_folder, write
 from ..grouped_attention import use_grouped
+from .calibration_text import Text
 from .checks import check_model
 from .config import Scheme, Search
+from .kl_divergence import moved, remembered
+from .layer_checkpoints import Pieces
 from .linear import settled
 from .model import quantize_model
-from .moved import moved, remembered
-from .pieces import Pieces
-from .texts import Text
 
 REPORT = "quantization_report.json"
 

@@ -25,7 +25,7 @@ from vllm.model_executor.parameter import ChannelQuantScaleParameter, PackedvLLM
 from vllm.model_executor.utils import set_weight_attrs
 
 from ...errors import ModelError
-from ..pages import zeros
+from ..huge_pages import zeros
 from ..w4a8 import w4a8_op
 from ..w4a8_layout import TILE, Form
 from .config import KEY_LAYERS, METHOD, Scheme, read_scheme

@@ -22,8 +22,8 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import scalar_types
 
 from ...errors import unknown
+from ..huge_pages import moved
 from ..native import KINDS
-from ..pages import moved
 from ..w4a8 import compiled, w4a8_op
 from ..w4a8_layout import DEEPEST, TILE
 from .int4 import SWITCH, kernel_size, repack, unpack_words

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
 from ..records import UNKNOWN, Records, RecordsError
-from ..risk import Outcomes
+from ..risk_control import Outcomes
 
 Floats = NDArray[np.float64]
 BASE = "normal"

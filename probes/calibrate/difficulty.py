@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ..choice import TierProbe, TierTable
 from ..difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
 from ..estimator import ProbeClassifier
-from .controls import by_length, by_words, quality, unseen_loss
+from ..tier_selector import TierProbe, TierTable
+from .baselines import by_length, by_words, quality, unseen_loss
 from .data import BASE, Questions
 
 Floats = NDArray[np.float64]

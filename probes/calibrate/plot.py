@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CapabilityError, OptionError
-from ...writing import check_writable, write
+from ...io import check_writable, write
 
 KINDS = ("png", "svg")
 

@@ -15,9 +15,9 @@ from ..estimator import ProbeClassifier
 from ..features import trial_features
 from ..readiness import HOPEFUL
 from ..readiness import labels as labels_of
-from ..risk import certify, curve, grid, oracle, resample
+from ..risk_control import certify, curve, grid, oracle, resample
 from ..rule import Evidence, StopRule, Walked, walk_all
-from .controls import quality, unseen_loss
+from .baselines import quality, unseen_loss
 from .data import Boundaries, joined
 
 DRAWS = 200

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..stored import DIFFICULTY, READINESS
+from ..io import DIFFICULTY, READINESS
 
 
 def as_text(report: Mapping[str, Any]) -> str:

@@ -14,12 +14,12 @@ from ...errors import OptionError, unknown
 from ..certificate import needed
 from ..drift import Region
 from ..features import FEATURES
+from ..io import DIFFICULTY, READINESS, preferred, save_stop_rule, save_tier_probe
 from ..records import UNKNOWN, Records, RecordsError, read
 from ..rule import StopRule
-from ..stored import DIFFICULTY, READINESS, preferred, save_stop_rule, save_tier_probe
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, boundaries_of, joined, part_of, questions_of
-from .exits import under_exit
+from .exit_curve import under_exit
 
 FEWEST = 40
 """Questions that a part must have to be learnt from."""

@@ -14,8 +14,21 @@ import typer
 
 from ..errors import TerselyError
 from .doctor import doctor
+from .lazy_commands import (
+    agents,
+    bench,
+    calibrate,
+    collect,
+    quantize,
+    report,
+    roofline,
+    serve,
+    steer,
+    train_app,
+    tune,
+    view,
+)
 from .loading import quieten
-from .mounted import agents, bench, calibrate, collect, quantize, report, roofline, serve, steer, train_app, tune, view
 from .run import run
 from .tasks import tasks
 

@@ -25,7 +25,7 @@ def doctor(
 ) -> None:
     """Check installation, engine and model: versions, markers, off is off, cut and hint happen; exit 1 if one fails."""
     wanted = source(model, engine, markers, think_prompt, base_url, tokenizer)
-    from .checks import Check, examine
+    from .doctor_checks import Check, examine
 
     checks: list[Check] = []
     for check in examine(wanted):

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
-from ..controller.engines.base import Completion, Engine, Request, Sampling, TokenSink
-from ..controller.markers import Markers, parse_markers
 from ..controller.session import Session
+from ..controller.text.markers import Markers, parse_markers
+from ..controller.types import Completion, Engine, Request, Sampling, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
@@ -57,7 +57,7 @@ def source(
 def load(wanted: Source) -> Engine:
     """Load the model; on a terminal a spinner on stderr says so."""
     if wanted.engine == "openai":
-        from ..controller.engines.remote.connect import connect
+        from ..controller.connect import connect
 
         return connect(wanted.base_url or "", wanted.model, wanted.tokenizer)
     model = wanted.model or DEFAULT_MODEL
@@ -66,7 +66,7 @@ def load(wanted: Source) -> Engine:
             return _load_vllm(model)
         from transformers.utils import logging
 
-        from ..controller.engines.transformers import load_engine
+        from ..controller.engines.transformers.engine import load_engine
 
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
             logging.disable_progress_bar()  # transformers may have been imported before `quieten`
@@ -75,7 +75,7 @@ def load(wanted: Source) -> Engine:
 
 def _load_vllm(model: str) -> Engine:
     """Start vLLM; what it says on standard output, where answers belong, goes to standard error."""
-    from ..controller.engines.vllm.engine import load_vllm
+    from ..controller.vllm.engine import load_vllm
 
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")

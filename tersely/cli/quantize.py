@@ -11,8 +11,8 @@ from typing import Annotated
 
 import typer
 
-from ..controller.pretrained import NAMES, path_of
 from ..errors import OptionError, unknown
+from ..models import NAMES, path_of
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -58,10 +58,10 @@ def quantize(
 
     `import tersely.kernels.quantization` before `from_pretrained` lets transformers load the result.
     """
-    from ..evaluation.exam import Exam
+    from ..evaluation.accuracy_check import Exam
+    from ..kernels.quantization.calibration_text import Text
     from ..kernels.quantization.config import Scheme, Search
     from ..kernels.quantization.run import as_text, check_goal, quantize_into
-    from ..kernels.quantization.texts import Text
 
     if scheme not in SCHEMES:
         raise unknown("scheme", scheme, SCHEMES)

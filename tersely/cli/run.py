@@ -10,18 +10,18 @@ from typing import Annotated
 
 import typer
 
+from ..controller.api import as_helper, as_verifier
 from ..controller.budgets import canonical_effort, fit_budget
-from ..controller.config import load_config
-from ..controller.engines.base import Sampling
-from ..controller.faces import as_helper, as_verifier
 from ..controller.options import DEFAULT_MAX_NEW_TOKENS, Options
 from ..controller.policies import make_policies
-from ..controller.text import Codec
+from ..controller.text.tokenizer_adapter import Codec
 from ..controller.trace import Generation
+from ..controller.tuned_config import load_config
+from ..controller.types import Sampling
 from ..errors import OptionError, PromptError
 from . import options as o
 from .loading import Interruptible, Source, load, session_of, source, spinner
-from .show import Presenter, comparison, outcome, untaken, writer
+from .terminal import Presenter, comparison, outcome, untaken, writer
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input (UTF-8).")]
 

@@ -21,8 +21,8 @@ def tasks(
     as_json: Json = False,
 ) -> None:
     """Show sample problems of the embedded tasks with their answers."""
-    from ..evaluation.tasks.problems import KINDS, SPLITS, stream
-    from ..evaluation.tasks.programs import LEVELS
+    from ..evaluation.tasks.toy_problems import KINDS, SPLITS, stream
+    from ..evaluation.tasks.toy_programs import LEVELS
 
     if level is not None and level not in LEVELS:
         raise OptionError(f"unknown level {level}; accepted: {', '.join(map(str, LEVELS))}")

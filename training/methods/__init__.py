@@ -25,4 +25,5 @@ def method(name: str) -> Any:
     """The module of a method; raises OptionError for an unknown one."""
     if name not in METHODS:
         raise unknown("method", name, METHODS)
-    return import_module(f".{name}", __name__)
+    home = "..research." if name in ("mahdpo", "shortcut") else "."
+    return import_module(f"{home}{name}", __name__)

@@ -12,15 +12,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from ..checks import Ground, check
 from ..config import Alarm, Recipe, Section
 from ..data import schedule
+from ..preflight import Ground, check
 from ..reference import reference_shares
 from ..rewards import Correctness, GroupBrevity, NoThinkBonus, ReferenceBaseline
 from ..rewards.base import NO_THINK, THINK, Reward
 from ..rollouts import GroupRollouts
-from ..running import Running
 from ..sampling import Sampler
+from ..training_run import Running
 
 
 class AdaptThink(Section):

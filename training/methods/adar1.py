@@ -14,17 +14,17 @@ from typing import Any
 
 from pydantic import Field
 
-from ...controller.engines.transformers import TransformersEngine, load_engine
-from ..checks import Ground, check, check_effort
+from ...controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..config import Optimiser, Recipe, RecipeError, Section
 from ..memory import Held
 from ..pairs import pairs_of
+from ..preflight import Ground, check, check_effort
 from ..processes import of_first
 from ..rewards import Correctness
-from ..running import Running
 from ..sampling import Sampler
 from ..saving import MODEL, write_model
 from ..traces import Trace, collect, shortest_right
+from ..training_run import Running
 
 
 class AdaR1(Section):

@@ -12,20 +12,20 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from ...controller.engines.transformers import TransformersEngine
+from ...controller.engines.transformers.engine import TransformersEngine
 from ...errors import OptionError
 from ...evaluation.agents.tools import TOLD
-from ..aligning import Align, Alignment
-from ..checks import Ground, check, check_effort
 from ..config import Alarm, Recipe, RecipeError, Section
 from ..data import Row, schedule
 from ..environment import Environment, environment_of, tasks_of
 from ..episodes import Episode, EpisodeRollouts, play
 from ..memory import Held
+from ..preflight import Ground, check, check_effort
+from ..research.mode_alignment import Align, Alignment
 from ..rewards import AdaptiveDiscount, Correctness
 from ..rewards.base import AGENTIC, NO_THINK, THINK
-from ..running import Running
 from ..sampling import FREE, Ask, Sampler
+from ..training_run import Running
 
 
 class Apo(Section):

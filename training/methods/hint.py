@@ -15,14 +15,14 @@ from pydantic import Field
 
 from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import ConciseHint, learnt_hint
-from ..checks import Ground, check
 from ..config import Recipe, RecipeError, Section
 from ..embeddings import add_tokens, blend, check_room, freeze_but
 from ..memory import Held
+from ..preflight import Ground, check
 from ..rewards import Correctness
-from ..running import Running
 from ..sampling import Sampler
 from ..traces import Trace, collect, rewritten, shortest_right
+from ..training_run import Running
 
 POLICY = "hint"
 

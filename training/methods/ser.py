@@ -9,15 +9,15 @@ from collections.abc import Callable
 
 from pydantic import Field
 
-from ..checks import Ground, check
 from ..config import AlwaysThinks, Recipe, RecipeError, Section
 from ..data import schedule
 from ..memory import Held
+from ..preflight import Ground, check
 from ..rewards import Correctness, GroupBrevity, HintBudget, TierAdherence
 from ..rewards.base import Reward
 from ..rollouts import GroupRollouts
-from ..running import Running
 from ..sampling import FREE, Sampler
+from ..training_run import Running
 
 
 class Ser(Section):

@@ -11,12 +11,12 @@ from statistics import fmean
 
 from pydantic import Field
 
-from ..checks import Ground, check, check_effort
 from ..config import Recipe, RecipeError, Section
+from ..preflight import Ground, check, check_effort
 from ..rewards import Correctness
-from ..running import Running
 from ..sampling import Sampler
 from ..traces import collect, imitated, shortest_right
+from ..training_run import Running
 
 
 class Sft(Section):

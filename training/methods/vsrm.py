@@ -15,21 +15,21 @@ from typing import Any
 
 from pydantic import Field
 
-from ...controller.engines.base import Request, Sampling
-from ...evaluation.answering import batch_seed
-from ...evaluation.reading import tokens_until
-from ...writing import write
-from ..checks import Ground, check
+from ...controller.types import Request, Sampling
+from ...evaluation.runner import batch_seed
+from ...evaluation.trace_analysis import tokens_until
+from ...io import write
 from ..config import AlwaysThinks, Recipe, Section
 from ..data import schedule
 from ..memory import ALONE, Held
+from ..preflight import Ground, check
 from ..processes import of_first
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
 from ..rewards.stepwise import FLOOR, LOOK_AHEAD, SPACING, cuts, settled_at, step_rewards
 from ..rollouts import GroupRollouts
-from ..running import Running
 from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
+from ..training_run import Running
 
 
 class Vsrm(Section):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...controller.answers import boxed_or_last
-from ...evaluation.tasks.deadline import Closing
+from ...controller.text.answers import boxed_or_last
 from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
 from ...evaluation.tasks.questions import Drawn, Question
+from ...evaluation.tasks.sandbox import Closing
 from .base import Reward, answer_part, gold_text, needed, text_of
 
 

@@ -1,0 +1,1 @@
+../../tersely/io.py

@@ -1,1 +1,0 @@
-../../tersely/writing.py

@@ -1,1 +1,0 @@
-"""Agents: a LangChain chat model, and middleware that spends thinking where a step needs it."""

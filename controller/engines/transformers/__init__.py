@@ -1,0 +1,1 @@
+"""The transformers engine: a model and its tokenizer in this process."""

@@ -1,0 +1,289 @@
+"""Runs the model one step at a time and keeps its cache, mask and positions. Knows nothing of why a token is fed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
+from transformers.cache_utils import DynamicLayer
+
+from ....kernels.grouped_attention import NAME as GROUPED
+from .kv_cache import GrowingLayer, let_grow
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""The keyword for the cache in newer and in older transformers."""
+
+# Inputs that only the model's own preparation knows how to carry from step to step.
+_OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
+_MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
+_MIN_WASTE = 32
+_BY_ROW = ("attention_mask", "position_ids")
+"""Inputs that have a line for each row."""
+
+
+def cache_of(values: Any) -> tuple[str | None, Any]:
+    """Return the name and value of the cache among keyword arguments or model outputs."""
+    for name in CACHE_NAMES:
+        if values.get(name) is not None:
+            return name, values[name]
+    return None, None
+
+
+class OwnStepper:
+    """Prepares each step by the model's own methods: right for any decoder, one token per row and step."""
+
+    ragged = False
+
+    def __init__(self, model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+        self.model = model
+        self.config = config
+        self.kwargs = kwargs
+        compiled = model._valid_auto_compile_criteria(kwargs, config)
+        self.forward = model.get_compiled_call(config.compile_config) if compiled else model
+
+    def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
+        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary]; shares nothing."""
+        outputs = self.model._prefill(ids, self.config, self.kwargs)
+        return self._took(outputs)
+
+    def step(self, tokens: Tensor, ids: Tensor | None) -> Tensor:
+        """Feed tokens [rows, 1], the last column of ids [rows, length], and return the logits [rows, vocabulary]."""
+        length = 1 if self.kwargs.get("use_cache") else None
+        inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=length, **self.kwargs)
+        return self._took(self.forward(**inputs, return_dict=True))
+
+    def freeze(self, done: Tensor) -> None:
+        """Leave rows that have ended as they are; the model's own preparation counts positions by itself."""
+
+    def _took(self, outputs: Any) -> Tensor:
+        self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs, is_encoder_decoder=False)
+        logits: Tensor = outputs.logits
+        return logits[:, -1]
+
+    @property
+    def cache(self) -> Any:
+        """The model's cache, or None."""
+        return cache_of(self.kwargs)[1]
+
+
+class PlainStepper:
+    """Builds the inputs of a standard decoder directly.
+
+    On full attention (`ragged`) rows may be fed different numbers of tokens at once: a shorter row gets holes on the
+    left of the chunk, which are masked for ever and use up no position.
+    """
+
+    def __init__(self, model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
+        self.model = model
+        self.config = config
+        self.kwargs = kwargs
+        self.cache: Any = None
+        self.mask: Tensor | None = None  # [rows, capacity], ones where nothing was written yet
+        self.width = 0  # columns in the cache
+        self.positions: Tensor | None = None  # [rows or 1, 1], of the last token fed
+        self.advance: Tensor | int = 1  # [rows, 1], zero for a row that has ended
+        self.inputs: dict[str, Any] = {}
+        self.last = {"logits_to_keep": 1} if "logits_to_keep" in signature(model.forward).parameters else {}
+        self.ragged = False
+        self.holes: list[int] = []
+
+    def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
+        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary].
+
+        share: rows that are equal are read once, and what the model makes of them is copied.
+        """
+        self.rows, self.device = ids.shape[0], ids.device
+        first, kinds = self._distinct(ids) if share else ([], [])
+        shared = len(first) < len(kinds)
+        if shared:
+            lines = {name: self.kwargs[name][first] for name in _BY_ROW if self.kwargs.get(name) is not None}
+            outputs = self.model._prefill(ids[first], self.config, {**self.kwargs, **lines})
+        else:
+            outputs = self.model._prefill(ids, self.config, self.kwargs)
+        logits: Tensor = outputs.logits[:, -1]
+        _, self.cache = cache_of(outputs)
+        if shared:
+            logits = logits[kinds]
+            self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
+        let_grow(self.cache)
+        name, _ = cache_of(self.kwargs)
+        kwargs = {key: value for key, value in self.kwargs.items() if key not in (*CACHE_NAMES, "labels")}
+        mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
+        self.width = self.cache.get_seq_length()
+        if mask is not None:
+            self._write_mask(mask)
+        if positions is not None:
+            self.positions = positions[:, -1:].clone()
+        self.ragged = positions is not None and _is_ragged(self.model, self.cache)
+        self.inputs = {**kwargs, name or CACHE_NAMES[0]: self.cache, "return_dict": True}
+        return logits
+
+    def _distinct(self, ids: Tensor) -> tuple[list[int], list[int]]:
+        """The first of each kind of row, and for each row the number of its kind; nothing where rows have a past."""
+        cache = cache_of(self.kwargs)[1]
+        others = (v for name, v in self.kwargs.items() if name not in _BY_ROW)
+        if cache.get_seq_length() or any(isinstance(value, Tensor) for value in others):
+            return [], []
+        mask = self.kwargs.get("attention_mask")
+        rows = (ids if mask is None else torch.cat([ids, mask], dim=1)).tolist()
+        first: dict[tuple[int, ...], int] = {}
+        kinds = [first.setdefault(tuple(row), index) for index, row in enumerate(rows)]
+        numbers = {index: number for number, index in enumerate(first.values())}
+        return list(numbers), [numbers[kind] for kind in kinds]
+
+    def step(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Feed tokens [rows, 1] and return the logits after them, [rows, vocabulary]; ids are not needed here."""
+        self.width += 1
+        inputs = self.inputs
+        inputs["input_ids"] = tokens
+        if self.positions is not None:
+            self.positions += self.advance
+            inputs["position_ids"] = self.positions
+        if self.mask is not None:
+            if self.width > self.mask.shape[1]:
+                self._write_mask(self.mask)
+            inputs["attention_mask"] = self.mask[:, : self.width]
+        logits: Tensor = self.model(**inputs).logits
+        return logits[:, -1]
+
+    def feed(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Feed each row its own tokens, at least one each, in one forward; return the logits [rows, vocabulary]."""
+        size = max(len(row) for row in rows)
+        empty = [size - len(row) for row in rows]
+        chunk = torch.tensor([[0] * gap + list(row) for gap, row in zip(empty, rows, strict=True)])
+        gaps = torch.tensor(empty, device=self.device)[:, None]
+        columns = torch.arange(size, device=self.device)
+        if any(empty):
+            self._materialize_mask()
+        self._note_holes(empty)
+        self.width += size
+        inputs = {**self.inputs, **self.last, "input_ids": chunk.to(self.device)}
+        assert self.positions is not None  # `ragged` says so
+        # Holes get some position in range; nothing ever attends to them.
+        inputs["position_ids"] = (self.positions + (1 + columns - gaps) * self.advance).clamp_(min=0)
+        self.positions = inputs["position_ids"][:, -1:].clone()
+        if self.mask is not None:
+            if self.width > self.mask.shape[1]:
+                self._write_mask(self.mask)
+            self.mask[:, self.width - size : self.width] = columns >= gaps
+            self._compact(size)
+            inputs["attention_mask"] = self.mask[:, : self.width]
+        logits: Tensor = self.model(**inputs).logits
+        return logits[:, -1]
+
+    def freeze(self, done: Tensor) -> None:
+        """Keep rows that have ended, done [rows], at their last position: one of learned positions could run out."""
+        self.advance = (~done).long()[:, None]
+        if self.positions is not None:
+            self.positions = self.positions.expand(self.rows, 1).clone()
+
+    def keep(self, rows: Tensor) -> None:
+        """Forget all rows but these, given by their numbers, [fewer rows], in rising order."""
+        self.cache.batch_select_indices(rows)
+        self.rows = len(rows)
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+        if self.positions is not None and len(self.positions) > 1:
+            self.positions = self.positions[rows]
+        if isinstance(self.advance, Tensor):
+            self.advance = self.advance[rows]
+        self.holes = [self.holes[row] for row in rows.tolist()] if self.holes else []
+
+    def unfeed(self, row: int, count: int) -> None:
+        """Make the model forget the last `count` tokens fed to a row."""
+        assert self.positions is not None
+        if self.rows == 1 and not any(self.holes):
+            self.cache.crop(-count)
+            self.width -= count
+            self.positions -= count
+            if self.mask is not None:
+                self.mask[:, self.width :] = 1
+            return
+        self._materialize_mask()
+        assert self.mask is not None
+        kept = self.mask[row, : self.width].nonzero().squeeze(1)
+        self.mask[row, kept[-count:]] = 0
+        self.positions = self.positions.expand(self.rows, 1).clone()
+        self.positions[row] -= count
+        self._note_holes([count if other == row else 0 for other in range(self.rows)])
+
+    def _materialize_mask(self) -> None:
+        if self.mask is None:
+            self._write_mask(torch.ones(self.rows, self.width, dtype=torch.long, device=self.device))
+
+    def _write_mask(self, mask: Tensor) -> None:
+        """Copy mask [rows, length] into a larger buffer whose free columns are ones."""
+        length = mask.shape[1]
+        self.mask = mask.new_ones((self.rows, length + max(length, 256)))
+        self.mask[:, :length] = mask
+
+    def _note_holes(self, new: Sequence[int]) -> None:
+        self.holes = [old + more for old, more in zip(self.holes or [0] * self.rows, new, strict=True)]
+
+    def _compact(self, pending: int) -> None:
+        """Squeeze the holes out of the cache once every row has many: attention pays for each column.
+
+        The last `pending` columns are in the mask but not yet in the cache.
+        """
+        waste = min(self.holes)
+        past = self.width - pending
+        if waste < max(_MIN_WASTE, past // 8):
+            return
+        assert self.mask is not None
+        mask = self.mask[:, :past]
+        size = int(mask.sum(1).max())
+        order = mask.argsort(dim=1, stable=True)[:, past - size :]
+        for layer in self.cache.layers:
+            index = order[:, None, :, None].expand(-1, layer.keys.shape[1], -1, layer.keys.shape[-1])
+            layer.keys = layer.keys.gather(2, index)
+            index = order[:, None, :, None].expand(-1, layer.values.shape[1], -1, layer.values.shape[-1])
+            layer.values = layer.values.gather(2, index)
+        self.width = size + pending
+        self._write_mask(torch.cat([mask.gather(1, order), self.mask[:, past : past + pending]], dim=1))
+        self.holes = [0] * self.rows
+
+
+Stepper = OwnStepper | PlainStepper
+
+
+def stepper_for(model: Any, ids: Tensor, config: GenerationConfig, kwargs: dict[str, Any]) -> Stepper:
+    """Choose the direct stepper for a standard decoder with a growing cache, the model's own preparation otherwise."""
+    _, cache = cache_of(kwargs)
+    positions = kwargs.get("position_ids")
+    plain = (
+        _is_standard(model)
+        and type(cache) is DynamicCache
+        and not cache.is_compileable
+        and bool(kwargs.get("use_cache"))
+        and (positions is None or positions.dim() == 2)
+        and not any(kwargs.get(name) is not None for name in _OWN_INPUTS)
+        and model.device == ids.device
+    )
+    return PlainStepper(model, config, kwargs) if plain else OwnStepper(model, config, kwargs)
+
+
+def can_be_ragged(model: Any) -> bool:
+    """Tell whether rows of this model may be fed different numbers of tokens at once, and made to forget some."""
+    takes_positions = "position_ids" in signature(model.forward).parameters
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    return _is_standard(model) and takes_positions and not cache.is_compileable and _is_ragged(model, cache)
+
+
+def _is_standard(model: Any) -> bool:
+    prepare = getattr(model.prepare_inputs_for_generation, "__func__", None)
+    return (
+        prepare is GenerationMixin.prepare_inputs_for_generation
+        and type(model)._update_model_kwargs_for_generation is GenerationMixin._update_model_kwargs_for_generation
+        and not model.is_remote_code()
+    )
+
+
+def _is_ragged(model: Any, cache: Any) -> bool:
+    return (
+        all(type(layer) in (DynamicLayer, GrowingLayer) for layer in cache.layers)
+        and model.config._attn_implementation in _MASKED_ATTENTION
+    )

@@ -1,0 +1,1 @@
+"""Changes of the forward that papers propose: steering and early exit."""

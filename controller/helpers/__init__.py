@@ -1,0 +1,1 @@
+"""Larger models that write or review parts of the thinking."""

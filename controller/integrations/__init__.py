@@ -1,0 +1,1 @@
+"""Adapters for agent and evaluation frameworks, each optional."""

@@ -1,0 +1,1 @@
+"""LangChain: a chat model, and middleware that budgets thinking by agent step."""

@@ -1,0 +1,90 @@
+"""Live traffic in the format of a collection: what would have been decided can be learnt from what was not touched.
+
+Nobody knows the right answers here. A boundary's outcome is whether the answer stated by then is the one that thinking
+on came to. Prompts are kept as hashes alone, for it is other people's text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..probes.features import FEATURES
+from ..probes.question_hash import question_hash
+from ..probes.records import UNKNOWN, Array, Rows, Store
+from .budgets import TIERS
+from .policies.record import Boundary, Listen, Numbers, mean_entropy
+from .prompts import Prompt, as_messages
+from .text.answers import boxed_or_last, normalise
+from .text.markers import Markers
+from .text.tokenizer_adapter import Codec
+from .trace import Generation
+from .types import Engine, State
+
+_LAYERS = (-1,)
+
+
+class LiveRecorder:
+    """Records the batches of a session; `policy` watches one batch, `keep` writes it as one part."""
+
+    def __init__(self, folder: Path, engine: Engine, codec: Codec, markers: Markers) -> None:
+        closing = len(codec.encode(markers.close + markers.after + markers.answering))
+        plan = {
+            "model": engine.name,
+            "fingerprint": engine.fingerprint(),
+            "task": "live",
+            "split": "live",
+            "seed": 0,
+            "tiers": tuple(TIERS),
+            "rollouts": 1,
+            "layers": _LAYERS,
+            "features": FEATURES,
+            "closing": closing,
+        }
+        self.store = Store(folder, plan)
+        self._rows: list[list[Boundary]] = []
+
+    def policy(self) -> Listen:
+        """The policy that watches a batch; it never acts."""
+        self._rows = []
+
+        def begin() -> Callable[[Boundary], None]:
+            self._rows.append([])
+            return self._rows[-1].append
+
+        return Listen(begin, _LAYERS)
+
+    def keep(self, prompts: Sequence[Prompt], done: Sequence[Generation], watched: Sequence[bool]) -> None:
+        """Write what was seen of a batch; watched: which of its rows had a controller."""
+        rollouts, boundaries = Rows("rollouts"), Rows("boundaries")
+        texts = [str(as_messages(prompt)[-1]["content"]) for prompt in prompts]
+        states: list[State] = []
+        seen = iter(self._rows)
+        for index, (one, has_rows) in enumerate(zip(done, watched, strict=True)):
+            ends = next(seen) if has_rows else []
+            final, numbers = normalise(boxed_or_last(one.answer)), Numbers()
+            tier = tuple(TIERS).index(one.tier)
+            spent = one.usage.thinking, one.usage.answer
+            rollouts.add(index, tier, 0, UNKNOWN, *spent, mean_entropy(one.signals), one.finish_reason == "stop")
+            for end in ends:
+                same = int(end.stated == final)
+                boundaries.add(index, end.end, end.features, UNKNOWN, same, numbers.of(end.stated), UNKNOWN, 0.0, 0)
+                states.append(end.states[_LAYERS[0]])
+        layer = _LAYERS[0]
+        width = len(states[0]) if states else 0
+        if not width:
+            return  # nothing was thought
+        columns: dict[str, Array] = {
+            "questions.level": np.full(len(texts), UNKNOWN, np.int64),
+            "questions.words": np.array([len(text.split()) for text in texts], np.int32),
+            # Difficulty is learnt from questions with answers, and where a tier was not chosen yet.
+            f"questions.state.{layer}": np.full((len(texts), width), np.nan, np.float32),
+            **rollouts.columns(),
+            **boundaries.columns(),
+            f"boundaries.state.{layer}": np.array(states, np.float32),
+        }
+        hashes = [question_hash(text) for text in texts]
+        kept = {"hash": hashes, "problem": [""] * len(texts), "kind": [""] * len(texts)}
+        self.store.put(self.store.parts, columns, kept)

@@ -1,0 +1,1 @@
+"""Policies of papers that ordinary use does not need."""

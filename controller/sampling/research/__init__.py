@@ -1,0 +1,1 @@
+"""Aggregation rules of papers that ordinary use does not need."""

@@ -1,0 +1,79 @@
+"""The rows of requests while an engine decodes them: whoever asked is told, and may leave at any token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..cancellation import Ending
+from ..request_builder import Prepared
+from ..session import Session
+from ..text.reasoning_parser import Parting, cut
+from ..text.tool_calls import OPEN
+from ..trace import Decision, Generation
+from ..types import Completion, Request
+from .chat_responses import called
+from .metrics import Metrics
+from .pending_response import Ended, Piece, Ticket
+
+
+class ServedRow(Ending):
+    """Watches one row of a request beside the watcher that it has; implements `engines.base.Concerned`."""
+
+    def __init__(self, ticket: Ticket, number: int, session: Session, row: Prepared, metrics: Metrics) -> None:
+        super().__init__(self._leaves)
+        self.ticket, self.number, self.session, self.row, self.metrics = ticket, number, session, row, metrics
+        self.told = False
+        self._parting: Parting | None = None  # made with the first text: until then the prompt may not be settled
+        wish = ticket.wish
+        self.wants_text = ticket.streams or bool(wish.stops)
+
+    def request(self) -> Request:
+        """The request of the row, watched."""
+        request = self.row.request
+        most = min(request.max_new_tokens, self.ticket.wish.max_tokens)
+        return self.around(replace(request, max_new_tokens=most))
+
+    def ended(self, done: Completion) -> None:
+        """See `Concerned.ended`; whoever asked need not wait for the other rows."""
+        reread = self.row.request.opening is not None and "ragged" not in self.session.engine.capabilities
+        if not reread:  # what that cost is known to the engine alone, which says so in the end
+            self.tell(done)
+
+    def say(self, text: str) -> None:
+        """Take in text that was put out."""
+        if self._parting is None:
+            self._parting = Parting(self.session.markers, self.row.state, self.ticket.wish.stops, self._hide)
+        for part, piece in self._parting.feed(text):
+            if self.ticket.streams:
+                self.ticket.tell(Piece(self.number, part, piece))
+
+    def tell(self, done: Completion) -> None:
+        """Say that the row has ended, once."""
+        if self.told:
+            return
+        self.told = True
+        generation = self._result(done)
+        self.metrics.row(generation, self.row.budget.thinking, self.ticket.wish.options.shadow)
+        if self.ticket.streams:
+            parting = self._parting or Parting(self.session.markers, self.row.state)
+            answer = called(generation, self.ticket.wish)[0]
+            for part, piece in parting.finish(generation.thinking, answer):
+                self.ticket.tell(Piece(self.number, part, piece))
+        self.ticket.tell(Ended(self.number, generation, self.row.budget.thinking))
+
+    @property
+    def _hide(self) -> str:
+        """Where an answer begins to be a call of a tool rather than text."""
+        return OPEN if self.ticket.wish.options.tools else ""
+
+    def _leaves(self) -> bool:
+        return self.ticket.gone or (self._parting is not None and self._parting.stopped)
+
+    def _result(self, done: Completion) -> Generation:
+        """What the row came to, cut at the first stop string."""
+        wish = self.ticket.wish
+        made = self.session.finish(self.row, done)
+        answer, stopped = cut(made.answer, wish.stops)
+        finish = "stop" if stopped and made.finish_reason != "stop" else made.finish_reason
+        notes = (Decision("server", "tier", wish.note, 0),) if wish.note else ()
+        return replace(made, answer=answer, finish_reason=finish, trace=(*notes, *made.trace))

@@ -1,0 +1,1 @@
+"""Reading text: tokens, markers, thoughts, answers and tool calls."""

@@ -1,0 +1,95 @@
+"""How a model opens and closes its thinking, found automatically or refused.
+
+The order: what the caller says; pairs among the tokenizer's added tokens; pairs written in the chat template. A model
+with none is not a reasoning model; `PROMPTED` makes one think between text markers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import MarkerError, OptionError
+
+KNOWN = (
+    ("<think>", "</think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<seed:think>", "</seed:think>"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis<|message|>", "<|end|>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """The opening and closing text; `source` tells where they were found."""
+
+    open: str
+    close: str
+    source: str = "given"
+
+    @property
+    def after(self) -> str:
+        """White space that models write after the closing marker."""
+        return "" if self.close == "<|end|>" else "\n\n"
+
+    @property
+    def answering(self) -> str:
+        """What leads into an answer after thinking that was closed for the model.
+
+        One that was only asked to think takes a bare marker for the end of its answer, and comments on it.
+        """
+        return "The final answer is" if self.source == "prompted" else ""
+
+
+PROMPTED = Markers("<think>", "</think>", "prompted")
+PROMPT = (
+    "Think before you answer. Write your thinking between <think> and </think>, in short paragraphs, "
+    "then write only the final answer, with its result in \\boxed{}."
+)
+"""The system prompt that asks an instruct model without markers to think between `PROMPTED`."""
+
+
+def parse_markers(text: str) -> Markers:
+    """Markers from a command-line value `OPEN,CLOSE`; raises OptionError for another form."""
+    parts = [p.strip() for p in text.split(",")]
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise OptionError(f"markers {text!r} not understood; accepted: two different texts as OPEN,CLOSE")
+    return Markers(parts[0], parts[1])
+
+
+def find_markers(tokenizer: Any) -> Markers:
+    """The markers of a model's tokenizer; raises MarkerError, never guesses."""
+    added = set(tokenizer.get_added_vocab())
+    for opening, closing in KNOWN:
+        if closing in added and opening.split("|>")[0] in {a.split("|>")[0] for a in added}:
+            return Markers(opening, closing, "tokenizer")
+    template = getattr(tokenizer, "chat_template", None)
+    for opening, closing in KNOWN:
+        if isinstance(template, str) and opening in template and closing in template:
+            return Markers(opening, closing, "chat template")
+    raise MarkerError(
+        "no thinking markers found in this model's tokenizer or chat template; pass markers (OPEN,CLOSE) if it has "
+        "some, or --think-prompt (think_prompt=True) to make it think between <think> and </think>"
+    )
+
+
+def choose_markers(tokenizer: Any, markers: Markers | None, think_prompt: bool) -> Markers:
+    """The markers to use: those given, those of our own think prompt, or those found.
+
+    Raises OptionError if both are given, or a think prompt to a model that has markers of its own.
+    """
+    if not think_prompt:
+        return markers or find_markers(tokenizer)
+    if markers is not None:
+        raise OptionError("markers and think_prompt were both given; accepted: one of them")
+    try:
+        found = find_markers(tokenizer)
+    except MarkerError:
+        return PROMPTED
+    raise OptionError(
+        f"this model has thinking markers of its own, {found.open} and {found.close}; leave think_prompt out"
+    )

@@ -1,0 +1,1 @@
+"""Answering yes/no questions about a sequence's thinking while decoding goes on."""

@@ -1,0 +1,160 @@
+"""`tersely.LLM`: vLLM's own class for batches, with control inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import vllm
+
+from ...errors import CapabilityError, OptionError
+from ..budgets import canonical_effort
+from ..policies import POLICIES
+from ..policies.base import Policy
+from ..prompts import state_after
+from ..text.markers import Markers, find_markers
+from ..text.split_output import split_output
+from ..text.tokenizer_adapter import codec_for
+from ..trace import Decision
+from .engine import PROCESSOR
+from .request_control import KEY, Control
+from .trace_channel import Traces, tag_of
+
+_OPENAI = {"easy": "low", "normal": "medium", "hard": "high"}
+
+
+@dataclass(frozen=True, slots=True)
+class Controlled:
+    """What control made of one output: its decisions, and its tokens by kind."""
+
+    trace: tuple[Decision, ...]
+    thinking: int
+    answer: int
+    forced: int
+
+
+class LLM(vllm.LLM):  # type: ignore[misc]
+    """A drop-in for `vllm.LLM` whose requests are controlled: see `faces.generate` for the keywords that it adds.
+
+    `generate` and `chat` return vLLM's own outputs; each of `RequestOutput.outputs` has one more attribute, `tersely`:
+    a `Controlled`. Keywords given here hold for all requests, those given with a call for that call; effort "none" and
+    preset "off" leave requests alone. All else goes to vLLM.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        preset: str | None = "balanced",
+        policies: Sequence[Policy | str] | None = None,
+        effort: str = "normal",
+        markers: Markers | None = None,
+        **options: Any,
+    ) -> None:
+        from ..engines.checkpoints import locate
+
+        self._default = control(preset, policies, effort)
+        self._traces = Traces()
+        settings = dict(options.pop("additional_config", None) or {})
+        if markers is not None:
+            settings[KEY] = {"markers": [markers.open, markers.close]}
+        try:
+            super().__init__(
+                locate(model),
+                logits_processors=[*(options.pop("logits_processors", None) or ()), PROCESSOR],
+                additional_config=settings,
+                **options,
+            )
+            self.markers = markers or find_markers(self.get_tokenizer())
+        except BaseException:
+            self._traces.close()
+            raise
+
+    def generate(self, prompts: Any, sampling_params: Any = None, **options: Any) -> list[Any]:
+        """See `vllm.LLM.generate`.
+
+        preset, policies, effort, thinking (most tokens of it), answer_reserve and shadow control it.
+        """
+        chosen, rest = self._chosen(options)
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        size = len(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else 1
+        marked = self._mark(sampling_params, chosen, size)
+        return self._read(super().generate(prompts, marked, **rest), marked)
+
+    def chat(self, messages: Any, sampling_params: Any = None, *args: Any, **options: Any) -> list[Any]:
+        """See `vllm.LLM.chat`; controlled as `generate` is, and the template is told the effort."""
+        chosen, rest = self._chosen(options)
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        tier = canonical_effort(chosen.effort)
+        template = {"enable_thinking": False} if tier == "none" else {"reasoning_effort": _OPENAI.get(tier, "medium")}
+        rest["chat_template_kwargs"] = {**template, **(rest.get("chat_template_kwargs") or {})}
+        single = bool(messages) and isinstance(messages[0], dict)
+        marked = self._mark(sampling_params, chosen, 1 if single else len(messages))
+        return self._read(super().chat(messages, marked, *args, **rest), marked)
+
+    def _chosen(self, options: Mapping[str, Any]) -> tuple[Control, dict[str, Any]]:
+        """The control of a call, and the options that are vLLM's."""
+        names = ("preset", "policies", "effort", "thinking", "answer_reserve", "shadow")
+        own = {name: options[name] for name in names if name in options}
+        rest = {name: value for name, value in options.items() if name not in names}
+        if not own:
+            return self._default, rest
+        if "preset" in own or "policies" in own:
+            effort = own.pop("effort", self._default.effort)
+            return control(own.pop("preset", "balanced"), own.pop("policies", None), effort, **own), rest
+        return replace(self._default, **own), rest
+
+    def _mark(self, params: Any, chosen: Control, size: int) -> list[Any]:
+        """Parameters of each prompt, told apart by a tag."""
+        each = list(params) if isinstance(params, Sequence) else [params] * size
+        if len(each) != size:
+            raise OptionError(f"{len(each)} sampling parameters for {size} prompts; accepted: one, or one each")
+        marked = []
+        for one in each:
+            copy = one.clone()
+            given = copy.extra_args or {}
+            if KEY not in given and not chosen.off:
+                told = replace(chosen, tag=self._traces.tag())
+                copy.extra_args = {**given, KEY: told.as_dict()}
+            marked.append(copy)
+        return marked
+
+    def _read(self, outputs: list[Any], params: list[Any]) -> list[Any]:
+        """Give each output what control made of it."""
+        codec = codec_for(self.get_tokenizer())
+        for output, own in zip(outputs, params, strict=True):
+            found = self._traces.take(tag_of(own.extra_args))
+            state = state_after(codec.decode(list(output.prompt_token_ids or ())[-32:]), self.markers)
+            for one in output.outputs:
+                trace = found.get(one.index, ())
+                ids = list(one.token_ids)
+                thinking = split_output(ids, codec, self.markers, state).thinking_tokens
+                forced = sum(len(codec.encode(d.text)) for d in trace if d.acted)
+                one.tersely = Controlled(trace, thinking, len(ids) - thinking, forced)
+        return outputs
+
+    def close(self) -> None:
+        """Stop listening for traces, and end vLLM where it runs in processes of its own."""
+        if vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING:  # in this one, others may use what ending it would take down
+            self.llm_engine.engine_core.shutdown()
+        self._traces.close()
+
+
+def control(preset: str | None, policies: Sequence[Policy | str] | None, effort: str, **more: Any) -> Control:
+    """A control from keywords; raises CapabilityError for a policy that has no name, which cannot travel."""
+    named = None if policies is None else dict(_described(policy) for policy in policies)
+    return Control(preset if named is None else None, named, effort, **more)
+
+
+def _described(policy: Policy | str) -> tuple[str, dict[str, Any]]:
+    if isinstance(policy, str):
+        return policy, {}
+    if policy.name not in POLICIES or not is_dataclass(policy):
+        raise CapabilityError(
+            f"policy {policy.name!r} is not one of tersely's, and only those travel to vLLM's workers; use "
+            "tersely.generate with an engine of load_vllm, which runs in this process"
+        )
+    return policy.name, {f.name: getattr(policy, f.name) for f in fields(policy)}

@@ -1,0 +1,5 @@
+"""Run as `python -m tersely.evaluation.acceptance`."""
+
+from .cli import main
+
+main()

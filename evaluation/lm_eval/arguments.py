@@ -1,0 +1,101 @@
+"""What the model may be told by `--model_args`, and a request by its task; both are checked before a token is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ...controller.budgets import canonical_effort, fit_budget
+from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
+from ...controller.policies import make_policies
+from ...controller.text.markers import Markers, parse_markers
+from ...controller.types import Sampling
+from ...errors import OptionError
+from ..economics.strict import Record, parse
+
+
+class ModelArguments(Record):
+    """The keys of `--model_args`; batch size and device arrive here too, from options of lm-eval's own."""
+
+    pretrained: str = Field(min_length=1)
+    preset: str = "balanced"
+    policies: tuple[str, ...] | None = None
+    effort: str = "normal"
+    answer_reserve: int | None = Field(default=None, ge=1)
+    markers: str | None = None
+    think_prompt: bool = False
+    keep_thinking: bool = False
+    dtype: str = "auto"
+    device: str | None = None
+    batch_size: int = Field(default=1, ge=1)
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> ModelArguments:
+        """Check arguments as lm-eval hands them over; raises OptionError."""
+        made = parse(cls, json.dumps(arguments, default=str), "model_args", OptionError)
+        canonical_effort(made.effort)
+        make_policies(made.preset, made.policies)
+        return made
+
+    def as_markers(self) -> Markers | None:
+        """The markers given, if any; raises OptionError."""
+        return None if self.markers is None else parse_markers(self.markers)
+
+
+class TaskArguments(Record):
+    """The `generation_kwargs` of a task, after `--gen_kwargs`; the limit goes by any of four names."""
+
+    until: str | list[str] | None = None
+    max_gen_toks: int | None = None
+    max_new_tokens: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    do_sample: bool | None = None
+    temperature: float | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    num_beams: Literal[1] = 1
+
+    @classmethod
+    def of(cls, task: str, arguments: Mapping[str, Any]) -> TaskArguments:
+        """Check arguments as they come with a request; raises OptionError for what cannot be honoured."""
+        return parse(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
+
+    @property
+    def limit(self) -> int:
+        """The most output tokens, thinking included."""
+        given = (self.max_gen_toks, self.max_new_tokens, self.max_tokens, self.max_completion_tokens)
+        return next((limit for limit in given if limit is not None), DEFAULT_MAX_NEW_TOKENS)
+
+    @property
+    def sampling(self) -> Sampling:
+        """Greedy where neither `do_sample` nor a temperature says otherwise, as in all of lm-eval."""
+        if self.do_sample is False or (self.do_sample is None and not self.temperature):
+            return Sampling(temperature=0.0)
+        return Sampling(self.temperature, self.top_p, self.top_k)
+
+    def cut(self, answer: str) -> str:
+        """The answer up to the first of the stop strings; empty ones stop nothing."""
+        stops = [self.until] if isinstance(self.until, str) else self.until or []
+        return answer[: min((answer.find(stop) for stop in stops if stop and stop in answer), default=len(answer))]
+
+
+def options_of(task: str, model: ModelArguments, wanted: TaskArguments) -> Options:
+    """How to answer the requests of a task; raises OptionError."""
+    if wanted.do_sample and not wanted.temperature:
+        raise OptionError(f"task {task!r} samples at no temperature; give --gen_kwargs do_sample=true,temperature=0.6")
+    try:
+        fit_budget("normal", wanted.limit, model.answer_reserve)
+    except OptionError as error:
+        raise OptionError(f"task {task!r}: {error}; for the task: --gen_kwargs max_gen_toks=2048") from None
+    return Options(
+        effort=model.effort,
+        preset=model.preset,
+        policies=model.policies,
+        max_new_tokens=wanted.limit,
+        answer_reserve=model.answer_reserve,
+        sampling=wanted.sampling,
+    )

@@ -1,0 +1,1 @@
+"""Operations of papers that nothing here depends on, exact and measured."""

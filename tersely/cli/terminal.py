@@ -1,0 +1,173 @@
+"""Showing a generation while it is made: thinking dim, forced text marked with its reason, the answer bright.
+
+Off a terminal the same is written plainly, with headings instead of colours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from ..controller.streaming import Event
+from ..controller.text.answers import boxed_or_last, normalise
+from ..controller.text.markers import Markers
+from ..controller.trace import Decision, Generation
+
+Write = Callable[[str, str], None]
+"""Writes text in a rich style; a plain writer ignores the style."""
+
+
+def writer() -> tuple[Write, bool]:
+    """A writer to standard output, and whether it has styles."""
+    if not sys.stdout.isatty():
+        return _write_plainly, False
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+
+    def write(text: str, style: str) -> None:
+        console.print(Text(_harmless(text), style), end="", soft_wrap=True)
+
+    return write, True
+
+
+def _write_plainly(text: str, style: str) -> None:
+    sys.stdout.write(_harmless(text))
+    sys.stdout.flush()
+
+
+def _harmless(text: str) -> str:
+    """Model output must not steer the terminal, so its escape character is shown as a picture of one."""
+    return text.replace("\x1b", "␛")
+
+
+class Presenter:
+    """An event sink that shows one row; call `finish` at the end.
+
+    Marker texts are not shown. They may arrive in pieces or fused with their neighbours, so text that could be the
+    start of one is held back until the next event decides.
+    """
+
+    def __init__(self, markers: Markers, write: Write, styled: bool) -> None:
+        self.markers, self.styled = markers, styled
+        self._write = write
+        self._held = ""
+        self._part: str | None = None
+        self._shown: str | None = None
+        self._tail = "\n\n"  # the last characters written
+        encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
+        self.sign, self.arrow = ("◆", "→") if encoding.startswith("utf") else ("*", "->")
+
+    def __call__(self, event: Event) -> None:
+        """See `stream.EventSink`."""
+        if event.decision is None:
+            self._feed(event)
+            return
+        self._flush()
+        words = event.text.replace(self.markers.close, "").strip()
+        self.mark(f"{event.decision.policy}: {event.decision.reason}", words)
+        if self.markers.close in event.text:
+            self._part = "answer"
+
+    def mark(self, text: str, forced: str = "") -> None:
+        """A line about something that the model did not write itself, with the text that was put into its mouth."""
+        self._end_line()
+        self._put(f"{self.sign} {text}", "bold yellow")
+        if forced:
+            self._put(f" {self.arrow} {forced}", "yellow")
+        self._put("\n")
+
+    def finish(self) -> None:
+        """Show what was held back and end the line."""
+        self._flush()
+        self._end_line()
+
+    def _feed(self, event: Event) -> None:
+        self._held += event.text
+        if self._part is None:
+            start, opening = self._held.lstrip(), self.markers.open
+            if len(start) < len(opening) and opening.startswith(start):
+                return
+            self._part = "thinking" if start.startswith(opening) else event.part
+            self._held = start.removeprefix(opening)
+        if self._part == "thinking":
+            before, found, after = self._held.partition(self.markers.close)
+            keep = "" if found else _start_of(self.markers.close, before)
+            self._show(before.removesuffix(keep), "thinking")
+            self._held = after if found else keep
+            if not found:
+                return
+            self._part = "answer"
+        self._flush()
+
+    def _flush(self) -> None:
+        self._show(self._held, self._part or "answer")
+        self._held = ""
+
+    def _show(self, text: str, part: str) -> None:
+        if self._shown != part:
+            text = text.lstrip()
+            if not text:
+                return
+            self._end_line()
+            if self._tail != "\n\n":
+                self._put("\n")
+            if not self.styled:
+                self._put(f"[{part}]\n")
+            self._shown = part
+        if text:
+            self._put(text, "dim" if part == "thinking" else "bold")
+
+    def _put(self, text: str, style: str = "") -> None:
+        self._write(text, style)
+        self._tail = (self._tail + text)[-2:]
+
+    def _end_line(self) -> None:
+        if not self._tail.endswith("\n"):
+            self._put("\n")
+
+
+def _start_of(marker: str, text: str) -> str:
+    """The longest end of `text` that is a start of `marker`."""
+    sizes = range(min(len(marker) - 1, len(text)), 0, -1)
+    return next((marker[:n] for n in sizes if text.endswith(marker[:n])), "")
+
+
+def outcome(done: Generation) -> str | None:
+    """A line about an answer that never came or was cut off, or None."""
+    if done.finish_reason == "length" and done.answer:
+        return "the answer may be incomplete: it was cut off at the token limit; raise --max-new-tokens"
+    if done.answer or done.finish_reason == "interrupted":
+        return None
+    if done.finish_reason == "length":
+        return "no answer: the token limit was reached first; raise --max-new-tokens or use a preset with a budget"
+    return "no answer: the model ended without one"
+
+
+def untaken(decision: Decision) -> str:
+    """A line about what shadow mode left undone."""
+    return f"shadow: at {decision.position} tokens {decision.policy} would {decision.action}: {decision.reason}"
+
+
+def comparison(done: Generation, plain: Generation) -> str:
+    """One line that sets a generation against the uncontrolled one of the same prompt and seed."""
+    ours, theirs = done.usage.total, plain.usage.total
+    saving = 1 - ours / theirs if theirs else 0.0
+    saved = f"{saving:.0%} saved" if saving >= 0 else f"{-saving:.0%} more"
+    return f"uncontrolled: {_verdict(done, plain)}, {ours} tokens instead of {theirs}, {saved}"
+
+
+def _verdict(done: Generation, plain: Generation) -> str:
+    if not plain.answer:
+        return "no answer within the limit" if plain.finish_reason == "length" else "no answer"
+    if not done.answer:
+        return f"an answer ({_brief(plain)}) where this run has none"
+    if normalise(boxed_or_last(done.answer)) == normalise(boxed_or_last(plain.answer)):
+        return f"same answer ({_brief(plain)})"
+    return f"other answer ({_brief(plain)})"
+
+
+def _brief(done: Generation) -> str:
+    answer = " ".join(boxed_or_last(done.answer).split())
+    return _harmless(answer if len(answer) <= 40 else f"{answer[:39]}…")

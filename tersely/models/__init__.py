@@ -1,0 +1,29 @@
+"""The embedded reasoning models, Qwen3 checkpoints shipped as package data, and where they lie on disk.
+
+`tersely-tiny-small` and `tersely-tiny-large` are the pair that all is measured on; `tersely-tiny-agent` calls tools.
+
+Nothing here loads a model: a name becomes a folder that transformers, vLLM or anything else can read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ModelError, did_you_mean
+
+NAMES = ("tersely-tiny-small", "tersely-tiny-large", "tersely-tiny-agent")
+
+
+class UnknownModelError(ModelError, KeyError):
+    """No embedded model has the name asked for."""
+
+    def __str__(self) -> str:
+        """Give the message as written; KeyError would show its repr."""
+        return str(self.args[0])
+
+
+def path_of(name: str) -> Path:
+    """Return the folder of an embedded model; raises UnknownModelError."""
+    if name in NAMES:
+        return Path(__file__).parent / name
+    raise UnknownModelError(f"no embedded model is called {name!r}; {did_you_mean(name, NAMES)}")

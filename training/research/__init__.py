@@ -1,0 +1,1 @@
+"""Training methods of papers that ordinary use does not need."""

@@ -1,0 +1,213 @@
+"""Batches for the embedded models: problems -> traces -> token ids with per-token loss weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...evaluation.agents.tasks import Task, stream_tasks
+from ...evaluation.agents.tools import TOLD
+from ...evaluation.agents.world import World
+from ...evaluation.tasks.toy_problems import KINDS, Problem, draw, stream
+from ...evaluation.tasks.toy_programs import Work, draw_work, run
+from .responses import respond
+from .steps import Step, respond_to
+from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, Trace
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+WEIGHTS = {
+    PLAIN: 0.3,
+    SLIP: 0.0,
+    READ: 1.5,
+    COPY: 0.3,
+    FAST: 1.5,
+    CAREFUL: 1.0,
+    VERDICT: 2.0,
+    CHOICE: 2.0,
+    FINAL: 1.0,
+    DIRECT: 4.0,
+}
+MIX = {"normal": 0.34, "easy": 0.16, "hard": 0.14, "quiz": 0.10, "none": 0.08, "hint": 0.10, "cut": 0.08}
+BRIEF_MIX = {"normal": 0.22, "easy": 0.20, "hard": 0.28, "quiz": 0.14, "none": 0.08, "hint": 0.04, "cut": 0.04}
+BRIEF = 0.6
+"""The share of training in which thinking is brief: getting a pass right takes long to learn, checking it does not."""
+DRILL = 0.25
+"""The share of training over which drills give way to the full family."""
+QUIZ = 5
+STEPS = 0.7
+"""The share of rows with steps of an agent, where it is one that is trained."""
+STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
+TOOLLESS = 0.08
+LISTS, PAGES = 0.12, 0.26
+"""The shares of an agent's training up to which it copies names, and over which reading pages gives way to steps."""
+CAPS = (20, 50, 99, 250, 600, 999)
+
+Row = tuple[list[int], list[int]]  # token ids, and the trace class of each
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Right-padded ids [B, T], loss weights [B, T] and trace classes [B, T] (-1 where there is no loss)."""
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+    classes: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Padded size."""
+        return self.ids.numel()
+
+
+def drills(seed: int, progress: list[float]) -> Iterator[Problem]:
+    """Problems of few steps with numbers of every size, at first without any padding: what the others are made of."""
+    rng = Random(f"drill:{seed}")
+    while True:
+        kind = rng.choice(KINDS)
+        work = Work(rng.choice((1, 1, 2, 2, 3)), rng.choice(CAPS), rng.choice((0.1, 0.4)))
+        padding = rng.random() * min(1.0, progress[0] / 0.2)
+        text, program, labels = draw(kind, work, rng, padding)
+        yield Problem("drill", text, str(run(program)[-1]), 0, kind, program, labels)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng: Random, brief: bool = False, tools: Any = None
+) -> Row:
+    """A problem and its response in a mode."""
+    effort = {"easy": "easy", "hard": "hard", "none": "none"}.get(mode, "normal")
+    messages = [{"role": "user", "content": problem.problem}]
+    return turn(tokenizer, messages, effort, respond(problem, mode, rng, brief), tools)
+
+
+def encode_lesson(tokenizer: PreTrainedTokenizerFast, task: Task, progress: float, rng: Random) -> Row:
+    """What an agent learns at this share of its training: to copy names, then to read pages, then to take steps."""
+    if progress < LISTS:
+        return _spoken(tokenizer, [_list(task.world, rng)])
+    if rng.random() < max(0.1, 1.0 - (progress - LISTS) / (PAGES - LISTS)):
+        return _spoken(tokenizer, [_list(task.world, rng), *_questions(task.world, rng)])
+    return encode_step(tokenizer, task, rng)
+
+
+def _list(world: World, rng: Random) -> tuple[str, str]:
+    """Names, to be said again."""
+    names = "; ".join(rng.sample(sorted(world.pages), rng.randint(6, 16)))
+    return names, names
+
+
+def _questions(world: World, rng: Random) -> Iterator[tuple[str, str]]:
+    """Pages, and questions for single lines of them."""
+    pages = rng.sample(list(world.pages.values()), rng.randint(2, 5))
+    yield "\n\n".join(page.text for page in pages) + "\n\nName all.", "; ".join(page.name for page in pages)
+    for page in rng.sample(pages, len(pages)):
+        key = rng.choice(sorted(page.facts))
+        yield f"{page.name}: {key}?", "; ".join(page.all(key))
+
+
+def _spoken(tokenizer: PreTrainedTokenizerFast, said: Sequence[tuple[str, str]]) -> Row:
+    """Questions answered at once, one after the other."""
+    row: Row = ([], [])
+    for question, answer in said:
+        more = turn(tokenizer, [{"role": "user", "content": question}], "none", Trace([(answer, READ)]))
+        row[0].extend(more[0])
+        row[1].extend(more[1])
+    return row
+
+
+def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> Row:
+    """Some step of a task with tools, and the response to it; now and then without tools, where nothing can be done."""
+    effort = rng.choices(list(STEP_MIX), list(STEP_MIX.values()))[0]
+    last = len(task.calls)
+    done = rng.choices([0, last - 1, last, rng.randrange(last + 1)], (0.15, 0.2, 0.25, 0.4))[0]
+    step = Step(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else Step(task, done)
+    return turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.told)
+
+
+def turn(tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: Trace, tools: Any = None) -> Row:
+    """Token ids of a conversation and of the response to it, and the trace class of each (-1 for the conversation)."""
+    prompt = tokenizer.apply_chat_template(
+        messages, tools=tools, tokenize=False, add_generation_prompt=True, reasoning_effort=effort
+    )
+    trace.add("<|im_end|>")
+    ends, classes, at = [], [], 0
+    for text, tag in trace.pieces:
+        at += len(text)
+        ends.append(at)
+        classes.append(tag)
+    head = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
+    body = tokenizer.backend_tokenizer.encode(trace.text, add_special_tokens=False)
+    tags, k = [], 0
+    for start, _ in body.offsets:
+        while start >= ends[k]:
+            k += 1
+        tags.append(classes[k])
+    return head + body.ids, [-1] * len(head) + tags
+
+
+def quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Row:
+    """Several short questions in one row, answered without thinking: one answer a row is too few to learn from."""
+    ids: list[int] = []
+    tags: list[int] = []
+    for _ in range(QUIZ):
+        kind = rng.choice(KINDS)
+        text, program, labels = draw(kind, draw_work(1, rng), rng, rng.random() * 0.5)
+        more = encode(tokenizer, Problem("quiz", text, "", 1, kind, program, labels), "none", rng)
+        ids += more[0]
+        tags += more[1]
+    return ids, tags
+
+
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, size: int, progress: list[float], agent: bool = False
+) -> Iterator[Batch]:
+    """Endless batches of about `size` padded tokens.
+
+    `progress[0]` (share of training done) moves the mixture from short traces over drills to the full family. agent:
+    steps with tools among them.
+    """
+    rng = Random(f"batches:{seed}")
+    full, drill = stream("train", 1000 + seed), drills(seed, progress)
+    light = stream("train", 2000 + seed, levels=(1, 1, 1, 2))
+    tasks = stream_tasks("train", 3000 + seed, ("lookup", "calculate", "collect", "calculate", "collect"))
+    while True:
+        pool = []
+        brief = not agent and progress[0] < BRIEF
+        mix = BRIEF_MIX if brief else MIX
+        for mode in rng.choices(list(mix), list(mix.values()), k=384):
+            if agent and (progress[0] < LISTS or rng.random() < STEPS):
+                pool.append(encode_lesson(tokenizer, next(tasks), progress[0], rng))
+                continue
+            if mode == "quiz":
+                pool.append(quiz(tokenizer, rng))
+                continue
+            drilled = rng.random() < (0.1 if agent else max(0.1, 1.0 - progress[0] / DRILL))
+            source = light if mode == "none" and (agent or progress[0] > 0.1) else drill if drilled else full
+            tools = TOLD if agent and rng.random() < 0.5 else None
+            pool.append(encode(tokenizer, next(source), mode, rng, brief, tools))
+        pool.sort(key=lambda item: len(item[0]))
+        groups: list[list[Row]] = []
+        group: list[Row] = []
+        for item in pool:
+            if group and len(item[0]) * (len(group) + 1) > size:
+                groups.append(group)
+                group = []
+            group.append(item)
+        groups.append(group)
+        rng.shuffle(groups)
+        yield from (_collate(g) for g in groups)
+
+
+def _collate(group: list[Row]) -> Batch:
+    width = max(len(ids) for ids, _ in group)
+    ids = torch.zeros(len(group), width, dtype=torch.long)
+    classes = torch.full((len(group), width), -1, dtype=torch.long)
+    for row, (tokens, tags) in enumerate(group):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        classes[row, : len(tags)] = torch.tensor(tags)
+    table = torch.tensor([WEIGHTS[c] for c in range(len(WEIGHTS))] + [0.0])
+    return Batch(ids, table[classes], classes)

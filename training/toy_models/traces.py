@@ -1,0 +1,162 @@
+"""The thinking of the embedded models, as the text they learn from.
+
+A *fast* pass takes every step at a glance: short, and for a small network error-prone by nature. A *careful* pass
+writes every column. So thinking longer is worth something, and re-checking after the answer stood is sometimes needed
+and mostly not: the overthinking that tersely exists to control.
+
+Passes in the data carry planted slips, the numbers written wrong get no loss (`SLIP`): the model learns to live with
+an earlier error and to repair it, never to make one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from ...evaluation.tasks.toy_problems import Problem
+from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value
+from .columns import columns, wrong_value
+
+# Classes of trace text; training weighs them and reports accuracy by class.
+PLAIN, SLIP, READ, COPY, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(10)
+
+LABELS = "ABCDEFGH"
+USUAL_CUE = "Wait, "
+CUES = ("Hmm, ", "Let me double-check: ", "Hold on, ", "Let me verify: ", "But let me check: ")
+CAREFUL_LEADS = ("column by column.", "slowly, digit by digit.", "with care.", "one column at a time.")
+QUICK_LEADS = ("a quick look again.", "once more in short.", "a second look.", "again at a glance.")
+FACTS = {
+    "easy": ("Quickly:", "In short:"),
+    "normal": ("I need:", "The facts:", "From the text:"),
+    "hard": ("With care:", "Step by step:"),
+}
+STATE = ("So the answer is", "So I get", "That makes", "The result is")
+
+
+@dataclass(slots=True)
+class Trace:
+    """Thinking and answer of one response as tagged pieces of text."""
+
+    pieces: list[tuple[str, int]] = field(default_factory=list)
+
+    def add(self, text: str, tag: int = PLAIN) -> None:
+        """Append a piece."""
+        self.pieces.append((text, tag))
+
+    @property
+    def text(self) -> str:
+        """The whole response."""
+        return "".join(text for text, _ in self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Stated:
+    """An answer that the thinking stated: after how many pieces, its value, and whether a careful pass backs it."""
+
+    pieces: int
+    value: int
+    checked: bool
+
+
+class Writer:
+    """Writes the thinking for one problem; `stated` keeps what has been concluded so far."""
+
+    def __init__(self, problem: Problem, rng: Random) -> None:
+        self.problem = problem
+        self.rng = rng
+        self.trace = Trace()
+        self.stated: list[Stated] = []
+        self.labels = problem.labels if problem.kind == "chain" else tuple(LABELS[: len(problem.program)])
+
+    @property
+    def belief(self) -> int:
+        """The answer that stands."""
+        return self.stated[-1].value
+
+    def facts(self, mode: str) -> None:
+        """Write down which steps the problem asks for, in its order."""
+        steps = zip(self.labels, self.problem.program, strict=True)
+        self.trace.add(self.rng.choice(FACTS[mode]))
+        self.trace.add(",".join(f" {label}={self._said(step)}" for label, step in steps), READ)
+        self.trace.add(".\n\n")
+
+    def _said(self, step: Step) -> str:
+        return self._term(step.left) + step.op + self._term(step.right)
+
+    def _term(self, operand: Operand) -> str:
+        return str(operand.literal) if operand.step is None else self.labels[operand.step]
+
+    def run_pass(self, careful: bool, slip: float) -> int:
+        """A pass over all steps, with planted slips; returns the value it arrives at."""
+        program, values = self.problem.program, [0] * len(self.problem.program)
+        slip_at = self.rng.randrange(len(program)) if self.rng.random() < slip else -1
+        # A network sees at once that a second careful pass repeats the first; there is little to learn from it.
+        repeated = careful and any(s.checked for s in self.stated)
+        worked, concluded = (COPY, COPY) if repeated else (CAREFUL, CAREFUL if careful else FAST)
+        for i, step in enumerate(program):
+            left, right = operand_value(step.left, values), operand_value(step.right, values)
+            values[i] = max(0, apply(step.op, left, right))
+            work = columns(step.op, left, right) if careful else ""
+            self.trace.add(f"{self.labels[i]}={left}{step.op}{right}", COPY)
+            if work:
+                self.trace.add(":")
+                self.trace.add(work, worked)
+            self.trace.add("=>" if work else "=")
+            if i == slip_at:
+                values[i] = wrong_value(values[i], self.rng)
+            self.trace.add(str(values[i]), SLIP if i == slip_at else concluded)
+            self.trace.add(".\n")
+        return values[-1]
+
+    def first(self, mode: str, slip: float) -> None:
+        """The facts, and the pass that ends with the first stated answer."""
+        self.facts(mode)
+        careful = mode == "hard"
+        self._state(self.run_pass(careful, slip), careful)
+
+    def _state(self, value: int, checked: bool) -> None:
+        self.trace.add(self.rng.choice(STATE) + " ")
+        self.trace.add(str(value), COPY)
+        self.trace.add(".\n\n")
+        self.stated.append(Stated(len(self.trace.pieces), value, checked))
+
+    def recheck(self, careful: bool, slip: float) -> bool:
+        """One re-check, its verdict, and the change of mind if a careful one says so; True if it disagreed."""
+        rng, before = self.rng, self.stated[-1]
+        self.trace.add(USUAL_CUE if rng.random() < 0.8 else rng.choice(CUES), CHOICE)
+        self.trace.add(rng.choice(CAREFUL_LEADS if careful else QUICK_LEADS) + "\n")
+        value = self.run_pass(careful, slip)
+        differs = value != before.value
+        self.trace.add(f"Now {value}, before {before.value}: ", COPY)
+        self.trace.add("different" if differs else "the same", VERDICT)
+        self.trace.add(". ")
+        self._state(value if careful else before.value, careful or before.checked)
+        return differs
+
+
+def rounds(steps: int, mode: str, rng: Random) -> int:
+    """How often the thinking of a mode re-checks: more for more steps, so that greedy decoding overthinks as well."""
+    if mode == "easy":
+        return 0
+    usual = 2 if steps < 3 else 3
+    wobble = rng.random()
+    return usual - 1 if wobble < 0.08 else usual + 1 if wobble > 0.92 else usual
+
+
+def think(writer: Writer, mode: str, brief: bool = False) -> None:
+    """Write the thinking of a mode: `easy` looks once, `normal` looks and re-checks, `hard` is careful at once.
+
+    brief: at most one re-check, for the first part of training, which is about getting a pass right.
+    """
+    rng, steps = writer.rng, len(writer.problem.program)
+    slip = {"easy": 0.0, "normal": 0.2 if steps == 1 else 0.4, "hard": 0.08}[mode]
+    writer.first(mode, slip)
+    left, doubt, number = rounds(steps, mode, rng), False, 0
+    if brief:
+        left = min(left, int(mode == "normal" or rng.random() < 0.3))
+    while number < left:
+        careful = doubt or rng.random() < (0.9 if number == 0 or mode == "hard" else 0.4)
+        doubt = writer.recheck(careful, slip=0.03 if careful else 0.06)
+        number += 1
+        if doubt and number == left and not brief:
+            left += 1
