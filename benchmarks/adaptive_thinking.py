@@ -18,10 +18,10 @@ from statistics import fmean
 from typing import Any
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies
-from tersely.controller.trace import Generation
-from tersely.evaluation.runner import SessionAnswers, answer_all
+from tersely.controller.trace import GenerationResult
+from tersely.evaluation.runner import SessionRunner, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
@@ -63,9 +63,9 @@ def arm(
     preset: str = "off",
 ) -> Arm:
     """Let a model answer all questions."""
-    answerer = SessionAnswers(load_engine(model))
-    asked = Options(effort=effort, preset=preset, max_new_tokens=options.max_new_tokens)
-    made: list[Generation] = answer_all(answerer, questions, asked, seed=options.seed, size=options.batch)
+    answerer = SessionRunner(load_engine(model))
+    asked = GenerationOptions(effort=effort, preset=preset, max_new_tokens=options.max_new_tokens)
+    made: list[GenerationResult] = answer_all(answerer, questions, asked, seed=options.seed, size=options.batch)
     answers = [(question, final_answer(one)) for question, one in zip(questions, made, strict=True)]
     return Arm(
         right_answers(answers, checker),

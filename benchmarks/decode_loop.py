@@ -22,8 +22,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from tersely.controller.engines.transformers.custom_generate import MakeWatcher, as_custom_generate
-from tersely.controller.engines.transformers.sampler import drawn
-from tersely.controller.types import KEEP, Directive, Seen, Watcher
+from tersely.controller.engines.transformers.sampler import inverse_cdf
+from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
 from tersely.kernels.grouped_attention import use_grouped
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -35,7 +35,7 @@ class Idle:
     def __init__(self) -> None:
         self.seen = 0
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """Count the token."""
         self.seen += 1
         return KEEP
@@ -64,9 +64,9 @@ def shadow_controllers(tokenizer: Any) -> MakeWatcher:
     from tersely.controller.controller import Controller
     from tersely.controller.policies import make_policies, without_engine
     from tersely.controller.text.markers import find_markers
-    from tersely.controller.text.tokenizer_adapter import codec_for
+    from tersely.controller.text.tokenizer_adapter import get_adapter
 
-    codec, markers = codec_for(tokenizer), find_markers(tokenizer)
+    codec, markers = get_adapter(tokenizer), find_markers(tokenizer)
     policies, budget = without_engine(make_policies("balanced")), fit_budget("normal", 4096, None)
     return lambda prompt: Controller(policies, codec, markers, budget, shadow=True)
 
@@ -152,7 +152,7 @@ def as_drawn(rows: int, vocabulary: int, repeats: int, clock: str) -> float:
     chances = torch.softmax(torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(rows)), dim=-1)
     ways: tuple[Callable[[], torch.Tensor], ...] = (
         lambda: torch.multinomial(chances, num_samples=1),
-        lambda: drawn(chances, torch.rand(rows, 1, dtype=torch.float64)),
+        lambda: inverse_cdf(chances, torch.rand(rows, 1, dtype=torch.float64)),
     )
     ratios = []
     for _ in range(repeats + 1):

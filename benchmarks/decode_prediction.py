@@ -18,7 +18,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.evaluation.economics.devices import measured
 from tersely.evaluation.economics.model_shape import load_shape
 from tersely.evaluation.economics.roofline import bounds, moved_bytes
-from tersely.evaluation.economics.step_time import TOKENS, foretell, step_seconds
+from tersely.evaluation.economics.step_time import TOKENS, predict, step_seconds
 from tersely.evaluation.tasks.questions import load
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -32,7 +32,7 @@ def foretold(model: str, batch: int, clock: Callable[[], float]) -> dict[str, An
     prompts = [engine.tokenizer.apply_chat_template(one, add_generation_prompt=True)["input_ids"] for one in asked]
     context = max(map(len, prompts)) + sum(TOKENS) // 2
     before = step_seconds(engine, prompts, clock)
-    expected = foretell(model, dtype, batch, context, clock).seconds
+    expected = predict(model, dtype, batch, context, clock).seconds
     found = min(before, step_seconds(engine, prompts, clock))  # a machine's pace drifts; the copies came in between
     device = measured(dtype, moved_bytes(shape, dtype, batch, context))
     return {

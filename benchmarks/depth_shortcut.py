@@ -22,12 +22,12 @@ from typing import Any, cast
 import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.research.shortcut import DepthShortcut
-from tersely.controller.trace import Generation
-from tersely.controller.types import Leaving, Sampling
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import EarlyExit, SamplingParams
 from tersely.evaluation.bench.fairness import check_unseen
-from tersely.evaluation.runner import SessionAnswers, answer_all
+from tersely.evaluation.runner import SessionRunner, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
@@ -40,14 +40,14 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 _DRAW = random.Random(0)
 
 
-class Counting(SessionAnswers):
+class Counting(SessionRunner):
     """Answers, and adds up what left early."""
 
     def __init__(self, engine: TransformersEngine) -> None:
         super().__init__(engine)
         self.left = self.stayed = self.put_out = 0
 
-    def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
+    def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         """See `Answerer.answer`."""
         rows = self.session.prepare(problems, options)
         done = self.session.engine.generate([row.request for row in rows], options.sampling)
@@ -65,10 +65,10 @@ class AtRandom(DepthShortcut):
 
     share: float = 0.0
 
-    def leaving(self, boundary: Callable[[], str | None]) -> Leaving:
+    def leaving(self, boundary: Callable[[], str | None]) -> EarlyExit:
         """See `DepthShortcut.leaving`."""
         inner = DepthShortcut.leaving(self, boundary)
-        return Leaving(inner.shortcut, -float("inf"), lambda: inner.active() and _DRAW.random() < self.share)
+        return EarlyExit(inner.shortcut, -float("inf"), lambda: inner.active() and _DRAW.random() < self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,9 @@ class Arm:
     put_out: int
 
 
-def arm(engine: TransformersEngine, questions: Sequence[Question], options: Options, seed: int, batch: int) -> Arm:
+def arm(
+    engine: TransformersEngine, questions: Sequence[Question], options: GenerationOptions, seed: int, batch: int
+) -> Arm:
     """Answer all questions in one way."""
     answerer = Counting(engine)
     made = answer_all(answerer, questions, options, seed=seed, size=batch)
@@ -114,7 +116,7 @@ def paired(full: Arm, other: Arm) -> dict[str, Any]:
 
 
 def timed(
-    engine: TransformersEngine, questions: Sequence[Question], arms: Sequence[Options], clock: str
+    engine: TransformersEngine, questions: Sequence[Question], arms: Sequence[GenerationOptions], clock: str
 ) -> dict[str, Any]:
     """Milliseconds a token of each arm at batch 1, and how much less the second takes than the first."""
     answerer = Counting(engine)
@@ -142,8 +144,8 @@ def measure(model: str, folder: str, options: argparse.Namespace) -> dict[str, A
     policy = cast(DepthShortcut, DepthShortcut(shortcut=shortcut, threshold=options.threshold).bind(engine))
     questions = load("tiny", "test", options.limit, options.seed)
     check_unseen([policy], questions)
-    plain = Options(
-        preset="off", max_new_tokens=options.max_new_tokens, sampling=Sampling(temperature=options.temperature)
+    plain = GenerationOptions(
+        preset="off", max_new_tokens=options.max_new_tokens, sampling=SamplingParams(temperature=options.temperature)
     )
     early = replace(plain, policies=(policy,))
     arms: dict[str, Arm] = {}

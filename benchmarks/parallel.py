@@ -14,20 +14,20 @@ from collections.abc import Mapping
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.sampling.deepconf import DeepConf
-from tersely.controller.sampling.majority import Majority, Short
+from tersely.controller.sampling.majority import Majority, ShortMofK
 from tersely.controller.sampling.research.tree import Tree
-from tersely.controller.sampling.result import Sampled
-from tersely.controller.sampling.vote import Rule
+from tersely.controller.sampling.result import SampleResult
+from tersely.controller.sampling.vote import AggregationRule
 from tersely.evaluation.runner import batch_seed
 from tersely.evaluation.tasks.questions import is_right, load
 
 FULL = "majority"
-RULES: Mapping[str, Rule] = {
+RULES: Mapping[str, AggregationRule] = {
     FULL: Majority(early=False),
     "early": Majority(),
     "lazy": Majority(lazy=True),
     "confident": Majority(by_confidence=True, early=False),
-    "short": Short(m=3),
+    "short": ShortMofK(m=3),
     "deepconf": DeepConf(window=64),
     "tree": Tree(),
 }
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     questions = load("tiny", "test", options.limit, options.seed)
     found: dict[str, dict[str, float]] = {}
     for name, rule in {"single": Majority(), **RULES}.items():
-        done: list[Sampled] = []
+        done: list[SampleResult] = []
         for start in range(0, len(questions), options.batch):
             done += tersely.sample(
                 engine,

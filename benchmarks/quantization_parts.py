@@ -18,43 +18,43 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tersely.controller.engines.checkpoints import locate
+from tersely.controller.engines.checkpoints import resolve_checkpoint
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
-from tersely.kernels.quantization.calibration_text import rows_of
-from tersely.kernels.quantization.config import Search
-from tersely.kernels.quantization.kl_divergence import moved, remembered
+from tersely.kernels.quantization.calibration_text import tokenize_rows
+from tersely.kernels.quantization.config import ScaleSearch
+from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
 from tersely.kernels.quantization.linear import quantizable
-from tersely.kernels.quantization.model import inputs_of
+from tersely.kernels.quantization.model import collect_inputs
 from tersely.kernels.quantization.run import load
 
-PLAIN = Search(ranges=False, compensate=False)
-VARIANTS: dict[str, tuple[Search, dict[str, Any]]] = {
-    "all": (Search(), {}),
-    "without search": (Search(ranges=False), {}),
-    "without compensation": (Search(compensate=False), {}),
+PLAIN = ScaleSearch(ranges=False, compensate=False)
+VARIANTS: dict[str, tuple[ScaleSearch, dict[str, Any]]] = {
+    "all": (ScaleSearch(), {}),
+    "without search": (ScaleSearch(ranges=False), {}),
+    "without compensation": (ScaleSearch(compensate=False), {}),
     "plain rounding": (PLAIN, {}),
     "plain rounding, int8 head": (PLAIN, {"head": "int8"}),
-    "all, inputs scaled": (Search(), {"smooth": True}),
+    "all, inputs scaled": (ScaleSearch(), {"smooth": True}),
 }
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All variants, one after the other."""
-    source = locate(options.model)
+    source = resolve_checkpoint(options.model)
     model, tokenizer = load(source)
-    calib = rows_of(options.calib, tokenizer, options.calib_rows, options.length)
-    text = rows_of(options.text, tokenizer, options.rows, options.length)
+    calib = tokenize_rows(options.calib, tokenizer, options.calib_rows, options.length)
+    text = tokenize_rows(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
-    given = inputs_of(model, calib, dict(quantizable(model, scheme)), scheme, Search())
-    expected, _ = remembered(model, text)
+    given = collect_inputs(model, calib, dict(quantizable(model, scheme)), scheme, ScaleSearch())
+    expected, _ = cache_reference(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants:
         search, changed = VARIANTS[name]
         made, _ = load(source)
         quantize_model(made, scheme=replace(scheme, **changed), search=search, inputs=given)
-        found[name] = moved(made, text, expected)
+        found[name] = kl_to_reference(made, text, expected)
         print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)
     first = next(iter(found))
     saved = {name: ratio_bootstrap(apart, found[first][0]) for name, (apart, _) in found.items() if name != first}

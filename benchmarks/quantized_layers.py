@@ -22,10 +22,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
-from tersely.controller.engines.checkpoints import locate
+from tersely.controller.engines.checkpoints import resolve_checkpoint
 from tersely.kernels.grouped_attention import use_grouped
-from tersely.kernels.quantization.calibration_text import answered_by, questions_of, rows_of
-from tersely.kernels.quantization.kl_divergence import moved, remembered
+from tersely.kernels.quantization.calibration_text import answered_by, read_questions, tokenize_rows
+from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
 from tersely.kernels.quantization.linear import W4A8Linear, replace
 from tersely.kernels.quantization.run import load
 
@@ -65,24 +65,24 @@ def _block(name: str) -> int | None:
 def text_of(options: argparse.Namespace, whole: Any, tokenizer: Any) -> Tensor:
     """The model's own answers to questions, or rows of a text."""
     if options.text is not None:
-        return rows_of(options.text, tokenizer, options.rows, options.length)
-    return answered_by(whole, tokenizer, questions_of(options.questions), options.rows, options.length, seed=0)
+        return tokenize_rows(options.text, tokenizer, options.rows, options.length)
+    return answered_by(whole, tokenizer, read_questions(options.questions), options.rows, options.length, seed=0)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All sets, one after the other."""
-    whole, tokenizer = load(locate(options.model))
+    whole, tokenizer = load(resolve_checkpoint(options.model))
     model: Any = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="auto").eval()
     for side in (whole, model):
         use_grouped(side)
     text = text_of(options, whole, tokenizer)
-    expected, _ = remembered(whole, text)
-    every = fmean(moved(model, text, expected)[0])
+    expected, _ = cache_reference(whole, text)
+    every = fmean(kl_to_reference(model, text, expected)[0])
     layers = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, W4A8Linear))
     found: dict[str, Any] = {"tokens": text.numel(), "divergence": every}
     for name, wanted in sets_of(model, options.blocks).items():
         with as_before(model, whole, wanted) as weights:
-            left = fmean(moved(model, text, expected)[0])
+            left = fmean(kl_to_reference(model, text, expected)[0])
         found[name] = {"weights": weights / layers, "divergence": left, "gone": 1 - left / every}
         print(f"{name:16} {found[name]}", file=sys.stderr, flush=True)
     return found

@@ -27,8 +27,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tersely.controller.text.answers import boxed_or_last, normalise
-from tersely.controller.types import Request, Sampling
+from tersely.controller.text.answers import extract_answer, normalize_answer
+from tersely.controller.types import Request, SamplingParams
 from tersely.evaluation.stats import Interval, paired_bootstrap, ratio_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, load
@@ -93,7 +93,7 @@ class InVllm:
         """Greedy answers."""
         asked = [[{"role": "user", "content": ASK.format(question.problem)}] for question in questions]
         done = self.llm.chat(asked, self._params(max_tokens=tokens), use_tqdm=False)
-        return [normalise(boxed_or_last(output.outputs[0].text)) for output in done]
+        return [normalize_answer(extract_answer(output.outputs[0].text)) for output in done]
 
 
 class InTransformers:
@@ -107,7 +107,7 @@ class InTransformers:
     def write(self, rows: int, tokens: int) -> int:
         """See `Side`."""
         prompts = [tuple(self.engine.tokenizer(PROMPT.format(row))["input_ids"]) for row in range(rows)]
-        done = self.engine.generate([Request(prompt, tokens) for prompt in prompts], Sampling(temperature=0))
+        done = self.engine.generate([Request(prompt, tokens) for prompt in prompts], SamplingParams(temperature=0))
         return sum(len(one.token_ids) for one in done)
 
 
@@ -132,10 +132,10 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
 
 def perplexities(sides: dict[str, InVllm], file: Path, rows: int, length: int) -> dict[str, Any]:
     """Perplexities on a text that nothing was calibrated on, and the first side's share above each other's."""
-    from tersely.kernels.quantization.calibration_text import rows_of
+    from tersely.kernels.quantization.calibration_text import tokenize_rows
 
     first, *others = sides
-    text = rows_of(file, sides[first].llm.get_tokenizer(), rows, length).tolist()
+    text = tokenize_rows(file, sides[first].llm.get_tokenizer(), rows, length).tolist()
     losses = {name: np.asarray(side.losses(text)) for name, side in sides.items()}
     above = {name: paired_bootstrap(losses[first] - losses[name], bounded=False) for name in others}
     return {
@@ -164,14 +164,14 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
 
 def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
     """How far all but the last are from that, where it answers questions, and the first one's over the others'."""
-    from tersely.kernels.quantization.calibration_text import answered_by, questions_of
-    from tersely.kernels.quantization.kl_divergence import moved, remembered
+    from tersely.kernels.quantization.calibration_text import answered_by, read_questions
+    from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
 
     *others, last = sides
     own = sides[last].engine
-    text = answered_by(own.model, own.tokenizer, questions_of(file), rows, length, seed=0)
-    expected, _ = remembered(own.model, text)
-    apart = {name: moved(sides[name].engine.model, text, expected)[0] for name in others}
+    text = answered_by(own.model, own.tokenizer, read_questions(file), rows, length, seed=0)
+    expected, _ = cache_reference(own.model, text)
+    apart = {name: kl_to_reference(sides[name].engine.model, text, expected)[0] for name in others}
     saved = {name: ratio_bootstrap(apart[others[0]], apart[name]) for name in others[1:]}
     return {
         "divergence": {name: statistics.fmean(each) for name, each in apart.items()},

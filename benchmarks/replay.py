@@ -21,10 +21,10 @@ from tersely.controller.budgets import fit_budget
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.policies import POLICIES, make_policy
 from tersely.controller.policies.base import Policy
-from tersely.controller.probe_registry import bound
+from tersely.controller.probe_registry import bind_policy
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import find_markers
-from tersely.controller.types import Seen, Signals
+from tersely.controller.types import Signals, StepInfo
 from tersely.errors import TerselyError
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.training.toy_models.responses import respond
@@ -41,7 +41,7 @@ def recorded(tokenizer: Any, count: int) -> list[list[int]]:
 
 
 def seconds(
-    policy: Policy, traces: Sequence[Sequence[int]], tokenizer: Any, seen: Seen, clock: Callable[[], float]
+    policy: Policy, traces: Sequence[Sequence[int]], tokenizer: Any, seen: StepInfo, clock: Callable[[], float]
 ) -> tuple[float, int]:
     """How long it takes to replay all traces, and how many decisions that gives."""
     markers, budget = find_markers(tokenizer), fit_budget("normal", 2048)
@@ -61,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     engine = load_engine(options.model)
     traces = recorded(engine.tokenizer, options.traces)
     zeros = np.zeros(engine.model.config.hidden_size, np.float32)
-    seen = Seen(Signals(0.1, 0.9, 0.9, 0.8), lambda layer: zeros)
+    seen = StepInfo(Signals(0.1, 0.9, 0.9, 0.8), lambda layer: zeros)
     found: dict[str, float] = {}
     decisions: dict[str, int] = {}
     for name in POLICIES:
         try:
-            policy = bound(make_policy(name), engine, None)
+            policy = bind_policy(make_policy(name), engine, None)
         except TerselyError as error:  # nothing was learnt for this model
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue

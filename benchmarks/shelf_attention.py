@@ -99,24 +99,24 @@ class Answers:
 
     def __init__(self, model: str, limit: int, seed: int, effort: str, most: int) -> None:
         from tersely.controller.engines.transformers.engine import load_engine
-        from tersely.controller.options import Options
+        from tersely.controller.options import GenerationOptions
         from tersely.controller.session import Session
         from tersely.evaluation.tasks.questions import load
 
         self.engine = load_engine(model)
         self.session = Session(self.engine)
-        self.options, self.most = Options(preset="off", effort=effort, max_new_tokens=most), most
+        self.options, self.most = GenerationOptions(preset="off", effort=effort, max_new_tokens=most), most
         self.questions = load("tiny", "test", limit, seed)
         self.rows = self.session.prepare([q.problem for q in self.questions], self.options)
         self.prompts = [row.request.prompt_ids for row in self.rows]
 
     def texts(self, count: int, seed: int) -> list[list[int]]:
         """What the model writes to problems of the split `fit`, as it samples, prompts included."""
-        from tersely.evaluation.runner import SessionAnswers, answer_all
+        from tersely.evaluation.runner import SessionRunner, answer_all
         from tersely.evaluation.tasks.questions import load
 
         questions = load("tiny", "fit", count, seed)
-        made = answer_all(SessionAnswers(self.engine), questions, self.options, seed=seed, size=BATCH)
+        made = answer_all(SessionRunner(self.engine), questions, self.options, seed=seed, size=BATCH)
         prompts = self.session.prepare([q.problem for q in questions], self.options)
         return [[*row.request.prompt_ids, *one.token_ids] for row, one in zip(prompts, made, strict=True)]
 
@@ -143,11 +143,11 @@ class Answers:
 
     def answers(self, made: Sequence[Sequence[int]]) -> list[str]:
         """The answers in what was put out."""
-        from tersely.controller.text.split_output import split_output
+        from tersely.controller.text.split_output import split_reasoning
 
         session = self.session
         return [
-            split_output(ids, session.codec, session.markers, row.rendered.state).answer
+            split_reasoning(ids, session.codec, session.markers, row.rendered.state).answer
             for ids, row in zip(made, self.rows, strict=True)
         ]
 

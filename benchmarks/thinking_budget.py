@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tersely.controller.text.answers import boxed_or_last
+from tersely.controller.text.answers import extract_answer
 from tersely.evaluation.stats import paired_bootstrap
 from tersely.evaluation.tasks.questions import Question, is_right, load
 
@@ -52,7 +52,7 @@ class Bench:
         params.thinking_token_budget = budget
         messages = [[{"role": "user", "content": question.problem}] for question in self.questions]
         outputs = [output.outputs[0] for output in self.llm.chat(messages, params, use_tqdm=False, **control)]
-        answers = [boxed_or_last(output.text.partition("</think>")[2]) for output in outputs]
+        answers = [extract_answer(output.text.partition("</think>")[2]) for output in outputs]
         rights = [is_right(answer, question.answer) for answer, question in zip(answers, self.questions, strict=True)]
         return np.array([len(output.token_ids) for output in outputs], float), np.array(rights, float)
 

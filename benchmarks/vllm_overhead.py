@@ -63,11 +63,11 @@ def chats(llm: Any, rows: int) -> list[Any]:
 
 def measured(rows: int, end: tuple[int, ...]) -> list[dict[str, Any]]:
     """Arguments of requests whose every token is measured."""
-    from tersely.controller.vllm.request_controller import Driven
-    from tersely.controller.vllm.worker_context import drive
+    from tersely.controller.vllm.request_controller import RequestController
+    from tersely.controller.vllm.worker_context import register
 
     for row in range(rows):
-        drive(f"row {row}", Driven(None, end, frozenset({"signals"}), measured=True))
+        register(f"row {row}", RequestController(None, end, frozenset({"signals"}), measured=True))
     return [{"tersely": {"driver": f"row {row}"}} for row in range(rows)]
 
 
@@ -131,7 +131,7 @@ def saving(plain: Any, ours: Any, repeats: int, clock: str) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
-    from tersely.models import path_of
+    from tersely.models import get_model_path
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="also time a model from this folder, which thinks between <think> and </think>")
@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
 
     ratios: dict[str, float] = {}
     alive = []  # what vLLM sets up for a process goes with the first engine that does
-    subjects = {"tiny": (str(path_of("tersely-tiny-large")), "float32")}
+    subjects = {"tiny": (str(get_model_path("tersely-tiny-large")), "float32")}
     if options.model:
         subjects["model"] = (options.model, options.dtype)
     for name, (folder, dtype) in subjects.items():

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tersely.kernels.huge_pages import moved
+from tersely.kernels.huge_pages import to_huge_pages
 from tersely.kernels.w4a8 import compiled, w4a8_linear
 from tersely.kernels.w4a8_layout import LINE, TILE
 
@@ -44,7 +44,7 @@ Maker = Callable[[int, int], tuple[Way, int]]
 """From outputs and inputs to a layer with weights of its own, and their bytes."""
 
 
-def ours(outputs: int, inputs: int, put: Callable[[Tensor], Tensor] = moved) -> tuple[Way, int]:
+def ours(outputs: int, inputs: int, put: Callable[[Tensor], Tensor] = to_huge_pages) -> tuple[Way, int]:
     """4-bit weights in two grains."""
     weight = put(torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8))
     groups = put(torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8))
@@ -59,14 +59,14 @@ def small_pages(outputs: int, inputs: int) -> tuple[Way, int]:
 
 def w8a8(outputs: int, inputs: int) -> tuple[Way, int]:
     """Our 8-bit weights."""
-    weight = moved(torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8))
+    weight = to_huge_pages(torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8))
     scale = torch.rand(outputs)
     return lambda x: w4a8_linear(x, weight, None, scale), weight.nbytes
 
 
 def read(outputs: int, inputs: int) -> tuple[Way, int]:
     """No layer: torch sums up as many bytes as `ours` has, in pages of the same size."""
-    memory = moved(torch.ones(outputs * inputs * (GROUP + 4) // GROUP // 16, dtype=torch.int64))
+    memory = to_huge_pages(torch.ones(outputs * inputs * (GROUP + 4) // GROUP // 16, dtype=torch.int64))
     return lambda x: memory.sum(), memory.nbytes
 
 

@@ -10,15 +10,15 @@ from ..errors import CapabilityError, OptionError
 from .budgets import Strategy, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller
 from .helpers.engine_helper import Helper
-from .options import DEFAULT_MAX_NEW_TOKENS, Options
+from .options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from .policies import make_policies, without_engine
 from .policies.base import Policy
-from .prompts import Prompt, state_after
+from .prompts import Prompt, thinking_state_after
 from .session import Session
 from .streaming import EventSink
 from .text.markers import Markers, choose_markers
-from .text.tokenizer_adapter import codec_for
-from .types import Engine, Sampling, Watcher
+from .text.tokenizer_adapter import get_adapter
+from .types import Engine, SamplingParams, Watcher
 from .verification import Verifier
 
 
@@ -46,7 +46,7 @@ def generate(
     helper: Any = None,
     on_event: EventSink | None = None,
 ) -> Any:
-    """Answer prompts under control; a list of `Generation`s, or one for a single prompt.
+    """Answer prompts under control; a list of `GenerationResult`s, or one for a single prompt.
 
     model, tokenizer: a transformers model with its tokenizer, or the name or folder of one, or an engine (tokenizer
     None).
@@ -58,8 +58,8 @@ def generate(
     that takes what probes can learn from, of uncontrolled thinking: preset "off", or shadow. verifier, helper: models
     (names, folders, engines, or anything with the methods of `outside`) that policies ask, and delegate to.
     """
-    engine = engine_of(model, tokenizer)
-    options = Options(
+    engine = resolve_engine(model, tokenizer)
+    options = GenerationOptions(
         effort=effort,
         preset=preset,
         policies=None if policies is None else tuple(policies),
@@ -69,39 +69,39 @@ def generate(
         shadow=shadow,
         probes=probes,
         record=record,
-        sampling=Sampling(temperature, top_p, top_k, seed),
+        sampling=SamplingParams(temperature, top_p, top_k, seed),
     )
-    session = Session(engine, markers, think_prompt, verifier=as_verifier(verifier), helper=as_helper(helper))
-    return each(prompts, lambda batch: session.run(batch, options, on_event))
+    session = Session(engine, markers, think_prompt, verifier=resolve_verifier(verifier), helper=resolve_helper(helper))
+    return unwrap_single(prompts, lambda batch: session.run(batch, options, on_event))
 
 
-def each(prompts: Prompt | Sequence[Prompt], answer: Callable[[list[Prompt]], Sequence[Any]]) -> Any:
+def unwrap_single(prompts: Prompt | Sequence[Prompt], answer: Callable[[list[Prompt]], Sequence[Any]]) -> Any:
     """What a batch comes to: one result for a single prompt, a list for a list."""
     if _is_single(prompts):
         return answer([cast(Prompt, prompts)])[0]
     return answer(list(cast(Sequence[Prompt], prompts)))
 
 
-def as_verifier(given: Any) -> Verifier | None:
+def resolve_verifier(given: Any) -> Verifier | None:
     """A verifier as it is, a model as one that is asked what rules do not decide; None stays None."""
     if given is None or hasattr(given, "submit"):
         return cast("Verifier | None", given)
-    from .verifiers.llm_verifier import EngineVerifier
-    from .verifiers.rule_verifier import SymbolicVerifier
+    from .verifiers.llm_verifier import LLMVerifier
+    from .verifiers.rule_verifier import RuleVerifier
 
-    return SymbolicVerifier(EngineVerifier(engine_of(given, None)))
+    return RuleVerifier(LLMVerifier(resolve_engine(given, None)))
 
 
-def as_helper(given: Any) -> Helper | None:
+def resolve_helper(given: Any) -> Helper | None:
     """A helper as it is, a model as one that writes; None stays None."""
     if given is None or hasattr(given, "write"):
         return cast("Helper | None", given)
     from .helpers.engine_helper import EngineHelper
 
-    return EngineHelper(Session(engine_of(given, None)))
+    return EngineHelper(Session(resolve_engine(given, None)))
 
 
-def engine_of(model: Any, tokenizer: Any) -> Engine:
+def resolve_engine(model: Any, tokenizer: Any) -> Engine:
     """An engine for what the caller calls a model."""
     if hasattr(model, "capabilities"):
         return cast(Engine, model)
@@ -141,7 +141,7 @@ def custom_generate(
     """
     from .engines.transformers.custom_generate import as_custom_generate
 
-    codec = codec_for(tokenizer)
+    codec = get_adapter(tokenizer)
     found = choose_markers(tokenizer, markers, think_prompt=False)
     active = without_engine(make_policies(preset, None if policies is None else tuple(policies)))
     if needy := [p.name for p in active if p.needs - {"verifier"} or hasattr(p, "bind")]:
@@ -155,7 +155,7 @@ def custom_generate(
     fit_budget("normal", max_new_tokens, answer_reserve)  # complains here, not in the middle of a batch
 
     def make_watcher(prompt_ids: list[int]) -> Watcher | None:
-        state = state_after(codec.decode(prompt_ids[-32:]), found)
+        state = thinking_state_after(codec.decode(prompt_ids[-32:]), found)
         if not active or state == "answer":
             return None
         row_tier = tier_by_length(codec.decode(prompt_ids)) if tier == "auto" else tier

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
-from .types import KEEP, Directive, Opened, Opening, Request, Resting, Seen, State, Watcher
+from .types import KEEP, Directive, PromptRouter, Request, RoutedPrompt, State, StepInfo, SuspendableWatcher, Watcher
 
 _STOP = Directive(stop=True)
 
 
-class Ending:
+class CancellableWatcher:
     """Watches a row for the watcher it has, and ends it once `over()`; implements `engines.base.Watcher`."""
 
     def __init__(self, over: Callable[[], bool]) -> None:
@@ -30,7 +30,7 @@ class Ending:
         """Follow the row, whose prompt is settled, together with the watcher it has."""
         self.inner = inner
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
         if self.over():
             return Directive(drop=self._trial + 1, trial=False, stop=True) if self._trial else _STOP
@@ -45,19 +45,19 @@ class Ending:
         return directive
 
     def resume(self) -> Directive:
-        """See `Resting.resume`."""
-        return _STOP if self.over() else cast(Resting, self.inner).resume()
+        """See `SuspendableWatcher.resume`."""
+        return _STOP if self.over() else cast(SuspendableWatcher, self.inner).resume()
 
 
 class _Opening:
     """An opening whose row is then watched by ours; implements `engines.base.Opening`."""
 
-    def __init__(self, inner: Opening, ending: Ending) -> None:
+    def __init__(self, inner: PromptRouter, ending: CancellableWatcher) -> None:
         self.inner, self.ending = inner, ending
         self.layer, self.longest = inner.layer, inner.longest
 
-    def choose(self, state: State) -> Opened:
-        """See `Opening.choose`."""
+    def choose(self, state: State) -> RoutedPrompt:
+        """See `PromptRouter.choose`."""
         opened = self.inner.choose(state)
         self.ending.begin(opened.watcher)
         return replace(opened, watcher=self.ending)

@@ -13,19 +13,19 @@ from typing import Any
 from ..errors import CapabilityError, ModelError
 from .budgets import canonical_effort, tier_by_length
 from .engines.openai.backend import StreamError
-from .engines.openai.client import RefusedError, Server, choose_model, unknown_model
-from .options import Options
+from .engines.openai.client import OpenAIClient, RefusedError, choose_model, unknown_model
+from .options import GenerationOptions
 from .policies import make_policies
 from .prompts import Prompt, as_messages
 from .text.markers import KNOWN
-from .trace import Decision, Generation, Usage
+from .trace import Decision, GenerationResult, Usage
 
 _EFFORTS = {"none": "none", "easy": "low", "normal": "medium", "hard": "high"}
 _CAPS = ("max_tokens", "max_completion_tokens")
 _TRIES = 3
 
 
-class ChatEndpoint:
+class ChatOnlyEndpoint:
     """Answers prompts through a server's chat completions.
 
     model: None takes the only one. streams: how many requests are open at once. Others as in `connect`.
@@ -42,20 +42,20 @@ class ChatEndpoint:
     ) -> None:
         self.base_url, self.model, self.api_key = base_url, model, api_key
         self.timeout, self.streams = timeout, streams
-        Server(base_url, api_key)  # complains here of what is no URL
+        OpenAIClient(base_url, api_key)  # complains here of what is no URL
 
-    def run(self, prompts: Sequence[Prompt], options: Options) -> list[Generation]:
+    def run(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[GenerationResult]:
         """Answer all prompts, in order; not to be called where an event loop runs, see `arun`."""
         return asyncio.run(self.arun(prompts, options))
 
-    async def arun(self, prompts: Sequence[Prompt], options: Options) -> list[Generation]:
+    async def arun(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[GenerationResult]:
         """Answer all prompts, in order.
 
         Raises CapabilityError for policies and whatever else needs more than such an endpoint, ModelError for trouble
         with the server.
         """
         refuse(options)
-        server = Server(self.base_url, self.api_key, self.timeout)
+        server = OpenAIClient(self.base_url, self.api_key, self.timeout)
         slots = asyncio.Semaphore(self.streams)
         try:
             model = (await choose_model(server, self.model)).name
@@ -68,7 +68,7 @@ class ChatEndpoint:
         return [task.result() for task in tasks]
 
 
-def refuse(options: Options) -> None:
+def refuse(options: GenerationOptions) -> None:
     """Raise CapabilityError for options that a chat endpoint cannot carry out, naming them."""
     policies = [policy.name for policy in make_policies(options.preset, options.policies)]
     asked = {
@@ -87,7 +87,9 @@ def refuse(options: Options) -> None:
         )
 
 
-async def _answer(server: Server, slots: asyncio.Semaphore, model: str, prompt: Prompt, options: Options) -> Generation:
+async def _answer(
+    server: OpenAIClient, slots: asyncio.Semaphore, model: str, prompt: Prompt, options: GenerationOptions
+) -> GenerationResult:
     messages = as_messages(prompt)
     tier = canonical_effort(options.effort)
     notes: list[Decision] = []
@@ -107,7 +109,7 @@ async def _answer(server: Server, slots: asyncio.Semaphore, model: str, prompt: 
     return _generation(server, reply, tier, notes)
 
 
-async def _asked(server: Server, model: str, body: dict[str, Any], limit: int) -> dict[str, Any]:
+async def _asked(server: OpenAIClient, model: str, body: dict[str, Any], limit: int) -> dict[str, Any]:
     """The reply to one request; the cap goes by the older of its two names unless the server wants the other."""
     caps, lost = list(_CAPS), 0
     while True:
@@ -126,7 +128,7 @@ async def _asked(server: Server, model: str, body: dict[str, Any], limit: int) -
             await asyncio.sleep(0.2 * 2**lost)
 
 
-def _generation(server: Server, reply: dict[str, Any], tier: str, notes: list[Decision]) -> Generation:
+def _generation(server: OpenAIClient, reply: dict[str, Any], tier: str, notes: list[Decision]) -> GenerationResult:
     try:
         choice = reply["choices"][0]
         message = choice["message"]
@@ -144,7 +146,7 @@ def _generation(server: Server, reply: dict[str, Any], tier: str, notes: list[De
             Decision("usage", "note", "the server does not say how many tokens were thinking: all count as answer", 0)
         )
     thought = min(thought or 0, written)
-    return Generation(
+    return GenerationResult(
         text=f"{thinking}\n\n{answer}" if thinking else answer,
         thinking=thinking.strip(),
         answer=answer.strip(),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .engines.openai.client import Server
-from .engines.openai.completions import Completions
-from .engines.openai.engine import ContinuingEngine
+from .engines.openai.client import OpenAIClient
+from .engines.openai.completions import CompletionsBackend
+from .engines.openai.engine import RemoteEngine
 
 
 def connect(
@@ -16,7 +16,7 @@ def connect(
     api_key: str | None = None,
     *,
     timeout: float = 120.0,
-) -> ContinuingEngine:
+) -> RemoteEngine:
     """An engine for the completions endpoint of a server such as vLLM's, at `http://host:port/v1`.
 
     model: the server's name for it, None for the only one. tokenizer: of the served model: itself, or a folder or name
@@ -24,4 +24,4 @@ def connect(
     TERSELY_API_KEY or OPENAI_API_KEY. timeout: seconds that the server may be silent for.
     Raises OptionError, ModelError and CapabilityError.
     """
-    return ContinuingEngine(Completions(Server(base_url, api_key, timeout), model, tokenizer))
+    return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))

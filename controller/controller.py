@@ -6,22 +6,33 @@ from collections.abc import Sequence
 from typing import Literal
 
 from .budgets import Budget
-from .delegation import Delegations, onward
+from .delegation import DelegationManager, without_retraction
 from .helpers.engine_helper import Helper
-from .pending_questions import Asked, told
-from .policies.base import Action, Ask, Close, Handed, Inject, Note, Policy, Revise, Trial, View
-from .policy_runner import Aside, Sleeper, Sleepers
-from .prompts import Prompt, question_of
-from .text.closing import CLOSING, closing_text, text_of
-from .text.marker_matcher import Spotter
+from .pending_questions import PendingQuestions, format_error
+from .policies.base import (
+    Action,
+    AskVerifier,
+    Close,
+    HelperAction,
+    Inject,
+    Note,
+    Policy,
+    PolicyView,
+    ReviewDraft,
+    Trial,
+)
+from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
+from .prompts import Prompt, get_question
+from .text.closing import CLOSING, action_text, closing_text
+from .text.marker_matcher import MarkerMatcher
 from .text.markers import Markers
-from .text.thoughts import Thinking
-from .text.tokenizer_adapter import Codec
+from .text.thoughts import ThinkingState
+from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .trial_answers import MOST_TOKENS, TrialAnswer, TrialRun, begin_trial
-from .types import KEEP, Directive, Seen
+from .trial_answers import MOST_TOKENS, TrialAnswer, TrialDecoder, start_trial
+from .types import KEEP, Directive, StepInfo
 from .verification import Verifier
-from .verifiers.rule_verifier import SymbolicVerifier
+from .verifiers.rule_verifier import RuleVerifier
 
 Phase = Literal["before", "thinking", "answer"]
 MOST_ACTIONS = 128
@@ -32,7 +43,7 @@ class Controller:
     """Watches one row and directs it; implements `engines.base.Watcher`.
 
     opened: the prompt has opened the thinking already. shadow: record what would be done, do nothing.
-    prompt_tokens: see `View`. verifier: whom policies ask; None decides by rules alone. helper: who writes what
+    prompt_tokens: see `PolicyView`. verifier: whom policies ask; None decides by rules alone. helper: who writes what
     policies delegate, from this prompt. Raises TypeError for a policy that acts before it waits, and what
     `Policy.watch` raises.
     """
@@ -40,7 +51,7 @@ class Controller:
     def __init__(
         self,
         policies: Sequence[Policy],
-        codec: Codec,
+        codec: TokenizerAdapter,
         markers: Markers,
         budget: Budget,
         *,
@@ -55,21 +66,21 @@ class Controller:
         self.codec, self.markers, self.budget = codec, markers, budget
         self.shadow, self.closing = shadow, closing
         self.phase: Phase = "thinking" if opened else "before"
-        self.thinking = Thinking(codec)
+        self.thinking = ThinkingState(codec)
         self.decisions: list[Decision] = []
         self.position = 0
-        self._open, self._close = Spotter(codec, markers.open), Spotter(codec, markers.close)
+        self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
         self._end_id: int | None = codec.tokenizer.eos_token_id
         closing_cost = len(codec.encode(closing_text(markers, closing, "\n\n")))
-        self.view = View(self.thinking, budget, closing_cost, question_of(prompt), prompt_tokens)
-        self.asked = Asked(verifier or SymbolicVerifier())
-        self.delegated = Delegations(helper, prompt, self.thinking)
+        self.view = PolicyView(self.thinking, budget, closing_cost, get_question(prompt), prompt_tokens)
+        self.asked = PendingQuestions(verifier or RuleVerifier())
+        self.delegated = DelegationManager(helper, prompt, self.thinking)
         self._actions = 0  # injections and delegations
         self._said: set[str] = set()
-        self._sleepers = Sleepers(policies, self.view, self._hear)
+        self._sleepers = PolicyScheduler(policies, self.view, self._hear)
         self._alarm = self._sleepers.alarm
-        self._trial: TrialRun | None = None
-        self._asking: list[Sleeper] = []
+        self._trial: TrialDecoder | None = None
+        self._asking: list[PolicyTask] = []
 
     @property
     def verifier_tokens(self) -> int:
@@ -78,11 +89,13 @@ class Controller:
 
     @property
     def boundary(self) -> str | None:
-        """What the latest token ended in the thinking, see `Thinking.boundary`; None where the row does not think."""
+        """What the latest token ended in the thinking, see `ThinkingState.boundary`; None where the row does not
+        think.
+        """
         thinks = self.phase == "thinking" and len(self.thinking) > 0 and self._trial is None
         return self.thinking.boundary if thinks else None
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """Take note of a sampled token; see `Watcher`."""
         if self._trial is not None:
             return self._tried(self._trial, token, seen)
@@ -110,7 +123,7 @@ class Controller:
         self.view.closing = True
         bids = self._bids(self._sleepers.at_close(len(self.thinking)))
         self.view.closing = False
-        wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, Handed))]
+        wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, HelperAction))]
         directive, size = KEEP, 0
         if wanted:
             size = self._close.size([*self.thinking.ids, token])
@@ -145,12 +158,14 @@ class Controller:
         self._sleepers.schedule()
         return directive
 
-    def _bids(self, awake: list[Sleeper], reply: TrialAnswer | None = None) -> list[tuple[Sleeper, Action | Trial]]:
+    def _bids(
+        self, awake: list[PolicyTask], reply: TrialAnswer | None = None
+    ) -> list[tuple[PolicyTask, Action | Trial]]:
         """What policies want to do now, as far as it can be done."""
         moves = [(s, move) for s in awake if (move := s.resume(self.view, reply)) is not None]
         return [(s, move) for s, move in moves if self._permitted(s, move)]
 
-    def _settle(self, moves: list[tuple[Sleeper, Action | Trial]]) -> Directive:
+    def _settle(self, moves: list[tuple[PolicyTask, Action | Trial]]) -> Directive:
         """Ending or delegating beats injecting beats asking; otherwise the first policy in the list wins.
 
         Losers go on watching.
@@ -158,29 +173,29 @@ class Controller:
         bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
         if not bids:
             return self._ask([s for s, _ in moves], any(isinstance(m, Trial) and m.drawn for _, m in moves))
-        directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, Handed))), bids[0]))
+        directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, HelperAction))), bids[0]))
         self._go_on(moves, directive)
         return directive
 
-    def _do(self, sleeper: Sleeper, action: Action) -> Directive:
-        if isinstance(action, Handed):
+    def _do(self, sleeper: PolicyTask, action: Action) -> Directive:
+        if isinstance(action, HelperAction):
             return self._delegate(sleeper, action)
         return self._carry_out(sleeper.policy.name, action)
 
-    def _go_on(self, moves: Sequence[tuple[Sleeper, Action | Trial]], directive: Directive) -> None:
+    def _go_on(self, moves: Sequence[tuple[PolicyTask, Action | Trial]], directive: Directive) -> None:
         """Let all that moved go on watching; whoever delegated does so when the helper has written."""
         for sleeper, _ in moves:
             if not (directive.until is not None and sleeper is self.delegated.waiting):
                 self.view.helped = None
                 sleeper.go_on(self.view)
 
-    def _delegate(self, sleeper: Sleeper, move: Handed) -> Directive:
+    def _delegate(self, sleeper: PolicyTask, move: HelperAction) -> Directive:
         """Let the row rest until the helper has written."""
         if self.shadow:
             decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
             self.decisions.append(decision)
             return KEEP
-        self._actions += not isinstance(move, Revise)
+        self._actions += not isinstance(move, ReviewDraft)
         directive = self.delegated.begin(sleeper, move, self.position, self._room)
         self.position += len(directive.force) - directive.drop
         return directive
@@ -203,7 +218,7 @@ class Controller:
             follow = self._carry_out("helper", Close("the helper ended the thinking", phrase=""))
         else:
             bids = [bid for bid in self._bids([done.sleeper]) if not isinstance(bid[1], Trial)]
-            follow = self._settle([(s, onward(m)) for s, m in bids])
+            follow = self._settle([(s, without_retraction(m)) for s, m in bids])
         self._sleepers.schedule()
         return Directive((*ids, *follow.force), drop=back, until=follow.until)
 
@@ -212,18 +227,18 @@ class Controller:
         """Thinking tokens that are left beside those that closing needs."""
         return self.budget.thinking - len(self.thinking) - self.view.closing_cost
 
-    def _ask(self, sleepers: list[Sleeper], drawn: bool) -> Directive:
+    def _ask(self, sleepers: list[PolicyTask], drawn: bool) -> Directive:
         """Begin one trial for all that want one, unless there is no room for it."""
         if not sleepers:
             return KEEP
-        forced, trial = begin_trial(self.codec, self.markers, self.thinking.tail(4), self.budget.reserve, drawn)
+        forced, trial = start_trial(self.codec, self.markers, self.thinking.tail(4), self.budget.reserve, drawn)
         room = self.budget.thinking + self.budget.reserve - self.position
         if self.shadow or len(forced) + MOST_TOKENS > room:
             return self._replied(sleepers, None)
         self._trial, self._asking = trial, sleepers
         return Directive(forced, trial=True)
 
-    def _tried(self, trial: TrialRun, token: int, seen: Seen | None) -> Directive:
+    def _tried(self, trial: TrialDecoder, token: int, seen: StepInfo | None) -> Directive:
         """Take in a token of the trial under way; at its end, what those that asked make of it."""
         chance = seen.signals.chosen if seen is not None and seen.signals is not None else 1.0
         if (follow := trial.take(token, chance)) is not None:
@@ -233,7 +248,7 @@ class Controller:
         self._sleepers.schedule()
         return Directive(directive.force, drop=trial.tokens, trial=False)
 
-    def _replied(self, sleepers: list[Sleeper], reply: TrialAnswer | None) -> Directive:
+    def _replied(self, sleepers: list[PolicyTask], reply: TrialAnswer | None) -> Directive:
         """Tell those that asked, and do what they make of it."""
         moves = self._bids(sleepers, reply)
         for sleeper, move in moves:
@@ -241,15 +256,15 @@ class Controller:
                 sleeper.leave_out(TypeError("a policy must wait between two trials"))
         return self._settle([(s, move) for s, move in moves if not isinstance(move, Trial)])
 
-    def _permitted(self, sleeper: Sleeper, move: Action | Trial) -> bool:
+    def _permitted(self, sleeper: PolicyTask, move: Action | Trial) -> bool:
         """Whether a move can be carried out: an injection only while the thinking can still end well."""
-        if not isinstance(move, (Inject, Handed)):
+        if not isinstance(move, (Inject, HelperAction)):
             return True
         what = "injections" if isinstance(move, Inject) else "delegations"
         needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
-        if isinstance(move, Handed) and self.delegated.helper is None and not self.shadow:
+        if isinstance(move, HelperAction) and self.delegated.helper is None and not self.shadow:
             reason = "no delegation: there is no helper"
-        elif isinstance(move, Handed) and self.delegated.taken_back > self.budget.thinking:
+        elif isinstance(move, HelperAction) and self.delegated.taken_back > self.budget.thinking:
             reason = f"no more {what}: they have taken back more than the thinking may hold"
         elif self._actions >= MOST_ACTIONS:
             reason = f"no more {what} after {MOST_ACTIONS}: policies may be undoing each other"
@@ -261,15 +276,15 @@ class Controller:
         sleeper.go_on(self.view)
         return False
 
-    def _hear(self, policy: str, aside: Aside) -> None:
+    def _hear(self, policy: str, aside: SideEffect) -> None:
         """Take in what a policy says or asks by the way, or that it failed."""
-        if isinstance(aside, Ask):
+        if isinstance(aside, AskVerifier):
             self.view.ticket = self.asked.ask(aside.question)
             self._hear_verdicts()
         elif isinstance(aside, Note):
             self.decisions.append(Decision(policy, "note", aside.reason, self.position))
         else:
-            self.decisions.append(Decision(policy, "error", f"left out after {told(aside)}", self.position))
+            self.decisions.append(Decision(policy, "error", f"left out after {format_error(aside)}", self.position))
 
     def _hear_verdicts(self) -> None:
         """Trace what the verifier could not tell."""
@@ -283,7 +298,7 @@ class Controller:
             self.decisions.append(Decision(who, action, reason, self.position))
 
     def _text_of(self, action: Inject | Close) -> str:
-        return text_of(action, self.markers, self.closing, self.thinking.tail(4))
+        return action_text(action, self.markers, self.closing, self.thinking.tail(4))
 
     def _carry_out(self, policy: str, action: Inject | Close) -> Directive:
         text = self._text_of(action)

@@ -12,7 +12,7 @@ from ..probes.drift import DriftMonitor, DriftState, Region
 Row = NDArray[np.float32]
 
 
-class Drift:
+class BatchDriftTracker:
     """Hears the first thought of each row of a batch, and tells a monitor of them in the order of the rows.
 
     That order matters: the monitor's promise is for questions in an order that does not depend on what they are like,

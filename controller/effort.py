@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .budgets import EFFORTS, Budget
-from .prompts import Prompt, Rendered, question_of, render
+from .prompts import Prompt, RenderedPrompt, get_question, render
 from .text.markers import Markers
-from .text.tokenizer_adapter import Codec
-from .types import Opened, State
+from .text.tokenizer_adapter import TokenizerAdapter
+from .types import RoutedPrompt, State
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
@@ -26,18 +26,18 @@ _SEAM = 8
 """Characters at the end of a question that may be in one token with what follows it."""
 
 
-def renderings(
+def render_tiers(
     tokenizer: Any,
     prompt: Prompt,
     markers: Markers,
     budgets: Mapping[str, Budget],
     tools: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Rendered]:
+) -> dict[str, RenderedPrompt]:
     """The prompt as each tier has it."""
     return {tier: render(tokenizer, prompt, budget, markers, tools) for tier, budget in budgets.items()}
 
 
-def shared_prefix(rendered: Sequence[Rendered]) -> tuple[int, ...]:
+def shared_prefix(rendered: Sequence[RenderedPrompt]) -> tuple[int, ...]:
     """The ids that all renderings begin with, one fewer than the shortest has at most, so that each goes on."""
     first = rendered[0].ids
     size = min(len(r.ids) for r in rendered) - 1
@@ -48,23 +48,23 @@ def shared_prefix(rendered: Sequence[Rendered]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class SharedPrefix:
     """What is read of a prompt before its tier is chosen; apart: no tier's prompt goes on from there."""
 
     ids: tuple[int, ...]
     apart: bool = False
 
 
-def look_at(codec: Codec, prompt: Prompt, known: Mapping[str, Rendered]) -> Look:
+def find_shared_prefix(codec: TokenizerAdapter, prompt: Prompt, known: Mapping[str, RenderedPrompt]) -> SharedPrefix:
     """What all tiers' prompts begin with if the question is in it, and otherwise what the dearest tier's holds."""
     prefix = shared_prefix(list(known.values()))
-    question = question_of(prompt).strip()
+    question = get_question(prompt).strip()
     if question[: max(1, len(question) - _SEAM)] in codec.decode(prefix):
-        return Look(prefix)
-    return Look(known[max(known, key=EFFORTS.index)].ids[:-1], apart=True)
+        return SharedPrefix(prefix)
+    return SharedPrefix(known[max(known, key=EFFORTS.index)].ids[:-1], apart=True)
 
 
-class TierChoice:
+class TierSelector:
     """Chooses the tier of one row; implements `engines.base.Opening`.
 
     settle(tier, reason) makes that tier's row and returns its whole prompt, its watcher and its temperature.
@@ -73,15 +73,15 @@ class TierChoice:
     def __init__(
         self,
         probe: TierProbe,
-        look: Look,
+        look: SharedPrefix,
         longest: int,
-        settle: Callable[[str, str], Opened],
+        settle: Callable[[str, str], RoutedPrompt],
     ) -> None:
         self.probe, self.layer, self.look = probe, probe.layer, look
         self.longest = max(1, longest - len(look.ids))
         self._settle = settle
 
-    def choose(self, state: State) -> Opened:
+    def choose(self, state: State) -> RoutedPrompt:
         """See `Opening.choose`."""
         opened = self._settle(*self.probe.choose(state))
         if self.look.apart:

@@ -13,14 +13,14 @@ import numpy as np
 
 from ..probes.features import FEATURES
 from ..probes.question_hash import question_hash
-from ..probes.records import UNKNOWN, Array, Rows, Store
+from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from .budgets import TIERS
-from .policies.record import Boundary, Listen, Numbers, mean_entropy
+from .policies.record import AnswerIds, RecordThoughts, ThoughtRecord, mean_entropy
 from .prompts import Prompt, as_messages
-from .text.answers import boxed_or_last, normalise
+from .text.answers import extract_answer, normalize_answer
 from .text.markers import Markers
-from .text.tokenizer_adapter import Codec
-from .trace import Generation
+from .text.tokenizer_adapter import TokenizerAdapter
+from .trace import GenerationResult
 from .types import Engine, State
 
 _LAYERS = (-1,)
@@ -29,7 +29,7 @@ _LAYERS = (-1,)
 class LiveRecorder:
     """Records the batches of a session; `policy` watches one batch, `keep` writes it as one part."""
 
-    def __init__(self, folder: Path, engine: Engine, codec: Codec, markers: Markers) -> None:
+    def __init__(self, folder: Path, engine: Engine, codec: TokenizerAdapter, markers: Markers) -> None:
         closing = len(codec.encode(markers.close + markers.after + markers.answering))
         plan = {
             "model": engine.name,
@@ -43,28 +43,28 @@ class LiveRecorder:
             "features": FEATURES,
             "closing": closing,
         }
-        self.store = Store(folder, plan)
-        self._rows: list[list[Boundary]] = []
+        self.store = RecordStore(folder, plan)
+        self._rows: list[list[ThoughtRecord]] = []
 
-    def policy(self) -> Listen:
+    def policy(self) -> RecordThoughts:
         """The policy that watches a batch; it never acts."""
         self._rows = []
 
-        def begin() -> Callable[[Boundary], None]:
+        def begin() -> Callable[[ThoughtRecord], None]:
             self._rows.append([])
             return self._rows[-1].append
 
-        return Listen(begin, _LAYERS)
+        return RecordThoughts(begin, _LAYERS)
 
-    def keep(self, prompts: Sequence[Prompt], done: Sequence[Generation], watched: Sequence[bool]) -> None:
+    def keep(self, prompts: Sequence[Prompt], done: Sequence[GenerationResult], watched: Sequence[bool]) -> None:
         """Write what was seen of a batch; watched: which of its rows had a controller."""
-        rollouts, boundaries = Rows("rollouts"), Rows("boundaries")
+        rollouts, boundaries = RecordRows("rollouts"), RecordRows("boundaries")
         texts = [str(as_messages(prompt)[-1]["content"]) for prompt in prompts]
         states: list[State] = []
         seen = iter(self._rows)
         for index, (one, has_rows) in enumerate(zip(done, watched, strict=True)):
             ends = next(seen) if has_rows else []
-            final, numbers = normalise(boxed_or_last(one.answer)), Numbers()
+            final, numbers = normalize_answer(extract_answer(one.answer)), AnswerIds()
             tier = tuple(TIERS).index(one.tier)
             spent = one.usage.thinking, one.usage.answer
             rollouts.add(index, tier, 0, UNKNOWN, *spent, mean_entropy(one.signals), one.finish_reason == "stop")

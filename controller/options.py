@@ -8,13 +8,13 @@ from typing import Any
 
 from .budgets import Strategy
 from .policies.base import Policy
-from .types import Sampling
+from .types import SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class GenerationOptions:
     """How to answer: see `faces.generate` for the meaning of each; signals: have the engine report them.
 
     probes: a folder of `tersely calibrate`; None takes what is released for the model. record: a folder to keep what
@@ -32,9 +32,9 @@ class Options:
     probes: str | None = None
     record: str | None = None
     tools: tuple[Mapping[str, Any], ...] = ()
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
-def with_seed(options: Options, seed: int | None) -> Options:
+def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions:
     """The same options with another seed."""
     return replace(options, sampling=replace(options.sampling, seed=seed))

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from .verification import Question, Ticket, Verifier
+from .verification import Question, VerdictFuture, Verifier
 
 
-class Asked:
+class PendingQuestions:
     """Keeps the tickets of one row; whatever the verifier raises becomes a ticket with an error."""
 
     def __init__(self, verifier: Verifier) -> None:
         self.verifier = verifier
-        self.open: list[Ticket] = []
-        self._tickets: list[Ticket] = []
+        self.open: list[VerdictFuture] = []
+        self._tickets: list[VerdictFuture] = []
 
     @property
     def tokens(self) -> int:
         """What is read for all questions so far."""
         return sum(ticket.tokens for ticket in self._tickets)
 
-    def ask(self, question: Question) -> Ticket:
+    def ask(self, question: Question) -> VerdictFuture:
         """Hand a question on."""
         try:
             ticket = self.verifier.submit(question)
         except Exception as error:  # a verifier is anybody's code
-            ticket = Ticket().fail(told(error))
+            ticket = VerdictFuture().fail(format_error(error))
         self._tickets.append(ticket)
         self.open.append(ticket)
         return ticket
@@ -40,6 +40,6 @@ class Asked:
             ticket.wait()
 
 
-def told(error: Exception) -> str:
+def format_error(error: Exception) -> str:
     """An error in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

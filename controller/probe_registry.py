@@ -23,7 +23,7 @@ class ProbeError(TerselyError, ValueError):
     """There is no probe for this model, or not the one that is needed."""
 
 
-def bound(policy: Policy, engine: Engine, probes: str | None) -> Policy:
+def bind_policy(policy: Policy, engine: Engine, probes: str | None) -> Policy:
     """The policy as it is used on this engine; probes: a folder for those that name none."""
     bind = getattr(policy, "bind", None)
     if bind is None:
@@ -34,7 +34,7 @@ def bound(policy: Policy, engine: Engine, probes: str | None) -> Policy:
     return made
 
 
-def tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
+def load_tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
     """The difficulty probe of `tersely calibrate`'s folder, or the released one; None if there is none for this model.
 
     Raises ProbeError if a folder is given that has none, ArtifactError if it is another model's or was changed.
@@ -47,7 +47,7 @@ def tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
     return load_tier_probe(place, engine.fingerprint())
 
 
-def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> StoredRule:
+def load_stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> StoredRule:
     """The readiness probe with its certified threshold.
 
     trials: with trial answers, without, or (None) as saves more; without where the engine cannot discard them. Raises
@@ -74,7 +74,7 @@ def stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> Stored
     return stored
 
 
-def mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe:
+def load_mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe:
     """The probe that `tersely agents --router-out` put into a folder, or the released one.
 
     Raises ProbeError if there is none for this model, ArtifactError if it is another model's or was changed.
@@ -89,7 +89,7 @@ def mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe:
     return ModeProbe.load(place, fingerprint=engine.fingerprint(), layer=layer)
 
 
-def direction(engine: Engine, folder: str | None) -> Direction:
+def load_steering_direction(engine: Engine, folder: str | None) -> Direction:
     """The direction of `tersely steer`'s folder, or the released one; raises ProbeError if there is none."""
     from ..probes.research.steering import KIND, load_direction
 
@@ -101,7 +101,7 @@ def direction(engine: Engine, folder: str | None) -> Direction:
     return load_direction(place, engine.fingerprint(), engine.name)
 
 
-def shortcut(engine: Engine, folder: str | None) -> Shortcut:
+def load_early_exit(engine: Engine, folder: str | None) -> Shortcut:
     """The shortcut of a training's folder, or the released one; raises ProbeError if there is none."""
     from ..probes.research.shortcut import KIND, load_shortcut
 

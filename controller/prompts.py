@@ -16,7 +16,7 @@ _OPENAI_NAMES = {"easy": "low", "normal": "medium", "hard": "high"}
 
 
 @dataclass(frozen=True, slots=True)
-class Rendered:
+class RenderedPrompt:
     """Prompt ids and the state they leave the model in: `before` thinking, `thinking`, or at the `answer`."""
 
     ids: tuple[int, ...]
@@ -32,14 +32,14 @@ def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
     return messages
 
 
-def question_of(prompt: Prompt) -> str:
+def get_question(prompt: Prompt) -> str:
     """The text of the last message, "" if there is none."""
     return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "") if prompt else ""
 
 
 def render(
     tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers, tools: Sequence[Mapping[str, Any]] = ()
-) -> Rendered:
+) -> RenderedPrompt:
     """Render a prompt for a budget's tier.
 
     A template that knows efforts is told the tier; otherwise the tier's instruction follows the question, so that the
@@ -63,7 +63,7 @@ def render(
     if tools:
         options["tools"] = [dict(tool) for tool in tools]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options))
-    state = state_after(text, markers)
+    state = thinking_state_after(text, markers)
     if budget.tier == "none" and state != "answer" and markers.source != PROMPTED.source:
         opening = "" if state == "thinking" else f"{markers.open}\n"
         text, state = f"{text}{opening}\n{markers.close}{markers.after}", "answer"
@@ -72,7 +72,7 @@ def render(
     elif markers.source == PROMPTED.source:
         text, state = f"{text}{markers.open}\n", "thinking"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return Rendered(tuple(ids), text, state)
+    return RenderedPrompt(tuple(ids), text, state)
 
 
 def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:
@@ -87,7 +87,7 @@ def _with_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"role": "system", "content": PROMPT}, *messages]
 
 
-def state_after(text: str, markers: Markers) -> str:
+def thinking_state_after(text: str, markers: Markers) -> str:
     """The state at the end of a rendered prompt; only what follows the last turn's start can open the thinking."""
     tail = text[-80:].rstrip()
     if tail.endswith(markers.open):

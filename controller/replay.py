@@ -13,9 +13,9 @@ from .policies import without_engine
 from .policies.base import Policy
 from .prompts import Prompt
 from .text.markers import Markers
-from .text.tokenizer_adapter import codec_for
+from .text.tokenizer_adapter import get_adapter
 from .trace import Decision
-from .types import Seen
+from .types import StepInfo
 from .verification import Verifier
 
 
@@ -30,7 +30,7 @@ def replay(
     prompt: Prompt = "",
     prompt_tokens: int = 0,
     verifier: Verifier | None = None,
-    seen: Sequence[Seen] | None = None,
+    seen: Sequence[StepInfo] | None = None,
 ) -> tuple[Decision, ...]:
     """The decisions that policies would have taken on a recorded output; nothing is changed (shadow).
 
@@ -44,7 +44,7 @@ def replay(
         )
     controller = Controller(
         policies,
-        codec_for(tokenizer),
+        get_adapter(tokenizer),
         markers,
         budget,
         opened=opened,

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 from ..errors import PromptError
 from .budgets import Budget, fit_budget, tier_by_length
 from .controller import Controller
-from .effort import TierChoice, look_at, renderings
-from .options import Options
+from .effort import TierSelector, find_shared_prefix, render_tiers
+from .options import GenerationOptions
 from .policies.base import Policy
-from .prompts import Prompt, Rendered, as_messages, render
+from .prompts import Prompt, RenderedPrompt, as_messages, render
 from .trace import Decision
-from .types import Opened, Request, Watcher
+from .types import Request, RoutedPrompt, Watcher
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
-class Prepared:
+class PreparedRequest:
     """One prompt on its way: rendered, with its budget, the controller that watches it if any, and the request.
 
     Where the tier is chosen while the prompt is read, all but the request are settled then. notes are decisions that
     no controller took.
     """
 
-    rendered: Rendered
+    rendered: RenderedPrompt
     budget: Budget
     controller: Controller | None
     request: Request
@@ -38,7 +38,7 @@ class Prepared:
 
     @property
     def state(self) -> str:
-        """Where the prompt leaves the model; see `Rendered`."""
+        """Where the prompt leaves the model; see `RenderedPrompt`."""
         return self.rendered.state
 
     def left(self) -> list[Decision]:
@@ -63,15 +63,15 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Making:
+class RequestBuilder:
     """Makes the rows of one call."""
 
     session: Session
-    options: Options
+    options: GenerationOptions
     policies: tuple[Policy, ...]
     signals: bool
 
-    def row(self, prompt: Prompt, effort: str) -> Prepared:
+    def row(self, prompt: Prompt, effort: str) -> PreparedRequest:
         """The row of a prompt under an effort; `auto` goes by the prompt's length."""
         tier, notes = effort, []
         if effort == "auto":
@@ -84,24 +84,24 @@ class Making:
         budget = self._budget(tier, limit)
         controller = self._controller(prompt, rendered, budget)
         request = self._request(rendered.ids, limit, controller, temperature=budget.temperature)
-        return Prepared(rendered, budget, controller, request, [*notes, *self._bent(controller)])
+        return PreparedRequest(rendered, budget, controller, request, [*notes, *self._bent(controller)])
 
-    def chosen(self, prompt: Prompt, probe: TierProbe) -> Prepared:
+    def chosen(self, prompt: Prompt, probe: TierProbe) -> PreparedRequest:
         """The row of a prompt whose tier is chosen once its beginning is read."""
         session, options = self.session, self.options
         budgets = {tier: self._budget(tier, options.max_new_tokens) for tier in probe.tiers}
-        known = renderings(session.engine.tokenizer, prompt, session.markers, budgets, options.tools)
-        look, longest = look_at(session.codec, prompt, known), max(len(r.ids) for r in known.values())
+        known = render_tiers(session.engine.tokenizer, prompt, session.markers, budgets, options.tools)
+        look, longest = find_shared_prefix(session.codec, prompt, known), max(len(r.ids) for r in known.values())
         limit = self._room(longest, budgets[probe.tiers[-1]])
 
-        def settle(tier: str, reason: str) -> Opened:
+        def settle(tier: str, reason: str) -> RoutedPrompt:
             row.rendered, row.budget = known[tier], self._budget(tier, limit)
             row.controller = self._controller(prompt, row.rendered, row.budget)
             row.notes = [Decision("effort", "tier", reason, 0), *self._bent(row.controller)]
-            return Opened(row.rendered.ids, row.controller, row.budget.temperature)
+            return RoutedPrompt(row.rendered.ids, row.controller, row.budget.temperature)
 
-        request = self._request(look.ids, limit, None, TierChoice(probe, look, longest, settle))
-        row = Prepared(known[probe.tiers[-1]], budgets[probe.tiers[-1]], None, request)
+        request = self._request(look.ids, limit, None, TierSelector(probe, look, longest, settle))
+        row = PreparedRequest(known[probe.tiers[-1]], budgets[probe.tiers[-1]], None, request)
         return row
 
     @property
@@ -140,7 +140,7 @@ class Making:
             )
         return room - prompt
 
-    def _controller(self, prompt: Prompt, rendered: Rendered, budget: Budget) -> Controller | None:
+    def _controller(self, prompt: Prompt, rendered: RenderedPrompt, budget: Budget) -> Controller | None:
         if not self.policies or rendered.state == "answer":
             return None
         session = self.session
@@ -162,7 +162,7 @@ class Making:
         ids: tuple[int, ...],
         limit: int,
         watcher: Watcher | None,
-        opening: TierChoice | None = None,
+        opening: TierSelector | None = None,
         temperature: float | None = None,
     ) -> Request:
         layers = {layer for policy in self.policies for layer in getattr(policy, "layers", ())}

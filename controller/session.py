@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort
-from .options import Options
+from .options import GenerationOptions
 from .policies import make_policies, make_policy
 from .policies.base import Policy
-from .probe_registry import bound, tier_probe
+from .probe_registry import bind_policy, load_tier_probe
 from .prompts import Prompt
-from .request_builder import Making, Prepared
-from .streaming import EventSink, Narrator
+from .request_builder import PreparedRequest, RequestBuilder
+from .streaming import EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
-from .text.split_output import spans, split_output
-from .text.tokenizer_adapter import codec_for
-from .trace import Decision, Generation, Usage
+from .text.split_output import build_spans, split_reasoning
+from .text.tokenizer_adapter import get_adapter
+from .trace import Decision, GenerationResult, Usage
 from .types import Completion, Engine
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
-    from .drift import Drift
+    from .drift import BatchDriftTracker
     from .helpers.engine_helper import Helper
     from .live_recorder import LiveRecorder
     from .verification import Verifier
@@ -48,19 +48,21 @@ class Session:
         helper: Helper | None = None,
     ) -> None:
         self.engine = engine
-        self.codec = codec_for(engine.tokenizer)
+        self.codec = get_adapter(engine.tokenizer)
         self.markers = choose_markers(engine.tokenizer, markers, think_prompt)
         self.verifier, self.helper = verifier, helper
         self._bound: dict[tuple[Policy, str | None], Policy] = {}
         self._tier_probes: dict[str | None, TierProbe | None] = {}
 
-    def run(self, prompts: Sequence[Prompt], options: Options, emit: EventSink | None = None) -> list[Generation]:
+    def run(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, emit: EventSink | None = None
+    ) -> list[GenerationResult]:
         """Answer all prompts as one batch, in order; `emit` receives text as it is made."""
         recorder = self._recorder(options)
         rows = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
         sink = None
         if emit is not None:
-            sink = Narrator(self.codec, self.markers, rows, emit)
+            sink = StreamEmitter(self.codec, self.markers, rows, emit)
         completions = self.engine.generate([r.request for r in rows], options.sampling, sink)
         if sink is not None:
             sink.finish()
@@ -70,14 +72,14 @@ class Session:
             recorder.keep(prompts, made, [row.controller is not None for row in rows])
         return made
 
-    def prepare(self, prompts: Sequence[Prompt], options: Options) -> list[Prepared]:
+    def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
         """Make prompts ready for an engine.
 
         Raises OptionError, PromptError for a prompt that is too long, CapabilityError if a policy lacks what it needs.
         """
         return self._prepare(prompts, options, ())
 
-    def _recorder(self, options: Options) -> LiveRecorder | None:
+    def _recorder(self, options: GenerationOptions) -> LiveRecorder | None:
         """Who keeps what is seen, if that is asked for; raises OptionError where thinking would be meddled with."""
         if options.record is None:
             return None
@@ -89,7 +91,9 @@ class Session:
 
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
-    def _prepare(self, prompts: Sequence[Prompt], options: Options, more: tuple[Policy, ...]) -> list[Prepared]:
+    def _prepare(
+        self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...]
+    ) -> list[PreparedRequest]:
         if options.max_new_tokens < 1:
             raise OptionError(f"max_new_tokens is {options.max_new_tokens}; accepted: 1 or more")
         policies, probe = self.learnt(options)
@@ -99,7 +103,7 @@ class Session:
             needed.add("hidden")
         self._check(needed)
         effort = canonical_effort(options.effort)
-        making = Making(self, options, policies, bool(needed & {"signals", "chances"}))
+        making = RequestBuilder(self, options, policies, bool(needed & {"signals", "chances"}))
         rows = [making.row(p, effort) if probe is None else making.chosen(p, probe) for p in prompts]
         if making.steers is not None and not options.shadow:
             for row in rows:
@@ -124,7 +128,7 @@ class Session:
                 f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which is needed here"
             )
 
-    def learnt(self, options: Options) -> tuple[tuple[Policy, ...], TierProbe | None]:
+    def learnt(self, options: GenerationOptions) -> tuple[tuple[Policy, ...], TierProbe | None]:
         """The policies as they are used on this engine, and the probe that chooses tiers, None where nothing does.
 
         With effort `auto` the readiness exit is among them where the probe counts on it: a tier is a first guess, and
@@ -143,18 +147,18 @@ class Session:
             return policy
         key = policy, probes
         if key not in self._bound:
-            self._bound[key] = bound(policy, self.engine, probes)
+            self._bound[key] = bind_policy(policy, self.engine, probes)
         return self._bound[key]
 
     def _tier_probe(self, probes: str | None) -> TierProbe | None:
         if probes not in self._tier_probes:
-            self._tier_probes[probes] = tier_probe(self.engine, probes)
+            self._tier_probes[probes] = load_tier_probe(self.engine, probes)
         return self._tier_probes[probes]
 
-    def note_drift(self, rows: Sequence[Prepared], options: Options) -> None:
+    def note_drift(self, rows: Sequence[PreparedRequest], options: GenerationOptions) -> None:
         """Say in the traces of a batch that is over if questions are no longer like those of a policy's certificate."""
         for policy in self.learnt(options)[0]:
-            drift: Drift | None = getattr(policy, "drift", None)
+            drift: BatchDriftTracker | None = getattr(policy, "drift", None)
             if drift is not None and (since := drift.settle().since) is not None:
                 reason = (
                     f"from the question numbered {since} of this session on, questions are unlike those that the "
@@ -163,11 +167,11 @@ class Session:
                 for row in rows:
                     row.notes.append(Decision(policy.name, "drift", reason, 0, acted=False))
 
-    def finish(self, row: Prepared, done: Completion) -> Generation:
+    def finish(self, row: PreparedRequest, done: Completion) -> GenerationResult:
         """Make the result of a prepared prompt from what an engine put out."""
-        parts = split_output(done.token_ids, self.codec, self.markers, row.rendered.state)
+        parts = split_reasoning(done.token_ids, self.codec, self.markers, row.rendered.state)
         controller = row.controller
-        return Generation(
+        return GenerationResult(
             text=self.codec.decode(done.token_ids),
             thinking=parts.thinking,
             answer=parts.answer,
@@ -186,7 +190,7 @@ class Session:
                 reprefilled=done.reprefilled,
             ),
             trace=(*row.notes, *(controller.decisions if controller else ()), *row.left(), *row.unthought()),
-            spans=spans(done.token_ids, done.forced, self.codec),
+            spans=build_spans(done.token_ids, done.forced, self.codec),
             token_ids=done.token_ids,
             signals=done.signals,
         )

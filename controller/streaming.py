@@ -8,12 +8,12 @@ from typing import Protocol
 
 from .controller import Controller
 from .text.markers import Markers
-from .text.tokenizer_adapter import Codec
+from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class TextDeltaEvent:
     """A piece of new text of one row; `decision` explains a forced piece."""
 
     row: int
@@ -22,10 +22,10 @@ class Event:
     decision: Decision | None = None
 
 
-EventSink = Callable[[Event], None]
+EventSink = Callable[[TextDeltaEvent], None]
 
 
-class Told(Protocol):
+class StreamedRow(Protocol):
     """A row whose events are told: its controller, if any, and where its prompt left the model."""
 
     @property
@@ -35,21 +35,21 @@ class Told(Protocol):
 
     @property
     def state(self) -> str:
-        """See `prompts.Rendered`."""
+        """See `prompts.RenderedPrompt`."""
         ...
 
 
-class Narrator:
-    """An engine's token sink that emits `Event`s of whole characters, split where thinking begins and ends.
+class StreamEmitter:
+    """An engine's token sink that emits `TextDeltaEvent`s of whole characters, split where thinking begins and ends.
 
     Before a model opens its thinking, its text counts as answer. Tokens taken back are not un-said.
     """
 
     def __init__(
         self,
-        codec: Codec,
+        codec: TokenizerAdapter,
         markers: Markers,
-        rows: Sequence[Told],
+        rows: Sequence[StreamedRow],
         emit: EventSink,
     ) -> None:
         self.codec, self.markers, self.rows, self.emit = codec, markers, rows, emit
@@ -97,4 +97,4 @@ class Narrator:
 
     def _emit(self, row: int, text: str, decision: Decision | None) -> None:
         if text:
-            self.emit(Event(row, text, "thinking" if self._state[row] == "thinking" else "answer", decision))
+            self.emit(TextDeltaEvent(row, text, "thinking" if self._state[row] == "thinking" else "answer", decision))

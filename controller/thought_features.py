@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..probes.features import ThoughtReading
-from .text.answers import stated
-from .text.thoughts import Thinking, Thought
+from .text.answers import extract_stated_answer
+from .text.thoughts import ThinkingState, Thought
 from .types import Signals
 
 
-class Readings:
+class FeatureTracker:
     """The readings of a growing thinking, each thought read once."""
 
     def __init__(self) -> None:
@@ -21,7 +21,7 @@ class Readings:
         """The latest answer stated."""
         return next((t.answer for t in reversed(self.thoughts) if t.answer is not None), None)
 
-    def update(self, thinking: Thinking) -> Sequence[ThoughtReading]:
+    def update(self, thinking: ThinkingState) -> Sequence[ThoughtReading]:
         """Read the thoughts that have ended since the last call; all readings so far."""
         for thought in thinking.thoughts[len(self.thoughts) :]:
             self.thoughts.append(_read(thought, thinking.signals[thought.start : thought.end]))
@@ -36,7 +36,7 @@ def _read(thought: Thought, signals: Sequence[Signals | None]) -> ThoughtReading
     return ThoughtReading(
         tokens=thought.end - thought.start,
         reflective=thought.reflective,
-        answer=stated(thought.text),
+        answer=extract_stated_answer(thought.text),
         entropy_mean=sum(entropies) / len(entropies),
         entropy_max=max(entropies),
         entropy_last=entropies[-1],

@@ -66,7 +66,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class GenerationResult:
     """The result of one request; `text` is all that was written after the prompt.
 
     signals: one per token where they were asked for, None at forced tokens; otherwise empty.
@@ -85,10 +85,10 @@ class Generation:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form of the command line."""
-        from .text.answers import boxed_or_last
+        from .text.answers import extract_answer
 
         return {
-            "answer": boxed_or_last(self.answer),
+            "answer": extract_answer(self.answer),
             "text": self.text,
             "thinking": self.thinking,
             "tier": self.tier,

@@ -14,10 +14,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .text.answers import boxed, normalise
-from .text.closing import closing_text, lead_after
+from .text.answers import extract_boxed, normalize_answer
+from .text.closing import closing_text, paragraph_separator
 from .text.markers import Markers
-from .text.tokenizer_adapter import Codec
+from .text.tokenizer_adapter import TokenizerAdapter
 from .types import KEEP, Directive
 
 LEAD = "The answer is \\boxed{"
@@ -28,7 +28,7 @@ CERTAIN = 0.999
 
 
 @dataclass(frozen=True, slots=True)
-class Draw:
+class SampledTrial:
     """How an answer is drawn: the ids that close the thinking, what stands before it in words, its longest size."""
 
     closing: tuple[int, ...]
@@ -49,10 +49,10 @@ class TrialAnswer:
     drawn: str | None = None
 
 
-class TrialRun:
+class TrialDecoder:
     """A trial under way: `forced` tokens opened it; draw: how an answer is drawn after it, if one is wanted."""
 
-    def __init__(self, codec: Codec, forced: int, draw: Draw | None = None) -> None:
+    def __init__(self, codec: TokenizerAdapter, forced: int, draw: SampledTrial | None = None) -> None:
         self.codec, self.forced, self.draw = codec, forced, draw
         self._greedy: TrialAnswer | None = None  # what the trial came to, while an answer is drawn
         self._ids: list[int] = []
@@ -70,7 +70,7 @@ class TrialRun:
         if self._greedy is not None:
             return None if self._is_drawn(token) else KEEP
         self._logs += math.log(max(chance, 1e-12))
-        self._depth = depth_after(self._depth, self.codec.decode([token]))
+        self._depth = brace_depth(self._depth, self.codec.decode([token]))
         if self._depth > 0 and len(self._ids) < MOST_TOKENS and token != self._eos:
             return KEEP
         said = self._said()
@@ -86,9 +86,11 @@ class TrialRun:
         return said if self.draw is None else replace(said, drawn=f"\\boxed{{{said.answer}}}")
 
     def _said(self) -> TrialAnswer:
-        return TrialAnswer(normalise(inside(self._text)), math.exp(self._logs / len(self._ids)), self.tokens)
+        return TrialAnswer(
+            normalize_answer(boxed_content(self._text)), math.exp(self._logs / len(self._ids)), self.tokens
+        )
 
-    def _begin_draw(self, said: TrialAnswer, draw: Draw) -> Directive:
+    def _begin_draw(self, said: TrialAnswer, draw: SampledTrial) -> Directive:
         standing, self._greedy, self._ids, self.forced = self.tokens, said, [], len(draw.closing)
         return Directive(draw.closing, drop=standing, trial=True, drawn=True)
 
@@ -97,7 +99,7 @@ class TrialRun:
         assert self.draw is not None
         if token == self._eos or len(self._ids) >= self.draw.tokens:
             return True
-        return "}" in self.codec.decode([token]) and boxed(self._text) is not None
+        return "}" in self.codec.decode([token]) and extract_boxed(self._text) is not None
 
     @property
     def _eos(self) -> int | None:
@@ -109,17 +111,17 @@ class TrialRun:
         return self.codec.decode(self._ids[:-1] if self._ids[-1] == self._eos else self._ids)
 
 
-def begin_trial(
-    codec: Codec, markers: Markers, tail: str, reserve: int, drawn: bool
-) -> tuple[tuple[int, ...], TrialRun]:
+def start_trial(
+    codec: TokenizerAdapter, markers: Markers, tail: str, reserve: int, drawn: bool
+) -> tuple[tuple[int, ...], TrialDecoder]:
     """The ids that open a trial after a text that ends so, and the trial; reserve: longest drawn answer, in tokens."""
-    lead = lead_after(tail)
+    lead = paragraph_separator(tail)
     forced = codec.encode(f"{lead}{markers.close}{markers.after}{LEAD}")
-    draw = Draw(codec.encode(closing_text(markers, "", lead)), markers.answering, reserve) if drawn else None
-    return forced, TrialRun(codec, len(forced), draw)
+    draw = SampledTrial(codec.encode(closing_text(markers, "", lead)), markers.answering, reserve) if drawn else None
+    return forced, TrialDecoder(codec, len(forced), draw)
 
 
-def depth_after(depth: int, text: str) -> int:
+def brace_depth(depth: int, text: str) -> int:
     """How many braces are open after a text, if `depth` were before; stops at the one that closes the first."""
     for character in text:
         depth += {"{": 1, "}": -1}.get(character, 0)
@@ -128,7 +130,7 @@ def depth_after(depth: int, text: str) -> int:
     return depth
 
 
-def inside(text: str) -> str:
+def boxed_content(text: str) -> str:
     """What stands in a box that was opened before the text, up to the brace that closes it."""
     depth = 1
     for place, character in enumerate(text):

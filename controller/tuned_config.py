@@ -22,7 +22,7 @@ class ConfigError(TerselyError, ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class TunedConfig:
     """How to answer.
 
     policies: name -> settings, in the order of their precedence. strategy: a name, or tier -> changed fields of that
@@ -42,7 +42,7 @@ class Config:
     def options(self) -> dict[str, Any]:
         """Keyword arguments for `tersely.generate`, or `Options`."""
         made = tuple(make_policy(name, settings) for name, settings in self.policies.items())
-        return {"effort": self.effort, "policies": made, "strategy": strategy_of(self.strategy)}
+        return {"effort": self.effort, "policies": made, "strategy": resolve_strategy(self.strategy)}
 
     def as_json(self) -> str:
         """The text of its file."""
@@ -53,7 +53,7 @@ class Config:
         write(path, self.as_json())
 
 
-def strategy_of(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
+def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
     """What tiers mean: a name as it is, changes of tiers as budgets; raises OptionError for an unknown one."""
     if isinstance(described, str):
         if described not in STRATEGIES:
@@ -71,7 +71,7 @@ def strategy_of(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
     return made
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path) -> TunedConfig:
     """The configuration of a file; raises ConfigError for none, OptionError for unknown names in it."""
     try:
         about = json.loads(path.read_text("utf-8"))
@@ -83,7 +83,7 @@ def read_config(path: Path) -> Config:
         if key not in _KEYS:
             raise unknown(f"key in {path}:", key, _KEYS)
     try:
-        return Config(**{key: value for key, value in about.items() if key != "format"})
+        return TunedConfig(**{key: value for key, value in about.items() if key != "format"})
     except (TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is no configuration: {error}") from None
 

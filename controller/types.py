@@ -24,7 +24,7 @@ FinishReason = Literal["stop", "length", "stopped"]
 """The model ended the row, it was full, or its watcher ended it."""
 
 
-class Pending(Protocol):
+class Waitable(Protocol):
     """Something that a row rests for; `wait` returns once it is done, and never raises."""
 
     done: bool
@@ -50,7 +50,7 @@ class Directive:
     trial: bool | None = None
     drawn: bool = False
     stop: bool = False
-    until: Pending | None = None
+    until: Waitable | None = None
 
 
 KEEP = Directive()
@@ -71,7 +71,7 @@ class Signals:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StepInfo:
     """What the engine knows of the step that gave a token.
 
     state(layer) reads the hidden state that the token was sampled from: that of the token before it.
@@ -84,7 +84,7 @@ class Seen:
 class Watcher(Protocol):
     """Follows one row; pure logic, called once per sampled token."""
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """Take note of a sampled token and say what to do; `KEEP` (by identity) means nothing.
 
         `seen` is given where the request asks for signals or layers.
@@ -93,7 +93,7 @@ class Watcher(Protocol):
 
 
 @runtime_checkable
-class Concerned(Watcher, Protocol):
+class CompletionListener(Watcher, Protocol):
     """A watcher that is also told what became of its row."""
 
     def ended(self, done: Completion) -> None:
@@ -101,7 +101,7 @@ class Concerned(Watcher, Protocol):
         ...
 
 
-class Resting(Watcher, Protocol):
+class SuspendableWatcher(Watcher, Protocol):
     """A watcher that may let its row rest."""
 
     def resume(self) -> Directive:
@@ -110,7 +110,7 @@ class Resting(Watcher, Protocol):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Steering:
+class SteeringVector:
     """What is added to the hidden states of a row, values [width], as a layer puts them out, while `active()`.
 
     layer: between the blocks of the model, 1 the first. A chunk of tokens is steered as its row is when it is fed.
@@ -122,7 +122,7 @@ class Steering:
 
 
 @dataclass(eq=False, slots=True)
-class Leaving:
+class EarlyExit:
     """By which shortcut tokens of a row leave the forward early: while `active()`, from a threshold of the score on.
 
     Of the tokens fed while it was active, the engine counts those that left and those that stayed.
@@ -136,7 +136,7 @@ class Leaving:
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class RoutedPrompt:
     """How a prompt goes on: further ids, at least one, who watches, and the row's temperature (None: the batch's).
 
     apart: the ids are the whole prompt; what was read before was for the choice alone, and is forgotten.
@@ -152,7 +152,7 @@ class Opened:
         return self.ids if self.apart else (*read, *self.ids)
 
 
-class Opening(Protocol):
+class PromptRouter(Protocol):
     """Finishes a prompt by what the model makes of its beginning.
 
     layer: which hidden state decides. longest: most tokens that `choose` adds.
@@ -161,13 +161,13 @@ class Opening(Protocol):
     layer: int
     longest: int
 
-    def choose(self, state: State) -> Opened:
+    def choose(self, state: State) -> RoutedPrompt:
         """Decide; `state` is that of the prompt's last token."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Sampling:
+class SamplingParams:
     """Sampling options; None leaves the model's own generation default. `temperature=0` is greedy.
 
     inverse: the transformers engine draws a token by one random number, as far as the chances of all before it come,
@@ -202,10 +202,10 @@ class Request:
     watcher: Watcher | None = None
     signals: bool = False
     layers: tuple[int, ...] = ()
-    opening: Opening | None = None
+    opening: PromptRouter | None = None
     temperature: float | None = None
-    steering: Steering | None = None
-    leaving: Leaving | None = None
+    steering: SteeringVector | None = None
+    leaving: EarlyExit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +245,7 @@ class Engine(Protocol):
     context_length: int | None
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Decode all requests as one batch, in order."""
         ...

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Exists:
+class AnswerStated:
     """Does the ending of a segment of thinking state an answer? TrimR's p1 (arXiv 2505.17155)."""
 
     question: str
@@ -17,7 +17,7 @@ class Exists:
 
 
 @dataclass(frozen=True, slots=True)
-class Same:
+class AnswersEqual:
     """Are the answers that two endings state the same? TrimR's p2."""
 
     question: str
@@ -25,11 +25,11 @@ class Same:
     second: str
 
 
-Question = Exists | Same
+Question = AnswerStated | AnswersEqual
 
 
 @dataclass(frozen=True, slots=True)
-class Review:
+class ReviewCriterion:
     """What a helper has to think of a draft to leave it as it is.
 
     by "chance": it keeps the draft up to the first token that it gives a chance below `least`. by "grade": it keeps all
@@ -40,7 +40,7 @@ class Review:
     by: Literal["chance", "grade"] = "chance"
 
 
-class Ticket:
+class VerdictFuture:
     """A verdict to come; read by a policy, written once by whoever finds it, from any thread.
 
     yes: P(yes) / (P(yes) + P(no)), None until it is known or if it never will be. error: why it never will be.
@@ -64,11 +64,11 @@ class Ticket:
             self.fail("no verdict in time")
         return self._ended.is_set()
 
-    def settle(self, yes: float) -> Ticket:
+    def settle(self, yes: float) -> VerdictFuture:
         """Write the verdict, unless it comes too late."""
         return self._end(yes, None)
 
-    def fail(self, error: str) -> Ticket:
+    def fail(self, error: str) -> VerdictFuture:
         """Write that there will be none, and why."""
         return self._end(None, error)
 
@@ -78,7 +78,7 @@ class Ticket:
         self._ended.wait(left)
         _ = self.done
 
-    def _end(self, yes: float | None, error: str | None) -> Ticket:
+    def _end(self, yes: float | None, error: str | None) -> VerdictFuture:
         with self._lock:
             if not self._ended.is_set():
                 self.yes, self.error = yes, error
@@ -86,13 +86,13 @@ class Ticket:
         return self
 
 
-NOTHING_ASKED = Ticket().fail("nothing was asked")
+NO_VERDICT = VerdictFuture().fail("nothing was asked")
 
 
 class Verifier(Protocol):
     """Gives verdicts; `submit` returns at once and never raises for a question."""
 
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         """Take a question in."""
         ...
 

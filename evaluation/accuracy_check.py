@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..controller.engines.transformers.engine import TransformersEngine
-from ..controller.engines.validation import limit_of
-from ..controller.text.answers import boxed_or_last, normalise
-from ..controller.types import Request, Sampling
-from ..kernels.quantization.calibration_text import as_asked
+from ..controller.engines.validation import check_max_new_tokens
+from ..controller.text.answers import extract_answer, normalize_answer
+from ..controller.types import Request, SamplingParams
+from ..kernels.quantization.calibration_text import render_question
 from .runner import batches
 from .stats import paired_bootstrap
 from .tasks.equality import AnswerChecker, right_answers
@@ -21,8 +21,9 @@ _TOGETHER = 32  # questions that are answered at a time
 
 
 @dataclass(frozen=True)
-class Exam:
-    """Questions that are asked as they stand and answered greedily; implements `kernels.quantization.run.Exam`.
+class AccuracyCheck:
+    """Questions that are asked as they stand and answered greedily; implements
+    `kernels.quantization.run.QuantizationCheck`.
 
     Else a model decodes by its own generation defaults. An answer that is broken off counts by the last number in it.
     name: of the task. tokens: at most, of an answer.
@@ -33,7 +34,7 @@ class Exam:
     tokens: int
 
     @classmethod
-    def of(cls, task: str, limit: int | None, tokens: int) -> Exam:
+    def of(cls, task: str, limit: int | None, tokens: int) -> AccuracyCheck:
         """The first questions of a task's test split; raises TaskError."""
         return cls(task, load(task, "test", limit, 0), tokens)
 
@@ -46,15 +47,15 @@ class Exam:
         """Raise OptionError or PromptError where a question cannot be asked."""
         engine = TransformersEngine(model, tokenizer)
         for row, request in enumerate(self._requests(tokenizer)):
-            limit_of(request, row, engine.context_length, engine.name)
+            check_max_new_tokens(request, row, engine.context_length, engine.name)
 
     def take(self, model: Any, tokenizer: Any) -> list[bool]:
         """Which of the questions a model answers rightly."""
         engine, asked, said = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
         for rows in batches(self.questions, _TOGETHER):
-            done = engine.generate([asked[row] for row in rows], Sampling(temperature=0))
+            done = engine.generate([asked[row] for row in rows], SamplingParams(temperature=0))
             said.update({row: tokenizer.decode(one.token_ids) for row, one in zip(rows, done, strict=True)})
-        answers = [normalise(boxed_or_last(said[row])) for row in range(len(self.questions))]
+        answers = [normalize_answer(extract_answer(said[row])) for row in range(len(self.questions))]
         with AnswerChecker() as checker:
             return right_answers(list(zip(self.questions, answers, strict=True)), checker)
 
@@ -77,6 +78,6 @@ class Exam:
 def _prompt(tokenizer: Any, problem: str) -> list[int]:
     """A question as the chat template has it, or as it stands where there is none."""
     if getattr(tokenizer, "chat_template", None):
-        return as_asked(tokenizer, problem)
+        return render_question(tokenizer, problem)
     plain: list[int] = tokenizer(problem)["input_ids"]
     return plain

@@ -10,7 +10,7 @@ from ..errors import OptionError, unknown
 T = TypeVar("T", int, float)
 
 
-def numbers_of(option: str, text: str, kind: Callable[[str], T], accepted: str = "numbers") -> tuple[T, ...]:
+def parse_numbers(option: str, text: str, kind: Callable[[str], T], accepted: str = "numbers") -> tuple[T, ...]:
     """The different numbers of a text, separated by commas; raises OptionError, which says what is accepted."""
     try:
         numbers = tuple(kind(part) for part in text.split(","))
@@ -20,16 +20,16 @@ def numbers_of(option: str, text: str, kind: Callable[[str], T], accepted: str =
     return numbers
 
 
-def names_of(option: str, what: str, text: str, accepted: Sequence[str]) -> tuple[str, ...]:
+def parse_names(option: str, what: str, text: str, accepted: Sequence[str]) -> tuple[str, ...]:
     """The different names of a text, separated by commas; raises OptionError for one that is not accepted."""
-    names = parts_of(option, text)
+    names = split_list(option, text)
     for name in names:
         if name not in accepted:
             raise unknown(what, name, accepted)
     return names
 
 
-def parts_of(option: str, text: str) -> tuple[str, ...]:
+def split_list(option: str, text: str) -> tuple[str, ...]:
     """The different parts of a text, separated by commas; raises OptionError for one that stands there twice."""
     parts = tuple(part.strip() for part in text.split(","))
     _check_once(option, text, parts)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def shown(total: float) -> Iterator[Callable[[str, float], None]]:
+def show_progress(total: float) -> Iterator[Callable[[str, float], None]]:
     """Lend a function that is told what is being done and how much of the total that adds."""
     if not sys.stderr.isatty():
         yield lambda what, amount: None

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..controller.options import Options, with_seed
+from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
-from ..controller.trace import Generation
-from ..controller.types import Completion, Engine, FinishReason, Request, Sampling, TokenSink
+from ..controller.trace import GenerationResult
+from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, TokenSink
 from ..errors import unknown
 from .tasks.questions import Question
 
@@ -18,7 +18,7 @@ ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class Continuation:
     """What a model wrote on after a text: ids without the end of sequence, and the probability of each of them."""
 
     token_ids: tuple[int, ...]
@@ -26,7 +26,7 @@ class Written:
     finish_reason: FinishReason
 
 
-class Answerer(Protocol):
+class EvalRunner(Protocol):
     """Answers questions, and writes on after a text.
 
     session lends tokenizer, markers and context length. made counts the tokens that its engine has put out so far.
@@ -39,16 +39,18 @@ class Answerer(Protocol):
         """Tokens put out so far."""
         ...
 
-    def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
+    def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         """Answer problems as one batch, in order."""
         ...
 
-    def write_on(self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling) -> list[Written]:
+    def write_on(
+        self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
+    ) -> list[Continuation]:
         """Write on after texts, each up to its limit of tokens, in order."""
         ...
 
 
-class Metered:
+class TokenCountingEngine:
     """An engine that counts what it puts out, taken-back tokens included, by no account but its own."""
 
     def __init__(self, engine: Engine) -> None:
@@ -59,7 +61,7 @@ class Metered:
         self.made = 0
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """See `Engine.generate`."""
         done = self.engine.generate(requests, sampling, sink)
@@ -75,44 +77,48 @@ class Metered:
         self.engine.close()
 
 
-class SessionAnswers:
-    """Answers through a session, as users do. Implements `Answerer`.
+class SessionRunner:
+    """Answers through a session, as users do. Implements `EvalRunner`.
 
     engine: what answers, unmetered.
     """
 
     def __init__(self, engine: Engine, think_prompt: bool = False) -> None:
         self.engine = engine
-        self._meter = Metered(engine)
+        self._meter = TokenCountingEngine(engine)
         self.session = Session(self._meter, think_prompt=think_prompt)
 
     @property
     def made(self) -> int:
-        """See `Answerer.made`."""
+        """See `EvalRunner.made`."""
         return self._meter.made
 
-    def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
-        """See `Answerer.answer`."""
+    def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
+        """See `EvalRunner.answer`."""
         return self.session.run(problems, options)
 
-    def write_on(self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling) -> list[Written]:
-        """See `Answerer.write_on`."""
+    def write_on(
+        self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
+    ) -> list[Continuation]:
+        """See `EvalRunner.write_on`."""
         requests = [Request(tuple(ids), limit, signals=True) for ids, limit in zip(texts, limits, strict=True)]
         done = self._meter.generate(requests, sampling)
-        return [Written(d.token_ids, tuple(s.chosen if s else 1.0 for s in d.signals), d.finish_reason) for d in done]
+        return [
+            Continuation(d.token_ids, tuple(s.chosen if s else 1.0 for s in d.signals), d.finish_reason) for d in done
+        ]
 
 
-def load_answerer(model: str, engine: str, *, think_prompt: bool = False) -> SessionAnswers:
+def load_runner(model: str, engine: str, *, think_prompt: bool = False) -> SessionRunner:
     """Load a model onto an engine; raises OptionError for an unknown engine, ModelError, CapabilityError."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if engine == "vllm":
         from ..controller.vllm.engine import load_vllm
 
-        return SessionAnswers(load_vllm(model), think_prompt)
+        return SessionRunner(load_vllm(model), think_prompt)
     from ..controller.engines.transformers.engine import load_engine
 
-    return SessionAnswers(load_engine(model, grouped=True), think_prompt)
+    return SessionRunner(load_engine(model, grouped=True), think_prompt)
 
 
 def batch_seed(*what: Any) -> int:
@@ -128,16 +134,16 @@ def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
 
 
 def answer_all(
-    answerer: Answerer,
+    answerer: EvalRunner,
     questions: Sequence[Question],
-    options: Options,
+    options: GenerationOptions,
     *,
     seed: int,
     size: int,
     advance: Callable[[int], None] | None = None,
-) -> list[Generation]:
+) -> list[GenerationResult]:
     """Answer every question once, in the order given; `advance` is told the rows of each finished batch."""
-    done: dict[int, Generation] = {}
+    done: dict[int, GenerationResult] = {}
     for number, rows in enumerate(batches(questions, size)):
         made = answerer.answer([questions[i].problem for i in rows], with_seed(options, batch_seed(seed, 0, number)))
         done.update(zip(rows, made, strict=True))

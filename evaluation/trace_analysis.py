@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..controller.text.answers import boxed_or_last, normalise, stated
-from ..controller.text.tokenizer_adapter import Codec
-from ..controller.trace import Generation
+from ..controller.text.answers import extract_answer, extract_stated_answer, normalize_answer
+from ..controller.text.tokenizer_adapter import TokenizerAdapter
+from ..controller.trace import GenerationResult
 
 _LINE = re.compile(r"[^\n]+")
 _VERDICT = re.compile(r"\bNow (\d+), before (\d+): (?:the )?(same|different)\b")
@@ -27,7 +27,7 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class TraceReading:
     """One generation read: `tokens` of thinking, the statements in it, and the final answer.
 
     verdicts: for each re-check of the embedded models' form, whether its verdict fits the two numbers it names.
@@ -65,26 +65,26 @@ class Reading:
         return pairs.count((False, True)), pairs.count((True, False))
 
 
-def read(generation: Generation, codec: Codec) -> Reading:
+def read(generation: GenerationResult, codec: TokenizerAdapter) -> TraceReading:
     """Read one generation; without a final answer (cut off, say) its `final` is empty."""
     tokens = generation.usage.thinking
     ids = generation.token_ids[:tokens]
     text = codec.decode(ids)
     statements = []
     for line in _LINE.finditer(text):
-        answer = stated(line.group())
+        answer = extract_stated_answer(line.group())
         if answer is not None:
             statements.append(Statement(answer, tokens_until(ids, codec, line.end())))
     verdicts = [(now == before) == (said == "same") for now, before, said in _VERDICT.findall(text)]
-    return Reading(final_answer(generation), tokens, tuple(statements), tuple(verdicts))
+    return TraceReading(final_answer(generation), tokens, tuple(statements), tuple(verdicts))
 
 
-def final_answer(generation: Generation) -> str:
+def final_answer(generation: GenerationResult) -> str:
     """The answer a generation ends with, in one spelling; empty if it gave none."""
-    return normalise(boxed_or_last(generation.answer)) if generation.answer else ""
+    return normalize_answer(extract_answer(generation.answer)) if generation.answer else ""
 
 
-def tokens_until(ids: Sequence[int], codec: Codec, characters: int) -> int:
+def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:
     """The fewest first tokens whose text has at least this many characters."""
     low, high = 0, len(ids)
     while low < high:

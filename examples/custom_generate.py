@@ -6,12 +6,12 @@ python examples/custom_generate.py
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipeline
 
 import tersely
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
 
 if __name__ == "__main__":
-    folder = path_of("tersely-tiny-small")
+    folder = get_model_path("tersely-tiny-small")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     messages = [{"role": "user", "content": QUESTION}]

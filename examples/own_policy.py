@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import tersely
-from tersely.controller.policies.base import Close, View, Wait, Watching
+from tersely.controller.policies.base import Close, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class OneRecheck:
     name: ClassVar[str] = "one-recheck"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         while sum(t.reflective for t in view.thinking.thoughts) < 2:
             view = yield Wait(at=view.tokens + 1, boundary="thought")

@@ -36,7 +36,7 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.frombuffer(room, dtype=torch.uint8, count=bytes_needed, offset=at).view(dtype).view(shape)
 
 
-def moved(tensor: Tensor) -> Tensor:
+def to_huge_pages(tensor: Tensor) -> Tensor:
     """The same numbers in large pages, if they are on the CPU and the system has them; otherwise the tensor itself.
 
     Parts of a tensor that devices share (DTensor) stay where they are, too.

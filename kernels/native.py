@@ -61,7 +61,7 @@ def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> Non
         other.result()
 
 
-def run_at_once(work: Callable[[], None], threads: int) -> None:
+def parallel_for(work: Callable[[], None], threads: int) -> None:
     """Call `work()` in up to so many threads, this one among them; see `share_rows` about the lock.
 
     Fewer call it where no more threads can be had. All are done when this returns or raises.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import OptionError
 from .native import KINDS, library
-from .w4a8_layout import TILE, Form, Tensors, check, form_of, preview, side_by_side, unpack
+from .w4a8_layout import TILE, PackedLayout, Tensors, check, choose_layout, interleave, preview, unpack
 from .w4a8_native import register
 
 X_LEAST = 2.0**-100
@@ -72,7 +72,7 @@ def _layers(x: Tensor, *given: *Given) -> list[Tensors]:
     devices = {tensor.device for tensor in (x, *given) if tensor is not None}
     if len(devices) > 1:
         raise OptionError(f"tensors are on {', '.join(sorted(map(str, devices)))}; accepted: all on one device")
-    found = side_by_side(given[:5], *given[5:])
+    found = interleave(given[:5], *given[5:])
     for one in found:
         check(x.shape[-1], *one)
     return found
@@ -95,7 +95,7 @@ def reference(
         return (x8.double() @ whole.T) * channel_scale.double() * row_scale.double()[:, None] + added
 
     out = worked_out(unpack(weight, groups))
-    if form_of(weight, groups) is not Form.PLANES:
+    if choose_layout(weight, groups) is not PackedLayout.PLANES:
         return out
     return refined(worked_out(preview(weight) / 2), out, channel_scale)
 
@@ -151,7 +151,7 @@ def _one_in_torch(
 ) -> Tensor:
     x8, row_scale = quantize_rows(x, input_scale)
     rows, outputs = len(x), channel_scale.shape[0]
-    planes = form_of(weight, groups) is Form.PLANES
+    planes = choose_layout(weight, groups) is PackedLayout.PLANES
     out, seen = (torch.empty(rows if used else 0, outputs, device=x.device) for used in (True, planes))
 
     def fill(to: Tensor, whole: Tensor, unit: float, first: int) -> None:

@@ -25,7 +25,7 @@ GROUP_SIZES = (32, 64, 128)
 """Inputs that may share a fine scale and a zero."""
 
 
-class Form(IntEnum):
+class PackedLayout(IntEnum):
     """How the weights of a layer lie, as csrc/w4a8.h counts it."""
 
     GRAINS = 0
@@ -37,12 +37,14 @@ class Form(IntEnum):
     @property
     def inputs(self) -> int:
         """Inputs of a line."""
-        return 4 if self is Form.BYTES else 8
+        return 4 if self is PackedLayout.BYTES else 8
 
 
-def form_of(weight: Tensor, groups: Tensor | None) -> Form:
+def choose_layout(weight: Tensor, groups: Tensor | None) -> PackedLayout:
     """What form the tensors of a layer have."""
-    return Form.GRAINS if groups is not None else Form.PLANES if weight.ndim == 4 else Form.BYTES
+    return (
+        PackedLayout.GRAINS if groups is not None else PackedLayout.PLANES if weight.ndim == 4 else PackedLayout.BYTES
+    )
 
 
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -83,11 +85,11 @@ def pack_planes(whole: Tensor) -> Tensor:
 
 def unpack(weight: Tensor, groups: Tensor | None) -> Tensor:
     """The whole numbers of the weights, int8 [outputs, inputs], with the padding of both."""
-    form = form_of(weight, groups)
-    if form is Form.PLANES:
+    form = choose_layout(weight, groups)
+    if form is PackedLayout.PLANES:
         high, low = (_codes(plane).to(torch.int16) for plane in weight)
         return (16 * high + low - 128).to(torch.int8)
-    if form is Form.BYTES or groups is None:
+    if form is PackedLayout.BYTES or groups is None:
         rows: Tensor = weight.unflatten(2, (TILE, 4)).permute(0, 2, 1, 3).flatten(2)
         return (rows.to(torch.int16) - 128).to(torch.int8).flatten(0, 1)
     fine, zero = groups.to(torch.int8).permute(2, 0, 3, 1).flatten(1, 2)[..., None]
@@ -104,7 +106,7 @@ Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
 """A layer: weight, groups, channel_scale, input_scale, bias."""
 
 
-def side_by_side(layer: Tensors, beside: Tensor | None, beside_scale: Tensor | None) -> list[Tensors]:
+def interleave(layer: Tensors, beside: Tensor | None, beside_scale: Tensor | None) -> list[Tensors]:
     """The layer, and one of 8-bit weights beside it if any: the bias of both divided."""
     if beside is None or beside_scale is None:
         if beside is not beside_scale:
@@ -125,12 +127,12 @@ def check(
     bias: Tensor | None,
 ) -> None:
     """Raise OptionError unless the tensors of a layer fit together and its inputs; compiled code believes it."""
-    form = form_of(weight, groups)
-    outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + (form is Form.PLANES) else 0
+    form = choose_layout(weight, groups)
+    outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + (form is PackedLayout.PLANES) else 0
     tiles, depth = -(-outputs // TILE), lines * form.inputs
     size = form.inputs if groups is None else depth // max(1, groups.shape[1] if groups.ndim == 4 else 0)
     wanted = {
-        "weight": (weight, (*((2,) if form is Form.PLANES else ()), tiles, lines, LINE), (torch.uint8,)),
+        "weight": (weight, (*((2,) if form is PackedLayout.PLANES else ()), tiles, lines, LINE), (torch.uint8,)),
         "groups": (groups, (tiles, depth // max(1, size), 2, TILE), (torch.uint8,)),
         "channel_scale": (channel_scale, (outputs,), (torch.float32,)),
         "input_scale": (input_scale, (inputs,), (torch.float32,)),

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from .native import library, run_at_once
+from .native import library, parallel_for
 
 _CALLS = (
     "torch_get_const_data_ptr",
@@ -66,7 +66,7 @@ _PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes
 @_PARALLEL
 def our_threads(work: Callable[[int], None], shared: int, threads: int, flags: int) -> None:
     """Stands in for GOMP_parallel. C cannot be told of errors; one thread does all of it where there are no more."""
-    run_at_once(lambda: work(shared), threads)
+    parallel_for(lambda: work(shared), threads)
 
 
 def _team() -> ctypes.c_void_p:

@@ -20,7 +20,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
 
 from ..errors import OptionError
-from .mlp_training import descent, layers_of, said
+from .mlp_training import descent, forward, get_layers
 from .network import CLIP, Network
 
 Floats = NDArray[np.float64]
@@ -229,7 +229,7 @@ def _start(scaled: Floats, data: _Data, strength: float, hidden: int, seed: int)
     weights, bias = found.coef_.T, found.intercept_
     if data.classes == 2:
         weights, bias = np.hstack([-weights, weights]) / 2, np.concatenate([-bias, bias]) / 2
-    return layers_of(weights, bias, hidden, seed)
+    return get_layers(weights, bias, hidden, seed)
 
 
 def _descent(scaled: Floats, data: _Data, start: list[Single], plan: _Plan, seed: int) -> Iterator[list[Single]]:
@@ -247,7 +247,7 @@ def _planned(learnt: _Data, held: _Data, settings: ProbeClassifier, seed: int) -
     scaled, held_scaled = _scaled(learnt.rows, mean, gain), _scaled(held.rows, mean, gain).astype(np.float32)
 
     def losses(layers: list[Single]) -> Floats:
-        return _losses(said(held_scaled, layers), held.codes) * held.weights
+        return _losses(forward(held_scaled, layers), held.codes) * held.weights
 
     starts = {strength: _start(scaled, learnt, strength, settings.hidden, seed) for strength in STRENGTHS}
     strength = min(STRENGTHS, key=lambda strength: losses(starts[strength]).mean())

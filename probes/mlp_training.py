@@ -19,7 +19,7 @@ FIRST, SECOND, TINY = 0.9, 0.999, 1e-8  # Adam's own
 STEPS, BATCH = 64, 64  # at most so many steps an epoch, unless batches would be smaller than this
 
 
-def layers_of(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: int, seed: int) -> list[Floats]:
+def get_layers(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: int, seed: int) -> list[Floats]:
     """[w1, b1, w2, b2] that say what one layer [d, classes], [classes] says, for x = relu(x) - relu(-x).
 
     Units beyond the 2 * classes that this takes are random, and not listened to yet.
@@ -32,7 +32,7 @@ def layers_of(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: i
     return [np.asarray(layer, np.float32) for layer in (w1, np.zeros(w1.shape[1]), w2, bias)]
 
 
-def said(inputs: Floats, layers: Sequence[Floats]) -> Floats:
+def forward(inputs: Floats, layers: Sequence[Floats]) -> Floats:
     """Logits [n, classes] of standardised inputs [n, d]."""
     w1, b1, w2, b2 = layers
     return np.asarray(np.maximum(inputs @ w1 + b1, 0) @ w2 + b2)

@@ -52,7 +52,7 @@ def score(proba: Array) -> Array:
     return np.asarray(1 - proba[:, CLASSES.index(HOPEFUL)])
 
 
-def hopeless(proba: Array) -> Array:
+def unrecoverable(proba: Array) -> Array:
     """The chance that neither an answer now nor thinking on will be right: [n, 3] -> [n]."""
     return np.asarray(proba[:, CLASSES.index(HOPELESS)])
 

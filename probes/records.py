@@ -46,7 +46,7 @@ class RecordsError(TerselyError, ValueError):
 
 
 @dataclass(frozen=True)
-class Records:
+class RecordTable:
     """Collected data in memory.
 
     plan: what was collected, from whom. columns: by `table.column`; row numbers point within these tables. texts: hash,
@@ -80,7 +80,7 @@ def column_names(layers: Sequence[int]) -> list[str]:
     return names + [f"{table}.state.{layer}" for table in ("questions", "boundaries") for layer in layers]
 
 
-class Rows:
+class RecordRows:
     """Rows of a table on their way to columns."""
 
     def __init__(self, table: str) -> None:
@@ -105,7 +105,7 @@ class Rows:
         return made
 
 
-class Store:
+class RecordStore:
     """A folder that takes parts; raises RecordsError if it holds another plan's, WriteError if there can be none."""
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
@@ -162,7 +162,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def read(folder: Path) -> Records:
+def read(folder: Path) -> RecordTable:
     """Read a collection; raises RecordsError."""
     plan = _read_plan(folder / PLAN)
     paths = sorted(folder.glob("part-*.safetensors"))
@@ -179,7 +179,7 @@ def read(folder: Path) -> Records:
         for name in _TEXTS:
             texts[name] += words[name]
     columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
-    return Records(plan, columns, texts)
+    return RecordTable(plan, columns, texts)
 
 
 def _read_part(path: Path, names: Sequence[str]) -> tuple[dict[str, Array], dict[str, list[str]]]:

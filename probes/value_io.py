@@ -16,7 +16,7 @@ Facts = Mapping[str, type | tuple[type, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class ValueSchema:
     """How one sort of value is written, and how messages speak of it.
 
     facts: what the JSON says of it, with types, beside format and digests. noun: what it is called; found, find: how
@@ -38,7 +38,7 @@ class Form:
 
 
 def read(
-    form: Form,
+    form: ValueSchema,
     folder: Path | str,
     fingerprint: str | None,
     model: str,
@@ -70,7 +70,7 @@ def read(
         raise ArtifactError(f"{place} holds no {form.noun} that can be used: {error}") from None
 
 
-def _checked(form: Form, path: Path) -> dict[str, Any]:
+def _checked(form: ValueSchema, path: Path) -> dict[str, Any]:
     """The facts, if the file is as it was written."""
     content = read_file(path)
     try:

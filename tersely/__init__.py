@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .controller.controller import Controller
     from .controller.integrations.langchain.chat_model import ChatTersely
     from .controller.sampling.api import sample
-    from .controller.trace import Generation
+    from .controller.trace import GenerationResult
     from .controller.tuned_config import load_config
     from .controller.vllm.llm import LLM
     from .errors import TerselyError
@@ -27,7 +27,7 @@ __all__ = [
     "Budget",
     "ChatTersely",
     "Controller",
-    "Generation",
+    "GenerationResult",
     "TerselyError",
     "__version__",
     "connect",
@@ -42,7 +42,7 @@ _HOMES = {
     "Budget": "tersely.controller.budgets",
     "ChatTersely": "tersely.controller.integrations.langchain.chat_model",
     "Controller": "tersely.controller.controller",
-    "Generation": "tersely.controller.trace",
+    "GenerationResult": "tersely.controller.trace",
     "TerselyError": "tersely.errors",
     "connect": "tersely.controller.connect",
     "custom_generate": "tersely.controller.api",

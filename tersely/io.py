@@ -50,7 +50,7 @@ def check_new_folder(out: Path) -> None:
 
 
 @contextmanager
-def whole_folder(out: Path) -> Iterator[Path]:
+def atomic_dir(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` once that is done without an error; raises WriteError."""
     goal = out.resolve()  # a link is followed
     part, before = (goal.with_name(f"{goal.name}.{kind}") for kind in ("part", "before"))

@@ -62,7 +62,7 @@ def start_vllm() -> Callable[..., LLM]:
 
     Further keywords go to `vllm.LLM`; they have to be hashable.
     """
-    from tersely.models import path_of
+    from tersely.models import get_model_path
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
@@ -81,7 +81,7 @@ def start_vllm() -> Callable[..., LLM]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             given = {key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}
-            return vllm.LLM(str(path_of(name)), **(settings | given))
+            return vllm.LLM(str(get_model_path(name)), **(settings | given))
 
     return start
 

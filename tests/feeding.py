@@ -8,7 +8,7 @@ from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.tokenizer_adapter import Codec
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision
 from tersely.controller.types import KEEP
 
@@ -19,7 +19,7 @@ class Fed:
     """One row under policies; `text` is what stands after what was fed so far, `forced` what of it was forced."""
 
     def __init__(self, *policies: Any, thinking: int = 500, tokenizer: Any = None, **options: Any) -> None:
-        self.codec = Codec(tokenizer or WordTokenizer())
+        self.codec = TokenizerAdapter(tokenizer or WordTokenizer())
         self.controller = Controller(policies, self.codec, MARKERS, Budget("normal", thinking), **options)
         self.ids: list[int] = []
         self.forced: list[str] = []

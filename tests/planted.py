@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from tersely.controller.budgets import Budget
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.evaluation.bench.arms import make_arms
-from tersely.evaluation.bench.costs import Economy
-from tersely.evaluation.bench.records import OVERHEADS, Records, Row, Weights, row_dicts
-from tersely.evaluation.bench.result import Plan, assemble
-from tersely.evaluation.bench.truncation import Source, Trial
+from tersely.evaluation.bench.costs import CostModel
+from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights, row_dicts
+from tersely.evaluation.bench.result import BenchPlan, assemble
+from tersely.evaluation.bench.truncation import Recording, TrialPoint
 from tersely.evaluation.economics.prices import Price
 from tersely.evaluation.stats import Array
 from tersely.evaluation.tasks.questions import Question
@@ -73,7 +73,7 @@ def _made(n: int) -> str:
     fixed = replace(questions.budget(220), arm="fixed-budget", setting="at 220 thinking tokens", cut=True)
     records.insert(len(RUN), fixed)
     curve = [(b, questions.budget(b)) for b in (16, 32, 64, 96, 128, 192, 256, 384, 512)]
-    plan = Plan(
+    plan = BenchPlan(
         tasks=["tiny"],
         model="tersely-tiny-large",
         engine="transformers",
@@ -81,8 +81,8 @@ def _made(n: int) -> str:
         verifier=None,
         split="test",
         splits={"test": questions.asked, "fit": questions.asked[:50]},
-        arms=make_arms(",".join(RUN), Options()),
-        common=Options(),
+        arms=make_arms(",".join(RUN), GenerationOptions()),
+        common=GenerationOptions(),
         think_prompt=False,
         baselines=True,
         seed=0,
@@ -92,7 +92,7 @@ def _made(n: int) -> str:
         weights=Weights(),
     )
     figures = assemble(
-        plan, records, curve, [_source(rng)], Economy(price=Price(prompt=0.1, output=0.4, as_of=dt.date(2026, 11, 1)))
+        plan, records, curve, [_source(rng)], CostModel(price=Price(prompt=0.1, output=0.4, as_of=dt.date(2026, 11, 1)))
     )
     for arm in figures["arms"]:
         arm["flops"] = 6.3e6 * arm["tokens"]["total"]
@@ -129,21 +129,21 @@ class Questions:
         self.lucky = rng.random(n) < 0.04
         self.need = np.where(rng.random(n) < 0.75 - 0.1 * self.level, 0.0, rng.uniform(0.2, 1.0, n))
 
-    def run(self, name: str, arm: Planted, *, cut: bool) -> Records:
+    def run(self, name: str, arm: Planted, *, cut: bool) -> ArmRecords:
         """All rows of an arm."""
         right = (self.need <= arm.meets) & self.solvable | (self.lucky & (arm.probe > 0))
         records = self._records(name, arm.kept * self.length, right, arm.probe)
         seconds = None if cut else records.total() * len(self.asked) / 900
         return replace(records, cut=cut, setting=arm.setting, seconds=seconds)
 
-    def budget(self, budget: int) -> Records:
+    def budget(self, budget: int) -> ArmRecords:
         """The baseline under a fixed budget of thinking."""
         kept = np.minimum(self.length, budget)
         return self._records(f"budget {budget}", kept, (self.need <= kept / self.length) & self.solvable, 0)
 
-    def _records(self, name: str, thinking: Array, rights: Any, probe: int) -> Records:
+    def _records(self, name: str, thinking: Array, rights: Any, probe: int) -> ArmRecords:
         rows = [
-            Row(
+            BenchRow(
                 id=question.id,
                 task="tiny",
                 level=question.level,
@@ -164,11 +164,11 @@ class Questions:
             )
             for i, (question, tokens, right) in enumerate(zip(self.asked, thinking, rights, strict=True))
         ]
-        return Records(name, rows, rollouts=1)
+        return ArmRecords(name, rows, rollouts=1)
 
 
-def _source(rng: np.random.Generator) -> Source:
+def _source(rng: np.random.Generator) -> Recording:
     """Trial answers that are a little surer than they should be."""
     confidence = rng.beta(3, 1.6, 900)
-    trials = tuple(Trial(float(c), 12, bool(rng.random() < c**1.4)) for c in confidence)
-    return Source("test-0", (), 0, 0, True, Budget("normal", 1024, 128), trials=trials)
+    trials = tuple(TrialPoint(float(c), 12, bool(rng.random() < c**1.4)) for c in confidence)
+    return Recording("test-0", (), 0, 0, True, Budget("normal", 1024, 128), trials=trials)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersely.probes.features import FEATURES, ThoughtReading, features
-from tersely.probes.mlp_training import layers_of
+from tersely.probes.mlp_training import get_layers
 from tersely.probes.network import Network
 from tersely.probes.question_hash import question_hash
-from tersely.probes.records import UNKNOWN, VERSION, Array, Records, Rows, Store
+from tersely.probes.records import UNKNOWN, VERSION, Array, RecordRows, RecordStore, RecordTable
 
 TIERS = ("none", "easy", "normal", "hard")
 ABLE = {"none": -0.3, "easy": 0.7, "normal": 2.2, "hard": 2.6}
@@ -65,21 +65,21 @@ class Planting:
         return made
 
 
-def planted(n: int = 400, **settings: Any) -> Records:
+def planted(n: int = 400, **settings: Any) -> RecordTable:
     """A collection of n questions; `settings`: those of `Planting`."""
     return _Garden(Planting(n, **settings)).records()
 
 
-def write_planted(folder: Path, records: Records, parts: int = 3) -> Path:
+def write_planted(folder: Path, records: RecordTable, parts: int = 3) -> Path:
     """The folder of a collection, in so many parts."""
-    store = Store(folder, records.plan)
+    store = RecordStore(folder, records.plan)
     for number in range(parts):
         store.put(number, *part_of(records, number, parts))
     return folder
 
 
-def part_of(records: Records, number: int, parts: int) -> tuple[dict[str, Array], dict[str, list[str]]]:
-    """Columns and texts of one of so many parts of a collection, as `Store.put` takes them."""
+def part_of(records: RecordTable, number: int, parts: int) -> tuple[dict[str, Array], dict[str, list[str]]]:
+    """Columns and texts of one of so many parts of a collection, as `RecordStore.put` takes them."""
     n = records.size("questions")
     edges = np.linspace(0, n, parts + 1).astype(int)
     keep = np.zeros(n, bool)
@@ -92,22 +92,22 @@ def part_of(records: Records, number: int, parts: int) -> tuple[dict[str, Array]
     return columns, {name: list(texts[edges[number] : edges[number + 1]]) for name, texts in records.texts.items()}
 
 
-def rows_of(records: Records, table: str, keep: NDArray[np.bool_]) -> Records:
+def rows_of(records: RecordTable, table: str, keep: NDArray[np.bool_]) -> RecordTable:
     """A collection with fewer rows of a table that nothing points to."""
     names = [name for name in records.columns if name.partition(".")[0] == table]
     return changed(records, **{name.replace(".", "__", 1): records[name][keep] for name in names})
 
 
-def changed(records: Records, **columns: Any) -> Records:
+def changed(records: RecordTable, **columns: Any) -> RecordTable:
     """A collection with other columns, by names with __ in place of the dot."""
     new = {name.replace("__", ".", 1): column for name, column in columns.items()}
-    return Records(records.plan, {**records.columns, **new}, records.texts)
+    return RecordTable(records.plan, {**records.columns, **new}, records.texts)
 
 
 def linear(weights: Any, bias: Any) -> Network:
     """A network whose logits are those of one layer, [inputs, classes] and [classes]."""
     weights = np.asarray(weights, np.float64)
-    w1, b1, w2, b2 = layers_of(weights, np.asarray(bias, np.float64), 0, 0)
+    w1, b1, w2, b2 = get_layers(weights, np.asarray(bias, np.float64), 0, 0)
     inputs, classes = weights.shape
     one, zero = np.ones(inputs, np.float32), np.zeros(inputs, np.float32)
     return Network(zero, one, w1, b1, w2, b2, np.float32(1), np.zeros(classes, np.float32))  # type: ignore[arg-type]
@@ -126,10 +126,10 @@ class _Garden:
         self.rng = np.random.default_rng(planting.seed)
         direction = np.random.default_rng(99).normal(size=(2, planting.width))
         self.hard, self.ready = direction / np.linalg.norm(direction, axis=1, keepdims=True) * 2
-        self.rollouts, self.boundaries = Rows("rollouts"), Rows("boundaries")
+        self.rollouts, self.boundaries = RecordRows("rollouts"), RecordRows("boundaries")
         self.states: list[Array] = []
 
-    def records(self) -> Records:
+    def records(self) -> RecordTable:
         plan, n = self.planting, self.planting.n
         difficulty = self.rng.normal(0.5, 1.2, n)
         texts = [f"{plan.seed} {i}: " + " ".join(self.rng.choice(_WORDS, self.rng.integers(8, 30))) for i in range(n)]
@@ -149,7 +149,9 @@ class _Garden:
             columns[f"questions.state.{layer}"] = (np.full_like(asked, np.nan) if plan.live else asked).astype("f4")
             columns[f"boundaries.state.{layer}"] = seen if layer == -1 else seen[:, ::-1].copy()
         hashes, blank = [question_hash(text) for text in texts], [""] * n
-        return Records(plan.plan(), columns, {"hash": hashes, "problem": blank if plan.live else texts, "kind": blank})
+        return RecordTable(
+            plan.plan(), columns, {"hash": hashes, "problem": blank if plan.live else texts, "kind": blank}
+        )
 
     def _rollout(self, question: int, tier: str, number: int, difficulty: float) -> None:
         plan, rng = self.planting, self.rng

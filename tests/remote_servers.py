@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import Request, Sampling
+from tersely.controller.types import Request, SamplingParams
 
 STANDARD = {"model", "prompt", "messages", "max_tokens", "stream", "temperature", "top_p", "seed", "reasoning_effort"}
 
@@ -79,7 +79,7 @@ class TextServer:
                 say(left[:size], None)
                 left = left[size:]
 
-        sampling = Sampling(body.get("temperature"), body.get("top_p"), None, body.get("seed"))
+        sampling = SamplingParams(body.get("temperature"), body.get("top_p"), None, body.get("seed"))
         with self.lock:
             done = self.engine.generate([Request(tuple(ids), body["max_tokens"])], sampling, sink)[0]
         say(left, done.finish_reason)

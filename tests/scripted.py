@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation, Usage
-from tersely.controller.types import Completion, Directive, Request, Sampling, Signals, TokenSink
+from tersely.controller.trace import GenerationResult, Usage
+from tersely.controller.types import Completion, Directive, Request, SamplingParams, Signals, TokenSink
 from tersely.evaluation.bench.arms import make_arms
-from tersely.evaluation.bench.checkpoint_log import Journal
+from tersely.evaluation.bench.checkpoint_log import CheckpointLog
 from tersely.evaluation.bench.compare import compare
-from tersely.evaluation.bench.records import Records
+from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.bench.run import Bench, run_arm
-from tersely.evaluation.runner import Written
+from tersely.evaluation.runner import Continuation
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 
 def asked(n: int) -> list[Question]:
@@ -39,33 +39,37 @@ class ScriptedAnswers:
         self.made = 0
         self.calls: list[tuple[str | None, int | None, list[str]]] = []
 
-    def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
+    def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         self.calls.append((options.preset, options.sampling.seed, list(problems)))
         done = [self.one(problem, options) for problem in problems]
         self.made += sum(g.usage.thinking + g.usage.answer + g.usage.discarded + self.hidden for g in done)
         return done
 
-    def one(self, prompt: str, options: Options) -> Generation:
+    def one(self, prompt: str, options: GenerationOptions) -> GenerationResult:
         number = int(re.findall(r"\d+", prompt)[0])
         ours = options.preset == "balanced"
         wrong = ours and self.errs and number % self.errs == 0
         thinking = round((100 + number % 7) * (self.cost if ours else 1))
         usage = Usage(prompt=5, thinking=thinking, answer=10, discarded=3 if ours else 0)
         answer = f"The answer is \\boxed{{{number + bool(wrong)}}}."
-        return Generation(answer, "", answer, "stop", "normal", usage)
+        return GenerationResult(answer, "", answer, "stop", "normal", usage)
 
-    def write_on(self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: Sampling) -> list[Written]:
+    def write_on(
+        self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
+    ) -> list[Continuation]:
         raise NotImplementedError
 
 
-def bench_of(answerer: Any, n: int, journal: Journal | None = None, **options: Any) -> Bench:
+def bench_of(answerer: Any, n: int, journal: CheckpointLog | None = None, **options: Any) -> Bench:
     """A benchmark of n questions on a scripted model."""
     options = {"seed": 3, "batch": 16, **options}
-    return Bench(answerer, asked(n), AnswerChecker(), Journal(None, {}) if journal is None else journal, **options)
+    return Bench(
+        answerer, asked(n), AnswerChecker(), CheckpointLog(None, {}) if journal is None else journal, **options
+    )
 
 
-def run_both(bench: Bench) -> list[Records]:
-    return [run_arm(bench, arm) for arm in make_arms("full,balanced", Options())[:2]]
+def run_both(bench: Bench) -> list[ArmRecords]:
+    return [run_arm(bench, arm) for arm in make_arms("full,balanced", GenerationOptions())[:2]]
 
 
 def outcome(answerer: Any, n: int, *, rollouts: int = 1, margin: float = 0.02) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def outcome(answerer: Any, n: int, *, rollouts: int = 1, margin: float = 0.02) -
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(path_of("tersely-tiny-small"))
+    return AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small"))
 
 
 class ScriptedEngine:
@@ -94,7 +98,7 @@ class ScriptedEngine:
         self.script, self.tokenizer, self.requests = script, tokenizer(), 0
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         self.requests += len(requests)
         return [self._one(request) for request in requests]

@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 
-from tersely.controller.serving.app import application
-from tersely.controller.serving.batch_worker import Worker
-from tersely.controller.serving.loading import Thinking, session_of
+from tersely.controller.serving.app import create_app
+from tersely.controller.serving.batch_worker import BatchWorker
+from tersely.controller.serving.loading import ReasoningMode, open_session
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.server import Server, serve
-from tersely.controller.serving.settings import Settings
-from tersely.controller.serving.sockets import listener
+from tersely.controller.serving.server import UvicornServer, serve
+from tersely.controller.serving.settings import ServerSettings
+from tersely.controller.serving.sockets import bind_socket
 from tersely.controller.types import Engine
 
 MODEL = "tersely-tiny-small"
@@ -31,8 +31,8 @@ class Served:
     """A server that runs; `http` asks it."""
 
     url: str
-    worker: Worker
-    server: Server
+    worker: BatchWorker
+    server: UvicornServer
     http: httpx.Client
 
     def chat(self, content: str = QUESTION, **fields: Any) -> httpx.Response:
@@ -98,14 +98,14 @@ def until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def served(
-    engine: Engine, settings: Settings | None = None, *, drain: float = 10.0, thinks: bool = True
+    engine: Engine, settings: ServerSettings | None = None, *, drain: float = 10.0, thinks: bool = True
 ) -> Iterator[Served]:
     """Serve for as long as the context lasts; afterwards nothing of it is left."""
-    settings = settings or Settings(MODEL)
+    settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
-    worker = Worker(session_of(engine, Thinking(thinks=thinks)), settings.limits, metrics, thinks)
-    server = Server(application(settings, worker, metrics), worker, drain)
-    bound = listener("127.0.0.1", 0)
+    worker = BatchWorker(open_session(engine, ReasoningMode(thinks=thinks)), settings.limits, metrics, thinks)
+    server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
+    bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"
     thread = threading.Thread(target=serve, args=(server, bound), name="server")
     thread.start()

@@ -12,7 +12,7 @@ from transformers.utils import logging
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies.base import Policy
-from tersely.controller.trace import Generation
+from tersely.controller.trace import GenerationResult
 from tersely.probes.research.shortcut import Shortcut
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
@@ -52,11 +52,11 @@ def shortcut(engine: TransformersEngine, **changes: Any) -> Shortcut:
     return Shortcut(**(facts | changes))
 
 
-def ask(engine: TransformersEngine, *policies: Policy, **options: Any) -> list[Generation]:
+def ask(engine: TransformersEngine, *policies: Policy, **options: Any) -> list[GenerationResult]:
     settings = {"policies": policies, "temperature": 0, "max_new_tokens": 70, "probes": None, "prompts": PROBLEMS}
-    made: list[Generation] = tersely.generate(engine, **{**settings, **options})
+    made: list[GenerationResult] = tersely.generate(engine, **{**settings, **options})
     return made
 
 
-def tokens(made: Sequence[Generation]) -> list[tuple[int, ...]]:
+def tokens(made: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
     return [one.token_ids for one in made]

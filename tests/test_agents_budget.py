@@ -22,7 +22,7 @@ from tersely.controller.integrations.langchain.effort_middleware import (
     EffortMiddleware,
     SafetyMiddleware,
 )
-from tersely.controller.integrations.langchain.limits import Limits, known, repeated
+from tersely.controller.integrations.langchain.limits import AgentLimits, repeated_tool_call, tool_results_text
 from tersely.errors import OptionError
 
 from .test_agents_middleware import QUESTION, Scripted, add, both, run, says, scripted
@@ -136,9 +136,9 @@ def test_calls_that_differ_are_no_repetition():
 def test_repeated_counts_since_the_question():
     one = AIMessage("", tool_calls=[{"name": "add", "args": {"a": 1, "b": 2}, "id": "1"}])
     same = [{"name": "add", "args": {"b": 2, "a": 1}}]
-    assert repeated([HumanMessage("?"), one], same, 2) == "add"
-    assert repeated([one, HumanMessage("?")], same, 2) is None
-    assert repeated([], [*same, *same], 2) == "add"
+    assert repeated_tool_call([HumanMessage("?"), one], same, 2) == "add"
+    assert repeated_tool_call([one, HumanMessage("?")], same, 2) is None
+    assert repeated_tool_call([], [*same, *same], 2) == "add"
 
 
 def test_a_call_may_write_no_more_than_is_left():
@@ -151,7 +151,7 @@ def test_a_call_may_write_no_more_than_is_left():
 
 
 def test_usage_that_is_missing_or_absurd_gives_nothing_back():
-    limits, spent = Limits(tokens=100), {"tokens": 50, "dollars": 0.0, "started": 0.0}
+    limits, spent = AgentLimits(tokens=100), {"tokens": 50, "dollars": 0.0, "started": 0.0}
     silent = limits.added(spent, [HumanMessage("word " * 40)], AIMessage("word " * 40))
     assert silent["tokens"] > 110
     usage = {"input_tokens": -500, "output_tokens": -500, "total_tokens": -1000}
@@ -256,5 +256,7 @@ def test_wrong_budgets_are_refused(options: dict[str, Any], message: str):
 
 def test_known_is_what_tools_said_last():
     messages = [ToolMessage("old", tool_call_id="0"), HumanMessage("?"), ToolMessage("3", tool_call_id="1", name="add")]
-    assert known(messages) == "add: 3"
-    assert known([HumanMessage("?"), ToolMessage("x" * 50, tool_call_id="1", name="t")], most=10) == "x" * 10
+    assert tool_results_text(messages) == "add: 3"
+    assert (
+        tool_results_text([HumanMessage("?"), ToolMessage("x" * 50, tool_call_id="1", name="t")], most=10) == "x" * 10
+    )

@@ -16,11 +16,11 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
 from tersely.controller.integrations.langchain.mode_router import ModeRouter
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.probe_registry import ProbeError
-from tersely.controller.serving.settings import Settings
-from tersely.evaluation.agents.arms import agents_of
-from tersely.evaluation.agents.episodes import Episode, play
+from tersely.controller.serving.settings import ServerSettings
+from tersely.evaluation.agents.arms import make_agents
+from tersely.evaluation.agents.episodes import Episode, run_episode
 from tersely.evaluation.agents.tasks import Task, tasks
 
 from .serving import served
@@ -30,8 +30,8 @@ KINDS = ("lookup", "calculate", "collect")
 
 
 def played(chat: Any, arm: str, drawn: list[Task]) -> list[Episode]:
-    agent = agents_of(arm, chat, system=None)
-    return [play(task, agent(task)) for task in drawn]
+    agent = make_agents(arm, chat, system=None)
+    return [run_episode(task, agent(task)) for task in drawn]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_an_agent_reads_what_it_needs_and_answers(here: list[Episode]) -> None:
 def test_a_served_model_goes_about_it_in_the_same_way(here: list[Episode]) -> None:
     from langchain_openai import ChatOpenAI
 
-    with served(load_engine(MODEL), Settings(MODEL, Options(preset="off"))) as server:
+    with served(load_engine(MODEL), ServerSettings(MODEL, GenerationOptions(preset="off"))) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
         there = played(chat, "agentic", tasks("test", 7, 3, KINDS))
     for ours, theirs in zip(here, there, strict=False):

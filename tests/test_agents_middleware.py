@@ -19,9 +19,9 @@ from langchain_core.tools import tool
 from pydantic import Field
 
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.langchain.decisions import DifficultyDecision, by_difficulty
+from tersely.controller.integrations.langchain.decisions import DifficultyDecision, difficulty_decision
 from tersely.controller.integrations.langchain.effort_middleware import EffortMiddleware
-from tersely.controller.integrations.langchain.effort_steps import effort_settings, kind_of_step, lower
+from tersely.controller.integrations.langchain.effort_steps import classify_step, effort_settings, min_effort
 from tersely.errors import OptionError
 
 MODEL = "tersely-tiny-small"
@@ -134,7 +134,7 @@ def test_a_function_chooses(mode: str):
 def test_the_probe_chooses_for_a_question():
     decision = DifficultyDecision(model=MODEL)
     model = scripted(says("", a=1, b=2), says("3"))
-    agent = create_agent(model, [add], middleware=[EffortMiddleware(by_difficulty(decision, after="none"))])
+    agent = create_agent(model, [add], middleware=[EffortMiddleware(difficulty_decision(decision, after="none"))])
     question = "Compute 3 + 4."
     done = agent.invoke({"messages": [HumanMessage(question)]})
     assert [s["effort"] for s in done["tersely_steps"]] == [decision.tier(question), "none"]
@@ -162,10 +162,10 @@ def test_kinds_of_steps():
     asked, call = HumanMessage("?"), AIMessage("", tool_calls=[{"name": "add", "args": {}, "id": "1"}])
     result = ToolMessage("3", tool_call_id="1")
     error = ToolMessage("no", tool_call_id="1", status="error")
-    assert kind_of_step([asked], True) == kind_of_step([asked, call, result, AIMessage("3"), asked], True) == "plan"
-    assert kind_of_step([asked, call, result], True) == "result"
-    assert kind_of_step([asked, call, error], True) == "error"
-    assert kind_of_step([asked, call, result], False) == "answer"
+    assert classify_step([asked], True) == classify_step([asked, call, result, AIMessage("3"), asked], True) == "plan"
+    assert classify_step([asked, call, result], True) == "result"
+    assert classify_step([asked, call, error], True) == "error"
+    assert classify_step([asked, call, result], False) == "answer"
 
 
 @pytest.mark.parametrize(
@@ -173,4 +173,4 @@ def test_kinds_of_steps():
     [("hard", None, "hard"), ("hard", "easy", "easy"), ("none", "easy", "none"), ("auto", "normal", "normal")],
 )
 def test_lower(effort: str, ceiling: str | None, result: str):
-    assert lower(effort, ceiling) == result
+    assert min_effort(effort, ceiling) == result

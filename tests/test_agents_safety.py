@@ -21,7 +21,7 @@ from tersely.controller.integrations.langchain.effort_middleware import (
     EffortMiddleware,
     SafetyMiddleware,
 )
-from tersely.controller.integrations.langchain.safety import BREAK, Neutraliser, neutraliser_for
+from tersely.controller.integrations.langchain.safety import BREAK, SpecialTokenSanitizer, get_sanitizer
 from tersely.controller.text.markers import KNOWN, Markers
 
 from .test_agents_middleware import QUESTION, Scripted, says
@@ -131,7 +131,7 @@ def test_an_agent_spends_the_same_whatever_its_tool_says(effort: str):
 
 
 def test_what_is_broken_stays_readable():
-    neutralise = neutraliser_for(tokenizer())
+    neutralise = get_sanitizer(tokenizer())
     text = "see <think> and <|im_start|>system\nplain <b>bold</b> a/b and/think\n/hard"
     assert neutralise(text) == (
         f"see <{BREAK}think> and <{BREAK}|im_start|>system\nplain <b>bold</b> a/b and/think\n/{BREAK}hard"
@@ -141,8 +141,8 @@ def test_what_is_broken_stays_readable():
 
 
 def test_a_models_own_markers_are_broken():
-    assert Neutraliser(markers=Markers("((", "))"))("((a))") == f"({BREAK}(a){BREAK})"
-    assert Neutraliser()("<|start_header_id|>") == f"<{BREAK}|start_header_id|>"
+    assert SpecialTokenSanitizer(markers=Markers("((", "))"))("((a))") == f"({BREAK}(a){BREAK})"
+    assert SpecialTokenSanitizer()("<|start_header_id|>") == f"<{BREAK}|start_header_id|>"
 
 
 def test_a_tokenizer_that_normalises_has_the_last_word():
@@ -155,12 +155,12 @@ def test_a_tokenizer_that_normalises_has_the_last_word():
         def __call__(self, text: str, add_special_tokens: bool) -> Any:
             return tokenizer()(text.replace("＜", "<").replace("＞", ">"), add_special_tokens=add_special_tokens)
 
-    broken = Neutraliser(Folding())("a ＜think＞ b <x>")
+    broken = SpecialTokenSanitizer(Folding())("a ＜think＞ b <x>")
     assert 964 not in Folding()(broken, add_special_tokens=False)["input_ids"] and "think" in broken
 
 
 def test_blocks_and_commands_are_reached_too():
-    neutralise = Neutraliser()
+    neutralise = SpecialTokenSanitizer()
     content = [{"type": "text", "text": "</think>"}, "<think>", {"type": "json", "json": {"a": ["</think>"]}}]
     assert neutralise.content(content) == [
         {"type": "text", "text": f"<{BREAK}/think>"},

@@ -16,18 +16,18 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_core.outputs import ChatGeneration, ChatResult
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.integrations.langchain.mode_middleware import ModeMiddleware, utility
-from tersely.controller.integrations.langchain.mode_router import ModeRouter, states_of
+from tersely.controller.integrations.langchain.mode_middleware import ModeMiddleware, correctness_within_budget
+from tersely.controller.integrations.langchain.mode_router import ModeRouter, prompt_hidden_states
 from tersely.controller.session import Session
 from tersely.errors import OptionError
-from tersely.evaluation.agents.arms import agents_of
-from tersely.evaluation.agents.episodes import Episode, episode, play
-from tersely.evaluation.agents.learning import learn_router
+from tersely.evaluation.agents.arms import make_agents
+from tersely.evaluation.agents.episodes import Episode, episode, run_episode
+from tersely.evaluation.agents.learning import train_router
 from tersely.evaluation.agents.result import as_text, compared
-from tersely.evaluation.agents.run import Plan, play_all
+from tersely.evaluation.agents.run import AgentsPlan, play_all
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, tasks
-from tersely.evaluation.agents.tools import tools_of
-from tersely.evaluation.bench.checkpoint_log import Journal
+from tersely.evaluation.agents.tools import tools_for
+from tersely.evaluation.bench.checkpoint_log import CheckpointLog
 from tersely.probes.artifact import ArtifactError
 
 TASKS = tasks("test", 0, 60)
@@ -67,9 +67,9 @@ class Solver(BaseChatModel):
 
 
 def test_every_task_is_solved_by_its_own_calls():
-    agent = agents_of("agentic", Solver())
+    agent = make_agents("agentic", Solver())
     for task in TASKS:
-        done = play(task, agent(task))
+        done = run_episode(task, agent(task))
         assert (done.solved, done.calls, done.steps) == (True, len(task.calls), len(task.calls) + 1)
         assert (done.failed_calls, done.duplicates, done.error) == (0, 0.0, None)
         assert (done.isr, done.mode) == (1.0 if task.calls else None, "agentic")
@@ -104,7 +104,7 @@ def test_a_firm_in_the_name_of_a_team_is_not_named():
 
 
 def test_tools_say_what_they_cannot_do():
-    lookup, search, calculator = tools_of(TASKS[0].world)
+    lookup, search, calculator = tools_for(TASKS[0].world)
     firm = TASKS[0].world.of("firm")[0].name
     assert firm in search.invoke({"words": "works"}) and "no page" in search.invoke({"words": "zebra"})
     call: Any = {"type": "tool_call", "id": "1", "args": {"name": firm.lower()}, "name": "lookup"}
@@ -144,14 +144,16 @@ def _usage(read: int, written: int) -> Any:
 
 def test_an_agent_without_an_end_has_not_solved_its_task():
     task = next(t for t in TASKS if len(t.calls) > 4)
-    done = play(task, agents_of("always-think", Solver())(task), recursion_limit=8)
+    done = run_episode(task, make_agents("always-think", Solver())(task), recursion_limit=8)
     assert not done.solved and done.error is not None and "no end after 8" in done.error
     assert done.calls > 0 and done.written > 0
 
 
 def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
-    plan = Plan("solver", ("always-think", "agentic", "instant", "reasoning", "routed"), limit=60)
-    played = play_all(plan, TASKS, Solver(), Journal(tmp_path / "j", {}), lambda messages: _needed(messages[0].text))
+    plan = AgentsPlan("solver", ("always-think", "agentic", "instant", "reasoning", "routed"), limit=60)
+    played = play_all(
+        plan, TASKS, Solver(), CheckpointLog(tmp_path / "j", {}), lambda messages: _needed(messages[0].text)
+    )
     report = compared(played)
     always, agentic, instant, reasoning, routed = report["arms"]
     assert always["solved"] == agentic["solved"] == routed["solved"] == 1.0
@@ -164,7 +166,7 @@ def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
     assert "none solved" in as_text(report) and "routed, by mode" in as_text(report)
     json.dumps(report, allow_nan=False)
     again = play_all(
-        plan, TASKS, Solver(asked={}), Journal(tmp_path / "j", {}), lambda messages: ""
+        plan, TASKS, Solver(asked={}), CheckpointLog(tmp_path / "j", {}), lambda messages: ""
     )  # nothing is played twice
     assert compared(again) == report
 
@@ -176,16 +178,16 @@ def _needed(question: str) -> str:
 
 def test_wrong_arms_modes_and_kinds_are_refused():
     with pytest.raises(OptionError, match="did you mean 'agentic'"):
-        agents_of("agentik", Solver())
+        make_agents("agentik", Solver())
     with pytest.raises(OptionError, match="needs a router"):
-        agents_of("routed", Solver())
+        make_agents("routed", Solver())
     with pytest.raises(OptionError, match="did you mean 'lookup'"):
         tasks("test", 0, 5, ["lookups"])
     with pytest.raises(OptionError, match="unknown mode"):
         ModeMiddleware("fast")
     task = TASKS[0]
     with pytest.raises(OptionError, match="unknown mode 'slow'"):
-        play(task, agents_of("routed", Solver(), lambda messages: "slow")(task))
+        run_episode(task, make_agents("routed", Solver(), lambda messages: "slow")(task))
 
 
 def test_a_gate_may_take_the_tools_away():
@@ -193,15 +195,15 @@ def test_a_gate_may_take_the_tools_away():
     gate = ModeMiddleware("agentic", gate=lambda request: len(request.messages) < 3)
     from langchain.agents import create_agent
 
-    agent = create_agent(Solver(), tools_of(task.world), middleware=[gate])
-    done = play(task, agent)
+    agent = create_agent(Solver(), tools_for(task.world), middleware=[gate])
+    done = run_episode(task, agent)
     assert (done.calls, done.answer, done.mode) == (1, "I do not know.", "agentic")
 
 
 def test_utility_discounts_dear_modes_where_instant_does():
-    hard = utility({"instant": 0.4, "reasoning": 0.8, "agentic": 0.9})
+    hard = correctness_within_budget({"instant": 0.4, "reasoning": 0.8, "agentic": 0.9})
     assert hard == {"instant": 0.4, "reasoning": 0.8, "agentic": 0.9}
-    easy = utility({"instant": 0.9, "reasoning": 1.0, "agentic": 1.0})
+    easy = correctness_within_budget({"instant": 0.9, "reasoning": 1.0, "agentic": 1.0})
     assert max(easy, key=lambda mode: easy[mode]) == "instant" and easy["agentic"] == pytest.approx(0.19)
 
 
@@ -224,7 +226,7 @@ def _played(found: list[Task], mode: str) -> list[Episode]:
 
 def test_a_router_is_learnt_from_episodes_and_keeps(session: Session, tmp_path: Path):
     fit = tasks("fit", 0, 250)
-    probe = learn_router(session, fit, {mode: _played(fit, mode) for mode in ("instant", "reasoning", "agentic")})
+    probe = train_router(session, fit, {mode: _played(fit, mode) for mode in ("instant", "reasoning", "agentic")})
     probe.save(tmp_path / "router")
     router = ModeRouter(session, str(tmp_path / "router"))
     chosen = [router([HumanMessage(task.question)]) for task in TASKS]
@@ -238,7 +240,7 @@ def test_a_router_is_learnt_from_episodes_and_keeps(session: Session, tmp_path: 
 
 def test_states_are_those_of_each_question_alone(session: Session):
     questions = [task.question for task in TASKS[:3]]
-    together, alone = states_of(session, questions), states_of(session, questions[1:2])
+    together, alone = prompt_hidden_states(session, questions), prompt_hidden_states(session, questions[1:2])
     assert together.shape[0] == 3 and together[1] == pytest.approx(alone[0], abs=1e-4)
 
 
@@ -246,7 +248,7 @@ def test_nothing_to_route_is_an_error(session: Session):
     fit = [task for task in tasks("fit", 0, 200) if task.kind == "instant"]
     played = {mode: _played(fit, mode) for mode in ("instant", "reasoning", "agentic")}
     with pytest.raises(OptionError, match="nothing to route"):
-        learn_router(session, fit, played)
+        train_router(session, fit, played)
     unsolved = {mode: [replace(e, solved=e.solved and n < 7) for n, e in enumerate(es)] for mode, es in played.items()}
     with pytest.raises(OptionError, match=r"^7 tasks that some mode solved are too few"):
-        learn_router(session, fit, unsolved)
+        train_router(session, fit, unsolved)

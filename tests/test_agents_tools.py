@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from transformers import AutoTokenizer
 
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.langchain.structured_output import misfit_of
-from tersely.controller.types import KEEP, Completion, Request, Sampling, TokenSink
+from tersely.controller.integrations.langchain.structured_output import schema_error
+from tersely.controller.types import KEEP, Completion, Request, SamplingParams, TokenSink
 from tersely.errors import CapabilityError, OptionError
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 TEMPLATE = """
 {%- if tools -%}
@@ -51,7 +51,7 @@ TEMPLATE = """
 @cache
 def tokenizer() -> Any:
     """That of the embedded models."""
-    return AutoTokenizer.from_pretrained(path_of("tersely-tiny-small"))
+    return AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small"))
 
 
 @cache
@@ -77,7 +77,7 @@ class SaidEngine:
         self.made = 0
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         self.batches.append(len(requests))
         return [self._one(row, request, sink) for row, request in enumerate(requests)]
@@ -273,11 +273,11 @@ def test_what_does_not_fit_is_an_error(said: str):
 
 def test_what_fits_a_schema():
     schema = {"required": ["n"], "properties": {"n": {"type": "integer"}, "t": {"type": ["string", "null"]}, "x": {}}}
-    assert misfit_of({"n": 1, "t": None, "x": [1]}, schema) is None
-    assert misfit_of([1], schema) == "it is no object but list"
-    assert misfit_of({"t": "a"}, schema) == "'n' is missing"
-    assert misfit_of({"n": True}, schema) == "'n' is True; accepted: integer"
-    assert misfit_of({"n": 1, "t": 2}, schema) == "'t' is 2; accepted: string or null"
+    assert schema_error({"n": 1, "t": None, "x": [1]}, schema) is None
+    assert schema_error([1], schema) == "it is no object but list"
+    assert schema_error({"t": "a"}, schema) == "'n' is missing"
+    assert schema_error({"n": True}, schema) == "'n' is True; accepted: integer"
+    assert schema_error({"n": 1, "t": 2}, schema) == "'t' is 2; accepted: string or null"
 
 
 def test_unknown_methods_and_formats_are_refused():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tersely.evaluation.acceptance.criteria import check_bars
+from tersely.evaluation.acceptance.criteria import check_criteria
 
 
 def passing() -> dict[str, Any]:
@@ -25,7 +25,7 @@ def pair() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_a_good_pair_passes_every_bar() -> None:
-    bars = check_bars(*pair())
+    bars = check_criteria(*pair())
     assert len(bars) == 17
     assert all(bar.passed for bar in bars)
 
@@ -50,11 +50,11 @@ def test_each_bar_can_be_missed(path: tuple[str, ...], value: object) -> None:
     for key in path[:-1]:
         holder = holder[key]
     holder[path[-1]] = copy.copy(value)
-    missed = [bar for bar in check_bars(small, large) if not bar.passed]
+    missed = [bar for bar in check_criteria(small, large) if not bar.passed]
     assert [bar.model for bar in missed] == ["small"]
 
 
 def test_the_gap_of_the_pair_is_a_bar() -> None:
     small, large = pair()
     large["modes"]["normal"]["hard half"]["accuracy"] = 0.64
-    assert [bar.model for bar in check_bars(small, large) if not bar.passed] == ["pair"]
+    assert [bar.model for bar in check_criteria(small, large) if not bar.passed] == ["pair"]

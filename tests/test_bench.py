@@ -12,22 +12,22 @@ import pytest
 import typer
 from rich.console import Console
 
-from tersely.controller.options import Options
-from tersely.controller.policies.base import View, Wait, Watching
-from tersely.controller.trace import Generation
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.base import PolicyView, Wait, Watching
+from tersely.controller.trace import GenerationResult
 from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.bench import arms as arms_module
 from tersely.evaluation.bench.arms import ARMS, CUTS, make_arm, make_arms
 from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.compare import compare
-from tersely.evaluation.bench.costs import Economy
+from tersely.evaluation.bench.costs import CostModel
 from tersely.evaluation.bench.fairness import CheckError, check_disjoint, check_unseen
-from tersely.evaluation.bench.records import Records
+from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.bench.table import show
 from tersely.evaluation.bench.verdict import EXIT_CODES, GOOD, INFERIOR, OPEN
 from tersely.evaluation.economics.prices import Price
 from tersely.evaluation.runner import batch_seed, batches
-from tersely.evaluation.tasks.questions import Question, hash_of
+from tersely.evaluation.tasks.questions import Question, hash_question
 
 from .scripted import ScriptedAnswers, asked, bench_of, outcome, run_both
 
@@ -109,7 +109,7 @@ def test_batches_hold_every_question_once_and_like_with_like() -> None:
 
 def test_answers_cut_off_count_as_wrong_and_are_reported() -> None:
     class Cut(ScriptedAnswers):
-        def one(self, prompt: str, options: Options) -> Generation:
+        def one(self, prompt: str, options: GenerationOptions) -> GenerationResult:
             return replace(super().one(prompt, options), answer="", finish_reason="length")
 
     full = outcome(Cut(), 12)["arms"][0]
@@ -121,7 +121,7 @@ def test_answers_cut_off_count_as_wrong_and_are_reported() -> None:
 
 def test_arms_that_answered_other_questions_are_not_compared() -> None:
     (first, _), (second, _) = (run_both(bench_of(ScriptedAnswers(), n)) for n in (10, 11))
-    shuffled = Records("balanced", list(reversed(first.rows)), 1, 0.0)
+    shuffled = ArmRecords("balanced", list(reversed(first.rows)), 1, 0.0)
     for other in (second, shuffled):
         with pytest.raises(CheckError, match="asked other questions"):
             compare([first, other], 0.01, 0)
@@ -149,14 +149,14 @@ class Peeker:
     name: ClassVar[str] = "peeker"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         yield Wait(1)
 
 
 def test_a_policy_that_learnt_from_the_test_is_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peeker = Peeker(tuple(hash_of(question) for question in asked(4)))
+    peeker = Peeker(tuple(hash_question(question) for question in asked(4)))
     check_unseen([peeker], [Question("other", "What is 9 ?", "9")])
     with pytest.raises(CheckError, match="'peeker' has learnt from 1 of the questions"):
         check_unseen([peeker], [Question("renamed", "What  is 3?", "3")])
@@ -182,9 +182,9 @@ def test_a_question_in_two_splits_is_found_under_any_name() -> None:
 
 def test_every_arm_is_made_and_keeps_the_common_options() -> None:
     for name in ARMS:
-        assert make_arm(name, Options(max_new_tokens=77)).options.max_new_tokens == 77
-    assert make_arm("no-think", Options()).options.effort == "none"
-    assert make_arm("full", Options()).options.preset == "off"
+        assert make_arm(name, GenerationOptions(max_new_tokens=77)).options.max_new_tokens == 77
+    assert make_arm("no-think", GenerationOptions()).options.effort == "none"
+    assert make_arm("full", GenerationOptions()).options.preset == "off"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_every_arm_is_made_and_keeps_the_common_options() -> None:
 )
 def test_bad_arms_are_refused(arms: str, says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        make_arms(arms, Options())
+        make_arms(arms, GenerationOptions())
 
 
 @pytest.mark.parametrize(
@@ -243,13 +243,13 @@ def test_the_table_shows_arms_and_verdict(n: int, says: str) -> None:
 def test_costs_are_priced_and_right_answers_divide_them() -> None:
     full, ours = run_both(bench_of(ScriptedAnswers(errs=2), 10))
     price = Price(prompt=1.0, output=10.0, as_of="2026-01-01")  # type: ignore[arg-type]
-    figures = Economy(price=price).of(ours)
+    figures = CostModel(price=price).of(ours)
     usd = (5 * 1.0 + ours.total() * 10.0) / 1e6
     assert figures["usd"] == pytest.approx(usd)
     assert figures["cost_of_pass"] == pytest.approx(usd / 0.5)
     assert figures["e3"] == pytest.approx(50**2 / ours.total())
     nobody = replace(full, rows=[replace(row, right=False) for row in full.rows])
-    assert Economy(price=price).of(nobody)["cost_of_pass"] is None
+    assert CostModel(price=price).of(nobody)["cost_of_pass"] is None
 
 
 # -- with a model --------------------------------------------------------------------------------------------------

@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.counterfactual import Counterfactual
-from tersely.evaluation.bench.records import Records
+from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.bench.run import run_arm
-from tersely.evaluation.bench.trial_answers import LEAD, MOST_TRIALS, Trials
+from tersely.evaluation.bench.trial_answers import LEAD, MOST_TRIALS, TrialAnswers
 from tersely.evaluation.bench.truncation import (
-    Cutter,
-    Source,
-    Trial,
+    Recording,
+    TrialPoint,
+    TruncationBaseline,
+    bisect_to_cost,
     budgets,
     confident_stop,
     cost,
     first_correct,
-    matched,
     random_stop,
 )
-from tersely.evaluation.runner import SessionAnswers, Written
+from tersely.evaluation.runner import Continuation, SessionRunner
 
 from .scripted import ScriptedEngine, asked, bench_of, tokenizer
 
@@ -45,12 +45,12 @@ class Made:
         self, n: int = 60, rollouts: int = 1, script: Callable[[int], Sequence[int]] = script, limit: int = 2048
     ) -> None:
         self.engine = ScriptedEngine(script)
-        self.bench = bench_of(SessionAnswers(self.engine), n, rollouts=rollouts)
-        self.arm = make_arms("full,balanced", Options(max_new_tokens=limit))[0]
+        self.bench = bench_of(SessionRunner(self.engine), n, rollouts=rollouts)
+        self.arm = make_arms("full,balanced", GenerationOptions(max_new_tokens=limit))[0]
         self.full = run_arm(self.bench, self.arm)
         self.cut = Counterfactual(self.bench, self.arm)
         self.session = self.bench.answerer.session
-        self.cutter = Cutter(self.session.codec, self.session.markers)
+        self.cutter = TruncationBaseline(self.session.codec, self.session.markers)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def made() -> Iterator[Made]:
         yield made
 
 
-def accuracy(records: Records) -> float:
+def accuracy(records: ArmRecords) -> float:
     return float(records.column("right").mean())
 
 
@@ -97,7 +97,7 @@ def test_the_first_correct_stop_is_right_wherever_any_stop_is(made: Made) -> Non
     assert all(text.count("so it is") == 2 for text in map(text_of, kept_of(made, oracle)))
 
 
-def kept_of(made: Made, oracle: Records) -> list[Sequence[int]]:
+def kept_of(made: Made, oracle: ArmRecords) -> list[Sequence[int]]:
     """What stood before the oracle's answers."""
     by_id = {source.id: source for source in made.cut.sources}
     return [by_id[row.id].ids[: by_id[row.id].ends[1]] for row in oracle.rows]
@@ -163,7 +163,7 @@ def test_a_cut_falls_where_a_controller_may_act(made: Made) -> None:
     )
     ids = tuple(codec.encode(text))
     thinking = len(codec.encode(text[: text.index("</think>")]))
-    source = Source("s", ids, thinking, len(ids) - thinking, True, Budget("normal", 500))
+    source = Recording("s", ids, thinking, len(ids) - thinking, True, Budget("normal", 500))
     for at in range(1, thinking):
         cut = made.cutter.at(source, at)
         if cut is not None:
@@ -193,7 +193,7 @@ def test_trials_are_asked_in_batches_of_the_size_allowed(made: Made) -> None:
     class Counting:
         session = answers.session
 
-        def write_on(self, texts: Any, limits: Any, sampling: Any) -> list[Written]:
+        def write_on(self, texts: Any, limits: Any, sampling: Any) -> list[Continuation]:
             sizes.append(len(texts))
             return answers.write_on(texts, limits, sampling)
 
@@ -202,7 +202,7 @@ def test_trials_are_asked_in_batches_of_the_size_allowed(made: Made) -> None:
     prepared = made.session.prepare([questions[s.id].problem for s in sources], made.arm.options)
     asked_for = [(questions[s.id], s) for s in sources]
     prompts = [row.request.prompt_ids for row in prepared]
-    found = Trials(Counting(), made.bench.checker, 7).ask(asked_for, prompts)  # type: ignore[arg-type]
+    found = TrialAnswers(Counting(), made.bench.checker, 7).ask(asked_for, prompts)  # type: ignore[arg-type]
     assert found == [list(source.trials) for source in sources]
     assert max(sizes) == 7
 
@@ -210,9 +210,9 @@ def test_trials_are_asked_in_batches_of_the_size_allowed(made: Made) -> None:
 # -- rules, by hand ------------------------------------------------------------------------------------------------
 
 
-def source_of(*trials: tuple[float, bool]) -> Source:
+def source_of(*trials: tuple[float, bool]) -> Recording:
     ends = tuple(10 * k for k in range(1, len(trials) + 1))
-    return Source(
+    return Recording(
         "s",
         tuple(range(100)),
         90,
@@ -221,7 +221,7 @@ def source_of(*trials: tuple[float, bool]) -> Source:
         Budget("normal", 500),
         ends,
         ends,
-        tuple(Trial(c, 5, r) for c, r in trials),
+        tuple(TrialPoint(c, 5, r) for c, r in trials),
     )
 
 
@@ -246,9 +246,9 @@ def test_a_setting_is_found_for_any_target() -> None:
         tried.append(setting)
         return 100 * setting**2
 
-    assert costs(matched(costs, 25, 0, 1)) == pytest.approx(25, rel=0.01)
-    assert matched(costs, 1000, 0, 1) == 1
-    assert matched(costs, -5, 0, 1) == 0
+    assert costs(bisect_to_cost(costs, 25, 0, 1)) == pytest.approx(25, rel=0.01)
+    assert bisect_to_cost(costs, 1000, 0, 1) == 1
+    assert bisect_to_cost(costs, -5, 0, 1) == 0
     assert len(tried) == len(set(tried)) + 1 or len(tried) < 60
 
 
@@ -266,13 +266,13 @@ def test_a_trial_answer_ends_with_its_box(made: Made, written: str, tokens: str 
     class Writes:
         session = made.session
 
-        def write_on(self, texts: Any, limits: Any, sampling: Any) -> list[Written]:
+        def write_on(self, texts: Any, limits: Any, sampling: Any) -> list[Continuation]:
             ids = tuple(codec.encode(written))
-            return [Written(ids, (0.5,) * len(ids), "stop") for _ in texts]
+            return [Continuation(ids, (0.5,) * len(ids), "stop") for _ in texts]
 
     source = replace(next(s for s in made.cut.sources if s.id == "q7"), trials=())
     source = replace(source, tries=source.tries[:1])
-    ((trial,),) = Trials(Writes(), made.bench.checker, 4).ask([(asked(8)[7], source)], [(1,)])  # type: ignore[arg-type]
+    ((trial,),) = TrialAnswers(Writes(), made.bench.checker, 4).ask([(asked(8)[7], source)], [(1,)])  # type: ignore[arg-type]
     forced = made.cutter.at(source, source.ends[0])
     assert forced is not None
     spent = len(codec.encode(tokens if tokens is not None else written))

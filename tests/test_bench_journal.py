@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import typer
 
-from tersely.controller.options import Options
-from tersely.controller.trace import Generation
+from tersely.controller.options import GenerationOptions
+from tersely.controller.trace import GenerationResult
 from tersely.errors import TerselyError
-from tersely.evaluation.bench.checkpoint_log import Journal, JournalError
+from tersely.evaluation.bench.checkpoint_log import CheckpointLog, CheckpointLogError
 from tersely.evaluation.bench.cli import bench
-from tersely.evaluation.runner import SessionAnswers
+from tersely.evaluation.runner import SessionRunner
 from tersely.io import WriteError
 
 from .disk import files_no_longer_than
@@ -40,7 +40,7 @@ class Mortal(ScriptedAnswers):
         super().__init__()
         self.left = batches
 
-    def answer(self, problems: Sequence[str], options: Options) -> list[Generation]:
+    def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         if not self.left:
             raise KilledError
         self.left -= 1
@@ -52,8 +52,8 @@ def test_a_run_that_died_anywhere_ends_as_one_that_did_not(tmp_path: Path, batch
     path = tmp_path / "j"
     dead, alive, whole = Mortal(batches), ScriptedAnswers(), ScriptedAnswers()
     with pytest.raises(KilledError):
-        run_both(bench_of(dead, 40, Journal(path, RUN)))
-    resumed = run_both(bench_of(alive, 40, Journal(path, RUN)))
+        run_both(bench_of(dead, 40, CheckpointLog(path, RUN)))
+    resumed = run_both(bench_of(alive, 40, CheckpointLog(path, RUN)))
     expected = run_both(bench_of(whole, 40))
     assert [arm.rows for arm in resumed] == [arm.rows for arm in expected]
     assert [arm.made for arm in resumed] == [arm.made for arm in expected]
@@ -62,13 +62,13 @@ def test_a_run_that_died_anywhere_ends_as_one_that_did_not(tmp_path: Path, batch
 
 def test_a_line_torn_by_a_crash_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    journal = Journal(path, RUN)
+    journal = CheckpointLog(path, RUN)
     for key in "ab":
         journal.piece(key, lambda key=key: key.upper())  # type: ignore[misc]
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        done = Journal(path, RUN)
+        done = CheckpointLog(path, RUN)
         assert len(done.done) == max(whole[:cut].count(b"\n") - 1, 0)
         for key in "ab":
             assert done.piece(key, lambda key=key: key.upper()) == key.upper()  # type: ignore[misc]
@@ -89,20 +89,20 @@ def test_a_line_torn_by_a_crash_is_done_again(tmp_path: Path) -> None:
 def test_what_does_not_belong_to_this_run_is_refused_and_left_alone(tmp_path: Path, content: bytes, says: str) -> None:
     path = tmp_path / "j"
     path.write_bytes(content)
-    with pytest.raises(JournalError) as refused:
-        Journal(path, RUN)
+    with pytest.raises(CheckpointLogError) as refused:
+        CheckpointLog(path, RUN)
     assert says in str(refused.value)
     assert path.read_bytes() == content
 
 
 def test_a_full_disk_loses_nothing_that_was_done(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    Journal(path, RUN).piece("a", lambda: 1)
+    CheckpointLog(path, RUN).piece("a", lambda: 1)
     before = path.read_bytes()
     with files_no_longer_than(len(before) + 20), pytest.raises(WriteError, match="make room"):
-        Journal(path, RUN).piece("b", lambda: "x" * 100)
+        CheckpointLog(path, RUN).piece("b", lambda: "x" * 100)
     assert path.read_bytes() == before
-    again = Journal(path, RUN)
+    again = CheckpointLog(path, RUN)
     assert again.piece("a", lambda: pytest.fail("was done")) == 1
     assert again.piece("b", lambda: 2) == 2
 
@@ -143,13 +143,13 @@ def test_kill_9_and_the_same_command_give_the_result_of_one_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
-    answer = SessionAnswers.answer
+    answer = SessionRunner.answer
 
-    def noted(self: SessionAnswers, problems: Sequence[str], options: Options) -> list[Generation]:
+    def noted(self: SessionRunner, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         asked.append((*problems, repr(options)))
         return answer(self, problems, options)
 
-    monkeypatch.setattr(SessionAnswers, "answer", noted)
+    monkeypatch.setattr(SessionRunner, "answer", noted)
     whole, torn = tmp_path / "whole.json", tmp_path / "torn.json"
     with pytest.raises(typer.Exit):
         bench(**options(whole))
@@ -167,14 +167,14 @@ def test_a_journal_of_other_settings_is_not_mixed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, left = tmp_path / "r.json", iter([1])
-    answer = SessionAnswers.answer
+    answer = SessionRunner.answer
 
-    def mortal(self: SessionAnswers, problems: Sequence[str], options: Options) -> list[Generation]:
+    def mortal(self: SessionRunner, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         if not next(left, 0):
             raise KilledError
         return answer(self, problems, options)
 
-    monkeypatch.setattr(SessionAnswers, "answer", mortal)
+    monkeypatch.setattr(SessionRunner, "answer", mortal)
     with pytest.raises(KilledError):
         bench(**options(out))
     assert f"the same command goes on from {out}.journal" in capsys.readouterr().err

@@ -13,11 +13,11 @@ from tersely.cli.app import main
 from tersely.errors import OptionError
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.calibrate import readiness, run
-from tersely.probes.calibrate.data import boundaries_of, part_of
+from tersely.probes.calibrate.data import get_part, read_boundaries
 from tersely.probes.calibrate.report import as_text
-from tersely.probes.calibrate.run import Parts, Settings, calibrate_into, parts_of
+from tersely.probes.calibrate.run import CalibrationSettings, QuestionParts, calibrate_into, split_questions
 from tersely.probes.io import load_stop_rule, load_tier_probe
-from tersely.probes.records import Records, RecordsError
+from tersely.probes.records import RecordsError, RecordTable
 from tersely.probes.risk_control import Outcomes, certify, curve, grid
 from tersely.probes.rule import StopRule
 
@@ -34,9 +34,9 @@ class Learnt:
 
     def __init__(self, out: Path) -> None:
         self.out, self.records = out, planted(N)
-        self.parts = Parts(self.records, self.records, self.records, True)
+        self.parts = QuestionParts(self.records, self.records, self.records, True)
         self.said: list[str] = []
-        self.report = calibrate_into(out, self.parts, Settings(alpha=ALPHA), self.said.append)
+        self.report = calibrate_into(out, self.parts, CalibrationSettings(alpha=ALPHA), self.said.append)
 
     def hashes(self, *names: str) -> set[str]:
         """The questions of some parts."""
@@ -108,7 +108,7 @@ def test_what_was_learnt_is_saved_with_what_it_was_learnt_from(learnt: Learnt) -
 
 def test_the_rule_that_is_read_is_the_one_that_was_examined(learnt: Learnt) -> None:
     records, keep = learnt.parts.keep("test")
-    test = boundaries_of(records, -1, keep=keep)
+    test = read_boundaries(records, -1, keep=keep)
     for name, trials in (("free", False), ("trials", True)):
         stored = load_stop_rule(learnt.out / "readiness", MARK, trials)
         walk = readiness.walked(stored.rule, test)
@@ -144,10 +144,10 @@ def test_what_is_certified_holds_for_questions_like_these(learnt: Learnt) -> Non
     fresh = planted(repeats * each + 1500, seed=77, tiers=("normal",))
     number = np.arange(fresh.size("questions"))
     records, keep = learnt.parts.keep("tune")
-    order = grid(readiness.walked(rule, boundaries_of(records, -1, keep=keep)).score)
+    order = grid(readiness.walked(rule, read_boundaries(records, -1, keep=keep)).score)
 
     def outcomes(mask: Any) -> Outcomes:
-        part = boundaries_of(fresh, -1, keep=mask)
+        part = read_boundaries(fresh, -1, keep=mask)
         walk = readiness.walked(rule, part)
         return part.outcomes(walk.score, walk.paid)
 
@@ -171,13 +171,13 @@ def test_one_collection_is_divided_by_question(learnt: Learnt) -> None:
     shares = {"learn": 6, "tune": 2, "calibrate": 5, "test": 3}
     assert all(abs(sizes[name] - N * shares[name] / 16) < 3 * N**0.5 for name in names)
     hashes = learnt.records.texts["hash"]
-    assert {part_of(h) for h in hashes} == {"fit", "calibrate", "test"}
-    assert learnt.hashes("test") == {h for h in hashes if part_of(h) == "test"}
+    assert {get_part(h) for h in hashes} == {"fit", "calibrate", "test"}
+    assert learnt.hashes("test") == {h for h in hashes if get_part(h) == "test"}
 
 
 def test_separate_collections_serve_as_they_are(tmp_path: Path) -> None:
     folders = [write_planted(tmp_path / str(seed), planted(30, seed=seed), 1) for seed in range(3)]
-    parts = parts_of(*folders)
+    parts = split_questions(*folders)
     for name, seed in (("calibrate", 1), ("test", 2)):
         records, keep = parts.keep(name)
         assert records.plan["seed"] == seed
@@ -198,17 +198,17 @@ def test_collections_that_do_not_fit_each_other_are_refused(tmp_path: Path) -> N
         ({"tiers": ("none", "normal")}, "other tiers"),
     ):
         with pytest.raises(RecordsError, match=f"collected with {says}; collect both alike"):
-            parts_of(first, second, made(says.replace(" ", "-"), seed=3, **change))
+            split_questions(first, second, made(says.replace(" ", "-"), seed=3, **change))
     twin = made("twin", seed=2)
     with pytest.raises(
         RecordsError, match="6 questions are in two collections; a guarantee needs questions of its own"
     ):
-        parts_of(first, second, twin)
+        split_questions(first, second, twin)
     with pytest.raises(RecordsError, match="6 questions are in two collections"):
-        parts_of(first, second, first)
+        split_questions(first, second, first)
     for one in ((second, None), (None, second)):
         with pytest.raises(OptionError, match="accepted: both, or neither to divide one collection"):
-            parts_of(first, *one)
+            split_questions(first, *one)
 
 
 def test_certificates_need_the_base_tier_alone(tmp_path: Path) -> None:
@@ -221,16 +221,16 @@ def test_certificates_need_the_base_tier_alone(tmp_path: Path) -> None:
             ("test", 60, 3, ("none", "normal")),
         )
     )
-    report = calibrate_into(tmp_path / "out", parts_of(fit, calibrate, test), Settings(alpha=ALPHA))
+    report = calibrate_into(tmp_path / "out", split_questions(fit, calibrate, test), CalibrationSettings(alpha=ALPHA))
     assert load_stop_rule(tmp_path / "out" / "readiness", MARK, trials=False).certificate.n == 120
     assert report["difficulty"]["choice"]["n"] == 60
 
 
 def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
     records = planted(6)
-    old = Records({**records.plan, "features": records.plan["features"][::-1]}, records.columns, records.texts)
+    old = RecordTable({**records.plan, "features": records.plan["features"][::-1]}, records.columns, records.texts)
     with pytest.raises(RecordsError, match="other features than this version of tersely makes; collect anew"):
-        parts_of(write_planted(tmp_path, old, 1), None, None)
+        split_questions(write_planted(tmp_path, old, 1), None, None)
 
 
 # -- live traffic, and the command ---------------------------------------------------------------------------------
@@ -283,10 +283,10 @@ def test_the_report_says_what_follows(learnt: Learnt) -> None:
 
 
 def test_a_report_without_a_certificate_says_never(learnt: Learnt) -> None:
-    parts = {name: boundaries_of(*learnt_part(learnt, name)) for name in ("tune", "calibrate", "test")}
+    parts = {name: read_boundaries(*learnt_part(learnt, name)) for name in ("tune", "calibrate", "test")}
     rule = load_stop_rule(learnt.out / "readiness", MARK, trials=False).rule
     rules: tuple[StopRule, StopRule] = (rule, rule)
-    made = readiness.certificates_of(rules, parts["tune"], parts["calibrate"], 0.005, 0.05)
+    made = readiness.list_certificates(rules, parts["tune"], parts["calibrate"], 0.005, 0.05)
     assert all(c.threshold is None and c.shortfall > 0 for c in made.values())
     found = readiness.examine(rules, made, parts["test"], parts["tune"], parts["calibrate"], 0.005, 0.05)
     assert (found["free"]["threshold"], found["free"]["harm"], found["free"]["saved"]) == (None, 0.0, 0.0)

@@ -9,7 +9,7 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.probes.calibrate.baselines import by_length, by_words, quality
-from tersely.probes.calibrate.data import Boundaries, boundaries_of, joined, questions_of
+from tersely.probes.calibrate.data import Boundaries, concatenate, read_boundaries, read_questions
 from tersely.probes.records import UNKNOWN, RecordsError
 from tersely.probes.risk_control import curve
 
@@ -39,7 +39,7 @@ def stopped(b: Boundaries, score: Any, paid: Any, threshold: float) -> tuple[flo
 def test_outcomes_are_those_of_stopping_one_by_one(costly: bool) -> None:
     records = planted(60, seed=5)
     bare = records["boundaries.rollout"] % 5 != 0  # some rollouts have no boundary
-    b = boundaries_of(rows_of(records, "boundaries", bare), -1)
+    b = read_boundaries(rows_of(records, "boundaries", bare), -1)
     rng = np.random.default_rng(0)
     score, asked = np.round(rng.random(len(b)), 1), rng.random(len(b)) < 0.5
     paid = np.zeros(len(b), np.int64)
@@ -59,25 +59,25 @@ def test_boundaries_are_those_of_the_tier_and_rollout_asked_for() -> None:
     records = planted(30, seed=6, rollouts=2)
     tier = records["rollouts.tier"][records["boundaries.rollout"]]
     number = records["rollouts.number"][records["boundaries.rollout"]]
-    normal = boundaries_of(records, -1)
+    normal = read_boundaries(records, -1)
     assert len(normal) == ((tier == 2) & (number == 0)).sum()
-    assert len(boundaries_of(records, -1, "hard", number=None)) == (tier == 3).sum()
+    assert len(read_boundaries(records, -1, "hard", number=None)) == (tier == 3).sum()
     kept = np.arange(30) < 7
-    few = boundaries_of(records, -1, keep=kept)
+    few = read_boundaries(records, -1, keep=kept)
     assert set(few.question) == set(records.texts["hash"][:7])
     assert len(few.full) == 7
     assert np.unique(few.rollout).tolist() == list(range(7))
-    both = joined([normal, few])
+    both = concatenate([normal, few])
     assert len(both) == len(normal) + len(few)
     assert both.full.tolist() == normal.full.tolist() + few.full.tolist()
     assert both.rollout[len(normal) :].tolist() == (few.rollout + 30).tolist()
     with pytest.raises(OptionError, match=r"unknown tier 'normla'; did you mean 'normal'\?"):
-        boundaries_of(records, -1, "normla")
+        read_boundaries(records, -1, "normla")
 
 
 def test_where_nobody_knows_the_last_answer_stands_for_the_right_one() -> None:
     live, known = planted(40, seed=7, live=True), planted(40, seed=7, solved=0.6)
-    blind, seen = boundaries_of(live, -1), boundaries_of(known, -1)
+    blind, seen = read_boundaries(live, -1), read_boundaries(known, -1)
     assert blind.final.all()
     assert not seen.final.all()
     owner = live["rollouts.tier"][live["boundaries.rollout"]] == 2
@@ -87,7 +87,7 @@ def test_where_nobody_knows_the_last_answer_stands_for_the_right_one() -> None:
 
 def test_questions_have_what_came_of_each_tier() -> None:
     records = planted(20, seed=8, rollouts=3)
-    found = questions_of(records, -1, np.arange(20) >= 5)
+    found = read_questions(records, -1, np.arange(20) >= 5)
     assert (len(found), found.right.shape) == (15, (15, 4))
     mine = (records["rollouts.question"] == 5) & (records["rollouts.tier"] == 3)
     assert mine.sum() == 3
@@ -95,7 +95,7 @@ def test_questions_have_what_came_of_each_tier() -> None:
     spent = (records["rollouts.thinking"] + records["rollouts.answer"])[mine]
     assert found.tokens[0, 3] == pytest.approx(spent.mean())
     with pytest.raises(RecordsError, match="some questions lack a tier; go on with the collection until it is whole"):
-        questions_of(rows_of(records, "rollouts", ~mine), -1)
+        read_questions(rows_of(records, "rollouts", ~mine), -1)
 
 
 def test_quality_by_hand() -> None:
@@ -128,4 +128,4 @@ def test_rollouts_whose_right_answer_is_unknown_teach_no_difficulty() -> None:
     right = records["rollouts.right"].copy()
     right[3] = UNKNOWN
     with pytest.raises(RecordsError, match="nobody knows which answers are right here"):
-        questions_of(changed(records, rollouts__right=right), -1)
+        read_questions(changed(records, rollouts__right=right), -1)

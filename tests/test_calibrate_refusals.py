@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError, TerselyError
-from tersely.probes.calibrate.data import boundaries_of, questions_of
+from tersely.probes.calibrate.data import read_boundaries, read_questions
 from tersely.probes.calibrate.difficulty import fit_difficulty
-from tersely.probes.calibrate.run import FEWEST, Parts, Settings, best_layer, calibrate_into
-from tersely.probes.records import Records, RecordsError
+from tersely.probes.calibrate.run import FEWEST, CalibrationSettings, QuestionParts, best_layer, calibrate_into
+from tersely.probes.records import RecordsError, RecordTable
 
 from .planted_records import changed, planted
 
@@ -22,15 +22,15 @@ N = 460
 ALPHA = 0.1
 
 
-def whole(records: Records) -> Parts:
-    return Parts(records, records, records, True)
+def whole(records: RecordTable) -> QuestionParts:
+    return QuestionParts(records, records, records, True)
 
 
 def test_too_few_questions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         RecordsError, match=rf"the part to learn has \d+ questions; accepted: {FEWEST} or more; collect"
     ):
-        calibrate_into(tmp_path, whole(planted(60)), Settings())
+        calibrate_into(tmp_path, whole(planted(60)), CalibrationSettings())
     assert not list(tmp_path.iterdir())
 
 
@@ -38,8 +38,8 @@ def test_too_few_questions_are_refused(tmp_path: Path) -> None:
 def test_questions_that_are_all_alike_teach_nothing(tmp_path: Path, solved: float) -> None:
     records = planted(N, solved=solved)
     with pytest.raises(OptionError, match="there is nothing to learn; collect harder"):
-        calibrate_into(tmp_path, whole(records), Settings())
-    both = (questions_of(records, -1),) * 2
+        calibrate_into(tmp_path, whole(records), CalibrationSettings())
+    both = (read_questions(records, -1),) * 2
     with pytest.raises(OptionError, match=r"tier 'none' is the cheapest that will do for all \d+ questions, so there"):
         fit_difficulty(both, both, -1, 0.01)
 
@@ -50,7 +50,7 @@ def test_thinking_that_repairs_nothing_teaches_nothing(tmp_path: Path) -> None:
     with pytest.raises(
         OptionError, match=r"in none of these rollouts did thinking on repair .*collect harder questions"
     ):
-        calibrate_into(tmp_path, whole(settled), Settings())
+        calibrate_into(tmp_path, whole(settled), CalibrationSettings())
 
 
 @pytest.mark.parametrize("table", ["questions", "boundaries"])
@@ -60,7 +60,7 @@ def test_states_that_are_no_numbers_are_refused(table: str, value: float) -> Non
     states = records[f"{table}.state.2"].copy()
     states[3, 4] = value
     broken = changed(records, **{f"{table}__state.2": states})
-    take = questions_of if table == "questions" else boundaries_of
+    take = read_questions if table == "questions" else read_boundaries
     with pytest.raises(RecordsError, match="layer 2 hold NaN or infinity; take another layer, or collect in float32"):
         take(broken, 2)
     take(broken, -1)
@@ -71,7 +71,7 @@ def test_a_layer_that_was_not_collected_is_named() -> None:
     with pytest.raises(OptionError, match=r"unknown layer '1'; did you mean '12'\? accepted: 2, 12"):
         best_layer(records, 1, lambda layer: 0.0)
     with pytest.raises(OptionError, match="unknown layer '-1'"):
-        questions_of(records, -1)
+        read_questions(records, -1)
 
 
 def test_the_layer_with_the_least_loss_is_taken_unless_one_is_wanted() -> None:
@@ -90,9 +90,9 @@ def test_the_layer_with_the_least_loss_is_taken_unless_one_is_wanted() -> None:
 
 def test_another_layer_has_its_own_states() -> None:
     records = planted(10, layers=(2, -1))
-    one, other = questions_of(records, 2), boundaries_of(records, 2)
+    one, other = read_questions(records, 2), read_boundaries(records, 2)
     assert np.array_equal(one.state, records["questions.state.2"])
-    assert np.array_equal(other.rows[:, -8:], boundaries_of(records, -1).rows[:, :-9:-1])
+    assert np.array_equal(other.rows[:, -8:], read_boundaries(records, -1).rows[:, :-9:-1])
 
 
 @pytest.mark.parametrize(
@@ -108,19 +108,19 @@ def test_another_layer_has_its_own_states() -> None:
 )
 def test_settings_out_of_range_are_refused_before_any_work(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(OptionError, match=says):
-        Settings(**settings)
+        CalibrationSettings(**settings)
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_collection_without_the_base_tier_is_refused(tmp_path: Path, live: bool) -> None:
     records = planted(N, tiers=("none", "easy"), live=live)
     with pytest.raises(TerselyError, match="no rollout of tier 'normal' here"):
-        calibrate_into(tmp_path, whole(records), Settings())
+        calibrate_into(tmp_path, whole(records), CalibrationSettings())
 
 
 def test_calibrations_with_the_same_seed_are_the_same() -> None:
     records = planted(N, seed=3, tiers=("none", "normal"))
-    sets = [questions_of(records, -1, whole(records).keep(name)[1]) for name in ("learn", "tune")]
+    sets = [read_questions(records, -1, whole(records).keep(name)[1]) for name in ("learn", "tune")]
     one, other = (fit_difficulty((sets[0], sets[0]), (sets[1], sets[1]), -1, 0.01, seed=5) for _ in range(2))
     assert one.network == other.network
     assert one.price == other.price

@@ -15,19 +15,19 @@ import pytest
 
 from tersely.controller.budgets import TIERS
 from tersely.controller.controller import Controller
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.split_output import split_output
-from tersely.controller.text.tokenizer_adapter import Codec
-from tersely.controller.trace import Decision, Generation, Usage
+from tersely.controller.text.split_output import split_reasoning
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.controller.trace import Decision, GenerationResult, Usage
 from tersely.controller.types import KEEP
 from tersely.errors import CapabilityError
 from tersely.evaluation.acceptance.cli import as_text
 from tersely.evaluation.acceptance.measure import GREEDY, MODES, HintOnce, Run, cell, measure, predictable
-from tersely.evaluation.runner import load_answerer
+from tersely.evaluation.runner import load_runner
 from tersely.evaluation.tasks.questions import Question
 from tersely.evaluation.tasks.toy_problems import Problem, stream
-from tersely.evaluation.trace_analysis import Reading, Statement, read, tokens_until
+from tersely.evaluation.trace_analysis import Statement, TraceReading, read, tokens_until
 from tersely.training.toy_models.responses import respond
 from tersely.training.toy_models.tokenizer import build_tokenizer
 
@@ -41,18 +41,18 @@ MIND_CHANGED = (
 
 
 @cache
-def codec() -> Codec:
-    return Codec(build_tokenizer(200))
+def codec() -> TokenizerAdapter:
+    return TokenizerAdapter(build_tokenizer(200))
 
 
-def generation(text: str, state: str = "thinking") -> Generation:
+def generation(text: str, state: str = "thinking") -> GenerationResult:
     ids = codec().encode(text)
-    parts = split_output(ids, codec(), MARKERS, state)
+    parts = split_reasoning(ids, codec(), MARKERS, state)
     usage = Usage(40, parts.thinking_tokens, parts.answer_tokens)
-    return Generation(text, parts.thinking, parts.answer, "stop", "normal", usage, token_ids=ids)
+    return GenerationResult(text, parts.thinking, parts.answer, "stop", "normal", usage, token_ids=ids)
 
 
-def reading(text: str) -> Reading:
+def reading(text: str) -> TraceReading:
     return read(generation(text), codec())
 
 
@@ -130,7 +130,7 @@ def test_a_hint_falls_once_at_a_sentence_end() -> None:
 def test_measuring_with_vllm_says_when_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(CapabilityError, match="not installed"):
-        load_answerer("tersely-tiny-small", "vllm")
+        load_runner("tersely-tiny-small", "vllm")
 
 
 # -- facts -----------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ class WrittenModel:
         self.problems = {p.id: p for p in problems}
         self.asked: list[tuple[str, float | None, int]] = []
 
-    def __call__(self, questions: Sequence[Question], options: Options) -> list[Generation]:
+    def __call__(self, questions: Sequence[Question], options: GenerationOptions) -> list[GenerationResult]:
         self.asked.append((options.effort, options.sampling.temperature, len(questions)))
         rng, mode = Random(3), "hint" if options.policies else options.effort
         made = []
@@ -189,10 +189,10 @@ def test_the_hint_shortens_written_traces() -> None:
 
 
 def test_counts_of_a_cell_are_exact() -> None:
-    def told(first: str, final: str, tokens: int = 100) -> Reading:
-        return Reading(final, tokens, (Statement(first, 40), Statement(final, 80)))
+    def told(first: str, final: str, tokens: int = 100) -> TraceReading:
+        return TraceReading(final, tokens, (Statement(first, 40), Statement(final, 80)))
 
-    readings = [told("1", "1"), told("2", "1"), told("1", "2"), told("3", "2"), Reading("1", 100)]
+    readings = [told("1", "1"), told("2", "1"), told("1", "2"), told("3", "2"), TraceReading("1", 100)]
     questions = [Question(str(i), "?", "1", 4, "expr") for i in range(5)]
     found = cell(Run(questions, readings, [50] * 5, [False] * 4 + [True]))
     assert (found["accuracy"], found["first_accuracy"]) == (0.6, 0.6)
@@ -204,7 +204,7 @@ def test_counts_of_a_cell_are_exact() -> None:
 
 def planted(success: np.ndarray, prompts: np.ndarray, kinds: Sequence[str]) -> Run:
     questions = [Question(str(i), "?", "1", 1, kind) for i, kind in enumerate(kinds)]
-    return Run(questions, [Reading("1" if s else "2", 9) for s in success], prompts.tolist(), [False] * len(kinds))
+    return Run(questions, [TraceReading("1" if s else "2", 9) for s in success], prompts.tolist(), [False] * len(kinds))
 
 
 def test_what_length_and_kind_foretell_is_found_and_chance_is_not() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tersely.cli.app import main
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 from .commands import refused
 
@@ -79,7 +79,7 @@ def test_no_such_model(name: str, said: str, tmp_path: Path, capsys: pytest.Capt
 
 def copied(folder: Path, template: str | None, markers: bool) -> str:
     """A copy of the embedded model with another chat template (or none), and without its marker tokens if asked."""
-    origin = path_of("tersely-tiny-small")
+    origin = get_model_path("tersely-tiny-small")
     if not origin.is_dir():
         pytest.skip("the embedded model is not there yet")
     shutil.copytree(origin, folder)
@@ -106,7 +106,7 @@ def test_a_model_without_markers_is_refused_until_told_how(tmp_path: Path, capsy
 
 
 def test_a_prompt_beyond_the_context(capsys: pytest.CaptureFixture[str]) -> None:
-    if not path_of("tersely-tiny-small").is_dir():
+    if not get_model_path("tersely-tiny-small").is_dir():
         pytest.skip("the embedded model is not there yet")
     assert "shorten the prompt" in refused(capsys, "run", "12345 " * 1000)
 

@@ -10,7 +10,7 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.evaluation.economics.model_shape import load_shape
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 from .commands import refused
 
@@ -72,7 +72,7 @@ def test_the_command_measures_by_default(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_only_a_config_is_needed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    config = json.loads((path_of("tersely-tiny-small") / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((get_model_path("tersely-tiny-small") / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2, "layer_types": None}))
     assert "parameters in float32" in told(capsys, "--model", str(tmp_path), "--device", "H100")
 
@@ -116,6 +116,6 @@ def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pyte
 def test_a_config_that_will_not_do(
     changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = json.loads((path_of("tersely-tiny-small") / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((get_model_path("tersely-tiny-small") / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     assert said in refused(capsys, "roofline", "--model", str(tmp_path), "--device", "H100")

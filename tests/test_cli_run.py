@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.controller.types import Completion, Engine, Request, Sampling, TokenSink
-from tersely.models import path_of
+from tersely.controller.types import Completion, Engine, Request, SamplingParams, TokenSink
+from tersely.models import get_model_path
 
 QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
@@ -26,7 +26,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def _needs_model(request: pytest.FixtureRequest) -> None:
-    if "cli" in request.fixturenames and not path_of("tersely-tiny-small").is_dir():
+    if "cli" in request.fixturenames and not get_model_path("tersely-tiny-small").is_dir():
         pytest.skip("the embedded model is not there yet")
 
 
@@ -139,7 +139,7 @@ class _Interrupted:
         self.capabilities, self.context_length = engine.capabilities, engine.context_length
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         def count(row: int, tokens: Sequence[int], forced: bool) -> None:
             assert sink is not None

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from tersely.cli.terminal import Presenter, comparison, outcome
-from tersely.controller.streaming import Event
+from tersely.cli.terminal import TerminalRenderer, comparison, format_outcome
+from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
-from tersely.controller.trace import Decision, Generation, Usage
+from tersely.controller.trace import Decision, GenerationResult, Usage
 
 THINK = Markers("<think>", "</think>")
 
 
-def shown(events: Sequence[Event], styled: bool = True) -> list[tuple[str, str]]:
+def shown(events: Sequence[TextDeltaEvent], styled: bool = True) -> list[tuple[str, str]]:
     """What is written per style, neighbours of one style joined."""
     written: list[tuple[str, str]] = []
 
@@ -27,15 +27,15 @@ def shown(events: Sequence[Event], styled: bool = True) -> list[tuple[str, str]]
             text = written.pop()[0] + text
         written.append((text, style))
 
-    show = Presenter(THINK, write, styled)
+    show = TerminalRenderer(THINK, write, styled)
     for event in events:
         show(event)
     show.finish()
     return written
 
 
-def thinking(*texts: str) -> list[Event]:
-    return [Event(0, text, "thinking") for text in texts]
+def thinking(*texts: str) -> list[TextDeltaEvent]:
+    return [TextDeltaEvent(0, text, "thinking") for text in texts]
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,10 @@ def thinking(*texts: str) -> list[Event]:
         thinking("So 7.", "</think>", "\n\n", "It is 7."),
         thinking("\n", "So", " 7.</", "thi", "nk>\n\nIt is", " 7."),
         thinking("<thi", "nk>\nSo 7.", "</think>\n\nIt is 7."),
-        [*thinking("So 7.", "\n</think>"), Event(0, "\n\nIt is 7.", "answer")],
+        [*thinking("So 7.", "\n</think>"), TextDeltaEvent(0, "\n\nIt is 7.", "answer")],
     ],
 )
-def test_markers_are_found_however_they_arrive(events: list[Event]) -> None:
+def test_markers_are_found_however_they_arrive(events: list[TextDeltaEvent]) -> None:
     texts = [(text.strip(), style) for text, style in shown(events) if text.strip()]
     assert texts == [("So 7.", "dim"), ("It is 7.", "bold")]
 
@@ -58,7 +58,7 @@ def test_what_only_looks_like_a_marker_is_shown() -> None:
 
 def test_forced_text_stands_out_with_its_reason() -> None:
     hint = Decision("hint", "inject", "hint 1", 4, "Be brief.")
-    events = [*thinking("So"), Event(0, "\n\nBe brief.\n\n", "thinking", hint), *thinking("7.")]
+    events = [*thinking("So"), TextDeltaEvent(0, "\n\nBe brief.\n\n", "thinking", hint), *thinking("7.")]
     assert shown(events) == [
         ("So", "dim"),
         ("\n", ""),
@@ -72,11 +72,11 @@ def test_forced_text_stands_out_with_its_reason() -> None:
 
 def test_an_encoding_without_the_sign_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert Presenter(THINK, lambda text, style: None, False).sign == "*"
+    assert TerminalRenderer(THINK, lambda text, style: None, False).sign == "*"
 
 
-def generation(answer: str, total: int, finish: str = "stop") -> Generation:
-    return Generation(answer, "", answer, finish, "normal", Usage(thinking=total))
+def generation(answer: str, total: int, finish: str = "stop") -> GenerationResult:
+    return GenerationResult(answer, "", answer, finish, "normal", Usage(thinking=total))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,6 @@ def test_the_comparison_says_answer_tokens_and_saving(
 
 
 def test_a_cut_off_answer_is_said() -> None:
-    assert outcome(generation("It is", 9, "length")) is not None
-    assert outcome(generation("It is 7.", 9)) is None
-    assert outcome(replace(generation("", 9), finish_reason="interrupted")) is None
+    assert format_outcome(generation("It is", 9, "length")) is not None
+    assert format_outcome(generation("It is 7.", 9)) is None
+    assert format_outcome(replace(generation("", 9), finish_reason="interrupted")) is None

@@ -18,20 +18,20 @@ from transformers.utils import logging
 
 from tersely.cli.app import main
 from tersely.controller.budgets import fit_budget
-from tersely.controller.effort import renderings
+from tersely.controller.effort import render_tiers
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options, with_seed
-from tersely.controller.policies.record import Boundary, mean_entropy
+from tersely.controller.options import GenerationOptions, with_seed
+from tersely.controller.policies.record import ThoughtRecord, mean_entropy
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation, Usage
+from tersely.controller.trace import GenerationResult, Usage
 from tersely.controller.trial_answers import TrialAnswer
 from tersely.evaluation.collect.rollouts import Collector
 from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.equality import AnswerChecker
-from tersely.evaluation.tasks.questions import Question, hash_of, load
-from tersely.models import path_of
+from tersely.evaluation.tasks.questions import Question, hash_question, load
+from tersely.models import get_model_path
 from tersely.probes.features import FEATURES
-from tersely.probes.records import UNKNOWN, Array, Records, read
+from tersely.probes.records import UNKNOWN, Array, RecordTable, read
 
 from .commands import refused
 
@@ -59,7 +59,7 @@ def write_task(path: Path, count: int = len(PROBLEMS)) -> Path:
 
 def greedy_model(folder: Path) -> Path:
     """The embedded model, whose own default is to decode greedily: trials use up chance, which no seed can mend."""
-    shutil.copytree(path_of("tersely-tiny-small"), folder)
+    shutil.copytree(get_model_path("tersely-tiny-small"), folder)
     place = folder / "generation_config.json"
     config = json.loads(place.read_text(encoding="utf-8"))
     config["do_sample"] = False
@@ -101,10 +101,10 @@ class Collected:
         self.session = Session(self.engine)
         questions = load(str(task), "fit", None, SEED)
         self.questions = [questions[i] for rows in batches(questions, BATCH) for i in rows]
-        self.plain: list[Generation] = []
+        self.plain: list[GenerationResult] = []
         for number, rows in enumerate(batches(questions, BATCH)):
             for tier in TIERS:
-                options = Options(effort=tier, preset="off", max_new_tokens=MOST, signals=True)
+                options = GenerationOptions(effort=tier, preset="off", max_new_tokens=MOST, signals=True)
                 seeded = with_seed(options, batch_seed(SEED, tier, 0, number))
                 self.plain += self.session.run([questions[i].problem for i in rows], seeded)
 
@@ -140,7 +140,7 @@ def test_rollouts_are_those_of_an_unwatched_session(collected: Collected) -> Non
 
 def test_questions_are_known_again(collected: Collected) -> None:
     records = collected.records
-    assert list(records.texts["hash"]) == [hash_of(q) for q in collected.questions]
+    assert list(records.texts["hash"]) == [hash_question(q) for q in collected.questions]
     assert list(records.texts["problem"]) == [q.problem for q in collected.questions]
     assert records["questions.level"].tolist() == [q.level for q in collected.questions]
     assert records["questions.words"].tolist() == [len(q.problem.split()) for q in collected.questions]
@@ -201,7 +201,9 @@ def test_states_of_questions_are_those_after_what_all_tiers_share(collected: Col
     session, states = collected.session, collected.records[f"questions.state.{layer}"]
     for number, question in enumerate(collected.questions):
         budgets = {tier: fit_budget(tier, MOST) for tier in TIERS}
-        ids = [r.ids for r in renderings(session.engine.tokenizer, question.problem, session.markers, budgets).values()]
+        ids = [
+            r.ids for r in render_tiers(session.engine.tokenizer, question.problem, session.markers, budgets).values()
+        ]
         shared = next(i for i, place in enumerate(zip(*ids, strict=False)) if len(set(place)) > 1)
         assert question.problem in session.codec.decode(ids[0][:shared])
         np.testing.assert_allclose(states[number], forward(collected.engine, ids[0][:shared], layer)[-1], atol=2e-4)
@@ -214,7 +216,7 @@ def test_states_of_boundaries_are_those_that_gave_the_last_token(collected: Coll
     for rollout, done in enumerate(collected.plain):
         if not (rows := collected.boundaries(rollout)):
             continue
-        options = Options(effort=done.tier, max_new_tokens=MOST)
+        options = GenerationOptions(effort=done.tier, max_new_tokens=MOST)
         (prepared,) = collected.session.prepare([collected.owner(rollout).problem], options)
         prompt = prepared.request.prompt_ids
         truth = forward(collected.engine, (*prompt, *done.token_ids), layer)
@@ -235,9 +237,11 @@ def forward(engine: TransformersEngine, ids: Sequence[int], layer: int) -> Array
 class Told(Collector):
     """Is told what was answered."""
 
-    def _answer(self, questions: Sequence[Question], tier: str, seed: int) -> list[tuple[Generation, list[Boundary]]]:
+    def _answer(
+        self, questions: Sequence[Question], tier: str, seed: int
+    ) -> list[tuple[GenerationResult, list[ThoughtRecord]]]:
         text = "The answer is \\boxed{1,000}."
-        done = Generation(text, "", text, "stop", tier, Usage(thinking=30, answer=9))
+        done = GenerationResult(text, "", text, "stop", tier, Usage(thinking=30, answer=9))
         row = np.zeros(len(FEATURES), np.float32)
         trials = [
             TrialAnswer("999", 0.5, 7, "The answer is \\boxed{1001}."),
@@ -247,7 +251,7 @@ class Told(Collector):
         ]
         stated = [None, "999", "1000", "1000"]
         ends = [
-            Boundary(10 * i, row, told, {-1: np.ones(4, np.float32)}, trial)
+            ThoughtRecord(10 * i, row, told, {-1: np.ones(4, np.float32)}, trial)
             for i, (told, trial) in enumerate(zip(stated, trials, strict=True), 1)
         ]
         return [(done, ends)]
@@ -278,7 +282,7 @@ class StoppedError(Exception):
     """Stands for a kill between two parts."""
 
 
-def same(one: Records, other: Records) -> bool:
+def same(one: RecordTable, other: RecordTable) -> bool:
     return one.texts == other.texts and all(
         np.allclose(column, other[name], atol=1e-5, equal_nan=True) for name, column in one.columns.items()
     )

@@ -10,13 +10,13 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.policies import make_policies
-from tersely.controller.policies.base import Close, Inject, View, Wait, Watching
+from tersely.controller.policies.base import Close, Inject, PolicyView, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.convergence import Convergence
 from tersely.controller.policies.hint import ConciseHint
 from tersely.controller.replay import WordTokenizer, replay
 from tersely.controller.text.markers import PROMPTED, Markers
-from tersely.controller.text.tokenizer_adapter import Codec
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.types import KEEP
 
 MARKERS = Markers("<think>", "</think>")
@@ -35,7 +35,7 @@ class Scripted:
     name: ClassVar[str] = "scripted"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         yield Wait(self.at, self.boundary)  # type: ignore[arg-type]
         yield self.action
 
@@ -49,7 +49,7 @@ class Row:
     """Feeds text to a controller as an engine would and keeps the output."""
 
     def __init__(self, *policies, thinking: int = 500, opened: bool = True, shadow: bool = False) -> None:
-        self.codec = Codec(WordTokenizer())
+        self.codec = TokenizerAdapter(WordTokenizer())
         self.controller = Controller(
             policies, self.codec, MARKERS, Budget("normal", thinking), opened=opened, shadow=shadow
         )
@@ -74,7 +74,7 @@ def test_convergence_closes_at_the_second_equal_answer_and_names_it():
 
 
 def test_a_model_that_was_asked_to_think_is_led_into_its_answer() -> None:
-    codec = Codec(WordTokenizer())
+    codec = TokenizerAdapter(WordTokenizer())
     controller = Controller([BudgetForcing()], codec, PROMPTED, Budget("normal", 8))
     forced = [d.force for token in codec.encode("one two three. " * 9) if (d := controller.observe(token)) is not KEEP]
     assert codec.decode(forced[0]).endswith("</think>\n\nThe final answer is")
@@ -140,7 +140,7 @@ def test_closing_beats_injecting_and_the_first_policy_wins_otherwise():
 )
 def test_nothing_acts_in_code_math_or_tool_calls(opening):
     text = opening + "a b c d e f "
-    assert Row(Scripted(len(Codec(WordTokenizer()).encode(opening)), Inject("HINT", "h"))).feed(text) == text
+    assert Row(Scripted(len(TokenizerAdapter(WordTokenizer()).encode(opening)), Inject("HINT", "h"))).feed(text) == text
 
 
 def test_a_deferred_action_comes_after_the_region_closes():
@@ -166,7 +166,7 @@ def test_nothing_acts_in_the_answer_or_before_thinking():
 @pytest.mark.parametrize("shadow", [False, True])
 def test_a_turn_that_ends_within_the_thinking_is_closed_so_that_an_answer_follows(shadow):
     tokenizer = WordTokenizer()
-    codec = Codec(tokenizer)
+    codec = TokenizerAdapter(tokenizer)
     (end,) = codec.encode("END")
     tokenizer.eos_token_id = end
     controller = Controller((Convergence(),), codec, MARKERS, Budget("normal", 500), shadow=shadow)
@@ -191,7 +191,7 @@ def test_markers_of_several_tokens_are_noticed_though_fused():
         def get_added_vocab(self):
             return {}
 
-    codec = Codec(NoMarkers())
+    codec = TokenizerAdapter(NoMarkers())
     markers = Markers("[go]", "[stop]")
     controller = Controller((), codec, markers, Budget("normal", 100), opened=False)
     for token in codec.encode("a [go] b"):
@@ -221,7 +221,7 @@ def test_a_policy_must_wait_between_actions():
         name: ClassVar[str] = "greedy"
         needs: ClassVar[frozenset[str]] = frozenset()
 
-        def watch(self, view: View) -> Watching:
+        def watch(self, view: PolicyView) -> Watching:
             yield Wait(1, "token")
             while True:
                 yield Inject("x", "x")

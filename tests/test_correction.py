@@ -12,21 +12,21 @@ from transformers.utils import logging
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.helpers import draft_reviewer as reviewing
-from tersely.controller.helpers.cached_scorer import Reader
-from tersely.controller.helpers.engine_helper import EngineHelper, Growing, Help, Stretch
-from tersely.controller.options import Options
+from tersely.controller.helpers.cached_scorer import CachedScorer
+from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest, PrefixKey
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import PRESETS, make_policies
-from tersely.controller.policies.draft_review import Correction, Grading
+from tersely.controller.policies.draft_review import Sirius, SpecReason
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
-from tersely.controller.trace import Generation
-from tersely.controller.types import Sampling
-from tersely.controller.verification import Review
+from tersely.controller.streaming import TextDeltaEvent
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import SamplingParams
+from tersely.controller.verification import ReviewCriterion
 from tersely.errors import CapabilityError
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
 OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -47,30 +47,32 @@ class Fake:
 
     def __init__(self, *texts: str | None) -> None:
         self.texts = list(texts)
-        self.asked: list[Stretch] = []
+        self.asked: list[HelperRequest] = []
 
-    def write(self, stretch: Stretch) -> Help:
+    def write(self, stretch: HelperRequest) -> HelperFuture:
         self.asked.append(stretch)
         text = self.texts.pop(0) if self.texts else None
-        made = Help()
+        made = HelperFuture()
         if text is not None:
             made.tokens = 1
         return made.settle(stretch.draft if text is None else text, closed=False)
 
 
-def run(engine: Any, helper: Any, *policies: Any, prompts: Any = (SHELLS, OTHER), emit: Any = None) -> list[Generation]:
-    options = Options(policies=policies, max_new_tokens=400, sampling=GREEDY)
+def run(
+    engine: Any, helper: Any, *policies: Any, prompts: Any = (SHELLS, OTHER), emit: Any = None
+) -> list[GenerationResult]:
+    options = GenerationOptions(policies=policies, max_new_tokens=400, sampling=GREEDY)
     return Session(engine, helper=helper).run(list(prompts), options, emit)
 
 
 @pytest.fixture(scope="module")
-def plain(small: TransformersEngine) -> list[Generation]:
+def plain(small: TransformersEngine) -> list[GenerationResult]:
     return run(small, None)
 
 
-def test_what_is_kept_is_not_touched(small: TransformersEngine, plain: list[Generation]) -> None:
+def test_what_is_kept_is_not_touched(small: TransformersEngine, plain: list[GenerationResult]) -> None:
     helper = Fake()
-    done = run(small, helper, Correction(every=8))
+    done = run(small, helper, Sirius(every=8))
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
     assert all(d.usage.forced == d.usage.discarded == 0 for d in done)
     assert {decision.action for d in done for decision in d.trace} == {"review"}
@@ -81,12 +83,12 @@ def test_what_is_kept_is_not_touched(small: TransformersEngine, plain: list[Gene
         assert other.thinking == one.thinking + one.draft
 
 
-def test_from_the_first_token_that_is_not_believed_on(small: TransformersEngine, plain: list[Generation]) -> None:
+def test_from_the_first_token_that_is_not_believed_on(small: TransformersEngine, plain: list[GenerationResult]) -> None:
     first = small.tokenizer.decode(plain[0].token_ids[:5])
     draft = small.tokenizer.decode(plain[0].token_ids[:8])
-    events: list[Event] = []
+    events: list[TextDeltaEvent] = []
     helper = Fake(first + " So")
-    (done,) = run(small, helper, Correction(every=8), prompts=(SHELLS,), emit=events.append)
+    (done,) = run(small, helper, Sirius(every=8), prompts=(SHELLS,), emit=events.append)
     assert helper.asked[0].draft == draft
     assert done.token_ids[:5] == plain[0].token_ids[:5]
     assert done.thinking.startswith(f"{first} So")
@@ -98,7 +100,7 @@ def test_from_the_first_token_that_is_not_believed_on(small: TransformersEngine,
 
 def test_more_rewritings_than_may_be_come_to_an_end(small: TransformersEngine) -> None:
     helper = Fake(*["Hm. "] * 900)
-    (done,) = run(small, helper, Correction(every=1, tokens=4), prompts=(SHELLS,))
+    (done,) = run(small, helper, Sirius(every=1, tokens=4), prompts=(SHELLS,))
     assert done.answer
     assert done.usage.thinking + done.usage.answer <= 400
 
@@ -107,7 +109,7 @@ def test_chances_are_those_of_the_model(large: TransformersEngine) -> None:
     """A text that grows, is cut and grows otherwise, against one forward over all of it; little is read twice."""
     whole = large.tokenizer(SHELLS)["input_ids"]
     other = [*whole[:12], *large.tokenizer(OTHER)["input_ids"]]
-    reader, text = Reader(large.model), Growing()
+    reader, text = CachedScorer(large.model), PrefixKey()
     for ids, start, tokens in ((whole[:8], 4, 8), (whole, 8, len(whole) - 7), (other, 12, len(other) - 11)):
         found = reader.read(text, ids, start)
         with torch.no_grad():
@@ -123,8 +125,8 @@ def test_chances_are_those_of_the_model(large: TransformersEngine) -> None:
 
 def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large: TransformersEngine) -> None:
     helper = EngineHelper(Session(large), sampling=GREEDY)
-    both = run(small, helper, Correction(least=0.5))
-    alone = [run(small, helper, Correction(least=0.5), prompts=(p,))[0] for p in (SHELLS, OTHER)]
+    both = run(small, helper, Sirius(least=0.5))
+    alone = [run(small, helper, Sirius(least=0.5), prompts=(p,))[0] for p in (SHELLS, OTHER)]
     assert [b.token_ids for b in both] == [a.token_ids for a in alone]
     actions = [decision.action for b in both for decision in b.trace]
     assert "review" in actions and "delegate" in actions
@@ -133,11 +135,13 @@ def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large
         assert done.usage.delegated == corrected and done.usage.consulted > 0 and done.answer
 
 
-def test_a_helper_that_is_the_model_itself_believes_it(small: TransformersEngine, plain: list[Generation]) -> None:
+def test_a_helper_that_is_the_model_itself_believes_it(
+    small: TransformersEngine, plain: list[GenerationResult]
+) -> None:
     helper = EngineHelper(Session(small), sampling=GREEDY)
-    done = run(small, helper, Correction(every=16, least=0.05))
+    done = run(small, helper, Sirius(every=16, least=0.05))
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
-    rewritten = run(small, helper, Correction(every=16, least=1.1))
+    rewritten = run(small, helper, Sirius(every=16, least=1.1))
     assert all(d.trace[0].action == "delegate" for d in rewritten), "no chance is that high"
     assert all("taken back more than the thinking may hold" in d.trace[-1].reason and d.answer for d in rewritten)
 
@@ -153,7 +157,7 @@ def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatc
         return [tuple(0.8 if digit == best else 0.01 for digit in range(10)) for _ in prompts]
 
     monkeypatch.setattr(reviewing, "reply_chances", digits)
-    (done,) = run(small, EngineHelper(Session(large), sampling=GREEDY), Grading(), prompts=(SHELLS,))
+    (done,) = run(small, EngineHelper(Session(large), sampling=GREEDY), SpecReason(), prompts=(SHELLS,))
     assert [decision.action for decision in done.trace][:2] == ["review", "delegate"]
     assert done.trace[1].text.endswith("\n\n"), "the helper writes one thought"
     assert SHELLS in seen[0] and "from 0 (wrong" in seen[0]
@@ -161,10 +165,10 @@ def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatc
 
 
 def test_grades_that_are_none_change_nothing(
-    small: TransformersEngine, large: TransformersEngine, plain: list[Generation], monkeypatch: pytest.MonkeyPatch
+    small: TransformersEngine, large: TransformersEngine, plain: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reviewing, "reply_chances", lambda *args: [(0.001,) * 10 for _ in args[1]])
-    done = run(small, EngineHelper(Session(large)), Grading())
+    done = run(small, EngineHelper(Session(large)), SpecReason())
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
     assert all("garbage: digits have 0.010" in decision.reason for d in done for decision in d.trace)
 
@@ -172,10 +176,10 @@ def test_grades_that_are_none_change_nothing(
 def test_the_presets_name_the_papers(small: TransformersEngine) -> None:
     assert PRESETS["sirius"]["correct"] == PRESETS["specreason"]["grade"] == {}
     (_, correction), (_, grading) = make_policies("sirius"), make_policies("specreason")
-    assert correction == Correction(every=16, least=0.1, tokens=1)
-    assert grading == Grading(least=7.0)
+    assert correction == Sirius(every=16, least=0.1, tokens=1)
+    assert grading == SpecReason(least=7.0)
     helper = Fake()
     helper.reviews = False
     with pytest.raises(CapabilityError, match="look over drafts"):
         run(small, helper, correction)
-    assert replace(Review(0.1), by="grade") == Review(0.1, "grade")
+    assert replace(ReviewCriterion(0.1), by="grade") == ReviewCriterion(0.1, "grade")

@@ -14,7 +14,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from tersely.controller.engines.transformers.custom_generate import as_custom_generate
-from tersely.controller.types import KEEP, Directive, Seen, Watcher
+from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from .models import letters, random_model
@@ -27,7 +27,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.seen: list[int] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.seen.append(token)
         return self.at.get(len(self.seen), KEEP)
 

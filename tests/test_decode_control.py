@@ -19,12 +19,12 @@ from transformers import (
 from tersely.controller.engines.transformers import decode_loop as loop
 from tersely.controller.engines.transformers.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, Watcher
+from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from .models import VOCABULARY, letters, random_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 def engine_of(model: PreTrainedModel) -> TransformersEngine:
@@ -38,7 +38,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.seen: list[int] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.seen.append(token)
         return self.at.get(len(self.seen), KEEP)
 
@@ -49,7 +49,7 @@ class Wild:
     def __init__(self, seed: int, most_dropped: int, rate: float = 0.15) -> None:
         self.rng, self.most, self.rate, self.size = random.Random(seed), most_dropped, rate, 0
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.rng.random() > self.rate:
             return KEEP
@@ -167,9 +167,9 @@ def test_in_a_large_batch_a_hint_is_fed_token_by_token_while_the_others_go_on() 
     assert sum(sum(row.forced) for row in done) == 4 * (10 - 1 + 7), "three tokens were dropped, one of them forced"
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(1.0, seed=3), Sampling(1.0, seed=3, inverse=True)])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(1.0, seed=3), SamplingParams(1.0, seed=3, inverse=True)])
 def test_rows_that_ended_leave_the_batch_and_change_nothing(
-    sampling: Sampling, monkeypatch: pytest.MonkeyPatch
+    sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(eos=[1, 7])
     forwards = Forwards(model)
@@ -186,7 +186,7 @@ def test_rows_that_ended_leave_the_batch_and_change_nothing(
 
 def test_a_seed_draws_by_one_number_a_row_what_the_model_says() -> None:
     model = random_model(eos=126)
-    engine, sampling = engine_of(model), Sampling(1.0, top_k=0, seed=3, inverse=True)
+    engine, sampling = engine_of(model), SamplingParams(1.0, top_k=0, seed=3, inverse=True)
     requests = [Request((5, 6, 7, 8), 1)] * 4000
     tokens = [done.token_ids[0] for done in engine.generate(requests, sampling) if done.token_ids]
     assert tokens == [done.token_ids[0] for done in engine.generate(requests, sampling) if done.token_ids]
@@ -328,7 +328,7 @@ def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[
 
 def test_a_watcher_that_drops_for_ever_is_stopped() -> None:
     class Stubborn:
-        def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
             return Directive(drop=1)
 
     with pytest.raises(CapabilityError, match="never let it end"):

@@ -17,12 +17,12 @@ from transformers import (
 )
 
 from tersely.controller.engines.transformers.custom_generate import as_custom_generate
-from tersely.controller.types import KEEP, Directive, Seen
-from tersely.models import path_of
+from tersely.controller.types import KEEP, Directive, StepInfo
+from tersely.models import get_model_path
 
 from .models import random_model
 
-EMBEDDED = path_of("tersely-tiny-small")
+EMBEDDED = get_model_path("tersely-tiny-small")
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
     "sampled": {"do_sample": True, "temperature": 0.8, "top_p": 0.95},
@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
 class Idle:
     """A watcher that never acts."""
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         return KEEP
 
 

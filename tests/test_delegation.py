@@ -11,14 +11,14 @@ from transformers.utils import logging
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper, Help, Stretch
-from tersely.controller.options import Options
+from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
-from tersely.controller.policies.base import Close, Delegate, View, Wait, Watching
-from tersely.controller.policies.speculative_thinking import Excess, SpeculativeThinking, polarity
+from tersely.controller.policies.base import Close, Delegate, PolicyView, Wait, Watching
+from tersely.controller.policies.speculative_thinking import ReflectionBudget, SpeculativeThinking, sentence_polarity
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation
-from tersely.controller.types import Sampling
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import SamplingParams
 from tersely.errors import CapabilityError
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
@@ -43,7 +43,7 @@ class At:
     name: ClassVar[str] = "at"
     needs: ClassVar[frozenset[str]] = frozenset({"crop", "helper"})
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         view = yield Wait(at=self.at, boundary=self.boundary)  # type: ignore[arg-type]
         for move in self.moves:
             view = yield move
@@ -53,21 +53,23 @@ class At:
 class Fake:
     """Writes what a function makes of a stretch; keeps the stretches."""
 
-    def __init__(self, make: Callable[[Stretch], Help]) -> None:
+    def __init__(self, make: Callable[[HelperRequest], HelperFuture]) -> None:
         self.make = make
-        self.asked: list[Stretch] = []
+        self.asked: list[HelperRequest] = []
 
-    def write(self, stretch: Stretch) -> Help:
+    def write(self, stretch: HelperRequest) -> HelperFuture:
         self.asked.append(stretch)
         return self.make(stretch)
 
 
 def writes(text: str, closed: bool = False) -> Fake:
-    return Fake(lambda stretch: Help().settle(text, closed))
+    return Fake(lambda stretch: HelperFuture().settle(text, closed))
 
 
-def run(engine: Any, helper: Any, *policies: Any, prompts: Any = (SHELLS,), **options: Any) -> list[Generation]:
-    chosen = Options(policies=policies, max_new_tokens=MOST, sampling=Sampling(temperature=0), **options)
+def run(engine: Any, helper: Any, *policies: Any, prompts: Any = (SHELLS,), **options: Any) -> list[GenerationResult]:
+    chosen = GenerationOptions(
+        policies=policies, max_new_tokens=MOST, sampling=SamplingParams(temperature=0), **options
+    )
     return Session(engine, helper=helper).run(list(prompts), chosen)
 
 
@@ -76,11 +78,11 @@ def at(*moves: Any, tokens: int = 1, boundary: str = "thought") -> At:
 
 
 @pytest.fixture(scope="module")
-def plain(engine: TransformersEngine) -> Generation:
+def plain(engine: TransformersEngine) -> GenerationResult:
     return run(engine, None)[0]
 
 
-def test_the_helpers_text_stands_after_the_lead(engine: TransformersEngine, plain: Generation) -> None:
+def test_the_helpers_text_stands_after_the_lead(engine: TransformersEngine, plain: GenerationResult) -> None:
     helper, policy = writes("3 + 48 = 51.\n\n"), at(Delegate(30, "why not", lead="Wait,"))
     (done,) = run(engine, helper, policy)
     (stretch,) = helper.asked
@@ -94,7 +96,7 @@ def test_the_helpers_text_stands_after_the_lead(engine: TransformersEngine, plai
     assert done.answer and done.usage.forced > 0
 
 
-def test_what_was_drafted_is_taken_back(engine: TransformersEngine, plain: Generation) -> None:
+def test_what_was_drafted_is_taken_back(engine: TransformersEngine, plain: GenerationResult) -> None:
     """Twelve tokens after a paragraph go, the paragraph before stays; thoughts that they ended are forgotten."""
     helper = writes("Then.\n\n")
     (done,) = run(engine, helper, at(Delegate(9, "draft", take_back=12), tokens=25, boundary="token"))
@@ -113,12 +115,16 @@ def test_the_helper_may_end_the_thinking(engine: TransformersEngine) -> None:
 
 @pytest.mark.parametrize("broken", ["error", "raises", "nothing"])
 def test_without_a_text_the_model_goes_on_as_if_nothing_had_been(
-    engine: TransformersEngine, plain: Generation, broken: str
+    engine: TransformersEngine, plain: GenerationResult, broken: str
 ) -> None:
-    def explode(stretch: Stretch) -> Help:
+    def explode(stretch: HelperRequest) -> HelperFuture:
         raise RuntimeError("no such model")
 
-    makers = {"error": lambda stretch: Help().fail("down"), "raises": explode, "nothing": lambda stretch: Help()}
+    makers = {
+        "error": lambda stretch: HelperFuture().fail("down"),
+        "raises": explode,
+        "nothing": lambda stretch: HelperFuture(),
+    }
     policy = at(Delegate(30, "help"))
     (done,) = run(engine, Fake(makers[broken]), policy)
     assert done.token_ids == plain.token_ids
@@ -129,7 +135,7 @@ def test_without_a_text_the_model_goes_on_as_if_nothing_had_been(
 
 def test_a_chain_of_delegations(engine: TransformersEngine) -> None:
     texts = iter(["One.", " Two.", " Three.\n\n"])
-    helper = Fake(lambda stretch: Help().settle(next(texts), False))
+    helper = Fake(lambda stretch: HelperFuture().settle(next(texts), False))
     (done,) = run(engine, helper, at(*(Delegate(5, str(n)) for n in range(3))))
     assert "One. Two. Three." in done.thinking
     assert [s.thinking.endswith(end) for s, end in zip(helper.asked[1:], ("One.", " Two."), strict=True)] == [True] * 2
@@ -144,7 +150,7 @@ def test_closing_after_a_delegation_and_rows_of_their_own(engine: TransformersEn
     assert all([d.action for d in b.trace] == ["delegate", "close"] for b in both)
 
 
-def test_shadow_delegates_nothing(engine: TransformersEngine, plain: Generation) -> None:
+def test_shadow_delegates_nothing(engine: TransformersEngine, plain: GenerationResult) -> None:
     helper = writes("x")
     (done,) = run(engine, helper, at(Delegate(5, "x", take_back=3)), shadow=True)
     assert (done.token_ids, helper.asked) == (plain.token_ids, [])
@@ -164,12 +170,12 @@ def test_who_delegates_needs_a_helper(engine: TransformersEngine) -> None:
 
 def test_polarity_counts_whole_words() -> None:
     said = {"Yes, that is it.": 1, "Wait, let me check.": -1, "yesterday's checkers": 0, "yes, but wait": -1, "5": 0}
-    assert {text: polarity(text) for text in said} == said
+    assert {text: sentence_polarity(text) for text in said} == said
 
 
 def test_the_counters_of_excess() -> None:
     """The paper's: 15, 20, 25, 30 reflections, then always 30; 125, 150, 175, 200 tokens, then always 200."""
-    excess, limits, tokens = Excess(), [], []
+    excess, limits, tokens = ReflectionBudget(), [], []
     for _ in range(6):
         limits.append(excess.limit)
         excess.count = excess.limit
@@ -182,7 +188,7 @@ def test_the_counters_of_excess() -> None:
 
 def test_reflective_steps_go_to_the_larger_model(engine: TransformersEngine) -> None:
     """The real pair: the large model writes after `Wait`, in one batch for both rows, and all is paid for."""
-    helper = EngineHelper(Session(load_engine("tersely-tiny-large")), sampling=Sampling(temperature=0))
+    helper = EngineHelper(Session(load_engine("tersely-tiny-large")), sampling=SamplingParams(temperature=0))
     done = run(engine, helper, SpeculativeThinking(draft=4, takeover=12, verify=8), prompts=(SHELLS, OTHER))
     steps = [d for one in done for d in one.trace if d.action == "delegate"]
     assert steps and all("reflective step" in d.reason or "verifying step" in d.reason for d in steps)
@@ -193,7 +199,7 @@ def test_reflective_steps_go_to_the_larger_model(engine: TransformersEngine) -> 
         assert (one.usage.consulted > 0) == (told > 0)
 
 
-def test_a_helper_that_is_too_slow_is_left_out(engine: TransformersEngine, plain: Generation) -> None:
+def test_a_helper_that_is_too_slow_is_left_out(engine: TransformersEngine, plain: GenerationResult) -> None:
     helper = EngineHelper(Session(load_engine("tersely-tiny-large")), patience=0.0)
     (done,) = run(engine, helper, at(Delegate(50, "slowly")))
     assert done.token_ids == plain.token_ids

@@ -10,9 +10,9 @@ import pytest
 
 from tersely.cli import doctor_checks as checks
 from tersely.cli.app import main
-from tersely.cli.doctor_checks import Check
-from tersely.controller.trace import Decision, Generation, Span, Usage
-from tersely.models import path_of
+from tersely.cli.doctor_checks import DoctorCheck
+from tersely.controller.trace import Decision, GenerationResult, Span, Usage
+from tersely.models import get_model_path
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
@@ -24,7 +24,7 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, di
 
 @pytest.fixture
 def _model() -> None:
-    if not path_of("tersely-tiny-small").is_dir():
+    if not get_model_path("tersely-tiny-small").is_dir():
         pytest.skip("the embedded model is not there yet")
 
 
@@ -68,15 +68,15 @@ def test_missing_and_foreign_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["torch"].status == "warn"
     assert "pip install 'torch" in found["torch"].remedy
     assert found["transformers"].status == "fail"
-    assert found["trl"] == Check("trl", "ok", "0.20")
+    assert found["trl"] == DoctorCheck("trl", "ok", "0.20")
     assert found["vllm"].status == "ok"
     assert "not installed" in found["vllm"].detail
 
 
-def cut(text: str, answer: int, *, fired: bool = True, forced: str = "") -> Check:
+def cut(text: str, answer: int, *, fired: bool = True, forced: str = "") -> DoctorCheck:
     trace = (Decision("budget", "close", "used up", 9),) if fired else ()
     spans = (Span("sampled", text), Span("forced", forced))
-    done = Generation(text, "", "", "stop", "normal", Usage(thinking=9, answer=answer), trace, spans)
+    done = GenerationResult(text, "", "", "stop", "normal", Usage(thinking=9, answer=answer), trace, spans)
     return checks._judge_cut(done, "</think>")
 
 

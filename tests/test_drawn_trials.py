@@ -10,21 +10,21 @@ import pytest
 from transformers.utils import logging
 
 from tersely.controller import trial_answers as trial
-from tersely.controller.cancellation import Ending
+from tersely.controller.cancellation import CancellableWatcher
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.options import Options
-from tersely.controller.policies.base import Close, View, Wait, Watching
-from tersely.controller.policies.record import Boundary, Record
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.base import Close, PolicyView, Wait, Watching
+from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.text.tokenizer_adapter import codec_for
-from tersely.controller.trial_answers import CERTAIN, Draw, TrialAnswer, TrialRun
-from tersely.controller.types import KEEP, Directive, Sampling, Seen
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.trial_answers import CERTAIN, SampledTrial, TrialAnswer, TrialDecoder
+from tersely.controller.types import KEEP, Directive, SamplingParams, StepInfo
 from tersely.evaluation.tasks.questions import load
 
 PROBLEMS = [question.problem for question in load("tiny", "fit", 6, 3)]
-GREEDY = Options(preset="off", max_new_tokens=800, sampling=Sampling(temperature=0.0))
-WARM = replace(GREEDY, sampling=Sampling(temperature=1.5, seed=1))
+GREEDY = GenerationOptions(preset="off", max_new_tokens=800, sampling=SamplingParams(temperature=0.0))
+WARM = replace(GREEDY, sampling=SamplingParams(temperature=1.5, seed=1))
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ClosesAfter:
     needs: ClassVar[frozenset[str]] = frozenset()
     thoughts: int = 1
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         while len(view.thinking.thoughts) < self.thoughts:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
         yield Close("as planned", phrase="")
@@ -47,14 +47,14 @@ def session() -> Session:
     return Session(load_engine("tersely-tiny-small"))
 
 
-def recorded(session: Session, options: Options) -> list[list[TrialAnswer]]:
-    rows: list[list[Boundary]] = []
+def recorded(session: Session, options: GenerationOptions) -> list[list[TrialAnswer]]:
+    rows: list[list[ThoughtRecord]] = []
 
-    def begin() -> Callable[[Boundary], None]:
+    def begin() -> Callable[[ThoughtRecord], None]:
         rows.append([])
         return rows[-1].append
 
-    session.run(PROBLEMS, replace(options, policies=(Record(begin),), signals=True))
+    session.run(PROBLEMS, replace(options, policies=(PassiveRecorder(begin),), signals=True))
     return [[end.trial for end in row if end.trial is not None] for row in rows]
 
 
@@ -72,7 +72,7 @@ def test_greedy_answers_are_those_of_a_policy_that_closes_there(
 
 def test_trials_that_draw_leave_the_row_as_it_is(session: Session) -> None:
     plain = session.run(PROBLEMS, GREEDY)
-    done = session.run(PROBLEMS, replace(GREEDY, policies=(Record(lambda: lambda end: None),), signals=True))
+    done = session.run(PROBLEMS, replace(GREEDY, policies=(PassiveRecorder(lambda: lambda end: None),), signals=True))
     assert [g.token_ids for g in done] == [g.token_ids for g in plain]
 
 
@@ -89,15 +89,15 @@ def test_uncertain_answers_are_drawn_and_certain_ones_are_not_asked_again(sessio
 
 # -- one trial ------------------------------------------------------------------------------------------------------
 
-CODEC = codec_for(WordTokenizer())
+CODEC = get_adapter(WordTokenizer())
 
 
-def feed(run: TrialRun, text: str) -> list[Directive | None]:
+def feed(run: TrialDecoder, text: str) -> list[Directive | None]:
     return [run.take(token, 0.5) for token in CODEC.encode(text)]
 
 
-def begun(most: int = 40, closing: Sequence[int] = (1, 2, 3)) -> TrialRun:
-    run = TrialRun(CODEC, 5, Draw(tuple(closing), "It is", most))
+def begun(most: int = 40, closing: Sequence[int] = (1, 2, 3)) -> TrialDecoder:
+    run = TrialDecoder(CODEC, 5, SampledTrial(tuple(closing), "It is", most))
     *before, last = feed(run, "7}")
     assert all(follow is KEEP for follow in before)
     assert last == Directive((1, 2, 3), drop=5 + len(CODEC.encode("7}")), trial=True, drawn=True)
@@ -131,10 +131,10 @@ def test_a_row_may_be_ended_while_an_answer_is_drawn() -> None:
     said = [Directive((4, 5), trial=True), KEEP, Directive(closing, drop=4, trial=True, drawn=True), KEEP, KEEP]
 
     class Says:
-        def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
             return said.pop(0)
 
-    ending = Ending(lambda: over[0])
+    ending = CancellableWatcher(lambda: over[0])
     ending.begin(Says())
     while said:
         ending.observe(9)

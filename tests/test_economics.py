@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tersely.controller.sampling.research.resampling import (
-    Kind,
-    Verifier,
+    ProblemClass,
+    VerifierRates,
+    accuracy_ceiling,
+    accuracy_limit,
     attempt_value,
-    ceiling,
-    limit,
     optimal_attempts,
-    outcome,
+    policy_outcome,
 )
 from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.economics.cost_of_pass import (
@@ -28,7 +28,7 @@ from tersely.evaluation.economics.cost_of_pass import (
     gain,
     set_cost_of_pass,
 )
-from tersely.evaluation.economics.e3_score import Search, duplicate_rate, e3
+from tersely.evaluation.economics.e3_score import SearchScore, duplicate_rate, e3
 from tersely.evaluation.stats import Interval
 
 # --- cost-of-pass
@@ -144,20 +144,22 @@ def test_e3_refuses_what_is_no_share(accuracy: float, tokens: float) -> None:
 
 
 def test_isr_and_ise_count_required_entities_only() -> None:
-    found = Search(frozenset("abcd"), frozenset("abxyz"), steps=10)
+    found = SearchScore(frozenset("abcd"), frozenset("abxyz"), steps=10)
     assert (found.isr, found.ise) == (0.5, 0.2)
     assert found.worth_keeping
-    whole = Search(frozenset("abcd"), frozenset("abcd"), steps=100)
+    whole = SearchScore(frozenset("abcd"), frozenset("abcd"), steps=100)
     assert (whole.isr, whole.ise) == (1.0, 0.04), "four steps in a hundred find something"
     assert not whole.worth_keeping
-    assert not Search(frozenset("abcdefghij"), frozenset("abc"), steps=3).worth_keeping, "an ISR of 0.3 is not above it"
+    assert not SearchScore(frozenset("abcdefghij"), frozenset("abc"), steps=3).worth_keeping, (
+        "an ISR of 0.3 is not above it"
+    )
 
 
 def test_a_search_needs_entities_and_steps() -> None:
     with pytest.raises(OptionError, match="no entity"):
-        Search(frozenset(), frozenset("a"), steps=1)
+        SearchScore(frozenset(), frozenset("a"), steps=1)
     with pytest.raises(OptionError, match="1 or more"):
-        Search(frozenset("a"), frozenset("a"), steps=0)
+        SearchScore(frozenset("a"), frozenset("a"), steps=0)
 
 
 def test_duplicate_actions() -> None:
@@ -167,14 +169,14 @@ def test_duplicate_actions() -> None:
 
 # --- resampling with an imperfect verifier
 
-LLAMA_8B = [Kind(0.58, 0.87), Kind(0.42, 0.13)]
-HUMAN_EVAL = Verifier(true_positive=1.0, false_positive=0.25)
+LLAMA_8B = [ProblemClass(0.58, 0.87), ProblemClass(0.42, 0.13)]
+HUMAN_EVAL = VerifierRates(true_positive=1.0, false_positive=0.25)
 
 
 def test_the_worked_example() -> None:
-    assert limit(0.87, HUMAN_EVAL) == pytest.approx(0.964, abs=5e-4)
-    assert limit(0.13, HUMAN_EVAL) == pytest.approx(0.374, abs=5e-4)
-    assert ceiling(LLAMA_8B, HUMAN_EVAL) == pytest.approx(0.716, abs=5e-4)
+    assert accuracy_limit(0.87, HUMAN_EVAL) == pytest.approx(0.964, abs=5e-4)
+    assert accuracy_limit(0.13, HUMAN_EVAL) == pytest.approx(0.374, abs=5e-4)
+    assert accuracy_ceiling(LLAMA_8B, HUMAN_EVAL) == pytest.approx(0.716, abs=5e-4)
     assert attempt_value(1, LLAMA_8B, HUMAN_EVAL, penalty=4) == pytest.approx(0.118, abs=5e-4)
     assert attempt_value(2, LLAMA_8B, HUMAN_EVAL, penalty=4) == pytest.approx(-0.161, abs=5e-4)
     assert optimal_attempts(LLAMA_8B, HUMAN_EVAL, penalty=4) == 1
@@ -186,11 +188,16 @@ def test_fewer_attempts_the_dearer_a_false_pass() -> None:
     numbers = [b for b in best if b is not None]
     assert numbers == sorted(numbers, reverse=True)
     assert optimal_attempts(LLAMA_8B, HUMAN_EVAL, penalty=0) is None
-    assert optimal_attempts(LLAMA_8B, Verifier(1.0, 0.0), penalty=8) is None, "a perfect verifier is worth waiting for"
+    assert optimal_attempts(LLAMA_8B, VerifierRates(1.0, 0.0), penalty=8) is None, (
+        "a perfect verifier is worth waiting for"
+    )
 
 
 def test_the_optimum_is_where_the_sum_of_values_peaks() -> None:
-    kinds, verifier = [Kind(0.3, 0.6), Kind(0.4, 0.2), Kind(0.3, 0.02)], Verifier(0.9, 0.05)
+    kinds, verifier = (
+        [ProblemClass(0.3, 0.6), ProblemClass(0.4, 0.2), ProblemClass(0.3, 0.02)],
+        VerifierRates(0.9, 0.05),
+    )
     best = optimal_attempts(kinds, verifier, penalty=4)
     values = np.cumsum([attempt_value(k, kinds, verifier, 4) for k in range(1, 200)])
     assert best == int(values.argmax()) + 1
@@ -198,37 +205,37 @@ def test_the_optimum_is_where_the_sum_of_values_peaks() -> None:
 
 
 def test_the_formulas_agree_with_sampling() -> None:
-    rng, rate, verifier, trials = np.random.default_rng(3), 0.3, Verifier(0.8, 0.2), 40_000
+    rng, rate, verifier, trials = np.random.default_rng(3), 0.3, VerifierRates(0.8, 0.2), 40_000
     right = rng.random((trials, 3)) < rate
     passed = rng.random((trials, 3)) < np.where(right, 0.8, 0.2)
     any_pass, first = passed.any(axis=1), passed.argmax(axis=1)
     good = right[np.arange(trials), first] & any_pass
-    found = outcome(rate, verifier, 3)
+    found = policy_outcome(rate, verifier, 3)
     assert found.right == pytest.approx(good.mean(), abs=0.01)
     assert found.given_up == pytest.approx(1 - any_pass.mean(), abs=0.01)
     assert found.right + found.wrong + found.given_up == pytest.approx(1)
-    assert limit(rate, verifier) == pytest.approx(good.sum() / any_pass.sum(), abs=0.01)
-    many = outcome(rate, verifier, 500)
-    assert many.right == pytest.approx(limit(rate, verifier))
+    assert accuracy_limit(rate, verifier) == pytest.approx(good.sum() / any_pass.sum(), abs=0.01)
+    many = policy_outcome(rate, verifier, 500)
+    assert many.right == pytest.approx(accuracy_limit(rate, verifier))
 
 
 def test_problems_that_never_pass_are_left_out_of_the_ceiling() -> None:
-    exact = Verifier(1.0, 0.0)
-    assert math.isnan(limit(0.0, exact))
-    assert ceiling([Kind(0.5, 0.1), Kind(0.5, 0.0)], exact) == 1.0
-    assert outcome(0.0, exact, 10).given_up == 1.0
+    exact = VerifierRates(1.0, 0.0)
+    assert math.isnan(accuracy_limit(0.0, exact))
+    assert accuracy_ceiling([ProblemClass(0.5, 0.1), ProblemClass(0.5, 0.0)], exact) == 1.0
+    assert policy_outcome(0.0, exact, 10).given_up == 1.0
     with pytest.raises(OptionError, match="nothing can ever pass"):
-        ceiling([Kind(1.0, 0.0)], exact)
+        accuracy_ceiling([ProblemClass(1.0, 0.0)], exact)
 
 
 def test_rates_are_shares() -> None:
     for call, said in (
-        (lambda: Verifier(1.2, 0.1), "true_positive is 1.2"),
-        (lambda: Kind(0.5, -0.1), "rate is -0.1"),
-        (lambda: ceiling([Kind(0.5, 0.5)], HUMAN_EVAL), "add up to 0.5"),
+        (lambda: VerifierRates(1.2, 0.1), "true_positive is 1.2"),
+        (lambda: ProblemClass(0.5, -0.1), "rate is -0.1"),
+        (lambda: accuracy_ceiling([ProblemClass(0.5, 0.5)], HUMAN_EVAL), "add up to 0.5"),
         (lambda: attempt_value(1, LLAMA_8B, HUMAN_EVAL, -1), "penalty is -1"),
-        (lambda: outcome(0.5, HUMAN_EVAL, -1), "attempts are -1"),
-        (lambda: optimal_attempts(LLAMA_8B, Verifier(0.1, 0.2), 1), "more often"),
+        (lambda: policy_outcome(0.5, HUMAN_EVAL, -1), "attempts are -1"),
+        (lambda: optimal_attempts(LLAMA_8B, VerifierRates(0.1, 0.2), 1), "more often"),
     ):
         with pytest.raises(OptionError, match=said):
             call()

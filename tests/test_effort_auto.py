@@ -18,14 +18,14 @@ import tersely
 from tersely.cli.app import main
 from tersely.controller import probe_registry as probing
 from tersely.controller.budgets import fit_budget
-from tersely.controller.effort import Look, look_at, renderings, shared_prefix
+from tersely.controller.effort import SharedPrefix, find_shared_prefix, render_tiers, shared_prefix
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.probe_registry import ProbeError
-from tersely.controller.prompts import Rendered
+from tersely.controller.prompts import RenderedPrompt
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
-from tersely.controller.trace import Generation
+from tersely.controller.streaming import TextDeltaEvent
+from tersely.controller.trace import GenerationResult
 from tersely.errors import CapabilityError, OptionError, PromptError
 from tersely.probes import pretrained as released_probes
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
@@ -79,10 +79,10 @@ def always(folder: Path, engine: Any, tier: str, **base: str) -> str:
     return store(folder, engine, tier_probe(constant([0.7 if name == tier else 0.1 for name in NAMES], WIDTH)), **base)
 
 
-def look_of(engine: TransformersEngine, prompt: str, tiers: Sequence[str] = NAMES) -> Look:
+def look_of(engine: TransformersEngine, prompt: str, tiers: Sequence[str] = NAMES) -> SharedPrefix:
     session = Session(engine)
     budgets = {tier: fit_budget(tier, MOST) for tier in tiers}
-    return look_at(session.codec, prompt, renderings(engine.tokenizer, prompt, session.markers, budgets))
+    return find_shared_prefix(session.codec, prompt, render_tiers(engine.tokenizer, prompt, session.markers, budgets))
 
 
 def telling_apart(engine: TransformersEngine, one: str, other: str, names: tuple[str, str], layer: int) -> TierProbe:
@@ -103,7 +103,7 @@ def telling_apart(engine: TransformersEngine, one: str, other: str, names: tuple
     return tier_probe(sharp, names, layer)
 
 
-def alike(chosen: Generation, named: Generation) -> bool:
+def alike(chosen: GenerationResult, named: GenerationResult) -> bool:
     """Whether an answer is the one that was asked for by name, but for what says how its tier was found."""
     return (chosen.token_ids, chosen.usage, chosen.tier, chosen.trace[1:], chosen.finish_reason) == (
         named.token_ids,
@@ -127,7 +127,7 @@ def test_the_tier_is_the_probes_and_the_answer_that_of_the_tier(
     named = ask(engine, effort=tier)
     assert alike(chosen, named)
     session = Session(engine)
-    prompt = session.prepare([SHELLS], Options(effort=tier))[0].rendered.ids
+    prompt = session.prepare([SHELLS], GenerationOptions(effort=tier))[0].rendered.ids
     assert chosen.usage.prompt == len(prompt)
     assert chosen.usage.reprefilled == 0
 
@@ -156,7 +156,7 @@ def test_policies_work_within_the_budget_of_the_chosen_tier(engine: Transformers
 
 def test_events_tell_parts_by_the_chosen_tier(engine: TransformersEngine, tmp_path: Path) -> None:
     probes = store(tmp_path, engine, telling_apart(engine, SHELLS, STEPS, ("none", "easy"), -1))
-    events: list[Event] = []
+    events: list[TextDeltaEvent] = []
     done = ask(engine, [SHELLS, STEPS], effort="auto", probes=probes, preset="budget", on_event=events.append)
     assert [one.tier for one in done] == ["none", "easy"]
     for row, one in enumerate(done):
@@ -298,8 +298,8 @@ def test_a_long_prompt_leaves_what_room_there_is(engine: TransformersEngine, tmp
 
 
 def test_all_prompts_begin_with_what_is_read_first() -> None:
-    def rendered(*ids: int) -> Rendered:
-        return Rendered(ids, "", "thinking")
+    def rendered(*ids: int) -> RenderedPrompt:
+        return RenderedPrompt(ids, "", "thinking")
 
     assert shared_prefix([rendered(1, 2, 3, 4), rendered(1, 2, 5)]) == (1, 2)
     assert shared_prefix([rendered(1, 2, 3), rendered(1, 2, 3, 4)]) == (1, 2), "each goes on with one id or more"

@@ -18,7 +18,7 @@ from tersely.errors import OptionError
 from tersely.evaluation.tasks import equality
 from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.tasks.sandbox import AnswerError, CrashError, HelperError, LateError, Worker
+from tersely.evaluation.tasks.sandbox import AnswerError, AnswerTimeoutError, CrashError, HelperError, SandboxProcess
 from tersely.evaluation.tasks.sandbox_main import level
 
 TOWER = "9^{9^{9^{9}}}"
@@ -213,14 +213,14 @@ def test_a_deadline_has_to_be_one() -> None:
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[Worker]:
+def worker() -> Iterator[SandboxProcess]:
     pytest.importorskip("math_verify")
-    with Worker("math_verify") as worker:
+    with SandboxProcess("math_verify") as worker:
         yield worker
 
 
-def test_silence_is_told_apart_from_a_crash_and_an_error(worker: Worker) -> None:
-    with pytest.raises(LateError, match=r"no answer within 0\.5 s"):
+def test_silence_is_told_apart_from_a_crash_and_an_error(worker: SandboxProcess) -> None:
+    with pytest.raises(AnswerTimeoutError, match=r"no answer within 0\.5 s"):
         worker.ask("compare", "5", TOWER, seconds=0.5)
     with pytest.raises(AnswerError, match="KeyError"):
         worker.ask("guess", seconds=PATIENT)
@@ -234,7 +234,7 @@ def test_silence_is_told_apart_from_a_crash_and_an_error(worker: Worker) -> None
     assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
-def test_a_process_lost_while_idle_is_replaced(worker: Worker) -> None:
+def test_a_process_lost_while_idle_is_replaced(worker: SandboxProcess) -> None:
     assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
     assert worker._process is not None
     worker._process.kill()
@@ -243,7 +243,7 @@ def test_a_process_lost_while_idle_is_replaced(worker: Worker) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to one thread")
-def test_an_interrupted_question_leaves_no_answer_behind(worker: Worker) -> None:
+def test_an_interrupted_question_leaves_no_answer_behind(worker: SandboxProcess) -> None:
     assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
     main = threading.main_thread().ident
     assert main is not None
@@ -259,7 +259,7 @@ def test_an_interrupted_question_leaves_no_answer_behind(worker: Worker) -> None
 
 
 def test_a_library_that_does_not_start_is_named() -> None:
-    with Worker("no_such") as worker, pytest.raises(HelperError, match=r"no-such does not start .*reinstall"):
+    with SandboxProcess("no_such") as worker, pytest.raises(HelperError, match=r"no-such does not start .*reinstall"):
         worker.ask("compare", "1", "1", seconds=1)
 
 

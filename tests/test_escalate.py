@@ -10,19 +10,19 @@ import pytest
 from transformers.utils import logging
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper, Help, Stretch
-from tersely.controller.options import Options
+from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies, make_policy
-from tersely.controller.policies.escalate import HandOver
+from tersely.controller.policies.escalate import _BoundEscalate
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation
-from tersely.controller.types import Sampling
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
 from tersely.probes.rule import StopRule
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
 OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 
 
 @pytest.fixture(scope="module")
@@ -41,30 +41,30 @@ class Fake:
 
     def __init__(self, text: str | None = "It is 51.") -> None:
         self.text = text
-        self.asked: list[Stretch] = []
+        self.asked: list[HelperRequest] = []
 
-    def write(self, stretch: Stretch) -> Help:
+    def write(self, stretch: HelperRequest) -> HelperFuture:
         self.asked.append(stretch)
-        return Help().fail("down") if self.text is None else Help().settle(self.text, closed=True)
+        return HelperFuture().fail("down") if self.text is None else HelperFuture().settle(self.text, closed=True)
 
 
-def run(engine: Any, helper: Any, *policies: Any, **more: Any) -> list[Generation]:
-    options = Options(policies=policies, max_new_tokens=500, sampling=GREEDY, **more)
+def run(engine: Any, helper: Any, *policies: Any, **more: Any) -> list[GenerationResult]:
+    options = GenerationOptions(policies=policies, max_new_tokens=500, sampling=GREEDY, **more)
     return Session(engine, helper=helper).run([SHELLS, OTHER], options)
 
 
-def scripted(over: float, lost: float, stop: float | None = 0.9, **more: Any) -> HandOver:
+def scripted(over: float, lost: float, stop: float | None = 0.9, **more: Any) -> _BoundEscalate:
     """A policy to whose probe all thoughts look alike: how likely thinking on repairs nothing, and all is lost."""
     scores = SimpleNamespace(scores=lambda rows: (np.array([over]), np.array([lost])))
-    return HandOver(cast(StopRule, SimpleNamespace(free=scores, paid=None)), -1, stop, 0.5, 300, **more)
+    return _BoundEscalate(cast(StopRule, SimpleNamespace(free=scores, paid=None)), -1, stop, 0.5, 300, **more)
 
 
 @pytest.fixture(scope="module")
-def plain(small: TransformersEngine) -> list[Generation]:
+def plain(small: TransformersEngine) -> list[GenerationResult]:
     return run(small, None)
 
 
-def test_what_is_lost_is_thought_anew(small: TransformersEngine, plain: list[Generation]) -> None:
+def test_what_is_lost_is_thought_anew(small: TransformersEngine, plain: list[GenerationResult]) -> None:
     helper = Fake()
     done = run(small, helper, scripted(0.95, 0.9))
     assert all(s.whole and s.thinking == "" and s.tokens == 300 for s in helper.asked) and len(helper.asked) == 2
@@ -75,13 +75,13 @@ def test_what_is_lost_is_thought_anew(small: TransformersEngine, plain: list[Gen
         assert "0.0500 sure that the answer is right, 0.9500 that thinking on repairs nothing" in one.trace[0].reason
 
 
-def test_what_stands_is_left_alone(small: TransformersEngine, plain: list[Generation]) -> None:
+def test_what_stands_is_left_alone(small: TransformersEngine, plain: list[GenerationResult]) -> None:
     done = run(small, Fake(), scripted(0.95, 0.1))
     assert [one.token_ids for one in done] == [one.token_ids for one in plain]
 
 
 def test_what_may_yet_be_repaired_is_left_alone_until_the_end(
-    small: TransformersEngine, plain: list[Generation]
+    small: TransformersEngine, plain: list[GenerationResult]
 ) -> None:
     for stop in (0.9, None):
         for one, before in zip(run(small, Fake(), scripted(0.3, 0.0, stop)), plain, strict=True):

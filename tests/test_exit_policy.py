@@ -13,10 +13,10 @@ import tersely
 from tersely.controller.budgets import TIERS
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.policies import PRESETS, make_policy
-from tersely.controller.policies.auto_exit import Exit
+from tersely.controller.policies.auto_exit import AutoExit
 from tersely.controller.policies.convergence import Convergence
-from tersely.controller.policies.readiness import ReadinessExit
-from tersely.controller.probe_registry import ProbeError, bound
+from tersely.controller.policies.readiness import _BoundReadiness
+from tersely.controller.probe_registry import ProbeError, bind_policy
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import find_markers
 from tersely.errors import CapabilityError
@@ -47,7 +47,7 @@ def test_a_probe_of_this_model_decides(engine: TransformersEngine, tmp_path: Pat
 
 def test_the_default_preset_takes_what_is_released(engine: TransformersEngine) -> None:
     assert "exit" in PRESETS["balanced"]
-    assert isinstance(bound(Exit(), engine, None), ReadinessExit)
+    assert isinstance(bind_policy(AutoExit(), engine, None), _BoundReadiness)
     assert ask(engine).trace == ask(engine, preset="certified").trace
 
 
@@ -67,23 +67,23 @@ def test_equal_answers_decide_where_the_engine_does_not_show_what_the_probe_read
     blind.capabilities = engine.capabilities - {"hidden"}
     elsewhere.hidden_layers = (3,)  # type: ignore[attr-defined]
     for one in (blind, elsewhere):
-        assert bound(Exit(agree=3), one, probes) == Convergence(3)
+        assert bind_policy(AutoExit(agree=3), one, probes) == Convergence(3)
     with pytest.raises(CapabilityError, match=r"reads hidden layer -1; .* shows the last one \(3\) alone; collect"):
-        bound(make_policy("readiness"), elsewhere, probes)
+        bind_policy(make_policy("readiness"), elsewhere, probes)
 
 
 def test_what_is_given_and_cannot_be_used_is_an_error(engine: TransformersEngine, tmp_path: Path) -> None:
     with pytest.raises(ProbeError, match="holds no readiness probe"):
-        bound(Exit(), engine, str(tmp_path / "nowhere"))
+        bind_policy(AutoExit(), engine, str(tmp_path / "nowhere"))
     with pytest.raises(ArtifactError):
-        bound(Exit(), engine, store(tmp_path, engine, fingerprint="0" * 64))
+        bind_policy(AutoExit(), engine, store(tmp_path, engine, fingerprint="0" * 64))
 
 
 def test_equal_answers_decide_where_there_is_no_engine(engine: TransformersEngine) -> None:
     plain = ask(engine, preset="off")
     markers = find_markers(engine.tokenizer)
-    found = replay(plain.token_ids, (Exit(),), engine.tokenizer, markers, TIERS["normal"])
+    found = replay(plain.token_ids, (AutoExit(),), engine.tokenizer, markers, TIERS["normal"])
     assert [decision.policy for decision in found] == ["convergence"]
     tersely.custom_generate(engine.tokenizer, preset="balanced")
     with pytest.raises(TypeError, match="must be bound"):
-        Exit().watch(None)  # type: ignore[arg-type]
+        AutoExit().watch(None)  # type: ignore[arg-type]

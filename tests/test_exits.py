@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersely.probes.calibrate.data import boundaries_of, questions_of
-from tersely.probes.calibrate.exit_curve import under_exit
+from tersely.probes.calibrate.data import read_boundaries, read_questions
+from tersely.probes.calibrate.exit_curve import compute_exit_curve
 from tersely.probes.rule import StopRule
 
 from .planted_records import planted
@@ -17,12 +17,12 @@ def test_tiers_under_the_exit_end_where_the_rule_says() -> None:
     """Each rollout by hand: the first boundary that reaches the threshold decides, else the natural end."""
     records = planted(N, seed=3, tiers=("none", "normal"))
     keep = np.ones(records.size("questions"), bool)
-    plain = questions_of(records, -1, keep)
-    b = boundaries_of(records, -1, "normal", keep, number=None)
+    plain = read_questions(records, -1, keep)
+    b = read_boundaries(records, -1, "normal", keep, number=None)
     rng = np.random.default_rng(0)
     scores = {row.tobytes(): rng.random() for row in b.rows}
     rule = StopRule(Planted(scores))  # type: ignore[arg-type]
-    made = under_exit(plain, records, keep, rule, -1, 0.7)
+    made = compute_exit_curve(plain, records, keep, rule, -1, 0.7)
     assert (made.right[:, 0] == plain.right[:, 0]).all() and (made.tokens[:, 0] == plain.tokens[:, 0]).all()
     normal = np.flatnonzero(records["rollouts.tier"] == 1)
     stopped = 0

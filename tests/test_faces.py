@@ -10,14 +10,14 @@ import pytest
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
+from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
 from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
 from tersely.evaluation.tasks.toy_problems import stream
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
 
@@ -79,7 +79,7 @@ def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> Non
 
 
 def test_events_reassemble_the_text_and_explain_what_was_forced(engine: TransformersEngine) -> None:
-    events: list[Event] = []
+    events: list[TextDeltaEvent] = []
     result = ask(engine, on_event=events.append)
     assert "".join(e.text for e in events) == result.text
     assert [e.decision for e in events if e.decision] == list(result.trace)
@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_tokens(engine: TransformersEngine) -> None
 def test_custom_generate_in_generate_and_pipeline() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-    folder = path_of("tersely-tiny-small")
+    folder = get_model_path("tersely-tiny-small")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     messages = [{"role": "user", "content": QUESTION}]
@@ -158,7 +158,7 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
     with pytest.raises(MarkerError, match="think-prompt"):
         Session(plain)
     with pytest.raises(CapabilityError, match="lacks telepathy"):
-        Session(engine).run([QUESTION], Options(policies=(Needy(),)))  # type: ignore[arg-type]
+        Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 
 def test_examples_run() -> None:

@@ -13,14 +13,14 @@ import torch
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
-from tersely.controller.policies.record import Boundary, Record
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.text.thoughts import Thinking
-from tersely.controller.text.tokenizer_adapter import Codec
-from tersely.controller.thought_features import Readings
-from tersely.controller.types import Sampling, Seen, Signals
+from tersely.controller.text.thoughts import ThinkingState
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.controller.thought_features import FeatureTracker
+from tersely.controller.types import SamplingParams, Signals, StepInfo
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, features, trial_features
 
 THOUGHTS = ("So the answer is 5.\n\n", "Wait, the answer is 6.\n\n", "Hmm.\n\n", "The answer is 6.\n\n")
@@ -31,9 +31,9 @@ class Grown:
     """A thinking that grows by texts; a token of entropy e has top 1 - e / 2 and margin 0.9 - e / 2."""
 
     def __init__(self) -> None:
-        self.codec = Codec(WordTokenizer())
-        self.thinking = Thinking(self.codec)
-        self.readings = Readings()
+        self.codec = TokenizerAdapter(WordTokenizer())
+        self.thinking = ThinkingState(self.codec)
+        self.readings = FeatureTracker()
 
     def add(self, text: str, entropies: Sequence[float] | None = None) -> None:
         ids = self.codec.encode(text)
@@ -111,28 +111,30 @@ def engine() -> TransformersEngine:
 
 def test_live_and_offline_are_the_same(engine: TransformersEngine) -> None:
     """Sampled, in a batch whose rows try answers: what is told live, and a replay of what was written."""
-    live: list[list[Boundary]] = []
+    live: list[list[ThoughtRecord]] = []
 
-    def begin_in(rows: list[list[Boundary]]) -> Record:
+    def begin_in(rows: list[list[ThoughtRecord]]) -> PassiveRecorder:
         def begin():
             rows.append([])
             return rows[-1].append
 
-        return Record(begin, (-1, 2)) if rows is live else Record(begin, (), trials=False)
+        return PassiveRecorder(begin, (-1, 2)) if rows is live else PassiveRecorder(begin, (), trials=False)
 
     session = Session(engine)
     problems = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
-    options = Options(policies=(begin_in(live),), max_new_tokens=150, signals=True, sampling=Sampling(seed=1))
-    rows = session.prepare(problems, Options())
+    options = GenerationOptions(
+        policies=(begin_in(live),), max_new_tokens=150, signals=True, sampling=SamplingParams(seed=1)
+    )
+    rows = session.prepare(problems, GenerationOptions())
     for number, (done, row) in enumerate(zip(session.run(problems, options), rows, strict=True)):
-        offline: list[list[Boundary]] = []
+        offline: list[list[ThoughtRecord]] = []
         budget = Budget("normal", 2048)
         controller = Controller((begin_in(offline),), session.codec, session.markers, budget, shadow=True)
         assert row.state == "thinking"
-        grown, ends = Thinking(session.codec), Readings()
+        grown, ends = ThinkingState(session.codec), FeatureTracker()
         by_hand = []
         for token, signals in zip(done.token_ids, done.signals, strict=True):
-            controller.observe(token, Seen(signals, _no_state))
+            controller.observe(token, StepInfo(signals, _no_state))
             if session.codec.decode([token]) == "</think>":
                 break
             grown.add(token, signals)

@@ -14,7 +14,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.engines.transformers.model_runner import can_be_ragged
-from tersely.controller.types import Request, Sampling
+from tersely.controller.types import Request, SamplingParams
 from tersely.kernels.grouped_attention import NAME, grouped_attention
 
 from .models import letters, random_model
@@ -93,7 +93,7 @@ def test_a_model_we_load_decodes_by_it_and_still_as_generate_does(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
     prompts = [(5, 6, 7, 8), (9, 10), (11, 12, 13)]
-    done = engine.generate([Request(prompt, 24) for prompt in prompts], Sampling(temperature=0))
+    done = engine.generate([Request(prompt, 24) for prompt in prompts], SamplingParams(temperature=0))
     assert grouped.count(True) >= 2 * 20
     ids = torch.tensor([[0] * (4 - len(prompt)) + list(prompt) for prompt in prompts])
     options: Any = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}

@@ -12,7 +12,7 @@ from tersely.errors import OptionError
 from tersely.evaluation.tasks import gym
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, TaskError, load
-from tersely.evaluation.tasks.sandbox import Worker
+from tersely.evaluation.tasks.sandbox import SandboxProcess
 from tersely.evaluation.tasks.toy_problems import SPLITS
 
 PATIENT = 60.0
@@ -128,7 +128,7 @@ def test_a_generator_that_fails_is_an_error_of_the_task(monkeypatch: pytest.Monk
 def test_every_process_draws_the_same() -> None:
     need_package()
     names = ("acre", "list_functions", "zebra_puzzles", "family_relationships", "word_ladder")  # sets, state, chance
-    with Worker("reasoning_gym") as one, Worker("reasoning_gym") as other:
+    with SandboxProcess("reasoning_gym") as one, SandboxProcess("reasoning_gym") as other:
         for name in names:
             first, second = (worker.ask("draw", name, 5, 8, seconds=PATIENT) for worker in (one, other))
             assert first == second, name

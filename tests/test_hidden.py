@@ -10,13 +10,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.engines.transformers.hidden_states import place_of
-from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen, State
+from tersely.controller.engines.transformers.hidden_states import find_decoder_layers
+from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 
 from .models import VOCABULARY, letters, random_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 LAYERS = (0, 1, -1)
 PROMPTS = ((5, 6, 7, 8), (9,), (10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20), (21, 22), (23, 24, 25, 26, 27))
 
@@ -29,7 +29,7 @@ class Noting:
         self.size = 0
         self.kept: list[tuple[int, dict[int, State] | None]] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         assert seen is not None and seen.signals is None
         self.size += 1
         self.kept.append((token, {layer: seen.state(layer) for layer in LAYERS}))
@@ -45,7 +45,7 @@ class Reads:
     def __init__(self, layer: int) -> None:
         self.layer, self.size = layer, 0
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.size == 3:
             assert seen is not None
@@ -94,7 +94,7 @@ def test_states_are_those_of_a_forward_over_all(kind: str, temperature: float) -
     asked = [
         Request(p, 16 + 5 * row, w, layers=LAYERS) for row, (p, w) in enumerate(zip(PROMPTS, watchers, strict=True))
     ]
-    done = engine_of(model).generate(asked, Sampling(temperature=temperature, seed=3))
+    done = engine_of(model).generate(asked, SamplingParams(temperature=temperature, seed=3))
     handle.remove()
     assert (sizes[-1] < sizes[0]) == (kind == "full"), "rows that have ended leave the batch where they can"
     checked = 0
@@ -161,7 +161,7 @@ def test_a_layer_that_is_not_there_is_named_and_no_hook_stays(request_: Request,
 
 def test_hooks_go_when_a_run_ends_and_when_a_watcher_fails() -> None:
     class Fails(Noting):
-        def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
             assert hooks_of(model) == len(LAYERS)
             if self.size == 2:
                 raise RuntimeError("no more")
@@ -205,7 +205,7 @@ def test_layer_0_of_a_model_with_learned_positions_is_that_of_transformers() -> 
 def test_a_model_without_a_list_of_its_layers_has_its_ends_only() -> None:
     model: Any = random_model()
     model.config.num_hidden_layers = 3
-    assert place_of(model, -1).module is model.get_decoder()
-    assert place_of(model, -4).module is place_of(model, 0).module is model.get_input_embeddings()
+    assert find_decoder_layers(model, -1).module is model.get_decoder()
+    assert find_decoder_layers(model, -4).module is find_decoder_layers(model, 0).module is model.get_input_embeddings()
     with pytest.raises(CapabilityError, match="no list of 3 layers"):
-        place_of(model, 1)
+        find_decoder_layers(model, 1)

@@ -11,7 +11,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.policies import PRESETS, make_policies, make_policy
 from tersely.controller.policies.hint import ConciseHint
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text.tokenizer_adapter import codec_for
+from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.errors import OptionError
 
 from .feeding import Fed
@@ -109,5 +109,5 @@ def test_hints_are_counted_as_forced() -> None:
     texts = [d.text for d in made.trace if d.action == "inject"]
     assert texts and all(HINT in text for text in texts)
     closing = [d.text for d in made.trace if d.action == "close"]
-    codec = codec_for(engine.tokenizer)
+    codec = get_adapter(engine.tokenizer)
     assert made.usage.forced == sum(len(codec.encode(text)) for text in texts + closing)

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from tersely.errors import OptionError
 from tersely.kernels.quantization.int4 import SWITCH
 from tersely.kernels.w4a8 import compiled
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 from .test_int4 import dense, random_int4, rounded, words_of
 
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "Kai makes 3 times the shells.")
 OURS, THEIRS = "TerselyInt4LinearKernel", "CPUWNA16LinearKernel"
 DISABLED = "VLLM_DISABLED_KERNELS"

@@ -60,13 +60,13 @@ def test_none_lies_on_another(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_what_is_moved_is_the_same() -> None:
     given = torch.randn(30, 50, dtype=torch.bfloat16).T
-    made = pages.moved(given)
+    made = pages.to_huge_pages(given)
     assert torch.equal(made, given) and made.is_contiguous() and made.data_ptr() != given.data_ptr()
     elsewhere = torch.empty(3, device="meta")
-    assert pages.moved(elsewhere) is elsewhere
+    assert pages.to_huge_pages(elsewhere) is elsewhere
     with torch.device("meta"):
         assert pages.zeros((3,), torch.uint8).device.type == "meta"
-        assert torch.equal(pages.moved(given), given)
+        assert torch.equal(pages.to_huge_pages(given), given)
 
 
 @pytest.mark.parametrize("size", [100, 40 << 20], ids=["small", "large"])
@@ -98,7 +98,7 @@ def test_where_there_are_no_large_pages(monkeypatch: pytest.MonkeyPatch, why: st
     for shape in SIZES:
         assert torch.equal(pages.zeros(shape, torch.int32), torch.zeros(shape, dtype=torch.int32))
     given = torch.randn(7, 3)
-    assert torch.equal(pages.moved(given), given)
+    assert torch.equal(pages.to_huge_pages(given), given)
 
 
 def test_where_there_is_no_room_torch_is_asked(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,14 +17,14 @@ import pytest
 
 from tersely.cli.app import main as tersely_main
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation, Usage
-from tersely.controller.types import Sampling
+from tersely.controller.trace import GenerationResult, Usage
+from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
-from tersely.evaluation.lm_eval.arguments import ModelArguments, TaskArguments, options_of
+from tersely.evaluation.lm_eval.arguments import ModelArguments, TaskArguments, build_options
 from tersely.evaluation.lm_eval.main import main
-from tersely.evaluation.lm_eval.usage import KINDS, Ledger
+from tersely.evaluation.lm_eval.usage import KINDS, UsageLog
 from tersely.io import WriteError
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "HARNESS.md").read_text(encoding="utf-8")
@@ -52,18 +52,22 @@ def test_model_arguments_are_checked_before_anything_is_loaded(arguments: dict[s
 @pytest.mark.parametrize(
     ("kwargs", "limit", "sampling"),
     [
-        ({}, 2048, Sampling(0.0)),
-        ({"max_new_tokens": 300, "temperature": 0.0}, 300, Sampling(0.0)),
-        ({"max_new_tokens": 300, "max_gen_toks": 900}, 900, Sampling(0.0)),  # as in lm-eval: its own name goes first
-        ({"temperature": 0.6, "top_k": 20}, 2048, Sampling(0.6, top_k=20)),
-        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, 2048, Sampling(0.6, 0.9)),
-        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, 2048, Sampling(0.0)),
+        ({}, 2048, SamplingParams(0.0)),
+        ({"max_new_tokens": 300, "temperature": 0.0}, 300, SamplingParams(0.0)),
+        (
+            {"max_new_tokens": 300, "max_gen_toks": 900},
+            900,
+            SamplingParams(0.0),
+        ),  # as in lm-eval: its own name goes first
+        ({"temperature": 0.6, "top_k": 20}, 2048, SamplingParams(0.6, top_k=20)),
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, 2048, SamplingParams(0.6, 0.9)),
+        ({"do_sample": False, "temperature": 0.6, "top_p": 0.9}, 2048, SamplingParams(0.0)),
     ],
 )
-def test_what_a_task_asks_for(kwargs: dict[str, Any], limit: int, sampling: Sampling) -> None:
+def test_what_a_task_asks_for(kwargs: dict[str, Any], limit: int, sampling: SamplingParams) -> None:
     model = ModelArguments.of({"pretrained": MODEL, "preset": "off", "effort": "low", "batch_size": "4"})
-    options = options_of("t", model, TaskArguments.of("t", kwargs))
-    assert options == Options("low", "off", max_new_tokens=limit, sampling=sampling)
+    options = build_options("t", model, TaskArguments.of("t", kwargs))
+    assert options == GenerationOptions("low", "off", max_new_tokens=limit, sampling=sampling)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +84,7 @@ def test_what_a_task_asks_for(kwargs: dict[str, Any], limit: int, sampling: Samp
 )
 def test_what_a_task_may_not_ask_for(kwargs: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=re.escape(said)):
-        options_of("t", ModelArguments(pretrained=MODEL), TaskArguments.of("t", kwargs))
+        build_options("t", ModelArguments(pretrained=MODEL), TaskArguments.of("t", kwargs))
 
 
 def test_the_first_stop_string_cuts() -> None:
@@ -89,12 +93,14 @@ def test_the_first_stop_string_cuts() -> None:
     assert TaskArguments(until=["\n\n"]).cut("It is 4.") == "It is 4."
 
 
-def made(thinking: int, finish_reason: str = "stop") -> Generation:
-    return Generation("", "", "", finish_reason, "easy", Usage(prompt=7, thinking=thinking, answer=3, discarded=2))
+def made(thinking: int, finish_reason: str = "stop") -> GenerationResult:
+    return GenerationResult(
+        "", "", "", finish_reason, "easy", Usage(prompt=7, thinking=thinking, answer=3, discarded=2)
+    )
 
 
 def test_the_ledger_keeps_every_request_and_means_by_task(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "out")
+    ledger = UsageLog(tmp_path / "out")
     ledger.open("org__model")
     for task, doc, tokens, ended in (("a", 0, 10, "stop"), ("a", 0, 20, "length"), ("b", 0, 5, "stop")):
         ledger.add(task, doc, made(tokens, ended))
@@ -113,13 +119,13 @@ def test_the_ledger_keeps_every_request_and_means_by_task(tmp_path: Path) -> Non
 
 
 def test_the_ledger_goes_where_lm_eval_writes_or_complains_at_once(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "new" / "results.json")
+    ledger = UsageLog(tmp_path / "new" / "results.json")
     ledger.open("model")
     assert ledger.path is not None
     assert ledger.path.parent == tmp_path / "new"
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match="choose another"):
-        Ledger(tmp_path / "file").open("model")
+        UsageLog(tmp_path / "file").open("model")
 
 
 def test_without_lm_eval_the_command_says_how_to_get_it(
@@ -186,7 +192,7 @@ def test_the_command_answers_as_a_session_does(
     printed = capsys.readouterr().out
     folder = tmp_path / "out" / MODEL
     problems = [row["problem"] for row in json.loads((tmp_path / "problems.json").read_text())]
-    options = Options(preset=preset, sampling=Sampling(temperature=0.0))
+    options = GenerationOptions(preset=preset, sampling=SamplingParams(temperature=0.0))
     session = Session(load_engine(MODEL)).run(problems, options)
     assert [sample["resps"] for sample in lines(folder, "samples_sums")] == [[[done.answer]] for done in session]
     counted = [{kind: line[kind] for kind in KINDS} for line in lines(folder, "usage")]
@@ -214,7 +220,7 @@ def test_chat_examples_repeats_and_kept_thinking(run: Run, tmp_path: Path) -> No
         assert [message["role"] for message in messages] == ["system", "user", "assistant", "user"]
         usage = lines(Path(where), "usage")
         assert [line["repeat"] for line in usage] == [0, 1]
-        (prepared,) = session.prepare([messages], Options())
+        (prepared,) = session.prepare([messages], GenerationOptions())
         assert usage[0]["prompt"] == len(prepared.rendered.ids)
         texts.append(sample["resps"][0])
     assert texts[0] == texts[1], "the same seed"

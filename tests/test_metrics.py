@@ -12,8 +12,8 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.settings import Limits, Settings
-from tersely.controller.trace import Decision, Generation, Usage
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.controller.trace import Decision, GenerationResult, Usage
 
 from .serving import MODEL, Served, body, served
 
@@ -22,7 +22,7 @@ pytest.importorskip("prometheus_client")
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), Settings(MODEL, limits=Limits(tokens=512))) as running:
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=512))) as running:
         yield running
 
 
@@ -63,7 +63,7 @@ def test_shadow_counts_what_would_have_been_kept(server: Served) -> None:
 
 
 def test_a_share_of_requests_is_answered_untouched() -> None:
-    with served(load_engine(MODEL), Settings(MODEL, shadow_share=1.0, limits=Limits(tokens=256))) as server:
+    with served(load_engine(MODEL), ServerSettings(MODEL, shadow_share=1.0, limits=ServerLimits(tokens=256))) as server:
         assert server.answered()["choices"][0]["tersely"]["shadow"]
         promised: list[dict[str, Any]] = [{"seed": 1}, {"thinking_token_budget": 60}]
         for fields in promised:
@@ -100,20 +100,23 @@ def test_without_the_library_nothing_is_counted_and_all_is_answered(monkeypatch:
     assert response.status_code == 501 and "prometheus-client" in response.json()["error"]["message"]
 
 
-MADE = Generation("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, probe=4, discarded=2))
+MADE = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, probe=4, discarded=2))
 
 
 @pytest.mark.parametrize(
     ("made", "reason"),
     [
         (MADE, "model"),
-        (Generation("", "", "", "length", "easy", Usage(thinking=9)), "limit"),
-        (Generation("", "", "", "stop", "easy", MADE.usage, (Decision("budget", "close", "", 9),)), "budget"),
-        (Generation("", "", "", "stop", "easy", MADE.usage, (Decision("x", "close", "", 9, acted=False),)), "model"),
-        (Generation("", "", "", "stop", "none", Usage(answer=3)), None),
+        (GenerationResult("", "", "", "length", "easy", Usage(thinking=9)), "limit"),
+        (GenerationResult("", "", "", "stop", "easy", MADE.usage, (Decision("budget", "close", "", 9),)), "budget"),
+        (
+            GenerationResult("", "", "", "stop", "easy", MADE.usage, (Decision("x", "close", "", 9, acted=False),)),
+            "model",
+        ),
+        (GenerationResult("", "", "", "stop", "none", Usage(answer=3)), None),
     ],
 )
-def test_how_thinking_ended(made: Generation, reason: str | None) -> None:
+def test_how_thinking_ended(made: GenerationResult, reason: str | None) -> None:
     metrics = Metrics()
     metrics.row(made, 64, shadow=False)
     lines = [line for line in (metrics.text() or "").splitlines() if line.startswith("tersely_exits_total")]
@@ -154,7 +157,7 @@ def test_requests_are_spans_where_there_is_opentelemetry(monkeypatch: pytest.Mon
     spanned = Spanned()
     monkeypatch.setitem(sys.modules, "opentelemetry", ModuleType("opentelemetry"))
     monkeypatch.setitem(sys.modules, "opentelemetry.trace", spanned)
-    with served(load_engine(MODEL), Settings(MODEL, limits=Limits(tokens=256))) as server:
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=256))) as server:
         usage = server.answered(reasoning_effort="low")["usage"]
         with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
             response.read()

@@ -11,12 +11,22 @@ import torch
 from transformers import PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Completion, Directive, Opened, Request, Sampling, Seen, State, Watcher
+from tersely.controller.types import (
+    KEEP,
+    Completion,
+    Directive,
+    Request,
+    RoutedPrompt,
+    SamplingParams,
+    State,
+    StepInfo,
+    Watcher,
+)
 from tersely.errors import OptionError, PromptError
 
 from .models import letters, random_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 KINDS = pytest.mark.parametrize("kind", ["full", "sliding"])
 PREFIXES = ((5, 6, 7, 8), (9,), tuple(range(10, 23)), (21, 22), (23, 24, 25, 26, 27))
 SUFFIXES = ((30,), (31, 32, 33), tuple(range(40, 51)), (34, 35))
@@ -32,10 +42,10 @@ class Choice:
         self.states: list[State] = []
         self.chosen: tuple[int, ...] = ()
 
-    def choose(self, state: State) -> Opened:
+    def choose(self, state: State) -> RoutedPrompt:
         self.states.append(state)
         self.chosen = SUFFIXES[int(state.argmax()) % len(SUFFIXES)]
-        return Opened(self.chosen, self.watcher, apart=self.apart)
+        return RoutedPrompt(self.chosen, self.watcher, apart=self.apart)
 
 
 class Script:
@@ -45,7 +55,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.heard: list[int] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.heard.append(token)
         return self.at.get(len(self.heard), KEEP)
 
@@ -67,7 +77,11 @@ def scripts(kind: str = "sliding") -> list[Script]:
 
 
 def split(
-    engine: TransformersEngine, sampling: Sampling, watchers: Sequence[Watcher | None], layer: int = -1, **more: Any
+    engine: TransformersEngine,
+    sampling: SamplingParams,
+    watchers: Sequence[Watcher | None],
+    layer: int = -1,
+    **more: Any,
 ) -> tuple[list[Completion], list[Choice]]:
     openings = [Choice(watcher, layer) for watcher in watchers]
     asked = [Request(p, 20 + 5 * r, opening=o) for r, (p, o) in enumerate(zip(PREFIXES, openings, strict=True))]
@@ -75,17 +89,17 @@ def split(
 
 
 def whole(
-    engine: TransformersEngine, sampling: Sampling, watchers: Sequence[Watcher | None], openings: Sequence[Choice]
+    engine: TransformersEngine, sampling: SamplingParams, watchers: Sequence[Watcher | None], openings: Sequence[Choice]
 ) -> list[Completion]:
     rows = enumerate(zip(PREFIXES, watchers, openings, strict=True))
     return engine.generate([Request((*p, *o.chosen), 20 + 5 * r, w) for r, (p, w, o) in rows], sampling)
 
 
 @pytest.mark.parametrize(
-    ("sampling", "penalty"), [(GREEDY, 1.0), (GREEDY, 1.5), (Sampling(temperature=1.0, seed=4), 1.0)]
+    ("sampling", "penalty"), [(GREEDY, 1.0), (GREEDY, 1.5), (SamplingParams(temperature=1.0, seed=4), 1.0)]
 )
 @KINDS
-def test_a_prompt_in_two_parts_is_answered_as_the_whole(kind: str, sampling: Sampling, penalty: float) -> None:
+def test_a_prompt_in_two_parts_is_answered_as_the_whole(kind: str, sampling: SamplingParams, penalty: float) -> None:
     model = random_model(kind, eos=[1, 7])
     model.generation_config.repetition_penalty = penalty
     engine = engine_of(model)
@@ -103,12 +117,12 @@ def test_a_prompt_in_two_parts_is_answered_as_the_whole(kind: str, sampling: Sam
 
 
 @pytest.mark.parametrize(
-    ("sampling", "penalty"), [(GREEDY, 1.0), (GREEDY, 1.5), (Sampling(temperature=1.0, seed=4), 1.0)]
+    ("sampling", "penalty"), [(GREEDY, 1.0), (GREEDY, 1.5), (SamplingParams(temperature=1.0, seed=4), 1.0)]
 )
 @pytest.mark.parametrize("some", [True, False])
 @KINDS
 def test_what_was_read_for_the_choice_alone_is_forgotten(
-    kind: str, some: bool, sampling: Sampling, penalty: float
+    kind: str, some: bool, sampling: SamplingParams, penalty: float
 ) -> None:
     model = random_model(kind, eos=[1, 7])
     model.generation_config.repetition_penalty = penalty
@@ -174,8 +188,8 @@ def test_the_sink_hears_the_output_alone(kind: str) -> None:
 @KINDS
 def test_a_suffix_is_prompt_and_takes_up_context(kind: str) -> None:
     class Longest(Choice):
-        def choose(self, state: State) -> Opened:
-            return Opened(SUFFIXES[2])
+        def choose(self, state: State) -> RoutedPrompt:
+            return RoutedPrompt(SUFFIXES[2])
 
     engine = engine_of(random_model(kind, eos=126))
     (limited,) = engine.generate([Request((5, 6), 7, opening=Longest())], GREEDY)
@@ -197,7 +211,7 @@ def test_a_batch_where_only_some_have_an_opening_is_refused(kind: str) -> None:
 @KINDS
 def test_hooks_go_when_an_opening_fails(kind: str) -> None:
     class Fails(Choice):
-        def choose(self, state: State) -> Opened:
+        def choose(self, state: State) -> RoutedPrompt:
             raise RuntimeError("undecided")
 
     model = random_model(kind)
@@ -213,7 +227,7 @@ def test_the_watcher_of_an_opening_reads_states_of_the_whole(kind: str) -> None:
             super().__init__()
             self.states: list[State] = []
 
-        def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
             assert seen is not None
             self.states.append(seen.state(1))
             return super().observe(token)

@@ -13,18 +13,18 @@ import torch
 
 from tersely.controller.budgets import Budget
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.policies.base import Ask, Close, View, Wait, Watching
+from tersely.controller.policies.base import AskVerifier, Close, PolicyView, Wait, Watching
 from tersely.controller.replay import WordTokenizer, replay
-from tersely.controller.verification import Exists, Question, Same, Ticket
-from tersely.controller.verifiers.llm_verifier import EngineVerifier, prompt_ids, reply_ids, twin
-from tersely.controller.verifiers.rule_verifier import SymbolicVerifier, equal
+from tersely.controller.verification import AnswersEqual, AnswerStated, Question, VerdictFuture
+from tersely.controller.verifiers.llm_verifier import LLMVerifier, clone_sharing_weights, encode_question, reply_ids
+from tersely.controller.verifiers.rule_verifier import RuleVerifier, answers_equal
 from tersely.errors import CapabilityError
 
 from .feeding import MARKERS, Fed
 from .models import letters, random_model
 
-STATED, VAGUE = Exists("2+3?", "So the answer is 5."), Exists("2+3?", "Let us see.")
-ALIKE = Same("2+3?", "So I get 5.", "That makes 5.")
+STATED, VAGUE = AnswerStated("2+3?", "So the answer is 5."), AnswerStated("2+3?", "Let us see.")
+ALIKE = AnswersEqual("2+3?", "So I get 5.", "That makes 5.")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Asking:
     needs: ClassVar[frozenset[str]] = frozenset({"verifier"})
     seen: list[tuple[int, bool]] = field(default_factory=list)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         view = yield Wait(3, "token")
-        view = yield Ask(self.question)
+        view = yield AskVerifier(self.question)
         ticket = view.ticket
         self.seen.append((view.tokens, ticket.done))
         while not ticket.done:
@@ -53,12 +53,12 @@ class Late:
 
     def __init__(self, **options: Any) -> None:
         self.options = options
-        self.tickets: list[Ticket] = []
+        self.tickets: list[VerdictFuture] = []
         self.asked: list[Question] = []
 
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         self.asked.append(question)
-        self.tickets.append(Ticket(tokens=7, **self.options))
+        self.tickets.append(VerdictFuture(tokens=7, **self.options))
         return self.tickets[-1]
 
     def close(self) -> None:
@@ -66,7 +66,7 @@ class Late:
 
 
 class Broken(Late):
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         raise ConnectionError("nobody\nthere")
 
 
@@ -77,10 +77,10 @@ def engine() -> TransformersEngine:
 
 @pytest.fixture
 def verifier(engine: TransformersEngine) -> Any:
-    made: list[EngineVerifier] = []
+    made: list[LLMVerifier] = []
 
-    def make(model: Any = None, **options: Any) -> EngineVerifier:
-        made.append(EngineVerifier(model or engine, **options))
+    def make(model: Any = None, **options: Any) -> LLMVerifier:
+        made.append(LLMVerifier(model or engine, **options))
         return made[-1]
 
     yield make
@@ -88,7 +88,7 @@ def verifier(engine: TransformersEngine) -> Any:
         one.close()
 
 
-def ended(ticket: Ticket) -> Ticket:
+def ended(ticket: VerdictFuture) -> VerdictFuture:
     ticket.wait()
     assert ticket.done
     return ticket
@@ -128,17 +128,17 @@ def test_a_verifier_that_fails_leaves_the_row_alone_and_is_traced_once(verifier:
 
 
 def test_a_verdict_after_the_patience_no_longer_counts() -> None:
-    ticket = Ticket(patience=0.0)
+    ticket = VerdictFuture(patience=0.0)
     assert ticket.done and ticket.error == "no verdict in time"
     assert ticket.settle(1.0).yes is None
-    settled = Ticket(patience=60.0).settle(0.25).fail("too late")
+    settled = VerdictFuture(patience=60.0).settle(0.25).fail("too late")
     assert (settled.done, settled.yes, settled.error) == (True, 0.25, None)
 
 
 def test_a_replay_waits_for_verdicts() -> None:
     class Slow(Late):
-        def submit(self, question: Question) -> Ticket:
-            ticket = Ticket(patience=5.0)
+        def submit(self, question: Question) -> VerdictFuture:
+            ticket = VerdictFuture(patience=5.0)
             threading.Timer(0.05, ticket.settle, (1.0,)).start()
             return ticket
 
@@ -165,35 +165,35 @@ def test_a_replay_waits_for_verdicts() -> None:
     ],
 )
 def test_equal_answers_are_found_without_a_model(first: str, second: str, verdict: bool | None) -> None:
-    assert equal(first, second) is verdict
-    assert equal(second, first) is verdict
+    assert answers_equal(first, second) is verdict
+    assert answers_equal(second, first) is verdict
 
 
 def test_a_model_is_asked_only_what_rules_leave_open() -> None:
     beyond = Late()
-    both = SymbolicVerifier(beyond)
-    words = Same("Which?", "So it must be the cat.", "The cat it is.")
+    both = RuleVerifier(beyond)
+    words = AnswersEqual("Which?", "So it must be the cat.", "The cat it is.")
     tickets = [both.submit(question) for question in (STATED, ALIKE, VAGUE, words)]
     assert [ticket.yes for ticket in tickets] == [1.0, 1.0, None, None]
     assert beyond.asked == [VAGUE, words]
     assert [ticket.tokens for ticket in tickets] == [0, 0, 7, 7]
-    alone = SymbolicVerifier()
+    alone = RuleVerifier()
     assert [alone.submit(question).yes for question in (STATED, ALIKE, VAGUE, words)] == [1.0, 1.0, 0.0, 0.0]
-    assert alone.submit(Same("2+3?", "So I get 5.", "That makes 6.")).yes == 0.0
+    assert alone.submit(AnswersEqual("2+3?", "So I get 5.", "That makes 6.")).yes == 0.0
 
 
 def test_the_chance_of_yes_is_that_of_the_next_token(
-    engine: TransformersEngine, verifier: Callable[..., EngineVerifier]
+    engine: TransformersEngine, verifier: Callable[..., LLMVerifier]
 ) -> None:
     """Prompts of unequal length in one forward, against one forward each."""
-    questions: list[Question] = [STATED, ALIKE, Exists("Compute 3 + 6. " * 20, "Hm."), VAGUE]
+    questions: list[Question] = [STATED, ALIKE, AnswerStated("Compute 3 + 6. " * 20, "Hm."), VAGUE]
     judge = verifier(least=0.0)
     tickets = [ended(judge.submit(question)) for question in questions]
     yes, no = reply_ids(engine.tokenizer)
     assert not set(yes) & set(no)
     assert {engine.tokenizer.decode([i]).strip()[:1] for i in yes} == {"Y", "y"}
     for question, ticket in zip(questions, tickets, strict=True):
-        ids = prompt_ids(engine.tokenizer, question)
+        ids = encode_question(engine.tokenizer, question)
         with torch.no_grad():
             chances = engine.model(torch.tensor([ids])).logits[0, -1].softmax(-1)
         share = chances[yes].sum() / (chances[yes].sum() + chances[no].sum())
@@ -201,18 +201,18 @@ def test_the_chance_of_yes_is_that_of_the_next_token(
         assert (ticket.tokens, ticket.error) == (len(ids), None)
 
 
-def test_a_model_that_says_neither_yes_nor_no_gives_no_verdict(verifier: Callable[..., EngineVerifier]) -> None:
+def test_a_model_that_says_neither_yes_nor_no_gives_no_verdict(verifier: Callable[..., LLMVerifier]) -> None:
     """The embedded models have learnt to answer sums, and nothing else."""
     row = Fed(policy := Asking(), verifier=(judge := verifier()), prompt="2+3?").feed("a b c")
     ended(row.controller.view.ticket)
     row.feed(" d e f")
     assert "garbage: yes and no have 0.000 of the next token" in row.last.reason
     assert row.text == "a b c d e f" and policy.seen[-1][1]
-    assert row.controller.verifier_tokens == len(prompt_ids(judge.tokenizer, STATED))
+    assert row.controller.verifier_tokens == len(encode_question(judge.tokenizer, STATED))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_goes_wrong_in_a_model_is_written_on_the_tickets(verifier: Callable[..., EngineVerifier]) -> None:
+def test_what_goes_wrong_in_a_model_is_written_on_the_tickets(verifier: Callable[..., LLMVerifier]) -> None:
     judge = verifier(least=0.0, patience=5.0)
     whole, judge.model = judge.model, None
     assert str(ended(judge.submit(STATED)).error).startswith("AttributeError: ")
@@ -232,7 +232,7 @@ def test_what_goes_wrong_in_a_model_is_written_on_the_tickets(verifier: Callable
 
 
 def test_a_closed_verifier_answers_nothing_and_what_came_too_late_is_not_read(
-    verifier: Callable[..., EngineVerifier],
+    verifier: Callable[..., LLMVerifier],
 ) -> None:
     judge = verifier(least=0.0, patience=0.0)
     late = ended(judge.submit(STATED))
@@ -249,7 +249,7 @@ def test_the_weights_are_shared_and_hooks_of_the_decoding_model_see_nothing(engi
     seen: list[int] = []
     hook = engine.model.get_input_embeddings().register_forward_hook(lambda *_: seen.append(1))
     hook.remove()
-    copy = twin(engine.model)
+    copy = clone_sharing_weights(engine.model)
     hook = engine.model.get_input_embeddings().register_forward_hook(lambda *_: seen.append(1))
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
@@ -271,6 +271,6 @@ def test_a_tokenizer_in_which_yes_and_no_look_alike_is_refused() -> None:
             return "?"
 
     with pytest.raises(CapabilityError, match="begin with the same token"):
-        EngineVerifier(type("E", (), {"model": random_model(), "tokenizer": Unknowing(), "name": "e"})())
+        LLMVerifier(type("E", (), {"model": random_model(), "tokenizer": Unknowing(), "name": "e"})())
     with pytest.raises(CapabilityError, match="'remote' has no model in this process"):
-        EngineVerifier(type("E", (), {"tokenizer": letters(), "name": "remote"})())
+        LLMVerifier(type("E", (), {"tokenizer": letters(), "name": "remote"})())

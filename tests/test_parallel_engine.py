@@ -12,12 +12,12 @@ import torch
 
 from tersely.controller.engines.transformers.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, Steering
+from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, SteeringVector, StepInfo
 
 from .models import letters, random_model
 
-GREEDY = Sampling(temperature=0)
-DRAWN = Sampling(temperature=1.0, seed=4)
+GREEDY = SamplingParams(temperature=0)
+DRAWN = SamplingParams(temperature=1.0, seed=4)
 KINDS = pytest.mark.parametrize("kind", ["full", "sliding"])
 FIRST, SECOND = (5, 6, 7, 8, 9, 10, 11, 12, 13, 14), (20, 21, 22)
 PROMPTS = (FIRST, SECOND, FIRST, FIRST, (0, *SECOND), SECOND)
@@ -34,7 +34,7 @@ class Row:
     trial: int = 0
     told: list[Completion] = field(default_factory=list)
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         if self.flag:
             return Directive(drop=self.trial + 1, trial=False, stop=True) if self.trial else Directive(stop=True)
         self.heard += 1
@@ -62,7 +62,7 @@ def shapes_of(engine: TransformersEngine) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @KINDS
-def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(kind: str, sampling: Sampling) -> None:
+def test_equal_prompts_are_read_once_and_answered_as_if_each_were_read(kind: str, sampling: SamplingParams) -> None:
     engine = engine_of(kind, eos=[1, 7])
     shapes = shapes_of(engine)
     done = engine.generate([Request(prompt, 40) for prompt in PROMPTS], sampling)
@@ -88,7 +88,7 @@ def test_directives_and_states_are_as_with_prompts_of_their_own() -> None:
     shapes.clear()
     engine.generate([Request(FIRST, 3, layers=(1,))] * 3, GREEDY)
     assert shapes[0] == (3, 10), "states are kept of every row"
-    pushed = Steering(1, np.full(64, 2.0, np.float32), lambda: True)
+    pushed = SteeringVector(1, np.full(64, 2.0, np.float32), lambda: True)
     steered, plain = engine.generate([Request(FIRST, 9, steering=pushed), Request(FIRST, 9)], GREEDY)
     assert [steered] == engine.generate([Request(FIRST, 9, steering=pushed)], GREEDY)
     assert [plain] == engine.generate([Request(FIRST, 9)], GREEDY)
@@ -123,7 +123,7 @@ def test_a_conversation_that_goes_on_shares_nothing(kind: str) -> None:
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 @KINDS
-def test_a_row_ends_by_what_another_did(kind: str, sampling: Sampling) -> None:
+def test_a_row_ends_by_what_another_did(kind: str, sampling: SamplingParams) -> None:
     engine = engine_of(kind, eos=126)
     shapes = shapes_of(engine)
     flag: list[int] = []

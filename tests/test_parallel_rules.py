@@ -9,24 +9,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.confidence import Meter
-from tersely.controller.sampling.deepconf import DeepConf, DeepConfPoll, percentile
-from tersely.controller.sampling.majority import Majority, Short
-from tersely.controller.sampling.research.resampling import Kind, Verifier, attempt_value, ceiling, limit, outcome
-from tersely.controller.sampling.research.verified import Verified, VerifiedPoll
-from tersely.controller.sampling.vote import ROOT, Ballot, Poll, Rule, count
+from tersely.controller.sampling.confidence import ConfidenceTracker
+from tersely.controller.sampling.deepconf import DeepConf, DeepConfVote, percentile
+from tersely.controller.sampling.majority import Majority, ShortMofK
+from tersely.controller.sampling.research.resampling import (
+    ProblemClass,
+    VerifierRates,
+    accuracy_ceiling,
+    accuracy_limit,
+    attempt_value,
+    policy_outcome,
+)
+from tersely.controller.sampling.research.verified import Verified, VerifiedVote
+from tersely.controller.sampling.vote import ROOT, AggregationRule, Vote, VoteState, tally
 from tersely.errors import OptionError
 
 # Llama-3.1-8B on HumanEval+, arXiv 2411.17501.
-LLAMA = (Kind(0.58, 0.87), Kind(0.42, 0.13))
-TESTS = Verifier(1.0, 0.25)
+LLAMA = (ProblemClass(0.58, 0.87), ProblemClass(0.42, 0.13))
+TESTS = VerifierRates(1.0, 0.25)
 
 
-def winner(poll: Poll) -> str:
+def winner(poll: VoteState) -> str:
     return next(iter(poll.votes()), "")
 
 
-def run(rule: Rule, answers: Sequence[str], seed: int = 0, confidences: Sequence[float] = ()) -> tuple[Poll, int]:
+def run(
+    rule: AggregationRule, answers: Sequence[str], seed: int = 0, confidences: Sequence[float] = ()
+) -> tuple[VoteState, int]:
     """Let samples end in a random order, those that were stopped without an answer; how many gave one."""
     poll, rng, given = rule.poll(len(answers)), random.Random(seed), 0
     while poll.draw():
@@ -54,7 +63,7 @@ def run(rule: Rule, answers: Sequence[str], seed: int = 0, confidences: Sequence
     ],
 )
 def test_equal_answers_are_one(spellings: list[str], votes: dict[str, float]) -> None:
-    counted = count(Ballot(sample, answer) for sample, answer in enumerate(spellings))
+    counted = tally(Vote(sample, answer) for sample, answer in enumerate(spellings))
     assert counted == votes
     assert list(counted) == list(votes), "heaviest first, then as they came"
 
@@ -119,7 +128,7 @@ def test_confidence_weighs_votes() -> None:
 
 
 def test_the_first_to_finish_thinking_vote() -> None:
-    poll = Short(m=3).poll(5)
+    poll = ShortMofK(m=3).poll(5)
     poll.draw()
     poll.ended(1, "9")  # was cut within its thinking
     for sample in (4, 2):
@@ -135,11 +144,11 @@ def test_the_first_to_finish_thinking_vote() -> None:
     assert list(poll.votes()) == ["7", "6", "5"], "ties go to the shorter thinking"
     for m in (0, 6):
         with pytest.raises(OptionError, match=f"m is {m} of 5 samples"):
-            Short(m=m).poll(5)
+            ShortMofK(m=m).poll(5)
 
 
 def test_two_of_three_short_ones_settle_it() -> None:
-    poll = Short(m=3).poll(5)
+    poll = ShortMofK(m=3).poll(5)
     poll.draw()
     for sample in (1, 2):
         poll.closed(sample)
@@ -151,7 +160,7 @@ def test_two_of_three_short_ones_settle_it() -> None:
 def test_a_meter_knows_its_lowest_window() -> None:
     rng = random.Random(0)
     values = [rng.random() for _ in range(200)]
-    meter = Meter(16)
+    meter = ConfidenceTracker(16)
     for value in values[:10]:
         meter.add(value)
     assert not meter.full
@@ -170,7 +179,7 @@ def test_percentiles_are_those_of_numpy() -> None:
     assert percentile([0.3], 90) == 0.3
 
 
-def feed(poll: Poll, sample: int, values: Sequence[float], answer: str) -> None:
+def feed(poll: VoteState, sample: int, values: Sequence[float], answer: str) -> None:
     """A whole sample, which ends where it is stopped."""
     for value in values:
         if sample in poll.stopped:
@@ -180,10 +189,10 @@ def feed(poll: Poll, sample: int, values: Sequence[float], answer: str) -> None:
     poll.ended(sample, answer)
 
 
-def warmed(rule: DeepConf, answers: str = "112") -> DeepConfPoll:
+def warmed(rule: DeepConf, answers: str = "112") -> DeepConfVote:
     """After a warm-up of three samples that are worth 0.8, 0.6 and 0.4."""
     poll = rule.poll(6)
-    assert isinstance(poll, DeepConfPoll)
+    assert isinstance(poll, DeepConfVote)
     assert len(poll.draw()) == 3
     for sample, (worth, answer) in enumerate(zip((0.8, 0.6, 0.4), answers, strict=True)):
         feed(poll, sample, [0.9, worth, worth, 0.9], answer)
@@ -246,17 +255,17 @@ def test_settings_of_deepconf_are_checked(rule: DeepConf, k: int) -> None:
 
 
 def test_the_worked_example_of_flaws() -> None:
-    assert [limit(kind.rate, TESTS) for kind in LLAMA] == pytest.approx([0.964, 0.374], abs=5e-4)
-    assert ceiling(LLAMA, TESTS) == pytest.approx(0.716, abs=5e-4)
+    assert [accuracy_limit(kind.rate, TESTS) for kind in LLAMA] == pytest.approx([0.964, 0.374], abs=5e-4)
+    assert accuracy_ceiling(LLAMA, TESTS) == pytest.approx(0.716, abs=5e-4)
     values = [attempt_value(attempt, LLAMA, TESTS, penalty=4) for attempt in (1, 2)]
     assert values == pytest.approx([0.118, -0.161], abs=5e-4)
 
 
-def judged(penalty: float, k: int, passing: Sequence[bool]) -> VerifiedPoll:
+def judged(penalty: float, k: int, passing: Sequence[bool]) -> VerifiedVote:
     """Attempts until the poll is over, the verifier saying in turn what it is to say."""
     said = iter(passing)
     poll = Verified(lambda prompt, generation: next(said), TESTS, LLAMA, penalty).poll(k)
-    assert isinstance(poll, VerifiedPoll)
+    assert isinstance(poll, VerifiedVote)
     generation: Any = None
     while poll.draw():
         (sample,) = poll.live
@@ -275,4 +284,4 @@ def test_attempts_go_on_until_one_passes_or_the_next_would_lose() -> None:
     third = judged(0, 9, [False, False, True])
     assert (third.begun, third.votes(), third.verdict()) == (3, {"2": 1}, "attempt 3 passed")
     assert judged(1000, 9, []).begun == 0, "not even one is worth it"
-    assert outcome(LLAMA[0].rate, TESTS, 1).wrong > 0
+    assert policy_outcome(LLAMA[0].rate, TESTS, 1).wrong > 0

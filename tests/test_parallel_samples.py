@@ -11,16 +11,16 @@ import pytest
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.policies.base import Note, View, Wait, Watching
+from tersely.controller.policies.base import Note, PolicyView, Wait, Watching
 from tersely.controller.sampling.deepconf import DeepConf
-from tersely.controller.sampling.majority import Majority, Short
-from tersely.controller.sampling.research.resampling import Kind, Verifier
+from tersely.controller.sampling.majority import Majority, ShortMofK
+from tersely.controller.sampling.research.resampling import ProblemClass, VerifierRates
 from tersely.controller.sampling.research.tree import Tree
 from tersely.controller.sampling.research.verified import Verified
-from tersely.controller.sampling.result import Ruling, Sampled
-from tersely.controller.sampling.vote import ROOT, Start
-from tersely.controller.text.answers import boxed_or_last
-from tersely.controller.trace import Generation
+from tersely.controller.sampling.result import SampleResult, StopDecision
+from tersely.controller.sampling.vote import ROOT, Branch
+from tersely.controller.text.answers import extract_answer
+from tersely.controller.trace import GenerationResult
 from tersely.errors import CapabilityError, OptionError
 from tersely.probes.io import save_tier_probe
 from tersely.probes.tier_selector import TierProbe, TierTable
@@ -40,16 +40,16 @@ def ask(engine: TransformersEngine, prompts: Any = QUESTIONS, **options: Any) ->
     return tersely.sample(engine, prompts=prompts, **{"max_new_tokens": 256, "seed": 3, **options})
 
 
-def full(engine: TransformersEngine, **options: Any) -> list[Sampled]:
-    done: list[Sampled] = ask(engine, rule=Majority(early=False), **options)
+def full(engine: TransformersEngine, **options: Any) -> list[SampleResult]:
+    done: list[SampleResult] = ask(engine, rule=Majority(early=False), **options)
     return done
 
 
-def stopped(result: Sampled) -> list[Generation]:
+def stopped(result: SampleResult) -> list[GenerationResult]:
     return [sample for sample in result.samples if sample.finish_reason == "stopped"]
 
 
-def check(result: Sampled) -> None:
+def check(result: SampleResult) -> None:
     """What holds of any result."""
     assert result.usage.total == sum(sample.usage.total for sample in result.samples)
     *stops, last = result.trace
@@ -93,12 +93,12 @@ def test_samples_are_those_of_one_batch_of_prompts(engine: TransformersEngine) -
     (result,) = full(engine, prompts=[EASY])
     alike = tersely.generate(engine, prompts=[EASY] * 5, max_new_tokens=256, seed=3)
     assert [sample.token_ids for sample in result.samples] == [one.token_ids for one in alike]
-    assert result.votes[result.answer] == sum(boxed_or_last(one.answer) == result.answer for one in alike)
+    assert result.votes[result.answer] == sum(extract_answer(one.answer) == result.answer for one in alike)
     assert result.usage.prompt == 5 * alike[0].usage.prompt
 
 
 def test_short_ones_vote_and_the_rest_are_cut_while_they_think(engine: TransformersEngine) -> None:
-    for result in ask(engine, rule=Short(m=2), preset="off"):
+    for result in ask(engine, rule=ShortMofK(m=2), preset="off"):
         check(result)
         cut = [result.samples[r.sample] for r in result.trace if "finished thinking" in r.reason]
         assert len(cut) == 3
@@ -132,16 +132,16 @@ def test_unsure_samples_are_stopped(engine: TransformersEngine) -> None:
 def test_attempts_end_with_the_first_that_passes(engine: TransformersEngine) -> None:
     seen: list[tuple[Any, str]] = []
 
-    def passes(prompt: Any, generation: Generation) -> bool:
+    def passes(prompt: Any, generation: GenerationResult) -> bool:
         seen.append((prompt, generation.text))
         return prompt == EASY or len(seen) > 5
 
-    rule = Verified(passes, Verifier(1.0, 0.25), (Kind(0.58, 0.87), Kind(0.42, 0.13)), penalty=0)
+    rule = Verified(passes, VerifierRates(1.0, 0.25), (ProblemClass(0.58, 0.87), ProblemClass(0.42, 0.13)), penalty=0)
     first, second = ask(engine, QUESTIONS[:2], rule=rule, k=3)
     check(first)
     check(second)
     assert (len(first.samples), first.trace[-1].reason) == (1, "attempt 1 passed")
-    assert first.answer == boxed_or_last(first.samples[0].answer)
+    assert first.answer == extract_answer(first.samples[0].answer)
     assert (len(second.samples), second.answer, second.votes) == (3, "", {})
     assert "no more are allowed" in second.trace[-1].reason
     assert [prompt for prompt, _ in seen] == [EASY, *[QUESTIONS[1]] * 3]
@@ -155,7 +155,7 @@ class Looking:
     name: ClassVar[str] = "looking"
     needs: ClassVar[frozenset[str]] = frozenset({"signals"})
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         view = yield Wait(at=30, boundary="token")
         yield Note(f"{sum(seen is None for seen in view.thinking.signals)} of {view.tokens} unseen")
 
@@ -211,7 +211,7 @@ def test_one_sample_is_a_generation(engine: TransformersEngine) -> None:
     result = ask(engine, EASY, k=1, temperature=0)
     alone = tersely.generate(engine, prompts=EASY, max_new_tokens=256, temperature=0)
     assert result.samples == (alone,)
-    assert result.trace == (Ruling(None, f"{result.answer} has 1 of 1 votes", alone.usage.total),)
+    assert result.trace == (StopDecision(None, f"{result.answer} has 1 of 1 votes", alone.usage.total),)
 
 
 @pytest.mark.parametrize(
@@ -240,13 +240,13 @@ def test_a_tree_forks_before_the_least_sure_thought() -> None:
     assert poll.draw() == [ROOT] * 2
     poll.ended(0, "1", [(10, 0.3), (20, 0.8), (30, 0.6)])
     poll.ended(1, "2", [(12, 0.9), (24, 0.5)])
-    assert poll.draw() == [Start(1, 12)] * 2, "not at the start, where nothing would be kept"
+    assert poll.draw() == [Branch(1, 12)] * 2, "not at the start, where nothing would be kept"
     poll.ended(2, "1", [(24, 0.9)])
     poll.ended(3, "2", [])
-    assert poll.draw() == [Start(0, 20)] * 2, "each fork once"
+    assert poll.draw() == [Branch(0, 20)] * 2, "each fork once"
     poll.ended(4, "1", [])
     poll.ended(5, "2", [])
-    assert poll.draw() == [Start(0, 10)], "as many as there may be"
+    assert poll.draw() == [Branch(0, 10)], "as many as there may be"
     poll.ended(6, "2", [])
     assert poll.draw() == []
     assert list(poll.votes()) == ["2", "1"]

@@ -7,15 +7,17 @@ import random
 import pytest
 
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.reasoning_parser import Parting, cut
+from tersely.controller.text.reasoning_parser import StreamingReasoningParser, truncate_at_stop
 
 MARKERS = Markers("<think>", "</think>")
 THINKING, ANSWER = "One < two.\n\nSo </thin is no end.", "It is \\boxed{3}.\n\nDone <br>."
 
 
-def parted(text: str, state: str, stops: tuple[str, ...], sizes: random.Random) -> tuple[dict[str, str], Parting, int]:
+def parted(
+    text: str, state: str, stops: tuple[str, ...], sizes: random.Random
+) -> tuple[dict[str, str], StreamingReasoningParser, int]:
     """What was said of each part, and how much of that only in the end."""
-    parting = Parting(MARKERS, state, stops)
+    parting = StreamingReasoningParser(MARKERS, state, stops)
     said = {"thinking": "", "answer": ""}
     while text:
         size = sizes.randint(1, 7)
@@ -24,7 +26,7 @@ def parted(text: str, state: str, stops: tuple[str, ...], sizes: random.Random) 
             assert new
             said[part] += new
     before = sum(map(len, said.values()))
-    for part, new in parting.finish(THINKING, cut(ANSWER, stops)[0]):
+    for part, new in parting.finish(THINKING, truncate_at_stop(ANSWER, stops)[0]):
         said[part] += new
     return said, parting, sum(map(len, said.values())) - before
 
@@ -41,7 +43,7 @@ TEXTS = {
 @pytest.mark.parametrize("seed", range(5))
 def test_pieces_make_up_the_parts(state: str, stops: tuple[str, ...], seed: int) -> None:
     said, parting, late = parted(TEXTS[state], state, stops, random.Random(seed))
-    assert said["answer"] == cut(ANSWER, stops)[0]
+    assert said["answer"] == truncate_at_stop(ANSWER, stops)[0]
     assert parting.stopped == bool(stops)
     if state != "answer":
         assert said["thinking"] == THINKING
@@ -49,13 +51,13 @@ def test_pieces_make_up_the_parts(state: str, stops: tuple[str, ...], seed: int)
 
 
 def test_a_model_that_does_not_open_its_thinking_has_answered() -> None:
-    parting = Parting(MARKERS, "before")
+    parting = StreamingReasoningParser(MARKERS, "before")
     assert parting.feed("<thin") == []
     assert parting.feed("ner> walls") == [("answer", "<thinner> walls")]
 
 
 def test_what_was_taken_back_is_not_unsaid() -> None:
-    parting = Parting(MARKERS, "thinking")
+    parting = StreamingReasoningParser(MARKERS, "thinking")
     assert parting.feed("It is 5. ") == [("thinking", "It is 5.")]
     assert parting.finish("It is 7.", "7") == [("answer", "7")]
 
@@ -65,12 +67,12 @@ def test_what_was_taken_back_is_not_unsaid() -> None:
     [((), "a b c b"), (("",), "a b c b"), (("b",), "a"), (("c", "b c"), "a"), (("z",), "a b c b"), (("a",), "")],
 )
 def test_an_answer_is_cut_at_the_first_of_its_stops(stops: tuple[str, ...], kept: str) -> None:
-    assert cut("a b c b", stops) == (kept, kept != "a b c b")
+    assert truncate_at_stop("a b c b", stops) == (kept, kept != "a b c b")
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_hidden_is_still_searched_for_stops(seed: int) -> None:
-    parting, sizes = Parting(MARKERS, "answer", ("END",), hide="<call>"), random.Random(seed)
+    parting, sizes = StreamingReasoningParser(MARKERS, "answer", ("END",), hide="<call>"), random.Random(seed)
     text, said = "So: <ca of <call>{} END x", ""
     while text:
         size = sizes.randint(1, 5)

@@ -9,12 +9,12 @@ import pytest
 from transformers.utils import logging
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper, Help, Stretch
-from tersely.controller.options import Options
+from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.research.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation
-from tersely.controller.types import Sampling
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
 
 SHELLS = (
@@ -43,17 +43,17 @@ class Planner:
 
     def __init__(self, reply: str | None) -> None:
         self.reply = reply
-        self.asked: list[Stretch] = []
+        self.asked: list[HelperRequest] = []
 
-    def write(self, stretch: Stretch) -> Help:
+    def write(self, stretch: HelperRequest) -> HelperFuture:
         self.asked.append(stretch)
-        made = Help()
+        made = HelperFuture()
         made.tokens, made.read = 30, 90
         return made.fail("down") if self.reply is None else made.settle(self.reply, closed=False)
 
 
-def run(engine: Any, helper: Any, policy: PlanAndBudget) -> Generation:
-    options = Options(policies=(policy,), max_new_tokens=600, sampling=Sampling(temperature=0))
+def run(engine: Any, helper: Any, policy: PlanAndBudget) -> GenerationResult:
+    options = GenerationOptions(policies=(policy,), max_new_tokens=600, sampling=SamplingParams(temperature=0))
     return Session(engine, helper=helper).run([SHELLS], options)[0]
 
 
@@ -93,22 +93,26 @@ def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> 
 
 
 @pytest.fixture(scope="module")
-def plain(engine: TransformersEngine) -> Generation:
+def plain(engine: TransformersEngine) -> GenerationResult:
     """What is answered without a plan."""
-    options = Options(preset="off", max_new_tokens=600, sampling=Sampling(temperature=0))
+    options = GenerationOptions(preset="off", max_new_tokens=600, sampling=SamplingParams(temperature=0))
     return Session(engine).run([SHELLS], options)[0]
 
 
 @pytest.mark.parametrize(
     "reply", ["I cannot.", "{}", '{"steps": []}', '{"steps": [{"question": "", "credits": 1}]}', "[1]"]
 )
-def test_a_reply_that_is_no_plan_changes_nothing(engine: TransformersEngine, plain: Generation, reply: str) -> None:
+def test_a_reply_that_is_no_plan_changes_nothing(
+    engine: TransformersEngine, plain: GenerationResult, reply: str
+) -> None:
     done = run(engine, Planner(reply), PlanAndBudget())
     assert done.thinking == plain.thinking
     assert [d.action for d in done.trace] == ["ask", "note"]
 
 
-def test_a_planner_that_is_not_there_is_an_error_in_the_trace(engine: TransformersEngine, plain: Generation) -> None:
+def test_a_planner_that_is_not_there_is_an_error_in_the_trace(
+    engine: TransformersEngine, plain: GenerationResult
+) -> None:
     done = run(engine, Planner(None), PlanAndBudget())
     assert done.thinking == plain.thinking
     assert [d.action for d in done.trace] == ["error"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tersely.controller import controller as core
-from tersely.controller.policies.base import Close, Inject, Note, Trial, View, Wait, Watching
+from tersely.controller.policies.base import Close, Inject, Note, PolicyView, Trial, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.convergence import Convergence
 
@@ -25,18 +25,18 @@ CUT = CHAIN[: CHAIN.index("Hmm")] + "</think>\n\n"
 class Made:
     """A policy of one function."""
 
-    watching: Callable[[View], Watching]
+    watching: Callable[[PolicyView], Watching]
     name: ClassVar[str] = "made"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         return self.watching(view)
 
 
 def test_a_note_is_traced_and_the_policy_goes_on_at_once() -> None:
     seen: list[int] = []
 
-    def watching(view: View) -> Watching:
+    def watching(view: PolicyView) -> Watching:
         view = yield Note("begins")
         view = yield Wait(3, "token")
         seen.append(view.tokens)
@@ -53,24 +53,24 @@ def test_a_note_is_traced_and_the_policy_goes_on_at_once() -> None:
     ]
 
 
-def raises(view: View) -> Watching:
+def raises(view: PolicyView) -> Watching:
     yield Wait(view.tokens + 2, "token")
     raise ValueError("no\nsuch thing")
 
 
-def raises_at_once(view: View) -> Watching:
+def raises_at_once(view: PolicyView) -> Watching:
     if view.tokens == 0:
         raise ValueError("no such thing")
     yield Wait()
 
 
-def raises_after_its_bid(view: View) -> Watching:
+def raises_after_its_bid(view: PolicyView) -> Watching:
     yield Wait(1, "token")
     yield Inject("HINT", "first")
     raise ValueError("no such thing")
 
 
-def raises_after_a_trial(view: View) -> Watching:
+def raises_after_a_trial(view: PolicyView) -> Watching:
     yield Wait(1, "token")
     yield Trial()
     raise ValueError("no such thing")
@@ -78,7 +78,9 @@ def raises_after_a_trial(view: View) -> Watching:
 
 @pytest.mark.parametrize("watching", [raises, raises_at_once])
 @pytest.mark.parametrize("shadow", [False, True])
-def test_a_policy_that_raises_leaves_the_others_at_work(watching: Callable[[View], Watching], shadow: bool) -> None:
+def test_a_policy_that_raises_leaves_the_others_at_work(
+    watching: Callable[[PolicyView], Watching], shadow: bool
+) -> None:
     row = Fed(Made(watching), Convergence(agree=2), shadow=shadow).feed(CHAIN)
     assert row.text == (CHAIN if shadow else CUT)
     assert row.said == [("made", "error"), ("convergence", "close")]
@@ -87,7 +89,7 @@ def test_a_policy_that_raises_leaves_the_others_at_work(watching: Callable[[View
 
 
 @pytest.mark.parametrize("watching", [raises_after_its_bid, raises_after_a_trial])
-def test_what_a_policy_did_before_it_raised_stays(watching: Callable[[View], Watching]) -> None:
+def test_what_a_policy_did_before_it_raised_stays(watching: Callable[[PolicyView], Watching]) -> None:
     row = Fed(Made(watching)).feed("a 5} b c")
     assert row.said[-1] == ("made", "error")
     assert row.text == ("a\n\nHINT\n\n 5} b c" if watching is raises_after_its_bid else "a b c")
@@ -104,7 +106,7 @@ def test_what_a_policy_did_before_it_raised_stays(watching: Callable[[View], Wat
     ],
 )
 def test_what_is_no_move_leaves_the_policy_out(move: Any, message: str) -> None:
-    def watching(view: View) -> Watching:
+    def watching(view: PolicyView) -> Watching:
         yield Wait(1, "token")
         yield move
 
@@ -114,7 +116,7 @@ def test_what_is_no_move_leaves_the_policy_out(move: Any, message: str) -> None:
 
 
 def test_a_policy_that_only_talks_is_left_out() -> None:
-    def watching(view: View) -> Watching:
+    def watching(view: PolicyView) -> Watching:
         yield Wait(1, "token")
         while True:
             yield Note("and another thing")
@@ -126,10 +128,10 @@ def test_a_policy_that_only_talks_is_left_out() -> None:
 
 
 def test_acting_before_waiting_and_what_watch_itself_raises_are_mistakes_of_the_programmer() -> None:
-    def hasty(view: View) -> Watching:
+    def hasty(view: PolicyView) -> Watching:
         yield Close("at once")
 
-    def refuses(view: View) -> Watching:
+    def refuses(view: PolicyView) -> Watching:
         raise LookupError("these settings do not fit")
 
     with pytest.raises(TypeError, match="'made' must wait before its first action"):
@@ -138,13 +140,13 @@ def test_acting_before_waiting_and_what_watch_itself_raises_are_mistakes_of_the_
         Fed(Made(refuses))
 
 
-def stubborn(view: View) -> Watching:
+def stubborn(view: PolicyView) -> Watching:
     while True:
         yield Wait(boundary="close")
         yield Inject("Wait.", "never enough", after=" ")
 
 
-def chatty(view: View) -> Watching:
+def chatty(view: PolicyView) -> Watching:
     while True:
         view = yield Wait(view.tokens + 1, "token")
         yield Inject("Go on.", "and on")
@@ -161,7 +163,7 @@ def test_who_takes_back_every_close_comes_to_an_end() -> None:
 @pytest.mark.parametrize(("watching", "text"), [(stubborn, "word</think>"), (chatty, "word ")])
 @pytest.mark.parametrize("thinking", range(40, 60))
 def test_no_policy_talks_a_row_beyond_its_budget(
-    watching: Callable[[View], Watching], text: str, thinking: int
+    watching: Callable[[PolicyView], Watching], text: str, thinking: int
 ) -> None:
     row = Fed(Made(watching), BudgetForcing(), thinking=thinking).feed(text * 200)
     written = row.text[: row.text.index("</think>")] + "</think>\n\n"

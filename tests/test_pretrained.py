@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from tersely.models import NAMES, path_of
+from tersely.models import NAMES, get_model_path
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folder_is_a_complete_checkpoint(name: str) -> None:
-    folder = path_of(name)
+    folder = get_model_path(name)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]  # without it vLLM takes the model for an embedder
     assert config["dtype"] == "float32"
@@ -21,6 +21,6 @@ def test_folder_is_a_complete_checkpoint(name: str) -> None:
 
 def test_unknown_name_is_refused_with_the_nearest() -> None:
     with pytest.raises(KeyError, match=r"'tiny-small'; did you mean 'tersely-tiny-small'\?"):
-        path_of("tiny-small")
+        get_model_path("tiny-small")
     with pytest.raises(KeyError, match=r"'gpt'; accepted: tersely-tiny-small, tersely-tiny-large"):
-        path_of("gpt")
+        get_model_path("gpt")

@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from tersely.errors import OptionError
 from tersely.probes.estimator import ProbeClassifier
-from tersely.probes.mlp_training import RATE, descent, gradient, layers_of, said
+from tersely.probes.mlp_training import RATE, descent, forward, get_layers, gradient
 from tersely.probes.network import CLIP, Network
 
 
@@ -131,9 +131,9 @@ def test_one_row_costs_microseconds_and_no_library() -> None:
 def test_two_layers_start_as_one() -> None:
     rng = np.random.default_rng(0)
     rows, weights, bias = rng.normal(size=(30, 6)).astype(np.float32), rng.normal(size=(6, 3)), rng.normal(size=3)
-    layers = layers_of(weights, bias, hidden=50, seed=0)
+    layers = get_layers(weights, bias, hidden=50, seed=0)
     assert layers[0].shape == (6, 50)
-    assert np.allclose(said(rows, layers), rows @ weights + bias, atol=1e-5)
+    assert np.allclose(forward(rows, layers), rows @ weights + bias, atol=1e-5)
 
 
 def test_the_gradient_is_that_of_the_loss() -> None:
@@ -143,7 +143,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
     slopes = gradient(rows, np.eye(3)[codes], weights, layers)  # type: ignore[arg-type]
 
     def loss() -> float:
-        logits = said(rows, layers)  # type: ignore[arg-type]
+        logits = forward(rows, layers)  # type: ignore[arg-type]
         return float(weights @ (np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(9), codes]))
 
     for layer, slope in zip(layers, slopes, strict=True):
@@ -158,7 +158,7 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 
 def test_the_first_step_of_adamw_is_its_rate_after_decay() -> None:
     rows, targets = np.ones((1, 2), np.float32), np.array([[1, 0]], np.float32)
-    start = layers_of(np.array([[0.5, -0.5], [0.25, 1]]), np.zeros(2), 0, 0)
+    start = get_layers(np.array([[0.5, -0.5], [0.25, 1]]), np.zeros(2), 0, 0)
     slopes = gradient(rows, targets, np.ones(1, np.float32), start)
     after = next(descent(rows, targets, np.ones(1, np.float32), start, decay=10.0, epochs=1, seed=0))
     for place, kept in enumerate((0.99, 1, 0.99, 1)):

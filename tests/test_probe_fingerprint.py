@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tersely.errors import ModelError
-from tersely.models import path_of
+from tersely.models import get_model_path
 from tersely.probes.fingerprint import checkpoint_fingerprint, fingerprint
 
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_a_model_is_known_again_however_it_is_loaded(small: Any) -> None:
     known = fingerprint(small)
     assert known == fingerprint(AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.bfloat16))
     assert known == checkpoint_fingerprint(SMALL)
-    assert known != checkpoint_fingerprint(path_of("tersely-tiny-large"))
+    assert known != checkpoint_fingerprint(get_model_path("tersely-tiny-large"))
     assert len(known) == 64
 
 

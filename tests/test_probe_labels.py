@@ -111,7 +111,7 @@ def test_readiness_has_three_outcomes() -> None:
     assert list(readiness.labels_by_agreement([True, False])) == ["ready", "hopeful"]
     chances = np.array([[0.7, 0.2, 0.1]], np.float32)
     assert readiness.score(chances) == pytest.approx(0.8)
-    assert readiness.hopeless(chances) == pytest.approx(0.1)
+    assert readiness.unrecoverable(chances) == pytest.approx(0.1)
     with pytest.raises(OptionError, match=r"outcomes hold 0\.5"):
         readiness.labels([0.5], [1])
     with pytest.raises(OptionError, match="1 answers now and 2 in the end"):

@@ -19,18 +19,18 @@ from transformers import (
 
 from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
-from tersely.kernels.quantization.calibration import read, watched
+from tersely.kernels.quantization.calibration import capture_inputs, read
 from tersely.kernels.quantization.calibration_text import written_by
-from tersely.kernels.quantization.config import Search
+from tersely.kernels.quantization.config import ScaleSearch
 from tersely.kernels.quantization.linear import quantizable
-from tersely.kernels.quantization.model import inputs_of
-from tersely.kernels.w4a8_layout import Form
-from tersely.models import path_of
+from tersely.kernels.quantization.model import collect_inputs
+from tersely.kernels.w4a8_layout import PackedLayout
+from tersely.models import get_model_path
 
 from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 from .models import random_model
 
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 
 
 @pytest.fixture(autouse=True)
@@ -53,12 +53,12 @@ def test_inputs_that_are_known_already() -> None:
     at_once, before = random_model(), random_model()
     quantize_model(at_once, rows, scheme)
     layers = dict(quantizable(before, scheme))
-    given = inputs_of(before, rows, layers, scheme, Search())
+    given = collect_inputs(before, rows, layers, scheme, ScaleSearch())
     quantize_model(before, scheme=scheme, inputs=given)
     assert torch.equal(at_once(rows).logits, before(rows).logits)
     apart, grouped = random_model(), random_model()
-    quantize_model(apart, rows, scheme, Search(compensate=False))
-    quantize_model(grouped, None, scheme, Search(compensate=False), inputs=given)
+    quantize_model(apart, rows, scheme, ScaleSearch(compensate=False))
+    quantize_model(grouped, None, scheme, ScaleSearch(compensate=False), inputs=given)
     assert torch.equal(apart(rows).logits, grouped(rows).logits)
     few = {name: one for name, one in given.items() if not name.endswith("q_proj")}
     within = {name: one.within_groups() for name, one in given.items()}
@@ -75,7 +75,7 @@ def test_inputs_that_are_known_already() -> None:
 def test_what_layers_are_given_is_seen(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_STRIPE", 48)
     linear, x = nn.Linear(100, 3), torch.randn(4, 5, 100)
-    with watched({"a": linear}, 64, whole=whole) as seen:
+    with capture_inputs({"a": linear}, 64, whole=whole) as seen:
         linear(x[:2])
         linear(x[2:])
         linear(x[:0])
@@ -125,7 +125,7 @@ def test_without_text_no_input_is_scaled() -> None:
     done = quantize_model(model, None, Scheme(smooth=True))
     assert {layer["scaled inputs"] for layer in done.layers} == {0}
     assert isinstance(model.lm_head, W4A8Linear)
-    assert model.lm_head.form is Form.PLANES
+    assert model.lm_head.form is PackedLayout.PLANES
     assert "8-bit weights in two planes" in repr(model.lm_head)
 
 
@@ -137,8 +137,10 @@ def test_a_head_in_planes_holds_what_one_of_bytes_does(text: Tensor) -> None:
     assert read(planes, text[:4]) == pytest.approx(read(whole, text[:4]), rel=2e-3)
 
 
-@pytest.mark.parametrize(("keys", "wanted"), [("auto", Form.BYTES), ("int8", Form.BYTES), ("int4", Form.GRAINS)])
-def test_shared_keys_have_eight_bits(keys: str, wanted: Form) -> None:
+@pytest.mark.parametrize(
+    ("keys", "wanted"), [("auto", PackedLayout.BYTES), ("int8", PackedLayout.BYTES), ("int4", PackedLayout.GRAINS)]
+)
+def test_shared_keys_have_eight_bits(keys: str, wanted: PackedLayout) -> None:
     config = Qwen2Config(
         vocab_size=64,
         hidden_size=64,
@@ -152,9 +154,9 @@ def test_shared_keys_have_eight_bits(keys: str, wanted: Form) -> None:
     quantize_model(model, None, Scheme(32, keys=keys))
     attention = model.model.layers[0].self_attn
     assert (attention.k_proj.form, attention.v_proj.form) == (wanted, wanted)
-    assert (attention.q_proj.form, attention.o_proj.form) == (Form.GRAINS, Form.GRAINS)
+    assert (attention.q_proj.form, attention.o_proj.form) == (PackedLayout.GRAINS, PackedLayout.GRAINS)
     off = {n: (m.dequantized() - own[n]).norm() / own[n].norm() for n, m in model.named_modules() if n in own}
-    assert (off["model.layers.0.self_attn.k_proj"] < 0.01) == (wanted is Form.BYTES)
+    assert (off["model.layers.0.self_attn.k_proj"] < 0.01) == (wanted is PackedLayout.BYTES)
 
 
 def test_saved_and_loaded_again(tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.cli.app import main
 from tersely.errors import OptionError, PromptError
-from tersely.evaluation.accuracy_check import Exam
+from tersely.evaluation.accuracy_check import AccuracyCheck
 from tersely.kernels.quantization import Scheme
 from tersely.kernels.quantization import run as module_of_run
-from tersely.kernels.quantization.calibration_text import Text
+from tersely.kernels.quantization.calibration_text import CalibrationText
 from tersely.kernels.quantization.run import REPORT, quantize_into
-from tersely.models import path_of
+from tersely.models import get_model_path
 
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 ROWS = ("--rows", "8", "--length", "32", "--group-size", "64")
-TEXT = Text(rows=8, length=32)
+TEXT = CalibrationText(rows=8, length=32)
 
 
 def command(out: Path, *arguments: object) -> int:
@@ -91,9 +91,9 @@ def test_what_cannot_be_asked_leaves_nothing_behind(tmp_path: Path, capsys: pyte
 
 
 def test_questions_count_with_their_answers_and_the_limit() -> None:
-    exam, few = Exam.of("tiny", 4, 60), Exam.of("tiny", 3, 60)
-    assert len({exam.digest, few.digest, Exam.of("tiny", 4, 50).digest}) == 3
-    assert exam.digest == Exam.of("tiny", 4, 60).digest
+    exam, few = AccuracyCheck.of("tiny", 4, 60), AccuracyCheck.of("tiny", 3, 60)
+    assert len({exam.digest, few.digest, AccuracyCheck.of("tiny", 4, 50).digest}) == 3
+    assert exam.digest == AccuracyCheck.of("tiny", 4, 60).digest
     model, tokenizer = AutoModelForCausalLM.from_pretrained(SMALL).eval(), AutoTokenizer.from_pretrained(SMALL)
     tokenizer.chat_template = "{{ raise_exception('only with a system prompt') }}"
     with pytest.raises(OptionError, match="refuses a question of the user alone: only with"):

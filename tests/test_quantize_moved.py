@@ -12,27 +12,27 @@ from transformers import AutoModelForCausalLM
 
 from tersely.kernels.quantization.calibration import read
 from tersely.kernels.quantization.calibration_text import written_by
-from tersely.kernels.quantization.kl_divergence import moved, remembered
-from tersely.models import path_of
+from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
+from tersely.models import get_model_path
 
 
 @pytest.fixture
 def model() -> Any:
-    return AutoModelForCausalLM.from_pretrained(path_of("tersely-tiny-small")).eval()
+    return AutoModelForCausalLM.from_pretrained(get_model_path("tersely-tiny-small")).eval()
 
 
 @torch.inference_mode()
 def test_divergence_is_that_of_all_chances_but_for_the_rarest(model: Any) -> None:
     rows = written_by(model, 6, 40, 0)
-    expected, told = remembered(model, rows)
+    expected, told = cache_reference(model, rows)
     assert told["perplexity"] == pytest.approx(read(model, rows), rel=1e-5)
-    apart, losses = moved(model, rows, expected)
+    apart, losses = kl_to_reference(model, rows, expected)
     assert apart == pytest.approx([0] * 6, abs=1e-6) and exp(fmean(losses)) == pytest.approx(told["perplexity"])
     own = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
     torch.manual_seed(0)
     for weight in model.parameters():
         weight += 0.03 * weight.std() * torch.randn_like(weight)
     whole = (own.exp() * (own - model(input_ids=rows).logits[:, :-1].log_softmax(-1))).sum(-1).mean().item()
-    apart, losses = moved(model, rows, expected)
+    apart, losses = kl_to_reference(model, rows, expected)
     assert 0.9 * whole < fmean(apart) <= whole * 1.0001
     assert exp(fmean(losses)) == pytest.approx(read(model, rows), rel=1e-5)

@@ -24,11 +24,11 @@ from tersely.kernels.quantization import Scheme, W4A8Config
 from tersely.kernels.quantization import model as module_of_model
 from tersely.kernels.quantization.config import METHOD
 from tersely.kernels.quantization.run import REPORT
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 from .disk import files_no_longer_than
 
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 ROWS = ("--rows", "8", "--length", "32")
 
 

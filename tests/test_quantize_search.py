@@ -8,7 +8,14 @@ from torch import Tensor
 
 from tersely.errors import ModelError
 from tersely.kernels.quantization.gptq import _fitted, _range, compensate, losses
-from tersely.kernels.quantization.scheme import FINE_GRID, TwoGrains, code_bounds, eight_bits, input_scale, two_grains
+from tersely.kernels.quantization.scheme import (
+    FINE_GRID,
+    DualGrained,
+    code_bounds,
+    dual_grained,
+    eight_bits,
+    input_scale,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +23,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def weight_of(found: TwoGrains, size: int) -> Tensor:
+def weight_of(found: DualGrained, size: int) -> Tensor:
     fine, zero = (t.repeat_interleave(size, 1)[:, : found.codes.shape[1]].float() for t in (found.fine, found.zero))
     return found.channel_scale[:, None] * fine * (found.codes.float() - zero)
 
@@ -25,7 +32,7 @@ def weight_of(found: TwoGrains, size: int) -> Tensor:
 def test_codes_and_scales_keep_to_what_is_allowed(outputs: int, inputs: int, size: int) -> None:
     weight = torch.randn(outputs, inputs) * torch.logspace(-3, 3, outputs)[:, None]
     weight[0, 0] = 100
-    found = two_grains(weight, size)
+    found = dual_grained(weight, size)
     assert found.codes.shape == weight.shape
     assert found.fine.shape == found.zero.shape == (outputs, -(-inputs // size))
     assert found.codes.max() <= 15
@@ -40,7 +47,7 @@ def test_codes_and_scales_keep_to_what_is_allowed(outputs: int, inputs: int, siz
 def test_the_error_is_that_of_the_outputs() -> None:
     x = torch.randn(300, 64) @ torch.randn(64, 64)
     weight = torch.randn(10, 64)
-    found = two_grains(weight, 64, (x.T @ x)[None])
+    found = dual_grained(weight, 64, (x.T @ x)[None])
     wrong = (x @ (weight_of(found, 64) - weight).T).square().sum() / (x @ weight.T).square().sum()
     assert found.error == pytest.approx(wrong.item(), rel=1e-3)
 
@@ -50,10 +57,10 @@ def test_the_search_finds_better_scales_than_plain_rounding() -> None:
     weight = torch.distributions.StudentT(3.0).sample((40, 128))
     gram = torch.stack([part.T @ part for part in x.split(64, dim=1)])
     for given in (None, gram):
-        found = two_grains(weight, 64, given)
+        found = dual_grained(weight, 64, given)
         assert found.error < 0.95 * found.plain_error
-    blind = weight_of(two_grains(weight, 64), 64) - weight
-    seeing = weight_of(two_grains(weight, 64, gram), 64) - weight
+    blind = weight_of(dual_grained(weight, 64), 64) - weight
+    seeing = weight_of(dual_grained(weight, 64, gram), 64) - weight
     assert (x @ seeing.T).square().sum() < 0.9 * (x @ blind.T).square().sum()
 
 
@@ -62,10 +69,10 @@ def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int, found_by
     mixed = torch.randn(inputs, inputs) * torch.logspace(-1, 1, inputs)
     x, weight = torch.randn(2000, inputs) @ mixed, torch.randn(24, inputs)
     weight[5] = 0
-    gram, found = x.T @ x, two_grains(weight, size, search=False)
+    gram, found = x.T @ x, dual_grained(weight, size, search=False)
     made, full = compensate(weight, size, gram), compensate(weight, size, gram, search=False)
 
-    def wrong(one: TwoGrains) -> Tensor:
+    def wrong(one: DualGrained) -> Tensor:
         return (x @ (weight_of(one, size) - weight).T).square().sum(dim=0)
 
     assert wrong(made).sum() < 0.5 * wrong(found).sum()
@@ -96,7 +103,7 @@ def test_each_part_of_the_search_loses_less() -> None:
     x, weight = torch.randn(2000, 96) @ mixed, torch.randn(24, 96)
     gram, coarse = x.T @ x, torch.full((24,), 0.02)
     # The scale of an output: a little more or less loses more.
-    found = two_grains(weight, 32, search=False)
+    found = dual_grained(weight, 32, search=False)
     codes, fine, zero = found.codes.float(), *(t.repeat_interleave(32, 1).float() for t in (found.fine, found.zero))
     fitted = _fitted(codes, found.channel_scale, fine, zero, weight, gram)
 
@@ -124,17 +131,17 @@ def test_each_part_of_the_search_loses_less() -> None:
 
 def test_without_a_search_ranges_are_full() -> None:
     weight = torch.distributions.StudentT(3.0).sample((40, 128))
-    found = two_grains(weight, 64, search=False)
-    assert found.error == found.plain_error == pytest.approx(two_grains(weight, 64).plain_error)
+    found = dual_grained(weight, 64, search=False)
+    assert found.error == found.plain_error == pytest.approx(dual_grained(weight, 64).plain_error)
 
 
 def test_matrices_that_say_little() -> None:
-    zeros = two_grains(torch.zeros(3, 40), 32)
+    zeros = dual_grained(torch.zeros(3, 40), 32)
     assert zeros.error == 0
     assert (weight_of(zeros, 32) == 0).all()
     weight = torch.stack((torch.ones(64), -torch.ones(64), torch.zeros(64)))
     weight[2, 5] = 3
-    found = two_grains(weight, 32)
+    found = dual_grained(weight, 32)
     torch.testing.assert_close(weight_of(found, 32), weight, rtol=0.02, atol=0)
 
 

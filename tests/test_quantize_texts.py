@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.errors import OptionError
 from tersely.kernels.quantization.calibration import read
-from tersely.kernels.quantization.calibration_text import _drawn, _one_left, answered_by, rows_of, written_by
-from tersely.models import path_of
+from tersely.kernels.quantization.calibration_text import _drawn, _one_left, answered_by, tokenize_rows, written_by
+from tersely.models import get_model_path
 
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 
 
 def load(folder: Path | str) -> Any:
@@ -26,19 +26,19 @@ def test_text_from_files(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(SMALL)
     plain, lines = tmp_path / "a.txt", tmp_path / "b.jsonl"
     plain.write_text("Kai has 3 shells. " * 40)
-    rows = rows_of(plain, tokenizer, 5, 16)
+    rows = tokenize_rows(plain, tokenizer, 5, 16)
     assert rows.shape == (5, 16)
     assert "Kai has" in tokenizer.decode(rows[4])
     lines.write_text(
         "\n".join(json.dumps({"problem": f"Kai has {n} shells.\u2028", "id": n}, ensure_ascii=False) for n in range(30))
     )
-    assert "Kai has 0 shells." in tokenizer.decode(rows_of(lines, tokenizer, 3, 16)[0])
+    assert "Kai has 0 shells." in tokenizer.decode(tokenize_rows(lines, tokenizer, 3, 16)[0])
     with pytest.raises(OptionError, match=r"tokens; accepted: at least 2000.*smaller --length"):
-        rows_of(plain, tokenizer, 5, 1000)
+        tokenize_rows(plain, tokenizer, 5, 1000)
     lines.write_text("[1]")
     for bad in (lines, tmp_path / "missing.txt", tmp_path):
         with pytest.raises(OptionError, match=r"cannot be read.*accepted: a text in UTF-8"):
-            rows_of(bad, tokenizer, 5, 16)
+            tokenize_rows(bad, tokenizer, 5, 16)
 
 
 def test_what_a_model_writes_is_its_own() -> None:

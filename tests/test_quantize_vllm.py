@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 from tersely.errors import ModelError
 from tersely.kernels.quantization import Scheme, quantize_model
-from tersely.kernels.w4a8_layout import Form, pack_bytes, pack_planes, unpack
-from tersely.models import path_of
+from tersely.kernels.w4a8_layout import PackedLayout, pack_bytes, pack_planes, unpack
+from tersely.models import get_model_path
 
 from .mapped import GIVES_LARGE_PAGES, lies_in_large_pages
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 pytestmark = pytest.mark.vllm
-SMALL = path_of("tersely-tiny-small")
+SMALL = get_model_path("tersely-tiny-small")
 PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "Kai makes 3 times the shells.")
 LENGTH = 20
 
@@ -158,12 +158,12 @@ def test_a_device_loads_its_part_of_queries_and_keys(start: Callable[..., LLM]) 
     assert scale.data.tolist() == [1, 1, 1], "which all parts have in common"
 
 
-@pytest.mark.parametrize("form", [Form.BYTES, Form.PLANES], ids=str)
-def test_a_device_loads_its_part_of_a_head(start: Callable[..., LLM], form: Form) -> None:
+@pytest.mark.parametrize("form", [PackedLayout.BYTES, PackedLayout.PLANES], ids=str)
+def test_a_device_loads_its_part_of_a_head(start: Callable[..., LLM], form: PackedLayout) -> None:
     from tersely.kernels.quantization.vllm import _head_loader
 
     whole = torch.randint(-127, 128, (64, 24))
-    packed = (pack_planes if form is Form.PLANES else pack_bytes)(whole)
+    packed = (pack_planes if form is PackedLayout.PLANES else pack_bytes)(whole)
     load = _head_loader(SimpleNamespace(shard_indices=SimpleNamespace(org_vocab_start_index=32)), form)
     part = nn.Parameter(torch.zeros(*packed.shape[:-3], 3, *packed.shape[-2:], dtype=torch.uint8), requires_grad=False)
     load(part, packed)
@@ -175,7 +175,7 @@ def test_layers_that_vllm_cannot_join(start: Callable[..., LLM]) -> None:
     from tersely.kernels.quantization.vllm import TwoForms, W4A8Method
 
     def create(inputs: int, parts: list[int], whole_inputs: int, outputs: int) -> None:
-        W4A8Method(Form.GRAINS, Scheme(64)).create_weights(
+        W4A8Method(PackedLayout.GRAINS, Scheme(64)).create_weights(
             nn.Module(), inputs, parts, whole_inputs, outputs, torch.float32
         )
 

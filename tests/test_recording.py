@@ -16,18 +16,18 @@ import tersely
 from tersely.controller.budgets import TIERS
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.live_recorder import LiveRecorder
-from tersely.controller.options import Options
-from tersely.controller.policies.record import Boundary, mean_entropy
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.record import ThoughtRecord, mean_entropy
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
+from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
-from tersely.controller.trace import Generation, Usage
+from tersely.controller.trace import GenerationResult, Usage
 from tersely.errors import CapabilityError, OptionError
 from tersely.io import WriteError
-from tersely.probes.calibrate.data import boundaries_of
+from tersely.probes.calibrate.data import read_boundaries
 from tersely.probes.features import FEATURES
 from tersely.probes.question_hash import question_hash
-from tersely.probes.records import UNKNOWN, Records, RecordsError, read
+from tersely.probes.records import UNKNOWN, RecordsError, RecordTable, read
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from .disk import files_no_longer_than
@@ -52,8 +52,8 @@ def ask(engine: Any, prompts: Any = None, **options: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain(engine: TransformersEngine) -> list[Generation]:
-    done: list[Generation] = ask(engine)
+def plain(engine: TransformersEngine) -> list[GenerationResult]:
+    done: list[GenerationResult] = ask(engine)
     assert all(one.finish_reason == "stop" for one in done)
     return done
 
@@ -63,7 +63,7 @@ class Recorded:
 
     def __init__(self, folder: Path, engine: TransformersEngine) -> None:
         self.folder = folder
-        self.done: list[Generation] = ask(engine, record=str(folder))
+        self.done: list[GenerationResult] = ask(engine, record=str(folder))
         self.records = read(folder)
 
 
@@ -72,7 +72,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, engine: TransformersEngin
     return Recorded(tmp_path_factory.mktemp("recorded") / "live", engine)
 
 
-def test_what_is_answered_is_not_touched(recorded: Recorded, plain: list[Generation]) -> None:
+def test_what_is_answered_is_not_touched(recorded: Recorded, plain: list[GenerationResult]) -> None:
     assert [(one.token_ids, one.usage, one.trace) for one in recorded.done] == [
         (one.token_ids, one.usage, one.trace) for one in plain
     ]
@@ -106,7 +106,7 @@ def test_what_is_kept_is_a_collection(recorded: Recorded, engine: TransformersEn
 def test_outcomes_are_by_agreement(recorded: Recorded) -> None:
     """After its last thought a model has mostly stated what it then answers; before its first it has not."""
     records = recorded.records
-    made = boundaries_of(records, -1)
+    made = read_boundaries(records, -1)
     assert made.final.all()
     assert made.now.tolist() == records["boundaries.same"].astype(bool).tolist()
     stated = records["boundaries.stated"] >= 0
@@ -118,7 +118,7 @@ def test_outcomes_are_by_agreement(recorded: Recorded) -> None:
 def test_states_are_those_the_boundary_was_sampled_from(recorded: Recorded, engine: TransformersEngine) -> None:
     records, session = recorded.records, Session(engine)
     for row, (prompt, one) in enumerate(zip(PROMPTS, recorded.done, strict=True)):
-        ids = session.prepare([prompt], Options())[0].request.prompt_ids
+        ids = session.prepare([prompt], GenerationOptions())[0].request.prompt_ids
         with torch.no_grad():
             hidden = engine.model(torch.tensor([[*ids, *one.token_ids]]), output_hidden_states=True).hidden_states
         mine = records["boundaries.rollout"] == row
@@ -142,9 +142,9 @@ def test_no_prompt_is_stored(engine: TransformersEngine, tmp_path: Path) -> None
 
 
 def test_shadow_mode_records_beside_what_it_would_do(
-    engine: TransformersEngine, plain: list[Generation], recorded: Recorded, tmp_path: Path
+    engine: TransformersEngine, plain: list[GenerationResult], recorded: Recorded, tmp_path: Path
 ) -> None:
-    events: list[Event] = []
+    events: list[TextDeltaEvent] = []
     done = ask(engine, preset="balanced", shadow=True, record=tmp_path, on_event=events.append)
     assert [one.token_ids for one in done] == [one.token_ids for one in plain]
     assert any(one.trace for one in done)
@@ -258,8 +258,8 @@ def told(recorder: LiveRecorder, answers: Sequence[str], stated: Sequence[Sequen
     for answer, said in zip(answers, stated, strict=True):
         tell = begin()
         for end, one in enumerate(said, 1):
-            tell(Boundary(10 * end, row, one, {-1: np.ones(4, np.float32)}, None))
-        done.append(Generation(answer, "", answer, "stop", "normal", Usage(thinking=90, answer=9)))
+            tell(ThoughtRecord(10 * end, row, one, {-1: np.ones(4, np.float32)}, None))
+        done.append(GenerationResult(answer, "", answer, "stop", "normal", Usage(thinking=90, answer=9)))
     recorder.keep([f"prompt {i}" for i in range(len(done))], done, [True] * len(done))
 
 
@@ -267,7 +267,7 @@ def test_answers_are_equal_however_they_are_spelt(engine: TransformersEngine, tm
     recorder = LiveRecorder(tmp_path, engine, Session(engine).codec, Markers("<think>", "</think>"))
     answers = ["The answer is \\boxed{1,000}.", "So \\boxed{5.0}", "It is 7, not 8, so 9", "No idea."]
     told(recorder, answers, [[None, "999", "1000"], ["5", "6"], ["9"], ["9"]])
-    found: Records = read(tmp_path)
+    found: RecordTable = read(tmp_path)
     assert found["boundaries.same"].tolist() == [0, 0, 1, 1, 0, 1, 0]
     assert found["boundaries.stated"].tolist() == [UNKNOWN, 0, 1, 0, 1, 0, 0]
     assert found["boundaries.rollout"].tolist() == [0, 0, 0, 1, 1, 2, 3]

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from tersely.io import WriteError
 from tersely.probes.features import FEATURES
 from tersely.probes.question_hash import question_hash
-from tersely.probes.records import PLAN, UNKNOWN, Records, RecordsError, Store, column_names, read
+from tersely.probes.records import PLAN, UNKNOWN, RecordsError, RecordStore, RecordTable, column_names, read
 
 from .disk import files_no_longer_than
 from .planted_records import part_of, planted, write_planted
@@ -28,16 +28,16 @@ PARTS = 3
 
 
 @pytest.fixture(scope="module")
-def records() -> Records:
+def records() -> RecordTable:
     return planted(13, rollouts=2, layers=(2, -1))
 
 
 @pytest.fixture
-def folder(records: Records, tmp_path: Path) -> Path:
+def folder(records: RecordTable, tmp_path: Path) -> Path:
     return write_planted(tmp_path / "data", records, PARTS)
 
 
-def same(one: Records, other: Records) -> bool:
+def same(one: RecordTable, other: RecordTable) -> bool:
     columns = one.columns.keys() == other.columns.keys() and all(
         a.dtype == (b := other[name]).dtype and np.array_equal(a, b, equal_nan=True) for name, a in one.columns.items()
     )
@@ -49,7 +49,7 @@ def paths(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
-def test_parts_are_joined_to_what_was_there(records: Records, tmp_path: Path, parts: int) -> None:
+def test_parts_are_joined_to_what_was_there(records: RecordTable, tmp_path: Path, parts: int) -> None:
     found = read(write_planted(tmp_path / "data", records, parts))
     assert same(found, records)
     assert found.hash == records.hash
@@ -62,11 +62,11 @@ def test_parts_are_joined_to_what_was_there(records: Records, tmp_path: Path, pa
     assert found["rollouts.question"].max() == 12
 
 
-def test_the_hash_is_of_every_column(records: Records) -> None:
+def test_the_hash_is_of_every_column(records: RecordTable) -> None:
     for name, column in records.columns.items():
         touched = column.copy()
         touched.flat[-1] += 1
-        assert Records(records.plan, {**records.columns, name: touched}, records.texts).hash != records.hash, name
+        assert RecordTable(records.plan, {**records.columns, name: touched}, records.texts).hash != records.hash, name
 
 
 def test_a_question_is_known_again_by_its_words_alone() -> None:
@@ -74,9 +74,9 @@ def test_a_question_is_known_again_by_its_words_alone() -> None:
     assert question_hash("What is 2 + 2?") != question_hash("What is 2 +2?")
 
 
-def test_going_on_writes_what_is_missing(records: Records, folder: Path) -> None:
+def test_going_on_writes_what_is_missing(records: RecordTable, folder: Path) -> None:
     (folder / "part-00001.safetensors").unlink()
-    store = Store(folder, records.plan)
+    store = RecordStore(folder, records.plan)
     assert [store.has(number) for number in range(PARTS)] == [True, False, True]
     store.put(1, *part_of(records, 1, PARTS))
     assert same(read(folder), records)
@@ -95,7 +95,7 @@ while True:
 """
 
 
-def test_kill_9_leaves_parts_whole_or_absent(records: Records, tmp_path: Path) -> None:
+def test_kill_9_leaves_parts_whole_or_absent(records: RecordTable, tmp_path: Path) -> None:
     """The writer writes one part over and over, so that it is killed within a write as like as not."""
     folder, root = tmp_path / "data", Path(__file__).parents[1]
     command, env = [sys.executable, "-c", WRITER, str(folder)], {**os.environ, "PYTHONPATH": str(root)}
@@ -108,7 +108,7 @@ def test_kill_9_leaves_parts_whole_or_absent(records: Records, tmp_path: Path) -
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    store = Store(folder, records.plan)
+    store = RecordStore(folder, records.plan)
     assert store.has(0)
     assert not store.has(1)
     for number in (1, 2):
@@ -121,23 +121,23 @@ def test_kill_9_leaves_parts_whole_or_absent(records: Records, tmp_path: Path) -
     [({"seed": 1}, "seed"), ({"more": 1}, "more"), ({"model": "m", "tiers": ["easy"]}, "model, tiers")],
 )
 def test_another_plan_is_refused_and_what_is_there_stays(
-    records: Records, folder: Path, change: dict[str, Any], differs: str
+    records: RecordTable, folder: Path, change: dict[str, Any], differs: str
 ) -> None:
     before = {name: (folder / name).read_bytes() for name in paths(folder)}
     with pytest.raises(RecordsError, match=f"collected with another {differs}; go on with the same settings, or"):
-        Store(folder, {**records.plan, **change})
+        RecordStore(folder, {**records.plan, **change})
     assert {name: (folder / name).read_bytes() for name in paths(folder)} == before
 
 
-def test_a_plan_that_nothing_was_collected_by_binds_nobody(records: Records, tmp_path: Path) -> None:
-    Store(tmp_path, {**records.plan, "layers": [99]})
-    store = Store(tmp_path, records.plan)
+def test_a_plan_that_nothing_was_collected_by_binds_nobody(records: RecordTable, tmp_path: Path) -> None:
+    RecordStore(tmp_path, {**records.plan, "layers": [99]})
+    store = RecordStore(tmp_path, records.plan)
     store.put(0, *part_of(records, 0, 1))
     assert same(read(tmp_path), records)
 
 
-def test_the_next_part_takes_no_place_that_is_taken(records: Records, folder: Path) -> None:
-    store = Store(folder, records.plan)
+def test_the_next_part_takes_no_place_that_is_taken(records: RecordTable, folder: Path) -> None:
+    store = RecordStore(folder, records.plan)
     assert store.parts == PARTS
     (folder / "part-00001.safetensors").unlink()
     assert not store.has(store.parts)
@@ -190,9 +190,9 @@ def test_a_part_that_is_not_whole_is_refused(folder: Path, tamper: Callable[[Pat
         read(folder)
 
 
-def test_texts_that_are_not_one_a_question_are_refused(records: Records, folder: Path) -> None:
+def test_texts_that_are_not_one_a_question_are_refused(records: RecordTable, folder: Path) -> None:
     columns, texts = part_of(records, 1, PARTS)
-    Store(folder, records.plan).put(1, columns, {**texts, "hash": texts["hash"][1:]})
+    RecordStore(folder, records.plan).put(1, columns, {**texts, "hash": texts["hash"][1:]})
     with pytest.raises(RecordsError, match=r"part-00001\.safetensors: .* have different lengths; delete it"):
         read(folder)
 
@@ -216,32 +216,32 @@ def test_a_folder_without_a_plan_is_no_collection(folder: Path, plan: bytes | No
         read(folder)
 
 
-def test_a_collection_without_data_says_so(records: Records, tmp_path: Path) -> None:
-    Store(tmp_path, records.plan)
+def test_a_collection_without_data_says_so(records: RecordTable, tmp_path: Path) -> None:
+    RecordStore(tmp_path, records.plan)
     with pytest.raises(RecordsError, match="holds no data yet; run the collection to its end, or for longer"):
         read(tmp_path)
     with pytest.raises(RecordsError, match="cannot be read"):
         read(tmp_path / "nowhere")
 
 
-def test_a_file_is_no_folder(records: Records, tmp_path: Path) -> None:
+def test_a_file_is_no_folder(records: RecordTable, tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(WriteError, match=r"data cannot be written: .*; choose another place"):
-        Store(tmp_path / "data", records.plan)
+        RecordStore(tmp_path / "data", records.plan)
 
 
-def test_columns_that_were_not_planned_are_a_mistake(records: Records, tmp_path: Path) -> None:
+def test_columns_that_were_not_planned_are_a_mistake(records: RecordTable, tmp_path: Path) -> None:
     columns, texts = part_of(records, 0, 1)
-    store = Store(tmp_path, records.plan)
+    store = RecordStore(tmp_path, records.plan)
     for wrong in ({**columns, "rollouts.mood": columns["rollouts.tier"]}, dict(list(columns.items())[1:])):
         with pytest.raises(ValueError, match="columns that are not as planned"):
             store.put(0, wrong, texts)
     assert store.parts == 0
 
 
-def test_a_full_disk_leaves_nothing_of_a_part(records: Records, folder: Path) -> None:
+def test_a_full_disk_leaves_nothing_of_a_part(records: RecordTable, folder: Path) -> None:
     (folder / "part-00002.safetensors").unlink()
-    before, store = paths(folder), Store(folder, records.plan)
+    before, store = paths(folder), RecordStore(folder, records.plan)
     with files_no_longer_than(1000), pytest.raises(WriteError, match=r"part-00002\.safetensors cannot be written"):
         store.put(2, *part_of(records, 2, PARTS))
     assert paths(folder) == before
@@ -249,7 +249,7 @@ def test_a_full_disk_leaves_nothing_of_a_part(records: Records, folder: Path) ->
     assert same(read(folder), records)
 
 
-def test_the_plan_is_readable_and_has_what_it_was_given(records: Records, folder: Path) -> None:
+def test_the_plan_is_readable_and_has_what_it_was_given(records: RecordTable, folder: Path) -> None:
     plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
     assert plan == records.plan
     assert (plan["version"], plan["layers"], plan["features"]) == (2, [2, -1], list(FEATURES))

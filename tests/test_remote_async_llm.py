@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import pytest
 
-from tersely.controller.engines.openai.async_llm import InProcess, in_process
-from tersely.controller.engines.openai.engine import ContinuingEngine
+from tersely.controller.engines.openai.async_llm import AsyncLLMBackend, load_async_llm
+from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
-from tersely.controller.types import Request, Sampling
+from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
 
@@ -28,16 +28,16 @@ pytestmark = [
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 4, 5)]
-GREEDY = Options(max_new_tokens=300, sampling=Sampling(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=300, sampling=SamplingParams(temperature=0.0))
 SETTINGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "gpu_memory_utilization": 0.3}
 
 
 @pytest.fixture(scope="session")
-def engine() -> Iterator[ContinuingEngine]:
+def engine() -> Iterator[RemoteEngine]:
     """Kept to the end, since vLLM takes all engines of a process down with the first that goes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
-        engine = in_process(MODEL, **SETTINGS)
+        engine = load_async_llm(MODEL, **SETTINGS)
     yield engine
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM leaves a context of its sockets to the garbage collector
@@ -46,7 +46,7 @@ def engine() -> Iterator[ContinuingEngine]:
 
 
 @pytest.mark.parametrize("preset", ["off", "fast"])
-def test_greedy_answers_are_those_of_transformers(engine: ContinuingEngine, preset: str) -> None:
+def test_greedy_answers_are_those_of_transformers(engine: RemoteEngine, preset: str) -> None:
     options = replace(GREEDY, preset=preset)
     local = load_engine(MODEL, dtype="float32")
     expected, found = (Session(one).run(PROBLEMS, options) for one in (local, engine))
@@ -58,7 +58,7 @@ def test_greedy_answers_are_those_of_transformers(engine: ContinuingEngine, pres
     assert any(done.trace for done in found) == (preset != "off")
 
 
-def test_signals_are_those_of_transformers(engine: ContinuingEngine) -> None:
+def test_signals_are_those_of_transformers(engine: RemoteEngine) -> None:
     request = Request(Session(engine).prepare(PROBLEMS[:1], GREEDY)[0].request.prompt_ids, 30, signals=True)
     local = load_engine(MODEL, dtype="float32")
     expected, found = (one.generate([request], GREEDY.sampling)[0].signals for one in (local, engine))
@@ -67,13 +67,13 @@ def test_signals_are_those_of_transformers(engine: ContinuingEngine) -> None:
         assert (one.chosen, one.top, one.margin) == pytest.approx((other.chosen, other.top, other.margin), abs=2e-3)
 
 
-def test_a_closed_stream_is_aborted(engine: ContinuingEngine) -> None:
+def test_a_closed_stream_is_aborted(engine: RemoteEngine) -> None:
     backend = engine.backend
-    assert isinstance(backend, InProcess) and engine.context_length == 1024
+    assert isinstance(backend, AsyncLLMBackend) and engine.context_length == 1024
     requests = [Request((5, 6, 7, row + 8), 900) for row in range(4)]
 
     async def cancelled() -> None:
-        task = asyncio.create_task(engine.agenerate(requests, Sampling(temperature=2.0)))
+        task = asyncio.create_task(engine.agenerate(requests, SamplingParams(temperature=2.0)))
         end = time.monotonic() + 20
         while backend._llm.get_num_unfinished_requests() < 4:
             assert time.monotonic() < end
@@ -89,19 +89,19 @@ def test_a_closed_stream_is_aborted(engine: ContinuingEngine) -> None:
         time.sleep(0.02)
 
 
-def test_what_vllm_refuses_is_said(engine: ContinuingEngine) -> None:
+def test_what_vllm_refuses_is_said(engine: RemoteEngine) -> None:
     with pytest.raises(ModelError, match=r"vLLM refuses the request: .*123456"):
         engine.generate([Request((5, 123456), 5)], GREEDY.sampling)
 
 
-def test_options_and_engines_that_do_not_fit(engine: ContinuingEngine) -> None:
+def test_options_and_engines_that_do_not_fit(engine: RemoteEngine) -> None:
     backend = engine.backend
-    assert isinstance(backend, InProcess)
+    assert isinstance(backend, AsyncLLMBackend)
     with pytest.raises(OptionError, match="works in an event loop already"):
-        in_process(backend._llm)
+        load_async_llm(backend._llm)
     with pytest.raises(OptionError, match="options dtype came with a vLLM that is started already"):
-        in_process(backend._llm, dtype="float32")
+        load_async_llm(backend._llm, dtype="float32")
     with pytest.raises(OptionError, match=r"vLLM takes other options: .*temprature"):
-        in_process(MODEL, temprature=1)
+        load_async_llm(MODEL, temprature=1)
     with pytest.raises(ModelError, match="did you mean 'tersely-tiny-small'"):
-        in_process("tersely-tiny-smal")
+        load_async_llm("tersely-tiny-smal")

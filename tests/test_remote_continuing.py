@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.openai.backend import Chunk, ServerLostError, StreamError
-from tersely.controller.engines.openai.engine import ContinuingEngine
+from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, Signals
+from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, Signals, StepInfo
 from tersely.errors import CapabilityError, ModelError, OptionError, PromptError
 
 from .models import VOCABULARY, letters, random_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 ENGINE = TransformersEngine(random_model(), letters(), name="random")
 PROMPTS = [tuple(random.Random(row).choices(range(3, 29), k=3 + row)) for row in range(6)]
 
@@ -40,7 +40,7 @@ class ModelBackend:
     tokenizer: Any = field(default_factory=letters)
     open_streams: int = 0
     closed: bool = False
-    asked: list[tuple[tuple[int, ...], int, Sampling]] = field(default_factory=list)
+    asked: list[tuple[tuple[int, ...], int, SamplingParams]] = field(default_factory=list)
     gate: asyncio.Event | None = None
 
     async def open(self) -> None:
@@ -50,7 +50,7 @@ class ModelBackend:
         self.closed = True
 
     async def stream(
-        self, ids: Sequence[int], limit: int, sampling: Sampling, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
         number = len(self.asked)
         self.asked.append((tuple(ids), limit, sampling))
@@ -84,7 +84,7 @@ class ModelBackend:
 
 @contextmanager
 def engine_on(backend: ModelBackend, **options: Any) -> Any:
-    engine = ContinuingEngine(backend, **options)
+    engine = RemoteEngine(backend, **options)
     try:
         yield engine
     finally:
@@ -101,7 +101,7 @@ class Wild:
         self.back = 0
         self.heard: list[int] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.heard.append(token)
         self.size += 1
         if self.trial:
@@ -148,10 +148,10 @@ class Script:
     def __init__(self, at: dict[int, Directive], resume: Directive = KEEP) -> None:
         self.at, self.then = at, resume
         self.heard: list[int] = []
-        self.seen: list[Seen | None] = []
+        self.seen: list[StepInfo | None] = []
         self.end: Completion | None = None
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.heard.append(token)
         self.seen.append(seen)
         return self.at.get(len(self.heard), KEEP)
@@ -213,7 +213,7 @@ def test_trials_are_greedy_taken_back_and_counted() -> None:
     backend = ModelBackend(size=4)
     trial = {3: Directive((8, 9), trial=True), 6: Directive(drop=5, trial=False)}
     with engine_on(backend) as engine:
-        done = engine.generate([Request(PROMPTS[0], 12, Script(trial))], Sampling(temperature=1.0, seed=4))[0]
+        done = engine.generate([Request(PROMPTS[0], 12, Script(trial))], SamplingParams(temperature=1.0, seed=4))[0]
     warm, cold, after = (sampling for _, _, sampling in backend.asked)
     assert cold.temperature == 0 and cold.seed is None
     assert warm.temperature == after.temperature == 1.0 and warm.seed != after.seed
@@ -224,7 +224,7 @@ def test_trials_are_greedy_taken_back_and_counted() -> None:
 def test_a_seed_decides_what_is_drawn_and_rows_draw_apart() -> None:
     twice = [Request(PROMPTS[3], 20), Request(PROMPTS[3], 20, temperature=0.7)]
     with engine_on(ModelBackend()) as engine:
-        one, other, again = (engine.generate(twice, Sampling(temperature=1.5, seed=s)) for s in (1, 2, 1))
+        one, other, again = (engine.generate(twice, SamplingParams(temperature=1.5, seed=s)) for s in (1, 2, 1))
         assert [d.token_ids for d in one] == [d.token_ids for d in again] != [d.token_ids for d in other]
         assert one[0].token_ids != one[1].token_ids
         assert {sampling.temperature for _, _, sampling in engine.backend.asked} == {1.5, 0.7}
@@ -334,7 +334,7 @@ def test_a_backend_that_is_lost_for_good_is_an_error_with_what_was_written() -> 
 
 def test_what_a_watcher_raises_ends_the_call_and_all_streams() -> None:
     class Fails(Script):
-        def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
             raise ZeroDivisionError("a watcher's own")
 
     backend = ModelBackend()
@@ -358,7 +358,7 @@ def test_an_interrupt_closes_all_streams() -> None:
 
 def test_closing_ends_what_is_under_way() -> None:
     backend = ModelBackend(gate=asyncio.Event())
-    engine = ContinuingEngine(backend)
+    engine = RemoteEngine(backend)
     timer = threading.Timer(0.3, engine.close)
     timer.start()
     with pytest.raises(ModelError, match="was closed before it was done"):

@@ -12,14 +12,14 @@ from transformers import AutoTokenizer
 
 from tersely.controller.connect import connect
 from tersely.controller.engines.openai.backend import ServerLostError
-from tersely.controller.engines.openai.streaming_tokenizer import Retokenizer
+from tersely.controller.engines.openai.streaming_tokenizer import StreamingTokenizer
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
-from tersely.controller.types import Sampling
+from tersely.controller.types import SamplingParams
 from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 from .models import letters
 from .remote_servers import TextServer
@@ -27,7 +27,7 @@ from .vllm_server import free_port
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 3, 5)]
-GREEDY = Options(max_new_tokens=250, sampling=Sampling(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=250, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_ids_of_text_in_pieces_spell_the_text(text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(path_of(MODEL))
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(MODEL))
     whole = tokenizer(text, add_special_tokens=False)["input_ids"]
     for seed in range(4):
-        rng, words = random.Random(seed), Retokenizer(tokenizer)
+        rng, words = random.Random(seed), StreamingTokenizer(tokenizer)
         ids: list[int] = []
         start = early = 0
         while start < len(text):
@@ -96,10 +96,10 @@ def test_ids_of_text_in_pieces_spell_the_text(text: str) -> None:
 
 
 def test_ids_of_tokens_in_pieces_are_those_tokens() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(path_of(MODEL))
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(MODEL))
     for text in TEXTS[:1] * 2 + ["So 3 times 4 is 12. " * 200]:
         whole = tokenizer(text, add_special_tokens=False)["input_ids"]
-        words = Retokenizer(tokenizer)
+        words = StreamingTokenizer(tokenizer)
         ids: list[int] = []
         for token in whole:
             ids += words.add(tokenizer.decode([token]))
@@ -111,7 +111,7 @@ def test_a_tokenizer_without_offsets_is_refused(engine: TransformersEngine) -> N
         is_fast = False
 
     with pytest.raises(CapabilityError, match="tells no token ids, and Slow"):
-        Retokenizer(Slow())
+        StreamingTokenizer(Slow())
 
 
 def test_a_broken_connection_is_taken_up_again(engine: TransformersEngine) -> None:
@@ -187,7 +187,7 @@ def test_a_silent_server_is_not_waited_for_for_ever(engine: TransformersEngine) 
 
 
 def test_an_end_of_thinking_that_would_stay_unseen_is_refused(engine: TransformersEngine) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(path_of(MODEL))
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(MODEL))
     tokenizer.add_special_tokens({"additional_special_tokens": ["[/THINK]"]})
     with TextServer(engine, strict=True).up() as server:
         with pytest.raises(

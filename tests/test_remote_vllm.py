@@ -14,18 +14,18 @@ from typing import ClassVar
 
 import pytest
 
-from tersely.controller.chat_endpoint import ChatEndpoint
+from tersely.controller.chat_endpoint import ChatOnlyEndpoint
 from tersely.controller.connect import connect
 from tersely.controller.engines.openai.backend import ServerLostError
-from tersely.controller.engines.openai.engine import ContinuingEngine
+from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.helpers.engine_helper import EngineHelper
-from tersely.controller.options import Options
-from tersely.controller.policies.base import Close, Delegate, Inject, Policy, Trial, View, Wait, Watching
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.base import Close, Delegate, Inject, Policy, PolicyView, Trial, Wait, Watching
 from tersely.controller.policies.reconsider import Reconsider
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation
-from tersely.controller.types import Engine, Request, Sampling
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import Engine, Request, SamplingParams
 from tersely.errors import CapabilityError, ModelError
 from tersely.evaluation.tasks.questions import load
 
@@ -38,7 +38,7 @@ pytestmark = [
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 6, 5)]
-GREEDY = Options(max_new_tokens=400, sampling=Sampling(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -53,17 +53,17 @@ def local() -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def remote(server: VllmServer) -> Iterator[ContinuingEngine]:
+def remote(server: VllmServer) -> Iterator[RemoteEngine]:
     engine = connect(server.url, tokenizer=MODEL, api_key=KEY)
     yield engine
     engine.close()
 
 
-def decisions(done: Generation) -> list[tuple[str, str, int, str]]:
+def decisions(done: GenerationResult) -> list[tuple[str, str, int, str]]:
     return [(d.policy, d.action, d.position, d.text) for d in done.trace]
 
 
-def assert_same(found: Sequence[Generation], expected: Sequence[Generation]) -> None:
+def assert_same(found: Sequence[GenerationResult], expected: Sequence[GenerationResult]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.token_ids == other.token_ids
         assert decisions(one) == decisions(other)
@@ -72,7 +72,7 @@ def assert_same(found: Sequence[Generation], expected: Sequence[Generation]) -> 
             assert getattr(one.usage, kind) == getattr(other.usage, kind)
 
 
-def test_what_the_server_can_do_is_found_out(remote: ContinuingEngine, server: VllmServer) -> None:
+def test_what_the_server_can_do_is_found_out(remote: RemoteEngine, server: VllmServer) -> None:
     assert remote.name == f"tiny at {server.url}/v1"
     assert remote.context_length == 1024
     assert remote.capabilities == {"crop", "retract", "chances"}
@@ -83,9 +83,7 @@ def test_what_the_server_can_do_is_found_out(remote: ContinuingEngine, server: V
 
 
 @pytest.mark.parametrize("preset", ["off", "budget", "careful", "fast", "trimr"])
-def test_greedy_answers_are_those_of_transformers(
-    local: TransformersEngine, remote: ContinuingEngine, preset: str
-) -> None:
+def test_greedy_answers_are_those_of_transformers(local: TransformersEngine, remote: RemoteEngine, preset: str) -> None:
     options = replace(GREEDY, preset=preset)
     expected, found = (Session(engine).run(PROBLEMS, options) for engine in (local, remote))
     assert_same(found, expected)
@@ -101,7 +99,7 @@ class Reconsidering:
     name: ClassVar[str] = "reconsidering"
     needs: ClassVar[frozenset[str]] = frozenset({"retract"})
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         yield Wait(boundary="close")
         yield Inject("Wait, let me check that again.", reason="a second look", after=" ")
 
@@ -114,7 +112,7 @@ class Deer:
     needs: ClassVar[frozenset[str]] = frozenset({"crop"})
     sure: float = 0.97
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         while True:
             view = yield Wait(at=view.tokens + 24, boundary="thought")
             view = yield Trial()
@@ -130,12 +128,12 @@ class Delegating:
     name: ClassVar[str] = "delegating"
     needs: ClassVar[frozenset[str]] = frozenset({"crop", "helper"})
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         yield Wait(at=20, boundary="thought")
         yield Delegate(12, "to see how it is done", take_back=3)
 
 
-def test_a_close_that_is_taken_back(local: TransformersEngine, remote: ContinuingEngine, server: VllmServer) -> None:
+def test_a_close_that_is_taken_back(local: TransformersEngine, remote: RemoteEngine, server: VllmServer) -> None:
     options = replace(GREEDY, max_new_tokens=600, policies=(Reconsidering(),))
     expected, found = (Session(engine).run(PROBLEMS, options) for engine in (local, remote))
     assert_same(found, expected)
@@ -149,7 +147,7 @@ def _bound(local: TransformersEngine) -> Policy:
     return Reconsider().bind(local)
 
 
-def tried(engine: Engine, sure: float) -> list[Generation]:
+def tried(engine: Engine, sure: float) -> list[GenerationResult]:
     """Answers under trials, with the probabilities that they need."""
     session = Session(engine)
     rows = session.prepare(PROBLEMS, replace(GREEDY, policies=(Deer(sure),)))
@@ -157,7 +155,7 @@ def tried(engine: Engine, sure: float) -> list[Generation]:
     return [session.finish(row, one) for row, one in zip(rows, done, strict=True)]
 
 
-def test_trials_answer_as_they_do_in_transformers(local: TransformersEngine, remote: ContinuingEngine) -> None:
+def test_trials_answer_as_they_do_in_transformers(local: TransformersEngine, remote: RemoteEngine) -> None:
     expected, found = tried(local, 0.97), tried(remote, 0.97)
     assert_same(found, expected)
     assert any(done.trace for done in found)
@@ -174,7 +172,7 @@ def test_trials_answer_as_they_do_in_transformers(local: TransformersEngine, rem
                 assert ours is theirs is None
 
 
-def test_a_helper_writes_for_rows_that_rest(local: TransformersEngine, remote: ContinuingEngine) -> None:
+def test_a_helper_writes_for_rows_that_rest(local: TransformersEngine, remote: RemoteEngine) -> None:
     sessions = [
         Session(engine, helper=EngineHelper(Session(local), sampling=GREEDY.sampling)) for engine in (local, remote)
     ]
@@ -183,20 +181,18 @@ def test_a_helper_writes_for_rows_that_rest(local: TransformersEngine, remote: C
     assert all(done.trace and done.usage.delegated for done in found)
 
 
-def test_a_seed_decides_what_is_drawn(remote: ContinuingEngine, server: VllmServer) -> None:
+def test_a_seed_decides_what_is_drawn(remote: RemoteEngine, server: VllmServer) -> None:
     session = Session(remote)
     drawn = []
     for seed in (1, 2, 1):
-        options = Options(max_new_tokens=300, sampling=Sampling(temperature=1.0, seed=seed))
+        options = GenerationOptions(max_new_tokens=300, sampling=SamplingParams(temperature=1.0, seed=seed))
         drawn.append([done.token_ids for done in session.run(PROBLEMS[:1] * 3, options)])
     assert drawn[0] == drawn[2] != drawn[1]
     assert len(set(drawn[0])) == 3, "samples of one prompt differ"
     server.wait_idle()
 
 
-def test_cancelling_leaves_the_server_idle(
-    local: TransformersEngine, remote: ContinuingEngine, server: VllmServer
-) -> None:
+def test_cancelling_leaves_the_server_idle(local: TransformersEngine, remote: RemoteEngine, server: VllmServer) -> None:
     """The server rests from the first tokens until they are cancelled: how fast either side is decides nothing."""
     rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
     under_way = threading.Event()
@@ -207,7 +203,7 @@ def test_cancelling_leaves_the_server_idle(
             under_way.set()
 
     async def cancelled() -> None:
-        task = asyncio.create_task(remote.agenerate(rows, Sampling(temperature=0.0), sink))
+        task = asyncio.create_task(remote.agenerate(rows, SamplingParams(temperature=0.0), sink))
         assert await asyncio.to_thread(under_way.wait, 20)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -219,7 +215,7 @@ def test_cancelling_leaves_the_server_idle(
     finally:
         os.killpg(server.process.pid, signal.SIGCONT)
     server.wait_idle()
-    whole = sum(len(done.token_ids) for done in local.generate(rows, Sampling(temperature=0.0)))
+    whole = sum(len(done.token_ids) for done in local.generate(rows, SamplingParams(temperature=0.0)))
     assert 0 < server.written() - before < whole / 2
 
 
@@ -236,13 +232,13 @@ def test_keys_and_models(server: VllmServer, monkeypatch: pytest.MonkeyPatch) ->
     connect(f"{server.url}/v1/", "tiny", MODEL).close()
 
 
-def test_a_request_that_the_server_refuses_says_why(remote: ContinuingEngine) -> None:
+def test_a_request_that_the_server_refuses_says_why(remote: RemoteEngine) -> None:
     with pytest.raises(ModelError, match=r"refuses the request \(400: Token id 123456"):
-        remote.generate([Request((1, 2, 123456), 5)], Sampling(temperature=0))
+        remote.generate([Request((1, 2, 123456), 5)], SamplingParams(temperature=0))
 
 
 def test_a_chat_endpoint_takes_an_effort_and_a_cap(local: TransformersEngine, server: VllmServer) -> None:
-    endpoint = ChatEndpoint(server.url, api_key=KEY)
+    endpoint = ChatOnlyEndpoint(server.url, api_key=KEY)
     options = replace(GREEDY, preset="off")
     expected = Session(local).run(PROBLEMS[:2], options)
     for one, other in zip(endpoint.run(PROBLEMS[:2], options), expected, strict=True):
@@ -254,7 +250,7 @@ def test_a_chat_endpoint_takes_an_effort_and_a_cap(local: TransformersEngine, se
         endpoint.run(PROBLEMS[:1], GREEDY)
 
 
-def test_a_server_that_dies_is_an_error_and_no_hang(remote: ContinuingEngine, server: VllmServer) -> None:
+def test_a_server_that_dies_is_an_error_and_no_hang(remote: RemoteEngine, server: VllmServer) -> None:
     """The last one: the server is gone after it."""
     rows = [row.request for row in Session(remote).prepare(PROBLEMS, replace(GREEDY, preset="off", max_new_tokens=800))]
     put_out = 0
@@ -270,6 +266,6 @@ def test_a_server_that_dies_is_an_error_and_no_hang(remote: ContinuingEngine, se
     with pytest.raises(
         ServerLostError, match=r"tiny at .* was lost after \d+ tokens of 6 row\(s\), and going on failed"
     ) as caught:
-        remote.generate(rows, Sampling(temperature=1.5), sink)
+        remote.generate(rows, SamplingParams(temperature=1.5), sink)
     assert time.monotonic() - start < 30
     assert sum(len(done.token_ids) for done in caught.value.completions) == put_out >= 60

@@ -11,9 +11,9 @@ import pytest
 from tersely.evaluation.report import charts
 from tersely.evaluation.report import formatting as words
 from tersely.evaluation.report.axes import Scale
-from tersely.evaluation.report.labels import box_of
+from tersely.evaluation.report.labels import text_box
 from tersely.evaluation.report.result import Result
-from tersely.evaluation.report.scene import Dot, Scene, Text
+from tersely.evaluation.report.scene import Dot, Scene, SceneText
 
 from .planted import planted
 
@@ -41,7 +41,7 @@ def test_names_of_arms_cover_neither_each_other_nor_a_mark(seed: int) -> None:
     given = crowded(seed)
     scene = drawn(charts.pareto(given, charts.WIDE))
     names = [arm.name for arm in given.arms]
-    boxes = [box_of(item, scene.letter) for item in scene.items if isinstance(item, Text) and item.text in names]
+    boxes = [text_box(item, scene.letter) for item in scene.items if isinstance(item, SceneText) and item.text in names]
     assert len(boxes) == len(names)
     assert all(one.overlap(other) == 0 for one, other in combinations(boxes, 2))
     for dot in (item for item in scene.items if isinstance(item, Dot) and item.role != "curve"):
@@ -61,8 +61,8 @@ def test_ticks_are_round_and_few() -> None:
 @pytest.mark.parametrize(
     ("written", "wanted"),
     [
-        (words.number(-0.04), "0.0"),
-        (words.number(-1234.56), "−1,234.6"),
+        (words.format_number(-0.04), "0.0"),
+        (words.format_number(-1234.56), "−1,234.6"),
         (words.signed(0.0004), "0.0"),
         (words.signed(-0.0123), "−1.2"),
         (words.signed(0.0123), "+1.2"),
@@ -75,7 +75,7 @@ def test_ticks_are_round_and_few() -> None:
         (words.p_value(0.0009), "<\u00a00.001"),
         (words.points(0.01), "1\u00a0point"),
         (words.points(0.005), "0.5\u00a0points"),
-        (words.counted(1, "crash", "crashes"), "1 crash"),
+        (words.pluralize(1, "crash", "crashes"), "1 crash"),
     ],
 )
 def test_numbers_are_written_as_one_reads_them(written: str, wanted: str) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen
+from tersely.controller.types import KEEP, Directive, Request, SamplingParams, StepInfo
 from tersely.errors import CapabilityError
 
 from .models import VOCABULARY, letters, random_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 LOG: list[str] = []
 
 
@@ -43,7 +43,7 @@ class Resting:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.rng.random() > self.rate:
             return KEEP
@@ -63,7 +63,7 @@ class Resting:
         return Directive(force, drop)
 
 
-def run(rests: bool, rows: int = 6, sampling: Sampling = GREEDY, most: int = 90) -> list[Any]:
+def run(rests: bool, rows: int = 6, sampling: SamplingParams = GREEDY, most: int = 90) -> list[Any]:
     engine = TransformersEngine(random_model(), letters(), name="random")
     prompts = [tuple(random.Random(row).choices(range(3, 29), k=3 + row)) for row in range(rows)]
     return engine.generate([Request(p, most, Resting(i, rests)) for i, p in enumerate(prompts)], sampling)
@@ -82,7 +82,7 @@ def test_what_a_row_rested_for_stands_where_it_would_have_been_forced(rows: int)
 
 def test_rows_rest_for_no_time_that_a_clock_decides() -> None:
     """The same draws twice: a row wakes after a number of steps, not of seconds."""
-    seeded = Sampling(temperature=1.0, seed=3)
+    seeded = SamplingParams(temperature=1.0, seed=3)
     one, other = run(True, sampling=seeded), run(True, sampling=seeded)
     assert [r.token_ids for r in one] == [r.token_ids for r in other]
 
@@ -93,7 +93,7 @@ class Once:
     def __init__(self, name: str, at: int, log: list[str]) -> None:
         self.name, self.left, self.log = name, at, log
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.left -= 1
         return Directive(until=Later(self.name)) if self.left == 0 else KEEP
 

@@ -13,10 +13,10 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import OptionError
-from tersely.models import path_of
+from tersely.models import get_model_path
 from tersely.training.rewards import Correctness, GroupBrevity, ReferenceBaseline, TierAdherence
 from tersely.training.rewards.framework_adapters import compute_score, reward_func
-from tersely.training.sampling import Ask, Sampler
+from tersely.training.sampling import CompletionRequest, Sampler
 
 from .trainings import recipe
 
@@ -135,7 +135,9 @@ def test_a_marker_is_the_id_of_a_token(marker_id: Any) -> None:
 def test_both_ways_of_counting_agree(tmp_path: Path) -> None:
     sampler = Sampler(load_engine("tersely-tiny-small"), recipe("ser", tmp_path).rollouts)
     begun = ["free", "no_think"] * 4
-    made = sampler([Ask("Kai has 9 shells. Kai finds 3 more. Count the shells.", begun=how) for how in begun], seed=0)
+    made = sampler(
+        [CompletionRequest("Kai has 9 shells. Kai finds 3 more. Count the shells.", begun=how) for how in begun], seed=0
+    )
     columns = {"tier": ["easy"] * 8, "completion_ids": [list(rollout.ids) for rollout in made]}
     counted = batch(TierAdherence({"easy": 40}, sampler.close), [""] * 8, **columns)
     given = [rollout.thinking_tokens for rollout in made]
@@ -149,7 +151,7 @@ def test_in_a_script_of_trl(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
-    model = str(path_of("tersely-tiny-small"))
+    model = str(get_model_path("tersely-tiny-small"))
     ask = "Kai has 9 shells. Kai finds 3 more. Count the shells."
     rows = [{"prompt": [{"role": "user", "content": ask}], "answer": 12, "tier": "normal"}] * 4
     close = AutoTokenizer.from_pretrained(model).convert_tokens_to_ids("</think>")

@@ -10,11 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tersely.errors import ModelError, OptionError
-from tersely.evaluation.economics.devices import DEVICES, check_given, device_of, given, measured
+from tersely.evaluation.economics.devices import DEVICES, check_given, get_device, given, measured
 from tersely.evaluation.economics.flops import as_tokens, decode_flops, generation_flops, prefill_flops, token_flops
-from tersely.evaluation.economics.model_shape import Shape, load_shape, shape_of
+from tersely.evaluation.economics.model_shape import ModelShape, load_shape, read_shape
 from tersely.evaluation.economics.roofline import bounds
-from tersely.models import NAMES, path_of
+from tersely.models import NAMES, get_model_path
 
 QWEN = {  # Qwen2.5-0.5B
     "hidden_size": 896,
@@ -28,16 +28,16 @@ QWEN = {  # Qwen2.5-0.5B
 TABLE = 151936 * 896
 
 
-def qwen(**changes: Any) -> Shape:
+def qwen(**changes: Any) -> ModelShape:
     from transformers import Qwen2Config
 
-    return shape_of(Qwen2Config(**{**QWEN, "tie_word_embeddings": True, **changes}))
+    return read_shape(Qwen2Config(**{**QWEN, "tie_word_embeddings": True, **changes}))
 
 
 def loaded(name: str) -> Any:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path_of(name), attn_implementation="eager").eval()
+    return AutoModelForCausalLM.from_pretrained(get_model_path(name), attn_implementation="eager").eval()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -64,10 +64,10 @@ def test_other_families_are_counted_too() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig
 
     config = GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=500, n_positions=32)
-    shape, model = shape_of(config), GPT2LMHeadModel(config)
+    shape, model = read_shape(config), GPT2LMHeadModel(config)
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.read == shape.parameters - 32 * 64, "positions are looked up"
-    sliding = shape_of(
+    sliding = read_shape(
         MistralConfig(
             hidden_size=64,
             intermediate_size=96,
@@ -87,11 +87,11 @@ def test_what_is_no_dense_decoder_is_refused() -> None:
     from transformers import MambaConfig, Qwen3_5TextConfig, Qwen3MoeConfig
 
     with pytest.raises(ModelError, match="mixture of experts"):
-        shape_of(Qwen3MoeConfig(), "a-moe")
+        read_shape(Qwen3MoeConfig(), "a-moe")
     with pytest.raises(ModelError, match="no num_attention_heads"):
-        shape_of(MambaConfig(), "a-mamba")
+        read_shape(MambaConfig(), "a-mamba")
     with pytest.raises(ModelError, match="has layers of linear_attention"):
-        shape_of(Qwen3_5TextConfig(), "a-hybrid")
+        read_shape(Qwen3_5TextConfig(), "a-hybrid")
 
 
 def counted(model: Any, **inputs: Any) -> tuple[dict[str, int], Any]:
@@ -188,7 +188,7 @@ def test_this_machine_can_be_measured() -> None:
     assert "4.0 MB" in found.source
     with pytest.raises(OptionError, match="unknown dtype on"):
         found.peak("bfloat16")
-    assert device_of("H200", "bfloat16", 1.0) is DEVICES["H200"]
+    assert get_device("H200", "bfloat16", 1.0) is DEVICES["H200"]
 
 
 def test_a_device_by_numbers_needs_both() -> None:

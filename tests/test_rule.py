@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.probes.calibrate.data import Boundaries, boundaries_of
+from tersely.probes.calibrate.data import Boundaries, read_boundaries
 from tersely.probes.calibrate.readiness import walked
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
 from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
@@ -24,7 +24,7 @@ PAID = FREE + len(TRIAL_FEATURES)
 
 @pytest.fixture(scope="module")
 def boundaries() -> Boundaries:
-    return boundaries_of(planted(60, seed=4), -1)
+    return read_boundaries(planted(60, seed=4), -1)
 
 
 def some_rule(seed: int = 0, **settings: Any) -> StopRule:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.io import WriteError, whole_folder
-from tersely.training.saving import MODEL, save, write_model
+from tersely.io import WriteError, atomic_dir
+from tersely.training.saving import MODEL, save_model, write_model
 
 from .disk import files_no_longer_than
 
@@ -22,7 +22,7 @@ def test_a_model_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) ->
         write_model(engine.model, engine.tokenizer, out)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == [MODEL]
-    assert save(engine.model, engine.tokenizer, None, tmp_path) == out
+    assert save_model(engine.model, engine.tokenizer, None, tmp_path) == out
     assert "more" not in {path.name for path in out.iterdir()}
 
 
@@ -32,13 +32,13 @@ def test_a_folder_is_replaced_or_stays(tmp_path: Path) -> None:
     out.symlink_to(real)
     for content in ("first", "second"):
         (real.parent / "model.before" / "text").mkdir(parents=True)  # what kill -9 after the second rename leaves
-        with whole_folder(out) as part:
+        with atomic_dir(out) as part:
             (part / "text").write_text(content)
         assert (real / "text").read_text() == content and out.is_symlink()
-    with pytest.raises(KeyboardInterrupt), whole_folder(out):
+    with pytest.raises(KeyboardInterrupt), atomic_dir(out):
         raise KeyboardInterrupt
     real.rename(real.with_name("model.before"))  # what kill -9 between the two renames leaves
-    with pytest.raises(WriteError, match="no more of it"), whole_folder(out):
+    with pytest.raises(WriteError, match="no more of it"), atomic_dir(out):
         raise WriteError("no more of it")
     assert (real / "text").read_text() == "second"
     assert [path.name for path in real.parent.iterdir()] == ["model"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.settings import Limits, Settings
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
 
 from .serving import MODEL, QUESTION, Served, body, chunks_of, served, texts_of
 
@@ -20,7 +20,7 @@ QUICK: dict[str, Any] = {"seed": 1, "reasoning_effort": "low"}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(load_engine(MODEL), Settings(MODEL, limits=Limits(tokens=1024))) as running:
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=1024))) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.serving.cli import serve
-from tersely.controller.serving.settings import Limits, Settings
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
 from tersely.errors import OptionError
 
 from .serving import MODEL, PATIENCE, QUESTION, Served, body, error_of, served, until
@@ -85,7 +85,7 @@ def test_a_client_that_leaves_without_a_stream_frees_its_row_too(engine: Transfo
 
 def test_rows_beside_one_that_leaves_go_on_and_the_batch_gets_smaller(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.005)
-    with served(engine, Settings(MODEL, limits=Limits(batch=6, gather=PATIENCE))) as server, Pool() as pool:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=6, gather=PATIENCE))) as server, Pool() as pool:
         replies = [pool.submit(server.answered, **LONG) for _ in range(2)]
         leave_after(server, 100, n=4, **LONG)
         assert all("boxed" in r.result()["choices"][0]["message"]["content"] for r in replies)
@@ -94,7 +94,7 @@ def test_rows_beside_one_that_leaves_go_on_and_the_batch_gets_smaller(engine: Tr
 
 def test_requests_that_come_together_are_one_batch(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.0)
-    with served(engine, Settings(MODEL, limits=Limits(batch=4, gather=PATIENCE))) as server, Pool() as pool:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=4, gather=PATIENCE))) as server, Pool() as pool:
         kinds: list[dict[str, Any]] = [
             {},
             {"reasoning_effort": "low"},
@@ -108,7 +108,7 @@ def test_requests_that_come_together_are_one_batch(engine: TransformersEngine) -
 
 def test_a_row_that_is_done_does_not_wait_for_the_others(engine: TransformersEngine) -> None:
     Slow(engine, 0.01)
-    with served(engine, Settings(MODEL, limits=Limits(batch=2, gather=PATIENCE))) as server, Pool() as pool:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=2, gather=PATIENCE))) as server, Pool() as pool:
         long, short = (pool.submit(server.answered, reasoning_effort=effort) for effort in ("high", "none"))
         short.result()
         assert not long.done()
@@ -117,7 +117,7 @@ def test_a_row_that_is_done_does_not_wait_for_the_others(engine: TransformersEng
 
 def test_too_many_requests_are_told_to_come_again(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.005)
-    with served(engine, Settings(MODEL, limits=Limits(batch=1, waiting=2))) as server, Pool() as pool:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=1, waiting=2))) as server, Pool() as pool:
         replies = []
         for number in range(3):
             replies.append(pool.submit(server.chat, max_tokens=150, **LONG))
@@ -132,7 +132,7 @@ def test_too_many_requests_are_told_to_come_again(engine: TransformersEngine) ->
 
 def test_a_seed_holds_whoever_asks_beside(engine: TransformersEngine) -> None:
     Slow(engine, 0.001)
-    with served(engine, Settings(MODEL, limits=Limits(gather=0.5))) as server, Pool() as pool:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(gather=0.5))) as server, Pool() as pool:
         fields: dict[str, Any] = {"seed": 6, "reasoning_effort": "low", "temperature": 1.0}
         replies = [pool.submit(server.answered, **fields) for _ in range(3)]
         assert len({reply.result()["choices"][0]["message"]["reasoning"] for reply in replies}) == 1
@@ -141,7 +141,7 @@ def test_a_seed_holds_whoever_asks_beside(engine: TransformersEngine) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_request_may_take_so_long_and_no_longer(engine: TransformersEngine, stream: bool) -> None:
     Slow(engine, 0.05)
-    with served(engine, Settings(MODEL, limits=Limits(timeout=0.6))) as server:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(timeout=0.6))) as server:
         response = server.chat(stream=stream, **LONG)
         if stream:
             *_, last, done = response.text.strip().split("\n\n")
@@ -177,8 +177,8 @@ def test_a_server_that_ends_finishes_what_runs_and_takes_nothing_more(engine: Tr
 
 def test_a_server_that_ends_does_not_wait_for_ever(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.05)
-    limits = Limits(batch=2, gather=PATIENCE)
-    with served(engine, Settings(MODEL, limits=limits), drain=0.3) as server, Pool() as pool:
+    limits = ServerLimits(batch=2, gather=PATIENCE)
+    with served(engine, ServerSettings(MODEL, limits=limits), drain=0.3) as server, Pool() as pool:
         replies = [pool.submit(server.chat, stream=stream, **LONG) for stream in (False, True)]
         until(lambda: len(slow.steps) > 3)
         server.server.stop()
@@ -199,7 +199,7 @@ def test_nothing_is_left_of_a_server(engine: TransformersEngine) -> None:
 
 def test_many_requests_of_all_kinds_with_clients_that_leave(engine: TransformersEngine) -> None:
     storm = runpy.run_path(str(STORM))["storm"]
-    with served(engine, Settings(MODEL, limits=Limits(waiting=300, batch=16))) as server:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(waiting=300, batch=16))) as server:
         became = asyncio.run(storm(server.url, 200, 0, 0.3, PATIENCE))
         assert set(became) == {"answered", "left"} and min(became.values()) > 20 and became.total() == 200
         until(lambda: server.worker.idle)

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.serving.settings import Limits, Settings
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
 
 from .serving import MODEL, QUESTION, Served, body, error_of, served
 
@@ -24,8 +24,8 @@ def engine() -> TransformersEngine:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    limits = Limits(batch=4, tokens=256, prompt=200, body=20_000)
-    with served(load_engine(MODEL), Settings(MODEL, limits=limits, hosts=("127.0.0.1", "localhost"))) as running:
+    limits = ServerLimits(batch=4, tokens=256, prompt=200, body=20_000)
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=limits, hosts=("127.0.0.1", "localhost"))) as running:
         yield running
 
 
@@ -156,7 +156,7 @@ def test_pages_of_others_get_no_permission(server: Served) -> None:
 
 
 def test_a_key_is_needed_where_there_is_one(engine: TransformersEngine) -> None:
-    with served(engine, Settings(MODEL, api_key=KEY)) as running, httpx.Client(base_url=running.url) as stranger:
+    with served(engine, ServerSettings(MODEL, api_key=KEY)) as running, httpx.Client(base_url=running.url) as stranger:
         assert running.http.get("/v1/models").status_code == 200
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"x-api-key": "wrong"}):
             for path in ("/v1/models", "/metrics"):
@@ -181,7 +181,7 @@ NEEDS_THINKING: list[dict[str, Any]] = [
 def test_a_model_that_does_not_think_has_no_effort() -> None:
     engine = load_engine(MODEL)
     engine.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-    with served(engine, Settings(MODEL, limits=Limits(tokens=30)), thinks=False) as running:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(tokens=30)), thinks=False) as running:
         for fields in NEEDS_THINKING:
             assert "does not think" in running.refused(**fields)["message"]
         reply = running.answered(reasoning_effort="none")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.serving.settings import Limits, Settings
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
 
 from .serving import MODEL, served
 
@@ -21,7 +21,7 @@ KEY = "a-key-of-the-test"
 
 def test_every_answer_is_one_that_the_schema_names(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    with served(load_engine(MODEL), Settings(MODEL, api_key=KEY, limits=Limits(tokens=48))) as server:
+    with served(load_engine(MODEL), ServerSettings(MODEL, api_key=KEY, limits=ServerLimits(tokens=48))) as server:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"),
             *("--header", f"Authorization: Bearer {KEY}"),

@@ -15,7 +15,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.errors import CapabilityError, ModelError, OptionError
 from tersely.kernels.research.retaining import RetainingHeads, Scorer, retaining
 from tersely.kernels.research.retaining_files import ABOUT, NUMBERS, load_heads, save_heads
-from tersely.kernels.research.retaining_fit import AFAR, explained, fit, importance, lesson, loss_of
+from tersely.kernels.research.retaining_fit import AFAR, explained, fit, importance, lesson, retaining_loss
 
 from .models import random_model
 
@@ -163,7 +163,7 @@ def test_heads_learn_from_texts_and_leave_the_model_as_it_was(engine: Transforme
     assert lessons[0].projected.shape == (4, 60 - AFAR, 384)
     assert lessons[0].importance.shape == (4, 60 - AFAR, 2) and lessons[0].importance.isfinite().all()
     heads = [fit(lessons, hidden=16, steps=steps) for steps in (1, 30)]
-    first, later = (float(loss_of(one, lessons[0])) for one in heads)
+    first, later = (float(retaining_loss(one, lessons[0])) for one in heads)
     assert later < first / 2 and min(explained(heads[1], lessons)) > 0.3
     again = fit(lessons, hidden=16, steps=30)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), heads[1].parameters(), strict=True))

@@ -8,15 +8,15 @@ import pytest
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.research.shortcut import DepthShortcut
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation
+from tersely.controller.trace import GenerationResult
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.bench.fairness import CheckError, check_unseen
-from tersely.evaluation.tasks.questions import Question, hash_of
+from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 
 from .shortcuts import ALWAYS, NEVER, PROBLEMS, ask, shortcut, tokens
@@ -28,7 +28,7 @@ def off(engine: TransformersEngine) -> list[tuple[int, ...]]:
     return tokens(ask(engine))
 
 
-def told(one: Generation) -> tuple[int, int]:
+def told(one: GenerationResult) -> tuple[int, int]:
     """How many thinking tokens left, of how many, as the trace has it."""
     (reason,) = (d.reason for d in one.trace if d.policy == "shortcut")
     words = reason.split()
@@ -61,7 +61,7 @@ def test_it_leaves_while_it_thinks_and_says_so(engine: TransformersEngine, off: 
 
 def test_only_thinking_tokens_may_leave(engine: TransformersEngine) -> None:
     session = Session(engine)
-    (row,) = session.prepare(PROBLEMS[:1], Options(policies=(DepthShortcut(shortcut=shortcut(engine)),)))
+    (row,) = session.prepare(PROBLEMS[:1], GenerationOptions(policies=(DepthShortcut(shortcut=shortcut(engine)),)))
     may, watcher = row.request.leaving, row.request.watcher
     assert may is not None and watcher is not None
     assert not may.active(), "the prompt is read in full"
@@ -113,7 +113,7 @@ def test_what_does_not_belong_is_refused(engine: TransformersEngine, monkeypatch
 
 def test_a_benchmark_knows_what_it_was_learnt_from(engine: TransformersEngine) -> None:
     question = Question("q", "What is 2 + 2?", "4")
-    found = shortcut(engine, provenance={"learned_from": [hash_of(question)]})
-    policies, _ = Session(engine).learnt(Options(policies=(DepthShortcut(shortcut=found),)))
+    found = shortcut(engine, provenance={"learned_from": [hash_question(question)]})
+    policies, _ = Session(engine).learnt(GenerationOptions(policies=(DepthShortcut(shortcut=found),)))
     with pytest.raises(CheckError, match="'shortcut' has learnt from 1 of the questions"):
         check_unseen(policies, [question])

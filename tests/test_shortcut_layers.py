@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.engines.transformers.research.early_exit import FAMILIES, leaving
+from tersely.controller.engines.transformers.research.early_exit import FAMILIES, early_exit
 from tersely.errors import CapabilityError, OptionError
 
 from .models import random_model
@@ -60,7 +60,7 @@ def stepwise(model: PreTrainedModel, ids: torch.Tensor, goes: torch.Tensor, laye
     for place in range(ids.shape[1]):
         mask = goes[:, place : place + 1]
         chosen = mask if bool(mask.any()) else None
-        with leaving(model, layer, lambda h: 0.9 * h, partial(_answer, chosen)):
+        with early_exit(model, layer, lambda h: 0.9 * h, partial(_answer, chosen)):
             found.append(model(ids[:, place : place + 1], past_key_values=cache, use_cache=True).logits)
     return torch.cat(found, dim=1)
 
@@ -77,7 +77,7 @@ def test_skipped_layers_hold_the_keys_they_would_make_themselves(family: str) ->
     ids, goes = torch.randint(0, 64, (1, 12)), torch.rand(1, 12) < 0.5
     assert 3 < goes.sum() < 9
     for layer in (1, 2, 3):
-        with torch.no_grad(), leaving(model, layer, lambda h: 0.9 * h, lambda h: goes):
+        with torch.no_grad(), early_exit(model, layer, lambda h: 0.9 * h, lambda h: goes):
             whole = model(ids).logits
         torch.testing.assert_close(stepwise(model, ids, goes, layer), whole, rtol=1e-4, atol=1e-4)
 
@@ -106,21 +106,21 @@ def test_layers_that_do_nothing_may_be_left_out() -> None:
     every = torch.ones(2, 10, dtype=torch.bool)
     with torch.no_grad():
         full = model(ids).logits
-        with leaving(model, 2, lambda h: h, lambda h: every):
+        with early_exit(model, 2, lambda h: h, lambda h: every):
             early = model(ids).logits
     torch.testing.assert_close(early, full)
 
 
 def test_the_model_is_left_as_it_was_and_others_are_refused() -> None:
     model = model_of("llama")
-    with suppress(ZeroDivisionError), leaving(model, 1, lambda h: h, lambda h: None):
+    with suppress(ZeroDivisionError), early_exit(model, 1, lambda h: h, lambda h: None):
         assert all("forward" in vars(block) for block in model.model.layers[1:])
         _ = 1 / 0
     assert not any("forward" in vars(block) or block._forward_hooks for block in model.model.layers)
     with pytest.raises(OptionError, match="nothing can leave after hidden layer 4; accepted: 1 to 3"):
-        leaving(model, 4, lambda h: h, lambda h: None).__enter__()
+        early_exit(model, 4, lambda h: h, lambda h: None).__enter__()
     other = random_model()
     other.config.model_type = "gpt2"
     with pytest.raises(CapabilityError, match="tokens of a 'gpt2' model cannot leave early; accepted: llama, "):
-        leaving(other, 1, lambda h: h, lambda h: None).__enter__()
+        early_exit(other, 1, lambda h: h, lambda h: None).__enter__()
     assert "shortcut" not in TransformersEngine(other, None).capabilities

@@ -16,9 +16,9 @@ from tersely.probes.artifact import ArtifactError
 from tersely.probes.research.shortcut import load_shortcut, save_shortcut
 from tersely.training.config import RecipeError, checked
 from tersely.training.research import shortcut as method
-from tersely.training.research.early_exit_training import choose, learn, read, thinking_of
+from tersely.training.research.early_exit_training import choose, learn, read, thinking_tokens
 from tersely.training.run import train as run
-from tersely.training.traces import Trace
+from tersely.training.traces import SampledTrace
 
 from .shortcuts import NEVER, PROBLEMS, arrays, shortcut
 from .shortcuts import engine as engine  # the fixture
@@ -85,26 +85,28 @@ def test_what_could_not_be_used_is_not_made(engine: TransformersEngine, changes:
 )
 def test_a_recipe_that_cannot_work_is_refused(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
-        method.look(checked({**RECIPE, "out": tmp_path, **sections}, method.Kind, "the test"))
+        method.validate_recipe(checked({**RECIPE, "out": tmp_path, **sections}, method.ShortcutRecipe, "the test"))
     assert message in str(refused.value)
 
 
 def test_a_model_of_another_kind_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "FAMILIES", ("llama",))
-    recipe = checked({**RECIPE, "out": tmp_path}, method.Kind, "the test")
+    recipe = checked({**RECIPE, "out": tmp_path}, method.ShortcutRecipe, "the test")
     with pytest.raises(RecipeError, match=r"tokens of a 'qwen3' model \(tersely-tiny-small\) cannot leave early"):
-        method.look(recipe)
+        method.validate_recipe(recipe)
 
 
 def test_what_is_learnt_is_thinking_that_the_model_wrote() -> None:
-    trace = Trace([1, 2], [3, 4, 5, 9, 6], [1, 0, 1, 1, 1], right=True, whole=True)
-    assert thinking_of(trace, close=9) == [False, False, True, False, True, False, False]
-    assert thinking_of(trace, close=7) == [False, False, True, False, True, True, True]
+    trace = SampledTrace([1, 2], [3, 4, 5, 9, 6], [1, 0, 1, 1, 1], right=True, whole=True)
+    assert thinking_tokens(trace, close=9) == [False, False, True, False, True, False, False]
+    assert thinking_tokens(trace, close=7) == [False, False, True, False, True, True, True]
 
 
 def test_where_nothing_agrees_nothing_leaves(engine: TransformersEngine) -> None:
     draw = np.random.default_rng(0)
-    traces = [Trace([5], draw.integers(20, 900, 40).tolist(), [1] * 40, right=True, whole=True) for _ in range(3)]
+    traces = [
+        SampledTrace([5], draw.integers(20, 900, 40).tolist(), [1] * 40, right=True, whole=True) for _ in range(3)
+    ]
     found = read(engine.model, traces, 1, close=2)
     assert found.early.shape == found.final.shape == (120, 128)
     settings: dict[str, Any] = {"width": 8, "gate": 4, "tokens": 32, "rate": 1e-4, "warmup": 0, "clip": 1.0, "seed": 0}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.engines.transformers.signals import signals_of
-from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen
+from tersely.controller.engines.transformers.signals import compute_signals
+from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo
 
 PROMPTS = ("Compute 3 + 4.", "Compute (48 + 27) - 36.", "What is 5 * 12 - 7?")
 
@@ -26,7 +26,7 @@ class Meddler:
     def __init__(self, force: tuple[int, ...]) -> None:
         self.force, self.seen = force, 0
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.seen += 1
         return {8: Directive(self.force), 20: Directive(self.force[:2], drop=4)}.get(self.seen, KEEP)
 
@@ -53,7 +53,7 @@ def foretold(model: Any, prompt: tuple[int, ...], done: Completion) -> list[tupl
 def test_signals_are_those_of_a_forward_over_all(engine: TransformersEngine, meddle: bool) -> None:
     asked = requests(engine, meddle)
     forced = 0
-    for request, done in zip(asked, engine.generate(asked, Sampling(temperature=1.5, seed=3)), strict=True):
+    for request, done in zip(asked, engine.generate(asked, SamplingParams(temperature=1.5, seed=3)), strict=True):
         truth = foretold(engine.model, request.prompt_ids, done)
         assert len(done.signals) == len(done.token_ids)
         for was_forced, found, expected in zip(done.forced, done.signals, truth, strict=True):
@@ -65,7 +65,7 @@ def test_signals_are_those_of_a_forward_over_all(engine: TransformersEngine, med
 
 
 def test_nobody_pays_for_signals_unasked(engine: TransformersEngine) -> None:
-    sampling = Sampling(seed=5)
+    sampling = SamplingParams(seed=5)
     plain = engine.generate(requests(engine, True, signals=False), sampling)
     measured = engine.generate(requests(engine, True), sampling)
     assert [done.token_ids for done in plain] == [done.token_ids for done in measured]
@@ -74,6 +74,6 @@ def test_nobody_pays_for_signals_unasked(engine: TransformersEngine) -> None:
 
 def test_a_certain_token_has_no_entropy() -> None:
     logits = torch.tensor([[0.0, -math.inf, -math.inf], [1.0, 1.0, 1.0]])
-    sure, unsure = signals_of(logits, torch.tensor([0, 2]))
+    sure, unsure = compute_signals(logits, torch.tensor([0, 2]))
     assert (sure.entropy, sure.top, sure.chosen) == (0.0, 1.0, 1.0)
     assert (unsure.entropy, unsure.top, unsure.chosen) == pytest.approx((math.log(3), 1 / 3, 1 / 3))

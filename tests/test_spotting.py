@@ -8,23 +8,23 @@ from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.text.marker_matcher import Spotter
+from tersely.controller.text.marker_matcher import MarkerMatcher
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.tokenizer_adapter import Codec
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 
 MARKERS = ("</think>", "[/THINK]", "<|end|>", "Answer", "Final answer:", "終わり", "思考。", "~~", "done\n")
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec(load_engine("tersely-tiny-small").tokenizer)
+def codec() -> TokenizerAdapter:
+    return TokenizerAdapter(load_engine("tersely-tiny-small").tokenizer)
 
 
 @pytest.mark.parametrize("marker", MARKERS)
 @pytest.mark.parametrize("behind", [" and then more: 5", "\n\n7", "s", "", "。"])
-def test_a_marker_is_complete_once(codec: Codec, marker: str, behind: str) -> None:
+def test_a_marker_is_complete_once(codec: TokenizerAdapter, marker: str, behind: str) -> None:
     spotter, ids = (
-        Spotter(codec, marker),
+        MarkerMatcher(codec, marker),
         codec.encode(f"Say so, an answer (終) [THINK] |> or no answer. {marker}{behind}"),
     )
     found = [i for i, token in enumerate(ids) if spotter.completes(token)]
@@ -34,7 +34,7 @@ def test_a_marker_is_complete_once(codec: Codec, marker: str, behind: str) -> No
     assert size == 1 or marker not in codec.decode(ids[found[0] + 2 - size : found[0] + 1])
 
 
-def test_markers_may_be_words(codec: Codec) -> None:
+def test_markers_may_be_words(codec: TokenizerAdapter) -> None:
     controller = Controller([], codec, Markers("Reasoning", "Answer"), Budget("easy", thinking=100), opened=False)
     phases = []
     for part in ("Well.\n", "Reasoning: 2 and 3 are 5.\n", "Answer: 5"):

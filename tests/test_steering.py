@@ -11,13 +11,13 @@ from transformers import PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.engines.transformers.research.steering import steered
-from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen, State, Steering
+from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, SteeringVector, StepInfo
 from tersely.errors import OptionError
 from tersely.probes.research.steering import Direction
 
 from .models import letters, random_model
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 PROMPTS = ((5, 6, 7, 8), (9,), (10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20), (21, 22), (23, 24, 25, 26, 27))
 SIZES = (8, 40, 12, 30, 24)
 SPANS = ((2, 5), (4, 20), None, (1, 30), (10, 12))
@@ -30,7 +30,7 @@ class Spell:
     def __init__(self, span: tuple[int, int] | None, fails_at: int | None = None) -> None:
         self.span, self.fails_at, self.size = span, fails_at, 0
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.size == self.fails_at:
             raise RuntimeError("a watcher that breaks")
@@ -58,7 +58,9 @@ def direction(**changes: Any) -> Direction:
 
 def requests(spells: list[Spell], steer: bool = True) -> list[Request]:
     return [
-        Request(prompt, size, spell, steering=Steering(1, push(row), spell.active) if steer and spell.span else None)
+        Request(
+            prompt, size, spell, steering=SteeringVector(1, push(row), spell.active) if steer and spell.span else None
+        )
         for row, (prompt, size, spell) in enumerate(zip(PROMPTS, SIZES, spells, strict=True))
     ]
 
@@ -127,17 +129,18 @@ def test_a_row_is_the_same_alone_and_in_a_batch() -> None:
 def test_no_strength_changes_no_token() -> None:
     engine = engine_of(random_model())
     nothing = np.zeros(64, np.float32)
-    for sampling in (GREEDY, Sampling(temperature=1.0, seed=3)):
+    for sampling in (GREEDY, SamplingParams(temperature=1.0, seed=3)):
         plain = engine.generate(requests(spells(), steer=False), sampling)
         asked = [
-            Request(p, s, steering=Steering(1, nothing, lambda: True)) for p, s in zip(PROMPTS, SIZES, strict=True)
+            Request(p, s, steering=SteeringVector(1, nothing, lambda: True))
+            for p, s in zip(PROMPTS, SIZES, strict=True)
         ]
         assert [d.token_ids for d in engine.generate(asked, sampling)] == [d.token_ids for d in plain]
 
 
 def test_half_precision_stays_half() -> None:
     engine = engine_of(random_model(dtype=torch.bfloat16))
-    asked = Request(PROMPTS[0], 8, steering=Steering(1, push(), lambda: True))
+    asked = Request(PROMPTS[0], 8, steering=SteeringVector(1, push(), lambda: True))
     assert engine.generate([asked], GREEDY) != engine.generate([Request(PROMPTS[0], 8)], GREEDY)
 
 
@@ -148,10 +151,10 @@ def test_nothing_stays_behind() -> None:
     broken = Spell((1, 30), fails_at=5)
     with pytest.raises(RuntimeError, match="breaks"):
         engine.generate(
-            [Request(PROMPTS[0], 20, broken, layers=(-1,), steering=Steering(1, push(), broken.active))], GREEDY
+            [Request(PROMPTS[0], 20, broken, layers=(-1,), steering=SteeringVector(1, push(), broken.active))], GREEDY
         )
     for layer in (0, 2, -1, 3):
-        wrong = Request(PROMPTS[0], 4, layers=(1,), steering=Steering(layer, push(), lambda: True))
+        wrong = Request(PROMPTS[0], 4, layers=(1,), steering=SteeringVector(layer, push(), lambda: True))
         with pytest.raises(OptionError, match=rf"layer {layer} cannot be steered; accepted: 1 to 1"):
             engine.generate([wrong], GREEDY)
     assert hooks_of(model) == 0

@@ -16,19 +16,19 @@ from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
-from tersely.controller.policies.base import Policy, Trial, View, Wait, Watching
+from tersely.controller.policies.base import Policy, PolicyView, Trial, Wait, Watching
 from tersely.controller.policies.research.steer import Steer
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.tokenizer_adapter import codec_for
-from tersely.controller.trace import Generation
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.trace import GenerationResult
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.bench.fairness import CheckError, check_unseen
-from tersely.evaluation.tasks.questions import Question, hash_of
+from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.research.steering import Direction, save_direction
 
@@ -56,13 +56,13 @@ def direction(engine: TransformersEngine, **changes: Any) -> Direction:
     return Direction(**(facts | changes))
 
 
-def ask(engine: TransformersEngine, *policies: Policy, **options: Any) -> list[Generation]:
+def ask(engine: TransformersEngine, *policies: Policy, **options: Any) -> list[GenerationResult]:
     settings = {"policies": policies, "temperature": 0, "max_new_tokens": 160, "probes": None, **options}
-    made: list[Generation] = tersely.generate(engine, prompts=PROBLEMS, **settings)
+    made: list[GenerationResult] = tersely.generate(engine, prompts=PROBLEMS, **settings)
     return made
 
 
-def tokens(made: Sequence[Generation]) -> list[tuple[int, ...]]:
+def tokens(made: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
     return [one.token_ids for one in made]
 
 
@@ -72,7 +72,7 @@ class Asks:
     name: ClassVar[str] = "asks"
     needs: ClassVar[frozenset[str]] = frozenset({"crop"})
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         yield Wait(boundary="thought")
         yield Trial()
 
@@ -83,14 +83,14 @@ class Idle:
     name: ClassVar[str] = "idle"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         yield Wait(at=1 << 60)
 
 
 def controller(*policies: Policy, opened: bool = True) -> tuple[Controller, WordTokenizer]:
     tokenizer = WordTokenizer()
     return Controller(
-        policies, codec_for(tokenizer), Markers("<think>", "</think>"), Budget("normal", 500, 100), opened=opened
+        policies, get_adapter(tokenizer), Markers("<think>", "</think>"), Budget("normal", 500, 100), opened=opened
     ), tokenizer
 
 
@@ -125,7 +125,7 @@ def test_a_trial_answer_is_not_steered() -> None:
 def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, place: str, expected: str) -> None:
     session = Session(engine)
     policy = Steer(direction=direction(engine, place=place))
-    (row,) = session.prepare(PROBLEMS[:1], Options(policies=(policy,)))
+    (row,) = session.prepare(PROBLEMS[:1], GenerationOptions(policies=(policy,)))
     steering, watcher = row.request.steering, row.request.watcher
     assert steering is not None and watcher is not None
     np.testing.assert_allclose(steering.values, direction(engine).push(2, 0.5))
@@ -216,8 +216,8 @@ def test_an_engine_must_be_able_to(engine: TransformersEngine, monkeypatch: pyte
 
 def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> None:
     question = Question("q", "What is 2 + 2?", "4")
-    found = direction(engine, provenance={"learned_from": [hash_of(question)]})
-    policies, _ = Session(engine).learnt(Options(policies=(Steer(direction=found),)))
+    found = direction(engine, provenance={"learned_from": [hash_question(question)]})
+    policies, _ = Session(engine).learnt(GenerationOptions(policies=(Steer(direction=found),)))
     with pytest.raises(CheckError, match="'steer' has learnt from 1 of the questions"):
         check_unseen(policies, [question])
 

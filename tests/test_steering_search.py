@@ -12,14 +12,14 @@ from transformers.utils import logging
 
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
-from tersely.controller.trace import Generation
+from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Completion
-from tersely.evaluation.bench.checkpoint_log import Journal
+from tersely.evaluation.bench.checkpoint_log import CheckpointLog
 from tersely.evaluation.bench.run import Bench
 from tersely.evaluation.research.steering import run as running
-from tersely.evaluation.research.steering.pairs import Sampled, ends, sample
+from tersely.evaluation.research.steering.pairs import SampledThinking, ends, sample
 from tersely.evaluation.research.steering.report import as_text
 from tersely.evaluation.research.steering.search import (
     BACKWARDS,
@@ -28,16 +28,16 @@ from tersely.evaluation.research.steering.search import (
     NOTHING,
     ONE_SIDED,
     SHORTENS,
-    Tried,
+    TriedDirection,
     cheapest,
     default_layers,
     prove,
     search,
     verdict,
 )
-from tersely.evaluation.runner import SessionAnswers
+from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
-from tersely.evaluation.tasks.questions import Question, hash_of, load
+from tersely.evaluation.tasks.questions import Question, hash_question, load
 from tersely.probes.research.steering import FEWEST, Direction, Pair, load_direction
 
 from .commands import refused
@@ -59,7 +59,7 @@ class Scripted:
     def __init__(self, engine: TransformersEngine, texts: dict[str, list[str]]) -> None:
         self.session, self.texts, self.calls = Session(engine), texts, 0
 
-    def answer(self, problems: list[str], options: Options) -> list[Generation]:
+    def answer(self, problems: list[str], options: GenerationOptions) -> list[GenerationResult]:
         self.calls += 1
         rows = self.session.prepare(problems, options)
         ids = [tuple(self.session.codec.encode(self.texts[p][self.calls - 1])) for p in problems]
@@ -84,11 +84,11 @@ def test_the_shortest_and_the_longest_right_answers_are_paired(engine: Transform
     answerer: Any = Scripted(engine, TEXTS)
     questions = [Question(f"q{i}", problem, "10") for i, problem in enumerate(TEXTS)]
     with AnswerChecker() as checker:
-        bench = Bench(answerer, questions, checker, Journal(None, {}), rollouts=4)
-        found = sample(bench, Options(preset="off"), place)
+        bench = Bench(answerer, questions, checker, CheckpointLog(None, {}), rollouts=4)
+        found = sample(bench, GenerationOptions(preset="off"), place)
     codec = answerer.session.codec
     (pair,) = found.pairs
-    (row,) = answerer.session.prepare(["four lengths"], Options(preset="off"))
+    (row,) = answerer.session.prepare(["four lengths"], GenerationOptions(preset="off"))
     assert pair.prompt == row.rendered.ids
     assert codec.decode(pair.short) == SHORT
     # Cut after as many thoughts, or left whole: then both are cut to as many tokens where they are read.
@@ -110,7 +110,7 @@ def test_what_is_proved_is_asked_anew(engine: TransformersEngine) -> None:
     base = {"name": "tersely-tiny-small", "fingerprint": engine.fingerprint()}
     direction = Direction("ends", (1, 2), np.eye(2, 128, dtype=np.float32), np.ones(2, np.float32), base)
     answerer: Any = Scripted(engine, {"easy": [wrote(2)] * 9, "hard": [wrote(3, answer=9)] * 9})
-    journal, common = Journal(None, {}), Options(preset="off")
+    journal, common = CheckpointLog(None, {}), GenerationOptions(preset="off")
     with AnswerChecker() as checker:
         easy, hard = (
             Bench(answerer, [Question(f"{name}{i}", name, "10") for i in range(3)], checker, journal)
@@ -126,12 +126,12 @@ def test_what_is_proved_is_asked_anew(engine: TransformersEngine) -> None:
 
 
 def test_the_cheapest_that_costs_no_accuracy_is_chosen() -> None:
-    base = Tried(0, 0.0, 300.0, 0.80)
+    base = TriedDirection(0, 0.0, 300.0, 0.80)
     good, better, costly, longer = (
-        Tried(1, 0.1, 290.0, 0.79),
-        Tried(2, 0.2, 250.0, 0.85),
-        Tried(2, 0.4, 200.0, 0.78),
-        Tried(1, 0.4, 310.0, 0.90),
+        TriedDirection(1, 0.1, 290.0, 0.79),
+        TriedDirection(2, 0.2, 250.0, 0.85),
+        TriedDirection(2, 0.4, 200.0, 0.78),
+        TriedDirection(1, 0.4, 310.0, 0.90),
     )
     assert cheapest([base, good, better, costly, longer]) == better
     assert cheapest([base, good, costly, longer]) == good
@@ -160,12 +160,12 @@ def command(out: Path, **options: Any) -> list[str]:
     return ["steer", "--out", str(out), *words]
 
 
-def planted(bench: Bench, options: Options, place: str) -> Sampled:
+def planted(bench: Bench, options: GenerationOptions, place: str) -> SampledThinking:
     """Pairs that differ in whether a thinking ends or goes on."""
     session = bench.answerer.session
     prompts = [row.rendered.ids for row in session.prepare([q.problem for q in bench.questions], options)]
     short, long = (tuple(session.codec.encode(text)) for text in (SHORT, LONG))
-    return Sampled(tuple(Pair(prompt, short, long) for prompt in prompts), 0.9, len(short), len(long))
+    return SampledThinking(tuple(Pair(prompt, short, long) for prompt in prompts), 0.9, len(short), len(long))
 
 
 def test_the_command_keeps_what_it_found(
@@ -184,7 +184,7 @@ def test_the_command_keeps_what_it_found(
     if not report["usable"]:
         assert (found.layer, found.strength) == (None, None)
     asked = load("tiny", "fit", 20, 0) + load("tiny", "calibrate", 20, 0)
-    assert found.learned_from == {hash_of(question) for question in asked}
+    assert found.learned_from == {hash_question(question) for question in asked}
     assert found.metrics["search"] == report["search"]
     assert not (tmp_path / "steering.journal").exists()
     text = as_text(report)
@@ -229,7 +229,7 @@ def test_too_few_pairs_are_refused_and_the_answers_kept(
     logging.disable_progress_bar()
     said = refused(capsys, *command(tmp_path, max_new_tokens=80))
     assert f"accepted: {FEWEST} or more" in said
-    monkeypatch.setattr(SessionAnswers, "answer", None)  # a second run has nothing left to ask
+    monkeypatch.setattr(SessionRunner, "answer", None)  # a second run has nothing left to ask
     assert refused(capsys, *command(tmp_path, max_new_tokens=80)) == said
 
 

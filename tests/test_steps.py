@@ -14,7 +14,7 @@ from tersely.errors import OptionError
 from tersely.evaluation.economics import step_time as steps
 from tersely.evaluation.economics.latency_fit import TimingError
 from tersely.evaluation.economics.model_shape import load_shape
-from tersely.evaluation.economics.step_time import drawn_out, foretell, step_seconds
+from tersely.evaluation.economics.step_time import extrapolate, predict, step_seconds
 
 from .commands import refused
 
@@ -30,7 +30,7 @@ from .commands import refused
     ],
 )
 def test_copies_are_drawn_out(seconds: tuple[float, float], layers: int, start: float, per_layer: float) -> None:
-    found = drawn_out(seconds, layers, "float32", 1, 64)
+    found = extrapolate(seconds, layers, "float32", 1, 64)
     assert (found.start, found.per_layer) == pytest.approx((start, per_layer), abs=1e-9)
     assert found.seconds == pytest.approx(start + per_layer * layers, abs=1e-9)
 
@@ -57,7 +57,7 @@ def test_copies_are_the_model_with_fewer_layers(monkeypatch: pytest.MonkeyPatch)
         return 0.001 * len(model.model.layers)
 
     monkeypatch.setattr(steps, "step_seconds", time_it)
-    found = foretell("tersely-tiny-large", "bfloat16", batch=3, context=100)
+    found = predict("tersely-tiny-large", "bfloat16", batch=3, context=100)
     width = load_engine("tersely-tiny-large").model.config.hidden_size
     layers = len(load_shape("tersely-tiny-large").windows)
     assert timed == [(n, width, 3, "torch.bfloat16") for n in (2, min(6, layers))]
@@ -75,4 +75,4 @@ def test_the_command_foretells(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_cannot_be_foretold_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "leave out --device" in refused(capsys, "roofline", "--predict", "--device", "H100")
     with pytest.raises(OptionError, match="int4 weights are not foretold"):
-        foretell("tersely-tiny-small", "int4")
+        predict("tersely-tiny-small", "int4")

@@ -9,7 +9,7 @@ import pytest
 import tersely
 from tersely.controller.budgets import STRATEGIES, fit_budget
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import Completion, Opened, Request, Sampling, State
+from tersely.controller.types import Completion, Request, RoutedPrompt, SamplingParams, State
 from tersely.errors import OptionError
 
 from .models import letters, random_model
@@ -25,8 +25,8 @@ class GoesOn:
     layer: int = -1
     longest: int = 1
 
-    def choose(self, state: State) -> Opened:
-        return Opened((30,), temperature=self.temperature)
+    def choose(self, state: State) -> RoutedPrompt:
+        return RoutedPrompt((30,), temperature=self.temperature)
 
 
 def lines(done: list[Completion]) -> list[tuple[int, ...]]:
@@ -45,9 +45,9 @@ def test_a_row_is_sampled_at_its_own_temperature(engine: TransformersEngine, ope
             return [Request(p, 24, opening=GoesOn(temperature)) for p in PROMPTS]
         return [Request((*p, 30), 24, temperature=temperature) for p in PROMPTS]
 
-    cool = lines(engine.generate(requests(0.3), Sampling(temperature=1.5, seed=4)))
-    assert cool == lines(engine.generate(requests(None), Sampling(temperature=0.3, seed=4)))
-    assert cool != lines(engine.generate(requests(None), Sampling(temperature=1.5, seed=4)))
+    cool = lines(engine.generate(requests(0.3), SamplingParams(temperature=1.5, seed=4)))
+    assert cool == lines(engine.generate(requests(None), SamplingParams(temperature=0.3, seed=4)))
+    assert cool != lines(engine.generate(requests(None), SamplingParams(temperature=1.5, seed=4)))
 
 
 def test_rows_keep_their_temperatures_when_others_leave(engine: TransformersEngine) -> None:
@@ -55,18 +55,18 @@ def test_rows_keep_their_temperatures_when_others_leave(engine: TransformersEngi
 
     def run(order: tuple[int, ...]) -> list[tuple[int, ...]]:
         rows = [Request(PROMPTS[i], limits[i], temperature=warmth[i]) for i in order]
-        return lines(engine.generate(rows, Sampling(temperature=1.2, seed=1)))
+        return lines(engine.generate(rows, SamplingParams(temperature=1.2, seed=1)))
 
     short, plain, cool = run((0, 1, 2))
     assert len(short) == 3
-    greedy = lines(engine.generate([Request(PROMPTS[2], 24)], Sampling(temperature=0)))[0]
+    greedy = lines(engine.generate([Request(PROMPTS[2], 24)], SamplingParams(temperature=0)))[0]
     agree = [sum(a == b for a, b in zip(row, greedy, strict=False)) for row in (cool, plain)]
     assert agree[0] > agree[1]
 
 
 def test_greedy_decoding_knows_no_temperature(engine: TransformersEngine) -> None:
-    plain = lines(engine.generate([Request(PROMPTS[0], 16)], Sampling(temperature=0)))
-    assert lines(engine.generate([Request(PROMPTS[0], 16, temperature=2.0)], Sampling(temperature=0))) == plain
+    plain = lines(engine.generate([Request(PROMPTS[0], 16)], SamplingParams(temperature=0)))
+    assert lines(engine.generate([Request(PROMPTS[0], 16, temperature=2.0)], SamplingParams(temperature=0))) == plain
 
 
 def test_a_strategy_says_what_a_tier_may_spend() -> None:

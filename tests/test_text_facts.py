@@ -9,10 +9,10 @@ import pytest
 from tersely.controller.budgets import canonical_effort, fit_budget
 from tersely.controller.policies import PRESETS, make_policies, make_policy
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text.answers import boxed, boxed_or_last, normalise, stated
+from tersely.controller.text.answers import extract_answer, extract_boxed, extract_stated_answer, normalize_answer
 from tersely.controller.text.markers import Markers, find_markers, parse_markers
-from tersely.controller.text.split_output import spans, split_output
-from tersely.controller.text.tokenizer_adapter import Codec
+from tersely.controller.text.split_output import build_spans, split_reasoning
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.errors import MarkerError, OptionError
 
 
@@ -30,14 +30,14 @@ from tersely.errors import MarkerError, OptionError
     ],
 )
 def test_stated(text, answer):
-    assert stated(text) == answer
+    assert extract_stated_answer(text) == answer
 
 
 def test_boxed_takes_the_last_closed_one():
-    assert boxed("\\boxed{1} then \\boxed{{2}}") == "{2}"
-    assert boxed("\\boxed{1") is None
-    assert boxed_or_last("it is 12 or 13") == "13"
-    assert boxed_or_last("blue") == "blue"
+    assert extract_boxed("\\boxed{1} then \\boxed{{2}}") == "{2}"
+    assert extract_boxed("\\boxed{1") is None
+    assert extract_answer("it is 12 or 13") == "13"
+    assert extract_answer("blue") == "blue"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_boxed_takes_the_last_closed_one():
     ],
 )
 def test_normalise(raw, clean):
-    assert normalise(raw) == clean
+    assert normalize_answer(raw) == clean
 
 
 def test_markers_come_from_the_tokenizer_then_the_template_and_are_never_guessed():
@@ -92,13 +92,13 @@ def test_policies_by_name():
 
 
 def test_output_is_split_at_the_marker():
-    codec = Codec(WordTokenizer())
+    codec = TokenizerAdapter(WordTokenizer())
     markers = Markers("<think>", "</think>")
     ids = codec.encode("a b</think>\n\nthe answer")
-    parts = split_output(ids, codec, markers, "thinking")
+    parts = split_reasoning(ids, codec, markers, "thinking")
     assert (parts.thinking, parts.answer, parts.thinking_tokens) == ("a b", "the answer", 4)
     assert parts.thinking_tokens + parts.answer_tokens == len(ids)
-    assert split_output(codec.encode("no marker"), codec, markers, "thinking").answer == ""
-    assert split_output(codec.encode("plain answer"), codec, markers, "before").thinking == ""
-    runs = spans(ids, [False] * 3 + [True] * (len(ids) - 3), codec)
+    assert split_reasoning(codec.encode("no marker"), codec, markers, "thinking").answer == ""
+    assert split_reasoning(codec.encode("plain answer"), codec, markers, "before").thinking == ""
+    runs = build_spans(ids, [False] * 3 + [True] * (len(ids) - 3), codec)
     assert [(s.kind, s.text) for s in runs] == [("sampled", "a b"), ("forced", "</think>\n\nthe answer")]

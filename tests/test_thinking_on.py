@@ -10,14 +10,14 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.options import Options
-from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, Wait, Watching
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
+from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.tokenizer_adapter import codec_for
-from tersely.controller.trace import Generation
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Request
 
 from .models import letters, random_model
@@ -36,7 +36,7 @@ class Again:
     at: int = 0
     seen: list[tuple[int, str]] = field(default_factory=list)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         wait = Wait(self.at, "close")
         for move in self.moves:
             view = yield wait
@@ -45,12 +45,12 @@ class Again:
             wait = Wait(view.tokens + 1, "token")
 
 
-def test_a_model_that_ends_its_thinking_thinks_on(engine: TransformersEngine, plain: list[Generation]) -> None:
-    events = list[Event]()
+def test_a_model_that_ends_its_thinking_thinks_on(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
+    events = list[TextDeltaEvent]()
     done = ask(engine, Again(), on_event=events.append)
-    forced = codec_for(engine.tokenizer).encode("Wait, a quick look again.\n")
+    forced = get_adapter(engine.tokenizer).encode("Wait, a quick look again.\n")
     kept = [before.token_ids[: before.usage.thinking - 1] for before in plain]
-    rows = Session(engine).prepare(PROBLEMS, Options())
+    rows = Session(engine).prepare(PROBLEMS, GenerationOptions())
     texts = [(*row.request.prompt_ids, *begun, *forced) for row, begun in zip(rows, kept, strict=True)]
     by_hand = engine.generate([Request(text, 256) for text in texts], GREEDY)
     for number, (one, begun, rest) in enumerate(zip(done, kept, by_hand, strict=True)):
@@ -68,14 +68,14 @@ def test_a_model_that_ends_its_thinking_thinks_on(engine: TransformersEngine, pl
     [{"moves": (CLOSE,)}, {"moves": (Trial(),)}, {"moves": ()}, {"at": 500}],
 )
 def test_what_is_no_injection_lets_the_thinking_end(
-    engine: TransformersEngine, plain: list[Generation], options: dict[str, Any]
+    engine: TransformersEngine, plain: list[GenerationResult], options: dict[str, Any]
 ) -> None:
     (done,) = ask(engine, policy := Again(**options), prompts=PROBLEMS[:1])
     assert (done.token_ids, done.usage, done.trace) == (plain[0].token_ids, plain[0].usage, ())
     assert len(policy.seen) == (1 if options.get("moves") else 0)
 
 
-def test_thinking_on_in_shadow_is_recorded_only(engine: TransformersEngine, plain: list[Generation]) -> None:
+def test_thinking_on_in_shadow_is_recorded_only(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
     (done,) = ask(engine, Again(), prompts=PROBLEMS[:1], shadow=True)
     assert (done.token_ids, done.usage) == (plain[0].token_ids, plain[0].usage)
     (decision,) = done.trace
@@ -83,7 +83,9 @@ def test_thinking_on_in_shadow_is_recorded_only(engine: TransformersEngine, plai
     assert decision.text == "Wait, a quick look again.\n"
 
 
-def test_in_shadow_a_decision_stands_where_it_would_have(engine: TransformersEngine, plain: list[Generation]) -> None:
+def test_in_shadow_a_decision_stands_where_it_would_have(
+    engine: TransformersEngine, plain: list[GenerationResult]
+) -> None:
     (done,) = ask(engine, Again(), prompts=PROBLEMS[:1], shadow=True)
     assert done.trace[0].position == plain[0].usage.thinking - 1
 
@@ -91,7 +93,7 @@ def test_in_shadow_a_decision_stands_where_it_would_have(engine: TransformersEng
 def test_a_marker_of_several_tokens_goes_as_a_whole() -> None:
     """Two tokens that a random model happens to write are its marker; the sink hears the first, and that it went."""
     model, tokenizer = random_model(eos=126), letters()
-    engine, codec = TransformersEngine(model, tokenizer), codec_for(tokenizer)
+    engine, codec = TransformersEngine(model, tokenizer), get_adapter(tokenizer)
     (untried,) = engine.generate([Request((9, 9, 5), 40)], GREEDY)
     place = next(i for i in range(5, 30) if min(untried.token_ids[i : i + 2]) > 30)
     markers = Markers("<open>", codec.decode(untried.token_ids[place : place + 2]))
@@ -130,7 +132,7 @@ def test_nothing_is_left_of_a_marker_of_several_tokens() -> None:
 
 def test_a_policy_that_waits_for_the_close_may_have_a_deadline() -> None:
     class Impatient(Again):
-        def watch(self, view: View) -> Watching:
+        def watch(self, view: PolicyView) -> Watching:
             yield Wait(0, "close", deadline=4)
             yield CLOSE
 

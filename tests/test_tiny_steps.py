@@ -11,14 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tersely.controller.text.tool_calls import knows_tools, read_calls
+from tersely.controller.text.tool_calls import read_calls, supports_tools
 from tersely.evaluation.agents.tasks import Task, stream_tasks
 from tersely.evaluation.agents.tools import TOOLS
-from tersely.models import path_of
+from tersely.models import get_model_path
 from tersely.training.toy_models.batches import encode_step, turn
-from tersely.training.toy_models.steps import UNKNOWN, Step, respond_to
+from tersely.training.toy_models.steps import UNKNOWN, AgentStep, respond_to
 from tersely.training.toy_models.tokenizer import agent_tokenizer
-from tersely.training.toy_models.train import SIZES, build_model, go_on_from, train
+from tersely.training.toy_models.train import SIZES, build_model, resume_from, train
 
 EFFORTS = ("none", "easy", "normal", "hard")
 BASE = SIZES["agent"].base or ""
@@ -39,7 +39,7 @@ def test_each_step_makes_the_next_call_and_the_last_one_answers(effort: str) -> 
     rng = Random(0)
     for task in tasks():
         for done in range(len(task.calls) + 1):
-            said = respond_to(Step(task, done), effort, rng).text
+            said = respond_to(AgentStep(task, done), effort, rng).text
             thinking, _, answer = said.rpartition("</think>\n\n")
             assert bool(thinking) == (effort != "none")
             text, calls = read_calls(answer)
@@ -53,19 +53,19 @@ def test_each_step_makes_the_next_call_and_the_last_one_answers(effort: str) -> 
 
 def test_without_tools_it_does_not_know() -> None:
     for task in tasks():
-        answer = respond_to(Step(task, 0, tools=False), "hard", Random(0)).text.rpartition("</think>\n\n")[2]
+        answer = respond_to(AgentStep(task, 0, tools=False), "hard", Random(0)).text.rpartition("</think>\n\n")[2]
         assert answer == UNKNOWN and not task.solved_by(answer)
 
 
 def test_higher_efforts_think_longer() -> None:
-    lengths = [sum(len(respond_to(Step(t, 1), effort, Random(0)).text) for t in tasks()) for effort in EFFORTS]
+    lengths = [sum(len(respond_to(AgentStep(t, 1), effort, Random(0)).text) for t in tasks()) for effort in EFFORTS]
     assert lengths == sorted(lengths) and lengths[3] > 2 * lengths[1]
 
 
 def test_a_row_is_the_conversation_and_then_the_response_that_is_learnt() -> None:
     task, codec = next(t for t in tasks() if len(t.calls) == 2), tokenizer()
-    assert knows_tools(codec)
-    step = Step(task, 1)
+    assert supports_tools(codec)
+    step = AgentStep(task, 1)
     trace = respond_to(step, "easy", Random(0))
     said = trace.text
     ids, tags = turn(codec, step.messages, "easy", trace, step.told)
@@ -86,13 +86,13 @@ def test_rows_are_of_all_sorts() -> None:
 
 
 def test_training_goes_on_from_the_large_model(tmp_path: Path) -> None:
-    base, codec = AutoModelForCausalLM.from_pretrained(path_of(BASE)), tokenizer()
+    base, codec = AutoModelForCausalLM.from_pretrained(get_model_path(BASE)), tokenizer()
     model = build_model(SIZES["agent"], len(codec), codec.eos_token_id, codec.pad_token_id)
-    go_on_from(BASE, model)
+    resume_from(BASE, model)
     ids = torch.tensor([list(range(20, 60))])
     known = base.config.vocab_size
     assert torch.allclose(model(ids).logits[..., :known], base(ids).logits, atol=1e-4)
     assert model.config.vocab_size > known
     folder = train("agent", tmp_path / "agent", tokens=4000, compile_layers=False, report=lambda line: None)
-    assert knows_tools(AutoTokenizer.from_pretrained(folder))
+    assert supports_tools(AutoTokenizer.from_pretrained(folder))
     assert AutoModelForCausalLM.from_pretrained(folder).config.vocab_size == len(codec)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from tersely.controller.text.answers import boxed, stated
+from tersely.controller.text.answers import extract_boxed, extract_stated_answer
 from tersely.evaluation.tasks.toy_problems import Problem, stream
 from tersely.training.toy_models.batches import WEIGHTS, batches, encode
 from tersely.training.toy_models.responses import HINTS, RESPONSES, respond
@@ -32,7 +32,7 @@ def problems(n: int = 120) -> list[Problem]:
 
 
 def last_stated(thinking: str) -> str | None:
-    found = [answer for line in thinking.splitlines() if (answer := stated(line)) is not None]
+    found = [answer for line in thinking.splitlines() if (answer := extract_stated_answer(line)) is not None]
     return found[-1] if found else None
 
 
@@ -42,8 +42,8 @@ def test_the_answer_is_the_last_one_stated(mode: str) -> None:
     right = 0
     for problem in problems():
         thinking, _, answer = respond(problem, mode, rng).text.partition("</think>")
-        assert boxed(answer) == last_stated(thinking)
-        right += boxed(answer) == problem.answer
+        assert extract_boxed(answer) == last_stated(thinking)
+        right += extract_boxed(answer) == problem.answer
     assert right == 120 if mode == "easy" else right > 110
 
 
@@ -84,7 +84,7 @@ def test_a_cut_answers_with_what_stood() -> None:
         thinking, _, answer = respond(problem, "cut", rng).text.partition("</think>")
         stood = last_stated(thinking)
         without += stood is None
-        assert boxed(answer) == (stood or problem.answer)
+        assert extract_boxed(answer) == (stood or problem.answer)
     assert 0 < without < 100
 
 
@@ -95,7 +95,7 @@ def test_every_token_has_the_class_of_its_text() -> None:
         start = sum(tag == -1 for tag in tags)
         assert set(tags[:start]) == {-1} and -1 not in tags[start:]
         final = tokenizer().decode([i for i, t in zip(ids, tags, strict=True) if t in (FINAL, DIRECT)])
-        assert final == (boxed(tokenizer().decode(ids[start:])) if mode != "cut" else final)
+        assert final == (extract_boxed(tokenizer().decode(ids[start:])) if mode != "cut" else final)
     assert WEIGHTS[SLIP] == 0
 
 

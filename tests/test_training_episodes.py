@@ -11,24 +11,24 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.text.tool_calls import OPEN, Call, read_calls
+from tersely.controller.text.tool_calls import OPEN, ToolCall, read_calls
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOLD
 from tersely.training.config import Data, RecipeError, Rollouts
-from tersely.training.data import rows_of
-from tersely.training.environment import Environment, environment_of, tasks_of
-from tersely.training.episodes import Episode, EpisodeRollouts, play
+from tersely.training.data import load_rows
+from tersely.training.environment import Environment, load_environment, load_tasks
+from tersely.training.episodes import EpisodeRollouts, TrainingEpisode, run_episode
 from tersely.training.methods import method
-from tersely.training.research.mode_alignment import cheapest, trace_of
+from tersely.training.research.mode_alignment import cheapest, to_trace
 from tersely.training.rewards.base import AGENTIC, NO_THINK, THINK
-from tersely.training.sampling import FREE, Ask, Rollout, Sampler
+from tersely.training.sampling import FREE, CompletionRequest, Rollout, Sampler
 from tersely.training.saving import MODEL
 
 from .trainings import recipe, train
 
 DATA = Data(task="agents:lookup,instant", questions=4, efforts=("easy",))
 MODEL_NAME = "tersely-tiny-agent"
-ROWS = rows_of(DATA, MODEL_NAME)
+ROWS = load_rows(DATA, MODEL_NAME)
 ROLLOUT = Rollout(
     prompt_ids=(1,),
     ids=(2, 3),
@@ -53,20 +53,20 @@ def sampler() -> Sampler:
 
 
 def environment() -> Environment:
-    found = environment_of(DATA)
+    found = load_environment(DATA)
     assert found is not None
     return found
 
 
-def played(sampler: Sampler, begun: str) -> list[Episode]:
-    asks = [Ask(row["prompt"], row["tier"], begun) for row in ROWS]
-    return play(sampler, asks, ROWS, environment(), later="easy", steps=6, seed=1)
+def played(sampler: Sampler, begun: str) -> list[TrainingEpisode]:
+    asks = [CompletionRequest(row["prompt"], row["tier"], begun) for row in ROWS]
+    return run_episode(sampler, asks, ROWS, environment(), later="easy", steps=6, seed=1)
 
 
 def test_other_models_are_told_the_form_of_an_answer_as_in_use() -> None:
-    assert [m["role"] for m in rows_of(DATA, "some/model")[0]["prompt"]] == ["system", "user"]
-    assert [m["role"] for m in rows_of(DATA, MODEL_NAME)[0]["prompt"]] == ["user"]
-    assert [m["role"] for m in rows_of(Data(questions=1), "some/model")[0]["prompt"]] == ["user"]
+    assert [m["role"] for m in load_rows(DATA, "some/model")[0]["prompt"]] == ["system", "user"]
+    assert [m["role"] for m in load_rows(DATA, MODEL_NAME)[0]["prompt"]] == ["user"]
+    assert [m["role"] for m in load_rows(Data(questions=1), "some/model")[0]["prompt"]] == ["user"]
 
 
 def test_free_episodes_call_what_they_need_and_read_the_results(sampler: Sampler) -> None:
@@ -86,7 +86,7 @@ def test_free_episodes_call_what_they_need_and_read_the_results(sampler: Sampler
 
 @pytest.mark.parametrize("words", [1980, 2500], ids=["no room for a step", "nor for an answer"])
 def test_an_episode_ends_where_the_context_does(words: int, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    def looked_up_at_length(self: Environment, task: str, said: str, calls: list[Call]) -> list[dict[str, Any]]:
+    def looked_up_at_length(self: Environment, task: str, said: str, calls: list[ToolCall]) -> list[dict[str, Any]]:
         return [{"role": "assistant", "content": ""}, {"role": "tool", "content": "12 " * words}]
 
     monkeypatch.setattr(Environment, "turns", looked_up_at_length)
@@ -106,14 +106,14 @@ def test_modes_without_tools_have_none_and_a_call_is_opened_where_one_was_to_be(
             first = one.steps[0]
             opened = sampler.session.codec.decode([i for i, was in zip(first.ids, first.forced, strict=True) if was])
             assert opened.strip() == OPEN and first.thinking and len(first.forced) == len(first.ids)
-            trace = trace_of(one, sampler.close)
+            trace = to_trace(one, sampler.close)
             assert tuple(trace.ids) == first.ids[: len(trace.ids)] and trace.learnt[0] == 1
             assert sum(trace.learnt) == 1 + sum(first.forced), "to call is what it is to learn"
 
 
 def test_thinking_after_the_end_of_thinking_is_no_answer_at_once(sampler: Sampler) -> None:
     free = Sampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOLD)
-    found = free([Ask(row["prompt"], "hard", NO_THINK) for row in ROWS for _ in range(3)], 0)
+    found = free([CompletionRequest(row["prompt"], "hard", NO_THINK) for row in ROWS for _ in range(3)], 0)
     twice = [one for one in found if one.ids.count(free.close) > 1]
     assert twice, "this model thinks on when its thinking is ended at once"
     for one in found:
@@ -123,13 +123,13 @@ def test_thinking_after_the_end_of_thinking_is_no_answer_at_once(sampler: Sample
 
 def test_an_episode_is_learnt_from_one_of_its_steps_on_average_from_all() -> None:
     steps = [replace(ROLLOUT, ids=(2,) * n, thinking_tokens=n) for n in (1, 2, 3)]
-    one = Episode({"id": "a"}, AGENTIC, steps, called=True)
+    one = TrainingEpisode({"id": "a"}, AGENTIC, steps, called=True)
     drawn = [one.learnt_from(place, True) for place in range(3)]
     # What the loss adds up, the tokens of a step with its weight, is on average that of all steps.
     assert fmean(r.weight * len(r.ids) for r in drawn) == one.tokens == 6
     assert all(r.thinking_tokens == 6 and r.solved and r.mode == AGENTIC for r in drawn)
-    assert Episode({"id": "a"}, NO_THINK, steps, called=True).learnt_from(0, False).weight == 0
-    assert Episode({"id": "a"}, FREE, steps, called=True).learnt_from(0, False).weight == 3
+    assert TrainingEpisode({"id": "a"}, NO_THINK, steps, called=True).learnt_from(0, False).weight == 0
+    assert TrainingEpisode({"id": "a"}, FREE, steps, called=True).learnt_from(0, False).weight == 3
 
 
 def test_what_opened_a_call_has_no_loss(sampler: Sampler) -> None:
@@ -137,7 +137,7 @@ def test_what_opened_a_call_has_no_loss(sampler: Sampler) -> None:
     rollouts = EpisodeRollouts(sampler, plan, 0, environment(), later="easy", steps=6)
     rows = [ROWS[1], ROWS[1]]
     assert rows[0]["level"] == "instant"
-    made = rollouts.sample([Ask(rows[0]["prompt"], "easy", begun) for begun in plan], rows, 0)
+    made = rollouts.sample([CompletionRequest(rows[0]["prompt"], "easy", begun) for begun in plan], rows, 0)
     for one in made:
         mask = rollouts.learnt(one)
         assert len(mask) == len(one.ids)
@@ -161,15 +161,15 @@ def test_what_a_call_cannot_do_is_its_result(call: dict[str, Any], says: str) ->
 
 
 def test_what_is_no_call_is_answered_too() -> None:
-    own, result = environment().turns(ROWS[0]["id"], "Well.", [Call(None, {}, f"{OPEN}hm", "no JSON")])
+    own, result = environment().turns(ROWS[0]["id"], "Well.", [ToolCall(None, {}, f"{OPEN}hm", "no JSON")])
     assert own["content"] == f"Well.{OPEN}hm" and "tool_calls" not in own
     assert result == {"role": "tool", "content": "that is no call: no JSON"}
 
 
 def test_the_cheapest_mode_that_does_is_chosen() -> None:
-    def made(begun: str, tokens: int, mode: str = "", finish: str = "stop") -> Episode:
+    def made(begun: str, tokens: int, mode: str = "", finish: str = "stop") -> TrainingEpisode:
         step = replace(ROLLOUT, ids=(1,) * tokens, mode=mode or begun, finish_reason=finish)
-        return Episode({"id": "a"}, begun, [step], called=begun == AGENTIC)
+        return TrainingEpisode({"id": "a"}, begun, [step], called=begun == AGENTIC)
 
     modes, right = (NO_THINK, THINK, AGENTIC), lambda one: one.tokens < 10
     both = [made(NO_THINK, 3), made(NO_THINK, 20), made(THINK, 5), made(THINK, 4)]
@@ -207,14 +207,14 @@ def test_apo_with_three_modes(tmp_path: Path) -> None:
 
 
 def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Path) -> None:
-    assert tasks_of(Data(task="tiny")) is None
+    assert load_tasks(Data(task="tiny")) is None
     agents = {"task": "agents", "questions": 4}
     with pytest.raises(RecipeError, match="'ser' has no tools"):
         method("ser").look(recipe("ser", tmp_path / "a", data=agents))
     with pytest.raises(CapabilityError, match="cannot call tools"):
         method("apo").look(recipe("apo", tmp_path / "b", data=agents, apo={"forced": 1}))
     with pytest.raises(OptionError, match="did you mean 'lookup'"):
-        rows_of(Data(task="agents:lokup"))
+        load_rows(Data(task="agents:lokup"))
     with pytest.raises(RecipeError, match="each of 3 modes"):
         recipe("apo", tmp_path / "c", data=agents, apo={"forced": 2}, rollouts={"generations": 6})
     with pytest.raises(RecipeError, match="accepted: easy, normal or hard"):
@@ -237,12 +237,12 @@ def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Pat
 @pytest.mark.parametrize(("mode", "learnt"), [(THINK, [1]), (NO_THINK, [1, 1, 1, 1])])
 def test_only_what_decides_is_learnt(mode: str, learnt: list[int]) -> None:
     step = replace(ROLLOUT, ids=(5, 6, 7, 8), forced=(False,) * 4, mode=mode)
-    trace = trace_of(Episode({"id": "a"}, mode, [step]), close=9)
+    trace = to_trace(TrainingEpisode({"id": "a"}, mode, [step]), close=9)
     assert trace.ids == [5, 6, 7, 8][: len(learnt)] and trace.learnt == learnt
 
 
 def test_what_policies_wrote_is_not_learnt() -> None:
     # A budget that ends the thinking (7, 9) and a call that is opened after it (3, 4).
     step = replace(ROLLOUT, ids=(5, 6, 7, 9, 3, 4, 8), forced=(False, False, True, True, True, True, False))
-    trace = trace_of(Episode({"id": "a"}, AGENTIC, [step], called=True), close=9)
+    trace = to_trace(TrainingEpisode({"id": "a"}, AGENTIC, [step], called=True), close=9)
     assert trace.ids == [5, 6, 7, 9, 3, 4] and trace.learnt == [1, 0, 0, 0, 1, 1]

@@ -19,9 +19,9 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import ModelError, OptionError
 from tersely.training.config import RecipeError
 from tersely.training.pairs import objective_pairs
-from tersely.training.research.heads import FILE, Heads, mixed, put_heads, read_heads, weigh
+from tersely.training.research.heads import FILE, Heads, mix_heads, put_heads, read_heads, weigh_heads
 from tersely.training.saving import MODEL
-from tersely.training.traces import Trace
+from tersely.training.traces import SampledTrace
 
 from .trainings import train
 
@@ -34,8 +34,8 @@ OWN: dict[str, Any] = {
 }
 
 
-def trace(length: int, right: bool = True, whole: bool = True) -> Trace:
-    return Trace([1], [2] * length, [1] * length, right, whole)
+def trace(length: int, right: bool = True, whole: bool = True) -> SampledTrace:
+    return SampledTrace([1], [2] * length, [1] * length, right, whole)
 
 
 def first_loss(out: Path) -> float:
@@ -74,7 +74,7 @@ def test_the_mixture_of_heads_is_that_of_their_logits() -> None:
     for heads.used in range(3):
         logits.append(heads(x))
     weights: dict[str, Any] = {"accuracy": np.float32(3), "format": np.int64(1)}
-    found = mixed(dict(zip(names, heads.each, strict=True)), weights)
+    found = mix_heads(dict(zip(names, heads.each, strict=True)), weights)
     torch.testing.assert_close(x @ found.T, 0.75 * logits[0] + 0.25 * logits[2])
 
 
@@ -92,14 +92,14 @@ def test_the_mixture_of_heads_is_that_of_their_logits() -> None:
 )
 def test_weights_that_are_none_are_refused(weights: dict[str, Any], said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        mixed({"accuracy": torch.zeros(2, 2), "brevity": torch.zeros(2, 2)}, weights)
+        mix_heads({"accuracy": torch.zeros(2, 2), "brevity": torch.zeros(2, 2)}, weights)
 
 
 def test_a_head_that_is_the_embedding_too_is_left_alone() -> None:
     model = load_engine(BASE).model
     before = model.get_input_embeddings().weight.detach().clone()
     with pytest.raises(ModelError, match=r"input embedding as well .*the folder `model` .*from_pretrained\(folder\)"):
-        weigh(model, {"accuracy": torch.zeros_like(before)}, {"accuracy": 1.0})
+        weigh_heads(model, {"accuracy": torch.zeros_like(before)}, {"accuracy": 1.0})
     assert torch.equal(model.get_input_embeddings().weight, before)
 
 
@@ -113,7 +113,7 @@ def test_heads_of_another_model_are_refused(shape: tuple[int, int]) -> None:
     heads = dict(zip(names, (torch.zeros_like(before), torch.zeros(shape)), strict=True))
     for name in names:
         with pytest.raises(ModelError, match=both):
-            weigh(model, heads, {name: 1.0})
+            weigh_heads(model, heads, {name: 1.0})
     assert torch.equal(model.get_output_embeddings().weight, before)
 
 
@@ -142,7 +142,7 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     engine = load_engine(str(folder))
     assert torch.equal(engine.model.get_output_embeddings().weight, heads["brevity"])
     assert not (folder / FILE).exists()
-    weigh(engine.model, heads, {"accuracy": 1})
+    weigh_heads(engine.model, heads, {"accuracy": 1})
     assert torch.equal(engine.model.get_output_embeddings().weight, heads["accuracy"])
     assert tersely.generate(str(folder), prompts="Kai has 9 shells. Kai finds 3 more. Count the shells.").text
     capsys.readouterr()

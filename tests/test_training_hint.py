@@ -15,14 +15,14 @@ from tersely.controller.policies.hint import ConciseHint, learnt_hint
 from tersely.controller.text.markers import Markers
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
-from tersely.kernels.quantization.calibration_text import Text
+from tersely.kernels.quantization.calibration_text import CalibrationText
 from tersely.kernels.quantization.run import quantize_into
-from tersely.models import path_of
+from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
 from tersely.training.embeddings import add_tokens
-from tersely.training.sampling import Ask, Sampler
+from tersely.training.sampling import CompletionRequest, Sampler
 from tersely.training.saving import MODEL, write_model
-from tersely.training.traces import Trace, rewritten
+from tersely.training.traces import SampledTrace, to_rewritten
 
 from .trainings import train
 
@@ -51,7 +51,7 @@ def test_policies_act_where_the_thinking_is_opened_for_the_model() -> None:
     engine = load_engine(BASE)
     settings = Rollouts(max_new_tokens=160, thinking_budget=60, policies={"hint": {"earliest": 0, "limit": 1}})
     sampler = Sampler(engine, settings, Markers("Reasoning", "Answer"))
-    for made in sampler([Ask([{"role": "user", "content": PROBLEM}], "easy")] * 3, 0):
+    for made in sampler([CompletionRequest([{"role": "user", "content": PROBLEM}], "easy")] * 3, 0):
         text = engine.tokenizer.decode(made.ids)
         assert text.index("[Be concise.]") < 40, "the policy acts at once"
         assert 0 < made.thinking_tokens <= 60 and "Answer" in text, "what does not end is ended"
@@ -60,11 +60,11 @@ def test_policies_act_where_the_thinking_is_opened_for_the_model() -> None:
 
 def test_embeddings_are_learnt_and_nothing_else(taught: tuple[Path, list[str]]) -> None:
     out, said = taught
-    before, after = (load_file(place / "model.safetensors") for place in (path_of(BASE), out / MODEL))
+    before, after = (load_file(place / "model.safetensors") for place in (get_model_path(BASE), out / MODEL))
     assert before.keys() == after.keys()
     for name in before.keys() - {"model.embed_tokens.weight"}:
         assert torch.equal(before[name].float(), after[name].float()), name
-    old, new = table(path_of(BASE)), table(out / MODEL)
+    old, new = table(get_model_path(BASE)), table(out / MODEL)
     assert torch.equal(new[: len(old)], old)
     words = load_engine(BASE).tokenizer.encode(WORDS, add_special_tokens=False)
     assert len(new) == len(old) + len(words)
@@ -75,7 +75,7 @@ def test_embeddings_are_learnt_and_nothing_else(taught: tuple[Path, list[str]]) 
 def test_strength_keeps_a_share_of_what_was_learnt(taught: tuple[Path, list[str]]) -> None:
     out, _ = taught
     last = max(out.glob("checkpoint-*"), key=lambda place: int(place.name.partition("-")[2]))
-    old, whole, kept = table(path_of(BASE)), table(last), table(out / MODEL)
+    old, whole, kept = table(get_model_path(BASE)), table(last), table(out / MODEL)
     words = load_engine(BASE).tokenizer.encode(WORDS, add_special_tokens=False)
     moved = whole[len(old) :] - old[words]
     assert moved.abs().max() > 1e-3
@@ -111,7 +111,7 @@ def test_one_that_has_learnt_nothing_is_what_its_words_are(tmp_path: Path) -> No
 @pytest.mark.parametrize("head", ["keep", "int8"])
 def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
     """Its whole numbers stay as they are; a head of whole numbers cannot take tokens that the table has no room for."""
-    quantize_into(str(path_of(BASE)), tmp_path / "base", Scheme(head=head), Text(rows=4, length=32))
+    quantize_into(str(get_model_path(BASE)), tmp_path / "base", Scheme(head=head), CalibrationText(rows=4, length=32))
     if head == "int8":
         with pytest.raises(RecipeError, match="quantize the model with --head keep"):
             train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)
@@ -157,10 +157,10 @@ def test_only_what_a_policy_wrote_is_rewritten() -> None:
     tokenizer = load_engine(BASE).tokenizer
     texts = [("A=4+5=9. [Be concise.] ", 1), ("\n[Be concise.]\n\n", 0), ("Wait, ", 1), ("</think>", 0)]
     ids = [(token, mine) for text, mine in texts for token in tokenizer.encode(text, add_special_tokens=False)]
-    trace = Trace([1], [token for token, _ in ids], [mine for _, mine in ids], right=True, whole=True)
-    found = rewritten(trace, tokenizer, "[Be concise.]", "Short.")
+    trace = SampledTrace([1], [token for token, _ in ids], [mine for _, mine in ids], right=True, whole=True)
+    found = to_rewritten(trace, tokenizer, "[Be concise.]", "Short.")
     assert found is not None
     assert tokenizer.decode(found.ids) == "A=4+5=9. [Be concise.] \nShort.\n\nWait, </think>"
     assert len(found.ids) == len(found.learnt)
-    unwritten = Trace([1], trace.ids, [1] * len(ids), right=True, whole=True)
-    assert rewritten(unwritten, tokenizer, "[Be concise.]", "Short.") is None
+    unwritten = SampledTrace([1], trace.ids, [1] * len(ids), right=True, whole=True)
+    assert to_rewritten(unwritten, tokenizer, "[Be concise.]", "Short.") is None

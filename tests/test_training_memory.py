@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tersely.models import path_of
+from tersely.models import get_model_path
 from tersely.training.config import read_recipe
-from tersely.training.memory import ALONE, Estimate, Held, estimate
+from tersely.training.memory import ALONE, Estimate, ResidentModels, estimate
 from tersely.training.methods import method
-from tersely.training.preflight import bare_engine
+from tersely.training.preflight import meta_engine
 from tersely.training.research.heads import put_heads
 
 from .trainings import recipe
@@ -47,7 +47,7 @@ def stand_in(name: str, folder: Path) -> Path:
     from transformers import Qwen2Config, Qwen3Config
 
     shutil.copytree(
-        path_of("tersely-tiny-small"), folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json")
+        get_model_path("tersely-tiny-small"), folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json")
     )
     kind = Qwen3Config if "Qwen3" in name else Qwen2Config
     sizes, others = SHAPES[name]
@@ -78,27 +78,30 @@ def test_a_recipe_states_the_memory_that_a_dry_run_foretells(
 
 
 def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
-    model = bare_engine("tersely-tiny-small").model
+    model = meta_engine("tersely-tiny-small").model
 
-    def counted(held: Held = ALONE, **sections: Any) -> Estimate:
+    def counted(held: ResidentModels = ALONE, **sections: Any) -> Estimate:
         return estimate(model, recipe("ser", tmp_path, **sections), 300, held)
 
     every = sum(weight.numel() for weight in model.parameters())
-    alone, pairs = counted(), counted(Held(reference=True, texts=2))
+    alone, pairs = counted(), counted(ResidentModels(reference=True, texts=2))
     assert (pairs.weights, pairs.activations) == (2 * alone.weights, 2 * alone.activations)
     assert pairs.cache == alone.cache > 0
-    assert counted(Held(models=3)).weights == 3 * alone.weights
+    assert counted(ResidentModels(models=3)).weights == 3 * alone.weights
     assert (
-        counted(Held(trained="nothing")).training == 0 < counted(Held(trained="embeddings")).training < alone.training
+        counted(ResidentModels(trained="nothing")).training
+        == 0
+        < counted(ResidentModels(trained="embeddings")).training
+        < alone.training
     )
-    heads = counted(Held(heads=3, trained="heads"))
+    heads = counted(ResidentModels(heads=3, trained="heads"))
     assert 0 < heads.training < alone.training and heads.activations < alone.activations / 2
-    adapters = counted(Held(reference=True), optimiser={"lora": {"rank": 2}})
+    adapters = counted(ResidentModels(reference=True), optimiser={"lora": {"rank": 2}})
     assert adapters.weights == alone.weights and adapters.training < alone.training
     inside_vllm = counted(rollouts={"engine": "vllm"})
     assert (inside_vllm.cache, inside_vllm.weights) == (0, 2 * alone.weights)
     size = alone.weights / every
-    foretold = counted(Held(heads=3)).weights / size
+    foretold = counted(ResidentModels(heads=3)).weights / size
     put_heads(model, ("accuracy", "brevity", "format"))
     assert foretold == sum(weight.numel() for weight in model.parameters())
 

@@ -18,7 +18,7 @@ from tersely.training.methods import adar1
 from tersely.training.methods.vsrm import Prober, StepRollouts
 from tersely.training.preflight import check
 from tersely.training.rewards import Correctness
-from tersely.training.sampling import Ask, Sampler
+from tersely.training.sampling import CompletionRequest, Sampler
 from tersely.training.saving import MODEL
 from tersely.training.trainer import AdaptiveTrainer
 
@@ -100,7 +100,7 @@ def test_vsrm_pays_steps_and_charges_what_does_not_end(tmp_path: Path) -> None:
     with Correctness(sampler.session.markers.close) as correct:
         rollouts = StepRollouts(sampler, Prober(sampler, made.vsrm, correct), 4, made.seed)
         asked = [row for row in rows for _ in range(4)]
-        done = rollouts.sample([Ask(row["prompt"], row["tier"]) for row in asked], asked, 0)
+        done = rollouts.sample([CompletionRequest(row["prompt"], row["tier"]) for row in asked], asked, 0)
         more = rollouts.more(done, asked, 0)
         rewards, values = more["token_rewards"], more["token_values"]
     assert all(

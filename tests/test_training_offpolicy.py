@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tersely.training.data import rows_of
+from tersely.training.data import load_rows
 from tersely.training.rewards.base import NO_THINK, THINK
 from tersely.training.rollouts import GroupRollouts
-from tersely.training.sampling import FREE, Ask
+from tersely.training.sampling import FREE, CompletionRequest
 from tersely.training.trainer import AdaptiveTrainer
 
 from .trainings import recipe, trainer_of
@@ -55,11 +55,11 @@ def learnt_and_true(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The gradient that begun completions give, and that of the policy's expected reward itself."""
     made = recipe("adaptthink", folder, rollouts={"temperature": HEAT})
-    rows = rows_of(made.data)
+    rows = load_rows(made.data)
     trainer, sampler = trainer_of(made, rows, [NO_THINK, THINK] * 2, importance_sampling_level="token", epsilon=1e9)
     prompt = sampler.prompt_ids(rows[0]["prompt"], "normal")
     log_chances = sampler._log_chances([prompt])
-    (close_first,) = sampler._firsts([Ask("", begun=NO_THINK)], log_chances, torch.Generator())
+    (close_first,) = sampler._firsts([CompletionRequest("", begun=NO_THINK)], log_chances, torch.Generator())
     assert close_first == (sampler.close, math.log(0.5))
     likeliest = log_chances[0].argsort(descending=True).tolist()
     starts = [token for token in likeliest if token not in (sampler.close, sampler.end)]
@@ -86,9 +86,9 @@ def test_forced_first_tokens_give_the_gradient_of_the_policys_own_reward(
 
 def test_a_thinking_start_is_drawn_as_its_log_probability_says(tmp_path: Path) -> None:
     made = recipe("adaptthink", tmp_path / "out", rollouts={"batch": 512, "max_new_tokens": 8, "answer_reserve": 4})
-    rows = rows_of(made.data)
+    rows = load_rows(made.data)
     _, sampler = trainer_of(made, rows, [NO_THINK, THINK] * 2)
-    done = sampler([Ask(rows[0]["prompt"], begun=THINK)] * 400, seed=1)
+    done = sampler([CompletionRequest(rows[0]["prompt"], begun=THINK)] * 400, seed=1)
     counts: dict[int, list[float]] = {}
     for rollout in done:
         assert rollout.drawn is not None and rollout.mode == THINK
@@ -104,7 +104,7 @@ def gradients_by_token(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """How much the loss pulls at tokens that the model sampled, and at those that the controller wrote."""
     made = recipe("adaptthink", folder, rollouts={"thinking_budget": 64})
-    rows = [{**row, "reference": -1.0} for row in rows_of(made.data)]
+    rows = [{**row, "reference": -1.0} for row in load_rows(made.data)]
     if not masked:
         monkeypatch.setattr(GroupRollouts, "learnt", lambda self, rollout: [1] * len(rollout.ids))
     seen: list[Any] = []
@@ -144,7 +144,7 @@ def test_completions_count_as_much_as_their_rollouts_say(
     weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe("adaptthink", tmp_path / "out", rollouts={"max_new_tokens": 48, "answer_reserve": 16})
-    rows = rows_of(made.data)
+    rows = load_rows(made.data)
     fields = GroupRollouts.fields
 
     def weighed(self: GroupRollouts, done: list[Any]) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def test_what_counts_for_nothing_has_no_part_in_its_groups_mean(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = recipe("apo", tmp_path / "out", rollouts={"max_new_tokens": 48, "answer_reserve": 16}, apo={"forced": 1})
-    rows = rows_of(made.data)
+    rows = load_rows(made.data)
     fields = GroupRollouts.fields
 
     def weighed(self: GroupRollouts, done: list[Any]) -> dict[str, Any]:

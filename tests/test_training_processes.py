@@ -18,9 +18,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tersely.evaluation.bench.checkpoint_log import JournalError
+from tersely.evaluation.bench.checkpoint_log import CheckpointLogError
 from tersely.training.config import RecipeError
-from tersely.training.processes import in_pieces, of_first
+from tersely.training.processes import rank0_only, resumable_map
 from tersely.training.saving import MODEL
 
 from .test_training_methods import curve
@@ -80,7 +80,7 @@ def pieces(path: Path, log: Path, **identity: Any) -> list[str]:
             file.write(f"{start} {os.getpid()}\n")
         return [row.upper() for row in part]
 
-    return in_pieces(path, identity, ROWS, 3, make)
+    return resumable_map(path, identity, ROWS, 3, make)
 
 
 def test_pieces_are_shared_out_and_all_get_the_whole(tmp_path: Path) -> None:
@@ -100,17 +100,17 @@ def test_another_number_of_processes_goes_on_with_what_is_missing(tmp_path: Path
     log.unlink()
     assert together(lambda process: pieces(path, log), count) == [[row.upper() for row in ROWS]] * count
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["3"]
-    with pytest.raises(JournalError, match="belongs to another run"):
+    with pytest.raises(CheckpointLogError, match="belongs to another run"):
         pieces(path, log, seed=1)
 
 
 def test_what_the_first_makes_or_cannot_make_is_so_for_all() -> None:
-    assert together(lambda process: of_first(lambda: process)) == [0, 0]
+    assert together(lambda process: rank0_only(lambda: process)) == [0, 0]
 
     def refuse() -> None:
         raise RecipeError("there is a training already")
 
-    for found in together(lambda process: of_first(refuse)):
+    for found in together(lambda process: rank0_only(refuse)):
         assert isinstance(found, RecipeError) and "already" in str(found)
 
 

@@ -13,11 +13,11 @@ import yaml
 from tersely.cli.app import main
 from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
-from tersely.models import path_of
-from tersely.training.adapters import adapted
+from tersely.models import get_model_path
+from tersely.training.adapters import with_adapter
 from tersely.training.config import RecipeError, read_recipe
 from tersely.training.methods import METHODS, method
-from tersely.training.preflight import bare_engine
+from tersely.training.preflight import meta_engine
 from tersely.training.run import train
 
 from .trainings import plain, recipe
@@ -151,7 +151,7 @@ def test_another_method_and_no_configuration(tmp_path: Path) -> None:
 
 def model_with(folder: Path, template: str) -> str:
     """The small model with another chat template."""
-    shutil.copytree(path_of("tersely-tiny-small"), folder)
+    shutil.copytree(get_model_path("tersely-tiny-small"), folder)
     (folder / "chat_template.jinja").write_text(template, "utf-8")
     return str(folder)
 
@@ -235,11 +235,11 @@ def test_a_key_that_stands_twice_and_no_method(tmp_path: Path) -> None:
 
 
 def test_adapters_are_counted_and_refused_as_peft_does(tmp_path: Path) -> None:
-    model: Any = bare_engine("tersely-tiny-small").model
+    model: Any = meta_engine("tersely-tiny-small").model
     before = [name for name, _ in model.named_modules()]
 
     def numbers(targets: Any) -> int:
-        return adapted(
+        return with_adapter(
             model, recipe("ser", tmp_path, optimiser={"lora": {"rank": 2, "targets": targets}}).optimiser.lora
         )
 

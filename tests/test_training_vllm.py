@@ -11,17 +11,17 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.types import Request, Sampling
+from tersely.controller.types import Request, SamplingParams
 from tersely.errors import OptionError
 from tersely.training.config import Rollouts
-from tersely.training.options import options_of
-from tersely.training.sampling import Ask, Sampler
-from tersely.training.vllm_sampler import VllmWriter, weights_of
+from tersely.training.options import build_options
+from tersely.training.sampling import CompletionRequest, Sampler
+from tersely.training.vllm_sampler import VllmSampler, read_weights
 
 from .trainings import train
 
 BASE = "tersely-tiny-small"
-GREEDY = Sampling(temperature=0.0)
+GREEDY = SamplingParams(temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +30,11 @@ def policy() -> TransformersEngine:
 
 
 @pytest.fixture(scope="session")
-def writer() -> VllmWriter:
+def writer() -> VllmSampler:
     options = {"max_model_len": 512, "enforce_eager": True, "kv_cache_memory_bytes": 1 << 28}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
-        return VllmWriter(load_engine(BASE), 16, options)
+        return VllmSampler(load_engine(BASE), 16, options)
 
 
 def requests(policy: TransformersEngine) -> list[Request]:
@@ -50,7 +50,7 @@ def shake(model: Any, names: str = "") -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
-def test_what_is_written_follows_the_weights(policy: TransformersEngine, writer: VllmWriter) -> None:
+def test_what_is_written_follows_the_weights(policy: TransformersEngine, writer: VllmSampler) -> None:
     asked = requests(policy)
     before = writer.generate(policy.model, asked, GREEDY)
     assert [one.token_ids for one in before] == [one.token_ids for one in policy.generate(asked, GREEDY)]
@@ -65,7 +65,7 @@ def test_what_is_written_follows_the_weights(policy: TransformersEngine, writer:
         policy.model.load_state_dict(saved)
 
 
-def test_adapters_are_merged_in_and_stay_apart(policy: TransformersEngine, writer: VllmWriter) -> None:
+def test_adapters_are_merged_in_and_stay_apart(policy: TransformersEngine, writer: VllmSampler) -> None:
     engine = load_engine(BASE)
     adapted: Any = get_peft_model(engine.model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     shake(adapted, "lora_B")
@@ -76,15 +76,15 @@ def test_adapters_are_merged_in_and_stay_apart(policy: TransformersEngine, write
     assert [one.token_ids for one in written] == [one.token_ids for one in engine.generate(asked, GREEDY)]
     assert [one.token_ids for one in written] != [one.token_ids for one in policy.generate(asked, GREEDY)]
     assert torch.equal(frozen, engine.model.model.layers[0].mlp.down_proj.base_layer.weight)
-    merged = dict(weights_of(engine.model))
-    assert merged.keys() == dict(weights_of(policy.model)).keys()
+    merged = dict(read_weights(engine.model))
+    assert merged.keys() == dict(read_weights(policy.model)).keys()
 
 
-def test_begun_completions_and_budgets_come_from_vllm(policy: TransformersEngine, writer: VllmWriter) -> None:
+def test_begun_completions_and_budgets_come_from_vllm(policy: TransformersEngine, writer: VllmSampler) -> None:
     settings = Rollouts(max_new_tokens=96, thinking_budget=20, engine="vllm")
     sampler = Sampler(policy, settings, share=0.5)
     sampler._writer = writer
-    asks = [Ask("What is 12 times 7?", begun=begun) for begun in ("free", "think", "no_think")]
+    asks = [CompletionRequest("What is 12 times 7?", begun=begun) for begun in ("free", "think", "no_think")]
     free, think, instant = sampler(asks, 0)
     assert instant.mode == "no_think" and instant.ids[0] == sampler.close
     assert think.drawn is not None and free.drawn is None
@@ -92,9 +92,9 @@ def test_begun_completions_and_budgets_come_from_vllm(policy: TransformersEngine
     assert [one.ids for one in sampler(asks, 0)] == [free.ids, think.ids, instant.ids]
 
 
-def test_a_training_on_vllm(tmp_path: Path, writer: VllmWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_on_vllm(tmp_path: Path, writer: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"engine": "vllm", "max_new_tokens": 120}
-    monkeypatch.setattr("tersely.training.vllm_sampler.VllmWriter", lambda *_: writer)
+    monkeypatch.setattr("tersely.training.vllm_sampler.VllmSampler", lambda *_: writer)
     said = train("ser", tmp_path / "run", rollouts=options)
     assert any("step 2/2" in line for line in said)
     assert (tmp_path / "run" / "model" / "config.json").exists()
@@ -102,8 +102,8 @@ def test_a_training_on_vllm(tmp_path: Path, writer: VllmWriter, monkeypatch: pyt
 
 def test_what_vllm_cannot_do_is_refused(policy: TransformersEngine) -> None:
     with pytest.raises(OptionError, match="did you mean 'max_model_len'"):
-        VllmWriter(policy, 2, {"max_model_length": 3})
+        VllmSampler(policy, 2, {"max_model_length": 3})
     with pytest.raises(OptionError, match="is up to the training"):
-        options_of(Rollouts(engine="vllm", vllm={"dtype": "float16"}))
+        build_options(Rollouts(engine="vllm", vllm={"dtype": "float16"}))
     with pytest.raises(OptionError, match="add `engine: vllm`"):
-        options_of(Rollouts(vllm={"gpu_memory_utilization": 0.3}))
+        build_options(Rollouts(vllm={"gpu_memory_utilization": 0.3}))

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import BertConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, T5Config
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.types import Request, Sampling
+from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError, PromptError
 
 CONFIG = Qwen3Config(
@@ -46,16 +46,16 @@ def engine() -> TransformersEngine:
     return TransformersEngine(random_model(), words(), name="random")
 
 
-def outputs(engine: TransformersEngine, sampling: Sampling, size: int = 20) -> list[tuple[int, ...]]:
+def outputs(engine: TransformersEngine, sampling: SamplingParams, size: int = 20) -> list[tuple[int, ...]]:
     return [done.token_ids for done in engine.generate([Request(prompt, size) for prompt in PROMPTS], sampling)]
 
 
 def test_greedy_and_sampled_are_those_of_generate(engine: TransformersEngine) -> None:
     ids = torch.tensor([[0] * (4 - len(prompt)) + list(prompt) for prompt in PROMPTS])
-    options: list[tuple[Sampling, dict[str, Any]]] = [
-        (Sampling(temperature=0), {"do_sample": False}),
+    options: list[tuple[SamplingParams, dict[str, Any]]] = [
+        (SamplingParams(temperature=0), {"do_sample": False}),
         (
-            Sampling(temperature=1.5, top_p=0.9, top_k=30, seed=3),
+            SamplingParams(temperature=1.5, top_p=0.9, top_k=30, seed=3),
             {"do_sample": True, "temperature": 1.5, "top_p": 0.9, "top_k": 30},
         ),
     ]
@@ -68,20 +68,20 @@ def test_greedy_and_sampled_are_those_of_generate(engine: TransformersEngine) ->
 
 def test_a_seed_leaves_global_random_state_alone(engine: TransformersEngine) -> None:
     state = torch.get_rng_state()
-    first = outputs(engine, Sampling(temperature=1.0, seed=5))
+    first = outputs(engine, SamplingParams(temperature=1.0, seed=5))
     assert torch.equal(state, torch.get_rng_state())
-    assert outputs(engine, Sampling(temperature=1.0, seed=5)) == first
-    assert outputs(engine, Sampling(temperature=1.0, seed=6)) != first
-    outputs(engine, Sampling(temperature=1.0))
+    assert outputs(engine, SamplingParams(temperature=1.0, seed=5)) == first
+    assert outputs(engine, SamplingParams(temperature=1.0, seed=6)) != first
+    outputs(engine, SamplingParams(temperature=1.0))
     assert not torch.equal(state, torch.get_rng_state())
 
 
 def test_the_models_defaults_hold_where_nothing_is_said(engine: TransformersEngine) -> None:
     engine.model.generation_config.do_sample = True
     engine.model.generation_config.top_k = 1
-    greedy = outputs(engine, Sampling(temperature=0))
-    assert outputs(engine, Sampling()) == greedy
-    assert outputs(engine, Sampling(top_k=64, seed=0)) != greedy
+    greedy = outputs(engine, SamplingParams(temperature=0))
+    assert outputs(engine, SamplingParams()) == greedy
+    assert outputs(engine, SamplingParams(top_k=64, seed=0)) != greedy
     assert engine.model.generation_config.top_k == 1
 
 
@@ -94,27 +94,27 @@ def test_greedy_does_not_warn_of_the_models_sampling_defaults(
 
     monkeypatch.setattr(configuration_utils.logger, "warning_once", lambda *message: said.append(message))
     monkeypatch.setattr(configuration_utils.logger, "warning", lambda *message: said.append(message))
-    outputs(engine, Sampling(temperature=0))
+    outputs(engine, SamplingParams(temperature=0))
     assert said == []
 
 
 def test_the_context_bounds_prompt_and_output(engine: TransformersEngine) -> None:
     assert engine.context_length == 64
-    done = engine.generate([Request(tuple(range(2, 62)), 100), Request((5,), 3)], Sampling(temperature=0))
+    done = engine.generate([Request(tuple(range(2, 62)), 100), Request((5,), 3)], SamplingParams(temperature=0))
     assert [len(completion.token_ids) for completion in done] == [4, 3]
     with pytest.raises(PromptError, match="request 0 has 64 tokens"):
-        engine.generate([Request((5,) * 64, 1)], Sampling())
+        engine.generate([Request((5,) * 64, 1)], SamplingParams())
     with pytest.raises(PromptError, match="request 1 is empty"):
-        engine.generate([Request((5,), 1), Request((), 1)], Sampling())
+        engine.generate([Request((5,), 1), Request((), 1)], SamplingParams())
     with pytest.raises(OptionError, match="at least 1"):
-        engine.generate([Request((5,), 0)], Sampling())
-    assert engine.generate([], Sampling()) == []
+        engine.generate([Request((5,), 0)], SamplingParams())
+    assert engine.generate([], SamplingParams()) == []
 
 
 def test_a_closed_engine_says_so(engine: TransformersEngine) -> None:
     engine.close()
     with pytest.raises(ModelError, match="closed"):
-        outputs(engine, Sampling())
+        outputs(engine, SamplingParams())
 
 
 def test_loading_from_a_folder(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_loading_from_a_folder(tmp_path: Path) -> None:
     assert saved.name == str(tmp_path)
     assert saved.model.dtype is torch.bfloat16
     assert load_engine(str(tmp_path), dtype="float32", device="cpu").model.dtype is torch.float32
-    assert len(outputs(saved, Sampling(temperature=0), 3)) == 3
+    assert len(outputs(saved, SamplingParams(temperature=0), 3)) == 3
     with pytest.raises(OptionError, match="did you mean 'float32'"):
         load_engine(tmp_path, dtype="flaot32")
 

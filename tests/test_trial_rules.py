@@ -9,7 +9,7 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.policies.base import Trial
 from tersely.controller.text.markers import PROMPTED
-from tersely.controller.trial_answers import LEAD, MOST_TOKENS, depth_after, inside
+from tersely.controller.trial_answers import LEAD, MOST_TOKENS, boxed_content, brace_depth
 
 from .trialling import CLOSE, Asking, Row
 
@@ -103,6 +103,6 @@ def test_a_model_that_was_asked_to_think_reads_one_sentence() -> None:
 
 
 def test_braces_are_counted_to_the_one_that_closes_the_first() -> None:
-    assert [depth_after(1, text) for text in ("a{b}", "{{", "a}{{", "")] == [1, 3, 0, 1]
-    assert [inside(text) for text in ("a{b}c}d}", "5", "}", "{a}")] == ["a{b}c", "5", "", "{a}"]
+    assert [brace_depth(1, text) for text in ("a{b}", "{{", "a}{{", "")] == [1, 3, 0, 1]
+    assert [boxed_content(text) for text in ("a{b}c}d}", "5", "}", "{a}")] == ["a{b}c", "5", "", "{a}"]
     assert LEAD.count("{") == 1

@@ -15,14 +15,14 @@ from transformers.generation.streamers import BaseStreamer
 
 from tersely.controller.engines.transformers.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.options import Options
-from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
+from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, Wait, Watching
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
-from tersely.controller.text.tokenizer_adapter import codec_for
-from tersely.controller.trace import Generation
+from tersely.controller.streaming import TextDeltaEvent
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.controller.trace import GenerationResult
 from tersely.controller.trial_answers import MOST_TOKENS, TrialAnswer
-from tersely.controller.types import KEEP, Completion, Directive, Request, Sampling, Seen, State
+from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import CapabilityError
 
 from .models import letters, random_model
@@ -31,8 +31,8 @@ from .trialling import engine as engine  # the fixtures
 from .trialling import plain as plain
 
 
-def test_trials_are_paid_for_and_change_nothing(engine: TransformersEngine, plain: list[Generation]) -> None:
-    policy, events, sizes = Asking(), list[Event](), list[int]()
+def test_trials_are_paid_for_and_change_nothing(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
+    policy, events, sizes = Asking(), list[TextDeltaEvent](), list[int]()
     hook = engine.model.register_forward_pre_hook(
         lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
     )
@@ -51,14 +51,14 @@ def test_trials_are_paid_for_and_change_nothing(engine: TransformersEngine, plai
 
 
 def _check_replies(
-    engine: TransformersEngine, done: list[Generation], heard: list[list[tuple[int, TrialAnswer | None]]]
+    engine: TransformersEngine, done: list[GenerationResult], heard: list[list[tuple[int, TrialAnswer | None]]]
 ) -> None:
     """Against plain greedy decoding of the texts closed by hand."""
-    codec = codec_for(engine.tokenizer)
+    codec = get_adapter(engine.tokenizer)
     closed = codec.encode("</think>\n\nThe answer is \\boxed{")
     rows = [
         ((*row.request.prompt_ids, *one.token_ids[:end], *closed), reply)
-        for row, one, mine in zip(Session(engine).prepare(PROBLEMS, Options()), done, heard, strict=True)
+        for row, one, mine in zip(Session(engine).prepare(PROBLEMS, GenerationOptions()), done, heard, strict=True)
         for end, reply in mine
     ]
     by_hand = engine.generate([Request(text, MOST_TOKENS, signals=True) for text, _ in rows], GREEDY)
@@ -84,7 +84,7 @@ def test_what_follows_a_trial_stands_where_the_trial_stood(engine: TransformersE
         assert one.usage.total == other.usage.total + reply.tokens
 
 
-def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, plain: list[Generation]) -> None:
+def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
     shadow, tight = Asking(), Asking()
     (unasked,) = ask(engine, shadow, prompts=PROBLEMS[:1], shadow=True)
     assert (unasked.token_ids, unasked.usage.probe) == (plain[0].token_ids, 0)
@@ -98,7 +98,7 @@ def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, pl
 def test_an_engine_that_cannot_crop_takes_no_trials(engine: TransformersEngine) -> None:
     sliding = TransformersEngine(random_model("sliding"), engine.tokenizer, name="sliding")
     with pytest.raises(CapabilityError, match="'sliding' lacks crop, which is needed here"):
-        Session(sliding).prepare(PROBLEMS, Options(policies=(Asking(),)))
+        Session(sliding).prepare(PROBLEMS, GenerationOptions(policies=(Asking(),)))
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Reading(Asking):
     layers: ClassVar[tuple[int, ...]] = (-1,)
     states: list[State] = field(default_factory=list)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         view = yield Wait(at=view.tokens + 1, boundary="thought")
         self.states.append(view.state(-1))
         view = yield Trial()
@@ -130,7 +130,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.heard: list[int] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         self.heard.append(token)
         return self.at.get(len(self.heard), KEEP)
 
@@ -144,14 +144,14 @@ def twice() -> Script:
     return Script(t5=ASKS, t11=DONE, t14=ASKS, t20=DONE)
 
 
-def decode(model: Any, *watchers: Script | None, sampling: Sampling = GREEDY, **more: Any) -> list[Completion]:
+def decode(model: Any, *watchers: Script | None, sampling: SamplingParams = GREEDY, **more: Any) -> list[Completion]:
     asked = [Request((9, 9, 5)[row % 2 :], 30 - 6 * row, watcher) for row, watcher in enumerate(watchers)]
     return TransformersEngine(model, letters(), name="random").generate(asked, sampling, **more)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_trial_is_greedy_and_leaves_no_trace_in_any_row(temperature: float) -> None:
-    model, sampling = random_model(eos=126), Sampling(temperature=temperature, seed=3)
+    model, sampling = random_model(eos=126), SamplingParams(temperature=temperature, seed=3)
     heard: dict[int, list[int]] = {0: [], 1: [], 2: []}
 
     def sink(row: int, ids: Sequence[int], forced: bool) -> None:

@@ -10,15 +10,15 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.options import Options
+from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import PRESETS, make_policies
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.trimr import TrimR
 from tersely.controller.session import Session
-from tersely.controller.types import Request, Sampling
-from tersely.controller.verification import Exists, Question, Same, Ticket
-from tersely.controller.verifiers.llm_verifier import EngineVerifier
-from tersely.controller.verifiers.rule_verifier import SymbolicVerifier
+from tersely.controller.types import Request, SamplingParams
+from tersely.controller.verification import AnswersEqual, AnswerStated, Question, VerdictFuture
+from tersely.controller.verifiers.llm_verifier import LLMVerifier
+from tersely.controller.verifiers.rule_verifier import RuleVerifier
 from tersely.errors import OptionError
 
 from .feeding import Fed
@@ -76,9 +76,9 @@ class Listening:
     def __init__(self) -> None:
         self.asked: list[Question] = []
 
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         self.asked.append(question)
-        return SymbolicVerifier().submit(question)
+        return RuleVerifier().submit(question)
 
     def close(self) -> None:
         pass
@@ -88,10 +88,10 @@ def test_the_verifier_reads_a_few_sentences_of_each_segment_only() -> None:
     verifier = Listening()
     text = "".join(f"{FILLER * 30}\n\nIt is {n}.\n\nSo the answer is {n}.\n\nWait, so. " for n in (1, 2))
     Fed(COUNTER, thinking=10_000, verifier=verifier, prompt="How many?").feed(text + FILLER)
-    first, second = (q for q in verifier.asked if isinstance(q, Exists))
+    first, second = (q for q in verifier.asked if isinstance(q, AnswerStated))
     assert first.question == "How many?"
     assert first.ending == " ".join([FILLER.strip()] * 3 + ["It is 1.", "So the answer is 1."])
-    (same,) = (q for q in verifier.asked if isinstance(q, Same))
+    (same,) = (q for q in verifier.asked if isinstance(q, AnswersEqual))
     assert (same.first, same.second) == (first.ending, second.ending)
 
 
@@ -99,10 +99,10 @@ def test_the_counter_asks_of_neighbours_and_the_vote_of_what_can_still_win() -> 
     verifier = Listening()
     answers = ["1", "2", "3", "4", "1", "4"]
     Fed(COUNTER, thinking=10_000, verifier=verifier).feed(thinking(answers))
-    assert sum(isinstance(q, Same) for q in verifier.asked) == 5
+    assert sum(isinstance(q, AnswersEqual) for q in verifier.asked) == 5
     verifier.asked.clear()
     Fed(VOTE, thinking=10_000, verifier=verifier).feed(thinking(answers))
-    assert sum(isinstance(q, Same) for q in verifier.asked) == 1 + 2 + 3 + 3 + 3
+    assert sum(isinstance(q, AnswersEqual) for q in verifier.asked) == 1 + 2 + 3 + 3 + 3
 
 
 def test_only_a_paragraph_that_opens_with_a_cue_begins_a_segment() -> None:
@@ -167,17 +167,17 @@ class Delayed(Listening):
 
     def __init__(self) -> None:
         super().__init__()
-        self.tickets: list[Ticket] = []
+        self.tickets: list[VerdictFuture] = []
 
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         self.asked.append(question)
-        self.tickets.append(Ticket(tokens=11))
+        self.tickets.append(VerdictFuture(tokens=11))
         return self.tickets[-1]
 
     def settle(self) -> None:
         """Settle what is open."""
         for question, ticket in zip(self.asked, self.tickets, strict=True):
-            ticket.settle(SymbolicVerifier().submit(question).yes or 0.0)
+            ticket.settle(RuleVerifier().submit(question).yes or 0.0)
 
 
 def test_decoding_never_waits_and_verdicts_take_effect_late() -> None:
@@ -194,7 +194,7 @@ def test_decoding_never_waits_and_verdicts_take_effect_late() -> None:
 
 def test_without_verdicts_nothing_stops_but_the_budget() -> None:
     class Silent(Delayed):
-        def submit(self, question: Question) -> Ticket:
+        def submit(self, question: Question) -> VerdictFuture:
             return super().submit(question).fail("gone")
 
     row = Fed(BudgetForcing(), VOTE, thinking=400, verifier=Silent()).feed(thinking(["5"] * 30))
@@ -209,15 +209,15 @@ def test_settings_that_can_never_agree_are_refused() -> None:
 def test_a_model_is_followed_live_with_rules_first_and_a_model_for_the_rest() -> None:
     """The embedded model as its own verifier has no yes or no in it: rules decide, the rest is traced."""
     engine = load_engine("tersely-tiny-small")
-    verifier = SymbolicVerifier(EngineVerifier(engine))
+    verifier = RuleVerifier(LLMVerifier(engine))
     policies = [TrimR(agree=2, window=2, share=9.0)]
     try:
         session = Session(engine)
-        rows = session.prepare(["Set a to 6 + 4. What is a?", "Compute 48 + 27."], Options(preset="off"))
+        rows = session.prepare(["Set a to 6 + 4. What is a?", "Compute 48 + 27."], GenerationOptions(preset="off"))
         budget = Budget("normal", 400)
         controllers = [Controller(policies, session.codec, session.markers, budget, verifier=verifier) for _ in rows]
         requests = [Request(r.request.prompt_ids, 464, c) for r, c in zip(rows, controllers, strict=True)]
-        done = engine.generate(requests, Sampling(temperature=0))
+        done = engine.generate(requests, SamplingParams(temperature=0))
     finally:
         verifier.close()
     assert all(session.codec.decode(one.token_ids).count("</think>") == 1 for one in done)

@@ -13,20 +13,20 @@ import tersely
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.policies.convergence import Convergence
-from tersely.controller.tuned_config import Config, ConfigError, load_config, read_config
+from tersely.controller.tuned_config import ConfigError, TunedConfig, load_config, read_config
 from tersely.errors import OptionError
-from tersely.evaluation.bench.records import OVERHEADS, Records, Row
+from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow
 from tersely.evaluation.tune.search import FINALISTS, chosen, prove, search
 from tersely.evaluation.tune.space import Candidate, default_space, read_space
 
 from .commands import refused
 
 
-def row(number: str, right: bool, total: float) -> Row:
+def row(number: str, right: bool, total: float) -> BenchRow:
     counts = dict.fromkeys(("prompt", "thinking", "answer_tokens", "forced"), 0)
     overheads = dict.fromkeys((*OVERHEADS, "overhead"), 0)
     told = {"task": "planted", "level": None, "tier": "normal", "arm": "x", "rollout": 0, "answer": "", "outcome": ""}
-    return Row(id=number, right=right, total=total, capped=False, **counts, **overheads, **told)  # type: ignore[arg-type]
+    return BenchRow(id=number, right=right, total=total, capped=False, **counts, **overheads, **told)  # type: ignore[arg-type]
 
 
 class Planted:
@@ -36,22 +36,22 @@ class Planted:
         self.arms = arms
         self.asked: dict[tuple[str, str | None], int] = {}
 
-    def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> Records:
+    def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
         name = candidate.name if candidate else None
         self.asked[part, name] = self.asked.get((part, name), 0) + stop - start
         accuracy, cost = self.arms[name]
         # The same questions are hard for all arms, as they are in truth.
         hard = np.random.default_rng([start, len(part)]).random(stop - start)
         rows = [row(f"{part} {start + i}", right=bool(h < accuracy), total=cost) for i, h in enumerate(hard)]
-        return Records(str(name), rows, 1)
+        return ArmRecords(str(name), rows, 1)
 
 
-def cost(records: Records) -> Any:
+def cost(records: ArmRecords) -> Any:
     return records.means("total")
 
 
 def candidates(*names: str) -> list[Candidate]:
-    return [Candidate(name, Config()) for name in names]
+    return [Candidate(name, TunedConfig()) for name in names]
 
 
 ARMS = {None: (0.8, 100.0), "good": (0.8, 60.0), "dear": (0.8, 90.0), "harmful": (0.5, 20.0), "worse": (0.8, 120.0)}
@@ -130,7 +130,7 @@ def test_spaces_that_are_none(text: str, says: str, tmp_path: Path) -> None:
 
 
 def test_a_configuration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    config = Config("easy", {"convergence": {"agree": 3}}, {"easy": {"thinking": 99}}, {"n": 3})
+    config = TunedConfig("easy", {"convergence": {"agree": 3}}, {"easy": {"thinking": 99}}, {"n": 3})
     config.save(tmp_path / "c.json")
     again = read_config(tmp_path / "c.json")
     assert again == config

@@ -12,14 +12,14 @@ import pytest
 
 import tersely
 from tersely.controller.replay import WordTokenizer
-from tersely.controller.text.tokenizer_adapter import Codec
-from tersely.controller.trace import Decision, Generation, Span, Usage
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.controller.trace import Decision, GenerationResult, Span, Usage
 from tersely.controller.types import Signals
 from tersely.evaluation.view.files import TraceError, append, check_appendable, parse, read
-from tersely.evaluation.view.record import Record, Run, Segment, Token, record_of
+from tersely.evaluation.view.record import RunView, SegmentView, TokenView, TraceRecord, build_record
 from tersely.evaluation.view.trace_layout import record_data
 from tersely.io import WriteError
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 from .disk import files_no_longer_than
 
@@ -48,21 +48,23 @@ class Pieces:
         return b"".join(self.pieces[i] for i in ids).decode("utf-8", "replace").removeprefix(" ")
 
 
-def written(*spans: tuple[str, str], usage: Usage, answer: str = "", **more: Any) -> Generation:
+def written(*spans: tuple[str, str], usage: Usage, answer: str = "", **more: Any) -> GenerationResult:
     text = "".join(text for _, text in spans)
     made = tuple(Span(kind, text) for kind, text in spans)  # type: ignore[arg-type]  # the kinds are spelt right here
-    return Generation(text, "", answer, "stop", "normal", usage, spans=made, **more)
+    return GenerationResult(text, "", answer, "stop", "normal", usage, spans=made, **more)
 
 
-def words(*spans: tuple[str, str], usage: Usage, answer: str = "", **more: Any) -> tuple[Generation, Codec]:
+def words(
+    *spans: tuple[str, str], usage: Usage, answer: str = "", **more: Any
+) -> tuple[GenerationResult, TokenizerAdapter]:
     """A generation whose tokens are those of `WordTokenizer`."""
     tokenizer = WordTokenizer()
     ids = tuple(i for _, text in spans for i in tokenizer(text)["input_ids"])
-    return written(*spans, usage=usage, answer=answer, token_ids=ids, **more), Codec(tokenizer)
+    return written(*spans, usage=usage, answer=answer, token_ids=ids, **more), TokenizerAdapter(tokenizer)
 
 
 def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> None:
-    if not path_of("tersely-tiny-small").is_dir():
+    if not get_model_path("tersely-tiny-small").is_dir():
         pytest.skip("the embedded model is not there yet")
     from tersely.controller.engines.transformers.engine import load_engine
 
@@ -70,7 +72,7 @@ def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> No
     question = "Compute (48 + 27) - 36."
     controlled = {"policies": ["hint", "budget"], "max_new_tokens": 120}
     ours, plain = (tersely.generate(engine, prompts=question, seed=0, **k) for k in (controlled, {"preset": "off"}))
-    record = record_of(ours, question, plain, codec=Codec(engine.tokenizer), gold="39")
+    record = build_record(ours, question, plain, codec=TokenizerAdapter(engine.tokenizer), gold="39")
     assert record.output == ours.text
     assert len(record.tokens) == ours.usage.thinking + ours.usage.answer == len(ours.token_ids)
     assert {"forced", "kept"} == {s.kind for s in record.segments}
@@ -89,36 +91,36 @@ def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> No
 
 
 def test_characters_of_several_tokens_and_leading_spaces_survive() -> None:
-    codec = Codec(Pieces(b" Caf", b"\xc3", b"\xa9 or", b" tea?", b" now", b"\xe2\x82"))
+    codec = TokenizerAdapter(Pieces(b" Caf", b"\xc3", b"\xa9 or", b" tea?", b" now", b"\xe2\x82"))
     spans = (("sampled", "Café or tea?"), ("forced", "now"), ("sampled", "\ufffd"))
-    record = record_of(written(*spans, usage=Usage(thinking=6), token_ids=(0, 1, 2, 3, 4, 5)), "q", codec=codec)
+    record = build_record(written(*spans, usage=Usage(thinking=6), token_ids=(0, 1, 2, 3, 4, 5)), "q", codec=codec)
     assert [token.text for token in record.tokens] == ["Caf", "", "é or", " tea?", "now", "\ufffd"]
 
 
 def test_tokens_that_do_not_spell_the_text_are_left_out() -> None:
     done = written(("sampled", "other"), usage=Usage(thinking=1), token_ids=(0,))
-    assert record_of(done, "q", codec=Codec(Pieces(b"text"))).tokens == ()
+    assert build_record(done, "q", codec=TokenizerAdapter(Pieces(b"text"))).tokens == ()
 
 
 def test_thinking_and_answer_are_told_apart() -> None:
     spans = (("sampled", "So 7.</think>\n\nIt is 7."),)
     done, codec = words(*spans, usage=Usage(thinking=5, answer=9), answer="It is 7.")
-    record = record_of(done, "q", codec=codec)
+    record = build_record(done, "q", codec=codec)
     assert [(s.text, s.thinking) for s in record.segments] == [("So 7.</think>\n\n", True), ("It is 7.", False)]
     assert record.answer == "7"
-    only = record_of(written(("sampled", "It is 7."), usage=Usage(answer=5), answer="It is 7."), "q")
+    only = build_record(written(("sampled", "It is 7."), usage=Usage(answer=5), answer="It is 7."), "q")
     assert [s.thinking for s in only.segments] == [False]
-    none = record_of(written(("sampled", "So 7"), usage=Usage(thinking=3)), "q")
+    none = build_record(written(("sampled", "So 7"), usage=Usage(thinking=3)), "q")
     assert ([s.thinking for s in none.segments], none.answer, none.tokens) == ([True], "", ())
 
 
 def test_signals_stand_beside_their_tokens() -> None:
     done, codec = words(("sampled", "a b"), usage=Usage(thinking=3))
     done = replace(done, signals=(None, Signals(2.0, 0.5, 0.5), Signals(1.0, 0.5, 0.5)))
-    record = record_of(done, "q", codec=codec, probe={"ready": [0.1, 0.2, 0.3]})
-    assert record.tokens[1] == Token(text=" ", entropy=2.0, probe={"ready": 0.2})
+    record = build_record(done, "q", codec=codec, probe={"ready": [0.1, 0.2, 0.3]})
+    assert record.tokens[1] == TokenView(text=" ", entropy=2.0, probe={"ready": 0.2})
     with pytest.raises(ValueError, match="2 values of 'ready' for 3 tokens; accepted: one for each"):
-        record_of(done, "q", codec=codec, probe={"ready": [0.1, 0.2]})
+        build_record(done, "q", codec=codec, probe={"ready": [0.1, 0.2]})
 
 
 def changed(**keys: Any) -> str:
@@ -226,7 +228,7 @@ def test_decisions_stand_where_they_were_taken() -> None:
     shadow = replace(HINT, position=2, acted=False)
     late = replace(HINT, position=99, acted=False)
     done, codec = words(*spans, usage=Usage(thinking=12, forced=5), trace=(shadow, HINT, late))
-    run = record_data(record_of(done, "q", codec=codec))["controlled"]
+    run = record_data(build_record(done, "q", codec=codec))["controlled"]
     assert shown(run) == "a [1]b.[2]\n\nBe brief.\n\nSo 7.[3]"
     assert [d["exact"] for d in run["decisions"]] == [True, True, True]
     assert [(s["start"], s["end"], s["token"]) for s in run["segments"]] == [(0, 4, 0), (4, 10, 4), (10, 14, 10)]
@@ -235,18 +237,21 @@ def test_decisions_stand_where_they_were_taken() -> None:
 def test_without_tokens_forced_text_is_found_and_the_rest_is_estimated() -> None:
     spans = (("sampled", "a b."), ("forced", HINT.text), ("sampled", "So 7. Right."))
     done = written(*spans, usage=Usage(thinking=20), trace=(HINT, replace(HINT, position=19, acted=False)))
-    run = record_data(record_of(done, "q"))["controlled"]
+    run = record_data(build_record(done, "q"))["controlled"]
     assert shown(run) == "a b.[1]\n\nBe brief.\n\nSo 7. Right.[2]"
     assert [d["exact"] for d in run["decisions"]] == [True, False]
 
 
 def test_trimmed_text_is_shown_and_takes_no_tokens() -> None:
     segments = [("kept", "one "), ("trimmed", "Wait, again. "), ("kept", "two")]
-    made = tuple(Segment(kind=kind, text=text, thinking=True) for kind, text in segments)  # type: ignore[arg-type]
-    record = Record(
+    made = tuple(SegmentView(kind=kind, text=text, thinking=True) for kind, text in segments)  # type: ignore[arg-type]
+    record = TraceRecord(
         **{**dict(parse(changed(tokens=[], decisions=[]).encode(), "")), "segments": made},
     ).model_copy(
-        update={"decisions": (Decision("trim", "trim", "r", 1),), "tokens": (Token(text="one "), Token(text="two"))}
+        update={
+            "decisions": (Decision("trim", "trim", "r", 1),),
+            "tokens": (TokenView(text="one "), TokenView(text="two")),
+        }
     )
     run = record_data(record)["controlled"]
     assert shown(run) == "one [1]Wait, again. two"
@@ -255,32 +260,32 @@ def test_trimmed_text_is_shown_and_takes_no_tokens() -> None:
 
 def test_a_token_across_thinking_and_answer_belongs_to_both() -> None:
     done = written(("sampled", "So.It is 7"), usage=Usage(thinking=1, answer=1), answer="It is 7", token_ids=(0, 1))
-    run = record_data(record_of(done, "q", codec=Codec(Pieces(b"So.I", b"t is 7"))))["controlled"]
+    run = record_data(build_record(done, "q", codec=TokenizerAdapter(Pieces(b"So.I", b"t is 7"))))["controlled"]
     assert [(s["token"], s["pieces"]) for s in run["segments"]] == [(0, ["So."]), (0, ["I", "t is 7"])]
 
 
 def test_a_token_without_text_keeps_its_number() -> None:
-    codec = Codec(Pieces(b"a", b"\xc3", b"\xa9", b"b"))
+    codec = TokenizerAdapter(Pieces(b"a", b"\xc3", b"\xa9", b"b"))
     done = written(("sampled", "aéb"), usage=Usage(thinking=4), token_ids=(0, 1, 2, 3))
-    run = record_data(record_of(done, "q", codec=codec))["controlled"]
+    run = record_data(build_record(done, "q", codec=codec))["controlled"]
     assert run["segments"][0]["pieces"] == ["a", "", "é", "b"]
 
 
 def test_the_page_knows_where_runs_part_and_who_is_right() -> None:
     ours, codec = words(("sampled", "So 7."), ("forced", "\nEnd."), usage=Usage(thinking=8), answer="7")
     theirs, _ = words(("sampled", "So 7.\nBut no."), usage=Usage(thinking=10), answer="6")
-    data = record_data(record_of(ours, "q", theirs, gold="7.0"))
+    data = record_data(build_record(ours, "q", theirs, gold="7.0"))
     assert shown(data["controlled"]) == "So 7.\n|End."
     assert shown(data["uncontrolled"]) == "So 7.\n|But no."
     assert (data["same"], data["controlled"]["right"], data["uncontrolled"]["right"]) == (False, True, False)
     (one, codec), (other, _) = (words(("sampled", text), usage=Usage(thinking=3)) for text in ("a 12", "a 13"))
-    assert shown(record_data(record_of(one, "q", other, codec=codec))["controlled"]) == "a |12"  # before the token
-    alike = record_data(record_of(ours, "q", ours))
+    assert shown(record_data(build_record(one, "q", other, codec=codec))["controlled"]) == "a |12"  # before the token
+    alike = record_data(build_record(ours, "q", ours))
     assert (alike["same"], alike["controlled"]["right"], shown(alike["controlled"])) == (True, None, "So 7.\nEnd.")
-    longer = record_data(record_of(replace(ours, spans=(Span("sampled", "So"),)), "q", theirs))
+    longer = record_data(build_record(replace(ours, spans=(Span("sampled", "So"),)), "q", theirs))
     assert (shown(longer["controlled"]), shown(longer["uncontrolled"])) == ("So|", "So| 7.\nBut no.")
 
 
 def test_runs_hold_no_further_runs() -> None:
-    assert "uncontrolled" in Record.model_fields
-    assert "uncontrolled" not in Run.model_fields
+    assert "uncontrolled" in TraceRecord.model_fields
+    assert "uncontrolled" not in RunView.model_fields

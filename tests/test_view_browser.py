@@ -11,7 +11,7 @@ import pytest
 
 from tersely.controller.trace import Decision, Usage
 from tersely.evaluation.view.page import page
-from tersely.evaluation.view.record import Record, Run, Segment, Token
+from tersely.evaluation.view.record import RunView, SegmentView, TokenView, TraceRecord
 from tersely.io import write
 
 from .browser import LEAST_CONTRAST, Browser, focused, needs_browser, tab_to
@@ -24,10 +24,10 @@ def run(kinds: str, size: int = 4, **more: Any) -> dict[str, Any]:
     segments, tokens = [], []
     for kind in kinds.split():
         words = [f"{kind}{i} " for i in range(size)]
-        segments.append(Segment(kind=kind, text="".join(words), thinking=True))  # type: ignore[arg-type]
+        segments.append(SegmentView(kind=kind, text="".join(words), thinking=True))  # type: ignore[arg-type]
         if kind != "trimmed":
             tokens += words
-    segments.append(Segment(kind="kept", text="It is 7.", thinking=False))
+    segments.append(SegmentView(kind="kept", text="It is 7.", thinking=False))
     tokens.append("It is 7.")
     return {
         "answer": "7",
@@ -36,7 +36,7 @@ def run(kinds: str, size: int = 4, **more: Any) -> dict[str, Any]:
         "usage": Usage(thinking=len(tokens) - 1, answer=1, forced=size),
         "segments": tuple(segments),
         "tokens": tuple(
-            Token(text=text, entropy=1 + math.sin(i / 9), probe={"ready": i / len(tokens)})
+            TokenView(text=text, entropy=1 + math.sin(i / 9), probe={"ready": i / len(tokens)})
             for i, text in enumerate(tokens)
         ),
         **more,
@@ -55,11 +55,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages with several records, and with one of ten thousand tokens."""
     folder = tmp_path_factory.mktemp("pages")
     ours = run("kept trimmed kept forced delegated", decisions=DECISIONS, gold="7")
-    theirs = Run(**run("kept kept kept kept kept"))
-    first = Record(version=1, id="first", question="2 + 5?", uncontrolled=theirs, **ours)
-    second = Record(version=1, id="second", question="</script><img src=x onerror=alert(1)> 3 + 3?", **run("kept"))
+    theirs = RunView(**run("kept kept kept kept kept"))
+    first = TraceRecord(version=1, id="first", question="2 + 5?", uncontrolled=theirs, **ours)
+    second = TraceRecord(version=1, id="second", question="</script><img src=x onerror=alert(1)> 3 + 3?", **run("kept"))
     ours = run("kept forced kept kept", 2_500, decisions=(Decision("hint", "inject", "hint 1", 2_500),))
-    large = Record(version=1, id="large", question="long", uncontrolled=Run(**run("kept", 12_000)), **ours)
+    large = TraceRecord(version=1, id="large", question="long", uncontrolled=RunView(**run("kept", 12_000)), **ours)
     found = {"several": folder / "several.html", "large": folder / "large.html"}
     write(found["several"], page([first, second], "several.jsonl"))
     write(found["large"], page([large], "large.jsonl"))

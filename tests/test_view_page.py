@@ -20,8 +20,8 @@ from tersely.cli.app import main
 from tersely.controller.trace import Usage
 from tersely.evaluation.view.files import append, read
 from tersely.evaluation.view.page import page
-from tersely.evaluation.view.record import Record, Segment
-from tersely.models import path_of
+from tersely.evaluation.view.record import SegmentView, TraceRecord
+from tersely.models import get_model_path
 
 from .commands import refused
 
@@ -30,12 +30,12 @@ QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shell
 CUT = ("--policy", "budget", "--max-new-tokens", "100")
 
 needs_model = pytest.mark.skipif(
-    not path_of("tersely-tiny-small").is_dir(), reason="the embedded model is not there yet"
+    not get_model_path("tersely-tiny-small").is_dir(), reason="the embedded model is not there yet"
 )
 
 
-def record(text: str = "So 7.", name: str = "a") -> Record:
-    return Record(
+def record(text: str = "So 7.", name: str = "a") -> TraceRecord:
+    return TraceRecord(
         version=1,
         id=name,
         question=text,
@@ -43,7 +43,7 @@ def record(text: str = "So 7.", name: str = "a") -> Record:
         tier="easy",
         finish_reason="stop",
         usage=Usage(thinking=4),
-        segments=(Segment(kind="kept", text=text, thinking=True),),
+        segments=(SegmentView(kind="kept", text=text, thinking=True),),
     )
 
 

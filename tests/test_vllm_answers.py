@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.options import Options, with_seed
-from tersely.controller.trace import Generation
-from tersely.controller.types import Sampling
-from tersely.evaluation.runner import SessionAnswers
+from tersely.controller.options import GenerationOptions, with_seed
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import SamplingParams
+from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.questions import load
 
 if TYPE_CHECKING:
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vllm
 
 PROBLEMS = [question.problem for question in load("tiny", "test", 12, 5)]
-GREEDY = Options(max_new_tokens=400, sampling=Sampling(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
-def ours() -> SessionAnswers:
-    return SessionAnswers(load_engine("tersely-tiny-small"))
+def ours() -> SessionRunner:
+    return SessionRunner(load_engine("tersely-tiny-small"))
 
 
 @pytest.fixture(scope="module")
-def theirs(vllm_engine: VllmEngine) -> SessionAnswers:
-    return SessionAnswers(vllm_engine)
+def theirs(vllm_engine: VllmEngine) -> SessionRunner:
+    return SessionRunner(vllm_engine)
 
 
 @pytest.mark.parametrize("preset", ["off", "balanced", "fast"])
-def test_greedy_answers_are_those_of_a_session(ours: SessionAnswers, theirs: SessionAnswers, preset: str) -> None:
+def test_greedy_answers_are_those_of_a_session(ours: SessionRunner, theirs: SessionRunner, preset: str) -> None:
     options = replace(GREEDY, preset=preset)
     expected, found = (answers.answer(PROBLEMS, options) for answers in (ours, theirs))
     for one, other in zip(expected, found, strict=True):
@@ -47,17 +47,19 @@ def test_greedy_answers_are_those_of_a_session(ours: SessionAnswers, theirs: Ses
     assert preset == "off" or any(generation.trace for generation in found), "no policy ever acted"
 
 
-def ids_of(generations: Sequence[Generation]) -> list[tuple[int, ...]]:
+def ids_of(generations: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
     return [generation.token_ids for generation in generations]
 
 
-def test_a_seed_decides_what_is_drawn(theirs: SessionAnswers) -> None:
-    drawn = [ids_of(theirs.answer(PROBLEMS, with_seed(Options(max_new_tokens=300), seed))) for seed in (1, 2, 1)]
+def test_a_seed_decides_what_is_drawn(theirs: SessionRunner) -> None:
+    drawn = [
+        ids_of(theirs.answer(PROBLEMS, with_seed(GenerationOptions(max_new_tokens=300), seed))) for seed in (1, 2, 1)
+    ]
     assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_what_is_written_on_has_the_probabilities_that_transformers_gives_it(
-    ours: SessionAnswers, theirs: SessionAnswers
+    ours: SessionRunner, theirs: SessionRunner
 ) -> None:
     prepared = ours.session.prepare(PROBLEMS, replace(GREEDY, preset="off"))
     texts, limits = [row.request.prompt_ids for row in prepared], [40] * len(prepared)

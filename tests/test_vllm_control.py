@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import Options, with_seed
-from tersely.controller.policies.readiness import ReadinessExit
+from tersely.controller.options import GenerationOptions, with_seed
+from tersely.controller.policies.readiness import _BoundReadiness
 from tersely.controller.session import Session
-from tersely.controller.streaming import Event
-from tersely.controller.trace import Generation
-from tersely.controller.types import KEEP, Directive, Request, Sampling, Seen
+from tersely.controller.streaming import TextDeltaEvent
+from tersely.controller.trace import GenerationResult
+from tersely.controller.types import KEEP, Directive, Request, SamplingParams, StepInfo
 from tersely.errors import CapabilityError
 from tersely.evaluation.tasks.questions import load
 from tersely.probes.features import FEATURES
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.vllm
 
 PROBLEMS = [question.problem for question in load("tiny", "test", 12, 5)]
-GREEDY = Options(max_new_tokens=400, sampling=Sampling(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def ours() -> TransformersEngine:
     return load_engine("tersely-tiny-small")
 
 
-def assert_same(found: Sequence[Generation], expected: Sequence[Generation]) -> None:
+def assert_same(found: Sequence[GenerationResult], expected: Sequence[GenerationResult]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.token_ids == other.token_ids
         assert one.trace == other.trace
@@ -184,14 +184,14 @@ def test_a_wrong_control_is_refused_before_the_request_is_admitted(vllm_llm: LLM
 def test_a_mistake_of_ours_ends_control_and_nothing_else(
     vllm_llm: LLM, vllm_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tersely.controller.vllm.request_controller import Driven
+    from tersely.controller.vllm.request_controller import RequestController
 
     plain = raw(vllm_llm, [None, None])
 
-    def breaks(self: Driven, *_: Any) -> int | None:
+    def breaks(self: RequestController, *_: Any) -> int | None:
         raise ZeroDivisionError("planted")
 
-    monkeypatch.setattr(Driven, "read", breaks)
+    monkeypatch.setattr(RequestController, "read", breaks)
     assert [one.token_ids for one in raw(vllm_llm, ["fast", None])] == [one.token_ids for one in plain]
 
 
@@ -200,7 +200,7 @@ def test_policies_that_need_more_are_refused_at_construction(vllm_engine: VllmEn
         with pytest.raises(CapabilityError):
             Session(vllm_engine).run(PROBLEMS[:1], replace(GREEDY, preset=None, policies=(policy,)))
     with pytest.raises(CapabilityError, match=r"hidden layer 2 .* the last one \(4\) alone"):
-        vllm_engine.generate([Request((1, 2), 4, layers=(2,))], Sampling())
+        vllm_engine.generate([Request((1, 2), 4, layers=(2,))], SamplingParams())
 
 
 class Eye:
@@ -210,7 +210,7 @@ class Eye:
         self.entropies: list[float] = []
         self.states: list[Any] = []
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         assert seen is not None
         assert seen.signals is not None
         self.entropies.append(seen.signals.entropy)
@@ -228,7 +228,7 @@ def test_what_watchers_see_is_what_the_transformers_engine_shows(
             Request(tuple(chat(vllm_llm, problem)), 30, eye, signals=True, layers=(-1,))
             for problem, eye in zip(PROBLEMS, eyes, strict=False)
         ]
-        done = engine.generate(requests, Sampling(temperature=0.0))
+        done = engine.generate(requests, SamplingParams(temperature=0.0))
         assert all(len(one.signals) == len(one.token_ids) for one in done)
         seen.append(eyes)
     for eye, other in zip(*seen, strict=True):
@@ -245,14 +245,14 @@ def test_a_learnt_exit_decides_alike_where_it_reads_the_last_state(
     weights = np.zeros((len(FEATURES) + 128, 2))
     weights[len(FEATURES) : len(FEATURES) + 8] = [1.0, -1.0]
     rule = StopRule(Evidence(linear(weights, [0.0, 0.0]), (HOPEFUL, READY)))
-    options = replace(GREEDY, preset=None, policies=("budget", ReadinessExit(rule, -1, 0.6)))
+    options = replace(GREEDY, preset=None, policies=("budget", _BoundReadiness(rule, -1, 0.6)))
     expected = Session(ours).run(PROBLEMS, options)
     found = Session(vllm_engine).run(PROBLEMS, options)
     places = [[(d.policy, d.position) for d in done.trace] for done in expected]
     assert [[(d.policy, d.position) for d in done.trace] for done in found] == places
     assert {position for trace in places for _, position in trace}, "it never closed"
     with pytest.raises(CapabilityError, match="the last one"):
-        Session(vllm_engine).run(PROBLEMS[:1], replace(options, policies=(ReadinessExit(rule, 2, 0.6),)))
+        Session(vllm_engine).run(PROBLEMS[:1], replace(options, policies=(_BoundReadiness(rule, 2, 0.6),)))
 
 
 def test_a_tier_is_chosen_by_what_the_beginning_of_the_prompt_shows(
@@ -274,13 +274,13 @@ def test_a_tier_is_chosen_by_what_the_beginning_of_the_prompt_shows(
 
 
 def test_a_seed_decides_what_is_drawn(vllm_engine: VllmEngine) -> None:
-    session, options = Session(vllm_engine), Options(preset="fast", max_new_tokens=200)
+    session, options = Session(vllm_engine), GenerationOptions(preset="fast", max_new_tokens=200)
     drawn = [[g.token_ids for g in session.run(PROBLEMS[:4], with_seed(options, seed))] for seed in (1, 2, 1)]
     assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_a_stream_shows_each_token_once_and_what_was_forced_in_one_piece(vllm_engine: VllmEngine) -> None:
-    shown: list[Event] = []
+    shown: list[TextDeltaEvent] = []
     options = replace(GREEDY, preset=None, policies=("budget",), max_new_tokens=120)
     done = Session(vllm_engine).run(PROBLEMS[:1], options, shown.append)[0]
     assert "".join(event.text for event in shown).strip() == done.text.strip()
@@ -291,9 +291,11 @@ def test_a_watcher_may_end_its_row(vllm_engine: VllmEngine, vllm_llm: LLM) -> No
     class Stop:
         left = 5
 
-        def observe(self, token: int, seen: Seen | None = None) -> Directive:
+        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
             self.left -= 1
             return KEEP if self.left else Directive(stop=True)
 
-    done = vllm_engine.generate([Request(tuple(chat(vllm_llm, PROBLEMS[0])), 50, Stop())], Sampling(temperature=0.0))[0]
+    done = vllm_engine.generate(
+        [Request(tuple(chat(vllm_llm, PROBLEMS[0])), 50, Stop())], SamplingParams(temperature=0.0)
+    )[0]
     assert (len(done.token_ids), done.finish_reason) == (5, "stopped")

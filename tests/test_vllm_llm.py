@@ -75,13 +75,13 @@ def test_samples_of_one_prompt_have_traces_of_their_own(llm: Any) -> None:
 
 
 def test_what_cannot_be_done_is_refused_at_once(llm: Any) -> None:
-    from tersely.controller.policies.base import Close, View, Wait, Watching
+    from tersely.controller.policies.base import Close, PolicyView, Wait, Watching
 
     class Own:
         name = "own"
         needs: frozenset[str] = frozenset()
 
-        def watch(self, view: View) -> Watching:
+        def watch(self, view: PolicyView) -> Watching:
             yield Wait(at=1)
             yield Close("mine")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tersely.evaluation.tasks.toy_problems import stream
-from tersely.models import NAMES, path_of
+from tersely.models import NAMES, get_model_path
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -24,7 +24,7 @@ def _prompts(name: str) -> list[list[int]]:
     """Token ids of the first test problems, as a chat would send them."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path_of(name))
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(name))
     chats = [[{"role": "user", "content": p.problem}] for p in islice(stream("test", 0), PROMPTS)]
     return [tokenizer.apply_chat_template(c, add_generation_prompt=True, return_dict=False) for c in chats]
 
@@ -33,7 +33,7 @@ def _greedy(name: str, prompts: list[list[int]]) -> list[list[int]]:
     """What transformers decodes greedily, without padding and without the end token."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path_of(name), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(get_model_path(name), dtype=torch.float32).eval()
     pad, end = model.config.pad_token_id, model.config.eos_token_id
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts])

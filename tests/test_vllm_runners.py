@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tersely.errors import CapabilityError
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 pytestmark = [
     pytest.mark.vllm,
@@ -18,7 +18,7 @@ pytestmark = [
 ]
 pytest.importorskip("vllm")
 
-FOLDER = str(path_of("tersely-tiny-small"))
+FOLDER = str(get_model_path("tersely-tiny-small"))
 
 
 def config(**more: Any) -> Any:
@@ -65,10 +65,10 @@ def test_both_loaders_take_the_class() -> None:
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs_by_fqcns
 
     from tersely.controller.vllm.engine import PROCESSOR
-    from tersely.controller.vllm.logits_processor import Processor
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
-    assert _load_logitsprocs_by_fqcns([PROCESSOR]) == [Processor]
-    assert _load_v2_logitsprocs_by_fqcns([PROCESSOR]) == [Processor]
+    assert _load_logitsprocs_by_fqcns([PROCESSOR]) == [TerselyLogitsProcessor]
+    assert _load_v2_logitsprocs_by_fqcns([PROCESSOR]) == [TerselyLogitsProcessor]
 
 
 def test_installing_tersely_registers_no_control_with_vllm() -> None:
@@ -80,10 +80,10 @@ def test_installing_tersely_registers_no_control_with_vllm() -> None:
 
 
 def test_speculative_decoding_is_refused() -> None:
-    from tersely.controller.vllm.logits_processor import Processor
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
     with pytest.raises(CapabilityError, match="without a speculative_config"):
-        Processor(config(speculative_config=object()), torch.device("cpu"), False)
+        TerselyLogitsProcessor(config(speculative_config=object()), torch.device("cpu"), False)
 
 
 def forced_run(slots: Slots, processor: Any, slot: int, steps: int, natural: list[int]) -> list[int]:
@@ -111,11 +111,11 @@ def prompt_ids() -> tuple[Any, list[int]]:
 def test_the_second_runner_gets_the_same_forcing() -> None:
     from vllm import SamplingParams
 
-    from tersely.controller.vllm.logits_processor import Processor
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
     tokenizer, prompt = prompt_ids()
     slots = Slots(4, 512)
-    processor = Processor(config(), slots)
+    processor = TerselyLogitsProcessor(config(), slots)
     control = {"policies": {"budget": {}}, "thinking": 40}
     params = SamplingParams(max_tokens=200, extra_args={"tersely": control})
     slots.fill(2, prompt, [])
@@ -133,7 +133,7 @@ def test_the_second_runner_gets_the_same_forcing() -> None:
 def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -> None:
     from vllm import SamplingParams
 
-    from tersely.controller.vllm.logits_processor import Processor
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
     tokenizer, prompt = prompt_ids()
     params = SamplingParams(max_tokens=200, extra_args={"tersely": {"policies": {"budget": {}}, "thinking": 40}})
@@ -142,13 +142,13 @@ def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -
     natural = [*opening, *[word] * 80]
     whole_slots = Slots(2, 512)
     whole_slots.fill(0, prompt, [])
-    whole = Processor(config(), whole_slots)
+    whole = TerselyLogitsProcessor(config(), whole_slots)
     whole.add_request(0, params)
     expected = forced_run(whole_slots, whole, 0, 60, natural)
     for cut in (5, 35, 42, 50):  # before, in and after the forced tokens
         slots = Slots(2, 512)
         slots.fill(1, prompt, expected[:cut])
-        processor = Processor(config(), slots)
+        processor = TerselyLogitsProcessor(config(), slots)
         processor.add_request(1, params)
         assert expected[:cut] + forced_run(slots, processor, 1, 60 - cut, natural[cut:]) == expected
 
@@ -156,8 +156,8 @@ def test_a_request_that_comes_back_to_the_second_runner_goes_on_where_it_was() -
 def test_a_default_holds_for_requests_that_ask_for_nothing() -> None:
     from vllm import SamplingParams
 
-    from tersely.controller.vllm.logits_processor import Processor
+    from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
-    processor = Processor(config(additional_config={"tersely": {"default": "budget"}}), Slots(2, 64))
+    processor = TerselyLogitsProcessor(config(additional_config={"tersely": {"default": "budget"}}), Slots(2, 64))
     assert processor.add_request(0, SamplingParams(max_tokens=200)) is True
     assert processor.add_request(1, SamplingParams(max_tokens=200, extra_args={"tersely": "off"})) is False

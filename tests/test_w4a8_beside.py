@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
 from tersely.kernels.w4a8 import MARGIN, w4a8_linear, w4a8_op
-from tersely.kernels.w4a8_layout import form_of
+from tersely.kernels.w4a8_layout import choose_layout
 
 from .test_w4a8_op import DTYPES, Layer, Size, assert_right, each, random_layer
 from .vectors import BEST, FOUND, LEVELS, vectors_of
@@ -98,7 +98,7 @@ def in_c(layer: Layer, level: int, beside: InC | None = None) -> InC:
     weight, groups = layer.weight, layer.groups
     return InC(
         *(None if t is None else t.data_ptr() for t in layer.tensors()),
-        form=form_of(weight, groups),
+        form=choose_layout(weight, groups),
         columns=70,
         outputs=len(layer.channel_scale),
         lines=weight.shape[-2],

@@ -21,7 +21,7 @@ from tersely.errors import OptionError
 from tersely.kernels import native
 from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
-from tersely.kernels.w4a8_layout import DEEPEST, Form, check, pack, pack_bytes
+from tersely.kernels.w4a8_layout import DEEPEST, PackedLayout, check, pack, pack_bytes
 from tersely.kernels.w4a8_native import our_threads
 
 from .test_w4a8_op import DTYPES, Size, each, random_layer
@@ -179,7 +179,7 @@ def test_where_no_thread_can_be_started_one_does_it_all(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(native, "_pool", Full)
     called = []
-    native.run_at_once(lambda: called.append(1), 4)
+    native.parallel_for(lambda: called.append(1), 4)
     assert called == [1]
 
 
@@ -194,7 +194,7 @@ def test_threads_are_waited_for_whatever_happens() -> None:
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        native.run_at_once(work, 2)
+        native.parallel_for(work, 2)
     assert ended.is_set()
 
 
@@ -257,7 +257,7 @@ def test_gradients_go_through_as_if_nothing_had_been_rounded(extras: bool) -> No
     torch.manual_seed(0)
     given = {name: value for name, value in asdict(random_layer(32, 64, 32, extras)).items() if value is not None}
     bias = torch.float32 if extras else None
-    layer = W4A8Linear(64, 32, Form.GRAINS, bias, Scheme(32, smooth=extras))
+    layer = W4A8Linear(64, 32, PackedLayout.GRAINS, bias, Scheme(32, smooth=extras))
     layer.fill(given)
     x, wanted = torch.randn(2, 3, 64, requires_grad=True), torch.randn(2, 3, 32)
     out = layer(x)

@@ -13,7 +13,7 @@ from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import Sampler
 from tersely.training.trainer import AdaptiveTrainer
-from tersely.training.training_run import Running
+from tersely.training.training_run import TrainingRun
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},
@@ -44,7 +44,7 @@ def trainer_of(
     from tersely.training.config import Alarm
 
     sampler = Sampler(load_engine(made.model), made.rollouts, share=0.5)
-    running = Running(made.out, None, lambda line: None)
+    running = TrainingRun(made.out, None, lambda line: None)
     trainer, _ = running.build(
         made,
         sampler,

@@ -12,15 +12,15 @@ import tersely
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.policies.base import Close, Inject, Trial, View, Wait, Watching
+from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, Wait, Watching
 from tersely.controller.replay import WordTokenizer
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.tokenizer_adapter import Codec
-from tersely.controller.trace import Generation
+from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
+from tersely.controller.trace import GenerationResult
 from tersely.controller.trial_answers import TrialAnswer
-from tersely.controller.types import KEEP, Directive, Sampling, Seen, Signals, State
+from tersely.controller.types import KEEP, Directive, SamplingParams, Signals, State, StepInfo
 
-GREEDY = Sampling(temperature=0)
+GREEDY = SamplingParams(temperature=0)
 MARKERS = Markers("<think>", "</think>")
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 3 + 6.", "Compute 9 - 4 + 2."]
 CLOSE, INJECT = Close("asked enough", phrase=""), Inject("Once more.", "asked enough")
@@ -36,7 +36,7 @@ class Asking:
     asks: bool = True
     heard: list[list[tuple[int, TrialAnswer | None]]] = field(default_factory=list)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         mine: list[tuple[int, TrialAnswer | None]] = []
         self.heard.append(mine)
         while True:
@@ -52,9 +52,9 @@ class Asking:
 
 def ask(
     engine: TransformersEngine, *policies: Any, prompts: Sequence[str] = PROBLEMS, **options: Any
-) -> list[Generation]:
+) -> list[GenerationResult]:
     options = {"temperature": 0, "max_new_tokens": 256, **options}
-    made: list[Generation] = tersely.generate(engine, prompts=prompts, policies=policies, **options)
+    made: list[GenerationResult] = tersely.generate(engine, prompts=prompts, policies=policies, **options)
     return made
 
 
@@ -64,7 +64,7 @@ def engine() -> TransformersEngine:
 
 
 @pytest.fixture(scope="module")
-def plain(engine: TransformersEngine) -> list[Generation]:
+def plain(engine: TransformersEngine) -> list[GenerationResult]:
     return ask(engine)
 
 
@@ -76,7 +76,7 @@ class Row:
     """Feeds text to a controller as an engine would, and keeps the output; `said` are its directives."""
 
     def __init__(self, *policies: Any, markers: Markers = MARKERS, tokenizer: Any = None, **options: Any) -> None:
-        self.codec = Codec(tokenizer or WordTokenizer())
+        self.codec = TokenizerAdapter(tokenizer or WordTokenizer())
         budget = options.pop("budget", Budget("normal", 500))
         self.controller = Controller(policies, self.codec, markers, budget, **options)
         self.out: list[int] = []
@@ -84,7 +84,7 @@ class Row:
 
     def feed(self, text: str, chance: float = 0.5) -> str:
         for token in self.codec.encode(text):
-            directive = self.controller.observe(token, Seen(Signals(0.1, chance, chance), no_state))
+            directive = self.controller.observe(token, StepInfo(Signals(0.1, chance, chance), no_state))
             self.out = [*self.out, token][: len(self.out) + 1 - directive.drop] + list(directive.force)
             if directive is not KEEP:
                 self.said.append(directive)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from tersely.models import path_of
+from tersely.models import get_model_path
 
 NAME, KEY = "tiny", "sesame"
 START, STOP = 300.0, 30.0
@@ -72,7 +72,7 @@ def vllm_server(model: str, folder: Path, *flags: str) -> AbstractContextManager
 
 def plain_vllm_server(model: str, folder: Path) -> AbstractContextManager[VllmServer]:
     """vLLM's own command, with nothing of ours in it."""
-    command = ["vllm.entrypoints.openai.api_server", "--model", str(path_of(model)), "--served-model-name", NAME]
+    command = ["vllm.entrypoints.openai.api_server", "--model", str(get_model_path(model)), "--served-model-name", NAME]
     return _started([*command, "--host", "127.0.0.1"], folder)
 
 

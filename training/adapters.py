@@ -16,13 +16,13 @@ _QUANTIZED = "tersely_w4a8"
 """What checkpoints of `tersely quantize` call their method; training stands on no kernel that could be asked."""
 
 
-def adapter(recipe: Recipe) -> Any:
+def make_adapter(recipe: Recipe) -> Any:
     """The adapter's configuration, None if all weights are trained."""
     lora = recipe.optimiser.lora
     return None if lora is None else _configuration(lora, _targets(lora))
 
 
-def adapted(model: Any, lora: Lora) -> int:
+def with_adapter(model: Any, lora: Lora) -> int:
     """How many numbers the adapters of a model have, which may be on the meta device, by PEFT's own choice of layers.
 
     Targets are "all-linear", an expression for whole names, or names or the ends of some. Raises RecipeError for one

@@ -9,19 +9,19 @@ from typing import Any
 from ..evaluation.agents.tasks import Task, system_for
 from ..evaluation.tasks.questions import Question, load
 from .config import Data
-from .environment import tasks_of
+from .environment import load_tasks
 
 Row = dict[str, Any]
 """id, prompt (messages), answer, drawn (of reasoning-gym), tier, level (of an agent's task its kind); methods add
 columns of their own."""
 
 
-def rows_of(data: Data, model: str = "") -> list[Row]:
+def load_rows(data: Data, model: str = "") -> list[Row]:
     """One row for each question, with the tier whose turn it is; raises TaskError.
 
     model: for whom, which decides what agents are told of the form of an answer.
     """
-    found = tasks_of(data)
+    found = load_tasks(data)
     questions = load(data.task, data.split, data.questions, data.seed) if found is None else map(_question, found)
     told = None if found is None else system_for(model)
     system = [] if told is None else [{"role": "system", "content": told}]

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..controller.text.tool_calls import Call
+from ..controller.text.tool_calls import ToolCall
 from ..evaluation.agents.tasks import KINDS, Task, tasks
-from ..evaluation.agents.tools import ToolError, carry_out
+from ..evaluation.agents.tools import ToolError, call_tool
 from .config import Data
 
 AGENTS = "agents"
 
 
-def tasks_of(data: Data) -> list[Task] | None:
+def load_tasks(data: Data) -> list[Task] | None:
     """The tasks that `agents`, or `agents:KIND,KIND`, names; None for questions without tools. Raises OptionError."""
     name, _, kinds = data.task.partition(":")
     if name != AGENTS:
@@ -28,7 +28,7 @@ class Environment:
     def __init__(self, known: Sequence[Task]) -> None:
         self._tasks: Mapping[str, Task] = {task.id: task for task in known}
 
-    def turns(self, task: str, said: str, calls: Sequence[Call]) -> list[dict[str, Any]]:
+    def turns(self, task: str, said: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
         """The turns that follow from calls: the model's own, and the result of each, or what is wrong with it."""
         world = self._tasks[task].world
         made = [call for call in calls if call.error is None]
@@ -42,7 +42,7 @@ class Environment:
             try:
                 if call.error is not None or call.name is None:
                     raise ToolError(f"that is no call: {call.error}")
-                text = carry_out(world, call.name, call.arguments)
+                text = call_tool(world, call.name, call.arguments)
             except ToolError as error:
                 text = str(error)
             results.append({"role": "tool", "content": text})
@@ -53,7 +53,7 @@ class Environment:
         return self._tasks[task].solved_by(answer)
 
 
-def environment_of(data: Data) -> Environment | None:
+def load_environment(data: Data) -> Environment | None:
     """The environment of a recipe's tasks, None for questions without tools."""
-    found = tasks_of(data)
+    found = load_tasks(data)
     return None if found is None else Environment(found)

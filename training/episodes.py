@@ -18,14 +18,14 @@ from ..evaluation.runner import batch_seed
 from .environment import Environment
 from .rewards.base import AGENTIC
 from .rollouts import GroupRollouts
-from .sampling import FREE, Ask, Rollout, Sampler, plain_sampling
+from .sampling import FREE, CompletionRequest, Rollout, Sampler, plain_sampling
 
 CALLING = (FREE, AGENTIC)
 """How an episode is begun whose calls are carried out; the other modes have no tools."""
 
 
 @dataclass(slots=True)
-class Episode:
+class TrainingEpisode:
     """What came of one question: its steps, and the conversation after them; calls: how many were carried out."""
 
     row: Mapping[str, Any]
@@ -76,16 +76,16 @@ class Episode:
         )
 
 
-def play(
+def run_episode(
     sampler: Sampler,
-    asks: Sequence[Ask],
+    asks: Sequence[CompletionRequest],
     rows: Sequence[Mapping[str, Any]],
     environment: Environment | None,
     *,
     later: str,
     steps: int,
     seed: int,
-) -> list[Episode]:
+) -> list[TrainingEpisode]:
     """Have the model do tasks, of which `rows` have the ids; all that are not done take their next step together.
 
     environment: None where there are no tools, and all is done in one step. later: the effort of steps that follow a
@@ -97,20 +97,24 @@ def play(
     for i, rollout in zip(begun, open_calls(sampler, [first[i] for i in begun], seed), strict=True):
         first[i] = rollout
     made = [
-        Episode(row, ask.begun, [rollout], list(row["prompt"]), called=environment is not None and _calls(rollout))
+        TrainingEpisode(
+            row, ask.begun, [rollout], list(row["prompt"]), called=environment is not None and _calls(rollout)
+        )
         for row, ask, rollout in zip(rows, asks, first, strict=True)
     ]
     for number in range(1, steps):
         going = list(_going(sampler, made, environment, later))
         if not going:
             break
-        found = sampler([Ask(one.messages, later) for one in going], batch_seed("steps", seed, number))
+        found = sampler([CompletionRequest(one.messages, later) for one in going], batch_seed("steps", seed, number))
         for one, rollout in zip(going, found, strict=True):
             one.steps.append(rollout)
     return made
 
 
-def _going(sampler: Sampler, made: Sequence[Episode], environment: Environment | None, later: str) -> Iterator[Episode]:
+def _going(
+    sampler: Sampler, made: Sequence[TrainingEpisode], environment: Environment | None, later: str
+) -> Iterator[TrainingEpisode]:
     """The episodes that take another step, their calls carried out."""
     if environment is None:
         return
@@ -177,13 +181,13 @@ class EpisodeRollouts(GroupRollouts):
         super().__init__(sampler, plan, seed)
         self.environment, self.later, self.steps = environment, later, steps
 
-    def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
+    def sample(self, asks: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
         """See `GroupRollouts`."""
-        made = play(self.sampler, asks, rows, self.environment, later=self.later, steps=self.steps, seed=seed)
+        made = run_episode(self.sampler, asks, rows, self.environment, later=self.later, steps=self.steps, seed=seed)
         rng = Random(f"steps:{seed}")
         return [one.learnt_from(rng.randrange(len(one.steps)), self._solved(one)) for one in made]
 
-    def _solved(self, one: Episode) -> bool | None:
+    def _solved(self, one: TrainingEpisode) -> bool | None:
         """None where the reward for being right judges."""
         if self.environment is None:
             return None

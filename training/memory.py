@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .adapters import adapted
+from .adapters import with_adapter
 from .config import Recipe
 from .processes import count
 
@@ -19,7 +19,7 @@ _KEPT_BYTES = {2: 3, 4: 4}
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class ResidentModels:
     """What a method keeps in memory beside the model: adapters need no reference, for the model without them is one.
 
     models: whole ones at once while completions are sampled. reference: the model before training. texts: that an
@@ -34,7 +34,7 @@ class Held:
     trained: Literal["model", "embeddings", "heads", "nothing"] = "model"
 
 
-ALONE = Held()
+ALONE = ResidentModels()
 """Nothing but the model."""
 
 
@@ -58,7 +58,7 @@ class Estimate:
         return f"about {self.total / 2**30:.2g} GiB ({said})"
 
 
-def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Estimate:
+def estimate(model: Any, recipe: Recipe, longest: int, held: ResidentModels = ALONE) -> Estimate:
     """The memory of a recipe on a model, which may be on the meta device; longest: tokens of prompt and completion.
 
     Of a vLLM that decodes only the weights are in it: what else it takes is its own setting.
@@ -76,7 +76,7 @@ def estimate(model: Any, recipe: Recipe, longest: int, held: Held = ALONE) -> Es
         "heads": held.heads * head.numel(),
         "nothing": 0,
     }[held.trained]
-    trained = of_model if lora is None else adapted(model, lora)
+    trained = of_model if lora is None else with_adapter(model, lora)
     inside = recipe.rollouts.engine == "transformers"
     others = max(held.models - 1, int(held.reference and lora is None)) + (not inside)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor, tensor
 
-from .adapters import adapter
+from .adapters import make_adapter
 from .config import Recipe
-from .pairs import Pair
+from .pairs import PreferencePair
 from .research.heads import Heads
 from .saving import Finish
-from .traces import Trace
+from .traces import SampledTrace
 from .trainer import check_finite
-from .training_run import Running, accumulated, common_arguments
+from .training_run import TrainingRun, accumulated, common_arguments
 from .trl_compat import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 LEARNT, OBJECTIVE = "learnt", "objective"
@@ -81,17 +81,17 @@ class HeadedDPO(FiniteDPO):
         return super()._compute_loss(model, {k: v for k, v in inputs.items() if k != OBJECTIVE}, return_outputs)
 
 
-def supervise(
-    running: Running,
+def train_sft(
+    running: TrainingRun,
     recipe: Recipe,
     model: Any,
     tokenizer: Any,
-    traces: Sequence[Trace],
+    traces: Sequence[SampledTrace],
     finish: Finish | None = None,
 ) -> None:
     """Learn to write these completions, what was forced in them left out, and write the model.
 
-    finish: see `Running.train`.
+    finish: see `TrainingRun.train`.
     """
     from datasets import Dataset
 
@@ -110,22 +110,22 @@ def supervise(
         args=SFTConfig(**_arguments(running, recipe), max_length=None, packing=False),
         train_dataset=Dataset.from_list(_in_order(rows, recipe)),
         processing_class=tokenizer,
-        peft_config=adapter(recipe),
+        peft_config=make_adapter(recipe),
         callbacks=running.callbacks(),
     )
     running.train(trainer, recipe, finish)
 
 
-def prefer(
-    running: Running,
+def train_dpo(
+    running: TrainingRun,
     recipe: Recipe,
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[Pair],
+    pairs: Sequence[PreferencePair],
     beta: float,
     likelihood: float,
 ) -> None:
-    """Learn by DPO to prefer the chosen completions, and write the model; likelihood: see `prefer_each`."""
+    """Learn by DPO to prefer the chosen completions, and write the model; likelihood: see `train_mo_dpo`."""
     from datasets import Dataset
 
     trainer = FiniteDPO(
@@ -134,18 +134,18 @@ def prefer(
         train_dataset=Dataset.from_list(_in_order(_tokens(pairs), recipe)),
         processing_class=tokenizer,
         data_collator=_collator(tokenizer),
-        peft_config=adapter(recipe),
+        peft_config=make_adapter(recipe),
         callbacks=running.callbacks(),
     )
     running.train(trainer, recipe)
 
 
-def prefer_each(
-    running: Running,
+def train_mo_dpo(
+    running: TrainingRun,
     recipe: Recipe,
     model: Any,
     tokenizer: Any,
-    pairs: Sequence[Sequence[Pair]],
+    pairs: Sequence[Sequence[PreferencePair]],
     heads: Heads,
     beta: float,
     likelihood: float,
@@ -172,7 +172,7 @@ def prefer_each(
     running.train(trainer, recipe, finish)
 
 
-def _tokens(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def _tokens(pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
     """Pairs as TRL's collator wants them, and which tokens are the model's own."""
     return [
         {
@@ -201,7 +201,7 @@ def _losses(likelihood: float) -> dict[str, Any]:
     return {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, likelihood]} if likelihood else {}
 
 
-def _arguments(running: Running, recipe: Recipe) -> dict[str, Any]:
+def _arguments(running: TrainingRun, recipe: Recipe) -> dict[str, Any]:
     accumulate = accumulated(recipe, recipe.rollouts.prompts)
     return {**common_arguments(recipe, running.folder, accumulate), "train_sampling_strategy": "sequential"}
 

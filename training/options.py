@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..controller.budgets import TIERS
-from ..controller.options import Options
+from ..controller.options import GenerationOptions
 from ..controller.policies import make_policies, make_policy
 from ..errors import CapabilityError, OptionError
 from .config import Rollouts
@@ -20,7 +20,7 @@ _NOT_ASKED = frozenset(
 """Arguments of vLLM that follow from its being given the weights of the policy, in the policy's process."""
 
 
-def options_of(settings: Rollouts) -> Options:
+def build_options(settings: Rollouts) -> GenerationOptions:
     """The session's options for these rollouts; raises OptionError for policies that a training cannot have."""
     policies = dict(settings.policies)
     strategy: Any = "tiers"
@@ -39,7 +39,7 @@ def options_of(settings: Rollouts) -> Options:
             raise CapabilityError(
                 f"policy {policy.name!r} needs {', '.join(sorted(wanted))}, which rollouts of a training do not have"
             )
-    return Options(
+    return GenerationOptions(
         preset="off",
         policies=made,
         max_new_tokens=settings.max_new_tokens,

@@ -10,23 +10,28 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
-from .traces import Trace
+from .traces import SampledTrace
 
 Level = Literal["group", "instance", "accuracy", "brevity", "format"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class PreferencePair:
     """Two completions of one question, the better first, and by what they were compared."""
 
     level: Level
-    chosen: Trace
-    rejected: Trace
+    chosen: SampledTrace
+    rejected: SampledTrace
 
 
-def pairs_of(
-    long: Sequence[Trace], short: Sequence[Trace], rng: Random, groups: int = 4, instances: int = 2, least: float = 0.0
-) -> list[Pair]:
+def make_pairs(
+    long: Sequence[SampledTrace],
+    short: Sequence[SampledTrace],
+    rng: Random,
+    groups: int = 4,
+    instances: int = 2,
+    least: float = 0.0,
+) -> list[PreferencePair]:
     """The pairs of one question from as many long as short completions; none if neither kind ever solves it.
 
     groups, instances: most pairs of each level. Long is preferred only where it is right more often than by chance of
@@ -43,22 +48,22 @@ def pairs_of(
         return []
     good, bad = [t for t in better if t.right and t.whole], [t for t in worse if not t.right] or list(worse)
     crossed = [(chosen, rejected) for chosen in good for rejected in bad]
-    made = [Pair("group", *both) for both in rng.sample(crossed, min(groups, len(crossed)))]
+    made = [PreferencePair("group", *both) for both in rng.sample(crossed, min(groups, len(crossed)))]
     if good and solved:
         winner = min(good, key=lambda t: t.length)
         losers = [t for t in better if not t.right] or [t for t in good if t.length > winner.length]
         losers = sorted(losers, key=lambda t: -t.length)[:instances]
-        made += [Pair("instance", winner, loser) for loser in losers]
+        made += [PreferencePair("instance", winner, loser) for loser in losers]
     return made
 
 
 def objective_pairs(
-    objective: str, traces: Sequence[Trace], rng: Random, most: int, gap: float, least: float = 0.0
-) -> list[Pair]:
+    objective: str, traces: Sequence[SampledTrace], rng: Random, most: int, gap: float, least: float = 0.0
+) -> list[PreferencePair]:
     """At most `most` pairs of one question's completions that differ in one objective.
 
     accuracy: right before wrong. brevity: among right ones, brief before those that are longer by the share `gap`, if
-    the share `least` of the completions is right; see `pairs_of`. format: ended by the model before broken off.
+    the share `least` of the completions is right; see `make_pairs`. format: ended by the model before broken off.
     """
     whole = [t for t in traces if t.whole]
     right = [t for t in whole if t.right]
@@ -70,4 +75,4 @@ def objective_pairs(
     else:
         crossed = [(good, bad) for good in whole for bad in traces if not bad.whole]
     level: Level = objective  # type: ignore[assignment]
-    return [Pair(level, *both) for both in rng.sample(crossed, min(most, len(crossed)))]
+    return [PreferencePair(level, *both) for both in rng.sample(crossed, min(most, len(crossed)))]

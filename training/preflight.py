@@ -13,16 +13,16 @@ from types import MappingProxyType
 from typing import Any
 
 from ..controller.budgets import canonical_effort
-from ..controller.engines.checkpoints import check_causal, check_tokenizer, loaded, locate
+from ..controller.engines.checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
 from ..evaluation.agents.tools import TOLD, TOOLS
 from .config import Optimiser, Recipe, RecipeError
-from .data import Row, rows_of
-from .environment import tasks_of
-from .memory import ALONE, Estimate, Held, estimate
+from .data import Row, load_rows
+from .environment import load_tasks
+from .memory import ALONE, Estimate, ResidentModels, estimate
 from .processes import check_processes, count
 from .sampling import Sampler
 
@@ -30,7 +30,7 @@ LIBRARIES = ("trl", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class CheckedRecipe:
     """What a training stands on: its questions, and what was found out about them and the model, for people to read."""
 
     rows: Sequence[Row]
@@ -46,9 +46,9 @@ def check(
     start: str | None = None,
     tools: bool = False,
     stages: Mapping[str, Optimiser] = MappingProxyType({}),
-    held: Held = ALONE,
+    held: ResidentModels = ALONE,
     learns: str | None = None,
-) -> Ground:
+) -> CheckedRecipe:
     """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
 
     completions: that a step learns of each of its questions, by default those of a group. tools: whether the method can
@@ -57,11 +57,11 @@ def check(
     what a step learns of, for people, where that is not completions of its own questions.
     """
     _check_surroundings(recipe)
-    agentic = tasks_of(recipe.data) is not None
+    agentic = load_tasks(recipe.data) is not None
     if agentic and not tools:
         raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
-    rows = rows_of(recipe.data, recipe.model)
-    engine = bare_engine(recipe.model)
+    rows = load_rows(recipe.data, recipe.model)
+    engine = meta_engine(recipe.model)
     if agentic:
         check_tools(engine)
     markers = None if recipe.markers is None else parse_markers(recipe.markers)
@@ -88,7 +88,9 @@ def check(
     stages_too = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
     memory = max((estimate(engine.model, each, longest, held) for each in stages_too), key=lambda found: found.total)
     asked = f"questions with {completions} completions each, {passes(recipe, rows):.3g} passes over the questions"
-    return Ground(rows, sampler.session.markers, _findings(recipe, sampler, rows, longest, learns or asked, memory))
+    return CheckedRecipe(
+        rows, sampler.session.markers, _findings(recipe, sampler, rows, longest, learns or asked, memory)
+    )
 
 
 def _findings(
@@ -98,7 +100,7 @@ def _findings(
     settings, own = recipe.rollouts, sampler.session
     prepared = own.prepare([rows[0]["prompt"]], sampler._options)[0]
     opened = "opened by the chat template" if prepared.state == "thinking" else "opened for the model in each prompt"
-    tools = f"; tools are {', '.join(TOOLS)}" if tasks_of(recipe.data) is not None else ""
+    tools = f"; tools are {', '.join(TOOLS)}" if load_tasks(recipe.data) is not None else ""
     return [
         f"data: {len(rows)} questions of {recipe.data.task} with gold answers, tiers "
         f"{', '.join(dict.fromkeys(recipe.data.efforts))}",
@@ -154,16 +156,16 @@ def _thinks(effort: str) -> bool:
     return canonical_effort(effort) not in ("none", "auto")
 
 
-def bare_engine(name: str) -> TransformersEngine:
+def meta_engine(name: str) -> TransformersEngine:
     """A model's engine without its weights: for prompts, markers and sizes."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    place = locate(name)
-    config = loaded(name, "configuration", lambda: AutoConfig.from_pretrained(place))
+    place = resolve_checkpoint(name)
+    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(place))
     check_causal(name, config)
     check_tokenizer(name, Path(place))
-    tokenizer = loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return TransformersEngine(model, tokenizer, name)

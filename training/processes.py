@@ -1,7 +1,7 @@
 """Several processes of one training, as torchrun or `accelerate launch` start them: each has the whole model.
 
 They share out every step, so that a recipe means the same however many there are. What one does for all goes through
-`of_first`, what each does a share of through `in_pieces`; both need a disk that all of them see.
+`rank0_only`, what each does a share of through `resumable_map`; both need a disk that all of them see.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import TerselyError
-from ..evaluation.bench.checkpoint_log import Journal
+from ..evaluation.bench.checkpoint_log import CheckpointLog
 from .config import RecipeError
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def joined() -> Any:
     return here
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Let nobody go before all are done."""
     if count() > 1:
         import torch
@@ -79,7 +79,7 @@ def leave() -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def of_first(make: Callable[[], T]) -> T:
+def rank0_only(make: Callable[[], T]) -> T:
     """What the first process makes, for all; its errors of ours, too. The others wait."""
     here = joined()
     if here.num_processes == 1:
@@ -98,7 +98,7 @@ def of_first(make: Callable[[], T]) -> T:
     return made  # type: ignore[no-any-return]
 
 
-def in_pieces(
+def resumable_map(
     path: Path,
     identity: Mapping[str, Any],
     rows: Sequence[R],
@@ -119,7 +119,7 @@ def in_pieces(
     here.wait_for_everyone()  # before any goes on writing what others still read
     missing = [at for at in starts if f"{key}{at}" not in known]
     mine, all_done = missing[here.process_index :: here.num_processes], len(rows)
-    own = Journal(_part(path, here.process_index), identity)
+    own = CheckpointLog(_part(path, here.process_index), identity)
     for number, at in enumerate(mine):
         advance(all_done - sum(len(rows[left : left + size]) for left in missing[number * here.num_processes :]))
         own.piece(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
@@ -139,4 +139,4 @@ def _part(path: Path, process: int) -> Path:
 def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The pieces that any process has made, by key."""
     parts = (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}"))
-    return {key: made for part in parts for key, made in Journal(part, identity).done.items()}
+    return {key: made for part in parts for key, made in CheckpointLog(part, identity).done.items()}

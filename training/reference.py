@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .data import Row
-from .processes import in_pieces
+from .processes import resumable_map
 from .rewards.base import THINK
 from .rewards.correctness import Correctness
-from .sampling import Ask, Sampler
+from .sampling import CompletionRequest, Sampler
 
 
 def reference_shares(
@@ -34,7 +34,7 @@ def reference_shares(
         "samples": samples,
         "seed": seed,
     }
-    return in_pieces(
+    return resumable_map(
         path,
         identity,
         rows,
@@ -45,7 +45,7 @@ def reference_shares(
 
 
 def _shares(sampler: Sampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness) -> list[float]:
-    made = sampler([Ask(row["prompt"], row["tier"], THINK) for row in rows for _ in range(samples)], seed)
+    made = sampler([CompletionRequest(row["prompt"], row["tier"], THINK) for row in rows for _ in range(samples)], seed)
     right = [
         correct.is_right(rows[i // samples]["answer"], rollout.response, rows[i // samples]["drawn"])
         for i, rollout in enumerate(made)

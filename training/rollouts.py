@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..evaluation.runner import batch_seed
-from .sampling import FREE, Ask, Rollout, Sampler
+from .sampling import FREE, CompletionRequest, Rollout, Sampler
 
 FIELDS = (
     *("mode", "begun", "chance", "response", "thinking_tokens", "response_tokens", "finish_reason", "after_hint"),
@@ -31,7 +31,9 @@ class GroupRollouts:
 
         first = trainer.accelerator.process_index * len(prompts)
         asks = [
-            Ask(prompt, row["tier"], self.plan[(first + i) % len(self.plan)] if trainer.model.training else FREE)
+            CompletionRequest(
+                prompt, row["tier"], self.plan[(first + i) % len(self.plan)] if trainer.model.training else FREE
+            )
             for i, (prompt, row) in enumerate(zip(prompts, trainer.rollout_inputs, strict=True))
         ]
         seed = batch_seed(self.seed, trainer.state.global_step, trainer.accelerator.process_index)
@@ -47,7 +49,7 @@ class GroupRollouts:
             more = self.more(made, trainer.rollout_inputs, seed)
         return {**self.fields(made), **more}
 
-    def sample(self, asks: Sequence[Ask], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
+    def sample(self, asks: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
         """A completion for each ask, which stand beside their rows of the dataset."""
         return self.sampler(asks, seed)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from .config import read_recipe
 from .methods import method
-from .processes import is_first, leave, of_first
+from .processes import is_first, rank0_only, shutdown
 from .run_dir import holds_training, open_folder
-from .training_run import Running
+from .training_run import TrainingRun
 
 
-def told(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line at once, or a log file would be minutes behind."""
     print(line, flush=True)
 
@@ -28,7 +28,7 @@ def train(
     changes: Sequence[str] = (),
     dry_run: bool = False,
     resume: bool = False,
-    say: Callable[[str], None] = told,
+    say: Callable[[str], None] = print_line,
 ) -> None:
     """Train by a method as a YAML file says.
 
@@ -46,8 +46,8 @@ def train(
         if holds_training(recipe.out):
             say(f"out: {recipe.out} holds a training already, and --resume goes on with it")
         return
-    checkpoint = of_first(lambda: open_folder(recipe, resume=resume))
+    checkpoint = rank0_only(lambda: open_folder(recipe, resume=resume))
     if checkpoint is not None:
         say(f"goes on from {checkpoint}")
-    chosen.run(recipe, ground, Running(recipe.out, checkpoint, say), say)
-    leave()
+    chosen.run(recipe, ground, TrainingRun(recipe.out, checkpoint, say), say)
+    shutdown()

@@ -18,20 +18,20 @@ from torch import Tensor
 from ..controller.budgets import canonical_effort
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.prompts import Prompt
-from ..controller.request_builder import Prepared
+from ..controller.request_builder import PreparedRequest
 from ..controller.session import Session
 from ..controller.text.markers import Markers
-from ..controller.text.split_output import split_output
+from ..controller.text.split_output import split_reasoning
 from ..controller.text.tool_calls import Tool
-from ..controller.types import Completion, Request, Sampling
+from ..controller.types import Completion, Request, SamplingParams
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
 from ..evaluation.runner import batch_seed
 from .config import Rollouts
-from .options import options_of
+from .options import build_options
 from .rewards.base import NO_THINK, THINK
 
 if TYPE_CHECKING:
-    from .vllm_sampler import VllmWriter
+    from .vllm_sampler import VllmSampler
 
 FREE = "free"
 """A completion that begins as the model likes; the others are begun in a mode, with a call as with thinking."""
@@ -42,7 +42,7 @@ class DivergedError(TerselyError, RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class CompletionRequest:
     """One completion that is wanted: of which prompt, in which tier, begun how."""
 
     prompt: Prompt
@@ -97,16 +97,16 @@ class Sampler:
         tools: Sequence[Tool] = (),
     ) -> None:
         self.engine, self.settings, self.share = engine, settings, share
-        self._writer: VllmWriter | None = None
+        self._writer: VllmSampler | None = None
         self.session = Session(engine, markers)
         self.close = single_token(self.session, self.session.markers.close)
         self.start = None if start is None else single_token(self.session, start)
         self.end = int(engine.tokenizer.eos_token_id)
         self.no_think_tokens = no_think_tokens or settings.max_new_tokens
-        self._options = replace(options_of(settings), tools=tuple(tools))
+        self._options = replace(build_options(settings), tools=tuple(tools))
 
     def __call__(
-        self, asks: Sequence[Ask], seed: int, advance: Callable[[int], None] = lambda rows: None
+        self, asks: Sequence[CompletionRequest], seed: int, advance: Callable[[int], None] = lambda rows: None
     ) -> list[Rollout]:
         """Complete all prompts, `settings.batch` at a time; the seed decides everything."""
         made: list[Rollout] = []
@@ -117,25 +117,25 @@ class Sampler:
                 advance(len(made) - at)
         return made
 
-    def sampling(self, seed: int) -> Sampling:
+    def sampling(self, seed: int) -> SamplingParams:
         """How the policy's own tokens are drawn: from its chances as they are, at the settings' temperature."""
-        return Sampling(self.settings.temperature, top_p=1.0, top_k=0, seed=seed, inverse=True)
+        return SamplingParams(self.settings.temperature, top_p=1.0, top_k=0, seed=seed, inverse=True)
 
-    def decode(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def decode(self, requests: Sequence[Request], sampling: SamplingParams) -> list[Completion]:
         """Have the engine's model complete prompts, on the engine that the settings name."""
         if self.settings.engine == "transformers":
             return self.engine.generate(requests, sampling)
         if self._writer is None:
-            from .vllm_sampler import VllmWriter
+            from .vllm_sampler import VllmSampler
 
-            self._writer = VllmWriter(self.engine, self.settings.batch, self.settings.vllm)
+            self._writer = VllmSampler(self.engine, self.settings.batch, self.settings.vllm)
         return self._writer.generate(self.engine.model, requests, sampling)
 
     def prompt_ids(self, prompt: Prompt, effort: str) -> tuple[int, ...]:
         """The prompt with the thinking opened."""
-        return self._opened(self._prepared([Ask(prompt, effort)])[0])
+        return self._opened(self._prepared([CompletionRequest(prompt, effort)])[0])
 
-    def _batch(self, asks: Sequence[Ask], seed: int) -> list[Rollout]:
+    def _batch(self, asks: Sequence[CompletionRequest], seed: int) -> list[Rollout]:
         rows = self._prepared(asks)
         prompts = [self._opened(row) for row in rows]
         chances = self._log_chances(prompts)
@@ -152,16 +152,16 @@ class Sampler:
             )
         ]
 
-    def _prepared(self, asks: Sequence[Ask]) -> list[Prepared]:
+    def _prepared(self, asks: Sequence[CompletionRequest]) -> list[PreparedRequest]:
         """Rows in order; each tier has its own options."""
-        made: dict[int, Prepared] = {}
+        made: dict[int, PreparedRequest] = {}
         for effort in dict.fromkeys(ask.effort for ask in asks):
             places = [i for i, ask in enumerate(asks) if ask.effort == effort]
             options = replace(self._options, effort=canonical_effort(effort))
             made.update(zip(places, self.session.prepare([asks[i].prompt for i in places], options), strict=True))
         return [made[i] for i in range(len(asks))]
 
-    def _opened(self, row: Prepared) -> tuple[int, ...]:
+    def _opened(self, row: PreparedRequest) -> tuple[int, ...]:
         """The row's prompt with its thinking open, of which the row's controller is told.
 
         What stands behind the marker is of the prompt, as where a template opens: no policy acts before the model has.
@@ -204,7 +204,7 @@ class Sampler:
         return found[[places[prompt] for prompt in prompts]]
 
     def _firsts(
-        self, asks: Sequence[Ask], chances: Tensor, generator: torch.Generator
+        self, asks: Sequence[CompletionRequest], chances: Tensor, generator: torch.Generator
     ) -> list[tuple[int | None, float | None]]:
         """The first token of each completion and the log-probability it is drawn with; None: that is the engine's."""
         thinking = chances.clone()
@@ -223,7 +223,9 @@ class Sampler:
                 made.append((drawn[row], math.log1p(-self.share) + float(thinking[row, drawn[row]])))
         return made
 
-    def _request(self, row: Prepared, prompt: tuple[int, ...], ask: Ask, first: int | None) -> Request:
+    def _request(
+        self, row: PreparedRequest, prompt: tuple[int, ...], ask: CompletionRequest, first: int | None
+    ) -> Request:
         if first is None:
             return replace(row.request, prompt_ids=prompt)
         if ask.begun == NO_THINK:
@@ -237,9 +239,9 @@ class Sampler:
 
     def _rollout(
         self,
-        row: Prepared,
+        row: PreparedRequest,
         prompt: tuple[int, ...],
-        ask: Ask,
+        ask: CompletionRequest,
         first: tuple[int | None, float | None],
         chance: float,
         done: Completion,
@@ -261,7 +263,7 @@ class Sampler:
         ids, forced = (*begin, *done.token_ids), (*forced, *done.forced)
         # One that ends its thinking at once and then once more has thought in between, whatever that is called.
         again = int(ids[:1] == (self.close,) and self.close in ids[1:])
-        parts = split_output(ids[again:], self.session.codec, self.session.markers, "thinking")
+        parts = split_reasoning(ids[again:], self.session.codec, self.session.markers, "thinking")
         ended = done.finish_reason == "stop"
         thinking = again + parts.thinking_tokens
         return {
@@ -275,7 +277,7 @@ class Sampler:
         }
 
 
-def after_hint(row: Prepared, forced: Sequence[bool]) -> int | None:
+def after_hint(row: PreparedRequest, forced: Sequence[bool]) -> int | None:
     """The model's own thinking tokens after the first hint; None if it got none."""
     if row.controller is None or not any(d.action == "inject" and d.acted for d in row.controller.decisions):
         return None

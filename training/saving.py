@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..io import WriteError, whole_folder
+from ..io import WriteError, atomic_dir
 from .config import Lora
 
 Finish = Callable[[Any, Path], None]
@@ -16,7 +16,7 @@ MODEL = "model"
 ADAPTER = "adapter"
 
 
-def save(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, finish: Finish | None = None) -> Path:
+def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, finish: Finish | None = None) -> Path:
     """Write the model, and of an adapter both it and the model with it merged in; where the last of them is."""
     if lora is not None:
         with _model_folder(folder / ADAPTER) as part:
@@ -39,11 +39,11 @@ def write_model(model: Any, tokenizer: Any, out: Path, finish: Finish | None = N
 
 @contextmanager
 def _model_folder(out: Path) -> Iterator[Path]:
-    """See `whole_folder`; safetensors has errors of its own for disks that are full."""
+    """See `atomic_dir`; safetensors has errors of its own for disks that are full."""
     from safetensors import SafetensorError
 
     try:
-        with whole_folder(out) as part:
+        with atomic_dir(out) as part:
             yield part
     except SafetensorError as error:
         raise WriteError(f"{out} cannot be written: {error}; make room there") from None

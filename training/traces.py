@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from .data import Row
-from .processes import in_pieces
+from .processes import resumable_map
 from .rewards.correctness import Correctness
-from .sampling import Ask, Sampler
+from .sampling import CompletionRequest, Sampler
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class SampledTrace:
     """A completion of a prompt, or of another tier's prompt: ids, which of them the loss may have, whether it is right.
 
     whole: the model ended it itself.
@@ -44,7 +44,7 @@ def collect(
     effort: str | None = None,
     identity: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> list[list[Trace]]:
+) -> list[list[SampledTrace]]:
     """`samples` completions of each row, sampled in the tier `effort`, by default the row's own.
 
     A trace stands under the prompt of the row's own tier: what another tier wrote can be learnt for it. identity: what
@@ -65,18 +65,18 @@ def collect(
         **(identity or {}),
     }
     size = max(1, sampler.settings.batch // samples)
-    found = in_pieces(path, whole, rows, size, make, lambda done: say(f"{path.stem}: {done}/{len(rows)} questions"))
-    return [[Trace(**trace) for trace in traces] for traces in found]
+    found = resumable_map(path, whole, rows, size, make, lambda done: say(f"{path.stem}: {done}/{len(rows)} questions"))
+    return [[SampledTrace(**trace) for trace in traces] for traces in found]
 
 
 def _traces(
     sampler: Sampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness, effort: str | None
-) -> list[list[Trace]]:
+) -> list[list[SampledTrace]]:
     asked = [row for row in rows for _ in range(samples)]
-    done = sampler([Ask(row["prompt"], effort or row["tier"]) for row in asked], seed)
+    done = sampler([CompletionRequest(row["prompt"], effort or row["tier"]) for row in asked], seed)
     prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows}
     made = [
-        Trace(
+        SampledTrace(
             prompt_ids=prompts[row["id"]],
             ids=list(rollout.ids),
             learnt=[int(not forced) for forced in rollout.forced],
@@ -88,12 +88,12 @@ def _traces(
     return [made[at : at + samples] for at in range(0, len(made), samples)]
 
 
-def shortest_right(traces: Sequence[Trace], keep: int) -> list[Trace]:
+def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:
     """The shortest right completions of a question that the model ended itself."""
     return sorted((t for t in traces if t.right and t.whole), key=lambda t: t.length)[:keep]
 
 
-def imitated(trace: Trace, close: int) -> Trace:
+def to_sft(trace: SampledTrace, close: int) -> SampledTrace:
     """The completion as if the model had done by itself what a controller made it do.
 
     What ended the thinking (close is the token that does) is learnt; what was written in between is left out, so that
@@ -105,7 +105,7 @@ def imitated(trace: Trace, close: int) -> Trace:
     return replace(trace, ids=ids, learnt=[1] * len(ids))
 
 
-def rewritten(trace: Trace, tokenizer: Any, words: str, others: str) -> Trace | None:
+def to_rewritten(trace: SampledTrace, tokenizer: Any, words: str, others: str) -> SampledTrace | None:
     """The completion with other words in place of those that a policy wrote into it; None if it wrote none."""
     ids: list[int] = []
     learnt: list[int] = []

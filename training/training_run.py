@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
-from .adapters import adapter
+from .adapters import make_adapter
 from .callbacks import CollapseAlarm, CollapseError, Completed, Curve, FiniteGradients, Progress, last_good
 from .config import Alarm, Recipe
 from .data import Row
-from .processes import count, of_first
-from .saving import Finish, save
+from .processes import count, rank0_only
+from .saving import Finish, save_model
 
 if TYPE_CHECKING:
     from .rewards.base import Reward
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class TrainingRun:
     """One run of a training: where it goes on from, None from the beginning."""
 
     folder: Path
@@ -32,14 +32,14 @@ class Running:
     say: Callable[[str], None]
 
     @classmethod
-    def stage(cls, folder: Path, say: Callable[[str], None]) -> Running:
+    def stage(cls, folder: Path, say: Callable[[str], None]) -> TrainingRun:
         """One of several trainings in a folder of its own, which goes on where it was."""
 
         def begun() -> Path | None:
             folder.mkdir(exist_ok=True)
             return last_good(folder)
 
-        return cls(folder, of_first(begun), say)
+        return cls(folder, rank0_only(begun), say)
 
     def load(self, recipe: Recipe) -> TransformersEngine:
         """The model before training."""
@@ -108,7 +108,7 @@ class Running:
                 args=arguments,
                 train_dataset=Dataset.from_list(list(rows)),
                 processing_class=sampler.engine.tokenizer,
-                peft_config=adapter(recipe),
+                peft_config=make_adapter(recipe),
                 rollout_func=rollouts,
                 credit=credit,
                 empty_tokens=alarm.empty_tokens,
@@ -121,7 +121,7 @@ class Running:
         return [FiniteGradients(), Progress(self.say), Curve(self.folder), Completed()]
 
     def train(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
-        """Train, and write the model; see `saving.save`."""
+        """Train, and write the model; see `saving.save_model`."""
         from transformers import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
@@ -129,7 +129,7 @@ class Running:
         if trainer.state.global_step < trainer.state.max_steps:
             return
         made, lora = trainer.model, recipe.optimiser.lora
-        wrote = of_first(lambda: save(made, trainer.processing_class, lora, self.folder, finish))
+        wrote = rank0_only(lambda: save_model(made, trainer.processing_class, lora, self.folder, finish))
         self.say(f"wrote {wrote}")
 
 

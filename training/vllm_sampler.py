@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..controller.engines.transformers.engine import TransformersEngine
-from ..controller.types import Completion, Request, Sampling
+from ..controller.types import Completion, Request, SamplingParams
 from ..controller.vllm.engine import load_vllm, prepare_environment
 from ..errors import CapabilityError, unknown
 
 
-class VllmWriter:
+class VllmSampler:
     """Writes in the place of an engine on transformers, with that one's weights.
 
     rows: most completions at a time. options: further arguments of `vllm.LLM`, such as gpu_memory_utilization. Raises
@@ -37,7 +37,7 @@ class VllmWriter:
         with _weights_kept():
             self.engine = load_vllm(policy.name, kind, length, given)
 
-    def generate(self, model: Any, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def generate(self, model: Any, requests: Sequence[Request], sampling: SamplingParams) -> list[Completion]:
         """Decode all requests with the weights that the model has now."""
         self.take(model)
         return self.engine.generate(requests, sampling)
@@ -48,11 +48,11 @@ class VllmWriter:
         assert llm is not None
         executor: Any = llm.llm_engine.model_executor
         with torch.no_grad():
-            executor.driver_worker.worker.model_runner.get_model().load_weights(weights_of(model))
+            executor.driver_worker.worker.model_runner.get_model().load_weights(read_weights(model))
         llm.reset_prefix_cache()
 
 
-def weights_of(model: Any) -> Iterator[tuple[str, Tensor]]:
+def read_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
     """Names as in the checkpoint and weights of a model; those of adapters are added to what they adapt."""
     tied = model.config.get_text_config(decoder=True).tie_word_embeddings
     for name, value in model.state_dict().items():

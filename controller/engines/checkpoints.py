@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError, OptionError, did_you_mean
-from ...models import NAMES, path_of
+from ...models import NAMES, get_model_path
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_TIMEOUT = 5.0  # seconds
@@ -19,12 +19,12 @@ _REMEDIES = {
 }
 
 
-def locate(name: str) -> str:
+def resolve_checkpoint(name: str) -> str:
     """Return what `from_pretrained` should be given; a hub id only once the hub has said that it exists."""
     if name in NAMES:
-        if not path_of(name).is_dir():
+        if not get_model_path(name).is_dir():
             raise ModelError(f"the embedded model {name!r} is not in this installation; install tersely again")
-        return str(path_of(name))
+        return str(get_model_path(name))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -75,7 +75,7 @@ def check_tokenizer(name: str, folder: Path) -> None:
         raise ModelError(f"{name!r} holds no tokenizer; {_REMEDIES['tokenizer']}")
 
 
-def loaded(name: str, part: str, load: Any) -> Any:
+def load_or_raise(name: str, part: str, load: Any) -> Any:
     """What `load` returns; whatever it raises becomes a ModelError that names the part and a remedy."""
     try:
         return load()

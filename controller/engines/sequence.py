@@ -7,11 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ...errors import CapabilityError, OptionError
-from ..types import KEEP, Completion, Concerned, Directive, FinishReason, Pending, Seen, Signals, TokenSink, Watcher
+from ..types import (
+    KEEP,
+    Completion,
+    CompletionListener,
+    Directive,
+    FinishReason,
+    Signals,
+    StepInfo,
+    TokenSink,
+    Waitable,
+    Watcher,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Edit:
+class CacheEdit:
     """What a directive asks of the model's cache and of the ids that logits processors see.
 
     `feed` are the tokens of the next forward and `unfeed` how many already fed ones go first; `drop` and `add` say the
@@ -23,10 +34,10 @@ class Edit:
     drop: int
     add: tuple[int, ...]
 
-    def without(self, count: int) -> Edit:
+    def without(self, count: int) -> CacheEdit:
         """The same, and then the last `count` tokens taken back."""
         fed, added = min(count, len(self.feed)), min(count, len(self.add))
-        return Edit(
+        return CacheEdit(
             self.feed[: len(self.feed) - fed],
             self.unfeed + count - fed,
             self.drop + count - added,
@@ -34,11 +45,11 @@ class Edit:
         )
 
 
-REST = Edit((), 0, 1, ())
+WAIT = CacheEdit((), 0, 1, ())
 """What a resting row asks for: nothing, not even the token that was sampled for it."""
 
 
-class Row:
+class SequenceState:
     """One row's output; `tokens` includes an end-of-sequence token when that ended the row.
 
     `index` is its number among the requests, `slot` its place in the batch, which moves up as others end.
@@ -98,7 +109,7 @@ class Row:
         self.by_eos = False
         self.dropped = 0
         self.reread = 0  # prompt tokens that were read for a choice alone
-        self.pending: Pending | None = None
+        self.pending: Waitable | None = None
         self.trial = False
         self.drawn = False  # whether the trial is sampled
         self.tried = 0  # tokens of trials that are over
@@ -107,9 +118,11 @@ class Row:
         """Let this watcher follow the row from now on."""
         self.observe: Callable[..., Directive] | None = watcher.observe if watcher is not None else None
         self.resume: Callable[[], Directive] | None = getattr(watcher, "resume", None)
-        self.tell: Callable[[Completion], None] | None = watcher.ended if isinstance(watcher, Concerned) else None
+        self.tell: Callable[[Completion], None] | None = (
+            watcher.ended if isinstance(watcher, CompletionListener) else None
+        )
 
-    def advance(self, token: int, stop: bool, seen: Seen | None = None) -> Edit | None:
+    def advance(self, token: int, stop: bool, seen: StepInfo | None = None) -> CacheEdit | None:
         """Take in a sampled token, let the watcher speak, and return what must be done; None when nothing."""
         signals = seen.signals if seen is not None else None
         stopped = False
@@ -139,7 +152,7 @@ class Row:
             self.sink(self.index, (token,), False)
         return None
 
-    def wake(self, begun: Edit) -> Edit:
+    def wake(self, begun: CacheEdit) -> CacheEdit:
         """Go on after a rest, as the watcher says; `begun` is what this step has asked for so far."""
         assert self.resume is not None  # its watcher let it rest
         self.pending = None
@@ -151,8 +164,8 @@ class Row:
         self._force(directive)
         feed = tuple(self.tokens[before:])
         if not feed and not begun.feed and self.pending is None:
-            return Edit((self._last(),), begun.unfeed + 1, begun.drop, begun.add)
-        return Edit((*begun.feed, *feed), begun.unfeed, begun.drop, (*begun.add, *feed))
+            return CacheEdit((self._last(),), begun.unfeed + 1, begun.drop, begun.add)
+        return CacheEdit((*begun.feed, *feed), begun.unfeed, begun.drop, (*begun.add, *feed))
 
     def _retract(self, count: int) -> None:
         """Take back tokens that were put out."""
@@ -167,7 +180,7 @@ class Row:
     def _last(self) -> int:
         return self.tokens[-1] if self.tokens else self.last_prompt_token
 
-    def _edit(self, token: int, directive: Directive, signals: Signals | None) -> Edit:
+    def _edit(self, token: int, directive: Directive, signals: Signals | None) -> CacheEdit:
         unfed = max(directive.drop - 1, 0)
         self._check(directive, unfed)
         if self.trial:
@@ -183,9 +196,9 @@ class Row:
         feed = tuple(self.tokens[before:])
         if not feed and self.pending is None:
             # Nothing new to feed, yet the logits after the last kept token are gone: it is fed once more.
-            return Edit((self._last(),), unfed + 1, directive.drop, ())
+            return CacheEdit((self._last(),), unfed + 1, directive.drop, ())
         kept = 0 if directive.drop else 1
-        return Edit(feed, unfed, directive.drop, feed[kept:])
+        return CacheEdit(feed, unfed, directive.drop, feed[kept:])
 
     def _force(self, directive: Directive) -> None:
         """Put out what is forced, and then end or rest as the directive says, unless that has ended the row."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...errors import OptionError, PromptError
-from ..types import Opening, Request
+from ..types import PromptRouter, Request
 
 
-def limit_of(request: Request, row: int, context: int | None, name: str) -> int:
+def check_max_new_tokens(request: Request, row: int, context: int | None, name: str) -> int:
     """The tokens that a request may put out: what was asked for, as far as the context of the model holds it.
 
     row, name: of the request and the model, for what is raised: PromptError for a prompt that is empty or fills the
@@ -30,7 +30,7 @@ def limit_of(request: Request, row: int, context: int | None, name: str) -> int:
     return min(request.max_new_tokens, room)
 
 
-def openings_of(requests: Sequence[Request]) -> list[Opening] | None:
+def collect_openings(requests: Sequence[Request]) -> list[PromptRouter] | None:
     """The openings of a batch, or None; raises OptionError where only some requests have one."""
     openings = [request.opening for request in requests if request.opening is not None]
     if openings and len(openings) < len(requests):

@@ -12,31 +12,31 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from ..budgets import TIERS, fit_budget
-from ..options import Options
-from ..pending_questions import told
+from ..options import GenerationOptions
+from ..pending_questions import format_error
 from ..prompts import Prompt, render
-from ..text.marker_matcher import Spotter
-from ..text.tokenizer_adapter import Flag
-from ..types import KEEP, Directive, Request, Sampling, Seen
-from ..verification import Review
+from ..text.marker_matcher import MarkerMatcher
+from ..text.tokenizer_adapter import TokenFlags
+from ..types import KEEP, Directive, Request, SamplingParams, StepInfo
+from ..verification import ReviewCriterion
 
 if TYPE_CHECKING:
     from ..controller import Controller
     from ..session import Session
-    from .draft_reviewer import Reviewer
+    from .draft_reviewer import DraftReviewer
 
 _STOP = Directive(stop=True)
 _ROOM = 1 << 20
 
 
-class Growing:
+class PrefixKey:
     """Stands for one text that grows; what was read of it is forgotten with it."""
 
     __slots__ = ("__weakref__",)
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class HelperRequest:
     """What is asked for: at most `tokens` tokens, by the helper's count, of thinking that goes on from `thinking`.
 
     thought: no further than to the end of a thought. reply: no thinking at all, but a reply to the prompt. whole: all
@@ -52,11 +52,11 @@ class Stretch:
     reply: bool = False
     whole: bool = False
     draft: str = ""
-    review: Review | None = None
-    text: Growing | None = None
+    review: ReviewCriterion | None = None
+    text: PrefixKey | None = None
 
 
-class Help:
+class HelperFuture:
     """A stretch to come.
 
     text: what was written, None until then or if it never will be. closed: the helper ended the thinking there.
@@ -79,12 +79,12 @@ class Help:
         if not self.done:
             self.fail("the helper wrote nothing")
 
-    def settle(self, text: str, closed: bool) -> Help:
+    def settle(self, text: str, closed: bool) -> HelperFuture:
         """Write the text."""
         self.text, self.closed, self.done = text, closed, True
         return self
 
-    def fail(self, error: str) -> Help:
+    def fail(self, error: str) -> HelperFuture:
         """Write that there will be none, and why."""
         if not self.done:
             self.error, self.done = error, True
@@ -92,14 +92,14 @@ class Help:
 
 
 class Helper(Protocol):
-    """Writes stretches; `write` only takes one in and never raises for it, `Help.wait` has it written.
+    """Writes stretches; `write` only takes one in and never raises for it, `HelperFuture.wait` has it written.
 
     reviews: whether it looks at drafts; one that does not keeps nothing of them.
     """
 
     reviews: bool
 
-    def write(self, stretch: Stretch) -> Help:
+    def write(self, stretch: HelperRequest) -> HelperFuture:
         """Take a stretch in."""
         ...
 
@@ -117,20 +117,20 @@ class EngineHelper:
         session: Session,
         *,
         patience: float = 60.0,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         seed: int = 0,
         preset: str = "balanced",
     ) -> None:
         self.session, self.patience, self.seed, self.preset = session, patience, seed, preset
-        self.sampling = sampling or Sampling()
-        self._open: list[tuple[Stretch, Help]] = []
+        self.sampling = sampling or SamplingParams()
+        self._open: list[tuple[HelperRequest, HelperFuture]] = []
         self._batches = 0
-        self._reviewer: Reviewer | None = None
+        self._reviewer: DraftReviewer | None = None
         self.reviews = hasattr(session.engine, "model")
 
-    def write(self, stretch: Stretch) -> Help:
+    def write(self, stretch: HelperRequest) -> HelperFuture:
         """See `Helper.write`."""
-        made = Help(self._bring)
+        made = HelperFuture(self._bring)
         self._open.append((stretch, made))
         return made
 
@@ -141,9 +141,9 @@ class EngineHelper:
             self._write(batch)
         except Exception as error:  # whatever is wrong with the helper is no matter of the rows that wait
             for _, made in batch:
-                made.fail(told(error))
+                made.fail(format_error(error))
 
-    def _write(self, batch: Sequence[tuple[Stretch, Help]]) -> None:
+    def _write(self, batch: Sequence[tuple[HelperRequest, HelperFuture]]) -> None:
         session, deadline = self.session, time.monotonic() + self.patience
         batch = self._looked_over(batch)
         if not batch:
@@ -166,26 +166,28 @@ class EngineHelper:
             ended = bool(found) or completion.finish_reason == "stop"
             made.settle(stretch.draft + before, ended and not stretch.reply)
 
-    def _asked(self, stretch: Stretch, deadline: float) -> tuple[Request, _Until]:
+    def _asked(self, stretch: HelperRequest, deadline: float) -> tuple[Request, _StopAfter]:
         """What the engine is asked for and who watches it; all of a thinking is under the helper's own control."""
         session = self.session
         if stretch.whole:
             limit = stretch.tokens + TIERS["normal"].reserve
-            (row,) = session.prepare([stretch.prompt], Options(preset=self.preset, max_new_tokens=limit))
-            return row.request, _Until(session, stretch, deadline, row.controller)
+            (row,) = session.prepare([stretch.prompt], GenerationOptions(preset=self.preset, max_new_tokens=limit))
+            return row.request, _StopAfter(session, stretch, deadline, row.controller)
         prompt = _ids(session, stretch)
         room = _within(session.engine.context_length, len(prompt), stretch.tokens + 1)
-        return Request(prompt, room), _Until(session, stretch, deadline)
+        return Request(prompt, room), _StopAfter(session, stretch, deadline)
 
-    def _looked_over(self, batch: Sequence[tuple[Stretch, Help]]) -> list[tuple[Stretch, Help]]:
+    def _looked_over(
+        self, batch: Sequence[tuple[HelperRequest, HelperFuture]]
+    ) -> list[tuple[HelperRequest, HelperFuture]]:
         """What is left to be written; the draft of a stretch is then what stands of it."""
         rest = [(stretch, made) for stretch, made in batch if stretch.review is None]
         drafts = [(stretch, made) for stretch, made in batch if stretch.review is not None]
         if not drafts:
             return rest
-        from .draft_reviewer import Reviewer
+        from .draft_reviewer import DraftReviewer
 
-        self._reviewer = self._reviewer or Reviewer(self.session)
+        self._reviewer = self._reviewer or DraftReviewer(self.session)
         for (stretch, made), verdict in zip(drafts, self._reviewer.look_over([s for s, _ in drafts]), strict=True):
             made.read = verdict.read
             if verdict.kept is None:
@@ -198,7 +200,7 @@ class EngineHelper:
                 rest.append((replace(stretch, thinking=stretch.thinking + verdict.kept, draft=verdict.kept), made))
         return rest
 
-    def _put(self, made: Help, kept: str, token: int) -> None:
+    def _put(self, made: HelperFuture, kept: str, token: int) -> None:
         """Settle a review with the one token that is to follow what stands, which needs no decoding."""
         codec, made.tokens = self.session.codec, 1
         text = codec.decode([token])
@@ -206,34 +208,34 @@ class EngineHelper:
         made.settle(kept if closed else kept + text, closed)
 
 
-def prompt_ids(session: Session, prompt: Prompt, *thinkings: str) -> list[tuple[int, ...]]:
+def encode_prompt(session: Session, prompt: Prompt, *thinkings: str) -> list[tuple[int, ...]]:
     """A prompt after which each of these thinkings stands already."""
     rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", _ROOM), session.markers)
     opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
     return [(*rendered.ids, *session.codec.encode(f"{opening}{thinking}")) for thinking in thinkings]
 
 
-def _ids(session: Session, stretch: Stretch) -> tuple[int, ...]:
+def _ids(session: Session, stretch: HelperRequest) -> tuple[int, ...]:
     if not stretch.reply:
-        return prompt_ids(session, stretch.prompt, stretch.thinking)[0]
+        return encode_prompt(session, stretch.prompt, stretch.thinking)[0]
     return render(session.engine.tokenizer, stretch.prompt, fit_budget("none", _ROOM), session.markers).ids
 
 
-class _Until:
+class _StopAfter:
     """Ends a row after so many tokens, where the thought or the thinking ends, or when it is too late.
 
     controller: of the row, which then knows where the thinking ends.
     """
 
     def __init__(
-        self, session: Session, stretch: Stretch, deadline: float, controller: Controller | None = None
+        self, session: Session, stretch: HelperRequest, deadline: float, controller: Controller | None = None
     ) -> None:
         self.left, self.deadline, self.late = stretch.tokens, deadline, False
         self._codec, self._thought = session.codec, stretch.thought
-        self._close = Spotter(session.codec, session.markers.close)
+        self._close = MarkerMatcher(session.codec, session.markers.close)
         self._controller = controller
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
         self.left -= 1
         self.late = time.monotonic() > self.deadline
@@ -241,7 +243,7 @@ class _Until:
             return _STOP
         if self._controller is not None:
             return _STOP if self._controller.phase == "answer" else self._controller.observe(token, seen)
-        ended = self._close.completes(token) or (self._thought and bool(self._codec.flags(token) & Flag.BLANK))
+        ended = self._close.completes(token) or (self._thought and bool(self._codec.flags(token) & TokenFlags.BLANK))
         return _STOP if ended else KEEP
 
 

@@ -25,10 +25,10 @@ from ..budgets import canonical_effort
 from ..options import DEFAULT_MAX_NEW_TOKENS
 from ..policies import make_policies
 from ..session import Session
-from ..trace import Generation
-from .langchain.call_options import OF_CALLS, check_arguments, check_settings, options_of, session_on
-from .langchain.runner import Answering, Told, read_out, read_out_async
-from .langchain.safety import neutraliser_for
+from ..trace import GenerationResult
+from .langchain.call_options import CALL_OPTIONS, build_options, check_arguments, check_settings, open_session
+from .langchain.runner import BackgroundGeneration, Told, aiter_deltas, iter_deltas
+from .langchain.safety import get_sanitizer
 
 _OF_TOOLS = (MessageRole.TOOL, MessageRole.FUNCTION)
 
@@ -137,46 +137,46 @@ class TerselyLLM(CustomLLM):
         if isinstance(self.model, Session):
             return self.model
         if self._known is None:
-            self._known = session_on(self.model, self)
+            self._known = open_session(self.model, self)
         return self._known
 
-    def _start(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Callable[..., Answering]:
-        check_settings(given, OF_CALLS)
-        own = {name: getattr(self, name) for name in OF_CALLS if name in type(self).model_fields}
+    def _start(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Callable[..., BackgroundGeneration]:
+        check_settings(given, CALL_OPTIONS)
+        own = {name: getattr(self, name) for name in CALL_OPTIONS if name in type(self).model_fields}
         after_tool = bool(messages) and messages[-1].role in _OF_TOOLS
-        options = options_of({**own, **given}, after_tool)
+        options = build_options({**own, **given}, after_tool)
         session = self._session()
         prompt = _as_prompt(messages, session)
 
-        def start(tell: Callable[[Told], None]) -> Answering:
-            return Answering(session, prompt, options, (), "", tell)
+        def start(tell: Callable[[Told], None]) -> BackgroundGeneration:
+            return BackgroundGeneration(session, prompt, options, (), "", tell)
 
         return start
 
     def _read(self, messages: Sequence[ChatMessage], given: Mapping[str, Any]) -> Generator[ChatResponse, None, None]:
-        said = _Said()
-        with contextlib.closing(read_out(self._start(messages, given))) as told:
+        said = _Delta()
+        with contextlib.closing(iter_deltas(self._start(messages, given))) as told:
             for piece in told:
                 yield said.after(piece)
 
     async def _read_async(
         self, messages: Sequence[ChatMessage], given: Mapping[str, Any]
     ) -> AsyncGenerator[ChatResponse, None]:
-        said = _Said()
-        async with contextlib.aclosing(read_out_async(self._start(messages, given))) as told:
+        said = _Delta()
+        async with contextlib.aclosing(aiter_deltas(self._start(messages, given))) as told:
             async for piece in told:
                 yield said.after(piece)
 
 
-class _Said:
+class _Delta:
     """What has been read out of one answer so far."""
 
     def __init__(self) -> None:
         self.thinking = self.answer = ""
 
-    def after(self, piece: tuple[str, str] | Generation) -> ChatResponse:
+    def after(self, piece: tuple[str, str] | GenerationResult) -> ChatResponse:
         """The response as it stands after a piece, or at the end."""
-        if isinstance(piece, Generation):
+        if isinstance(piece, GenerationResult):
             about = {
                 "tier": piece.tier,
                 "finish_reason": piece.finish_reason,
@@ -203,7 +203,7 @@ def _as_messages(prompt: str) -> list[ChatMessage]:
 
 def _as_prompt(messages: Sequence[ChatMessage], session: Session) -> list[dict[str, Any]]:
     """Messages as chat templates take them; thinking of earlier turns is left out."""
-    neutralise = neutraliser_for(session.engine.tokenizer, session.markers)
+    neutralise = get_sanitizer(session.engine.tokenizer, session.markers)
     prompt = []
     for message in messages:
         for block in message.blocks:

@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from ...errors import CapabilityError
 from ..types import Engine
-from .base import Policy, View, Watching
+from .base import Policy, PolicyView, Watching
 from .convergence import Convergence
 from .readiness import Readiness
 
 
 @dataclass(frozen=True, slots=True)
-class Exit:
+class AutoExit:
     """The readiness exit where this model has a probe and its engine shows what that reads; else equal answers.
 
     The trace names the one that acts, `readiness` or `convergence`. probes: as for `readiness`. agree: successive equal
@@ -42,6 +42,6 @@ class Exit:
                 raise
             return self.fallback
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Refuse: settings alone decide nothing."""
         raise TypeError("an Exit must be bound to an engine first; a session does that")

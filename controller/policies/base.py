@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from ...errors import CapabilityError
 from ..budgets import Budget
-from ..text.thoughts import Thinking
-from ..types import Seen, State
-from ..verification import NOTHING_ASKED, Question, Review, Ticket
+from ..text.thoughts import ThinkingState
+from ..types import State, StepInfo
+from ..verification import NO_VERDICT, Question, ReviewCriterion, VerdictFuture
 
 if TYPE_CHECKING:
     from ..trial_answers import TrialAnswer
@@ -32,7 +32,7 @@ PARAGRAPH = "\n\n"
 
 
 @dataclass(slots=True)
-class View:
+class PolicyView:
     """What a policy may look at when it wakes (read only).
 
     closing_cost: tokens that closing the thinking will force. question: what was asked, "" if that is not known;
@@ -42,16 +42,16 @@ class View:
     thinking here.
     """
 
-    thinking: Thinking
+    thinking: ThinkingState
     budget: Budget
     closing_cost: int
     question: str = ""
     prompt_tokens: int = 0
-    seen: Seen | None = None
+    seen: StepInfo | None = None
     reply: TrialAnswer | None = None
     helped: str | None = None
     closing: bool = False
-    ticket: Ticket = NOTHING_ASKED
+    ticket: VerdictFuture = NO_VERDICT
 
     @property
     def tokens(self) -> int:
@@ -98,7 +98,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """Let the helper write the next `tokens` tokens of the thinking; `View.helped` brings its text.
+    """Let the helper write the next `tokens` tokens of the thinking; `PolicyView.helped` brings its text.
 
     take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
     the helper's text. anew: all goes that the model wrote itself, and the helper thinks from the question on, under its
@@ -114,11 +114,11 @@ class Delegate:
 
 
 @dataclass(frozen=True, slots=True)
-class Revise:
+class ReviewDraft:
     """Let the helper look over the latest tokens, as far as the model wrote them, and rewrite what it does not keep.
 
     latest: how many. tokens: most that it writes, from the first that it does not keep on; nothing if it keeps all.
-    thought: no further than to the end of a thought. `View.helped` is what stands in their place then. Else as
+    thought: no further than to the end of a thought. `PolicyView.helped` is what stands in their place then. Else as
     `Delegate`.
     """
 
@@ -126,13 +126,14 @@ class Revise:
     tokens: int
     reason: str
     latest: int
-    review: Review
+    review: ReviewCriterion
     thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Consult:
-    """Let the helper answer a message, without thinking; `View.helped` brings its reply, the thinking does not get it.
+class AskHelper:
+    """Let the helper answer a message, without thinking; `PolicyView.helped` brings its reply, the thinking does not
+    get it.
 
     take_back: as for `Delegate`.
     """
@@ -146,7 +147,8 @@ class Consult:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Ask what the model would answer if it had to stop here; `View.reply` brings it, and its tokens are discarded.
+    """Ask what the model would answer if it had to stop here; `PolicyView.reply` brings it, and its tokens are
+    discarded.
 
     drawn: ask for an answer that is sampled as all else is, beside the greedy one.
     """
@@ -162,17 +164,19 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the verifier and go on at once; the verdict will appear on `View.ticket`, and decoding never waits for it."""
+class AskVerifier:
+    """Ask the verifier and go on at once; the verdict will appear on `PolicyView.ticket`, and decoding never waits
+    for it.
+    """
 
     question: Question
 
 
-Handed = Delegate | Revise | Consult
+HelperAction = Delegate | ReviewDraft | AskHelper
 """What a row rests for until its helper has done it."""
-Action = Inject | Close | Handed
-Move = Wait | Action | Trial | Note | Ask
-Watching = Generator[Move, View, None]
+Action = Inject | Close | HelperAction
+Move = Wait | Action | Trial | Note | AskVerifier
+Watching = Generator[Move, PolicyView, None]
 
 
 class Policy(Protocol):
@@ -181,7 +185,8 @@ class Policy(Protocol):
     `review`, a helper that reviews.
 
     layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
-    `learned_from`, their hashes (`tasks.questions.hash_of`); a benchmark then refuses to test it on them. One that must
+    `learned_from`, their hashes (`tasks.questions.hash_question`); a benchmark then refuses to test it on them. One
+    that must
     know the model it works on has a method `bind(engine)`, which returns the policy that is then used, and, where it
     can do without, a `fallback`, which is used where there is no engine to ask. One that adds to hidden states, and
     needs `steer`, says so as `Steer` does, one by which tokens leave early, and needs `shortcut`, as `DepthShortcut`.
@@ -190,7 +195,7 @@ class Policy(Protocol):
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]]
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Start watching one row; a fresh generator per row, so a policy object itself holds only settings.
 
         What the generator raises leaves the policy out of this row and is in its trace. A policy that finds here that

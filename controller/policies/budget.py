@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Close, View, Wait, Watching
+from .base import Close, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class BudgetForcing:
     needs: ClassVar[frozenset[str]] = frozenset()
     slack: int = 24
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         limit = max(1, view.budget.thinking - view.closing_cost)
         view = yield Wait(at=max(1, limit - self.slack), boundary="sentence", deadline=limit)

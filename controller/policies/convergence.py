@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..text.answers import stated
-from .base import Close, View, Wait, Watching
+from ..text.answers import extract_stated_answer
+from .base import Close, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,14 @@ class Convergence:
     agree: int = 2
     gap: int = 12
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         seen, run, last, last_at = 0, 0, "", -self.gap
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
             thoughts = view.thinking.thoughts
             for thought in thoughts[seen:]:
-                answer = stated(thought.text)
+                answer = extract_stated_answer(thought.text)
                 if answer is None or (answer == last and thought.end - last_at < self.gap):
                     continue
                 run = run + 1 if answer == last else 1

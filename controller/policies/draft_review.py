@@ -1,7 +1,7 @@
 """A larger model looks over what a smaller one thinks, and rewrites what it does not believe.
 
-`Correction` as in Sirius (arXiv 2409.03856): every few tokens, from the first that the larger model gives too little a
-chance on. `Grading` as in SpecReason (arXiv 2504.07891): thought by thought, where a grade is too low. Both need a
+`Sirius` as in Sirius (arXiv 2409.03856): every few tokens, from the first that the larger model gives too little a
+chance on. `SpecReason` as in SpecReason (arXiv 2504.07891): thought by thought, where a grade is too low. Both need a
 prefill of the larger model and none of its decoding as long as it agrees.
 """
 
@@ -10,14 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..verification import Review
-from .base import Revise, View, Wait, Watching
+from ..verification import ReviewCriterion
+from .base import PolicyView, ReviewDraft, Wait, Watching
 
 _NEEDS = frozenset({"crop", "helper", "review"})
 
 
 @dataclass(frozen=True, slots=True)
-class Correction:
+class Sirius:
     """Have the helper check every `every` tokens.
 
     least: the chance below which it rewrites a token; tokens: that it then writes, the first in place of the one it did
@@ -30,18 +30,18 @@ class Correction:
     least: float = 0.1
     tokens: int = 1
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         checked = 0
         while True:
             view = yield Wait(at=checked + self.every, boundary="token")
-            review = Review(self.least)
-            view = yield Revise(self.tokens, "checked", view.tokens - checked, review)
+            review = ReviewCriterion(self.least)
+            view = yield ReviewDraft(self.tokens, "checked", view.tokens - checked, review)
             checked = view.tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Grading:
+class SpecReason:
     """Have the helper grade each thought from 0 to 9, and write it anew where it is graded below `least`.
 
     tokens: most that it writes for one thought. SpecReason's scripts accept from 7 on.
@@ -52,12 +52,12 @@ class Grading:
     least: float = 7.0
     tokens: int = 256
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         graded = 0
         while True:
             view = yield Wait(at=graded + 1)
             step = view.tokens - graded
-            review = Review(self.least, "grade")
-            view = yield Revise(self.tokens, "graded", step, review, thought=True)
+            review = ReviewCriterion(self.least, "grade")
+            view = yield ReviewDraft(self.tokens, "graded", step, review, thought=True)
             graded = view.tokens

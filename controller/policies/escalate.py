@@ -13,13 +13,13 @@ from typing import ClassVar
 from ...errors import OptionError
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
-from ..thought_features import Readings
+from ..thought_features import FeatureTracker
 from ..types import Engine
-from .base import Delegate, Policy, View, Wait, Watching
+from .base import Delegate, Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
-class HandOver:
+class _BoundEscalate:
     """Hand a thinking over where an answer now is right with a chance below `least` and thinking on repairs nothing.
 
     stop: the score from which thinking on counts as repairing nothing, None where only the model's own end does. layer:
@@ -43,9 +43,9 @@ class HandOver:
         """See `Policy`."""
         return (self.layer,)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        walk, readings, right, over = Walk(self.rule), Readings(), 1.0, 0.0
+        walk, readings, right, over = Walk(self.rule), FeatureTracker(), 1.0, 0.0
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought", closes=True)
             if not view.closing and (thoughts := readings.update(view.thinking)):
@@ -80,10 +80,10 @@ class Escalate:
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probe_registry import stop_rule
+        from ..probe_registry import load_stop_rule
 
-        stored = stop_rule(engine, self.probes, trials=False)
-        return HandOver(
+        stored = load_stop_rule(engine, self.probes, trials=False)
+        return _BoundEscalate(
             stored.rule,
             stored.layer,
             stored.threshold,
@@ -94,6 +94,6 @@ class Escalate:
             stored.learned_from,
         )
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Refuse: settings alone decide nothing."""
         raise TypeError("an Escalate must be bound to an engine first; a session does that")

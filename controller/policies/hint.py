@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from ...errors import OptionError
 from ..text.markers import KNOWN
-from .base import PARAGRAPH, Inject, View, Wait, Watching
+from .base import PARAGRAPH, Inject, PolicyView, Wait, Watching
 
 HINT_TOKEN = "<|hint_{}|>"
 """Name of a token whose embedding is part of a learnt hint, by its number.
@@ -58,7 +58,7 @@ class ConciseHint:
         """Where in a block of this length the hint's place begins."""
         return int(interval * min((interval - self.alpha) / 1024, 0.8))
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         codec = view.thinking.codec
         if self.learnt:
@@ -71,7 +71,7 @@ class ConciseHint:
             raise _refused(self.text, codec.decode(found[:1]))
         return self._hints(view, self.text, PARAGRAPH)
 
-    def _hints(self, view: View, text: str, after: str) -> Watching:
+    def _hints(self, view: PolicyView, text: str, after: str) -> Watching:
         start, tau = 0, self.alpha
         for number in range(1, self.limit + 1):
             place, end = max(1, self.earliest, start + self.offset(tau)), start + tau

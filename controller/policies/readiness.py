@@ -12,14 +12,14 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
-from ..drift import Drift
-from ..thought_features import Readings
+from ..drift import BatchDriftTracker
+from ..thought_features import FeatureTracker
 from ..types import Engine
-from .base import Close, Policy, Trial, View, Wait, Watching
+from .base import Close, Policy, PolicyView, Trial, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
-class ReadinessExit:
+class _BoundReadiness:
     """Close at the first thought whose score reaches `threshold`.
 
     The score is the chance that thinking on would repair nothing: because the answer stands, or because it is out of
@@ -33,19 +33,19 @@ class ReadinessExit:
     layer: int
     threshold: float | None
     learned_from: frozenset[str] = frozenset()
-    drift: Drift | None = None
+    drift: BatchDriftTracker | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
         """See `Policy`."""
         return (self.layer,)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         if self.threshold is None:
             yield Wait(at=1 << 60)
             return
-        walk, readings = Walk(self.rule), Readings()
+        walk, readings = Walk(self.rule), FeatureTracker()
         tell = None if self.drift is None else self.drift.begin()  # of first thoughts, which a branch has behind it
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
@@ -90,12 +90,14 @@ class Readiness:
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probe_registry import stop_rule
+        from ..probe_registry import load_stop_rule
 
-        stored = stop_rule(engine, self.probes, self.trials)
+        stored = load_stop_rule(engine, self.probes, self.trials)
         threshold = stored.threshold if self.threshold is None else self.threshold
-        return ReadinessExit(stored.rule, stored.layer, threshold, stored.learned_from, Drift(stored.region))
+        return _BoundReadiness(
+            stored.rule, stored.layer, threshold, stored.learned_from, BatchDriftTracker(stored.region)
+        )
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Refuse: settings alone decide nothing."""
         raise TypeError("a Readiness must be bound to an engine first; a session does that")

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.rule import StopRule, Walk
-from ..thought_features import Readings
+from ..thought_features import FeatureTracker
 from ..types import Engine
-from .base import Inject, Policy, View, Wait, Watching
+from .base import Inject, Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkOn:
+class _BoundReconsider:
     """Take back the end of a thinking whose last thought scores below `threshold`, at most `limit` times."""
 
     name: ClassVar[str] = "reconsider"
@@ -35,9 +35,9 @@ class ThinkOn:
         """See `Policy`."""
         return (self.layer,)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        readings = Readings()
+        readings = FeatureTracker()
         for _ in range(self.limit):
             view = yield Wait(boundary="close")
             while not (thoughts := readings.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
@@ -65,11 +65,11 @@ class Reconsider:
 
     def bind(self, engine: Engine) -> Policy:
         """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probe_registry import stop_rule
+        from ..probe_registry import load_stop_rule
 
-        stored = stop_rule(engine, self.probes, trials=False)
-        return ThinkOn(stored.rule, stored.layer, self.threshold, self.limit, self.cue, stored.learned_from)
+        stored = load_stop_rule(engine, self.probes, trials=False)
+        return _BoundReconsider(stored.rule, stored.layer, self.threshold, self.limit, self.cue, stored.learned_from)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Refuse: settings alone decide nothing."""
         raise TypeError("a Reconsider must be bound to an engine first; a session does that")

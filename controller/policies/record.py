@@ -9,14 +9,14 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.records import UNKNOWN
-from ..thought_features import Readings
+from ..thought_features import FeatureTracker
 from ..trial_answers import TrialAnswer
 from ..types import Signals, State
-from .base import Trial, View, Wait, Watching
+from .base import PolicyView, Trial, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
-class Boundary:
+class ThoughtRecord:
     """The end of one thought.
 
     end: thinking tokens so far. stated: the latest answer stated. states: hidden states by layer.
@@ -30,7 +30,7 @@ class Boundary:
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class PassiveRecorder:
     """Tell `begin` that a row begins; what it returns is told each boundary of that row.
 
     layers: whose hidden states are kept. trials: whether trial answers are asked for.
@@ -38,13 +38,13 @@ class Record:
 
     name: ClassVar[str] = "record"
     needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "crop"})
-    begin: Callable[[], Callable[[Boundary], None]] = field(repr=False)
+    begin: Callable[[], Callable[[ThoughtRecord], None]] = field(repr=False)
     layers: tuple[int, ...] = (-1,)
     trials: bool = True
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        tell, readings = self.begin(), Readings()
+        tell, readings = self.begin(), FeatureTracker()
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
             if not (thoughts := readings.update(view.thinking)):
@@ -53,18 +53,18 @@ class Record:
             states = {layer: view.state(layer) for layer in self.layers}
             if self.trials:
                 view = yield Trial(drawn=True)
-            tell(Boundary(end, values, stated, states, view.reply if self.trials else None))
+            tell(ThoughtRecord(end, values, stated, states, view.reply if self.trials else None))
 
 
 @dataclass(frozen=True, slots=True)
-class Listen(Record):
-    """`Record` without trial answers, which not every engine can take back."""
+class RecordThoughts(PassiveRecorder):
+    """`PassiveRecorder` without trial answers, which not every engine can take back."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
     trials: bool = False
 
 
-class Numbers:
+class AnswerIds:
     """Numbers the different answers of one rollout."""
 
     def __init__(self) -> None:

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Close, View, Wait, Watching
+from .base import Close, PolicyView, Wait, Watching
 
 _BASE, _PRIME = 1_000_003, (1 << 61) - 1
 
@@ -68,7 +68,7 @@ class Repetition:
     every: int = 64
     phrase: str = "I have thought enough and answer now."
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         repeats, read = Repeats(self.size, self.window), 0
         while True:

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Delegate, Move, View, Wait, Watching
+from .base import Delegate, Move, PolicyView, Wait, Watching
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -24,7 +24,7 @@ def mentions(text: str, words: Iterable[str]) -> int:
     return sum(len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)) for word in words)
 
 
-def polarity(text: str) -> int:
+def sentence_polarity(text: str) -> int:
     """1 if a text affirms more than it reflects, -1 if it reflects, 0 if it does neither.
 
     As in the paper's code, a tie of words that occur reflects; unlike there, words count as whole words only.
@@ -36,7 +36,7 @@ def polarity(text: str) -> int:
 
 
 @dataclass(slots=True)
-class Excess:
+class ReflectionBudget:
     """Counts reflections; says when there were too many, and how long the helper then looks for the reason.
 
     limit: reflections that are too many, each time `step` more up to `most`; tokens: for the helper, each time `more`
@@ -85,9 +85,9 @@ class SpeculativeThinking:
     excess: int = 15
     lead: str = "Let me look for the step that went wrong."
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        excess = Excess(limit=self.excess)
+        excess = ReflectionBudget(limit=self.excess)
         if self.begin:
             view = yield Wait(at=1, boundary="token")
             view = yield Delegate(self.begin, "the first step", take_back=view.tokens)
@@ -100,15 +100,17 @@ class SpeculativeThinking:
             start = view.tokens
             view = yield Wait(at=start + self.draft, boundary="token")
             drafted = view.thinking.codec.decode(view.thinking.ids[start:])
-            sign = polarity(drafted)
+            sign = sentence_polarity(drafted)
             if sign or self.always:
                 view, drafted = yield from self._take_over(view, start, sign, drafted)
-                sign = polarity(drafted)
+                sign = sentence_polarity(drafted)
                 if mentions(drafted, VERIFYING):
                     view = yield Delegate(self.verify, "a verifying step")
             excess.count += sign < 0
 
-    def _take_over(self, view: View, start: int, sign: int, drafted: str) -> Generator[Move, View, tuple[View, str]]:
+    def _take_over(
+        self, view: PolicyView, start: int, sign: int, drafted: str
+    ) -> Generator[Move, PolicyView, tuple[PolicyView, str]]:
         """Have the draft, which began at `start`, written anew; what stands then, the draft itself if nothing came."""
         kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[sign]
         view = yield Delegate(self.takeover, kind, take_back=view.tokens - start)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import OptionError
-from ..text.thoughts import CUES, Thinking
+from ..text.thoughts import REFLECTION_CUES, ThinkingState
 from ..text.tokenizer_adapter import word_pattern
-from ..verification import Exists, Question, Same, Ticket
-from .base import Ask, Close, Inject, Move, View, Wait, Watching
+from ..verification import AnswersEqual, AnswerStated, Question, VerdictFuture
+from .base import AskVerifier, Close, Inject, Move, PolicyView, Wait, Watching
 
 _LOOK = 6  # tokens of a paragraph that show whether it opens with a cue
 _POLL = 8  # tokens between two looks for a verdict
@@ -24,14 +24,14 @@ _LONGEST = 200  # tokens of an ending
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
 
 
-class Segments:
+class ThoughtSegmenter:
     """Cuts a growing thinking where paragraphs open with a cue; tells each segment once, as its first and end token."""
 
     def __init__(self, cues: Sequence[str]) -> None:
         self._cue = word_pattern(cues)
         self._seen = self._start = 0
 
-    def ended(self, thinking: Thinking) -> list[tuple[int, int]]:
+    def ended(self, thinking: ThinkingState) -> list[tuple[int, int]]:
         """The segments that have ended since the last call."""
         thoughts = thinking.thoughts
         places = [thought.start for thought in thoughts[self._seen :] if self._cue.match(thought.text)]
@@ -66,7 +66,7 @@ class TrimR:
     floor: int = 4
     both: bool = False
     sentences: int = 5
-    cues: Sequence[str] = CUES
+    cues: Sequence[str] = REFLECTION_CUES
     header: str | None = None
     grace: int | None = 64
     phrase: str = "I have thought enough and answer now."
@@ -75,9 +75,9 @@ class TrimR:
         if not 1 <= self.agree <= self.window:
             raise OptionError(f"{self.agree} of the last {self.window} answers cannot agree; accepted: 1 up to window")
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        segments, count = Segments(self.cues), 0
+        segments, count = ThoughtSegmenter(self.cues), 0
         endings: list[str] = []
         groups: list[int] = []  # of each ending that states an answer: the first one that states the same
         while True:
@@ -88,7 +88,7 @@ class TrimR:
             for start, end in ended:
                 count += 1
                 ending = self.ending(view.thinking, start, end)
-                view, (states,) = yield from _verdicts(view, [Exists(view.question, ending)])
+                view, (states,) = yield from _verdicts(view, [AnswerStated(view.question, ending)])
                 if states:
                     view, group = yield from self._group(view, ending, endings, groups)
                     endings.append(ending)
@@ -100,7 +100,7 @@ class TrimR:
                 yield Close(f"no agreement after {count} segments, {view.tokens} tokens", self.phrase)
                 return
 
-    def ending(self, thinking: Thinking, start: int, end: int) -> str:
+    def ending(self, thinking: ThinkingState, start: int, end: int) -> str:
         """The last sentences of a segment."""
         text = thinking.codec.decode(thinking.ids[max(start, end - _LONGEST) : end])
         return " ".join([part for part in _SENTENCE.split(text) if part.strip()][-self.sentences :])
@@ -115,16 +115,18 @@ class TrimR:
         return segments >= self.floor and ((late and many) if self.both else (late or many))
 
     def _group(
-        self, view: View, ending: str, endings: Sequence[str], groups: Sequence[int]
-    ) -> Generator[Move, View, tuple[View, int]]:
+        self, view: PolicyView, ending: str, endings: Sequence[str], groups: Sequence[int]
+    ) -> Generator[Move, PolicyView, tuple[PolicyView, int]]:
         """The group of a new ending, compared with one ending of each that can still win a vote together with it."""
         reach = self.window - self.agree + 1
         latest = dict(zip(groups[-reach:], endings[-reach:], strict=True))
-        view, same = yield from _verdicts(view, [Same(view.question, known, ending) for known in latest.values()])
+        view, same = yield from _verdicts(
+            view, [AnswersEqual(view.question, known, ending) for known in latest.values()]
+        )
         agreeing = [group for group, yes in zip(latest, same, strict=True) if yes]
         return view, agreeing[-1] if agreeing else len(groups)
 
-    def _conclude(self, view: View, reason: str) -> Watching:
+    def _conclude(self, view: PolicyView, reason: str) -> Watching:
         view = yield Wait(at=view.tokens + 1, boundary="sentence", deadline=view.tokens + _LATE)
         if self.header is None:
             yield Close(reason, phrase="")
@@ -136,11 +138,13 @@ class TrimR:
             yield Close(f"{reason}, and it did not conclude by itself", phrase="")
 
 
-def _verdicts(view: View, questions: Sequence[Question]) -> Generator[Move, View, tuple[View, list[bool]]]:
+def _verdicts(
+    view: PolicyView, questions: Sequence[Question]
+) -> Generator[Move, PolicyView, tuple[PolicyView, list[bool]]]:
     """Ask, and sleep until the verdicts are there; one that does not come counts as a no."""
-    tickets: list[Ticket] = []
+    tickets: list[VerdictFuture] = []
     for question in questions:
-        view = yield Ask(question)
+        view = yield AskVerifier(question)
         tickets.append(view.ticket)
     while not all(ticket.done for ticket in tickets):
         view = yield Wait(at=view.tokens + _POLL, boundary="token")

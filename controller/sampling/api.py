@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import unknown
-from ..api import as_helper, as_verifier, each, engine_of
+from ..api import resolve_engine, resolve_helper, resolve_verifier, unwrap_single
 from ..budgets import Strategy
-from ..options import DEFAULT_MAX_NEW_TOKENS, Options
+from ..options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ..policies.base import Policy
 from ..prompts import Prompt
 from ..session import Session
 from ..text.markers import Markers
-from ..types import Sampling
+from ..types import SamplingParams
 from .deepconf import DeepConf
-from .majority import Majority, Short
+from .majority import Majority, ShortMofK
 from .research.tree import Tree
 from .run import sample_all
-from .vote import Rule
+from .vote import AggregationRule
 
-RULES: Mapping[str, Rule] = {rule.name: rule for rule in (Majority(), Short(), DeepConf(), Tree())}
+RULES: Mapping[str, AggregationRule] = {rule.name: rule for rule in (Majority(), ShortMofK(), DeepConf(), Tree())}
 
 
 def sample(
@@ -29,7 +29,7 @@ def sample(
     prompts: Prompt | Sequence[Prompt] = "",
     *,
     k: int = 5,
-    rule: str | Rule = "majority",
+    rule: str | AggregationRule = "majority",
     effort: str = "normal",
     preset: str | None = "balanced",
     policies: Sequence[Policy | str] | None = None,
@@ -48,7 +48,8 @@ def sample(
 ) -> Any:
     """Answer prompts by at most k samples each; a list of `outcome.Sampled`, or one for a single prompt.
 
-    rule: "majority", "short", "deepconf", "tree", or a rule with settings of its own (`Majority`, `Short`, `DeepConf`,
+    rule: "majority", "short", "deepconf", "tree", or a rule with settings of its own (`Majority`, `ShortMofK`,
+    `DeepConf`,
     `Tree`, `Verified`). The policies act on each sample. What else there is means the same as in `generate`; a model
     that is greedy by its own defaults needs a temperature here. Samples of all prompts are decoded as one batch, and
     equal prompts are read once where the model's attention allows it.
@@ -57,7 +58,7 @@ def sample(
         if rule not in RULES:
             raise unknown("rule", rule, RULES)
         rule = RULES[rule]
-    options = Options(
+    options = GenerationOptions(
         effort=effort,
         preset=preset,
         policies=None if policies is None else tuple(policies),
@@ -65,8 +66,8 @@ def sample(
         answer_reserve=answer_reserve,
         strategy=strategy,
         probes=probes,
-        sampling=Sampling(temperature, top_p, top_k, seed),
+        sampling=SamplingParams(temperature, top_p, top_k, seed),
     )
-    engine, asked, helps = engine_of(model, tokenizer), as_verifier(verifier), as_helper(helper)
+    engine, asked, helps = resolve_engine(model, tokenizer), resolve_verifier(verifier), resolve_helper(helper)
     session, chosen = Session(engine, markers, think_prompt, verifier=asked, helper=helps), rule
-    return each(prompts, lambda batch: sample_all(session, batch, options, chosen, k))
+    return unwrap_single(prompts, lambda batch: sample_all(session, batch, options, chosen, k))

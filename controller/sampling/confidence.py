@@ -6,7 +6,7 @@ import math
 from collections import deque
 
 
-class Meter:
+class ConfidenceTracker:
     """Mean confidence over all tokens, and over a sliding window of them.
 
     The confidence of a token is the probability of the likeliest one, `Signals.top`, from 0 to 1; forced tokens and

@@ -10,8 +10,8 @@ from functools import partial
 from typing import ClassVar
 
 from ...errors import OptionError
-from .confidence import Meter
-from .vote import ROOT, Poll, Start, count
+from .confidence import ConfidenceTracker
+from .vote import ROOT, Branch, VoteState, tally
 
 WARMUP = 16
 WINDOW = 2048
@@ -28,7 +28,8 @@ class DeepConf:
 
     warmup: None takes half of the samples and at most the paper's 16. The paper measures the confidence of a token by
     the mean log-probability of the 20 likeliest, negated, which has no upper end; here it is the probability of the
-    likeliest (see `Meter`), between 0 and 1, which tells a sure token from a very sure one less, and for which no
+    likeliest (see `ConfidenceTracker`), between 0 and 1, which tells a sure token from a very sure one less, and for
+    which no
     engine has to report 20 numbers a token. A sample shorter than the window is not stopped, but judged as a whole.
     """
 
@@ -39,7 +40,7 @@ class DeepConf:
     window: int = WINDOW
     consensus: float = 0.95
 
-    def poll(self, k: int) -> Poll:
+    def poll(self, k: int) -> VoteState:
         """See `Rule.poll`."""
         warmup = min(WARMUP, (k + 1) // 2) if self.warmup is None else self.warmup
         if not 1 <= warmup < k:
@@ -49,20 +50,20 @@ class DeepConf:
                 f"keep is {self.keep}, consensus {self.consensus} and window {self.window}; accepted: 0 to 100, "
                 "above 0 to 1, and at least 1 token"
             )
-        return DeepConfPoll(k, warmup, self)
+        return DeepConfVote(k, warmup, self)
 
 
-class DeepConfPoll(Poll):
+class DeepConfVote(VoteState):
     """The poll of one prompt; bar: None during the warm-up."""
 
     def __init__(self, k: int, warmup: int, rule: DeepConf) -> None:
         super().__init__(k)
         self.warmup, self.rule = warmup, rule
         self.bar: float | None = None
-        self._meters: defaultdict[int, Meter] = defaultdict(partial(Meter, rule.window))
+        self._meters: defaultdict[int, ConfidenceTracker] = defaultdict(partial(ConfidenceTracker, rule.window))
 
-    def draw(self) -> list[Start]:
-        """See `Poll.draw`."""
+    def draw(self) -> list[Branch]:
+        """See `VoteState.draw`."""
         if not self.begun:
             return self._begin([ROOT] * self.warmup)
         if self.bar is None:
@@ -71,19 +72,21 @@ class DeepConfPoll(Poll):
         return super().draw()
 
     def read(self, sample: int, confidence: float) -> None:
-        """See `Poll.read`."""
+        """See `VoteState.read`."""
         meter = self._meters[sample]
         meter.add(confidence)
         if self.bar is not None and meter.full and meter.group < self.bar and sample not in self.stopped:
             self._stop([sample], f"confidence {meter.group:.3f} over {self.rule.window} tokens, bar {self.bar:.3f}")
 
     def weight(self, sample: int) -> float:
-        """See `Poll.weight`."""
+        """See `VoteState.weight`."""
         return self._meters[sample].least
 
     def votes(self) -> dict[str, float]:
-        """See `Poll.votes`; of those that reach the bar, or of all where none of these gave an answer at the end."""
-        votes = count(sorted((b for b in self.ballots if b.weight >= (self.bar or 0.0)), key=lambda b: b.sample))
+        """See `VoteState.votes`; of those that reach the bar, or of all where none of these gave an answer at the
+        end.
+        """
+        votes = tally(sorted((b for b in self.ballots if b.weight >= (self.bar or 0.0)), key=lambda b: b.sample))
         return votes if votes or self.left() else super().votes()
 
     def _settle(self) -> None:

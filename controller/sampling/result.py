@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
-from ..trace import Generation, Usage
+from ..trace import GenerationResult, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Ruling:
+class StopDecision:
     """A sample was stopped after so many tokens of its own, or (sample None) the answer stands after so many in all."""
 
     sample: int | None
@@ -18,7 +18,7 @@ class Ruling:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampleResult:
     """What the samples of one prompt came to.
 
     votes: weight of each answer, heaviest first; that is the answer, which is empty if nobody voted. samples: in the
@@ -29,12 +29,12 @@ class Sampled:
 
     answer: str
     votes: dict[str, float]
-    samples: tuple[Generation, ...]
+    samples: tuple[GenerationResult, ...]
     usage: Usage
-    trace: tuple[Ruling, ...]
+    trace: tuple[StopDecision, ...]
 
 
-def total(usages: Iterable[Usage]) -> Usage:
+def sum_usage(usages: Iterable[Usage]) -> Usage:
     """The sum of usages, kind by kind."""
     listed = list(usages)
     return Usage(**{kind.name: sum(getattr(usage, kind.name) for usage in listed) for kind in fields(Usage)})

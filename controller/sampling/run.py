@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from ...errors import OptionError
-from ..options import Options, with_seed
+from ..options import GenerationOptions, with_seed
 from ..prompts import Prompt
-from ..request_builder import Prepared
+from ..request_builder import PreparedRequest
 from ..session import Session
-from ..trace import Decision, Generation
+from ..trace import Decision, GenerationResult
 from ..types import Completion, Request
-from .research.verified import VerifiedPoll
-from .result import Ruling, Sampled, total
-from .sample_watcher import Member
-from .vote import Poll, Rule, Start
+from .research.verified import VerifiedVote
+from .result import SampleResult, StopDecision, sum_usage
+from .sample_watcher import SampleWatcher
+from .vote import AggregationRule, Branch, VoteState
 
 
 @dataclass(slots=True)
 class _Sample:
     """One sample; prefix: what it goes on from, of a sample before it."""
 
-    row: Prepared
-    member: Member
+    row: PreparedRequest
+    member: SampleWatcher
     prefix: Completion | None
     request: Request
     done: Completion | None = None
@@ -35,24 +35,26 @@ class _Question:
     """One prompt with its poll and its samples, those that have ended with what they came to."""
 
     prompt: Prompt
-    poll: Poll
+    poll: VoteState
     samples: list[_Sample] = field(default_factory=list)
-    made: list[Generation] = field(default_factory=list)
+    made: list[GenerationResult] = field(default_factory=list)
 
-    def result(self) -> Sampled:
+    def result(self) -> SampleResult:
         """What the samples came to."""
-        usage = total(generation.usage for generation in self.made)
+        usage = sum_usage(generation.usage for generation in self.made)
         trace = [
-            Ruling(sample, reason, len(self.made[sample].token_ids))
+            StopDecision(sample, reason, len(self.made[sample].token_ids))
             for sample, reason in self.poll.stopped.items()
             if self.made[sample].finish_reason == "stopped"
         ]
-        trace.append(Ruling(None, self.poll.verdict(), usage.total))
+        trace.append(StopDecision(None, self.poll.verdict(), usage.total))
         votes = self.poll.votes()
-        return Sampled(next(iter(votes), ""), votes, tuple(self.made), usage, tuple(trace))
+        return SampleResult(next(iter(votes), ""), votes, tuple(self.made), usage, tuple(trace))
 
 
-def sample_all(session: Session, prompts: Sequence[Prompt], options: Options, rule: Rule, k: int) -> list[Sampled]:
+def sample_all(
+    session: Session, prompts: Sequence[Prompt], options: GenerationOptions, rule: AggregationRule, k: int
+) -> list[SampleResult]:
     """Answer each prompt by at most k samples under a rule, in order; see `faces.sample`.
 
     Raises OptionError for a k below 1, or several samples without chance, and what `Session.prepare` raises.
@@ -76,13 +78,13 @@ def sample_all(session: Session, prompts: Sequence[Prompt], options: Options, ru
     return [question.result() for question in questions]
 
 
-def _begin(session: Session, options: Options, question: _Question, start: Start) -> _Sample:
+def _begin(session: Session, options: GenerationOptions, question: _Question, start: Branch) -> _Sample:
     """Make a sample ready for the engine."""
     parent = None if start.parent is None else question.samples[start.parent]
     if parent is not None:
         options = replace(options, effort=parent.row.budget.tier)  # the tier has been chosen
     (row,) = session.prepare([question.prompt], options)
-    member = Member(question.poll, len(question.samples), session, row)
+    member = SampleWatcher(question.poll, len(question.samples), session, row)
     request = row.request
     prefix = None
     if parent is not None and parent.done is not None:
@@ -111,7 +113,7 @@ def _finish(session: Session, question: _Question, sample: _Sample, done: Comple
         stop = Decision("samples", "stop", question.poll.stopped[number], len(generation.token_ids))
         generation = replace(generation, trace=(*generation.trace, stop))
     question.made.append(generation)
-    if isinstance(question.poll, VerifiedPoll):
+    if isinstance(question.poll, VerifiedVote):
         question.poll.judge(number, question.prompt, generation)
 
 

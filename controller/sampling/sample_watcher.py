@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from ..cancellation import Ending
+from ..cancellation import CancellableWatcher
 from ..controller import Controller
-from ..request_builder import Prepared
+from ..request_builder import PreparedRequest
 from ..session import Session
-from ..text.answers import boxed, boxed_or_last
-from ..text.split_output import split_output
-from ..types import Completion, Directive, Seen, Watcher
-from .vote import Poll
+from ..text.answers import extract_answer, extract_boxed
+from ..text.split_output import split_reasoning
+from ..types import Completion, Directive, StepInfo, Watcher
+from .vote import VoteState
 
 
-class Member(Ending):
+class SampleWatcher(CancellableWatcher):
     """Watches a sample from `begin` on, and ends it once its poll stops it; implements `engines.base.Concerned`.
 
     before: output tokens before the thinking, the marker that opens it included.
@@ -22,14 +22,14 @@ class Member(Ending):
 
     controller: Controller
 
-    def __init__(self, poll: Poll, sample: int, session: Session, row: Prepared) -> None:
+    def __init__(self, poll: VoteState, sample: int, session: Session, row: PreparedRequest) -> None:
         super().__init__(lambda: sample in poll.stopped)
         self.poll, self.sample, self.session, self.row = poll, sample, session, row
         self.before = 0
         self._closed = False
 
     def begin(self, inner: Watcher | None, head: Completion | None = None, before: int = 0) -> None:
-        """See `Ending.begin`.
+        """See `CancellableWatcher.begin`.
 
         head: what the row goes on from, of which `before` tokens are no thinking.
         """
@@ -43,7 +43,7 @@ class Member(Ending):
             for token, seen in list(zip(head.token_ids, signals, strict=True))[before:]:
                 self.controller.thinking.add(token, seen)
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
         over, tried = self.over(), self._trial > 0
         directive = super().observe(token, seen)
@@ -67,8 +67,8 @@ class Member(Ending):
     def _answer(self, done: Completion) -> str:
         """What the sample answers; a model that ended its turn within its thinking may have put it there."""
         state = "thinking" if self.controller.thinking.ids else self.row.state
-        parts = split_output(done.token_ids, self.session.codec, self.session.markers, state)
-        return boxed_or_last(parts.answer) if parts.answer else boxed(parts.thinking) or ""
+        parts = split_reasoning(done.token_ids, self.session.codec, self.session.markers, state)
+        return extract_answer(parts.answer) if parts.answer else extract_boxed(parts.thinking) or ""
 
     def _thoughts(self) -> list[tuple[int, float]]:
         """Where each thought ends and its mean confidence, of those whose tokens were seen."""
@@ -77,7 +77,7 @@ class Member(Ending):
         return [(end, fmean(tops)) for end, tops in seen if tops]
 
 
-def _onlooker(session: Session, row: Prepared) -> Controller:
+def _onlooker(session: Session, row: PreparedRequest) -> Controller:
     """A controller that follows the phases and thoughts of an uncontrolled row, and does nothing."""
     controller = Controller((), session.codec, session.markers, row.budget, opened=row.state == "thinking", shadow=True)
     if row.state == "answer":

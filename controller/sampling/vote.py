@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Protocol
 
-from ..text.answers import normalise
-from ..verifiers.rule_verifier import value_of
+from ..text.answers import normalize_answer
+from ..verifiers.rule_verifier import parse_value
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class Branch:
     """Where a sample begins: at the prompt, or after the first `at` thinking tokens of a sample that has ended."""
 
     parent: int | None = None
     at: int = 0
 
 
-ROOT = Start()
+ROOT = Branch()
 
 
 @dataclass(frozen=True, slots=True)
-class Ballot:
+class Vote:
     """What one sample ended with; an empty answer is no vote."""
 
     sample: int
@@ -33,7 +33,7 @@ class Ballot:
     weight: float = 1.0
 
 
-def count(ballots: Iterable[Ballot]) -> dict[str, float]:
+def tally(ballots: Iterable[Vote]) -> dict[str, float]:
     """The weight of each answer, heaviest first; of equally heavy ones that which came first.
 
     Answers are one where their numbers (fractions, per cent) or else their normalised spellings are; the name is the
@@ -43,7 +43,7 @@ def count(ballots: Iterable[Ballot]) -> dict[str, float]:
     votes: dict[str, float] = {}
     for ballot in ballots:
         if ballot.answer:
-            spelled = normalise(ballot.answer)
+            spelled = normalize_answer(ballot.answer)
             name = names.setdefault(_meaning(spelled), spelled)
             votes[name] = votes.get(name, 0.0) + ballot.weight
     return dict(sorted(votes.items(), key=lambda vote: -vote[1]))
@@ -51,11 +51,11 @@ def count(ballots: Iterable[Ballot]) -> dict[str, float]:
 
 def _meaning(spelled: str) -> tuple[Fraction, bool] | str:
     """What equal answers have in common."""
-    value = value_of(spelled)
+    value = parse_value(spelled)
     return spelled if value is None else (value, "%" in spelled)
 
 
-class Poll:
+class VoteState:
     """A vote of `k` samples, numbered as they begin, in which all that end have a say.
 
     early: stop once the leading answer cannot be overtaken. stopped: why, by sample, in the order of the decisions;
@@ -66,11 +66,11 @@ class Poll:
         self.k, self.early = k, early
         self.begun = 0
         self.live: set[int] = set()
-        self.ballots: list[Ballot] = []
+        self.ballots: list[Vote] = []
         self.stopped: dict[int, str] = {}
         self.decided = ""
 
-    def draw(self) -> list[Start]:
+    def draw(self) -> list[Branch]:
         """Which samples begin now, once all before have ended; none when the poll is over."""
         return self._begin([ROOT] * (self.k - self.begun))
 
@@ -87,7 +87,7 @@ class Poll:
         """
         self.live.discard(sample)
         if answer is not None:
-            self.ballots.append(Ballot(sample, answer, self.weight(sample)))
+            self.ballots.append(Vote(sample, answer, self.weight(sample)))
         if not self.decided:
             self._settle()
 
@@ -101,7 +101,7 @@ class Poll:
 
     def votes(self) -> dict[str, float]:
         """See `count`; ties go to the sample that began first."""
-        return count(sorted(self.ballots, key=lambda ballot: ballot.sample))
+        return tally(sorted(self.ballots, key=lambda ballot: ballot.sample))
 
     def verdict(self) -> str:
         """Why the answer is what it is."""
@@ -111,7 +111,7 @@ class Poll:
         first = next(iter(votes))
         return f"{first} has {votes[first]:.3g} of {sum(votes.values()):.3g} votes"
 
-    def _begin(self, starts: list[Start]) -> list[Start]:
+    def _begin(self, starts: list[Branch]) -> list[Branch]:
         if self.decided:
             return []
         self.live.update(range(self.begun, self.begun + len(starts)))
@@ -137,7 +137,7 @@ class Poll:
             self.stopped.setdefault(sample, reason)
 
 
-class Rule(Protocol):
+class AggregationRule(Protocol):
     """How samples become an answer. Holds settings only; what happens to one prompt lives in its poll.
 
     signals: whether its polls read confidences.
@@ -150,6 +150,6 @@ class Rule(Protocol):
         """See above."""
         ...
 
-    def poll(self, k: int) -> Poll:
+    def poll(self, k: int) -> VoteState:
         """Open the poll of one prompt; raises OptionError where the settings do not fit so many samples."""
         ...

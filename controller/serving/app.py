@@ -15,22 +15,22 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
-from .auth_middleware import Guard
+from .auth_middleware import AuthMiddleware
 from .chat import ChatRequest
 from .chat_responses import ChatReply
-from .completion_service import Desk
-from .errors import RequestError, of_validation, unknown_model
+from .completion_service import CompletionService
+from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import ERRORS, JSON_OR_EVENTS, METRICS
 from .pending_response import Backend
 from .responses_schema import ResponsesRequest
 from .responses_stream import ResponseReply
-from .settings import Settings
+from .settings import ServerSettings
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 
 
-def application(settings: Settings, backend: Backend, metrics: Metrics) -> FastAPI:
+def create_app(settings: ServerSettings, backend: Backend, metrics: Metrics) -> FastAPI:
     """An application that starts the backend when it starts, and closes it when it ends."""
 
     @asynccontextmanager
@@ -51,7 +51,7 @@ def application(settings: Settings, backend: Backend, metrics: Metrics) -> FastA
     _answer(app, settings, backend)
     _tell(app, settings, backend, metrics)
     _name_the_model(app, settings.model)
-    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    app.add_middleware(AuthMiddleware, settings=settings, metrics=metrics)
     return app
 
 
@@ -68,9 +68,9 @@ def _name_the_model(app: FastAPI, model: str) -> None:
     app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to change what it says
 
 
-def _answer(app: FastAPI, settings: Settings, backend: Backend) -> None:
+def _answer(app: FastAPI, settings: ServerSettings, backend: Backend) -> None:
     """The endpoints that answer."""
-    desk = Desk(settings, backend)
+    desk = CompletionService(settings, backend)
 
     @app.post("/v1/chat/completions", responses=JSON_OR_EVENTS, response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -83,7 +83,7 @@ def _answer(app: FastAPI, settings: Settings, backend: Backend) -> None:
         return await desk.answer(request, body.asked(), bool(body.stream), lambda w: ResponseReply(w, body.echo()))
 
 
-def _tell(app: FastAPI, settings: Settings, backend: Backend, metrics: Metrics) -> None:
+def _tell(app: FastAPI, settings: ServerSettings, backend: Backend, metrics: Metrics) -> None:
     """The endpoints that say how the server is."""
     began = int(time.time())
 
@@ -138,7 +138,7 @@ def _refuse_plainly(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_the_body(request: Request, error: RequestValidationError) -> JSONResponse:
-        return refused(of_validation(error.errors(), _BODIES.get(request.url.path)))
+        return refused(from_validation_error(error.errors(), _BODIES.get(request.url.path)))
 
     @app.exception_handler(HTTPException)
     async def of_the_web(request: Request, error: HTTPException) -> JSONResponse:

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import RequestError
 from .metrics import Metrics
-from .settings import Settings
+from .settings import ServerSettings
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -23,10 +23,10 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 GUARDED = ("/v1/", "/metrics")
 
 
-class Guard:
+class AuthMiddleware:
     """Stands before an application; what it refuses it answers itself."""
 
-    def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: App, settings: ServerSettings, metrics: Metrics) -> None:
         self.app, self.settings, self.metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -60,7 +60,7 @@ class Guard:
             self._check_key(scope["path"], headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
             self._check_length(headers.get(b"content-length"))
         except RequestError as refusal:
-            await answer(refusal, send)
+            await send_json(refusal, send)
             return
         await self._limited(scope, receive, send)
 
@@ -87,7 +87,7 @@ class Guard:
         except _TooLarge:
             if started:
                 raise
-            await answer(self._too_large(), send)
+            await send_json(self._too_large(), send)
 
     def _check_host(self, host: bytes) -> None:
         """Refuse other names than our own where only this machine is meant to reach us: a page might rebind its own."""
@@ -118,7 +118,7 @@ class _TooLarge(BaseException):
     """The body is larger than allowed; passes through those who turn exceptions into answers."""
 
 
-async def answer(refusal: RequestError, send: Send) -> None:
+async def send_json(refusal: RequestError, send: Send) -> None:
     """Send a refusal."""
     body = json.dumps(refusal.body).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}

@@ -17,32 +17,32 @@ from jinja2 import TemplateError
 from ...errors import CapabilityError, PromptError, TerselyError
 from ..probe_registry import ProbeError
 from ..session import Session
-from ..streaming import Event as TextEvent
-from ..streaming import Narrator
-from .drift_monitor import Drifts
+from ..streaming import StreamEmitter
+from ..streaming import TextDeltaEvent as TextEvent
+from .drift_monitor import DriftReporter
 from .errors import RequestError
 from .metrics import Metrics
-from .pending_response import Ticket
-from .resolved_request import Abilities, Wish
-from .served_request import ServedRow
-from .settings import Limits
+from .pending_response import PendingResponse
+from .resolved_request import ModelInfo, ResolvedRequest
+from .served_request import ServedRequest
+from .settings import ServerLimits
 
 _log = logging.getLogger(__name__)
 
 
-class Worker:
+class BatchWorker:
     """Answers on a session; implements `tickets.Backend`.
 
     thinks: whether the session's model does. The session belongs to the thread of the worker from `start` on.
     """
 
-    def __init__(self, session: Session, limits: Limits, metrics: Metrics, thinks: bool = True) -> None:
+    def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
         self.session, self.limits, self.metrics = session, limits, metrics
         template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
-        self.abilities = Abilities(thinks, "tools" in template, session.engine.context_length)
-        self._drifts = Drifts(session)
-        self._waiting: deque[Ticket] = deque()
-        self._running: list[Ticket] = []
+        self.abilities = ModelInfo(thinks, "tools" in template, session.engine.context_length)
+        self._drifts = DriftReporter(session)
+        self._waiting: deque[PendingResponse] = deque()
+        self._running: list[PendingResponse] = []
         self._news = threading.Condition()
         self._open, self._ending = True, False
         self._thread = threading.Thread(target=self._work, name="tersely-worker", daemon=True)
@@ -62,7 +62,7 @@ class Worker:
         """See `Backend.start`."""
         self._thread.start()
 
-    def submit(self, wish: Wish, streams: bool) -> Ticket:
+    def submit(self, wish: ResolvedRequest, streams: bool) -> PendingResponse:
         """See `Backend.submit`."""
         with self._news:
             if not self._open:
@@ -73,7 +73,7 @@ class Worker:
                 raise RequestError(
                     f"{waiting} requests are waiting already; try again", 503, code="busy", retry_after=1
                 )
-            ticket = Ticket(wish, streams, self.limits.timeout)
+            ticket = PendingResponse(wish, streams, self.limits.timeout)
             self._waiting.append(ticket)
             self._news.notify()
         return ticket
@@ -114,7 +114,7 @@ class Worker:
             with self._news:
                 self._running = []
 
-    def _next(self) -> list[Ticket]:
+    def _next(self) -> list[PendingResponse]:
         """Wait for work; [] at the end."""
         with self._news:
             while True:
@@ -134,10 +134,10 @@ class Worker:
                 return
             self._news.wait(left)
 
-    def _pick(self) -> list[Ticket]:
+    def _pick(self) -> list[PendingResponse]:
         """Take the request that has waited longest, and as many as fit that can be decoded with it."""
-        picked: list[Ticket] = []
-        left: deque[Ticket] = deque()
+        picked: list[PendingResponse] = []
+        left: deque[PendingResponse] = deque()
         rows = 0
         for ticket in self._waiting:
             if ticket.gone:
@@ -151,7 +151,7 @@ class Worker:
         self._waiting = left
         return picked
 
-    def _answer(self, batch: list[Ticket]) -> None:
+    def _answer(self, batch: list[PendingResponse]) -> None:
         """Decode the rows of these requests as one batch."""
         rows = [row for ticket in batch for row in self._rows(ticket)]
         if not rows:
@@ -163,7 +163,7 @@ class Worker:
         session = self.session
         sink = None
         if any(row.wants_text for row in rows):
-            sink = Narrator(session.codec, session.markers, [row.row for row in rows], emit)
+            sink = StreamEmitter(session.codec, session.markers, [row.row for row in rows], emit)
         requests = [row.request() for row in rows]
         sampling = batch[0].wish.options.sampling
         try:
@@ -173,7 +173,7 @@ class Worker:
         for row, done in zip(rows, completions, strict=True):
             row.tell(done)
 
-    def _rows(self, ticket: Ticket) -> list[ServedRow]:
+    def _rows(self, ticket: PendingResponse) -> list[ServedRequest]:
         """Make the rows of a request; [] if it cannot be answered, which it is then told."""
         wish = ticket.wish
         try:
@@ -184,7 +184,7 @@ class Worker:
             return []
         for row in made:
             row.notes.extend(self._drifts.notes(wish.options))
-        return [ServedRow(ticket, i, self.session, row, self.metrics) for i, row in enumerate(made)]
+        return [ServedRequest(ticket, i, self.session, row, self.metrics) for i, row in enumerate(made)]
 
     def _check(self, size: int, field: str) -> None:
         most = self.limits.prompt
@@ -207,7 +207,7 @@ def _refusal_of(error: Exception, field: str) -> RequestError:
     return RequestError("the request could not be made ready; the server's log says why", 500, code="engine_failed")
 
 
-def _kind(wish: Wish) -> Hashable:
+def _kind(wish: ResolvedRequest) -> Hashable:
     """What requests have in common that can be decoded together.
 
     A seed is worth something only if nobody else draws: such a request goes alone.

@@ -9,26 +9,26 @@ from pydantic import Field, model_validator
 
 from .schemas import (
     EXAMPLE,
-    Asked,
     Body,
     Content,
     Effort,
     Free,
     Never,
     Nothing,
+    ParsedRequest,
     Stops,
-    Strict,
+    StrictModel,
     Temperature,
     TerselyField,
-    Thinking,
+    ThinkingOptions,
     Tokens,
     TopK,
     TopP,
-    text_of,
+    get_text,
 )
 
 
-class Message(Strict):
+class Message(StrictModel):
     """One message; what clients send back of an earlier reply is taken as it was given."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -49,23 +49,23 @@ class Message(Strict):
         if thought := self.reasoning_content or self.reasoning:
             kept["reasoning_content"] = thought
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": text_of(self.content), **kept}
+        return {"role": role, "content": get_text(self.content), **kept}
 
 
-class StreamOptions(Strict):
+class StreamOptions(StrictModel):
     """Of a stream: whether usage comes at its end."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class TextFormat(Strict):
+class TextFormat(StrictModel):
     """The only form of answers: text. Nothing here holds a model to a grammar."""
 
     type: Literal["text"]
 
 
-class TemplateOptions(Strict):
+class TemplateOptions(StrictModel):
     """What is passed to chat templates elsewhere; here `false` is effort none."""
 
     enable_thinking: bool | None = None
@@ -88,7 +88,7 @@ class ChatRequest(Body):
     max_completion_tokens: Tokens | None = None
     reasoning_effort: Effort | None = None
     thinking_token_budget: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
-    thinking: Thinking | None = None
+    thinking: ThinkingOptions | None = None
     chat_template_kwargs: TemplateOptions | None = None
     response_format: TextFormat | None = None
     tools: list[Free] | None = None
@@ -123,12 +123,12 @@ class ChatRequest(Body):
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def asked(self) -> Asked:
+    def asked(self) -> ParsedRequest:
         """What the body asks for."""
         own = self.tersely or TerselyField()
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         newer = self.max_completion_tokens is not None
-        return Asked(
+        return ParsedRequest(
             self.model,
             [message.plain() for message in self.messages],
             self._efforts(own),

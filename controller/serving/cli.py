@@ -8,19 +8,19 @@ from pathlib import Path
 
 from ...errors import CapabilityError, OptionError
 from ..budgets import canonical_effort
-from ..options import Options
+from ..options import GenerationOptions
 from ..policies import make_policies
 from ..text.markers import parse_markers
 from ..tuned_config import load_config
 from . import options as o
-from .batch_worker import Worker
-from .effort_budgets import OURS, caps_of
-from .loading import Thinking, session_of, warm_up
+from .batch_worker import BatchWorker
+from .effort_budgets import OURS, parse_effort_caps
+from .loading import ReasoningMode, open_session, warm_up
 from .metrics import Metrics
-from .settings import Limits, Settings
-from .sockets import LOCAL, listener, warning, where
+from .settings import ServerLimits, ServerSettings
+from .sockets import LOCAL, base_url, bind_socket, exposure_warning
 
-_DEFAULT, _LIMITS = Options(), Limits()
+_DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
 
 
 def serve(
@@ -52,18 +52,18 @@ def serve(
     drain: o.Drain = 30.0,
 ) -> None:
     """Serve a model under control to any client of the OpenAI API; stop with Ctrl-C."""
-    thinking = Thinking(None if markers is None else parse_markers(markers), think_prompt, not no_thinking)
+    thinking = ReasoningMode(None if markers is None else parse_markers(markers), think_prompt, not no_thinking)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
     if api_key is not None and not api_key.strip():
         raise OptionError("the API key is empty; give one with --api-key or TERSELY_API_KEY, or none at all")
     defaults = _defaults(effort, preset, policy, config)
-    settings = Settings(
-        model=name or name_of(model),
+    settings = ServerSettings(
+        model=name or served_model_name(model),
         defaults=replace(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_tokens),
         tuned=config is not None,
-        caps=caps_of(caps_from(budget or ())),
-        limits=Limits(max_batch, max_waiting, _LIMITS.gather, timeout, max_tokens, max_prompt_tokens, max_body),
+        caps=parse_effort_caps(caps_from(budget or ())),
+        limits=ServerLimits(max_batch, max_waiting, _LIMITS.gather, timeout, max_tokens, max_prompt_tokens, max_body),
         api_key=api_key,
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
@@ -71,9 +71,9 @@ def serve(
     _run(settings, (model, grouped_attention), thinking, (verifier, helper), (host, port), drain)
 
 
-def _defaults(effort: str, preset: str, policy: Sequence[str] | None, config: Path | None) -> Options:
+def _defaults(effort: str, preset: str, policy: Sequence[str] | None, config: Path | None) -> GenerationOptions:
     """What holds where a request says nothing; raises OptionError for unknown names."""
-    options = Options(effort=effort, preset=preset, policies=tuple(policy) if policy else None)
+    options = GenerationOptions(effort=effort, preset=preset, policies=tuple(policy) if policy else None)
     if config is not None:
         if options != _DEFAULT:
             raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
@@ -94,35 +94,35 @@ def caps_from(given: Sequence[str]) -> dict[str, int]:
     return caps
 
 
-def name_of(model: str) -> str:
+def served_model_name(model: str) -> str:
     """A folder goes by its last part: where it lies is nobody's business."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
 
 
 def _run(
-    settings: Settings,
+    settings: ServerSettings,
     model: tuple[str, bool],
-    thinking: Thinking,
+    thinking: ReasoningMode,
     others: tuple[str | None, str | None],
     address: tuple[str, int],
     drain: float,
 ) -> None:
     """Take the port, load the model, with grouped attention or not, and serve; others: verifier and helper."""
     try:
-        from .app import application
-        from .server import Server
+        from .app import create_app
+        from .server import UvicornServer
         from .server import serve as serve_on
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
-    with listener(*address) as bound:
+    with bind_socket(*address) as bound:
         from ..engines.transformers.engine import load_engine
 
         metrics = Metrics()
-        session = session_of(load_engine(model[0], grouped=model[1]), thinking, *others)
+        session = open_session(load_engine(model[0], grouped=model[1]), thinking, *others)
         warm_up(session, settings.defaults, thinking.thinks)
-        worker = Worker(session, settings.limits, metrics, thinking.thinks)
+        worker = BatchWorker(session, settings.limits, metrics, thinking.thinks)
         host, port = bound.getsockname()[:2]
-        ready = f"{settings.model} is served at {where(host, port)} (Ctrl-C stops)"
-        ready += warning(address[0], settings.api_key)
-        serve_on(Server(application(settings, worker, metrics), worker, drain, ready), bound)
+        ready = f"{settings.model} is served at {base_url(host, port)} (Ctrl-C stops)"
+        ready += exposure_warning(address[0], settings.api_key)
+        serve_on(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)

@@ -11,10 +11,10 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from .errors import CLIENT_LEFT, RequestError
-from .pending_response import Backend, Ended, Event
-from .resolved_request import Wish, wish_of
-from .schemas import Asked
-from .settings import Settings
+from .pending_response import Backend, Event, RowFinished
+from .resolved_request import ResolvedRequest, resolve_request
+from .schemas import ParsedRequest
+from .settings import ServerSettings
 from .tracing import Span, Spans
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Reply(Protocol):
     """The form of an endpoint's replies."""
 
-    def whole(self, rows: Sequence[Ended]) -> dict[str, Any]:
+    def whole(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
         """The reply in one piece; rows in their order."""
         ...
 
@@ -32,20 +32,20 @@ class Reply(Protocol):
         ...
 
 
-class Desk:
+class CompletionService:
     """Takes requests in for a backend."""
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
+    def __init__(self, settings: ServerSettings, backend: Backend) -> None:
         self.settings, self.backend, self.spans = settings, backend, Spans()
 
     async def answer(
-        self, request: Request, asked: Asked, streams: bool, reply_of: Callable[[Wish], Reply]
+        self, request: Request, asked: ParsedRequest, streams: bool, reply_of: Callable[[ResolvedRequest], Reply]
     ) -> Response:
         """The response to a request; raises RequestError.
 
         A stream begins with its first event, so that what is wrong with a request is said by the status.
         """
-        wish = wish_of(asked, self.settings, self.backend.abilities)
+        wish = resolve_request(asked, self.settings, self.backend.abilities)
         reply = reply_of(wish)
         with ExitStack() as stack:
             span = stack.enter_context(self.spans.span(wish.model))
@@ -57,13 +57,13 @@ class Desk:
                 if streams:
                     return _Stream(request, reply.stream(events), stack.pop_all())
                 rows = await _unless_left(request, _ends(events))
-            except _Left:
+            except _ClientDisconnected:
                 _note(request, span, CLIENT_LEFT)
                 return Response(status_code=CLIENT_LEFT)
             return JSONResponse(reply.whole(rows))
 
 
-class _Left(Exception):  # noqa: N818  # no error of ours
+class _ClientDisconnected(Exception):  # noqa: N818  # no error of ours
     """The client has gone."""
 
 
@@ -90,18 +90,18 @@ class _Stream(StreamingResponse):
         self.complete = True
 
 
-async def _ends(events: AsyncIterator[Event]) -> list[Ended]:
+async def _ends(events: AsyncIterator[Event]) -> list[RowFinished]:
     """The ends of all rows, in the order of the rows."""
-    ends = [happened async for happened in events if isinstance(happened, Ended)]
+    ends = [happened async for happened in events if isinstance(happened, RowFinished)]
     return sorted(ends, key=lambda ended: ended.row)
 
 
 async def _noted(request: Request, events: AsyncIterator[Event], span: Span) -> AsyncIterator[Event]:
     """The events, noted in the span and, where they end badly, for the metrics."""
-    ends: list[Ended] = []
+    ends: list[RowFinished] = []
     try:
         async for happened in events:
-            if isinstance(happened, Ended):
+            if isinstance(happened, RowFinished):
                 ends.append(happened)
             yield happened
     except RequestError as refusal:
@@ -123,7 +123,7 @@ async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
-            raise _Left
+            raise _ClientDisconnected
         return doing.result()
     finally:
         for task in (doing, leaving):

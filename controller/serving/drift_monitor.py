@@ -6,24 +6,24 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..options import Options
+from ..options import GenerationOptions
 from ..session import Session
 from ..trace import Decision
 
 if TYPE_CHECKING:
-    from ..drift import Drift
+    from ..drift import BatchDriftTracker
 
 _log = logging.getLogger(__name__)
 
 
-class Drifts:
+class DriftReporter:
     """What the monitors of a session's policies have found in the batches so far."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self._since: dict[str, int] = {}
 
-    def settle(self, batch: Sequence[Options]) -> None:
+    def settle(self, batch: Sequence[GenerationOptions]) -> None:
         """A batch under these options is over."""
         found = {id(drift): (name, drift) for options in batch for name, drift in self._of(options)}
         for name, drift in found.values():
@@ -31,14 +31,14 @@ class Drifts:
                 self._since[name] = since
                 _log.warning("%s: %s", name, _reason(since))
 
-    def notes(self, options: Options) -> list[Decision]:
+    def notes(self, options: GenerationOptions) -> list[Decision]:
         """What the trace of a row under these options says of it."""
         if not self._since:
             return []
         names = [name for name, _ in self._of(options)]
         return [Decision(n, "drift", _reason(self._since[n]), 0, acted=False) for n in names if n in self._since]
 
-    def _of(self, options: Options) -> list[tuple[str, Drift]]:
+    def _of(self, options: GenerationOptions) -> list[tuple[str, BatchDriftTracker]]:
         """The policies under these options that have a monitor."""
         policies = self.session.learnt(options)[0]
         return [(p.name, drift) for p in policies if (drift := getattr(p, "drift", None)) is not None]

@@ -24,7 +24,7 @@ LEAST_THINKING = 32
 """Thinking tokens: fewer are none, for closing the thinking takes some of them."""
 
 
-def caps_of(changes: Mapping[str, int]) -> dict[str, int]:
+def parse_effort_caps(changes: Mapping[str, int]) -> dict[str, int]:
     """The table with a server's changes; raises OptionError for an effort that has no cap, or a cap below 0."""
     for name, cap in changes.items():
         if name not in CAPS or name == "none":
@@ -34,7 +34,7 @@ def caps_of(changes: Mapping[str, int]) -> dict[str, int]:
     return {**CAPS, **changes}
 
 
-def budgets_of(caps: Mapping[str, int], effort: str, budget: int | None) -> dict[str, Budget]:
+def effort_budgets(caps: Mapping[str, int], effort: str, budget: int | None) -> dict[str, Budget]:
     """Tier -> what it allows, where `effort` was asked for; budget: tokens that were asked for beside it."""
     made = {tier: replace(TIERS[tier], thinking=caps[name]) for tier, name in OURS.items()}
     if effort == "auto":
@@ -45,6 +45,6 @@ def budgets_of(caps: Mapping[str, int], effort: str, budget: int | None) -> dict
     return {"none": TIERS["none"], **made}
 
 
-def reserve_of(limit: int, reserve: int | None) -> int:
+def answer_reserve(limit: int, reserve: int | None) -> int:
     """Tokens kept for the answer out of `limit`: what is usual, but never more than half."""
     return min(ANSWER_RESERVE if reserve is None else reserve, max(1, limit // 2))

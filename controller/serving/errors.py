@@ -54,7 +54,7 @@ def unknown_model(got: str, known: Iterable[str]) -> RequestError:
     return RequestError(message, 404, param="model", code="model_not_found")
 
 
-def of_validation(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None) -> RequestError:
+def from_validation_error(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None) -> RequestError:
     """The refusal of a body that pydantic found fault with; model: what the body should have been."""
     error = errors[0]
     place = [step for step in error["loc"] if step != "body"]

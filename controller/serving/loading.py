@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..api import as_helper, as_verifier
-from ..options import Options
+from ..api import resolve_helper, resolve_verifier
+from ..options import GenerationOptions
 from ..session import Session
 from ..text.markers import Markers
 from ..types import Engine
@@ -14,7 +14,7 @@ _NO_MARKERS = Markers("<think>", "</think>", "none")
 
 
 @dataclass(frozen=True, slots=True)
-class Thinking:
+class ReasoningMode:
     """How a model thinks, as far as its user says; thinks: False is for one that does not."""
 
     markers: Markers | None = None
@@ -22,15 +22,17 @@ class Thinking:
     thinks: bool = True
 
 
-def session_of(engine: Engine, thinking: Thinking, verifier: str | None = None, helper: str | None = None) -> Session:
+def open_session(
+    engine: Engine, thinking: ReasoningMode, verifier: str | None = None, helper: str | None = None
+) -> Session:
     """The session of an engine; raises MarkerError for a model whose thinking cannot be told apart."""
     if not thinking.thinks:
         return Session(engine, _NO_MARKERS)
-    asked, helps = as_verifier(verifier), as_helper(helper)
+    asked, helps = resolve_verifier(verifier), resolve_helper(helper)
     return Session(engine, thinking.markers, thinking.prompted, verifier=asked, helper=helps)
 
 
-def warm_up(session: Session, defaults: Options, thinks: bool) -> None:
+def warm_up(session: Session, defaults: GenerationOptions, thinks: bool) -> None:
     """Answer a word before the first request comes, so that what every request would be refused for is told now.
 
     Raises what `Session.run` raises.

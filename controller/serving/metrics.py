@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..trace import Decision, Generation
+from ..trace import Decision, GenerationResult
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OVERHEAD = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
@@ -68,7 +68,7 @@ class Metrics:
             self._requests.labels(str(status)).inc()
             self._latency.observe(seconds)
 
-    def row(self, made: Generation, budget: int, shadow: bool) -> None:
+    def row(self, made: GenerationResult, budget: int, shadow: bool) -> None:
         """A row has ended; budget: thinking tokens that it was allowed."""
         if self._registry is None:
             return
@@ -81,11 +81,11 @@ class Metrics:
             self._overhead.labels(kind).inc(getattr(usage, kind))
         self._budget.observe(budget)
         if usage.thinking:
-            self._exits.labels(exit_of(made)).inc()
+            self._exits.labels(exit_reason(made)).inc()
         if shadow:
             close = next((d for d in made.trace if d.action == "close" and not d.acted), None)
             self._shadow.labels(made.tier).inc(usage.thinking)
-            self._shadow_kept.labels(made.tier).inc(kept_of(made, close))
+            self._shadow_kept.labels(made.tier).inc(share_kept(made, close))
             self._shadow_exits.labels("model" if close is None else close.policy).inc()
 
     def text(self) -> str | None:
@@ -97,7 +97,7 @@ class Metrics:
         return str(prometheus.generate_latest(self._registry).decode())
 
 
-def exit_of(made: Generation) -> str:
+def exit_reason(made: GenerationResult) -> str:
     """What ended the thinking: the policy that closed it, `model`, or `limit` where nothing did."""
     closes = [d.policy for d in made.trace if d.action == "close" and d.acted]
     if closes:
@@ -105,6 +105,6 @@ def exit_of(made: Generation) -> str:
     return "model" if made.usage.answer or made.finish_reason == "stop" else "limit"
 
 
-def kept_of(made: Generation, close: Decision | None) -> int:
+def share_kept(made: GenerationResult, close: Decision | None) -> int:
     """Thinking tokens of a row before the place where it would have been closed."""
     return made.usage.thinking if close is None else min(close.position, made.usage.thinking)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..text.reasoning_parser import Part
-from ..trace import Generation
+from ..trace import GenerationResult
 from .errors import RequestError
-from .resolved_request import Abilities, Wish
+from .resolved_request import ModelInfo, ResolvedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """New text of one row."""
 
     row: int
@@ -23,25 +23,25 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RowFinished:
     """A row is done; budget: thinking tokens it was allowed."""
 
     row: int
-    generation: Generation
+    generation: GenerationResult
     budget: int
 
 
-Event = Piece | Ended
+Event = TextDelta | RowFinished
 
 
-class Ticket:
+class PendingResponse:
     """Stands for one request from when it is taken in until it is answered or given up.
 
     Made in the event loop; `tell` and `fail` may be called from any thread, everything else from the loop alone.
     streams: pieces are wanted, not the ends alone.
     """
 
-    def __init__(self, wish: Wish, streams: bool, timeout: float) -> None:
+    def __init__(self, wish: ResolvedRequest, streams: bool, timeout: float) -> None:
         self.wish, self.streams = wish, streams
         self.gone = False  # read by the thread that answers
         self._loop = asyncio.get_running_loop()
@@ -84,7 +84,7 @@ class Ticket:
         event, left = first, self.wish.n
         while True:
             yield event
-            left -= isinstance(event, Ended)
+            left -= isinstance(event, RowFinished)
             if not left:
                 return
             event = await self.next()
@@ -94,7 +94,7 @@ class Backend(Protocol):
     """What answers; a server of any engine implements this."""
 
     @property
-    def abilities(self) -> Abilities:
+    def abilities(self) -> ModelInfo:
         """What the model can do."""
         ...
 
@@ -112,7 +112,7 @@ class Backend(Protocol):
         """Get ready, once, before the first request."""
         ...
 
-    def submit(self, wish: Wish, streams: bool) -> Ticket:
+    def submit(self, wish: ResolvedRequest, streams: bool) -> PendingResponse:
         """Take a request in; raises RequestError where there is no room, or the server is about to end."""
         ...
 

@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..budgets import canonical_effort
-from ..options import Options
+from ..options import GenerationOptions
 from ..policies import PRESETS, make_policies
 from ..policies.base import Policy
-from ..types import Sampling
-from .effort_budgets import LEAST_THINKING, OURS, budgets_of, reserve_of
+from ..types import SamplingParams
+from .effort_budgets import LEAST_THINKING, OURS, answer_reserve, effort_budgets
 from .errors import RequestError, unknown_model
-from .schemas import Asked
-from .settings import Settings
+from .schemas import ParsedRequest
+from .settings import ServerSettings
 
 _SEEDS = 1 << 63
 """Seeds are taken modulo this: more no generator of random numbers knows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class ModelInfo:
     """What the model behind a server can do: think, be told of tools in its prompt; context in tokens."""
 
     thinks: bool = True
@@ -31,7 +31,7 @@ class Abilities:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class ResolvedRequest:
     """A request that can be answered.
 
     options: with `max_new_tokens` at least 2, as an answer needs; `max_tokens` is what was asked for. effort: by the
@@ -41,7 +41,7 @@ class Wish:
 
     model: str
     messages: Sequence[Mapping[str, Any]]
-    options: Options
+    options: GenerationOptions
     effort: str
     max_tokens: int
     n: int = 1
@@ -51,14 +51,14 @@ class Wish:
     prompt: str = "messages"
 
 
-def wish_of(asked: Asked, settings: Settings, abilities: Abilities) -> Wish:
+def resolve_request(asked: ParsedRequest, settings: ServerSettings, abilities: ModelInfo) -> ResolvedRequest:
     """Settle how a request is answered; raises RequestError."""
     if asked.model != settings.model:
         raise unknown_model(asked.model, [settings.model])
     _check(asked, settings, abilities)
     named, budget = _effort(asked), _budget(asked)
     limit = settings.limits.tokens if asked.max_tokens is None else asked.max_tokens
-    reserve = reserve_of(limit, settings.defaults.answer_reserve)
+    reserve = answer_reserve(limit, settings.defaults.answer_reserve)
     effort = named or settings.defaults.effort
     note = ""
     if _capless(settings, effort, budget):
@@ -68,12 +68,12 @@ def wish_of(asked: Asked, settings: Settings, abilities: Abilities) -> Wish:
     elif limit - reserve < LEAST_THINKING and effort != "none":
         effort, note = "none", f"no thinking: {limit} tokens in all leave no room for it beside the answer"
     seed = None if asked.seed is None else asked.seed % _SEEDS
-    sampling = Sampling(asked.temperature, asked.top_p, asked.top_k, seed)
+    sampling = SamplingParams(asked.temperature, asked.top_p, asked.top_k, seed)
     plain = settings.tuned and named is None and budget is None
     options = replace(
         settings.defaults,
         effort=effort if effort == "auto" else canonical_effort(effort),
-        strategy=settings.defaults.strategy if plain else budgets_of(settings.caps, effort, budget),
+        strategy=settings.defaults.strategy if plain else effort_budgets(settings.caps, effort, budget),
         max_new_tokens=max(2, limit),
         answer_reserve=reserve,
         tools=asked.tools,
@@ -82,7 +82,7 @@ def wish_of(asked: Asked, settings: Settings, abilities: Abilities) -> Wish:
     options = _acting(asked, settings, options, capped=budget is not None, named=named is not None)
     if not abilities.thinks:
         options = replace(options, effort="normal", preset="off", policies=None)
-    return Wish(
+    return ResolvedRequest(
         asked.model,
         asked.messages,
         options,
@@ -96,7 +96,7 @@ def wish_of(asked: Asked, settings: Settings, abilities: Abilities) -> Wish:
     )
 
 
-def _check(asked: Asked, settings: Settings, abilities: Abilities) -> None:
+def _check(asked: ParsedRequest, settings: ServerSettings, abilities: ModelInfo) -> None:
     """Refuse what this server or its model cannot do."""
     limits = settings.limits
     if asked.max_tokens is not None and asked.max_tokens > limits.tokens:
@@ -120,7 +120,7 @@ def _check(asked: Asked, settings: Settings, abilities: Abilities) -> None:
             )
 
 
-def _effort(asked: Asked) -> str | None:
+def _effort(asked: ParsedRequest) -> str | None:
     """The effort that was asked for; raises RequestError where two fields disagree."""
     if len({OURS.get(effort, effort) for effort in asked.efforts.values()}) > 1:
         said = " and ".join(f"{field} says {effort!r}" for field, effort in asked.efforts.items())
@@ -128,7 +128,7 @@ def _effort(asked: Asked) -> str | None:
     return next(iter(asked.efforts.values()), None)
 
 
-def _budget(asked: Asked) -> int | None:
+def _budget(asked: ParsedRequest) -> int | None:
     """The thinking tokens that were asked for as a number; raises RequestError where that cannot be kept."""
     if not asked.budgets:
         return None
@@ -143,19 +143,21 @@ def _budget(asked: Asked) -> int | None:
     return asked.budgets[field]
 
 
-def _capless(settings: Settings, effort: str, budget: int | None) -> bool:
+def _capless(settings: ServerSettings, effort: str, budget: int | None) -> bool:
     """Whether an effort comes to no thinking by its own budget or by the server's table."""
     cap = settings.caps.get(OURS.get(effort, effort), 1) if budget is None else budget
     return effort == "none" or cap == 0
 
 
-def _over(base: Sampling, asked: Sampling) -> Sampling:
+def _over(base: SamplingParams, asked: SamplingParams) -> SamplingParams:
     """The sampling of a request laid over the server's."""
     given = {name: value for name in asked.__slots__ if (value := getattr(asked, name)) is not None}
     return replace(base, **given)
 
 
-def _acting(asked: Asked, settings: Settings, options: Options, *, capped: bool, named: bool) -> Options:
+def _acting(
+    asked: ParsedRequest, settings: ServerSettings, options: GenerationOptions, *, capped: bool, named: bool
+) -> GenerationOptions:
     """The options with the policies that will act: a budget or effort that was asked for is kept by one of them."""
     own = asked.tersely
     chosen = own.preset is not None or own.policies is not None
@@ -172,7 +174,7 @@ def _acting(asked: Asked, settings: Settings, options: Options, *, capped: bool,
     return options
 
 
-def _with_budget(options: Options) -> tuple[Policy | str, ...] | None:
+def _with_budget(options: GenerationOptions) -> tuple[Policy | str, ...] | None:
     """The policies of these options, the one that keeps budgets among them."""
     if options.policies is None and "budget" in PRESETS.get(options.preset or "off", ()):
         return None

@@ -10,23 +10,23 @@ from pydantic import Discriminator, Field, Tag
 from .chat import TextFormat
 from .schemas import (
     EXAMPLE,
-    Asked,
     Body,
     Content,
     Effort,
     Free,
     Never,
-    Strict,
+    ParsedRequest,
+    StrictModel,
     Temperature,
     TerselyField,
     Tokens,
     TopP,
     by_shape,
-    text_of,
+    get_text,
 )
 
 
-class InputMessage(Strict):
+class InputMessage(StrictModel):
     """A message of the input, or one of an earlier reply sent back."""
 
     type: Literal["message"] = "message"
@@ -37,14 +37,14 @@ class InputMessage(Strict):
     phase: str | None = None
 
 
-class ThoughtText(Strict):
+class ThoughtText(StrictModel):
     """Text of earlier thinking."""
 
     type: Literal["reasoning_text", "summary_text"]
     text: str
 
 
-class InputReasoning(Strict):
+class InputReasoning(StrictModel):
     """Thinking of an earlier reply sent back; it goes with the message that follows."""
 
     type: Literal["reasoning"]
@@ -70,7 +70,7 @@ Item = Annotated[
 ]
 
 
-class Reasoning(Strict):
+class Reasoning(StrictModel):
     """How much to think; summaries are not made, the thinking itself is there."""
 
     effort: Effort | None = None
@@ -78,13 +78,13 @@ class Reasoning(Strict):
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class TextOptions(Strict):
+class TextOptions(StrictModel):
     """The form of the answer."""
 
     format: TextFormat | None = None
 
 
-class ResponseStreamOptions(Strict):
+class ResponseStreamOptions(StrictModel):
     """Of a stream; changes nothing here."""
 
     include_obfuscation: bool | None = None
@@ -130,11 +130,11 @@ class ResponsesRequest(Body):
     store: bool | None = None
     user: str | None = None
 
-    def asked(self) -> Asked:
+    def asked(self) -> ParsedRequest:
         """What the body asks for."""
         own = self.tersely or TerselyField()
         found = {"tersely.effort": own.effort, "reasoning.effort": self.reasoning.effort if self.reasoning else None}
-        return Asked(
+        return ParsedRequest(
             self.model,
             self._messages(),
             {field: effort for field, effort in found.items() if effort is not None},
@@ -166,7 +166,7 @@ class ResponsesRequest(Body):
                 thought = "".join(part.text for part in item.content or item.summary or ())
                 continue
             role = "system" if item.role == "developer" else item.role
-            message = {"role": role, "content": text_of(item.content)}
+            message = {"role": role, "content": get_text(item.content)}
             if thought and role == "assistant":
                 message["reasoning_content"] = thought
             thought = ""

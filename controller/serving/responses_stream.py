@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..text.reasoning_parser import Part
-from ..trace import Generation
-from .chat_responses import event, finish_of, told
+from ..trace import GenerationResult
+from .chat_responses import control_metadata, openai_finish_reason, sse_event
 from .errors import RequestError
-from .pending_response import Ended, Event, Piece
-from .resolved_request import Wish
+from .pending_response import Event, RowFinished, TextDelta
+from .resolved_request import ResolvedRequest
 
 _KINDS: dict[Part, tuple[str, str]] = {
     "thinking": ("reasoning", "reasoning_text"),
@@ -50,13 +50,13 @@ class _Item:
 class ResponseReply:
     """One reply on its way; echo: fields of the request that are given back."""
 
-    wish: Wish
+    wish: ResolvedRequest
     echo: dict[str, Any]
     id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
     _number: int = -1
 
-    def whole(self, rows: Sequence[Ended]) -> dict[str, Any]:
+    def whole(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
         """The reply in one piece; there is one row."""
         made = rows[0].generation
         texts: list[tuple[Part, str]] = [("thinking", made.thinking), ("answer", made.answer)]
@@ -70,7 +70,7 @@ class ResponseReply:
         items: list[_Item] = []
         try:
             async for happened in events:
-                if isinstance(happened, Piece):
+                if isinstance(happened, TextDelta):
                     for line in self._piece(items, happened):
                         yield line
                 else:
@@ -81,7 +81,7 @@ class ResponseReply:
             failed = {"code": error["code"] or "server_error", "message": error["message"]}
             yield self._event("response.failed", response={**self._frame("failed"), "error": failed})
 
-    def _piece(self, items: list[_Item], piece: Piece) -> Iterator[str]:
+    def _piece(self, items: list[_Item], piece: TextDelta) -> Iterator[str]:
         if not items or items[-1].part != piece.part:
             yield from self._done(items)
             yield from self._begun(items, piece.part)
@@ -90,7 +90,7 @@ class ResponseReply:
         more: dict[str, Any] = {} if item.part == "thinking" else {"logprobs": []}
         yield self._of(item, f"response.{_KINDS[item.part][1]}.delta", delta=piece.text, **more)
 
-    def _end(self, items: list[_Item], ended: Ended) -> Iterator[str]:
+    def _end(self, items: list[_Item], ended: RowFinished) -> Iterator[str]:
         status = _status(ended.generation)
         if not any(item.part == "answer" for item in items):
             yield from self._done(items)
@@ -119,9 +119,9 @@ class ResponseReply:
 
     def _event(self, name: str, **more: Any) -> str:
         self._number += 1
-        return event({"type": name, "sequence_number": self._number, **more}, name)
+        return sse_event({"type": name, "sequence_number": self._number, **more}, name)
 
-    def _response(self, ended: Ended, items: Sequence[_Item]) -> dict[str, Any]:
+    def _response(self, ended: RowFinished, items: Sequence[_Item]) -> dict[str, Any]:
         made, status = ended.generation, _status(ended.generation)
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
         last = items[-1]
@@ -138,7 +138,7 @@ class ResponseReply:
                 "output_tokens_details": {"reasoning_tokens": usage.thinking},
                 "total_tokens": usage.prompt + written,
             },
-            "tersely": told(self.wish, ended),
+            "tersely": control_metadata(self.wish, ended),
         }
 
     def _frame(self, status: str) -> dict[str, Any]:
@@ -165,5 +165,5 @@ class ResponseReply:
         }
 
 
-def _status(made: Generation) -> str:
-    return "incomplete" if finish_of(made) == "length" else "completed"
+def _status(made: GenerationResult) -> str:
+    return "incomplete" if openai_finish_reason(made) == "length" else "completed"

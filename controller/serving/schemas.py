@@ -19,13 +19,13 @@ from .effort_budgets import EFFORT_NAMES
 EXAMPLE = "What is 17 times 3?"  # the question in the description of the API, which clients and tools try first
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """A body whose fields are all known and of the right type."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Body(Strict):
+class Body(StrictModel):
     """A whole body, whose text is such that it can be made tokens of."""
 
     @model_validator(mode="before")
@@ -105,7 +105,7 @@ Never = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const"
 """What can only be declined. `Literal[False]` would take the number 0 for it."""
 
 
-class TextPart(Strict):
+class TextPart(StrictModel):
     """A part of a message; other kinds than text are not understood."""
 
     type: Literal["text", "input_text", "output_text"]
@@ -121,14 +121,14 @@ Content = Annotated[
 ]
 
 
-def text_of(content: str | Sequence[TextPart] | None) -> str:
+def get_text(content: str | Sequence[TextPart] | None) -> str:
     """The text of a message's content."""
     if content is None or isinstance(content, str):
         return content or ""
     return "".join(part.text for part in content)
 
 
-class Thinking(Strict):
+class ThinkingOptions(StrictModel):
     """Anthropic's way to set a budget, to ask for no thinking, or to leave it open (effort `auto`)."""
 
     model_config = ConfigDict(
@@ -143,13 +143,13 @@ class Thinking(Strict):
     budget_tokens: Tokens | None = None
 
     @model_validator(mode="after")
-    def _budget_goes_with_enabled(self) -> Thinking:
+    def _budget_goes_with_enabled(self) -> ThinkingOptions:
         if (self.type == "enabled") != (self.budget_tokens is not None):
             raise ValueError("budget_tokens goes with type 'enabled', and is required there")
         return self
 
 
-class TerselyField(Strict):
+class TerselyField(StrictModel):
     """What only tersely knows: in place of the server's own settings, for one request.
 
     trace: whether the reply says what was decided and why.
@@ -163,7 +163,7 @@ class TerselyField(Strict):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """What a checked request asks for, whichever endpoint it came by; None leaves it to the server.
 
     efforts, budgets: field -> value, of all the fields in which one was given. tools: as OpenAI describes them. prompt:

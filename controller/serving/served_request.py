@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..cancellation import Ending
-from ..request_builder import Prepared
+from ..cancellation import CancellableWatcher
+from ..request_builder import PreparedRequest
 from ..session import Session
-from ..text.reasoning_parser import Parting, cut
+from ..text.reasoning_parser import StreamingReasoningParser, truncate_at_stop
 from ..text.tool_calls import OPEN
-from ..trace import Decision, Generation
+from ..trace import Decision, GenerationResult
 from ..types import Completion, Request
-from .chat_responses import called
+from .chat_responses import split_tool_calls
 from .metrics import Metrics
-from .pending_response import Ended, Piece, Ticket
+from .pending_response import PendingResponse, RowFinished, TextDelta
 
 
-class ServedRow(Ending):
+class ServedRequest(CancellableWatcher):
     """Watches one row of a request beside the watcher that it has; implements `engines.base.Concerned`."""
 
-    def __init__(self, ticket: Ticket, number: int, session: Session, row: Prepared, metrics: Metrics) -> None:
+    def __init__(
+        self, ticket: PendingResponse, number: int, session: Session, row: PreparedRequest, metrics: Metrics
+    ) -> None:
         super().__init__(self._leaves)
         self.ticket, self.number, self.session, self.row, self.metrics = ticket, number, session, row, metrics
         self.told = False
-        self._parting: Parting | None = None  # made with the first text: until then the prompt may not be settled
+        self._parting: StreamingReasoningParser | None = (
+            None  # made with the first text: until then the prompt may not be settled
+        )
         wish = ticket.wish
         self.wants_text = ticket.streams or bool(wish.stops)
 
@@ -42,10 +46,12 @@ class ServedRow(Ending):
     def say(self, text: str) -> None:
         """Take in text that was put out."""
         if self._parting is None:
-            self._parting = Parting(self.session.markers, self.row.state, self.ticket.wish.stops, self._hide)
+            self._parting = StreamingReasoningParser(
+                self.session.markers, self.row.state, self.ticket.wish.stops, self._hide
+            )
         for part, piece in self._parting.feed(text):
             if self.ticket.streams:
-                self.ticket.tell(Piece(self.number, part, piece))
+                self.ticket.tell(TextDelta(self.number, part, piece))
 
     def tell(self, done: Completion) -> None:
         """Say that the row has ended, once."""
@@ -55,11 +61,11 @@ class ServedRow(Ending):
         generation = self._result(done)
         self.metrics.row(generation, self.row.budget.thinking, self.ticket.wish.options.shadow)
         if self.ticket.streams:
-            parting = self._parting or Parting(self.session.markers, self.row.state)
-            answer = called(generation, self.ticket.wish)[0]
+            parting = self._parting or StreamingReasoningParser(self.session.markers, self.row.state)
+            answer = split_tool_calls(generation, self.ticket.wish)[0]
             for part, piece in parting.finish(generation.thinking, answer):
-                self.ticket.tell(Piece(self.number, part, piece))
-        self.ticket.tell(Ended(self.number, generation, self.row.budget.thinking))
+                self.ticket.tell(TextDelta(self.number, part, piece))
+        self.ticket.tell(RowFinished(self.number, generation, self.row.budget.thinking))
 
     @property
     def _hide(self) -> str:
@@ -69,11 +75,11 @@ class ServedRow(Ending):
     def _leaves(self) -> bool:
         return self.ticket.gone or (self._parting is not None and self._parting.stopped)
 
-    def _result(self, done: Completion) -> Generation:
+    def _result(self, done: Completion) -> GenerationResult:
         """What the row came to, cut at the first stop string."""
         wish = self.ticket.wish
         made = self.session.finish(self.row, done)
-        answer, stopped = cut(made.answer, wish.stops)
+        answer, stopped = truncate_at_stop(made.answer, wish.stops)
         finish = "stop" if stopped and made.finish_reason != "stop" else made.finish_reason
         notes = (Decision("server", "tier", wish.note, 0),) if wish.note else ()
         return replace(made, answer=answer, finish_reason=finish, trace=(*notes, *made.trace))

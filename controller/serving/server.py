@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from .pending_response import Backend
-from .sockets import unbound
+from .sockets import bind_error
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _KEEP_ALIVE = 75
@@ -25,7 +25,7 @@ _LAST_WORDS = 5
 """Seconds for clients to read what is left of their responses."""
 
 
-class Server(uvicorn.Server):
+class UvicornServer(uvicorn.Server):
     """Serves until it is told to stop: then no request is taken in, and those that run have `drain` seconds.
 
     A second signal ends it at once. ready: printed to standard error when requests are taken in.
@@ -88,7 +88,7 @@ class Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def serve(server: Server, bound: socket.socket) -> None:
+def serve(server: UvicornServer, bound: socket.socket) -> None:
     """Serve on a bound socket until told to stop; raises OptionError if somebody else came to listen there first."""
     host, port = bound.getsockname()[:2]
     try:
@@ -96,6 +96,6 @@ def serve(server: Server, bound: socket.socket) -> None:
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise
-        raise unbound(host, port, error) from None
+        raise bind_error(host, port, error) from None
     finally:
         bound.close()

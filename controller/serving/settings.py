@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..options import Options
+from ..options import GenerationOptions
 from .effort_budgets import CAPS
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """What a request may take.
 
     batch: rows decoded at once. waiting: requests that wait their turn. gather, timeout: seconds, of waiting for
@@ -28,7 +28,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class ServerSettings:
     """How a server answers.
 
     model: the name it is served under. defaults: what holds where a request says nothing; tuned: they are those of a
@@ -38,10 +38,10 @@ class Settings:
     """
 
     model: str
-    defaults: Options = field(default_factory=Options)
+    defaults: GenerationOptions = field(default_factory=GenerationOptions)
     tuned: bool = False
     caps: Mapping[str, int] = field(default_factory=lambda: dict(CAPS))
-    limits: Limits = field(default_factory=Limits)
+    limits: ServerLimits = field(default_factory=ServerLimits)
     api_key: str | None = field(default=None, repr=False)
     shadow_share: float = 0.0
     hosts: tuple[str, ...] | None = None

@@ -11,7 +11,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 """By which names a server that listens to its own machine alone is called."""
 
 
-def listener(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket bound to an address; raises OptionError where that cannot be."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
@@ -27,23 +27,23 @@ def listener(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        raise unbound(host, port, error) from None
+        raise bind_error(host, port, error) from None
     return bound
 
 
-def unbound(host: str, port: int, error: OSError) -> OptionError:
+def bind_error(host: str, port: int, error: OSError) -> OptionError:
     """What to say where an address cannot be had."""
     if error.errno == errno.EADDRINUSE:
         return OptionError(f"port {port} on {host} is in use; choose another with --port, or 0 for any that is free")
     return OptionError(f"cannot listen on {host}:{port}: {error.strerror}; choose others with --host and --port")
 
 
-def where(host: str, port: int) -> str:
+def base_url(host: str, port: int) -> str:
     """The address as clients are given it."""
     return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
 
 
-def warning(host: str, api_key: str | None) -> str:
+def exposure_warning(host: str, api_key: str | None) -> str:
     """A line for who lets others in, or nothing."""
     if host in LOCAL or api_key is not None:
         return ""

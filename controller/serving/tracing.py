@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ..trace import Generation
+from ..trace import GenerationResult
 from .errors import RequestError
-from .metrics import exit_of
+from .metrics import exit_reason
 
 PROVIDER = "tersely"
 
@@ -20,7 +20,7 @@ class Span:
     def __init__(self, span: Any = None) -> None:
         self._span = span
 
-    def answered(self, rows: Sequence[Generation], budget: int) -> None:
+    def answered(self, rows: Sequence[GenerationResult], budget: int) -> None:
         """Note what the rows of the request came to."""
         if self._span is None:
             return
@@ -33,7 +33,7 @@ class Span:
             "gen_ai.response.finish_reasons": [made.finish_reason for made in rows],
             "tersely.tier": rows[0].tier,
             "tersely.budget": budget,
-            "tersely.exit": exit_of(rows[0]) if usages[0].thinking else "none",
+            "tersely.exit": exit_reason(rows[0]) if usages[0].thinking else "none",
             "tersely.probe_tokens": sum(usage.probe for usage in usages),
             "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
         }

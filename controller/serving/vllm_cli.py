@@ -6,12 +6,12 @@ import typer
 
 from ...errors import OptionError
 from . import options as o
-from .cli import caps_from, name_of
-from .settings import Limits
+from .cli import caps_from, served_model_name
+from .settings import ServerLimits
 from .sockets import LOCAL
 from .vllm_translation import default_control
 
-_LIMITS = Limits()
+_LIMITS = ServerLimits()
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """What the command needs of click: flags that are not ours are vLLM's."""
 
@@ -38,7 +38,7 @@ def serve(
 
     serve_on(
         model,
-        name or name_of(model),
+        name or served_model_name(model),
         host,
         port,
         default=default,

@@ -1,6 +1,7 @@
 """Control before vLLM's own server: requests are translated on their way in, replies say what was done on theirs out.
 
-Plain ASGI. vLLM makes one `Middleware` in each of its API servers, from the settings that `tersely serve` leaves in the
+Plain ASGI. vLLM makes one `ControlMiddleware` in each of its API servers, from the settings that `tersely serve`
+leaves in the
 environment; everything that is not for it passes through untouched.
 """
 
@@ -11,35 +12,35 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ..trace import Generation, Usage
+from ..trace import GenerationResult, Usage
 from ..vllm.request_control import read_control
-from ..vllm.trace_channel import Traces
-from .auth_middleware import App, Guard, Receive, Scope, Send, answer
+from ..vllm.trace_channel import TraceStore
+from .auth_middleware import App, AuthMiddleware, Receive, Scope, Send, send_json
 from .effort_budgets import CAPS
 from .errors import RequestError
 from .metrics import Metrics
-from .settings import Limits, Settings
-from .vllm_replies import Reply, Rewriter, Traced
-from .vllm_translation import PATHS, Translated, translate
+from .settings import ServerLimits, ServerSettings
+from .vllm_replies import ResponseRewriter, RewrittenResponse, Traced
+from .vllm_translation import PATHS, VllmRequestMapping, translate
 
 VARIABLE = "TERSELY_SERVE"
 
 
-class Middleware:
+class ControlMiddleware:
     """Stands before vLLM's application."""
 
     def __init__(self, app: App) -> None:
         told = json.loads(os.environ.get(VARIABLE, "{}"))
         self.default = read_control(told.get("default", {}))
         self.caps: Mapping[str, int] = {**CAPS, **told.get("caps", {})}
-        self.traces, self.metrics = Traces(), Metrics()
-        settings = Settings(
+        self.traces, self.metrics = TraceStore(), Metrics()
+        settings = ServerSettings(
             model="",
-            limits=Limits(body=told.get("body", Limits().body)),
+            limits=ServerLimits(body=told.get("body", ServerLimits().body)),
             api_key=None,  # vLLM looks at keys itself
             hosts=tuple(told["hosts"]) if told.get("hosts") else None,
         )
-        self.app, self.guard = app, Guard(self._inside, settings, self.metrics)
+        self.app, self.guard = app, AuthMiddleware(self._inside, settings, self.metrics)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -47,7 +48,7 @@ class Middleware:
 
     async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/metrics":
-            await self.app(scope, receive, Rewriter(send, self._counted).send)
+            await self.app(scope, receive, ResponseRewriter(send, self._counted).send)
         elif scope["method"] == "POST" and scope["path"] in PATHS:
             await self._controlled(scope, receive, send)
         else:
@@ -60,26 +61,26 @@ class Middleware:
             given = json.loads(body)
             translated = translate(scope["path"], given, self.default, self.caps, tag)
         except RequestError as refusal:
-            await answer(refusal, send)
+            await send_json(refusal, send)
             return
         except (ValueError, AttributeError, TypeError):  # no JSON, or not of the form: vLLM says so better
             await self.app(scope, _replay(body, receive), send)
             return
-        reply = Reply(scope["path"], translated, lambda: self.traces.take(tag), self._note)
+        reply = RewrittenResponse(scope["path"], translated, lambda: self.traces.take(tag), self._note)
         text = json.dumps(translated.body).encode()
         sized = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
         inner = {**scope, "headers": [*sized, (b"content-length", str(len(text)).encode())]}
         try:
-            await self.app(inner, _replay(text, receive), Rewriter(send, reply.whole, reply.event).send)
+            await self.app(inner, _replay(text, receive), ResponseRewriter(send, reply.whole, reply.event).send)
         finally:
             self.traces.take(tag)  # of a client that left
 
-    def _note(self, translated: Translated, usage: Mapping[str, Any], traces: Traced) -> None:
+    def _note(self, translated: VllmRequestMapping, usage: Mapping[str, Any], traces: Traced) -> None:
         """Count a reply."""
         control = translated.control
         details = usage.get("completion_tokens_details") or {}
         completion, thinking = usage.get("completion_tokens") or 0, details.get("reasoning_tokens") or 0
-        made = Generation(
+        made = GenerationResult(
             "",
             "",
             "",

@@ -9,14 +9,14 @@ from typing import Any
 
 from ..trace import Decision
 from .auth_middleware import Send
-from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Translated
+from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, RESPONSES, VllmRequestMapping
 
 Traced = Mapping[int, tuple[Decision, ...]]
 """The decisions of each sample of a prompt."""
 _END = b"\n\n"
 
 
-class Rewriter:
+class ResponseRewriter:
     """Passes a response on, rewritten: a whole JSON body by `whole`, a stream event by event; others untouched.
 
     Either may return None for what is to be left out, and only responses that went well are looked at.
@@ -71,15 +71,15 @@ class Rewriter:
         await self._send({**message, "body": body})
 
 
-class Reply:
+class RewrittenResponse:
     """The reply to one request; `note` is told its usage and traces once."""
 
     def __init__(
         self,
         path: str,
-        asked: Translated,
+        asked: VllmRequestMapping,
         take: Callable[[], Traced],
-        note: Callable[[Translated, Mapping[str, Any], Traced], None],
+        note: Callable[[VllmRequestMapping, Mapping[str, Any], Traced], None],
     ) -> None:
         self.path, self.asked, self._take, self._note = path, asked, take, note
         self._traces: dict[int, tuple[Decision, ...]] = {}

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 
 from ...errors import CapabilityError, OptionError
-from ..engines.checkpoints import locate
+from ..engines.checkpoints import resolve_checkpoint
 from ..vllm.engine import PROCESSOR
-from ..vllm.request_control import Control
+from ..vllm.request_control import RequestControl
 from ..vllm.trace_channel import PLACE
-from .sockets import LOCAL, listener, warning, where
+from .sockets import LOCAL, base_url, bind_socket, exposure_warning
 from .vllm_middleware import VARIABLE
 
 _MIDDLEWARE = f"{__package__}.vllm_middleware.Middleware"
@@ -27,7 +27,7 @@ def serve(
     host: str,
     port: int,
     *,
-    default: Control,
+    default: RequestControl,
     caps: Mapping[str, int],
     body: int,
     api_key: str | None,
@@ -38,8 +38,8 @@ def serve(
     default, caps: see `vllm_translation.translate`; body: most bytes of a request. Raises CapabilityError where there
     is no vLLM, OptionError for a port in use or flags that vLLM does not know.
     """
-    checkpoint = locate(model)
-    with listener(host, port) as bound:  # vLLM opens its own, half a minute later
+    checkpoint = resolve_checkpoint(model)
+    with bind_socket(host, port) as bound:  # vLLM opens its own, half a minute later
         port = bound.getsockname()[1]
     try:
         with warnings.catch_warnings():
@@ -67,8 +67,8 @@ def serve(
     settings = {"default": default.as_dict(), "caps": dict(caps), "body": body, "hosts": hosts}
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[VARIABLE] = folder, json.dumps(settings)
-        ready = f"{name} will be served at {where(host, port)} once vLLM has started (Ctrl-C stops)"
-        print(ready + warning(host, api_key), file=sys.stderr)
+        ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
+        print(ready + exposure_warning(host, api_key), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             ServeSubcommand.cmd(arguments)
 

@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from ...errors import OptionError, TerselyError, unknown
 from ..budgets import canonical_effort
-from ..vllm.request_control import KEY, Control, read_control
+from ..vllm.request_control import KEY, RequestControl, read_control
 from .chat import ChatRequest
-from .effort_budgets import EFFORT_NAMES, OURS, reserve_of
-from .errors import RequestError, of_validation
-from .schemas import TerselyField, Thinking
+from .effort_budgets import EFFORT_NAMES, OURS, answer_reserve
+from .errors import RequestError, from_validation_error
+from .schemas import TerselyField, ThinkingOptions
 
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = (
     "/v1/chat/completions",
@@ -23,12 +23,12 @@ CHAT, RESPONSES, COMPLETIONS, MESSAGES = (
     "/v1/completions",
     "/v1/messages",
 )
-_THINKING: TypeAdapter[Thinking] = TypeAdapter(Thinking)
+_THINKING: TypeAdapter[ThinkingOptions] = TypeAdapter(ThinkingOptions)
 PATHS = (CHAT, RESPONSES, COMPLETIONS, MESSAGES)
 
 
 @dataclass(frozen=True, slots=True)
-class Translated:
+class VllmRequestMapping:
     """A request as vLLM's server gets it.
 
     effort, control: what was settled on; control is None where nothing is controlled. trace: the reply tells decisions.
@@ -37,12 +37,14 @@ class Translated:
 
     body: dict[str, Any]
     effort: str
-    control: Control | None
+    control: RequestControl | None
     trace: bool = True
     usage_added: bool = False
 
 
-def translate(path: str, given: Mapping[str, Any], default: Control, caps: Mapping[str, int], tag: str) -> Translated:
+def translate(
+    path: str, given: Mapping[str, Any], default: RequestControl, caps: Mapping[str, int], tag: str
+) -> VllmRequestMapping:
     """The request of a client in vLLM's terms; raises RequestError for what is wrong in the fields that are ours.
 
     default: where a request says nothing. caps: thinking tokens by effort. tag: by which its trace will be known.
@@ -57,7 +59,7 @@ def translate(path: str, given: Mapping[str, Any], default: Control, caps: Mappi
     if xargs or "vllm_xargs" in body:
         body["vllm_xargs"] = xargs
     usage_added = path in (CHAT, COMPLETIONS) and bool(body.get("stream")) and _add_usage(body)
-    return Translated(body, effort, control, own.trace, usage_added)
+    return VllmRequestMapping(body, effort, control, own.trace, usage_added)
 
 
 def _own(given: Any) -> TerselyField:
@@ -97,7 +99,7 @@ def _effort(
     return effort, min((x for x in (cap, given) if x is not None), default=None)
 
 
-def _thinking(path: str, body: dict[str, Any]) -> Thinking | None:
+def _thinking(path: str, body: dict[str, Any]) -> ThinkingOptions | None:
     """Anthropic's field, which vLLM knows at its own endpoint only."""
     given = body.get("thinking") if path == MESSAGES else body.pop("thinking", None)
     if given is None:
@@ -111,7 +113,7 @@ def _thinking(path: str, body: dict[str, Any]) -> Thinking | None:
 def _under(field: str, error: ValidationError) -> RequestError:
     """The refusal of a field that pydantic found fault with."""
     first: dict[str, Any] = dict(error.errors()[0])
-    return of_validation([{**first, "loc": (field, *first["loc"])}], ChatRequest)
+    return from_validation_error([{**first, "loc": (field, *first["loc"])}], ChatRequest)
 
 
 def _tell_template(path: str, body: dict[str, Any], effort: str, told: bool) -> None:
@@ -126,8 +128,14 @@ def _tell_template(path: str, body: dict[str, Any], effort: str, told: bool) -> 
 
 
 def _control(
-    path: str, body: Mapping[str, Any], own: TerselyField, default: Control, effort: str, cap: int | None, tag: str
-) -> Control | None:
+    path: str,
+    body: Mapping[str, Any],
+    own: TerselyField,
+    default: RequestControl,
+    effort: str,
+    cap: int | None,
+    tag: str,
+) -> RequestControl | None:
     """The control of a request; a raw completion is controlled only where it asks for it."""
     asked = (body.get("vllm_xargs") or {}).get(KEY)
     try:
@@ -144,7 +152,7 @@ def _control(
             effort=canonical_effort(effort),
             thinking=cap or control.thinking,
             shadow=own.shadow or control.shadow,
-            answer_reserve=reserve_of(limit, control.answer_reserve) if isinstance(limit, int) else None,
+            answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
             question=_question(body),
             tag=tag,
         )
@@ -170,11 +178,11 @@ def _add_usage(body: dict[str, Any]) -> bool:
     return True
 
 
-def default_control(preset: str | None, policies: list[str] | None, effort: str) -> Control:
+def default_control(preset: str | None, policies: list[str] | None, effort: str) -> RequestControl:
     """What holds where a request says nothing; raises OptionError, CapabilityError."""
     if effort not in EFFORT_NAMES:
         raise unknown("effort", effort, EFFORT_NAMES)
     named: dict[str, dict[str, Any]] | None = None if policies is None else {name: {} for name in policies}
     if named is not None and policies is not None and len(named) < len(policies):
         raise OptionError(f"policies given twice: {', '.join(policies)}; accepted: each at most once")
-    return Control(preset if named is None else None, named, effort)
+    return RequestControl(preset if named is None else None, named, effort)

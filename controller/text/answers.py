@@ -16,7 +16,7 @@ _BARE_NUMBER = re.compile(_NUMBER)
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
 
 
-def boxed(text: str) -> str | None:
+def extract_boxed(text: str) -> str | None:
     r"""Content of the last closed ``\boxed{...}`` (braces may nest), or None."""
     start = text.rfind("\\boxed{")
     if start < 0:
@@ -29,25 +29,25 @@ def boxed(text: str) -> str | None:
     return None
 
 
-def stated(text: str) -> str | None:
+def extract_stated_answer(text: str) -> str | None:
     """The last answer this text states as its conclusion, normalised; None if it concludes nothing."""
-    inside = boxed(text)
+    inside = extract_boxed(text)
     if inside:
-        return normalise(inside)
+        return normalize_answer(inside)
     found = _STATED.findall(text)
-    return normalise(found[-1]) if found else None
+    return normalize_answer(found[-1]) if found else None
 
 
-def boxed_or_last(text: str) -> str:
+def extract_answer(text: str) -> str:
     """What a final answer amounts to: its boxed part, its stated number, its last number, or all of it."""
-    answer = boxed(text) or stated(text)
+    answer = extract_boxed(text) or extract_stated_answer(text)
     if answer:
         return answer
     numbers = _BARE_NUMBER.findall(text)
-    return normalise(numbers[-1]) if numbers else text.strip()
+    return normalize_answer(numbers[-1]) if numbers else text.strip()
 
 
-def normalise(answer: str) -> str:
+def normalize_answer(answer: str) -> str:
     """One spelling for equal answers: no thousands commas, currency, trailing zeros, spaces or final stop."""
     text = answer.strip().strip("$ ").rstrip(".").replace("−", "-").replace("\\!", "").replace("\\,", "")
     plain = text.replace("$", "").lstrip("+")

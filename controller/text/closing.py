@@ -8,7 +8,7 @@ from .markers import Markers
 CLOSING = "Time is short, so I answer now."
 
 
-def lead_after(tail: str) -> str:
+def paragraph_separator(tail: str) -> str:
     """What parts a new paragraph from a text that ends so."""
     return "" if tail.endswith("\n\n") or not tail else "\n" if tail.endswith("\n") else "\n\n"
 
@@ -19,9 +19,9 @@ def closing_text(markers: Markers, phrase: str, lead: str) -> str:
     return f"{words}{markers.close}{markers.after}{markers.answering}"
 
 
-def text_of(action: Inject | Close, markers: Markers, closing: str, tail: str) -> str:
+def action_text(action: Inject | Close, markers: Markers, closing: str, tail: str) -> str:
     """What an action writes after a text that ends so; closing: the sentence of a `Close` that has none."""
-    lead = lead_after(tail)
+    lead = paragraph_separator(tail)
     if isinstance(action, Inject):
         return f"{lead}{action.text}{action.after}"
     return closing_text(markers, closing if action.phrase is None else action.phrase, lead)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .tokenizer_adapter import Codec
+from .tokenizer_adapter import TokenizerAdapter
 
 _TAIL = 16
 
 
-class Spotter:
+class MarkerMatcher:
     """Notices where a marker is complete, which may be several tokens long and fused with what follows."""
 
     __slots__ = ("_codec", "_marker", "_recent", "id")
 
-    def __init__(self, codec: Codec, marker: str) -> None:
+    def __init__(self, codec: TokenizerAdapter, marker: str) -> None:
         self._codec, self._marker = codec, marker
         found = codec.tokenizer.get_added_vocab().get(marker)
         self.id = None if found is None else int(found)  # of a marker that is one added token

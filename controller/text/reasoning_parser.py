@@ -14,14 +14,14 @@ from .markers import Markers
 Part = Literal["thinking", "answer"]
 
 
-def cut(answer: str, stops: Sequence[str]) -> tuple[str, bool]:
+def truncate_at_stop(answer: str, stops: Sequence[str]) -> tuple[str, bool]:
     """An answer up to the first stop string in it, and whether there was one."""
     places = [place for stop in stops if stop and (place := answer.find(stop)) >= 0]
     return (answer[: min(places)].rstrip(), True) if places else (answer, False)
 
 
-class Parting:
-    """Follows one row; state: where its prompt left the model, see `prompts.Rendered`.
+class StreamingReasoningParser:
+    """Follows one row; state: where its prompt left the model, see `prompts.RenderedPrompt`.
 
     hide: from this text on, the answer is not said as it comes. stopped: a stop string stands in the answer; what comes
     after it is dropped.
@@ -79,10 +79,10 @@ class Parting:
             self._held = ""
             return
         if self._hidden:
-            self.stopped = cut(self._held, self.stops)[1]
+            self.stopped = truncate_at_stop(self._held, self.stops)[1]
             return
         text = self._held if self._said["answer"] else self._held.lstrip()
-        text, self.stopped = cut(text, self.stops)
+        text, self.stopped = truncate_at_stop(text, self.stops)
         shown, found, rest = text.partition(self.hide) if self.hide else (text, "", "")
         if self.stopped or found:
             self._say("answer", shown.rstrip() if found else shown, said)

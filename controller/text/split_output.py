@@ -8,11 +8,11 @@ from itertools import groupby
 
 from ..trace import Span
 from .markers import Markers
-from .tokenizer_adapter import Codec
+from .tokenizer_adapter import TokenizerAdapter
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class ReasoningParts:
     """Thinking and answer texts without markers, and how many tokens belong to each (the marker to the thinking)."""
 
     thinking: str
@@ -21,22 +21,22 @@ class Parts:
     answer_tokens: int
 
 
-def split_output(ids: Sequence[int], codec: Codec, markers: Markers, state: str) -> Parts:
-    """Split output ids; `state` is where the prompt left the model (see `prompts.Rendered`)."""
+def split_reasoning(ids: Sequence[int], codec: TokenizerAdapter, markers: Markers, state: str) -> ReasoningParts:
+    """Split output ids; `state` is where the prompt left the model (see `prompts.RenderedPrompt`)."""
     text = codec.decode(ids)
     if state == "before" and markers.open not in text:
         state = "answer"
     if state == "answer":
-        return Parts("", text.strip(), 0, len(ids))
+        return ReasoningParts("", text.strip(), 0, len(ids))
     body = text if state == "thinking" else text.split(markers.open, 1)[1]
     thinking, found, answer = body.partition(markers.close)
     if not found:
-        return Parts(thinking.strip(), "", len(ids), 0)
+        return ReasoningParts(thinking.strip(), "", len(ids), 0)
     end = _first_prefix_with(ids, codec, markers.close)
-    return Parts(thinking.strip(), answer.strip(), end, len(ids) - end)
+    return ReasoningParts(thinking.strip(), answer.strip(), end, len(ids) - end)
 
 
-def _first_prefix_with(ids: Sequence[int], codec: Codec, marker: str) -> int:
+def _first_prefix_with(ids: Sequence[int], codec: TokenizerAdapter, marker: str) -> int:
     """Length of the shortest prefix of `ids` whose text contains `marker` (binary search: containment only grows)."""
     low, high = 1, len(ids)
     while low < high:
@@ -48,7 +48,7 @@ def _first_prefix_with(ids: Sequence[int], codec: Codec, marker: str) -> int:
     return low
 
 
-def spans(ids: Sequence[int], forced: Sequence[bool], codec: Codec) -> tuple[Span, ...]:
+def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdapter) -> tuple[Span, ...]:
     """Runs of sampled and forced text."""
     out = []
     for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..types import Signals
-from .tokenizer_adapter import Codec, Flag, word_pattern
+from .tokenizer_adapter import TokenFlags, TokenizerAdapter, word_pattern
 
-CUES = (
+REFLECTION_CUES = (
     "wait",
     "hmm",
     "alternatively",
@@ -28,7 +28,7 @@ CUES = (
     "looking back",
 )
 """Openings of reflective thoughts (TrimR, Speculative Thinking and VSRM use lists of this kind); matched as words."""
-_CUE = word_pattern(CUES)
+_CUE = word_pattern(REFLECTION_CUES)
 _TAIL = 400
 
 
@@ -42,7 +42,7 @@ class Thought:
     reflective: bool
 
 
-def open_region(text: str) -> str | None:
+def unclosed_region(text: str) -> str | None:
     """The kind of region that is still open at the end of `text` (code, tool call, math, JSON), or None."""
     if text.count("```") % 2 or re.search(r"(?:^|\n)`{1,2}$", text):
         return "code"
@@ -67,10 +67,10 @@ def _depth(text: str) -> int:
     return sum({"{": 1, "[": 1, "}": -1, "]": -1}.get(c, 0) for c in text)
 
 
-class Thinking:
+class ThinkingState:
     """Grows token by token; decodes only at boundaries."""
 
-    def __init__(self, codec: Codec) -> None:
+    def __init__(self, codec: TokenizerAdapter) -> None:
         self.codec = codec
         self.ids: list[int] = []
         self.signals: list[Signals | None] = []  # as long as `ids` where an engine reports them, else empty
@@ -101,7 +101,7 @@ class Thinking:
     @property
     def protected(self) -> str | None:
         """The region that is open at the end, or None; looks no further than it must."""
-        return open_region(self.text) if self._risky else None
+        return unclosed_region(self.text) if self._risky else None
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
@@ -110,19 +110,19 @@ class Thinking:
         if signals is not None:
             self.signals += [None] * (len(self.ids) - 1 - len(self.signals))
             self.signals.append(signals)
-        after_digit, self._after_digit = self._after_digit, bool(flags & Flag.DIGIT)
-        if not flags or (after_digit and flags & Flag.POINT):
+        after_digit, self._after_digit = self._after_digit, bool(flags & TokenFlags.DIGIT)
+        if not flags or (after_digit and flags & TokenFlags.POINT):
             self.boundary, self._line_empty = "token", False
             return
-        if flags & Flag.FENCE:
+        if flags & TokenFlags.FENCE:
             self._risky = True
-        ended = flags & Flag.BLANK or (flags & Flag.NEWLINE and self._line_empty)
-        self._line_empty = bool(flags & Flag.NEWLINE)
+        ended = flags & TokenFlags.BLANK or (flags & TokenFlags.NEWLINE and self._line_empty)
+        self._line_empty = bool(flags & TokenFlags.NEWLINE)
         if ended and len(self.ids) - self._start > 1:
             self._end_thought()
             self.boundary = "thought"
         else:
-            self.boundary = "sentence" if flags & (Flag.SENTENCE | Flag.NEWLINE) else "token"
+            self.boundary = "sentence" if flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else "token"
 
     def own(self, count: int) -> int:
         """How many of the last `count` tokens may be taken back: as far as nothing was forced among them."""

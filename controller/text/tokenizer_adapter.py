@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 _SENTENCE = re.compile(r"[.!?。！？][\"')\]]*\s*$")
 
 
-class Flag:
+class TokenFlags:
     """What the text of one token holds: bits of an int, since an `IntFlag` takes longer than all else on a token."""
 
     NEWLINE = 1
@@ -21,7 +21,7 @@ class Flag:
     POINT = 32  # is a bare full stop, perhaps a decimal point
 
 
-class Codec:
+class TokenizerAdapter:
     """Text <-> ids of one tokenizer, with a flag cache per token id."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -56,28 +56,28 @@ class Codec:
 def _flags_of(text: str) -> int:
     flags = 0
     if "\n" in text:
-        flags |= Flag.NEWLINE
+        flags |= TokenFlags.NEWLINE
         if "\n\n" in text:
-            flags |= Flag.BLANK
+            flags |= TokenFlags.BLANK
     if _SENTENCE.search(text):
-        flags |= Flag.SENTENCE
+        flags |= TokenFlags.SENTENCE
     if any(c in text for c in "`{}[]$\\<>"):
-        flags |= Flag.FENCE
+        flags |= TokenFlags.FENCE
     if text[-1:].isdigit():
-        flags |= Flag.DIGIT
+        flags |= TokenFlags.DIGIT
     if text == ".":
-        flags |= Flag.POINT
+        flags |= TokenFlags.POINT
     return flags
 
 
-_CODECS: WeakKeyDictionary[Any, Codec] = WeakKeyDictionary()
+_CODECS: WeakKeyDictionary[Any, TokenizerAdapter] = WeakKeyDictionary()
 
 
-def codec_for(tokenizer: Any) -> Codec:
+def get_adapter(tokenizer: Any) -> TokenizerAdapter:
     """The shared codec of a tokenizer object."""
     codec = _CODECS.get(tokenizer)
     if codec is None:
-        codec = _CODECS[tokenizer] = Codec(tokenizer)
+        codec = _CODECS[tokenizer] = TokenizerAdapter(tokenizer)
     return codec
 
 

@@ -20,7 +20,7 @@ Tool = Mapping[str, Any]
 """A tool as OpenAI describes it: type "function", and the function's name, description and parameters."""
 
 
-def knows_tools(tokenizer: Any) -> bool:
+def supports_tools(tokenizer: Any) -> bool:
     """Whether the chat template knows tools and writes calls in the way understood here."""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     return "tools" in template and OPEN in template
@@ -28,14 +28,14 @@ def knows_tools(tokenizer: Any) -> bool:
 
 def check_tools(engine: Engine) -> None:
     """Raise CapabilityError for a model that cannot be told tools."""
-    if not knows_tools(engine.tokenizer):
+    if not supports_tools(engine.tokenizer):
         raise CapabilityError(
             f"{engine.name!r} cannot call tools: its chat template knows none, or writes no {OPEN}; use a model that "
             "was trained for it (Qwen3 and others), and this one for steps without tools"
         )
 
 
-def chosen(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool], str]:
+def apply_tool_choice(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool], str]:
     """The tools to tell, and what to ask for in words, "" for nothing; choice: LangChain's or OpenAI's `tool_choice`.
 
     No template can force a call, so one that is wanted is asked for. Raises OptionError for an unknown tool.
@@ -55,7 +55,7 @@ def chosen(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool], str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ToolCall:
     """A call as the model wrote it; error: why it is none, with `text` as it was written."""
 
     name: str | None
@@ -65,7 +65,7 @@ class Call:
     id: str = ""
 
 
-def read_calls(answer: str) -> tuple[str, list[Call]]:
+def read_calls(answer: str) -> tuple[str, list[ToolCall]]:
     """What an answer says beside its calls, and the calls; answer: without any thinking."""
     said, opened, rest = answer.partition(OPEN)
     calls = []
@@ -77,23 +77,23 @@ def read_calls(answer: str) -> tuple[str, list[Call]]:
     return said.strip(), calls
 
 
-def _read(body: str, closed: bool) -> Call:
+def _read(body: str, closed: bool) -> ToolCall:
     number, text = f"call_{uuid4().hex}", f"{OPEN}{body}{CLOSE if closed else ''}"
     if not closed:
-        return Call(None, {}, text, f"the answer ends before {CLOSE}", number)
+        return ToolCall(None, {}, text, f"the answer ends before {CLOSE}", number)
     try:
         about = json.loads(body)
     except ValueError as error:
-        return Call(None, {}, text, f"no JSON: {error}", number)
+        return ToolCall(None, {}, text, f"no JSON: {error}", number)
     name = about.get("name") if isinstance(about, dict) else None
     if not isinstance(name, str) or not name:
-        return Call(None, {}, text, "no object with the name of a tool", number)
+        return ToolCall(None, {}, text, "no object with the name of a tool", number)
     arguments = about.get("arguments", about.get("parameters", {}))
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except ValueError as error:
-            return Call(name, {}, text, f"its arguments are no JSON: {error}", number)
+            return ToolCall(name, {}, text, f"its arguments are no JSON: {error}", number)
     if not isinstance(arguments, dict):
-        return Call(name, {}, text, "its arguments are no object", number)
-    return Call(name, arguments, text, None, number)
+        return ToolCall(name, {}, text, "its arguments are no object", number)
+    return ToolCall(name, arguments, text, None, number)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from ...errors import CapabilityError
-from ..pending_questions import told
-from ..verification import Exists, Question, Ticket
+from ..pending_questions import format_error
+from ..verification import AnswerStated, Question, VerdictFuture
 
 _YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
 _EXISTS = """Question:
@@ -36,7 +36,7 @@ The ends of two pieces of reasoning about it:
 Do both come to the same answer? Reply with Yes or No only."""
 
 
-class EngineVerifier:
+class LLMVerifier:
     """Asks the model of a transformers engine in a thread of its own; implements `Verifier`.
 
     engine: also the one that decodes, whose weights are then shared. patience: seconds until a verdict no longer
@@ -49,19 +49,19 @@ class EngineVerifier:
         model, self.tokenizer = getattr(engine, "model", None), engine.tokenizer
         if model is None:
             raise CapabilityError(f"engine {engine.name!r} has no model in this process; give a transformers engine")
-        self.model = twin(model)
+        self.model = clone_sharing_weights(model)
         self.patience, self.least, self.most = patience, least, most
         self._ids = reply_ids(self.tokenizer)
-        self._queue: queue.SimpleQueue[tuple[list[int], Ticket] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[list[int], VerdictFuture] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="tersely verifier", daemon=True)
         self._thread.start()
 
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         """See `Verifier.submit`."""
         if not self._thread.is_alive():
-            return Ticket().fail("the verifier has stopped")
-        ids = prompt_ids(self.tokenizer, question)
-        ticket = Ticket(len(ids), self.patience)
+            return VerdictFuture().fail("the verifier has stopped")
+        ids = encode_question(self.tokenizer, question)
+        ticket = VerdictFuture(len(ids), self.patience)
         self._queue.put((ids, ticket))
         return ticket
 
@@ -74,9 +74,9 @@ class EngineVerifier:
         while batch := self._waiting():
             self._judge(batch)
 
-    def _waiting(self) -> list[tuple[list[int], Ticket]]:
+    def _waiting(self) -> list[tuple[list[int], VerdictFuture]]:
         """The next questions, at least one; none at the end."""
-        batch: list[tuple[list[int], Ticket]] = []
+        batch: list[tuple[list[int], VerdictFuture]] = []
         while not batch or (len(batch) < self.most and not self._queue.empty()):
             item = self._queue.get()
             if item is None:
@@ -89,12 +89,12 @@ class EngineVerifier:
                 batch.append(item)
         return batch
 
-    def _judge(self, batch: list[tuple[list[int], Ticket]]) -> None:
+    def _judge(self, batch: list[tuple[list[int], VerdictFuture]]) -> None:
         try:
-            chances = reply_chances(self.model, [ids for ids, _ in batch], self._ids)
+            chances = next_token_probs(self.model, [ids for ids, _ in batch], self._ids)
         except Exception as error:  # whatever is wrong with the model is no matter of the rows that are decoded
             for _, ticket in batch:
-                ticket.fail(told(error))
+                ticket.fail(format_error(error))
             return
         for (_, ticket), (yes, no) in zip(batch, chances, strict=True):
             if yes + no > self.least:
@@ -103,7 +103,7 @@ class EngineVerifier:
                 ticket.fail(f"garbage: yes and no have {yes + no:.3f} of the next token")
 
 
-def twin(model: Any) -> Any:
+def clone_sharing_weights(model: Any) -> Any:
     """The same weights in modules of their own, so that hooks on the model that decodes see nothing of our forwards."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     return copy.deepcopy(model, shared)
@@ -118,16 +118,16 @@ def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     return sorted(yes), sorted(no)
 
 
-def prompt_ids(tokenizer: Any, question: Question) -> list[int]:
+def encode_question(tokenizer: Any, question: Question) -> list[int]:
     """The prompt of a question."""
-    if isinstance(question, Exists):
+    if isinstance(question, AnswerStated):
         text = _EXISTS.format(question=question.question, ending=question.ending)
     else:
         text = _SAME.format(question=question.question, first=question.first, second=question.second)
-    return chat_ids(tokenizer, text)
+    return encode_chat(tokenizer, text)
 
 
-def chat_ids(tokenizer: Any, text: str) -> list[int]:
+def encode_chat(tokenizer: Any, text: str) -> list[int]:
     """A prompt with this message, by the chat template where there is one, without thinking."""
     if tokenizer.chat_template:
         messages = [{"role": "user", "content": text}]
@@ -139,7 +139,7 @@ def chat_ids(tokenizer: Any, text: str) -> list[int]:
 
 
 @torch.no_grad()
-def reply_chances(
+def next_token_probs(
     model: Any, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
 ) -> list[tuple[float, ...]]:
     """Probabilities that the token after each prompt begins each of the replies: one forward, padded on the right."""

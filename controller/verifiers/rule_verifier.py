@@ -5,25 +5,25 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from ..text.answers import normalise, stated
-from ..verification import Exists, Question, Ticket, Verifier
+from ..text.answers import extract_stated_answer, normalize_answer
+from ..verification import AnswerStated, Question, VerdictFuture, Verifier
 
 _VALUE = re.compile(r"(-?\d*\.?\d+)(?:/(-?\d*\.?\d+))?(%?)")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
 
 
-class SymbolicVerifier:
+class RuleVerifier:
     """Decides what rules decide; `beyond` is asked the rest, None takes that for a no. Implements `Verifier`."""
 
     def __init__(self, beyond: Verifier | None = None) -> None:
         self.beyond = beyond
 
-    def submit(self, question: Question) -> Ticket:
+    def submit(self, question: Question) -> VerdictFuture:
         """See `Verifier.submit`."""
-        verdict = by_rules(question)
+        verdict = decide_by_rules(question)
         if verdict is None and self.beyond is not None:
             return self.beyond.submit(question)
-        return Ticket().settle(float(verdict or False))
+        return VerdictFuture().settle(float(verdict or False))
 
     def close(self) -> None:
         """See `Verifier.close`."""
@@ -31,28 +31,28 @@ class SymbolicVerifier:
             self.beyond.close()
 
 
-def by_rules(question: Question) -> bool | None:
+def decide_by_rules(question: Question) -> bool | None:
     """The verdict of the rules; None where they cannot tell."""
-    if isinstance(question, Exists):
-        return True if stated(question.ending) is not None else None
-    first, second = stated(question.first), stated(question.second)
+    if isinstance(question, AnswerStated):
+        return True if extract_stated_answer(question.ending) is not None else None
+    first, second = extract_stated_answer(question.first), extract_stated_answer(question.second)
     if first is None or second is None:
         return None
-    return equal(first, second)
+    return answers_equal(first, second)
 
 
-def equal(first: str, second: str) -> bool | None:
+def answers_equal(first: str, second: str) -> bool | None:
     """Whether two answers are the same; None where they are spelled differently and are not both numbers."""
-    first, second = normalise(first), normalise(second)
+    first, second = normalize_answer(first), normalize_answer(second)
     if first == second:
         return True
-    one, other = value_of(first), value_of(second)
+    one, other = parse_value(first), parse_value(second)
     if one is None or other is None or ("%" in first) != ("%" in second):
         return None
     return one == other
 
 
-def value_of(answer: str) -> Fraction | None:
+def parse_value(answer: str) -> Fraction | None:
     """The number that an answer spells: 12, -0.5, 1/2, 50% or a LaTeX fraction of numbers; None for anything else."""
     found = _VALUE.fullmatch(_FRACTION.sub(r"\1\2/\3", answer.replace("\\%", "%").replace(" ", "")))
     if found is None or Fraction(found[2] or 1) == 0:

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import CapabilityError, ModelError, OptionError
-from ..engines.checkpoints import locate
-from ..engines.validation import limit_of, openings_of
-from ..types import Completion, Opening, Request, Sampling, TokenSink
+from ..engines.checkpoints import resolve_checkpoint
+from ..engines.validation import check_max_new_tokens, collect_openings
+from ..types import Completion, PromptRouter, Request, SamplingParams, TokenSink
 from .request_control import KEY
-from .request_controller import ends, last_layer
-from .sequences import Eye, Row
+from .request_controller import end_token_ids, last_layer
+from .sequences import HiddenStateCapture, VllmSequence
 
 if TYPE_CHECKING:
     from vllm import LLM
 
-PROCESSOR = "tersely.controller.vllm.logits_processor:Processor"
+PROCESSOR = "tersely.controller.vllm.logits_processor:TerselyLogitsProcessor"
 _SETTINGS = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # watchers live in this process
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -60,10 +60,10 @@ class VllmEngine:
         self._folder = Path(config.model)
         told = config.try_get_generation_config()
         self._greedy = not told.get("do_sample", False)
-        self._end = ends(config, self.tokenizer)
+        self._end = end_token_ids(config, self.tokenizer)
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Decode all requests, in order; see `Engine.generate`.
 
@@ -71,7 +71,7 @@ class VllmEngine:
         """
         if not requests:
             return []
-        if (openings := openings_of(requests)) is not None:
+        if (openings := collect_openings(requests)) is not None:
             return self._open(requests, openings, sampling, sink)
         rows = [self._row(request, row) for row, request in enumerate(requests)]
         if sampling.seed is not None:
@@ -91,18 +91,22 @@ class VllmEngine:
         return [row.completion() for row in rows]
 
     def _open(
-        self, requests: Sequence[Request], openings: Sequence[Opening], sampling: Sampling, sink: TokenSink | None
+        self,
+        requests: Sequence[Request],
+        openings: Sequence[PromptRouter],
+        sampling: SamplingParams,
+        sink: TokenSink | None,
     ) -> list[Completion]:
         """Have the beginnings of prompts read, then answer what their openings make of them.
 
         vLLM's prefix cache keeps what was read; the token that it cannot help sampling is dropped.
         """
-        eyes = [Eye(opening.layer) for opening in openings]
+        eyes = [HiddenStateCapture(opening.layer) for opening in openings]
         read = [
             Request(request.prompt_ids, 1, eye, layers=(eye.layer,))
             for request, eye in zip(requests, eyes, strict=True)
         ]
-        self.generate(read, Sampling(temperature=0.0))
+        self.generate(read, SamplingParams(temperature=0.0))
         whole = []
         for request, opening, eye in zip(requests, openings, eyes, strict=True):
             assert eye.state is not None
@@ -121,7 +125,7 @@ class VllmEngine:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
         return self.llm.llm_engine
 
-    def _row(self, request: Request, row: int) -> Row:
+    def _row(self, request: Request, row: int) -> VllmSequence:
         if request.steering is not None:
             raise CapabilityError("nothing is steered inside vLLM; use the engine 'transformers'")
         if request.leaving is not None:
@@ -131,19 +135,19 @@ class VllmEngine:
                 f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one "
                 f"({self.hidden_layers[-1]}) alone"
             )
-        limit = limit_of(request, row, self.context_length, self.name)
-        return Row(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
+        limit = check_max_new_tokens(request, row, self.context_length, self.name)
+        return VllmSequence(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
 
-    def _leave(self, rows: Sequence[Row]) -> None:
+    def _leave(self, rows: Sequence[VllmSequence]) -> None:
         """Forget all rows; what still runs, after an error or Ctrl-C, is ended."""
-        from .worker_context import leave
+        from .worker_context import unregister
 
         if unfinished := [row.name for row in rows if row.finish is None]:
             self._running.abort_request(unfinished)
         for row in rows:
-            leave(row.name)
+            unregister(row.name)
 
-    def _params(self, row: Row, sampling: Sampling) -> Any:
+    def _params(self, row: VllmSequence, sampling: SamplingParams) -> Any:
         assert self.llm is not None
         params = self.llm.get_default_sampling_params()
         params.max_tokens = row.limit
@@ -197,7 +201,7 @@ def load_vllm(
     Raises CapabilityError where there is no vLLM, or it runs in processes of its own, ModelError for no such model.
     """
     name = os.fspath(model)
-    place = locate(name)
+    place = resolve_checkpoint(name)
     prepare_environment(on_cpu=not torch.cuda.is_available())
     if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
         raise CapabilityError(

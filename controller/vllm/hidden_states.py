@@ -16,12 +16,12 @@ NAME = "LogitsProcessor"
 _kept: list[Tensor] = []
 
 
-def kept(rows: int) -> Tensor | None:
+def last_hidden_states(rows: int) -> Tensor | None:
     """Hidden states [rows, width] of the latest logits; None if they are of other rows, or nothing is tapped."""
     return _kept[0] if _kept and _kept[0].shape[0] == rows else None
 
 
-class Tap(LogitsProcessor):  # type: ignore[misc]
+class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]
     """The logits layer of vLLM, which keeps what it was given."""
 
     def forward(self, lm_head: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
@@ -34,5 +34,5 @@ class Tap(LogitsProcessor):  # type: ignore[misc]
 def install() -> bool:
     """Tap models that are built from now on; False where somebody else has taken the layer's place."""
     if NAME not in op_registry_oot:
-        PluggableLayer.register_oot(name=NAME)(Tap)
-    return bool(op_registry_oot[NAME] is Tap)
+        PluggableLayer.register_oot(name=NAME)(HiddenStateTap)
+    return bool(op_registry_oot[NAME] is HiddenStateTap)

@@ -12,20 +12,20 @@ from ...errors import CapabilityError, OptionError
 from ..budgets import canonical_effort
 from ..policies import POLICIES
 from ..policies.base import Policy
-from ..prompts import state_after
+from ..prompts import thinking_state_after
 from ..text.markers import Markers, find_markers
-from ..text.split_output import split_output
-from ..text.tokenizer_adapter import codec_for
+from ..text.split_output import split_reasoning
+from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
-from .request_control import KEY, Control
-from .trace_channel import Traces, tag_of
+from .request_control import KEY, RequestControl
+from .trace_channel import TraceStore, request_tag
 
 _OPENAI = {"easy": "low", "normal": "medium", "hard": "high"}
 
 
 @dataclass(frozen=True, slots=True)
-class Controlled:
+class ControlInfo:
     """What control made of one output: its decisions, and its tokens by kind."""
 
     trace: tuple[Decision, ...]
@@ -38,7 +38,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     """A drop-in for `vllm.LLM` whose requests are controlled: see `faces.generate` for the keywords that it adds.
 
     `generate` and `chat` return vLLM's own outputs; each of `RequestOutput.outputs` has one more attribute, `tersely`:
-    a `Controlled`. Keywords given here hold for all requests, those given with a call for that call; effort "none" and
+    a `ControlInfo`. Keywords given here hold for all requests, those given with a call for that call; effort "none" and
     preset "off" leave requests alone. All else goes to vLLM.
     """
 
@@ -52,16 +52,16 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         markers: Markers | None = None,
         **options: Any,
     ) -> None:
-        from ..engines.checkpoints import locate
+        from ..engines.checkpoints import resolve_checkpoint
 
         self._default = control(preset, policies, effort)
-        self._traces = Traces()
+        self._traces = TraceStore()
         settings = dict(options.pop("additional_config", None) or {})
         if markers is not None:
             settings[KEY] = {"markers": [markers.open, markers.close]}
         try:
             super().__init__(
-                locate(model),
+                resolve_checkpoint(model),
                 logits_processors=[*(options.pop("logits_processors", None) or ()), PROCESSOR],
                 additional_config=settings,
                 **options,
@@ -95,7 +95,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         marked = self._mark(sampling_params, chosen, 1 if single else len(messages))
         return self._read(super().chat(messages, marked, *args, **rest), marked)
 
-    def _chosen(self, options: Mapping[str, Any]) -> tuple[Control, dict[str, Any]]:
+    def _chosen(self, options: Mapping[str, Any]) -> tuple[RequestControl, dict[str, Any]]:
         """The control of a call, and the options that are vLLM's."""
         names = ("preset", "policies", "effort", "thinking", "answer_reserve", "shadow")
         own = {name: options[name] for name in names if name in options}
@@ -107,7 +107,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
             return control(own.pop("preset", "balanced"), own.pop("policies", None), effort, **own), rest
         return replace(self._default, **own), rest
 
-    def _mark(self, params: Any, chosen: Control, size: int) -> list[Any]:
+    def _mark(self, params: Any, chosen: RequestControl, size: int) -> list[Any]:
         """Parameters of each prompt, told apart by a tag."""
         each = list(params) if isinstance(params, Sequence) else [params] * size
         if len(each) != size:
@@ -124,16 +124,16 @@ class LLM(vllm.LLM):  # type: ignore[misc]
 
     def _read(self, outputs: list[Any], params: list[Any]) -> list[Any]:
         """Give each output what control made of it."""
-        codec = codec_for(self.get_tokenizer())
+        codec = get_adapter(self.get_tokenizer())
         for output, own in zip(outputs, params, strict=True):
-            found = self._traces.take(tag_of(own.extra_args))
-            state = state_after(codec.decode(list(output.prompt_token_ids or ())[-32:]), self.markers)
+            found = self._traces.take(request_tag(own.extra_args))
+            state = thinking_state_after(codec.decode(list(output.prompt_token_ids or ())[-32:]), self.markers)
             for one in output.outputs:
                 trace = found.get(one.index, ())
                 ids = list(one.token_ids)
-                thinking = split_output(ids, codec, self.markers, state).thinking_tokens
+                thinking = split_reasoning(ids, codec, self.markers, state).thinking_tokens
                 forced = sum(len(codec.encode(d.text)) for d in trace if d.acted)
-                one.tersely = Controlled(trace, thinking, len(ids) - thinking, forced)
+                one.tersely = ControlInfo(trace, thinking, len(ids) - thinking, forced)
         return outputs
 
     def close(self) -> None:
@@ -143,10 +143,10 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         self._traces.close()
 
 
-def control(preset: str | None, policies: Sequence[Policy | str] | None, effort: str, **more: Any) -> Control:
+def control(preset: str | None, policies: Sequence[Policy | str] | None, effort: str, **more: Any) -> RequestControl:
     """A control from keywords; raises CapabilityError for a policy that has no name, which cannot travel."""
     named = None if policies is None else dict(_described(policy) for policy in policies)
-    return Control(preset if named is None else None, named, effort, **more)
+    return RequestControl(preset if named is None else None, named, effort, **more)
 
 
 def _described(policy: Policy | str) -> tuple[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Control inside vLLM's workers: one class for both of its model runners.
 
-vLLM is started with `logits_processors=["tersely.controller.vllm.logits_processor:Processor"]`; a request is
+vLLM is started with `logits_processors=["tersely.controller.vllm.logits_processor:TerselyLogitsProcessor"]`; a
+request is
 controlled by what `control` reads from it. What is uncontrolled is not touched, and a batch without controlled rows
 costs one look into an empty dictionary. No error of ours ever leaves `apply`: it would end the engine with all that
 runs on it.
@@ -21,10 +22,10 @@ from ...errors import CapabilityError
 from ..trace import Decision
 from . import hidden_states as tap
 from . import trace_channel as traces
-from .request_control import control_of
-from .step import Row, act
-from .token_history import History
-from .worker_context import Worker
+from .request_control import parse_control
+from .step import ControlledRow, apply_step
+from .token_history import TokenHistory
+from .worker_context import WorkerContext
 
 _PARKED = 256
 """Most requests that left the batch and may come back; they cannot be told from those that ended."""
@@ -32,7 +33,7 @@ _PARKED = 256
 tap.install()
 
 
-class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
+class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
     """Forces what the controllers of single requests decide.
 
     Made with (config, device, pinned) by model runner V1, and with (config, states of requests) by V2.
@@ -43,10 +44,10 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
             raise CapabilityError(
                 "tersely does not control speculative decoding inside vLLM; start it without a speculative_config"
             )
-        self.worker = Worker(vllm_config)
-        self.rows: dict[int, Row] = {}  # by place in the batch (V1), or by slot (V2)
-        self._parked: OrderedDict[int, Row] = OrderedDict()
-        self._history = History(runner[0]) if len(runner) == 1 else None
+        self.worker = WorkerContext(vllm_config)
+        self.rows: dict[int, ControlledRow] = {}  # by place in the batch (V1), or by slot (V2)
+        self._parked: OrderedDict[int, ControlledRow] = OrderedDict()
+        self._history = TokenHistory(runner[0]) if len(runner) == 1 else None
         self._begun: dict[int, Any] = {}
         self._copies: OrderedDict[str, int] = OrderedDict()
 
@@ -54,7 +55,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
     def validate_params(cls, sampling_params: Any) -> None:
         """Refuse a request whose control is wrong, before it is admitted; raises ValueError."""
         try:
-            control = control_of(sampling_params.extra_args, None)
+            control = parse_control(sampling_params.extra_args, None)
         except CapabilityError as error:
             raise ValueError(str(error)) from None
         if control is not None and not control.driver and sampling_params.max_tokens is not None:
@@ -64,20 +65,20 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         """Forcing changes what is likeliest."""
         return False
 
-    def _row(self, params: Any, prompt: list[int] | None, output: list[int]) -> Row | None:
+    def _row(self, params: Any, prompt: list[int] | None, output: list[int]) -> ControlledRow | None:
         """The row of a request that is to be controlled; None where it is not, or that fails: it goes on alone."""
         tag, copy = self._numbered(params)
         try:
             driven = self.worker.driven(params.extra_args, prompt, params.max_tokens or 1 << 30)
         except Exception as error:  # it would end the engine
             reason = f"not controlled: {type(error).__name__}: {error}"
-            traces.tell(tag, copy, [Decision("engine", "error", reason, 0)])
+            traces.send_trace(tag, copy, [Decision("engine", "error", reason, 0)])
             return None
-        return None if driven is None else Row(driven, output, params, tag, copy)
+        return None if driven is None else ControlledRow(driven, output, params, tag, copy)
 
     def _numbered(self, params: Any) -> tuple[str, int]:
         """The tag of a request, and which of its samples this is: they come in their order, and share all they say."""
-        tag = traces.tag_of(params.extra_args)
+        tag = traces.request_tag(params.extra_args)
         if not tag:
             return "", 0
         copy = self._copies.pop(tag, -1) + 1
@@ -86,8 +87,8 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
             self._copies.popitem(last=False)
         return tag, copy
 
-    def _act(self, rows: dict[int, Row], logits: Tensor) -> None:
-        act(rows, logits)
+    def _act(self, rows: dict[int, ControlledRow], logits: Tensor) -> None:
+        apply_step(rows, logits)
         for place in [place for place, row in self.rows.items() if row.driven.done]:
             del self.rows[place]
 
@@ -112,7 +113,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
             if direction == MoveDirectionality.SWAP and second is not None:
                 self.rows[one] = second
 
-    def _park(self, row: Row | None) -> None:
+    def _park(self, row: ControlledRow | None) -> None:
         """Keep a row that left the batch: it may only be paused."""
         if row is not None:
             self._parked[id(row.params)] = row  # which holds the parameters, so that no others get their id
@@ -138,7 +139,7 @@ class Processor(RunnerV1, RunnerV2):  # type: ignore[misc]
         """Take note of a request that has taken a slot; whether it is to be controlled."""
         self.rows.pop(req_idx, None)
         self._begun.pop(req_idx, None)
-        control = control_of(sampling_params.extra_args, self.worker.default)
+        control = parse_control(sampling_params.extra_args, self.worker.default)
         if control is not None:
             self._begun[req_idx] = sampling_params
         return control is not None

@@ -22,7 +22,7 @@ GIVES = frozenset({"signals", "hidden", "verifier"})
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class RequestControl:
     """How one request is controlled.
 
     preset, policies (name -> settings, in the order of their precedence), effort, answer_reserve, shadow: as in
@@ -95,7 +95,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 _SETTINGS = tuple(name for name in _KINDS if name != "driver")
 
 
-def read_control(given: Any) -> Control:
+def read_control(given: Any) -> RequestControl:
     """The control that settings describe: an object, its JSON text, or the name of a preset; raises OptionError."""
     if isinstance(given, str) and given.lstrip()[:1] == "{":
         try:
@@ -105,7 +105,7 @@ def read_control(given: Any) -> Control:
         if "driver" in given:  # which is of this process, and never comes as text
             raise unknown(f"setting of {KEY!r}:", "driver", _SETTINGS)
     if isinstance(given, str):
-        return Control(preset=given)
+        return RequestControl(preset=given)
     if not isinstance(given, dict):
         raise OptionError(f"{KEY!r} is {given!r}; accepted: an object, its JSON text, or the name of a preset")
     for key, value in given.items():
@@ -113,10 +113,10 @@ def read_control(given: Any) -> Control:
             raise unknown(f"setting of {KEY!r}:", key, _SETTINGS)
         if key == "policies" and isinstance(value, list):
             given = {**given, key: {name: {} for name in value}}
-    return Control(**given)
+    return RequestControl(**given)
 
 
-def control_of(extra_args: Mapping[str, Any] | None, default: Control | None) -> Control | None:
+def parse_control(extra_args: Mapping[str, Any] | None, default: RequestControl | None) -> RequestControl | None:
     """The control of a request with such arguments; None where there is to be none. Raises as `read_control`."""
     given = (extra_args or {}).get(KEY)
     control = default if given is None else read_control(given)

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import CapabilityError
 from ..controller import Controller
-from ..text.closing import closing_text, lead_after
+from ..text.closing import closing_text, paragraph_separator
 from ..trace import Decision
-from ..types import Directive, Seen, Signals, State, Watcher
+from ..types import Directive, Signals, State, StepInfo, Watcher
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def ends(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
+def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a turn of a model that vLLM serves, the tokenizer's first."""
     told = model_config.try_get_generation_config().get("eos_token_id", ())
     ids = [tokenizer.eos_token_id, *([told] if isinstance(told, int) else told or ())]
@@ -32,7 +32,7 @@ def last_layer(model_config: Any) -> tuple[int, int]:
     return -1, int(model_config.hf_text_config.num_hidden_layers)
 
 
-class Moved:
+class EosSwap:
     """Of which rows the end of the turn was moved: fetched from the device once, when a token after that is read."""
 
     def __init__(self, won: Tensor) -> None:
@@ -46,7 +46,7 @@ class Moved:
         return self._known[number]
 
 
-class Driven:
+class RequestController:
     """Drives one watcher over a growing output.
 
     end: the tokens that end a turn; vLLM ends the request at them before a watcher hears of it. wants: of `signals`
@@ -64,8 +64,8 @@ class Driven:
         self.forced: list[bool] = []
         self.signals: list[Signals | None] = []
         self.stopped = False
-        self.ahead: Callable[[], Seen] = lambda: _NOTHING_SEEN
-        self.offer: tuple[Moved, int] | None = None
+        self.ahead: Callable[[], StepInfo] = lambda: _NOTHING_SEEN
+        self.offer: tuple[EosSwap, int] | None = None
         self._through = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closing: dict[str, tuple[int, ...]] = {}
@@ -104,7 +104,7 @@ class Driven:
     def _moved(self) -> bool:
         return self.offer is not None and self.offer[0].of(self.offer[1])
 
-    def _take(self, token: int, seen: Seen, moved: bool) -> None:
+    def _take(self, token: int, seen: StepInfo, moved: bool) -> None:
         if self.measured:
             self.signals.append(None if self._queue else seen.signals)
         if self._through:
@@ -124,7 +124,7 @@ class Driven:
         else:
             self._follow(self._observe(token, seen))
 
-    def _observe(self, token: int, seen: Seen) -> Directive:
+    def _observe(self, token: int, seen: StepInfo) -> Directive:
         assert self.watcher is not None
         return self.watcher.observe(token, seen) if self.wants else self.watcher.observe(token)
 
@@ -163,7 +163,7 @@ class Driven:
             return None
         if controller.shadow or not self.end:
             return None
-        lead = lead_after(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
+        lead = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
         if lead not in self._closing:
             self._closing[lead] = controller.codec.encode(closing_text(controller.markers, "", lead))
         return self._closing[lead][0]
@@ -173,4 +173,4 @@ def _no_state(layer: int) -> State:
     raise CapabilityError(f"the hidden state of layer {layer} is not at hand inside vLLM; only the last one (-1) is")
 
 
-_NOTHING_SEEN = Seen(None, _no_state)
+_NOTHING_SEEN = StepInfo(None, _no_state)

@@ -7,38 +7,49 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from ..types import KEEP, Completion, Concerned, Directive, FinishReason, Request, Seen, Signals, State, TokenSink
-from .request_controller import Driven
+from ..types import (
+    KEEP,
+    Completion,
+    CompletionListener,
+    Directive,
+    FinishReason,
+    Request,
+    Signals,
+    State,
+    StepInfo,
+    TokenSink,
+)
+from .request_controller import RequestController
 
 
-class Eye:
+class HiddenStateCapture:
     """Keeps the hidden state that the first token was sampled from."""
 
     def __init__(self, layer: int) -> None:
         self.layer = layer
         self.state: State | None = None
 
-    def observe(self, token: int, seen: Seen | None = None) -> Directive:
+    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
         if self.state is None and seen is not None:
             self.state = seen.state(self.layer)
         return KEEP
 
 
-class Row:
+class VllmSequence:
     """One request on its way."""
 
     def __init__(self, index: int, name: str, request: Request, limit: int, end: tuple[int, ...]) -> None:
         self.index, self.name, self.request, self.limit, self.end = index, name, request, limit, end
         self.ids: list[int] = []
         self.finish: FinishReason | None = None
-        self.driven: Driven | None = None
+        self.driven: RequestController | None = None
         self._shown = 0
         self._chances: list[float] = []
         if request.watcher is not None or request.signals:
             wants = {"signals"} if request.signals else set()
             wants |= {"hidden"} if request.layers else set()
-            self.driven = Driven(request.watcher, end, frozenset(wants), measured=request.signals)
+            self.driven = RequestController(request.watcher, end, frozenset(wants), measured=request.signals)
 
     @property
     def chances_wanted(self) -> bool:
@@ -47,10 +58,10 @@ class Row:
 
     def submit(self, engine: Any, params: Any) -> None:
         """Hand the request to vLLM."""
-        from .worker_context import drive
+        from .worker_context import register
 
         if self.driven is not None:
-            drive(self.name, self.driven)
+            register(self.name, self.driven)
         engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
 
     def take(self, output: Any, sink: TokenSink | None) -> None:
@@ -85,7 +96,7 @@ class Row:
 
     def tell(self) -> None:
         """Tell a watcher that wants to know what became of its row."""
-        if isinstance(self.request.watcher, Concerned):
+        if isinstance(self.request.watcher, CompletionListener):
             self.request.watcher.ended(self.completion())
 
     def completion(self) -> Completion:

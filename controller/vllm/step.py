@@ -13,23 +13,23 @@ from torch import Tensor
 
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
-from ..types import Seen, Signals, State
+from ..types import Signals, State, StepInfo
 from . import hidden_states as tap
 from . import trace_channel as traces
-from .request_controller import Driven, Moved
+from .request_controller import EosSwap, RequestController
 
 _CERTAIN = 1e9
 """A logit that leaves no doubt; what a grammar has forbidden stays forbidden."""
 
 
 @dataclass(slots=True)
-class Row:
+class ControlledRow:
     """A request under control: who drives it, and its output so far.
 
     tag, copy: what its trace goes by, see `traces`; told: how much of that was sent.
     """
 
-    driven: Driven
+    driven: RequestController
     output: list[int]
     params: Any = None
     tag: str = ""
@@ -37,7 +37,7 @@ class Row:
     told: int = 0
 
 
-def act(rows: Mapping[int, Row], logits: Tensor) -> None:
+def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     """Let rows, by their place in logits [all rows, vocabulary], read what was put out, and force what follows."""
     forced = {place: token for place, row in rows.items() if (token := _read(row)) is not None}
     if forced:
@@ -46,10 +46,10 @@ def act(rows: Mapping[int, Row], logits: Tensor) -> None:
     _offer(rows, logits)
     for row in rows.values():
         if row.driven.controller is not None and len(row.driven.controller.decisions) > row.told:
-            row.told = traces.tell(row.tag, row.copy, row.driven.controller.decisions, row.told)
+            row.told = traces.send_trace(row.tag, row.copy, row.driven.controller.decisions, row.told)
 
 
-def _read(row: Row) -> int | None:
+def _read(row: ControlledRow) -> int | None:
     try:
         return row.driven.read(row.output)
     except Exception as error:  # a mistake of ours must not end the engine
@@ -63,18 +63,18 @@ def _force(forced: Mapping[int, int], logits: Tensor) -> None:
     logits[places[0], places[1]] = torch.where(found == -torch.inf, found, _CERTAIN)
 
 
-def _look(rows: list[tuple[int, Row]], logits: Tensor) -> None:
+def _look(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
     """Keep what this step says about the tokens that come next."""
     if not rows:
         return
     everybody = len(rows) == len(logits)
     found = logit_signals(logits if everybody else logits[[place for place, _ in rows]])
     values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
-    hidden = tap.kept(len(logits))
+    hidden = tap.last_hidden_states(len(logits))
     for number, (place, row) in enumerate(rows):
         entropy, top, margin = values[place if everybody else number]
         signals = Signals(entropy, top, math.nan, margin)
-        row.driven.ahead = partial(Seen, signals, partial(_state, hidden, place))
+        row.driven.ahead = partial(StepInfo, signals, partial(_state, hidden, place))
 
 
 def _state(hidden: Tensor | None, place: int, layer: int) -> State:
@@ -84,7 +84,7 @@ def _state(hidden: Tensor | None, place: int, layer: int) -> State:
     return found
 
 
-def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
+def _offer(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     """Put the end of the turn, where the model may want it within its thinking, in place of a closing's first token.
 
     vLLM would end the request there, and there would be no answer. Where a grammar forbids that token, the end stays.
@@ -104,7 +104,7 @@ def _offer(rows: Mapping[int, Row], logits: Tensor) -> None:
     wanted = logits[ends].amax(dim=1)
     instead = logits[where, what]
     allowed = instead > -torch.inf
-    moved = Moved((wanted > instead) & allowed)
+    moved = EosSwap((wanted > instead) & allowed)
     logits[where, what] = torch.where(allowed, torch.maximum(wanted, instead), instead)
     logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
     for number, driven in enumerate(offers):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class History:
+class TokenHistory:
     """Prompts and outputs of slots, on the host. states: the runner's own, see vLLM's `LogitsProcRequestState`."""
 
     def __init__(self, states: Any) -> None:

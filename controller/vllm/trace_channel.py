@@ -1,6 +1,7 @@
 """How decisions come back from vLLM's workers: as datagrams on a socket of the process that asked.
 
-vLLM hands nothing back per request but tokens. Whoever wants traces opens a `Traces` before vLLM starts its processes,
+vLLM hands nothing back per request but tokens. Whoever wants traces opens a `TraceStore` before vLLM starts its
+processes,
 which find its folder in their environment, and gives its requests tags of it; without that nothing is sent. Nobody ever
 waits for a datagram.
 """
@@ -32,7 +33,7 @@ _MOST = 65_536
 """Requests whose traces are kept for somebody to take."""
 
 
-def tag_of(extra_args: Mapping[str, Any] | None) -> str:
+def request_tag(extra_args: Mapping[str, Any] | None) -> str:
     """What a request is told apart by, "" where it has nothing."""
     given = (extra_args or {}).get(KEY)
     if isinstance(given, str) and given.lstrip()[:1] == "{":
@@ -40,7 +41,7 @@ def tag_of(extra_args: Mapping[str, Any] | None) -> str:
     return str(given.get("tag", "")) if isinstance(given, dict) else ""
 
 
-def tell(tag: str, copy: int, decisions: Sequence[Decision], told: int = 0) -> int:
+def send_trace(tag: str, copy: int, decisions: Sequence[Decision], told: int = 0) -> int:
     """Send the decisions of a request beyond the first `told`; how many have been sent now.
 
     copy: which of the samples of one prompt, counted from 0.
@@ -82,7 +83,7 @@ def _hang_up(name: str | None = None) -> None:
             found.close()
 
 
-class Traces:
+class TraceStore:
     """Takes in what workers send, from when it is opened; to be closed."""
 
     def __init__(self) -> None:

@@ -10,28 +10,28 @@ from typing import Any
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller
 from ..policies.base import Policy
-from ..probe_registry import bound
-from ..prompts import state_after
+from ..probe_registry import bind_policy
+from ..prompts import thinking_state_after
 from ..text.markers import Markers, find_markers
-from ..text.tokenizer_adapter import Codec, codec_for
-from .request_control import KEY, Control, control_of, read_control
-from .request_controller import Driven, ends, last_layer
+from ..text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from .request_control import KEY, RequestControl, parse_control, read_control
+from .request_controller import RequestController, end_token_ids, last_layer
 
-_HERE: dict[str, Driven] = {}
+_HERE: dict[str, RequestController] = {}
 """Drivers of requests to an engine in this process, by what their control names."""
 
 
-def drive(name: str, driven: Driven) -> None:
+def register(name: str, driven: RequestController) -> None:
     """Have the request whose control names this driver be driven by it."""
     _HERE[name] = driven
 
 
-def leave(name: str) -> None:
+def unregister(name: str) -> None:
     """Forget a driver."""
     _HERE.pop(name, None)
 
 
-class Worker:
+class WorkerContext:
     """The model of one vLLM worker: its tokenizer, markers and probes, and what requests get that ask for nothing.
 
     settings: `additional_config["tersely"]` of the engine: `default`, the control of requests that bring none, and
@@ -62,9 +62,9 @@ class Worker:
         )
 
     @cached_property
-    def codec(self) -> Codec:
+    def codec(self) -> TokenizerAdapter:
         """Text and ids of this model."""
-        return codec_for(self.tokenizer)
+        return get_adapter(self.tokenizer)
 
     @cached_property
     def markers(self) -> Markers:
@@ -74,10 +74,10 @@ class Worker:
     @cached_property
     def end(self) -> tuple[int, ...]:
         """The tokens that end a turn."""
-        return ends(self.config, self.tokenizer)
+        return end_token_ids(self.config, self.tokenizer)
 
     @cached_property
-    def default(self) -> Control | None:
+    def default(self) -> RequestControl | None:
         """The control of a request that brings none."""
         return None if self._default is None else read_control(self._default)
 
@@ -91,17 +91,17 @@ class Worker:
 
     def driven(
         self, extra_args: Mapping[str, Any] | None, prompt: Sequence[int] | None, max_tokens: int
-    ) -> Driven | None:
+    ) -> RequestController | None:
         """Who drives a request; None where nothing is to be controlled.
 
         prompt: its ids, None where it came as embeddings. Raises what a wrong setting or a model without markers does.
         """
-        control = control_of(extra_args, self.default)
+        control = parse_control(extra_args, self.default)
         if control is None:
             return None
         if control.driver:
             return _HERE[control.driver]
-        state = state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
+        state = thinking_state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
         if state == "answer":
             return None
         tier = canonical_effort(control.effort)
@@ -119,9 +119,9 @@ class Worker:
             prompt_tokens=len(prompt or ()),
         )
         wants = {need for policy in policies for need in policy.needs}
-        return Driven(controller, self.end, frozenset(wants & {"signals", "hidden"}))
+        return RequestController(controller, self.end, frozenset(wants & {"signals", "hidden"}))
 
     def _bind(self, policy: Policy) -> Policy:
         if policy not in self._bound:
-            self._bound[policy] = bound(policy, self, None)  # type: ignore[arg-type]  # as far as policies look, an engine
+            self._bound[policy] = bind_policy(policy, self, None)  # type: ignore[arg-type]  # as far as policies look, an engine
         return self._bound[policy]

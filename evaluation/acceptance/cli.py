@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.options import Options
-from ...controller.trace import Generation
+from ...controller.options import GenerationOptions
+from ...controller.trace import GenerationResult
 from ...errors import TerselyError
-from ..runner import ENGINES, answer_all, load_answerer
+from ..runner import ENGINES, answer_all, load_runner
 from ..tasks.questions import TINY, Question, load
-from .criteria import check_bars, model_bars
+from .criteria import check_criteria, model_criteria
 from .measure import measure
 
 _COLUMNS = {
@@ -44,10 +44,10 @@ _SHARES = ("accuracy", "after_share", "first_accuracy", "honest_verdicts", "capp
 def make_card(model: str, n: int, seed: int, *, engine: str, batch: int, greedy: bool) -> dict[str, Any]:
     """Measure one model on `n` fresh test problems."""
     questions = load(TINY, "test", FORETOLD * n, seed)
-    answerer = load_answerer(model, engine)
+    answerer = load_runner(model, engine)
     started = time.monotonic()
 
-    def answer(questions: Sequence[Question], options: Options) -> list[Generation]:
+    def answer(questions: Sequence[Question], options: GenerationOptions) -> list[GenerationResult]:
         def told(rows: int) -> None:
             if sys.stderr.isatty():
                 print(f"{options.effort}: {rows} rows, {time.monotonic() - started:.0f} s", file=sys.stderr)
@@ -114,7 +114,7 @@ def card(
 ) -> None:
     """Measure embedded models and check what is asked of them; exit 1 if a bar is missed."""
     cards = [make_card(m, n, seed, engine=engine, batch=batch, greedy=greedy) for m in models]
-    bars = check_bars(*cards) if len(cards) == 2 else [bar for c in cards for bar in model_bars(c["model"], c)]
+    bars = check_criteria(*cards) if len(cards) == 2 else [bar for c in cards for bar in model_criteria(c["model"], c)]
     if as_json:
         typer.echo(json.dumps({"cards": cards, "bars": [{**asdict(b), "passed": b.passed} for b in bars]}, indent=2))
     else:

@@ -11,23 +11,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...controller.options import Options
-from ...controller.policies.base import Inject, View, Wait, Watching
-from ...controller.text.tokenizer_adapter import Codec
-from ...controller.trace import Generation
-from ...controller.types import Sampling
+from ...controller.options import GenerationOptions
+from ...controller.policies.base import Inject, PolicyView, Wait, Watching
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...controller.trace import GenerationResult
+from ...controller.types import SamplingParams
 from ..stats import auroc, paired_bootstrap
 from ..tasks.questions import Question
 from ..tasks.toy_programs import HARD_HALF, LEVELS
-from ..trace_analysis import Reading, read
+from ..trace_analysis import TraceReading, read
 
 MODES = ("none", "easy", "normal", "hard")
 GREEDY = "normal (greedy)"
 HINT_AT = 0.3
 MAX_NEW_TOKENS = 1536
-_CARD = Options(preset="off", max_new_tokens=MAX_NEW_TOKENS)
+_CARD = GenerationOptions(preset="off", max_new_tokens=MAX_NEW_TOKENS)
 
-Answer = Callable[[Sequence[Question], Options], list[Generation]]
+Answer = Callable[[Sequence[Question], GenerationOptions], list[GenerationResult]]
 """Answers questions under options, in order: all that a measured model has to bring."""
 
 
@@ -40,7 +40,7 @@ class HintOnce:
     at: int
     text: str = "[Be concise.]"
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         yield Wait(at=self.at, boundary="sentence")
         yield Inject(self.text, f"once, after {self.at} thinking tokens")
@@ -51,7 +51,7 @@ class Run:
     """One mode's readings of the same questions, in order."""
 
     questions: Sequence[Question]
-    readings: Sequence[Reading]
+    readings: Sequence[TraceReading]
     prompts: Sequence[int]
     capped: Sequence[bool]
 
@@ -86,16 +86,21 @@ class Run:
 
 
 def measure(
-    answer: Answer, codec: Codec, questions: Sequence[Question], more: Sequence[Question] = (), *, greedy: bool
+    answer: Answer,
+    codec: TokenizerAdapter,
+    questions: Sequence[Question],
+    more: Sequence[Question] = (),
+    *,
+    greedy: bool,
 ) -> dict[str, Any]:
     """All facts of the card; `greedy` makes all modes greedy, otherwise greedy comes as a mode of its own.
 
     more: questions beside those, for what can be foretold alone, as a good model makes too few mistakes on a few.
     """
-    options = replace(_CARD, sampling=Sampling(temperature=0.0)) if greedy else _CARD
+    options = replace(_CARD, sampling=SamplingParams(temperature=0.0)) if greedy else _CARD
     runs = {mode: as_run(codec, questions, answer(questions, replace(options, effort=mode))) for mode in MODES}
     if not greedy:
-        cold = replace(_CARD, sampling=Sampling(temperature=0.0))
+        cold = replace(_CARD, sampling=SamplingParams(temperature=0.0))
         runs[GREEDY] = as_run(codec, questions, answer(questions, cold))
     foretold = runs["normal"]
     if more:
@@ -109,7 +114,7 @@ def measure(
     }
 
 
-def as_run(codec: Codec, questions: Sequence[Question], made: Sequence[Generation]) -> Run:
+def as_run(codec: TokenizerAdapter, questions: Sequence[Question], made: Sequence[GenerationResult]) -> Run:
     """Read generations."""
     return Run(
         questions,
@@ -153,7 +158,7 @@ def cell(run: Run) -> dict[str, float]:
     }
 
 
-def hint_effect(answer: Answer, codec: Codec, plain: Run, options: Options) -> dict[str, Any]:
+def hint_effect(answer: Answer, codec: TokenizerAdapter, plain: Run, options: GenerationOptions) -> dict[str, Any]:
     """What one hint at about 30 % of a level's typical thinking does to the same problems."""
     parts = []
     for level in LEVELS:

@@ -14,7 +14,7 @@ from ...controller.integrations.langchain.mode_middleware import MODES, ModeMidd
 from ...controller.policies import make_policies
 from ...errors import OptionError, unknown
 from .tasks import FORM, Task
-from .tools import tools_of
+from .tools import tools_for
 
 ALWAYS, ROUTED = "always-think", "routed"
 ARMS = (ALWAYS, *MODES, ROUTED)
@@ -22,7 +22,7 @@ HARD = {"plan": "hard", "result": "hard", "error": "hard", "answer": "hard"}
 REPEATS = 3
 
 
-def way_of(arm: str) -> tuple[str, str | None]:
+def resolve_mode(arm: str) -> tuple[str, str | None]:
     """The way of an arm, and the preset that it names; raises OptionError for unknown ones."""
     way, plus, preset = arm.partition("+")
     if way not in ARMS:
@@ -32,7 +32,7 @@ def way_of(arm: str) -> tuple[str, str | None]:
     return way, preset if plus else None
 
 
-def agents_of(
+def make_agents(
     arm: str, model: BaseChatModel, router: Router | None = None, system: str | None = FORM
 ) -> Callable[[Task], Any]:
     """Makes the agent of an arm for a task, with the tools of its world.
@@ -42,7 +42,7 @@ def agents_of(
     With `+PRESET` after it, an arm's ChatTersely thinks under that preset. Raises OptionError for an unknown arm or
     preset, or one without the router it needs.
     """
-    way, preset = way_of(arm)
+    way, preset = resolve_mode(arm)
     if way == ROUTED and router is None:
         raise OptionError(f"arm {ROUTED!r} needs a router; learn one, and give its folder (--router)")
     route = router if way == ROUTED and router is not None else way
@@ -57,6 +57,6 @@ def agents_of(
             BudgetMiddleware(repeats=REPEATS),
             *([EffortMiddleware(HARD)] if way == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
         ]
-        return create_agent(model, tools_of(task.world), middleware=middleware, system_prompt=system)
+        return create_agent(model, tools_for(task.world), middleware=middleware, system_prompt=system)
 
     return agent

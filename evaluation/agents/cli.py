@@ -11,7 +11,7 @@ import typer
 
 from ...errors import OptionError
 from ...io import check_writable, write
-from ..cli_parsing import names_of, parts_of
+from ..cli_parsing import parse_names, split_list
 
 DEFAULT_ARMS = "always-think,agentic"
 
@@ -46,18 +46,18 @@ def agents(
     lists of all that is under a root. The model has to know tools by its chat template.
     """
     from ..economics.prices import load_prices
-    from ..progress import shown
-    from .arms import ROUTED, way_of
+    from ..progress import show_progress
+    from .arms import ROUTED, resolve_mode
     from .result import as_text, compared
-    from .run import Plan, journal_of, modes_among, play_all
+    from .run import AgentsPlan, modes_among, open_log, play_all
     from .tasks import KINDS, system_for
 
-    names = parts_of("--arms", arms)
-    ways = {way_of(name) for name in names}
+    names = split_list("--arms", arms)
+    ways = {resolve_mode(name) for name in names}
     routed = any(way == ROUTED for way, _ in ways)
     prompt = system_for(model) if system is None else system or None
-    chosen = KINDS if kinds is None else names_of("--kinds", "kind of task", kinds, KINDS)
-    plan = Plan(model, names, chosen, split, limit, seed, prompt, steps, url)
+    chosen = KINDS if kinds is None else parse_names("--kinds", "kind of task", kinds, KINDS)
+    plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
     cost = None if price is None else load_prices().of(price)
@@ -72,15 +72,15 @@ def agents(
     drawn = plan.tasks()
     chat, session = _model(model, url, preset, max_tokens, seed)
     route = _router(session, router) if routed else None
-    journal = journal_of(plan, out, {"preset": preset, "max_tokens": max_tokens, "router": str(router)})
-    with shown(len(names) * limit) as advance:
+    journal = open_log(plan, out, {"preset": preset, "max_tokens": max_tokens, "router": str(router)})
+    with show_progress(len(names) * limit) as advance:
         played = play_all(plan, drawn, chat, journal, route, advance)
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compared(played, cost, seed)}
     report["episodes"] = {arm: [one.record() for one in episodes] for arm, episodes in played.items()}
     if router_out is not None:
-        from .learning import learn_router
+        from .learning import train_router
 
-        learn_router(session, drawn, modes_among(played)).save(router_out)
+        train_router(session, drawn, modes_among(played)).save(router_out)
     if out is not None:
         write(out, json.dumps(report))
     journal.remove()

@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.limits import read_and_written
-from ..economics.e3_score import Search, duplicate_rate
+from ..economics.e3_score import SearchScore, duplicate_rate
 from .tasks import Task
 
 
@@ -48,7 +48,9 @@ class Episode:
         return asdict(self)
 
 
-def play(task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter) -> Episode:
+def run_episode(
+    task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
+) -> Episode:
     """Have an agent of `create_agent` do a task.
 
     An agent that does not come to an end in `recursion_limit` steps of its graph has not solved it. Errors of the model
@@ -97,7 +99,7 @@ def episode(
     )
 
 
-def _search(task: Task, said: Sequence[AIMessage], results: Sequence[ToolMessage]) -> Search | None:
+def _search(task: Task, said: Sequence[AIMessage], results: Sequence[ToolMessage]) -> SearchScore | None:
     """What was read of what had to be; a step is a call of a tool, as several fit into one reply."""
     if not task.pages:
         return None
@@ -105,4 +107,4 @@ def _search(task: Task, said: Sequence[AIMessage], results: Sequence[ToolMessage
         call["id"]: call["args"].get("name", "") for m in said for call in m.tool_calls if call["name"] == "lookup"
     }
     seen = {str(asked[r.tool_call_id]).strip() for r in results if r.tool_call_id in asked and r.status != "error"}
-    return Search(task.pages, frozenset(seen), max(1, len(results)))
+    return SearchScore(task.pages, frozenset(seen), max(1, len(results)))

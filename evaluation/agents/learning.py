@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ...controller.integrations.langchain.mode_middleware import MODES
-from ...controller.integrations.langchain.mode_router import LAYER, states_of
+from ...controller.integrations.langchain.mode_router import LAYER, prompt_hidden_states
 from ...controller.session import Session
 from ...errors import OptionError
 from ...probes.difficulty import tier_labels
@@ -20,7 +20,7 @@ from .tasks import Task
 FEWEST = 20
 
 
-def learn_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
+def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
     """The probe of the cheapest mode that will do; by_mode: episodes of the tasks, in their order, for each of `MODES`.
 
     A task that no mode solved says nothing of which one it needs, and is left out: as one for the cheapest mode it
@@ -39,7 +39,7 @@ def learn_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, 
     counts = Counter(labels.tolist())
     if len(counts) < 2:
         raise OptionError(f"mode {labels[0]!r} is the best for all {len(tasks)} tasks: there is nothing to route")
-    classifier = ProbeClassifier().fit(states_of(session, [task.question for task in tasks]), labels)
+    classifier = ProbeClassifier().fit(prompt_hidden_states(session, [task.question for task in tasks]), labels)
     return ModeProbe.of(
         classifier,
         layer=LAYER,

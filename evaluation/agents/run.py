@@ -12,16 +12,16 @@ from langchain_core.language_models import BaseChatModel
 
 from ...controller.integrations.langchain.mode_middleware import MODES, Router
 from ...errors import OptionError
-from ..bench.checkpoint_log import Journal
-from .arms import agents_of
-from .episodes import Episode, play
+from ..bench.checkpoint_log import CheckpointLog
+from .arms import make_agents
+from .episodes import Episode, run_episode
 from .tasks import FORM, KINDS, Task, tasks
 
 Advance = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AgentsPlan:
     """What is played by which model, `served` where."""
 
     model: str
@@ -40,15 +40,15 @@ class Plan:
 
 
 def play_all(
-    plan: Plan,
+    plan: AgentsPlan,
     drawn: Sequence[Task],
     model: BaseChatModel,
-    journal: Journal,
+    journal: CheckpointLog,
     router: Router | None = None,
     advance: Advance | None = None,
 ) -> dict[str, list[Episode]]:
     """The episodes of each arm, in the order of the tasks that were drawn."""
-    agents = {arm: agents_of(arm, model, router, plan.system) for arm in plan.arms}
+    agents = {arm: make_agents(arm, model, router, plan.system) for arm in plan.arms}
     found: dict[str, list[Episode]] = {}
     for arm, agent in agents.items():
         found[arm] = []
@@ -61,7 +61,7 @@ def play_all(
 
 
 def _played(task: Task, agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
-    return play(task, agent(task), recursion_limit).record()
+    return run_episode(task, agent(task), recursion_limit).record()
 
 
 def modes_among(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:
@@ -71,7 +71,7 @@ def modes_among(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[
     return {mode: arms[mode] for mode in MODES}
 
 
-def journal_of(plan: Plan, out: Path | None, about: Mapping[str, Any]) -> Journal:
+def open_log(plan: AgentsPlan, out: Path | None, about: Mapping[str, Any]) -> CheckpointLog:
     """Where finished episodes are kept until all are."""
     path = None if out is None else out.with_name(f"{out.name}.journal")
-    return Journal(path, {**asdict(plan), **about})
+    return CheckpointLog(path, {**asdict(plan), **about})

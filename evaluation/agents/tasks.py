@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import count
 from random import Random
 
-from ...controller.text.answers import boxed, normalise
+from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import unknown
 from ...models import NAMES
-from ..tasks.toy_problems import SPLITS, split_of, stream
+from ..tasks.toy_problems import SPLITS, get_split, stream
 from .world import World, build
 
 Call = tuple[str, str]  # a tool and its argument
@@ -68,14 +68,14 @@ class Task:
     def solved_by(self, answer: str) -> bool:
         """Whether an answer, its boxed part or else its last line, says what is right and no more."""
         lines = answer.strip().splitlines()
-        said = boxed(answer) or (lines[-1] if lines else "")
+        said = extract_boxed(answer) or (lines[-1] if lines else "")
         if self.gold <= self.world.pages.keys():
             return self.world.mentioned(said) == self.gold
-        return {normalise(said)} == {normalise(gold) for gold in self.gold}
+        return {normalize_answer(said)} == {normalize_answer(gold) for gold in self.gold}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AgentAnswer:
     """A thing in words, its value, and the calls that lead to it."""
 
     words: str
@@ -110,7 +110,7 @@ def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterato
             problem = next(problems[kind])
             yield Task(name, kind, problem.problem, frozenset({problem.answer}), build(name))
         else:
-            yield next(task for task in _drawn(kind, name) if split_of(task.question) == split)
+            yield next(task for task in _drawn(kind, name) if get_split(task.question) == split)
 
 
 def _drawn(kind: str, name: str) -> Iterator[Task]:
@@ -120,19 +120,19 @@ def _drawn(kind: str, name: str) -> Iterator[Task]:
         yield _MAKERS[kind](name, build(place), Random(f"tersely:tasks:{place}"))
 
 
-def _step(world: World, found: Found, relations: Mapping[str, Mapping[str, str]], rng: Random) -> Found:
+def _step(world: World, found: AgentAnswer, relations: Mapping[str, Mapping[str, str]], rng: Random) -> AgentAnswer:
     """One page further."""
     page = world.pages[found.value]
     key = rng.choice(sorted(relations[page.kind]))
     words = relations[page.kind][key].format(found.words)
-    return Found(words, page.all(key)[0], (*found.calls, ("lookup", page.name)), (*found.keys, key))
+    return AgentAnswer(words, page.all(key)[0], (*found.calls, ("lookup", page.name)), (*found.keys, key))
 
 
-def _path(world: World, hops: int, rng: Random, number: bool) -> Found:
+def _path(world: World, hops: int, rng: Random, number: bool) -> AgentAnswer:
     """A thing that many pages away; no page twice on the way, and none that the question names itself."""
     while True:
         start = rng.choice(sorted(world.pages))
-        found = Found(start, start)
+        found = AgentAnswer(start, start)
         for hop in range(hops):
             last = number and hop == hops - 1
             relations = NUMBERS if last else LINKS

@@ -110,7 +110,7 @@ TOLD = [tool.described for tool in TOOLS.values()]
 """The tools as a chat template is told them."""
 
 
-def carry_out(world: World, name: str, arguments: Mapping[str, Any]) -> str:
+def call_tool(world: World, name: str, arguments: Mapping[str, Any]) -> str:
     """What a call comes to; raises ToolError, also for a tool or arguments that there are none of."""
     if name not in TOOLS:
         raise ToolError(f"unknown tool {name!r}; {did_you_mean(name, TOOLS)}")
@@ -120,14 +120,14 @@ def carry_out(world: World, name: str, arguments: Mapping[str, Any]) -> str:
     return tool.run(world, str(arguments[tool.argument]))
 
 
-def tools_of(world: World) -> list[BaseTool]:
+def tools_for(world: World) -> list[BaseTool]:
     """The tools for LangChain; what they cannot do they say in a result whose status is an error."""
     from langchain_core.tools import StructuredTool, ToolException
 
     def tool(about: Tool) -> BaseTool:
         def run(**arguments: Any) -> str:
             try:
-                return carry_out(world, about.name, arguments)
+                return call_tool(world, about.name, arguments)
             except ToolError as error:
                 raise ToolException(str(error)) from None
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...controller.options import Options
+from ...controller.options import GenerationOptions
 from ...controller.policies import POLICIES, PRESETS
-from ...controller.tuned_config import Config
+from ...controller.tuned_config import TunedConfig
 from ...errors import OptionError, unknown
 
 BASELINE = "full"
@@ -43,7 +43,7 @@ class Arm:
     """One way of answering all questions, run on the model, or on the helper."""
 
     name: str
-    options: Options
+    options: GenerationOptions
 
     @property
     def on_helper(self) -> bool:
@@ -51,7 +51,7 @@ class Arm:
         return self.name == HELPER
 
 
-def make_arm(name: str, common: Options, config: Config | None = None) -> Arm:
+def make_arm(name: str, common: GenerationOptions, config: TunedConfig | None = None) -> Arm:
     """An arm by name; raises OptionError for an unknown one."""
     if name == TUNED:
         if config is None:
@@ -66,7 +66,9 @@ def make_arm(name: str, common: Options, config: Config | None = None) -> Arm:
     return Arm(name, replace(common, **ARMS[name]))
 
 
-def make_arms(names: str, common: Options, *, helper: bool = False, config: Config | None = None) -> list[Arm]:
+def make_arms(
+    names: str, common: GenerationOptions, *, helper: bool = False, config: TunedConfig | None = None
+) -> list[Arm]:
     """Arms from a comma-separated list: the baseline, the one judged against it, then others.
 
     `no-think` is added if it is not there, and so is the helper if there is one. Raises OptionError if there are fewer

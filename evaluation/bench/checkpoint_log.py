@@ -17,11 +17,11 @@ from ...io import WriteError, append_line
 _HEAD = "run"
 
 
-class JournalError(TerselyError, ValueError):
+class CheckpointLogError(TerselyError, ValueError):
     """A journal cannot be gone on with: it belongs to another run, or is none."""
 
 
-class Journal:
+class CheckpointLog:
     """Pieces of work by key; with no path it only remembers, for one process.
 
     run: what decides the results, in JSON form. Raises JournalError if the file belongs to another run.
@@ -68,7 +68,7 @@ class Journal:
         if lines:
             self._check(lines[0], head)
         elif data and not head_like(data):
-            raise JournalError(f"{path} is not a journal; move it away, or choose another --out")
+            raise CheckpointLogError(f"{path} is not a journal; move it away, or choose another --out")
         self._done = {line["key"]: line["value"] for line in lines[1:]}
         if len(whole) < len(data):
             with path.open("rb+") as file:
@@ -81,7 +81,7 @@ class Journal:
             item = None
         wanted = {_HEAD} if number == 1 else {"key", "value"}
         if not isinstance(item, dict) or set(item) != wanted:
-            raise JournalError(
+            raise CheckpointLogError(
                 f"{self.path}, line {number}: not a line of a journal; move the file away, or choose another --out"
             )
         return item
@@ -92,7 +92,7 @@ class Journal:
             return
         keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
         said = "; ".join(f"{key} was {_short(theirs.get(key))} and is {_short(ours.get(key))}" for key in keys[:3])
-        raise JournalError(
+        raise CheckpointLogError(
             f"journal {self.path} belongs to another run ({said}); repeat that run to finish it, "
             "delete the journal, or choose another --out"
         )

@@ -13,27 +13,27 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.api import as_verifier
+from ...controller.api import resolve_verifier
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.helpers.engine_helper import EngineHelper
-from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
+from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...controller.tuned_config import read_config
 from ...errors import OptionError, unknown
 from ...io import check_writable, write
 from ..economics.prices import load_prices
-from ..runner import ENGINES, load_answerer
+from ..runner import ENGINES, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
 from .arms import Arm, make_arms
-from .checkpoint_log import Journal
-from .costs import Economy, load_economy
+from .checkpoint_log import CheckpointLog
+from .costs import CostModel, load_cost_model
 from .fairness import check_disjoint, check_unseen
 from .progress import shown, work
-from .records import Records, row_dicts
-from .result import Plan, measure, origin
+from .records import ArmRecords, row_dicts
+from .result import BenchPlan, measure, origin
 from .run import Bench
 from .verdict import EXIT_CODES
 
@@ -77,7 +77,7 @@ def bench(
     Exit code 0: the second arm loses no accuracy beyond the margin and saves tokens; 1: not; 2: too few questions.
     """
     _check(rollouts, margin, batch, out, engine)
-    common = Options(effort=canonical_effort(effort), max_new_tokens=max_new_tokens, probes=probes)
+    common = GenerationOptions(effort=canonical_effort(effort), max_new_tokens=max_new_tokens, probes=probes)
     fit_budget("normal", max_new_tokens, None)
     wanted = make_arms(arms, common, helper=helper is not None, config=None if config is None else read_config(config))
     names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -85,8 +85,8 @@ def bench(
     _check_verifier(wanted, verifier)
     for arm in wanted:
         check_unseen(make_policies(arm.options.preset, arm.options.policies), splits[split])
-    economy, notes = load_economy(model, helper, load_prices(prices), price, helper_price, verifier)
-    plan = Plan(
+    economy, notes = load_cost_model(model, helper, load_prices(prices), price, helper_price, verifier)
+    plan = BenchPlan(
         tasks=names,
         model=model,
         engine=engine,
@@ -104,7 +104,7 @@ def bench(
         margin=margin,
         weights=economy.weights(),
     )
-    journal = Journal(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
+    journal = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
     with _resumable(journal):
         result = {**origin(), **_run(plan, journal, economy), "notes": notes, "command": _command()}
         if baselines and not result["budget_curve"]:
@@ -152,17 +152,17 @@ def _splits(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> d
     return splits
 
 
-def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
+def _run(plan: BenchPlan, journal: CheckpointLog, economy: CostModel) -> dict[str, Any]:
     """The result of a plan, all but where it was made."""
     names = [arm.name for arm in plan.arms]
-    answerer = load_answerer(plan.model, plan.engine, think_prompt=plan.think_prompt)
-    helper = None if plan.helper is None else load_answerer(plan.helper, plan.engine, think_prompt=plan.think_prompt)
+    answerer = load_runner(plan.model, plan.engine, think_prompt=plan.think_prompt)
+    helper = None if plan.helper is None else load_runner(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     if helper is not None:
         # No patience ends: what is measured must not depend on how fast the machine is.
         delegate = Session(helper.engine, think_prompt=plan.think_prompt)
         answerer.session.helper = EngineHelper(delegate, patience=math.inf)
     if plan.verifier is not None:
-        answerer.session.verifier = as_verifier(plan.verifier)
+        answerer.session.verifier = resolve_verifier(plan.verifier)
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
     for arm in plan.arms:  # what cannot be asked fails now, not in the last batch
         session = (helper if arm.on_helper and helper else answerer).session
@@ -187,7 +187,7 @@ def _run(plan: Plan, journal: Journal, economy: Economy) -> dict[str, Any]:
     return {**plan.frame(), **figures, "answers": _answers(checker, records), "rows": row_dicts(records)}
 
 
-def _answers(checker: AnswerChecker, records: Sequence[Records]) -> dict[str, Any]:
+def _answers(checker: AnswerChecker, records: Sequence[ArmRecords]) -> dict[str, Any]:
     """How answers were compared, and how many comparisons ended otherwise than in yes or no."""
     found = Counter(row.outcome for one in records for row in one.rows)
     counts = {"unparsable": found["unparsable"], "timeouts": found["timeout"], "crashes": found["crash"]}
@@ -195,7 +195,7 @@ def _answers(checker: AnswerChecker, records: Sequence[Records]) -> dict[str, An
 
 
 @contextmanager
-def _resumable(journal: Journal) -> Iterator[None]:
+def _resumable(journal: CheckpointLog) -> Iterator[None]:
     """Say how to go on where a run was stopped."""
     try:
         yield

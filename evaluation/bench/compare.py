@@ -16,11 +16,11 @@ from ..stats import (
     upper_bound,
 )
 from .fairness import check_comparable
-from .records import KINDS, OVERHEADS, Records, Row
+from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
 from .verdict import judge
 
 
-def compare(records: Sequence[Records], margin: float, seed: int) -> dict[str, Any]:
+def compare(records: Sequence[ArmRecords], margin: float, seed: int) -> dict[str, Any]:
     """The `arms`, `verdict` and `needed_n` of the result; the first arm is the baseline, the second is judged.
 
     Raises CheckError if the arms were not asked the same questions in the same order, or tokens are missing.
@@ -43,7 +43,7 @@ def _interval(arm: Mapping[str, Any], name: str) -> Interval:
     return Interval(arm[name], *arm[f"{name}_ci"])
 
 
-def summary(ours: Records, base: Records | None, seed: int) -> dict[str, Any]:
+def summary(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str, Any]:
     """One arm's entry: tokens are means of one generation, deltas are ours minus the baseline (None for itself)."""
     right = ours.means("right")
     n = len(right)
@@ -82,7 +82,7 @@ _PAIRED = (
 )
 
 
-def _paired(ours: Records, base: Records, seed: int) -> Mapping[str, Any]:
+def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
     accuracy = paired_bootstrap(right - was_right, seed=seed)
@@ -105,7 +105,7 @@ def _paired(ours: Records, base: Records, seed: int) -> Mapping[str, Any]:
     return dict(zip(_PAIRED, values, strict=True))
 
 
-def _cells(records: Records, key: Callable[[Row], int | str | None]) -> dict[str, dict[str, float]]:
+def _cells(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> dict[str, dict[str, float]]:
     """Accuracy and tokens of the rows of each level or tier."""
     out = {}
     for value in sorted({key(row) for row in records.rows} - {None}, key=str):
@@ -119,7 +119,7 @@ def _cells(records: Records, key: Callable[[Row], int | str | None]) -> dict[str
     return out
 
 
-def _mean(records: Records, name: str) -> float:
+def _mean(records: ArmRecords, name: str) -> float:
     return float(records.column(name).mean())
 
 

@@ -11,21 +11,21 @@ from ...errors import ModelError
 from ..economics.cost_of_pass import cost_of_pass
 from ..economics.e3_score import e3
 from ..economics.flops import generation_flops
-from ..economics.model_shape import Shape, load_shape
+from ..economics.model_shape import ModelShape, load_shape
 from ..economics.prices import Price, Prices
 from .arms import HELPER
-from .records import Records, Row, Weights
+from .records import ArmRecords, BenchRow, Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Economy:
+class CostModel:
     """The model and, if there is one, the helper as FLOPs and prices see them; None where that is not known."""
 
-    shape: Shape | None = None
+    shape: ModelShape | None = None
     price: Price | None = None
-    helper_shape: Shape | None = None
+    helper_shape: ModelShape | None = None
     helper_price: Price | None = None
-    verifier_shape: Shape | None = None
+    verifier_shape: ModelShape | None = None
 
     def helper_weight(self) -> float | None:
         """What a token of the helper weighs in tokens of the model: by price, or else by the FLOPs of decoding one."""
@@ -33,7 +33,7 @@ class Economy:
             return self.helper_price.output / self.price.output
         return self._flops_of(self.helper_shape)
 
-    def _flops_of(self, other: Shape | None) -> float | None:
+    def _flops_of(self, other: ModelShape | None) -> float | None:
         """FLOPs of a token of another model in those of one of the model."""
         if self.shape and other:
             return (other.blocks + other.head) / (self.shape.blocks + self.shape.head)
@@ -48,7 +48,7 @@ class Economy:
         verifier = 1.0 if (weight := self._flops_of(self.verifier_shape)) is None else weight
         return Weights(helper=helper, consulted=consulted, verifier=verifier, reprefilled=read)
 
-    def of(self, records: Records) -> dict[str, Any]:
+    def of(self, records: ArmRecords) -> dict[str, Any]:
         """The `e3`, `flops`, `usd` and `cost_of_pass` of an arm, means of one generation; None where not known."""
         right = records.means("right")
         shape, price = (self.helper_shape, self.helper_price) if records.arm == HELPER else (self.shape, self.price)
@@ -61,19 +61,19 @@ class Economy:
             "cost_of_pass": dear if math.isfinite(dear) else None,
         }
 
-    def _flops(self, shape: Shape, row: Row) -> float:
+    def _flops(self, shape: ModelShape, row: BenchRow) -> float:
         """FLOPs of a generation; tokens of other models count as so many of the model's own, as one where unknown."""
         written = row.thinking + row.answer_tokens + row.discarded + row.probe + row.reprefilled
         helped = (self._flops_of(self.helper_shape) or 1.0) * (row.delegated + row.consulted)
         verified = (self._flops_of(self.verifier_shape) or 1.0) * row.verifier
         return generation_flops(shape, row.prompt, written + round(helped + verified)).total
 
-    def _paid(self, row: Row) -> float:
+    def _paid(self, row: BenchRow) -> float:
         """Output tokens at the price of whoever wrote them; the total is weighted to the model's own."""
         return row.thinking + row.answer_tokens if row.arm == HELPER else row.total
 
 
-def shape_or_note(model: str, notes: list[str]) -> Shape | None:
+def shape_or_note(model: str, notes: list[str]) -> ModelShape | None:
     """The model's shape; None, and a note that says why, where its FLOPs are not known."""
     try:
         return load_shape(model)
@@ -82,20 +82,20 @@ def shape_or_note(model: str, notes: list[str]) -> Shape | None:
         return None
 
 
-def load_economy(
+def load_cost_model(
     model: str,
     helper: str | None,
     prices: Prices,
     price: str | None = None,
     helper_price: str | None = None,
     verifier: str | None = None,
-) -> tuple[Economy, list[str]]:
+) -> tuple[CostModel, list[str]]:
     """What can be known of a model, its helper and its verifier, and notes on what cannot; prices go by their names.
 
     Raises OptionError for a name without a price.
     """
     notes: list[str] = []
-    economy = Economy(
+    economy = CostModel(
         shape_or_note(model, notes),
         None if price is None else prices.of(price),
         None if helper is None else shape_or_note(helper, notes),

@@ -8,24 +8,24 @@ from functools import cache, partial
 from statistics import fmean
 from typing import Any
 
-from ...controller.request_builder import Prepared
-from ...controller.types import Completion, Sampling
+from ...controller.request_builder import PreparedRequest
+from ...controller.types import Completion, SamplingParams
 from ..runner import batch_seed
 from ..tasks.questions import Question
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, Arm
-from .records import Records, Row, as_row
-from .run import Bench, piece_of
-from .trial_answers import GREEDY, LEAD, MOST_TRIALS, Trials
+from .records import ArmRecords, BenchRow, to_row
+from .run import Bench, piece_name
+from .trial_answers import GREEDY, LEAD, MOST_TRIALS, TrialAnswers
 from .truncation import (
-    Cut,
-    Cutter,
-    Source,
-    Trial,
+    Recording,
+    TrialPoint,
+    Truncation,
+    TruncationBaseline,
+    bisect_to_cost,
     budgets,
     confident_stop,
     cost,
     first_correct,
-    matched,
     random_stop,
     spread,
 )
@@ -39,7 +39,7 @@ TRIALS = "trial answers"
 _WORDS_OFF = 0.02
 """How far from the target, as a share of it, a matched arm may be before it says so."""
 
-Choice = Callable[[Source, int], tuple[Cut | None, int]]
+Choice = Callable[[Recording, int], tuple[Truncation | None, int]]
 """Called as `choose(source, rollout)`: where to cut (None: not at all), and tokens paid for trial answers."""
 
 
@@ -50,9 +50,9 @@ class _Unit:
     rollout: int
     number: int
     questions: Sequence[Question]
-    prepared: Sequence[Prepared]
-    rows: Sequence[Row]
-    sources: Sequence[Source]
+    prepared: Sequence[PreparedRequest]
+    rows: Sequence[BenchRow]
+    sources: Sequence[Recording]
 
 
 class Counterfactual:
@@ -61,18 +61,18 @@ class Counterfactual:
     def __init__(self, bench: Bench, arm: Arm) -> None:
         self.bench, self.arm = bench, arm
         session = bench.answerer.session
-        self._cutter = Cutter(session.codec, session.markers)
+        self._cutter = TruncationBaseline(session.codec, session.markers)
         self._lead = session.codec.encode(LEAD)
         self._at = cache(self._cutter.at)  # settings are sought by trying many
         self._units = [self._unit(*unit) for unit in bench.units()]
         self._all = [(source, unit.rollout) for unit in self._units for source in unit.sources]
 
     @property
-    def sources(self) -> list[Source]:
+    def sources(self) -> list[Recording]:
         """Everything that is cut."""
         return [source for source, _ in self._all]
 
-    def baselines(self, target: float) -> list[Records]:
+    def baselines(self, target: float) -> list[ArmRecords]:
         """The baselines, those that can be matched costing `target` tokens on average, as near as they come."""
         budget = round(self._match(lambda b: self._at_budget(round(b)), target, 1, max(s.total for s in self.sources)))
         # Cost falls as the chance rises, so its complement is what is matched.
@@ -95,7 +95,7 @@ class Counterfactual:
         made = [self._owned_up(records, target) for records in made]
         return [*made, self._cut(ORACLE, self._at_first_correct, "", GREEDY)]
 
-    def curve(self) -> list[tuple[int, Records]]:
+    def curve(self) -> list[tuple[int, ArmRecords]]:
         """Fixed budgets from small to large."""
         return [(b, self._cut(f"budget {b}", self._at_budget(b), "")) for b in budgets(self.sources, CURVE)]
 
@@ -111,18 +111,18 @@ class Counterfactual:
         )
 
     def _at_confidence(self, threshold: float) -> Choice:
-        def choose(source: Source, _: int) -> tuple[Cut | None, int]:
+        def choose(source: Recording, _: int) -> tuple[Truncation | None, int]:
             end, paid = confident_stop(source, threshold)
             return self._end(source, end), paid
 
         return choose
 
-    def _at_first_correct(self, source: Source, _: int) -> tuple[Cut | None, int]:
+    def _at_first_correct(self, source: Recording, _: int) -> tuple[Truncation | None, int]:
         """Cut where the trial answer was first right, and answer as the trial did."""
         cut = self._end(source, first_correct(source))
-        return cut and Cut((*cut.ids, *self._lead), cut.forced + len(self._lead)), 0
+        return cut and Truncation((*cut.ids, *self._lead), cut.forced + len(self._lead)), 0
 
-    def _end(self, source: Source, end: int | None) -> Cut | None:
+    def _end(self, source: Recording, end: int | None) -> Truncation | None:
         return None if end is None else self._at(source, end)
 
     def _match(self, rule: Callable[[float], Choice], target: float, low: float, high: float) -> float:
@@ -130,9 +130,9 @@ class Counterfactual:
             choose = rule(setting)
             return fmean(cost(source, *choose(source, rollout)) for source, rollout in self._all)
 
-        return matched(mean_cost, target, low, high)
+        return bisect_to_cost(mean_cost, target, low, high)
 
-    def _owned_up(self, records: Records, target: float) -> Records:
+    def _owned_up(self, records: ArmRecords, target: float) -> ArmRecords:
         """Say so where an arm could not be made as dear as it should be."""
         off = records.total() / target - 1
         if abs(off) <= _WORDS_OFF:
@@ -143,15 +143,15 @@ class Counterfactual:
 
     def _unit(self, rollout: int, number: int, indices: Sequence[int]) -> _Unit:
         bench = self.bench
-        piece = piece_of(bench, self.arm, rollout, number, indices)
+        piece = piece_name(bench, self.arm, rollout, number, indices)
         questions = [bench.questions[i] for i in indices]
         prepared = bench.answerer.session.prepare([q.problem for q in questions], self.arm.options)
-        rows = [Row(**row) for row in piece["rows"]]
+        rows = [BenchRow(**row) for row in piece["rows"]]
         sources = [self._source(*one) for one in zip(rows, piece["ids"], prepared, strict=True)]
 
         def ask() -> list[Any]:
             prompts = [ready.request.prompt_ids for ready in prepared]
-            found = Trials(bench.answerer, bench.checker, bench.batch).ask(
+            found = TrialAnswers(bench.answerer, bench.checker, bench.batch).ask(
                 list(zip(questions, sources, strict=True)), prompts
             )
             return [[asdict(trial) for trial in trials] for trials in found]
@@ -159,34 +159,34 @@ class Counterfactual:
         trials = bench.journal.piece(f"trials of {self.arm.name}/{rollout}/{number}", ask)
         bench.advance(TRIALS, len(indices))
         tried = [
-            replace(source, trials=tuple(Trial(**trial) for trial in row))
+            replace(source, trials=tuple(TrialPoint(**trial) for trial in row))
             for source, row in zip(sources, trials, strict=True)
         ]
         return _Unit(rollout, number, questions, prepared, rows, tried)
 
-    def _source(self, row: Row, ids: Sequence[int], ready: Prepared) -> Source:
+    def _source(self, row: BenchRow, ids: Sequence[int], ready: PreparedRequest) -> Recording:
         # The baseline is bound by no tier, so neither are the budgets that it is cut at.
         room = replace(ready.budget, thinking=ready.request.max_new_tokens - ready.budget.reserve)
         opened = ready.rendered.state == "thinking"
-        source = Source(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
+        source = Recording(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
         ends = self._cutter.ends(source)
         return replace(source, ends=ends, tries=spread(ends, MOST_TRIALS))
 
-    def _cut(self, name: str, choose: Choice, setting: str, sampling: Sampling | None = None) -> Records:
+    def _cut(self, name: str, choose: Choice, setting: str, sampling: SamplingParams | None = None) -> ArmRecords:
         """One cut arm; its answers are sampled as the cut arm's own, if nothing else is said."""
-        rows: list[Row] = []
+        rows: list[BenchRow] = []
         for unit in self._units:
             make = partial(self._written, name, unit, choose, sampling or self.arm.options.sampling)
             # The setting is in the key: it follows from what was run before.
             piece = self.bench.journal.piece(f"{name}/{setting}/{unit.rollout}/{unit.number}", make)
             self.bench.advance(name, len(unit.rows))
-            rows += [Row(**row) for row in piece]
-        return Records(name, self.bench.ordered(rows), self.bench.rollouts, setting=setting, cut=True)
+            rows += [BenchRow(**row) for row in piece]
+        return ArmRecords(name, self.bench.ordered(rows), self.bench.rollouts, setting=setting, cut=True)
 
-    def _written(self, name: str, unit: _Unit, choose: Choice, sampling: Sampling) -> list[dict[str, Any]]:
+    def _written(self, name: str, unit: _Unit, choose: Choice, sampling: SamplingParams) -> list[dict[str, Any]]:
         """Rows of one batch: those that were cut with a new answer, the others as they were."""
         bench, chosen = self.bench, [choose(source, unit.rollout) for source in unit.sources]
-        rows: list[Row] = [_unchanged(row, name, paid) for row, (_, paid) in zip(unit.rows, chosen, strict=True)]
+        rows: list[BenchRow] = [_unchanged(row, name, paid) for row, (_, paid) in zip(unit.rows, chosen, strict=True)]
         cut = [(i, where, paid) for i, (where, paid) in enumerate(chosen) if where is not None]
         seed = batch_seed(bench.seed, unit.rollout, unit.number, name)
         texts = [(*unit.prepared[i].request.prompt_ids, *where.ids) for i, where, _ in cut]
@@ -197,9 +197,9 @@ class Counterfactual:
             done = Completion((*where.ids, *more.token_ids), tuple(forced), more.finish_reason)
             whole = bench.answerer.session.finish(unit.prepared[i], done)
             whole = replace(whole, usage=replace(whole.usage, probe=paid))
-            rows[i] = as_row(unit.questions[i], name, unit.rollout, whole, bench.checker, bench.weights)
+            rows[i] = to_row(unit.questions[i], name, unit.rollout, whole, bench.checker, bench.weights)
         return [asdict(row) for row in rows]
 
 
-def _unchanged(row: Row, name: str, paid: int) -> Row:
+def _unchanged(row: BenchRow, name: str, paid: int) -> BenchRow:
     return replace(row, arm=name, probe=row.probe + paid, overhead=row.overhead + paid, total=row.total + paid)

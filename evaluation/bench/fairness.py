@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from ...controller.policies.base import Policy
 from ...errors import TerselyError
 from ...probes.tier_selector import TierProbe
-from ..tasks.questions import Question, hash_of
+from ..tasks.questions import Question, hash_question
 from .arms import HELPER
-from .records import Records
+from .records import ArmRecords
 
 _SHOWN = 3
 _ROUNDING = 1e-6
@@ -19,7 +19,7 @@ class CheckError(TerselyError, ValueError):
     """A comparison would be unfair."""
 
 
-def check_comparable(records: Sequence[Records]) -> None:
+def check_comparable(records: Sequence[ArmRecords]) -> None:
     """Raise CheckError unless all arms were asked the same, and count all that their engines put out."""
     base = records[0]
     asked = [(row.id, row.rollout) for row in base.rows]
@@ -29,7 +29,7 @@ def check_comparable(records: Sequence[Records]) -> None:
         _check_counts(arm)
 
 
-def _check_counts(arm: Records) -> None:
+def _check_counts(arm: ArmRecords) -> None:
     """Every row's total must hold its parts, and all rows what the engine says it put out."""
     for row in arm.rows:
         written = 0 if arm.arm == HELPER else row.thinking + row.answer_tokens  # a helper's own tokens are weighted
@@ -50,7 +50,7 @@ def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
     owners: dict[str, tuple[str, Question]] = {}
     for name, questions in splits.items():
         for question in questions:
-            owner, first = owners.setdefault(hash_of(question), (name, question))
+            owner, first = owners.setdefault(hash_question(question), (name, question))
             if owner != name:
                 raise CheckError(f"question {question.id!r} of split {name!r} is also in split {owner!r}; part them")
             if first is not question:
@@ -59,7 +59,7 @@ def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
 
 def check_unseen(policies: Iterable[Policy | TierProbe], questions: Sequence[Question]) -> None:
     """Raise CheckError if a policy or probe has learnt from questions asked here (see `Policy.learned_from`)."""
-    asked = {hash_of(question): question.id for question in questions}
+    asked = {hash_question(question): question.id for question in questions}
     for policy in policies:
         seen = [asked[key] for key in getattr(policy, "learned_from", ()) if key in asked]
         if seen:

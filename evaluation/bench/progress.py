@@ -23,5 +23,5 @@ def work(generations: int, arms: int, baselines: bool) -> float:
 def shown(total: float, arms: list[str]) -> Iterator[Advance]:
     """Lend a function that is told which rows are done, for a bar on stderr."""
     shares = {TRIALS: _ASKING, **dict.fromkeys(arms, 1.0)}
-    with progress.shown(total) as advance:
+    with progress.show_progress(total) as advance:
         yield lambda what, rows: advance(what, rows * shares.get(what, _CUTTING))

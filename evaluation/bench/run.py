@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...controller.options import with_seed
-from ..runner import Answerer, batch_seed, batches
+from ..runner import EvalRunner, batch_seed, batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
 from .arms import Arm
-from .checkpoint_log import Journal
-from .records import Records, Row, Weights, as_row
+from .checkpoint_log import CheckpointLog
+from .records import ArmRecords, BenchRow, Weights, to_row
 
 Advance = Callable[[str, int], None]
 """Called as `advance(what, rows)` after each batch."""
@@ -27,15 +27,15 @@ Advance = Callable[[str, int], None]
 class Bench:
     """What all arms share; `helper` answers for the arm of that name."""
 
-    answerer: Answerer
+    answerer: EvalRunner
     questions: Sequence[Question]
     checker: AnswerChecker
-    journal: Journal
+    journal: CheckpointLog
     seed: int = 0
     rollouts: int = 1
     batch: int = 64
     weights: Weights = field(default_factory=Weights)
-    helper: Answerer | None = None
+    helper: EvalRunner | None = None
     advance: Advance = lambda what, rows: None
 
     def units(self) -> list[tuple[int, int, list[int]]]:
@@ -43,24 +43,24 @@ class Bench:
         made = batches(self.questions, self.batch)
         return [(rollout, number, rows) for rollout in range(self.rollouts) for number, rows in enumerate(made)]
 
-    def ordered(self, rows: Sequence[Row]) -> list[Row]:
+    def ordered(self, rows: Sequence[BenchRow]) -> list[BenchRow]:
         """Rows by rollout and then by question."""
         places = {question.id: i for i, question in enumerate(self.questions)}
         return sorted(rows, key=lambda row: (row.rollout, places[row.id]))
 
 
-def run_arm(bench: Bench, arm: Arm) -> Records:
+def run_arm(bench: Bench, arm: Arm) -> ArmRecords:
     """Let one arm answer all questions."""
     pieces = []
     for rollout, number, indices in bench.units():
-        pieces.append(piece_of(bench, arm, rollout, number, indices))
+        pieces.append(piece_name(bench, arm, rollout, number, indices))
         bench.advance(arm.name, len(indices))
-    rows = [Row(**row) for piece in pieces for row in piece["rows"]]
+    rows = [BenchRow(**row) for piece in pieces for row in piece["rows"]]
     seconds, made = (sum(piece[what] for piece in pieces) for what in ("seconds", "made"))
-    return Records(arm.name, bench.ordered(rows), bench.rollouts, seconds, made)
+    return ArmRecords(arm.name, bench.ordered(rows), bench.rollouts, seconds, made)
 
 
-def piece_of(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:
+def piece_name(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:
     """One batch of one arm: {rows, ids: output ids of each, seconds, made: tokens by the engine's own count}."""
     answerer = bench.helper if arm.on_helper else bench.answerer
     assert answerer is not None  # `make_arms` refuses the arm otherwise
@@ -74,7 +74,7 @@ def piece_of(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequenc
         done = answerer.answer([question.problem for question in questions], options)
         seconds = time.monotonic() - started
         rows = [
-            as_row(question, arm.name, rollout, generation, bench.checker, bench.weights, own)
+            to_row(question, arm.name, rollout, generation, bench.checker, bench.weights, own)
             for question, generation in zip(questions, done, strict=True)
         ]
         return {

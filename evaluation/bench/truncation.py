@@ -16,14 +16,14 @@ import numpy as np
 
 from ...controller.budgets import Budget
 from ...controller.controller import Controller
-from ...controller.policies.base import Close, Policy, View, Wait, Watching
+from ...controller.policies.base import Close, Policy, PolicyView, Wait, Watching
 from ...controller.policies.budget import BudgetForcing
 from ...controller.text.markers import Markers
-from ...controller.text.tokenizer_adapter import Codec
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class TrialPoint:
     """A trial answer after one thought: its confidence (geometric mean probability), its cost in tokens, its truth."""
 
     confidence: float
@@ -32,7 +32,7 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class Recording:
     """One generation of the baseline that can be cut.
 
     ids: its output; thinking and answer_tokens count them. opened: the prompt had opened the thinking. budget: all that
@@ -48,7 +48,7 @@ class Source:
     budget: Budget
     ends: tuple[int, ...] = ()
     tries: tuple[int, ...] = ()
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[TrialPoint, ...] = ()
 
     @property
     def total(self) -> int:
@@ -57,7 +57,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Truncation:
     """What is kept of a source's output, and the `forced` last tokens of it that close the thinking."""
 
     ids: tuple[int, ...]
@@ -72,7 +72,7 @@ class StopAt:
     needs: ClassVar[frozenset[str]] = frozenset()
     at: int
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         yield Wait(at=self.at, boundary="token", deadline=self.at)
         yield Close(f"{self.at} tokens thought", phrase="")
@@ -86,7 +86,7 @@ class _Ends:
     needs: ClassVar[frozenset[str]] = frozenset()
     found: list[int]
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
@@ -94,33 +94,33 @@ class _Ends:
 
 
 @dataclass(frozen=True, slots=True)
-class Cutter:
+class TruncationBaseline:
     """Cuts sources as a controller on this tokenizer and these markers would."""
 
-    codec: Codec
+    codec: TokenizerAdapter
     markers: Markers
 
-    def ends(self, source: Source) -> tuple[int, ...]:
+    def ends(self, source: Recording) -> tuple[int, ...]:
         """Thinking tokens at the ends of thoughts after which there is room for an answer, the last left out."""
         found: list[int] = []
         self._watch(source, _Ends(found), source.budget)
         return tuple(end for end in found if end < source.thinking - 1 and end <= source.budget.thinking)
 
-    def at(self, source: Source, tokens: int) -> Cut | None:
+    def at(self, source: Recording, tokens: int) -> Truncation | None:
         """Cut after so many thinking tokens; None if the thinking was over before."""
         return self._watch(source, StopAt(tokens), source.budget)
 
-    def at_budget(self, source: Source, budget: int) -> Cut | None:
+    def at_budget(self, source: Recording, budget: int) -> Truncation | None:
         """Cut as budget forcing would; None if the thinking kept to the budget."""
         tight = Budget(source.budget.tier, min(budget, source.budget.thinking), source.budget.reserve)
         return self._watch(source, BudgetForcing(), tight)
 
-    def _watch(self, source: Source, policy: Policy, budget: Budget) -> Cut | None:
+    def _watch(self, source: Recording, policy: Policy, budget: Budget) -> Truncation | None:
         controller = Controller([policy], self.codec, self.markers, budget, opened=source.opened)
         for place, token in enumerate(source.ids, 1):
             directive = controller.observe(token)
             if directive.force:
-                return Cut((*source.ids[: place - directive.drop], *directive.force), len(directive.force))
+                return Truncation((*source.ids[: place - directive.drop], *directive.force), len(directive.force))
             if controller.phase == "answer":
                 break
         return None
@@ -133,12 +133,12 @@ def spread(ends: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(ends[i] for i in np.linspace(0, len(ends) - 1, most).round().astype(int))
 
 
-def cost(source: Source, cut: Cut | None, probe: int) -> int:
+def cost(source: Recording, cut: Truncation | None, probe: int) -> int:
     """Tokens of a cut source with what trials cost, its answer taken to be as long as the source's own."""
     return probe + (source.total if cut is None else len(cut.ids) + source.answer_tokens)
 
 
-def matched(costs: Callable[[float], float], target: float, low: float, high: float, steps: int = 12) -> float:
+def bisect_to_cost(costs: Callable[[float], float], target: float, low: float, high: float, steps: int = 12) -> float:
     """The setting in low..high whose mean cost, rising with it, comes nearest to the target (bisection)."""
     tried: dict[float, float] = {}
 
@@ -158,7 +158,7 @@ def matched(costs: Callable[[float], float], target: float, low: float, high: fl
     return min(tried, key=lambda setting: (abs(tried[setting] - target), setting))
 
 
-def random_stop(source: Source, chance: float, seed: int, rollout: int) -> int | None:
+def random_stop(source: Recording, chance: float, seed: int, rollout: int) -> int | None:
     """The end after which a coin of this chance, thrown after each thought, ends the thinking; None: none does.
 
     The throws of one source are the same whatever the chance, so that costs fall as it rises.
@@ -167,7 +167,7 @@ def random_stop(source: Source, chance: float, seed: int, rollout: int) -> int |
     return next((end for end in source.ends if coin.random() < chance), None)
 
 
-def confident_stop(source: Source, threshold: float) -> tuple[int | None, int]:
+def confident_stop(source: Recording, threshold: float) -> tuple[int | None, int]:
     """The first end whose trial answer is at least so confident, and what all trials up to it cost."""
     paid = 0
     for end, trial in zip(source.tries, source.trials, strict=True):
@@ -177,12 +177,12 @@ def confident_stop(source: Source, threshold: float) -> tuple[int | None, int]:
     return None, paid
 
 
-def first_correct(source: Source) -> int | None:
+def first_correct(source: Recording) -> int | None:
     """The first end after which a trial answer is right."""
     return next((end for end, trial in zip(source.tries, source.trials, strict=True) if trial.right), None)
 
 
-def budgets(sources: Sequence[Source], count: int) -> list[int]:
+def budgets(sources: Sequence[Recording], count: int) -> list[int]:
     """Budgets for a curve, evenly spaced on a log scale, from one that cuts nearly all to one that cuts few."""
     lengths = np.array([source.thinking for source in sources if source.thinking])
     if not len(lengths):

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...controller.budgets import EFFORTS
-from ..cli_parsing import names_of, numbers_of
+from ..cli_parsing import parse_names, parse_numbers
 
 
 def collect(
@@ -33,10 +33,10 @@ def collect(
 
     The rollouts are uncontrolled. Trial answers cost tokens here, and none later.
     """
-    from .run import Plan, collect_into
+    from .run import CollectPlan, collect_into
 
-    names = names_of("--tiers", "tier", tiers, EFFORTS[:-1])
-    plan = Plan(
+    names = parse_names("--tiers", "tier", tiers, EFFORTS[:-1])
+    plan = CollectPlan(
         model,
         task,
         split,
@@ -44,7 +44,7 @@ def collect(
         seed,
         names,
         rollouts,
-        numbers_of("--layers", layers, int, "whole numbers"),
+        parse_numbers("--layers", layers, int, "whole numbers"),
         batch_size,
         max_new_tokens,
         think_prompt,

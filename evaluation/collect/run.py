@@ -8,8 +8,8 @@ from random import Random
 
 from ...controller.session import Session
 from ...probes.features import FEATURES
-from ...probes.records import Store
-from ..progress import shown
+from ...probes.records import RecordStore
+from ..progress import show_progress
 from ..runner import batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import load
@@ -17,7 +17,7 @@ from .rollouts import Collector
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CollectPlan:
     """All that decides what is collected."""
 
     model: str
@@ -33,7 +33,7 @@ class Plan:
     think_prompt: bool = False
 
 
-def collect_into(folder: Path, plan: Plan) -> str:
+def collect_into(folder: Path, plan: CollectPlan) -> str:
     """Collect into a folder; a sentence that says what is there."""
     from ...controller.engines.transformers.engine import load_engine
 
@@ -42,11 +42,11 @@ def collect_into(folder: Path, plan: Plan) -> str:
     session = Session(engine, think_prompt=plan.think_prompt)
     closing = len(session.codec.encode(session.markers.close + session.markers.after + session.markers.answering))
     facts = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}
-    store = Store(folder, {**asdict(plan), **facts})
+    store = RecordStore(folder, {**asdict(plan), **facts})
     groups = batches(questions, plan.batch_size)
     tokens = 0
     each = len(plan.tiers) * plan.rollouts
-    with AnswerChecker() as checker, shown(each * len(questions)) as advance:
+    with AnswerChecker() as checker, show_progress(each * len(questions)) as advance:
         collector = Collector(session, checker, plan.tiers, plan.rollouts, plan.layers, plan.max_new_tokens, plan.seed)
         # Batches go by level. Taken at random, what a stopped collection holds is still a fair sample.
         for number in Random(plan.seed).sample(range(len(groups)), len(groups)):

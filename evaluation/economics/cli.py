@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from ...errors import ModelError, OptionError
-from .devices import MEASURE, Device, check_device, check_given, device_of, given
+from . import step_time
+from .devices import MEASURE, Device, check_device, check_given, get_device, given
 from .latency_fit import Runtime, fit, read_timings
-from .model_shape import Shape, load_shape
-from .roofline import STORAGE, Phase, Roofline, bounds, moved_bytes, storage_of
-from .step_time import foretell
+from .model_shape import ModelShape, load_shape
+from .roofline import STORAGE, Phase, Roofline, bounds, moved_bytes, read_storage
 
 
 def roofline(
@@ -39,7 +39,7 @@ def roofline(
     own = check_given(peak_tflops, bandwidth_gbs)
     check_device(device)
     if dtype is not None:
-        storage_of(dtype)
+        read_storage(dtype)
     if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
         raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
     fitted = None if log is None else fit(read_timings(log))
@@ -47,11 +47,11 @@ def roofline(
     kept = _dtype(dtype, shape, model)
     if shape.longest is not None and context > shape.longest:
         raise OptionError(f"--context is {context}; accepted: at most {shape.longest}, the context of {model!r}")
-    compute, moved = storage_of(kept).compute, moved_bytes(shape, kept, batch, context)
+    compute, moved = read_storage(kept).compute, moved_bytes(shape, kept, batch, context)
     if predict and (own or device != MEASURE):
         raise OptionError("--predict times models on this machine; leave out --device and the numbers of another")
-    costs = foretell(model, kept, batch, context) if predict else None
-    place = given(peak_tflops or 0, bandwidth_gbs or 0, compute) if own else device_of(device, compute, moved)
+    costs = step_time.predict(model, kept, batch, context) if predict else None
+    place = given(peak_tflops or 0, bandwidth_gbs or 0, compute) if own else get_device(device, compute, moved)
     found = bounds(shape, place, kept, batch, context)
     setting = {"model": model, "parameters": shape.parameters, "dtype": kept, "batch": batch, "context": context}
     result = _as_json(setting, place, found, usd_per_hour, fitted)
@@ -65,7 +65,7 @@ def roofline(
     typer.echo(json.dumps(result, indent=2) if as_json else "\n".join(lines))
 
 
-def _dtype(wanted: str | None, shape: Shape, model: str) -> str:
+def _dtype(wanted: str | None, shape: ModelShape, model: str) -> str:
     """The dtype asked for, or the one that the model is saved in."""
     if wanted is not None:
         return wanted
@@ -98,7 +98,7 @@ def _lines(
     setting: dict[str, Any], device: Device, found: Roofline, usd_per_hour: float | None, fitted: Runtime | None
 ) -> list[str]:
     dtype, batch = setting["dtype"], setting["batch"]
-    peak = device.peak(storage_of(dtype).compute) / 1e12
+    peak = device.peak(read_storage(dtype).compute) / 1e12
     lines = [
         f"{setting['model']}: {setting['parameters']:,} parameters in {dtype}, {_size(found.weight_bytes)}; "
         f"cache of {batch} x {setting['context']} tokens, {_size(found.cache_bytes)}",

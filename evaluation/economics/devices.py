@@ -59,7 +59,7 @@ def check_device(name: str) -> None:
         raise unknown("device", name, [*DEVICES, MEASURE])
 
 
-def device_of(name: str, compute: str, footprint: float) -> Device:
+def get_device(name: str, compute: str, footprint: float) -> Device:
     """A device by name, or this machine measured for a dtype and for the bytes that a step will read."""
     check_device(name)
     return measured(compute, footprint) if name == MEASURE else DEVICES[name]

@@ -27,7 +27,7 @@ def e3(accuracy: float, tokens: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class SearchScore:
     """One search: the entities it should find, those it saw (of page visits only), and its steps."""
 
     required: frozenset[Hashable]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...errors import OptionError
-from .model_shape import Shape
+from .model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Flops:
         return self.prefill + self.decode
 
 
-def prefill_flops(shape: Shape, prompt: int, cached: int = 0) -> float:
+def prefill_flops(shape: ModelShape, prompt: int, cached: int = 0) -> float:
     """FLOPs of reading a prompt, its first `cached` tokens from a cache; logits are made for the last token only.
 
     Tokens that a splice makes the engine read again are such a prompt: the text so far, cached up to the splice.
@@ -37,23 +37,23 @@ def prefill_flops(shape: Shape, prompt: int, cached: int = 0) -> float:
     return 2.0 * shape.blocks * (prompt - cached) + 2.0 * shape.head + _attention(shape, cached + 1, prompt)
 
 
-def decode_flops(shape: Shape, prompt: int, output: int) -> float:
+def decode_flops(shape: ModelShape, prompt: int, output: int) -> float:
     """FLOPs of `output` tokens after a prompt; the first comes with the prompt and costs nothing more."""
     steps = max(output - 1, 0)
     return 2.0 * (shape.blocks + shape.head) * steps + _attention(shape, prompt + 1, prompt + steps)
 
 
-def generation_flops(shape: Shape, prompt: int, output: int, cached: int = 0) -> Flops:
+def generation_flops(shape: ModelShape, prompt: int, output: int, cached: int = 0) -> Flops:
     """FLOPs of one generation."""
     return Flops(prefill_flops(shape, prompt, cached), decode_flops(shape, prompt, output))
 
 
-def token_flops(shape: Shape, context: int) -> float:
+def token_flops(shape: ModelShape, context: int) -> float:
     """FLOPs of decoding one token at this length."""
     return 2.0 * (shape.blocks + shape.head) + _attention(shape, context, context)
 
 
-def as_tokens(flops: float, shape: Shape, context: int) -> float:
+def as_tokens(flops: float, shape: ModelShape, context: int) -> float:
     """What FLOPs, a helper's or verifier's, are worth in tokens that a model decodes at this length.
 
     Compute only: a verifier's prefill, which is cheap in time, weighs here as much as decoding.
@@ -61,7 +61,7 @@ def as_tokens(flops: float, shape: Shape, context: int) -> float:
     return flops / token_flops(shape, context)
 
 
-def _attention(shape: Shape, first: int, last: int) -> float:
+def _attention(shape: ModelShape, first: int, last: int) -> float:
     """FLOPs of attention of the tokens at positions `first` to `last` (from 1)."""
     positions = sum(_up_to(last, window) - _up_to(first - 1, window) for window in shape.windows)
     return 4.0 * shape.heads * shape.head_dim * positions

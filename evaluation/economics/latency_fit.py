@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeInt
 
 from ...errors import TerselyError
 from ..stats import Array
-from .strict import Record, parse, read_text
+from .strict import StrictRecord, parse, read_text
 
 NEEDED = 3
 _FORM = '{"prompt": ..., "output": ..., "seconds": ...} with an optional "cached"'
@@ -27,7 +27,7 @@ class TimingError(TerselyError, ValueError):
     """Timings cannot be used: no such file, a line that is none, or too few to tell the costs apart."""
 
 
-class Timing(Record):
+class Timing(StrictRecord):
     """One logged generation: tokens of its prompt (those of them cached) and output, and the seconds it took."""
 
     prompt: NonNegativeInt

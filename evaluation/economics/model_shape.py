@@ -20,7 +20,7 @@ _UNLIKE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """Parameters by what is done with them, and the attention.
 
     parameters counts each once, tied ones too. blocks are multiplied with every token, head with every token whose
@@ -53,20 +53,20 @@ def load_config(model: str) -> Any:
     from transformers import AutoConfig
 
     # How models are found and refused is the engine's business; only its weights are not wanted here.
-    from ...controller.engines.checkpoints import check_causal, loaded, locate
+    from ...controller.engines.checkpoints import check_causal, load_or_raise, resolve_checkpoint
 
-    place = locate(model)
-    config = loaded(model, "configuration", lambda: AutoConfig.from_pretrained(place))
+    place = resolve_checkpoint(model)
+    config = load_or_raise(model, "configuration", lambda: AutoConfig.from_pretrained(place))
     check_causal(model, config)
     return config
 
 
-def load_shape(model: str) -> Shape:
+def load_shape(model: str) -> ModelShape:
     """The shape of an embedded model, a folder or a model of the hub; raises ModelError."""
-    return shape_of(load_config(model), model)
+    return read_shape(load_config(model), model)
 
 
-def shape_of(config: Any, name: str = "the model") -> Shape:
+def read_shape(config: Any, name: str = "the model") -> ModelShape:
     """The shape of a transformers configuration; raises ModelError for anything but a dense decoder."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -80,7 +80,7 @@ def shape_of(config: Any, name: str = "the model") -> Shape:
     sizes = {id(p): p.numel() for p in model.parameters()}
     matrices = {id(p) for p in model.parameters() if p.dim() >= 2}
     dtype = text.dtype if text.dtype is not None else config.dtype
-    return Shape(
+    return ModelShape(
         parameters=sum(sizes.values()),
         blocks=sum(sizes[key] for key in matrices - set(tables) - {id(head)}),
         head=head.numel(),

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeFloat
 
 from ...errors import OptionError, TerselyError, unknown
 from ..stats import Array
-from .strict import Record, parse, read_text
+from .strict import StrictRecord, parse, read_text
 
 OURS = Path(__file__).with_name("prices.json")
 _MILLION = 1e6
@@ -23,7 +23,7 @@ class PriceError(TerselyError, ValueError):
     """A price table cannot be used."""
 
 
-class Price(Record):
+class Price(StrictRecord):
     """What a model's tokens cost, in USD per million, and when and where that was read."""
 
     prompt: NonNegativeFloat
@@ -40,7 +40,7 @@ class Price(Record):
         return ((prompt - cached) * self.prompt + cached * self.cached + output * self.output) / _MILLION
 
 
-class Prices(Record):
+class Prices(StrictRecord):
     """Prices by the name of the model."""
 
     models: dict[str, Price] = Field(min_length=1)

@@ -13,7 +13,7 @@ from typing import Any
 from ...errors import unknown
 from .devices import Device
 from .flops import prefill_flops, token_flops
-from .model_shape import Shape
+from .model_shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +70,26 @@ class Roofline:
         return asdict(self)
 
 
-def storage_of(dtype: str) -> Storage:
+def read_storage(dtype: str) -> Storage:
     """How weights of a dtype are kept; raises OptionError for an unknown one."""
     if dtype not in STORAGE:
         raise unknown("dtype", dtype, STORAGE)
     return STORAGE[dtype]
 
 
-def cache_bytes(shape: Shape, dtype: str, batch: int, context: int) -> float:
+def cache_bytes(shape: ModelShape, dtype: str, batch: int, context: int) -> float:
     """Bytes of the key-value cache, kept in what is computed in: prefill writes them, a decoding step reads them."""
-    return batch * shape.cached_values(context) * STORAGE[storage_of(dtype).compute].bytes
+    return batch * shape.cached_values(context) * STORAGE[read_storage(dtype).compute].bytes
 
 
-def moved_bytes(shape: Shape, dtype: str, batch: int, context: int) -> float:
+def moved_bytes(shape: ModelShape, dtype: str, batch: int, context: int) -> float:
     """Bytes that a phase moves at least: the weights it multiplies with, once for the whole batch, and the cache."""
-    return shape.read * storage_of(dtype).bytes + cache_bytes(shape, dtype, batch, context)
+    return shape.read * read_storage(dtype).bytes + cache_bytes(shape, dtype, batch, context)
 
 
-def bounds(shape: Shape, device: Device, dtype: str, batch: int, context: int) -> Roofline:
+def bounds(shape: ModelShape, device: Device, dtype: str, batch: int, context: int) -> Roofline:
     """The bounds of a batch of sequences of one length."""
-    kept = storage_of(dtype)
+    kept = read_storage(dtype)
     peak, moved = device.peak(kept.compute), moved_bytes(shape, dtype, batch, context)
     stored, cache = shape.parameters * kept.bytes, cache_bytes(shape, dtype, batch, context)
     balance = peak / device.bandwidth

@@ -43,7 +43,7 @@ class StepCosts:
         return asdict(self)
 
 
-def foretell(model: str, dtype: str, batch: int = 1, context: int = 64, clock: Clock = time.perf_counter) -> StepCosts:
+def predict(model: str, dtype: str, batch: int = 1, context: int = 64, clock: Clock = time.perf_counter) -> StepCosts:
     """A decoding step of a model on this machine's transformers engine; only its configuration is read.
 
     Raises ModelError, and OptionError for weights of a dtype that random ones cannot be kept in.
@@ -53,10 +53,10 @@ def foretell(model: str, dtype: str, batch: int = 1, context: int = 64, clock: C
     config = load_config(model)
     layers = config.get_text_config(decoder=True).num_hidden_layers
     seconds = [_copied(config, dtype, min(count, layers), batch, context, clock) for count in (FEW, MORE)]
-    return drawn_out(seconds, layers, dtype, batch, context)
+    return extrapolate(seconds, layers, dtype, batch, context)
 
 
-def drawn_out(seconds: Sequence[float], layers: int, dtype: str, batch: int, context: int) -> StepCosts:
+def extrapolate(seconds: Sequence[float], layers: int, dtype: str, batch: int, context: int) -> StepCosts:
     """The step of all layers from those of `FEW` and of `MORE`, each at most as many as there are."""
     few, more = (min(count, layers) for count in (FEW, MORE))
     per_layer = max(0.0, (seconds[1] - seconds[0]) / (more - few)) if more > few else seconds[1] / layers
@@ -69,13 +69,15 @@ def step_seconds(engine: Any, prompts: Sequence[Sequence[int]], clock: Clock = t
 
     Raises TimingError where the model ends sooner.
     """
-    from ...controller.types import Request, Sampling
+    from ...controller.types import Request, SamplingParams
 
     def fastest(tokens: int) -> float:
         best = float("inf")
         for _ in range(REPEATS):
             began = clock()
-            done = engine.generate([Request(tuple(prompt), tokens) for prompt in prompts], Sampling(temperature=0))
+            done = engine.generate(
+                [Request(tuple(prompt), tokens) for prompt in prompts], SamplingParams(temperature=0)
+            )
             best = min(best, clock() - began)
             if any(len(one.token_ids) < tokens for one in done):
                 raise TimingError(f"the model ended before {tokens} tokens; give prompts that it answers at length")
@@ -92,7 +94,7 @@ def _copied(config: Any, dtype: str, layers: int, batch: int, context: int, cloc
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ...controller.engines.transformers.engine import TransformersEngine
-    from ...models import path_of
+    from ...models import get_model_path
 
     config = copy.deepcopy(config)
     text = config.get_text_config(decoder=True)
@@ -105,7 +107,9 @@ def _copied(config: Any, dtype: str, layers: int, batch: int, context: int, cloc
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).to(device).eval()
     model.generation_config.eos_token_id = text.vocab_size  # that is never written; None would be the tokenizer's
     # Prompts are ids, so any tokenizer will do.
-    engine = TransformersEngine(model, AutoTokenizer.from_pretrained(path_of("tersely-tiny-small")), "random weights")
+    engine = TransformersEngine(
+        model, AutoTokenizer.from_pretrained(get_model_path("tersely-tiny-small")), "random weights"
+    )
     ids = range(_FIRST, _FIRST + max(1, min(context, text.vocab_size - _FIRST)))
     longest = (engine.context_length or context) - max(TOKENS)
     prompt = [ids[place % len(ids)] for place in range(max(1, min(context - sum(TOKENS) // 2, longest)))]

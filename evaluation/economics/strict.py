@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ...errors import TerselyError, did_you_mean
 
 
-class Record(BaseModel):
+class StrictRecord(BaseModel):
     """A frozen record that refuses what it does not know, infinities and not-a-numbers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=StrictRecord)
 _SHOWN = 60  # characters of a value
 
 
@@ -42,7 +42,7 @@ def parse(record: type[R], text: str, where: str, error: type[TerselyError]) -> 
         raise error(f"{where}: {_sentence(record, first)}") from None
 
 
-def _sentence(record: type[Record], fault: Any) -> str:
+def _sentence(record: type[StrictRecord], fault: Any) -> str:
     """One fault of pydantic's in the words of the house."""
     *parents, name = [str(part) for part in fault["loc"]] or [""]
     place = ".".join([*parents, name]) or "it"
@@ -57,10 +57,10 @@ def _sentence(record: type[Record], fault: Any) -> str:
     return f"{place} is {got if len(got) <= _SHOWN else f'{got[:_SHOWN]}...'}; accepted: {accepted}"
 
 
-def _fields(record: type[Record], parents: list[str]) -> list[str]:
+def _fields(record: type[StrictRecord], parents: list[str]) -> list[str]:
     """The fields accepted at a place: those of the record itself, or of the record that its dict holds."""
     for name in parents:
         field = record.model_fields.get(name)
         inner = [] if field is None else [a for a in getattr(field.annotation, "__args__", ()) if isinstance(a, type)]
-        record = next((a for a in inner if issubclass(a, Record)), record)
+        record = next((a for a in inner if issubclass(a, StrictRecord)), record)
     return list(record.model_fields)

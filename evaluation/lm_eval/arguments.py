@@ -9,15 +9,15 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.options import DEFAULT_MAX_NEW_TOKENS, Options
+from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ...controller.policies import make_policies
 from ...controller.text.markers import Markers, parse_markers
-from ...controller.types import Sampling
+from ...controller.types import SamplingParams
 from ...errors import OptionError
-from ..economics.strict import Record, parse
+from ..economics.strict import StrictRecord, parse
 
 
-class ModelArguments(Record):
+class ModelArguments(StrictRecord):
     """The keys of `--model_args`; batch size and device arrive here too, from options of lm-eval's own."""
 
     pretrained: str = Field(min_length=1)
@@ -45,7 +45,7 @@ class ModelArguments(Record):
         return None if self.markers is None else parse_markers(self.markers)
 
 
-class TaskArguments(Record):
+class TaskArguments(StrictRecord):
     """The `generation_kwargs` of a task, after `--gen_kwargs`; the limit goes by any of four names."""
 
     until: str | list[str] | None = None
@@ -71,11 +71,11 @@ class TaskArguments(Record):
         return next((limit for limit in given if limit is not None), DEFAULT_MAX_NEW_TOKENS)
 
     @property
-    def sampling(self) -> Sampling:
+    def sampling(self) -> SamplingParams:
         """Greedy where neither `do_sample` nor a temperature says otherwise, as in all of lm-eval."""
         if self.do_sample is False or (self.do_sample is None and not self.temperature):
-            return Sampling(temperature=0.0)
-        return Sampling(self.temperature, self.top_p, self.top_k)
+            return SamplingParams(temperature=0.0)
+        return SamplingParams(self.temperature, self.top_p, self.top_k)
 
     def cut(self, answer: str) -> str:
         """The answer up to the first of the stop strings; empty ones stop nothing."""
@@ -83,7 +83,7 @@ class TaskArguments(Record):
         return answer[: min((answer.find(stop) for stop in stops if stop and stop in answer), default=len(answer))]
 
 
-def options_of(task: str, model: ModelArguments, wanted: TaskArguments) -> Options:
+def build_options(task: str, model: ModelArguments, wanted: TaskArguments) -> GenerationOptions:
     """How to answer the requests of a task; raises OptionError."""
     if wanted.do_sample and not wanted.temperature:
         raise OptionError(f"task {task!r} samples at no temperature; give --gen_kwargs do_sample=true,temperature=0.6")
@@ -91,7 +91,7 @@ def options_of(task: str, model: ModelArguments, wanted: TaskArguments) -> Optio
         fit_budget("normal", wanted.limit, model.answer_reserve)
     except OptionError as error:
         raise OptionError(f"task {task!r}: {error}; for the task: --gen_kwargs max_gen_toks=2048") from None
-    return Options(
+    return GenerationOptions(
         effort=model.effort,
         preset=model.preset,
         policies=model.policies,

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import TerselyError
-from .usage import Ledger
+from .usage import UsageLog
 
 USAGE, INTERRUPTED = 2, 130
 
@@ -25,7 +25,7 @@ def main() -> int:
     setup_logging()
     command = HarnessCLI()
     arguments = command.parse_args()
-    TerselyLM.shared = ledger = Ledger(_output_path(arguments))
+    TerselyLM.shared = ledger = UsageLog(_output_path(arguments))
     try:
         command.execute(arguments)
     except TerselyError as error:

@@ -18,14 +18,14 @@ from lm_eval.utils import sanitize_model_name
 from tqdm import tqdm
 
 from ...controller.engines.transformers.engine import load_engine
-from ...controller.options import Options, with_seed
+from ...controller.options import GenerationOptions, with_seed
 from ...controller.prompts import Message, Prompt
 from ...controller.session import Session
-from ...controller.trace import Generation
+from ...controller.trace import GenerationResult
 from ...errors import CapabilityError, OptionError
 from ..runner import batch_seed
-from .arguments import ModelArguments, TaskArguments, options_of
-from .usage import Ledger
+from .arguments import ModelArguments, TaskArguments, build_options
+from .usage import UsageLog
 
 
 class Chat(str):
@@ -39,14 +39,14 @@ class TerselyLM(LM):
     arguments: see `ModelArguments`. Raises OptionError, ModelError, MarkerError, WriteError.
     """
 
-    shared: ClassVar[Ledger | None] = None
+    shared: ClassVar[UsageLog | None] = None
     """The ledger of the command; a model made without it has one of its own."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self.arguments = given = ModelArguments.of(arguments)
         markers = given.as_markers()
-        self.ledger = type(self).shared or Ledger()
+        self.ledger = type(self).shared or UsageLog()
         self.ledger.open(sanitize_model_name(given.pretrained))
         engine = load_engine(given.pretrained, given.dtype, _device(given.device))
         self.session = Session(engine, markers, given.think_prompt)
@@ -90,7 +90,7 @@ class TerselyLM(LM):
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answer requests in batches of like options, long prompts first; answers are in the order of the requests."""
         wanted = [TaskArguments.of(request.task_name, request.args[1]) for request in requests]
-        options = [options_of(r.task_name, self.arguments, w) for r, w in zip(requests, wanted, strict=True)]
+        options = [build_options(r.task_name, self.arguments, w) for r, w in zip(requests, wanted, strict=True)]
         answers = [""] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests") as bar:
             for number, rows in enumerate(_batches(requests, options, self.arguments.batch_size)):
@@ -102,7 +102,7 @@ class TerselyLM(LM):
                 bar.update(len(rows))
         return answers
 
-    def _scored(self, made: Generation, wanted: TaskArguments) -> str:
+    def _scored(self, made: GenerationResult, wanted: TaskArguments) -> str:
         """What the task is given: the answer up to a stop string, after the thinking if that is to be kept."""
         answer = wanted.cut(made.answer)
         if not self.arguments.keep_thinking:
@@ -128,9 +128,9 @@ class TerselyLM(LM):
         return {"tersely": told}
 
 
-def _batches(requests: Sequence[Any], options: Sequence[Options], size: int) -> Iterator[list[int]]:
+def _batches(requests: Sequence[Any], options: Sequence[GenerationOptions], size: int) -> Iterator[list[int]]:
     """Indices in batches of equal options, long prompts first: what does not fit fails at once."""
-    groups: dict[Options, list[int]] = defaultdict(list)
+    groups: dict[GenerationOptions, list[int]] = defaultdict(list)
     for i in sorted(range(len(requests)), key=lambda i: -len(requests[i].args[0])):
         groups[options[i]].append(i)
     for rows in groups.values():

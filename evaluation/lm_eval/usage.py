@@ -9,13 +9,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ...controller.trace import Generation
+from ...controller.trace import GenerationResult
 from ...io import WriteError, append_line, check_writable
 
 KINDS = ("prompt", "thinking", "answer", "forced", "overhead", "total")
 
 
-class Ledger:
+class UsageLog:
     """The lines of one run, kept and, where lm-eval writes results, appended to a file as they are made.
 
     output_path: as lm-eval's; path: the file, once `open` has placed it.
@@ -39,7 +39,7 @@ class Ledger:
         self.path = folder / f"usage_{datetime.now().isoformat().replace(':', '-')}.jsonl"
         check_writable(self.path, "--output_path")
 
-    def add(self, task: str, doc_id: int, made: Generation) -> None:
+    def add(self, task: str, doc_id: int, made: GenerationResult) -> None:
         """Take down one answered request; its line is in the file when this returns."""
         usage = made.usage.as_dict()
         line = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from .scene import Item, Line, Text
+from .scene import Item, SceneLine, SceneText
 
 Tick = tuple[float, str]
 """A value and what is written at it."""
@@ -71,14 +71,14 @@ class Frame:
         """Rules at the y ticks, names at all ticks, titles where they are read first: above and below at the right."""
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
         for value, name in y_ticks:
-            yield Line(((left, self.y(value)), (right, self.y(value))), "rule")
-            yield Text(left - 8, self.y(value), name, anchor="end")
-        yield Line(((left, bottom), (right, bottom)), "soft")
+            yield SceneLine(((left, self.y(value)), (right, self.y(value))), "rule")
+            yield SceneText(left - 8, self.y(value), name, anchor="end")
+        yield SceneLine(((left, bottom), (right, bottom)), "soft")
         for value, name in x_ticks:
-            yield Line(((self.x(value), bottom), (self.x(value), bottom + 5)), "soft")
-            yield Text(self.x(value), bottom + 6 + letter * 0.8, name, anchor="middle")
-        yield Text(self.left, top - letter * 1.5, y_title, "ink")
-        yield Text(right, bottom + letter * 2.9, x_title, "ink", "end")
+            yield SceneLine(((self.x(value), bottom), (self.x(value), bottom + 5)), "soft")
+            yield SceneText(self.x(value), bottom + 6 + letter * 0.8, name, anchor="middle")
+        yield SceneText(self.left, top - letter * 1.5, y_title, "ink")
+        yield SceneText(right, bottom + letter * 2.9, x_title, "ink", "end")
 
 
 def named(values: Sequence[float], name: Callable[[float], str]) -> list[Tick]:

@@ -11,7 +11,7 @@ import typer
 
 from ...io import WriteError, write
 from . import charts, csvs, png
-from .formatting import counted
+from .formatting import pluralize
 from .page import page, title
 from .result import Result, read
 
@@ -51,7 +51,7 @@ def _contents(results: Sequence[tuple[str, Result]]) -> Iterator[tuple[str, str 
         for name, chart in _PICTURES.items():
             scene = chart(result, charts.WIDE)
             if scene is not None:
-                asked = f"{counted(result.base.n, 'question')}, seed {result.seed}"
+                asked = f"{pluralize(result.base.n, 'question')}, seed {result.seed}"
                 yield f"{name}{f'-{i}' if len(results) > 1 else ''}.png", png.png(scene, title(result), asked)
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .result import Result, Row
+from .result import ReportRow, Result
 
 Line = Mapping[str, Any]
 
@@ -25,7 +25,7 @@ def arms_csv(results: Sequence[tuple[str, Result]]) -> str:
 def rows_csv(results: Sequence[tuple[str, Result]]) -> str:
     """All rows of named results."""
     lines = ({"result": name, "model": result.model, **dict(row)} for name, result in results for row in result.rows)
-    return _csv(lines, ("result", "model", *Row.model_fields))
+    return _csv(lines, ("result", "model", *ReportRow.model_fields))
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

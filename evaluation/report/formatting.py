@@ -11,20 +11,20 @@ MINUS, SPACE = "\u2212", "\u00a0"
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E")
 
 
-def number(value: float, digits: int = 1) -> str:
+def format_number(value: float, digits: int = 1) -> str:
     """A number with thousands set apart and a true minus; never a negative zero."""
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if not float(text.replace(",", "")) else text.replace("-", MINUS)
 
 
-def percent(share: float, digits: int = 1) -> str:
+def format_percent(share: float, digits: int = 1) -> str:
     """A share of 1 in percent."""
-    return f"{number(100 * share, digits)}{SPACE}%"
+    return f"{format_number(100 * share, digits)}{SPACE}%"
 
 
 def plain(share: float) -> str:
     """A share of 1 in percent, where a sign of percent stands elsewhere."""
-    return number(100 * share)
+    return format_number(100 * share)
 
 
 def signed(share: float) -> str:
@@ -40,7 +40,7 @@ def span(pair: Pair, form: Callable[[float], str] = plain) -> str:
 
 def tokens(value: float) -> str:
     """A mean number of tokens: with a decimal as long as it can matter."""
-    return number(value, 1 if abs(value) < 10_000 else 0)
+    return format_number(value, 1 if abs(value) < 10_000 else 0)
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -48,7 +48,7 @@ def significant(value: float, digits: int = 3) -> str:
     if not value:
         return "0"
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return number(value, decimals)
+    return format_number(value, decimals)
 
 
 def prefixed(value: float) -> str:
@@ -59,7 +59,7 @@ def prefixed(value: float) -> str:
 
 def p_value(value: float) -> str:
     """A p-value; below a thousandth only that it is."""
-    return f"<{SPACE}0.001" if value < 0.001 else number(value, 3)
+    return f"<{SPACE}0.001" if value < 0.001 else format_number(value, 3)
 
 
 def points(share: float) -> str:
@@ -68,6 +68,6 @@ def points(share: float) -> str:
     return f"{text}{SPACE}point{'' if text == '1' else 's'}"
 
 
-def counted(n: int, thing: str, things: str = "") -> str:
+def pluralize(n: int, thing: str, things: str = "") -> str:
     """So many of a thing; `things` is its plural where an s does not do."""
     return f"{n:,} {thing if n == 1 else things or thing + 's'}"

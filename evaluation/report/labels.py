@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .scene import Anchor, Item, Line, Point, Text
+from .scene import Anchor, Item, Point, SceneLine, SceneText
 
 _LETTER = 0.6  # width of a letter as a share of the type's size: what a wide sans serif needs
 _BOLD = 1.08
@@ -56,7 +56,7 @@ class Label:
     own: what is drawn there for it, which a line that leads to the name may cross.
     """
 
-    text: Text
+    text: SceneText
     points: Sequence[Point]
     gap: float
     own: Sequence[Box] = ()
@@ -68,14 +68,14 @@ def short(name: str) -> str:
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
-def width_of(text: str, letter: float, *, bold: bool = False) -> float:
+def text_width(text: str, letter: float, *, bold: bool = False) -> float:
     """About how wide a text is."""
     return _LETTER * letter * len(text) * (_BOLD if bold else 1)
 
 
-def box_of(text: Text, letter: float) -> Box:
+def text_box(text: SceneText, letter: float) -> Box:
     """About what a text covers."""
-    width = width_of(text.text, letter, bold=text.bold)
+    width = text_width(text.text, letter, bold=text.bold)
     left = text.x - {"start": 0.0, "middle": width / 2, "end": width}[text.anchor]
     return Box(left, text.y - letter * 0.6, left + width, text.y + letter * 0.6)
 
@@ -100,7 +100,7 @@ def place(labels: Sequence[Label], taken: Sequence[Box], inside: Box, letter: fl
         for away, point, text in _places(label, letter):
             if best[0] <= _FAR * away:
                 break
-            name = box_of(text, letter)
+            name = text_box(text, letter)
             covered = sum(name.overlap(box) for box in boxes) + name.overlap(name) - name.overlap(inside)
             cost = _FAR * away + _COVERING * covered
             if cost < best[0]:
@@ -108,15 +108,15 @@ def place(labels: Sequence[Label], taken: Sequence[Box], inside: Box, letter: fl
                 cost += sum(piece.overlap(box) for piece in leader for box in foreign)
                 best = min(best, (cost, point, text), key=lambda found: found[0])
         _, point, text = best
-        name = box_of(text, letter)
+        name = text_box(text, letter)
         leader = _leader(label, point, name, letter)
         boxes += [name, *leader]
         if leader:
-            yield Line((point, name.nearest(*point)), "soft", 0.75, dashed=True)
+            yield SceneLine((point, name.nearest(*point)), "soft", 0.75, dashed=True)
         yield text
 
 
-def _places(label: Label, letter: float) -> Iterator[tuple[float, Point, Text]]:
+def _places(label: Label, letter: float) -> Iterator[tuple[float, Point, SceneText]]:
     """Where a label may go, near its points and then further and further away: how far, from which point, the text."""
     for step in range(_STEPS):
         away = step * _STEP * letter

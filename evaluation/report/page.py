@@ -60,8 +60,8 @@ def facts(result: Result) -> list[tuple[str, str]]:
         ("Model", result.model),
         ("Helper", result.helper),
         ("Tasks", ", ".join(result.tasks)),
-        *((f"Split {name}", f"{words.counted(split.n, 'question')}, hash {split.sha256}") for name, split in splits),
-        ("Seed", f"{result.seed}, {words.counted(result.rollouts, 'rollout')} a question"),
+        *((f"Split {name}", f"{words.pluralize(split.n, 'question')}, hash {split.sha256}") for name, split in splits),
+        ("Seed", f"{result.seed}, {words.pluralize(result.rollouts, 'rollout')} a question"),
         ("Effort", f"{result.effort}, at most {result.max_new_tokens:,} new tokens"),
         ("Margin", f"{words.points(result.margin)} of accuracy"),
         ("Engine", result.engine),
@@ -98,7 +98,15 @@ def _both(chart: Callable[[Result, charts.Size], Scene | None], result: Result) 
 
 def _environment() -> Environment:
     env = Environment(loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined)
-    used = (words.counted, words.number, words.percent, words.points, words.significant, words.span, words.tokens)
+    used = (
+        words.pluralize,
+        words.format_number,
+        words.format_percent,
+        words.points,
+        words.significant,
+        words.span,
+        words.tokens,
+    )
     env.filters.update({function.__name__: function for function in (*used, words.signed)})
     env.filters["command_line"] = shlex.join
     env.globals.update(charts=charts, tables=tables, words=words, marks=_MARKS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CapabilityError
-from .scene import Dot, Item, Line, Scene, Text
+from .scene import Dot, Item, Scene, SceneLine, SceneText
 
 SIGN = "tersely report"
 """What a picture of ours names as its software."""
@@ -43,7 +43,7 @@ def png(scene: Scene, title: str, subtitle: str) -> bytes:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(-_EDGE, width - _EDGE), ylim=(height - _EDGE - _HEAD, -_EDGE - _HEAD))
     axes.axis("off")
-    head = [Text(0, -_HEAD + 8, title, "ink", bold=True), Text(0, -_HEAD + 28, subtitle)]
+    head = [SceneText(0, -_HEAD + 8, title, "ink", bold=True), SceneText(0, -_HEAD + 28, subtitle)]
     halo = [withStroke(linewidth=2.5, foreground=colours["card"])]
     for order, item in enumerate([*head, *scene.items]):
         _draw(axes, item, scene.letter * 0.72, colours, {"zorder": order}, halo)
@@ -64,7 +64,7 @@ def _draw(axes: Any, item: Item, points: float, colours: dict[str, str], at: dic
     """Draw one shape; sizes in points, 72 of which make the figure's 100 pixels."""
     colour = colours[item.role]
     match item:
-        case Line():
+        case SceneLine():
             style = (0, (3, 4)) if item.dashed else "-"
             xs, ys = zip(*item.points, strict=True)
             axes.plot(xs, ys, color=colour, linewidth=item.width * 0.72, linestyle=style, **at)
@@ -72,7 +72,7 @@ def _draw(axes: Any, item: Item, points: float, colours: dict[str, str], at: dic
             face, edge = (colours["card"], colour) if item.hollow else (colour, colours["card"])
             size = (2 * item.radius * 0.72) ** 2
             axes.scatter([item.x], [item.y], s=size, facecolor=face, edgecolor=edge, linewidth=1.1, **at)
-        case Text():
+        case SceneText():
             side = {"start": "left", "middle": "center", "end": "right"}[item.anchor]
             font = {"fontsize": points, "weight": "bold" if item.bold else "normal", "parse_math": False}
             place = {"ha": side, "va": "center_baseline"}

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from ...errors import TerselyError, did_you_mean
-from ..economics.strict import Record, parse, read_text
+from ..economics.strict import StrictRecord, parse, read_text
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -28,20 +28,20 @@ class ResultError(TerselyError, ValueError):
     """A result file cannot be read, or is none."""
 
 
-class Form(Record):
+class ResultForm(StrictRecord):
     """A record that also converts nothing: a number in quotes is no number."""
 
     model_config = ConfigDict(strict=True)
 
 
-class Split(Form):
+class TokenSplit(ResultForm):
     """Which questions were asked."""
 
     n: Count
     sha256: str
 
 
-class Tokens(Form):
+class TokenSums(ResultForm):
     """Mean tokens of one generation; total is what is paid for beyond the prompt."""
 
     thinking: Mean
@@ -50,7 +50,7 @@ class Tokens(Form):
     total: Mean
 
 
-class Overhead(Form):
+class Overhead(ResultForm):
     """Mean tokens of one generation by what they were spent on, before weights."""
 
     discarded: Mean = 0.0
@@ -64,7 +64,7 @@ class Overhead(Form):
 OVERHEADS = tuple(Overhead.model_fields)
 
 
-class Cell(Form):
+class Cell(ResultForm):
     """One level or tier of one arm."""
 
     n: Count
@@ -73,7 +73,7 @@ class Cell(Form):
     total: Mean
 
 
-class Arm(Form):
+class ReportArm(ResultForm):
     """One way of answering all questions; what compares it with the baseline is None for the baseline itself.
 
     A cut arm was never run: it is what the baseline's thinking would have come to, had it been cut.
@@ -85,7 +85,7 @@ class Arm(Form):
     n: Count
     accuracy: Share
     accuracy_ci: tuple[Share, Share]
-    tokens: Tokens
+    tokens: TokenSums
     overhead: Overhead
     forced: Mean = 0.0
     prompt: Mean = 0.0
@@ -113,7 +113,7 @@ class Arm(Form):
     per_tier: dict[str, Cell] = Field(default_factory=dict)
 
 
-class Budget(Form):
+class Budget(ResultForm):
     """A fixed budget of thinking tokens and what it comes to."""
 
     budget: Count
@@ -121,7 +121,7 @@ class Budget(Form):
     total: Mean
 
 
-class Areas(Form):
+class Areas(ResultForm):
     """Mean accuracy over the logarithm of tokens, between two token counts."""
 
     fixed_budget: Share = Field(alias="fixed budget")
@@ -130,7 +130,7 @@ class Areas(Form):
     end: Mean = Field(alias="to")
 
 
-class Bin(Form):
+class Bin(ResultForm):
     """Trial answers of about one confidence."""
 
     confidence: Share
@@ -138,7 +138,7 @@ class Bin(Form):
     n: Count
 
 
-class Calibration(Form):
+class Calibration(ResultForm):
     """Confidence of trial answers in mid-thinking against their being right."""
 
     n: Count
@@ -147,7 +147,7 @@ class Calibration(Form):
     bins: tuple[Bin, ...]
 
 
-class Answers(Form):
+class Answers(ResultForm):
     """How answers were compared, and what went wrong with it."""
 
     method: str
@@ -157,7 +157,7 @@ class Answers(Form):
     crashes: Count = 0
 
 
-class Row(Form):
+class ReportRow(ResultForm):
     """One generation, or one cut of one; tokens of every kind."""
 
     id: str
@@ -184,7 +184,7 @@ class Row(Form):
     total: Mean
 
 
-class Result(Form):
+class Result(ResultForm):
     """A whole result file."""
 
     tersely: str
@@ -197,7 +197,7 @@ class Result(Form):
     engine: str = "transformers"
     helper: str | None = None
     verifier: str | None = None
-    splits: dict[str, Split] = Field(min_length=1)
+    splits: dict[str, TokenSplit] = Field(min_length=1)
     margin: Share
     seed: int
     rollouts: Annotated[int, Field(ge=1)]
@@ -206,7 +206,7 @@ class Result(Form):
     weights: dict[str, float] = Field(default_factory=dict)
     baseline: str
     judged: str
-    arms: tuple[Arm, ...] = Field(min_length=2)
+    arms: tuple[ReportArm, ...] = Field(min_length=2)
     budget_curve: tuple[Budget, ...] = ()
     auc: Areas | None = None
     calibration: Calibration | None = None
@@ -215,19 +215,19 @@ class Result(Form):
     answers: Answers
     notes: tuple[str, ...] = ()
     command: tuple[str, ...] = Field(min_length=1)
-    rows: tuple[Row, ...] = ()
+    rows: tuple[ReportRow, ...] = ()
 
     @property
-    def base(self) -> Arm:
+    def base(self) -> ReportArm:
         """The arm that the others are compared with."""
         return self.arm(self.baseline)
 
     @property
-    def judge(self) -> Arm:
+    def judge(self) -> ReportArm:
         """The arm that the verdict is about."""
         return self.arm(self.judged)
 
-    def arm(self, name: str) -> Arm:
+    def arm(self, name: str) -> ReportArm:
         """An arm by name."""
         return next(arm for arm in self.arms if arm.name == name)
 

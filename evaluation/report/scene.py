@@ -15,7 +15,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class SceneLine:
     """A line through points."""
 
     points: Sequence[Point]
@@ -37,7 +37,7 @@ class Dot:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class SceneText:
     """A line of text; (x, y) is the end that the anchor names, at half the height of small letters."""
 
     x: float
@@ -48,7 +48,7 @@ class Text:
     bold: bool = False
 
 
-Item = Line | Dot | Text
+Item = SceneLine | Dot | SceneText
 
 
 @dataclass(slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from .scene import Dot, Item, Line, Scene, Text
+from .scene import Dot, Item, Scene, SceneLine, SceneText
 
 
 def svg(scene: Scene, name: str = "") -> str:
@@ -19,7 +19,7 @@ def svg(scene: Scene, name: str = "") -> str:
 
 def _element(item: Item) -> str:
     match item:
-        case Line():
+        case SceneLine():
             points = " ".join(f"{x:.1f},{y:.1f}" for x, y in item.points)
             dashes = ' stroke-dasharray="3 4"' if item.dashed else ""
             return f'<polyline class="{item.role}" points="{points}" stroke-width="{item.width:g}"{dashes}/>'
@@ -27,7 +27,7 @@ def _element(item: Item) -> str:
             tip = f"<title>{html.escape(item.tip)}</title>" if item.tip else ""
             kind = f"{item.role} hollow" if item.hollow else item.role
             return f'<circle class="{kind}" cx="{item.x:.1f}" cy="{item.y:.1f}" r="{item.radius:.1f}">{tip}</circle>'
-        case Text():
+        case SceneText():
             kind = f"{item.role} bold" if item.bold else item.role
             place = f'x="{item.x:.1f}" y="{item.y:.1f}" dy=".35em" text-anchor="{item.anchor}"'
             return f'<text class="{kind}" {place}>{html.escape(item.text)}</text>'

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from .charts import role_of
-from .formatting import counted, p_value, percent, plain, points, prefixed, signed, significant, span, tokens
-from .result import OVERHEADS, Arm, Cell, Result, levels, tiers
+from .charts import arm_role
+from .formatting import format_percent, p_value, plain, pluralize, points, prefixed, signed, significant, span, tokens
+from .result import OVERHEADS, Cell, ReportArm, Result, levels, tiers
 
 THOUSAND = 1000.0  # questions that prices are given for: those of one are too small to read
 
@@ -30,7 +30,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TableRow:
     """One row of a table; a None is an empty cell."""
 
     head: Head
@@ -43,45 +43,47 @@ class Table:
 
     caption: str
     heads: Sequence[Head]
-    lines: Sequence[Line]
+    lines: Sequence[TableRow]
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
     name: str
     note: str
-    cell: Callable[[Arm], Entry | None]
+    cell: Callable[[ReportArm], Entry | None]
 
 
-def _interval(arm: Arm, name: str, form: Callable[[float], str], ends: Callable[[float], str]) -> Entry | None:
+def _interval(arm: ReportArm, name: str, form: Callable[[float], str], ends: Callable[[float], str]) -> Entry | None:
     value, pair = getattr(arm, name), getattr(arm, f"{name}_ci")
     return None if value is None else Entry(form(value), "" if pair is None else span(pair, ends))
 
 
-def _maybe(name: str, form: Callable[[float], str], scale: float = 1.0) -> Callable[[Arm], Entry | None]:
-    def cell(arm: Arm) -> Entry | None:
+def _maybe(name: str, form: Callable[[float], str], scale: float = 1.0) -> Callable[[ReportArm], Entry | None]:
+    def cell(arm: ReportArm) -> Entry | None:
         value = getattr(arm, name)
         return None if value is None else Entry(form(scale * value))
 
     return cell
 
 
-def _bounded(name: str, bound: str, words: str) -> Callable[[Arm], Entry | None]:
+def _bounded(name: str, bound: str, words: str) -> Callable[[ReportArm], Entry | None]:
     """A share with its one-sided bound."""
 
-    def cell(arm: Arm) -> Entry | None:
+    def cell(arm: ReportArm) -> Entry | None:
         value, end = getattr(arm, name), getattr(arm, bound)
-        return None if value is None else Entry(percent(value), "" if end is None else f"{words} {plain(end)}")
+        return None if value is None else Entry(format_percent(value), "" if end is None else f"{words} {plain(end)}")
 
     return cell
 
 
 _GAINS = (
-    _Column("Accuracy", "95 % interval", lambda arm: _interval(arm, "accuracy", percent, plain)),
+    _Column("Accuracy", "95 % interval", lambda arm: _interval(arm, "accuracy", format_percent, plain)),
     _Column("Δ accuracy", "points", lambda arm: _interval(arm, "delta_accuracy", signed, signed)),
     _Column("p", "McNemar", _maybe("mcnemar_p", p_value)),
-    _Column("Tokens saved", "95 % interval", lambda arm: _interval(arm, "saving", percent, plain)),
-    _Column("At equal accuracy", "saved of a fixed budget", lambda arm: _interval(arm, "iso_saving", percent, plain)),
+    _Column("Tokens saved", "95 % interval", lambda arm: _interval(arm, "saving", format_percent, plain)),
+    _Column(
+        "At equal accuracy", "saved of a fixed budget", lambda arm: _interval(arm, "iso_saving", format_percent, plain)
+    ),
     _Column("Harm", "right made wrong", _bounded("harm", "harm_upper", "at most")),
     _Column("Help", "wrong made right", _bounded("help", "help_lower", "at least")),
     _Column("Thinking", "tokens", lambda arm: Entry(tokens(arm.tokens.thinking))),
@@ -100,7 +102,7 @@ _COSTS = (
 
 def gains(result: Result) -> Table:
     """What every arm gets right, what it saves and where its tokens go."""
-    caption = f"What each arm gets right and what it takes, means of {counted(result.base.n, 'question')}"
+    caption = f"What each arm gets right and what it takes, means of {pluralize(result.base.n, 'question')}"
     return _of_arms(caption, _GAINS, result)
 
 
@@ -117,13 +119,13 @@ def spent(result: Result) -> Table:
         _Column("Prompt", "", lambda arm: Entry(tokens(arm.prompt))),
         _Column("Forced", "within thinking", lambda arm: Entry(tokens(arm.forced))),
         *(_Column(kind.capitalize(), _weight(kind, result.weights), _spent_on(kind)) for kind in used),
-        _Column("Cut off", "at the token limit", lambda arm: Entry(percent(arm.capped))),
-        _Column("No answer", "", lambda arm: Entry(percent(arm.unanswered))),
+        _Column("Cut off", "at the token limit", lambda arm: Entry(format_percent(arm.capped))),
+        _Column("No answer", "", lambda arm: Entry(format_percent(arm.unanswered))),
     ]
     return _of_arms("Mean tokens of one generation by kind, beside thinking and answer", columns, result)
 
 
-def _spent_on(kind: str) -> Callable[[Arm], Entry]:
+def _spent_on(kind: str) -> Callable[[ReportArm], Entry]:
     return lambda arm: Entry(tokens(getattr(arm.overhead, kind)))
 
 
@@ -137,12 +139,12 @@ def _of_arms(caption: str, columns: Sequence[_Column], result: Result) -> Table:
     cells = {column: [column.cell(arm) for arm in result.arms] for column in columns}
     kept = [column for column in columns if any(cells[column])]
     heads = [Head("Arm"), *(Head(column.name, column.note) for column in kept)]
-    lines = [Line(_head(arm, result), [cells[column][i] for column in kept]) for i, arm in enumerate(result.arms)]
+    lines = [TableRow(_head(arm, result), [cells[column][i] for column in kept]) for i, arm in enumerate(result.arms)]
     return Table(caption, heads, lines)
 
 
-def _head(arm: Arm, result: Result) -> Head:
-    role = role_of(arm, result)
+def _head(arm: ReportArm, result: Result) -> Head:
+    role = arm_role(arm, result)
     return Head(arm.name, {"cut": "cut afterwards", "other": ""}.get(role, role), role)
 
 
@@ -166,10 +168,10 @@ def _pairs(caption: str, what: str, cells: Mapping[str, tuple[Cell, Cell]], resu
     heads += [Head(name, arm) for name in ("Accuracy", "Thinking", "Total") for arm in arms]
     lines = []
     for name, pair in cells.items():
-        shown = [percent(cell.accuracy) for cell in pair]
+        shown = [format_percent(cell.accuracy) for cell in pair]
         shown += [tokens(cell.thinking) for cell in pair] + [tokens(cell.total) for cell in pair]
         counts = dict.fromkeys(f"{cell.n:,}" for cell in pair)
-        lines.append(Line(Head(name), [Entry(" / ".join(counts)), *map(Entry, shown)]))
+        lines.append(TableRow(Head(name), [Entry(" / ".join(counts)), *map(Entry, shown)]))
     return Table(f"{caption}, {result.baseline} and {result.judged}", heads, lines)
 
 
@@ -177,7 +179,8 @@ def budgets(result: Result) -> Table | None:
     """The curve of fixed budgets in numbers; None if there is none."""
     heads = [Head("Budget", "thinking tokens"), Head("Accuracy"), Head("Tokens", "a question")]
     lines = [
-        Line(Head(f"{p.budget:,}"), [Entry(percent(p.accuracy)), Entry(tokens(p.total))]) for p in result.budget_curve
+        TableRow(Head(f"{p.budget:,}"), [Entry(format_percent(p.accuracy)), Entry(tokens(p.total))])
+        for p in result.budget_curve
     ]
     return Table(f"{result.baseline} under fixed budgets of thinking", heads, lines) if lines else None
 
@@ -188,7 +191,10 @@ def bins(result: Result) -> Table | None:
         return None
     heads = [Head("Confidence"), Head("Right"), Head("Answers")]
     found = [b for b in result.calibration.bins if b.n]
-    lines = [Line(Head(percent(b.confidence)), [Entry(percent(b.accuracy)), Entry(f"{b.n:,}")]) for b in found]
+    lines = [
+        TableRow(Head(format_percent(b.confidence)), [Entry(format_percent(b.accuracy)), Entry(f"{b.n:,}")])
+        for b in found
+    ]
     return Table("Trial answers by confidence", heads, lines)
 
 
@@ -208,11 +214,11 @@ def overview(results: Sequence[tuple[str, Result]]) -> Table:
         base, judged = result.base, result.judge
         cells = [
             Entry(f"{base.n:,}"),
-            Entry(f"{percent(base.accuracy)} → {percent(judged.accuracy)}"),
+            Entry(f"{format_percent(base.accuracy)} → {format_percent(judged.accuracy)}"),
             _interval(judged, "delta_accuracy", signed, signed),
             Entry(f"{tokens(base.tokens.total)} → {tokens(judged.tokens.total)}"),
-            _interval(judged, "saving", percent, plain),
+            _interval(judged, "saving", format_percent, plain),
             Entry(result.verdict, f"margin {points(result.margin)}"),
         ]
-        lines.append(Line(Head(f"{result.model} on {', '.join(result.tasks)}", f"{judged.name} · {name}"), cells))
+        lines.append(TableRow(Head(f"{result.model} on {', '.join(result.tasks)}", f"{judged.name} · {name}"), cells))
     return Table("All results at a glance", heads, lines)

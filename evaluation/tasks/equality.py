@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from ...controller.text.answers import boxed, normalise
+from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import OptionError
 from .questions import Question
-from .sandbox import AnswerError, Closing, CrashError, LateError, Worker
+from .sandbox import AnswerError, AnswerTimeoutError, Closing, CrashError, SandboxProcess
 
 DEADLINE = 5.0
 """Seconds for one comparison; math-verify needs some hundredths."""
@@ -72,7 +72,7 @@ class AnswerChecker(Closing):
             raise OptionError(f"deadline is {deadline}; accepted: seconds above 0")
         self.deadline = deadline
         self.method: Method = "math-verify" if find_spec("math_verify") else "exact"
-        self._workers = {library: Worker(library) for library in ("math_verify", "reasoning_gym")}
+        self._workers = {library: SandboxProcess(library) for library in ("math_verify", "reasoning_gym")}
         self._known: dict[tuple[str, ...], Equality] = {}
 
     def check(self, gold: str, answer: str) -> Equality:
@@ -83,7 +83,7 @@ class AnswerChecker(Closing):
         """Compare an answer, as written or its boxed part, with a question's, by the question's own scorer if any."""
         if question.drawn is None:
             return self.check(question.answer, answer)
-        return self._remember((question.drawn.name, question.drawn.entry, boxed(answer) or answer), self._score)
+        return self._remember((question.drawn.name, question.drawn.entry, extract_boxed(answer) or answer), self._score)
 
     def close(self) -> None:
         """End the helper processes; what they found stays."""
@@ -122,7 +122,7 @@ class AnswerChecker(Closing):
         """What the helper says, or the outcome that its silence amounts to."""
         try:
             return self._workers[library].ask(*request, seconds=self.deadline)
-        except LateError:
+        except AnswerTimeoutError:
             return "timeout"
         except CrashError:
             return "crash"
@@ -136,7 +136,7 @@ def right_answers(asked: Sequence[tuple[Question, str]], checker: AnswerChecker)
 
 
 def _spelling(text: str) -> str:
-    return normalise(_rewritten(boxed(text) or text, _SPELLINGS))
+    return normalize_answer(_rewritten(extract_boxed(text) or text, _SPELLINGS))
 
 
 def _rewritten(text: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 from ...errors import unknown
 from .questions import GYM, Drawn, Question, TaskError
-from .sandbox import HelperError, Worker
+from .sandbox import HelperError, SandboxProcess
 from .toy_problems import SPLITS
 
 _BLOCK = 50
@@ -32,7 +32,7 @@ def load(name: str, split: str, limit: int, seed: int) -> list[Question]:
         raise TaskError(f"task {GYM + name!r} needs reasoning-gym; install it: pip install 'tersely[gym]'")
     questions: list[Question] = []
     try:
-        with Worker("reasoning_gym") as worker:
+        with SandboxProcess("reasoning_gym") as worker:
             names = worker.ask("names", seconds=_NAMING)
             if name not in names:
                 raise unknown("task of reasoning-gym", name, names)
@@ -51,7 +51,7 @@ def load(name: str, split: str, limit: int, seed: int) -> list[Question]:
     return questions
 
 
-def _problems(worker: Worker, name: str, split: str, seed: int) -> Iterator[tuple[str, str, int | None, str]]:
+def _problems(worker: SandboxProcess, name: str, split: str, seed: int) -> Iterator[tuple[str, str, int | None, str]]:
     """Different problems of one split: a text belongs to the split its hash says, whatever seed gave it."""
     seen: set[str] = set()
     block = stale = 0

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...controller.text.answers import boxed, normalise
+from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
 from ...probes.question_hash import question_hash
 from .toy_problems import SPLITS, stream
@@ -144,11 +144,11 @@ def fingerprint(questions: Sequence[Question]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def hash_of(question: Question) -> str:
+def hash_question(question: Question) -> str:
     """A hash of one question's text, by which it is known again in another split or file."""
     return question_hash(question.problem)
 
 
 def is_right(answer: str, gold: str) -> bool:
     """Whether an answer equals the gold one by exact match of one spelling of both; see `equality` for more."""
-    return bool(answer) and answer == normalise(boxed(gold) or gold)
+    return bool(answer) and answer == normalize_answer(extract_boxed(gold) or gold)

@@ -27,7 +27,7 @@ class AnswerError(HelperError):
     """The function that was asked raised an error."""
 
 
-class LateError(HelperError):
+class AnswerTimeoutError(HelperError):
     """The helper process did not answer in time and was killed."""
 
 
@@ -51,7 +51,7 @@ class Closing:
         self.close()
 
 
-class Worker(Closing):
+class SandboxProcess(Closing):
     """A process that answers one question at a time; it starts with the first and is replaced when it is lost.
 
     An interpreter of its own, not a fork: the caller may have threads, a GPU, or a script without a main guard.
@@ -117,7 +117,7 @@ class Worker(Closing):
         if late.is_set() or not reply.endswith(b"\n"):
             self._drop()
             if late.is_set():
-                raise LateError(f"no answer within {seconds:g} s")
+                raise AnswerTimeoutError(f"no answer within {seconds:g} s")
             raise CrashError("its process ended without an answer")
         value, error = json.loads(reply)
         if error is not None:

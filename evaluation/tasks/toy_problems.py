@@ -166,7 +166,7 @@ def _called_off(kind: str, cast: Cast, used: int, level: int, room: int, rng: Ra
     return found
 
 
-def split_of(text: str) -> str:
+def get_split(text: str) -> str:
     """The split that a question belongs to, by the hash of its text."""
     bucket = hashlib.sha256(text.encode()).digest()[0] % 16
     return next(name for name, share in _SHARES.items() if bucket in share)
@@ -190,7 +190,7 @@ def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequenc
         # With an easy one before a hard one and the other way round, a bag of all words holds much the same.
         contrast = min(6, max(1, 7 - level + rng.choice((-1, 0, 0, 1))))
         text, program, labels = draw(kind, draw_work(level, rng), rng, contrast=contrast)
-        if split_of(text) != split:
+        if get_split(text) != split:
             continue
         yield Problem(f"{split}-{seed}-{count}", text, str(run(program)[-1]), level, kind, program, labels)
         count += 1

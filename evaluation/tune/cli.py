@@ -10,19 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ...controller.options import Options
-from ...controller.tuned_config import Config
+from ...controller.options import GenerationOptions
+from ...controller.tuned_config import TunedConfig
 from ...errors import OptionError, unknown
 from ...io import check_writable
 from ..bench.arms import BASELINE, Arm
-from ..bench.checkpoint_log import Journal
-from ..bench.costs import load_economy
+from ..bench.checkpoint_log import CheckpointLog
+from ..bench.costs import load_cost_model
 from ..bench.fairness import check_disjoint, check_unseen
-from ..bench.records import Records
+from ..bench.records import ArmRecords
 from ..bench.run import Bench, run_arm
 from ..economics.prices import load_prices
-from ..progress import shown
-from ..runner import ENGINES, Answerer, load_answerer
+from ..progress import show_progress
+from ..runner import ENGINES, EvalRunner, load_runner
 from ..stats import Array, question_means
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import GYM, TINY, Question, load
@@ -30,24 +30,24 @@ from .search import FIRST, Finding, chosen, prove, search
 from .space import Candidate, default_space, read_space
 
 NONE_FOUND = 1
-_OFF = Options(preset="off", policies=None)
+_OFF = GenerationOptions(preset="off", policies=None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Asking:
-    """Lets the model answer parts of the questions; each piece is done once, see `Journal`."""
+class _Objective:
+    """Lets the model answer parts of the questions; each piece is done once, see `CheckpointLog`."""
 
-    answerer: Answerer
+    answerer: EvalRunner
     parts: dict[str, Sequence[Question]]
     checker: AnswerChecker
-    journal: Journal
+    journal: CheckpointLog
     seed: int
     batch: int
-    common: Options
+    common: GenerationOptions
     advance: Any
 
-    def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> Records:
-        options = _OFF if candidate is None else Options(**candidate.config.options())
+    def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
+        options = _OFF if candidate is None else GenerationOptions(**candidate.config.options())
         options = replace(options, max_new_tokens=self.common.max_new_tokens, probes=self.common.probes)
         name = BASELINE if candidate is None else candidate.name
         bench = Bench(
@@ -86,27 +86,27 @@ def tune(
     _check(objective, price, margin, engine, out)
     candidates = None if space is None else read_space(space)
     parts = _parts(task, limit, proof, seed)
-    economy, _ = load_economy(model, None, load_prices(None), price, None)
-    answerer = load_answerer(model, engine, think_prompt=think_prompt)
-    common = Options(max_new_tokens=max_new_tokens, probes=probes)
+    economy, _ = load_cost_model(model, None, load_prices(None), price, None)
+    answerer = load_runner(model, engine, think_prompt=think_prompt)
+    common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
     if candidates is None:
         candidates = default_space(_has_probes(answerer, common))
     made_from = {"model": model, "task": task, "seed": seed, "objective": objective, "margin": margin, "engine": engine}
     identity = {**made_from, "limit": limit, "proof": proof, "probes": probes, "max_new_tokens": max_new_tokens}
     identity |= {"price": price, "batch": batch, "space": [candidate.name for candidate in candidates]}
-    journal = Journal(out.with_name(f"{out.name}.journal"), identity)
+    journal = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
 
-    def cost(records: Records) -> Array:
+    def cost(records: ArmRecords) -> Array:
         if objective == "tokens":
             return records.means("total")
         assert economy.price is not None  # `_check` refuses it otherwise
         return question_means([economy.price.cost(row.prompt, row.total) for row in records.rows])
 
     work = len(candidates) * FIRST + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
-    with AnswerChecker() as checker, shown(work) as advance:
-        ask = _Asking(answerer, parts, checker, journal, seed, batch, common, advance)
+    with AnswerChecker() as checker, show_progress(work) as advance:
+        ask = _Objective(answerer, parts, checker, journal, seed, batch, common, advance)
         for candidate in candidates:  # what cannot be asked fails now, not in the last round
-            _refuse_learnt(answerer, Options(**candidate.config.options(), probes=probes), parts)
+            _refuse_learnt(answerer, GenerationOptions(**candidate.config.options(), probes=probes), parts)
         finalists = search(candidates, ask, cost, len(parts["search"]), margin)
         findings = prove(finalists, ask, cost, len(parts["prove"]), margin, seed)
     _finish(out, candidates, findings, made_from)
@@ -140,7 +140,7 @@ def _check(objective: str, price: str | None, margin: float, engine: str, out: P
     check_writable(out)
 
 
-def _has_probes(answerer: Answerer, common: Options) -> bool:
+def _has_probes(answerer: EvalRunner, common: GenerationOptions) -> bool:
     """Whether learnt policies can be used on this model and engine."""
     from ...controller.probe_registry import ProbeError
 
@@ -154,7 +154,7 @@ def _has_probes(answerer: Answerer, common: Options) -> bool:
     return True
 
 
-def _refuse_learnt(answerer: Answerer, options: Options, parts: dict[str, Sequence[Question]]) -> None:
+def _refuse_learnt(answerer: EvalRunner, options: GenerationOptions, parts: dict[str, Sequence[Question]]) -> None:
     policies, probe = answerer.session.learnt(options)
     for questions in parts.values():
         check_unseen([*policies, *([] if probe is None else [probe])], questions)
@@ -177,5 +177,5 @@ def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Findi
         return
     config = next(c.config for c in candidates if c.name == best.name)
     found = {**made_from, "tried": len(candidates), "findings": [asdict(finding) for finding in findings]}
-    Config(config.effort, config.policies, config.strategy, found).save(out)
+    TunedConfig(config.effort, config.policies, config.strategy, found).save(out)
     typer.echo(f"wrote {out}; use it with `tersely run --config {out}`")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ...errors import OptionError
-from ..bench.records import Records
+from ..bench.records import ArmRecords
 from ..bench.verdict import GOOD, judge
 from ..stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from .space import Candidate
@@ -22,9 +22,9 @@ FINALISTS = 3
 FIRST = 32
 """Questions of the first round."""
 
-Ask = Callable[[str, Candidate | None, int, int], Records]
+Ask = Callable[[str, Candidate | None, int, int], ArmRecords]
 """`ask(part, candidate, start, stop)` answers those questions of a part; None is the uncontrolled model."""
-Cost = Callable[[Records], Array]
+Cost = Callable[[ArmRecords], Array]
 """What each question cost, [questions]."""
 
 
@@ -35,7 +35,7 @@ class Scores:
     right: Array = field(default_factory=lambda: np.zeros(0))
     cost: Array = field(default_factory=lambda: np.zeros(0))
 
-    def add(self, records: Records, cost: Cost) -> None:
+    def add(self, records: ArmRecords, cost: Cost) -> None:
         """Take in the answers to further questions."""
         self.right = np.concatenate([self.right, records.means("right")])
         self.cost = np.concatenate([self.cost, cost(records)])

@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ...controller.tuned_config import Config
+from ...controller.tuned_config import TunedConfig
 from ...errors import OptionError, unknown
 
 _KEYS = ("effort", "policies", "strategy")
@@ -37,10 +37,10 @@ class Candidate:
     """A way of answering and what to call it."""
 
     name: str
-    config: Config
+    config: TunedConfig
 
 
-def named(config: Config) -> Candidate:
+def named_candidate(config: TunedConfig) -> Candidate:
     """A candidate that is called what it does."""
     parts = [config.effort] if isinstance(config.strategy, str) else [config.effort, json.dumps(config.strategy)]
     if isinstance(config.strategy, str) and config.strategy != "tiers":
@@ -55,12 +55,12 @@ def named(config: Config) -> Candidate:
 def default_space(learnt: bool) -> list[Candidate]:
     """Efforts and sets of policies worth trying on any model; learnt: there are probes for this one."""
     sets = [*_FREE, *(_LEARNT if learnt else ())]
-    configs = [Config("normal", {"budget": {}, **policies}) for policies in sets]
-    configs.append(Config("easy", {"budget": {}}))
+    configs = [TunedConfig("normal", {"budget": {}, **policies}) for policies in sets]
+    configs.append(TunedConfig("easy", {"budget": {}}))
     if learnt:
-        configs += [Config("auto", {"budget": {}, **policies}) for policies in ({}, _AGREE)]
-        configs.append(Config("auto", {"budget": {}}, "diffadapt"))
-    return [named(config) for config in configs]
+        configs += [TunedConfig("auto", {"budget": {}, **policies}) for policies in ({}, _AGREE)]
+        configs.append(TunedConfig("auto", {"budget": {}}, "diffadapt"))
+    return [named_candidate(config) for config in configs]
 
 
 def read_space(path: Path) -> list[Candidate]:
@@ -78,7 +78,9 @@ def read_space(path: Path) -> list[Candidate]:
         if key not in _KEYS:
             raise unknown(f"key in {path}:", key, _KEYS)
     try:
-        made = [named(Config(**dict(zip(axes, values, strict=True)))) for values in product(*axes.values())]
+        made = [
+            named_candidate(TunedConfig(**dict(zip(axes, values, strict=True)))) for values in product(*axes.values())
+        ]
     except (TypeError, AttributeError) as error:
         raise OptionError(f"{path} is no space: {error}") from None
     return unique(made)

@@ -12,14 +12,14 @@ from pydantic import ValidationError
 from ...controller.trace import Decision, Usage
 from ...errors import TerselyError, did_you_mean
 from ...io import WriteError, append_line
-from .record import VERSION, Record, Run, Segment, Token
+from .record import VERSION, RunView, SegmentView, TokenView, TraceRecord
 
 _FIELDS: Mapping[str, list[str]] = {
-    "": list(Record.model_fields),
-    "uncontrolled": list(Run.model_fields),
+    "": list(TraceRecord.model_fields),
+    "uncontrolled": list(RunView.model_fields),
     "usage": [field.name for field in fields(Usage)],
-    "segments": list(Segment.model_fields),
-    "tokens": list(Token.model_fields),
+    "segments": list(SegmentView.model_fields),
+    "tokens": list(TokenView.model_fields),
     "decisions": [field.name for field in fields(Decision)],
 }
 _MAKE = "make one with `tersely run PROMPT --trace FILE`"
@@ -30,7 +30,7 @@ class TraceError(TerselyError, ValueError):
     """A trace file cannot be read or written, or a line of it is no record."""
 
 
-def read(path: Path) -> list[Record]:
+def read(path: Path) -> list[TraceRecord]:
     """All records of a trace file in order, blank lines skipped; raises TraceError."""
     records = list(_read(path))
     if not records:
@@ -38,7 +38,7 @@ def read(path: Path) -> list[Record]:
     return records
 
 
-def _read(path: Path) -> Iterator[Record]:
+def _read(path: Path) -> Iterator[TraceRecord]:
     if not path.exists():
         raise TraceError(f"no trace file {str(path)!r}; accepted: JSONL with one record a line; {_MAKE}")
     if path.is_dir():
@@ -52,10 +52,10 @@ def _read(path: Path) -> Iterator[Record]:
         raise TraceError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from None
 
 
-def parse(line: bytes, where: str) -> Record:
+def parse(line: bytes, where: str) -> TraceRecord:
     """The record of one line; raises TraceError, which says where."""
     try:
-        return Record.model_validate_json(line.decode("utf-8").strip())
+        return TraceRecord.model_validate_json(line.decode("utf-8").strip())
     except UnicodeDecodeError as error:
         raise TraceError(f"{where}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8") from None
     except ValidationError as error:
@@ -106,6 +106,6 @@ def check_appendable(path: Path) -> None:
         raise WriteError(f"--trace {path} cannot be written: no permission; choose another place")
 
 
-def append(path: Path, record: Record) -> None:
+def append(path: Path, record: TraceRecord) -> None:
     """Append a record as one line, whole or not at all; raises WriteError."""
     append_line(path, record.model_dump_json(exclude_none=True).encode())

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from .record import Record
+from .record import TraceRecord
 from .trace_layout import record_data
 
 SIGN = '<meta name="generator" content="tersely view">'
@@ -25,7 +25,7 @@ _SCRIPTS = ("dom.js", "tip.js", "decisions.js", "text.js", "timeline.js", "recor
 _PLACE = re.compile(r"<!--(\w+)-->")
 
 
-def page(records: Sequence[Record], name: str) -> str:
+def page(records: Sequence[TraceRecord], name: str) -> str:
     """The page of some records; `name` is what it calls them, the trace file's name say."""
     name = name.encode(errors="replace").decode()  # a file's name may hold bytes that are no text
     style = _asset("page.css")

@@ -13,8 +13,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ...controller.text.tokenizer_adapter import Codec
-from ...controller.trace import Decision, Generation, Span, Usage
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...controller.trace import Decision, GenerationResult, Span, Usage
 from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
@@ -22,13 +22,13 @@ Kind = Literal["kept", "forced", "trimmed", "delegated"]
 _KINDS: Mapping[str, Kind] = {"sampled": "kept", "forced": "forced", "delegated": "delegated"}
 
 
-class Strict(BaseModel):
+class StrictView(BaseModel):
     """What all parts of a record share: nothing unknown, nothing converted, nothing edited, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Segment(Strict):
+class SegmentView(StrictView):
     """A run of text of one kind. Trimmed text was sampled and taken back: it is no part of the output."""
 
     kind: Kind
@@ -36,7 +36,7 @@ class Segment(Strict):
     thinking: bool
 
 
-class Token(Strict):
+class TokenView(StrictView):
     """One output token; entropy in nats of the distribution it was drawn from, probe values by the probe's name."""
 
     text: str
@@ -44,7 +44,7 @@ class Token(Strict):
     probe: dict[str, float] | None = None
 
 
-class Run(Strict):
+class RunView(StrictView):
     """One run of a prompt. `tokens`, if given, spell the output, so that positions, which count them, find their place.
 
     A token that ends within a character has an empty text; the character belongs to the token that completes it.
@@ -54,8 +54,8 @@ class Run(Strict):
     tier: str
     finish_reason: str
     usage: Usage
-    segments: tuple[Segment, ...]
-    tokens: tuple[Token, ...] = ()
+    segments: tuple[SegmentView, ...]
+    tokens: tuple[TokenView, ...] = ()
     decisions: tuple[Decision, ...] = ()
 
     @property
@@ -72,7 +72,7 @@ class Run(Strict):
         return self
 
 
-class Asked(Strict):
+class RequestInfo(StrictView):
     """What was asked, and the right answer if it is known."""
 
     version: Literal[1]
@@ -81,45 +81,45 @@ class Asked(Strict):
     gold: str | None = None
 
 
-class Record(Run, Asked):
+class TraceRecord(RunView, RequestInfo):
     """One line of a trace file; `uncontrolled` is the same prompt without control."""
 
-    uncontrolled: Run | None = None
+    uncontrolled: RunView | None = None
 
 
-def record_of(
-    generation: Generation,
+def build_record(
+    generation: GenerationResult,
     question: str,
-    uncontrolled: Generation | None = None,
+    uncontrolled: GenerationResult | None = None,
     *,
-    codec: Codec | None = None,
+    codec: TokenizerAdapter | None = None,
     gold: str | None = None,
     name: str | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
-) -> Record:
+) -> TraceRecord:
     """The record of a generation.
 
     codec: of the model's tokenizer; without it no tokens are recorded. probe: one value per output token.
     name: the record's id, by default a hash of what was asked and written.
     """
-    run = run_of(generation, codec, probe)
-    return Record(
+    run = build_run(generation, codec, probe)
+    return TraceRecord(
         version=VERSION,
         id=name or hashlib.sha256(f"{question}\0{generation.text}".encode()).hexdigest()[:12],
         question=question,
         gold=gold,
-        uncontrolled=None if uncontrolled is None else run_of(uncontrolled, codec),
+        uncontrolled=None if uncontrolled is None else build_run(uncontrolled, codec),
         **dict(run),
     )
 
 
-def run_of(
-    generation: Generation,
-    codec: Codec | None = None,
+def build_run(
+    generation: GenerationResult,
+    codec: TokenizerAdapter | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
-) -> Run:
-    """The part of a record that tells one run; see `record_of`."""
-    return Run(
+) -> RunView:
+    """The part of a record that tells one run; see `build_record`."""
+    return RunView(
         answer=final_answer(generation),
         tier=generation.tier,
         finish_reason=generation.finish_reason,
@@ -130,11 +130,11 @@ def run_of(
     )
 
 
-def _spans(generation: Generation) -> Sequence[Span]:
+def _spans(generation: GenerationResult) -> Sequence[Span]:
     return generation.spans or (Span("sampled", generation.text),)
 
 
-def _segments(generation: Generation) -> Iterator[Segment]:
+def _segments(generation: GenerationResult) -> Iterator[SegmentView]:
     """The spans, cut where thinking ends; a marker belongs to the thinking, as in `parts.split_output`."""
     spans = _spans(generation)
     left = _thinking_length("".join(span.text for span in spans), generation)
@@ -142,11 +142,11 @@ def _segments(generation: Generation) -> Iterator[Segment]:
         kind = _KINDS[span.kind]
         for text, thinking in ((span.text[:left], True), (span.text[left:], False)):
             if text:
-                yield Segment(kind=kind, text=text, thinking=thinking)
+                yield SegmentView(kind=kind, text=text, thinking=thinking)
         left = max(0, left - len(span.text))
 
 
-def _thinking_length(text: str, generation: Generation) -> int:
+def _thinking_length(text: str, generation: GenerationResult) -> int:
     """Characters of an output before its answer."""
     if not generation.usage.thinking:
         return 0
@@ -154,7 +154,9 @@ def _thinking_length(text: str, generation: Generation) -> int:
     return len(text) if start < 0 else start
 
 
-def _tokens(generation: Generation, codec: Codec, probe: Mapping[str, Sequence[float]]) -> Iterator[Token]:
+def _tokens(
+    generation: GenerationResult, codec: TokenizerAdapter, probe: Mapping[str, Sequence[float]]
+) -> Iterator[TokenView]:
     texts = _texts(generation, codec)
     signals = generation.signals or (None,) * len(texts)
     for name, column in probe.items():
@@ -162,10 +164,10 @@ def _tokens(generation: Generation, codec: Codec, probe: Mapping[str, Sequence[f
             raise ValueError(f"{len(column)} values of {name!r} for {len(texts)} tokens; accepted: one for each")
     for i, (text, signal) in enumerate(zip(texts, signals, strict=False)):  # no texts, where they spell nothing
         values = {name: float(column[i]) for name, column in probe.items()}
-        yield Token(text=text, entropy=None if signal is None else signal.entropy, probe=values or None)
+        yield TokenView(text=text, entropy=None if signal is None else signal.entropy, probe=values or None)
 
 
-def _texts(generation: Generation, codec: Codec) -> list[str]:
+def _texts(generation: GenerationResult, codec: TokenizerAdapter) -> list[str]:
     """The text of each token; none at all if they cannot be made to spell the spans."""
     spans, ids, texts = _spans(generation), generation.token_ids, list[str]()
     for span in spans:
@@ -174,7 +176,7 @@ def _texts(generation: Generation, codec: Codec) -> list[str]:
     return texts if whole else []
 
 
-def _pieces(ids: Sequence[int], wanted: str, codec: Codec) -> list[str]:
+def _pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> list[str]:
     """What each of the first tokens adds to the text that they spell, which was decoded in one go.
 
     A token is decoded with those before it: alone it may lose a leading space, or be a part of a character only.

@@ -12,15 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
-from ...controller.text.answers import normalise
+from ...controller.text.answers import normalize_answer
 from ..tasks.questions import is_right
-from .record import Record, Run
+from .record import RunView, TraceRecord
 
 Data = dict[str, Any]
 _GAP = re.compile(r"\s|$")
 
 
-def record_data(record: Record) -> Data:
+def record_data(record: TraceRecord) -> Data:
     """What the page knows of a record; `same` tells whether both runs answer alike."""
     other = record.uncontrolled
     parting = None
@@ -32,7 +32,7 @@ def record_data(record: Record) -> Data:
         "gold": record.gold,
         "controlled": run_data(record, record.gold, parting),
         "uncontrolled": None if other is None else run_data(other, record.gold, parting),
-        "same": None if other is None else normalise(other.answer) == normalise(record.answer),
+        "same": None if other is None else normalize_answer(other.answer) == normalize_answer(record.answer),
     }
 
 
@@ -42,9 +42,9 @@ def _agreement(one: str, other: str) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def run_data(run: Run, gold: str | None, parting: int | None) -> Data:
+def run_data(run: RunView, gold: str | None, parting: int | None) -> Data:
     """What the page knows of a run; `parting` is the offset from which another run of the prompt differs."""
-    ruler = _Ruler(run)
+    ruler = _Layout(run)
     if parting is not None and ruler.starts is not None:
         parting = ruler.starts[bisect_right(ruler.starts, parting) - 1]
     places = list(_places(run, ruler))
@@ -63,7 +63,7 @@ def run_data(run: Run, gold: str | None, parting: int | None) -> Data:
     ]
     return {
         "answer": run.answer,
-        "right": is_right(normalise(run.answer), gold) if gold is not None else None,
+        "right": is_right(normalize_answer(run.answer), gold) if gold is not None else None,
         "tier": run.tier,
         "finish": run.finish_reason,
         "usage": run.usage.as_dict(),
@@ -82,15 +82,15 @@ def _column(values: Sequence[float | None]) -> list[float | None] | None:
     return [None if value is None else round(value, 4) for value in values]
 
 
-def _probe_columns(run: Run) -> dict[str, list[float | None] | None]:
+def _probe_columns(run: RunView) -> dict[str, list[float | None] | None]:
     names = dict.fromkeys(name for token in run.tokens for name in token.probe or {})
     return {name: _column([(token.probe or {}).get(name) for token in run.tokens]) for name in names}
 
 
-class _Ruler:
+class _Layout:
     """Between offsets and positions of one run: exact if its tokens are known, otherwise in proportion."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: RunView) -> None:
         self.output = run.output
         self.starts = list(accumulate((len(token.text) for token in run.tokens), initial=0)) if run.tokens else None
         thinking = sum(len(s.text) for s in run.segments if s.thinking and s.kind != "trimmed")
@@ -132,7 +132,7 @@ def _between(knots: Sequence[tuple[float, float]], x: float) -> float:
     return knots[-1][1]
 
 
-def _places(run: Run, ruler: _Ruler) -> Iterator[tuple[int, bool]]:
+def _places(run: RunView, ruler: _Layout) -> Iterator[tuple[int, bool]]:
     """The offset of each decision and whether it is exact, by tokens or else by the text that was put in."""
     offset, put_in = 0, list[tuple[int, str]]()
     for segment in run.segments:
@@ -155,7 +155,7 @@ def _fits(segment: str, text: str) -> bool:
     return segment.startswith(text) or text.startswith(segment)
 
 
-def _segments(run: Run, ruler: _Ruler, places: Sequence[int], parting: int | None) -> Iterator[Data]:
+def _segments(run: RunView, ruler: _Layout, places: Sequence[int], parting: int | None) -> Iterator[Data]:
     """Segments as runs of pieces; `marks` tells which decisions stand before which piece, `parting` before which one
     the runs part.
 

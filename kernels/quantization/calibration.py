@@ -73,7 +73,7 @@ class Inputs:
 
 
 @contextmanager
-def watched(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> Iterator[dict[str, Inputs]]:
+def capture_inputs(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> Iterator[dict[str, Inputs]]:
     """Collect what layers are given while the context lasts; whole: see `Inputs`."""
     seen = {name: Inputs(layer.in_features, size, whole=whole) for name, layer in layers.items()}
     hooks = [

@@ -21,7 +21,7 @@ _HELD_OUT = 4  # of so many rows one is kept to measure on
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class CalibrationText:
     """What to calibrate and to measure on: rows of tokens from a file, or written by the model itself.
 
     questions: a file of those that it answers; without, it begins with a random token.
@@ -55,9 +55,9 @@ class Text:
 
     def _rows(self, model: Any, tokenizer: Any, progress: Callable[[str], None]) -> Tensor:
         if self.file is not None:
-            return rows_of(self.file, tokenizer, self.rows, self.length)
+            return tokenize_rows(self.file, tokenizer, self.rows, self.length)
         if self.questions is not None:
-            asked = questions_of(self.questions)
+            asked = read_questions(self.questions)
             Random(self.seed).shuffle(asked)
             progress("answering questions to calibrate on")
             return answered_by(model, tokenizer, asked, self.rows, self.length, self.seed)
@@ -65,7 +65,7 @@ class Text:
         return written_by(model, self.rows, self.length, self.seed)
 
 
-def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
+def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
     """Up to `count` rows of `length` tokens from a text file, or from all texts of a JSONL; int64 [rows, length].
 
     They are spread over the whole file. Raises OptionError if it cannot be read or is too short for two rows.
@@ -82,7 +82,7 @@ def rows_of(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
     return rows[torch.linspace(0, found - 1, min(count, found)).round().long()]
 
 
-def questions_of(file: Path) -> list[str]:
+def read_questions(file: Path) -> list[str]:
     """The field `problem` of each line of a JSONL; raises OptionError."""
     made: list[str] = []
     for number, item in enumerate(_lines(file), start=1):
@@ -178,7 +178,7 @@ def answered_by(model: Any, tokenizer: Any, questions: Sequence[str], count: int
 
 def _conversations(model: Any, tokenizer: Any, questions: Sequence[str], most: int) -> list[int]:
     """Questions as the chat template has them and sampled answers, one after the other."""
-    asked = [as_asked(tokenizer, question) for question in questions]
+    asked = [render_question(tokenizer, question) for question in questions]
     width = max(map(len, asked))
     prompts = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in asked])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in asked])
@@ -207,7 +207,7 @@ def _one_left(temperature: float, ids: Tensor, scores: Tensor) -> Tensor:
     return torch.full_like(scores, -torch.inf).scatter_(1, _drawn(scores / temperature), 0.0)
 
 
-def as_asked(tokenizer: Any, question: str) -> list[int]:
+def render_question(tokenizer: Any, question: str) -> list[int]:
     """Tokens of a question as the chat template has it, up to where the answer begins; raises OptionError."""
     from jinja2 import TemplateError
 

@@ -10,8 +10,8 @@ from torch import nn
 from ...errors import ModelError, OptionError
 from ..w4a8_layout import DEEPEST
 from .calibration import Inputs
-from .config import Scheme, Search
-from .linear import head_of, quantizable
+from .config import ScaleSearch, Scheme
+from .linear import find_head, quantizable
 
 LEAST_COVERED = 0.5
 """Share of the weights beside embeddings that has to be in layers which can be quantized."""
@@ -35,7 +35,7 @@ def check_model(model: Any, scheme: Scheme) -> None:
     layers = dict(quantizable(model, scheme))
     embedded = sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
     total = sum(p.numel() for p in model.parameters()) - embedded
-    covered = sum(layer.weight.numel() for name, layer in layers.items() if name != head_of(model))
+    covered = sum(layer.weight.numel() for name, layer in layers.items() if name != find_head(model))
     if not layers or covered < LEAST_COVERED * total:
         raise ModelError(
             f"{covered / max(total, 1):.0%} of the weights are in linear layers; accepted: models with at least "
@@ -58,7 +58,7 @@ def _check_head(model: Any, scheme: Scheme) -> None:
 
 
 def check_inputs(
-    layers: dict[str, nn.Linear], inputs: Mapping[str, Inputs] | None, scheme: Scheme, search: Search
+    layers: dict[str, nn.Linear], inputs: Mapping[str, Inputs] | None, scheme: Scheme, search: ScaleSearch
 ) -> None:
     """Raise OptionError for inputs that are not those of all layers, or not what the search needs."""
     if inputs is None:

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ...errors import ModelError, OptionError, unknown
-from ..w4a8_layout import GROUP_SIZES, Form
+from ..w4a8_layout import GROUP_SIZES, PackedLayout
 
 METHOD = "tersely_w4a8"
 FORMATS = (1, 2, 3)
 """What can be read. A checkpoint has the lowest that has all it uses; heads in planes are of 2, 8-bit keys of 3."""
-HEADS = {"preview": Form.PLANES, "int8": Form.BYTES, "int4": Form.GRAINS, "keep": None}
+HEADS = {"preview": PackedLayout.PLANES, "int8": PackedLayout.BYTES, "int4": PackedLayout.GRAINS, "keep": None}
 """How the layer that makes logits may lie; in planes, its 8 bits are read in two steps, see ../w4a8.py."""
 
 
@@ -44,7 +44,7 @@ class Scheme:
         if self.keys not in KEYS:
             raise unknown("keys", self.keys, KEYS)
 
-    def form_of(self, name: str, head: bool = False) -> Form:
+    def form_of(self, name: str, head: bool = False) -> PackedLayout:
         """How the weights of a layer that is quantized lie; head: whether it makes logits."""
         if head:
             form = HEADS[self.head]
@@ -53,7 +53,9 @@ class Scheme:
             return form
         if self.keys == "auto":
             raise ValueError("how keys lie is not settled")
-        return Form.BYTES if self.keys == "int8" and name.rpartition(".")[2] in KEY_LAYERS else Form.GRAINS
+        return (
+            PackedLayout.BYTES if self.keys == "int8" and name.rpartition(".")[2] in KEY_LAYERS else PackedLayout.GRAINS
+        )
 
     def written(self) -> dict[str, Any]:
         """As it stands in config.json."""
@@ -62,7 +64,7 @@ class Scheme:
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
+class ScaleSearch:
     """How codes and scales are found. What is written has the same form whatever it is."""
 
     ranges: bool = True

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from .scheme import FINE_GRID, LEAST, TwoGrains, code_bounds, two_grains
+from .scheme import FINE_GRID, LEAST, DualGrained, code_bounds, dual_grained
 
 DAMPING = 0.01
 """Share of the mean energy of inputs that is added to each, so that the sums can be inverted."""
@@ -24,7 +24,7 @@ PASSES = 3
 _BLOCK = 128  # inputs after which the errors of all others are brought up to date
 
 
-def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> TwoGrains:
+def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> DualGrained:
     """Quantize a weight matrix [outputs, inputs] with compensation, in groups of `size` inputs.
 
     gram: sums of products of all inputs, float32 [inputs, inputs]. Outputs that are no better for it are rounded
@@ -32,7 +32,7 @@ def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) 
     ModelError for sums that are no numbers.
     """
     weight, order = weight.float(), _order(gram.diagonal(), size)
-    plain = two_grains(weight, size, search=False)
+    plain = dual_grained(weight, size, search=False)
     columns, coarse = torch.cat(order), plain.channel_scale
     damped, factor = _factor(gram[columns][:, columns])
     sizes = [len(inputs) for inputs in order]
@@ -44,7 +44,7 @@ def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) 
             coarse = _fitted(codes, coarse, fine, zero, sorted_weight, damped)
     place = columns.argsort()
     codes, fine, zero = (t[:, place].to(torch.uint8) for t in (codes, fine, zero))
-    made = TwoGrains(codes, fine[:, ::size].contiguous(), zero[:, ::size].contiguous(), coarse, 0.0, 0.0)
+    made = DualGrained(codes, fine[:, ::size].contiguous(), zero[:, ::size].contiguous(), coarse, 0.0, 0.0)
     return _better(weight, size, gram, plain, made)
 
 
@@ -68,7 +68,7 @@ def _swept(
     return codes, fine, zero
 
 
-def _better(weight: Tensor, size: int, gram: Tensor, plain: TwoGrains, made: TwoGrains) -> TwoGrains:
+def _better(weight: Tensor, size: int, gram: Tensor, plain: DualGrained, made: DualGrained) -> DualGrained:
     """Of each output that which loses less."""
     before, after = losses(weight, size, gram, plain), losses(weight, size, gram, made)
     whole, better = _cost(weight, gram).sum().clamp(min=1e-30), after < before
@@ -76,7 +76,7 @@ def _better(weight: Tensor, size: int, gram: Tensor, plain: TwoGrains, made: Two
     def of(ours: Tensor, other: Tensor) -> Tensor:
         return torch.where(better.view(-1, *(1,) * (ours.ndim - 1)), ours, other)
 
-    return TwoGrains(
+    return DualGrained(
         of(made.codes, plain.codes),
         of(made.fine, plain.fine),
         of(made.zero, plain.zero),
@@ -86,7 +86,7 @@ def _better(weight: Tensor, size: int, gram: Tensor, plain: TwoGrains, made: Two
     )
 
 
-def losses(weight: Tensor, size: int, gram: Tensor, found: TwoGrains) -> Tensor:
+def losses(weight: Tensor, size: int, gram: Tensor, found: DualGrained) -> Tensor:
     """The squared error of each output of a matrix in two grains, float32 [outputs]."""
     fine, zero = (t.repeat_interleave(size, dim=1)[:, : weight.shape[1]].float() for t in (found.fine, found.zero))
     return _cost((found.codes - zero) * fine * found.channel_scale[:, None] - weight, gram)

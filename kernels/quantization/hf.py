@@ -12,9 +12,9 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from ..huge_pages import moved
+from ..huge_pages import to_huge_pages
 from .config import METHOD, read_scheme
-from .linear import W4A8Linear, empty_like, head_of, quantizable, replace
+from .linear import W4A8Linear, empty_like, find_head, quantizable, replace
 
 
 class W4A8Config(QuantizationConfigMixin):
@@ -36,7 +36,7 @@ class W4A8Quantizer(HfQuantizer):
     requires_calibration = True  # so that transformers refuses a model that is not quantized yet
 
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
-        scheme, head = self.quantization_config.scheme, head_of(model)
+        scheme, head = self.quantization_config.scheme, find_head(model)
         for name, module in quantizable(model, scheme):
             replace(model, name, empty_like(module, scheme, scheme.form_of(name, name == head)))
         return model
@@ -45,7 +45,7 @@ class W4A8Quantizer(HfQuantizer):
         for module in model.modules():
             if isinstance(module, W4A8Linear):
                 for parameter in module.parameters(recurse=False):
-                    parameter.data = moved(parameter.data)
+                    parameter.data = to_huge_pages(parameter.data)
         return model
 
     def is_serializable(self) -> bool:

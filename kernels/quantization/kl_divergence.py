@@ -17,7 +17,7 @@ from .model import Piece
 _KEPT = 64  # tokens of each place whose chances are kept; what is left counts as one more
 
 
-def remembered(model: Any, rows: Tensor) -> Piece:
+def cache_reference(model: Any, rows: Tensor) -> Piece:
     """What a model expects to follow in token rows [rows, length], beside its perplexity.
 
     tokens: int32 [rows, length - 1, kept], the likeliest; chances: their log-probabilities, float32.
@@ -32,7 +32,7 @@ def remembered(model: Any, rows: Tensor) -> Piece:
     return {"tokens": torch.stack(tokens), "chances": torch.stack(chances)}, {"perplexity": exp(fmean(losses))}
 
 
-def moved(model: Any, rows: Tensor, before: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
+def kl_to_reference(model: Any, rows: Tensor, before: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
     """The divergence (KL, nats a token) of a model from what was `remembered` on the same rows, and its loss, by rows.
 
     All tokens but the likeliest are taken as one, so it is at most the divergence of all, and hardly less.

@@ -17,7 +17,7 @@ from .model import Piece
 _PLAN = "plan.json"
 
 
-class Pieces:
+class LayerCheckpoints:
     """A folder of one file a layer, and one for what else is worked out once; all belong to one plan.
 
     plan: what decides the results, in JSON form. Raises OptionError if the folder belongs to another one.

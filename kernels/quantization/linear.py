@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from ...errors import ModelError
 from ..w4a8 import w4a8_linear, w4a8_op
-from ..w4a8_layout import LINE, TILE, Form, unpack
+from ..w4a8_layout import LINE, TILE, PackedLayout, unpack
 from .config import KEY_LAYERS, Scheme
 
 
 def parameter_shapes(
-    inputs: int, outputs: int, form: Form, scheme: Scheme
+    inputs: int, outputs: int, form: PackedLayout, scheme: Scheme
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of a layer's parameters."""
     tiles, groups = -(-outputs // TILE), -(-inputs // scheme.group_size)
-    padded = groups * scheme.group_size if form is Form.GRAINS else inputs
+    padded = groups * scheme.group_size if form is PackedLayout.GRAINS else inputs
     lying = tiles, -(-padded // form.inputs), LINE
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "channel_scale": ((outputs,), torch.float32),
-        "weight": ((2, *lying) if form is Form.PLANES else lying, torch.uint8),
+        "weight": ((2, *lying) if form is PackedLayout.PLANES else lying, torch.uint8),
     }
-    if form is Form.GRAINS:
+    if form is PackedLayout.GRAINS:
         shapes["groups"] = (tiles, groups, 2, TILE), torch.uint8
     if scheme.smooth:
         shapes["input_scale"] = (inputs,), torch.float32
@@ -45,7 +45,7 @@ class W4A8Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, form: Form, bias: torch.dtype | None, scheme: Scheme
+        self, in_features: int, out_features: int, form: PackedLayout, bias: torch.dtype | None, scheme: Scheme
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.form, self.scheme = in_features, out_features, form, scheme
@@ -70,7 +70,7 @@ class W4A8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features]; gradients go through to x as if nothing had been rounded."""
         if x.requires_grad and torch.is_grad_enabled():
-            out: Tensor = _Through.apply(x, self)  # type: ignore[no-untyped-call]
+            out: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
             return out
         layer = w4a8_op if torch.compiler.is_compiling() else w4a8_linear  # which cannot be traced
         return layer(x, self.weight, self.groups, self.channel_scale, self.input_scale, self.bias)
@@ -83,12 +83,12 @@ class W4A8Linear(nn.Module):
 
     def extra_repr(self) -> str:
         """What `print(model)` says."""
-        kinds = {Form.BYTES: "8-bit weights", Form.PLANES: "8-bit weights in two planes"}
+        kinds = {PackedLayout.BYTES: "8-bit weights", PackedLayout.PLANES: "8-bit weights in two planes"}
         kind = kinds.get(self.form, f"4-bit weights in groups of {self.scheme.group_size}")
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     """A layer of whole numbers, which has no gradient, with that of its weights in place of one: straight-through."""
 
     @staticmethod
@@ -103,13 +103,13 @@ class _Through(torch.autograd.Function):
         return (gradient.float() @ ctx.layer.dequantized()).to(gradient.dtype), None
 
 
-def empty_like(linear: nn.Linear, scheme: Scheme, form: Form) -> W4A8Linear:
+def empty_like(linear: nn.Linear, scheme: Scheme, form: PackedLayout) -> W4A8Linear:
     """A layer that may stand in for a linear one, not yet filled."""
     bias = None if linear.bias is None else linear.bias.dtype
     return W4A8Linear(linear.in_features, linear.out_features, form, bias, scheme)
 
 
-def settled(model: Any, scheme: Scheme) -> Scheme:
+def settle_scales(model: Any, scheme: Scheme) -> Scheme:
     """The scheme with nothing left to be found out about the model; raises ModelError for keys that it has not."""
     config = model.config.get_text_config(decoder=True)
     heads, shared = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
@@ -122,7 +122,7 @@ def settled(model: Any, scheme: Scheme) -> Scheme:
     return dataclasses.replace(scheme, keys="int8" if wanted else "int4")
 
 
-def head_of(model: Any) -> str | None:
+def find_head(model: Any) -> str | None:
     """The name of the module that makes logits, if it is a plain linear layer."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head and type(module) is nn.Linear), None)
@@ -130,7 +130,7 @@ def head_of(model: Any) -> str | None:
 
 def quantizable(model: Any, scheme: Scheme) -> list[tuple[str, nn.Linear]]:
     """The layers of a model that the scheme quantizes, by name."""
-    head = head_of(model)
+    head = find_head(model)
     return [
         (name, module)
         for name, module in model.named_modules()

@@ -11,21 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ModelError
-from ..w4a8_layout import Form, pack, pack_bytes, pack_planes
-from .calibration import Inputs, read, watched
+from ..w4a8_layout import PackedLayout, pack, pack_bytes, pack_planes
+from .calibration import Inputs, capture_inputs, read
 from .checks import check_inputs, check_model
-from .config import Scheme, Search
+from .config import ScaleSearch, Scheme
 from .gptq import compensate
 from .hf import W4A8Config, W4A8Quantizer
-from .linear import empty_like, head_of, quantizable, replace, settled
-from .scheme import eight_bits, input_scale, two_grains
+from .linear import empty_like, find_head, quantizable, replace, settle_scales
+from .scheme import dual_grained, eight_bits, input_scale
 
 MOST_SUMS = 4 << 30
 """Bytes of sums of products that are kept at a time; the model is read anew for further layers."""
 Piece = tuple[dict[str, Tensor], dict[str, Any]]
 
 
-class Store(Protocol):
+class TensorStore(Protocol):
     """Where finished layers are kept, so that a killed run need not do them again."""
 
     def has(self, name: str) -> bool:
@@ -58,8 +58,8 @@ def quantize_model(
     model: Any,
     rows: Tensor | None = None,
     scheme: Scheme | None = None,
-    search: Search | None = None,
-    store: Store | None = None,
+    search: ScaleSearch | None = None,
+    store: TensorStore | None = None,
     progress: Callable[[str], None] = lambda text: None,
     inputs: Mapping[str, Inputs] | None = None,
 ) -> Quantized:
@@ -69,10 +69,10 @@ def quantize_model(
     what layers are given, where that is known already, in place of rows. The model can be saved with save_pretrained
     afterwards. Raises ModelError for a model that cannot be quantized.
     """
-    scheme, search, store = scheme or Scheme(), search or Search(), store or _Memory()
+    scheme, search, store = scheme or Scheme(), search or ScaleSearch(), store or _Memory()
     check_model(model, scheme)
-    scheme = settled(model, scheme)
-    layers, head = dict(quantizable(model, scheme)), head_of(model)
+    scheme = settle_scales(model, scheme)
+    layers, head = dict(quantizable(model, scheme)), find_head(model)
     check_inputs(layers, inputs, scheme, search)
     before = _bytes(model)
     found: list[dict[str, Any]] = []
@@ -81,9 +81,9 @@ def quantize_model(
         missing = {
             n: layer
             for n, layer in part.items()
-            if not store.has(n) and (scheme.smooth or scheme.form_of(n, n == head) is Form.GRAINS)
+            if not store.has(n) and (scheme.smooth or scheme.form_of(n, n == head) is PackedLayout.GRAINS)
         }
-        seen = inputs_of(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
+        seen = collect_inputs(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
         for name, layer in part.items():
             progress(f"layer {len(found) + 1} of {len(layers)}")
             form = scheme.form_of(name, name == head)
@@ -101,7 +101,7 @@ def quantize_model(
     return Quantized(found, before, _bytes(model))
 
 
-def _parts(layers: dict[str, nn.Linear], scheme: Scheme, search: Search) -> Iterator[dict[str, nn.Linear]]:
+def _parts(layers: dict[str, nn.Linear], scheme: Scheme, search: ScaleSearch) -> Iterator[dict[str, nn.Linear]]:
     """The layers in their order, as many at a time as there is room for their sums."""
     part: dict[str, nn.Linear] = {}
     room = MOST_SUMS
@@ -115,25 +115,27 @@ def _parts(layers: dict[str, nn.Linear], scheme: Scheme, search: Search) -> Iter
     yield part
 
 
-def inputs_of(
+def collect_inputs(
     model: Any,
     rows: Tensor | None,
     layers: dict[str, nn.Linear],
     scheme: Scheme,
-    search: Search,
+    search: ScaleSearch,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Inputs]:
     """What layers are given when the model reads rows, with those before them as they now are."""
     if rows is None or not layers:
         return {}
     progress(f"reading {rows.numel()} tokens")
-    with watched(layers, scheme.group_size, whole=search.compensate) as seen:
+    with capture_inputs(layers, scheme.group_size, whole=search.compensate) as seen:
         read(model, rows)
     return seen
 
 
 @torch.no_grad()
-def _quantized(name: str, layer: nn.Linear, form: Form, inputs: Inputs | None, scheme: Scheme, search: Search) -> Piece:
+def _quantized(
+    name: str, layer: nn.Linear, form: PackedLayout, inputs: Inputs | None, scheme: Scheme, search: ScaleSearch
+) -> Piece:
     """The tensors that stand for a layer, and what is told about it."""
     weight = layer.weight.detach().float().cpu()
     if not weight.isfinite().all():
@@ -143,10 +145,10 @@ def _quantized(name: str, layer: nn.Linear, form: Form, inputs: Inputs | None, s
         scale = torch.ones(layer.in_features) if inputs is None else input_scale(inputs.highest)
         weight = weight / scale
     about: dict[str, Any] = {} if scale is None else {"scaled inputs": int((scale < 1).sum())}
-    if form is not Form.GRAINS:
+    if form is not PackedLayout.GRAINS:
         whole, channel_scale = eight_bits(weight)
         wrong = whole.float().mul_(channel_scale[:, None]).sub_(weight).square().sum() / weight.square().sum()
-        packed = pack_planes(whole) if form is Form.PLANES else pack_bytes(whole)
+        packed = pack_planes(whole) if form is PackedLayout.PLANES else pack_bytes(whole)
         tensors = {"weight": packed, "channel_scale": channel_scale}
         about |= {"bits": 8, "error": float(wrong)}
     else:
@@ -156,7 +158,7 @@ def _quantized(name: str, layer: nn.Linear, form: Form, inputs: Inputs | None, s
             best = compensate(weight, size, given.sums, search=search.ranges)
         else:
             gram = None if given is None else given.within_groups().sums
-            best = two_grains(weight, size, gram, search=search.ranges)
+            best = dual_grained(weight, size, gram, search=search.ranges)
         packed, groups = pack(best.codes, best.fine, best.zero, size)
         tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
         about |= {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}

@@ -16,18 +16,18 @@ from safetensors import SafetensorError
 from ...errors import ModelError, OptionError
 from ...io import WriteError, check_new_folder, write
 from ..grouped_attention import use_grouped
-from .calibration_text import Text
+from .calibration_text import CalibrationText
 from .checks import check_model
-from .config import Scheme, Search
-from .kl_divergence import moved, remembered
-from .layer_checkpoints import Pieces
-from .linear import settled
+from .config import ScaleSearch, Scheme
+from .kl_divergence import cache_reference, kl_to_reference
+from .layer_checkpoints import LayerCheckpoints
+from .linear import settle_scales
 from .model import quantize_model
 
 REPORT = "quantization_report.json"
 
 
-class Exam(Protocol):
+class QuantizationCheck(Protocol):
     """Questions that a model is asked before and after."""
 
     @property
@@ -52,10 +52,10 @@ def quantize_into(
     source: str,
     out: Path,
     scheme: Scheme,
-    text: Text,
-    search: Search | None = None,
+    text: CalibrationText,
+    search: ScaleSearch | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    exam: Exam | None = None,
+    exam: QuantizationCheck | None = None,
 ) -> dict[str, Any]:
     """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
 
@@ -63,11 +63,11 @@ def quantize_into(
     Raises ModelError for a source that cannot be quantized, OptionError for an `out` that is there already, WriteError
     where there is no room, and what `exam.check` raises.
     """
-    search = search or Search()
+    search = search or ScaleSearch()
     check_goal(out)
     model, tokenizer = load(source)
     check_model(model, scheme)
-    scheme = settled(model, scheme)
+    scheme = settle_scales(model, scheme)
     use_grouped(model)  # for what it is to write
     if exam is not None:
         exam.check(model, tokenizer)
@@ -77,7 +77,7 @@ def quantize_into(
         "search": asdict(search),
         "text": text.written(),
     }
-    pieces = Pieces(out.with_name(f"{out.name}.part"), plan)
+    pieces = LayerCheckpoints(out.with_name(f"{out.name}.part"), plan)
     try:
         rows, _ = pieces.piece("text", lambda: (text.split(model, tokenizer, progress), {}))
     except OptionError:
@@ -85,11 +85,11 @@ def quantize_into(
         raise
     calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
-    expected, before = pieces.piece("before", lambda: remembered(model, measured))
+    expected, before = pieces.piece("before", lambda: cache_reference(model, measured))
     retake = _examined(exam, model, tokenizer, pieces, progress)
     done = quantize_model(model, calibrating, scheme, search, pieces, progress)
     progress("measuring again")
-    divergences, losses = moved(model, measured, expected)
+    divergences, losses = kl_to_reference(model, measured, expected)
     report = {
         "scheme": "w4a8-dgq",
         **scheme.written(),
@@ -108,7 +108,11 @@ def quantize_into(
 
 
 def _examined(
-    exam: Exam | None, model: Any, tokenizer: Any, pieces: Pieces, progress: Callable[[str], None]
+    exam: QuantizationCheck | None,
+    model: Any,
+    tokenizer: Any,
+    pieces: LayerCheckpoints,
+    progress: Callable[[str], None],
 ) -> Callable[[], dict[str, Any]]:
     """Take the exam now; what is returned takes it again, and makes the part of the report.
 

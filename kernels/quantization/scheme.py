@@ -26,7 +26,7 @@ LEAST = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
-class TwoGrains:
+class DualGrained:
     """A matrix [outputs, inputs] in two grains; weight = channel_scale * fine * (code - zero)."""
 
     codes: Tensor
@@ -43,7 +43,7 @@ class TwoGrains:
     """The same of full ranges, rounded without a search."""
 
 
-def two_grains(weight: Tensor, size: int, gram: Tensor | None = None, *, search: bool = True) -> TwoGrains:
+def dual_grained(weight: Tensor, size: int, gram: Tensor | None = None, *, search: bool = True) -> DualGrained:
     """Quantize a weight matrix [outputs, inputs] in groups of `size` inputs.
 
     gram: sums of products of inputs within each group, float32 [groups, size, size]; None counts all inputs alike. An
@@ -68,7 +68,7 @@ def two_grains(weight: Tensor, size: int, gram: Tensor | None = None, *, search:
     codes = codes.permute(2, 0, 1).flatten(1)[:, :inputs].contiguous()
     fine, zero = fine.T.contiguous(), zero.T.contiguous()
     whole = whole or 1.0
-    return TwoGrains(codes, fine, zero, channel_scale, wrong / whole, plainly_wrong / whole)
+    return DualGrained(codes, fine, zero, channel_scale, wrong / whole, plainly_wrong / whole)
 
 
 def eight_bits(weight: Tensor) -> tuple[Tensor, Tensor]:

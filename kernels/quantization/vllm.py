@@ -27,7 +27,7 @@ from vllm.model_executor.utils import set_weight_attrs
 from ...errors import ModelError
 from ..huge_pages import zeros
 from ..w4a8 import w4a8_op
-from ..w4a8_layout import TILE, Form
+from ..w4a8_layout import TILE, PackedLayout
 from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
 from .int4 import SWITCH
 from .linear import parameter_shapes
@@ -92,7 +92,7 @@ class VLLMW4A8Config(QuantizationConfig):
 class W4A8Method(LinearMethodBase):
     """Makes a layer's parameters, in a form, and multiplies with them."""
 
-    def __init__(self, form: Form, scheme: Scheme) -> None:
+    def __init__(self, form: PackedLayout, scheme: Scheme) -> None:
         self.form, self.scheme = form, scheme
 
     def create_weights(
@@ -108,7 +108,7 @@ class W4A8Method(LinearMethodBase):
         """See vLLM; raises ModelError for parts that cannot be joined or divided."""
         inputs, outputs = input_size_per_partition, sum(output_partition_sizes)
         _check_joined(output_partition_sizes)
-        size = self.scheme.group_size if self.form is Form.GRAINS else self.form.inputs
+        size = self.scheme.group_size if self.form is PackedLayout.GRAINS else self.form.inputs
         if inputs != input_size and inputs % size:
             raise ModelError(f"{inputs} inputs a device; accepted: whole groups of {size}; use fewer devices")
         if outputs != output_size and outputs % TILE:
@@ -157,8 +157,8 @@ class TwoForms(LinearMethodBase):
         """See vLLM; raises ModelError for parts that cannot be joined."""
         _check_joined(output_partition_sizes)
         queries, *others = output_partition_sizes  # keys, values
-        shapes = parameter_shapes(input_size_per_partition, queries, Form.GRAINS, self.scheme)
-        of_keys = parameter_shapes(input_size_per_partition, sum(others), Form.BYTES, self.scheme)
+        shapes = parameter_shapes(input_size_per_partition, queries, PackedLayout.GRAINS, self.scheme)
+        of_keys = parameter_shapes(input_size_per_partition, sum(others), PackedLayout.BYTES, self.scheme)
         for name, (shape, dtype) in shapes.items():
             parameter = torch.nn.Parameter(zeros(shape, dtype), requires_grad=False)
             layer.register_parameter(name, parameter)
@@ -201,7 +201,7 @@ def _part_loader(layer: Any, buffer: str, sizes: list[int]) -> Callable[[Tensor,
     return load
 
 
-def _head_loader(layer: Any, form: Form) -> Callable[[Tensor, Tensor], None]:
+def _head_loader(layer: Any, form: PackedLayout) -> Callable[[Tensor, Tensor], None]:
     """Loads the part of a head that this device has; what vLLM pads vocabularies with stays zero."""
 
     def load(parameter: Tensor, loaded: Tensor) -> None:
@@ -210,7 +210,7 @@ def _head_loader(layer: Any, form: Form) -> Callable[[Tensor, Tensor], None]:
             return
         per_row = 1 if parameter.ndim == 1 else TILE
         start = layer.shard_indices.org_vocab_start_index // per_row
-        planes = form is Form.PLANES and parameter.ndim == 4  # they come before the tiles
+        planes = form is PackedLayout.PLANES and parameter.ndim == 4  # they come before the tiles
         to, given = (parameter.data.transpose(0, 1), loaded.transpose(0, 1)) if planes else (parameter.data, loaded)
         part = given[start : start + len(to)]
         to[: len(part)].copy_(part)

@@ -22,7 +22,7 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import scalar_types
 
 from ...errors import unknown
-from ..huge_pages import moved
+from ..huge_pages import to_huge_pages
 from ..native import KINDS
 from ..w4a8 import compiled, w4a8_op
 from ..w4a8_layout import DEEPEST, TILE
@@ -75,7 +75,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
             (self.w_s_name, made.channel_scale),
             ("tersely_groups", made.groups),
         ):
-            layer.register_parameter(parameter, torch.nn.Parameter(moved(value), requires_grad=False))
+            layer.register_parameter(parameter, torch.nn.Parameter(to_huge_pages(value), requires_grad=False))
 
     def apply_weights(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[..., inputs] to [..., outputs]."""

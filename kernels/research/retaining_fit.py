@@ -128,7 +128,7 @@ def fit(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
             chosen = [lessons[int(i)] for i in torch.randint(len(lessons), (texts,))]
-            loss = torch.stack([loss_of(heads, one) for one in chosen]).mean()
+            loss = torch.stack([retaining_loss(heads, one) for one in chosen]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -136,7 +136,7 @@ def fit(
     return heads.eval().requires_grad_(False)
 
 
-def loss_of(heads: RetainingHeads, one: Lesson, smoothing: float = SMOOTHING) -> Tensor:
+def retaining_loss(heads: RetainingHeads, one: Lesson, smoothing: float = SMOOTHING) -> Tensor:
     """The loss on one text, the mean over layers, units and heads."""
     losses = []
     for layer, (projected, wanted) in enumerate(zip(one.projected, one.importance, strict=True)):

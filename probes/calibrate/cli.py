@@ -35,12 +35,12 @@ def calibrate(
     """
     from .plot import check_curve, draw_curve
     from .report import as_text
-    from .run import Settings, calibrate_into, parts_of
+    from .run import CalibrationSettings, calibrate_into, split_questions
 
-    settings = Settings(alpha, delta, margin, layer, labels, seed)
+    settings = CalibrationSettings(alpha, delta, margin, layer, labels, seed)
     if curve is not None:
         check_curve(curve)
-    report = calibrate_into(out, parts_of(data, calibrate, test), settings)
+    report = calibrate_into(out, split_questions(data, calibrate, test), settings)
     if curve is not None:
         draw_curve(report, curve)
     typer.echo(_strict(report) if as_json else as_text(report))

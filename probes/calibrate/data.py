@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, unknown
-from ..records import UNKNOWN, Records, RecordsError
+from ..records import UNKNOWN, RecordsError, RecordTable
 from ..risk_control import Outcomes
 
 Floats = NDArray[np.float64]
@@ -21,7 +21,7 @@ PARTS = ("fit", "calibrate", "test")
 _SHARES = (0, 8, 13, 16)  # sixteenths: half to fit, five to calibrate, three to test
 
 
-def part_of(question_hash: str) -> str:
+def get_part(question_hash: str) -> str:
     """The part of one collection that a question belongs to, by its hash: disjoint whoever asks."""
     bucket = hashlib.sha256(f"part:{question_hash}".encode()).digest()[0] % 16
     return PARTS[int(np.searchsorted(_SHARES, bucket, side="right")) - 1]
@@ -96,7 +96,7 @@ class Boundaries:
         return Outcomes(offsets, scores, harm, saved, self.full.astype(np.float64))
 
 
-def check_layer(records: Records, table: str, layer: int) -> None:
+def check_layer(records: RecordTable, table: str, layer: int) -> None:
     """Raise OptionError for a hidden layer that was not collected, RecordsError for states that are not finite."""
     layers = records.plan["layers"]
     if layer not in layers:
@@ -107,7 +107,7 @@ def check_layer(records: Records, table: str, layer: int) -> None:
         )
 
 
-def questions_of(records: Records, layer: int, keep: NDArray[np.bool_] | None = None) -> Questions:
+def read_questions(records: RecordTable, layer: int, keep: NDArray[np.bool_] | None = None) -> Questions:
     """The questions of a collection (those kept) with what came of them in each tier."""
     check_layer(records, "questions", layer)
     tiers, n = tuple(records.plan["tiers"]), records.size("questions")
@@ -140,8 +140,8 @@ def questions_of(records: Records, layer: int, keep: NDArray[np.bool_] | None = 
     )
 
 
-def boundaries_of(
-    records: Records, layer: int, tier: str = BASE, keep: NDArray[np.bool_] | None = None, number: int | None = 0
+def read_boundaries(
+    records: RecordTable, layer: int, tier: str = BASE, keep: NDArray[np.bool_] | None = None, number: int | None = 0
 ) -> Boundaries:
     """The boundaries of one tier: of its rollout `number` a question, or of all.
 
@@ -184,7 +184,7 @@ def boundaries_of(
     )
 
 
-def _base_right(records: Records) -> NDArray[Any]:
+def _base_right(records: RecordTable) -> NDArray[Any]:
     """Of each question, whether its first rollout in the base tier was right; -1 where there is none."""
     found = np.full(records.size("questions"), UNKNOWN)
     first = (records["rollouts.tier"] == list(records.plan["tiers"]).index(BASE)) & (records["rollouts.number"] == 0)
@@ -192,7 +192,7 @@ def _base_right(records: Records) -> NDArray[Any]:
     return found
 
 
-def joined(parts: Sequence[Boundaries]) -> Boundaries:
+def concatenate(parts: Sequence[Boundaries]) -> Boundaries:
     """Boundaries of several tiers as one."""
     shifts = np.cumsum([0, *(len(p.full) for p in parts)])
     columns: dict[str, Any] = {

@@ -25,7 +25,7 @@ DOUBT = 1.28
 LABELS = ("tiers", "diffadapt")
 
 
-def labels_of(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
+def make_labels(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
     """Labels [n]: the tiers that will do, by the mean cost of each, or DiffAdapt's from accuracy and entropy."""
     if rule == "tiers":
         return tier_labels(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
@@ -60,13 +60,13 @@ def fit_difficulty(
         raise OptionError(
             f"the hidden states of all {len(fit)} questions are the same, as if read before the question; collect anew"
         )
-    labels = labels_of(fit, rule)
+    labels = make_labels(fit, rule)
     if len(set(labels.tolist())) < 2:
         raise OptionError(
             f"tier '{labels[0]}' is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
             "learn; collect harder and easier questions"
         )
-    tune_labels = labels_of(tune, rule)
+    tune_labels = make_labels(tune, rule)
     estimator = _fitted(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
     classes = tuple(str(c) for c in estimator.classes_)
     codes = np.searchsorted(estimator.classes_, labels)
@@ -121,9 +121,9 @@ def _unseen(
     return chances
 
 
-def loss_of(fit: Questions, tune: Questions, seed: int) -> float:
+def evaluate_loss(fit: Questions, tune: Questions, seed: int) -> float:
     """How badly this layer's states foretell the labels of another part."""
-    return unseen_loss(fit.state, labels_of(fit), fit.hashes, tune.state, labels_of(tune), seed)
+    return unseen_loss(fit.state, make_labels(fit), fit.hashes, tune.state, make_labels(tune), seed)
 
 
 def examine(probe: TierProbe, fit: Questions, test: Questions, acting: Questions, seed: int = 0) -> dict[str, Any]:

@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from ..records import Records
+from ..records import RecordTable
 from ..risk_control import stop_at
 from ..rule import StopRule
-from .data import Boundaries, Questions, boundaries_of
+from .data import Boundaries, Questions, read_boundaries
 from .readiness import walked
 
 
-def under_exit(
-    questions: Questions, records: Records, keep: NDArray[np.bool_], rule: StopRule, layer: int, threshold: float
+def compute_exit_curve(
+    questions: Questions, records: RecordTable, keep: NDArray[np.bool_], rule: StopRule, layer: int, threshold: float
 ) -> Questions:
     """The same questions, answered where the rule first reaches the threshold: accuracy and tokens of each tier."""
     right, tokens = questions.right.copy(), questions.tokens.copy()
@@ -24,7 +24,7 @@ def under_exit(
         chosen = (records["rollouts.tier"] == column) & keep[records["rollouts.question"]]
         if not chosen[records["boundaries.rollout"]].any():
             continue  # it does not think
-        ends = boundaries_of(records, layer, tier, keep, number=None)
+        ends = read_boundaries(records, layer, tier, keep, number=None)
         ended, spent = _ended(ends, records["rollouts.right"][chosen] == 1, rule, threshold)
         question = order[records["rollouts.question"][chosen]]
         count = np.bincount(question, minlength=len(questions))

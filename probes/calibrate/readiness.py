@@ -18,7 +18,7 @@ from ..readiness import labels as labels_of
 from ..risk_control import certify, curve, grid, oracle, resample
 from ..rule import Evidence, StopRule, Walked, walk_all
 from .baselines import quality, unseen_loss
-from .data import Boundaries, joined
+from .data import Boundaries, concatenate
 
 DRAWS = 200
 BANDS = tuple((low, high) for high in (0.98, 0.995, 0.999) for low in (0.5, 0.8, 0.9) if low < high)
@@ -34,7 +34,7 @@ class FittedReadiness:
     metrics: dict[str, Any]
 
 
-def loss_of(fit: Boundaries, tune: Boundaries, seed: int) -> float:
+def evaluate_loss(fit: Boundaries, tune: Boundaries, seed: int) -> float:
     """How badly this layer's states foretell the outcomes of another part."""
     labels, held = labels_of(fit.now, fit.final), labels_of(tune.now, tune.final)
     return unseen_loss(fit.rows, labels, fit.question, tune.rows, held, seed)
@@ -111,7 +111,7 @@ def _asked(rule: StopRule, boundaries: Boundaries) -> NDArray[np.bool_]:
     return (boundaries.trial > 0) & (score >= rule.low) & (score < rule.high)
 
 
-def certificates_of(
+def list_certificates(
     rules: tuple[StopRule, StopRule], tune: Boundaries, calibrate: Boundaries, alpha: float, delta: float
 ) -> dict[str, Certificate]:
     """Certified thresholds of both rules; grids come from the tuning part, which no certificate looks at."""
@@ -141,7 +141,7 @@ def examine(
             "quality": quality(harmless, walk.score).as_dict(),
             **_realised(outcomes, certificates[name].threshold, alpha),
             "asked": float(walk.asked.sum() / len(test.full)),
-            "resampled": _resampled(rule, joined([calibrate, test]), tune, len(calibrate.full), alpha, delta),
+            "resampled": _resampled(rule, concatenate([calibrate, test]), tune, len(calibrate.full), alpha, delta),
         }
     if not test.trial.any():  # live traffic: no trial was asked
         return found

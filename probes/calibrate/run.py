@@ -15,18 +15,18 @@ from ..certificate import needed
 from ..drift import Region
 from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, preferred, save_stop_rule, save_tier_probe
-from ..records import UNKNOWN, Records, RecordsError, read
+from ..records import UNKNOWN, RecordsError, RecordTable, read
 from ..rule import StopRule
 from . import difficulty, readiness
-from .data import BASE, Boundaries, Questions, boundaries_of, joined, part_of, questions_of
-from .exit_curve import under_exit
+from .data import BASE, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
+from .exit_curve import compute_exit_curve
 
 FEWEST = 40
 """Questions that a part must have to be learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class CalibrationSettings:
     """What is asked: the harm alpha that may be done, the chance delta that more is, the accuracy tiers may cost."""
 
     alpha: float = 0.02
@@ -45,29 +45,29 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class QuestionParts:
     """The data by what it is for; with one collection its questions are divided by their hashes."""
 
-    fit: Records
-    calibrate: Records
-    test: Records
+    fit: RecordTable
+    calibrate: RecordTable
+    test: RecordTable
     divided: bool
 
-    def keep(self, name: str) -> tuple[Records, NDArray[np.bool_]]:
+    def keep(self, name: str) -> tuple[RecordTable, NDArray[np.bool_]]:
         """The records of a part and which of their questions belong to it: learn, tune, calibrate or test."""
         records = {"calibrate": self.calibrate, "test": self.test}.get(name, self.fit)
         hashes = records.texts["hash"]
         whole = np.ones(len(hashes), bool)
         if self.divided:
             home = name if name in ("calibrate", "test") else "fit"
-            whole = np.array([part_of(h) == home for h in hashes])
+            whole = np.array([get_part(h) == home for h in hashes])
         if name in ("learn", "tune"):
             tuning = np.array([int(h[-1], 16) % 4 == 0 for h in hashes])
             whole &= tuning if name == "tune" else ~tuning
         return records, whole
 
 
-def parts_of(fit: Path, calibrate: Path | None, test: Path | None) -> Parts:
+def split_questions(fit: Path, calibrate: Path | None, test: Path | None) -> QuestionParts:
     """Read what is given; raises RecordsError if collections are of different models, or share questions."""
     if (calibrate is None) != (test is None):
         raise OptionError(
@@ -77,7 +77,7 @@ def parts_of(fit: Path, calibrate: Path | None, test: Path | None) -> Parts:
     if tuple(first.plan["features"]) != FEATURES:
         raise RecordsError(f"{fit} has other features than this version of tersely makes; collect anew")
     if calibrate is None or test is None:
-        return Parts(first, first, first, True)
+        return QuestionParts(first, first, first, True)
     others = read(calibrate), read(test)
     for path, records in zip((calibrate, test), others, strict=True):
         for key in ("fingerprint", "features"):
@@ -89,11 +89,11 @@ def parts_of(fit: Path, calibrate: Path | None, test: Path | None) -> Parts:
     shared = (hashes[0] & hashes[1]) | (hashes[0] & hashes[2]) | (hashes[1] & hashes[2])
     if shared:
         raise RecordsError(f"{len(shared)} questions are in two collections; a guarantee needs questions of its own")
-    return Parts(first, *others, False)
+    return QuestionParts(first, *others, False)
 
 
 def calibrate_into(
-    out: Path, parts: Parts, settings: Settings, say: Callable[[str], None] = lambda _: None
+    out: Path, parts: QuestionParts, settings: CalibrationSettings, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
     """Fit, certify, examine and save both probes; the report in JSON form."""
     plan = parts.fit.plan
@@ -114,22 +114,24 @@ def calibrate_into(
 
 def _difficulty(
     out: Path,
-    parts: Parts,
-    settings: Settings,
+    parts: QuestionParts,
+    settings: CalibrationSettings,
     base: dict[str, str],
     made_from: dict[str, Any],
     stop: _Stop | None,
 ) -> dict[str, Any]:
     def loss(layer: int) -> float:
         learn, tune = (_questions(parts, name, layer) for name in ("learn", "tune"))
-        return difficulty.loss_of(learn, tune, settings.seed)
+        return difficulty.evaluate_loss(learn, tune, settings.seed)
 
     layer = best_layer(parts.fit, settings.layer, loss)
     plain = {name: _questions(parts, name, layer) for name in ("learn", "tune", "test")}
     acting = plain
     if stop is not None:
         rule, read, threshold = stop
-        acting = {name: under_exit(sets, *parts.keep(name), rule, read, threshold) for name, sets in plain.items()}
+        acting = {
+            name: compute_exit_curve(sets, *parts.keep(name), rule, read, threshold) for name, sets in plain.items()
+        }
     probe = difficulty.fit_difficulty(
         (plain["learn"], acting["learn"]),
         (plain["tune"], acting["tune"]),
@@ -150,22 +152,22 @@ def _difficulty(
 
 
 def _readiness(
-    out: Path, parts: Parts, settings: Settings, base: dict[str, str], made_from: dict[str, Any]
+    out: Path, parts: QuestionParts, settings: CalibrationSettings, base: dict[str, str], made_from: dict[str, Any]
 ) -> tuple[dict[str, Any], _Stop | None]:
     tiers = _thinking_tiers(parts.fit)
 
     def learnt_from(layer: int) -> Boundaries:
-        return joined([_boundaries(parts, "learn", layer, tier, number=None) for tier in tiers])
+        return concatenate([_boundaries(parts, "learn", layer, tier, number=None) for tier in tiers])
 
     def loss(layer: int) -> float:
         tuning = _boundaries(parts, "tune", layer, BASE, number=0)
-        return readiness.loss_of(learnt_from(layer), tuning, settings.seed)
+        return readiness.evaluate_loss(learnt_from(layer), tuning, settings.seed)
 
     layer = best_layer(parts.fit, settings.layer, loss)
     learn = learnt_from(layer)
     tune, held, test = (_boundaries(parts, name, layer, BASE, number=0) for name in ("tune", "calibrate", "test"))
     rules = readiness.fit_rule(learn, tune, settings.alpha, settings.seed)
-    certificates = readiness.certificates_of(rules, tune, held, settings.alpha, settings.delta)
+    certificates = readiness.list_certificates(rules, tune, held, settings.alpha, settings.delta)
     report = readiness.examine(rules, certificates, test, tune, held, settings.alpha, settings.delta)
     report["layer"] = layer
     report["certificates"] = {name: str(c) for name, c in certificates.items()}
@@ -185,13 +187,13 @@ class _Stop(NamedTuple):
     threshold: float
 
 
-def _thinking_tiers(records: Records) -> list[str]:
+def _thinking_tiers(records: RecordTable) -> list[str]:
     """The tiers whose thinking is learnt from, as far as there are rollouts."""
     there = {records.plan["tiers"][number] for number in np.unique(records["rollouts.tier"])}
     return [tier for tier in (BASE, "easy", "hard") if tier in there]
 
 
-def best_layer(records: Records, wanted: int | None, loss: Callable[[int], float]) -> int:
+def best_layer(records: RecordTable, wanted: int | None, loss: Callable[[int], float]) -> int:
     """The hidden layer to read: the one wanted, or of those collected the one with the least loss on held-out rows."""
     layers: Sequence[int] = records.plan["layers"]
     if wanted is not None and wanted not in layers:
@@ -199,16 +201,16 @@ def best_layer(records: Records, wanted: int | None, loss: Callable[[int], float
     return wanted if wanted is not None else layers[0] if len(layers) == 1 else min(layers, key=loss)
 
 
-def _questions(parts: Parts, name: str, layer: int) -> Questions:
+def _questions(parts: QuestionParts, name: str, layer: int) -> Questions:
     records, keep = parts.keep(name)
     _enough(name, int(keep.sum()))
-    return questions_of(records, layer, keep)
+    return read_questions(records, layer, keep)
 
 
-def _boundaries(parts: Parts, name: str, layer: int, tier: str, number: int | None) -> Boundaries:
+def _boundaries(parts: QuestionParts, name: str, layer: int, tier: str, number: int | None) -> Boundaries:
     records, keep = parts.keep(name)
     _enough(name, int(keep.sum()))
-    return boundaries_of(records, layer, tier, keep, number)
+    return read_boundaries(records, layer, tier, keep, number)
 
 
 def _enough(name: str, n: int) -> None:

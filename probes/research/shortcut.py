@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..artifact import ArtifactError, finite, plain_json, put
-from ..value_io import Facts, Form, read
+from ..value_io import Facts, ValueSchema, read
 
 KIND = "shortcut"
 FORMAT = 1
@@ -32,7 +32,7 @@ _FACTS: Facts = {
     "provenance": dict,
     "metrics": dict,
 }
-_FORM = Form(KIND, FORMAT, _FACTS, "shortcut", "learnt", "learn", "tersely train shortcut")
+_FORM = ValueSchema(KIND, FORMAT, _FACTS, "shortcut", "learnt", "learn", "tersely train shortcut")
 
 Array = NDArray[np.float32]
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError, TerselyError
 from ..artifact import ArtifactError, finite, plain_json, put
-from ..value_io import Facts, Form, read
+from ..value_io import Facts, ValueSchema, read
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
@@ -36,7 +36,7 @@ _FACTS: Facts = {
     "provenance": dict,
     "metrics": dict,
 }
-_FORM = Form(KIND, FORMAT, _FACTS, "direction", "found", "find", "tersely steer")
+_FORM = ValueSchema(KIND, FORMAT, _FACTS, "direction", "found", "find", "tersely steer")
 
 Array = NDArray[np.float32]
 

@@ -28,7 +28,7 @@ from .lazy_commands import (
     tune,
     view,
 )
-from .loading import quieten
+from .loading import silence_libraries
 from .run import run
 from .tasks import tasks
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             # A terminal that cannot show a character gets a substitute rather than a traceback.
             stream.reconfigure(errors="replace")
-    quieten()
+    silence_libraries()
     try:
         code = _invoke(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -25,9 +25,9 @@ def doctor(
 ) -> None:
     """Check installation, engine and model: versions, markers, off is off, cut and hint happen; exit 1 if one fails."""
     wanted = source(model, engine, markers, think_prompt, base_url, tokenizer)
-    from .doctor_checks import Check, examine
+    from .doctor_checks import DoctorCheck, examine
 
-    checks: list[Check] = []
+    checks: list[DoctorCheck] = []
     for check in examine(wanted):
         checks.append(check)
         if not as_json:

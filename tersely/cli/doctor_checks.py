@@ -9,14 +9,14 @@ from importlib import metadata
 from typing import Any, Literal
 
 from ..controller.budgets import TIERS
-from ..controller.options import Options
+from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
 from ..controller.prompts import render
 from ..controller.session import Session
-from ..controller.trace import Generation
-from ..controller.types import Engine, Request, Sampling
+from ..controller.trace import GenerationResult
+from ..controller.types import Engine, Request, SamplingParams
 from ..errors import TerselyError
-from .loading import Source, load, session_of
+from .loading import ModelSource, load, open_session
 
 Status = Literal["ok", "warn", "fail"]
 QUESTION = "What is 12 + 7?"
@@ -30,7 +30,7 @@ _THINKING, _RESERVE = 48, 32  # of the run whose thinking must be cut
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class DoctorCheck:
     """One result; `remedy` says what to do when the status is not ok."""
 
     name: str
@@ -39,7 +39,7 @@ class Check:
     remedy: str = ""
 
 
-def examine(wanted: Source) -> Iterator[Check]:
+def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     """All checks in order, each made when it is asked for; those that need what failed before are left out."""
     yield from _versions()
     engine: Engine | None = None
@@ -48,17 +48,17 @@ def examine(wanted: Source) -> Iterator[Check]:
     except Exception as error:  # a doctor reports what breaks, whatever it is
         yield _failed("model", error)
         return
-    yield Check("model", "ok", f"{engine.name} loads")
+    yield DoctorCheck("model", "ok", f"{engine.name} loads")
     yield _context(engine)
     yield _capabilities(engine, wanted.engine)
     yield _template(engine)
     try:
-        session = session_of(engine, wanted)
+        session = open_session(engine, wanted)
     except Exception as error:
         yield _failed("markers", error)
         return
     opening, closing, found = session.markers.open, session.markers.close, session.markers.source
-    yield Check("markers", "ok", f"{opening} ... {closing} ({found})")
+    yield DoctorCheck("markers", "ok", f"{opening} ... {closing} ({found})")
     yield _guarded("probes", _probes, session)
     yield _guarded("kernels", lambda _: _kernels(), session)
     yield _guarded("off", _off_is_off if wanted.engine == "transformers" else _off_beside_control, session)
@@ -66,38 +66,38 @@ def examine(wanted: Source) -> Iterator[Check]:
     yield _guarded("hint", _hint_appears, session)
 
 
-def _guarded(name: str, check: Callable[[Session], Check], session: Session) -> Check:
+def _guarded(name: str, check: Callable[[Session], DoctorCheck], session: Session) -> DoctorCheck:
     try:
         return check(session)
     except Exception as error:
         return _failed(name, error)
 
 
-def _failed(name: str, error: Exception) -> Check:
+def _failed(name: str, error: Exception) -> DoctorCheck:
     detail = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, TerselyError):
         what, _, remedy = detail.partition("; ")
-        return Check(name, "fail", what, remedy)
-    return Check(name, "fail", f"{type(error).__name__}: {detail}", "please report this with the model's name")
+        return DoctorCheck(name, "fail", what, remedy)
+    return DoctorCheck(name, "fail", f"{type(error).__name__}: {detail}", "please report this with the model's name")
 
 
-def _versions() -> Iterator[Check]:
+def _versions() -> Iterator[DoctorCheck]:
     from packaging.requirements import Requirement
 
-    yield Check("python", "ok", platform.python_version())
+    yield DoctorCheck("python", "ok", platform.python_version())
     wanted = [Requirement(text) for text in metadata.requires("tersely") or ()]
     for package in ("torch", "transformers"):
         rule = next((r.specifier for r in wanted if r.name == package), None)
         version = _version(package)
         remedy = f"pip install '{package}{rule or ''}'"
         if version is None:
-            yield Check(package, "fail", "not installed", remedy)
+            yield DoctorCheck(package, "fail", "not installed", remedy)
         elif rule is not None and not rule.contains(version, prereleases=True):
-            yield Check(package, "warn", f"{version}, outside {rule}", remedy)
+            yield DoctorCheck(package, "warn", f"{version}, outside {rule}", remedy)
         else:
-            yield Check(package, "ok", version)
+            yield DoctorCheck(package, "ok", version)
     for package, use in _OPTIONAL.items():
-        yield Check(package, "ok", _version(package) or f"not installed; optional: {use}")
+        yield DoctorCheck(package, "ok", _version(package) or f"not installed; optional: {use}")
 
 
 def _version(package: str) -> str | None:
@@ -109,50 +109,52 @@ def _version(package: str) -> str | None:
     return None
 
 
-def _context(engine: Engine) -> Check:
+def _context(engine: Engine) -> DoctorCheck:
     if engine.context_length is None:
         remedy = "keep prompt and --max-new-tokens within what the model was trained for"
-        return Check("context", "warn", "the model does not say how long its context is", remedy)
-    return Check("context", "ok", f"{engine.context_length} tokens")
+        return DoctorCheck("context", "warn", "the model does not say how long its context is", remedy)
+    return DoctorCheck("context", "ok", f"{engine.context_length} tokens")
 
 
-def _capabilities(engine: Engine, kind: str) -> Check:
+def _capabilities(engine: Engine, kind: str) -> DoctorCheck:
     missing = sorted({"crop", "ragged"} - engine.capabilities)
     has = ", ".join(sorted(engine.capabilities)) or "none"
     if not missing or kind != "transformers":  # elsewhere that is no matter of the model
-        return Check("engine", "ok", f"{kind}: {has}")
+        return DoctorCheck("engine", "ok", f"{kind}: {has}")
     lacks = f"transformers: {has}; lacks {', '.join(missing)}"
     remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
-    return Check("engine", "warn", lacks, remedy)
+    return DoctorCheck("engine", "warn", lacks, remedy)
 
 
-def _template(engine: Engine) -> Check:
+def _template(engine: Engine) -> DoctorCheck:
     template = getattr(engine.tokenizer, "chat_template", None)
     if not template:
-        return Check("chat template", "fail", "none", "set tokenizer.chat_template and save it, or use a chat model")
+        return DoctorCheck(
+            "chat template", "fail", "none", "set tokenizer.chat_template and save it, or use a chat model"
+        )
     knows = "knows" if "reasoning_effort" in str(template) else "does not know"
     more = "" if knows == "knows" else ", so efforts are written into the prompt"
-    return Check("chat template", "ok", f"{knows} efforts{more}")
+    return DoctorCheck("chat template", "ok", f"{knows} efforts{more}")
 
 
-def _probes(session: Session) -> Check:
+def _probes(session: Session) -> DoctorCheck:
     """Whether probes for this very model are released; a user's own are a matter of --probes."""
     from ..probes.pretrained import released
 
     mark = session.engine.fingerprint()
     kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and released(mark, kind)]
     if kinds:
-        return Check("probes", "ok", f"released for this model: {', '.join(kinds)}")
+        return DoctorCheck("probes", "ok", f"released for this model: {', '.join(kinds)}")
     remedy = "make some with `tersely collect` and `tersely calibrate`; until then effort auto goes by length"
-    return Check("probes", "warn", "none released for this model", remedy)
+    return DoctorCheck("probes", "warn", "none released for this model", remedy)
 
 
-def _kernels() -> Check:
+def _kernels() -> DoctorCheck:
     from ..kernels.w4a8 import compiled
 
     if compiled():
-        return Check("kernels", "ok", "compiled for this processor")
-    return Check(
+        return DoctorCheck("kernels", "ok", "compiled for this processor")
+    return DoctorCheck(
         "kernels",
         "warn",
         "not compiled, or for another torch, which does their work",
@@ -160,33 +162,37 @@ def _kernels() -> Check:
     )
 
 
-def _off_is_off(session: Session) -> Check:
+def _off_is_off(session: Session) -> DoctorCheck:
     """The engine without policies against the model's own generate, token for token."""
     engine: Any = session.engine
     rendered = render(engine.tokenizer, QUESTION, TIERS["normal"], session.markers)
-    mine = engine.generate([Request(rendered.ids, _SHORT)], Sampling(seed=0))[0].token_ids
+    mine = engine.generate([Request(rendered.ids, _SHORT)], SamplingParams(seed=0))[0].token_ids
     theirs = _plain_generate(engine, rendered.ids)
     if mine == theirs:
-        return Check("off", "ok", f"identical to model.generate over {len(mine)} tokens")
+        return DoctorCheck("off", "ok", f"identical to model.generate over {len(mine)} tokens")
     same = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
     remedy = "report the model's name; until then compare results with preset off, not with model.generate"
-    return Check("off", "fail", f"differs from model.generate at token {same}", remedy)
+    return DoctorCheck("off", "fail", f"differs from model.generate at token {same}", remedy)
 
 
-def _off_beside_control(session: Session) -> Check:
+def _off_beside_control(session: Session) -> DoctorCheck:
     """A request without policies beside one under control, against the same request alone."""
     engine = session.engine
     rendered = render(engine.tokenizer, QUESTION, TIERS["normal"], session.markers)
     plain = Request(rendered.ids, _SHORT)
     controlled = session.prepare([QUESTION], _cutting())[0].request
-    alone = engine.generate([plain], Sampling(temperature=0.0))[0]
-    beside = engine.generate([controlled, plain], Sampling(temperature=0.0))
+    alone = engine.generate([plain], SamplingParams(temperature=0.0))[0]
+    beside = engine.generate([controlled, plain], SamplingParams(temperature=0.0))
     if not any(beside[0].forced):
-        return Check("off", "fail", "the request under control was not controlled", "report what serves the model")
+        return DoctorCheck(
+            "off", "fail", "the request under control was not controlled", "report what serves the model"
+        )
     if beside[1].token_ids != alone.token_ids:
         remedy = "batches change what this model computes; with dtype float32 they should not"
-        return Check("off", "warn", "a request without policies differs beside one under control", remedy)
-    return Check("off", "ok", f"a request without policies, beside one that was cut, is as alone: {_SHORT} tokens")
+        return DoctorCheck("off", "warn", "a request without policies differs beside one under control", remedy)
+    return DoctorCheck(
+        "off", "ok", f"a request without policies, beside one that was cut, is as alone: {_SHORT} tokens"
+    )
 
 
 def _plain_generate(engine: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -206,44 +212,44 @@ def _plain_generate(engine: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(tokens[:-1] if tokens and tokens[-1] in ends else tokens)
 
 
-def _cutting() -> Options:
+def _cutting() -> GenerationOptions:
     """Options under which thinking must be cut: its budget is too small on purpose."""
-    return Options(
+    return GenerationOptions(
         preset=None,
         policies=("budget",),
         max_new_tokens=_THINKING + _RESERVE,
         answer_reserve=_RESERVE,
-        sampling=Sampling(seed=0),
+        sampling=SamplingParams(seed=0),
     )
 
 
-def _cut_fires(session: Session) -> Check:
+def _cut_fires(session: Session) -> DoctorCheck:
     return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
 
 
-def _hint_appears(session: Session) -> Check:
+def _hint_appears(session: Session) -> DoctorCheck:
     """A run that asks for brevity early on."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
     done = session.run([QUESTION], replace(_cutting(), policies=(hint,), max_new_tokens=160))[0]
     forced = [span.text for span in done.spans if span.kind == "forced"]
     if any("[Be concise.]" in text for text in forced):
-        return Check("hint", "ok", f"appears after {done.trace[0].position} tokens")
+        return DoctorCheck("hint", "ok", f"appears after {done.trace[0].position} tokens")
     if not done.trace:
-        return Check("hint", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
-    return Check("hint", "fail", "was decided on, but is not in the output", "report this with the model's name")
+        return DoctorCheck("hint", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
+    return DoctorCheck("hint", "fail", "was decided on, but is not in the output", "report this with the model's name")
 
 
-def _judge_cut(done: Generation, close: str) -> Check:
+def _judge_cut(done: GenerationResult, close: str) -> DoctorCheck:
     cuts = [d for d in done.trace if d.acted and d.action == "close"]
     if not cuts:
         if close in done.text:
-            return Check("cut", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
+            return DoctorCheck("cut", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
         remedy = "check the markers, or use --think-prompt: the model does not seem to open its thinking"
-        return Check("cut", "warn", f"did not fire: {done.usage.thinking} tokens of thinking were seen", remedy)
+        return DoctorCheck("cut", "warn", f"did not fire: {done.usage.thinking} tokens of thinking were seen", remedy)
     forced = any(span.kind == "forced" and close in span.text for span in done.spans)
     if not forced or done.usage.answer < 1:
         remedy = "check the markers: the closing one must end the thinking of this model"
         what = "no answer followed" if forced else f"{close} did not reach the output"
-        return Check("cut", "fail", f"fired at {cuts[0].position} tokens, but {what}", remedy)
+        return DoctorCheck("cut", "fail", f"fired at {cuts[0].position} tokens, but {what}", remedy)
     after = f"then {done.usage.answer} tokens of answer"
-    return Check("cut", "ok", f"{close} forced at {cuts[0].position} tokens, {after}")
+    return DoctorCheck("cut", "ok", f"{close} forced at {cuts[0].position} tokens, {after}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..controller.session import Session
 from ..controller.text.markers import Markers, parse_markers
-from ..controller.types import Completion, Engine, Request, Sampling, TokenSink
+from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
@@ -19,7 +19,7 @@ ENGINES = ("transformers", "vllm", "openai")
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Which model to run, on what, and how it thinks; checked by `source`."""
 
     model: str | None
@@ -37,7 +37,7 @@ def source(
     think_prompt: bool,
     base_url: str | None = None,
     tokenizer: str | None = None,
-) -> Source:
+) -> ModelSource:
     """Check what can be checked without loading anything; raises OptionError."""
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
@@ -51,10 +51,12 @@ def source(
         raise OptionError("--model is empty; accepted: an embedded model, a folder, or a name on the Hugging Face hub")
     if markers is not None and think_prompt:
         raise OptionError("--markers and --think-prompt exclude each other; accepted: one of them")
-    return Source(model, None if markers is None else parse_markers(markers), think_prompt, engine, base_url, tokenizer)
+    return ModelSource(
+        model, None if markers is None else parse_markers(markers), think_prompt, engine, base_url, tokenizer
+    )
 
 
-def load(wanted: Source) -> Engine:
+def load(wanted: ModelSource) -> Engine:
     """Load the model; on a terminal a spinner on stderr says so."""
     if wanted.engine == "openai":
         from ..controller.connect import connect
@@ -82,12 +84,12 @@ def _load_vllm(model: str) -> Engine:
         return load_vllm(model, options={"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True})
 
 
-def session_of(engine: Engine, wanted: Source) -> Session:
+def open_session(engine: Engine, wanted: ModelSource) -> Session:
     """The session of a loaded model; raises MarkerError if its thinking cannot be told apart."""
     return Session(engine, wanted.markers, wanted.think_prompt)
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Silence what the libraries say about loading; tersely's own errors and warnings are untouched.
 
     The variables are read when the libraries are imported, so this comes first; what a user has set stands.
@@ -128,7 +130,7 @@ class Interruptible:
         self.interrupted = False
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """See `engines.base.Engine.generate`."""
         made: list[list[tuple[int, bool]]] = [[] for _ in requests]

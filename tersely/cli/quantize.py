@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError, unknown
-from ..models import NAMES, path_of
+from ..models import NAMES, get_model_path
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -58,9 +58,9 @@ def quantize(
 
     `import tersely.kernels.quantization` before `from_pretrained` lets transformers load the result.
     """
-    from ..evaluation.accuracy_check import Exam
-    from ..kernels.quantization.calibration_text import Text
-    from ..kernels.quantization.config import Scheme, Search
+    from ..evaluation.accuracy_check import AccuracyCheck
+    from ..kernels.quantization.calibration_text import CalibrationText
+    from ..kernels.quantization.config import ScaleSearch, Scheme
     from ..kernels.quantization.run import as_text, check_goal, quantize_into
 
     if scheme not in SCHEMES:
@@ -70,9 +70,9 @@ def quantize(
     if task is None and (limit or max_tokens):
         raise OptionError("--limit and --max-tokens are of a --task, and none is given")
     check_goal(out)
-    exam = None if task is None else Exam.of(task, limit or 100, max_tokens or 512)
-    source = str(path_of(model)) if model in NAMES else model
-    text, how = Text(calib, questions, rows, length, seed), Search(search, compensate)
+    exam = None if task is None else AccuracyCheck.of(task, limit or 100, max_tokens or 512)
+    source = str(get_model_path(model)) if model in NAMES else model
+    text, how = CalibrationText(calib, questions, rows, length, seed), ScaleSearch(search, compensate)
     with _status() as say:
         report = quantize_into(source, out, Scheme(group_size, head, smooth, keys), text, how, say, exam)
     typer.echo(json.dumps(report) if as_json else f"{as_text(report)}\nsaved to {out}")

@@ -10,29 +10,29 @@ from typing import Annotated
 
 import typer
 
-from ..controller.api import as_helper, as_verifier
+from ..controller.api import resolve_helper, resolve_verifier
 from ..controller.budgets import canonical_effort, fit_budget
-from ..controller.options import DEFAULT_MAX_NEW_TOKENS, Options
+from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ..controller.policies import make_policies
-from ..controller.text.tokenizer_adapter import Codec
-from ..controller.trace import Generation
+from ..controller.text.tokenizer_adapter import TokenizerAdapter
+from ..controller.trace import GenerationResult
 from ..controller.tuned_config import load_config
-from ..controller.types import Sampling
+from ..controller.types import SamplingParams
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, Source, load, session_of, source, spinner
-from .terminal import Presenter, comparison, outcome, untaken, writer
+from .loading import Interruptible, ModelSource, load, open_session, source, spinner
+from .terminal import TerminalRenderer, comparison, format_outcome, format_untaken, writer
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input (UTF-8).")]
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RunArgs:
     """A checked command line."""
 
     prompt: str
-    source: Source
-    options: Options
+    source: ModelSource
+    options: GenerationOptions
     helper: str | None
     verifier: str | None
     as_json: bool
@@ -67,7 +67,7 @@ def run(
     trace: o.Trace = None,
 ) -> None:
     """Answer one prompt, showing the thinking, what was done to it and why, and what it saved."""
-    chosen = Options(
+    chosen = GenerationOptions(
         effort=effort,
         preset=preset,
         policies=tuple(policy) if policy else None,
@@ -76,25 +76,25 @@ def run(
         shadow=shadow,
         signals=trace is not None and engine != "openai",  # which shows no entropy
         probes=probes,
-        sampling=Sampling(temperature=temperature, seed=seed),
+        sampling=SamplingParams(temperature=temperature, seed=seed),
     )
     if config is not None:
         chosen = _configured(chosen, config)
     origin = source(model, engine, markers, think_prompt, base_url, tokenizer)
     _check(chosen, trace)
     comparing = not (as_json or quiet) if compare is None else compare
-    _answer(Wish(_prompt_text(prompt), origin, chosen, helper, verifier, as_json, comparing, quiet, trace))
+    _answer(RunArgs(_prompt_text(prompt), origin, chosen, helper, verifier, as_json, comparing, quiet, trace))
 
 
-def _configured(chosen: Options, config: Path) -> Options:
+def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
     """The options of a file in place of those it decides; raises OptionError if the command line decides them too."""
-    default = Options()
+    default = GenerationOptions()
     if (chosen.effort, chosen.preset, chosen.policies) != (default.effort, default.preset, default.policies):
         raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
     return replace(chosen, **load_config(config))
 
 
-def _check(chosen: Options, trace: Path | None) -> None:
+def _check(chosen: GenerationOptions, trace: Path | None) -> None:
     """Refuse before a model is loaded what would be refused after."""
     tier = canonical_effort(chosen.effort)
     fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve, chosen.strategy)
@@ -120,7 +120,7 @@ def _prompt_text(given: str) -> str:
     return text
 
 
-def _answer(wish: Wish) -> None:
+def _answer(wish: RunArgs) -> None:
     engine = Interruptible(load(wish.source))
     try:
         _answer_on(engine, wish)
@@ -128,10 +128,10 @@ def _answer(wish: Wish) -> None:
         engine.close()
 
 
-def _answer_on(engine: Interruptible, wish: Wish) -> None:
-    session = session_of(engine, wish.source)
-    session.helper, session.verifier = as_helper(wish.helper), as_verifier(wish.verifier)
-    show = None if wish.as_json or wish.quiet else Presenter(session.markers, *writer())
+def _answer_on(engine: Interruptible, wish: RunArgs) -> None:
+    session = open_session(engine, wish.source)
+    session.helper, session.verifier = resolve_helper(wish.helper), resolve_verifier(wish.verifier)
+    show = None if wish.as_json or wish.quiet else TerminalRenderer(session.markers, *writer())
     done = session.run([wish.prompt], wish.options, show)[0]
     if engine.interrupted:
         done = replace(done, finish_reason="interrupted")
@@ -158,26 +158,28 @@ def _answer_on(engine: Interruptible, wish: Wish) -> None:
         raise KeyboardInterrupt
 
 
-def _record(trace: Path, prompt: str, done: Generation, plain: Generation | None, codec: Codec) -> None:
+def _record(
+    trace: Path, prompt: str, done: GenerationResult, plain: GenerationResult | None, codec: TokenizerAdapter
+) -> None:
     from ..evaluation.view.files import append
-    from ..evaluation.view.record import record_of
+    from ..evaluation.view.record import build_record
 
-    append(trace, record_of(done, prompt, plain, codec=codec))
+    append(trace, build_record(done, prompt, plain, codec=codec))
 
 
-def _print_answer(done: Generation) -> None:
-    if (line := outcome(done)) is not None:
+def _print_answer(done: GenerationResult) -> None:
+    if (line := format_outcome(done)) is not None:
         print(line, file=sys.stderr)
     print(done.answer)
 
 
-def _round_off(show: Presenter, done: Generation) -> None:
+def _round_off(show: TerminalRenderer, done: GenerationResult) -> None:
     """Whatever a reader must know beyond the text."""
     show.finish()
-    if (line := outcome(done)) is not None:
+    if (line := format_outcome(done)) is not None:
         show.mark(line)
     for decision in done.trace:
         if decision.action in ("error", "note"):
             show.mark(f"{decision.policy}: {decision.reason}")
         elif not decision.acted:
-            show.mark(untaken(decision))
+            show.mark(format_untaken(decision))

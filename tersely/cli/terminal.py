@@ -8,10 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from ..controller.streaming import Event
-from ..controller.text.answers import boxed_or_last, normalise
+from ..controller.streaming import TextDeltaEvent
+from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.text.markers import Markers
-from ..controller.trace import Decision, Generation
+from ..controller.trace import Decision, GenerationResult
 
 Write = Callable[[str, str], None]
 """Writes text in a rich style; a plain writer ignores the style."""
@@ -42,7 +42,7 @@ def _harmless(text: str) -> str:
     return text.replace("\x1b", "␛")
 
 
-class Presenter:
+class TerminalRenderer:
     """An event sink that shows one row; call `finish` at the end.
 
     Marker texts are not shown. They may arrive in pieces or fused with their neighbours, so text that could be the
@@ -59,7 +59,7 @@ class Presenter:
         encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
         self.sign, self.arrow = ("◆", "→") if encoding.startswith("utf") else ("*", "->")
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: TextDeltaEvent) -> None:
         """See `stream.EventSink`."""
         if event.decision is None:
             self._feed(event)
@@ -83,7 +83,7 @@ class Presenter:
         self._flush()
         self._end_line()
 
-    def _feed(self, event: Event) -> None:
+    def _feed(self, event: TextDeltaEvent) -> None:
         self._held += event.text
         if self._part is None:
             start, opening = self._held.lstrip(), self.markers.open
@@ -134,7 +134,7 @@ def _start_of(marker: str, text: str) -> str:
     return next((marker[:n] for n in sizes if text.endswith(marker[:n])), "")
 
 
-def outcome(done: Generation) -> str | None:
+def format_outcome(done: GenerationResult) -> str | None:
     """A line about an answer that never came or was cut off, or None."""
     if done.finish_reason == "length" and done.answer:
         return "the answer may be incomplete: it was cut off at the token limit; raise --max-new-tokens"
@@ -145,12 +145,12 @@ def outcome(done: Generation) -> str | None:
     return "no answer: the model ended without one"
 
 
-def untaken(decision: Decision) -> str:
+def format_untaken(decision: Decision) -> str:
     """A line about what shadow mode left undone."""
     return f"shadow: at {decision.position} tokens {decision.policy} would {decision.action}: {decision.reason}"
 
 
-def comparison(done: Generation, plain: Generation) -> str:
+def comparison(done: GenerationResult, plain: GenerationResult) -> str:
     """One line that sets a generation against the uncontrolled one of the same prompt and seed."""
     ours, theirs = done.usage.total, plain.usage.total
     saving = 1 - ours / theirs if theirs else 0.0
@@ -158,16 +158,16 @@ def comparison(done: Generation, plain: Generation) -> str:
     return f"uncontrolled: {_verdict(done, plain)}, {ours} tokens instead of {theirs}, {saved}"
 
 
-def _verdict(done: Generation, plain: Generation) -> str:
+def _verdict(done: GenerationResult, plain: GenerationResult) -> str:
     if not plain.answer:
         return "no answer within the limit" if plain.finish_reason == "length" else "no answer"
     if not done.answer:
         return f"an answer ({_brief(plain)}) where this run has none"
-    if normalise(boxed_or_last(done.answer)) == normalise(boxed_or_last(plain.answer)):
+    if normalize_answer(extract_answer(done.answer)) == normalize_answer(extract_answer(plain.answer)):
         return f"same answer ({_brief(plain)})"
     return f"other answer ({_brief(plain)})"
 
 
-def _brief(done: Generation) -> str:
-    answer = " ".join(boxed_or_last(done.answer).split())
+def _brief(done: GenerationResult) -> str:
+    answer = " ".join(extract_answer(done.answer).split())
     return _harmless(answer if len(answer) <= 40 else f"{answer[:39]}…")

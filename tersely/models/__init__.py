@@ -22,7 +22,7 @@ class UnknownModelError(ModelError, KeyError):
         return str(self.args[0])
 
 
-def path_of(name: str) -> Path:
+def get_model_path(name: str) -> Path:
     """Return the folder of an embedded model; raises UnknownModelError."""
     if name in NAMES:
         return Path(__file__).parent / name

@@ -14,13 +14,13 @@ from pydantic import Field
 
 from ..config import Alarm, Recipe, Section
 from ..data import schedule
-from ..preflight import Ground, check
+from ..preflight import CheckedRecipe, check
 from ..reference import reference_shares
 from ..rewards import Correctness, GroupBrevity, NoThinkBonus, ReferenceBaseline
 from ..rewards.base import NO_THINK, THINK, Reward
 from ..rollouts import GroupRollouts
 from ..sampling import Sampler
-from ..training_run import Running
+from ..training_run import TrainingRun
 
 
 class AdaptThink(Section):
@@ -44,7 +44,7 @@ class AdaptThink(Section):
     no_think_tokens: int | None = Field(default=None, ge=2)
 
 
-class Kind(Recipe):
+class AdaptThinkRecipe(Recipe):
     """The recipe of this method."""
 
     adaptthink: AdaptThink = AdaptThink()
@@ -57,12 +57,12 @@ def plan(generations: int, share: float) -> list[str]:
     return [NO_THINK] * without + [THINK] * (generations - without)
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: AdaptThinkRecipe) -> CheckedRecipe:
     """See `checks.check`."""
     return check(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: AdaptThinkRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Train, or go on training."""
     own = recipe.adaptthink
     begun = plan(recipe.rollouts.generations, own.share)

@@ -16,15 +16,15 @@ from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..config import Optimiser, Recipe, RecipeError, Section
-from ..memory import Held
-from ..pairs import pairs_of
-from ..preflight import Ground, check, check_effort
-from ..processes import of_first
+from ..memory import ResidentModels
+from ..pairs import make_pairs
+from ..preflight import CheckedRecipe, check, check_effort
+from ..processes import rank0_only
 from ..rewards import Correctness
 from ..sampling import Sampler
 from ..saving import MODEL, write_model
-from ..traces import Trace, collect, shortest_right
-from ..training_run import Running
+from ..traces import SampledTrace, collect, shortest_right
+from ..training_run import TrainingRun
 
 
 class AdaR1(Section):
@@ -47,27 +47,27 @@ class AdaR1(Section):
     short: Optimiser = Optimiser()
 
 
-class Kind(Recipe):
+class AdaR1Recipe(Recipe):
     """The recipe of this method."""
 
     adar1: AdaR1 = AdaR1()
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
     """See `checks.check`."""
     check_effort("adar1.short_effort", recipe.adar1.short_effort)
     return check(
         recipe,
         completions=1,
         stages={"adar1.short": recipe.adar1.short},
-        held=Held(models=2, reference=True, texts=2),
+        held=ResidentModels(models=2, reference=True, texts=2),
         learns=f"pairs, from {recipe.adar1.samples} completions for each question by each parent",
     )
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: AdaR1Recipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Go through the stages, from the first that is not done."""
-    from ..offline import prefer
+    from ..offline import train_dpo
 
     own, out = recipe.adar1, recipe.out
     with (
@@ -87,12 +87,12 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             )
             for name, engine in (("long-answers", long), ("short-answers", short))
         ]
-        of_first(lambda: _mix(recipe, long, short, out / "merged" / MODEL, say))
+        rank0_only(lambda: _mix(recipe, long, short, out / "merged" / MODEL, say))
     rng = Random(f"pairs:{recipe.seed}")
     pairs = [
         pair
         for a, b in zip(*answers, strict=True)
-        for pair in pairs_of(a, b, rng, own.groups, own.instances, own.least)
+        for pair in make_pairs(a, b, rng, own.groups, own.instances, own.least)
     ]
     if not pairs:
         raise RecipeError(
@@ -101,22 +101,22 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         )
     say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
     merged = load_engine(out / "merged" / MODEL, recipe.optimiser.dtype)
-    prefer(running, recipe, merged.model, merged.tokenizer, pairs, own.beta, own.likelihood)
+    train_dpo(running, recipe, merged.model, merged.tokenizer, pairs, own.beta, own.likelihood)
 
 
 def _short(
-    recipe: Kind,
-    ground: Ground,
+    recipe: AdaR1Recipe,
+    ground: CheckedRecipe,
     long: TransformersEngine,
     correct: Correctness,
-    running: Running,
+    running: TrainingRun,
     say: Callable[[str], None],
 ) -> TransformersEngine:
     """The parent that thinks briefly: the model after learning its own short right completions."""
-    from ..offline import supervise
+    from ..offline import train_sft
 
     folder = recipe.out / "short"
-    if not of_first((folder / MODEL).is_dir):
+    if not rank0_only((folder / MODEL).is_dir):
         sampler = Sampler(long, recipe.rollouts, ground.markers)
         found = collect(
             sampler,
@@ -128,18 +128,18 @@ def _short(
             effort=recipe.adar1.short_effort,
             say=say,
         )
-        kept: list[Trace] = [trace for traces in found for trace in shortest_right(traces, 1)]
+        kept: list[SampledTrace] = [trace for traces in found for trace in shortest_right(traces, 1)]
         if not kept:
             raise RecipeError(f"no short completion of {len(found)} questions is right; ask easier questions")
         say(f"the short parent learns {len(kept)} completions")
         settings = recipe.model_copy(update={"optimiser": recipe.adar1.short})
         with closing(running.load(recipe)) as student:
-            supervise(Running.stage(folder, say), settings, student.model, student.tokenizer, kept)
+            train_sft(TrainingRun.stage(folder, say), settings, student.model, student.tokenizer, kept)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 
 def _mix(
-    recipe: Kind, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
+    recipe: AdaR1Recipe, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
 ) -> None:
     """Write the mixture of both parents, which the DPO trainer can load its reference from; `long` is used up."""
     if not folder.is_dir():

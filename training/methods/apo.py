@@ -17,15 +17,15 @@ from ...errors import OptionError
 from ...evaluation.agents.tools import TOLD
 from ..config import Alarm, Recipe, RecipeError, Section
 from ..data import Row, schedule
-from ..environment import Environment, environment_of, tasks_of
-from ..episodes import Episode, EpisodeRollouts, play
-from ..memory import Held
-from ..preflight import Ground, check, check_effort
+from ..environment import Environment, load_environment, load_tasks
+from ..episodes import EpisodeRollouts, TrainingEpisode, run_episode
+from ..memory import ResidentModels
+from ..preflight import CheckedRecipe, check, check_effort
 from ..research.mode_alignment import Align, Alignment
 from ..rewards import AdaptiveDiscount, Correctness
 from ..rewards.base import AGENTIC, NO_THINK, THINK
-from ..sampling import FREE, Ask, Sampler
-from ..training_run import Running
+from ..sampling import FREE, CompletionRequest, Sampler
+from ..training_run import TrainingRun
 
 
 class Apo(Section):
@@ -45,7 +45,7 @@ class Apo(Section):
     align: Align | None = None
 
 
-class Kind(Recipe):
+class ApoRecipe(Recipe):
     """The recipe of this method."""
 
     apo: Apo = Apo()
@@ -54,10 +54,10 @@ class Kind(Recipe):
     @property
     def modes(self) -> tuple[str, ...]:
         """From the cheapest to the dearest."""
-        return (NO_THINK, THINK) if tasks_of(self.data) is None else (NO_THINK, THINK, AGENTIC)
+        return (NO_THINK, THINK) if load_tasks(self.data) is None else (NO_THINK, THINK, AGENTIC)
 
     @model_validator(mode="after")
-    def _leaves_some_free(self) -> Kind:
+    def _leaves_some_free(self) -> ApoRecipe:
         if len(self.modes) * self.apo.forced >= self.rollouts.generations:
             raise OptionError(
                 f"apo.forced is {self.apo.forced} for each of {len(self.modes)} modes and a group has "
@@ -67,10 +67,10 @@ class Kind(Recipe):
         return self
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
     """See `checks.check`; raises RecipeError."""
     check_effort("apo.later", recipe.apo.later)
-    if recipe.apo.kl and tasks_of(recipe.data) is not None:
+    if recipe.apo.kl and load_tasks(recipe.data) is not None:
         raise RecipeError("apo.kl is not weighed by the steps of an episode; leave it out for tasks with tools")
     stages = {} if recipe.apo.align is None else {"apo.align.optimiser": recipe.apo.align.optimiser}
     return check(
@@ -78,14 +78,14 @@ def look(recipe: Kind) -> Ground:
         no_think_tokens=recipe.apo.no_think_tokens,
         tools=True,
         stages=stages,
-        held=Held(reference=bool(recipe.apo.kl)),
+        held=ResidentModels(reference=bool(recipe.apo.kl)),
     )
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: ApoRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Train, or go on training."""
     own, size = recipe.apo, recipe.rollouts.generations
-    environment = environment_of(recipe.data)
+    environment = load_environment(recipe.data)
     forced = [mode for mode in recipe.modes for _ in range(own.forced)]
     plan = forced + [FREE] * (size - len(forced))
     with Correctness(ground.markers.close) as correct:
@@ -105,7 +105,9 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         )
 
 
-def _sampler(recipe: Kind, ground: Ground, engine: TransformersEngine, environment: Environment | None) -> Sampler:
+def _sampler(
+    recipe: ApoRecipe, ground: CheckedRecipe, engine: TransformersEngine, environment: Environment | None
+) -> Sampler:
     return Sampler(
         engine,
         recipe.rollouts,
@@ -116,9 +118,9 @@ def _sampler(recipe: Kind, ground: Ground, engine: TransformersEngine, environme
 
 
 def _align(
-    recipe: Kind,
+    recipe: ApoRecipe,
     stage: Align,
-    ground: Ground,
+    ground: CheckedRecipe,
     sampler: Sampler,
     environment: Environment | None,
     correct: Correctness,
@@ -126,10 +128,10 @@ def _align(
 ) -> None:
     """See `aligning.Alignment`."""
 
-    def played(asks: Sequence[Ask], rows: Sequence[Row], seed: int) -> list[Episode]:
-        return play(sampler, asks, rows, environment, later=recipe.apo.later, steps=recipe.apo.steps, seed=seed)
+    def played(asks: Sequence[CompletionRequest], rows: Sequence[Row], seed: int) -> list[TrainingEpisode]:
+        return run_episode(sampler, asks, rows, environment, later=recipe.apo.later, steps=recipe.apo.steps, seed=seed)
 
-    def right(episode: Episode) -> bool:
+    def right(episode: TrainingEpisode) -> bool:
         row: Any = episode.row
         if environment is not None:
             return environment.solved(row["id"], episode.answer)

@@ -17,12 +17,12 @@ from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import ConciseHint, learnt_hint
 from ..config import Recipe, RecipeError, Section
 from ..embeddings import add_tokens, blend, check_room, freeze_but
-from ..memory import Held
-from ..preflight import Ground, check
+from ..memory import ResidentModels
+from ..preflight import CheckedRecipe, check
 from ..rewards import Correctness
 from ..sampling import Sampler
-from ..traces import Trace, collect, rewritten, shortest_right
-from ..training_run import Running
+from ..traces import SampledTrace, collect, shortest_right, to_rewritten
+from ..training_run import TrainingRun
 
 POLICY = "hint"
 
@@ -36,21 +36,21 @@ class Hint(Section):
     strength: float = Field(default=1.0, gt=0, le=2)
 
 
-class Kind(Recipe):
+class HintRecipe(Recipe):
     """The recipe of this method."""
 
     hint: Hint = Hint()
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: HintRecipe) -> CheckedRecipe:
     """See `checks.check`; raises RecipeError where no hint is given in the rollouts."""
     policy(recipe)
     own = recipe.hint
     learns = f"completions with a hint, for each question the {own.keep} shortest right of {own.samples}"
-    return check(recipe, completions=1, held=Held(trained="embeddings"), learns=learns)
+    return check(recipe, completions=1, held=ResidentModels(trained="embeddings"), learns=learns)
 
 
-def policy(recipe: Kind) -> ConciseHint:
+def policy(recipe: HintRecipe) -> ConciseHint:
     """The hint in words that the learnt one is to replace."""
     found: Mapping[str, Any] | None = recipe.rollouts.policies.get(POLICY)
     if found is None:
@@ -65,9 +65,9 @@ def policy(recipe: Kind) -> ConciseHint:
     return ConciseHint(**found)
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: HintRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Sample, keep the shortest right ones, and train the hint on them; or go on with that."""
-    from ..offline import supervise
+    from ..offline import train_sft
 
     engine, own, words = running.load(recipe), recipe.hint, policy(recipe).text + PARAGRAPH
     if learnt_hint(engine.tokenizer):
@@ -87,8 +87,8 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     before, learnt = engine.model.get_input_embeddings().weight[ids].clone().detach(), learnt_hint(engine.tokenizer)
     freeze_but(engine.model, ids)
 
-    def hinted(traces: list[Trace]) -> list[Trace]:
-        made = (rewritten(trace, engine.tokenizer, words, learnt) for trace in traces)
+    def hinted(traces: list[SampledTrace]) -> list[SampledTrace]:
+        made = (to_rewritten(trace, engine.tokenizer, words, learnt) for trace in traces)
         return [trace for trace in made if trace is not None]
 
     kept = [trace for traces in found for trace in shortest_right(hinted(traces), own.keep)]
@@ -98,7 +98,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             "hint; set the hint earlier, ask easier questions, or raise rollouts.max_new_tokens"
         )
     say(f"learns {len(ids)} embeddings from {len(kept)} completions with a hint")
-    supervise(
+    train_sft(
         running,
         recipe,
         engine.model,

@@ -11,13 +11,13 @@ from pydantic import Field
 
 from ..config import AlwaysThinks, Recipe, RecipeError, Section
 from ..data import schedule
-from ..memory import Held
-from ..preflight import Ground, check
+from ..memory import ResidentModels
+from ..preflight import CheckedRecipe, check
 from ..rewards import Correctness, GroupBrevity, HintBudget, TierAdherence
 from ..rewards.base import Reward
 from ..rollouts import GroupRollouts
 from ..sampling import FREE, Sampler
-from ..training_run import Running
+from ..training_run import TrainingRun
 
 
 class Ser(Section):
@@ -35,24 +35,24 @@ class Ser(Section):
     kl: float = Field(default=0.0, ge=0)
 
 
-class Kind(Recipe):
+class SerRecipe(Recipe):
     """The recipe of this method."""
 
     ser: Ser = Ser()
     alarm: AlwaysThinks = AlwaysThinks()
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: SerRecipe) -> CheckedRecipe:
     """See `checks.check`."""
     if recipe.ser.hints and "hint" not in recipe.rollouts.policies:
         raise RecipeError(
             f"ser.hints is {recipe.ser.hints:g}, and rollouts.policies gives no hint to be brief after; accepted: "
             "`policies: {hint: {}}`, or 0"
         )
-    return check(recipe, held=Held(reference=bool(recipe.ser.kl)))
+    return check(recipe, held=ResidentModels(reference=bool(recipe.ser.kl)))
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: SerRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Train, or go on training."""
     own = recipe.ser
     sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)

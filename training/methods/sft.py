@@ -12,17 +12,17 @@ from statistics import fmean
 from pydantic import Field
 
 from ..config import Recipe, RecipeError, Section
-from ..preflight import Ground, check, check_effort
+from ..preflight import CheckedRecipe, check, check_effort
 from ..rewards import Correctness
 from ..sampling import Sampler
-from ..traces import collect, imitated, shortest_right
-from ..training_run import Running
+from ..traces import collect, shortest_right, to_sft
+from ..training_run import TrainingRun
 
 
 class Sft(Section):
     """samples: of each question, of which the `keep` shortest right ones are learnt. effort: the tier they are sampled
     in, None for the one they are learnt for. Policies of `rollouts` make them a controller's traces; imitate: see
-    `traces.imitated`; with False what a controller wrote is read and not learnt, and the model waits for it."""
+    `traces.to_sft`; with False what a controller wrote is read and not learnt, and the model waits for it."""
 
     samples: int = Field(default=8, ge=1)
     keep: int = Field(default=1, ge=1)
@@ -30,13 +30,13 @@ class Sft(Section):
     imitate: bool = True
 
 
-class Kind(Recipe):
+class SftRecipe(Recipe):
     """The recipe of this method."""
 
     sft: Sft = Sft()
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: SftRecipe) -> CheckedRecipe:
     """See `checks.check`."""
     own = recipe.sft
     check_effort("sft.effort", own.effort)
@@ -44,9 +44,9 @@ def look(recipe: Kind) -> Ground:
     return check(recipe, completions=1, learns=learns)
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: SftRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Sample, keep the shortest right ones, and train on them; or go on with that."""
-    from ..offline import supervise
+    from ..offline import train_sft
 
     engine, own = running.load(recipe), recipe.sft
     sampler = Sampler(engine, recipe.rollouts, ground.markers)
@@ -61,7 +61,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
             effort=own.effort,
             say=say,
         )
-    made = [[imitated(trace, sampler.close) if own.imitate else trace for trace in traces] for traces in found]
+    made = [[to_sft(trace, sampler.close) if own.imitate else trace for trace in traces] for traces in found]
     kept = [trace for traces in made for trace in shortest_right(traces, own.keep)]
     if not kept:
         raise RecipeError(
@@ -71,4 +71,4 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     before = fmean(trace.length for traces in found for trace in traces)
     after = fmean(trace.length for trace in kept)
     say(f"learns {len(kept)} completions of {after:.0f} tokens on average; those sampled had {before:.0f}")
-    supervise(running, recipe, engine.model, engine.tokenizer, kept)
+    train_sft(running, recipe, engine.model, engine.tokenizer, kept)

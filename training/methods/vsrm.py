@@ -15,21 +15,21 @@ from typing import Any
 
 from pydantic import Field
 
-from ...controller.types import Request, Sampling
+from ...controller.types import Request, SamplingParams
 from ...evaluation.runner import batch_seed
 from ...evaluation.trace_analysis import tokens_until
 from ...io import write
 from ..config import AlwaysThinks, Recipe, Section
 from ..data import schedule
-from ..memory import ALONE, Held
-from ..preflight import Ground, check
-from ..processes import of_first
+from ..memory import ALONE, ResidentModels
+from ..preflight import CheckedRecipe, check
+from ..processes import rank0_only
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
 from ..rewards.stepwise import FLOOR, LOOK_AHEAD, SPACING, cuts, settled_at, step_rewards
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, Ask, Rollout, Sampler, plain_sampling
-from ..training_run import Running
+from ..sampling import FREE, CompletionRequest, Rollout, Sampler, plain_sampling
+from ..training_run import TrainingRun
 
 
 class Vsrm(Section):
@@ -52,7 +52,7 @@ class Vsrm(Section):
     samples: int = Field(default=1, ge=1)
 
 
-class Kind(Recipe):
+class VsrmRecipe(Recipe):
     """The recipe of this method."""
 
     vsrm: Vsrm = Vsrm()
@@ -60,7 +60,7 @@ class Kind(Recipe):
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class StepCurve:
     """The chance of being right if a completion's thinking ended at each of these tokens, the last its own end."""
 
     places: tuple[int, ...]
@@ -89,7 +89,7 @@ class Prober:
         self.sampler, self.own, self.correct = sampler, own, correct
         self.codec, self.markers = sampler.session.codec, sampler.session.markers
 
-    def __call__(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Curve]:
+    def __call__(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> list[StepCurve]:
         """One curve for each completion; one that did not think, or did not end its thinking, has none to speak of."""
         places = [self._places(rollout) for rollout in made]
         requests, sources = [], []
@@ -108,7 +108,7 @@ class Prober:
         for cut in places:
             size = len(cut) * self.own.answers
             shares = [right[i : i + self.own.answers] for i in range(at, at + size, self.own.answers)]
-            curves.append(Curve(tuple(cut), tuple(fmean(map(float, share)) for share in shares)))
+            curves.append(StepCurve(tuple(cut), tuple(fmean(map(float, share)) for share in shares)))
             at += size
         return curves
 
@@ -126,7 +126,7 @@ class Prober:
         size = self.sampler.settings.batch
         with plain_sampling(self.sampler.engine.model):
             for at in range(0, len(requests), size):
-                sampling = Sampling(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse=True)
+                sampling = SamplingParams(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse=True)
                 done = self.sampler.decode(requests[at : at + size], sampling)
                 said += [self.codec.decode(one.token_ids).strip() for one in done]
         return said
@@ -149,18 +149,18 @@ class StepRollouts(GroupRollouts):
         return {"token_rewards": rewards, "token_values": [curve.values for curve in curves]}
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: VsrmRecipe) -> CheckedRecipe:
     """See `checks.check`."""
-    return check(recipe, held=ALONE if recipe.vsrm.train else Held(trained="nothing"))
+    return check(recipe, held=ALONE if recipe.vsrm.train else ResidentModels(trained="nothing"))
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: VsrmRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Train, go on training, or only analyse."""
     sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)
     with Correctness(ground.markers.close) as correct:
         prober = Prober(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            of_first(lambda: _analysed(sampler, prober, ground.rows, recipe, say))
+            rank0_only(lambda: _analysed(sampler, prober, ground.rows, recipe, say))
             return
         running.reinforce(
             recipe,
@@ -175,7 +175,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
 
 
 def _analysed(
-    sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: Kind, say: Callable[[str], None]
+    sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe, say: Callable[[str], None]
 ) -> None:
     """Analyse, write it down, and say what it comes to."""
     found = analyse(sampler, prober, rows, recipe)
@@ -186,10 +186,10 @@ def _analysed(
     )
 
 
-def analyse(sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: Kind) -> dict[str, Any]:
+def analyse(sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
     """Where the thinking of these questions was settled: shares over completions that thought and answered."""
     asked = [row for row in rows for _ in range(recipe.vsrm.samples)]
-    made = sampler([Ask(row["prompt"], row["tier"]) for row in asked], recipe.seed)
+    made = sampler([CompletionRequest(row["prompt"], row["tier"]) for row in asked], recipe.seed)
     curves = prober(made, asked, recipe.seed)
     whole = [(row, rollout, curve) for row, rollout, curve in zip(asked, made, curves, strict=True) if curve.places]
     details = [

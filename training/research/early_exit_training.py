@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax
 
-from ...controller.engines.transformers.hidden_states import place_of
-from ...controller.engines.transformers.research.early_exit import adapted, leaving, score
+from ...controller.engines.transformers.hidden_states import find_decoder_layers
+from ...controller.engines.transformers.research.early_exit import apply_adapter, early_exit, score
 from ..sampling import DivergedError
-from ..traces import Trace
+from ..traces import SampledTrace
 
 _ROWS = 8
 _SPLIT = 2048
@@ -27,7 +27,7 @@ _COARSER = 0.85
 
 
 @dataclass(frozen=True, slots=True)
-class Readings:
+class ExitReadings:
     """Of thinking tokens: the states after the exit layer, and what the model gives its head; both [tokens, width]."""
 
     early: Tensor
@@ -49,7 +49,7 @@ class Chosen:
     tokens: int
 
 
-def thinking_of(trace: Trace, close: int) -> list[bool]:
+def thinking_tokens(trace: SampledTrace, close: int) -> list[bool]:
     """Which tokens of prompt and completion the model thinks, those that were forced left out."""
     end = trace.ids.index(close) if close in trace.ids else len(trace.ids)
     mine = [bool(learnt) and place < end for place, learnt in enumerate(trace.learnt)]
@@ -57,12 +57,12 @@ def thinking_of(trace: Trace, close: int) -> list[bool]:
 
 
 @torch.no_grad()
-def read(model: Any, traces: Sequence[Trace], layer: int, close: int) -> Readings:
+def read(model: Any, traces: Sequence[SampledTrace], layer: int, close: int) -> ExitReadings:
     """Read all thinking tokens, as the model reads them without exits."""
     early, final = [], []
     for ids, mask, thinks in _batches(model, traces, close):
         states: list[Tensor] = []
-        handle = place_of(model, layer).module.register_forward_hook(
+        handle = find_decoder_layers(model, layer).module.register_forward_hook(
             lambda module, inputs, output, states=states: states.append(output)
         )
         try:
@@ -71,12 +71,12 @@ def read(model: Any, traces: Sequence[Trace], layer: int, close: int) -> Reading
             handle.remove()
         early.append(states[0][thinks])
         final.append(last[thinks])
-    return Readings(torch.cat(early).float(), torch.cat(final).float())
+    return ExitReadings(torch.cat(early).float(), torch.cat(final).float())
 
 
 def learn(
     model: Any,
-    found: Readings,
+    found: ExitReadings,
     *,
     width: int,
     gate: int,
@@ -103,7 +103,7 @@ def learn(
         states = found.early[picked]
         with torch.no_grad():
             wanted = _said(model, found.final[picked], normed=True)
-        said = _said(model, adapted(parts, states))
+        said = _said(model, apply_adapter(parts, states))
         divergence = kl_div(said, wanted, log_target=True, reduction="batchmean")
         agrees = (said.argmax(-1) == wanted.argmax(-1)).float()
         doubt = binary_cross_entropy_with_logits(score(parts, states), agrees)
@@ -122,7 +122,7 @@ def learn(
 
 @torch.no_grad()
 def choose(
-    model: Any, parts: Mapping[str, Tensor], traces: Sequence[Trace], layer: int, close: int, agreement: float
+    model: Any, parts: Mapping[str, Tensor], traces: Sequence[SampledTrace], layer: int, close: int, agreement: float
 ) -> Chosen:
     """The threshold at which most tokens leave, such that those that leave agree, and so do those that stay.
 
@@ -149,11 +149,11 @@ def choose(
 def walked(
     model: Any,
     parts: Mapping[str, Tensor],
-    traces: Sequence[Trace],
+    traces: Sequence[SampledTrace],
     layer: int,
     close: int,
     threshold: float,
-    held: Readings,
+    held: ExitReadings,
 ) -> tuple[float, float]:
     """How often the likeliest token is the model's with the exits on: of thinking tokens that left, and that stayed."""
     goes, same = [], []
@@ -165,7 +165,7 @@ def walked(
             goes.append(gone[thinks])
             return gone
 
-        with leaving(model, layer, lambda states: adapted(parts, states), leave):
+        with early_exit(model, layer, lambda states: apply_adapter(parts, states), leave):
             last = _decoder(model)(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[thinks]
         wanted = held.final[done : done + len(last)]
         done += len(last)
@@ -174,16 +174,16 @@ def walked(
     return tuple(float(right[some].mean()) if bool(some.any()) else 1.0 for some in (gone, ~gone))  # type: ignore[return-value]
 
 
-def _judged(model: Any, parts: Mapping[str, Tensor], held: Readings) -> tuple[Tensor, Tensor]:
+def _judged(model: Any, parts: Mapping[str, Tensor], held: ExitReadings) -> tuple[Tensor, Tensor]:
     """The gate's scores, and where the adapter's likeliest token is the model's."""
     right = [
-        _said(model, adapted(parts, early)).argmax(-1) == _likeliest(model, final)
+        _said(model, apply_adapter(parts, early)).argmax(-1) == _likeliest(model, final)
         for early, final in zip(held.early.split(_SPLIT), held.final.split(_SPLIT), strict=True)
     ]
     return score(parts, held.early), torch.cat(right)
 
 
-def _batches(model: Any, traces: Sequence[Trace], close: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _batches(model: Any, traces: Sequence[SampledTrace], close: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ids, mask and which tokens are thought, all [rows, length] and padded on the right, longest last."""
     order = sorted(traces, key=lambda trace: len(trace.prompt_ids) + trace.length)
     for start in range(0, len(order), _ROWS):
@@ -192,7 +192,7 @@ def _batches(model: Any, traces: Sequence[Trace], close: int) -> Iterator[tuple[
         size = max(map(len, texts))
         ids = torch.tensor([text + [0] * (size - len(text)) for text in texts], device=model.device)
         mask = torch.tensor([[1] * len(text) + [0] * (size - len(text)) for text in texts], device=model.device)
-        found = [thinking_of(trace, close) for trace in rows]
+        found = [thinking_tokens(trace, close) for trace in rows]
         thinks = torch.tensor([own + [False] * (size - len(own)) for own in found], device=model.device)
         if bool(thinks.any()):
             yield ids, mask, thinks

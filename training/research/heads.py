@@ -65,7 +65,7 @@ def close_heads(model: Any, heads: Heads, folder: Path) -> None:
     """Write the heads into the folder where the model is going to be, and leave it with all of them alike."""
     found = {name: weight.detach().cpu().contiguous() for name, weight in zip(heads.names, heads.each, strict=True)}
     save_file(found, folder / FILE, metadata={"format": "pt"})
-    _replace(model, _linear(mixed(found, dict.fromkeys(found, 1.0))))
+    _replace(model, _linear(mix_heads(found, dict.fromkeys(found, 1.0))))
 
 
 def read_heads(folder: Path | str) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ def read_heads(folder: Path | str) -> dict[str, Tensor]:
         ) from None
 
 
-def mixed(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
+def mix_heads(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The mean of heads by weights of 0 and more, [vocabulary, hidden]; those that are not named weigh 0.
 
     Raises OptionError for an objective that there is not, and for weights that are no shares.
@@ -88,7 +88,7 @@ def mixed(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     return made.to(next(iter(heads.values())).dtype)
 
 
-def weigh(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
+def weigh_heads(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
     """Have a loaded model decode by other weights from now on; see `mixed`.
 
     Raises ModelError for a model whose head these heads cannot take the place of.
@@ -99,7 +99,7 @@ def weigh(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float])
             shapes = f"the head of {name!r} is {_sizes(head)} and that of the model {_sizes(weight)}"
             raise ModelError(f"{shapes} (vocabulary x hidden): they are of two models; {_ACCEPTED}")
     with torch.no_grad():
-        weight.copy_(mixed(heads, weights))
+        weight.copy_(mix_heads(heads, weights))
 
 
 def blend_into(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
@@ -110,7 +110,7 @@ def blend_into(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
     _shares(heads, weights)
     check_new_folder(out)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    weigh(model, heads, weights)
+    weigh_heads(model, heads, weights)
     write_model(model, AutoTokenizer.from_pretrained(folder), out)
 
 

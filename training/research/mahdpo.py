@@ -14,13 +14,13 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from ..config import Recipe, RecipeError, Section
-from ..memory import Held
+from ..memory import ResidentModels
 from ..pairs import objective_pairs
-from ..preflight import Ground, check
+from ..preflight import CheckedRecipe, check
 from ..rewards import Correctness
 from ..sampling import Sampler
 from ..traces import collect
-from ..training_run import Running
+from ..training_run import TrainingRun
 from .heads import close_heads, put_heads
 
 Objective = Literal["accuracy", "brevity", "format"]
@@ -53,26 +53,26 @@ class MahDpo(Section):
         return given
 
 
-class Kind(Recipe):
+class MahDpoRecipe(Recipe):
     """The recipe of this method."""
 
     mahdpo: MahDpo = MahDpo()
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: MahDpoRecipe) -> CheckedRecipe:
     """See `checks.check`; raises RecipeError."""
     if recipe.optimiser.lora is not None:
         raise RecipeError("optimiser.lora trains adapters, and heads are whole matrices; leave it out")
     own = recipe.mahdpo
     trained: Literal["heads", "model"] = "heads" if own.frozen else "model"
-    held = Held(reference=True, texts=2, heads=len(own.objectives), trained=trained)
+    held = ResidentModels(reference=True, texts=2, heads=len(own.objectives), trained=trained)
     learns = f"pairs of one objective each, from {own.samples} completions for each question"
     return check(recipe, completions=1, held=held, learns=learns)
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: MahDpoRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Sample, pair, and teach each head its pairs; or go on with that."""
-    from ..offline import prefer_each
+    from ..offline import train_mo_dpo
 
     own, engine = recipe.mahdpo, running.load(recipe)
     with Correctness(ground.markers.close) as correct:
@@ -99,7 +99,7 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
     if own.frozen:
         engine.model.requires_grad_(False)
     heads = put_heads(engine.model, own.objectives)
-    prefer_each(
+    train_mo_dpo(
         running,
         recipe,
         engine.model,

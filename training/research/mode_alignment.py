@@ -18,19 +18,19 @@ from ...controller.engines.transformers.engine import load_engine
 from ...io import write
 from ..config import Optimiser, Recipe, RecipeError, Section
 from ..data import Row
-from ..episodes import Episode
-from ..offline import supervise
-from ..processes import in_pieces, of_first
+from ..episodes import TrainingEpisode
+from ..offline import train_sft
+from ..processes import rank0_only, resumable_map
 from ..rewards.base import NO_THINK
 from ..run_dir import CHANGEABLE
-from ..sampling import Ask, Sampler
+from ..sampling import CompletionRequest, Sampler
 from ..saving import MODEL
-from ..traces import Trace
-from ..training_run import Running
+from ..traces import SampledTrace
+from ..training_run import TrainingRun
 
 DONE = "aligned.json"
-Play = Callable[[Sequence[Ask], Sequence[Row], int], list[Episode]]
-Judge = Callable[[Episode], bool]
+Play = Callable[[Sequence[CompletionRequest], Sequence[Row], int], list[TrainingEpisode]]
+Judge = Callable[[TrainingEpisode], bool]
 
 
 class Align(Section):
@@ -64,31 +64,31 @@ class Alignment:
         """
         folder, engine = self.recipe.out / "aligned", self.sampler.engine
         done = folder / DONE
-        if not of_first(done.exists):
+        if not rank0_only(done.exists):
             traces = self._chosen()
             if not traces:
                 raise RecipeError(
                     f"no mode does for any of {len(self.rows)} questions; ask easier ones, or lower apo.align.least"
                 )
             settings = self.recipe.model_copy(update={"optimiser": self.own.optimiser})
-            supervise(Running.stage(folder, self.say), settings, engine.model, engine.tokenizer, traces)
-            of_first(lambda: write(done, "{}\n"))  # last, for a model half written when the run was killed is none
+            train_sft(TrainingRun.stage(folder, self.say), settings, engine.model, engine.tokenizer, traces)
+            rank0_only(lambda: write(done, "{}\n"))  # last, for a model half written when the run was killed is none
         engine.model = load_engine(folder / MODEL, self.recipe.optimiser.dtype).model
 
-    def _chosen(self) -> list[Trace]:
+    def _chosen(self) -> list[SampledTrace]:
         """What is to be learnt, from episodes that are played some questions at a time."""
 
         def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
             asked = [(row, mode) for row in part for mode in self.modes for _ in range(self.own.samples)]
-            asks = [Ask(row["prompt"], row["tier"], mode) for row, mode in asked]
+            asks = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in asked]
             made = self.play(asks, [row for row, _ in asked], self.recipe.seed + start)
             best = [
                 cheapest([one for one in made if one.row is row], self.modes, self.own.least, self.judge)
                 for row in part
             ]
-            return [(one.mode, asdict(trace_of(one, self.sampler.close))) for one in best if one is not None]
+            return [(one.mode, asdict(to_trace(one, self.sampler.close))) for one in best if one is not None]
 
-        found = in_pieces(
+        found = resumable_map(
             self.recipe.out / "aligned.jsonl",
             {
                 "fingerprint": self.sampler.engine.fingerprint(),
@@ -103,10 +103,12 @@ class Alignment:
         counts = Counter(mode for mode, _ in found)
         routed = ", ".join(f"{counts[mode]} {mode}" for mode in self.modes)
         self.say(f"routed {len(found)} of {len(self.rows)} questions: {routed}")
-        return [Trace(**trace) for _, trace in found]
+        return [SampledTrace(**trace) for _, trace in found]
 
 
-def cheapest(played: Sequence[Episode], modes: Sequence[str], least: float, judge: Judge) -> Episode | None:
+def cheapest(
+    played: Sequence[TrainingEpisode], modes: Sequence[str], least: float, judge: Judge
+) -> TrainingEpisode | None:
     """The shortest right episode in the first of the modes that does; None where none does."""
     for mode in modes:
         begun = [one for one in played if one.begun == mode]
@@ -116,7 +118,7 @@ def cheapest(played: Sequence[Episode], modes: Sequence[str], least: float, judg
     return None
 
 
-def trace_of(episode: Episode, close: int) -> Trace:
+def to_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
     """What decides on a mode: how the first step begins, a call that was opened for it, or all of an answer at once.
 
     How to go on the model knows, and the hundreds of tokens of that would drown the one that decides. close: what ends
@@ -129,4 +131,4 @@ def trace_of(episode: Episode, close: int) -> Trace:
         for place, forced in enumerate(step.forced)
     ]
     end = len(learnt) - learnt[::-1].index(1)
-    return Trace(list(step.prompt_ids), list(step.ids[:end]), learnt[:end], right=True, whole=end == len(learnt))
+    return SampledTrace(list(step.prompt_ids), list(step.ids[:end]), learnt[:end], right=True, whole=end == len(learnt))

@@ -20,16 +20,16 @@ from ...probes.question_hash import question_hash
 from ...probes.research.shortcut import KIND, Shortcut, save_shortcut
 from ..config import Recipe, RecipeError, Section
 from ..data import Row
-from ..memory import Held
-from ..preflight import Ground, bare_engine, check
-from ..processes import of_first
+from ..memory import ResidentModels
+from ..preflight import CheckedRecipe, check, meta_engine
+from ..processes import rank0_only
 from ..rewards import Correctness
 from ..sampling import Sampler
-from ..traces import Trace, collect
-from ..training_run import Running
+from ..traces import SampledTrace, collect
+from ..training_run import TrainingRun
 
 
-class Settings(Section):
+class ShortcutSettings(Section):
     """layer: after which tokens leave, 1 the first. samples: completions of each question, right or wrong.
 
     held_out: the share of questions that the threshold is chosen on. agreement: the least share of likeliest tokens
@@ -46,19 +46,19 @@ class Settings(Section):
     tokens: int = Field(default=512, ge=1)
 
 
-class Kind(Recipe):
+class ShortcutRecipe(Recipe):
     """The recipe of this method."""
 
-    shortcut: Settings
+    shortcut: ShortcutSettings
 
 
-def look(recipe: Kind) -> Ground:
+def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
     """See `checks.check`; raises RecipeError for a model or a layer that nothing can leave after."""
     if recipe.optimiser.lora is not None:
         raise RecipeError("optimiser.lora trains weights, and a shortcut leaves them alone; leave it out")
     if recipe.optimiser.weight_decay:
         raise RecipeError("optimiser.weight_decay is of no use to a shortcut this small; accepted: 0")
-    config = bare_engine(recipe.model).model.config.get_text_config(decoder=True)
+    config = meta_engine(recipe.model).model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
         raise RecipeError(
             f"tokens of a {config.model_type!r} model ({recipe.model}) cannot leave early; accepted: "
@@ -69,7 +69,7 @@ def look(recipe: Kind) -> Ground:
             f"shortcut.layer is {recipe.shortcut.layer} and {recipe.model} has {config.num_hidden_layers} layers; "
             f"accepted: 1 to {config.num_hidden_layers - 1}"
         )
-    ground = check(recipe, completions=1, held=Held(trained="nothing"))
+    ground = check(recipe, completions=1, held=ResidentModels(trained="nothing"))
     if not 0 < round(recipe.shortcut.held_out * len(ground.rows)) < len(ground.rows):
         raise RecipeError(
             f"shortcut.held_out is {recipe.shortcut.held_out:g} of {len(ground.rows)} questions, which leaves one part "
@@ -79,7 +79,7 @@ def look(recipe: Kind) -> Ground:
     return replace(ground, findings=[steps if line.startswith("steps:") else line for line in ground.findings])
 
 
-def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], None]) -> None:
+def run(recipe: ShortcutRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
     """Sample, learn adapter and gate, choose the threshold, and write `shortcut` into the folder.
 
     Completions are kept, so going on samples none twice; the rest takes minutes and begins anew.
@@ -90,16 +90,16 @@ def run(recipe: Kind, ground: Ground, running: Running, say: Callable[[str], Non
         found = collect(
             sampler, ground.rows, own.samples, recipe.out / "traces.jsonl", seed=recipe.seed, correct=correct, say=say
         )
-    of_first(lambda: _learn(recipe, ground, engine, sampler, found, say))
+    rank0_only(lambda: _learn(recipe, ground, engine, sampler, found, say))
     say(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
 
 
 def _learn(
-    recipe: Kind,
-    ground: Ground,
+    recipe: ShortcutRecipe,
+    ground: CheckedRecipe,
     engine: TransformersEngine,
     sampler: Sampler,
-    found: Sequence[Sequence[Trace]],
+    found: Sequence[Sequence[SampledTrace]],
     say: Callable[[str], None],
 ) -> None:
     """Learn from completions, and write what was learnt."""
@@ -145,7 +145,9 @@ def _learn(
         )
 
 
-def divided(found: Sequence[Sequence[Trace]], held_out: float, seed: int) -> tuple[list[Trace], list[Trace]]:
+def divided(
+    found: Sequence[Sequence[SampledTrace]], held_out: float, seed: int
+) -> tuple[list[SampledTrace], list[SampledTrace]]:
     """The completions to learn from, and those held out, by question."""
     order = list(range(len(found)))
     random.Random(f"held out:{seed}").shuffle(order)
@@ -154,7 +156,7 @@ def divided(found: Sequence[Sequence[Trace]], held_out: float, seed: int) -> tup
     return [trace for i in fit for trace in found[i]], [trace for i in held for trace in found[i]]
 
 
-def provenance(recipe: Kind, rows: Sequence[Row]) -> dict[str, Any]:
+def provenance(recipe: ShortcutRecipe, rows: Sequence[Row]) -> dict[str, Any]:
     """What a shortcut was made from."""
     return {
         "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),

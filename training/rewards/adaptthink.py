@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import OptionError
-from .base import NO_THINK, Reward, modes_of, needed, number_of
+from .base import NO_THINK, Reward, get_modes, needed, parse_number
 
 
 class NoThinkBonus(Reward):
@@ -26,7 +26,7 @@ class NoThinkBonus(Reward):
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
-        return [self.delta * (mode == NO_THINK) for mode in modes_of(completions, columns, self.marker)]
+        return [self.delta * (mode == NO_THINK) for mode in get_modes(completions, columns, self.marker)]
 
 
 class ReferenceBaseline(Reward):
@@ -37,4 +37,4 @@ class ReferenceBaseline(Reward):
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
         shares = enumerate(needed(columns, "reference", self.name))
-        return [-number_of(share, f"row {place} of this batch's column 'reference'") for place, share in shares]
+        return [-parse_number(share, f"row {place} of this batch's column 'reference'") for place, share in shares]

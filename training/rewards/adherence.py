@@ -7,7 +7,7 @@ from typing import Any
 
 from ...controller.budgets import TIERS
 from ...errors import OptionError, unknown
-from .base import Reward, needed, number_of
+from .base import Reward, needed, parse_number
 
 
 def excess(tokens: int, allowed: int) -> float:
@@ -58,7 +58,7 @@ class TierAdherence(Reward):
         """Thinking tokens of each completion: those of the column, otherwise counted; raises OptionError."""
         if (given := columns.get("thinking_tokens")) is not None:
             where = "row {} of this batch's column 'thinking_tokens'"
-            return [int(number_of(count, where.format(place))) for place, count in enumerate(given)]
+            return [int(parse_number(count, where.format(place))) for place, count in enumerate(given)]
         if self.marker_id is None:
             raise OptionError(
                 f"the reward {self.name!r} needs a column 'thinking_tokens', as tersely's rollouts give, or the id of "

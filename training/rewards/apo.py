@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import OptionError
-from .base import NO_THINK, Reward, groups, modes_of, needed
+from .base import NO_THINK, Reward, get_modes, groups, needed
 from .correctness import Correctness
 
 
@@ -27,7 +27,7 @@ class AdaptiveDiscount(Reward):
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
         right = self.correct(prompts, completions, **columns)
-        modes = modes_of(completions, columns, self.marker)
+        modes = get_modes(completions, columns, self.marker)
         begun = needed(columns, "begun", self.name)
         rewards: list[float | None] = []
         for group in groups(prompts):

@@ -34,7 +34,7 @@ class Reward:
         raise NotImplementedError
 
 
-def text_of(completion: Any) -> str:
+def get_text(completion: Any) -> str:
     """The text of a completion: a text as it is, or messages of which the last one counts."""
     return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
 
@@ -65,7 +65,7 @@ def gold_text(gold: Any, where: str) -> str:
     return format(Decimal(text), "f") if "e" in text.lower() else text  # no comparison of answers reads 1e-05
 
 
-def number_of(value: Any, where: str) -> float:
+def parse_number(value: Any, where: str) -> float:
     """A value as a finite number; raises OptionError, naming `where` it stands, for what is none."""
     if _is_finite(value):
         with suppress(OverflowError):  # a whole number beyond floats
@@ -80,11 +80,11 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def modes_of(completions: Sequence[Any], columns: Mapping[str, Any], close: str) -> list[str]:
+def get_modes(completions: Sequence[Any], columns: Mapping[str, Any], close: str) -> list[str]:
     """The mode of each completion: as the rollouts say, otherwise by whether it begins with the closing marker."""
     if columns.get("mode") is not None:
         return list(columns["mode"])
-    return [NO_THINK if text_of(c).lstrip().startswith(close) else THINK for c in completions]
+    return [NO_THINK if get_text(c).lstrip().startswith(close) else THINK for c in completions]
 
 
 def groups(prompts: Sequence[Any]) -> list[range]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ...controller.text.answers import boxed_or_last
+from ...controller.text.answers import extract_answer
 from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
 from ...evaluation.tasks.questions import Drawn, Question
 from ...evaluation.tasks.sandbox import Closing
-from .base import Reward, answer_part, gold_text, needed, text_of
+from .base import Reward, answer_part, get_text, gold_text, needed
 
 
 class Correctness(Reward, Closing):
@@ -33,7 +33,7 @@ class Correctness(Reward, Closing):
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
         gold = needed(columns, "answer", self.name)
-        said = columns.get("response") or [answer_part(text_of(c), self.marker) for c in completions]
+        said = columns.get("response") or [answer_part(get_text(c), self.marker) for c in completions]
         drawn, solved = (columns.get(name) or [None] * len(completions) for name in ("drawn", "solved"))
         return [
             float(self.is_right(_wanted(g, d, place), s, d) if known is None else known)
@@ -45,7 +45,7 @@ class Correctness(Reward, Closing):
         if not said:
             return False
         question = Question("", "", gold, drawn=Drawn(*drawn) if drawn else None)
-        return self._checker.grade(question, said if drawn else boxed_or_last(said)).equal
+        return self._checker.grade(question, said if drawn else extract_answer(said)).equal
 
     def close(self) -> None:
         """End the helper process, if there is one."""

@@ -13,7 +13,7 @@ from typing import Any
 from tersely.controller.budgets import TIERS
 from tersely.errors import OptionError, unknown
 from tersely.training.rewards.adherence import excess
-from tersely.training.rewards.base import answer_part, gold_text, number_of
+from tersely.training.rewards.base import answer_part, gold_text, parse_number
 from tersely.training.rewards.correctness import Correctness
 
 CLOSE = "</think>"
@@ -44,7 +44,7 @@ def compute_score(
     bonus = delta * solution_str.lstrip().startswith(CLOSE)
     kept = adherence * _excess(info) if adherence else 0.0
     reference = info.get("reference")
-    before = 0.0 if reference is None else number_of(reference, "extra_info['reference']")
+    before = 0.0 if reference is None else parse_number(reference, "extra_info['reference']")
     return {
         "score": right + bonus + kept - before,
         "correctness": right,
@@ -63,7 +63,7 @@ def _excess(info: Mapping[str, Any]) -> float:
             "extra_info has no 'thinking_tokens', which adherence goes by; accepted: how many tokens of the completion "
             "are thinking; put it there, or leave adherence out"
         )
-    return excess(int(number_of(tokens, "extra_info['thinking_tokens']")), TIERS[tier].thinking)
+    return excess(int(parse_number(tokens, "extra_info['thinking_tokens']")), TIERS[tier].thinking)
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any) -> Any:

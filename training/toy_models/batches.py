@@ -15,8 +15,8 @@ from ...evaluation.agents.world import World
 from ...evaluation.tasks.toy_problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.toy_programs import Work, draw_work, run
 from .responses import respond
-from .steps import Step, respond_to
-from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, Trace
+from .steps import AgentStep, respond_to
+from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, ToyTrace
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -113,7 +113,7 @@ def _spoken(tokenizer: PreTrainedTokenizerFast, said: Sequence[tuple[str, str]])
     """Questions answered at once, one after the other."""
     row: Row = ([], [])
     for question, answer in said:
-        more = turn(tokenizer, [{"role": "user", "content": question}], "none", Trace([(answer, READ)]))
+        more = turn(tokenizer, [{"role": "user", "content": question}], "none", ToyTrace([(answer, READ)]))
         row[0].extend(more[0])
         row[1].extend(more[1])
     return row
@@ -124,11 +124,11 @@ def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> 
     effort = rng.choices(list(STEP_MIX), list(STEP_MIX.values()))[0]
     last = len(task.calls)
     done = rng.choices([0, last - 1, last, rng.randrange(last + 1)], (0.15, 0.2, 0.25, 0.4))[0]
-    step = Step(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else Step(task, done)
+    step = AgentStep(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else AgentStep(task, done)
     return turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.told)
 
 
-def turn(tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: Trace, tools: Any = None) -> Row:
+def turn(tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: ToyTrace, tools: Any = None) -> Row:
     """Token ids of a conversation and of the response to it, and the trace class of each (-1 for the conversation)."""
     prompt = tokenizer.apply_chat_template(
         messages, tools=tools, tokenize=False, add_generation_prompt=True, reasoning_effort=effort

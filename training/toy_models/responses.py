@@ -7,7 +7,7 @@ from random import Random
 
 from ...evaluation.tasks.toy_problems import Problem
 from ...evaluation.tasks.toy_programs import run
-from .traces import CHOICE, DIRECT, FINAL, PLAIN, SLIP, Trace, Writer, think
+from .traces import CHOICE, DIRECT, FINAL, PLAIN, SLIP, ToyTrace, Writer, think
 
 HINTS = (
     "Be concise.",
@@ -25,32 +25,32 @@ CLOSINGS = (
 )
 
 
-def _answer(trace: Trace, value: int, tag: int = FINAL) -> Trace:
+def _answer(trace: ToyTrace, value: int, tag: int = FINAL) -> ToyTrace:
     trace.add("The answer is \\boxed{")
     trace.add(str(value), tag)
     trace.add("}.")
     return trace
 
 
-def _closed(writer: Writer) -> Trace:
+def _closed(writer: Writer) -> ToyTrace:
     writer.trace.add("</think>", CHOICE)
     writer.trace.add("\n\n")
     return _answer(writer.trace, writer.belief)
 
 
-def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> Trace:
+def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> ToyTrace:
     """A whole response in a thinking mode; `brief` as for `think`."""
     writer = Writer(problem, rng)
     think(writer, mode, brief)
     return _closed(writer)
 
 
-def direct(problem: Problem, rng: Random, brief: bool) -> Trace:
+def direct(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """A response without thinking; the template has opened and closed the thinking already."""
-    return _answer(Trace(), run(problem.program)[-1], DIRECT)
+    return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
 
 
-def _line_end(trace: Trace, rng: Random, low: float, high: float) -> int:
+def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
     """Number of pieces up to a line end at a random share of the text."""
     want, seen = len(trace.text) * rng.uniform(low, high), 0
     for number, (text, _) in enumerate(trace.pieces, 1):
@@ -60,7 +60,7 @@ def _line_end(trace: Trace, rng: Random, low: float, high: float) -> int:
     return len(trace.pieces)
 
 
-def hinted(problem: Problem, rng: Random, brief: bool) -> Trace:
+def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """Thinking into which a hint falls (no loss on it): the pass under way is finished, and checked once if need be."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "normal", "hard")), brief)
@@ -79,20 +79,20 @@ def hinted(problem: Problem, rng: Random, brief: bool) -> Trace:
     return _closed(writer)
 
 
-def cut(problem: Problem, rng: Random, brief: bool) -> Trace:
+def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """Thinking closed from outside with a closing sentence (no loss on it); the answer is the last one stated."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "hard", "easy")), brief)
     at = _line_end(writer.trace, rng, 0.0, 1.0)
     before = [s.value for s in writer.stated if s.pieces <= at]
-    early = Trace(writer.trace.pieces[:at])
+    early = ToyTrace(writer.trace.pieces[:at])
     if rng.random() < 0.7:
         early.add(rng.choice(CLOSINGS) + "\n", SLIP)
     early.add("</think>\n\n", SLIP)
     return _answer(early, before[-1]) if before else _answer(early, run(problem.program)[-1], PLAIN)
 
 
-Maker = Callable[[Problem, Random, bool], Trace]
+Maker = Callable[[Problem, Random, bool], ToyTrace]
 
 RESPONSES: dict[str, Maker] = {
     "normal": lambda p, r, b: thinking(p, "normal", r, b),
@@ -104,6 +104,6 @@ RESPONSES: dict[str, Maker] = {
 }
 
 
-def respond(problem: Problem, mode: str, rng: Random, brief: bool = False) -> Trace:
+def respond(problem: Problem, mode: str, rng: Random, brief: bool = False) -> ToyTrace:
     """A response of this mode; `brief` as for `think`."""
     return RESPONSES[mode](problem, rng, brief)

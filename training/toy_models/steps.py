@@ -16,7 +16,7 @@ from typing import Any
 
 from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
 from ...evaluation.agents.tools import TOLD, TOOLS
-from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, Trace
+from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, ToyTrace
 
 CALLED = ("lookup", "calculator")
 """The tools that tasks need; search is never called."""
@@ -26,7 +26,7 @@ _COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class AgentStep:
     """One step of a task: after so many of its calls; tools: whether there are any."""
 
     task: Task
@@ -66,9 +66,9 @@ class Step:
         return "; ".join(self.task.world.pages[argument].all(self.task.keys[number]))
 
 
-def respond_to(step: Step, effort: str, rng: Random) -> Trace:
+def respond_to(step: AgentStep, effort: str, rng: Random) -> ToyTrace:
     """The response to a step: thinking by effort (the template has closed it for `none`), then a call or the answer."""
-    trace = Trace()
+    trace = ToyTrace()
     if effort != "none":
         _think(step, effort, trace, rng)
         trace.add("</think>", CHOICE)
@@ -96,7 +96,7 @@ def _answer(task: Task) -> Sequence[str]:
     return [name for name in members if name in task.gold]
 
 
-def _think(step: Step, effort: str, trace: Trace, rng: Random) -> None:
+def _think(step: AgentStep, effort: str, trace: ToyTrace, rng: Random) -> None:
     if effort != "easy":
         _plan(step, trace, rng.choice(("The question asks", "What is asked", "I take it")))
         if effort == "hard":
@@ -125,7 +125,7 @@ def _think(step: Step, effort: str, trace: Trace, rng: Random) -> None:
         trace.add(f"{argument}.\n", READ)
 
 
-def _plan(step: Step, trace: Trace, lead: str) -> None:
+def _plan(step: AgentStep, trace: ToyTrace, lead: str) -> None:
     """How the question is to be taken: from where, along which lines of the pages."""
     trace.add(lead + ": ")
     task = step.task
@@ -153,7 +153,7 @@ def _paths(task: Task) -> list[str]:
     return [" > ".join(path) for path in paths]
 
 
-def _whose(step: Step, trace: Trace) -> None:
+def _whose(step: AgentStep, trace: ToyTrace) -> None:
     """The lists that the page read last and the next one stand in, from which it is seen what is left to read."""
     pages = step.task.world.pages
     read = [argument for _, argument in step.task.calls[: step.done]]
@@ -163,7 +163,7 @@ def _whose(step: Step, trace: Trace) -> None:
             trace.add(f"{parent}: {'; '.join(pages[parent].all(NEXT[pages[parent].kind]))}.\n", READ)
 
 
-def _read(step: Step, trace: Trace, numbers: Sequence[int]) -> None:
+def _read(step: AgentStep, trace: ToyTrace, numbers: Sequence[int]) -> None:
     """What has been read by these calls."""
     for number in numbers:
         trace.add(f"{step.task.calls[number][1]}: {step.task.keys[number]}: ", COPY)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ...evaluation.agents.tools import TOOLS
 from ...evaluation.agents.world import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS
 from ...evaluation.tasks.toy_problems import stream
-from ...models import path_of
+from ...models import get_model_path
 from .responses import RESPONSES, respond
 from .steps import CALLED
 
@@ -69,7 +69,7 @@ def agent_tokenizer(base: str) -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(path_of(base))
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(get_model_path(base))
     first = [*GIVEN, *PLACES, *CRAFTS, *KEYS, *TOOLS, *(TOOLS[name].argument for name in CALLED), *BARE]
     spaced = [f" {word}" for word in (*first, *FAMILY, *REGIONS, *WORDS)]
     tokenizer.add_tokens([AddedToken(word, single_word=True, special=False, normalized=False) for word in first])

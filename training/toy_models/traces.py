@@ -34,7 +34,7 @@ STATE = ("So the answer is", "So I get", "That makes", "The result is")
 
 
 @dataclass(slots=True)
-class Trace:
+class ToyTrace:
     """Thinking and answer of one response as tagged pieces of text."""
 
     pieces: list[tuple[str, int]] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Trace:
 
 
 @dataclass(frozen=True, slots=True)
-class Stated:
+class StatedStep:
     """An answer that the thinking stated: after how many pieces, its value, and whether a careful pass backs it."""
 
     pieces: int
@@ -64,8 +64,8 @@ class Writer:
     def __init__(self, problem: Problem, rng: Random) -> None:
         self.problem = problem
         self.rng = rng
-        self.trace = Trace()
-        self.stated: list[Stated] = []
+        self.trace = ToyTrace()
+        self.stated: list[StatedStep] = []
         self.labels = problem.labels if problem.kind == "chain" else tuple(LABELS[: len(problem.program)])
 
     @property
@@ -118,7 +118,7 @@ class Writer:
         self.trace.add(self.rng.choice(STATE) + " ")
         self.trace.add(str(value), COPY)
         self.trace.add(".\n\n")
-        self.stated.append(Stated(len(self.trace.pieces), value, checked))
+        self.stated.append(StatedStep(len(self.trace.pieces), value, checked))
 
     def recheck(self, careful: bool, slip: float) -> bool:
         """One re-check, its verdict, and the change of mind if a careful one says so; True if it disagreed."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...models import path_of
+from ...models import get_model_path
 from .batches import Batch, batches
 from .tokenizer import agent_tokenizer, build_tokenizer
 
@@ -28,7 +28,7 @@ CLASS_NAMES = ("plain", "slip", "read", "copy", "fast", "careful", "verdict", "c
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
+class ToySize:
     """Shape and schedule of one embedded model; base: the one that it goes on from, to learn steps with tools."""
 
     hidden: int
@@ -45,13 +45,13 @@ class Size:
 
 
 SIZES = {
-    "small": Size(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 5_000_000, 2048),
-    "large": Size(192, 512, 6, 3, 64, 3, 4e-3, 3e-3, 10_000_000, 2560),
-    "agent": Size(192, 512, 6, 3, 64, 3, 2.5e-3, 2.5e-3, 14_000_000, 3072, base="tersely-tiny-large"),
+    "small": ToySize(128, 320, 4, 2, 64, 2, 5e-3, 4e-3, 5_000_000, 2048),
+    "large": ToySize(192, 512, 6, 3, 64, 3, 4e-3, 3e-3, 10_000_000, 2560),
+    "agent": ToySize(192, 512, 6, 3, 64, 3, 2.5e-3, 2.5e-3, 14_000_000, 3072, base="tersely-tiny-large"),
 }
 
 
-def build_model(size: Size, vocab: int, eos: int, pad: int) -> Qwen3ForCausalLM:
+def build_model(size: ToySize, vocab: int, eos: int, pad: int) -> Qwen3ForCausalLM:
     """A fresh Qwen3 of this size in float32."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -75,11 +75,11 @@ def build_model(size: Size, vocab: int, eos: int, pad: int) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
-def go_on_from(base: str, model: Qwen3ForCausalLM) -> None:
+def resume_from(base: str, model: Qwen3ForCausalLM) -> None:
     """Take over the weights of an embedded model; tokens that it does not know begin as the mean of those it knows."""
     from transformers import Qwen3ForCausalLM
 
-    state = Qwen3ForCausalLM.from_pretrained(path_of(base), dtype=torch.float32).state_dict()
+    state = Qwen3ForCausalLM.from_pretrained(get_model_path(base), dtype=torch.float32).state_dict()
     known = state.pop("model.embed_tokens.weight")
     state.pop("lm_head.weight", None)
     model.load_state_dict(state, strict=False)
@@ -89,7 +89,7 @@ def go_on_from(base: str, model: Qwen3ForCausalLM) -> None:
         rows[: len(known)] = known
 
 
-def optimizers(model: nn.Module, size: Size) -> list[torch.optim.Optimizer]:
+def optimizers(model: nn.Module, size: ToySize) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
@@ -106,7 +106,7 @@ def rate(done: float) -> float:
     return 1.0 if done < 0.45 else 1.0 - 0.98 * (done - 0.45) / 0.55
 
 
-def loss_of(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def training_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Weighted loss, and per predicted token whether it was right and its trace class."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     weights, classes, targets = batch.weights[:, 1:], batch.classes[:, 1:], batch.ids[:, 1:]
@@ -117,7 +117,7 @@ def loss_of(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch
     return loss, logits.detach().argmax(-1) == targets[keep], classes[keep]
 
 
-class Meter:
+class LossMeter:
     """Running loss and next-token accuracy by trace class."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ def train(
     tokenizer = build_tokenizer() if size.base is None else agent_tokenizer(size.base)
     model = build_model(size, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     if size.base is not None:
-        go_on_from(size.base, model)
+        resume_from(size.base, model)
     opts = optimizers(model, size)
     base = [[g["lr"] for g in o.param_groups] for o in opts]
     out.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ def train(
             layer.compile(dynamic=True)
     # Emulated, bfloat16 is slower than float32.
     half = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    progress, meter, start = [0.0], Meter(), time.monotonic()
+    progress, meter, start = [0.0], LossMeter(), time.monotonic()
     replay = 0
     for batch in batches(tokenizer, seed, size.batch, progress, agent=size.base is not None):
         step += 1
@@ -183,7 +183,7 @@ def train(
             for group, lr in zip(opt.param_groups, rates, strict=True):
                 group["lr"] = lr * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss, right, classes = loss_of(model, batch)
+            loss, right, classes = training_loss(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for opt in opts:

@@ -8,11 +8,11 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from ....errors import CapabilityError, ModelError, OptionError
-from ...types import Sampling, Signals
-from ..checkpoints import locate
-from .backend import Chunk, StreamError, signals_of
-from .engine import ContinuingEngine
-from .tokenizer_loading import tokenizer_of
+from ...types import SamplingParams, Signals
+from ..checkpoints import resolve_checkpoint
+from .backend import Chunk, StreamError, parse_signals
+from .engine import RemoteEngine
+from .tokenizer_loading import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SIGNALS = 2  # log probabilities beside that of the sampled token
 
 
-def in_process(model: Any, tokenizer: Any = None, **options: Any) -> ContinuingEngine:
+def load_async_llm(model: Any, tokenizer: Any = None, **options: Any) -> RemoteEngine:
     """An engine on vLLM in this process, which starts another for the model: call it under `__name__ == "__main__"`.
 
     model: a name or folder, started with further `options` of vLLM's AsyncEngineArgs; or an AsyncLLM that no event loop
@@ -33,11 +33,11 @@ def in_process(model: Any, tokenizer: Any = None, **options: Any) -> ContinuingE
         if getattr(model, "output_handler", None) is not None:
             raise OptionError("this AsyncLLM works in an event loop already; give one that was made outside of any")
         name = str(model.model_config.model)
-        return ContinuingEngine(InProcess(name, lambda: model, tokenizer))
-    return ContinuingEngine(InProcess(model, lambda: _start(model, options), tokenizer))
+        return RemoteEngine(AsyncLLMBackend(name, lambda: model, tokenizer))
+    return RemoteEngine(AsyncLLMBackend(model, lambda: _start(model, options), tokenizer))
 
 
-class InProcess:
+class AsyncLLMBackend:
     """Writes through the AsyncLLM that `start` returns, which is called in the loop; implements `Backend`."""
 
     chances = True
@@ -52,13 +52,13 @@ class InProcess:
 
     async def open(self) -> None:
         """See `Backend.open`."""
-        self.tokenizer = tokenizer_of(self.tokenizer, (self.name,))
+        self.tokenizer = load_tokenizer(self.tokenizer, (self.name,))
         self._llm = self._start()
         self.context_length = self._llm.model_config.max_model_len
         self._defaults = self._llm.model_config.get_diff_sampling_param()
 
     async def stream(
-        self, ids: Sequence[int], limit: int, sampling: Sampling, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
         """See `Backend.stream`."""
         from vllm.exceptions import VLLMClientError, VLLMServerError
@@ -86,7 +86,7 @@ class InProcess:
             self._llm.shutdown()
             self._llm = None
 
-    def _params(self, limit: int, sampling: Sampling, signals: bool) -> Any:
+    def _params(self, limit: int, sampling: SamplingParams, signals: bool) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -107,7 +107,7 @@ def _signals(output: Any) -> tuple[Signals, ...]:
     found = []
     for token, known in zip(output.token_ids, output.logprobs or (), strict=False):
         likeliest = sorted((one.logprob for one in known.values()), reverse=True)
-        found.append(signals_of(known[token].logprob, likeliest))
+        found.append(parse_signals(known[token].logprob, likeliest))
     return tuple(found)
 
 
@@ -116,7 +116,7 @@ def _start(model: str, options: dict[str, Any]) -> AsyncLLMEngine:
         from vllm import AsyncEngineArgs, AsyncLLMEngine
     except ImportError:
         raise CapabilityError("vLLM is not installed; install it, or connect to a server") from None
-    place = locate(model)
+    place = resolve_checkpoint(model)
     try:
         return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=place, **options))
     except TypeError as error:

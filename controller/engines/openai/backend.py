@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from ....errors import ModelError
-from ...types import Completion, Sampling, Signals
+from ...types import Completion, SamplingParams, Signals
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class ServerLostError(ModelError):
         self.completions = list(completions)
 
 
-class Backend(Protocol):
+class CompletionBackend(Protocol):
     """Writes tokens on a text of ids; all its coroutines run in the loop of one engine.
 
     chances: it can tell the probabilities of the sampled and of the two likeliest tokens. context_length: None where it
@@ -51,7 +51,9 @@ class Backend(Protocol):
         """Find out what is there and what it can do; called once, before anything else."""
         ...
 
-    def stream(self, ids: Sequence[int], limit: int, sampling: Sampling, signals: bool) -> AsyncGenerator[Chunk, None]:
+    def stream(
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
+    ) -> AsyncGenerator[Chunk, None]:
         """Write at most `limit` tokens on `ids`; the last chunk has a finish. Closing the stream ends the work on it.
 
         Raises StreamError for what may pass, ModelError for what will not.
@@ -63,7 +65,7 @@ class Backend(Protocol):
         ...
 
 
-def signals_of(chosen: float, likeliest: Sequence[float]) -> Signals:
+def parse_signals(chosen: float, likeliest: Sequence[float]) -> Signals:
     """Signals from log probabilities: of the sampled token, and of the two likeliest ones in falling order.
 
     The entropy is nan: what is seen of the distribution only bounds it.

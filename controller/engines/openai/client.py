@@ -33,7 +33,7 @@ class RefusedError(ModelError):
         return self.status == 404
 
 
-class Server:
+class OpenAIClient:
     """The server at a base URL, with or without its /v1; used in one event loop.
 
     api_key: None takes that of the environment, `KEYS`. timeout: seconds that it may be silent for.
@@ -139,7 +139,7 @@ class Server:
         return RefusedError(f"{self.url}{path} refuses the request ({status}: {said})", status)
 
 
-async def unknown_model(server: Server, model: str, error: RefusedError) -> ModelError:
+async def unknown_model(server: OpenAIClient, model: str, error: RefusedError) -> ModelError:
     """The error for a model that a server does not know, with those that it does."""
     listed = await server.models()
     if not listed or model in listed:
@@ -148,7 +148,7 @@ async def unknown_model(server: Server, model: str, error: RefusedError) -> Mode
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedModel:
     """A model by the name to ask for it, and all names it goes by; context_length: None where that is not said."""
 
     name: str
@@ -156,7 +156,7 @@ class Served:
     context_length: int | None
 
 
-async def choose_model(server: Server, model: str | None) -> Served:
+async def choose_model(server: OpenAIClient, model: str | None) -> ServedModel:
     """The model to ask for; None takes the only one. Raises OptionError where that leaves a choice."""
     listed = await server.models()
     if model is None:
@@ -167,7 +167,7 @@ async def choose_model(server: Server, model: str | None) -> Served:
     card = listed.get(model, {})
     length, root = card.get("max_model_len"), card.get("root")
     names = (model, root) if isinstance(root, str) else (model,)
-    return Served(model, names, length if isinstance(length, int) else None)
+    return ServedModel(model, names, length if isinstance(length, int) else None)
 
 
 def _normal(url: str) -> str:

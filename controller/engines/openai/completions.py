@@ -13,12 +13,12 @@ from typing import Any
 
 from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
-from ...text.tokenizer_adapter import Codec, codec_for
-from ...types import Sampling, Signals
-from .backend import Chunk, StreamError, signals_of
-from .client import RefusedError, Server, choose_model, unknown_model
-from .streaming_tokenizer import Retokenizer, check_offsets
-from .tokenizer_loading import tokenizer_of
+from ...text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from ...types import SamplingParams, Signals
+from .backend import Chunk, StreamError, parse_signals
+from .client import OpenAIClient, RefusedError, choose_model, unknown_model
+from .streaming_tokenizer import StreamingTokenizer, check_offsets
+from .tokenizer_loading import load_tokenizer
 
 _PROBE = "The answer is 42."
 _SIGNALS = {"logprobs": 2, "return_tokens_as_token_ids": True}
@@ -28,13 +28,13 @@ _EXTRAS: tuple[dict[str, Any], ...] = ({**_WHOLE, **_IDS, **_SIGNALS}, {**_WHOLE
 """What is asked for beyond the standard, in falling order: a server may refuse what it does not know."""
 
 
-class Completions:
+class CompletionsBackend:
     """Writes through a server's completions endpoint; implements `Backend`.
 
     model: the server's name for it, None for the only one. tokenizer: see `tokenizing.tokenizer_of`.
     """
 
-    def __init__(self, server: Server, model: str | None, tokenizer: Any) -> None:
+    def __init__(self, server: OpenAIClient, model: str | None, tokenizer: Any) -> None:
         self.server, self.tokenizer = server, tokenizer
         self.model = model or ""
         self.name = server.url
@@ -48,15 +48,15 @@ class Completions:
             found = await choose_model(self.server, self.model or None)
             self.model, self.context_length = found.name, found.context_length
             self.name = f"{self.model} at {self.server.url}"
-            self.tokenizer = tokenizer_of(self.tokenizer, found.names)
+            self.tokenizer = load_tokenizer(self.tokenizer, found.names)
             await self._probe()
             await self._check_tokenizer()
         except StreamError as error:
             raise ModelError(f"{self.name} does not answer ({error}); see whether the server is well") from error
 
     @property
-    def _codec(self) -> Codec:
-        return codec_for(self.tokenizer)
+    def _codec(self) -> TokenizerAdapter:
+        return get_adapter(self.tokenizer)
 
     async def _probe(self) -> None:
         """Find the best form of request that the server takes."""
@@ -109,7 +109,7 @@ class Completions:
             )
 
     async def stream(
-        self, ids: Sequence[int], limit: int, sampling: Sampling, signals: bool
+        self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
         """See `Backend.stream`."""
         prompt = list(ids) if self.takes_ids else self._text_of(ids)
@@ -122,7 +122,7 @@ class Completions:
             **(_SIGNALS if signals else {}),
             **sampling.asked(),
         }
-        words = None if self.tells_ids else Retokenizer(self.tokenizer)
+        words = None if self.tells_ids else StreamingTokenizer(self.tokenizer)
         async with aclosing(self.server.events("/completions", body)) as events:
             async for event in events:
                 for choice in event.get("choices") or ():
@@ -136,7 +136,7 @@ class Completions:
         """See `Backend.close`."""
         await self.server.close()
 
-    def _chunk(self, choice: dict[str, Any], words: Retokenizer | None) -> Chunk:
+    def _chunk(self, choice: dict[str, Any], words: StreamingTokenizer | None) -> Chunk:
         reason = choice.get("finish_reason")
         finish: Any = None if reason is None else "length" if reason == "length" else "stop"
         if words is None:
@@ -162,4 +162,4 @@ def _signals(choice: dict[str, Any]) -> tuple[Signals, ...]:
     chosen, tops = told.get("token_logprobs") or (), told.get("top_logprobs") or ()
     if not chosen or len(chosen) != len(tops) or any(not top or len(top) < 2 for top in tops):
         return ()
-    return tuple(signals_of(one, sorted(top.values(), reverse=True)) for one, top in zip(chosen, tops, strict=True))
+    return tuple(parse_signals(one, sorted(top.values(), reverse=True)) for one, top in zip(chosen, tops, strict=True))

@@ -14,30 +14,30 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ....errors import CapabilityError, ModelError, OptionError, PromptError
-from ...types import Completion, Request, Sampling, TokenSink
-from ..sequence import Row
-from .backend import Backend, ServerLostError, StreamError
-from .stream_request import Running, Shared
+from ...types import Completion, Request, SamplingParams, TokenSink
+from ..sequence import SequenceState
+from .backend import CompletionBackend, ServerLostError, StreamError
+from .stream_request import RemoteRequest, RemoteState
 
 _T = TypeVar("_T")
 _CLOSING = 5.0  # seconds that streams are given to end
 
 
-class ContinuingEngine:
+class RemoteEngine:
     """Decodes on a backend, which is opened here and belongs to the engine from then on; implements `Engine`.
 
     retries: how often a row goes on after losing its stream without having got a token from it. streams: most that are
     open at once. Raises what opening the backend raises.
     """
 
-    def __init__(self, backend: Backend, *, retries: int = 3, streams: int = 256) -> None:
+    def __init__(self, backend: CompletionBackend, *, retries: int = 3, streams: int = 256) -> None:
         self.backend = backend
         self._loop = asyncio.new_event_loop()
         self._calls: set[asyncio.Task[Any]] = set()
         self._waiter = ThreadPoolExecutor(1, "tersely rest")
         self._thread = threading.Thread(target=self._loop.run_forever, name="tersely continuing", daemon=True)
         self._thread.start()
-        self._shared = Shared(backend, asyncio.Semaphore(streams), self._waiter, retries)
+        self._shared = RemoteState(backend, asyncio.Semaphore(streams), self._waiter, retries)
         try:
             self._wait(backend.open)
         except BaseException:
@@ -49,7 +49,7 @@ class ContinuingEngine:
         self.capabilities = frozenset({"crop", "retract", *(("chances",) if backend.chances else ())})
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Decode all requests concurrently; the completions are in order. An interrupt closes all streams.
 
@@ -60,7 +60,7 @@ class ContinuingEngine:
         return self._wait(lambda: self._all(requests, sampling, sink))
 
     async def agenerate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """The same for callers with a loop of their own; cancelling it closes all streams."""
         future = self._submit(lambda: self._all(requests, sampling, sink))
@@ -120,9 +120,11 @@ class ContinuingEngine:
         await asyncio.gather(*left, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
 
-    async def _all(self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None) -> list[Completion]:
+    async def _all(
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None
+    ) -> list[Completion]:
         rows = [self._row(index, request, sink) for index, request in enumerate(requests)]
-        running = [Running(self._shared, *pair, sampling) for pair in zip(rows, requests, strict=True)]
+        running = [RemoteRequest(self._shared, *pair, sampling) for pair in zip(rows, requests, strict=True)]
         this: Any = asyncio.current_task()
         self._calls.add(this)
         try:
@@ -145,8 +147,8 @@ class ContinuingEngine:
             f"{self._shared.retries} times ({error}); see what has become of it (what was written: `completions`)"
         )
 
-    def _row(self, index: int, request: Request, sink: TokenSink | None) -> Row:
-        return Row(
+    def _row(self, index: int, request: Request, sink: TokenSink | None) -> SequenceState:
+        return SequenceState(
             index,
             eos=self.eos,
             budget=self._budget(index, request),

@@ -9,34 +9,34 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 from ....errors import OptionError
-from ...types import Completion, Request, Sampling, Seen, State
-from ..sequence import REST, Row
-from .backend import Backend, Chunk, StreamError
+from ...types import Completion, Request, SamplingParams, State, StepInfo
+from ..sequence import WAIT, SequenceState
+from .backend import Chunk, CompletionBackend, StreamError
 
 _TRIAL = 64
 """Tokens that are asked for at a time while a trial is under way; its watcher ends it, mostly long before."""
-_GREEDY = Sampling(temperature=0.0)
+_GREEDY = SamplingParams(temperature=0.0)
 _PAUSE = 0.2  # seconds before a lost stream is taken up again, doubled each further time
 
 
 @dataclass(frozen=True, slots=True)
-class Shared:
+class RemoteState:
     """What the rows of a call share.
 
     slots: how many streams may be open. waiter: one thread in which rows rest, so that who writes for several rows at
     once is not asked twice. retries: how often a stream is taken up again that was lost before it brought a token.
     """
 
-    backend: Backend
+    backend: CompletionBackend
     slots: asyncio.Semaphore
     waiter: Executor
     retries: int
 
 
-class Running:
+class RemoteRequest:
     """A row on its way; `sampling` is that of the batch."""
 
-    def __init__(self, shared: Shared, row: Row, request: Request, sampling: Sampling) -> None:
+    def __init__(self, shared: RemoteState, row: SequenceState, request: Request, sampling: SamplingParams) -> None:
         self.shared, self.row, self.request = shared, row, request
         warm = request.temperature is not None and sampling.temperature != 0
         self.sampling = replace(sampling, temperature=request.temperature) if warm else sampling
@@ -61,7 +61,7 @@ class Running:
                 continue
             while row.pending is not None:
                 await asyncio.get_running_loop().run_in_executor(self.shared.waiter, row.pending.wait)
-                self._unread += len(row.wake(REST).add)
+                self._unread += len(row.wake(WAIT).add)
         done = self.completion()
         if row.tell is not None:
             row.tell(done)
@@ -98,7 +98,7 @@ class Running:
         context = self.shared.backend.context_length
         return _TRIAL if context is None else max(1, min(_TRIAL, context - size))
 
-    def _sampling(self) -> Sampling:
+    def _sampling(self) -> SamplingParams:
         """How this submission samples: trials greedily, all else with a seed that nothing else in the batch has."""
         if self.row.trial and not self.row.drawn:
             return _GREEDY
@@ -128,11 +128,11 @@ class Running:
             row.finish = chunk.finish  # the server's own end: of its context, or of what it lets anybody ask for
         return chunk.finish is None
 
-    def _seen(self, chunk: Chunk, place: int) -> Seen | None:
+    def _seen(self, chunk: Chunk, place: int) -> StepInfo | None:
         """What is known of a token of a chunk; no signals of an end that the server did not tell as a token."""
         if not self.request.signals:
             return None
-        return Seen(chunk.signals[place] if place < len(chunk.signals) else None, _unread)
+        return StepInfo(chunk.signals[place] if place < len(chunk.signals) else None, _unread)
 
 
 def _unread(layer: int) -> State:

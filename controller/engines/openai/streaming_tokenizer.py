@@ -18,7 +18,7 @@ _HELD = 16
 """Most tokens that wait for the end of their word: some scripts, and some tokenizers, put no ends to words."""
 
 
-class Retokenizer:
+class StreamingTokenizer:
     """One stream; raises CapabilityError for a tokenizer that cannot say where in a text its tokens stand."""
 
     def __init__(self, tokenizer: Any) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import ModelError
-from ..checkpoints import check_tokenizer, loaded, locate
+from ..checkpoints import check_tokenizer, load_or_raise, resolve_checkpoint
 
 
-def tokenizer_of(given: Any, names: Sequence[str]) -> Any:
+def load_tokenizer(given: Any, names: Sequence[str]) -> Any:
     """A tokenizer as it is, or that of a folder or name; None tries the names that a server gives its model.
 
     Raises ModelError where there is none.
@@ -28,8 +28,8 @@ def tokenizer_of(given: Any, names: Sequence[str]) -> Any:
 
 def _load(name: str) -> Any:
     folder = Path(name).expanduser()
-    place = str(folder) if folder.is_dir() else locate(name)
+    place = str(folder) if folder.is_dir() else resolve_checkpoint(name)
     check_tokenizer(name, Path(place))
     from transformers import AutoTokenizer
 
-    return loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    return load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))

@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from ...types import Opening, TokenSink, Watcher
-from ..sequence import Row
-from .decode_loop import Loop
-from .generation_rules import refuse_unsupported, rules_of
+from ...types import PromptRouter, TokenSink, Watcher
+from ..sequence import SequenceState
+from .decode_loop import DecodeLoop
+from .generation_rules import read_generation_rules, refuse_unsupported
 from .hidden_states import HiddenStates
-from .model_runner import stepper_for
-from .research.early_exit import LeavingRows
-from .research.steering import SteeredRows
+from .model_runner import make_runner
+from .research.early_exit import EarlyExitRows
+from .research.steering import SteeringHooks
 
 
 @dataclass(slots=True)
 class Decoded:
     """What a run left: the rows, the ids and cache if they are those of `generate`, and what it was to record."""
 
-    rows: list[Row]
+    rows: list[SequenceState]
     ids: Tensor | None
     cache: Any
     scores: list[Tensor] = field(default_factory=list)
@@ -50,10 +50,10 @@ def decode_rows(
     sink: TokenSink | None = None,
     measured: bool = False,
     states: HiddenStates | None = None,
-    openings: Sequence[Opening] | None = None,
+    openings: Sequence[PromptRouter] | None = None,
     temperatures: Sequence[float | None] | None = None,
-    steering: SteeredRows | None = None,
-    leaving: Sequence[LeavingRows] = (),
+    steering: SteeringHooks | None = None,
+    leaving: Sequence[EarlyExitRows] = (),
     inverse: bool = False,
     **model_kwargs: Any,
 ) -> Decoded:
@@ -67,16 +67,16 @@ def decode_rows(
     watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
     refuse_unsupported(model, generation_config, model_kwargs, watched)
     complete = not watched and max_new_tokens is None
-    rules = rules_of(logits_processor, stopping_criteria, generation_config)
+    rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
     # `generate` lets rows run on if it knows no end of sequence; nobody sees that once rows end one by one.
     rules.pads |= not complete
-    stepper = stepper_for(model, input_ids, generation_config, model_kwargs)
+    stepper = make_runner(model, input_ids, generation_config, model_kwargs)
     # Alone, rows are what `generate` makes of them to the last bit; states are kept and steered row by row.
     logits = stepper.prefill(input_ids, share=not complete and states is None and steering is None)
     budget = rules.max_length - input_ids.shape[1]
     last = input_ids[:, -1].tolist()
     rows = [
-        Row(
+        SequenceState(
             index,
             eos=rules.eos,
             budget=min(budget, max_new_tokens[index]) if max_new_tokens is not None else budget,
@@ -89,7 +89,7 @@ def decode_rows(
         for index in range(len(last))
     ]
     shrinks = not (complete or rules.record_scores or rules.record_logits)
-    loop = Loop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
+    loop = DecodeLoop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
     loop.measured, loop.states, loop.steering, loop.leaving = measured, states, steering, leaving
     for part in leaving:
         part.follow(rows)

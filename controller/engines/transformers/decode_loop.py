@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from ....errors import OptionError
-from ...types import Opening, Seen, State
-from ..sequence import REST, Edit, Row
-from .generation_rules import Rules
+from ...types import PromptRouter, State, StepInfo
+from ..sequence import WAIT, CacheEdit, SequenceState
+from .generation_rules import GenerationRules
 from .hidden_states import HiddenStates
-from .model_runner import Stepper
-from .research.early_exit import LeavingRows
-from .research.steering import SteeredRows
-from .sampler import Picker
-from .signals import signals_of
+from .model_runner import ModelRunner
+from .research.early_exit import EarlyExitRows
+from .research.steering import SteeringHooks
+from .sampler import Sampler
+from .signals import compute_signals
 
 _CROWDED = 0.75
 """Rows that have ended leave the batch once no more than this share of it is still at work."""
@@ -33,14 +33,14 @@ def _unread(layer: int) -> State:
     raise OptionError(f"hidden layer {layer} was not asked for; name it in the request's layers")
 
 
-class Loop:
+class DecodeLoop:
     """One run; `ids` are what logits processors see, right-aligned, kept only where something reads them."""
 
     def __init__(
         self,
-        stepper: Stepper,
-        rules: Rules,
-        rows: list[Row],
+        stepper: ModelRunner,
+        rules: GenerationRules,
+        rows: list[SequenceState],
         ids: Tensor,
         mask: Tensor | None,
         streamer: Any,
@@ -49,28 +49,28 @@ class Loop:
         self.stepper, self.rules, self.rows, self.streamer = stepper, rules, rows, streamer
         self.measured = False
         self.states: HiddenStates | None = None
-        self.steering: SteeredRows | None = None
-        self.leaving: Sequence[LeavingRows] = ()
+        self.steering: SteeringHooks | None = None
+        self.leaving: Sequence[EarlyExitRows] = ()
         self.prompt, self.mask = ids, mask
         own = not hasattr(stepper, "feed")
         self.ids: Tensor | None = ids if rules.reads_ids or own else None
         self.leads: list[int] | None = None
         self.done = torch.zeros(len(rows), dtype=torch.bool, device=ids.device)
         self.shrinks = shrinks and stepper.ragged and self.ids is None and streamer is None
-        self.picker = Picker(rules, ids)
+        self.picker = Sampler(rules, ids)
         self._rested = 0
 
-    def open(self, openings: Sequence[Opening], states: HiddenStates) -> Tensor:
+    def open(self, openings: Sequence[PromptRouter], states: HiddenStates) -> Tensor:
         """Go on with the prompts as their openings choose; return the logits after them, [rows, vocabulary]."""
         stepper: Any = self.stepper
-        edits: dict[int, Edit] = {}
+        edits: dict[int, CacheEdit] = {}
         temperatures: list[float | None] = []
         width = self.prompt.shape[1]
         sizes = [width] * len(self.rows) if self.mask is None else self.mask[:, -width:].sum(1).tolist()
         for row, opening, size in zip(self.rows, openings, sizes, strict=True):
             opened = opening.choose(states.read(opening.layer, row.slot))
             row.reread = size if opened.apart else 0
-            edits[row.slot] = Edit(opened.ids, row.reread, row.reread, opened.ids)
+            edits[row.slot] = CacheEdit(opened.ids, row.reread, row.reread, opened.ids)
             temperatures.append(opened.temperature)
             row.last_prompt_token = opened.ids[-1]
             row.watch(opened.watcher)
@@ -97,12 +97,12 @@ class Loop:
                 self.ids = torch.cat([self.ids, tokens[:, None]], dim=-1)
             sampled, stops = self._to_host(tokens)
             seen = self._seen(logits, tokens)
-            edits: dict[int, Edit] = {}
+            edits: dict[int, CacheEdit] = {}
             ended = False
             for row in live:
                 slot = row.slot
                 if row.pending is not None:
-                    edits[slot] = REST
+                    edits[slot] = WAIT
                     continue
                 if row.queue:
                     row.queue.popleft()
@@ -130,7 +130,7 @@ class Loop:
                     self.stepper.freeze(self.done)
             logits = self._feed_edits(tokens, sampled, edits) if edits else self.stepper.step(tokens[:, None], self.ids)
 
-    def _end_rests(self, live: list[Row], edits: dict[int, Edit]) -> bool:
+    def _end_rests(self, live: list[SequenceState], edits: dict[int, CacheEdit]) -> bool:
         """Wake the rows that rest, all at once, when the others are through or have gone on alone for a while.
 
         So what they rest for is worked out for many rows in one go, and when that is depends on no clock. Returns
@@ -151,17 +151,17 @@ class Loop:
                 row.tell(row.completion())
         return any(row.finish is not None for row in resting)
 
-    def _seen(self, logits: Tensor, tokens: Tensor) -> list[Seen] | None:
+    def _seen(self, logits: Tensor, tokens: Tensor) -> list[StepInfo] | None:
         """What watchers may know of this step, by place in the batch; None where nobody asks."""
         if not self.measured and self.states is None:
             return None
-        signals = signals_of(logits, tokens) if self.measured else [None] * len(self.rows)
+        signals = compute_signals(logits, tokens) if self.measured else [None] * len(self.rows)
         readers = [_unread if self.states is None else self.states.reader(slot) for slot in range(len(self.rows))]
-        return [Seen(some, reader) for some, reader in zip(signals, readers, strict=True)]
+        return [StepInfo(some, reader) for some, reader in zip(signals, readers, strict=True)]
 
     def _shrink(
-        self, live: list[Row], tokens: Tensor, sampled: list[int], edits: dict[int, Edit]
-    ) -> tuple[Tensor, list[int], dict[int, Edit]]:
+        self, live: list[SequenceState], tokens: Tensor, sampled: list[int], edits: dict[int, CacheEdit]
+    ) -> tuple[Tensor, list[int], dict[int, CacheEdit]]:
         """Take the rows that have ended out of the batch, and out of what the step has made."""
         slots = [row.slot for row in live]
         keep = torch.tensor(slots, device=tokens.device)
@@ -194,7 +194,7 @@ class Loop:
                 tokens[row.slot] = row.queue[0]
         return tokens
 
-    def _feed_edits(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit]) -> Tensor:
+    def _feed_edits(self, tokens: Tensor, sampled: list[int], edits: dict[int, CacheEdit]) -> Tensor:
         """Carry the edits out and run the forward they lead to."""
         self._unfeed(edits)
         if not self.rows[0].ragged or self._too_many(edits):
@@ -216,14 +216,14 @@ class Loop:
         logits: Tensor = stepper.feed(feeds)
         return logits
 
-    def _unfeed(self, edits: dict[int, Edit]) -> None:
+    def _unfeed(self, edits: dict[int, CacheEdit]) -> None:
         """Make the model forget what is taken back."""
         stepper: Any = self.stepper
         for index, edit in edits.items():
             if edit.unfeed:
                 stepper.unfeed(index, edit.unfeed)
 
-    def _too_many(self, edits: dict[int, Edit]) -> bool:
+    def _too_many(self, edits: dict[int, CacheEdit]) -> bool:
         """Whether the rows are better fed one token at a time: a chunk pads all of them to its longest."""
         size = max(len(edit.feed) for edit in edits.values())
         most = _CHUNK.get(self.done.device.type, _CHUNK_ELSEWHERE)
@@ -231,7 +231,7 @@ class Loop:
         rows = sum(row.finish is None for row in self.rows)  # whether those that have ended are still there or not
         return size > 1 and size * rows > most and self.ids is None and not rests
 
-    def _edit_ids(self, ids: Tensor, edits: dict[int, Edit]) -> None:
+    def _edit_ids(self, ids: Tensor, edits: dict[int, CacheEdit]) -> None:
         """Rebuild the ids after rows grew unequally: right-aligned, padded on the left as little as can be."""
         width = ids.shape[1]
         if self.leads is None:
@@ -249,7 +249,7 @@ class Loop:
         for index, lead in enumerate(self.leads):
             self.ids[index, lead:] = torch.cat([kept[index], added[index]])
 
-    def _stream(self, tokens: Tensor, sampled: list[int], edits: dict[int, Edit], hidden: set[int]) -> None:
+    def _stream(self, tokens: Tensor, sampled: list[int], edits: dict[int, CacheEdit], hidden: set[int]) -> None:
         """Show a streamer the step as `generate` does, one token a row; forced tokens come as soon as decided on.
 
         The sampled tokens of `hidden` rows are not for it: they stand for queued ones, or are part of a trial.

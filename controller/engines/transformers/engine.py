@@ -16,14 +16,14 @@ from torch import Tensor
 
 from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
-from ...types import Completion, Request, Sampling, TokenSink
-from ..checkpoints import check_causal, check_tokenizer, loaded, locate
-from ..validation import limit_of, openings_of
+from ...types import Completion, Request, SamplingParams, TokenSink
+from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
+from ..validation import check_max_new_tokens, collect_openings
 from .decode import Decoded, decode_rows
 from .hidden_states import HiddenStates
-from .model_runner import can_be_ragged, stepper_for
-from .research.early_exit import can_leave, leaving_rows
-from .research.steering import steered_rows
+from .model_runner import can_be_ragged, make_runner
+from .research.early_exit import install_early_exit, supports_early_exit
+from .research.steering import install_steering
 
 
 class TransformersEngine:
@@ -34,14 +34,14 @@ class TransformersEngine:
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
         ragged = ("crop", "ragged") if can_be_ragged(model) else ()
-        early = ("shortcut",) if can_leave(model) else ()
+        early = ("shortcut",) if supports_early_exit(model) else ()
         self.capabilities = frozenset({"signals", "chances", "hidden", "steer", "retract", *ragged, *early})
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
 
     def generate(
-        self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None = None
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Decode all requests as one batch, in order; global random state is left alone when a seed is given.
 
@@ -51,11 +51,13 @@ class TransformersEngine:
             return []
         if self.model is None:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
-        budgets = [limit_of(request, row, self.context_length, self.name) for row, request in enumerate(requests)]
+        budgets = [
+            check_max_new_tokens(request, row, self.context_length, self.name) for row, request in enumerate(requests)
+        ]
         if any(request.opening is not None for request in requests) and "ragged" not in self.capabilities:
             return self._reread(requests, sampling, sink)
         layers = {layer for request in requests for layer in request.layers}
-        openings = openings_of(requests)
+        openings = collect_openings(requests)
         states = HiddenStates(self.model, layers | {opening.layer for opening in openings or ()})
         decoded: list[Decoded] = []
 
@@ -81,30 +83,32 @@ class TransformersEngine:
 
         try:
             with (
-                steered_rows(self.model, [request.steering for request in requests]) as steering,
-                leaving_rows(self.model, [request.leaving for request in requests]) as leaving,
+                install_steering(self.model, [request.steering for request in requests]) as steering,
+                install_early_exit(self.model, [request.leaving for request in requests]) as leaving,
             ):
                 self._generate(requests, sampling, max(budgets), run)
         finally:
             states.close()
         return [row.completion() for row in decoded[0].rows]
 
-    def _generate(self, requests: Sequence[Request], sampling: Sampling, longest: int, run: Any) -> None:
+    def _generate(self, requests: Sequence[Request], sampling: SamplingParams, longest: int, run: Any) -> None:
         """Let transformers prepare a batch and hand it to `run`."""
         ids, mask = self._padded([request.prompt_ids for request in requests])
         config = self._generation_config(sampling, longest)
         with _seeded(sampling.seed):
             self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=run)
 
-    def _reread(self, requests: Sequence[Request], sampling: Sampling, sink: TokenSink | None) -> list[Completion]:
+    def _reread(
+        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None
+    ) -> list[Completion]:
         """Answer requests with openings where rows cannot be fed unequally: prompts are read once more when whole."""
-        openings = openings_of(requests) or []
+        openings = collect_openings(requests) or []
         states = HiddenStates(self.model, {opening.layer for opening in openings})
 
         def read(model: Any, input_ids: Tensor, generation_config: Any, **prepared: Any) -> Tensor:
             kwargs = {k: v for k, v in prepared.items() if k not in ("logits_processor", "stopping_criteria")}
             with torch.no_grad():
-                stepper_for(model, input_ids, generation_config, kwargs).prefill(input_ids)
+                make_runner(model, input_ids, generation_config, kwargs).prefill(input_ids)
             return input_ids
 
         try:
@@ -141,7 +145,7 @@ class TransformersEngine:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def _generation_config(self, sampling: Sampling, max_new_tokens: int) -> Any:
+    def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> Any:
         """The model's own defaults with the options laid over them."""
         config = copy.deepcopy(self.model.generation_config)
         config.max_new_tokens, config.max_length = max_new_tokens, None
@@ -187,16 +191,16 @@ def load_engine(
     Raises ModelError when there is no such model, it is not a causal language model, or it lacks a tokenizer.
     """
     name = os.fspath(model)
-    place = locate(name)
+    place = resolve_checkpoint(name)
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = loaded(name, "configuration", lambda: AutoConfig.from_pretrained(place))
+    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(place))
     check_causal(name, config)
     check_tokenizer(name, Path(place))
     if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
         from ....kernels import quantization  # noqa: F401 - teaches transformers what `tersely quantize` writes
-    tokenizer = loaded(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
-    weights = loaded(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
+    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")
     weights = weights.to(target).eval()
     if grouped:

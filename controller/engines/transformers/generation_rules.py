@@ -24,7 +24,7 @@ _OTHER_MODALITIES = ("pixel_", "image_", "input_features", "input_values", "mm_e
 
 
 @dataclass(slots=True)
-class Rules:
+class GenerationRules:
     """How tokens are picked and when a row ends, taken apart once so that each step does the least."""
 
     processors: LogitsProcessorList
@@ -45,7 +45,9 @@ class Rules:
         return bool(self.criteria) or any(type(processor) not in _BLIND for processor in self.processors)
 
 
-def rules_of(processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig) -> Rules:
+def read_generation_rules(
+    processors: LogitsProcessorList, criteria: StoppingCriteriaList, config: GenerationConfig
+) -> GenerationRules:
     """Sort the criteria into those the host decides by itself and those to be asked."""
     eos: set[int] = set()
     lengths: list[float] = []
@@ -59,7 +61,7 @@ def rules_of(processors: LogitsProcessorList, criteria: StoppingCriteriaList, co
             rest.append(criterion)
     pad = config._pad_token_tensor
     record = bool(config.return_dict_in_generate)
-    return Rules(
+    return GenerationRules(
         processors=processors,
         sample=bool(config.do_sample),
         temperature=float(config.temperature or 1.0),

@@ -22,10 +22,10 @@ class HiddenStates:
 
     def __init__(self, model: Any, layers: Collection[int]) -> None:
         self._last: dict[int, Tensor] = {}
-        places = {layer: place_of(model, layer) for layer in layers}  # all or none: no hook may stay behind
+        places = {layer: find_decoder_layers(model, layer) for layer in layers}  # all or none: no hook may stay behind
         self._handles = [self._hook(place, layer) for layer, place in places.items()]
 
-    def _hook(self, place: Place, layer: int) -> Any:
+    def _hook(self, place: HookPoint, layer: int) -> Any:
         def after(module: nn.Module, inputs: Any, output: Any) -> None:
             value = output if isinstance(output, Tensor) else output[0]
             self._last[layer] = value[:, -1]
@@ -59,14 +59,14 @@ def _read(last: Mapping[int, Tensor], slot: int, layer: int) -> State:
     return state
 
 
-class Place(NamedTuple):
+class HookPoint(NamedTuple):
     """Where a hidden state passes by: what a module puts out, or what goes into it."""
 
     module: nn.Module
     before: bool = False
 
 
-def place_of(model: Any, layer: int) -> Place:
+def find_decoder_layers(model: Any, layer: int) -> HookPoint:
     """Where the hidden state of a layer passes by; raises OptionError, CapabilityError if that is not found."""
     decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     count = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -74,12 +74,12 @@ def place_of(model: Any, layer: int) -> Place:
     if not 0 <= index <= count:
         raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
     if index == count:
-        return Place(decoder)
+        return HookPoint(decoder)
     lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
     blocks = next(lists, None)
     if index == 0:
         # Learnt positions are added after the embedding's module, so the first block's input is the better place.
-        return Place(model.get_input_embeddings()) if blocks is None else Place(blocks[0], before=True)
+        return HookPoint(model.get_input_embeddings()) if blocks is None else HookPoint(blocks[0], before=True)
     if blocks is None:
         raise CapabilityError(f"no list of {count} layers found in {type(model).__name__}; use layer -1")
-    return Place(blocks[index - 1])
+    return HookPoint(blocks[index - 1])

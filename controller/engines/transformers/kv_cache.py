@@ -10,7 +10,7 @@ from transformers.cache_utils import DynamicLayer
 _ROOM = 64
 
 
-class GrowingLayer(DynamicLayer):  # type: ignore[misc]
+class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
     """Like `DynamicLayer`, which concatenates; here `keys` and `values` are the filled part of larger buffers.
 
     Whoever replaces, selects or crops them may do so: a part that no longer begins its buffer is copied into a new one.
@@ -55,6 +55,6 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]
         return self._buffers
 
 
-def let_grow(cache: Any) -> None:
+def enable_preallocation(cache: Any) -> None:
     """Give every plain layer of a cache room to grow."""
-    cache.layers = [GrowingLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [PreallocatedCacheLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]

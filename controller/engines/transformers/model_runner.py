@@ -12,7 +12,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.cache_utils import DynamicLayer
 
 from ....kernels.grouped_attention import NAME as GROUPED
-from .kv_cache import GrowingLayer, let_grow
+from .kv_cache import PreallocatedCacheLayer, enable_preallocation
 
 CACHE_NAMES = ("cache", "past_key_values")
 """The keyword for the cache in newer and in older transformers."""
@@ -25,7 +25,7 @@ _BY_ROW = ("attention_mask", "position_ids")
 """Inputs that have a line for each row."""
 
 
-def cache_of(values: Any) -> tuple[str | None, Any]:
+def find_cache(values: Any) -> tuple[str | None, Any]:
     """Return the name and value of the cache among keyword arguments or model outputs."""
     for name in CACHE_NAMES:
         if values.get(name) is not None:
@@ -33,7 +33,7 @@ def cache_of(values: Any) -> tuple[str | None, Any]:
     return None, None
 
 
-class OwnStepper:
+class HFInputsRunner:
     """Prepares each step by the model's own methods: right for any decoder, one token per row and step."""
 
     ragged = False
@@ -67,10 +67,10 @@ class OwnStepper:
     @property
     def cache(self) -> Any:
         """The model's cache, or None."""
-        return cache_of(self.kwargs)[1]
+        return find_cache(self.kwargs)[1]
 
 
-class PlainStepper:
+class RaggedRunner:
     """Builds the inputs of a standard decoder directly.
 
     On full attention (`ragged`) rows may be fed different numbers of tokens at once: a shorter row gets holes on the
@@ -105,12 +105,12 @@ class PlainStepper:
         else:
             outputs = self.model._prefill(ids, self.config, self.kwargs)
         logits: Tensor = outputs.logits[:, -1]
-        _, self.cache = cache_of(outputs)
+        _, self.cache = find_cache(outputs)
         if shared:
             logits = logits[kinds]
             self.cache.batch_select_indices(torch.tensor(kinds, device=self.device))
-        let_grow(self.cache)
-        name, _ = cache_of(self.kwargs)
+        enable_preallocation(self.cache)
+        name, _ = find_cache(self.kwargs)
         kwargs = {key: value for key, value in self.kwargs.items() if key not in (*CACHE_NAMES, "labels")}
         mask, positions = kwargs.pop("attention_mask", None), kwargs.pop("position_ids", None)
         self.width = self.cache.get_seq_length()
@@ -124,7 +124,7 @@ class PlainStepper:
 
     def _distinct(self, ids: Tensor) -> tuple[list[int], list[int]]:
         """The first of each kind of row, and for each row the number of its kind; nothing where rows have a past."""
-        cache = cache_of(self.kwargs)[1]
+        cache = find_cache(self.kwargs)[1]
         others = (v for name, v in self.kwargs.items() if name not in _BY_ROW)
         if cache.get_seq_length() or any(isinstance(value, Tensor) for value in others):
             return [], []
@@ -247,12 +247,12 @@ class PlainStepper:
         self.holes = [0] * self.rows
 
 
-Stepper = OwnStepper | PlainStepper
+ModelRunner = HFInputsRunner | RaggedRunner
 
 
-def stepper_for(model: Any, ids: Tensor, config: GenerationConfig, kwargs: dict[str, Any]) -> Stepper:
+def make_runner(model: Any, ids: Tensor, config: GenerationConfig, kwargs: dict[str, Any]) -> ModelRunner:
     """Choose the direct stepper for a standard decoder with a growing cache, the model's own preparation otherwise."""
-    _, cache = cache_of(kwargs)
+    _, cache = find_cache(kwargs)
     positions = kwargs.get("position_ids")
     plain = (
         _is_standard(model)
@@ -263,7 +263,7 @@ def stepper_for(model: Any, ids: Tensor, config: GenerationConfig, kwargs: dict[
         and not any(kwargs.get(name) is not None for name in _OWN_INPUTS)
         and model.device == ids.device
     )
-    return PlainStepper(model, config, kwargs) if plain else OwnStepper(model, config, kwargs)
+    return RaggedRunner(model, config, kwargs) if plain else HFInputsRunner(model, config, kwargs)
 
 
 def can_be_ragged(model: Any) -> bool:
@@ -284,6 +284,6 @@ def _is_standard(model: Any) -> bool:
 
 def _is_ragged(model: Any, cache: Any) -> bool:
     return (
-        all(type(layer) in (DynamicLayer, GrowingLayer) for layer in cache.layers)
+        all(type(layer) in (DynamicLayer, PreallocatedCacheLayer) for layer in cache.layers)
         and model.config._attn_implementation in _MASKED_ATTENTION
     )

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from ....errors import ModelError
-from .generation_rules import Rules
+from .generation_rules import GenerationRules
 
 _BLOCK = 64
 """Scores that are compared at a time: PyTorch's search for a maximum on CPUs is faster than that for its place."""
 
 
-def likeliest(scores: Tensor) -> Tensor:
+def argmax(scores: Tensor) -> Tensor:
     """The place of the first maximum in each row of scores [rows, vocabulary], as `argmax` has it, ties and NaN too."""
     rows, size = scores.shape
     if scores.device.type != "cpu" or size % _BLOCK or size <= _BLOCK:
@@ -25,7 +25,7 @@ def likeliest(scores: Tensor) -> Tensor:
     return block * _BLOCK + within
 
 
-def drawn(chances: Tensor, numbers: Tensor) -> Tensor:
+def inverse_cdf(chances: Tensor, numbers: Tensor) -> Tensor:
     """The token of each row at whose chance its number in [0, 1) falls; chances [rows, vocabulary], numbers [rows, 1].
 
     Chances need not sum up to one, and what has none is never drawn. Raises ModelError where they are no numbers.
@@ -36,13 +36,13 @@ def drawn(chances: Tensor, numbers: Tensor) -> Tensor:
     return torch.searchsorted(reached, numbers * reached[:, -1:], right=True).squeeze(1)
 
 
-class Picker:
+class Sampler:
     """Picks a token for each row of a batch, and keeps the scores and logits that are to be recorded.
 
     prompt: ids [rows, length] of all rows there were at the start. inverse: see `Sampling`.
     """
 
-    def __init__(self, rules: Rules, prompt: Tensor) -> None:
+    def __init__(self, rules: GenerationRules, prompt: Tensor) -> None:
         self.rules, self.prompt = rules, prompt
         self.inverse = False
         self.scores: list[Tensor] = []
@@ -76,9 +76,9 @@ class Picker:
             scores = rules.processors(ids if ids is not None else self.prompt, scores)
         if rules.record_scores:
             self.scores.append(scores)
-        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else likeliest(scores)
+        tokens = self._draw(torch.softmax(scores, dim=-1)) if rules.sample else argmax(scores)
         if greedy:
-            tokens[greedy] = likeliest(logits[greedy])
+            tokens[greedy] = argmax(logits[greedy])
         return tokens
 
     def _draw(self, chances: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Picker:
         """
         if self.inverse and chances.device.type != "mps":  # which has no numbers of 64 bits
             numbers = torch.rand(len(self.prompt), 1, dtype=torch.float64, device=chances.device)
-            return drawn(chances, numbers if self._places is None else numbers[self._places])
+            return inverse_cdf(chances, numbers if self._places is None else numbers[self._places])
         if self._places is None:
             return torch.multinomial(chances, num_samples=1).squeeze(1)
         among = chances.new_ones(len(self.prompt), chances.shape[1])

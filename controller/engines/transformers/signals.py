@@ -9,7 +9,7 @@ from ....kernels.signals import logit_signals
 from ...types import Signals
 
 
-def signals_of(logits: Tensor, tokens: Tensor) -> list[Signals]:
+def compute_signals(logits: Tensor, tokens: Tensor) -> list[Signals]:
     """Signals of tokens [rows] sampled from the model's own logits [rows, vocabulary]; one wait for the device."""
     found = logit_signals(logits)
     chosen = (logits.gather(1, tokens[:, None]).squeeze(1).float() - found.log_total).exp()

@@ -10,25 +10,25 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 
-from ...trace import Generation
+from ...trace import GenerationResult
 
-CURRENT: ContextVar[Together | None] = ContextVar("tersely_together", default=None)
+current_batch: ContextVar[BatchContext | None] = ContextVar("tersely_together", default=None)
 """The batch that the running calls belong to."""
 
 
-class Together:
+class BatchContext:
     """Answers of one batch by key; made all at once when the first is taken.
 
     make() returns one for each key, None for one that has to be made alone.
     """
 
-    def __init__(self, keys: Sequence[str], make: Callable[[], Sequence[Generation | None]]) -> None:
+    def __init__(self, keys: Sequence[str], make: Callable[[], Sequence[GenerationResult | None]]) -> None:
         self._keys, self._make = keys, make
         self._lock = threading.Lock()
-        self._made: defaultdict[str, deque[Generation]] | None = None
+        self._made: defaultdict[str, deque[GenerationResult]] | None = None
         self._error: BaseException | None = None
 
-    def take(self, key: str) -> Generation | None:
+    def take(self, key: str) -> GenerationResult | None:
         """The next answer of this key; None if there is none. Raises what making them raised."""
         if key not in self._keys:
             return None
@@ -40,13 +40,13 @@ class Together:
             found = self._made[key]
             return found.popleft() if found else None
 
-    def _answers(self) -> defaultdict[str, deque[Generation]]:
+    def _answers(self) -> defaultdict[str, deque[GenerationResult]]:
         try:
             made = self._make()
         except BaseException as error:
             self._error = error
             raise
-        answers: defaultdict[str, deque[Generation]] = defaultdict(deque)
+        answers: defaultdict[str, deque[GenerationResult]] = defaultdict(deque)
         for key, generation in zip(self._keys, made, strict=True):
             if generation is not None:
                 answers[key].append(generation)

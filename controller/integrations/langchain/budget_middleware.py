@@ -13,8 +13,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langgraph.types import Command
 
 from ....errors import OptionError, unknown
-from .effort_steps import SPENT, effort_of, effort_settings, lower
-from .limits import Limits, known, repeated
+from .effort_steps import SPENT, effort_settings, get_effort, min_effort
+from .limits import AgentLimits, repeated_tool_call, tool_results_text
 
 SHARES: Mapping[str, float] = {"normal": 0.5, "easy": 0.75, "none": 0.9}
 """From which share of a budget on a step gets this effort at most."""
@@ -25,7 +25,7 @@ FINISH = (
 )
 
 
-class SpentState(AgentState):
+class BudgetState(AgentState):
     """What has been spent on the question at hand; no input of an agent sets it."""
 
     tersely_spent: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]  # type: ignore[valid-type]  # base unknown
@@ -34,7 +34,8 @@ class SpentState(AgentState):
 class BudgetMiddleware(AgentMiddleware):
     """Holds what an agent spends on one question within limits, and has it answer from what is known at their end.
 
-    tokens: read and written, those that tersely spends beside the text included. dollars: by `prices`, see `Limits`.
+    tokens: read and written, those that tersely spends beside the text included. dollars: by `prices`, see
+    `AgentLimits`.
     seconds: of wall time. shares: how efforts go down as the scarcest is used up. At its end a last call without
     tools answers, in at most `answer_tokens`; with last_call False what tools have said stands for the answer. repeats:
     a tool that is called for so many times with the same arguments is not carried out, and that ends the question in
@@ -44,7 +45,7 @@ class BudgetMiddleware(AgentMiddleware):
     and tools are the framework's to handle.
     """
 
-    state_schema = SpentState
+    state_schema = BudgetState
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class BudgetMiddleware(AgentMiddleware):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        self.limits = Limits(tokens, dollars, seconds, dict(prices or {}))
+        self.limits = AgentLimits(tokens, dollars, seconds, dict(prices or {}))
         if repeats is not None and repeats < 2:
             raise OptionError(f"repeats is {repeats}; accepted: 2 or more, or None for any number")
         for effort in shares:
@@ -85,7 +86,7 @@ class BudgetMiddleware(AgentMiddleware):
         ceiling = None
         for effort, reached in self.shares.items():
             if share >= reached:
-                ceiling = lower(effort, ceiling)
+                ceiling = min_effort(effort, ceiling)
         over = f"the budget is spent: {words}" if share >= 1 else None
         update: dict[str, Any] = {SPENT: {**state[SPENT], "ceiling": ceiling, "over": over}}
         if over is not None and not self.last_call:
@@ -100,7 +101,7 @@ class BudgetMiddleware(AgentMiddleware):
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         """See `AgentMiddleware.wrap_model_call`."""
-        turn = _Turn(self, request)
+        turn = _TurnBudget(self, request)
         response = handler(turn.asked)
         turn.heard(response)
         if turn.needs_last_call(response):
@@ -112,7 +113,7 @@ class BudgetMiddleware(AgentMiddleware):
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
         """See `AgentMiddleware.awrap_model_call`."""
-        turn = _Turn(self, request)
+        turn = _TurnBudget(self, request)
         response = await handler(turn.asked)
         turn.heard(response)
         if turn.needs_last_call(response):
@@ -121,7 +122,7 @@ class BudgetMiddleware(AgentMiddleware):
         return turn.result(response)
 
 
-class _Turn:
+class _TurnBudget:
     """One model call with what it costs; over: why there is no further one, None while there may be."""
 
     def __init__(self, budget: BudgetMiddleware, request: ModelRequest[Any]) -> None:
@@ -135,8 +136,8 @@ class _Turn:
         """The request with the effort and the length that the budget still allows."""
         request, limits = self.request, self.budget.limits
         settings = {**request.model_settings}
-        effort = effort_of(request.model, settings)
-        if (allowed := lower(effort, self.spent["ceiling"])) != effort:
+        effort = get_effort(request.model, settings)
+        if (allowed := min_effort(effort, self.spent["ceiling"])) != effort:
             settings |= self.budget.settings(request.model, allowed)
         longest = _longest(request.model, settings)
         if limits.tokens is not None and longest is not None:
@@ -169,7 +170,7 @@ class _Turn:
         if self._last or most is None:
             return False
         calls = [call for message in response.result for call in getattr(message, "tool_calls", ())]
-        name = repeated(self.request.messages, calls, most)
+        name = repeated_tool_call(self.request.messages, calls, most)
         if name is None:
             return False
         self._last = True
@@ -189,7 +190,7 @@ def _ended(answer: AIMessage, reason: str, messages: Sequence[BaseMessage]) -> A
     """An answer that ends the question: it calls nothing, and says what is known where it says nothing itself."""
     content = answer.content
     if not answer.text.strip() or answer.tool_calls:
-        found = known(messages)
+        found = tool_results_text(messages)
         content = f"Stopped, for {reason}. " + (f"Known so far:\n{found}" if found else "Nothing is known so far.")
     return AIMessage(
         content=content,

@@ -7,14 +7,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from ....errors import unknown
-from ...api import as_helper, as_verifier
+from ...api import resolve_helper, resolve_verifier
 from ...budgets import canonical_effort
-from ...options import DEFAULT_MAX_NEW_TOKENS, Options
+from ...options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ...session import Session
-from ...types import Sampling
+from ...types import SamplingParams
 from .runner import shared_engine
 
-OF_CALLS = (
+CALL_OPTIONS = (
     "effort reasoning_effort preset policies max_tokens temperature top_p top_k seed probes answer_reserve strategy"
 ).split()
 """What may be given with a call, whatever the framework."""
@@ -35,24 +35,24 @@ def check_settings(given: Collection[str], accepted: Collection[str]) -> None:
             raise unknown("setting of a call", name, accepted)
 
 
-def session_on(engine: Any, model: Any) -> Session:
+def open_session(engine: Any, model: Any) -> Session:
     """A session on an engine, or on the one of a name, with what a framework's model says besides."""
     return Session(
         shared_engine(os.fspath(engine)) if isinstance(engine, (str, os.PathLike)) else engine,
         model.markers,
         model.think_prompt,
-        verifier=as_verifier(model.verifier),
-        helper=as_helper(model.helper),
+        verifier=resolve_verifier(model.verifier),
+        helper=resolve_helper(model.helper),
     )
 
 
-def options_of(settings: Mapping[str, Any], after_tool: bool, tools: tuple[Any, ...] = ()) -> Options:
-    """The options of a call; settings: all of `OF_CALLS`, of which `reasoning_effort` may be left out."""
+def build_options(settings: Mapping[str, Any], after_tool: bool, tools: tuple[Any, ...] = ()) -> GenerationOptions:
+    """The options of a call; settings: all of `CALL_OPTIONS`, of which `reasoning_effort` may be left out."""
     effort = settings.get("reasoning_effort") or settings["effort"]
     if after_tool and canonical_effort(effort) == "auto":
         effort = "normal"  # `auto` judges questions; what a tool wrote must not raise the budget
     policies, limit = settings["policies"], settings["max_tokens"]
-    return Options(
+    return GenerationOptions(
         effort=effort,
         preset=settings["preset"],
         policies=None if policies is None else tuple(policies),
@@ -60,6 +60,6 @@ def options_of(settings: Mapping[str, Any], after_tool: bool, tools: tuple[Any, 
         answer_reserve=settings["answer_reserve"],
         strategy=settings["strategy"],
         probes=settings["probes"],
-        sampling=Sampling(*(settings[name] for name in ("temperature", "top_p", "top_k", "seed"))),
+        sampling=SamplingParams(*(settings[name] for name in ("temperature", "top_p", "top_k", "seed"))),
         tools=tools,
     )

@@ -24,14 +24,14 @@ from ...budgets import EFFORTS, canonical_effort
 from ...options import DEFAULT_MAX_NEW_TOKENS
 from ...policies import make_policies
 from ...session import Session
-from ...text.tool_calls import check_tools, chosen, knows_tools
-from ...trace import Generation
-from .batch_context import CURRENT, Together
-from .call_options import check_arguments, check_settings, session_on
-from .messages import piece
-from .prepared_call import SETTINGS, Asked, answer, answer_together, ask
-from .runner import read_out, read_out_async
-from .structured_output import METHODS, Fitting, response_format, with_raw
+from ...text.tool_calls import apply_tool_choice, check_tools, supports_tools
+from ...trace import GenerationResult
+from .batch_context import BatchContext, current_batch
+from .call_options import check_arguments, check_settings, open_session
+from .messages import to_chunk
+from .prepared_call import SETTINGS, PreparedCall, answer, answer_together, prepare_call
+from .runner import aiter_deltas, iter_deltas
+from .structured_output import METHODS, SchemaOutputParser, response_format, with_raw
 
 # Arguments that LangChain gives to any chat model and that mean something only where there is a network.
 _OF_NETWORKS = ("api_key", "base_url", "timeout", "max_retries")
@@ -128,7 +128,7 @@ class ChatTersely(BaseChatModel):
         )
         engine = getattr(self.model, "engine", self.model)
         if hasattr(engine, "tokenizer"):
-            profile["tool_calling"] = knows_tools(engine.tokenizer)
+            profile["tool_calling"] = supports_tools(engine.tokenizer)
             if engine.context_length is not None:
                 profile["max_input_tokens"] = engine.context_length
         return profile
@@ -146,10 +146,12 @@ class ChatTersely(BaseChatModel):
             return model
         name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
         if name not in self._sessions:
-            self._sessions[name] = session_on(name or model, self)
+            self._sessions[name] = open_session(name or model, self)
         return self._sessions[name]
 
-    def _asked(self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]) -> Asked:
+    def _asked(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]
+    ) -> PreparedCall:
         """The call as it is put to the engine; raises OptionError for settings it does not know."""
         check_settings(given, SETTINGS)
         own = {name: getattr(self, name) for name in SETTINGS if name in type(self).model_fields and name != "model"}
@@ -157,7 +159,7 @@ class ChatTersely(BaseChatModel):
             own["effort"] = given["effort"]
         stops = (self.stop or ()) if stop is None else stop
         name = str(given.get("model") or self.model_name)
-        return ask(self._session(given.get("model")), name, messages, stops, {**own, **given})
+        return prepare_call(self._session(given.get("model")), name, messages, stops, {**own, **given})
 
     # Answering
 
@@ -170,11 +172,11 @@ class ChatTersely(BaseChatModel):
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        if CURRENT.get() is not None:
+        if current_batch.get() is not None:
             return await run_in_executor(None, self._generate, messages, stop, **kwargs)
         asked = await run_in_executor(None, self._asked, messages, stop, kwargs)
-        async for said in read_out_async(asked.answering):
-            if isinstance(said, Generation):
+        async for said in aiter_deltas(asked.answering):
+            if isinstance(said, GenerationResult):
                 return asked.made(said).result()
         raise AssertionError("an answering ends with a generation or an error")
 
@@ -186,55 +188,55 @@ class ChatTersely(BaseChatModel):
         if generation is not None:
             yield from asked.made(generation).chunks()
             return
-        with contextlib.closing(read_out(asked.answering)) as told:
+        with contextlib.closing(iter_deltas(asked.answering)) as told:
             for said in told:
-                yield asked.made(said).last() if isinstance(said, Generation) else piece(*said)
+                yield asked.made(said).last() if isinstance(said, GenerationResult) else to_chunk(*said)
 
     async def _astream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         asked = await run_in_executor(None, self._asked, messages, stop, kwargs)
-        async with contextlib.aclosing(read_out_async(asked.answering)) as told:
+        async with contextlib.aclosing(aiter_deltas(asked.answering)) as told:
             async for said in told:
-                yield asked.made(said).last() if isinstance(said, Generation) else piece(*said)
+                yield asked.made(said).last() if isinstance(said, GenerationResult) else to_chunk(*said)
 
     def batch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """See `Runnable.batch`; the inputs are one batch of the engine."""
-        token = CURRENT.set(self._together(inputs, kwargs))
+        token = current_batch.set(self._together(inputs, kwargs))
         try:
             made: list[Any] = super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
             return made
         finally:
-            CURRENT.reset(token)
+            current_batch.reset(token)
 
     async def abatch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """See `Runnable.abatch`; the inputs are one batch of the engine."""
-        token = CURRENT.set(await run_in_executor(None, self._together, inputs, kwargs))
+        token = current_batch.set(await run_in_executor(None, self._together, inputs, kwargs))
         try:
             made: list[Any] = await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
             return made
         finally:
-            CURRENT.reset(token)
+            current_batch.reset(token)
 
-    def _together(self, inputs: Sequence[LanguageModelInput], given: Mapping[str, Any]) -> Together:
+    def _together(self, inputs: Sequence[LanguageModelInput], given: Mapping[str, Any]) -> BatchContext:
         """The calls of a batch that no cache answers and that can be put together, ready to be made as one."""
         settings = {name: value for name, value in given.items() if not name.endswith("structured_output_format")}
         stop = settings.pop("stop", None)
-        asked: list[Asked] = []
+        asked: list[PreparedCall] = []
         for one in inputs:
             with contextlib.suppress(TerselyError, ValueError):  # its own call will raise it
                 messages = self._convert_input(one).to_messages()
                 if not self._is_cached(messages, stop, settings):
                     asked.append(self._asked(messages, stop, settings))
         asked = [one for one in asked if one.options == asked[0].options]
-        return Together([one.key for one in asked], lambda: answer_together(asked))
+        return BatchContext([one.key for one in asked], lambda: answer_together(asked))
 
-    def _of_batch(self, asked: Asked) -> Generation | None:
-        together = CURRENT.get()
+    def _of_batch(self, asked: PreparedCall) -> GenerationResult | None:
+        together = current_batch.get()
         return None if together is None else together.take(asked.key)
 
     def _is_cached(self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]) -> bool:
@@ -256,7 +258,7 @@ class ChatTersely(BaseChatModel):
         described = [convert_to_openai_tool(tool) for tool in tools]
         if described:
             check_tools(self._session(kwargs.get("model")).engine)
-        chosen(described, tool_choice)
+        apply_tool_choice(described, tool_choice)
         check_settings([name for name in kwargs if name != "ls_structured_output_format"], SETTINGS)
         return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
 
@@ -275,7 +277,7 @@ class ChatTersely(BaseChatModel):
         tools. What is asked for in words may fail, so the answer is checked in any case; strict changes nothing.
         """
         if method is None:
-            method = METHODS[0] if knows_tools(self._session().engine.tokenizer) else METHODS[1]
+            method = METHODS[0] if supports_tools(self._session().engine.tokenizer) else METHODS[1]
         if method not in METHODS:
             raise unknown("method", method, METHODS)
         check_settings(kwargs, SETTINGS)
@@ -283,4 +285,8 @@ class ChatTersely(BaseChatModel):
             return super().with_structured_output(schema, include_raw=include_raw)
         said = {"kwargs": {"method": method}, "schema": schema}
         model = self.bind(response_format=response_format(schema, method), ls_structured_output_format=said, **kwargs)
-        return with_raw(model, Fitting(wanted=schema)) if include_raw else model | Fitting(wanted=schema)
+        return (
+            with_raw(model, SchemaOutputParser(wanted=schema))
+            if include_raw
+            else model | SchemaOutputParser(wanted=schema)
+        )

@@ -13,26 +13,26 @@ from pydantic import Field, PrivateAttr
 
 from ....errors import OptionError
 from ...budgets import ALIASES, EFFORTS, canonical_effort
-from ...options import Options
+from ...options import GenerationOptions
 from ...probe_registry import ProbeError
 from ...prompts import as_messages
 from ...session import Session
-from ...text.tool_calls import knows_tools
-from ...types import Opened, Opening, State
+from ...text.tool_calls import supports_tools
+from ...types import PromptRouter, RoutedPrompt, State
 from .messages import as_prompt
-from .runner import lock_of, shared_engine
-from .safety import neutraliser_for
+from .runner import engine_lock, shared_engine
+from .safety import get_sanitizer
 
 
-class _Look:
+class _PromptProbe:
     """An opening that keeps the hidden state it is shown; implements `engines.base.Opening`."""
 
-    def __init__(self, inner: Opening) -> None:
+    def __init__(self, inner: PromptRouter) -> None:
         self.inner, self.layer, self.longest = inner, inner.layer, inner.longest
         self.state: State | None = None
 
-    def choose(self, state: State) -> Opened:
-        """See `Opening.choose`."""
+    def choose(self, state: State) -> RoutedPrompt:
+        """See `PromptRouter.choose`."""
         self.state = state.copy()
         return replace(self.inner.choose(state), watcher=None)
 
@@ -90,8 +90,8 @@ class DifficultyDecision(BaseDecisionModel):
     def _read(self, state: Any) -> tuple[dict[str, float], int]:
         """How likely each tier is the cheapest that will do, and how many tokens were read."""
         session = self._loaded()
-        options = Options(effort="auto", preset="off", probes=self.probes)
-        with lock_of(session.engine):
+        options = GenerationOptions(effort="auto", preset="off", probes=self.probes)
+        with engine_lock(session.engine):
             probe = session.learnt(options)[1]
             if probe is None:
                 raise ProbeError(
@@ -100,7 +100,7 @@ class DifficultyDecision(BaseDecisionModel):
                 )
             (row,) = session.prepare([self._prompt(session, state)], options)
             assert row.request.opening is not None  # with a probe there is one
-            look = _Look(row.request.opening)
+            look = _PromptProbe(row.request.opening)
             session.engine.generate([replace(row.request, opening=look, max_new_tokens=1)], options.sampling)
         assert look.state is not None
         proba = probe.network.proba(look.state[None])[0]
@@ -115,7 +115,7 @@ class DifficultyDecision(BaseDecisionModel):
             return as_messages(state)
         messages = [state] if isinstance(state, BaseMessage) else list(state)
         tokenizer = session.engine.tokenizer
-        return as_prompt(messages, knows_tools(tokenizer), neutraliser_for(tokenizer, session.markers))
+        return as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
 
     def _loaded(self) -> Session:
         if isinstance(self.engine, Session):
@@ -125,7 +125,7 @@ class DifficultyDecision(BaseDecisionModel):
         return self._session
 
 
-def by_difficulty(decision: DifficultyDecision, after: str = "easy") -> Any:
+def difficulty_decision(decision: DifficultyDecision, after: str = "easy") -> Any:
     """A function for `EffortMiddleware`: the probe's tier for a question, the effort `after` for each later step."""
     canonical_effort(after)
 

@@ -16,7 +16,7 @@ from langgraph.types import Command
 from ....errors import OptionError, unknown
 from ...budgets import canonical_effort
 from .budget_middleware import BudgetMiddleware as BudgetMiddleware
-from .effort_steps import STEPS, TABLE, ceiling_of, effort_settings, kind_of_step, lower
+from .effort_steps import STEPS, TABLE, classify_step, effort_settings, max_effort, min_effort
 from .safety_middleware import SafetyMiddleware as SafetyMiddleware
 
 Chooser = Callable[[ModelRequest[Any]], "str | Awaitable[str]"]
@@ -73,10 +73,10 @@ class EffortMiddleware(AgentMiddleware):
     def _asked(self, request: ModelRequest[Any], effort: str) -> tuple[ModelRequest[Any], dict[str, Any]]:
         """The request with that effort, and a record of it."""
         chosen = canonical_effort(effort)
-        given = lower(chosen, ceiling_of(request.state))
+        given = min_effort(chosen, max_effort(request.state))
         model = self.route.get(given, request.model)
         settings = {**request.model_settings, **self.settings(model, given)}
-        step = kind_of_step(request.messages, bool(request.tools))
+        step = classify_step(request.messages, bool(request.tools))
         record = {"step": step, "effort": given, "chosen": chosen, "routed": given in self.route}
         return request.override(model=model, model_settings=settings), record
 
@@ -87,7 +87,7 @@ def _by_table(given: Mapping[str, str]) -> Callable[[ModelRequest[Any]], str]:
             raise unknown("kind of step", step, STEPS)
         canonical_effort(effort)
     table = {**TABLE, **given}
-    return lambda request: table[kind_of_step(request.messages, bool(request.tools))]
+    return lambda request: table[classify_step(request.messages, bool(request.tools))]
 
 
 def _recorded(response: Any, record: dict[str, Any]) -> ExtendedModelResponse[Any]:

@@ -24,7 +24,7 @@ _ORDER = ("none", "easy", "normal", "hard")
 _OPENAI_NAMES = {"easy": "low", "normal": "medium", "hard": "high"}
 
 
-def kind_of_step(messages: Sequence[BaseMessage], tools: bool) -> str:
+def classify_step(messages: Sequence[BaseMessage], tools: bool) -> str:
     """Which of `STEPS` comes next; tools: some can be called."""
     since: list[BaseMessage] = []
     for message in messages:
@@ -57,7 +57,7 @@ def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:
     )
 
 
-def effort_of(model: BaseChatModel, settings: Mapping[str, Any]) -> str:
+def get_effort(model: BaseChatModel, settings: Mapping[str, Any]) -> str:
     """The effort that a model would be called with."""
     for name in ("effort", "reasoning_effort"):
         if given := settings.get(name) or getattr(model, name, None):
@@ -65,13 +65,13 @@ def effort_of(model: BaseChatModel, settings: Mapping[str, Any]) -> str:
     return "hard"
 
 
-def ceiling_of(state: Any) -> str | None:
+def max_effort(state: Any) -> str | None:
     """The most effort that a budget allows the next step, None for any."""
     ceiling: str | None = (state.get(SPENT) or {}).get("ceiling")
     return ceiling
 
 
-def lower(effort: str, ceiling: str | None) -> str:
+def min_effort(effort: str, ceiling: str | None) -> str:
     """The lower of two efforts; `auto` may come to any, so a ceiling takes its place."""
     if ceiling is None or effort == ceiling:
         return effort

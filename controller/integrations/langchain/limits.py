@@ -15,7 +15,7 @@ from ....errors import OptionError
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class AgentLimits:
     """What a question may cost at most; None is without a limit.
 
     prices: model -> dollars for a million tokens (input, output); "*" stands for any other model.
@@ -75,7 +75,7 @@ def read_and_written(sent: Sequence[BaseMessage], message: AIMessage) -> tuple[i
     return max(0, usage["input_tokens"]), max(0, usage["output_tokens"]) + max(0, overhead)
 
 
-def repeated(messages: Sequence[BaseMessage], calls: Sequence[Mapping[str, Any]], most: int) -> str | None:
+def repeated_tool_call(messages: Sequence[BaseMessage], calls: Sequence[Mapping[str, Any]], most: int) -> str | None:
     """The name of a tool among `calls` that is called for the `most`-th time with the same arguments, or None.
 
     Counted are calls since the last message of the user.
@@ -97,7 +97,7 @@ def _mark(call: Mapping[str, Any]) -> str:
     return json.dumps([call["name"], call["args"]], sort_keys=True, default=str)
 
 
-def known(messages: Sequence[BaseMessage], most: int = 2000) -> str:
+def tool_results_text(messages: Sequence[BaseMessage], most: int = 2000) -> str:
     """What tools have said since the last message of the user, the latest last, in at most so many characters."""
     said: list[str] = []
     for message in messages:

@@ -11,16 +11,16 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Chat
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from ....errors import PromptError
-from ...text.reasoning_parser import cut
-from ...text.tool_calls import CLOSE, Call, read_calls
-from ...trace import Generation
-from .safety import Neutraliser
+from ...text.reasoning_parser import truncate_at_stop
+from ...text.tool_calls import CLOSE, ToolCall, read_calls
+from ...trace import GenerationResult
+from .safety import SpecialTokenSanitizer
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
 _NOTHING = "(no output)"
 
 
-def as_prompt(messages: Sequence[BaseMessage], tools: bool, neutralise: Neutraliser) -> list[dict[str, Any]]:
+def as_prompt(messages: Sequence[BaseMessage], tools: bool, neutralise: SpecialTokenSanitizer) -> list[dict[str, Any]]:
     """The messages as chat templates take them.
 
     tools: the template knows the messages of tools; another gets their results as messages of the user. What tools
@@ -71,7 +71,7 @@ def _of_assistant(message: AIMessage, text: str) -> dict[str, Any]:
     return turn
 
 
-def ask_also(prompt: list[dict[str, Any]], wish: str) -> list[dict[str, Any]]:
+def append_instruction(prompt: list[dict[str, Any]], wish: str) -> list[dict[str, Any]]:
     """The prompt with a wish at the end of the user's last message, or in one of its own where there is none."""
     for place in range(len(prompt) - 1, -1, -1):
         if prompt[place]["role"] == "user":
@@ -80,13 +80,13 @@ def ask_also(prompt: list[dict[str, Any]], wish: str) -> list[dict[str, Any]]:
     return [*prompt, {"role": "user", "content": wish}]
 
 
-class Made:
+class MessageBuilder:
     """A generation as the parts of a LangChain message: content, calls, usage and metadata."""
 
-    def __init__(self, generation: Generation, model: str, stops: Sequence[str], tools: bool) -> None:
+    def __init__(self, generation: GenerationResult, model: str, stops: Sequence[str], tools: bool) -> None:
         self.thinking = generation.thinking
-        text, stopped = cut(generation.answer, stops)
-        calls: list[Call] = []
+        text, stopped = truncate_at_stop(generation.answer, stops)
+        calls: list[ToolCall] = []
         if tools:
             text, calls = read_calls(text)
         self.text, self.calls = text, calls
@@ -144,7 +144,7 @@ class Made:
         """All of it as a stream."""
         for part, text in (("thinking", self.thinking), ("answer", self.text)):
             if text:
-                yield piece(part, text)
+                yield to_chunk(part, text)
         yield self.last()
 
     def last(self) -> ChatGenerationChunk:
@@ -172,7 +172,7 @@ class Made:
         return ChatGenerationChunk(message=message)
 
 
-def piece(part: str, text: str) -> ChatGenerationChunk:
+def to_chunk(part: str, text: str) -> ChatGenerationChunk:
     """A piece of text as it is made; part: "thinking" or "answer"."""
     if part == "answer":
         return ChatGenerationChunk(message=AIMessageChunk(content=text))

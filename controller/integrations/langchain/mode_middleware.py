@@ -14,7 +14,7 @@ from langchain_core.messages import BaseMessage
 
 from ....errors import OptionError, unknown
 from ...budgets import canonical_effort
-from .effort_steps import ceiling_of, effort_settings, lower
+from .effort_steps import effort_settings, max_effort, min_effort
 from .request_middleware import RequestMiddleware
 
 MODES = ("instant", "reasoning", "agentic")
@@ -84,7 +84,7 @@ class ModeMiddleware(RequestMiddleware):
         if mode == "agentic":
             needed = self.gate is None or not request.tools or self.gate(request)
             return request if needed else request.override(tools=[], tool_choice=None)
-        effort = lower(self.efforts[mode], ceiling_of(state))
+        effort = min_effort(self.efforts[mode], max_effort(state))
         settings = {**request.model_settings, **self.settings(request.model, effort)}
         return request.override(tools=[], tool_choice=None, model_settings=settings)
 
@@ -95,7 +95,7 @@ def _known(mode: str) -> str:
     return mode
 
 
-def utility(success: Mapping[str, float], alpha: float = 2.0, easy: float = 0.5) -> dict[str, float]:
+def correctness_within_budget(success: Mapping[str, float], alpha: float = 2.0, easy: float = 0.5) -> dict[str, float]:
     """What each mode is worth by APO's reward: success, less where a question is easy and the mode is not `instant`.
 
     success: the chance of each mode. A question is easy if `instant` succeeds with more than `easy` (the paper gives

@@ -10,15 +10,15 @@ from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from ...api import engine_of
-from ...cancellation import Ending
-from ...options import Options
+from ...api import resolve_engine
+from ...cancellation import CancellableWatcher
+from ...options import GenerationOptions
 from ...prompts import Prompt
-from ...request_builder import Prepared
+from ...request_builder import PreparedRequest
 from ...session import Session
-from ...streaming import Event, Narrator
-from ...text.reasoning_parser import Parting, cut
-from ...trace import Generation
+from ...streaming import StreamEmitter, TextDeltaEvent
+from ...text.reasoning_parser import StreamingReasoningParser, truncate_at_stop
+from ...trace import GenerationResult
 from ...types import Engine
 
 _GUARD = threading.Lock()
@@ -26,7 +26,7 @@ _LOCKS: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
 _LOADED: WeakValueDictionary[str, Engine] = WeakValueDictionary()
 
 
-def lock_of(engine: Engine) -> threading.Lock:
+def engine_lock(engine: Engine) -> threading.Lock:
     """The lock of an engine, which runs one batch at a time."""
     with _GUARD:
         return _LOCKS.setdefault(engine, threading.Lock())
@@ -37,11 +37,11 @@ def shared_engine(name: str) -> Engine:
     with _GUARD:
         engine = _LOADED.get(name)
         if engine is None:
-            engine = _LOADED[name] = engine_of(name, None)
+            engine = _LOADED[name] = resolve_engine(name, None)
         return engine
 
 
-class Cut(Ending):
+class StopFlag(CancellableWatcher):
     """Ends its row once `set`."""
 
     def __init__(self) -> None:
@@ -51,13 +51,13 @@ class Cut(Ending):
 
 def run(
     session: Session,
-    rows: Sequence[Prepared],
-    options: Options,
+    rows: Sequence[PreparedRequest],
+    options: GenerationOptions,
     stops: Sequence[str] = (),
     read: Callable[[int, str, str], None] | None = None,
-    cuts: Sequence[Cut] | None = None,
+    cuts: Sequence[StopFlag] | None = None,
     hide: str = "",
-) -> list[Generation]:
+) -> list[GenerationResult]:
     """Answer prepared rows as one batch; the caller holds the engine's lock.
 
     stops: strings that end an answer, which is then up to the caller to shorten. read(row, part, text) is told the
@@ -82,42 +82,42 @@ class _Reader:
     def __init__(
         self,
         session: Session,
-        rows: Sequence[Prepared],
+        rows: Sequence[PreparedRequest],
         stops: Sequence[str],
         read: Callable[[int, str, str], None],
-        cuts: Sequence[Cut] | None,
+        cuts: Sequence[StopFlag] | None,
         hide: str,
     ) -> None:
         self.session, self.rows, self.stops, self.read, self.hide = session, rows, stops, read, hide
-        self.cuts = cuts or [Cut() for _ in rows]
+        self.cuts = cuts or [StopFlag() for _ in rows]
         self.requests = [cut.around(row.request) for cut, row in zip(self.cuts, rows, strict=True)]
-        self.narrator = Narrator(session.codec, session.markers, rows, self._take)
-        self._partings: dict[int, Parting] = {}
+        self.narrator = StreamEmitter(session.codec, session.markers, rows, self._take)
+        self._partings: dict[int, StreamingReasoningParser] = {}
 
-    def _take(self, event: Event) -> None:
+    def _take(self, event: TextDeltaEvent) -> None:
         number = event.row
         if number not in self._partings:  # a row's state is settled when its first token comes
             state = self.rows[number].state
-            self._partings[number] = Parting(self.session.markers, state, self.stops, self.hide)
+            self._partings[number] = StreamingReasoningParser(self.session.markers, state, self.stops, self.hide)
         parting = self._partings[number]
         for part, text in parting.feed(event.text):
             self.read(number, part, text)
         if parting.stopped:
             self.cuts[number].set = True
 
-    def finish(self, made: Sequence[Generation]) -> None:
+    def finish(self, made: Sequence[GenerationResult]) -> None:
         """Read out what was held back."""
         ends = (*self.stops, self.hide) if self.hide else self.stops
         for number, parting in self._partings.items():
-            answer = cut(made[number].answer, ends)[0]
+            answer = truncate_at_stop(made[number].answer, ends)[0]
             for part, text in parting.finish(made[number].thinking, answer):
                 self.read(number, part, text)
 
 
-Told = tuple[str, str] | Generation | BaseException
+Told = tuple[str, str] | GenerationResult | BaseException
 
 
-class Answering:
+class BackgroundGeneration:
     """A prompt that is answered in a thread of its own, told by `tell`; `end` makes the row end with its next token.
 
     Told are (part, text), then the generation, or the error that there was instead; nothing after `end`.
@@ -127,12 +127,12 @@ class Answering:
         self,
         session: Session,
         prompt: Prompt,
-        options: Options,
+        options: GenerationOptions,
         stops: Sequence[str],
         hide: str,
         tell: Callable[[Told], None],
     ) -> None:
-        self._cut, self._left = Cut(), False
+        self._cut, self._left = StopFlag(), False
         self._arguments: tuple[Any, ...] = (session, prompt, options, stops, hide)
         self._tell = tell
         self._thread = threading.Thread(target=self._run, name="tersely-answering")
@@ -150,7 +150,7 @@ class Answering:
         session, prompt, options, stops, hide = self._arguments
         said: Told
         try:
-            with lock_of(session.engine):
+            with engine_lock(session.engine):
                 if self._left:  # whoever asked has gone while others were answered
                     return
                 rows = session.prepare([prompt], options)
@@ -168,10 +168,10 @@ class Answering:
             self._tell(said)
 
 
-Start = Callable[[Callable[[Told], None]], Answering]
+Start = Callable[[Callable[[Told], None]], BackgroundGeneration]
 
 
-def read_out(start: Start) -> Generator[tuple[str, str] | Generation, None, None]:
+def iter_deltas(start: Start) -> Generator[tuple[str, str] | GenerationResult, None, None]:
     """What an answering tells, as an iterator; leaving it early ends the row and waits for that."""
     queue: SimpleQueue[Told] = SimpleQueue()
     answering = start(queue.put)
@@ -181,14 +181,14 @@ def read_out(start: Start) -> Generator[tuple[str, str] | Generation, None, None
             if isinstance(said, BaseException):
                 raise said
             yield said
-            if isinstance(said, Generation):
+            if isinstance(said, GenerationResult):
                 return
     finally:
         answering.end()
         answering.join()
 
 
-async def read_out_async(start: Start) -> AsyncGenerator[tuple[str, str] | Generation, None]:
+async def aiter_deltas(start: Start) -> AsyncGenerator[tuple[str, str] | GenerationResult, None]:
     """What an answering tells, while other tasks run; leaving it early ends the row, and waits for nothing."""
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Told] = asyncio.Queue()
@@ -204,7 +204,7 @@ async def read_out_async(start: Start) -> AsyncGenerator[tuple[str, str] | Gener
             if isinstance(said, BaseException):
                 raise said
             yield said
-            if isinstance(said, Generation):
+            if isinstance(said, GenerationResult):
                 return
     finally:
         answering.end()

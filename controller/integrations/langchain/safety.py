@@ -25,7 +25,7 @@ _SWITCHES = re.compile(
 )
 
 
-class Neutraliser:
+class SpecialTokenSanitizer:
     """Breaks special tokens, thinking markers, role tags and effort switches in texts; twice does what once does.
 
     tokenizer: whose special tokens are broken too, and which is asked afterwards whether any is left; None knows the
@@ -76,12 +76,12 @@ def _pattern(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, found)), re.IGNORECASE)
 
 
-_KNOWN: WeakKeyDictionary[Any, dict[Markers | None, Neutraliser]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Any, dict[Markers | None, SpecialTokenSanitizer]] = WeakKeyDictionary()
 
 
-def neutraliser_for(tokenizer: Any, markers: Markers | None = None) -> Neutraliser:
+def get_sanitizer(tokenizer: Any, markers: Markers | None = None) -> SpecialTokenSanitizer:
     """The shared neutraliser of a tokenizer object."""
     made = _KNOWN.setdefault(tokenizer, {})
     if markers not in made:
-        made[markers] = Neutraliser(tokenizer, markers)
+        made[markers] = SpecialTokenSanitizer(tokenizer, markers)
     return made[markers]

@@ -13,7 +13,7 @@ from langgraph.types import Command
 
 from .chat_model import ChatTersely
 from .request_middleware import RequestMiddleware
-from .safety import Neutraliser, neutraliser_for
+from .safety import SpecialTokenSanitizer, get_sanitizer
 
 OURS = "tersely_"
 """What the keys of an agent's state begin with that are kept here and no tool may set."""
@@ -28,7 +28,7 @@ class SafetyMiddleware(RequestMiddleware):
 
     def __init__(self, tokenizer: Any = None) -> None:
         super().__init__()
-        self.neutralise = Neutraliser() if tokenizer is None else neutraliser_for(tokenizer)
+        self.neutralise = SpecialTokenSanitizer() if tokenizer is None else get_sanitizer(tokenizer)
         self._own = tokenizer is not None
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:

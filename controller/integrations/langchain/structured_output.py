@@ -37,7 +37,7 @@ def response_format(schema: Any, method: str) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": described.get("title", "answer"), "schema": described}}
 
 
-def wish_for(wanted: Any) -> str:
+def format_instruction(wanted: Any) -> str:
     """How a `response_format` is asked for in words, "" for plain text; raises OptionError for another form."""
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if wanted is None or kind == "text":
@@ -53,7 +53,7 @@ def wish_for(wanted: Any) -> str:
     )
 
 
-class Fitting(BaseOutputParser):
+class SchemaOutputParser(BaseOutputParser):
     """Reads the JSON object of an answer; raises OutputParserException if there is none that fits.
 
     wanted: a pydantic class, whose instance comes out, or anything LangChain makes a JSON schema of. Of a JSON schema
@@ -77,7 +77,7 @@ class Fitting(BaseOutputParser):
                 return _validated(self.wanted, found)
             except ValueError as error:
                 raise OutputParserException(f"the answer does not fit: {error}", llm_output=text) from error
-        if misfit := misfit_of(found, convert_to_json_schema(self.wanted)):
+        if misfit := schema_error(found, convert_to_json_schema(self.wanted)):
             raise OutputParserException(f"the answer does not fit: {misfit}", llm_output=text)
         return found
 
@@ -91,8 +91,10 @@ def _validated(wanted: Any, found: Any) -> Any:
     return wanted.model_validate(found) if hasattr(wanted, "model_validate") else wanted.parse_obj(found)
 
 
-def misfit_of(found: Any, schema: Mapping[str, Any]) -> str | None:
-    """What keeps an object from fitting a JSON schema, None if nothing does; see `Fitting` for what is checked."""
+def schema_error(found: Any, schema: Mapping[str, Any]) -> str | None:
+    """What keeps an object from fitting a JSON schema, None if nothing does; see `SchemaOutputParser` for what is
+    checked.
+    """
     if not isinstance(found, dict):
         return f"it is no object but {type(found).__name__}"
     for key in schema.get("required", ()):

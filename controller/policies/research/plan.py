@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ....errors import OptionError, unknown
-from ..base import Close, Consult, Inject, Note, View, Wait, Watching
+from ..base import AskHelper, Close, Inject, Note, PolicyView, Wait, Watching
 
 Schedule = Literal["constant", "linear", "polynomial", "exponential", "cosine"]
 SCHEDULES: Mapping[str, Callable[[int, int], float]] = {
@@ -87,11 +87,11 @@ class PlanAndBudget:
         if "{question}" not in self.put:
             raise OptionError(f"put is {self.put!r}; accepted: a text with {{question}} in it")
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         view = yield Wait(at=1, boundary="token")
         message = _ASK.format(question=view.question)
-        view = yield Consult(message, _PLANNING, "to plan", take_back=view.tokens)
+        view = yield AskHelper(message, _PLANNING, "to plan", take_back=view.tokens)
         if view.helped is None:
             return
         plan = read_plan(view.helped)

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from ....probes.artifact import ArtifactError
 from ....probes.research.shortcut import Shortcut
-from ...types import Engine, Leaving
-from ..base import Policy, View, Wait, Watching
+from ...types import EarlyExit, Engine
+from ..base import Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,23 +41,23 @@ class DepthShortcut:
 
         Raises ArtifactError for the shortcut of another model.
         """
-        from ...probe_registry import shortcut
+        from ...probe_registry import load_early_exit
 
         found = self.shortcut
         if found is None:
-            found = shortcut(engine, self.probes)
+            found = load_early_exit(engine, self.probes)
         elif found.base["fingerprint"] != engine.fingerprint():
             raise ArtifactError(
                 f"the shortcut was learnt on {found.base['name']}, and {engine.name!r} is another model"
             )
         return replace(self, threshold=found.chosen(self.threshold), shortcut=found)
 
-    def leaving(self, boundary: Callable[[], str | None]) -> Leaving:
+    def leaving(self, boundary: Callable[[], str | None]) -> EarlyExit:
         """How tokens of a row leave; `boundary()` is what its latest token ended, None where it does not think."""
         if self.shortcut is None or self.threshold is None:
             raise TypeError("a DepthShortcut must be bound to an engine first; a session does that")
-        return Leaving(self.shortcut, self.threshold, lambda: boundary() is not None)
+        return EarlyExit(self.shortcut, self.threshold, lambda: boundary() is not None)
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Never acts: see `leaving`."""
         yield Wait(at=1 << 60)

@@ -12,8 +12,8 @@ from typing import ClassVar
 
 from ....probes.artifact import ArtifactError
 from ....probes.research.steering import Direction
-from ...types import Engine, Steering
-from ..base import Policy, View, Wait, Watching
+from ...types import Engine, SteeringVector
+from ..base import Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class Steer:
 
         Raises ArtifactError for the direction of another model.
         """
-        from ...probe_registry import direction
+        from ...probe_registry import load_steering_direction
 
         found = self.direction
         if found is None:
-            found = direction(engine, self.probes)
+            found = load_steering_direction(engine, self.probes)
         elif found.base["fingerprint"] != engine.fingerprint():
             raise ArtifactError(
                 f"the direction was found on {found.base['name']}, and {engine.name!r} is another model"
@@ -55,7 +55,7 @@ class Steer:
         found.push(layer, strength)  # complains here, not in the middle of a batch
         return replace(self, layer=layer, strength=strength, direction=found)
 
-    def steering(self, boundary: Callable[[], str | None]) -> Steering:
+    def steering(self, boundary: Callable[[], str | None]) -> SteeringVector:
         """What is added to a row; `boundary()` is what its latest token ended, None where that is no thinking token."""
         found, layer, strength = self._bound()
         everywhere = found.place == "tokens"
@@ -64,7 +64,7 @@ class Steer:
             ended = boundary()
             return ended is not None and (everywhere or ended == "thought")
 
-        return Steering(layer, found.push(layer, strength), active)
+        return SteeringVector(layer, found.push(layer, strength), active)
 
     @property
     def steers(self) -> str:
@@ -73,7 +73,7 @@ class Steer:
         where = "all thinking tokens" if found.place == "tokens" else "the ends of thoughts"
         return f"{where} at layer {layer} with strength {strength:+g}"
 
-    def watch(self, view: View) -> Watching:
+    def watch(self, view: PolicyView) -> Watching:
         """Never acts: see `steering`."""
         yield Wait(at=1 << 60)
 

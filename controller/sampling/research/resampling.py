@@ -16,7 +16,7 @@ MOST_ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
-class Verifier:
+class VerifierRates:
     """The rates at which right and wrong answers pass."""
 
     true_positive: float
@@ -32,7 +32,7 @@ class Verifier:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PolicyOutcome:
     """Chances of what a bounded number of attempts ends in; they sum to 1."""
 
     right: float
@@ -41,7 +41,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ProblemClass:
     """Problems of one kind: their share of all, and the rate at which samples are right."""
 
     share: float
@@ -52,7 +52,7 @@ class Kind:
         _check_rate("rate", self.rate)
 
 
-def outcome(rate: float, verifier: Verifier, attempts: int) -> Outcome:
+def policy_outcome(rate: float, verifier: VerifierRates, attempts: int) -> PolicyOutcome:
     """What `attempts` samples of one problem end in, the first that passes being returned."""
     _check_rate("rate", rate)
     if attempts < 0:
@@ -60,10 +60,10 @@ def outcome(rate: float, verifier: Verifier, attempts: int) -> Outcome:
     passing = verifier.passes(rate)
     returned = 1 - (1 - passing) ** attempts
     right = returned * verifier.true_positive * rate / passing if passing else 0.0
-    return Outcome(right, returned - right, 1 - returned)
+    return PolicyOutcome(right, returned - right, 1 - returned)
 
 
-def limit(rate: float, verifier: Verifier) -> float:
+def accuracy_limit(rate: float, verifier: VerifierRates) -> float:
     """Accuracy on one problem with attempts without end, P(right | passed); NaN if nothing ever passes.
 
     A model stays below any other whose single sample is right more often than this.
@@ -73,16 +73,16 @@ def limit(rate: float, verifier: Verifier) -> float:
     return verifier.true_positive * rate / passing if passing else math.nan
 
 
-def ceiling(kinds: Sequence[Kind], verifier: Verifier) -> float:
+def accuracy_ceiling(kinds: Sequence[ProblemClass], verifier: VerifierRates) -> float:
     """The limit of a data set: the mean over problems that can ever pass."""
     _check_shares(kinds)
     able = [kind for kind in kinds if kind.share and verifier.passes(kind.rate)]
     if not able:
         raise OptionError("nothing can ever pass this verifier; accepted: rates at which something does")
-    return sum(kind.share * limit(kind.rate, verifier) for kind in able) / sum(kind.share for kind in able)
+    return sum(kind.share * accuracy_limit(kind.rate, verifier) for kind in able) / sum(kind.share for kind in able)
 
 
-def attempt_value(attempt: int, kinds: Sequence[Kind], verifier: Verifier, penalty: float) -> float:
+def attempt_value(attempt: int, kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float) -> float:
     """Expected gain of attempt number `attempt` (from 1), which is made only if all before were rejected.
 
     A right answer that passes earns 1, a wrong one costs `penalty` (C/B in the paper), giving up earns nothing.
@@ -99,7 +99,7 @@ def attempt_value(attempt: int, kinds: Sequence[Kind], verifier: Verifier, penal
 
 
 def optimal_attempts(
-    kinds: Sequence[Kind], verifier: Verifier, penalty: float, most: int = MOST_ATTEMPTS
+    kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float, most: int = MOST_ATTEMPTS
 ) -> int | None:
     """How often to sample at most before giving up; None if no attempt up to number `most` is a loss.
 
@@ -122,7 +122,7 @@ def _check_rate(name: str, value: float) -> None:
         raise OptionError(f"{name} is {value}; accepted: a share from 0 to 1")
 
 
-def _check_shares(kinds: Sequence[Kind]) -> None:
+def _check_shares(kinds: Sequence[ProblemClass]) -> None:
     total = sum(kind.share for kind in kinds)
     if not math.isclose(total, 1, abs_tol=1e-6):
         raise OptionError(f"the shares of the kinds add up to {total:g}; accepted: 1")

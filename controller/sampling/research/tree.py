@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import ClassVar
 
 from ....errors import OptionError
-from ..vote import ROOT, Poll, Start
+from ..vote import ROOT, Branch, VoteState
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Tree:
     width: int = 2
     most_tokens: int | None = None
 
-    def poll(self, k: int) -> Poll:
+    def poll(self, k: int) -> VoteState:
         """See `Rule.poll`."""
         if not 1 <= self.roots <= k or self.width < 1:
             raise OptionError(
@@ -36,31 +36,31 @@ class Tree:
         return _Tree(k, self)
 
 
-class _Tree(Poll):
+class _Tree(VoteState):
     def __init__(self, k: int, rule: Tree) -> None:
         super().__init__(k)
         self.rule = rule
         self._read = 0
         self._forks: list[tuple[float, int, int]] = []  # confidence of the thought after it, sample, place
 
-    def draw(self) -> list[Start]:
-        """See `Poll.draw`."""
+    def draw(self) -> list[Branch]:
+        """See `VoteState.draw`."""
         if not self.begun:
             return self._begin([ROOT] * self.rule.roots)
         start = ROOT
         if self._forks:
             fork = min(self._forks)
             self._forks.remove(fork)
-            start = Start(fork[1], fork[2])
+            start = Branch(fork[1], fork[2])
         return self._begin([start] * min(self.rule.width, self.k - self.begun))
 
     def read(self, sample: int, confidence: float) -> None:
-        """See `Poll.read`."""
+        """See `VoteState.read`."""
         self._read += 1
         if self._read == self.rule.most_tokens:
             self._decide(f"{self._read} tokens are sampled")
 
     def ended(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """See `Poll.ended`."""
+        """See `VoteState.ended`."""
         self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
         super().ended(sample, answer, thoughts)

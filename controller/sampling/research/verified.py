@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...prompts import Prompt
-from ...trace import Generation
-from ..vote import ROOT, Poll, Start, count
-from .resampling import Kind, Verifier, optimal_attempts
+from ...trace import GenerationResult
+from ..vote import ROOT, Branch, VoteState, tally
+from .resampling import ProblemClass, VerifierRates, optimal_attempts
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,17 @@ class Verified:
 
     name: ClassVar[str] = "verified"
     signals: ClassVar[bool] = False
-    passes: Callable[[Prompt, Generation], bool]
-    verifier: Verifier
-    kinds: Sequence[Kind]
+    passes: Callable[[Prompt, GenerationResult], bool]
+    verifier: VerifierRates
+    kinds: Sequence[ProblemClass]
     penalty: float = 1.0
 
-    def poll(self, k: int) -> Poll:
+    def poll(self, k: int) -> VoteState:
         """See `Rule.poll`; at most k attempts."""
-        return VerifiedPoll(k, self)
+        return VerifiedVote(k, self)
 
 
-class VerifiedPoll(Poll):
+class VerifiedVote(VoteState):
     """One attempt after another; `judge` looks at each that has ended.
 
     best: the number of attempts after which one more would lose; None if that is more than are allowed.
@@ -45,21 +45,21 @@ class VerifiedPoll(Poll):
         self._passes = rule.passes
         self._passed: int | None = None
 
-    def draw(self) -> list[Start]:
-        """See `Poll.draw`."""
+    def draw(self) -> list[Branch]:
+        """See `VoteState.draw`."""
         return self._begin([ROOT][: self.k - self.begun])
 
-    def judge(self, sample: int, prompt: Prompt, generation: Generation) -> None:
+    def judge(self, sample: int, prompt: Prompt, generation: GenerationResult) -> None:
         """Ask the verifier about a sample that has ended."""
         if self._passes(prompt, generation):
             self._passed = sample
             self._decide(f"attempt {sample + 1} passed")
 
     def votes(self) -> dict[str, float]:
-        """See `Poll.votes`; only an answer that passed has any."""
-        return count(ballot for ballot in self.ballots if ballot.sample == self._passed)
+        """See `VoteState.votes`; only an answer that passed has any."""
+        return tally(ballot for ballot in self.ballots if ballot.sample == self._passed)
 
     def verdict(self) -> str:
-        """See `Poll.verdict`."""
+        """See `VoteState.verdict`."""
         why = "no more are allowed" if self.best is None else "one more would be a loss"
         return self.decided or f"given up after {self.begun} attempts: {why}"

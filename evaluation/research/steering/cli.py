@@ -11,7 +11,7 @@ import typer
 from ....controller.budgets import canonical_effort
 from ....errors import OptionError, unknown
 from ....probes.research.steering import FEWEST, PLACES
-from ...cli_parsing import numbers_of
+from ...cli_parsing import parse_numbers
 
 UNUSABLE = 1
 
@@ -48,13 +48,13 @@ def steer(
     Exit code 0: it shortens, and lengthens the other way; 1: that could not be shown, and nothing steers by default.
     """
     from .report import as_text
-    from .run import Plan, steer_into
+    from .run import SteerPlan, steer_into
 
     if place not in PLACES:
         raise unknown("place", place, PLACES)
     if canonical_effort(effort) in ("none", "auto"):
         raise OptionError(f"--effort {effort!r} leaves no thinking, or not the same; accepted: easy, normal, hard")
-    plan = Plan(
+    plan = SteerPlan(
         model,
         task,
         questions,
@@ -62,8 +62,8 @@ def steer(
         dev,
         proof,
         place,
-        None if layers is None else numbers_of("--layers", layers, int),
-        None if strengths is None else numbers_of("--strengths", strengths, float),
+        None if layers is None else parse_numbers("--layers", layers, int),
+        None if strengths is None else parse_numbers("--strengths", strengths, float),
         effort,
         temperature,
         seed,

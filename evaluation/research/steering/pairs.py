@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ....controller.options import Options
-from ....controller.text.thoughts import Thinking
-from ....controller.text.tokenizer_adapter import Codec
+from ....controller.options import GenerationOptions
+from ....controller.text.thoughts import ThinkingState
+from ....controller.text.tokenizer_adapter import TokenizerAdapter
 from ....probes.research.steering import Pair
 from ...bench.arms import Arm
-from ...bench.run import Bench, piece_of
+from ...bench.run import Bench, piece_name
 
 CONTRAST = 1.25
 """The longest thinking over the shortest, below which the two differ in little but chance."""
@@ -21,7 +21,7 @@ Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledThinking:
     """Pairs, the share of right answers among all, and the mean tokens of the short and the long thinkings of pairs."""
 
     pairs: tuple[Pair, ...]
@@ -30,13 +30,13 @@ class Sampled:
     long: float
 
 
-def sample(bench: Bench, options: Options, place: str) -> Sampled:
+def sample(bench: Bench, options: GenerationOptions, place: str) -> SampledThinking:
     """Answer every question `bench.rollouts` times, uncontrolled, and pair what is right; place: see `Pair`."""
     session, rights = bench.answerer.session, 0
     closing = len(session.codec.encode(session.markers.close))
     right: dict[int, list[Ids]] = defaultdict(list)
     for rollout, number, indices in bench.units():
-        piece = piece_of(bench, Arm("sample", options), rollout, number, indices)
+        piece = piece_name(bench, Arm("sample", options), rollout, number, indices)
         for index, row, ids in zip(indices, piece["rows"], piece["ids"], strict=True):
             rights += row["right"]
             # An answer that was found within the thinking leaves that without an end to compare.
@@ -51,10 +51,12 @@ def sample(bench: Bench, options: Options, place: str) -> Sampled:
             pairs.append(pair)
             lengths.append((len(short), len(long)))
     means = np.mean(lengths or [(0, 0)], axis=0)
-    return Sampled(tuple(pairs), rights / (len(bench.questions) * bench.rollouts), float(means[0]), float(means[1]))
+    return SampledThinking(
+        tuple(pairs), rights / (len(bench.questions) * bench.rollouts), float(means[0]), float(means[1])
+    )
 
 
-def _pair(prompt: Ids, short: Ids, long: Ids, place: str, codec: Codec) -> Pair | None:
+def _pair(prompt: Ids, short: Ids, long: Ids, place: str, codec: TokenizerAdapter) -> Pair | None:
     """The pair as it is compared; None where the two are too much alike."""
     if place == "tokens":
         return Pair(prompt, short, long) if short and len(long) >= CONTRAST * len(short) else None
@@ -65,9 +67,9 @@ def _pair(prompt: Ids, short: Ids, long: Ids, place: str, codec: Codec) -> Pair 
     return Pair(prompt, short[: mine[-1]], long[: theirs[len(mine) - 1]])
 
 
-def ends(ids: Ids, codec: Codec) -> list[int]:
+def ends(ids: Ids, codec: TokenizerAdapter) -> list[int]:
     """After how many tokens each thought of a thinking ends."""
-    thinking, found = Thinking(codec), []
+    thinking, found = ThinkingState(codec), []
     for token in ids:
         thinking.add(token)
         if thinking.boundary == "thought":

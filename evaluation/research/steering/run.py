@@ -9,27 +9,27 @@ from random import Random
 from typing import Any
 
 from ....controller.engines.transformers.engine import load_engine
-from ....controller.options import Options
-from ....controller.types import Sampling
+from ....controller.options import GenerationOptions
+from ....controller.types import SamplingParams
 from ....errors import OptionError
 from ....io import WriteError
 from ....probes.research.steering import KIND, Direction, extract, save_direction
-from ...bench.checkpoint_log import Journal
+from ...bench.checkpoint_log import CheckpointLog
 from ...bench.fairness import check_disjoint
 from ...bench.run import Bench
-from ...progress import shown
-from ...runner import SessionAnswers
+from ...progress import show_progress
+from ...runner import SessionRunner
 from ...tasks.equality import AnswerChecker
-from ...tasks.questions import GYM, TINY, Question, TaskError, hash_of, load
-from .pairs import Sampled, sample
-from .search import MARGIN, SHORTENS, STRENGTHS, Tried, cheapest, default_layers, prove, search
+from ...tasks.questions import GYM, TINY, Question, TaskError, hash_question, load
+from .pairs import SampledThinking, sample
+from .search import MARGIN, SHORTENS, STRENGTHS, TriedDirection, cheapest, default_layers, prove, search
 
 ENOUGH = (200, 8)
 """Questions, and answers to each, from which a direction should be found; fewer are noted."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SteerPlan:
     """All that decides what is found; layers and strengths: None takes the defaults of the model and of the place."""
 
     model: str
@@ -48,13 +48,13 @@ class Plan:
     max_new_tokens: int
     think_prompt: bool = False
 
-    def options(self) -> Options:
+    def options(self) -> GenerationOptions:
         """How everything is answered, steering apart."""
-        sampling = Sampling(temperature=self.temperature)
-        return Options(self.effort, "off", max_new_tokens=self.max_new_tokens, sampling=sampling)
+        sampling = SamplingParams(temperature=self.temperature)
+        return GenerationOptions(self.effort, "off", max_new_tokens=self.max_new_tokens, sampling=sampling)
 
 
-def steer_into(out: Path, plan: Plan) -> dict[str, Any]:
+def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
     """Find a direction, and keep it in `out/steering` with what a session needs to use it; returns the report.
 
     A run that was killed goes on where it was. Raises SteeringError where no direction can be found.
@@ -64,11 +64,11 @@ def steer_into(out: Path, plan: Plan) -> dict[str, Any]:
     blocks = engine.model.config.get_text_config(decoder=True).num_hidden_layers
     layers = _layers(plan.layers, blocks)
     base = {"name": plan.model, "fingerprint": engine.fingerprint()}
-    journal = Journal(_made(out) / "steering.journal", {**asdict(plan), **base})
-    answerer = SessionAnswers(engine, plan.think_prompt)
+    journal = CheckpointLog(_made(out) / "steering.journal", {**asdict(plan), **base})
+    answerer = SessionRunner(engine, plan.think_prompt)
     strengths = plan.strengths or STRENGTHS[plan.place]
     work = plan.questions * plan.samples + plan.dev * (1 + len(layers) * len(strengths)) + 3 * plan.proof
-    with AnswerChecker() as checker, shown(work) as advance:
+    with AnswerChecker() as checker, show_progress(work) as advance:
 
         def bench(part: str, seed: int, rollouts: int = 1) -> Bench:
             return Bench(answerer, parts[part], checker, journal, seed, rollouts, plan.batch, advance=advance)
@@ -81,18 +81,18 @@ def steer_into(out: Path, plan: Plan) -> dict[str, Any]:
         if best is not None:
             proof = prove(bench("proof", plan.seed + 2), direction, best.layer, best.strength, common)
     report = _report(plan, sampled, direction, tried, best, proof)
-    asked = sorted({hash_of(question) for questions in parts.values() for question in questions})
+    asked = sorted({hash_question(question) for questions in parts.values() for question in questions})
     save_direction(_kept(direction, report, {**asdict(plan), "learned_from": asked}), out / KIND)
     journal.remove()
     return report
 
 
 def _report(
-    plan: Plan,
-    sampled: Sampled,
+    plan: SteerPlan,
+    sampled: SampledThinking,
     direction: Direction,
-    tried: Sequence[Tried],
-    best: Tried | None,
+    tried: Sequence[TriedDirection],
+    best: TriedDirection | None,
     proof: dict[str, Any] | None,
 ) -> dict[str, Any]:
     return {
@@ -128,7 +128,7 @@ def _kept(direction: Direction, report: dict[str, Any], provenance: dict[str, An
     )
 
 
-def _parts(plan: Plan) -> dict[str, Sequence[Question]]:
+def _parts(plan: SteerPlan) -> dict[str, Sequence[Question]]:
     """Questions to sample, to search and to prove on: of two splits, or a user's file divided by chance."""
     sizes = {"sample": plan.questions, "dev": plan.dev, "proof": plan.proof}
     if plan.task == TINY or plan.task.startswith(GYM):
@@ -165,7 +165,7 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _notes(plan: Plan) -> list[str]:
+def _notes(plan: SteerPlan) -> list[str]:
     if plan.questions >= ENOUGH[0] and plan.samples >= ENOUGH[1]:
         return []
     wanted = f"{ENOUGH[0]} with {ENOUGH[1]}"

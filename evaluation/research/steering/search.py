@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ....controller.options import Options
+from ....controller.options import GenerationOptions
 from ....controller.policies.research.steer import Steer
 from ....probes.research.steering import Direction
 from ...bench.arms import Arm
 from ...bench.compare import summary
-from ...bench.records import Records
+from ...bench.records import ArmRecords
 from ...bench.run import Bench, run_arm
 
 MARGIN = 0.01
@@ -29,7 +29,7 @@ NOTHING = "it is not shown that +a changes the length; ask more questions, or st
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class TriedDirection:
     """One way of steering on the questions of the search: mean tokens of an answer, and the share of right ones."""
 
     layer: int
@@ -46,8 +46,8 @@ def default_layers(blocks: int) -> tuple[int, ...]:
 
 
 def search(
-    bench: Bench, direction: Direction, layers: Sequence[int], strengths: Sequence[float], common: Options
-) -> list[Tried]:
+    bench: Bench, direction: Direction, layers: Sequence[int], strengths: Sequence[float], common: GenerationOptions
+) -> list[TriedDirection]:
     """Try every layer with every strength; the first entry is no steering, by the same controller."""
     tried = [_tried(0, 0.0, run_arm(bench, _arm("dev", direction, layers[0], 0.0, common)))]
     for layer in layers:
@@ -57,14 +57,14 @@ def search(
     return tried
 
 
-def cheapest(tried: Sequence[Tried]) -> Tried | None:
+def cheapest(tried: Sequence[TriedDirection]) -> TriedDirection | None:
     """The shortest that costs no more accuracy than `MARGIN`, if any is shorter than no steering."""
     base = tried[0]
     fit = [t for t in tried[1:] if t.accuracy >= base.accuracy - MARGIN and t.tokens < base.tokens]
     return min(fit, key=lambda t: t.tokens, default=None)
 
 
-def prove(bench: Bench, direction: Direction, layer: int, strength: float, common: Options) -> dict[str, Any]:
+def prove(bench: Bench, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> dict[str, Any]:
     """Steer both ways on questions that nothing was chosen on: {base, plus, minus: see `compare.summary`, verdict}."""
     base, plus, minus = (
         run_arm(bench, _arm("proof", direction, layer, signed, common)) for signed in (0.0, strength, -strength)
@@ -90,10 +90,10 @@ def verdict(plus: Sequence[float], minus: Sequence[float], accuracy: Sequence[fl
     return SHORTENS if other else ONE_SIDED
 
 
-def _arm(part: str, direction: Direction, layer: int, strength: float, common: Options) -> Arm:
+def _arm(part: str, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> Arm:
     policy = Steer(direction=direction, layer=layer, strength=strength)
     return Arm(f"{part} layer {layer} strength {strength:+g}", replace(common, preset=None, policies=(policy,)))
 
 
-def _tried(layer: int, strength: float, records: Records) -> Tried:
-    return Tried(layer, strength, records.total(), float(records.means("right").mean()))
+def _tried(layer: int, strength: float, records: ArmRecords) -> TriedDirection:
+    return TriedDirection(layer, strength, records.total(), float(records.means("right").mean()))

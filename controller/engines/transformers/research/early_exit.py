@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
-from ....types import Leaving
+from ....types import EarlyExit
 
 if TYPE_CHECKING:
     from .....probes.research.shortcut import Shortcut
-    from ...sequence import Row
+    from ...sequence import SequenceState
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks make keys and values as `_fill` does; `tests/test_shortcut_layers.py` compares them."""
@@ -32,12 +32,12 @@ Choose = Callable[[Tensor], Tensor | None]
 """From states [rows, positions, width] to which of them leave, [rows, positions]; None for none."""
 
 
-def can_leave(model: Any) -> bool:
+def supports_early_exit(model: Any) -> bool:
     """Whether tokens of this model may leave early."""
     return model.config.get_text_config(decoder=True).model_type in FAMILIES
 
 
-class Exit:
+class EarlyExitHead:
     """The adapter and the gate of a shortcut as tensors, on the device and in the type of a model."""
 
     def __init__(self, shortcut: Shortcut, like: Tensor) -> None:
@@ -49,7 +49,7 @@ class Exit:
 
     def adapted(self, states: Tensor) -> Tensor:
         """What goes into the last norm, [..., width]."""
-        return adapted(self.parts, states)
+        return apply_adapter(self.parts, states)
 
     def score(self, states: Tensor) -> Tensor:
         """By how much the gate is for leaving, [...]."""
@@ -61,7 +61,7 @@ def scaled(states: Tensor) -> Tensor:
     return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + EPS)
 
 
-def adapted(parts: Any, states: Tensor) -> Tensor:
+def apply_adapter(parts: Any, states: Tensor) -> Tensor:
     """The adapter of `probes.shortcut.Shortcut`, on tensors by name."""
     inner = silu(linear(scaled(states), parts["down"], parts["down_bias"]))
     return states + linear(inner, parts["up"], parts["up_bias"])
@@ -75,20 +75,20 @@ def score(parts: Any, states: Tensor) -> Tensor:
 
 
 @contextmanager
-def leaving(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose: Choose) -> Iterator[None]:
+def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose: Choose) -> Iterator[None]:
     """**Changes the forward of the upper blocks** until the end of the `with`: what is chosen leaves after the layer.
 
     Raises CapabilityError for a model whose keys and values are made in another way, OptionError for a layer that it
     does not have.
     """
-    if not can_leave(model):
+    if not supports_early_exit(model):
         kind = model.config.get_text_config(decoder=True).model_type
         raise CapabilityError(f"tokens of a {kind!r} model cannot leave early; accepted: {', '.join(FAMILIES)}")
     blocks = _blocks(model)
     if not 0 < layer < len(blocks):
         raise OptionError(f"nothing can leave after hidden layer {layer}; accepted: 1 to {len(blocks) - 1}")
     below, *upper = blocks[layer - 1 :]
-    going = _Going(adapt, choose)
+    going = _ExitState(adapt, choose)
     before = [vars(block).get("forward") for block in upper]
     handle = below.register_forward_hook(going.look)
     try:
@@ -111,7 +111,7 @@ def _blocks(model: Any) -> list[Any]:
     return list(next(lists))
 
 
-class _Going:
+class _ExitState:
     """What leaves in the forward under way."""
 
     def __init__(self, adapt: Callable[[Tensor], Tensor], choose: Choose) -> None:
@@ -162,16 +162,16 @@ def _fill(block: Any, states: Tensor, given: Any) -> None:
     cache.update(keys, values.transpose(1, 2), attention.layer_idx)
 
 
-class LeavingRows:
+class EarlyExitRows:
     """Which rows of a batch may leave at this step, all by one shortcut; counts in them which do."""
 
-    def __init__(self, shortcut: Shortcut, threshold: float, rows: Sequence[Leaving | None]) -> None:
+    def __init__(self, shortcut: Shortcut, threshold: float, rows: Sequence[EarlyExit | None]) -> None:
         self.shortcut, self.threshold = shortcut, threshold
         self._leaves = list(rows)
-        self._rows: list[Row] = []
-        self._exit: Exit | None = None
+        self._rows: list[SequenceState] = []
+        self._exit: EarlyExitHead | None = None
 
-    def follow(self, rows: Sequence[Row]) -> None:
+    def follow(self, rows: Sequence[SequenceState]) -> None:
         """Know the rows of the batch, whose prompts have been read."""
         self._rows = list(rows)
 
@@ -181,7 +181,7 @@ class LeavingRows:
         self._rows = [self._rows[slot] for slot in slots]
 
     def adapt(self, states: Tensor) -> Tensor:
-        """See `Exit.adapted`."""
+        """See `EarlyExitHead.adapted`."""
         return self._as(states).adapted(states)
 
     def choose(self, states: Tensor) -> Tensor | None:
@@ -207,21 +207,21 @@ class LeavingRows:
         mask[:, -1] = torch.tensor(goes)
         return mask.to(states.device)
 
-    def _as(self, states: Tensor) -> Exit:
+    def _as(self, states: Tensor) -> EarlyExitHead:
         if self._exit is None:
-            self._exit = Exit(self.shortcut, states)
+            self._exit = EarlyExitHead(self.shortcut, states)
         return self._exit
 
 
 @contextmanager
-def leaving_rows(model: Any, rows: Sequence[Leaving | None]) -> Iterator[list[LeavingRows]]:
+def install_early_exit(model: Any, rows: Sequence[EarlyExit | None]) -> Iterator[list[EarlyExitRows]]:
     """**Changes the model** so that these rows leave early where they may, until the end of the `with`; see `leaving`.
 
     Yields one part of the batch for each shortcut in it; nothing is changed where there is none.
     """
     kinds = {(id(row.shortcut), row.threshold): row for row in rows if row is not None}
     parts = [
-        LeavingRows(
+        EarlyExitRows(
             kind.shortcut,
             kind.threshold,
             [row if row is not None and (id(row.shortcut), row.threshold) == key else None for row in rows],
@@ -230,5 +230,5 @@ def leaving_rows(model: Any, rows: Sequence[Leaving | None]) -> Iterator[list[Le
     ]
     with ExitStack() as stack:
         for part in parts:
-            stack.enter_context(leaving(model, part.shortcut.layer, part.adapt, part.choose))
+            stack.enter_context(early_exit(model, part.shortcut.layer, part.adapt, part.choose))
         yield parts

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .....errors import OptionError
-from ....types import Steering
-from ..hidden_states import place_of
+from ....types import SteeringVector
+from ..hidden_states import find_decoder_layers
 
 if TYPE_CHECKING:
     from .....probes.research.steering import Direction
@@ -20,10 +20,10 @@ Adder = Callable[[Tensor], Tensor | None]
 """What is added to states [rows, positions, width], of a shape that fits them; None for nothing."""
 
 
-class SteeredRows:
+class SteeringHooks:
     """Which rows of a batch are steered at this step; rows stand in the order of the batch."""
 
-    def __init__(self, rows: Sequence[Steering | None]) -> None:
+    def __init__(self, rows: Sequence[SteeringVector | None]) -> None:
         self._rows = list(rows)
         self._values: dict[int, Tensor] = {}  # by layer, [rows, 1, width]
 
@@ -51,7 +51,7 @@ class SteeredRows:
 
 
 @contextmanager
-def steered_rows(model: Any, rows: Sequence[Steering | None]) -> Iterator[SteeredRows | None]:
+def install_steering(model: Any, rows: Sequence[SteeringVector | None]) -> Iterator[SteeringHooks | None]:
     """**Adds hooks to the model**, which steer these rows while they say so, until the end of the `with`.
 
     Yields None, and adds nothing, where no row is to be steered. Raises as `steered` does.
@@ -59,7 +59,7 @@ def steered_rows(model: Any, rows: Sequence[Steering | None]) -> Iterator[Steere
     if not any(rows):
         yield None
         return
-    batch = SteeredRows(rows)
+    batch = SteeringHooks(rows)
     with _adding(model, {layer: _at(batch, layer) for layer in batch.layers}):
         yield batch
 
@@ -79,7 +79,7 @@ def steered(
         yield
 
 
-def _at(batch: SteeredRows, layer: int) -> Adder:
+def _at(batch: SteeringHooks, layer: int) -> Adder:
     return lambda states: batch.added(layer, states)
 
 
@@ -110,4 +110,4 @@ def _block(model: Any, layer: int) -> nn.Module:
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     if not 0 < layer < count:
         raise OptionError(f"hidden layer {layer} cannot be steered; accepted: 1 to {count - 1}, between the blocks")
-    return place_of(model, layer).module
+    return find_decoder_layers(model, layer).module
