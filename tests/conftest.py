@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .browser import browser as browser  # the fixture
+from .support.browser import browser as browser  # the fixture
 
 if TYPE_CHECKING:
     from vllm import LLM

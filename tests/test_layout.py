@@ -113,7 +113,7 @@ def test_arrows_point_one_way() -> None:
 
 def test_nobody_imports_a_folder_by_its_bare_name() -> None:
     bare = {f"!{package.removeprefix('tersely.')}" for package in FOLDERS if package != "tersely"}
-    scripts = [p for name in ("tests", "examples", "benchmarks") for p in (ROOT / name).glob("*.py")]
+    scripts = [p for name in ("tests", "examples", "benchmarks") for p in (ROOT / name).rglob("*.py")]
     files = {**MODULES, **{p.stem: p for p in scripts}}
     wrong = [f"{p}: {n[1:]}" for m, p in files.items() for n in _imports(m, p) if n.split(".")[0] in bare]
     assert wrong == []

@@ -1,7 +1,8 @@
 """TRL's GRPOTrainer with what adaptive thinking needs: advantages of other kinds, first tokens that were not drawn from
 the policy, figures by mode and tier, and an end where numbers stop being numbers.
 
-It overrides methods that TRL does not promise to keep; `tests/test_training_offpolicy.py` notices when one changes.
+It overrides methods that TRL does not promise to keep;
+`tests/unit/training/test_offpolicy.py` notices when one changes.
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ...sequence import SequenceState
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose blocks make keys and values as `_fill` does; `tests/test_shortcut_layers.py` compares them."""
+"""Model types whose blocks make keys and values as `_fill` does; a test compares
+them."""
 EPS = 1e-6
 
 Choose = Callable[[Tensor], Tensor | None]

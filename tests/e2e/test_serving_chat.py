@@ -1,0 +1,232 @@
+"""POST /v1/chat/completions on a real server: replies, streams, efforts and budgets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
+
+from ..support.serving import MODEL, QUESTION, Served, body, chunks_of, served, texts_of
+
+QUICK: dict[str, Any] = {"seed": 1, "reasoning_effort": "low"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=1024))) as running:
+        yield running
+
+
+def stream_of(server: Served, **fields: Any) -> list[dict[str, Any]]:
+    with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True, **fields)) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        return chunks_of(response.iter_lines())
+
+
+def without_drift(told: dict[str, Any]) -> dict[str, Any]:
+    """What was told without the word on all the questions of a server, which comes once, wherever it comes."""
+    return told | {"decisions": [d for d in told["decisions"] if d["action"] != "drift"]}
+
+
+def test_a_reply_has_the_answer_the_thinking_and_the_trace(server: Served) -> None:
+    reply = server.answered(seed=1)
+    assert (reply["object"], reply["model"]) == ("chat.completion", MODEL)
+    (choice,) = reply["choices"]
+    message, told = choice["message"], choice["tersely"]
+    assert message["content"].startswith("The answer is \\boxed{")
+    assert message["reasoning"] == message["reasoning_content"] and len(message["reasoning"]) > 50
+    assert "<think>" not in message["reasoning"] and "</think>" not in message["reasoning"] + message["content"]
+    assert choice["finish_reason"] == "stop"
+    assert (told["effort"], told["tier"], told["budget"], told["shadow"]) == ("normal", "normal", 960, False)
+    assert all(set(d) == {"policy", "action", "reason", "position", "text", "acted"} for d in told["decisions"])
+    usage, kinds = reply["usage"], told["usage"]
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == kinds["thinking"] > 0
+    assert usage["completion_tokens"] == kinds["thinking"] + kinds["answer"]
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_the_trace_can_be_left_out(server: Served) -> None:
+    told = server.answered(tersely={"trace": False}, reasoning_effort="low")["choices"][0]["tersely"]
+    assert "decisions" not in told and told["tier"] == "easy"
+
+
+@pytest.mark.parametrize("fields", [{}, {"reasoning_effort": "none"}, {"thinking_token_budget": 60}])
+def test_a_stream_puts_together_what_the_reply_says(server: Served, fields: dict[str, Any]) -> None:
+    whole = server.answered(seed=3, **fields)
+    chunks = stream_of(server, seed=3, **fields)
+    message = whole["choices"][0]["message"]
+    assert texts_of(chunks) == (message["reasoning"] or "", message["content"])
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert len({c["id"] for c in chunks}) == 1 and {c["object"] for c in chunks} == {"chat.completion.chunk"}
+    assert [c["choices"][0]["finish_reason"] for c in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    told, told_streaming = (without_drift(c["choices"][0]["tersely"]) for c in (whole, chunks[-1]))
+    assert told_streaming == told
+    assert not any("usage" in c for c in chunks)
+
+
+def test_usage_comes_last_in_a_stream_that_wants_it(server: Served) -> None:
+    *chunks, last = stream_of(server, **QUICK, stream_options={"include_usage": True})
+    assert last["choices"] == [] and last["usage"] == server.answered(**QUICK)["usage"]
+    assert all(c["usage"] is None for c in chunks)
+
+
+def test_thinking_comes_piece_by_piece_and_before_the_answer(server: Served) -> None:
+    deltas = [c["choices"][0]["delta"] for c in stream_of(server, seed=3)][1:-1]
+    kinds = ["reasoning" if "reasoning" in d else "content" for d in deltas]
+    assert kinds == sorted(kinds, reverse=True)
+    assert kinds.count("reasoning") > 30 and kinds.count("content") > 3
+
+
+def test_several_choices_are_rows_of_one_request(server: Served) -> None:
+    reply = server.answered(n=4, seed=5, temperature=1.0)
+    assert [c["index"] for c in reply["choices"]] == [0, 1, 2, 3]
+    assert len({c["message"]["reasoning"] for c in reply["choices"]}) > 1
+    total = sum(c["tersely"]["usage"]["thinking"] + c["tersely"]["usage"]["answer"] for c in reply["choices"])
+    assert reply["usage"]["completion_tokens"] == total
+    chunks = stream_of(server, n=4, seed=5, temperature=1.0)
+    for row, choice in enumerate(reply["choices"]):
+        assert texts_of(chunks, row) == (choice["message"]["reasoning"], choice["message"]["content"])
+
+
+def test_a_seed_gives_the_same_reply_and_another_seed_another(server: Served) -> None:
+    thinking = [
+        server.answered(**(QUICK | {"seed": s}), temperature=1.0)["choices"][0]["message"]["reasoning"]
+        for s in (7, 7, 8)
+    ]
+    assert thinking[0] == thinking[1] != thinking[2]
+
+
+def test_greedy_is_greedy(server: Served) -> None:
+    said = {server.answered(temperature=0)["choices"][0]["message"]["reasoning"] for _ in range(2)}
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("stop", ["boxed", ["nowhere", "boxed"], [" is", "boxed"]])
+def test_a_stop_string_ends_the_answer_and_not_the_thinking(server: Served, stop: Any) -> None:
+    free = server.answered(**QUICK)["choices"][0]
+    cut = server.answered(**QUICK, stop=stop)["choices"][0]
+    ends = "The answer" if " is" in stop else "The answer is \\"
+    assert (cut["message"]["content"], cut["finish_reason"]) == (ends, "stop")
+    assert cut["message"]["reasoning"] == free["message"]["reasoning"]
+    assert cut["tersely"]["usage"]["answer"] < free["tersely"]["usage"]["answer"]
+    assert texts_of(stream_of(server, **QUICK, stop=stop)) == (free["message"]["reasoning"], ends)
+
+
+def test_a_word_of_the_thinking_is_no_stop(server: Served) -> None:
+    free = server.answered(**QUICK)["choices"][0]["message"]
+    assert "=" in free["reasoning"]
+    assert server.answered(**QUICK, stop="=")["choices"][0]["message"] == free
+
+
+EFFORTS = [
+    ({"reasoning_effort": "minimal"}, "easy", 128),
+    ({"reasoning_effort": "low"}, "easy", 960),
+    ({"reasoning_effort": "medium"}, "normal", 960),
+    ({"reasoning_effort": "max"}, "hard", 960),
+    ({"thinking_token_budget": 50}, "normal", 50),
+    ({"reasoning_effort": "high", "thinking_token_budget": 70}, "hard", 70),
+    ({"thinking": {"type": "enabled", "budget_tokens": 80}}, "normal", 80),
+    ({"tersely": {"effort": "easy"}}, "easy", 960),
+]
+
+
+@pytest.mark.parametrize(("fields", "tier", "budget"), EFFORTS)
+def test_efforts_and_budgets_are_kept(server: Served, fields: dict[str, Any], tier: str, budget: int) -> None:
+    choice = server.answered(**fields)["choices"][0]
+    assert (choice["tersely"]["tier"], choice["tersely"]["budget"]) == (tier, budget)
+    assert 0 < choice["tersely"]["usage"]["thinking"] <= budget
+    assert "boxed" in choice["message"]["content"]
+
+
+NO_THINKING = [
+    {"reasoning_effort": "none"},
+    {"thinking": {"type": "disabled"}},
+    {"thinking_token_budget": 0},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+    {"tersely": {"effort": "none"}},
+]
+
+
+@pytest.mark.parametrize("fields", NO_THINKING)
+def test_no_thinking_is_none(server: Served, fields: dict[str, Any]) -> None:
+    reply = server.answered(**fields)
+    assert reply["choices"][0]["message"]["reasoning"] is None
+    assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
+    assert reply["choices"][0]["message"]["content"].startswith("The answer is")
+
+
+def test_efforts_change_how_long_it_thinks(server: Served) -> None:
+    spent = [
+        sum(c["tersely"]["usage"]["thinking"] for c in server.answered(n=8, seed=2, reasoning_effort=e)["choices"])
+        for e in ("none", "low", "medium")
+    ]
+    assert 0 == spent[0] < 2 * spent[1] < spent[2]
+
+
+def test_a_budget_is_kept_even_where_the_policies_would_not(server: Served) -> None:
+    choice = server.answered(thinking_token_budget=40, tersely={"preset": "off"})["choices"][0]
+    assert choice["tersely"]["usage"]["thinking"] <= 40
+    assert choice["tersely"]["decisions"][-1]["policy"] == "budget"
+
+
+def test_auto_lets_the_probe_choose(server: Served) -> None:
+    choice = server.answered(reasoning_effort="auto", seed=1)["choices"][0]
+    assert choice["tersely"]["effort"] == "auto"
+    assert choice["tersely"]["decisions"][0]["policy"] == "effort"
+    assert texts_of(stream_of(server, reasoning_effort="auto", seed=1))[1] == choice["message"]["content"]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 40, 100, 150])
+def test_however_little_there_is_room_for_there_is_an_answer(server: Served, limit: int) -> None:
+    reply = server.answered(max_tokens=limit)
+    choice = reply["choices"][0]
+    assert reply["usage"]["completion_tokens"] <= limit
+    assert choice["message"]["content"]
+    if limit < 64:
+        assert choice["tersely"]["decisions"][0]["reason"].startswith(f"no thinking: {limit} tokens in all leave")
+        assert choice["finish_reason"] == ("length" if limit < 10 else "stop")
+    else:
+        assert choice["tersely"]["usage"]["thinking"] > 0
+
+
+def test_off_lets_the_thinking_take_everything_and_says_so(server: Served) -> None:
+    choice = server.answered(max_tokens=40, tersely={"preset": "off", "effort": "hard"})["choices"][0]
+    assert choice["tersely"]["tier"] == "none"  # no room for both: see the test above
+    choice = server.answered(max_tokens=100, tersely={"preset": "off", "effort": "hard"})["choices"][0]
+    assert (choice["finish_reason"], choice["message"]["content"]) == ("length", "")
+
+
+def test_shadow_mode_touches_nothing(server: Served) -> None:
+    off = server.answered(seed=4, tersely={"preset": "off"})["choices"][0]
+    shadow = server.answered(seed=4, tersely={"shadow": True})["choices"][0]
+    assert shadow["message"] == off["message"]
+    assert shadow["tersely"]["shadow"] and shadow["tersely"]["decisions"]
+    assert not any(d["acted"] for d in shadow["tersely"]["decisions"])
+
+
+def test_earlier_turns_and_parts_are_part_of_the_prompt(server: Served) -> None:
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Compute 1+"}, {"type": "text", "text": "1."}]},
+        {"role": "assistant", "content": None, "reasoning": "1+1=2.", "refusal": None},
+        {"role": "user", "content": QUESTION},
+    ]
+    reply = server.answered(messages=messages)
+    assert reply["usage"]["prompt_tokens"] > server.answered()["usage"]["prompt_tokens"] + 10
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl_sees_the_stream(server: Served) -> None:
+    data = json.dumps(body("Compute 48+31.", stream=True))
+    command = ["curl", "-sN", f"{server.url}/v1/chat/completions", "-H", "content-type: application/json", "-d", data]
+    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    chunks = chunks_of(iter(out.split("\n")[:-1]))
+    assert "boxed" in texts_of(chunks)[1]

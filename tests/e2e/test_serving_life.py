@@ -1,0 +1,289 @@
+"""Requests that leave, wait, come too many or too late; and servers that end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor as Pool
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.serving.cli import serve
+from tersely.controller.serving.settings import ServerLimits, ServerSettings
+from tersely.errors import OptionError
+
+from ..support.serving import MODEL, PATIENCE, QUESTION, Served, body, error_of, served, until
+
+LONG: dict[str, Any] = {"reasoning_effort": "high", "tersely": {"preset": "off"}}
+STORM = Path(__file__).resolve().parents[2] / "benchmarks" / "serving_storm.py"
+SERVE = (sys.executable, "-m", "tersely.cli", "serve")
+
+
+@pytest.fixture
+def engine() -> TransformersEngine:
+    return load_engine(MODEL)
+
+
+class Slow:
+    """Holds an engine up, step by step, so that there is time to see what happens meanwhile."""
+
+    def __init__(self, engine: TransformersEngine, seconds: float = 0.02) -> None:
+        self.steps: list[int] = []
+        engine.model.register_forward_pre_hook(
+            lambda model, args, kwargs: self._step(kwargs["input_ids"].shape[0], seconds), with_kwargs=True
+        )
+
+    def _step(self, rows: int, seconds: float) -> None:
+        self.steps.append(rows)
+        time.sleep(seconds)
+
+
+def has_waiting(server: Served, count: int) -> Callable[[], bool]:
+    """Whether one request runs and so many wait."""
+    return lambda: (len(server.worker._running), len(server.worker._waiting)) == (1, count)
+
+
+def leave_after(server: Served, lines: int, **fields: Any) -> None:
+    """Begin a stream and close the connection in the middle of it."""
+    with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True, **fields)) as response:
+        for number, _ in enumerate(response.iter_lines()):
+            if number == lines:
+                return
+
+
+def test_a_client_that_leaves_a_stream_frees_its_row(engine: TransformersEngine) -> None:
+    slow = Slow(engine)
+    with served(engine) as server:
+        leave_after(server, 10, **LONG)
+        until(lambda: server.worker.idle)
+        assert len(slow.steps) < 30
+        until(lambda: server.metrics().get('tersely_requests_total{status="499"}') == 1)
+        assert server.metrics()["tersely_requests_in_flight"] == 0
+
+
+def test_a_client_that_leaves_without_a_stream_frees_its_row_too(engine: TransformersEngine) -> None:
+    slow = Slow(engine)
+    with served(engine) as server:
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post("/v1/chat/completions", json=body(**LONG), timeout=0.3)
+        until(lambda: server.worker.idle)
+        assert len(slow.steps) < 100
+
+
+def test_rows_beside_one_that_leaves_go_on_and_the_batch_gets_smaller(engine: TransformersEngine) -> None:
+    slow = Slow(engine, 0.005)
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=6, gather=PATIENCE))) as server, Pool() as pool:
+        replies = [pool.submit(server.answered, **LONG) for _ in range(2)]
+        leave_after(server, 100, n=4, **LONG)
+        assert all("boxed" in r.result()["choices"][0]["message"]["content"] for r in replies)
+        assert slow.steps[5] == 6 and max(slow.steps[60:]) <= 2
+
+
+def test_requests_that_come_together_are_one_batch(engine: TransformersEngine) -> None:
+    slow = Slow(engine, 0.0)
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=4, gather=PATIENCE))) as server, Pool() as pool:
+        kinds: list[dict[str, Any]] = [
+            {},
+            {"reasoning_effort": "low"},
+            {"reasoning_effort": "none"},
+            {"max_tokens": 80},
+        ]
+        replies = [pool.submit(server.answered, **fields) for fields in kinds]
+        tiers = [reply.result()["choices"][0]["tersely"]["tier"] for reply in replies]
+        assert (slow.steps[1], tiers) == (4, ["normal", "easy", "none", "normal"])
+
+
+def test_a_row_that_is_done_does_not_wait_for_the_others(engine: TransformersEngine) -> None:
+    Slow(engine, 0.01)
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=2, gather=PATIENCE))) as server, Pool() as pool:
+        long, short = (pool.submit(server.answered, reasoning_effort=effort) for effort in ("high", "none"))
+        short.result()
+        assert not long.done()
+        long.result()
+
+
+def test_too_many_requests_are_told_to_come_again(engine: TransformersEngine) -> None:
+    slow = Slow(engine, 0.005)
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=1, waiting=2))) as server, Pool() as pool:
+        replies = []
+        for number in range(3):
+            replies.append(pool.submit(server.chat, max_tokens=150, **LONG))
+            until(has_waiting(server, number))
+        response = server.chat()
+        error = error_of(response, 503)
+        assert (error["code"], response.headers["retry-after"]) == ("busy", "1")
+        assert [reply.result().status_code for reply in replies] == [200] * 3
+        assert max(slow.steps) == 1
+        assert server.chat(reasoning_effort="none").status_code == 200
+
+
+def test_a_seed_holds_whoever_asks_beside(engine: TransformersEngine) -> None:
+    Slow(engine, 0.001)
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(gather=0.5))) as server, Pool() as pool:
+        fields: dict[str, Any] = {"seed": 6, "reasoning_effort": "low", "temperature": 1.0}
+        replies = [pool.submit(server.answered, **fields) for _ in range(3)]
+        assert len({reply.result()["choices"][0]["message"]["reasoning"] for reply in replies}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_may_take_so_long_and_no_longer(engine: TransformersEngine, stream: bool) -> None:
+    Slow(engine, 0.05)
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(timeout=0.6))) as server:
+        response = server.chat(stream=stream, **LONG)
+        if stream:
+            *_, last, done = response.text.strip().split("\n\n")
+            assert done == "data: [DONE]" and json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
+        else:
+            assert error_of(response, 504)["code"] == "timeout"
+        until(lambda: server.worker.idle)
+        until(lambda: server.metrics().get('tersely_requests_total{status="504"}') == 1)
+
+
+def test_a_broken_engine_is_an_error_of_the_server_and_the_next_request_is_answered(engine: TransformersEngine) -> None:
+    with served(engine) as server:
+        whole, engine.generate = engine.generate, lambda *_: 1 / 0  # type: ignore[assignment, method-assign]
+        assert error_of(server.chat(), 500)["code"] == "engine_failed"
+        engine.generate = whole  # type: ignore[method-assign]
+        assert server.answered(reasoning_effort="none")
+
+
+def test_a_server_that_ends_finishes_what_runs_and_takes_nothing_more(engine: TransformersEngine) -> None:
+    Slow(engine, 0.01)
+    with served(engine, drain=PATIENCE) as server, Pool() as pool:
+        reply = pool.submit(server.chat)
+        until(lambda: bool(server.worker._running))
+        server.server.stop()
+        response = server.chat()
+        assert error_of(response, 503)["code"] == "shutting_down" and response.headers["retry-after"]
+        error_of(server.http.get("/health"), 503)
+        assert reply.result().status_code == 200 and "boxed" in reply.result().text
+        until(lambda: not server.worker._thread.is_alive())
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/health")
+
+
+def test_a_server_that_ends_does_not_wait_for_ever(engine: TransformersEngine) -> None:
+    slow = Slow(engine, 0.05)
+    limits = ServerLimits(batch=2, gather=PATIENCE)
+    with served(engine, ServerSettings(MODEL, limits=limits), drain=0.3) as server, Pool() as pool:
+        replies = [pool.submit(server.chat, stream=stream, **LONG) for stream in (False, True)]
+        until(lambda: len(slow.steps) > 3)
+        server.server.stop()
+        assert [reply.result().status_code for reply in replies] == [503, 200]
+        assert all("shutting_down" in reply.result().text for reply in replies)
+        assert len(slow.steps) < 100
+
+
+def test_nothing_is_left_of_a_server(engine: TransformersEngine) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    with served(engine) as server:
+        leave_after(server, 3)
+        assert server.answered(reasoning_effort="none")
+        assert "tersely-worker" in {thread.name for thread in threading.enumerate()}
+    assert {t.name for t in threading.enumerate()} - before <= {"asyncio_0"}
+    assert engine.model is None
+
+
+def test_many_requests_of_all_kinds_with_clients_that_leave(engine: TransformersEngine) -> None:
+    storm = runpy.run_path(str(STORM))["storm"]
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(waiting=300, batch=16))) as server:
+        became = asyncio.run(storm(server.url, 200, 0, 0.3, PATIENCE))
+        assert set(became) == {"answered", "left"} and min(became.values()) > 20 and became.total() == 200
+        until(lambda: server.worker.idle)
+        until(lambda: server.metrics()["tersely_requests_in_flight"] == 0)
+        counted = {k: v for k, v in server.metrics().items() if k.startswith("tersely_requests_total")}
+        assert set(counted) == {'tersely_requests_total{status="200"}', 'tersely_requests_total{status="499"}'}
+        assert became["answered"] <= counted['tersely_requests_total{status="200"}']
+        until(lambda: not server.server.server_state.tasks)
+        assert not server.worker._waiting and not server.worker._running
+
+
+@pytest.fixture
+def process() -> Iterator[Any]:
+    """Starts servers in processes of their own, by their arguments; returns process and port."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], int]:
+        command = [*SERVE, "--port", "0", *arguments]
+        env = os.environ | {"HF_HUB_OFFLINE": "1"} | environment
+        done = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        running.append(done)
+        assert done.stderr is not None
+        line = next(line for line in done.stderr if "is served at" in line)
+        return done, int(line.partition("127.0.0.1:")[2].partition("/")[0])
+
+    yield start
+    for one in running:
+        one.kill()
+        one.communicate()
+
+
+def test_the_command_serves_until_a_signal_and_ends_well(process: Any) -> None:
+    running, port = process("--name", "tiny", "--budget", "low=77", TERSELY_API_KEY="k")
+    headers = {"authorization": "Bearer k"}
+    url = f"http://127.0.0.1:{port}/v1"
+    assert httpx.get(f"{url}/models").status_code == 401
+    sent = {**body(QUESTION, reasoning_effort="low"), "model": "tiny"}
+    reply = httpx.post(f"{url}/chat/completions", json=sent, headers=headers, timeout=PATIENCE).json()
+    assert reply["choices"][0]["tersely"]["budget"] == 77
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(PATIENCE) == 0
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(OptionError, match=f"port {port} on 127.0.0.1 is in use; choose another with --port"):
+            serve(port=port, model="no-such-model")
+
+
+WRONG = [
+    ({"budget": ["low"]}, "EFFORT=TOKENS"),
+    ({"budget": ["lwo=3"]}, "did you mean 'low'"),
+    ({"effort": "hgih"}, "did you mean 'high'"),
+    ({"preset": "fats"}, "did you mean 'fast'"),
+    ({"policy": ["budgte"]}, "did you mean 'budget'"),
+    ({"api_key": " "}, "the API key is empty"),
+    ({"no_thinking": True, "think_prompt": True}, "excludes"),
+    ({"host": "256.1.1.1"}, "cannot listen"),
+    ({"config": Path("nowhere.json")}, "nowhere.json"),
+    ({"config": Path("nowhere.json"), "effort": "hard"}, "--config decides"),
+    ({"port": 0, "model": "no-such-model"}, "no-such-model"),
+]
+
+
+@pytest.mark.parametrize(("options", "said"), WRONG)
+def test_the_command_refuses_before_it_loads(options: dict[str, Any], said: str) -> None:
+    from tersely.errors import TerselyError
+
+    with pytest.raises(TerselyError, match=said):
+        serve(**options)
+
+
+def test_a_model_is_loaded_with_the_attention_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def load(model: str, *, grouped: bool) -> None:
+        asked.append((model, grouped))
+        raise OptionError("far enough")
+
+    monkeypatch.setattr("tersely.controller.engines.transformers.engine.load_engine", load)
+    for grouped in (False, True):
+        with pytest.raises(OptionError, match="far enough"):
+            serve(model="m", port=0, grouped_attention=grouped)
+    assert asked == [("m", False), ("m", True)]

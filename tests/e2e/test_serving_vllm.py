@@ -1,0 +1,270 @@
+"""vLLM's own server with control in it: what clients of three APIs ask is done, told, counted, and refused clearly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tersely.evaluation.tasks.questions import load
+
+from ..support.vllm_server import KEY, NAME, VllmServer, vllm_server
+
+pytestmark = pytest.mark.vllm
+pytest.importorskip("vllm")
+openai = pytest.importorskip("openai")
+
+MODEL = "tersely-tiny-small"
+PROBLEMS = [question.problem for question in load("tiny", "test", 8, 5)]
+SHORT: dict[str, Any] = {"tersely": {"policies": ["budget"]}, "thinking_token_budget": 40}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
+    with vllm_server(MODEL, tmp_path_factory.mktemp("vllm")) as running:
+        yield running
+
+
+@pytest.fixture
+def http(server: VllmServer) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=180) as client:
+        yield client
+
+
+@pytest.fixture
+def client(server: VllmServer) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=180) as made:
+        yield made
+
+
+def body(problem: str = PROBLEMS[0], **fields: Any) -> dict[str, Any]:
+    message = {"role": "user", "content": problem}
+    return {"model": NAME, "messages": [message], "max_tokens": 400, "temperature": 0, **fields}
+
+
+def answered(http: httpx.Client, **fields: Any) -> dict[str, Any]:
+    response = http.post("/v1/chat/completions", json=body(**fields))
+    assert response.status_code == 200, response.text
+    made: dict[str, Any] = response.json()
+    return made
+
+
+def test_a_reply_says_what_was_done(http: httpx.Client) -> None:
+    reply = answered(http)
+    (choice,) = reply["choices"]
+    message, told = choice["message"], choice["tersely"]
+    assert "boxed" in message["content"] and "</think>" not in message["content"]
+    assert message["reasoning"] == message["reasoning_content"] != ""
+    assert 0 < reply["usage"]["completion_tokens_details"]["reasoning_tokens"] < reply["usage"]["completion_tokens"]
+    assert (told["tier"], told["shadow"]) == ("normal", False)
+    assert told["decisions"][0]["policy"] == "readiness"
+    assert "decisions" not in answered(http, tersely={"trace": False})["choices"][0]["tersely"]
+
+
+def test_off_and_shadow_are_the_plain_server(http: httpx.Client) -> None:
+    plain = answered(http, tersely={"preset": "off"})["choices"][0]
+    shadow = answered(http, tersely={"shadow": True})["choices"][0]
+    assert plain["message"] == shadow["message"]
+    assert plain["tersely"]["decisions"] == []
+    assert [d["acted"] for d in shadow["tersely"]["decisions"]] == [False]
+
+
+def thinking(reply: dict[str, Any]) -> int:
+    return int(reply["usage"]["completion_tokens_details"]["reasoning_tokens"])
+
+
+def test_efforts_and_budgets_are_really_budgets(http: httpx.Client) -> None:
+    long = PROBLEMS[5]
+    assert thinking(answered(http, problem=long, reasoning_effort="none")) == 0
+    assert answered(http, problem=long, reasoning_effort="none")["choices"][0]["message"]["content"]
+    for fields in (
+        {"thinking_token_budget": 60},
+        {"thinking": {"type": "enabled", "budget_tokens": 60}},
+        {"reasoning_effort": "high", "thinking_token_budget": 60},
+    ):
+        reply = answered(http, problem=long, **fields)
+        assert thinking(reply) <= 60
+        assert reply["choices"][0]["tersely"]["budget"] == 60
+        assert reply["choices"][0]["message"]["content"].strip()
+    assert answered(http, problem=long, reasoning_effort="minimal")["choices"][0]["tersely"]["budget"] == 128
+    assert thinking(answered(http, problem=long, thinking={"type": "disabled"})) == 0
+    assert answered(http, max_tokens=30)["choices"][0]["message"]["content"], "half of it is kept for the answer"
+
+
+def test_openai_streams(client: Any) -> None:
+    fields = {"model": NAME, "messages": body()["messages"], "max_tokens": 400, "temperature": 0}
+    whole = client.chat.completions.create(**fields, extra_body=SHORT).choices[0]
+    chunks = list(client.chat.completions.create(**fields, extra_body=SHORT, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]  # no chunk without a choice: nobody asked for usage
+    assert "".join(d.content or "" for d in deltas) == whole.message.content
+    assert "".join(getattr(d, "reasoning_content", None) or "" for d in deltas) == whole.message.reasoning_content
+    assert "Time is short" in whole.message.reasoning_content
+    last = next(chunk.choices[0] for chunk in chunks if chunk.choices[0].finish_reason)
+    assert last.tersely == whole.tersely
+    wanted = list(
+        client.chat.completions.create(**fields, stream=True, stream_options={"include_usage": True}, extra_body=SHORT)
+    )
+    assert wanted[-1].usage.completion_tokens_details.reasoning_tokens <= 40
+
+
+def test_several_samples_have_decisions_of_their_own(client: Any) -> None:
+    reply = client.chat.completions.create(
+        model=NAME, messages=body(PROBLEMS[5])["messages"], n=8, temperature=1.0, max_tokens=400, extra_body=SHORT
+    )
+    assert len({choice.message.reasoning for choice in reply.choices}) > 1
+    assert all(choice.tersely["decisions"][0]["policy"] == "budget" for choice in reply.choices)
+
+
+def test_responses_and_messages(client: Any, http: httpx.Client) -> None:
+    reply = client.responses.create(model=NAME, input=PROBLEMS[5], reasoning={"effort": "low"}, temperature=0)
+    assert "boxed" in reply.output_text
+    assert reply.tersely["tier"] == "easy"
+    events = list(client.responses.create(model=NAME, input=PROBLEMS[5], temperature=0, stream=True))
+    assert events[-1].response.tersely["tier"] == "normal"
+    asked = {"model": NAME, "max_tokens": 400, "messages": body(PROBLEMS[5])["messages"], **SHORT}
+    made = http.post("/v1/messages", json=asked)
+    assert made.status_code == 200, made.text
+    assert made.json()["tersely"]["decisions"][0]["policy"] == "budget"
+    assert made.json()["content"][-1]["text"].strip()
+
+
+def test_completions_are_controlled_where_they_ask_for_it(http: httpx.Client) -> None:
+    prompt = f"<|im_start|>user\n{PROBLEMS[5]}\n/normal<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    asked: dict[str, Any] = {"model": NAME, "prompt": prompt, "max_tokens": 200, "temperature": 0}
+    plain = http.post("/v1/completions", json=asked).json()["choices"][0]
+    short = http.post("/v1/completions", json=asked | SHORT)
+    assert "Time is short" not in plain["text"]
+    assert "Time is short" in short.json()["choices"][0]["text"]
+
+
+def test_langchain_and_curl(server: VllmServer) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    made = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key=KEY, model=NAME, temperature=0, max_tokens=400)
+    assert "boxed" in made.invoke(PROBLEMS[0]).text
+    assert "boxed" in "".join(chunk.text for chunk in made.stream(PROBLEMS[0]))
+    command = ["curl", "-sN", f"{server.url}/v1/chat/completions", "-H", f"authorization: Bearer {KEY}"]
+    command += ["-H", "content-type: application/json", "-d", json.dumps(body(stream=True))]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180).stdout.split("\n\n")
+    assert lines[-2:] == ["data: [DONE]", ""]
+    assert all(line.startswith("data: ") for line in lines[:-1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "message"),
+    [
+        ({"tersely": {"preset": "fats"}}, "tersely.preset", "did you mean 'fast'"),
+        ({"tersely": {"presett": "fast"}}, "tersely.presett", "did you mean 'preset'"),
+        ({"tersely": {"policies": ["reconsider"]}}, "tersely", "needs retract"),
+        ({"reasoning_effort": "hihg"}, "reasoning_effort", "did you mean 'high'"),
+        ({"thinking_token_budget": "many"}, "thinking_token_budget", "accepted: tokens"),
+        ({"thinking": {"type": "enabled"}}, "thinking", "budget_tokens"),
+        ({"vllm_xargs": {"tersely": "balanecd"}}, "tersely", "did you mean 'balanced'"),
+        ({"vllm_xargs": {"tersely": '{"driver": "row 1"}'}}, "tersely", "unknown setting"),
+    ],
+)
+def test_wrong_fields_are_refused_by_name(http: httpx.Client, fields: dict[str, Any], param: str, message: str) -> None:
+    response = http.post("/v1/chat/completions", json=body(**fields))
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_other_mistakes_are_refused_as_vllm_does(server: VllmServer, http: httpx.Client) -> None:
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=body()).status_code == 401
+    assert http.post("/v1/chat/completions", json=body(model="other")).status_code == 404
+    assert http.post("/v1/chat/completions", content=b"{").status_code == 400
+    assert http.post("/v1/chat/completions", content=b"[1]").status_code in (400, 422)
+    assert http.post("/v1/chat/completions", content=b"x" * (5 << 20)).status_code == 413
+    port = server.url.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "tersely.cli", "serve", MODEL, "--engine", "vllm", "--port", port]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: port {port} on 127.0.0.1 is in use")
+
+
+def test_a_storm_leaves_nothing_behind(server: VllmServer) -> None:
+    draw = random.Random(3)
+
+    async def one(http: httpx.AsyncClient, number: int) -> bool | None:
+        fields = body(PROBLEMS[number % len(PROBLEMS)], max_tokens=200, stream=True, **(SHORT if number % 3 else {}))
+        patience = draw.choice([1, 5, 20, None, None])
+        text, seen = "", 0
+        async with http.stream("POST", "/v1/chat/completions", json=fields) as response:
+            async for line in response.aiter_lines():
+                seen += 1
+                if patience is not None and seen > patience:
+                    return None
+                if line.startswith("data: {"):
+                    for choice in json.loads(line[6:])["choices"]:
+                        text += choice["delta"].get("content") or ""
+        return bool(text.strip())
+
+    async def all_of_them() -> list[bool | None]:
+        limits = httpx.Limits(max_connections=48)
+        headers = {"authorization": f"Bearer {KEY}"}
+        async with httpx.AsyncClient(base_url=server.url, headers=headers, timeout=180, limits=limits) as http:
+            return await asyncio.gather(*(one(http, number) for number in range(120)))
+
+    done = asyncio.run(all_of_them())
+    assert all(answer for answer in done if answer is not None)
+    assert sum(answer is None for answer in done) > 20
+    end = time.monotonic() + 30
+    while server.requests():
+        assert time.monotonic() < end, "requests of clients that left are still answered"
+        time.sleep(0.2)
+
+
+def test_the_command_line_answers_by_a_server(
+    server: VllmServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERSELY_API_KEY", KEY)
+    from tersely.cli.app import main
+
+    where = ["--engine", "openai", "--base-url", server.url, "--tokenizer", MODEL]
+    assert main(["run", PROBLEMS[0], *where, "--json", "--temperature", "0", "--max-new-tokens", "400"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["answer"] and made["decisions"]
+    assert main(["doctor", *where, "--json"]) == 0
+    checks = {check["name"]: check["status"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["cut"] == checks["hint"] == checks["off"] == "ok"
+
+
+def test_metrics_of_both_are_there(http: httpx.Client) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").text)}
+    assert any(sample.value > 0 for sample in families["tersely_thinking_tokens"].samples)
+    assert {sample.labels.get("reason") for sample in families["tersely_exits"].samples} >= {"budget", "readiness"}
+    assert "vllm:num_requests_running" in families
+
+
+def test_an_engine_that_dies_in_the_middle_leaves_nobody_waiting(server: VllmServer, http: httpx.Client) -> None:
+    """The last test here: the server does not live on."""
+    fields = body(PROBLEMS[5], stream=True, tersely={"preset": "off"}, ignore_eos=True, max_tokens=900)
+    began = time.monotonic()
+    lines = []
+    with (
+        contextlib.suppress(httpx.TransportError),
+        http.stream("POST", "/v1/chat/completions", json=fields) as response,
+    ):
+        for line in response.iter_lines():
+            lines.append(line)
+            if len(lines) == 10:
+                os.kill(next(pid for pid, name in server.processes() if "EngineCor" in name), signal.SIGKILL)
+    assert len(lines) >= 10
+    assert time.monotonic() - began < 120
+    assert not any('"finish_reason":"stop"' in line for line in lines)
+    with contextlib.suppress(httpx.TransportError):
+        assert http.post("/v1/chat/completions", json=body()).status_code >= 500

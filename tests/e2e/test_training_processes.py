@@ -1,0 +1,201 @@
+"""Several processes of one training: they share out what is sampled and learnt, and come to what one comes to."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from tersely.evaluation.bench.checkpoint_log import CheckpointLogError
+from tersely.training.config import RecipeError
+from tersely.training.processes import rank0_only, resumable_map
+from tersely.training.saving import MODEL
+
+from ..support.trainings import plain, train
+from ..support.vllm_server import free_port
+from .test_training_methods import curve
+
+ROWS = ["a", "b", "c", "d", "e", "f", "g"]
+SFT: dict[str, Any] = {
+    "data": {"questions": 6},
+    "rollouts": {"batch": 4},
+    "optimiser": {"micro_batch": 1},
+    "sft": {"samples": 2},
+}
+
+
+def environment(process: int, count: int, port: int) -> dict[str, str]:
+    """What launchers tell a process."""
+    here = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in here.items()}}
+
+
+def together(work: Callable[[int], Any], count: int = 2) -> list[Any]:
+    """What each of several processes makes of `work`, or the error that it raises."""
+
+    def one(process: int, port: int, to: Any) -> None:
+        from accelerate import PartialState
+        from torch.distributed import GroupMember
+
+        GroupMember.WORLD = None  # what an engine of an earlier test left in the parent: vLLM's, a group of one
+        os.environ.update(environment(process, count, port))
+        PartialState._reset_state()
+        try:
+            to.send(work(process))
+        except Exception as error:
+            to.send(error)
+
+    context, port = multiprocessing.get_context("fork"), free_port()
+    pipes = [context.Pipe(duplex=False) for _ in range(count)]
+    running = [context.Process(target=one, args=(i, port, to)) for i, (_, to) in enumerate(pipes)]
+    for process in running:
+        process.start()
+    try:
+        for source, _ in pipes:
+            assert source.poll(60), "a process waits for another that is gone"
+        return [source.recv() for source, _ in pipes]
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def pieces(path: Path, log: Path, **identity: Any) -> list[str]:
+    """Rows in capitals, three at a time; log: which were made, by whom."""
+
+    def make(part: Sequence[str], start: int) -> list[str]:
+        with log.open("a") as file:
+            file.write(f"{start} {os.getpid()}\n")
+        return [row.upper() for row in part]
+
+    return resumable_map(path, identity, ROWS, 3, make)
+
+
+def test_pieces_are_shared_out_and_all_get_the_whole(tmp_path: Path) -> None:
+    path, log = tmp_path / "traces.jsonl", tmp_path / "log"
+    assert together(lambda process: pieces(path, log)) == [[row.upper() for row in ROWS]] * 2
+    starts, makers = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
+    assert sorted(starts) == ["0", "3", "6"] and len(set(makers)) == 2
+    assert {file.name for file in tmp_path.glob("*.jsonl")} == {"traces.jsonl", "traces-1.jsonl"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_another_number_of_processes_goes_on_with_what_is_missing(tmp_path: Path, count: int) -> None:
+    path, log = tmp_path / "traces.jsonl", tmp_path / "log"
+    together(lambda process: pieces(path, log))
+    other = tmp_path / "traces-1.jsonl"
+    other.write_bytes(other.read_bytes()[:-9])  # what kill -9 leaves of its last piece
+    log.unlink()
+    assert together(lambda process: pieces(path, log), count) == [[row.upper() for row in ROWS]] * count
+    assert [line.split()[0] for line in log.read_text().splitlines()] == ["3"]
+    with pytest.raises(CheckpointLogError, match="belongs to another run"):
+        pieces(path, log, seed=1)
+
+
+def test_what_the_first_makes_or_cannot_make_is_so_for_all() -> None:
+    assert together(lambda process: rank0_only(lambda: process)) == [0, 0]
+
+    def refuse() -> None:
+        raise RecipeError("there is a training already")
+
+    for found in together(lambda process: rank0_only(refuse)):
+        assert isinstance(found, RecipeError) and "already" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("told", "values", "says"),
+    [
+        ({"WORLD_SIZE": "3"}, {}, "in each of 3 processes"),
+        ({"WORLD_SIZE": "2"}, {"rollouts": {"engine": "vllm"}}, "each would hold a vLLM"),
+        ({"WORLD_SIZE": "4"}, {"rollouts": {"prompts": 6}, "optimiser": {"micro_batch": 2}}, "cannot share"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "divides the model"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "divides the model"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "is up to the recipe"),
+    ],
+)
+def test_what_several_cannot_do_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], values: dict[str, Any], says: str
+) -> None:
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RecipeError, match=says):
+        train("sft", tmp_path / "out", **(values or SFT))
+    assert not (tmp_path / "out").exists()
+
+
+PROGRAM = """
+import json, os, sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+import tersely.training.offline, tersely.training.trainer  # once, for both
+from tersely.training.run import train
+for told in json.loads(sys.argv[1]):
+    if not os.fork():
+        os.environ.update(told)
+        code = 1
+        try:
+            for config in sys.argv[2:]:
+                train(Path(config).stem, Path(config))
+            code = 0
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+sys.exit(max(os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(2)))
+"""
+SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 120}, "optimiser": {"micro_batch": 2}}
+
+
+def in_two_processes(*configs: Path) -> list[str]:
+    """Train by each of these, of which the names are their methods; what is said."""
+    port = free_port()
+    told = json.dumps([environment(process, 2, port) for process in range(2)])
+    command = [sys.executable, "-P", "-c", PROGRAM, told, *map(str, configs)]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        said, complained = running.communicate(timeout=300)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)  # one may wait for another that is gone
+    assert running.returncode == 0, complained
+    return said.splitlines()
+
+
+def learning(folder: Path) -> list[dict[str, float]]:
+    return [{name: log[name] for name in ("loss", "grad_norm", "num_tokens")} for log in curve(folder)]
+
+
+def test_two_learn_what_one_learns_and_one_may_go_on(tmp_path: Path) -> None:
+    one, two, rewarded = tmp_path / "one", tmp_path / "two", tmp_path / "rewarded"
+    said = train("sft", one, **SFT)
+    configs = {"sft": plain("sft", two, **SFT), "ser": plain("ser", rewarded, **SER)}
+    for name, values in configs.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values), "utf-8")
+    spoken = in_two_processes(*(tmp_path / f"{name}.yaml" for name in configs))
+    alike = [line for line in said if line.startswith(("data:", "steps:", "learns"))]
+    assert len(alike) == 3 and all(line in spoken for line in alike)
+    assert spoken.count(f"wrote {two / MODEL}") == 1 and spoken[-1] == f"wrote {rewarded / MODEL}"
+    assert (two / "traces-1.jsonl").exists()
+    for mine, theirs in zip(learning(one), learning(two), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)
+    for log in curve(rewarded):
+        assert log["modes/think/tokens"] > 0 and 0 <= log["policy/accuracy"] <= 1
+
+    shutil.rmtree(two / "checkpoint-2")
+    shutil.rmtree(two / MODEL)
+    train("sft", two, resume=True, **SFT)
+    whole, shared = (load_file(folder / MODEL / "model.safetensors") for folder in (one, two))
+    assert all(abs(whole[name] - shared[name]).max() < 1e-6 for name in whole)

@@ -1,0 +1,211 @@
+"""Trainings that are killed, that diverge, that collapse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, last_good
+from tersely.training.config import Alarm, RecipeError
+from tersely.training.rewards import Correctness
+from tersely.training.run_dir import open_folder
+from tersely.training.sampling import DivergedError
+
+from ..support.trainings import plain, recipe, train
+from .test_training_methods import curve
+
+QUICK: dict[str, Any] = {
+    "data": {"efforts": ["easy"]},
+    "rollouts": {"max_new_tokens": 120},
+    "optimiser": {"steps": 4},
+    "adaptthink": {"reference_samples": 1, "no_think_tokens": 24},
+}
+PROGRAM = (
+    "import sys; from pathlib import Path; from tersely.training.run import train; "
+    "train('adaptthink', Path(sys.argv[1]))"
+)
+
+
+def figures(folder: Path) -> list[tuple[float, ...]]:
+    return [
+        (log["step"], log["loss"], log["reward"], log["grad_norm"], log["policy/no_think"]) for log in curve(folder)
+    ]
+
+
+def test_a_killed_training_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train("adaptthink", whole, **QUICK)
+    config = killed.with_suffix(".yaml")
+    config.write_text(yaml.safe_dump(plain("adaptthink", killed, **QUICK)), "utf-8")
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(config)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+    try:
+        until = time.monotonic() + 300
+        while not (killed / "checkpoint-1" / COMPLETE).exists():
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(curve(killed)) < 4
+    (killed / "checkpoint-99").mkdir()  # what a crash in the middle of writing leaves
+    (killed / "checkpoint-99" / "model.safetensors").write_bytes(b"half")
+    said = train("adaptthink", killed, resume=True, **QUICK)
+    assert any(line.startswith("goes on from") and "checkpoint-99" not in line for line in said)
+    assert figures(killed) == figures(whole) and len(figures(whole)) == 4
+
+
+def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    inner = Correctness.__call__
+
+    def broken(self: Correctness, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> Any:
+        calls.append(1)
+        right = inner(self, prompts, completions, **columns)
+        return [float("inf")] * len(right) if len(calls) == 3 else right
+
+    monkeypatch.setattr(Correctness, "__call__", broken)
+    out = tmp_path / "out"
+    with pytest.raises(DivergedError, match="loss of step 3"):
+        train("adaptthink", out, **QUICK)
+    good = last_good(out)
+    assert good is not None and good.name == "checkpoint-1"
+    train("adaptthink", out, resume=True, **QUICK)
+    assert [log["step"] for log in curve(out)] == [1, 2, 3, 4]
+
+
+def test_a_checkpoint_of_weights_that_blew_up_is_not_good(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="no longer"):
+        train("adaptthink", tmp_path / "out", **{**QUICK, "optimiser": {"steps": 3, "learning_rate": 1e30}})
+    assert (tmp_path / "out" / "checkpoint-1").is_dir() and last_good(tmp_path / "out") is None
+
+
+def test_a_policy_that_always_thinks_stops_the_training(tmp_path: Path) -> None:
+    said: list[str] = []
+    with pytest.raises(CollapseError, match="always thinks"):
+        train("adaptthink", tmp_path / "out", said, **QUICK, alarm={"grace": 0, "window": 2, "all_think": 0.01})
+    assert any("collapse alarm at step 2" in line for line in said)
+    assert len(curve(tmp_path / "out")) == 2
+
+
+def log(step: int, no_think: float, empty: float = 0.0) -> dict[str, Any]:
+    return {"step": step, "policy/no_think": no_think, "modes/think/empty": empty}
+
+
+@pytest.mark.parametrize(
+    ("logs", "reason"),
+    [
+        ([log(s, 0.001) for s in range(11, 14)], "always thinks"),
+        ([log(s, 0.999) for s in range(11, 14)], "never thinks"),
+        ([log(s, 0.5, 0.9) for s in range(11, 14)], "thinking is empty"),
+        ([log(s, 0.001) for s in range(1, 11)], None),  # within the grace
+        ([log(11, 0.001), log(12, 0.2), log(13, 0.001)], None),  # not in a row
+        ([log(11, 0.001), log(12, 0.001)], None),  # too few
+    ],
+)
+def test_what_is_a_collapse(logs: list[dict[str, Any]], reason: str | None) -> None:
+    found = CollapseAlarm(Alarm(grace=10, window=3)).reason(logs)
+    assert found is None if reason is None else found is not None and reason in found
+
+
+def test_progress_counts_from_where_it_went_on() -> None:
+    said: list[str] = []
+    now = iter([100.0, 130.0])
+    progress = Progress(said.append, lambda: next(now))
+    progress.on_train_begin(None, SimpleNamespace(global_step=10), None)
+    state = SimpleNamespace(global_step=13, max_steps=16, is_world_process_zero=True)
+    progress.on_log(None, state, None, {"loss": 0.5, "reward": 0.25, "policy/no_think": None})
+    assert said == ["step 13/16 (81%)  loss 0.5  reward 0.25  10.0 s/step, 0 min left"]
+
+
+def test_what_a_folder_holds_decides_how_to_begin(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RecipeError, match=r"no training in .* leave --resume out"):
+        train("adaptthink", out, resume=True, **QUICK)
+    out.mkdir()
+    (out / "recipe.json").write_text(json.dumps({"seed": 1}), "utf-8")
+    with pytest.raises(RecipeError, match="holds a training already; add --resume"):
+        train("adaptthink", out, **QUICK)
+    with pytest.raises(RecipeError, match=r"begun with another adaptthink, .* may change is out, saving, alarm"):
+        train("adaptthink", out, resume=True, **QUICK)
+
+
+def test_what_lies_in_the_folder_already_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)
+    (out / "model").mkdir()
+    for resume in (False, True):
+        with pytest.raises(RecipeError, match="holds no training but checkpoint-500, model; choose another out"):
+            train("adaptthink", out, resume=resume, **QUICK)
+    assert sorted(place.name for place in out.iterdir()) == ["checkpoint-500", "model"]
+    (tmp_path / "file").touch()
+    for place, message in (
+        (tmp_path / "file" / "out", "file is a file"),
+        (Path("/proc/nowhere/out"), "cannot be made"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            open_folder(recipe("adaptthink", place), resume=False)
+
+
+def test_how_to_learn_may_change_until_something_is_learnt(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert open_folder(recipe("sft", out), resume=False) is None
+    other = recipe("sft", out, optimiser={"learning_rate": 0.5})
+    assert open_folder(other, resume=True) is None
+    assert json.loads((out / "recipe.json").read_text("utf-8"))["optimiser"]["learning_rate"] == 0.5
+    with pytest.raises(
+        RecipeError, match=r"begun with another optimiser.dtype \('auto', now 'float32'\); .* until something is"
+    ):
+        open_folder(recipe("sft", out, optimiser={"dtype": "float32"}), resume=True)
+    (out / "checkpoint-1").mkdir()
+    (out / "checkpoint-1" / "complete.json").write_text("{}", "utf-8")
+    with pytest.raises(
+        RecipeError,
+        match=r"another optimiser.learning_rate \(0.5, now 0.0001\); what may change is out, saving, alarm;",
+    ):
+        open_folder(recipe("sft", out), resume=True)
+    assert open_folder(other, resume=True) == out / "checkpoint-1"
+
+
+def test_an_older_training_on_ones_own_completions_goes_on(tmp_path: Path) -> None:
+    hinted = {"policies": {"hint": {"limit": 1}}}
+    for rollouts, imitate in (({}, True), (hinted, False)):
+        begun = recipe("sft", tmp_path / f"{imitate}", rollouts=rollouts, sft={"imitate": imitate})
+        assert open_folder(begun, resume=False) is None
+        file = begun.out / "recipe.json"
+        told = json.loads(file.read_text("utf-8"))
+        del told["sft"]["imitate"]  # which did not exist yet
+        file.write_text(json.dumps(told), "utf-8")
+        assert open_folder(begun, resume=True) is None
+    with pytest.raises(RecipeError, match=r"another sft.imitate \(False, now True\).*set it back"):
+        open_folder(recipe("sft", begun.out, rollouts=hinted), resume=True)
+
+
+def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
+    begun = recipe("mahdpo", tmp_path / "out")
+    assert open_folder(begun, resume=False) is None
+    file = tmp_path / "out" / "recipe.json"
+    told = json.loads(file.read_text("utf-8"))
+    del told["mahdpo"]["frozen"]  # which did not exist yet
+    file.write_text(json.dumps(told), "utf-8")
+    assert open_folder(begun, resume=True) is None, "nothing saved yet, but the same training"
+    file.write_text(json.dumps({**told, "mahdpo": {**told["mahdpo"], "beta": 0.5}}), "utf-8")
+    with pytest.raises(RecipeError, match=r"begun with another mahdpo.beta \(0.5, now 0.1\);"):
+        open_folder(begun, resume=True)

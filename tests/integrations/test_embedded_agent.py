@@ -1,0 +1,89 @@
+"""Agents of `create_agent` on the embedded model that calls tools: in this process, and through `tersely serve`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain")
+
+from langchain_core.messages import HumanMessage
+
+from tersely.cli.app import main
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.mode_router import ModeRouter
+from tersely.controller.options import GenerationOptions
+from tersely.controller.probe_registry import ProbeError
+from tersely.controller.serving.settings import ServerSettings
+from tersely.evaluation.agents.arms import make_agents
+from tersely.evaluation.agents.episodes import Episode, run_episode
+from tersely.evaluation.agents.tasks import Task, tasks
+
+from ..support.serving import served
+
+MODEL = "tersely-tiny-agent"
+KINDS = ("lookup", "calculate", "collect")
+
+
+def played(chat: Any, arm: str, drawn: list[Task]) -> list[Episode]:
+    agent = make_agents(arm, chat, system=None)
+    return [run_episode(task, agent(task)) for task in drawn]
+
+
+@pytest.fixture(scope="module")
+def here() -> list[Episode]:
+    return played(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", tasks("test", 7, 6, KINDS))
+
+
+def test_an_agent_reads_what_it_needs_and_answers(here: list[Episode]) -> None:
+    assert sum(episode.solved for episode in here) >= 4
+    assert all(episode.error is None and episode.answer for episode in here)
+    assert sum(episode.calls for episode in here) > 10 and sum(e.failed_calls for e in here) < 8
+    assert all(episode.thinking > 0 for episode in here)
+
+
+def test_a_served_model_goes_about_it_in_the_same_way(here: list[Episode]) -> None:
+    from langchain_openai import ChatOpenAI
+
+    with served(load_engine(MODEL), ServerSettings(MODEL, GenerationOptions(preset="off"))) as server:
+        chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
+        there = played(chat, "agentic", tasks("test", 7, 3, KINDS))
+    for ours, theirs in zip(here, there, strict=False):
+        assert (theirs.answer, theirs.calls, theirs.steps) == (ours.answer, ours.calls, ours.steps)
+        assert theirs.written == ours.written
+
+
+def test_thinking_little_after_results_costs_less_and_solves_as_much(here: list[Episode]) -> None:
+    always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 6, KINDS))
+    assert sum(e.written for e in here) < 0.8 * sum(e.written for e in always)
+    assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 1
+
+
+def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    router, out = tmp_path / "router", tmp_path / "out.json"
+    options = ["agents", "--model", MODEL, "--kinds", "instant,lookup"]
+    fit = ["--split", "fit", "--limit", "20", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
+    assert main([*options, *fit]) == 0
+    assert "agentic, by kind" in capsys.readouterr().out
+    routed = ["--limit", "6", "--arms", "always-think,routed", "--router", str(router), "--out", str(out), "--json"]
+    assert main([*options, *routed]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report == json.loads(out.read_text()) and [arm["arm"] for arm in report["arms"]] == [
+        "always-think",
+        "routed",
+    ]
+    assert report["arms"][1]["saved"] > 0 and len(report["episodes"]["routed"]) == 6
+    assert {episode["mode"] for episode in report["episodes"]["routed"]} >= {"agentic"}
+
+
+def test_the_released_router_tells_what_needs_no_tool() -> None:
+    router = ModeRouter(MODEL)
+    for kind, wanted in (("instant", "instant"), ("reasoning", "reasoning"), ("lookup", "agentic")):
+        modes = [router([HumanMessage(task.question)]) for task in tasks("test", 5, 12, (kind,))]
+        assert modes.count(wanted) >= 10, (kind, modes)
+    with pytest.raises(ProbeError, match="learn one with"):
+        ModeRouter("tersely-tiny-small")

@@ -1,0 +1,245 @@
+"""`ChatTersely` on the embedded model: what LangChain gets of a generation, streams, batches, caches and settings."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from typing import Any
+
+import pytest
+
+pytest.importorskip("langchain_core")
+
+from langchain_core.load import dumpd, load
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+
+import tersely
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.integrations.langchain.chat_model import ChatTersely
+from tersely.controller.integrations.langchain.runner import shared_engine
+from tersely.controller.session import Session
+from tersely.errors import OptionError, PromptError
+
+from .test_tools import SaidEngine, chat
+
+MODEL = "tersely-tiny-small"
+QUESTION = "Compute (48 + 27) - 36."
+OTHERS = ["Compute 3 + 4.", "Compute (9 + 8) - 7.", "Compute 50 - 12."]
+
+
+class Counting(TransformersEngine):
+    """The embedded engine, which notes how many rows each of its batches has and what they put out."""
+
+    def __init__(self, engine: TransformersEngine) -> None:
+        super().__init__(engine.model, engine.tokenizer, engine.name)
+        self.batches: list[int] = []
+        self.put_out: list[int] = []
+
+    def generate(self, requests: Any, sampling: Any, sink: Any = None) -> Any:
+        self.batches.append(len(requests))
+        done = super().generate(requests, sampling, sink)
+        self.put_out += [len(row.token_ids) for row in done]
+        return done
+
+
+@pytest.fixture(scope="module")
+def loaded() -> TransformersEngine:
+    return load_engine(MODEL)
+
+
+@pytest.fixture
+def engine(loaded: TransformersEngine) -> Counting:
+    return Counting(loaded)
+
+
+def model_on(engine: Any, **options: Any) -> ChatTersely:
+    return ChatTersely(model=engine, **{"temperature": 0, "max_tokens": 400, **options})
+
+
+def joined(chunks: Any) -> Any:
+    full = None
+    for chunk in chunks:
+        full = chunk if full is None else full + chunk
+    return full
+
+
+def test_it_answers_what_generate_answers(engine: Counting):
+    made = tersely.generate(engine, prompts=QUESTION, temperature=0, max_new_tokens=400)
+    message = model_on(engine).invoke(QUESTION)
+    assert message.content == made.answer and made.answer
+    assert message.content_blocks == [
+        {"type": "reasoning", "reasoning": made.thinking},
+        {"type": "text", "text": made.answer},
+    ]
+    assert message.usage_metadata == {
+        "input_tokens": made.usage.prompt,
+        "output_tokens": made.usage.thinking + made.usage.answer,
+        "total_tokens": made.usage.prompt + made.usage.thinking + made.usage.answer,
+        "output_token_details": {"reasoning": made.usage.thinking},
+    }
+    about = message.response_metadata
+    assert (about["finish_reason"], about["model_name"]) == ("stop", MODEL)
+    assert about["tersely"]["usage"] == made.usage.as_dict() and about["tersely"]["tier"] == "normal"
+    assert [d["policy"] for d in about["tersely"]["decisions"]] == [d.policy for d in made.trace] and made.trace
+
+
+@pytest.mark.parametrize("effort", ["none", "easy", "normal"])
+@pytest.mark.parametrize("version", ["v0", "v1"])
+def test_a_stream_comes_to_the_same(engine: Counting, effort: str, version: str):
+    model = model_on(engine, effort=effort, output_version=version)
+    whole, chunks = model.invoke(QUESTION), list(model.stream(QUESTION))
+    full = joined(chunks)
+    assert full.text == whole.text and full.text
+    assert full.usage_metadata == whole.usage_metadata and full.response_metadata == whole.response_metadata
+    assert [b.get("reasoning") for b in full.content_blocks] == [b.get("reasoning") for b in whole.content_blocks]
+    assert [c.chunk_position for c in chunks[-2:]] == [None, "last"]
+    assert len(chunks) > 5, "text has to come as it is made"
+
+
+def test_text_comes_while_the_model_still_writes(engine: Counting):
+    stream = model_on(engine).stream(QUESTION)
+    next(stream)
+    assert engine.put_out == []
+    stream.close()
+
+
+def test_whoever_stops_reading_ends_the_row(engine: Counting):
+    whole = model_on(engine).invoke(QUESTION).usage_metadata["output_tokens"]
+    for _ in model_on(engine).stream(QUESTION):
+        break
+    assert engine.put_out[-1] < whole // 2
+    assert not [t for t in threading.enumerate() if t.name == "tersely-answering"]
+
+
+def test_an_async_reader_that_stops_ends_the_row_too(engine: Counting):
+    async def read() -> None:
+        stream = model_on(engine).astream(QUESTION)
+        async for _ in stream:
+            break
+        await stream.aclose()
+        assert await model_on(engine).ainvoke(OTHERS[0])  # waits for the engine, so the row is over
+
+    asyncio.run(read())
+    assert engine.put_out[0] < 100
+
+
+def test_a_cancelled_call_ends_its_row(engine: Counting):
+    async def ask() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(model_on(engine, preset="off", max_tokens=2000).ainvoke(QUESTION), 0.05)
+        await model_on(engine).ainvoke(OTHERS[0])
+
+    asyncio.run(ask())
+    assert len(engine.put_out) in (1, 2)
+    assert len(engine.put_out) == 1 or engine.put_out[0] < 150
+
+
+def test_async_comes_to_the_same(engine: Counting):
+    async def ask() -> tuple[Any, Any]:
+        model = model_on(engine)
+        return await model.ainvoke(QUESTION), joined([chunk async for chunk in model.astream(QUESTION)])
+
+    whole = model_on(engine).invoke(QUESTION)
+    invoked, streamed = asyncio.run(ask())
+    assert invoked.content == streamed.content == whole.content
+    assert invoked.usage_metadata == streamed.usage_metadata == whole.usage_metadata
+
+
+def test_an_error_of_the_engine_reaches_who_asked():
+    def broken(prompt: str) -> str:
+        raise RuntimeError("out of memory")
+
+    model = chat(broken)
+    for ask in (model.invoke, lambda q: list(model.stream(q)), lambda q: model.batch([q, q])):
+        with pytest.raises(RuntimeError, match="out of memory"):
+            ask("Hi")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asyncio.run(model.ainvoke("Hi"))
+
+
+def test_a_stop_string_ends_the_answer_not_the_thinking(engine: Counting):
+    whole = model_on(engine).invoke(QUESTION)
+    assert "is" in whole.content and "=" in whole.content_blocks[0]["reasoning"] and "=" not in whole.content
+    cut = model_on(engine, stop=["is"]).invoke(QUESTION)
+    assert cut.content == whole.content.partition("is")[0].rstrip() and cut.response_metadata["finish_reason"] == "stop"
+    assert cut.content_blocks[0] == whole.content_blocks[0]
+    assert cut.usage_metadata["output_tokens"] < whole.usage_metadata["output_tokens"]
+    assert joined(model_on(engine).stream(QUESTION, stop=["is"])).content == cut.content
+    assert model_on(engine).invoke(QUESTION, stop=["="]).content == whole.content
+    assert [m.content for m in model_on(engine).batch([QUESTION, QUESTION], stop=["is"])] == [cut.content] * 2
+
+
+def test_settings_of_a_call(engine: Counting):
+    model = model_on(engine)
+    assert model.invoke(QUESTION, effort="none").usage_metadata["output_token_details"]["reasoning"] == 0
+    assert model.bind(reasoning_effort="low").invoke(QUESTION).response_metadata["tersely"]["tier"] == "easy"
+    short = model.invoke(QUESTION, preset="budget", max_tokens=90)
+    assert short.usage_metadata["output_tokens"] <= 90 and short.content
+    with pytest.raises(OptionError, match="unknown setting of a call 'efort'; did you mean 'effort'"):
+        model.invoke(QUESTION, efort="none")
+
+
+def test_wrong_arguments_are_refused_at_once():
+    with pytest.raises(OptionError, match="unknown argument 'efort'; did you mean 'effort'"):
+        ChatTersely(model=MODEL, efort="none")
+    with pytest.raises(OptionError, match="unknown effort 'extreme'"):
+        ChatTersely(model=MODEL, effort="extreme")
+    with pytest.raises(OptionError, match="unknown preset 'quick'"):
+        ChatTersely(model=MODEL, preset="quick")
+    assert ChatTersely(model=MODEL, timeout=3, max_retries=1, api_key="x").model == MODEL
+
+
+def test_after_a_tools_result_auto_is_normal(engine: Counting):
+    """What a tool wrote is no question, and its length or wording must not raise the budget."""
+    asked = AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "1"}])
+    messages = [HumanMessage(QUESTION), asked, ToolMessage("hard " * 300, tool_call_id="1", name="look")]
+    made = ChatTersely(model=SaidEngine(lambda p: "</think>\n\n39"), effort="auto", preset="off").invoke(messages)
+    assert made.response_metadata["tersely"]["tier"] == "normal"
+    alone = model_on(engine, effort="auto").invoke(QUESTION)
+    assert "by the difficulty probe" in alone.response_metadata["tersely"]["decisions"][0]["reason"]
+
+
+def test_auto_streams_and_stops_like_any_other(engine: Counting):
+    model = model_on(engine, effort="auto")
+    assert joined(model.stream(QUESTION)).content == model.invoke(QUESTION).content
+    for _ in model.stream(QUESTION):
+        break
+    assert engine.put_out[-1] < 30
+    assert [m.content for m in model.batch([QUESTION, *OTHERS])] and engine.batches[-1] == 4
+
+
+def test_content_that_is_no_text_is_refused(engine: Counting):
+    image = {"type": "image", "url": "https://example.org/a.png"}
+    with pytest.raises(PromptError, match="a human message holds a block of type 'image'; accepted: text"):
+        model_on(engine).invoke([HumanMessage([{"type": "text", "text": "What is it?"}, image])])
+    blocks = [HumanMessage([{"type": "text", "text": QUESTION}])]
+    assert model_on(engine).invoke(blocks).content == model_on(engine).invoke(QUESTION).content
+
+
+def test_a_model_is_loaded_once_for_all_and_let_go():
+    one, two = ChatTersely(model=MODEL, effort="none"), ChatTersely(model=MODEL, effort="none", max_tokens=100)
+    assert one.get_num_tokens("Compute 3 + 4.") == len(one.get_token_ids("Compute 3 + 4.")) > 4
+    two.invoke(OTHERS[0])
+    assert one._session().engine is two._session().engine is shared_engine(MODEL)
+    del one, two
+    gc.collect()
+    from tersely.controller.integrations.langchain import runner as answering
+
+    assert MODEL not in answering._LOADED
+
+
+def test_an_engine_or_a_session_may_be_given(engine: Counting):
+    assert model_on(engine).model_name == model_on(Session(engine)).model_name == MODEL
+    assert model_on(Session(engine)).invoke(OTHERS[0]).content == model_on(engine).invoke(OTHERS[0]).content
+    assert model_on(engine).profile["max_input_tokens"] == engine.context_length
+    assert model_on(engine).profile["tool_calling"] is False
+    assert ChatTersely(model=MODEL).profile["reasoning_output"] is True
+
+
+@pytest.mark.filterwarnings("ignore:The function `load` is in beta")
+def test_it_goes_through_json_and_back():
+    model = ChatTersely(model=MODEL, effort="easy", seed=3, stop=["x"])
+    back = load(dumpd(model), allowed_objects=[ChatTersely], valid_namespaces=["tersely"])
+    assert isinstance(back, ChatTersely) and back.asdict() == model.asdict()
+    assert (back.effort, back.seed, back.stop, back.model) == ("easy", 3, ["x"], MODEL)

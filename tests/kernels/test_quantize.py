@@ -1,0 +1,214 @@
+"""Quantizing models: calibration, what becomes of a model, and loading it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    Qwen2Config,
+)
+
+from tersely.errors import ModelError, OptionError
+from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
+from tersely.kernels.quantization.calibration import capture_inputs, read
+from tersely.kernels.quantization.calibration_text import written_by
+from tersely.kernels.quantization.config import ScaleSearch
+from tersely.kernels.quantization.linear import quantizable
+from tersely.kernels.quantization.model import collect_inputs
+from tersely.kernels.w4a8_layout import PackedLayout
+from tersely.models import get_model_path
+
+from ..support.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
+from ..support.models import random_model
+
+SMALL = get_model_path("tersely-tiny-small")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def text() -> Tensor:
+    """Rows that the small model writes."""
+    return written_by(load(SMALL), 12, 48, 0)
+
+
+def load(folder: Path | str, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+def test_inputs_that_are_known_already() -> None:
+    rows, scheme = torch.randint(100, (4, 20)), Scheme(32)
+    at_once, before = random_model(), random_model()
+    quantize_model(at_once, rows, scheme)
+    layers = dict(quantizable(before, scheme))
+    given = collect_inputs(before, rows, layers, scheme, ScaleSearch())
+    quantize_model(before, scheme=scheme, inputs=given)
+    assert torch.equal(at_once(rows).logits, before(rows).logits)
+    apart, grouped = random_model(), random_model()
+    quantize_model(apart, rows, scheme, ScaleSearch(compensate=False))
+    quantize_model(grouped, None, scheme, ScaleSearch(compensate=False), inputs=given)
+    assert torch.equal(apart(rows).logits, grouped(rows).logits)
+    few = {name: one for name, one in given.items() if not name.endswith("q_proj")}
+    within = {name: one.within_groups() for name, one in given.items()}
+    for wrong, about, message in (
+        (few, scheme, "q_proj: none"),
+        (within, scheme, "sums in groups of 32"),
+        (given, Scheme(64), "groups of 64"),
+    ):
+        with pytest.raises(OptionError, match=f"{message}.*accepted|accepted.*{message}"):
+            quantize_model(random_model(), scheme=about, inputs=wrong)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_layers_are_given_is_seen(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "_STRIPE", 48)
+    linear, x = nn.Linear(100, 3), torch.randn(4, 5, 100)
+    with capture_inputs({"a": linear}, 64, whole=whole) as seen:
+        linear(x[:2])
+        linear(x[2:])
+        linear(x[:0])
+    linear(torch.full((1, 100), 1e6))  # nobody looks any more
+
+    def products(rows: Tensor) -> Tensor:
+        if whole:
+            return rows.T @ rows
+        padded = torch.nn.functional.pad(rows, (0, 28))
+        return torch.stack([part.T @ part for part in padded.split(64, dim=1)])
+
+    alike = x.flatten(0, 1) / x.flatten(0, 1).norm(dim=1, keepdim=True)
+    torch.testing.assert_close(seen["a"].sums, products(alike))
+    torch.testing.assert_close(seen["a"].highest, x.abs().amax(dim=(0, 1)))
+    scale = torch.rand(100) + 0.5
+    torch.testing.assert_close(seen["a"].scaled(scale).sums, products(alike * scale))
+
+
+def test_perplexity_by_hand() -> None:
+    model, rows = random_model(), torch.randint(3, 100, (3, 9))
+    with torch.no_grad():
+        logits = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
+    expected = (-logits.gather(2, rows[:, 1:, None]).mean()).exp().item()
+    assert read(model, rows) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scheme", [Scheme(64), Scheme(128, "int8", True), Scheme(32, "int4"), Scheme(64, "keep", True)], ids=str
+)
+def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) -> None:
+    model = load(SMALL)
+    before = read(model, text[:4])
+    done = quantize_model(model, text[4:], scheme)
+    assert read(model, text[:4]) < 1.25 * before
+    kinds = {name: type(m) for name, m in model.named_modules() if name.endswith(("proj", "head"))}
+    assert set(kinds.values()) == {W4A8Linear} | ({nn.Linear} if scheme.head == "keep" else set())
+    assert {layer["bits"] for layer in done.layers} == ({4, 8} if scheme.head in ("preview", "int8") else {4})
+    assert len(done.layers) == 28 + (scheme.head != "keep")
+    assert all(0 < layer["error"] < 0.05 for layer in done.layers)
+    assert all(layer["error"] <= layer.get("error of plain rounding", 1) for layer in done.layers)
+    # Embeddings in float32 are an eighth of the weights, and the head is no longer shared with them.
+    assert done.bytes_after < 0.4 * done.bytes_before
+
+
+def test_without_text_no_input_is_scaled() -> None:
+    model = load(SMALL)
+    done = quantize_model(model, None, Scheme(smooth=True))
+    assert {layer["scaled inputs"] for layer in done.layers} == {0}
+    assert isinstance(model.lm_head, W4A8Linear)
+    assert model.lm_head.form is PackedLayout.PLANES
+    assert "8-bit weights in two planes" in repr(model.lm_head)
+
+
+def test_a_head_in_planes_holds_what_one_of_bytes_does(text: Tensor) -> None:
+    planes, whole = load(SMALL), load(SMALL)
+    quantize_model(planes, None, Scheme())
+    quantize_model(whole, None, Scheme(head="int8"))
+    assert torch.equal(planes.lm_head.dequantized(), whole.lm_head.dequantized())
+    assert read(planes, text[:4]) == pytest.approx(read(whole, text[:4]), rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"), [("auto", PackedLayout.BYTES), ("int8", PackedLayout.BYTES), ("int4", PackedLayout.GRAINS)]
+)
+def test_shared_keys_have_eight_bits(keys: str, wanted: PackedLayout) -> None:
+    config = Qwen2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    model: Any = AutoModelForCausalLM.from_config(config)
+    own = {name: layer.weight.detach().clone() for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    quantize_model(model, None, Scheme(32, keys=keys))
+    attention = model.model.layers[0].self_attn
+    assert (attention.k_proj.form, attention.v_proj.form) == (wanted, wanted)
+    assert (attention.q_proj.form, attention.o_proj.form) == (PackedLayout.GRAINS, PackedLayout.GRAINS)
+    off = {n: (m.dequantized() - own[n]).norm() / own[n].norm() for n, m in model.named_modules() if n in own}
+    assert (off["model.layers.0.self_attn.k_proj"] < 0.01) == (wanted is PackedLayout.BYTES)
+
+
+def test_saved_and_loaded_again(tmp_path: Path) -> None:
+    sizes: Any = {"vocab_size": 100, "hidden_size": 72, "intermediate_size": 90, "num_hidden_layers": 2}
+    # Queries, keys and values of this one have biases, and no size is a whole number of groups or tiles.
+    config = Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    rows = torch.randint(100, (4, 20))
+    quantize_model(model, rows, Scheme(32, smooth=True))
+    model.save_pretrained(tmp_path / "a")
+    again = load(tmp_path / "a")
+    assert again.dtype == torch.bfloat16
+    assert not again.config.tie_word_embeddings
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(t, theirs[name]) and t.dtype == theirs[name].dtype for name, t in ours.items())
+    assert theirs["model.layers.0.self_attn.q_proj.channel_scale"].dtype == torch.float32
+    layers = [module for module in again.modules() if isinstance(module, W4A8Linear)]
+    assert layers and all(lies_in_large_pages(p) == GIVES_LARGE_PAGES for layer in layers for p in layer.parameters())
+    with torch.no_grad():
+        assert torch.equal(model(rows).logits, again(rows).logits)
+    again.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "b" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
+
+
+def test_models_that_cannot_be_quantized() -> None:
+    twice = random_model()
+    quantize_model(twice)
+    with pytest.raises(ModelError, match=r"quantized already \(tersely_w4a8\)"):
+        quantize_model(twice)
+    sizes: Any = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    experts = OlmoeForCausalLM(OlmoeConfig(**sizes, num_attention_heads=2, num_experts=8, pad_token_id=0))
+    with pytest.raises(ModelError, match="of the weights are in linear layers; accepted"):
+        quantize_model(experts)
+    broken = random_model()
+    broken.model.layers[0].mlp.up_proj.weight.data[3, 3] = torch.nan
+    with pytest.raises(ModelError, match=r"layer model.layers.0.mlp.up_proj has weights that are NaN"):
+        quantize_model(broken)
+    scaled = random_model()
+    scaled.config.logits_scaling = 8.0
+    with pytest.raises(ModelError, match=r"logits_scaling.*accepted: --head int8, int4 or keep"):
+        quantize_model(scaled)
+    quantize_model(scaled, scheme=Scheme(head="int8"))
+    with pytest.raises(OptionError, match="groups of 48 inputs; accepted: 32, 64, 128"):
+        Scheme(48)
+    with pytest.raises(OptionError, match="did you mean 'int8'"):
+        Scheme(head="int9")
+    with pytest.raises(OptionError, match="did you mean 'int4'"):
+        Scheme(keys="in4")
+    fused = Phi3ForCausalLM(Phi3Config(**sizes, num_attention_heads=2, pad_token_id=0))
+    with pytest.raises(ModelError, match="no layer is called k_proj or v_proj"):
+        quantize_model(fused, scheme=Scheme(keys="int8"))

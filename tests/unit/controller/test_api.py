@@ -1,0 +1,169 @@
+"""The public faces on the embedded model: what goes in, what comes out, and that the answer always does."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tersely
+from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.options import GenerationOptions
+from tersely.controller.replay import WordTokenizer
+from tersely.controller.session import Session
+from tersely.controller.streaming import TextDeltaEvent
+from tersely.controller.text.markers import Markers
+from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
+from tersely.evaluation.tasks.toy_problems import stream
+from tersely.models import get_model_path
+
+QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
+
+
+@pytest.fixture(scope="module")
+def engine() -> TransformersEngine:
+    return load_engine("tersely-tiny-small")
+
+
+def ask(engine: Any, prompts: Any = QUESTION, **options: Any) -> Any:
+    return tersely.generate(engine, prompts=prompts, **{"temperature": 0, "max_new_tokens": 512, **options})
+
+
+def test_parts_and_usage_add_up(engine: TransformersEngine) -> None:
+    result = ask(engine)
+    usage = result.usage
+    assert result.text.startswith(result.thinking)
+    assert "</think>" in result.text and "</think>" not in result.thinking + result.answer
+    assert usage.thinking + usage.answer == len(result.token_ids)
+    assert usage.total == usage.thinking + usage.answer + usage.overhead
+    assert "".join(span.text for span in result.spans) == result.text
+
+
+def test_control_shortens_and_off_is_longer_on_many_problems(engine: TransformersEngine) -> None:
+    problems = [p.problem for p in islice(stream("fit", 7, levels=(1, 2, 3)), 24)]
+    plain = ask(engine, problems, preset="off", temperature=None, seed=0)
+    ours = ask(engine, problems, preset="balanced", temperature=None, seed=0)
+    assert sum(g.usage.total for g in ours) < 0.95 * sum(g.usage.total for g in plain)
+    assert all(g.answer for g in ours if g.finish_reason == "stop")
+    for before, after in zip(plain, ours, strict=True):
+        kept = after.token_ids[: after.trace[0].position] if after.trace else after.token_ids
+        assert before.token_ids[: len(kept)] == kept
+
+
+def test_a_batch_gives_what_its_rows_give_alone(engine: TransformersEngine) -> None:
+    problems = [p.problem for p in islice(stream("fit", 8), 6)]
+    together = ask(engine, problems, preset="fast")
+    assert [g.text for g in together] == [ask(engine, p, preset="fast").text for p in problems]
+
+
+def test_a_tight_budget_is_kept_and_still_answers(engine: TransformersEngine) -> None:
+    result = tersely.generate(
+        engine, prompts=QUESTION, preset="budget", temperature=0, max_new_tokens=64, answer_reserve=32
+    )
+    assert result.usage.thinking <= 32
+    assert result.answer and result.finish_reason == "stop"
+    assert result.trace[0].policy == "budget"
+
+
+def test_effort_none_does_not_think(engine: TransformersEngine) -> None:
+    result = ask(engine, effort="none")
+    assert (result.thinking, result.usage.thinking, result.tier) == ("", 0, "none")
+    assert "boxed" in result.answer
+
+
+def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> None:
+    assert ask(engine, shadow=True).text == ask(engine, preset="off").text
+    assert not any(d.acted for d in ask(engine, shadow=True).trace)
+
+
+def test_events_reassemble_the_text_and_explain_what_was_forced(engine: TransformersEngine) -> None:
+    events: list[TextDeltaEvent] = []
+    result = ask(engine, on_event=events.append)
+    assert "".join(e.text for e in events) == result.text
+    assert [e.decision for e in events if e.decision] == list(result.trace)
+    answer = "".join(e.text for e in events if e.part == "answer")
+    assert answer.strip() == result.answer
+
+
+def test_messages_and_single_prompts_are_told_apart(engine: TransformersEngine) -> None:
+    messages = [{"role": "user", "content": QUESTION}]
+    assert ask(engine, messages).text == ask(engine).text == ask(engine, [messages])[0].text
+
+
+def test_the_same_seed_gives_the_same_tokens(engine: TransformersEngine) -> None:
+    first, second, other = (tersely.generate(engine, prompts=QUESTION, seed=s).token_ids for s in (1, 1, 2))
+    assert first == second
+    assert first != other
+
+
+def test_custom_generate_in_generate_and_pipeline() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+    folder = get_model_path("tersely-tiny-small")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    messages = [{"role": "user", "content": QUESTION}]
+    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    policies = ["budget", "convergence"]  # which need no more than tokens
+    control = tersely.custom_generate(tokenizer, policies=policies, max_new_tokens=256)
+    ids = model.generate(**inputs, max_new_tokens=256, do_sample=False, custom_generate=control)
+    text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    expected = tersely.generate(model, tokenizer, QUESTION, policies=policies, temperature=0, max_new_tokens=256)
+    assert text == expected.text and expected.trace
+    pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    reply = pipe(messages, max_new_tokens=256, do_sample=False, custom_generate=control)
+    assert reply[0]["generated_text"][-1]["content"].endswith(expected.answer)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"prompts": "  "}, PromptError, "empty"),
+        ({"prompts": "word " * 5000}, PromptError, "context 4096"),
+        ({"max_new_tokens": 32}, OptionError, "64 tokens are reserved"),
+        ({"effort": "easi"}, OptionError, "did you mean 'easy'"),
+        ({"preset": "balancd"}, OptionError, "did you mean 'balanced'"),
+        ({"policies": ["hints"]}, OptionError, "did you mean 'hint'"),
+        ({"think_prompt": True}, OptionError, "markers of its own"),
+        ({"think_prompt": True, "markers": Markers("<a>", "</a>")}, OptionError, "one of them"),
+    ],
+)
+def test_bad_input_is_one_clear_error(
+    engine: TransformersEngine, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        tersely.generate(engine, **{"prompts": QUESTION, **options})
+
+
+def test_a_model_object_needs_its_tokenizer(engine: TransformersEngine) -> None:
+    with pytest.raises(OptionError, match="tokenizer="):
+        tersely.generate(engine.model, prompts=QUESTION)
+
+
+def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> None:
+    class Plain:
+        name, tokenizer, capabilities, context_length = "plain", WordTokenizer(), frozenset[str](), None
+
+    class NoMarkers(WordTokenizer):
+        def get_added_vocab(self) -> dict[str, int]:
+            return {}
+
+    class Needy:
+        name, needs = "needy", frozenset({"telepathy"})
+
+    plain: Any = Plain()
+    plain.tokenizer = NoMarkers()
+    with pytest.raises(MarkerError, match="think-prompt"):
+        Session(plain)
+    with pytest.raises(CapabilityError, match="lacks telepathy"):
+        Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
+
+
+def test_examples_run() -> None:
+    import runpy
+
+    for example in sorted((Path(__file__).parents[3] / "examples").glob("*.py")):
+        if example.name != "openai_client.py":  # which needs a server: tests/e2e/test_serving_clients.py
+            runpy.run_path(str(example), run_name="__main__")

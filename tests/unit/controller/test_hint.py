@@ -1,0 +1,113 @@
+"""ConciseHint: the paper's formulas, where hints stand, and what is no hint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import tersely
+from tersely.controller.engines.transformers.engine import load_engine
+from tersely.controller.policies import PRESETS, make_policies, make_policy
+from tersely.controller.policies.hint import ConciseHint
+from tersely.controller.replay import WordTokenizer
+from tersely.controller.text.tokenizer_adapter import get_adapter
+from tersely.errors import OptionError
+
+from ...support.policy_feeding import Fed
+
+PAPER = dict(PRESETS["concisehint"]["hint"])
+HINT = "[Be concise.]"
+
+
+def test_interval_and_position_are_the_papers() -> None:
+    """ALGORITHMS: tau = min(1024, int(128 + 0.2 l)); p = tau * min((tau - 128) / 1024, 0.8)."""
+    hint = ConciseHint()
+    assert [hint.interval(length) for length in (0, 4, 5, 1000, 4475, 4480, 9999)] == [
+        128,
+        128,
+        129,
+        328,
+        1023,
+        1024,
+        1024,
+    ]
+    assert [hint.offset(tau) for tau in (128, 384, 640, 946, 947, 948, 1024)] == [0, 96, 320, 755, 757, 758, 819]
+
+
+def positions(policy: ConciseHint, words: int, text: str = "one two. ", **options: Any) -> list[int]:
+    """Thinking tokens before each hint."""
+    row = Fed(policy, thinking=100_000, **options).feed(text * words)
+    assert {action for _, action in row.said} == {"inject"}
+    return [d.position for d in row.controller.decisions]
+
+
+def test_the_first_block_is_the_shortest_and_blocks_grow() -> None:
+    size = len(Fed().codec.encode(f"\n\n{HINT}\n\n"))
+    places = positions(ConciseHint(earliest=0), 400)
+    starts, tau, start = [], 128, 0
+    for _ in places:
+        starts.append(start + int(tau * min((tau - 128) / 1024, 0.8)))
+        start += tau + size
+        tau = min(1024, int(128 + 0.2 * start))
+    assert len(places) >= 6
+    assert all(0 <= place - start < 6 for place, start in zip(places, starts, strict=True))
+
+
+def test_the_paper_counts_the_prompt_as_well() -> None:
+    near, far = positions(ConciseHint(**PAPER), 300), positions(ConciseHint(**PAPER), 300, prompt_tokens=1000)
+    assert near[0] == far[0], "the first block is always 128"
+    assert far[1] - near[1] > 50
+    assert positions(ConciseHint(), 300) == positions(ConciseHint(), 300, prompt_tokens=1000)
+
+
+def test_the_paper_takes_a_comma_for_place_enough() -> None:
+    text = "one two, three four five. "
+    assert Fed(ConciseHint(**PAPER)).feed(text).text.startswith(f"one two,\n\n{HINT}\n\n three")
+    assert Fed(ConciseHint(earliest=0)).feed(text).text.startswith(f"one two, three four five.\n\n{HINT}\n\n")
+    assert HINT not in Fed(ConciseHint(**PAPER)).feed("1,000 and 3.5 and x=4, 5 and ").text
+
+
+@pytest.mark.parametrize("settings", [{}, PAPER])
+def test_a_block_without_a_place_gets_no_hint(settings: dict[str, Any]) -> None:
+    row = Fed(ConciseHint(**settings), thinking=2000).feed("word " * 66 + "end. ")
+    assert [d.reason for d in row.controller.decisions] == ["hint 2, block of 153 tokens"]
+
+
+def test_hints_stop_at_the_limit_and_within_the_thinking() -> None:
+    assert len(positions(ConciseHint(limit=2), 900)) == 2
+    row = Fed(ConciseHint(), thinking=2000).feed("one two. </think>" + "one two. " * 200)
+    assert row.said == []
+
+
+def test_no_hint_in_code_and_the_next_one_after_it() -> None:
+    text = "```\n" + "x = 1.\n" * 60 + "```\n\n" + "one two. " * 60
+    row = Fed(ConciseHint(), thinking=2000).feed(text)
+    assert row.text.index(HINT) > row.text.rindex("```")
+
+
+@pytest.mark.parametrize("text", ["Be brief.</think>", "[THINK] less", "<thought>", "  ", ""])
+def test_what_is_no_plain_text_is_refused_before_there_is_a_model(text: str) -> None:
+    with pytest.raises(OptionError, match="accepted: "):
+        make_policy("hint", {"text": text})
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|endoftext|>", "</tool_call>"])
+def test_a_hint_with_a_special_token_of_the_model_is_refused(token: str) -> None:
+    engine = load_engine("tersely-tiny-small")
+    hint = ConciseHint(text=f"Short, {token} please.")
+    with pytest.raises(OptionError, match=r"holds '.*', which is no text to this model; accepted: plain words"):
+        tersely.generate(engine, prompts="Compute 3 + 6.", policies=[hint], max_new_tokens=100)
+    assert Fed(hint, tokenizer=WordTokenizer()).feed("one. ").said == [], "another model reads it as words"
+
+
+def test_hints_are_counted_as_forced() -> None:
+    engine = load_engine("tersely-tiny-small")
+    made = tersely.generate(
+        engine, prompts="Compute (48 + 27) - 36.", policies=make_policies("concisehint"), max_new_tokens=300, seed=1
+    )
+    texts = [d.text for d in made.trace if d.action == "inject"]
+    assert texts and all(HINT in text for text in texts)
+    closing = [d.text for d in made.trace if d.action == "close"]
+    codec = get_adapter(engine.tokenizer)
+    assert made.usage.forced == sum(len(codec.encode(text)) for text in texts + closing)

@@ -1,0 +1,194 @@
+"""A direction as a value: found in pairs of answers, kept, and refused where it does not belong."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tersely.errors import OptionError
+from tersely.io import WriteError
+from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
+from tersely.probes.research.steering import (
+    FEWEST,
+    Direction,
+    Pair,
+    SteeringError,
+    extract,
+    load_direction,
+    save_direction,
+)
+
+from ...support.models import random_model
+
+BASE = {"name": "random", "fingerprint": "ab" * 32}
+
+
+def made(**changes: Any) -> Direction:
+    vectors = np.random.default_rng(0).normal(size=(2, 6))
+    facts: dict[str, Any] = {
+        "place": "ends",
+        "layers": (1, 2),
+        "vectors": vectors / np.linalg.norm(vectors, axis=1, keepdims=True),
+        "norms": np.array([3.0, 5.0]),
+        "base": BASE,
+        "layer": 2,
+        "strength": 0.4,
+        "provenance": {"learned_from": ["aa", "bb"], "samples": 8},
+        "metrics": {"agreement": [0.9, float("nan")], "size": np.float64(0.5)},
+    }
+    return Direction(**(facts | changes))
+
+
+def pairs(count: int = FEWEST + 3, seed: int = 0) -> list[Pair]:
+    rng = np.random.default_rng(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.integers(3, 128, rng.integers(low, high)).tolist())
+
+    # Short thinkings are made of other tokens than long ones, so that there is something to find.
+    return [Pair(ids(2, 6), tuple(3 + i % 20 for i in ids(4, 8)), ids(10, 20)) for _ in range(count)]
+
+
+def states(model: Any, ids: tuple[int, ...], layer: int) -> np.ndarray:
+    with torch.no_grad():
+        hidden = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[layer]
+    return np.asarray(hidden[0].float())
+
+
+@pytest.mark.parametrize("place", ["tokens", "ends"])
+def test_the_direction_is_the_mean_difference(place: str) -> None:
+    model, asked = random_model(), pairs()
+    found = extract(model, asked, BASE, place)
+    differences, norms = [], []
+    for pair in asked:
+        start, size = len(pair.prompt), min(len(pair.short), len(pair.long))
+        both = [states(model, pair.prompt + thinking, 1)[start:] for thinking in (pair.short, pair.long)]
+        both = [rows[:size] if place == "tokens" else rows[-1:] for rows in both]
+        differences.append(both[0].mean(0) - both[1].mean(0))
+        norms.append(np.linalg.norm(np.concatenate(both), axis=1).mean())
+    mean = np.mean(differences, axis=0)
+    assert (found.place, found.layers, found.base) == (place, (1,), BASE)
+    assert (found.layer, found.strength) == (None, None)
+    np.testing.assert_allclose(found.vectors[0], mean / np.linalg.norm(mean), atol=1e-5)
+    np.testing.assert_allclose(found.norms, [np.mean(norms)], rtol=1e-5)
+    assert found.metrics["size"][0] == pytest.approx(np.linalg.norm(mean) / np.mean(norms), rel=1e-4)
+    halves = [np.mean(differences[start::2], axis=0) for start in (0, 1)]
+    cosine = halves[0] @ halves[1] / np.prod([np.linalg.norm(half) for half in halves])
+    assert found.metrics["agreement"][0] == pytest.approx(cosine, abs=1e-4)
+
+
+def test_windows_are_equally_long() -> None:
+    model, asked = random_model(), pairs()
+    longer = [replace(pair, long=(*pair.long, 9, 9, 9, 9)) for pair in asked]
+    assert np.array_equal(extract(model, asked, BASE, "tokens").vectors, extract(model, longer, BASE, "tokens").vectors)
+    assert not np.array_equal(extract(model, asked, BASE, "ends").vectors, extract(model, longer, BASE, "ends").vectors)
+
+
+def test_too_little_is_refused() -> None:
+    model, asked = random_model(), pairs()
+    with pytest.raises(SteeringError, match=rf"{FEWEST - 1} questions have .*accepted: {FEWEST} or more; sample more"):
+        extract(model, asked[: FEWEST - 1], BASE)
+    alike = [Pair(pair.prompt, pair.long, pair.long) for pair in asked]
+    with pytest.raises(SteeringError, match="alike"):
+        extract(model, alike, BASE)
+    with pytest.raises(SteeringError, match="without thinking"):
+        extract(model, [replace(asked[0], short=()), *asked], BASE)
+
+
+def test_what_is_added_goes_along_the_vector() -> None:
+    direction = made()
+    np.testing.assert_allclose(direction.push(2, -0.4), -0.4 * 5 * direction.vectors[1], rtol=1e-6)
+    assert not direction.push(1, 0.0).any()
+    assert direction.push(1, 0.1).dtype == np.float32
+    with pytest.raises(OptionError, match="no layer 3; accepted: 1, 2"):
+        direction.push(3, 0.1)
+    for strength in (float("nan"), float("inf")):
+        with pytest.raises(OptionError, match="accepted: a finite number"):
+            direction.push(1, strength)
+    assert direction.chosen() == (2, 0.4)
+    assert direction.chosen(1) == (1, 0.4)
+    assert direction.chosen(strength=-1.0) == (2, -1.0)
+    with pytest.raises(OptionError, match="no steering that is of use"):
+        made(layer=None, strength=None).chosen(1)
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    direction = made()
+    save_direction(direction, tmp_path / "new" / "steering")
+    assert sorted(p.name for p in (tmp_path / "new" / "steering").iterdir()) == [ABOUT, NUMBERS]
+    found = load_direction(tmp_path / "new" / "steering", BASE["fingerprint"])
+    assert found == direction
+    assert found.metrics == {"agreement": [0.9, None], "size": 0.5}
+    assert found.learned_from == {"aa", "bb"}
+    assert found.vectors.dtype == np.float32
+    assert found != made(strength=0.2)
+    assert found != made(norms=np.array([3.0, 6.0]))
+    with pytest.raises(ValueError, match="read-only"):
+        found.vectors[0, 0] = 1.0
+
+
+def test_another_models_direction_is_refused(tmp_path: Path) -> None:
+    save_direction(made(), tmp_path)
+    with pytest.raises(ArtifactError, match=r"found on random \(abab.*and mine is another one \(cd.*`tersely steer`"):
+        load_direction(tmp_path, "cd" * 32, "mine")
+    with pytest.raises(ArtifactError, match="cannot be told"):
+        load_direction(tmp_path, None)
+
+
+def rewritten(folder: Path, **changes: Any) -> None:
+    """Change the facts as somebody would who knows their digest."""
+    facts = json.loads((folder / ABOUT).read_text()) | changes
+    del facts["digest"]
+    text = json.dumps(facts, sort_keys=True, indent=1) + "\n"
+    facts["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / ABOUT).write_text(json.dumps(facts, sort_keys=True, indent=1) + "\n")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "facts changed": (lambda f: (f / ABOUT).write_text((f / ABOUT).read_text().replace("0.4", "4.0")), "was changed"),
+    "no JSON": (lambda f: (f / ABOUT).write_text("nothing"), "was changed, or is no probe"),
+    "a list": (lambda f: (f / ABOUT).write_text("[]"), "was changed, or is no probe"),
+    "numbers cut": (lambda f: (f / NUMBERS).write_bytes((f / NUMBERS).read_bytes()[:-4]), "is not the file that"),
+    "no numbers": (lambda f: (f / NUMBERS).unlink(), "cannot be read"),
+    "another kind": (lambda f: rewritten(f, kind="readiness"), "is a readiness probe"),
+    "another format": (lambda f: rewritten(f, format=99), "not written as this tersely does"),
+    "a key more": (lambda f: rewritten(f, more=1), "not written as this tersely does"),
+    "no such place": (lambda f: rewritten(f, place="everywhere"), "holds no direction .*accepted: ends, tokens"),
+    "a layer without a vector": (lambda f: rewritten(f, layers=[1, 2, 3]), "holds no direction"),
+    "a layer it lacks": (lambda f: rewritten(f, layer=7), "holds no direction"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_was_damaged_is_refused(tmp_path: Path, name: str) -> None:
+    save_direction(made(), tmp_path)
+    damage, message = DAMAGE[name]
+    damage(tmp_path)
+    with pytest.raises(ArtifactError, match=message):
+        load_direction(tmp_path, BASE["fingerprint"])
+
+
+def test_what_could_not_be_used_is_not_made(tmp_path: Path) -> None:
+    for changes, message in (
+        ({"vectors": np.ones((2, 6))}, "unit length"),
+        ({"norms": np.array([0.0, 1.0])}, "norms above 0"),
+        ({"norms": np.array([np.nan, 1.0])}, "finite"),
+        ({"norms": np.array([1.0])}, "a row and a number for each of 2 layers"),
+        ({"strength": None}, "or neither"),
+        ({"layer": 5}, "or neither"),
+        ({"base": {}}, "accepted: `name` and `fingerprint`"),
+        ({"metrics": {"what": object()}}, "cannot be written"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            made(**changes)
+    (tmp_path / "file").touch()
+    with pytest.raises(WriteError, match="cannot be made"):
+        save_direction(made(), tmp_path / "file" / "steering")
