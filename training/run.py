@@ -38,8 +38,8 @@ def train(
     """
     chosen = method(name)
     say = say if is_first() else _silent
-    recipe = read_recipe(config, chosen.Kind, name, changes)
-    ground = chosen.look(recipe)
+    recipe = read_recipe(config, chosen.RECIPE, name, changes)
+    ground = chosen.validate_recipe(recipe)
     for finding in ground.findings:
         say(finding)
     if dry_run:

@@ -13,10 +13,10 @@ from .base import Policy
 POLICIES = {
     "budget": "budget:BudgetForcing",
     "convergence": "convergence:Convergence",
-    "correct": "draft_review:Correction",
+    "correct": "draft_review:Sirius",
     "escalate": "escalate:Escalate",
-    "exit": "auto_exit:Exit",
-    "grade": "draft_review:Grading",
+    "exit": "auto_exit:AutoExit",
+    "grade": "draft_review:SpecReason",
     "hint": "hint:ConciseHint",
     "plan": "research.plan:PlanAndBudget",
     "readiness": "readiness:Readiness",

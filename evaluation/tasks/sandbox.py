@@ -76,7 +76,7 @@ class SandboxProcess(Closing):
         # -P, or modules beside the script would hide installed ones of their name. The hash seed is fixed because
         # some generators go through sets.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("worker.py")), self._library],
+            [sys.executable, "-P", str(Path(__file__).with_name("sandbox_main.py")), self._library],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -34,7 +34,7 @@ def plain(name: str, folder: Path, **values: Any) -> dict[str, Any]:
 
 def recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
     """The small recipe of a method."""
-    return checked(plain(name, folder, **sections), method(name).Kind, "the test")
+    return checked(plain(name, folder, **sections), method(name).RECIPE, "the test")
 
 
 def trainer_of(

@@ -1,4 +1,4 @@
-"""The methods by name; each module has a `Kind`, the recipe it takes, `look` and `run`."""
+"""The methods by name; each module has `RECIPE`, `validate_recipe` and `run`."""
 
 from __future__ import annotations
 

@@ -99,3 +99,6 @@ def run(recipe: AdaptThinkRecipe, ground: CheckedRecipe, running: TrainingRun, s
                 "scale_rewards": "none",
             },
         )
+
+
+RECIPE = AdaptThinkRecipe

@@ -156,3 +156,6 @@ def merge(long: Any, short: Any, share: float) -> None:
     with torch.no_grad():
         for name, weight in long.named_parameters():
             weight.copy_(share * weight.float() + (1 - share) * others[name].float())
+
+
+RECIPE = AdaR1Recipe

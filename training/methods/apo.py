@@ -138,3 +138,6 @@ def _align(
         return correct.is_right(row["answer"], episode.answer, row["drawn"])
 
     Alignment(recipe, stage, recipe.modes, sampler, ground.rows, played, right, say).run()
+
+
+RECIPE = ApoRecipe

@@ -106,3 +106,6 @@ def run(recipe: HintRecipe, ground: CheckedRecipe, running: TrainingRun, say: Ca
         kept,
         finish=lambda model, folder: blend(model, ids, before, own.strength),
     )
+
+
+RECIPE = HintRecipe

@@ -70,3 +70,6 @@ def run(recipe: SerRecipe, ground: CheckedRecipe, running: TrainingRun, say: Cal
             alarm=recipe.alarm,
             options={"reward_weights": [weight for _, weight in weighed], "beta": own.kl},
         )
+
+
+RECIPE = SerRecipe

@@ -72,3 +72,6 @@ def run(recipe: SftRecipe, ground: CheckedRecipe, running: TrainingRun, say: Cal
     after = fmean(trace.length for trace in kept)
     say(f"learns {len(kept)} completions of {after:.0f} tokens on average; those sampled had {before:.0f}")
     train_sft(running, recipe, engine.model, engine.tokenizer, kept)
+
+
+RECIPE = SftRecipe

@@ -205,3 +205,6 @@ def analyse(sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]],
         "wasted": sum(curve.places[-1] - curve.settled for _, _, curve in whole) / tokens if tokens else 0.0,
         "details": details,
     }
+
+
+RECIPE = VsrmRecipe

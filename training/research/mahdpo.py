@@ -110,3 +110,6 @@ def run(recipe: MahDpoRecipe, ground: CheckedRecipe, running: TrainingRun, say: 
         own.likelihood,
         finish=lambda model, folder: close_heads(model, heads, folder),
     )
+
+
+RECIPE = MahDpoRecipe

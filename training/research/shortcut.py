@@ -162,3 +162,6 @@ def provenance(recipe: ShortcutRecipe, rows: Sequence[Row]) -> dict[str, Any]:
         "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
         "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in rows}),
     }
+
+
+RECIPE = ShortcutRecipe

@@ -156,7 +156,7 @@ def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatc
         best = int(next(grades, 9.0))
         return [tuple(0.8 if digit == best else 0.01 for digit in range(10)) for _ in prompts]
 
-    monkeypatch.setattr(reviewing, "reply_chances", digits)
+    monkeypatch.setattr(reviewing, "next_token_probs", digits)
     (done,) = run(small, EngineHelper(Session(large), sampling=GREEDY), SpecReason(), prompts=(SHELLS,))
     assert [decision.action for decision in done.trace][:2] == ["review", "delegate"]
     assert done.trace[1].text.endswith("\n\n"), "the helper writes one thought"
@@ -167,7 +167,7 @@ def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatc
 def test_grades_that_are_none_change_nothing(
     small: TransformersEngine, large: TransformersEngine, plain: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reviewing, "reply_chances", lambda *args: [(0.001,) * 10 for _ in args[1]])
+    monkeypatch.setattr(reviewing, "next_token_probs", lambda *args: [(0.001,) * 10 for _ in args[1]])
     done = run(small, EngineHelper(Session(large)), SpecReason())
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
     assert all("garbage: digits have 0.010" in decision.reason for d in done for decision in d.trace)

@@ -189,7 +189,7 @@ def test_tiers_that_are_chosen_are_told_apart(engine: TransformersEngine, tmp_pa
     table = TierTable(("none", "easy"), np.eye(2), np.ones((2, 2)))
     probe = Alternate(constant([0.5, 0.5], 128), ("none", "easy"), -1, table, 0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tersely.controller.session.tier_probe", lambda engine, folder: probe)
+        patch.setattr("tersely.controller.session.load_tier_probe", lambda engine, folder: probe)
         done = ask(engine, record=tmp_path, effort="auto")
     assert [one.tier for one in done] == ["easy", "none", "easy"]
     records = read(tmp_path)

@@ -85,10 +85,10 @@ def test_going_on_writes_what_is_missing(records: RecordTable, folder: Path) -> 
 WRITER = """
 import sys
 from pathlib import Path
-from tests.planted_records import part_of, planted
-from tersely.probes.records import Store
+from tests.support.planted_records import part_of, planted
+from tersely.probes.records import RecordStore
 records = planted(13, rollouts=2, layers=(2, -1))
-store = Store(Path(sys.argv[1]), records.plan)
+store = RecordStore(Path(sys.argv[1]), records.plan)
 print("ready", flush=True)
 while True:
     store.put(0, *part_of(records, 0, 3))

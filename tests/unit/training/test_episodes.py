@@ -210,18 +210,18 @@ def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Pat
     assert load_tasks(Data(task="tiny")) is None
     agents = {"task": "agents", "questions": 4}
     with pytest.raises(RecipeError, match="'ser' has no tools"):
-        method("ser").look(recipe("ser", tmp_path / "a", data=agents))
+        method("ser").validate_recipe(recipe("ser", tmp_path / "a", data=agents))
     with pytest.raises(CapabilityError, match="cannot call tools"):
-        method("apo").look(recipe("apo", tmp_path / "b", data=agents, apo={"forced": 1}))
+        method("apo").validate_recipe(recipe("apo", tmp_path / "b", data=agents, apo={"forced": 1}))
     with pytest.raises(OptionError, match="did you mean 'lookup'"):
         load_rows(Data(task="agents:lokup"))
     with pytest.raises(RecipeError, match="each of 3 modes"):
         recipe("apo", tmp_path / "c", data=agents, apo={"forced": 2}, rollouts={"generations": 6})
     with pytest.raises(RecipeError, match="accepted: easy, normal or hard"):
-        method("apo").look(recipe("apo", tmp_path / "d", apo={"forced": 1, "later": "none"}))
+        method("apo").validate_recipe(recipe("apo", tmp_path / "d", apo={"forced": 1, "later": "none"}))
     align: dict[str, Any] = {"optimiser": {"micro_batch": 3}}
     with pytest.raises(RecipeError, match=r"apo\.align\.optimiser\.micro_batch"):
-        method("apo").look(recipe("apo", tmp_path / "e", apo={"forced": 1, "align": align}))
+        method("apo").validate_recipe(recipe("apo", tmp_path / "e", apo={"forced": 1, "align": align}))
     wrong: dict[str, Any]
     for wrong, says in (
         ({"lora": {"merge": False}}, r"lora\.merge is false"),
@@ -229,9 +229,9 @@ def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Pat
     ):
         align = {"optimiser": {"micro_batch": 2, **wrong}}
         with pytest.raises(RecipeError, match=says):
-            method("apo").look(recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
+            method("apo").validate_recipe(recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
     with pytest.raises(RecipeError, match="kl is not weighed"):
-        method("apo").look(recipe("apo", tmp_path / "g", data=agents, apo={"forced": 1, "kl": 0.1}))
+        method("apo").validate_recipe(recipe("apo", tmp_path / "g", data=agents, apo={"forced": 1, "kl": 0.1}))
 
 
 @pytest.mark.parametrize(("mode", "learnt"), [(THINK, [1]), (NO_THINK, [1, 1, 1, 1])])

@@ -70,7 +70,7 @@ def test_a_recipe_states_the_memory_that_a_dry_run_foretells(
     changes = [f"model={stand_in(values['model'], tmp_path / 'model')}"]
     if "start" in values.get("adaptthink", {}):
         changes.append("adaptthink.start=null")  # a word that is no token of the small tokenizer
-    found = kind.look(read_recipe(path, kind.Kind, values["method"], changes)).findings
+    found = kind.validate_recipe(read_recipe(path, kind.RECIPE, values["method"], changes)).findings
     (foretold,) = re.findall(r"memory: about ([\d.]+) GiB", "\n".join(found))
     (stated,) = re.findall(r"[Aa]bout ([\d.]+) GiB with short prompts", text)
     assert foretold == stated

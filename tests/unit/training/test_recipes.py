@@ -92,13 +92,13 @@ def test_what_is_set_takes_the_place_of_what_the_file_says(tmp_path: Path) -> No
     config.write_text(yaml.safe_dump(plain("adaptthink", tmp_path / "out")), "utf-8")
 
     def changed(*changes: str) -> Any:
-        return read_recipe(config, method("adaptthink").Kind, "adaptthink", changes)
+        return read_recipe(config, method("adaptthink").RECIPE, "adaptthink", changes)
 
     made = changed("seed=3", "data.efforts=[easy, hard]", "optimiser.lora.rank=4", "optimiser.learning_rate=5e-5")
     assert (made.seed, made.data.efforts, made.optimiser.lora.rank) == (3, ("easy", "hard"), 4)
     assert (made.optimiser.learning_rate, made.optimiser.steps) == (5e-5, 2), "what is not set stays"
     config.write_text("method: adar1\nout: out\noptimiser: &same {steps: 100}\nadar1: {short: *same}\n", "utf-8")
-    aliased = read_recipe(config, method("adar1").Kind, "adar1", ["optimiser.steps=20"])
+    aliased = read_recipe(config, method("adar1").RECIPE, "adar1", ["optimiser.steps=20"])
     assert (aliased.optimiser.steps, aliased.adar1.short.steps) == (20, 100), "one place, whatever aliases name it"
     config.write_text(yaml.safe_dump(plain("adaptthink", tmp_path / "out")), "utf-8")
     for change, says in (
@@ -178,9 +178,9 @@ def test_a_marker_of_several_tokens_is_no_choice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_of_the_house(path: Path) -> None:
     name = str(yaml.safe_load(path.read_text("utf-8"))["method"])
-    recipe = read_recipe(path, method(name).Kind, name)
+    recipe = read_recipe(path, method(name).RECIPE, name)
     if recipe.model.startswith("tersely-tiny"):
-        assert method(name).look(recipe.model_copy(update={"data": recipe.data.model_copy(update={"questions": 32})}))
+        assert method(name).validate_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"questions": 32})}))
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_recipes_of_the_house(path: Path) -> None:
 )
 def test_what_is_wrong_with_a_method_is_said(name: str, own: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as error:
-        method(name).look(recipe(name, tmp_path / "out", **own))
+        method(name).validate_recipe(recipe(name, tmp_path / "out", **own))
     assert message in str(error.value)
 
 
@@ -231,7 +231,7 @@ def test_a_key_that_stands_twice_and_no_method(tmp_path: Path) -> None:
     ):
         config.write_text(text, "utf-8")
         with pytest.raises(RecipeError, match=message):
-            read_recipe(config, method("ser").Kind, "ser")
+            read_recipe(config, method("ser").RECIPE, "ser")
 
 
 def test_adapters_are_counted_and_refused_as_peft_does(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_aliases_and_merges_are_no_keys_that_stand_twice(tmp_path: Path) -> None
         "method: adar1\nout: a\nadar1: {short: &o {<<: {steps: 3, warmup: 1}, steps: 5}}\noptimiser: {<<: *o}\n",
         "utf-8",
     )
-    made = read_recipe(config, method("adar1").Kind, "adar1")
+    made = read_recipe(config, method("adar1").RECIPE, "adar1")
     assert made.optimiser == made.adar1.short and (made.optimiser.steps, made.optimiser.warmup) == (5, 1)
 
 
