@@ -1,7 +1,6 @@
-"""The batched decode loop: one forward, one sampled token a row, and what that row's watcher says to it.
+"""Decode a batch that `generate` has prepared.
 
-Without watchers it puts out what `model.generate` would, token for token. It takes what `generate` has prepared (see
-`custom_generate`) and knows no policy.
+Without watchers this gives what `model.generate` would, token for token.
 """
 
 from __future__ import annotations
@@ -15,21 +14,47 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from ...types import PromptRouter, TokenSink, Watcher
+from ...types import StepHook, TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop
 from .generation_rules import read_generation_rules, refuse_unsupported
-from .hidden_states import HiddenStates
-from .model_runner import make_runner
-from .research.early_exit import EarlyExitRows
-from .research.steering import SteeringHooks
+from .hooks import StreamerHook
+from .id_history import IdHistory
+from .model_runner import RaggedRunner, make_runner
+from .sampler import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """What is particular to the sequences of a batch; the defaults are those of `generate`.
+
+    Attributes:
+        watchers: one per sequence.
+        max_new_tokens: of each sequence.
+        temperatures: of each sequence, in place of the batch's.
+        sink: notified of new tokens.
+        signals: sequences keep the signals of their tokens; needs a `SignalsHook`.
+        hooks: follow the decoding.
+        isolated: each sequence's prompt is read by itself even if others are equal, as hooks that change the forward
+            pass or keep hidden states require.
+        inverse_cdf: see `SamplingParams`.
+    """
+
+    watchers: Sequence[Watcher | None] | None = None
+    max_new_tokens: Sequence[int] | None = None
+    temperatures: Sequence[float | None] = ()
+    sink: TokenSink | None = None
+    signals: bool = False
+    hooks: Sequence[StepHook] = ()
+    isolated: bool = False
+    inverse_cdf: bool = False
 
 
 @dataclass(slots=True)
-class Decoded:
-    """What a run left: the rows, the ids and cache if they are those of `generate`, and what it was to record."""
+class DecodedBatch:
+    """The sequences of a batch, with the ids, cache, scores and logits that `generate` may return."""
 
-    rows: list[SequenceState]
+    sequences: list[SequenceState]
     ids: Tensor | None
     cache: Any
     scores: list[Tensor] = field(default_factory=list)
@@ -37,70 +62,57 @@ class Decoded:
 
 
 @torch.no_grad()
-def decode_rows(
+def decode_batch(
     model: Any,
     input_ids: Tensor,
     *,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    watchers: Sequence[Watcher | None] | None = None,
-    max_new_tokens: Sequence[int] | None = None,
+    settings: BatchSettings,
     streamer: Any = None,
-    sink: TokenSink | None = None,
-    measured: bool = False,
-    states: HiddenStates | None = None,
-    openings: Sequence[PromptRouter] | None = None,
-    temperatures: Sequence[float | None] | None = None,
-    steering: SteeringHooks | None = None,
-    leaving: Sequence[EarlyExitRows] = (),
-    inverse: bool = False,
     **model_kwargs: Any,
-) -> Decoded:
-    """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
-
-    Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
-    their sampled tokens. states: watchers may read hidden states. openings, one a row, go on with the prompts.
-    temperatures: of rows that have one of their own. steering, leaving: are told which rows stay in the batch.
-    inverse: see `Sampling`.
-    """
-    watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
+) -> DecodedBatch:
+    """Decode input_ids [sequences, length]; stopping criteria are asked after sampled tokens, not after forced ones."""
+    watchers, limits = settings.watchers, settings.max_new_tokens
+    watched = watchers is not None and any(watcher is not None for watcher in watchers)
     refuse_unsupported(model, generation_config, model_kwargs, watched)
-    complete = not watched and max_new_tokens is None
+    as_generate = not watched and limits is None
     rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
-    # `generate` lets rows run on if it knows no end of sequence; nobody sees that once rows end one by one.
-    rules.pads |= not complete
-    stepper = make_runner(model, input_ids, generation_config, model_kwargs)
-    # Alone, rows are what `generate` makes of them to the last bit; states are kept and steered row by row.
-    logits = stepper.prefill(input_ids, share=not complete and states is None and steering is None)
-    budget = rules.max_length - input_ids.shape[1]
-    last = input_ids[:, -1].tolist()
-    rows = [
+    # `generate` lets rows run on if it knows no end of sequence, which is not visible once rows end one by one.
+    rules.pads |= not as_generate
+    runner = make_runner(model, input_ids, generation_config, model_kwargs)
+    logits = runner.prefill(input_ids, share=not as_generate and not settings.isolated)
+    room = rules.max_length - input_ids.shape[1]
+    sequences = [
         SequenceState(
             index,
             eos=rules.eos,
-            budget=min(budget, max_new_tokens[index]) if max_new_tokens is not None else budget,
-            ragged=stepper.ragged,
-            last_prompt_token=last[index],
-            watcher=watchers[index] if watchers is not None else None,
-            sink=sink,
-            measured=measured,
+            limit=room if limits is None else min(room, limits[index]),
+            ragged=runner.ragged,
+            last_prompt_token=last,
+            watcher=None if watchers is None else watchers[index],
+            sink=settings.sink,
+            keep_signals=settings.signals,
         )
-        for index in range(len(last))
+        for index, last in enumerate(input_ids[:, -1].tolist())
     ]
-    shrinks = not (complete or rules.record_scores or rules.record_logits)
-    loop = DecodeLoop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
-    loop.measured, loop.states, loop.steering, loop.leaving = measured, states, steering, leaving
-    for part in leaving:
-        part.follow(rows)
-    loop.picker.inverse = inverse
-    loop.picker.warm(temperatures or ())
-    if openings is not None and states is not None:
-        logits = loop.open(openings, states)
+    hooks = [*settings.hooks, *([] if streamer is None else [StreamerHook(streamer, rules.pad)])]
+    ids = IdHistory(
+        input_ids,
+        model_kwargs.get("attention_mask"),
+        rules.pad,
+        kept=rules.reads_ids or not isinstance(runner, RaggedRunner),
+    )
+    records = rules.record_scores or rules.record_logits
+    shrinks = runner.ragged and ids.tensor is None and streamer is None and not as_generate and not records
+    sampler = Sampler(rules, input_ids, settings.temperatures, settings.inverse_cdf)
     with getattr(model, "_optimize_model_for_decode", nullcontext)():
-        loop.run(logits)
-    if streamer is not None:
-        streamer.end()
-    decoded = Decoded(rows, loop.ids if complete else None, stepper.cache if complete else None)
-    decoded.scores, decoded.logits = loop.picker.scores, loop.picker.raw
-    return decoded
+        DecodeLoop(runner, sampler, sequences, hooks, ids, shrinks).run(logits)
+    return DecodedBatch(
+        sequences,
+        ids.tensor if as_generate else None,
+        runner.cache if as_generate else None,
+        sampler.scores,
+        sampler.raw_logits,
+    )
