@@ -9,12 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .controller.api import custom_generate, generate
+    from .controller.api import custom_generate, generate, sample
     from .controller.budgets import Budget
     from .controller.connect import connect
     from .controller.controller import Controller
     from .controller.integrations.langchain.chat_model import ChatTersely
-    from .controller.sampling.api import sample
     from .controller.trace import GenerationResult
     from .controller.tuned_config import load_config
     from .controller.vllm.llm import LLM
@@ -48,7 +47,7 @@ _HOMES = {
     "custom_generate": "tersely.controller.api",
     "generate": "tersely.controller.api",
     "load_config": "tersely.controller.tuned_config",
-    "sample": "tersely.controller.sampling.api",
+    "sample": "tersely.controller.api",
 }
 
 _EXTRAS = {"LLM": "vllm", "ChatTersely": "langchain"}
