@@ -158,9 +158,9 @@ def _run(plan: BenchPlan, journal: CheckpointLog, economy: CostModel) -> dict[st
     answerer = load_runner(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_runner(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     if helper is not None:
-        # No patience ends: what is measured must not depend on how fast the machine is.
+        # Without a time limit: what is measured must not depend on how fast the machine is.
         delegate = Session(helper.engine, think_prompt=plan.think_prompt)
-        answerer.session.helper = EngineHelper(delegate, patience=math.inf)
+        answerer.session.helper = EngineHelper(delegate, timeout=math.inf)
     if plan.verifier is not None:
         answerer.session.verifier = resolve_verifier(plan.verifier)
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
