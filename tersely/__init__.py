@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .controller.api import custom_generate, generate, sample
     from .controller.budgets import Budget
-    from .controller.connect import connect
+    from .controller.engines.openai.completions import connect
     from .controller.controller import Controller
     from .controller.integrations.langchain.chat_model import ChatTersely
     from .controller.trace import GenerationResult
@@ -43,7 +43,7 @@ _HOMES = {
     "Controller": "tersely.controller.controller",
     "GenerationResult": "tersely.controller.trace",
     "TerselyError": "tersely.errors",
-    "connect": "tersely.controller.connect",
+    "connect": "tersely.controller.engines.openai.completions",
     "custom_generate": "tersely.controller.api",
     "generate": "tersely.controller.api",
     "load_config": "tersely.controller.tuned_config",

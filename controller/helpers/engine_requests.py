@@ -77,7 +77,9 @@ def make_request(session: Session, request: HelperRequest, deadline: float, pres
         )
         return replace(prepared.request, watcher=watcher), watcher
     if request.reply:
-        prompt_ids = render(session.engine.tokenizer, request.prompt, fit_budget("none", _UNLIMITED), session.markers).ids
+        prompt_ids = render(
+            session.engine.tokenizer, request.prompt, fit_budget("none", _UNLIMITED), session.markers
+        ).ids
     else:
         (prompt_ids,) = encode_thinking(session, request.prompt, request.thinking)
     limit, context = request.tokens + 1, session.engine.context_length

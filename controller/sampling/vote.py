@@ -81,7 +81,7 @@ class VoteState:
     # -- called by the run, in this order
 
     def start_samples(self) -> list[Branch]:
-        """Start samples once all earlier ones have finished; return where each starts, nothing when the vote is over."""
+        """Start samples once all earlier ones have finished; return where each starts, nothing if the vote is over."""
         return self._start([ROOT] * (self.k - self.started))
 
     def add_token(self, sample: int, confidence: float) -> None:
