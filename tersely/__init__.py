@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .controller.api import custom_generate, generate, sample
     from .controller.budgets import Budget
-    from .controller.engines.openai.completions import connect
     from .controller.controller import Controller
+    from .controller.engines.openai.completions import connect
     from .controller.integrations.langchain.chat_model import ChatTersely
     from .controller.trace import GenerationResult
     from .controller.tuned_config import load_config

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.research.resampling import (
+from tersely.controller.sampling.research.verified import (
     ProblemClass,
     VerifierRates,
     accuracy_ceiling,
