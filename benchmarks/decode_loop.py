@@ -35,7 +35,7 @@ class Idle:
     def __init__(self) -> None:
         self.seen = 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         """Count the token."""
         self.seen += 1
         return KEEP

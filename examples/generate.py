@@ -16,4 +16,4 @@ if __name__ == "__main__":
     print("answer:", result.answer)
     for decision in result.trace:
         print(f"{decision.policy} at token {decision.position}: {decision.reason}")
-    print(f"{result.usage.total} tokens, {result.usage.forced} of them forced")
+    print(f"{result.usage.total} tokens, {result.usage.injected} of them forced")

@@ -7,20 +7,19 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import tersely
-from tersely.controller.policies.base import Close, PolicyView, Wait, Watching
+from tersely.controller.policies.base import Close, Policy, PolicyView, Wait, Watching
 
 
 @dataclass(frozen=True)
-class OneRecheck:
+class OneRecheck(Policy):
     """Close the thinking at the end of the second reflective thought."""
 
     name: ClassVar[str] = "one-recheck"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         while sum(t.reflective for t in view.thinking.thoughts) < 2:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
+            yield Wait(at=view.tokens + 1, boundary="thought")
         yield Close("a second re-check begins", phrase="")
 
 

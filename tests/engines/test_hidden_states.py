@@ -29,12 +29,12 @@ class Noting:
         self.size = 0
         self.kept: list[tuple[int, dict[int, State] | None]] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        assert seen is not None and seen.signals is None
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        assert step is not None and step.signals is None
         self.size += 1
-        self.kept.append((token, {layer: seen.state(layer) for layer in LAYERS}))
+        self.kept.append((token, {layer: step.state(layer) for layer in LAYERS}))
         directive = self.at.get(self.size, KEEP)
-        del self.kept[len(self.kept) - directive.drop :]
+        del self.kept[len(self.kept) - directive.retract :]
         self.kept += [(forced, None) for forced in directive.force]
         return directive
 
@@ -45,11 +45,11 @@ class Reads:
     def __init__(self, layer: int) -> None:
         self.layer, self.size = layer, 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.size == 3:
-            assert seen is not None
-            seen.state(self.layer)
+            assert step is not None
+            step.state(self.layer)
         return KEEP
 
 
@@ -70,12 +70,12 @@ def foretold(model: Any, prompt: tuple[int, ...], output: tuple[int, ...]) -> di
 
 def meddlers(kind: str) -> list[Noting]:
     """Watchers of five rows; the second and the last leave their row alone."""
-    back = Directive((40, 41), drop=1)
+    back = Directive((40, 41), retract=1)
     if kind == "full":
         return [
-            Noting(t4=Directive(tuple(range(40, 50))), t9=Directive((), drop=3)),
+            Noting(t4=Directive(tuple(range(40, 50))), t9=Directive((), retract=3)),
             Noting(),
-            Noting(t2=Directive((), drop=1), t6=Directive((50, 51, 52), drop=4)),
+            Noting(t2=Directive((), retract=1), t6=Directive((50, 51, 52), retract=4)),
             Noting(t3=back),
             Noting(),
         ]
@@ -161,11 +161,11 @@ def test_a_layer_that_is_not_there_is_named_and_no_hook_stays(request_: Request,
 
 def test_hooks_go_when_a_run_ends_and_when_a_watcher_fails() -> None:
     class Fails(Noting):
-        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+        def observe(self, token: int, step: StepInfo | None = None) -> Directive:
             assert hooks_of(model) == len(LAYERS)
             if self.size == 2:
                 raise RuntimeError("no more")
-            return super().observe(token, seen)
+            return super().observe(token, step)
 
     model = random_model(eos=126)
     engine = engine_of(model)
