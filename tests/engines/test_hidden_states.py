@@ -209,3 +209,22 @@ def test_a_model_without_a_list_of_its_layers_has_its_ends_only() -> None:
     assert find_decoder_layers(model, -4).module is find_decoder_layers(model, 0).module is model.get_input_embeddings()
     with pytest.raises(CapabilityError, match="no list of 3 layers"):
         find_decoder_layers(model, 1)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1])
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_hidden_states_of_prompts_are_those_that_transformers_returns(kind: str, layer: int) -> None:
+    """Prompts of unequal length in one batch, each as it is alone."""
+    model = random_model(kind)
+    prompts = [(5, 6, 7, 8), (9,), tuple(range(10, 23))]
+    states = TransformersEngine(model, letters(), name="random").hidden_states(prompts, layer)
+    for prompt, state in zip(prompts, states, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[layer][0, -1]
+        np.testing.assert_allclose(state, expected.numpy(), atol=1e-4)
+    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()) == 0
+
+
+def test_hidden_states_of_a_layer_that_is_not_there() -> None:
+    with pytest.raises(OptionError, match="9"):
+        TransformersEngine(random_model(), letters(), name="random").hidden_states([(5, 6)], 9)
