@@ -39,9 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_POLICY_NAMES = (
-    "AskHelper AskVerifier Close Delegate Inject Note Policy PolicyView ReviewDraft Trial Wait".split()
-)
+_POLICY_NAMES = "AskHelper AskVerifier Close Delegate Inject Note Policy PolicyView ReviewDraft Trial Wait".split()
 _HOMES = {
     "LLM": "tersely.controller.vllm.llm",
     "Budget": "tersely.controller.budgets",
