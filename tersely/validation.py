@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from .errors import TerselyError, did_you_mean
 
 
-class StrictModel(BaseModel):
+class FrozenModel(BaseModel):
     """A frozen model that rejects unknown fields, infinities and NaN."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
