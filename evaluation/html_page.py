@@ -21,9 +21,7 @@ _HEAD_BYTES = 2048
 def make_environment(package: str) -> Environment:
     """Build a Jinja environment that finds templates in the `page` folder of a package and the shared base."""
     loader = ChoiceLoader([PackageLoader(package, "page"), PackageLoader("tersely.evaluation", "page_assets")])
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
 
 
 def render_page(

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 MINUS, SPACE = "\u2212", "\u00a0"
 _SI_PREFIXES = ("", "k", "M", "G", "T", "P", "E")
-_MAX_LABEL = 32
 
 
 def format_number(value: float, digits: int = 1) -> str:
@@ -71,7 +70,7 @@ def pluralize(n: int, singular: str, plural: str = "") -> str:
     return f"{n:,} {singular if n == 1 else plural or singular + 's'}"
 
 
-def shorten_label(name: str) -> str:
+def shorten_label(name: str, length: int = 32) -> str:
     """Shorten a name for a chart, and replace what cannot be printed there."""
     text = "".join(character if character.isprintable() else "·" for character in name)
-    return text if len(text) <= _MAX_LABEL else f"{text[: _MAX_LABEL - 1]}…"
+    return text if len(text) <= length else f"{text[: length - 1]}…"

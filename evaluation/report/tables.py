@@ -142,7 +142,7 @@ def _arm_table(caption: str, columns: Sequence[_Column], result: BenchmarkResult
     """Build a table with a row for each arm, without columns that are empty for all of them."""
     cells = {column: [column.cell(arm) for arm in result.arms] for column in columns}
     filled = [column for column in columns if any(cells[column])]
-    notes = {"baseline": "baseline", "judged": "judged", "cut": "computed from a cut", "other": ""}
+    notes = {"baseline": "baseline", "judged": "judged", "cut": "from a cut", "other": ""}
     rows = [
         [Cell(arm.name, notes[role := result.get_role(arm)], role), *(cells[column][i] for column in filled)]
         for i, arm in enumerate(result.arms)

@@ -100,7 +100,7 @@ def _check(chosen: GenerationOptions, trace: Path | None) -> None:
     fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve, chosen.strategy)
     make_policies(chosen.preset, chosen.policies)
     if trace is not None:
-        from ..evaluation.view.files import check_appendable
+        from ..evaluation.view.trace_file import check_appendable
 
         check_appendable(trace)
 
@@ -161,10 +161,10 @@ def _answer_on(engine: Interruptible, wish: RunArgs) -> None:
 def _record(
     trace: Path, prompt: str, done: GenerationResult, plain: GenerationResult | None, codec: TokenizerAdapter
 ) -> None:
-    from ..evaluation.view.files import append
     from ..evaluation.view.record import build_record
+    from ..evaluation.view.trace_file import append_record
 
-    append(trace, build_record(done, prompt, plain, codec=codec))
+    append_record(trace, build_record(done, prompt, plain, codec=codec))
 
 
 def _print_answer(done: GenerationResult) -> None:
