@@ -69,9 +69,9 @@ class Chart:
 
     def to_svg(self) -> bytes:
         """Render as SVG, with letters as outlines: the same everywhere, and without markup of the result's texts."""
-        import matplotlib
+        from matplotlib import rc_context
 
-        with matplotlib.rc_context({"svg.hashsalt": "tersely", "svg.fonttype": "path"}):
+        with rc_context({"svg.hashsalt": "tersely", "svg.fonttype": "path"}):
             return self._save(format="svg", metadata={"Date": None})
 
     def to_png(self, title: str, subtitle: str) -> bytes:

@@ -47,7 +47,9 @@ def report_page(results: NamedResults, version: str) -> str:
     environment = make_environment(_PACKAGE)
     environment.filters.update({function.__name__: function for function in _FILTERS})
     environment.filters["command_line"] = shlex.join
-    environment.globals.update(tables=tables, signs=_VERDICT_SIGNS, list_facts=list_facts, list_omissions=list_omissions)
+    environment.globals.update(
+        tables=tables, signs=_VERDICT_SIGNS, list_facts=list_facts, list_omissions=list_omissions
+    )
     environment.globals.update(format_difference=formatting.format_difference)
     return render_page(
         environment,

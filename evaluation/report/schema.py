@@ -253,9 +253,7 @@ class BenchmarkResult(ResultModel):
         return _pair(self.base.per_tier, self.judged_arm.per_tier)
 
 
-def _pair(
-    base: Mapping[str, GroupMeans], judged: Mapping[str, GroupMeans]
-) -> dict[str, tuple[GroupMeans, GroupMeans]]:
+def _pair(base: Mapping[str, GroupMeans], judged: Mapping[str, GroupMeans]) -> dict[str, tuple[GroupMeans, GroupMeans]]:
     return {name: (base[name], judged[name]) for name in base if name in judged}
 
 

@@ -77,7 +77,9 @@ def _bound(text: str, note: str, field: str, bound: str, words: str) -> _Column:
 
     def cell(arm: ReportArm) -> Cell | None:
         value, end = getattr(arm, field), getattr(arm, bound)
-        return None if value is None else Cell(format_percent(value), "" if end is None else f"{words} {to_percent(end)}")
+        return (
+            None if value is None else Cell(format_percent(value), "" if end is None else f"{words} {to_percent(end)}")
+        )
 
     return _Column(Cell(text, note), cell)
 

@@ -72,7 +72,7 @@ def test_models_without_a_price_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="'o3-mini'") as unknown:
         load_prices().get("o3mini")
     assert unknown.value.code == "unknown_name"
-    with pytest.raises(PriceError, match="none.json"):
+    with pytest.raises(PriceError, match="none"):
         load_prices(tmp_path / "none.json")
     latin = tmp_path / "latin.json"
     latin.write_bytes(b'{"models\xe9')
