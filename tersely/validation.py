@@ -115,7 +115,7 @@ def parse_json(model: type[Model], text: str, source: str, error: type[TerselyEr
 def read_text(path: Path, error: type[TerselyError]) -> str:
     """Read a UTF-8 file, raising `error` if that is not possible."""
     if not path.is_file():
-        raise error(f"there is no file {str(path)!r}; check the path")
+        raise error(f"file {str(path)!r} does not exist; check the path")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as failure:

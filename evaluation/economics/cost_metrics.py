@@ -40,7 +40,7 @@ def cost_of_pass(costs: ArrayLike, passes: ArrayLike, prior: float = 0.0) -> flo
     """
     cost, right = _check_shapes(costs, passes)
     if not cost.size:
-        raise EconomicsError("there are no costs; pass at least one run", code="empty_costs")
+        raise EconomicsError("costs are empty; pass at least one run", code="empty_costs")
     rate = (float(right.sum()) + prior) / (right.size + 2 * prior)
     return float(cost.mean()) / rate if rate else math.inf
 
@@ -112,7 +112,7 @@ def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Fro
     if human is not None:
         columns[HUMAN] = np.full(lengths.pop(), float(human))
     if not columns:
-        raise EconomicsError("there is no model; pass at least one, or the cost of a human expert", code="no_models")
+        raise EconomicsError("models are empty; pass at least one, or the cost of a human expert", code="no_models")
     table, names = np.stack(list(columns.values())), list(columns)
     values = table.min(axis=0)
     best = [names[i] if math.isfinite(v) else None for i, v in zip(table.argmin(axis=0), values, strict=True)]

@@ -58,7 +58,7 @@ class RuntimeModel:
     prompt tokens.
 
     Attributes:
-        error: Root mean square residual in seconds; None if there are no more timings than costs.
+        error: Root mean square residual in seconds; None if only as many timings as costs were given.
         relative_error: Mean absolute residual as a share of the mean time; None as above.
     """
 

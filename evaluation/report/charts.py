@@ -1,6 +1,6 @@
 """The charts of a report, drawn with matplotlib for light and dark pages.
 
-Names go into legends rather than beside their points, so they cannot cover each other however many arms there are.
+Names are in legends rather than next to their points, so they cannot cover each other, however many arms there are.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Chart:
 
     def to_png(self, title: str, subtitle: str) -> bytes:
         """Render as PNG under a title."""
-        length = int(8 * self.figure.get_figwidth())  # characters that fit beside the legend
+        length = int(8 * self.figure.get_figwidth())  # characters that fit next to the legend
         text = f"{shorten_label(title, length)}\n{shorten_label(subtitle, length)}"
         self.figure.suptitle(text, x=0.01, ha="left", size=11).set_parse_math(False)
         return self._save(format="png", dpi=200, metadata={"Software": _SOFTWARE, "Title": title})
@@ -177,7 +177,7 @@ def _use_log_tokens(axes: Axes) -> None:
 
 
 def draw_levels(result: BenchmarkResult, theme: Theme) -> Chart | None:
-    """Draw accuracy and thinking of the baseline and the judged arm by level; None if there are no levels."""
+    """Draw accuracy and thinking of the baseline and the judged arm by level; None without levels."""
     levels = result.shared_levels()
     if not levels:
         return None
@@ -200,7 +200,7 @@ def draw_levels(result: BenchmarkResult, theme: Theme) -> Chart | None:
 
 
 def draw_calibration(result: BenchmarkResult, theme: Theme) -> Chart | None:
-    """Draw the accuracy of trial answers over their confidence; None if there are none."""
+    """Draw the accuracy of trial answers over their confidence; None without any."""
     calibration = result.calibration
     if calibration is None or not calibration.n:
         return None

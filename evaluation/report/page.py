@@ -102,13 +102,13 @@ def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:
 def list_omissions(result: BenchmarkResult) -> Iterator[str]:
     """Say in a sentence each what a result does not contain."""
     if not any(arm.tokens.total for arm in result.arms):
-        yield "No arm generated any tokens, so there is no chart of accuracy over tokens."
+        yield "The chart of accuracy over tokens is left out, because no arm generated any tokens."
     if not result.budget_curve:
-        yield "There is no curve of fixed budgets, and thus no saving at equal accuracy."
+        yield "Savings at equal accuracy are left out, because fixed budgets were not run."
     if not result.shared_levels():
-        yield "The questions have no levels, so there is no chart by level."
+        yield "The chart by level is left out, because the questions have no levels."
     if result.calibration is None or not result.calibration.n:
-        yield "There were no trial answers, so there is no calibration chart."
+        yield "The calibration chart is left out, because there were no trial answers."
     for field, subject in (("seconds", "Wall times"), ("flops", "FLOPs"), ("usd", "Prices and the cost of a pass")):
         if all(getattr(arm, field) is None for arm in result.arms):
             yield f"{subject} are not known."

@@ -32,7 +32,7 @@ def load_records(path: Path) -> list[TraceRecord]:
 
 def _iterate_records(path: Path) -> Iterator[TraceRecord]:
     if not path.exists():
-        raise TraceError(f"there is no trace file {str(path)!r}; {_HINT}", code="no_such_file")
+        raise TraceError(f"trace file {str(path)!r} does not exist; {_HINT}", code="no_such_file")
     if path.is_dir():
         raise TraceError(f"{path} is a folder; accepted: a trace file", code="not_a_file")
     try:

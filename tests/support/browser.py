@@ -40,7 +40,8 @@ for (let node = walker.nextNode(); node; node = walker.nextNode()) {
   const both = [light(getComputedStyle(parent).color), light(behind())];
   if ((Math.max(...both) + 0.05) / (Math.min(...both) + 0.05) < 4.5) report.faint.push(text);
   for (let box = parent; box !== document.body; box = box.parentElement) {
-    if (getComputedStyle(box).overflowX === "hidden" && box.scrollWidth > box.clientWidth + 1) report.clipped.push(text);
+    const hides = getComputedStyle(box).overflowX === "hidden";
+    if (hides && box.scrollWidth > box.clientWidth + 1) report.clipped.push(text);
   }
   const range = document.createRange();
   range.selectNodeContents(node);

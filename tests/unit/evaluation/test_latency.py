@@ -28,7 +28,7 @@ def test_planted_costs_are_recovered() -> None:
     assert found.seconds(1000, 0) == found.seconds(1000, 1) == pytest.approx(0.25)
 
 
-def test_three_timings_do_and_say_that_nothing_tests_them() -> None:
+def test_three_timings_suffice_without_an_error() -> None:
     found = fit_runtime([timed(10, 1), timed(1000, 1), timed(10, 100)])
     assert (found.start, found.per_prompt, found.per_output) == pytest.approx((0.05, 2e-4, 0.03))
     assert (found.error, found.relative_error) == (None, None)
@@ -88,7 +88,7 @@ def test_too_few_timings_are_refused(lengths: list[tuple[int, int]], code: str) 
         ("nonsense", "line 1: not valid JSON"),
     ],
 )
-def test_a_bad_log_is_refused_in_one_line(text: str, named: str, tmp_path: Path) -> None:
+def test_bad_log(text: str, named: str, tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(TimingError) as caught:
