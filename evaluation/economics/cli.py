@@ -52,13 +52,7 @@ def roofline(
 ) -> None:
     """Show what bounds a model on a device, and the most tokens/s when each step gives a sequence one token."""
     custom = check_custom_device(peak_tflops, bandwidth_gbs)
-    check_device(device)
-    if dtype is not None:
-        get_storage(dtype)
-    if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
-        raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
-    if predict and (custom or device != MEASURE):
-        raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
+    _check_options(device, dtype, usd_per_hour, predict, custom)
     runtime = None if log is None else fit_runtime(read_timings(log))
     shape = load_shape(model)
     dtype = dtype or _saved_dtype(shape, model)
@@ -89,6 +83,17 @@ def roofline(
     if step is not None:
         result["predicted"] = asdict(step)
     typer.echo(json.dumps(result, indent=2) if as_json else _format(result, target, bounds, runtime, step))
+
+
+def _check_options(device: str, dtype: str | None, usd_per_hour: float | None, predict: bool, custom: bool) -> None:
+    """Refuse bad options before the model is loaded; raises OptionError."""
+    check_device(device)
+    if dtype is not None:
+        get_storage(dtype)
+    if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
+        raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
+    if predict and (custom or device != MEASURE):
+        raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
 
 
 def _saved_dtype(shape: ModelShape, model: str) -> str:

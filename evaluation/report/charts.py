@@ -66,6 +66,7 @@ class Chart:
 
     figure: Figure
     alt: str
+    theme: Theme
 
     def to_svg(self) -> bytes:
         """Render as SVG, with letters as outlines: the same everywhere, and without markup of the result's texts."""
@@ -78,7 +79,7 @@ class Chart:
         """Render as PNG under a title."""
         length = int(8 * self.figure.get_figwidth())  # characters that fit next to the legend
         text = f"{shorten_label(title, length)}\n{shorten_label(subtitle, length)}"
-        self.figure.suptitle(text, x=0.01, ha="left", size=11).set_parse_math(False)
+        self.figure.suptitle(text, x=0.01, ha="left", size=11, color=self.theme.ink).set_parse_math(False)
         return self._save(format="png", dpi=200, metadata={"Software": _SOFTWARE, "Title": title})
 
     def _save(self, **options: Any) -> bytes:
@@ -147,7 +148,9 @@ def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
     _set_titles(axes, theme, "Accuracy in %, with 95 % interval", "Tokens per question, log scale")
     _add_legend(figure, theme, handles, labels, "outside right upper")
     points = "; ".join(f"{a.name} {format_percent(a.accuracy)} at {format_tokens(a.tokens.total)} tokens" for a in arms)
-    return Chart(figure, f"Accuracy over mean total tokens per question, tokens on a logarithmic scale: {points}.")
+    return Chart(
+        figure, f"Accuracy over mean total tokens per question, tokens on a logarithmic scale: {points}.", theme
+    )
 
 
 def _arm_styles(roles: Sequence[Role], theme: Theme) -> list[tuple[str, str]]:
@@ -170,8 +173,10 @@ def _use_log_tokens(axes: Axes) -> None:
     axes.set_xscale("log")
     axes.margins(x=0.08, y=0.08)
     low, high = axes.get_xlim()
-    narrow = high / low < 12  # round steps say more than powers within a decade
-    axes.xaxis.set_major_locator(MaxNLocator(7) if narrow else LogLocator(subs=(1, 2, 5)))
+    decades = math.log10(high / low)
+    subs = next((subs for most, subs in ((1.6, (1, 2, 3, 5)), (2.6, (1, 2, 5)), (3.6, (1, 3))) if decades < most), (1,))
+    # Within a decade, round steps say more than powers.
+    axes.xaxis.set_major_locator(MaxNLocator(7) if decades < 1 else LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axes.xaxis.set_minor_locator(NullLocator())
 
@@ -196,7 +201,7 @@ def draw_levels(result: BenchmarkResult, theme: Theme) -> Chart | None:
         _set_titles(axes, theme, title, "Level")
     _add_legend(figure, theme, handles, [result.baseline, result.judged], "outside lower center", columns=2)
     names_text = f"{result.baseline} and {result.judged}"
-    return Chart(figure, f"Accuracy and thinking tokens of {names_text} on {pluralize(len(levels), 'level')}.")
+    return Chart(figure, f"Accuracy and thinking tokens of {names_text} on {pluralize(len(levels), 'level')}.", theme)
 
 
 def draw_calibration(result: BenchmarkResult, theme: Theme) -> Chart | None:
@@ -217,7 +222,7 @@ def draw_calibration(result: BenchmarkResult, theme: Theme) -> Chart | None:
         f"Share of right trial answers over their confidence, {pluralize(calibration.n, 'answer')}; "
         f"expected calibration error {format_number(calibration.ece, 3)}."
     )
-    return Chart(figure, text)
+    return Chart(figure, text, theme)
 
 
 CHARTS = {"pareto": draw_pareto, "levels": draw_levels, "calibration": draw_calibration}

@@ -69,6 +69,17 @@ def test_texts_overlap_neither_each_other_nor_the_edge(seed: int, theme: Theme) 
             assert box.x1 <= chart.figure.bbox.x1 and box.y1 <= chart.figure.bbox.y1, text
 
 
+@pytest.mark.parametrize("most", [20, 300, 4_000, 40_000, 3_000_000])
+def test_token_labels_fit_at_any_scale(most: int) -> None:
+    given = planted(rows=[], budget_curve=[])
+    for arm, total in zip(given["arms"], np.geomspace(9, most, len(given["arms"])), strict=True):
+        arm["tokens"] |= {"total": total}
+    chart = draw_charts(load(given))["pareto"]
+    boxes = [box for text, box in text_boxes(chart) if text.replace(",", "").isdigit()]
+    assert len(boxes) >= 3
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
 def test_marks_stand_at_the_numbers_of_the_arms() -> None:
     result = load(planted())
     [axes] = get_axes(draw_charts(result)["pareto"])
