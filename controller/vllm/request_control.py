@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ...errors import CapabilityError, OptionError, unknown
+from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
 from ..policies import make_policies, make_policy
 from ..policies.base import Policy
@@ -108,10 +109,7 @@ def read_control(settings: Any) -> RequestControl:
     try:
         return RequestControl(**settings)
     except ValidationError as error:
-        problem = error.errors()[0]
-        name = ".".join(str(part) for part in problem["loc"])
-        message = f"{problem['msg'][:1].lower()}{problem['msg'][1:]}"
-        raise OptionError(f"{name} of {KEY!r} is {problem['input']!r}: {message}") from None
+        raise OptionError(f"{KEY!r}: {format_validation_error(error)}") from None
 
 
 def parse_control(extra_args: Mapping[str, Any] | None, default: RequestControl | None) -> RequestControl | None:
