@@ -26,7 +26,7 @@ from .types import Capability, Engine, Prompt, Watcher
 from .verification import Verifier
 
 if TYPE_CHECKING:
-    from .engines.transformers.decode import DecodedBatch
+    from .engines.transformers.decode import BatchDecoder
     from .sampling.run import SampleResult
     from .sampling.vote import AggregationRule
 
@@ -230,8 +230,8 @@ def resolve_engine(model: Any, tokenizer: Any = None) -> Engine:
         return _load_cached(os.fspath(model))
     if not hasattr(model, "generate"):
         raise OptionError(
-            f"model is a {type(model).__name__}; accepted: a name or folder, a transformers model with its tokenizer, or "
-            "an engine",
+            f"model is a {type(model).__name__}; accepted: a name or folder, a transformers model with its tokenizer, "
+            "or an engine",
             code="invalid_model",
         )
     if tokenizer is None:
@@ -295,7 +295,7 @@ class CustomGenerate:
         self._sequences.append((prompt_ids, state, budget, controller))
         return controller
 
-    def _keep_results(self, batch: DecodedBatch) -> None:
+    def _keep_results(self, decoder: BatchDecoder) -> None:
         self.results = [
             build_result(
                 sequence.completion(),
@@ -306,7 +306,9 @@ class CustomGenerate:
                 tier=budget.tier,
                 prompt_tokens=len(prompt_ids),
             )
-            for sequence, (prompt_ids, state, budget, controller) in zip(batch.sequences, self._sequences, strict=True)
+            for sequence, (prompt_ids, state, budget, controller) in zip(
+                decoder.sequences, self._sequences, strict=True
+            )
         ]
 
 
@@ -333,8 +335,8 @@ def custom_generate(
     active = bind_for_replay(make_policies(preset, None if policies is None else tuple(policies)))
     if unfit := [policy.name for policy in active if policy.requires - {Capability.VERIFIER}]:
         raise CapabilityError(
-            f"policy {unfit[0]!r} needs more than custom_generate provides (signals, hidden states, trials or a helper); "
-            "use tersely.generate"
+            f"policy {unfit[0]!r} needs more than custom_generate provides (signals, hidden states, trials or a "
+            "helper); use tersely.generate"
         )
     tier = canonical_effort(effort)
     if tier == "none":

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, Validat
 from pydantic.dataclasses import dataclass
 
 from ..errors import OptionError, TerselyError, unknown
+from ..validation import format_validation_error
 from .budgets import Strategy, canonical_effort
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
@@ -137,10 +138,6 @@ def _as_number(name: str, value: object) -> object:
 
 
 def _option_error(error: ValidationError) -> TerselyError:
-    """The first problem of a validation error, as our own error."""
-    problem = error.errors()[0]
-    cause = problem.get("ctx", {}).get("error")
-    if isinstance(cause, TerselyError):
-        return cause
-    name = ".".join(str(part) for part in problem["loc"])
-    return OptionError(f"{name} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}")
+    """Our own error for what pydantic found: the one that a validator raised, else an OptionError."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error))

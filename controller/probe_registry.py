@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, TerselyError
 from ..probes.pretrained import released
-from .types import Capability, Engine
+from .types import Capability, ModelHandle
 
 if TYPE_CHECKING:
     from ..probes.io import StoredRule
@@ -21,7 +21,7 @@ class ProbeError(TerselyError, ValueError):
     code = "no_probe"
 
 
-def load_tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
+def load_tier_probe(engine: ModelHandle, folder: str | None) -> TierProbe | None:
     """The difficulty probe of a folder of `tersely calibrate`, or the pretrained one; None if there is none.
 
     Raises:
@@ -36,7 +36,7 @@ def load_tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
     return load_tier_probe(path, engine.fingerprint())
 
 
-def load_stop_rule(engine: Engine | None, folder: str | None, trials: bool | None) -> StoredRule:
+def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool | None) -> StoredRule:
     """The readiness probe with its certified threshold.
 
     Args:
@@ -67,7 +67,7 @@ def load_stop_rule(engine: Engine | None, folder: str | None, trials: bool | Non
     return rule
 
 
-def load_mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe:
+def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> ModeProbe:
     """The probe that `tersely agents --router-out` wrote into a folder, or the pretrained one.
 
     Raises:
@@ -84,7 +84,7 @@ def load_mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe
     return ModeProbe.load(path, fingerprint=engine.fingerprint(), layer=layer)
 
 
-def find_probe(engine: Engine, folder: str | None, kind: str) -> Path | None:
+def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:
     """The folder of a model's probe: in `folder`, or pretrained; None if there is no pretrained one.
 
     Raises:

@@ -115,7 +115,10 @@ class RequestBuilder:
         """Let modifiers change the forward pass of a sequence that thinks; in shadow mode only say so."""
         shadow = self.options.shadow
         for modifier in self.modifiers:
-            if (described := modifier.describe()) is not None:
+            described = modifier.describe()
+            if described is None and shadow:
+                described = "modify", "the forward pass is not modified in shadow mode"
+            if described is not None:
                 prepared.notes.append(Decision(modifier.name, *described, 0, acted=not shadow))
         if not shadow:
             attached = tuple(modifier.attach(lambda: controller.boundary) for modifier in self.modifiers)

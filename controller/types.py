@@ -214,19 +214,41 @@ TokenSink = Callable[[int, Sequence[int], bool], None]
 """
 
 
-class Engine(Protocol):
-    """Runs a model over a batch of requests; knows no policy.
+class ModelHandle(Protocol):
+    """What policies and probes may know about a model and what runs it."""
 
-    Attributes:
-        hidden_layers: the layers whose states it can show; None means all of them.
-        context_length: most tokens of prompt and output together; None if unknown.
-    """
+    @property
+    def name(self) -> str:
+        """For error messages."""
+        ...
 
-    name: str
-    tokenizer: Any
-    capabilities: frozenset[Capability]
-    hidden_layers: tuple[int, ...] | None
-    context_length: int | None
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the engine can do."""
+        ...
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...] | None:
+        """The layers whose states it can show; None means all of them."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """Identify the weights, so that probes find their model; see `probes.fingerprint`. None if unknown."""
+        ...
+
+
+class Engine(ModelHandle, Protocol):
+    """Runs a model over a batch of requests; knows no policy."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and output together; None if unknown."""
+        ...
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
@@ -236,10 +258,6 @@ class Engine(Protocol):
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
         """Read prompts and return the hidden state of each one's last token."""
-        ...
-
-    def fingerprint(self) -> str | None:
-        """Identify the weights, so that probes find their model; see `probes.fingerprint`. None if unknown."""
         ...
 
     def close(self) -> None:
@@ -256,7 +274,7 @@ class BindContext:
         probes: folder of `tersely calibrate`; None uses the pretrained probes of the model.
     """
 
-    engine: Engine | None
+    engine: ModelHandle | None
     probes: str | None = None
 
 

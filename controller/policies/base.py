@@ -257,7 +257,7 @@ class Policy(ABC):
 
 def bound_field() -> Any:
     """A dataclass field for what `bind` loads; it is no setting."""
-    return field(default=None, repr=False, compare=False, metadata=BOUND)
+    return field(default=None, repr=False, hash=False, metadata=BOUND)
 
 
 def unbound_error(policy: Policy) -> TypeError:

@@ -73,6 +73,8 @@ class Readiness(StopRulePolicy):
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
         rule = load_stop_rule(context.engine, self.probes or context.probes, self.trials)
         threshold = rule.threshold if self.threshold is None else self.threshold
         return replace(self, threshold=threshold, rule=rule, drift=BatchDriftTracker(rule.region))

@@ -43,6 +43,8 @@ class Reconsider(StopRulePolicy):
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
         return replace(self, rule=load_stop_rule(context.engine, self.probes or context.probes, trials=False))
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:

@@ -32,11 +32,10 @@ Answer = Callable[[Sequence[Question], GenerationOptions], list[GenerationResult
 
 
 @dataclass(frozen=True, slots=True)
-class HintOnce:
+class HintOnce(Policy):
     """Inject one hint at the first sentence end after `at` thinking tokens."""
 
     name: ClassVar[str] = "hint once"
-    needs: ClassVar[frozenset[str]] = frozenset()
     at: int
     text: str = "[Be concise.]"
 

@@ -60,7 +60,7 @@ def agents(
     plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
-    cost = None if price is None else load_prices().of(price)
+    cost = None if price is None else load_prices().get(price)
     if router_out is not None:
         modes_among(dict.fromkeys(names, ()))
     if url is not None and any(chosen is not None for _, chosen in ways):

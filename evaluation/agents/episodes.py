@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.limits import read_and_written
-from ..economics.e3_score import SearchScore, duplicate_rate
+from ..economics.cost_metrics import SearchScore, duplicate_rate
 from .tasks import Task
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..economics.cost_of_pass import cost_of_pass, set_cost_of_pass
+from ..economics.cost_metrics import cost_of_pass, set_cost_of_pass
 from ..economics.prices import Price
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .episodes import Episode

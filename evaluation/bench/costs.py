@@ -8,10 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...errors import ModelError
-from ..economics.cost_of_pass import cost_of_pass
-from ..economics.e3_score import e3
-from ..economics.flops import generation_flops
-from ..economics.model_shape import ModelShape, load_shape
+from ..economics.cost_metrics import cost_of_pass, e3
+from ..economics.flops import ModelShape, generation_flops, load_shape
 from ..economics.prices import Price, Prices
 from .arms import HELPER
 from .records import ArmRecords, BenchRow, Weights
@@ -66,7 +64,7 @@ class CostModel:
         written = row.thinking + row.answer_tokens + row.discarded + row.probe + row.reprefilled
         helped = (self._flops_of(self.helper_shape) or 1.0) * (row.delegated + row.consulted)
         verified = (self._flops_of(self.verifier_shape) or 1.0) * row.verifier
-        return generation_flops(shape, row.prompt, written + round(helped + verified)).total
+        return generation_flops(shape, row.prompt, written + round(helped + verified))
 
     def _paid(self, row: BenchRow) -> float:
         """Output tokens at the price of whoever wrote them; the total is weighted to the model's own."""
@@ -97,9 +95,9 @@ def load_cost_model(
     notes: list[str] = []
     economy = CostModel(
         shape_or_note(model, notes),
-        None if price is None else prices.of(price),
+        None if price is None else prices.get(price),
         None if helper is None else shape_or_note(helper, notes),
-        None if helper_price is None else prices.of(helper_price),
+        None if helper_price is None else prices.get(helper_price),
         None if verifier is None else shape_or_note(verifier, notes),
     )
     if helper is not None and economy.helper_weight() is None:

@@ -14,10 +14,10 @@ from ...controller.policies import make_policies
 from ...controller.text.markers import Markers, parse_markers
 from ...controller.types import SamplingParams
 from ...errors import OptionError
-from ..economics.strict import StrictRecord, parse
+from ...validation import FrozenModel, parse_json
 
 
-class ModelArguments(StrictRecord):
+class ModelArguments(FrozenModel):
     """The keys of `--model_args`; batch size and device arrive here too, from options of lm-eval's own."""
 
     pretrained: str = Field(min_length=1)
@@ -35,7 +35,7 @@ class ModelArguments(StrictRecord):
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> ModelArguments:
         """Check arguments as lm-eval hands them over; raises OptionError."""
-        made = parse(cls, json.dumps(arguments, default=str), "model_args", OptionError)
+        made = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
         canonical_effort(made.effort)
         make_policies(made.preset, made.policies)
         return made
@@ -45,7 +45,7 @@ class ModelArguments(StrictRecord):
         return None if self.markers is None else parse_markers(self.markers)
 
 
-class TaskArguments(StrictRecord):
+class TaskArguments(FrozenModel):
     """The `generation_kwargs` of a task, after `--gen_kwargs`; the limit goes by any of four names."""
 
     until: str | list[str] | None = None
@@ -62,7 +62,7 @@ class TaskArguments(StrictRecord):
     @classmethod
     def of(cls, task: str, arguments: Mapping[str, Any]) -> TaskArguments:
         """Check arguments as they come with a request; raises OptionError for what cannot be honoured."""
-        return parse(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
+        return parse_json(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
 
     @property
     def limit(self) -> int:

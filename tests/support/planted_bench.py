@@ -1,4 +1,4 @@
-"""Planted results of a benchmark: made-up rows, and of them all figures that the benchmark itself works out."""
+"""Planted results of a benchmark: invented generations, and the figures that the benchmark computes from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWER = 11  # tokens of every answer
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """An arm: the share of thinking that it keeps, which need of thinking it still meets, its probes a question."""
+    """An arm: the share of thinking that it keeps, the need of thinking that it meets, and its probe tokens."""
 
     kept: float
     meets: float
@@ -59,14 +59,14 @@ ORIGIN = {
 
 
 def planted(n: int = 200, **changes: Any) -> dict[str, Any]:
-    """A result as JSON has it; `changes` replace its fields."""
-    result: dict[str, Any] = json.loads(_made(n))
+    """A result as in its JSON file, with some fields replaced."""
+    result: dict[str, Any] = json.loads(_build(n))
     return result | changes
 
 
 @cache
-def _made(n: int) -> str:
-    """The JSON of a result, made once for all tests: its intervals take their time."""
+def _build(n: int) -> str:
+    """The JSON of a result, computed once for all tests because its intervals are slow."""
     rng = np.random.default_rng(0)
     questions = Questions(n, rng)
     records = [questions.run(name, arm, cut=name in CUT) for name, arm in (RUN | CUT).items()]
@@ -98,13 +98,13 @@ def _made(n: int) -> str:
         arm["flops"] = 6.3e6 * arm["tokens"]["total"]
     answers = {"method": "math-verify", "deadline": 5.0, "unparsable": 3, "timeouts": 1, "crashes": 0}
     command = ["tersely", "bench", "--model", "tersely-tiny-large", "--arms", ",".join(RUN), "--limit", str(n)]
-    notes = ["Seconds are those of a machine that did other work too."]
-    whole = {"answers": answers, "notes": notes, "command": command, "rows": row_dicts(records)}
-    return json.dumps(ORIGIN | plan.frame() | figures | whole)
+    notes = ["The machine was not idle, so seconds are approximate."]
+    rest = {"answers": answers, "notes": notes, "command": command, "rows": row_dicts(records)}
+    return json.dumps(ORIGIN | plan.frame() | figures | rest)
 
 
 def bare() -> dict[str, Any]:
-    """A result with nothing that may be missing."""
+    """A result without any optional part."""
     small = planted(rows=[], budget_curve=[], auc=None, calibration=None, notes=[])
     for arm in small["arms"]:
         arm |= {"per_level": {}, "per_tier": {}, "seconds": None, "flops": None, "usd": None, "cost_of_pass": None}
@@ -119,7 +119,7 @@ def write_planted(path: Path, **changes: Any) -> Path:
 
 
 class Questions:
-    """Questions of six levels; each has its length of thinking, and needs a share of it before it is answered right."""
+    """Questions of six levels; each has a length of thinking and the share of it that a right answer needs."""
 
     def __init__(self, n: int, rng: np.random.Generator) -> None:
         self.level = np.arange(n) % 6 + 1
@@ -168,7 +168,7 @@ class Questions:
 
 
 def _source(rng: np.random.Generator) -> Recording:
-    """Trial answers that are a little surer than they should be."""
+    """Trial answers that are a little overconfident."""
     confidence = rng.beta(3, 1.6, 900)
     trials = tuple(TrialPoint(float(c), 12, bool(rng.random() < c**1.4)) for c in confidence)
     return Recording("test-0", (), 0, 0, True, Budget("normal", 1024, 128), trials=trials)

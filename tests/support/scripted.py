@@ -113,8 +113,8 @@ class ScriptedEngine:
             ids.append(token)
             forced.append(False)
             directive = request.watcher.observe(token) if request.watcher else Directive()
-            if directive.drop or directive.force:
-                del ids[len(ids) - directive.drop :], forced[len(forced) - directive.drop :]
+            if directive.retract or directive.force:
+                del ids[len(ids) - directive.retract :], forced[len(forced) - directive.retract :]
                 ids += directive.force
                 forced += [True] * len(directive.force)
                 queue = self._rest(prompt + self.tokenizer.decode(ids))

@@ -17,7 +17,6 @@ from ...text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...types import SamplingParams, Signals
 from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
-from .engine import RemoteEngine
 from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
 _TEST_PROMPT = "The answer is 42."
@@ -33,34 +32,12 @@ _EXTENSIONS: tuple[dict[str, Any], ...] = (
 """Fields beyond the standard that are tried, from best to none; a server may refuse fields that it does not know."""
 
 
-def connect(
-    base_url: str,
-    model: str | None = None,
-    tokenizer: Any = None,
-    api_key: str | None = None,
-    *,
-    timeout: float = 120.0,
-) -> RemoteEngine:
-    """An engine on the completions endpoint of a server such as vLLM's, at `http://host:port/v1`.
-
-    Args:
-        model: the server's name for it; None takes the only one.
-        tokenizer: of the served model: an object, a folder or a name. None tries the model's name, then the path that
-            the server reports.
-        api_key: None takes TERSELY_API_KEY or OPENAI_API_KEY.
-        timeout: seconds that the server may be silent.
-
-    Raises:
-        OptionError, ModelError, CapabilityError: the server, the model or the tokenizer is not as it should be.
-    """
-    return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))
-
-
 class CompletionsBackend:
     """Generates through a server's completions endpoint; implements `CompletionBackend`.
 
     Args:
-        model, tokenizer: see `connect`.
+        model: the server's name for it; None takes the only one.
+        tokenizer: see `backend.load_tokenizer`.
 
     Attributes:
         takes_ids, returns_ids: whether prompts and outputs are token ids or text.

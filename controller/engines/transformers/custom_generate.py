@@ -14,7 +14,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ....errors import OptionError
 from ...types import TokenSink, Watcher
-from .decode import BatchSettings, DecodedBatch, decode_batch
+from .decode import BatchDecoder, BatchSettings
 from .generation_rules import refuse_unsupported
 from .model_runner import CACHE_NAMES
 
@@ -29,7 +29,7 @@ def as_custom_generate(
     tokenizer: Any = None,
     stop_strings: str | Sequence[str] | None = None,
     sink: TokenSink | None = None,
-    on_decoded: Callable[[DecodedBatch], None] | None = None,
+    on_decoded: Callable[[BatchDecoder], None] | None = None,
 ) -> Callable[..., Any]:
     """Return a callable for `generate(custom_generate=...)`, also within a text-generation pipeline.
 
@@ -64,19 +64,18 @@ def as_custom_generate(
         if make_watcher is not None:
             prompts = unpadded(input_ids, model_kwargs.get("attention_mask"))
             watchers = [make_watcher(prompt) for prompt in prompts]
-        decoded = decode_batch(
+        decoder = BatchDecoder(BatchSettings(watchers, sink=sink), streamer)
+        decoder(
             model,
             input_ids,
             logits_processor=logits_processor,
             stopping_criteria=stopping_criteria,
             generation_config=generation_config,
-            settings=BatchSettings(watchers, sink=sink),
-            streamer=streamer,
             **model_kwargs,
         )
         if on_decoded is not None:
-            on_decoded(decoded)
-        return _as_generate_output(decoded, input_ids, generation_config)
+            on_decoded(decoder)
+        return _as_generate_output(decoder, input_ids, generation_config)
 
     return generate
 
@@ -90,21 +89,21 @@ def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]
     return [list(compress(row, mask)) for row, mask in zip(rows, keep, strict=True)]
 
 
-def _as_generate_output(decoded: DecodedBatch, input_ids: Tensor, config: GenerationConfig) -> Any:
+def _as_generate_output(decoder: BatchDecoder, input_ids: Tensor, config: GenerationConfig) -> Any:
     """A batch as `generate` returns it: ids padded on the right, or its output object."""
-    ids = decoded.ids
+    ids = decoder.ids
     if ids is None:
-        width = max(len(sequence.tokens) for sequence in decoded.sequences)
+        width = max(len(sequence.tokens) for sequence in decoder.sequences)
         pad = int(config._pad_token_tensor) if config._pad_token_tensor is not None else 0
-        padded = [sequence.tokens + [pad] * (width - len(sequence.tokens)) for sequence in decoded.sequences]
+        padded = [sequence.tokens + [pad] * (width - len(sequence.tokens)) for sequence in decoder.sequences]
         ids = torch.cat([input_ids, input_ids.new_tensor(padded, dtype=input_ids.dtype)], dim=1)
     if not config.return_dict_in_generate:
         return ids
     known = {item.name for item in fields(GenerateDecoderOnlyOutput)}
     values: dict[str, Any] = {
         "sequences": ids,
-        "scores": tuple(decoded.scores) if config.output_scores else None,
-        "logits": tuple(decoded.logits) if config.output_logits else None,
-        next(name for name in CACHE_NAMES if name in known): decoded.cache,
+        "scores": tuple(decoder.scores) if config.output_scores else None,
+        "logits": tuple(decoder.logits) if config.output_logits else None,
+        next(name for name in CACHE_NAMES if name in known): decoder.cache,
     }
     return GenerateDecoderOnlyOutput(**values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from ...types import StepHook, TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop
-from .generation_rules import read_generation_rules, refuse_unsupported
+from .generation_rules import GenerationRules, read_generation_rules, refuse_unsupported
 from .hooks import StreamerHook
 from .id_history import IdHistory
-from .model_runner import RaggedRunner, make_runner
+from .model_runner import ModelRunner, RaggedRunner, make_runner
 from .sampler import Sampler
 
 
@@ -50,69 +50,76 @@ class BatchSettings:
     inverse_cdf: bool = False
 
 
-@dataclass(slots=True)
-class DecodedBatch:
-    """The sequences of a batch, with the ids, cache, scores and logits that `generate` may return."""
+class BatchDecoder:
+    """Decodes one batch; a callable for `model.generate(custom_generate=...)`.
 
-    sequences: list[SequenceState]
-    ids: Tensor | None
-    cache: Any
-    scores: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
+    Attributes:
+        sequences: set by the call.
+        ids, cache, scores, logits: what `generate` may return; ids and cache are None where sequences have watchers or
+            limits of their own.
+    """
 
+    def __init__(self, settings: BatchSettings, streamer: Any = None) -> None:
+        self.settings, self.streamer = settings, streamer
+        self.sequences: list[SequenceState] = []
+        self.ids: Tensor | None = None
+        self.cache: Any = None
+        self.scores: list[Tensor] = []
+        self.logits: list[Tensor] = []
 
-@torch.no_grad()
-def decode_batch(
-    model: Any,
-    input_ids: Tensor,
-    *,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    settings: BatchSettings,
-    streamer: Any = None,
-    **model_kwargs: Any,
-) -> DecodedBatch:
-    """Decode input_ids [sequences, length]; stopping criteria are asked after sampled tokens, not after forced ones."""
-    watchers, limits = settings.watchers, settings.max_new_tokens
-    watched = watchers is not None and any(watcher is not None for watcher in watchers)
-    refuse_unsupported(model, generation_config, model_kwargs, watched)
-    as_generate = not watched and limits is None
-    rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
-    # `generate` lets rows run on if it knows no end of sequence, which is not visible once rows end one by one.
-    rules.pads |= not as_generate
-    runner = make_runner(model, input_ids, generation_config, model_kwargs)
-    logits = runner.prefill(input_ids, share=not as_generate and not settings.isolated)
-    room = rules.max_length - input_ids.shape[1]
-    sequences = [
-        SequenceState(
-            index,
-            eos=rules.eos,
-            limit=room if limits is None else min(room, limits[index]),
-            ragged=runner.ragged,
-            last_prompt_token=last,
-            watcher=None if watchers is None else watchers[index],
-            sink=settings.sink,
-            keep_signals=settings.signals,
-        )
-        for index, last in enumerate(input_ids[:, -1].tolist())
-    ]
-    hooks = [*settings.hooks, *([] if streamer is None else [StreamerHook(streamer, rules.pad)])]
-    ids = IdHistory(
-        input_ids,
-        model_kwargs.get("attention_mask"),
-        rules.pad,
-        kept=rules.reads_ids or not isinstance(runner, RaggedRunner),
-    )
-    records = rules.record_scores or rules.record_logits
-    shrinks = runner.ragged and ids.tensor is None and streamer is None and not as_generate and not records
-    sampler = Sampler(rules, input_ids, settings.temperatures, settings.inverse_cdf)
-    with getattr(model, "_optimize_model_for_decode", nullcontext)():
-        DecodeLoop(runner, sampler, sequences, hooks, ids, shrinks).run(logits)
-    return DecodedBatch(
-        sequences,
-        ids.tensor if as_generate else None,
-        runner.cache if as_generate else None,
-        sampler.scores,
-        sampler.raw_logits,
-    )
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        *,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """Decode input_ids [sequences, length] to the end of the last sequence; returns them as they are.
+
+        Stopping criteria are asked after sampled tokens, not after forced ones.
+        """
+        settings = self.settings
+        watched = settings.watchers is not None and any(watcher is not None for watcher in settings.watchers)
+        refuse_unsupported(model, generation_config, model_kwargs, watched)
+        as_generate = not watched and settings.max_new_tokens is None
+        rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
+        # `generate` lets rows run on if it knows no end of sequence, which is not visible once rows end one by one.
+        rules.pads |= not as_generate
+        runner = make_runner(model, input_ids, generation_config, model_kwargs)
+        logits = runner.prefill(input_ids, share=not as_generate and not settings.isolated)
+        self.sequences = self._make_sequences(input_ids, rules, runner)
+        streamer = [] if self.streamer is None else [StreamerHook(self.streamer, rules.pad)]
+        kept = rules.reads_ids or not isinstance(runner, RaggedRunner)
+        ids = IdHistory(input_ids, model_kwargs.get("attention_mask"), rules.pad, kept)
+        records = rules.record_scores or rules.record_logits
+        shrinks = runner.ragged and not kept and not streamer and not as_generate and not records
+        sampler = Sampler(rules, input_ids, settings.temperatures, settings.inverse_cdf)
+        loop = DecodeLoop(runner, sampler, self.sequences, [*settings.hooks, *streamer], ids, shrinks)
+        with getattr(model, "_optimize_model_for_decode", nullcontext)():
+            loop.run(logits)
+        self.scores, self.logits = sampler.scores, sampler.raw_logits
+        if as_generate:
+            self.ids, self.cache = ids.tensor, runner.cache
+        return input_ids
+
+    def _make_sequences(self, input_ids: Tensor, rules: GenerationRules, runner: ModelRunner) -> list[SequenceState]:
+        settings = self.settings
+        watchers, limits = settings.watchers, settings.max_new_tokens
+        room = rules.max_length - input_ids.shape[1]
+        return [
+            SequenceState(
+                index,
+                eos=rules.eos,
+                limit=room if limits is None else min(room, limits[index]),
+                ragged=runner.ragged,
+                last_prompt_token=last,
+                watcher=None if watchers is None else watchers[index],
+                sink=settings.sink,
+                keep_signals=settings.signals,
+            )
+            for index, last in enumerate(input_ids[:, -1].tolist())
+        ]

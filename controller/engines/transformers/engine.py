@@ -19,7 +19,7 @@ from ....kernels.grouped_attention import use_grouped
 from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
 from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..validation import check_max_new_tokens
-from .decode import BatchSettings, DecodedBatch, decode_batch
+from .decode import BatchDecoder, BatchSettings
 from .hidden_states import HiddenStates
 from .hooks import SignalsHook
 from .model_runner import can_be_ragged
@@ -74,7 +74,11 @@ class TransformersEngine:
                 isolated=any(not isinstance(hook, SignalsHook) for hook in hooks),
                 inverse_cdf=sampling.inverse_cdf,
             )
-            return self._decode([request.prompt_ids for request in requests], sampling, max(limits), settings)
+            ids, mask = self._pad([request.prompt_ids for request in requests])
+            config, decoder = self._generation_config(sampling, max(limits)), BatchDecoder(settings)
+            with _seeded(sampling.seed):
+                self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=decoder)
+        return [sequence.completion() for sequence in decoder.sequences]
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
         """See `Engine.hidden_states`."""
@@ -109,22 +113,6 @@ class TransformersEngine:
             sequences = [by_modifier.get(modifier) for by_modifier in attached]
             hooks.append(stack.enter_context(modifier.install(self.model, sequences)))
         return hooks
-
-    def _decode(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, longest: int, settings: BatchSettings
-    ) -> list[Completion]:
-        """Let transformers prepare the batch, and decode it."""
-        batches: list[DecodedBatch] = []
-
-        def run(model: Any, input_ids: Tensor, **prepared: Any) -> Tensor:
-            batches.append(decode_batch(model, input_ids, settings=settings, **prepared))
-            return input_ids
-
-        ids, mask = self._pad(prompts)
-        config = self._generation_config(sampling, longest)
-        with _seeded(sampling.seed):
-            self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=run)
-        return [sequence.completion() for sequence in batches[0].sequences]
 
     def fingerprint(self) -> str:
         """See `Engine.fingerprint`."""
