@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .controller.api import custom_generate, generate, sample
     from .controller.budgets import Budget
+    from .controller.connect import connect
     from .controller.controller import Controller
     from .controller.engines.transformers.engine import load_engine
     from .controller.integrations.langchain import middleware
