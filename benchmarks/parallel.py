@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         for start in range(0, len(questions), options.batch):
             done += tersely.sample(
                 engine,
-                prompts=[question.problem for question in questions[start : start + options.batch]],
+                [question.problem for question in questions[start : start + options.batch]],
                 k=1 if name == "single" else options.k,
                 rule=rule,
                 preset=options.preset,

@@ -100,7 +100,9 @@ def test_shared_prompts_do_not_mix_directives_states_and_modifiers() -> None:
     engine.generate([Request(FIRST, 3, layers=(1,))] * 3, GREEDY)
     assert shapes[0] == (3, 10), "each prompt is read by itself for its hidden states"
     push = np.full(64, 2.0, np.float32)
-    direction = Direction("tokens", (1,), push[None], np.array([10.0]), {"name": "random", "fingerprint": "ab"})
+    direction = Direction(
+        "tokens", (1,), push[None] / np.linalg.norm(push), np.array([10.0]), {"name": "random", "fingerprint": "ab"}
+    )
     steer = Steer(layer=1, strength=1.0, direction=direction)
     steering = (SteeredSequence(steer, 1, push, lambda: True),)
     steered, plain = engine.generate([Request(FIRST, 9, modifiers=steering), Request(FIRST, 9)], GREEDY)
