@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import CapabilityError, TerselyError
-from ..probes.pretrained import released
+from ..probes.io import find_pretrained
 from .policies.base import Policy
 from .types import Engine
 
 if TYPE_CHECKING:
     from ..probes.io import StoredRule
-    from ..probes.mode_probe import ModeProbe
+    from ..probes.io import ModeProbe
     from ..probes.research.shortcut import Shortcut
     from ..probes.research.steering import Direction
     from ..probes.tier_selector import TierProbe
@@ -79,7 +79,7 @@ def load_mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe
 
     Raises ProbeError if there is none for this model, ArtifactError if it is another model's or was changed.
     """
-    from ..probes.mode_probe import ModeProbe
+    from ..probes.io import ModeProbe
 
     place = _place(engine, None, ModeProbe.kind) if folder is None else Path(folder)
     if place is None:
@@ -117,7 +117,7 @@ def load_early_exit(engine: Engine, folder: str | None) -> Shortcut:
 def _place(engine: Engine, folder: str | None, kind: str) -> Path | None:
     if folder is None:
         mark = engine.fingerprint()
-        return None if mark is None else released(mark, kind)
+        return None if mark is None else find_pretrained(mark, kind)
     place = Path(folder) / kind
     if not place.is_dir():
         raise ProbeError(f"{folder} holds no {kind} probe; accepted: a folder that `tersely calibrate` wrote")

@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ...errors import OptionError
 from ...probes.features import features
-from ...probes.rule import StopRule, Walk
+from ...probes.rule import RuleState, StopRule
 from ..thought_features import FeatureTracker
 from ..types import Engine
 from .base import Delegate, Policy, PolicyView, Wait, Watching
@@ -45,11 +45,11 @@ class _BoundEscalate:
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        walk, readings, right, over = Walk(self.rule), FeatureTracker(), 1.0, 0.0
+        walk, readings, right, over = RuleState(self.rule), FeatureTracker(), 1.0, 0.0
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought", closes=True)
             if not view.closing and (thoughts := readings.update(view.thinking)):
-                over = walk.free(features(thoughts), view.state(self.layer))
+                over = walk.score_free(features(thoughts), view.state(self.layer))
                 right = over - walk.hopeless
             if right < self.least and (view.closing or (self.stop is not None and over >= self.stop)):
                 reason = f"{right:.4f} sure that the answer is right, {over:.4f} that thinking on repairs nothing"

@@ -2,7 +2,7 @@
 
 Free evidence first (entropies and the hidden state at the end of a thought), a trial answer (DEER, arXiv 2504.15895;
 consistency of trials as in Dynasor) only where that is undecided. The threshold comes with a certificate of the harm it
-can do (`probes.risk`).
+can do (`probes.risk_control`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...probes.features import features
-from ...probes.rule import StopRule, Walk
+from ...probes.rule import RuleState, StopRule
 from ..drift import BatchDriftTracker
 from ..thought_features import FeatureTracker
 from ..types import Engine
@@ -45,21 +45,21 @@ class _BoundReadiness:
         if self.threshold is None:
             yield Wait(at=1 << 60)
             return
-        walk, readings = Walk(self.rule), FeatureTracker()
+        walk, readings = RuleState(self.rule), FeatureTracker()
         tell = None if self.drift is None else self.drift.begin()  # of first thoughts, which a branch has behind it
         while True:
             view = yield Wait(at=view.tokens + 1, boundary="thought")
             if not (thoughts := readings.update(view.thinking)):
                 continue
             end = view.tokens
-            score = walk.free(features(thoughts), view.state(self.layer))
+            score = walk.score_free(features(thoughts), view.state(self.layer))
             if tell is not None and len(thoughts) == 1:
                 tell(walk.row)
             how = ""
             if walk.wants_trial(score, end):
                 view = yield Trial()
                 if (reply := view.reply) is not None:
-                    score = walk.paid(reply.answer, reply.confidence, reply.tokens, readings.stated)
+                    score = walk.score_with_trial(reply.answer, reply.confidence, reply.tokens, readings.stated)
                     how = f", after a trial answer of {reply.answer!r} ({reply.confidence:.3f} sure)"
             if score >= self.threshold:
                 yield Close(f"{_finding(score, walk.hopeless)}{how}", phrase="")

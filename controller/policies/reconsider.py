@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...probes.features import features
-from ...probes.rule import StopRule, Walk
+from ...probes.rule import RuleState, StopRule
 from ..thought_features import FeatureTracker
 from ..types import Engine
 from .base import Inject, Policy, PolicyView, Wait, Watching
@@ -42,7 +42,7 @@ class _BoundReconsider:
             view = yield Wait(boundary="close")
             while not (thoughts := readings.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
                 view = yield Wait(boundary="close")
-            score = Walk(self.rule).free(features(thoughts), view.state(self.layer))
+            score = RuleState(self.rule).score_free(features(thoughts), view.state(self.layer))
             if score >= self.threshold:
                 continue
             yield Inject(self.cue, f"only {score:.4f} sure that thinking on adds nothing", after=" ")

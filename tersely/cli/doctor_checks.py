@@ -139,10 +139,10 @@ def _template(engine: Engine) -> DoctorCheck:
 
 def _probes(session: Session) -> DoctorCheck:
     """Whether probes for this very model are released; a user's own are a matter of --probes."""
-    from ..probes.pretrained import released
+    from ..probes.io import find_pretrained
 
     mark = session.engine.fingerprint()
-    kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and released(mark, kind)]
+    kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and find_pretrained(mark, kind)]
     if kinds:
         return DoctorCheck("probes", "ok", f"released for this model: {', '.join(kinds)}")
     remedy = "make some with `tersely collect` and `tersely calibrate`; until then effort auto goes by length"

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersely.probes.features import FEATURES, ThoughtReading, features
-from tersely.probes.mlp_training import get_layers
-from tersely.probes.network import Network
-from tersely.probes.question_hash import question_hash
+from tersely.probes.fingerprint import question_hash
+from tersely.probes.network import Network, init_layers
 from tersely.probes.records import UNKNOWN, VERSION, Array, RecordRows, RecordStore, RecordTable
 
 TIERS = ("none", "easy", "normal", "hard")
@@ -107,7 +106,7 @@ def changed(records: RecordTable, **columns: Any) -> RecordTable:
 def linear(weights: Any, bias: Any) -> Network:
     """A network whose logits are those of one layer, [inputs, classes] and [classes]."""
     weights = np.asarray(weights, np.float64)
-    w1, b1, w2, b2 = get_layers(weights, np.asarray(bias, np.float64), 0, 0)
+    w1, b1, w2, b2 = init_layers(weights, np.asarray(bias, np.float64), 0, 0)
     inputs, classes = weights.shape
     one, zero = np.ones(inputs, np.float32), np.zeros(inputs, np.float32)
     return Network(zero, one, w1, b1, w2, b2, np.float32(1), np.zeros(classes, np.float32))  # type: ignore[arg-type]

@@ -11,9 +11,8 @@ from tersely.probes.certificate import Certificate
 from tersely.probes.drift import Region
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.io import save_stop_rule
-from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
 from tersely.probes.risk_control import Outcomes, certify
-from tersely.probes.rule import Evidence, StopRule
+from tersely.probes.rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule
 
 from .planted_records import constant
 

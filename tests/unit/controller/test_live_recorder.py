@@ -26,7 +26,7 @@ from tersely.errors import CapabilityError, OptionError
 from tersely.io import WriteError
 from tersely.probes.calibrate.data import read_boundaries
 from tersely.probes.features import FEATURES
-from tersely.probes.question_hash import question_hash
+from tersely.probes.fingerprint import question_hash
 from tersely.probes.records import UNKNOWN, RecordsError, RecordTable, read
 from tersely.probes.tier_selector import TierProbe, TierTable
 

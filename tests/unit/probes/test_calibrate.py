@@ -14,7 +14,7 @@ from tersely.errors import OptionError
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.calibrate import readiness, run
 from tersely.probes.calibrate.data import get_part, read_boundaries
-from tersely.probes.calibrate.report import as_text
+from tersely.probes.calibrate.cli import as_text
 from tersely.probes.calibrate.run import CalibrationSettings, QuestionParts, calibrate_into, split_questions
 from tersely.probes.io import load_stop_rule, load_tier_probe
 from tersely.probes.records import RecordsError, RecordTable

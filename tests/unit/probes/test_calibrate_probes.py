@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.calibrate.baselines import by_length, by_words, quality
+from tersely.probes.calibrate.difficulty import by_length, by_words
+from tersely.probes.stats import quality
 from tersely.probes.calibrate.data import Boundaries, concatenate, read_boundaries, read_questions
 from tersely.probes.records import UNKNOWN, RecordsError
 from tersely.probes.risk_control import curve

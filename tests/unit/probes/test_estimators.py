@@ -18,7 +18,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from tersely.errors import OptionError
 from tersely.probes.estimator import ProbeClassifier
-from tersely.probes.mlp_training import RATE, descent, forward, get_layers, gradient
+from tersely.probes.network import RATE, descent, forward, get_layers, gradient
 from tersely.probes.network import CLIP, Network
 
 

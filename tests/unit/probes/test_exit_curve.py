@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tersely.probes.calibrate.data import read_boundaries, read_questions
-from tersely.probes.calibrate.exit_curve import compute_exit_curve
+from tersely.probes.calibrate.difficulty import compute_exit_curve
 from tersely.probes.rule import StopRule
 
 from ...support.planted_records import planted

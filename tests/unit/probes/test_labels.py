@@ -7,7 +7,9 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.probes import readiness
-from tersely.probes.difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
+from tersely.probes.calibrate.entropy_curve import EntropyCurve, entropy_curve
+from tersely.probes.tier_selector import price_for, tier_labels
+from tersely.probes.calibrate.difficulty import self_labels
 from tersely.probes.tier_selector import TierTable
 
 

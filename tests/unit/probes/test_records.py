@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from tersely.io import WriteError
 from tersely.probes.features import FEATURES
-from tersely.probes.question_hash import question_hash
+from tersely.probes.fingerprint import question_hash
 from tersely.probes.records import PLAN, UNKNOWN, RecordsError, RecordStore, RecordTable, column_names, read
 
 from ...support.disk import files_no_longer_than

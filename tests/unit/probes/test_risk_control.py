@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.certificate import Certificate, CertificateError, most_harms, needed, upper_bound
+from tersely.probes.risk_control import Certificate, CertificateError, most_harms, needed
+from tersely.probes.stats import upper_bound
 from tersely.probes.risk_control import Outcomes, certify, curve, grid, oracle, resample, stop_at
 
 

@@ -11,7 +11,7 @@ import pytest
 from tersely.probes.calibrate.data import Boundaries, read_boundaries
 from tersely.probes.calibrate.readiness import walked
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
-from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
+from tersely.probes.rule import HOPEFUL, HOPELESS, READY
 from tersely.probes.rule import Evidence, StopRule, Walk, walk_all
 
 from ...support.planted_records import constant, linear, planted

@@ -17,7 +17,7 @@ from tersely.errors import OptionError
 from tersely.io import WriteError
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
 from tersely.probes.research.steering import (
-    FEWEST,
+    MIN_PAIRS,
     Direction,
     Pair,
     SteeringError,
@@ -47,7 +47,7 @@ def made(**changes: Any) -> Direction:
     return Direction(**(facts | changes))
 
 
-def pairs(count: int = FEWEST + 3, seed: int = 0) -> list[Pair]:
+def pairs(count: int = MIN_PAIRS + 3, seed: int = 0) -> list[Pair]:
     rng = np.random.default_rng(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
@@ -94,8 +94,8 @@ def test_windows_are_equally_long() -> None:
 
 def test_too_little_is_refused() -> None:
     model, asked = random_model(), pairs()
-    with pytest.raises(SteeringError, match=rf"{FEWEST - 1} questions have .*accepted: {FEWEST} or more; sample more"):
-        extract(model, asked[: FEWEST - 1], BASE)
+    with pytest.raises(SteeringError, match=rf"{MIN_PAIRS - 1} questions have .*accepted: {MIN_PAIRS} or more; sample more"):
+        extract(model, asked[: MIN_PAIRS - 1], BASE)
     alike = [Pair(pair.prompt, pair.long, pair.long) for pair in asked]
     with pytest.raises(SteeringError, match="alike"):
         extract(model, alike, BASE)
