@@ -31,10 +31,10 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 }
 """Columns of each table; `questions` and `boundaries` also have `state.LAYER` for each layer of the plan.
 
-Rollouts: `entropy` is the mean over sampled tokens, in nats. Boundaries: `right` and `same` (as the final answer) are of
-the answer sampled when the thinking ends there. `stated` is the latest answer that the thinking states, and `said` that
-of the greedy trial, both numbered within the rollout, -1 for none. `confidence` is the trial's, `trial` its cost in
-tokens.
+Rollouts: `entropy` is the mean over sampled tokens, in nats. Boundaries: `right` and `same` (as the final answer) are
+of the answer sampled when the thinking ends there. `stated` is the latest answer that the thinking states, and `said`
+that of the greedy trial, both numbered within the rollout, -1 for none. `confidence` is the trial's, `trial` its cost
+in tokens.
 """
 _REAL = ("entropy", "confidence", "features")
 _TEXTS = ("hash", "problem", "kind")
