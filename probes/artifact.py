@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +60,44 @@ class ArtifactSchema:
         return {**self.facts, "format": int, "tersely": str, "sha256": str, "digest": str}
 
 
-def write_artifact(folder: Path | str, schema: ArtifactSchema, value: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write the arrays and then the facts, which are attributes of `value`; raises WriteError.
+class StoredValue(ABC):
+    """Base of values that are saved as an artifact; they are equal if their files would be."""
+
+    schema: ClassVar[ArtifactSchema]
+    provenance: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def stored_arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The arrays to save, by name."""
+
+    @property
+    def stored_facts(self) -> dict[str, Any]:
+        """The facts to save, which are attributes."""
+        facts = {name: getattr(self, name) for name in self.schema.facts}
+        return {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in facts.items()}
+
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """Hashes of the questions that it was trained and tuned on."""
+        return frozenset(self.provenance.get("learned_from", ()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self.stored_facts == other.stored_facts and _encode_arrays(self) == _encode_arrays(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _encode_arrays(value: StoredValue) -> bytes:
+    from safetensors.numpy import save as encode
+
+    return encode(dict(value.stored_arrays))
+
+
+def save(value: StoredValue, folder: Path | str) -> None:
+    """Write the arrays and then the facts of a value to a folder; raises WriteError.
 
     The JSON file comes last, so a save that was interrupted is refused when loaded.
     """
@@ -69,10 +106,10 @@ def write_artifact(folder: Path | str, schema: ArtifactSchema, value: Any, array
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot create the folder {place}: {error.strerror}; choose another folder") from None
-    content = encode_arrays(arrays)
+    content = _encode_arrays(value)
     write(place / NUMBERS, content)
-    facts = {"format": schema.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
-    write(place / ABOUT, _encode_facts({**collect_facts(schema, value), **facts}))
+    facts = {"format": value.schema.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
+    write(place / ABOUT, _encode_facts({**value.stored_facts, **facts}))
 
 
 def read_artifact(
@@ -82,7 +119,7 @@ def read_artifact(
     model: str,
     build: Callable[[dict[str, Any], dict[str, Any]], Value],
 ) -> Value:
-    """Read the files of `write_artifact` and build the value from its facts and arrays.
+    """Read the files of `save` and build the value from its facts and arrays.
 
     Args:
         fingerprint: fingerprint of the model that the value will be used on; None skips the comparison.
@@ -125,19 +162,6 @@ def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
             code="unknown_model",
         )
     return fingerprint
-
-
-def collect_facts(schema: ArtifactSchema, value: Any) -> dict[str, Any]:
-    """Read the facts of a schema from the attributes of a value."""
-    facts = {name: getattr(value, name) for name in schema.facts}
-    return {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in facts.items()}
-
-
-def encode_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    """Encode arrays in the format of safetensors."""
-    from safetensors.numpy import save as encode
-
-    return encode(dict(arrays))
 
 
 def normalize_facts(
@@ -249,7 +273,7 @@ _SCHEMA = ArtifactSchema(
 
 
 @dataclass(frozen=True, eq=False)
-class Artifact:
+class Artifact(StoredValue):
     """A probe as a value; raises ArtifactError for what could not be saved and loaded again.
 
     Attributes:
@@ -264,6 +288,7 @@ class Artifact:
         arrays: further arrays by name, such as a table of tiers.
     """
 
+    schema: ClassVar[ArtifactSchema] = _SCHEMA
     kind: str
     network: Network
     classes: tuple[str, ...]
@@ -297,23 +322,11 @@ class Artifact:
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Artifact):
-            return NotImplemented
-        facts = collect_facts(_SCHEMA, self) == collect_facts(_SCHEMA, other)
-        return facts and encode_arrays(_prefix_arrays(self)) == encode_arrays(_prefix_arrays(other))
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def _prefix_arrays(artifact: Artifact) -> dict[str, NDArray[Any]]:
-    network = {f"network.{name}": array for name, array in artifact.network.arrays().items()}
-    return network | {f"arrays.{name}": array for name, array in artifact.arrays.items()}
-
-
-def save(artifact: Artifact, folder: Path | str) -> None:
-    """Write a probe to a folder; raises WriteError."""
-    write_artifact(folder, _SCHEMA, artifact, _prefix_arrays(artifact))
+    @property
+    def stored_arrays(self) -> dict[str, NDArray[Any]]:
+        """See `StoredValue`."""
+        network = {f"network.{name}": array for name, array in self.network.arrays().items()}
+        return network | {f"arrays.{name}": array for name, array in self.arrays.items()}
 
 
 def load(

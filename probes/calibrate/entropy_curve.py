@@ -34,19 +34,10 @@ class DifficultyLevel:
 
 @dataclass(frozen=True, slots=True)
 class EntropyCurve:
-    """Entropy by difficulty.
-
-    Attributes:
-        lowest: index of an inner level that is significantly below both ends; None if there is none.
-    """
+    """Entropy by difficulty, U-shaped if both ends are significantly above some level between them."""
 
     levels: tuple[DifficultyLevel, ...]
-    lowest: int | None
-
-    @property
-    def u_shaped(self) -> bool:
-        """Whether both ends are significantly above some level between them."""
-        return self.lowest is not None
+    u_shaped: bool
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -64,12 +55,11 @@ def compute_entropy_curve(
     difficulties, entropies, accuracies = check_columns(difficulty=difficulty, entropy=entropy, accuracy=accuracy)
     parts = [difficulties == value for value in np.unique(difficulties)]
     levels = tuple(_summarize(difficulties[part], entropies[part], accuracies[part], level) for part in parts)
-    inner = range(1, len(parts) - 1)
-    for i in sorted(inner, key=lambda i: levels[i].entropy):
-        ends = (_p_value_below(entropies[parts[i]], entropies[parts[end]]) for end in (0, -1))
-        if max(ends) <= (1 - level) / len(inner):
-            return EntropyCurve(levels, i)
-    return EntropyCurve(levels, None)
+    u_shaped = any(
+        max(_p_value_below(entropies[part], entropies[parts[end]]) for end in (0, -1)) <= (1 - level) / (len(parts) - 2)
+        for part in parts[1:-1]
+    )
+    return EntropyCurve(levels, u_shaped)
 
 
 def _summarize(difficulty: Floats, entropy: Floats, accuracy: Floats, level: float) -> DifficultyLevel:

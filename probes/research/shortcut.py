@@ -19,12 +19,11 @@ from ...errors import OptionError
 from ..artifact import (
     ArtifactError,
     ArtifactSchema,
-    collect_facts,
-    encode_arrays,
+    StoredValue,
     normalize_facts,
     read_artifact,
     require_fingerprint,
-    write_artifact,
+    save,
 )
 
 KIND = "shortcut"
@@ -50,7 +49,7 @@ Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Shortcut:
+class Shortcut(StoredValue):
     """Maps the state h after a layer to the input of the last norm, for tokens that leave there.
 
     With n(h) = h over its root mean square, the adapter is h + up silu(down n(h) + down_bias) + up_bias, and the gate's
@@ -64,6 +63,7 @@ class Shortcut:
         provenance: plain JSON, as `metrics`; numbers that are not finite become None.
     """
 
+    schema: ClassVar[ArtifactSchema] = _SCHEMA
     kind: ClassVar[str] = KIND
     layer: int
     layers: int
@@ -95,30 +95,22 @@ class Shortcut:
         """Width of the hidden states that it reads."""
         return int(self.arrays["down"].shape[1])
 
-    @property
-    def learned_from(self) -> frozenset[str]:
-        """Hashes of the questions that it was trained and tuned on."""
-        return frozenset(self.provenance.get("learned_from", ()))
-
     def chosen(self, threshold: float | None = None) -> float:
         """Return the given threshold, or the stored one; raises OptionError for NaN, or if there is neither."""
         chosen = self.threshold if threshold is None else threshold
         if chosen is None:
             raise OptionError(
-                "this shortcut has no threshold at which early tokens agree with the model; give one, or run without "
-                "the shortcut"
+                "no threshold is known at which early tokens agree with the model; give one, or run without the "
+                "shortcut"
             )
         if math.isnan(chosen):
             raise OptionError("the threshold is NaN; accepted: a score, or infinity for no early exit")
         return chosen
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Shortcut):
-            return NotImplemented
-        facts = collect_facts(_SCHEMA, self) == collect_facts(_SCHEMA, other)
-        return facts and encode_arrays(self.arrays) == encode_arrays(other.arrays)
-
-    __hash__ = None  # type: ignore[assignment]
+    @property
+    def stored_arrays(self) -> Mapping[str, Array]:
+        """See `StoredValue`."""
+        return self.arrays
 
 
 def _check_shapes(arrays: Mapping[str, Array]) -> None:
@@ -146,7 +138,7 @@ def _check_shapes(arrays: Mapping[str, Array]) -> None:
 
 def save_shortcut(shortcut: Shortcut, folder: Path | str) -> None:
     """Write `probe.safetensors` and `probe.json`; raises WriteError."""
-    write_artifact(folder, _SCHEMA, shortcut, shortcut.arrays)
+    save(shortcut, folder)
 
 
 def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Shortcut:

@@ -20,12 +20,11 @@ from ...errors import OptionError, TerselyError, unknown
 from ..artifact import (
     ArtifactError,
     ArtifactSchema,
-    collect_facts,
-    encode_arrays,
+    StoredValue,
     normalize_facts,
     read_artifact,
     require_fingerprint,
-    write_artifact,
+    save,
 )
 
 KIND = "steering"
@@ -71,7 +70,7 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
+class Direction(StoredValue):
     """Unit vectors, one a layer, that point from long thinking to short.
 
     Raises ArtifactError for what could not be saved and loaded again.
@@ -86,6 +85,7 @@ class Direction:
         provenance: plain JSON, as `metrics`; numbers that are not finite become None.
     """
 
+    schema: ClassVar[ArtifactSchema] = _SCHEMA
     kind: ClassVar[str] = KIND
     place: str
     layers: tuple[int, ...]
@@ -147,22 +147,9 @@ class Direction:
         return layer, strength
 
     @property
-    def learned_from(self) -> frozenset[str]:
-        """Hashes of the questions that it was found and tuned on."""
-        return frozenset(self.provenance.get("learned_from", ()))
-
-    @property
-    def arrays(self) -> dict[str, Array]:
-        """The arrays by name."""
+    def stored_arrays(self) -> Mapping[str, Array]:
+        """See `StoredValue`."""
         return {"vectors": self.vectors, "norms": self.norms}
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Direction):
-            return NotImplemented
-        facts = collect_facts(_SCHEMA, self) == collect_facts(_SCHEMA, other)
-        return facts and encode_arrays(self.arrays) == encode_arrays(other.arrays)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def extract(model: Any, pairs: Sequence[Pair], base: Mapping[str, str], place: str = "ends") -> Direction:
@@ -219,7 +206,7 @@ def _compare_states(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
 
 def save_direction(direction: Direction, folder: Path | str) -> None:
     """Write `probe.safetensors` and `probe.json`; raises WriteError."""
-    write_artifact(folder, _SCHEMA, direction, direction.arrays)
+    save(direction, folder)
 
 
 def load_direction(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Direction:

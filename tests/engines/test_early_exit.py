@@ -96,11 +96,11 @@ def test_what_does_not_belong_is_refused(engine: TransformersEngine, monkeypatch
     with pytest.raises(ProbeError, match="no shortcut for 'tersely-tiny-small'; learn one with `tersely train short"):
         ask(engine, DepthShortcut())
     other = {"name": "another", "fingerprint": "ab" * 32}
-    with pytest.raises(ArtifactError, match="learnt on another, and 'tersely-tiny-small' is another model"):
+    with pytest.raises(ArtifactError, match="'tersely-tiny-small' is another model"):
         ask(engine, DepthShortcut(shortcut=shortcut(engine, base=other)))
-    with pytest.raises(OptionError, match="no threshold was found"):
+    with pytest.raises(OptionError, match="no threshold"):
         ask(engine, DepthShortcut(shortcut=shortcut(engine, threshold=None)))
-    with pytest.raises(OptionError, match="the threshold is not a number"):
+    with pytest.raises(OptionError, match="NaN"):
         ask(engine, DepthShortcut(shortcut=shortcut(engine), threshold=float("nan")))
     with pytest.raises(TypeError, match="bound"):
         DepthShortcut().leaving(lambda: "thought")

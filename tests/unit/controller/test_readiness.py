@@ -242,21 +242,21 @@ def test_a_policys_own_folder_comes_first(engine: TransformersEngine, tmp_path: 
 def test_without_a_probe_it_says_what_to_do(
     engine: TransformersEngine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "released", lambda fingerprint, kind: None)
+    monkeypatch.setattr(probing, "find_pretrained", lambda fingerprint, kind: None)
     with pytest.raises(
         ProbeError, match=r"no readiness probe for 'tersely-tiny-small'; make one with `tersely collect`"
     ):
         ask(engine, name)
     with pytest.raises(ProbeError, match="holds no readiness probe; accepted: a folder that `tersely calibrate` wrote"):
         ask(engine, name, probes=tmp_path)
-    with pytest.raises(ArtifactError, match="another one"):
+    with pytest.raises(ArtifactError, match="another model"):
         ask(engine, name, probes=store(tmp_path, engine, fingerprint="ab" * 32))
     with pytest.raises(TypeError, match="must be bound to an engine first"):
         make_policy(name).watch(None)  # type: ignore[arg-type]
 
 
 def test_the_preset_says_so_too(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "released", lambda fingerprint, kind: None)
+    monkeypatch.setattr(probing, "find_pretrained", lambda fingerprint, kind: None)
     with pytest.raises(ProbeError, match="`tersely calibrate`, and give its folder"):
         ask(engine, policies=None, preset="certified")
 

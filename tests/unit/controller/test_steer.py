@@ -196,11 +196,11 @@ def test_what_does_not_belong_is_refused(engine: TransformersEngine) -> None:
     with pytest.raises(ProbeError, match="no direction for 'tersely-tiny-small'; find one with `tersely steer`"):
         ask(engine, Steer())
     other = {"name": "another", "fingerprint": "ab" * 32}
-    with pytest.raises(ArtifactError, match="found on another, and 'tersely-tiny-small' is another model"):
+    with pytest.raises(ArtifactError, match="'tersely-tiny-small' is another model"):
         ask(engine, Steer(direction=direction(engine, base=other)))
-    with pytest.raises(OptionError, match="found no steering that is of use"):
+    with pytest.raises(OptionError, match="no useful steering"):
         ask(engine, Steer(direction=direction(engine, layer=None, strength=None)))
-    with pytest.raises(OptionError, match="no layer 4; accepted: 1, 2, 3"):
+    with pytest.raises(OptionError, match="'4'"):
         ask(engine, Steer(direction=direction(engine), layer=4))
     with pytest.raises(TypeError, match="bound"):
         Steer().steering(lambda: "thought")

@@ -27,32 +27,8 @@ from tersely.probes.io import load_stop_rule, load_tier_probe
 from tersely.probes.records import RecordsError, RecordTable
 from tersely.probes.risk_control import Outcomes, certify, risk_curve, threshold_grid
 
+from ...support.planted_calibration import ALPHA, FINGERPRINT, Calibration, N
 from ...support.planted_records import planted, replace_columns, write_planted
-
-FINGERPRINT = "fe" * 32
-N = 460
-ALPHA = 0.1
-
-
-class Calibration:
-    """One calibration of one planted collection, shared by many tests."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.records = out, planted(N)
-        self.parts = QuestionParts(self.records, self.records, self.records, True)
-        self.progress: list[str] = []
-        self.report = calibrate_into(out, self.parts, CalibrationSettings(alpha=ALPHA), self.progress.append)
-
-    def hashes(self, *names: str) -> set[str]:
-        """The questions of some parts."""
-        hashes = np.array(self.records.texts["hash"])
-        return {h for name in names for h in hashes[self.parts.select(name)[1]].tolist()}
-
-
-@pytest.fixture(scope="module")
-def calibration(tmp_path_factory: pytest.TempPathFactory) -> Calibration:
-    return Calibration(tmp_path_factory.mktemp("calibrated"))
-
 
 # -- what is learned --------------------------------------------------------------------------------------------------
 
