@@ -101,15 +101,15 @@ def save(value: StoredValue, folder: Path | str) -> None:
 
     The JSON file comes last, so a save that was interrupted is refused when loaded.
     """
-    place = Path(folder)
+    folder = Path(folder)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise WriteError(f"cannot create the folder {place}: {error.strerror}; choose another folder") from None
+        raise WriteError(f"cannot create the folder {folder}: {error.strerror}; choose another folder") from None
     content = _encode_arrays(value)
-    write(place / NUMBERS, content)
+    write(folder / NUMBERS, content)
     facts = {"format": value.schema.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
-    write(place / ABOUT, _encode_facts({**value.stored_facts, **facts}))
+    write(folder / ABOUT, _encode_facts({**value.stored_facts, **facts}))
 
 
 def read_artifact(
@@ -132,25 +132,25 @@ def read_artifact(
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode_arrays
 
-    place = Path(folder)
-    facts, content = _read_facts(schema, place / ABOUT), _read_file(place / NUMBERS)
+    folder = Path(folder)
+    facts, content = _read_facts(schema, folder / ABOUT), _read_file(folder / NUMBERS)
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
         raise ArtifactError(
-            f"{place / NUMBERS} does not belong to {ABOUT}: it was changed, or saving was interrupted; save or "
+            f"{folder / NUMBERS} does not belong to {ABOUT}: it was changed, or saving was interrupted; save or "
             f"download the {schema.noun} again",
             code="damaged_artifact",
         )
     base = facts["base"]
     if fingerprint is not None and base.get("fingerprint") != fingerprint:
         raise ArtifactError(
-            f"{place} was made for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), and {model} is another "
+            f"{folder} was made for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), and {model} is another "
             f"model ({fingerprint[:12]}); use it with {base.get('name')}, or make one for {model}: `{schema.command}`",
             code="wrong_model",
         )
     try:
         return build({name: facts[name] for name in schema.facts}, decode_arrays(content))
     except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{place} does not hold a usable {schema.noun}: {error}") from None
+        raise ArtifactError(f"{folder} does not hold a usable {schema.noun}: {error}") from None
 
 
 def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:

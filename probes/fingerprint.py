@@ -51,26 +51,26 @@ def checkpoint_fingerprint(folder: Path | str) -> str:
     """
     from safetensors import SafetensorError, safe_open
 
-    place, parts = Path(folder), []
+    folder, parts = Path(folder), []
     try:
-        for file in _list_files(place):
+        for file in _list_files(folder):
             with safe_open(file, framework="pt") as tensors:
                 parts += [(name, *_read_edges(tensors.get_slice(name))) for name in tensors.keys()]  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise ModelError(
-            f"{place} cannot be read: {error}; accepted: a folder with a checkpoint in safetensors"
+            f"{folder} cannot be read: {error}; accepted: a folder with a checkpoint in safetensors"
         ) from None
-    if any(name == _HEAD for name, *_ in parts) and _has_tied_head(place):
+    if any(name == _HEAD for name, *_ in parts) and _has_tied_head(folder):
         parts = [part for part in parts if part[0] != _HEAD]
     return _hash_parts(parts)
 
 
-def _list_files(place: Path) -> list[Path]:
-    index = place / "model.safetensors.index.json"
+def _list_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        return [place / "model.safetensors"]
+        return [folder / "model.safetensors"]
     try:
-        return [place / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
+        return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{index} is not a valid checkpoint index; download the model again") from None
 
@@ -85,10 +85,10 @@ def _read_edges(part: Any) -> tuple[tuple[int, ...], list[Tensor]]:
     return shape, [part[:rows].reshape(-1)[:EDGE], part[shape[0] - rows :].reshape(-1)[-EDGE:]]
 
 
-def _has_tied_head(place: Path) -> bool:
+def _has_tied_head(folder: Path) -> bool:
     from transformers import AutoConfig
 
-    return bool(AutoConfig.from_pretrained(place).get_text_config().tie_word_embeddings)
+    return bool(AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings)
 
 
 def _hash_parts(parts: Iterable[tuple[str, tuple[int, ...], Sequence[Tensor]]]) -> str:

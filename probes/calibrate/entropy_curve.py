@@ -108,7 +108,7 @@ def draw_entropy_curve(report: Mapping[str, Any], path: Path) -> None:
 
     difficulty = report["difficulty"]
     if "entropy curve" not in difficulty:
-        raise OptionError(f"there is no entropy curve to draw: {difficulty['skipped']}; leave out --curve")
+        raise OptionError(f"the report has no entropy curve: {difficulty['skipped']}; leave out --curve")
     levels = {
         name: np.array([level[name] for level in difficulty["entropy curve"]["levels"]], np.float64)
         for name in ("difficulty", "entropy", "low", "high", "accuracy")

@@ -134,7 +134,9 @@ def calibrate_into(
     """Fit, certify, evaluate and save both probes; returns the report in JSON form."""
     plan = parts.fit.plan
     if BASE not in _list_thinking_tiers(parts.fit):
-        raise RecordsError(f"there is no rollout of tier {BASE!r}, which probes need; collect some", code="no_rollouts")
+        raise RecordsError(
+            f"rollouts of tier {BASE!r} are missing, which probes need; collect some", code="no_rollouts"
+        )
     base = {"name": str(plan["model"]), "fingerprint": str(plan["fingerprint"])}
     origin = {"data": parts.fit.hash, "task": plan["task"], "split": plan["split"], "seed": plan["seed"]}
     report: dict[str, Any] = {"model": plan["model"], "alpha": settings.alpha, "delta": settings.delta}

@@ -31,8 +31,7 @@ from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
-from tersely.probes.rule import HOPEFUL, READY
-from tersely.probes.rule import Evidence, StopRule
+from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
 
 from ...support.planted_records import linear
 from ...support.planted_rules import FREE, PAID, store, sure
