@@ -168,7 +168,7 @@ def _read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def read(folder: Path) -> RecordTable:
+def read_records(folder: Path) -> RecordTable:
     """Read a collection; raises RecordsError."""
     plan = _read_plan(folder / PLAN)
     paths = sorted(folder.glob("part-*.safetensors"))

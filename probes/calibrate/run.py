@@ -15,7 +15,7 @@ from ..certificate import needed_questions
 from ..drift import Region
 from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
-from ..records import UNKNOWN, RecordsError, RecordTable, read
+from ..records import UNKNOWN, RecordsError, RecordTable, read_records
 from ..rule import StopRule
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
@@ -98,14 +98,14 @@ def split_questions(fit: Path, calibrate: Path | None, test: Path | None) -> Que
         raise OptionError(
             "only one of --calibrate and --test was given; accepted: both, or neither to divide one collection"
         )
-    first = read(fit)
+    first = read_records(fit)
     if tuple(first.plan["features"]) != FEATURES:
         raise RecordsError(
             f"{fit} has other features than this version of tersely computes; collect again", code="other_features"
         )
     if calibrate is None or test is None:
         return QuestionParts(first, first, first, True)
-    others = read(calibrate), read(test)
+    others = read_records(calibrate), read_records(test)
     for path, records, keys in (
         (calibrate, others[0], ("fingerprint", "features")),
         (test, others[1], ("fingerprint", "features", "tiers")),

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from tersely.io import WriteError
 from tersely.probes.features import FEATURES
-from tersely.probes.records import PLAN, UNKNOWN, RecordsError, RecordStore, RecordTable, column_names, read
+from tersely.probes.records import PLAN, UNKNOWN, RecordsError, RecordStore, RecordTable, column_names, read_records
 
 from ...support.disk import files_no_longer_than
 from ...support.planted_records import get_part_columns, planted, write_planted
@@ -49,7 +49,7 @@ def paths(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_are_joined(records: RecordTable, tmp_path: Path, parts: int) -> None:
-    found = read(write_planted(tmp_path / "data", records, parts))
+    found = read_records(write_planted(tmp_path / "data", records, parts))
     assert same(found, records)
     assert found.hash == records.hash
     assert (found.size("questions"), found.size("rollouts")) == (13, 13 * 4 * 2)
@@ -73,7 +73,7 @@ def test_resuming_writes_missing_parts(records: RecordTable, folder: Path) -> No
     store = RecordStore(folder, records.plan)
     assert [store.has(number) for number in range(PARTS)] == [True, False, True]
     store.put(1, *get_part_columns(records, 1, PARTS))
-    assert same(read(folder), records)
+    assert same(read_records(folder), records)
 
 
 WRITER = """
@@ -108,7 +108,7 @@ def test_kill_9_leaves_parts_complete_or_absent(records: RecordTable, tmp_path: 
     assert not store.has(1)
     for number in (1, 2):
         store.put(number, *get_part_columns(records, number, PARTS))
-    assert same(read(folder), records)
+    assert same(read_records(folder), records)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_plan_without_data_is_replaced(records: RecordTable, tmp_path: Path) -
     RecordStore(tmp_path, {**records.plan, "layers": [99]})
     store = RecordStore(tmp_path, records.plan)
     store.put(0, *get_part_columns(records, 0, 1))
-    assert same(read(tmp_path), records)
+    assert same(read_records(tmp_path), records)
 
 
 def test_the_next_part_number_is_free(records: RecordTable, folder: Path) -> None:
@@ -177,7 +177,7 @@ def rewritten(change: Callable[[dict[str, Any]], Any], metadata: bool = True) ->
 def test_a_damaged_part_is_refused(folder: Path, tamper: Callable[[Path], None]) -> None:
     tamper(folder / "part-00001.safetensors")
     with pytest.raises(RecordsError, match="part-00001") as error:
-        read(folder)
+        read_records(folder)
     assert error.value.code == "damaged_part"
 
 
@@ -185,7 +185,7 @@ def test_a_part_with_a_missing_text_is_refused(records: RecordTable, folder: Pat
     columns, texts = get_part_columns(records, 1, PARTS)
     RecordStore(folder, records.plan).put(1, columns, {**texts, "hash": texts["hash"][1:]})
     with pytest.raises(RecordsError, match="part-00001") as error:
-        read(folder)
+        read_records(folder)
     assert error.value.code == "damaged_part"
 
 
@@ -195,7 +195,7 @@ def test_a_folder_without_a_valid_plan_is_refused(folder: Path, plan: bytes | No
     if plan is not None:
         (folder / PLAN).write_bytes(plan)
     with pytest.raises(RecordsError) as error:
-        read(folder)
+        read_records(folder)
     assert error.value.code == "no_collection"
 
 
@@ -203,7 +203,7 @@ def test_a_collection_without_data_is_refused(records: RecordTable, tmp_path: Pa
     RecordStore(tmp_path, records.plan)
     for folder, code in ((tmp_path, "empty_collection"), (tmp_path / "nowhere", "no_collection")):
         with pytest.raises(RecordsError) as error:
-            read(folder)
+            read_records(folder)
         assert error.value.code == code
 
 
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_no_incomplete_part(records: RecordTable, folder: Pat
         store.put(2, *get_part_columns(records, 2, PARTS))
     assert paths(folder) == before
     store.put(2, *get_part_columns(records, 2, PARTS))
-    assert same(read(folder), records)
+    assert same(read_records(folder), records)
 
 
 def test_the_plan_is_saved_as_json(records: RecordTable, folder: Path) -> None:
