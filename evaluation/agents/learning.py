@@ -11,9 +11,9 @@ from ...controller.integrations.langchain.mode_middleware import MODES
 from ...controller.integrations.langchain.mode_router import LAYER, prompt_hidden_states
 from ...controller.session import Session
 from ...errors import OptionError
-from ...probes.difficulty import tier_labels
+from ...probes.tier_selector import label_tiers
 from ...probes.estimator import ProbeClassifier
-from ...probes.mode_probe import ModeProbe
+from ...probes.io import ModeProbe
 from .episodes import Episode
 from .tasks import Task
 
@@ -35,12 +35,12 @@ def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, 
             f"{kept.sum()} tasks that some mode solved are too few to learn a router from; accepted: {FEWEST} or more"
         )
     tasks, solved, written = [task for task, keep in zip(tasks, kept, strict=True) if keep], solved[kept], written[kept]
-    labels = tier_labels(solved, written.mean(axis=0), tiers=MODES)
+    labels = label_tiers(solved, written.mean(axis=0), tiers=MODES)
     counts = Counter(labels.tolist())
     if len(counts) < 2:
         raise OptionError(f"mode {labels[0]!r} is the best for all {len(tasks)} tasks: there is nothing to route")
     classifier = ProbeClassifier().fit(prompt_hidden_states(session, [task.question for task in tasks]), labels)
-    return ModeProbe.of(
+    return ModeProbe.from_estimator(
         classifier,
         layer=LAYER,
         base={"name": session.engine.name, "fingerprint": str(session.engine.fingerprint())},

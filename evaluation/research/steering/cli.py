@@ -10,7 +10,7 @@ import typer
 
 from ....controller.budgets import canonical_effort
 from ....errors import OptionError, unknown
-from ....probes.research.steering import FEWEST, PLACES
+from ....probes.research.steering import MIN_PAIRS, PLACES
 from ...cli_parsing import parse_numbers
 
 UNUSABLE = 1
@@ -20,7 +20,7 @@ def steer(
     out: Annotated[Path, typer.Option("--out", help="Folder for the direction; a killed run in it goes on.")],
     model: Annotated[str, typer.Option("--model", help="Embedded model, folder or hub name.")] = "tersely-tiny-small",
     task: Annotated[str, typer.Option("--task", help="tiny, gym:NAME or a JSONL of {id, problem, answer}.")] = "tiny",
-    questions: Annotated[int, typer.Option("--questions", min=FEWEST, help="Questions to sample answers to.")] = 200,
+    questions: Annotated[int, typer.Option("--questions", min=MIN_PAIRS, help="Questions to sample answers to.")] = 200,
     samples: Annotated[int, typer.Option("--samples", min=2, help="Answers sampled to each.")] = 8,
     dev: Annotated[int, typer.Option("--dev", min=10, help="Questions to search layer and strength on.")] = 200,
     proof: Annotated[int, typer.Option("--proof", min=10, help="Other questions, to steer both ways on.")] = 300,

@@ -38,7 +38,7 @@ from tersely.evaluation.research.steering.search import (
 from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
-from tersely.probes.research.steering import FEWEST, Direction, Pair, load_direction
+from tersely.probes.research.steering import MIN_PAIRS, Direction, Pair, load_direction
 
 from ...support.commands import refused
 
@@ -228,7 +228,7 @@ def test_too_few_pairs_are_refused_and_the_answers_kept(
 ) -> None:
     logging.disable_progress_bar()
     said = refused(capsys, *command(tmp_path, max_new_tokens=80))
-    assert f"accepted: {FEWEST} or more" in said
+    assert f"accepted: {MIN_PAIRS} or more" in said
     monkeypatch.setattr(SessionRunner, "answer", None)  # a second run has nothing left to ask
     assert refused(capsys, *command(tmp_path, max_new_tokens=80)) == said
 
