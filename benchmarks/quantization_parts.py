@@ -22,10 +22,10 @@ from tersely.controller.engines.checkpoints import resolve_checkpoint
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
+from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import tokenize_rows
 from tersely.kernels.quantization.config import ScaleSearch
-from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
-from tersely.kernels.quantization.linear import quantizable
+from tersely.kernels.quantization.linear import find_quantizable
 from tersely.kernels.quantization.model import collect_inputs
 from tersely.kernels.quantization.run import load
 
@@ -47,7 +47,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     calib = tokenize_rows(options.calib, tokenizer, options.calib_rows, options.length)
     text = tokenize_rows(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
-    given = collect_inputs(model, calib, dict(quantizable(model, scheme)), scheme, ScaleSearch())
+    given = collect_inputs(model, calib, dict(find_quantizable(model, scheme)), scheme, ScaleSearch())
     expected, _ = cache_reference(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants:

@@ -24,9 +24,9 @@ from transformers import AutoModelForCausalLM
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
 from tersely.controller.engines.checkpoints import resolve_checkpoint
 from tersely.kernels.grouped_attention import use_grouped
-from tersely.kernels.quantization.calibration_text import answered_by, read_questions, tokenize_rows
-from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
-from tersely.kernels.quantization.linear import W4A8Linear, replace
+from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
+from tersely.kernels.quantization.calibration_text import read_questions, sample_answers, tokenize_rows
+from tersely.kernels.quantization.linear import W4A8Linear, replace_module
 from tersely.kernels.quantization.run import load
 
 
@@ -35,12 +35,12 @@ def as_before(model: Any, whole: Any, wanted: Callable[[str], bool]) -> Iterator
     """Have layers stand as in another model while the context lasts; lends the number of their weights."""
     taken = {name: m for name, m in model.named_modules() if isinstance(m, W4A8Linear) and wanted(name)}
     for name in taken:
-        replace(model, name, whole.get_submodule(name))
+        replace_module(model, name, whole.get_submodule(name))
     try:
         yield sum(m.in_features * m.out_features for m in taken.values())
     finally:
         for name, module in taken.items():
-            replace(model, name, module)
+            replace_module(model, name, module)
 
 
 def sets_of(model: Any, blocks: int) -> dict[str, Callable[[str], bool]]:
@@ -66,7 +66,7 @@ def text_of(options: argparse.Namespace, whole: Any, tokenizer: Any) -> Tensor:
     """The model's own answers to questions, or rows of a text."""
     if options.text is not None:
         return tokenize_rows(options.text, tokenizer, options.rows, options.length)
-    return answered_by(whole, tokenizer, read_questions(options.questions), options.rows, options.length, seed=0)
+    return sample_answers(whole, tokenizer, read_questions(options.questions), options.rows, options.length, seed=0)
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:

@@ -164,12 +164,12 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
 
 def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
     """How far all but the last are from that, where it answers questions, and the first one's over the others'."""
-    from tersely.kernels.quantization.calibration_text import answered_by, read_questions
-    from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
+    from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
+    from tersely.kernels.quantization.calibration_text import read_questions, sample_answers
 
     *others, last = sides
     own = sides[last].engine
-    text = answered_by(own.model, own.tokenizer, read_questions(file), rows, length, seed=0)
+    text = sample_answers(own.model, own.tokenizer, read_questions(file), rows, length, seed=0)
     expected, _ = cache_reference(own.model, text)
     apart = {name: kl_to_reference(sides[name].engine.model, text, expected)[0] for name in others}
     saved = {name: ratio_bootstrap(apart[others[0]], apart[name]) for name in others[1:]}

@@ -30,8 +30,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tersely.kernels.research.retaining import RetainingHeads, Scorer, retaining
-from tersely.kernels.research.retaining_files import load_heads, save_heads
+from tersely.kernels.research.retaining import RetainingHeads, Scorer, load_heads, retaining, save_heads
 from tersely.kernels.research.retaining_fit import TARGETS, explained, fit, lesson
 from tersely.kernels.research.shared_prefix import in_flash, merge, shared_prefix_attention
 

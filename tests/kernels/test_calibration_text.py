@@ -6,14 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.errors import OptionError
-from tersely.kernels.quantization.calibration import read
-from tersely.kernels.quantization.calibration_text import _drawn, _one_left, answered_by, tokenize_rows, written_by
+from tersely.kernels.quantization.calibration import perplexity
+from tersely.kernels.quantization.calibration_text import (
+    _mask_all_but_drawn,
+    draw_tokens,
+    sample_answers,
+    sample_texts,
+    tokenize_rows,
+)
 from tersely.models import get_model_path
+
+from ..support.refusals import refused
 
 SMALL = get_model_path("tersely-tiny-small")
 
@@ -33,38 +40,38 @@ def test_text_from_files(tmp_path: Path) -> None:
         "\n".join(json.dumps({"problem": f"Kai has {n} shells.\u2028", "id": n}, ensure_ascii=False) for n in range(30))
     )
     assert "Kai has 0 shells." in tokenizer.decode(tokenize_rows(lines, tokenizer, 3, 16)[0])
-    with pytest.raises(OptionError, match=r"tokens; accepted: at least 2000.*smaller --length"):
+    with refused(OptionError, "too_little_text"):
         tokenize_rows(plain, tokenizer, 5, 1000)
     lines.write_text("[1]")
     for bad in (lines, tmp_path / "missing.txt", tmp_path):
-        with pytest.raises(OptionError, match=r"cannot be read.*accepted: a text in UTF-8"):
+        with refused(OptionError, "unreadable_file"):
             tokenize_rows(bad, tokenizer, 5, 16)
 
 
 def test_what_a_model_writes_is_its_own() -> None:
     model = load(SMALL)
-    text = written_by(model, 12, 48, 0)
-    assert torch.equal(written_by(model, 12, 48, 0), text)
-    assert not torch.equal(written_by(model, 12, 48, 1), text)
-    assert read(model, text) < 0.1 * read(model, torch.randint(970, (4, 48)))
+    text = sample_texts(model, 12, 48, 0)
+    assert torch.equal(sample_texts(model, 12, 48, 0), text)
+    assert not torch.equal(sample_texts(model, 12, 48, 1), text)
+    assert perplexity(model, text) < 0.1 * perplexity(model, torch.randint(970, (4, 48)))
 
 
 def test_tokens_are_drawn_by_their_chances() -> None:
     torch.manual_seed(0)
     chances = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
-    found = torch.bincount(_drawn(chances.log().expand(20_000, 6))[:, 0], minlength=6) / 20_000
+    found = torch.bincount(draw_tokens(chances.log().expand(20_000, 6))[:, 0], minlength=6) / 20_000
     assert torch.allclose(found, chances, atol=0.015) and not found[chances == 0].any()
     ids, cooler = torch.zeros(20_000, 1, dtype=torch.int64), (chances**2 / (chances**2).sum())
-    left = _one_left(0.5, ids, chances.log().expand(20_000, 6))
+    left = _mask_all_but_drawn(0.5, ids, chances.log().expand(20_000, 6))
     assert (left == 0).sum() == 20_000 and torch.allclose((left == 0).float().mean(0), cooler, atol=0.015)
-    assert _drawn(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).bfloat16()).tolist() == [[0], [1]]
+    assert draw_tokens(torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).bfloat16()).tolist() == [[0], [1]]
 
 
 def test_a_model_answers_questions_in_its_template() -> None:
     model, tokenizer = load(SMALL), AutoTokenizer.from_pretrained(SMALL)
     asked = [f"Kai has {n} shells. Kai finds 3 shells. Count the shells." for n in range(20)]
-    rows = answered_by(model, tokenizer, asked, 6, 64, 0)
-    assert rows.shape == (6, 64) and torch.equal(rows, answered_by(model, tokenizer, asked, 6, 64, 0))
+    rows = sample_answers(model, tokenizer, asked, 6, 64, 0)
+    assert rows.shape == (6, 64) and torch.equal(rows, sample_answers(model, tokenizer, asked, 6, 64, 0))
     written = tokenizer.decode(rows.flatten())
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": q}], add_generation_prompt=True, tokenize=False)
@@ -77,8 +84,8 @@ def test_a_model_answers_questions_in_its_template() -> None:
         first.endswith(tokenizer.decode([model.generation_config.eos_token_id]))
         or len(tokenizer(first).input_ids) == 64
     )
-    with pytest.raises(OptionError, match=r"1 questions and their answers .* two rows of 500"):
-        answered_by(model, tokenizer, asked[:1], 6, 500, 0)
+    with refused(OptionError, "too_little_text"):
+        sample_answers(model, tokenizer, asked[:1], 6, 500, 0)
     tokenizer.chat_template = None
-    with pytest.raises(OptionError, match="no chat template"):
-        answered_by(model, tokenizer, asked, 6, 64, 0)
+    with refused(OptionError, "no_chat_template"):
+        sample_answers(model, tokenizer, asked, 6, 64, 0)

@@ -49,7 +49,7 @@ def test_none_lies_on_another(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
         time.sleep(0.05)
         return mmap.mmap(-1, size)
 
-    monkeypatch.setattr(pages, "_ask", slowly)
+    monkeypatch.setattr(pages, "_map", slowly)
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda i: pages.zeros((1 + i * 37 % 4000,), torch.int64).fill_(i), range(400)))
     assert all(bool((tensor == i).all()) for i, tensor in enumerate(made))
@@ -78,7 +78,7 @@ def test_memory_is_given_back(fresh: None, monkeypatch: pytest.MonkeyPatch, size
         rooms.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(pages, "_ask", ask)
+    monkeypatch.setattr(pages, "_map", ask)
     many: Tensor | None = pages.zeros((size,), torch.uint8)
     part = many[5:] if many is not None else None
     del many
@@ -105,5 +105,5 @@ def test_where_there_is_no_room_torch_is_asked(fresh: None, monkeypatch: pytest.
     def refuse(size: int) -> mmap.mmap:
         raise OSError(12, f"cannot map {size} bytes")
 
-    monkeypatch.setattr(pages, "_ask", refuse)
+    monkeypatch.setattr(pages, "_map", refuse)
     assert torch.equal(pages.zeros((5,), torch.uint8), torch.zeros(5, dtype=torch.uint8))

@@ -23,6 +23,7 @@ from tersely.kernels.w4a8 import compiled
 from tersely.models import get_model_path
 
 from ..support.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
+from ..support.refusals import refused
 from .test_int4 import dense, random_int4, rounded, words_of
 
 SMALL = get_model_path("tersely-tiny-small")
@@ -138,7 +139,7 @@ def test_only_who_asks_gets_it(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> 
         register()
         assert kernel._POSSIBLE_KERNELS[place] == before and os.environ[DISABLED] == "SomeKernel"
     monkeypatch.setenv(SWITCH, "yes")
-    with pytest.raises(OptionError, match="unknown TERSELY_INT4_KERNEL 'yes'; accepted: 0, 1"):
+    with refused(OptionError, "unknown_name"):
         register()
     monkeypatch.setenv(SWITCH, "1")
     monkeypatch.setattr(kernel, "compiled", lambda: False)

@@ -20,6 +20,7 @@ from tersely.kernels.w4a8_layout import PackedLayout, pack_bytes, pack_planes, u
 from tersely.models import get_model_path
 
 from ..support.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
+from ..support.refusals import refused
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -146,7 +147,7 @@ def test_a_device_loads_its_part_of_queries_and_keys(start: Callable[..., LLM]) 
     load(queries, 100 + whole[:4], "v")
     assert torch.equal(queries.data, whole[12:]) and torch.equal(keys, torch.cat((whole[2:4], 100 + whole[2:4])))
     layer.num_kv_head_replicas = 1
-    with pytest.raises(ModelError, match=r"k has \(4, 3\) in the file; accepted: parts of \(2, 3\)"):
+    with refused(ModelError, "shape_mismatch"):
         load(queries, whole[:4], "k")
     layer.tp_rank, layer.keys_weight = 0, torch.zeros(6, 3)
     load = _part_loader(layer, "keys_weight", [64, 32])
@@ -172,18 +173,18 @@ def test_a_device_loads_its_part_of_a_head(start: Callable[..., LLM], form: Pack
 
 
 def test_layers_that_vllm_cannot_join(start: Callable[..., LLM]) -> None:
-    from tersely.kernels.quantization.vllm import TwoForms, W4A8Method
+    from tersely.kernels.quantization.vllm import MixedQKVMethod, W4A8Method
 
     def create(inputs: int, parts: list[int], whole_inputs: int, outputs: int) -> None:
         W4A8Method(PackedLayout.GRAINS, Scheme(64)).create_weights(
             nn.Module(), inputs, parts, whole_inputs, outputs, torch.float32
         )
 
-    with pytest.raises(ModelError, match="are joined by vLLM; accepted: multiples of 16"):
+    with refused(ModelError, "fused_layers"):
         create(128, [64, 24, 24], 128, 112)
-    with pytest.raises(ModelError, match="are joined by vLLM"):
-        TwoForms(Scheme(64)).create_weights(nn.Module(), 128, [64, 24, 24], 128, 112, torch.float32)
-    with pytest.raises(ModelError, match="96 inputs a device; accepted: whole groups of 64"):
+    with refused(ModelError, "fused_layers"):
+        MixedQKVMethod(Scheme(64)).create_weights(nn.Module(), 128, [64, 24, 24], 128, 112, torch.float32)
+    with pytest.raises(ModelError, match="96 inputs"):
         create(96, [64], 192, 64)
-    with pytest.raises(ModelError, match="40 outputs a device; accepted: multiples of 16"):
+    with pytest.raises(ModelError, match="40 outputs"):
         create(128, [40], 128, 80)
