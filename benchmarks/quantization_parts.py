@@ -26,8 +26,6 @@ from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import tokenize_rows
 from tersely.kernels.quantization.config import ScaleSearch
-from tersely.kernels.quantization.linear import find_quantizable
-from tersely.kernels.quantization.model import collect_inputs
 from tersely.kernels.quantization.run import load
 
 PLAIN = ScaleSearch(ranges=False, compensate=False)
@@ -48,13 +46,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     calib = tokenize_rows(options.calib, tokenizer, options.calib_rows, options.length)
     text = tokenize_rows(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
-    inputs = collect_inputs(model, calib, dict(find_quantizable(model, scheme)), scheme, ScaleSearch())
     expected, _ = cache_reference(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants:
         search, changed = VARIANTS[name]
         quantized, _ = load(source)
-        quantize_model(quantized, scheme=replace(scheme, **changed), search=search, inputs=inputs)
+        quantize_model(quantized, calib, replace(scheme, **changed), search)
         found[name] = kl_to_reference(quantized, text, expected)
         print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)
     first = next(iter(found))

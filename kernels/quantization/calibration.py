@@ -68,16 +68,6 @@ class Inputs:
         result.gram = self.gram * scale[..., :, None] * scale[..., None, :]
         return result
 
-    def within_groups(self) -> Inputs:
-        """The same without the products across groups."""
-        if not self.full:
-            return self
-        result = copy(self)
-        missing = -len(self.gram) % self.size
-        blocks = F.pad(self.gram, (0, missing, 0, missing)).unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))
-        result.gram, result.full = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous(), False
-        return result
-
 
 @contextmanager
 def capture_inputs(layers: dict[str, nn.Linear], size: int, *, full: bool = False) -> Iterator[dict[str, Inputs]]:

@@ -119,7 +119,6 @@ def quantize_model(
     search: ScaleSearch | None = None,
     checkpoints: LayerCheckpoints | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    inputs: Mapping[str, Inputs] | None = None,
 ) -> QuantizationResult:
     """Replace the linear layers of a transformers model by W4A8Linear, in place; save_pretrained works afterwards.
 
@@ -131,17 +130,14 @@ def quantize_model(
         search: how to find codes and scales.
         checkpoints: where finished layers are saved; None for nowhere.
         progress: is called with a description of each step.
-        inputs: known input statistics of the layers, in place of `rows`.
 
     Raises:
         ModelError: the model cannot be quantized.
-        OptionError: `inputs` do not fit.
     """
     scheme, search = scheme or Scheme(), search or ScaleSearch()
     check_model(model, scheme)
     scheme = resolve_scheme(model, scheme)
     layers, head = dict(find_quantizable(model, scheme)), find_head(model)
-    check_inputs(layers, inputs, scheme, search)
     before = _count_bytes(model)
     results: list[dict[str, Any]] = []
     for part in _split_layers(layers, scheme, search):
@@ -152,11 +148,11 @@ def quantize_model(
             if not (checkpoints and checkpoints.has(n))
             and (scheme.smooth or scheme.choose_layout(n, n == head) is PackedLayout.GRAINS)
         }
-        known = collect_inputs(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
+        inputs = _collect_inputs(model, rows, missing, scheme, search, progress)
         for name, layer in part.items():
             progress(f"layer {len(results) + 1} of {len(layers)}")
             layout = scheme.choose_layout(name, name == head)
-            make = partial(_quantize_layer, name, layer, layout, known.pop(name, None), scheme, search)
+            make = partial(_quantize_layer, name, layer, layout, inputs.pop(name, None), scheme, search)
             tensors, data = checkpoints.load_or_make(name, make) if checkpoints else make()
             results.append({"name": name, "shape": [layer.out_features, layer.in_features], **data})
             module = empty_like(layer, scheme, layout)
@@ -204,23 +200,6 @@ def check_model(model: Any, scheme: Scheme) -> None:
         )
 
 
-def check_inputs(
-    layers: dict[str, nn.Linear], inputs: Mapping[str, Inputs] | None, scheme: Scheme, search: ScaleSearch
-) -> None:
-    """Raise OptionError for input statistics that lack a layer or do not suffice for the search."""
-    if inputs is None:
-        return
-    for name in layers:
-        known = inputs.get(name)
-        if known is None or known.size != scheme.group_size or known.full < search.compensate:
-            got = "none" if known is None else f"sums {'of all' if known.full else f'in groups of {known.size}'}"
-            raise OptionError(
-                f"inputs of layer {name}: {got}; accepted: those that `collect_inputs` returns for groups of "
-                f"{scheme.group_size} and this search, for every layer",
-                code="inputs_do_not_fit",
-            )
-
-
 def _split_layers(layers: dict[str, nn.Linear], scheme: Scheme, search: ScaleSearch) -> Iterator[dict[str, nn.Linear]]:
     """The layers in order, in parts whose input statistics fit into memory."""
     part: dict[str, nn.Linear] = {}
@@ -235,13 +214,13 @@ def _split_layers(layers: dict[str, nn.Linear], scheme: Scheme, search: ScaleSea
     yield part
 
 
-def collect_inputs(
+def _collect_inputs(
     model: Any,
     rows: Tensor | None,
     layers: dict[str, nn.Linear],
     scheme: Scheme,
     search: ScaleSearch,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None],
 ) -> dict[str, Inputs]:
     """Run the model in its current state on token rows, and collect the input statistics of layers."""
     if rows is None or not layers:
@@ -277,10 +256,10 @@ def _quantize_layer(
         return tensors, report | {"bits": 8, "error": float(error)}
     size = scheme.group_size
     scaled = None if inputs is None else inputs.scaled(scale)
-    if scaled is not None and search.compensate:
+    if scaled is not None and scaled.full:
         best = quantize_gptq(weight, size, scaled.gram, search=search.ranges)
     else:
-        gram = None if scaled is None else scaled.within_groups().gram
+        gram = None if scaled is None else scaled.gram
         best = quantize_dual_grained(weight, size, gram, search=search.ranges)
     packed, groups = pack(best.codes, best.fine, best.zero, size)
     tensors |= {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}

@@ -28,7 +28,7 @@ from ..w4a8 import compiled, w4a8_op
 from ..w4a8_layout import DEEPEST, TILE
 from .int4 import SWITCH, choose_group_size, repack, unpack_words
 
-ALARMING = 0.1
+WARN_ABOVE = 0.1
 """Relative error of a layer's weights that causes a warning: about the error of rounding to 4 bits itself."""
 _DISABLED = "VLLM_DISABLED_KERNELS"
 _MARK = "tersely-int4"
@@ -65,7 +65,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
         else:
             zero = torch.full(scale.shape, self.config.weight_type.bias, dtype=torch.uint8)
         repacked = repack(by_output, scale, zero, self.config.group_size)
-        if repacked.error > ALARMING:
+        if repacked.error > WARN_ABOVE:
             name = getattr(layer, "prefix", "") or "a layer"
             _log.warning(
                 "%s: rounding the group scales changes the weights of %s by %.0f %%", SWITCH, name, 100 * repacked.error

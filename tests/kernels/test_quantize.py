@@ -21,9 +21,6 @@ from tersely.errors import ModelError, OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear, calibration, quantize_model
 from tersely.kernels.quantization.calibration import capture_inputs, perplexity
 from tersely.kernels.quantization.calibration_text import sample_texts
-from tersely.kernels.quantization.config import ScaleSearch
-from tersely.kernels.quantization.linear import find_quantizable
-from tersely.kernels.quantization.model import collect_inputs
 from tersely.kernels.w4a8_layout import PackedLayout
 from tersely.models import get_model_path
 
@@ -47,25 +44,6 @@ def text() -> Tensor:
 
 def load(folder: Path | str, **options: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-
-
-def test_inputs_that_are_known_already() -> None:
-    rows, scheme = torch.randint(100, (4, 20)), Scheme(32)
-    at_once, before = random_model(), random_model()
-    quantize_model(at_once, rows, scheme)
-    layers = dict(find_quantizable(before, scheme))
-    given = collect_inputs(before, rows, layers, scheme, ScaleSearch())
-    quantize_model(before, scheme=scheme, inputs=given)
-    assert torch.equal(at_once(rows).logits, before(rows).logits)
-    apart, grouped = random_model(), random_model()
-    quantize_model(apart, rows, scheme, ScaleSearch(compensate=False))
-    quantize_model(grouped, None, scheme, ScaleSearch(compensate=False), inputs=given)
-    assert torch.equal(apart(rows).logits, grouped(rows).logits)
-    few = {name: one for name, one in given.items() if not name.endswith("q_proj")}
-    within = {name: one.within_groups() for name, one in given.items()}
-    for wrong, about in ((few, scheme), (within, scheme), (given, Scheme(64))):
-        with refused(OptionError, "inputs_do_not_fit"):
-            quantize_model(random_model(), scheme=about, inputs=wrong)
 
 
 @pytest.mark.parametrize("full", [False, True])

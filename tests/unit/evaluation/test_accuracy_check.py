@@ -18,6 +18,8 @@ from tersely.kernels.quantization.calibration_text import CalibrationText
 from tersely.kernels.quantization.run import REPORT, quantize_checkpoint
 from tersely.models import get_model_path
 
+from ...support.refusals import refused
+
 SMALL = get_model_path("tersely-tiny-small")
 ROWS = ("--rows", "8", "--length", "32", "--group-size", "64")
 TEXT = CalibrationText(rows=8, length=32)
@@ -34,7 +36,7 @@ def test_questions_are_asked_before_and_after(tmp_path: Path, capsys: pytest.Cap
     assert (task["name"], task["questions"], task["tokens"]) == ("tiny", 8, 96)
     assert task["right"]["before"] > 0 and change[0] == task["right"]["after"] - task["right"]["before"]
     assert change[1] <= change[0] <= change[2]
-    assert f"accuracy    {task['right']['before']:.1%} -> " in shown and "of 8 questions of tiny" in shown
+    assert f"accuracy    {task['right']['before']:.1%} -> " in shown and "on 8 questions of tiny" in shown
     assert 0 < report["divergence"] < 0.1 and f"divergence  {report['divergence']:.4f} nats" in shown
 
 
@@ -80,13 +82,13 @@ def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest
 def test_what_cannot_be_asked_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"id": "a", "problem": "Kai has 3 shells. " * 2000, "answer": "3"}))
-    for arguments, said in (
-        (("--tasks", file), "tokens and"),
-        (("--tasks", "tinny"), "no task 'tinny'"),
-        (("--limit", 4), "are of a --task"),
+    for arguments, value in (
+        (("--tasks", file), "tokens"),
+        (("--tasks", "tinny"), "'tinny'"),
+        (("--limit", 4), "--tasks"),
     ):
         assert command(tmp_path / "out", *arguments) == 2
-        assert said in capsys.readouterr().err
+        assert value in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["long.jsonl"]
 
 
@@ -96,10 +98,10 @@ def test_questions_count_with_their_answers_and_the_limit() -> None:
     assert exam.digest == AccuracyCheck.of("tiny", 4, 60).digest
     model, tokenizer = AutoModelForCausalLM.from_pretrained(SMALL).eval(), AutoTokenizer.from_pretrained(SMALL)
     tokenizer.chat_template = "{{ raise_exception('only with a system prompt') }}"
-    with pytest.raises(OptionError, match="refuses a question of the user alone: only with"):
+    with refused(OptionError, "chat_template_failed"):
         exam.check(model, tokenizer)
     tokenizer.chat_template = None
     exam.check(model, tokenizer)
     model.config.max_position_embeddings = 4
-    with pytest.raises(PromptError, match="takes 4 in all"):
+    with pytest.raises(PromptError):
         exam.check(model, tokenizer)
