@@ -1,4 +1,4 @@
-"""A cache that evicts by what retaining heads score: what it keeps, how heads learn, and their files."""
+"""Retaining heads: eviction, training and files."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def by_chance(seed: int) -> Scorer:
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("chunk", [None, 8])
-def test_with_room_for_everything_tokens_are_those_of_generate(
-    engine: TransformersEngine, sampled: bool, chunk: int | None
-) -> None:
+def test_without_eviction_tokens_equal_generate(engine: TransformersEngine, sampled: bool, chunk: int | None) -> None:
     model = engine.model
     inputs, heads = batch(model), RetainingHeads(4, 384, 8, 2)
     plain: dict[str, Any] = {"max_new_tokens": 40, "do_sample": sampled}
@@ -87,7 +85,7 @@ def test_with_room_for_everything_tokens_are_those_of_generate(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_heads_that_share_keys_keep_their_own_units(shared_heads: Any) -> None:
+def test_heads_keep_their_own_units(shared_heads: Any) -> None:
     inputs = batch(shared_heads)
     budget, near = 12, 3
     with retaining(shared_heads, by_chance(1), budget, near) as cache, torch.no_grad():
@@ -117,7 +115,7 @@ def test_heads_that_share_keys_keep_their_own_units(shared_heads: Any) -> None:
 
 
 @pytest.mark.parametrize("near", [0, 5, 16])
-def test_the_budget_holds_in_chunks_and_steps(engine: TransformersEngine, near: int) -> None:
+def test_the_budget_is_kept_in_chunks_and_steps(engine: TransformersEngine, near: int) -> None:
     inputs = batch(engine.model)
     with retaining(engine.model, by_chance(2), 16, near) as cache:
         out = engine.model.generate(
@@ -131,7 +129,7 @@ def test_the_budget_holds_in_chunks_and_steps(engine: TransformersEngine, near: 
         assert (newest == torch.arange(52 - near, 52)).all()
 
 
-def test_rows_of_a_cache_can_be_chosen_but_not_cut(engine: TransformersEngine) -> None:
+def test_caches_can_be_indexed_but_not_cropped(engine: TransformersEngine) -> None:
     with retaining(engine.model, by_chance(2), 8) as cache, torch.no_grad():
         engine.model(**batch(engine.model), past_key_values=cache)
         layer = cache.layers[2]
@@ -144,7 +142,7 @@ def test_rows_of_a_cache_can_be_chosen_but_not_cut(engine: TransformersEngine) -
             cache.crop(-1)
 
 
-def test_budgets_and_models_that_do_not_fit_are_refused(engine: TransformersEngine) -> None:
+def test_invalid_budgets_and_models_are_refused(engine: TransformersEngine) -> None:
     for budget, near, value in ((0, None, "0"), (-3, None, "-3"), (4, 5, "5")):
         with pytest.raises(OptionError, match=value), retaining(engine.model, by_chance(0), budget, near):
             pass
@@ -152,7 +150,7 @@ def test_budgets_and_models_that_do_not_fit_are_refused(engine: TransformersEngi
         retaining(random_model("sliding"), by_chance(0), 8).__enter__()
 
 
-def test_importance_is_the_highest_logit_that_comes_from_afar() -> None:
+def test_importance_by_hand() -> None:
     tokens, generator = MIN_DISTANCE + 4, torch.Generator().manual_seed(1)
     query, key = torch.randn(4, tokens, 8, generator=generator), torch.randn(2, tokens, 8, generator=generator)
     found = {target: importance(query, key, 0.5, target) for target in ("logit", "log_prob")}
@@ -167,7 +165,7 @@ def test_importance_is_the_highest_logit_that_comes_from_afar() -> None:
             assert found["log_prob"][head, unit].item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_heads_learn_from_texts_and_leave_the_model_as_it_was(engine: TransformersEngine) -> None:
+def test_training_reduces_the_loss_and_keeps_the_model(engine: TransformersEngine) -> None:
     before, frozen = engine.fingerprint(), engine.model.config._attn_implementation
     texts = [batch(engine.model, (60,))["input_ids"][0].roll(at).tolist() for at in range(4)]
     lessons = [collect(engine.model, text, "log_prob") for text in texts]
@@ -192,7 +190,7 @@ def test_unusable_training_texts_are_refused(engine: TransformersEngine) -> None
         fit([])
 
 
-def test_heads_come_back_from_their_files_and_serve_no_other_model(tmp_path: Path) -> None:
+def test_heads_are_saved_and_loaded_for_their_model_only(tmp_path: Path) -> None:
     heads = RetainingHeads(2, 12, 5, 2)
     save_heads(heads, tmp_path / "heads", {"name": "one", "fingerprint": "a" * 64}, {"steps": 3})
     assert sorted(path.name for path in (tmp_path / "heads").iterdir()) == [METADATA_FILE, WEIGHTS_FILE]

@@ -1,4 +1,4 @@
-"""Quantizing models: calibration, what becomes of a model, and loading it again."""
+"""Quantization of models: calibration, quality, saving and loading."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tersely.kernels.quantization.calibration_text import sample_texts
 from tersely.kernels.w4a8_layout import PackedLayout
 from tersely.models import get_model_path
 
-from ..support.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
+from ..support.mapped import HAS_HUGE_PAGES, is_in_huge_pages
 from ..support.models import random_model
 from ..support.refusals import refused
 
@@ -38,7 +38,7 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="module")
 def text() -> Tensor:
-    """Rows that the small model writes."""
+    """Text of the small model."""
     return sample_texts(load(SMALL), 12, 48, 0)
 
 
@@ -47,14 +47,14 @@ def load(folder: Path | str, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_what_layers_are_given_is_seen(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_captured(full: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "_STRIPE", 48)
     linear, x = nn.Linear(100, 3), torch.randn(4, 5, 100)
     with capture_inputs({"a": linear}, 64, full=full) as seen:
         linear(x[:2])
         linear(x[2:])
         linear(x[:0])
-    linear(torch.full((1, 100), 1e6))  # nobody looks any more
+    linear(torch.full((1, 100), 1e6))  # no longer captured
 
     def products(rows: Tensor) -> Tensor:
         if full:
@@ -80,7 +80,7 @@ def test_perplexity_by_hand() -> None:
 @pytest.mark.parametrize(
     "scheme", [Scheme(64), Scheme(128, "int8", True), Scheme(32, "int4"), Scheme(64, "keep", True)], ids=str
 )
-def test_a_quantized_model_says_nearly_the_same(scheme: Scheme, text: Tensor) -> None:
+def test_a_quantized_model_is_close_to_the_original(scheme: Scheme, text: Tensor) -> None:
     model = load(SMALL)
     before = perplexity(model, text[:4])
     done = quantize_model(model, text[4:], scheme)
@@ -104,7 +104,7 @@ def test_without_text_no_input_is_scaled() -> None:
     assert "8-bit weights in two planes" in repr(model.lm_head)
 
 
-def test_a_head_in_planes_holds_what_one_of_bytes_does(text: Tensor) -> None:
+def test_heads_in_planes_and_bytes_have_the_same_weights(text: Tensor) -> None:
     planes, whole = load(SMALL), load(SMALL)
     quantize_model(planes, None, Scheme())
     quantize_model(whole, None, Scheme(head="int8"))
@@ -115,7 +115,7 @@ def test_a_head_in_planes_holds_what_one_of_bytes_does(text: Tensor) -> None:
 @pytest.mark.parametrize(
     ("keys", "wanted"), [("auto", PackedLayout.BYTES), ("int8", PackedLayout.BYTES), ("int4", PackedLayout.GRAINS)]
 )
-def test_shared_keys_have_eight_bits(keys: str, wanted: PackedLayout) -> None:
+def test_layout_of_shared_keys(keys: str, wanted: PackedLayout) -> None:
     config = Qwen2Config(
         vocab_size=64,
         hidden_size=64,
@@ -134,7 +134,7 @@ def test_shared_keys_have_eight_bits(keys: str, wanted: PackedLayout) -> None:
     assert (off["model.layers.0.self_attn.k_proj"] < 0.01) == (wanted is PackedLayout.BYTES)
 
 
-def test_saved_and_loaded_again(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path) -> None:
     sizes: Any = {"vocab_size": 100, "hidden_size": 72, "intermediate_size": 90, "num_hidden_layers": 2}
     # Queries, keys and values of this one have biases, and no size is a whole number of groups or tiles.
     config = Qwen2Config(**sizes, num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
@@ -153,14 +153,14 @@ def test_saved_and_loaded_again(tmp_path: Path) -> None:
     assert all(torch.equal(t, theirs[name]) and t.dtype == theirs[name].dtype for name, t in ours.items())
     assert theirs["model.layers.0.self_attn.q_proj.channel_scale"].dtype == torch.float32
     layers = [module for module in again.modules() if isinstance(module, W4A8Linear)]
-    assert layers and all(lies_in_large_pages(p) == GIVES_LARGE_PAGES for layer in layers for p in layer.parameters())
+    assert layers and all(is_in_huge_pages(p) == HAS_HUGE_PAGES for layer in layers for p in layer.parameters())
     with torch.no_grad():
         assert torch.equal(model(rows).logits, again(rows).logits)
     again.save_pretrained(tmp_path / "b")
     assert (tmp_path / "b" / "config.json").read_text() == (tmp_path / "a" / "config.json").read_text()
 
 
-def test_models_that_cannot_be_quantized() -> None:
+def test_unsupported_models_are_refused() -> None:
     twice = random_model()
     quantize_model(twice)
     with refused(ModelError, "already_quantized"):

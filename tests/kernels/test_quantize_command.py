@@ -1,4 +1,4 @@
-"""`tersely quantize`: what it writes, what transformers makes of that, and runs that are refused or cut off."""
+"""`tersely quantize`: its checkpoints, errors, and interrupted runs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run(*arguments: object) -> None:
     typer.main.get_command(app).main([str(a) for a in arguments], standalone_mode=False)
 
 
-def test_transformers_loads_what_the_command_wrote(checkpoint: Path) -> None:
+def test_transformers_loads_the_checkpoint(checkpoint: Path) -> None:
     model, tokenizer = load(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
     assert model.config.quantization_config.scheme == Scheme(64, keys="int4")
     ids = tokenizer("Kai has 9 shells. Kai drops 4 shells.", return_tensors="pt")["input_ids"]
@@ -65,7 +65,7 @@ def test_transformers_loads_what_the_command_wrote(checkpoint: Path) -> None:
     assert not list(checkpoint.parent.glob("*.part"))
 
 
-def test_without_our_import_transformers_refuses(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_refuses_without_the_import(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(AUTO_QUANTIZATION_CONFIG_MAPPING, METHOD)
     monkeypatch.delitem(AUTO_QUANTIZER_MAPPING, METHOD)
     # What it does not know it skips; but our tensors have shapes that no plain layer has.
@@ -73,7 +73,7 @@ def test_without_our_import_transformers_refuses(checkpoint: Path, monkeypatch: 
         load(checkpoint)
 
 
-def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+def test_invalid_configs_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="pre-quantized"):
         load(SMALL, quantization_config=W4A8Config(**Scheme(keys="int4").to_dict()))
     for change, code in (({"format": 4}, "unknown_format"), ({"head": "int2"}, "invalid_config")):
@@ -84,7 +84,7 @@ def test_transformers_refuses_what_does_not_fit(checkpoint: Path, tmp_path: Path
             load(tmp_path)
 
 
-def test_checkpoints_of_older_formats_have_keys_of_four_bits(checkpoint: Path, tmp_path: Path) -> None:
+def test_older_formats_are_loaded_with_int4_keys(checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(checkpoint, tmp_path / "old")
     file = tmp_path / "old" / "config.json"
     config = json.loads(file.read_text())
@@ -98,7 +98,7 @@ def test_checkpoints_of_older_formats_have_keys_of_four_bits(checkpoint: Path, t
             load(tmp_path / "old")
 
 
-def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     calib = tmp_path / "text.jsonl"
     calib.write_text("\n".join(json.dumps({"problem": f"Kai has {n} shells. Kai drops {n}."}) for n in range(60)))
     run(SMALL, tmp_path / "a", "--calib", calib, *ROWS, "--head", "keep", "--smooth")
@@ -112,7 +112,7 @@ def test_the_report_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert f"{report['perplexity']['after']:.4g}" in shown
 
 
-def test_a_model_answers_questions_to_calibrate_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_calibration_on_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked, few = tmp_path / "asked.jsonl", tmp_path / "few.jsonl"
     lines = [json.dumps({"problem": f"Kai has {n} shells. Count the shells.", "answer": str(n)}) for n in range(20)]
     asked.write_text("\n".join(lines))
@@ -154,7 +154,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], list[st
     monkeypatch.undo()
 
 
-def test_a_killed_run_goes_on(tmp_path: Path, checkpoint: Path, counted: Callable[[int], list[str]]) -> None:
+def test_killed_runs_are_resumed(tmp_path: Path, checkpoint: Path, counted: Callable[[int], list[str]]) -> None:
     out = tmp_path / "out"
     first = counted(10)
     with pytest.raises(Killed):
@@ -172,7 +172,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, checkpoint: Path, counted: Callabl
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_partial_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "out"
     with files_no_longer_than(200_000), pytest.raises(WriteError, match=r"out\.part"):
         run(SMALL, out, *ROWS, "--group-size", "64")
@@ -181,7 +181,7 @@ def test_a_full_disk_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     assert load(out).config.quantization_config.scheme == Scheme(64, keys="int4")
 
 
-def test_commands_that_are_refused(tmp_path: Path, checkpoint: Path) -> None:
+def test_invalid_arguments_are_refused(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("")
     (tmp_path / "foreign").mkdir()

@@ -1,4 +1,4 @@
-"""What codes and scales are found for one matrix: the search, compensation, 8 bits, inputs that stand out."""
+"""Quantization of one matrix: search, compensation, 8 bits, outlier inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weight_of(found: DualGrained, size: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("outputs", "inputs", "size"), [(7, 64, 32), (20, 200, 64), (33, 129, 128), (4, 5, 32)])
-def test_codes_and_scales_keep_to_what_is_allowed(outputs: int, inputs: int, size: int) -> None:
+def test_codes_and_scales_are_in_range(outputs: int, inputs: int, size: int) -> None:
     weight = torch.randn(outputs, inputs) * torch.logspace(-3, 3, outputs)[:, None]
     weight[0, 0] = 100
     found = quantize_dual_grained(weight, size)
@@ -46,7 +46,7 @@ def test_codes_and_scales_keep_to_what_is_allowed(outputs: int, inputs: int, siz
     assert found.error == pytest.approx(wrong.item(), rel=1e-3)
 
 
-def test_the_error_is_that_of_the_outputs() -> None:
+def test_error_is_relative_to_the_outputs() -> None:
     x = torch.randn(300, 64) @ torch.randn(64, 64)
     weight = torch.randn(10, 64)
     found = quantize_dual_grained(weight, 64, (x.T @ x)[None])
@@ -54,7 +54,7 @@ def test_the_error_is_that_of_the_outputs() -> None:
     assert found.error == pytest.approx(wrong.item(), rel=1e-3)
 
 
-def test_the_search_finds_better_scales_than_plain_rounding() -> None:
+def test_search_beats_plain_rounding() -> None:
     x = torch.randn(300, 128) * torch.logspace(-1, 1, 128)
     weight = torch.distributions.StudentT(3.0).sample((40, 128))
     gram = torch.stack([part.T @ part for part in x.split(64, dim=1)])
@@ -67,7 +67,7 @@ def test_the_search_finds_better_scales_than_plain_rounding() -> None:
 
 
 @pytest.mark.parametrize(("inputs", "size", "found_by_search"), [(128, 64, 0.88), (150, 64, 0.88), (96, 128, 0.75)])
-def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int, found_by_search: float) -> None:
+def test_compensation_reduces_the_error(inputs: int, size: int, found_by_search: float) -> None:
     mixed = torch.randn(inputs, inputs) * torch.logspace(-1, 1, inputs)
     x, weight = torch.randn(2000, inputs) @ mixed, torch.randn(24, inputs)
     weight[5] = 0
@@ -88,7 +88,7 @@ def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int, found_by
     assert (fine * (made.codes.int() - zero)).abs().max() <= 127
     assert made.codes.max() <= 15 and fine.min() >= 1
     torch.testing.assert_close(output_errors(weight, size, gram, made), wrong(made), rtol=1e-3, atol=1e-2)
-    # Inputs that were never seen, and a few tokens for many inputs: nothing to invert, and nothing that is lost.
+    # Inputs that never occur, and few tokens for many inputs: the matrix is singular.
     few = x[:3].T @ x[:3]
     few[7] = few[:, 7] = 0
     assert quantize_gptq(weight, size, few).error <= float(
@@ -100,7 +100,7 @@ def test_later_weights_make_up_for_earlier_ones(inputs: int, size: int, found_by
         quantize_gptq(weight, size, few)
 
 
-def test_each_part_of_the_search_loses_less() -> None:
+def test_each_part_of_the_search_is_optimal() -> None:
     mixed = torch.randn(96, 96) * torch.logspace(-1, 1, 96)
     x, weight = torch.randn(2000, 96) @ mixed, torch.randn(24, 96)
     gram, coarse = x.T @ x, torch.full((24,), 0.02)
@@ -139,7 +139,7 @@ def test_without_a_search_ranges_are_full() -> None:
     assert found.error == found.plain_error == pytest.approx(quantize_dual_grained(weight, 64).plain_error)
 
 
-def test_matrices_that_say_little() -> None:
+def test_degenerate_matrices() -> None:
     zeros = quantize_dual_grained(torch.zeros(3, 40), 32)
     assert zeros.error == 0
     assert (weight_of(zeros, 32) == 0).all()
@@ -158,7 +158,7 @@ def test_eight_bits() -> None:
     assert ((whole * scale[:, None] - weight).abs() <= scale[:, None] * 0.5001).all()
 
 
-def test_inputs_that_stand_out_are_brought_down() -> None:
+def test_outlier_inputs_are_scaled_down() -> None:
     highest = torch.linspace(1, 2, 1000)
     highest[[3, 500]] = torch.tensor([40.0, 10.0])
     scale = outlier_scale(highest)

@@ -1,16 +1,19 @@
-"""Text to calibrate on: from files, and what a model writes or answers."""
+"""Calibration text from files and models, and KL divergence."""
 
 from __future__ import annotations
 
 import json
+from math import exp
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.errors import OptionError
-from tersely.kernels.quantization.calibration import perplexity
+from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference, perplexity
 from tersely.kernels.quantization.calibration_text import (
     _mask_all_but_drawn,
     draw_tokens,
@@ -48,7 +51,7 @@ def test_text_from_files(tmp_path: Path) -> None:
             tokenize_rows(bad, tokenizer, 5, 16)
 
 
-def test_what_a_model_writes_is_its_own() -> None:
+def test_sampled_texts_are_reproducible_and_likely() -> None:
     model = load(SMALL)
     text = sample_texts(model, 12, 48, 0)
     assert torch.equal(sample_texts(model, 12, 48, 0), text)
@@ -56,7 +59,7 @@ def test_what_a_model_writes_is_its_own() -> None:
     assert perplexity(model, text) < 0.1 * perplexity(model, torch.randint(970, (4, 48)))
 
 
-def test_tokens_are_drawn_by_their_chances() -> None:
+def test_tokens_are_drawn_by_their_probabilities() -> None:
     torch.manual_seed(0)
     chances = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     found = torch.bincount(draw_tokens(chances.log().expand(20_000, 6))[:, 0], minlength=6) / 20_000
@@ -89,3 +92,21 @@ def test_a_model_answers_questions_in_its_template() -> None:
     tokenizer.chat_template = None
     with refused(OptionError, "no_chat_template"):
         sample_answers(model, tokenizer, asked, 6, 64, 0)
+
+
+@torch.inference_mode()
+def test_kl_of_the_top_tokens_is_close_to_that_of_all() -> None:
+    model = load(SMALL)
+    rows = sample_texts(model, 6, 40, 0)
+    expected, report = cache_reference(model, rows)
+    assert report["perplexity"] == pytest.approx(perplexity(model, rows), rel=1e-5)
+    divergences, losses = kl_to_reference(model, rows, expected)
+    assert divergences == pytest.approx([0] * 6, abs=1e-6) and exp(fmean(losses)) == pytest.approx(report["perplexity"])
+    own = model(input_ids=rows).logits[:, :-1].log_softmax(-1)
+    torch.manual_seed(0)
+    for weight in model.parameters():
+        weight += 0.03 * weight.std() * torch.randn_like(weight)
+    whole = (own.exp() * (own - model(input_ids=rows).logits[:, :-1].log_softmax(-1))).sum(-1).mean().item()
+    divergences, losses = kl_to_reference(model, rows, expected)
+    assert 0.9 * whole < fmean(divergences) <= whole * 1.0001
+    assert exp(fmean(losses)) == pytest.approx(perplexity(model, rows), rel=1e-5)
