@@ -3,7 +3,7 @@
 Outputs are grouped into tiles of 16; the last tile is padded. `weight` is uint8 [tiles, lines, 64]. With 4 bits, a line
 covers 8 inputs: for output n of the tile, byte 4 n + j holds the code of input 8 * line + j in its low half and that of
 input 8 * line + j + 4 in its high half. `groups` is uint8 [tiles, groups, 2, 16]: fine scales, then zeros. With 8 bits,
-there are no groups, a line covers 4 inputs, and byte 4 n + j is the weight of input 4 * line + j plus 128. In planes,
+`groups` is None, a line covers 4 inputs, and byte 4 n + j is the weight of input 4 * line + j plus 128. In planes,
 `weight` is [2, tiles, lines, 64]: the high halves of these bytes, laid out as 4-bit codes, then the low halves.
 """
 

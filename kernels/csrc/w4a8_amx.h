@@ -2,7 +2,7 @@
  *
  * A tile register holds 16 rows of 64 bytes: 64 inputs of 16 rows of activations, or for weights, in each of its rows four
  * inputs of 16 outputs, which is the layout of half a line. Weights are expanded to 8 bits, fine scale times (code - zero),
- * before they are multiplied, as in DGQ (arXiv:2310.04836), so there is no work between groups.
+ * before they are multiplied, as in DGQ (arXiv:2310.04836), so nothing is left to do between groups.
  *
  * Registers: 0 to 3 hold sums, those of tile t and rows r in 2 t + r; 4 and 5 activations of rows r; 6 and 7 weights of
  * tile t. */

@@ -40,7 +40,7 @@ EXPORT int64_t tersely_w4a8_vectors;
 EXPORT parallel *tersely_w4a8_team;
 
 typedef struct {
-    const char *data; /* NULL if there is no tensor */
+    const char *data; /* NULL for a missing tensor */
     int64_t dim, *sizes, *strides;
     int32_t dtype; /* FLOAT32 to UINT8, or DTYPES for any other */
     bool given, contiguous;

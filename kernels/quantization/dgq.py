@@ -51,7 +51,7 @@ def quantize_dual_grained(weight: Tensor, size: int, gram: Tensor | None = None,
         size: inputs per group.
         gram: inner products of the inputs within each group, float32 [groups, size, size]; None weights all inputs
             equally.
-        search: whether ranges are searched. Outputs for which that is no improvement keep their full ranges.
+        search: whether ranges are searched. Outputs that do not improve keep their full ranges.
     """
     outputs, inputs = weight.shape
     rows_at_once = max(1, _AT_ONCE // inputs)

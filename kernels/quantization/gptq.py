@@ -28,7 +28,7 @@ _BLOCK = 128  # inputs after which the errors of all others are updated
 def quantize_gptq(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> DualGrained:
     """Quantize a weight matrix [outputs, inputs] with compensation, in groups of `size` inputs.
 
-    Outputs for which compensation is no improvement are rounded plainly. Errors are those of all inputs together.
+    Outputs that compensation does not improve are rounded plainly. Errors are those of all inputs together.
 
     Args:
         weight: the matrix.

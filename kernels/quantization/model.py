@@ -124,8 +124,7 @@ def quantize_model(
 
     Args:
         model: the model.
-        rows: token rows [rows, length] to calibrate on. Without them, all inputs have the same weight and none is
-            scaled.
+        rows: token rows [rows, length] to calibrate on. Without them, all inputs count equally and none is scaled.
         scheme: how to quantize.
         search: how to find codes and scales.
         checkpoints: where finished layers are saved; None for nowhere.

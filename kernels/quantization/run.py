@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ...errors import ModelError, OptionError
 from ...io import WriteError, check_new_folder, write
@@ -55,18 +56,9 @@ def quantize_checkpoint(
     progress: Callable[[str], None] = lambda text: None,
     test: QuantizationCheck | None = None,
 ) -> dict[str, Any]:
-    """Quantize a checkpoint into a new folder; returns the report, which is also written there.
+    """Quantize a checkpoint, by folder or hub name, into a new folder; returns the report, which is also written there.
 
-    Until the end, everything is in `<out>.part`, from which a later run resumes.
-
-    Args:
-        source: folder or hub name of the model.
-        out: the new folder.
-        scheme: how to quantize.
-        text: what to calibrate and measure on.
-        search: how to find codes and scales.
-        progress: is called with a description of each step.
-        test: is run before and after.
+    Until the end, everything is in `<out>.part`, from which a later run resumes. A test runs before and after.
 
     Raises:
         ModelError: the source cannot be quantized.
@@ -82,19 +74,9 @@ def quantize_checkpoint(
     use_grouped(model)  # for the text that it generates
     if test is not None:
         test.check(model, tokenizer)
-    plan = {
-        "model": source,
-        "scheme": scheme.to_dict(),
-        "search": asdict(search),
-        "text": text.to_dict(),
-    }
+    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": text.to_dict()}
     checkpoints = LayerCheckpoints(out.with_name(f"{out.name}.part"), plan)
-    try:
-        rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
-    except OptionError:
-        checkpoints.discard_if_empty()
-        raise
-    calibrating, measured = rows["calibrating"], rows["measured"]
+    calibrating, measured = _split_text(text, model, tokenizer, checkpoints, progress)
     progress(f"measuring on {measured.numel()} tokens")
     reference, before = checkpoints.load_or_make("before", lambda: cache_reference(model, measured))
     right = _run_test(test, "right", model, tokenizer, checkpoints, progress)
@@ -118,6 +100,18 @@ def quantize_checkpoint(
     progress("saving")
     _save(model, tokenizer, report, checkpoints.folder, out)
     return report
+
+
+def _split_text(
+    text: CalibrationText, model: Any, tokenizer: Any, checkpoints: LayerCheckpoints, progress: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Rows for calibration and for measuring, from an earlier run if there was one."""
+    try:
+        rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
+    except OptionError:
+        checkpoints.discard_if_empty()
+        raise
+    return rows["calibrating"], rows["measured"]
 
 
 def _run_test(

@@ -124,7 +124,7 @@ def fit(
     The initial weights of the first layers standardize their inputs.
 
     Raises:
-        OptionError: there is no data.
+        OptionError: `data` is empty.
     """
     if not data:
         raise OptionError("no training data; accepted: one or more texts of the model")

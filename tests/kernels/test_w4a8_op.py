@@ -17,7 +17,7 @@ from ..support.vectors import AMX, BEST, FOUND, LEVELS, count_emulated, use_vect
 
 
 def in_vectors(level: int) -> Callable[..., Tensor]:
-    """The compiled layer with specific vector instructions, possibly count_emulated."""
+    """The compiled layer with specific vector instructions, possibly emulated."""
 
     def layer(*tensors: Tensor) -> Tensor:
         with use_vectors(level):
