@@ -49,7 +49,7 @@ class AccuracyCheck:
         for row, request in enumerate(self._requests(tokenizer)):
             check_max_new_tokens(request, row, engine.context_length, engine.name)
 
-    def take(self, model: Any, tokenizer: Any) -> list[bool]:
+    def run(self, model: Any, tokenizer: Any) -> list[bool]:
         """Which of the questions a model answers rightly."""
         engine, asked, said = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
         for rows in batches(self.questions, _TOGETHER):
@@ -59,7 +59,7 @@ class AccuracyCheck:
         with AnswerChecker() as checker:
             return right_answers(list(zip(self.questions, answers, strict=True)), checker)
 
-    def compared(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
         """Shares of right answers, and the change with its interval over questions."""
         change = paired_bootstrap([float(b) - float(a) for a, b in zip(before, after, strict=True)])
         return {

@@ -52,7 +52,7 @@ def collect(context: typer.Context) -> None:
 
 
 def quantize(context: typer.Context) -> None:
-    """Write a checkpoint in low-bit weights for CPUs; `tersely quantize --help` tells the options."""
+    """Write a checkpoint with low-bit weights for CPUs; see `tersely quantize --help` for the options."""
     from .quantize import quantize as command
 
     _hand_over("quantize", command, context)

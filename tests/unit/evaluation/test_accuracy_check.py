@@ -1,4 +1,4 @@
-"""`tersely quantize --task`: right answers before and after, also where a run was killed in between."""
+"""`tersely quantize --tasks`: right answers before and after, also where a run was killed in between."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tersely.evaluation.accuracy_check import AccuracyCheck
 from tersely.kernels.quantization import Scheme
 from tersely.kernels.quantization import run as module_of_run
 from tersely.kernels.quantization.calibration_text import CalibrationText
-from tersely.kernels.quantization.run import REPORT, quantize_into
+from tersely.kernels.quantization.run import REPORT, quantize_checkpoint
 from tersely.models import get_model_path
+
+from ...support.refusals import refused
 
 SMALL = get_model_path("tersely-tiny-small")
 ROWS = ("--rows", "8", "--length", "32", "--group-size", "64")
@@ -28,13 +30,13 @@ def command(out: Path, *arguments: object) -> int:
 
 
 def test_questions_are_asked_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(tmp_path / "a", "--task", "tiny", "--limit", 8, "--max-tokens", 96) == 0
+    assert command(tmp_path / "a", "--tasks", "tiny", "--limit", 8, "--max-new-tokens", 96) == 0
     report, shown = json.loads((tmp_path / "a" / REPORT).read_text()), capsys.readouterr().out
     task, change = report["task"], report["task"]["change"]
     assert (task["name"], task["questions"], task["tokens"]) == ("tiny", 8, 96)
     assert task["right"]["before"] > 0 and change[0] == task["right"]["after"] - task["right"]["before"]
     assert change[1] <= change[0] <= change[2]
-    assert f"right       {task['right']['before']:.1%} -> " in shown and "of 8 questions of tiny" in shown
+    assert f"accuracy    {task['right']['before']:.1%} -> " in shown and "on 8 questions of tiny" in shown
     assert 0 < report["divergence"] < 0.1 and f"divergence  {report['divergence']:.4f} nats" in shown
 
 
@@ -48,11 +50,11 @@ class Scripted:
     def check(self, model: Any, tokenizer: Any) -> None:
         assert type(model.lm_head).__name__ == "Linear"
 
-    def take(self, model: Any, tokenizer: Any) -> list[bool]:
+    def run(self, model: Any, tokenizer: Any) -> list[bool]:
         self.taken.append(type(model.model.layers[0].mlp.up_proj).__name__)
         return [self.taken[-1] == "Linear"] * 2
 
-    def compared(self, before: Any, after: Any) -> dict[str, Any]:
+    def compare(self, before: Any, after: Any) -> dict[str, Any]:
         return {"before": list(before), "after": list(after)}
 
 
@@ -65,28 +67,28 @@ def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module_of_run, "_save", killed)
     first, second, other = Scripted(), Scripted(), Scripted("b")
     with pytest.raises(KeyboardInterrupt):
-        quantize_into(str(SMALL), out, Scheme(64), TEXT, exam=first)
+        quantize_checkpoint(str(SMALL), out, Scheme(64), TEXT, test=first)
     assert first.taken == ["Linear", "W4A8Linear"]
     layers = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.part").glob("model.*")}
     with pytest.raises(KeyboardInterrupt):
-        quantize_into(str(SMALL), out, Scheme(64), TEXT, exam=other)
+        quantize_checkpoint(str(SMALL), out, Scheme(64), TEXT, test=other)
     assert other.taken == first.taken, "other questions are asked"
     assert len(layers) == 28 and all(file.stat().st_mtime_ns == when for file, when in layers.items()), "no layer anew"
     monkeypatch.setattr(module_of_run, "_save", real)
-    report = quantize_into(str(SMALL), out, Scheme(64), TEXT, exam=second)
+    report = quantize_checkpoint(str(SMALL), out, Scheme(64), TEXT, test=second)
     assert second.taken == [] and report["task"] == {"before": [True] * 2, "after": [False] * 2}
 
 
 def test_what_cannot_be_asked_leaves_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "long.jsonl"
     file.write_text(json.dumps({"id": "a", "problem": "Kai has 3 shells. " * 2000, "answer": "3"}))
-    for arguments, said in (
-        (("--task", file), "tokens and"),
-        (("--task", "tinny"), "no task 'tinny'"),
-        (("--limit", 4), "are of a --task"),
+    for arguments, value in (
+        (("--tasks", file), "tokens"),
+        (("--tasks", "tinny"), "'tinny'"),
+        (("--limit", 4), "--tasks"),
     ):
         assert command(tmp_path / "out", *arguments) == 2
-        assert said in capsys.readouterr().err
+        assert value in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["long.jsonl"]
 
 
@@ -96,10 +98,10 @@ def test_questions_count_with_their_answers_and_the_limit() -> None:
     assert exam.digest == AccuracyCheck.of("tiny", 4, 60).digest
     model, tokenizer = AutoModelForCausalLM.from_pretrained(SMALL).eval(), AutoTokenizer.from_pretrained(SMALL)
     tokenizer.chat_template = "{{ raise_exception('only with a system prompt') }}"
-    with pytest.raises(OptionError, match="refuses a question of the user alone: only with"):
+    with refused(OptionError, "chat_template_failed"):
         exam.check(model, tokenizer)
     tokenizer.chat_template = None
     exam.check(model, tokenizer)
     model.config.max_position_embeddings = 4
-    with pytest.raises(PromptError, match="takes 4 in all"):
+    with pytest.raises(PromptError):
         exam.check(model, tokenizer)

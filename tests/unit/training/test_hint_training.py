@@ -16,7 +16,7 @@ from tersely.controller.text.markers import Markers
 from tersely.errors import OptionError
 from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.quantization.calibration_text import CalibrationText
-from tersely.kernels.quantization.run import quantize_into
+from tersely.kernels.quantization.run import quantize_checkpoint
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
 from tersely.training.embeddings import add_tokens
@@ -111,7 +111,9 @@ def test_one_that_has_learnt_nothing_is_what_its_words_are(tmp_path: Path) -> No
 @pytest.mark.parametrize("head", ["keep", "int8"])
 def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
     """Its whole numbers stay as they are; a head of whole numbers cannot take tokens that the table has no room for."""
-    quantize_into(str(get_model_path(BASE)), tmp_path / "base", Scheme(head=head), CalibrationText(rows=4, length=32))
+    quantize_checkpoint(
+        str(get_model_path(BASE)), tmp_path / "base", Scheme(head=head), CalibrationText(rows=4, length=32)
+    )
     if head == "int8":
         with pytest.raises(RecipeError, match="quantize the model with --head keep"):
             train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)

@@ -1,4 +1,4 @@
-"""Two low-bit layers on the same inputs in one call: the outputs of one of 8 bits behind those of another."""
+"""A second layer with 8-bit weights on the same inputs, in one call."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tersely.errors import OptionError
 from tersely.kernels.w4a8 import MARGIN, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import choose_layout
 
-from ..support.vectors import BEST, FOUND, LEVELS, vectors_of
+from ..support.vectors import BEST, FOUND, LEVELS, use_vectors
 from .test_w4a8_op import DTYPES, Layer, Size, assert_right, each, random_layer
 
 
 def pair(outputs: int, others: int, inputs: int, size: Size = 32) -> tuple[Layer, Layer]:
-    """A layer with all extras, and one of 8 bits on the same inputs."""
+    """A layer with all optional tensors, and one with 8-bit weights on the same inputs."""
     layer, other = (random_layer(count, inputs, bits, extras=True) for count, bits in ((outputs, size), (others, None)))
     other.input_scale = layer.input_scale
     return layer, other
@@ -37,7 +37,7 @@ def given(layer: Layer, other: Layer) -> tuple[Tensor | None, ...]:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 9])
 @pytest.mark.parametrize(("outputs", "others", "inputs"), [(16, 16, 128), (21, 5, 70), (896, 256, 896), (5, 33, 1100)])
-def test_each_is_what_it_is_alone(
+def test_each_layer_equals_a_separate_call(
     implementation: Callable[..., Tensor], dtype: torch.dtype, rows: int, outputs: int, others: int, inputs: int
 ) -> None:
     layer, other = pair(outputs, others, inputs)
@@ -49,7 +49,7 @@ def test_each_is_what_it_is_alone(
 
 
 @each
-def test_without_bias_and_of_other_forms(implementation: Callable[..., Tensor]) -> None:
+def test_without_bias_and_in_other_layouts(implementation: Callable[..., Tensor]) -> None:
     x = torch.randn(2, 100)
     sizes: tuple[Size, ...] = (64, None, "planes")
     for size in sizes:
@@ -61,7 +61,7 @@ def test_without_bias_and_of_other_forms(implementation: Callable[..., Tensor]) 
 
 
 @each
-def test_biases_of_all_kinds_and_rows_of_no_numbers(implementation: Callable[..., Tensor]) -> None:
+def test_bias_dtypes_and_rows_with_nan(implementation: Callable[..., Tensor]) -> None:
     layer, other = pair(21, 53, 103)
     x = torch.randn(4, 103)
     x[1], x[2, 5], x[3, 7] = 0, torch.nan, -torch.inf
@@ -75,7 +75,7 @@ def test_biases_of_all_kinds_and_rows_of_no_numbers(implementation: Callable[...
 
 
 @each
-def test_planes_may_lie_beside(implementation: Callable[..., Tensor]) -> None:
+def test_the_second_layer_may_be_in_planes(implementation: Callable[..., Tensor]) -> None:
     layer, other = random_layer(40, 100, "planes"), random_layer(300, 100, "planes")
     x = torch.randn(9, 100)
     found = implementation(x, *layer.tensors(), other.weight, other.channel_scale)
@@ -90,11 +90,11 @@ class InC(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("codes", "groups", "channel_scale", "input_scale", "bias")),
         *((name, ctypes.c_int64) for name in "form bias_kind columns outputs lines group_count level".split()),
         ("margin", ctypes.c_float),
-        ("beside", ctypes.c_void_p),
+        ("next", ctypes.c_void_p),
     )
 
 
-def in_c(layer: Layer, level: int, beside: InC | None = None) -> InC:
+def in_c(layer: Layer, level: int, next_layer: InC | None = None) -> InC:
     weight, groups = layer.weight, layer.groups
     return InC(
         *(None if t is None else t.data_ptr() for t in layer.tensors()),
@@ -105,13 +105,13 @@ def in_c(layer: Layer, level: int, beside: InC | None = None) -> InC:
         group_count=1 if groups is None else groups.shape[1],
         level=level,
         margin=MARGIN,
-        beside=None if beside is None else ctypes.addressof(beside),
+        next=None if next_layer is None else ctypes.addressof(next_layer),
     )
 
 
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
 @pytest.mark.parametrize("size", [32, None, "planes"])
-def test_nothing_is_written_outside(size: Size) -> None:
+def test_no_out_of_bounds_writes(size: Size) -> None:
     assert FOUND is not None
     layer, other = pair(21, 5, 70, size)
     expected = torch.cat([alone(layer, 21), alone(other, 5)], dim=1)
@@ -120,7 +120,7 @@ def test_nothing_is_written_outside(size: Size) -> None:
         first, x = in_c(layer, level, second), torch.ones(rows, 70, dtype=dtype)
         room, out = guarded(FOUND.tersely_w4a8_room(ctypes.byref(first), rows)), guarded(rows * 26, dtype)
         numbers = (x.data_ptr(), kind, rows, 70, out[64:].data_ptr(), room[64:].data_ptr(), 0, 1)
-        with vectors_of(level):
+        with use_vectors(level):
             FOUND.tersely_w4a8_run(ctypes.byref(first), *map(ctypes.c_int64, numbers))
         for whole in (room, out):
             assert (whole[:64] == 7).all() and (whole[-64:] == 7).all()
@@ -130,21 +130,21 @@ def test_nothing_is_written_outside(size: Size) -> None:
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
 @pytest.mark.parametrize("size", [32, None, "planes"])
 @pytest.mark.parametrize("rows", [1, 8, 33])
-def test_nothing_is_read_behind_the_room(size: Size, rows: int) -> None:
+def test_no_out_of_bounds_reads(size: Size, rows: int) -> None:
     assert FOUND is not None
     layer, x, out = random_layer(40, 70, size), torch.ones(rows, 70), torch.empty(rows, 40)
     for level in LEVELS.values():
         given = in_c(layer, level)
         wall, room = before_a_wall(FOUND.tersely_w4a8_room(ctypes.byref(given), rows))
         numbers = (x.data_ptr(), 0, rows, 70, out.data_ptr(), room, 0, 1)
-        with vectors_of(level):
+        with use_vectors(level):
             FOUND.tersely_w4a8_run(ctypes.byref(given), *map(ctypes.c_int64, numbers))  # a fault ends the process
         assert_right(out, x, layer)
         del wall
 
 
 def before_a_wall(size: int) -> tuple[mmap.mmap, int]:
-    """Memory of which the page behind the last byte may not be touched, and its address."""
+    """Memory followed by an inaccessible page, and its address."""
     whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     memory = mmap.mmap(-1, whole + mmap.PAGESIZE)
     wall = ctypes.addressof(ctypes.c_char.from_buffer(memory)) + whole
@@ -164,17 +164,19 @@ def guarded(size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
 @pytest.mark.parametrize(
     ("at", "tensor", "says"),
     [
-        (4, torch.ones(20), "bias .* accepted: tensors"),
-        (4, torch.ones(27, 1), "bias .* accepted: tensors"),
-        (4, torch.tensor(1.0), "bias .* accepted: tensors"),
+        (4, torch.ones(20), "bias"),
+        (4, torch.ones(27, 1), "bias"),
+        (4, torch.tensor(1.0), "bias"),
         (5, torch.zeros(1, 12, 64, dtype=torch.uint8), "7 outputs got 48 inputs"),
-        (5, None, "only one of beside"),
+        (5, None, "second_weight"),
         (6, torch.ones(20), "20 outputs got weight"),
-        (6, None, "only one of beside"),
+        (6, None, "second_weight"),
     ],
     ids=range(7),
 )
-def test_what_does_not_fit(implementation: Callable[..., Tensor], at: int, tensor: Tensor | None, says: str) -> None:
+def test_invalid_second_layers_are_refused(
+    implementation: Callable[..., Tensor], at: int, tensor: Tensor | None, says: str
+) -> None:
     tensors = [*given(*pair(20, 7, 90))]
     tensors[at] = tensor
     with pytest.raises(OptionError, match=says):
@@ -200,5 +202,5 @@ def test_the_op_and_its_shape() -> None:
     assert found.shape == (2, 3, 27)
     assert torch.equal(found, w4a8_op(x, *tensors))
     torch.library.opcheck(w4a8_op, (x, *tensors), test_utils=("test_schema", "test_faketensor"))
-    with FakeTensorMode() as mode, pytest.raises(OptionError, match="only one of beside"):
+    with FakeTensorMode() as mode, pytest.raises(OptionError):
         w4a8_op(*(None if t is None else mode.from_tensor(t) for t in (x, *tensors[:-1])))

@@ -1,4 +1,4 @@
-"""Int4 checkpoints of other methods on our kernel in vLLM: what is refused, who gets it, and what a real vLLM says."""
+"""Our kernel for int4 checkpoints of other methods in vLLM."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from tersely.kernels.quantization.int4 import SWITCH
 from tersely.kernels.w4a8 import compiled
 from tersely.models import get_model_path
 
-from ..support.mapped import GIVES_LARGE_PAGES, lies_in_large_pages
-from .test_int4 import dense, random_int4, rounded, words_of
+from ..support.mapped import HAS_HUGE_PAGES, is_in_huge_pages
+from ..support.refusals import refused
+from .test_int4_conversion import dense, random_int4, rounded, words_of
 
 SMALL = get_model_path("tersely-tiny-small")
 PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "Kai makes 3 times the shells.")
@@ -42,7 +43,7 @@ def kernel() -> Any:
         return import_module("tersely.kernels.quantization.vllm_int4")
 
 
-def test_what_is_refused(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_arguments_are_refused(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.scalar_type import scalar_types
 
     told, announced = list[str](), list[str]()
@@ -92,9 +93,7 @@ def parameter(data: Tensor, **dimensions: int) -> nn.Parameter:
 
 @pytest.mark.parametrize("layout", ["compressed-tensors", "GPTQ", "AWQ"])
 @pytest.mark.parametrize("zeros", [False, True], ids=["symmetric", "asymmetric"])
-def test_layers_as_methods_hand_them_over(
-    kernel: Any, monkeypatch: pytest.MonkeyPatch, layout: str, zeros: bool
-) -> None:
+def test_layers_of_each_method(kernel: Any, monkeypatch: pytest.MonkeyPatch, layout: str, zeros: bool) -> None:
     from vllm.scalar_type import scalar_types
 
     codes, scale, zero = random_int4(48, 320, 64, zeros)
@@ -105,17 +104,17 @@ def test_layers_as_methods_hand_them_over(
     packed = (
         parameter(words_of(zero.T, 1), output_dim=1) if layout == "GPTQ" else parameter(words_of(zero, 0), output_dim=0)
     )
-    layer.register_parameter("z", packed)  # where there are no zeros, what stands here says nothing
+    layer.register_parameter("z", packed)  # ignored without zeros
     kind = scalar_types.uint4 if zeros else scalar_types.uint4b8
     config = kernel.MPLinearLayerConfig((320, 48), (320, 48), kind, torch.bfloat16, 64, zeros)
     ours = kernel.TerselyInt4LinearKernel(config, "w", "s", "z")
     told: list[str] = []
     monkeypatch.setattr(kernel._log, "warning", lambda text, *parts: told.append(text % parts))
-    monkeypatch.setattr(kernel, "ALARMING", 0.01 if zeros else 0.1)
+    monkeypatch.setattr(kernel, "WARN_ABOVE", 0.01 if zeros else 0.1)
     ours.process_weights_after_loading(layer)
-    assert any("rounded group scales change the weights of a layer by " in line for line in told) == zeros
+    assert any("changes the weights of a layer by " in line for line in told) == zeros
     assert set(dict(layer.named_parameters())) == {"w", "s", "tersely_groups"}
-    assert all(lies_in_large_pages(one) == GIVES_LARGE_PAGES for one in layer.parameters())
+    assert all(is_in_huge_pages(one) == HAS_HUGE_PAGES for one in layer.parameters())
     x, bias = torch.randn(2, 5, 320), torch.randn(48)
     expected = x @ dense(codes, scale, zero).T + bias
     out = ours.apply_weights(layer, x.bfloat16(), bias.bfloat16())
@@ -124,7 +123,7 @@ def test_layers_as_methods_hand_them_over(
 
 
 @needs_compiler
-def test_only_who_asks_gets_it(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kernel_is_opt_in(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm import envs
 
     from tersely.kernels.quantization.vllm import register
@@ -138,7 +137,7 @@ def test_only_who_asks_gets_it(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> 
         register()
         assert kernel._POSSIBLE_KERNELS[place] == before and os.environ[DISABLED] == "SomeKernel"
     monkeypatch.setenv(SWITCH, "yes")
-    with pytest.raises(OptionError, match="unknown TERSELY_INT4_KERNEL 'yes'; accepted: 0, 1"):
+    with refused(OptionError, "unknown_name"):
         register()
     monkeypatch.setenv(SWITCH, "1")
     monkeypatch.setattr(kernel, "compiled", lambda: False)
@@ -156,7 +155,7 @@ def test_only_who_asks_gets_it(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def compressed(name: str, codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
-    """A layer as compressed-tensors writes it."""
+    """A layer in the format of compressed-tensors."""
     return {
         f"{name}.weight_packed": words_of(codes, 1),
         f"{name}.weight_scale": scale.bfloat16(),
@@ -165,7 +164,7 @@ def compressed(name: str, codes: Tensor, scale: Tensor, zero: Tensor) -> dict[st
 
 
 def gptq(name: str, codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
-    """A layer as GPTQ's tools write it; zeros are one less there."""
+    """A layer in the format of GPTQ, with zeros one lower."""
     return {
         f"{name}.qweight": words_of(codes.T, 0),
         f"{name}.scales": scale.T.contiguous().half(),
@@ -175,7 +174,7 @@ def gptq(name: str, codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Ten
 
 
 def awq(name: str, codes: Tensor, scale: Tensor, zero: Tensor) -> dict[str, Tensor]:
-    """A layer as AWQ's tools write it."""
+    """A layer in the format of AWQ."""
     order = (0, 2, 4, 6, 1, 3, 5, 7)
     return {
         f"{name}.qweight": words_of(codes.T, 1, order),
@@ -230,7 +229,7 @@ def checkpoint(folder: Path, name: str) -> None:
 
 
 def said(folder: Path, kernel_name: str) -> list[list[int]]:
-    """What vLLM says to some prompts with a checkpoint, whose layers have to run on a kernel of that name."""
+    """Output of vLLM with a checkpoint; asserts the kernel of its layers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from vllm import LLM, SamplingParams
@@ -253,7 +252,7 @@ def said(folder: Path, kernel_name: str) -> list[list[int]]:
 
 
 @needs_compiler
-def test_a_real_vllm_says_nearly_the_same(kernel: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_vllm_output_is_close_to_its_own_kernel(kernel: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in FORMATS:
         checkpoint(tmp_path / name, name)
     theirs = said(tmp_path / "compressed", THEIRS)

@@ -1,4 +1,4 @@
-"""The signals operation: every implementation against the definition in float64, at the edges of what it may get."""
+"""The signals operation: every implementation against the float64 reference, including edge cases."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tersely.kernels import native, signals
 from tersely.kernels.native import library, share_rows
 from tersely.kernels.signals import in_c, in_torch, logit_signals, reference
 
+from ..support.refusals import refused
+
 NAMES = ("entropy", "top", "margin", "log_total")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SIZES = (1, 2, 17, 63, 64, 65, 2047, 2048, 2049, 4113, 50257)
@@ -37,7 +39,7 @@ each = pytest.mark.parametrize("implementation", IMPLEMENTATIONS.values(), ids=I
 
 
 def rows_of(columns: int) -> Tensor:
-    """Rows of every character, float32 [rows, columns]."""
+    """Rows of all kinds, float32 [rows, columns]."""
     generator = torch.Generator().manual_seed(columns)
 
     def noise(scale: float) -> Tensor:
@@ -58,7 +60,7 @@ def rows_of(columns: int) -> Tensor:
 
 
 def assert_right(found: Tensor, logits: Tensor) -> None:
-    """Within 1e-5 of the definition: the entropy and the log-sum-exp in nats, the probabilities of themselves."""
+    """Assert closeness to the reference: entropy and log-sum-exp within 1e-5 nats, probabilities relatively."""
     expected = reference(logits)
     assert found.dtype == torch.float32
     for name, got in zip(NAMES, found, strict=True):
@@ -69,7 +71,7 @@ def assert_right(found: Tensor, logits: Tensor) -> None:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing is looked up yet, and what the test finds is forgotten after it."""
+    """Empty caches, before and after the test."""
     caches = (native.torch_only, native.library, signals._implementation, signals._native)
     for cache in caches:
         cache.cache_clear()
@@ -79,13 +81,13 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
         cache.cache_clear()
 
 
-def test_the_definition_on_a_case_by_hand() -> None:
+def test_reference_by_hand() -> None:
     found = reference(torch.tensor([0.5, 0.25, 0.25, 0]).log()[None] + 3)
     values = [getattr(found, name).item() for name in NAMES]
     assert values == pytest.approx([1.5 * torch.log(torch.tensor(2.0)).item(), 0.5, 0.25, 3.0])
 
 
-def test_the_library_is_built_where_it_can_be() -> None:
+def test_the_library_is_built() -> None:
     if not shutil.which("cc") and not shutil.which("gcc"):
         pytest.skip("no C compiler, so the operations run in torch here")
     assert library(), "the C sources did not compile: see `pip install -v -e .`"
@@ -101,7 +103,7 @@ def test_every_c_file_is_built() -> None:
 
 @each
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_against_the_definition(implementation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+def test_equals_the_reference(implementation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     for columns in SIZES:
         logits = rows_of(columns).to(dtype)
         assert_right(implementation(logits), logits)
@@ -115,7 +117,7 @@ def test_a_large_vocabulary(implementation: Callable[[Tensor], Tensor]) -> None:
 
 @each
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_exact(implementation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
+def test_exact_results(implementation: Callable[[Tensor], Tensor], dtype: torch.dtype) -> None:
     single = torch.full((1, 5000), -torch.inf, dtype=dtype)
     single[0, 4321] = 7
     assert implementation(single).squeeze().tolist() == [0, 1, 1, 7]
@@ -175,8 +177,8 @@ def test_the_public_function() -> None:
     ],
     ids=lambda logits: f"{logits.dtype}{list(logits.shape)}",
 )
-def test_what_is_refused(logits: Tensor) -> None:
-    with pytest.raises(OptionError, match=r"logits are torch\.\w+ \[.*accepted: float32, bfloat16 or float16"):
+def test_invalid_arguments_are_refused(logits: Tensor) -> None:
+    with pytest.raises(OptionError):
         logit_signals(logits)
 
 
@@ -189,7 +191,7 @@ def test_threads_share_the_rows(threads: int, monkeypatch: pytest.MonkeyPatch) -
         seen.append((start, stop))
 
     logits = torch.randn(7, 1 << 19)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # a vLLM of this process lets nobody set them
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)  # vLLM in this process blocks set_num_threads
     share_rows(work, *logits.shape)
     shared = logit_signals(logits)
     assert len(seen) == threads
@@ -204,7 +206,7 @@ def test_small_work_stays_in_one_thread(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == [(0, 32)]
 
 
-def test_a_failure_in_another_thread_is_heard_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_in_other_threads_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(start: int, stop: int) -> None:
         if start:
             raise OSError("no")
@@ -214,20 +216,20 @@ def test_a_failure_in_another_thread_is_heard_of(monkeypatch: pytest.MonkeyPatch
         share_rows(work, 2, 1 << 20)
 
 
-def test_the_environment_can_ask_for_torch(fresh: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_select_torch(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("TERSELY_KERNELS", "torch")
     assert library() is None
     assert signals._implementation("cpu") is signals._implementation("cuda") is in_torch
 
 
-def test_the_environment_cannot_ask_for_anything(fresh: pytest.MonkeyPatch) -> None:
+def test_invalid_environment_values_are_refused(fresh: pytest.MonkeyPatch) -> None:
     fresh.setenv("TERSELY_KERNELS", "tourch")
-    with pytest.raises(OptionError, match="did you mean 'torch'"):
+    with refused(OptionError, "unknown_name"):
         logit_signals(torch.zeros(1, 2))
 
 
 @pytest.mark.parametrize("content", [None, b"not a library"])
-def test_torch_stands_in_for_a_library_that_is_not_there(
+def test_fallback_to_torch_without_the_library(
     fresh: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
 ) -> None:
     if content:
@@ -238,7 +240,7 @@ def test_torch_stands_in_for_a_library_that_is_not_there(
     assert logit_signals(torch.zeros(1, 4)).top.tolist() == [0.25]
 
 
-def test_a_library_of_another_version_is_left_alone(fresh: pytest.MonkeyPatch) -> None:
+def test_libraries_of_other_versions_are_ignored(fresh: pytest.MonkeyPatch) -> None:
     fresh.setattr(native, "ABI", -1)
     assert library() is None
 
@@ -257,7 +259,7 @@ def in_other_process(code: str, folder: Path, **environment: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_triton_says_the_same(tmp_path: Path) -> None:
+def test_triton_equals_the_reference(tmp_path: Path) -> None:
     spoilt = torch.zeros(4, 4500)
     spoilt[0, 4400], spoilt[1, 0], spoilt[2] = torch.nan, torch.inf, -torch.inf
     cases = [rows_of(columns).to(dtype) for columns in (1, 2, 17, 4097, 9001) for dtype in DTYPES]

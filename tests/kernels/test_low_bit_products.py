@@ -1,4 +1,4 @@
-"""The shelf's whole-number operations: every implementation gives the bits of the definition, at all widths."""
+"""Low-bit integer products: every implementation equals the reference, for all widths."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _seeded() -> None:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    """Nothing is looked up yet, and what the test finds is forgotten after it."""
+    """Empty caches, before and after the test."""
     caches = [native.torch_only, native.library]
     caches += [cached for module in (lut_gemv, bit_planes) for cached in (module._implementation, module._native)]
     for cache in caches:
@@ -69,12 +69,12 @@ def activations(*shape: int) -> Tensor:
 
 
 def worth(codes: Tensor, bits: int) -> Tensor:
-    """The odd number that a code stands for."""
+    """The odd integer that a code represents."""
     return 2 * codes.long() - (1 << bits) + 1
 
 
 def views(inside: Tensor, spoilt: int) -> list[Tensor]:
-    """The same rows between others, across, repeated and alone; what lies around them would spoil them."""
+    """The same rows with various strides, surrounded by other values."""
     rows, columns = inside.shape
     padded = torch.full((2 * rows + 1, columns + 9), spoilt, dtype=inside.dtype)
     padded[1::2, 7:-2] = inside
@@ -83,7 +83,7 @@ def views(inside: Tensor, spoilt: int) -> list[Tensor]:
     return [padded[1::2, 7:-2], across.T[::2], inside[:1].expand(4, -1), inside[2:3]]
 
 
-def test_the_library_has_the_operations() -> None:
+def test_the_library_is_used() -> None:
     if FOUND is None:
         pytest.skip("no C compiler, so the operations run in torch here")
     assert min(BEST.values()) >= 0, "the shelf's C is not in the library: see `pip install -v -e .`"
@@ -92,7 +92,7 @@ def test_the_library_has_the_operations() -> None:
         assert module._implementation("cuda") is module.in_torch
 
 
-def test_nothing_else_imports_the_shelf() -> None:
+def test_research_is_imported_by_nothing_else() -> None:
     shelf = Path(lut_gemv.__file__).parent
     homes = "controller evaluation kernels probes tersely training".split()
     files = [file for home in homes for file in (shelf.parents[1] / home).rglob("*.py") if file.parent != shelf]
@@ -102,13 +102,13 @@ def test_nothing_else_imports_the_shelf() -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_torch_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERSELY_KERNELS", "torch")
     assert lut_gemv._implementation("cpu") is lut_gemv.in_torch
     assert bit_planes._implementation("cpu") is bit_planes.in_torch
 
 
-def test_tables_on_a_case_by_hand() -> None:
+def test_tables_by_hand() -> None:
     weight = lut_gemv.pack(torch.tensor([[0, 1, 2, 3, 1], [3, 3, 3, 3, 0]]), 2)  # -3 -1 1 3 -1 and 3 3 3 3 -3
     assert weight.lines.shape == (1, 1, 2, 64)
     # Low bits 0 1 0 1, high bits 0 0 1 1: the last one is taken, so the others are turned round.
@@ -129,7 +129,7 @@ def test_tables_are_packed_and_unpacked(bits: int) -> None:
 
 @each_lut
 @LUT_BITS
-def test_tables_against_the_definition(implementation: Rows, bits: int) -> None:
+def test_tables_equal_the_reference(implementation: Rows, bits: int) -> None:
     for outputs, inputs in SHAPES:
         codes = draw(bits, outputs, inputs)
         weight = lut_gemv.pack(codes, bits)
@@ -173,7 +173,7 @@ def test_codes_with_a_zero_follow_from_symmetric_ones() -> None:
     assert torch.equal(doubled.long(), 2 * (x.long() @ (codes.long() - zero).T))
 
 
-def test_planes_on_a_case_by_hand() -> None:
+def test_planes_by_hand() -> None:
     weight = bit_planes.pack(torch.tensor([[0, 5, 7], [7, 7, 2]]), 3)  # -7 3 7 and 7 7 -3
     assert weight.words.shape == (2, 3, 8)
     assert weight.words[0, :, 0].tolist() == [0b110, 0b100, 0b110]
@@ -183,7 +183,7 @@ def test_planes_on_a_case_by_hand() -> None:
 
 
 @pytest.mark.skipif(BEST["planes"] < 0, reason="nothing is compiled")
-def test_planes_lie_the_same_from_both() -> None:
+def test_c_and_torch_pack_planes_alike() -> None:
     for bits in (1, 5, 8):
         for inputs in (1, 63, 64, 65, 511, 512, 513):
             codes = draw(bits, 3, inputs)
@@ -198,7 +198,7 @@ def test_planes_lie_the_same_from_both() -> None:
 
 @each_planes
 @pytest.mark.parametrize("bits", bit_planes.BITS)
-def test_planes_against_the_definition(implementation: Rows, bits: int) -> None:
+def test_planes_equal_the_reference(implementation: Rows, bits: int) -> None:
     for at, (outputs, inputs) in enumerate(SHAPES):
         for width in {1, 8, 1 + at}:
             weights = draw(width, outputs, inputs)
@@ -253,36 +253,36 @@ def test_threads_share_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lut_gemv.pack(draw(2, 3, 5), 5), "weights of 5 bits; accepted: 1, 2, 3, 4"),
-        (lambda: lut_gemv.pack(draw(2, 3, 5) + 1, 2), "go from 1 to 4; accepted: 0 to 3"),
-        (lambda: lut_gemv.pack(torch.zeros(3, 5), 2), r"torch.float32 \[3, 5\]; accepted: whole numbers"),
-        (lambda: lut_gemv.pack(draw(2, 5), 2), r"torch.uint8 \[5\]; accepted"),
-        (lambda: lut_gemv.pack(draw(2, 0, 5), 2), r"\[0, 5\]; accepted"),
-        (lambda: LutWeight(torch.zeros(1, 1, 2, 32, dtype=torch.uint8), 3, 5), r"\[1, 1, 2, 32\]; accepted: what"),
+        (lambda: lut_gemv.pack(draw(2, 3, 5), 5), "weights of 5 bits"),
+        (lambda: lut_gemv.pack(draw(2, 3, 5) + 1, 2), "1 to 4"),
+        (lambda: lut_gemv.pack(torch.zeros(3, 5), 2), r"torch.float32 \[3, 5\]"),
+        (lambda: lut_gemv.pack(draw(2, 5), 2), r"torch.uint8 \[5\]"),
+        (lambda: lut_gemv.pack(draw(2, 0, 5), 2), r"\[0, 5\]"),
+        (lambda: LutWeight(torch.zeros(1, 1, 2, 32, dtype=torch.uint8), 3, 5), r"\[1, 1, 2, 32\]"),
         (lambda: LutWeight(torch.zeros(1, 1, 2, 64, dtype=torch.uint8), 33, 5), "33 outputs and 5 inputs"),
         (lambda: LutWeight(torch.zeros(1, 1, 2, 64), 3, 5), "lines torch.float32"),
-        (lambda: LutWeight(draw(8, 1, 1, 64, 2).mT, 3, 5), r"\[1, 1, 2, 64\]; accepted: what `pack` makes, contiguous"),
+        (lambda: LutWeight(draw(8, 1, 1, 64, 2).mT, 3, 5), r"\[1, 1, 2, 64\]"),
         (lambda: lut_linear(draw(2, 1, 50), lut_gemv.pack(draw(2, 3, 50), 2)), r"torch.uint8 .*int8 \[..., 50\]"),
         (lambda: lut_linear(activations(1, 49), lut_gemv.pack(draw(2, 3, 50), 2)), r"\[1, 49\].*\[..., 50\]"),
         (lambda: lut_linear(activations(50).to("meta"), lut_gemv.pack(draw(2, 3, 50), 2)), "on meta; .* on cpu"),
-        (lambda: bit_planes.pack(draw(2, 3, 5), 0), "codes of 0 bits; accepted: 1 to 8"),
-        (lambda: bit_planes.pack(draw(3, 3, 99).long() - 1, 2), "go from -1 to 6; accepted: 0 to 3"),
-        (lambda: bit_planes.pack(torch.zeros(3, 5), 2), r"torch.float32 \[3, 5\]; accepted: whole numbers"),
-        (lambda: bit_planes.pack(draw(2, 5, 0), 2), r"\[5, 0\]; accepted"),
-        (lambda: BitPlanes(torch.zeros(1, 2, 1, dtype=torch.int64), 64), r"\[1, 2, 1\]; accepted: what `pack` makes"),
-        (lambda: BitPlanes(torch.zeros(1, 9, 8, dtype=torch.int64), 64), r"\[1, 9, 8\]; accepted: what `pack` makes"),
+        (lambda: bit_planes.pack(draw(2, 3, 5), 0), "codes of 0 bits"),
+        (lambda: bit_planes.pack(draw(3, 3, 99).long() - 1, 2), "-1 to 6"),
+        (lambda: bit_planes.pack(torch.zeros(3, 5), 2), r"torch.float32 \[3, 5\]"),
+        (lambda: bit_planes.pack(draw(2, 5, 0), 2), r"\[5, 0\]"),
+        (lambda: BitPlanes(torch.zeros(1, 2, 1, dtype=torch.int64), 64), r"\[1, 2, 1\]"),
+        (lambda: BitPlanes(torch.zeros(1, 9, 8, dtype=torch.int64), 64), r"\[1, 9, 8\]"),
         (lambda: bit_plane_linear(draw(2, 1, 50), 9, bit_planes.pack(draw(2, 3, 50), 2)), "codes of 9 bits"),
         (lambda: bit_plane_linear(draw(2, 1, 9).long(), 2, bit_planes.pack(draw(2, 3, 9), 2)), "torch.int64 .*uint8"),
         (lambda: bit_plane_linear(draw(2, 1, 49), 2, bit_planes.pack(draw(2, 3, 50), 2)), r"\[1, 49\].*\[..., 50\]"),
-        (lambda: bit_plane_linear(draw(3, 1, 99), 2, bit_planes.pack(draw(2, 3, 99), 2)), "go from 0 to 7; .* 0 to 3"),
+        (lambda: bit_plane_linear(draw(3, 1, 99), 2, bit_planes.pack(draw(2, 3, 99), 2)), "0 to 7"),
         (
             lambda: bit_plane_linear(draw(8, 1, 33_026), 8, bit_planes.pack(draw(8, 1, 33_026), 8)),
-            "33026 inputs of 8 by 8 bits; accepted: at most 33025",
+            "33026",
         ),
     ],
     ids=range(23),
 )
-def test_what_is_refused(call: Callable[[], object], message: str) -> None:
+def test_invalid_arguments_are_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         call()
 
@@ -291,5 +291,5 @@ def test_what_is_refused(call: Callable[[], object], message: str) -> None:
 def test_codes_with_too_many_bits_are_refused(implementation: Rows) -> None:
     weight, codes = bit_planes.pack(draw(2, 3, 99), 2), draw(3, 2, 99) & 3
     codes[1, 98] = 4
-    with pytest.raises(OptionError, match="to 4; accepted: 0 to 3"):
+    with pytest.raises(OptionError):
         implementation(codes, 2, weight)

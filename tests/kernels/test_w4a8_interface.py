@@ -1,4 +1,4 @@
-"""Low-bit linear layers around their arithmetic: what is refused, threads, how activations lie, how torch sees them."""
+"""The interface of the W4A8 layer: errors, threads, strides, torch features."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersely.errors import OptionError
 from tersely.kernels import native
+from tersely.kernels.native import python_thread_team
 from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
-from tersely.kernels.w4a8_layout import DEEPEST, PackedLayout, check, pack, pack_bytes
-from tersely.kernels.w4a8_native import our_threads
+from tersely.kernels.w4a8_layout import DEEPEST, PackedLayout, check_layer, pack, pack_bytes
 
 from ..support.vectors import BEST, FOUND
 from .test_w4a8_op import DTYPES, Size, each, random_layer
 
 
-def test_the_library_has_the_operation() -> None:
+def test_the_compiled_op_is_registered() -> None:
     if FOUND is None:
         pytest.skip("no C compiler, so the operations run in torch here")
     assert BEST >= 0, "csrc/w4a8_op.c is not in the library, or not for this torch: see `pip install -v -e .`"
@@ -55,17 +55,17 @@ def test_the_library_has_the_operation() -> None:
     ],
     ids=range(12),
 )
-def test_tensors_that_do_not_fit(
+def test_invalid_tensors_are_refused(
     implementation: Callable[..., Tensor], changed: dict[str, Tensor], message: str
 ) -> None:
     layer = random_layer(20, 90, 32)
     parts = {"x": torch.ones(1, 90), **vars(layer), **changed}
-    with pytest.raises(OptionError, match=f"{message}.*accepted: tensors as `pack` makes them"):
+    with pytest.raises(OptionError, match=message):
         implementation(*parts.values())
 
 
 @pytest.mark.skipif(BEST < 0, reason="not compiled")
-def test_compiled_code_and_the_check_take_the_same_shapes() -> None:
+def test_c_and_python_accept_the_same_shapes() -> None:
     taken, scale = 0, torch.ones(20)
     few = product((0, 1, 4, 8, 12, 16, 17, 20, 32), (None, 0, 1, 2, 3, 4, 5), range(1, 150))
     # So many groups that what is left over after the last one is less than an input each.
@@ -74,9 +74,9 @@ def test_compiled_code_and_the_check_take_the_same_shapes() -> None:
         groups = None if count is None else torch.ones(2, count, 2, 16, dtype=torch.uint8)
         weight, x = torch.zeros(*((2,) if planes else ()), 2, lines, 64, dtype=torch.uint8), torch.ones(1, inputs)
         try:
-            check(inputs, weight, groups, scale, None, None)
+            check_layer(inputs, weight, groups, scale, None, None)
         except OptionError:
-            with pytest.raises(RuntimeError, match=r"w4a8_linear of .* says what is wrong"):
+            with pytest.raises(RuntimeError, match="w4a8_linear"):
                 w4a8_op(x, weight, groups, scale)
         else:
             taken += 1
@@ -87,28 +87,28 @@ def test_compiled_code_and_the_check_take_the_same_shapes() -> None:
 @each
 def test_tensors_on_other_devices(implementation: Callable[..., Tensor]) -> None:
     layer, x = random_layer(20, 90, 32), torch.ones(2, 90)
-    with pytest.raises(OptionError, match="tensors are on cpu, meta; accepted: all on one device"):
+    with pytest.raises(OptionError, match="meta"):
         implementation(x, layer.weight.to("meta"), layer.groups, layer.channel_scale)
 
 
 @pytest.mark.parametrize("x", [torch.ones(3, 90, dtype=torch.float64), torch.tensor(1.0)], ids=str)
 @each
-def test_activations_that_are_none(implementation: Callable[..., Tensor], x: Tensor) -> None:
-    with pytest.raises(OptionError, match="accepted: float32, bfloat16 or float16"):
+def test_invalid_activations_are_refused(implementation: Callable[..., Tensor], x: Tensor) -> None:
+    with pytest.raises(OptionError):
         implementation(x, *random_layer(20, 90, 32).tensors())
 
 
 def test_layers_too_deep() -> None:
     weight = pack_bytes(torch.ones(1, DEEPEST + 4))
-    with pytest.raises(OptionError, match="at most 65536"):
+    with pytest.raises(OptionError, match="65536"):
         w4a8_linear(torch.ones(1, DEEPEST + 4), weight, None, torch.ones(1))
 
 
-def test_what_cannot_be_packed() -> None:
+def test_pack_refuses_invalid_groups() -> None:
     codes, about = torch.zeros(4, 64), torch.ones(4, 2)
-    with pytest.raises(OptionError, match="groups of 48 inputs; accepted: 32, 64, 128"):
+    with pytest.raises(OptionError, match="48"):
         pack(codes, about, about, 48)
-    with pytest.raises(OptionError, match="do not fit codes"):
+    with pytest.raises(OptionError):
         pack(codes, about, about, 64)
 
 
@@ -117,7 +117,10 @@ def test_what_cannot_be_packed() -> None:
 @pytest.mark.parametrize("team", [True, False], ids=["torch's threads", "our threads"])
 def test_threads_share_rows_and_tiles(team: bool, size: Size) -> None:
     assert FOUND is not None
-    used, ours = ctypes.c_void_p.in_dll(FOUND, "tersely_w4a8_team"), ctypes.cast(our_threads, ctypes.c_void_p).value
+    used, ours = (
+        ctypes.c_void_p.in_dll(FOUND, "tersely_w4a8_team"),
+        ctypes.cast(python_thread_team, ctypes.c_void_p).value,
+    )
     theirs = used.value
     if team and theirs == ours:
         pytest.skip("torch's OpenMP cannot be reached here")
@@ -139,7 +142,7 @@ def test_threads_share_rows_and_tiles(team: bool, size: Size) -> None:
 
 @each
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_activations_may_lie_as_they_like(implementation: Callable[..., Tensor], dtype: torch.dtype) -> None:
+def test_strided_activations(implementation: Callable[..., Tensor], dtype: torch.dtype) -> None:
     layer, x = random_layer(20, 90, 32), torch.randn(3, 4, 90).to(dtype)
     expected = implementation(x, *layer.tensors())
     assert expected.shape == (3, 4, 20) and expected.is_contiguous()
@@ -160,7 +163,7 @@ def test_activations_may_lie_as_they_like(implementation: Callable[..., Tensor],
 
 
 @each
-def test_tensors_are_let_go(implementation: Callable[..., Tensor]) -> None:
+def test_tensors_are_released(implementation: Callable[..., Tensor]) -> None:
     layer, other = random_layer(20, 90, 32, extras=True), random_layer(7, 90, None)
     assert layer.bias is not None
     layer.bias = torch.cat((layer.bias, torch.zeros(7)))
@@ -172,7 +175,7 @@ def test_tensors_are_let_go(implementation: Callable[..., Tensor]) -> None:
     assert held == [torch.zeros(1)._use_count()] * len(held)  # type: ignore[attr-defined]
 
 
-def test_where_no_thread_can_be_started_one_does_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_thread_suffices_if_no_other_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         def submit(self, work: Callable[[], None]) -> None:
             raise RuntimeError("can't start new thread")
@@ -183,7 +186,7 @@ def test_where_no_thread_can_be_started_one_does_it_all(monkeypatch: pytest.Monk
     assert called == [1]
 
 
-def test_threads_are_waited_for_whatever_happens() -> None:
+def test_threads_are_joined_after_an_exception() -> None:
     started, ended = threading.Barrier(2), threading.Event()
 
     def work() -> None:
@@ -201,11 +204,11 @@ def test_threads_are_waited_for_whatever_happens() -> None:
 def test_the_op_has_no_gradient_and_says_so() -> None:
     layer = random_layer(20, 90, 32)
     out = w4a8_op(torch.randn(2, 90, requires_grad=True), *layer.tensors())
-    with pytest.raises(NotImplementedError, match="W4A8Linear passes one through"):
+    with pytest.raises(NotImplementedError, match="W4A8Linear"):
         out.sum().backward()
 
 
-def test_torch_knows_what_comes_out() -> None:
+def test_fake_tensors() -> None:
     layer, x = random_layer(20, 90, 32, extras=True), torch.randn(2, 3, 90, dtype=torch.bfloat16)
     with FakeTensorMode() as mode:
         fake = w4a8_op(mode.from_tensor(x), *(t if t is None else mode.from_tensor(t) for t in layer.tensors()))
@@ -221,12 +224,12 @@ def test_autocast_changes_nothing() -> None:
 
 
 def run(code: str, kernels: str) -> subprocess.CompletedProcess[str]:
-    """A Python of its own, where the environment says which operations are wanted."""
+    """Run Python in a subprocess with TERSELY_KERNELS set."""
     environment = {**os.environ, "TERSELY_KERNELS": kernels}
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_environment_can_ask_for_torch() -> None:
+def test_the_environment_can_select_torch() -> None:
     code = """
 from tersely.kernels.w4a8 import *
 from tersely.kernels.w4a8_layout import pack_bytes
@@ -239,7 +242,7 @@ for way in (w4a8_linear, w4a8_op, in_torch):
     assert (done.returncode, done.stdout) == (0, "[2032.0]\n" * 3), done.stderr
 
 
-def test_what_the_environment_cannot_ask_for_is_said_each_time() -> None:
+def test_invalid_environment_values_are_refused_each_time() -> None:
     code = """
 for _ in range(2):
     try:
@@ -253,7 +256,7 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "scaled"])
-def test_gradients_go_through_as_if_nothing_had_been_rounded(extras: bool) -> None:
+def test_straight_through_gradients(extras: bool) -> None:
     torch.manual_seed(0)
     given = {name: value for name, value in asdict(random_layer(32, 64, 32, extras)).items() if value is not None}
     bias = torch.float32 if extras else None
