@@ -76,7 +76,7 @@ def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
         with suppress(OSError):
             _PEAK.write_text("5")  # begins the peak anew
         begun, before = time.perf_counter(), _memory("VmRSS")
-        train(name, config, say=said.append)
+        train(name, config, log=said.append)
         logs = [json.loads(line) for line in (out / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
         found: dict[str, Any] = {
             "loss": [log["loss"] for log in logs if "loss" in log],
