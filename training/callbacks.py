@@ -41,7 +41,7 @@ class GradientGuard(TrainerCallback):  # type: ignore[misc]
         for name, weight in kwargs["model"].named_parameters():
             if weight.grad is not None and not bool(weight.grad.isfinite().all()):
                 raise DivergedError(
-                    f"the gradient of {name} in step {state.global_step + 1} is no longer finite; the last good "
+                    f"the gradient of {name} in step {state.global_step + 1} is not finite; the last good "
                     "checkpoint is kept, resume from it (--resume) with a lower learning rate"
                 )
 

@@ -113,7 +113,7 @@ def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path
     values = recipe.model_dump(mode="json", exclude=set(CHANGEABLE))
     if not holds_run(folder):
         if resume:
-            raise RecipeError(f"there is no run in {folder} to resume; remove --resume to start one", code="no_run")
+            raise RecipeError(f"{folder} does not hold a run to resume; remove --resume to start one", code="no_run")
         _write_recipe(folder, values)
         return None
     if not resume:

@@ -46,7 +46,7 @@ _RESERVED = frozenset(
 
 
 class DivergedError(TerselyError, RuntimeError):
-    """The weights, the loss or the gradients are no longer finite."""
+    """The weights, the loss or the gradients are not finite."""
 
     code = "training_diverged"
 
@@ -227,8 +227,8 @@ class Sampler:
         """
         if row.state == "answer":
             raise OptionError(
-                f"the chat template closes the thinking of tier {row.budget.tier!r} within the prompt, so there is no "
-                "choice to learn; train on the tiers easy, normal or hard",
+                f"the chat template closes the thinking of tier {row.budget.tier!r} within the prompt, which "
+                "leaves no choice to learn; train on the tiers easy, normal or hard",
                 code="thinking_closed_by_template",
             )
         if row.state == "thinking":
@@ -257,7 +257,7 @@ class Sampler:
         logprobs = torch.log_softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
         if not bool(logprobs.isfinite().all()):
             raise DivergedError(
-                "the model's probabilities are no longer finite: training has diverged; resume from the last good "
+                "the model's probabilities are not finite: training has diverged; resume from the last good "
                 "checkpoint (--resume) with a lower learning rate"
             )
         index = {prompt: i for i, prompt in enumerate(distinct)}

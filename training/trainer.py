@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with the additions that adaptive thinking needs.
 
 These are other kinds of advantages, first tokens that were not drawn from the policy, statistics by mode and tier, and
-an end when the loss is no longer finite. It overrides methods that TRL does not promise to keep;
+an end when the loss is not finite. It overrides methods that TRL does not promise to keep;
 `tests/unit/training/test_trainer.py` notices when one changes.
 """
 
@@ -90,14 +90,13 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _local(self, values: Tensor) -> Tensor:
         """This process's part of values gathered from all."""
-        size = len(self.rollout_inputs)
-        return values[self.accelerator.process_index * size :][:size]
+        size, process = len(self.rollout_inputs), int(self.accelerator.process_index)
+        return values[process * size :][:size]
 
     def _local_rewards(self) -> Tensor:
         """The weighted sum of rewards of each of this process's completions."""
         assert self._rewards is not None  # `_calculate_rewards` has just been called
-        total: Tensor = (self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1)
-        return self._local(total)
+        return self._local((self._rewards * self.reward_weights.to(self._rewards)).nansum(dim=1))
 
     def _token_advantages(self, inputs: list[dict[str, Any]], output: dict[str, Any]) -> Tensor:
         """The return of each token minus its baseline, [rows, tokens], over their root mean square.

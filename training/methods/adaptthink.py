@@ -68,7 +68,7 @@ class NoThinkBonus(Reward):
     name = "no_think_bonus"
 
     def __init__(self, delta: float = 0.05, marker: str = "</think>") -> None:
-        """Prepare the reward; `marker` closes the thinking and shows the mode if there is no column `mode`."""
+        """Prepare the reward; `marker` closes the thinking, and shows the mode without a column `mode`."""
         if not 0 <= delta <= 1:
             raise OptionError(f"delta is {delta}; accepted: a number from 0 to 1")
         self.delta, self.marker = delta, marker

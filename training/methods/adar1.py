@@ -167,7 +167,7 @@ def make_pairs(
     """The preference pairs of one question, from as many long as short completions.
 
     Long thinking is preferred only if its accuracy is higher by more than half a sample. Chosen completions are right;
-    rejected ones are wrong if any are. There are no pairs if neither kind is ever right, and none for brevity if less
+    rejected ones are wrong if any are. No pairs are made if neither kind is ever right, and none for brevity if less
     than `min_accuracy` of the preferred kind is right: a question that is not learned yet must not be learned short.
     """
     right_long, right_short = sum(t.right for t in long), sum(t.right for t in short)

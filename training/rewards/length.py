@@ -68,8 +68,8 @@ class TierAdherence(Reward):
 
         Args:
             budgets: thinking tokens of each tier; by default those of the controller.
-            marker_id: the token that closes the thinking. Thinking tokens are counted in `completion_ids` with it if
-                there is no column `thinking_tokens`.
+            marker_id: the token that closes the thinking. Without a column `thinking_tokens`, they are counted
+                in `completion_ids` with it.
         """
         self.budgets = dict(budgets or {name: tier.thinking for name, tier in TIERS.items()})
         self.marker_id = marker_id

@@ -1,4 +1,4 @@
-"""Whole responses of the embedded models, by what happens to their thinking: nothing, a hint, a cut, or none at all."""
+"""Responses of the embedded models: with full thinking, with a hint in it, cut off, or without thinking."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def _closed(writer: Writer) -> ToyTrace:
 
 
 def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> ToyTrace:
-    """A whole response in a thinking mode; `brief` as for `think`."""
+    """A response in a thinking mode; `brief` as for `think`."""
     writer = Writer(problem, rng)
     think(writer, mode, brief)
     return _closed(writer)
 
 
 def direct(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
-    """A response without thinking; the template has opened and closed the thinking already."""
+    """A response without thinking, which the template has opened and closed already."""
     return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
 
 
 def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
-    """Number of pieces up to a line end at a random share of the text."""
+    """The number of pieces up to a line end at a random share of the text."""
     want, seen = len(trace.text) * rng.uniform(low, high), 0
     for number, (text, _) in enumerate(trace.pieces, 1):
         seen += len(text)
@@ -61,7 +61,7 @@ def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
 
 
 def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
-    """Thinking into which a hint falls (no loss on it): the pass under way is finished, and checked once if need be."""
+    """Thinking with a hint in it (masked): the current pass is finished, and checked once if necessary."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "normal", "hard")), brief)
     pieces = writer.trace.pieces
@@ -80,7 +80,7 @@ def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
 
 
 def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
-    """Thinking closed from outside with a closing sentence (no loss on it); the answer is the last one stated."""
+    """Thinking closed from outside with a closing sentence (masked); the answer is the last one stated."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "hard", "easy")), brief)
     at = _line_end(writer.trace, rng, 0.0, 1.0)

@@ -1,11 +1,11 @@
 """The thinking of the embedded models, as the text they learn from.
 
-A *fast* pass takes every step at a glance: short, and for a small network error-prone by nature. A *careful* pass
-writes every column. So thinking longer is worth something, and re-checking after the answer stood is sometimes needed
-and mostly not: the overthinking that tersely exists to control.
+A *fast* pass computes every step at once: short, and error-prone for a small network. A *careful* pass writes out every
+column. So longer thinking is worth something, and re-checking a stated answer is sometimes needed and mostly not: the
+overthinking that tersely is meant to control.
 
-Passes in the data carry planted slips, the numbers written wrong get no loss (`SLIP`): the model learns to live with
-an earlier error and to repair it, never to make one.
+Passes in the data contain planted slips. The wrong numbers are masked from the loss (`SLIP`): the model learns to handle
+and repair an earlier error, but not to make one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ToyTrace:
 
 @dataclass(frozen=True, slots=True)
 class StatedStep:
-    """An answer that the thinking stated: after how many pieces, its value, and whether a careful pass backs it."""
+    """An answer stated in the thinking: after how many pieces, its value, and whether a careful pass confirms it."""
 
     pieces: int
     value: int
@@ -59,7 +59,7 @@ class StatedStep:
 
 
 class Writer:
-    """Writes the thinking for one problem; `stated` keeps what has been concluded so far."""
+    """Writes the thinking for one problem; `stated` has the answers stated so far."""
 
     def __init__(self, problem: Problem, rng: Random) -> None:
         self.problem = problem
@@ -70,27 +70,27 @@ class Writer:
 
     @property
     def belief(self) -> int:
-        """The answer that stands."""
+        """The current answer."""
         return self.stated[-1].value
 
-    def facts(self, mode: str) -> None:
-        """Write down which steps the problem asks for, in its order."""
+    def write_facts(self, mode: str) -> None:
+        """Write down the steps of the problem, in its order."""
         steps = zip(self.labels, self.problem.program, strict=True)
         self.trace.add(self.rng.choice(FACTS[mode]))
-        self.trace.add(",".join(f" {label}={self._said(step)}" for label, step in steps), READ)
+        self.trace.add(",".join(f" {label}={self._format_step(step)}" for label, step in steps), READ)
         self.trace.add(".\n\n")
 
-    def _said(self, step: Step) -> str:
-        return self._term(step.left) + step.op + self._term(step.right)
+    def _format_step(self, step: Step) -> str:
+        return self._format_operand(step.left) + step.op + self._format_operand(step.right)
 
-    def _term(self, operand: Operand) -> str:
+    def _format_operand(self, operand: Operand) -> str:
         return str(operand.literal) if operand.step is None else self.labels[operand.step]
 
     def run_pass(self, careful: bool, slip: float) -> int:
         """A pass over all steps, with planted slips; returns the value it arrives at."""
         program, values = self.problem.program, [0] * len(self.problem.program)
         slip_at = self.rng.randrange(len(program)) if self.rng.random() < slip else -1
-        # A network sees at once that a second careful pass repeats the first; there is little to learn from it.
+        # A network easily sees that a second careful pass repeats the first, so it learns little from it.
         repeated = careful and any(s.checked for s in self.stated)
         worked, concluded = (COPY, COPY) if repeated else (CAREFUL, CAREFUL if careful else FAST)
         for i, step in enumerate(program):
@@ -108,9 +108,9 @@ class Writer:
             self.trace.add(".\n")
         return values[-1]
 
-    def first(self, mode: str, slip: float) -> None:
+    def write_first_pass(self, mode: str, slip: float) -> None:
         """The facts, and the pass that ends with the first stated answer."""
-        self.facts(mode)
+        self.write_facts(mode)
         careful = mode == "hard"
         self._state(self.run_pass(careful, slip), careful)
 
@@ -121,7 +121,7 @@ class Writer:
         self.stated.append(StatedStep(len(self.trace.pieces), value, checked))
 
     def recheck(self, careful: bool, slip: float) -> bool:
-        """One re-check, its verdict, and the change of mind if a careful one says so; True if it disagreed."""
+        """One re-check and its verdict; a careful one changes the answer if it disagrees. Returns whether it disagreed."""
         rng, before = self.rng, self.stated[-1]
         self.trace.add(USUAL_CUE if rng.random() < 0.8 else rng.choice(CUES), CHOICE)
         self.trace.add(rng.choice(CAREFUL_LEADS if careful else QUICK_LEADS) + "\n")
@@ -134,8 +134,8 @@ class Writer:
         return differs
 
 
-def rounds(steps: int, mode: str, rng: Random) -> int:
-    """How often the thinking of a mode re-checks: more for more steps, so that greedy decoding overthinks as well."""
+def count_rechecks(steps: int, mode: str, rng: Random) -> int:
+    """The number of re-checks in a mode: more for more steps, so that greedy decoding overthinks as well."""
     if mode == "easy":
         return 0
     usual = 2 if steps < 3 else 3
@@ -144,14 +144,15 @@ def rounds(steps: int, mode: str, rng: Random) -> int:
 
 
 def think(writer: Writer, mode: str, brief: bool = False) -> None:
-    """Write the thinking of a mode: `easy` looks once, `normal` looks and re-checks, `hard` is careful at once.
+    """Write the thinking of a mode: `easy` has one fast pass, `normal` re-checks it, `hard` is careful at once.
 
-    brief: at most one re-check, for the first part of training, which is about getting a pass right.
+    Args:
+        brief: at most one re-check, for the first part of training, which teaches correct passes.
     """
     rng, steps = writer.rng, len(writer.problem.program)
     slip = {"easy": 0.0, "normal": 0.2 if steps == 1 else 0.4, "hard": 0.08}[mode]
-    writer.first(mode, slip)
-    left, doubt, number = rounds(steps, mode, rng), False, 0
+    writer.write_first_pass(mode, slip)
+    left, doubt, number = count_rechecks(steps, mode, rng), False, 0
     if brief:
         left = min(left, int(mode == "normal" or rng.random() < 0.3))
     while number < left:
