@@ -81,15 +81,14 @@ def check_recipe(
         start=start,
         tools=TOLD if agentic else (),
     )
-    longest = _longest_prompt(sampler, rows)
     completions = completions or recipe.rollouts.generations
     dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
-    problems = [
-        *_check_questions(recipe, rows),
-        *(_check_step_sizes(recipe, completions, dtype) if resident.trained != "nothing" else ()),
-        *_check_lengths(recipe, sampler, rows, longest, no_think_tokens),
-        *(problem for key, stage in stages.items() for problem in _check_stage(recipe, key, stage, dtype)),
-    ]
+    longest = _longest_prompt(sampler, rows)
+    problems = [*_check_questions(recipe, rows), *_check_lengths(recipe, sampler, rows, longest, no_think_tokens)]
+    if resident.trained != "nothing":
+        problems += _check_step_sizes(recipe, completions, dtype)
+    for key, stage in stages.items():
+        problems += _check_stage(recipe, key, stage, dtype)
     if problems:
         raise RecipeError("; ".join(problems), code="inconsistent_recipe")
     longest += recipe.rollouts.max_new_tokens

@@ -121,7 +121,8 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         advantages: Tensor = (returns - values) * mask
         sums = torch.stack([advantages.square().sum(), mask.sum().float()])
         squares, count = self.accelerator.reduce(sums, reduction="sum").tolist()
-        return advantages / ((squares / max(count, 1.0)) ** 0.5 + 1e-4)
+        normalised: Tensor = advantages / ((squares / max(count, 1.0)) ** 0.5 + 1e-4)
+        return normalised
 
     def _set_behaviour_logps(self, output: dict[str, Any], policy_logps: Tensor) -> None:
         """Use the log-probability with which a token was really drawn, where it was not drawn from the policy.

@@ -4,8 +4,8 @@ A *fast* pass computes every step at once: short, and error-prone for a small ne
 column. So longer thinking is worth something, and re-checking a stated answer is sometimes needed and mostly not: the
 overthinking that tersely is meant to control.
 
-Passes in the data contain planted slips. The wrong numbers are masked from the loss (`SLIP`): the model learns to handle
-and repair an earlier error, but not to make one.
+Passes in the data contain planted slips. The wrong numbers are masked from the loss (`SLIP`): the model learns to
+handle and repair an earlier error, but not to make one.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Writer:
         self.stated.append(StatedStep(len(self.trace.pieces), value, checked))
 
     def recheck(self, careful: bool, slip: float) -> bool:
-        """One re-check and its verdict; a careful one changes the answer if it disagrees. Returns whether it disagreed."""
+        """Write a re-check and its verdict; if it disagrees and is careful, the answer changes. Returns the disagreement."""
         rng, before = self.rng, self.stated[-1]
         self.trace.add(USUAL_CUE if rng.random() < 0.8 else rng.choice(CUES), CHOICE)
         self.trace.add(rng.choice(CAREFUL_LEADS if careful else QUICK_LEADS) + "\n")

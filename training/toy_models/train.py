@@ -155,16 +155,11 @@ def train(
     if size.base is not None:
         load_base_weights(size.base, model)
     opts = build_optimizers(model, size)
-    base = [[g["lr"] for g in o.param_groups] for o in opts]
+    base_rates = [[group["lr"] for group in opt.param_groups] for opt in opts]
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    seen, skip, step = 0, 0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for opt, saved in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved)
-        seen, skip = state["seen"], state["step"]
+    seen, skip = _load_checkpoint(checkpoint, model, opts)
+    step = 0
     if compile_layers:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
@@ -179,26 +174,18 @@ def train(
             progress[0] = replay / goal
             continue
         progress[0] = seen / goal
-        factor = rate_factor(progress[0])
-        for opt, rates in zip(opts, base, strict=True):
+        for opt, rates in zip(opts, base_rates, strict=True):
             for group, lr in zip(opt.param_groups, rates, strict=True):
-                group["lr"] = lr * factor
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss, right, classes = training_loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+                group["lr"] = lr * rate_factor(progress[0])
+        meter.update(*_take_step(model, opts, batch, half))
         seen += batch.tokens
-        meter.update(loss.item(), right, classes)
         if step % 50 == 0:
             minutes = (time.monotonic() - start) / 60
             accuracy = " ".join(f"{k} {v:.3f}" for k, v in sorted(meter.accuracy.items()))
             report(f"{seen / goal:6.1%} step {step} loss {meter.loss:.4f} {accuracy} | {minutes:.1f} min")
         over = (time.monotonic() - start) / 60 > wall_minutes
         if step % 400 == 0 or over or seen >= goal:
-            _checkpoint(checkpoint, model, opts, seen, step)
+            _save_checkpoint(checkpoint, model, opts, seen, step)
         if over:
             raise TimeoutError(f"stopped after {wall_minutes} minutes at {seen / goal:.0%}; run again to continue")
         if seen >= goal:
@@ -208,7 +195,31 @@ def train(
     return out
 
 
-def _checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, step: int) -> None:
+def _take_step(
+    model: Any, opts: list[torch.optim.Optimizer], batch: Batch, half: bool
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss, right, classes = training_loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for opt in opts:
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+    return loss.item(), right, classes
+
+
+def _load_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> tuple[int, int]:
+    """Restore a checkpoint, if there is one; returns the tokens and steps done."""
+    if not path.exists():
+        return 0, 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["opts"], strict=True):
+        opt.load_state_dict(saved)
+    return state["seen"], state["step"]
+
+
+def _save_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, step: int) -> None:
     state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "seen": seen, "step": step}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)

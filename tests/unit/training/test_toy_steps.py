@@ -51,7 +51,7 @@ def test_each_step_makes_the_next_call_and_the_last_one_answers(effort: str) -> 
                 assert (name, arguments, text) == (tool, {TOOLS[tool].argument: argument}, "")
 
 
-def test_without_tools_it_does_not_know() -> None:
+def test_without_tools_the_answer_is_unknown() -> None:
     for task in tasks():
         answer = respond_to(AgentStep(task, 0, tools=False), "hard", Random(0)).text.rpartition("</think>\n\n")[2]
         assert answer == UNKNOWN and not task.solved_by(answer)
