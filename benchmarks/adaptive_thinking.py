@@ -33,7 +33,7 @@ BEFORE = {"before": "normal", "before-easy": "easy", "before-none": "none"}
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """Results of a model, or the mean of several: for each question accuracy, tokens, and whether it skipped thinking."""
+    """Results of one or several models: for each question accuracy, tokens, and whether thinking was skipped."""
 
     right: Sequence[float]
     tokens: Sequence[float]

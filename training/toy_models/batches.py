@@ -14,9 +14,8 @@ from ...evaluation.agents.tools import TOLD
 from ...evaluation.agents.world import World
 from ...evaluation.tasks.toy_problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.toy_programs import Work, draw_work, run
-from .responses import respond
 from .steps import AgentStep, respond_to
-from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, ToyTrace
+from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, ToyTrace, respond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,8 +11,8 @@ from ...evaluation.agents.tools import TOOLS
 from ...evaluation.agents.world import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS
 from ...evaluation.tasks.toy_problems import stream
 from ...models import get_model_path
-from .responses import RESPONSES, respond
 from .steps import CALLED
+from .traces import RESPONSES, respond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
