@@ -23,7 +23,7 @@ from .config import Optimiser, Recipe, RecipeError
 from .data import Row, load_rows, load_tasks
 from .memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
 from .processes import check_launcher, world_size
-from .sampling import CompletionRequest, Sampler
+from .sampling import CompletionRequest, RolloutSampler
 
 LIBRARIES = ("trl", "peft", "accelerate", "datasets")
 
@@ -52,8 +52,8 @@ def check_recipe(
 
     Args:
         completions: that a step learns per question; by default those of a group.
-        no_think_tokens: see `Sampler`.
-        start: see `Sampler`.
+        no_think_tokens: see `RolloutSampler`.
+        start: see `RolloutSampler`.
         tools: whether the method can train on tasks with tools.
         stages: further optimisers by their keys, each for a stage that learns one completion per question of a step
             and whose full model is the start of the next stage.
@@ -73,7 +73,7 @@ def check_recipe(
     if agentic:
         check_tools(engine)
     markers = None if recipe.markers is None else parse_markers(recipe.markers)
-    sampler = Sampler(
+    sampler = RolloutSampler(
         engine,
         recipe.rollouts,
         markers,
@@ -101,7 +101,7 @@ def check_recipe(
 
 
 def _describe(
-    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, content: str, memory: MemoryEstimate
+    recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, content: str, memory: MemoryEstimate
 ) -> list[str]:
     settings = recipe.rollouts
     prepared = sampler.prepare([CompletionRequest(rows[0]["prompt"])])[0]
@@ -184,7 +184,7 @@ def load_meta_engine(name: str) -> TransformersEngine:
     return TransformersEngine(model, tokenizer, name)
 
 
-def _longest_prompt(sampler: Sampler, rows: Sequence[Row]) -> int:
+def _longest_prompt(sampler: RolloutSampler, rows: Sequence[Row]) -> int:
     """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that does not fit."""
     for row in rows:
         if not _has_thinking(row["tier"]):
@@ -236,7 +236,7 @@ def _check_stage(recipe: Recipe, key: str, settings: Optimiser, dtype: Any) -> I
 
 
 def _check_lengths(
-    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
+    recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
 ) -> Iterator[str]:
     rollouts, context = recipe.rollouts, sampler.engine.context_length
     if context is not None and longest + rollouts.max_new_tokens > context:

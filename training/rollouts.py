@@ -8,7 +8,7 @@ from typing import Any
 
 from ..evaluation.runner import batch_seed
 from .rewards.base import AGENTIC, NO_THINK, THINK
-from .sampling import FREE, CompletionRequest, Rollout, Sampler
+from .sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
 COLUMNS = (
     *("mode", "start_mode", "p_no_think", "response", "thinking_tokens", "response_tokens", "finish_reason"),
@@ -25,7 +25,7 @@ class GroupRollouts:
     The tier of a prompt is the column `tier` of the trainer's inputs.
     """
 
-    def __init__(self, sampler: Sampler, plan: Sequence[str], seed: int) -> None:
+    def __init__(self, sampler: RolloutSampler, plan: Sequence[str], seed: int) -> None:
         """Prepare rollouts.
 
         Args:

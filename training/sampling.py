@@ -123,7 +123,7 @@ def build_options(settings: Rollouts) -> GenerationOptions:
     )
 
 
-class Sampler:
+class RolloutSampler:
     """Samples completions of one model; everything is decided by the seed."""
 
     def __init__(

@@ -12,7 +12,7 @@ from .data import Row
 from .preflight import CheckedRecipe
 from .processes import resumable_map
 from .rewards.base import Correctness
-from .sampling import CompletionRequest, Sampler
+from .sampling import CompletionRequest, RolloutSampler
 
 _OLD_KEYS = {"learnt": "loss_mask", "whole": "finished"}
 """Names of fields in files of older releases."""
@@ -44,7 +44,7 @@ class SampledTrace:
         return len(self.ids)
 
 
-def rollout_identity(sampler: Sampler, rows: Sequence[Row], samples: int, seed: int) -> dict[str, Any]:
+def rollout_identity(sampler: RolloutSampler, rows: Sequence[Row], samples: int, seed: int) -> dict[str, Any]:
     """What decides the completions sampled for these rows; a file of another identity is not resumed."""
     return {
         "fingerprint": sampler.engine.fingerprint(),
@@ -58,7 +58,7 @@ def rollout_identity(sampler: Sampler, rows: Sequence[Row], samples: int, seed: 
 def collect_traces(
     recipe: Recipe,
     checked: CheckedRecipe,
-    sampler: Sampler,
+    sampler: RolloutSampler,
     samples: int,
     name: str,
     log: Callable[[str], None],
@@ -91,7 +91,7 @@ def collect_traces(
 
 
 def _sample_traces(
-    sampler: Sampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness, effort: str | None
+    sampler: RolloutSampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness, effort: str | None
 ) -> list[list[SampledTrace]]:
     repeated = [row for row in rows for _ in range(samples)]
     rollouts = sampler([CompletionRequest(row["prompt"], effort or row["tier"]) for row in repeated], seed)

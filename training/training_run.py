@@ -28,7 +28,7 @@ from .processes import rank0_only, world_size
 if TYPE_CHECKING:
     from .rewards.base import Reward
     from .rollouts import GroupRollouts
-    from .sampling import Sampler
+    from .sampling import RolloutSampler
     from .trainer import AdaptiveTrainer, Credit
 
 MODEL = "model"
@@ -62,7 +62,7 @@ class TrainingRun:
     def build_grpo_trainer(
         self,
         recipe: Recipe,
-        sampler: Sampler,
+        sampler: RolloutSampler,
         rollouts: GroupRollouts,
         rewards: Sequence[Reward],
         rows: Sequence[Row],

@@ -18,7 +18,7 @@ from tersely.training.methods import adar1
 from tersely.training.methods.vsrm import CutProber, StepRollouts
 from tersely.training.preflight import check_recipe
 from tersely.training.rewards import Correctness
-from tersely.training.sampling import CompletionRequest, Sampler
+from tersely.training.sampling import CompletionRequest, RolloutSampler
 from tersely.training.trainer import AdaptiveTrainer
 from tersely.training.training_run import MODEL
 
@@ -96,7 +96,7 @@ def test_adar1_goes_through_its_stages(tmp_path: Path, monkeypatch: pytest.Monke
 def test_vsrm_rewards_steps_and_penalises_unfinished_completions(tmp_path: Path) -> None:
     made = make_recipe("vsrm", tmp_path, rollouts={"max_new_tokens": 120}, **OWN["vsrm"])
     rows = check_recipe(made).rows
-    sampler = Sampler(load_engine(made.model), made.rollouts)
+    sampler = RolloutSampler(load_engine(made.model), made.rollouts)
     with Correctness(sampler.session.markers.close) as correct:
         rollouts = StepRollouts(sampler, CutProber(sampler, made.vsrm, correct), 4, made.seed)
         asked = [row for row in rows for _ in range(4)]

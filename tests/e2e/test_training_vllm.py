@@ -14,7 +14,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import OptionError
 from tersely.training.config import Rollouts
-from tersely.training.sampling import CompletionRequest, Sampler, build_options
+from tersely.training.sampling import CompletionRequest, RolloutSampler, build_options
 from tersely.training.vllm_sampler import VllmSampler, read_weights
 
 from ..support.trainings import train
@@ -81,7 +81,7 @@ def test_adapters_are_merged_in_vllm_only(policy: TransformersEngine, writer: Vl
 
 def test_forced_starts_and_budgets_work_on_vllm(policy: TransformersEngine, writer: VllmSampler) -> None:
     settings = Rollouts(max_new_tokens=96, thinking_budget=20, engine="vllm")
-    sampler = Sampler(policy, settings, share=0.5)
+    sampler = RolloutSampler(policy, settings, share=0.5)
     sampler._vllm = writer
     asks = [CompletionRequest("What is 12 times 7?", start_mode=begun) for begun in ("free", "think", "no_think")]
     free, think, instant = sampler(asks, 0)

@@ -18,7 +18,7 @@ from tersely.models import get_model_path
 from tersely.training.methods.adaptthink import ReferenceBaseline
 from tersely.training.rewards import Correctness, GroupBrevity, TierAdherence
 from tersely.training.rewards.framework_adapters import compute_score, reward_func
-from tersely.training.sampling import CompletionRequest, Sampler
+from tersely.training.sampling import CompletionRequest, RolloutSampler
 
 from ..support.trainings import make_recipe
 
@@ -142,7 +142,7 @@ def test_invalid_marker_ids_are_refused(marker_id: Any) -> None:
 
 
 def test_counted_and_given_thinking_tokens_agree(tmp_path: Path) -> None:
-    sampler = Sampler(load_engine("tersely-tiny-small"), make_recipe("ser", tmp_path).rollouts)
+    sampler = RolloutSampler(load_engine("tersely-tiny-small"), make_recipe("ser", tmp_path).rollouts)
     question = "Kai has 9 shells. Kai finds 3 more. Count the shells."
     made = sampler([CompletionRequest(question, start_mode=mode) for mode in ["free", "no_think"] * 4], seed=0)
     columns = {"tier": ["easy"] * 8, "completion_ids": [list(rollout.ids) for rollout in made]}

@@ -11,7 +11,7 @@ from tersely.training.config import Alarm, Recipe, validate_recipe_values
 from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
-from tersely.training.sampling import Sampler
+from tersely.training.sampling import RolloutSampler
 from tersely.training.trainer import AdaptiveTrainer
 from tersely.training.training_run import TrainingRun
 
@@ -39,9 +39,9 @@ def make_recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
 
 def build_trainer(
     recipe: Recipe, rows: list[dict[str, Any]], plan: list[str], rewards: list[Any] | None = None, **options: Any
-) -> tuple[AdaptiveTrainer, Sampler]:
+) -> tuple[AdaptiveTrainer, RolloutSampler]:
     """A trainer that has not started, and its sampler."""
-    sampler = Sampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
+    sampler = RolloutSampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
     trainer = TrainingRun(recipe.out, None, lambda line: None).build_grpo_trainer(
         recipe,
         sampler,

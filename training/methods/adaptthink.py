@@ -21,7 +21,7 @@ from ..processes import resumable_map
 from ..rewards import Correctness, GroupBrevity, Reward
 from ..rewards.base import NO_THINK, THINK, get_modes, parse_number, require_column
 from ..rollouts import GroupRollouts
-from ..sampling import CompletionRequest, Sampler
+from ..sampling import CompletionRequest, RolloutSampler
 from ..traces import rollout_identity
 from ..training_run import TrainingRun
 from . import Method
@@ -96,7 +96,7 @@ def plan_group(generations: int, share: float) -> list[str]:
 
 
 def measure_reference(
-    sampler: Sampler,
+    sampler: RolloutSampler,
     rows: Sequence[Row],
     samples: int,
     path: Path,
@@ -137,7 +137,7 @@ def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) ->
     """See `Method.train`."""
     settings, close = recipe.adaptthink, checked.markers.close
     plan = plan_group(recipe.rollouts.generations, settings.share)
-    sampler = Sampler(
+    sampler = RolloutSampler(
         run.load_model(recipe),
         recipe.rollouts,
         checked.markers,

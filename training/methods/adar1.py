@@ -19,7 +19,7 @@ from ..config import Optimiser, Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_effort, check_recipe
 from ..processes import rank0_only
-from ..sampling import Sampler
+from ..sampling import RolloutSampler
 from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
 from ..training_run import MODEL, TrainingRun, write_model
 from . import Method
@@ -79,7 +79,7 @@ def train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None
             collect_traces(
                 recipe,
                 checked,
-                Sampler(engine, recipe.rollouts, checked.markers),
+                RolloutSampler(engine, recipe.rollouts, checked.markers),
                 settings.samples,
                 f"{kind}-answers",
                 run.log,
@@ -121,7 +121,7 @@ def _train_short_parent(
 
     folder = recipe.out / "short"
     if not rank0_only((folder / MODEL).is_dir):
-        sampler = Sampler(long, recipe.rollouts, checked.markers)
+        sampler = RolloutSampler(long, recipe.rollouts, checked.markers)
         sampled = collect_traces(recipe, checked, sampler, 1, "short-traces", run.log, effort=recipe.adar1.short_effort)
         kept = [trace for group in sampled for trace in shortest_right(group, 1)]
         if not kept:

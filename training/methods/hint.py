@@ -21,7 +21,7 @@ from ...controller.policies.hint import HINT_TOKEN, ConciseHint, learnt_hint
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_recipe
-from ..sampling import Sampler
+from ..sampling import RolloutSampler
 from ..traces import SampledTrace, collect_traces, shortest_right, split_by_mask
 from ..training_run import TrainingRun
 from . import Method
@@ -83,7 +83,7 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             f"{recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
         )
     check_free_rows(engine.model, engine.tokenizer, words)
-    sampler = Sampler(engine, recipe.rollouts, checked.markers)
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
     sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
     ids = add_hint_tokens(engine.model, engine.tokenizer, words)
     before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), learnt_hint(engine.tokenizer)

@@ -12,7 +12,7 @@ from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_recipe
 from ..rewards import Correctness, GroupBrevity, HintBudget, Reward, TierAdherence
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, Sampler
+from ..sampling import FREE, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
 
@@ -58,7 +58,7 @@ def validate_recipe(recipe: SerRecipe) -> CheckedRecipe:
 def train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`."""
     settings = recipe.ser
-    sampler = Sampler(run.load_model(recipe), recipe.rollouts, checked.markers)
+    sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
     with Correctness(checked.markers.close) as correct:
         weighted: list[tuple[Reward, float]] = [
             (correct, 1.0),

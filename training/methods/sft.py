@@ -14,7 +14,7 @@ from pydantic import Field
 
 from ..config import Recipe, RecipeError, Section
 from ..preflight import CheckedRecipe, check_effort, check_recipe
-from ..sampling import Sampler
+from ..sampling import RolloutSampler
 from ..traces import collect_traces, shortest_right, to_sft
 from ..training_run import TrainingRun
 from . import Method
@@ -55,7 +55,7 @@ def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import train_sft
 
     engine, settings = run.load_model(recipe), recipe.sft
-    sampler = Sampler(engine, recipe.rollouts, checked.markers)
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
     sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
     kept = [trace for group in traces for trace in shortest_right(group, settings.keep)]

@@ -31,7 +31,7 @@ from ..processes import rank0_only
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, Sampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
 from ..training_run import TrainingRun
 from . import Method
 
@@ -145,7 +145,7 @@ class AccuracyCurve:
 class CutProber:
     """Measures accuracy curves by sampling answers at the cuts of completions."""
 
-    def __init__(self, sampler: Sampler, settings: Vsrm, correct: Correctness) -> None:
+    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness) -> None:
         self.sampler, self.settings, self.correct = sampler, settings, correct
         self.codec, self.markers = sampler.session.codec, sampler.session.markers
 
@@ -198,7 +198,7 @@ class CutProber:
 class StepRollouts(GroupRollouts):
     """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: Sampler, prober: CutProber, size: int, seed: int) -> None:
+    def __init__(self, sampler: RolloutSampler, prober: CutProber, size: int, seed: int) -> None:
         super().__init__(sampler, [FREE] * size, seed)
         self.prober = prober
 
@@ -221,7 +221,7 @@ def validate_recipe(recipe: VsrmRecipe) -> CheckedRecipe:
 
 def train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`."""
-    sampler = Sampler(run.load_model(recipe), recipe.rollouts, checked.markers)
+    sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
     with Correctness(checked.markers.close) as correct:
         prober = CutProber(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:

@@ -31,7 +31,7 @@ from ..preflight import CheckedRecipe, check_effort, check_recipe
 from ..processes import rank0_only, resumable_map
 from ..rewards import Correctness, Reward
 from ..rewards.base import AGENTIC, NO_THINK, THINK, get_modes, group_by_prompt, require_column
-from ..sampling import FREE, CompletionRequest, Sampler
+from ..sampling import FREE, CompletionRequest, RolloutSampler
 from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
 from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode, load_environment
@@ -152,7 +152,7 @@ def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     forced = [mode for mode in recipe.modes for _ in range(settings.forced)]
     plan = forced + [FREE] * (recipe.rollouts.generations - len(forced))
     with Correctness(close) as correct:
-        sampler = Sampler(
+        sampler = RolloutSampler(
             run.load_model(recipe),
             recipe.rollouts,
             checked.markers,

@@ -21,7 +21,7 @@ from ..config import Data
 from ..data import load_tasks
 from ..rewards.base import AGENTIC
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, Sampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
 
 CALLING = (FREE, AGENTIC)
 """Start modes of episodes whose calls are executed; the others have no tools."""
@@ -131,7 +131,7 @@ class EpisodeRunner:
         max_steps: of an episode.
     """
 
-    sampler: Sampler
+    sampler: RolloutSampler
     environment: Environment | None
     followup_effort: str
     max_steps: int
@@ -190,7 +190,7 @@ def _has_calls(rollout: Rollout) -> bool:
     return bool(read_calls(rollout.response)[1])
 
 
-def open_calls(sampler: Sampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:
+def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:
     """Open a tool call after the thinking of these completions, and let the model continue from there.
 
     Completions that never close their thinking, or have no tokens left, stay as they are.

@@ -18,7 +18,7 @@ from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe
-from ..sampling import Sampler
+from ..sampling import RolloutSampler
 from ..traces import PreferencePair, SampledTrace, collect_traces
 from ..training_run import TrainingRun
 from .heads import Heads, install_heads, save_heads
@@ -79,7 +79,7 @@ def validate_recipe(recipe: MahDpoRecipe) -> CheckedRecipe:
 def train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`."""
     settings, engine = recipe.mahdpo, run.load_model(recipe)
-    sampler = Sampler(engine, recipe.rollouts, checked.markers)
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
     sampled = collect_traces(recipe, checked, sampler, settings.samples, "answers", run.log)
     rng = Random(f"objectives:{recipe.seed}")
     pairs = {

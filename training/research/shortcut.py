@@ -24,7 +24,7 @@ from ..memory import ResidentModels
 from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe, load_meta_engine
 from ..processes import rank0_only
-from ..sampling import Sampler
+from ..sampling import RolloutSampler
 from ..traces import SampledTrace, collect_traces
 from ..training_run import TrainingRun
 
@@ -91,7 +91,7 @@ def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
 def train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`. A resumed run keeps its completions; training itself takes minutes and starts again."""
     engine, settings = run.load_model(recipe), recipe.shortcut
-    sampler = Sampler(engine, recipe.rollouts, checked.markers)
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
     sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
     rank0_only(lambda: _train_shortcut(recipe, checked, engine, sampler.close, sampled, run))
     run.log(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")

@@ -26,7 +26,7 @@ from tersely.training.research.episodes import (
     load_environment,
 )
 from tersely.training.rewards.base import AGENTIC, NO_THINK, THINK
-from tersely.training.sampling import FREE, CompletionRequest, Rollout, Sampler
+from tersely.training.sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from tersely.training.training_run import MODEL
 
 from ...support.trainings import make_recipe, train
@@ -52,9 +52,9 @@ ROLLOUT = Rollout(
 
 
 @pytest.fixture(scope="module")
-def sampler() -> Sampler:
+def sampler() -> RolloutSampler:
     settings = Rollouts(max_new_tokens=160, temperature=0.3)
-    return Sampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOLD)
+    return RolloutSampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOLD)
 
 
 def environment() -> Environment:
@@ -63,11 +63,11 @@ def environment() -> Environment:
     return found
 
 
-def runner(sampler: Sampler) -> EpisodeRunner:
+def runner(sampler: RolloutSampler) -> EpisodeRunner:
     return EpisodeRunner(sampler, environment(), "easy", 6)
 
 
-def played(sampler: Sampler, start_mode: str) -> list[TrainingEpisode]:
+def played(sampler: RolloutSampler, start_mode: str) -> list[TrainingEpisode]:
     asks = [CompletionRequest(row["prompt"], row["tier"], start_mode) for row in ROWS]
     return runner(sampler)(asks, ROWS, 1)
 
@@ -78,7 +78,7 @@ def test_the_system_prompt_depends_on_the_model_as_in_use() -> None:
     assert [m["role"] for m in load_rows(Data(questions=1), "some/model")[0]["prompt"]] == ["user"]
 
 
-def test_free_episodes_call_tools_and_read_the_results(sampler: Sampler) -> None:
+def test_free_episodes_call_tools_and_read_the_results(sampler: RolloutSampler) -> None:
     found = played(sampler, FREE)
     for one in found:
         looked_up = one.row["level"] == "lookup"
@@ -94,7 +94,9 @@ def test_free_episodes_call_tools_and_read_the_results(sampler: Sampler) -> None
 
 
 @pytest.mark.parametrize("words", [1980, 2500], ids=["no room for a step", "nor for an answer"])
-def test_episodes_end_when_the_context_is_full(words: int, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_episodes_end_when_the_context_is_full(
+    words: int, sampler: RolloutSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def looked_up_at_length(self: Environment, task: str, said: str, calls: list[ToolCall]) -> list[dict[str, Any]]:
         return [{"role": "assistant", "content": ""}, {"role": "tool", "content": "12 " * words}]
 
@@ -103,7 +105,7 @@ def test_episodes_end_when_the_context_is_full(words: int, sampler: Sampler, mon
         assert len(one.steps) == 1 and one.calls == (one.row["level"] == "lookup")
 
 
-def test_only_agentic_and_free_episodes_call_tools(sampler: Sampler) -> None:
+def test_only_agentic_and_free_episodes_call_tools(sampler: RolloutSampler) -> None:
     for start_mode in (THINK, NO_THINK):
         for one in played(sampler, start_mode):
             assert one.calls == 0 and len(one.steps) == 1
@@ -120,8 +122,8 @@ def test_only_agentic_and_free_episodes_call_tools(sampler: Sampler) -> None:
             assert sum(trace.loss_mask) == 1 + sum(first.forced), "only the first token and the call are learned"
 
 
-def test_thinking_that_is_closed_twice_counts_as_thinking(sampler: Sampler) -> None:
-    free = Sampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOLD)
+def test_thinking_that_is_closed_twice_counts_as_thinking(sampler: RolloutSampler) -> None:
+    free = RolloutSampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOLD)
     found = free([CompletionRequest(row["prompt"], "hard", NO_THINK) for row in ROWS for _ in range(3)], 0)
     twice = [one for one in found if one.ids.count(free.close) > 1]
     assert twice, "this model thinks on when its thinking is ended at once"
@@ -141,7 +143,7 @@ def test_one_weighted_step_stands_for_all_steps_on_average() -> None:
     assert TrainingEpisode({"id": "a"}, FREE, steps, called=True).to_rollout(0, False).weight == 3
 
 
-def test_an_opened_call_is_masked_from_the_loss(sampler: Sampler) -> None:
+def test_an_opened_call_is_masked_from_the_loss(sampler: RolloutSampler) -> None:
     plan = [AGENTIC, NO_THINK]
     rollouts = EpisodeRollouts(runner(sampler), plan, 0)
     rows = [ROWS[1], ROWS[1]]

@@ -20,7 +20,7 @@ from tersely.kernels.quantization.run import quantize_into
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
 from tersely.training.methods.hint import add_hint_tokens, replace_forced_words
-from tersely.training.sampling import CompletionRequest, Sampler
+from tersely.training.sampling import CompletionRequest, RolloutSampler
 from tersely.training.traces import SampledTrace
 from tersely.training.training_run import MODEL, write_model
 
@@ -50,7 +50,7 @@ def table(folder: Path) -> torch.Tensor:
 def test_policies_act_in_thinking_that_tersely_opens() -> None:
     engine = load_engine(BASE)
     settings = Rollouts(max_new_tokens=160, thinking_budget=60, policies={"hint": {"earliest": 0, "limit": 1}})
-    sampler = Sampler(engine, settings, Markers("Reasoning", "Answer"))
+    sampler = RolloutSampler(engine, settings, Markers("Reasoning", "Answer"))
     for made in sampler([CompletionRequest([{"role": "user", "content": PROBLEM}], "easy")] * 3, 0):
         text = engine.tokenizer.decode(made.ids)
         assert text.index("[Be concise.]") < 40, "the policy acts at once"

@@ -8,7 +8,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Data, Rollouts
 from tersely.training.data import load_rows
 from tersely.training.preflight import CheckedRecipe
-from tersely.training.sampling import Sampler
+from tersely.training.sampling import RolloutSampler
 from tersely.training.traces import SampledTrace, collect_traces, to_sft
 
 from ...support.trainings import make_recipe
@@ -27,7 +27,7 @@ def test_forced_closings_are_learned_and_hints_removed() -> None:
 def test_traces_of_a_real_controller_are_rewritten(tmp_path: Path) -> None:
     engine = load_engine(BASE)
     settings = Rollouts(max_new_tokens=400, policies={"hint": {"limit": 1}, "convergence": {"agree": 1}})
-    sampler = Sampler(engine, settings)
+    sampler = RolloutSampler(engine, settings)
     rows = load_rows(Data(questions=6), BASE)
     recipe = make_recipe("sft", tmp_path)
     checked = CheckedRecipe(rows, sampler.session.markers, [])
