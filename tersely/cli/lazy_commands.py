@@ -131,17 +131,15 @@ def view(context: typer.Context) -> None:
 
 def _hand_over(name: str, command: Callable[..., None], context: typer.Context, **settings: bool) -> None:
     """Run a command on the arguments that were left alone for it."""
-    inner = typer.Typer(add_completion=False)
-    inner.command(name=name, context_settings=settings)(command)
-    parsed = typer.main.get_command(inner)
+    parsed = _make_command(name, command, **settings)
     with parsed.make_context(f"tersely {name}", list(context.args)) as inner_context:
         parsed.invoke(inner_context)
 
 
-def _make_command(name: str, function: Callable[..., None], what: str | None = None) -> Any:
-    """A click command made from a function with Typer's annotations."""
+def _make_command(name: str, function: Callable[..., None], what: str | None = None, **settings: bool) -> Any:
+    """A click command made from a function with Typer's annotations; `settings` are those of its context."""
     inner = typer.Typer(add_completion=False)
-    inner.command(name=name, help=what)(function)
+    inner.command(name=name, help=what, context_settings=settings)(function)
     return typer.main.get_command(inner)
 
 

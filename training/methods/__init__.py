@@ -61,7 +61,8 @@ class Method(Generic[R]):
 
 def list_methods() -> dict[str, str]:
     """All methods by name, each with its help text."""
-    return {**METHODS, **{name: _read_help(point.module) for name, point in find_entry_points(ENTRY_POINTS).items()}}
+    plugins = find_entry_points(ENTRY_POINTS)
+    return METHODS | {name: _read_help(point.module) for name, point in plugins.items() if name not in METHODS}
 
 
 def load_method(name: str) -> Method[Any]:
