@@ -131,12 +131,14 @@ def view(context: typer.Context) -> None:
 
 def _hand_over(name: str, command: Callable[..., None], context: typer.Context, **settings: bool) -> None:
     """Run a command on the arguments that were left alone for it."""
-    parsed = _make_command(name, command, **settings)
+    parsed = _make_command(name, command, settings=settings)
     with parsed.make_context(f"tersely {name}", list(context.args)) as inner_context:
         parsed.invoke(inner_context)
 
 
-def _make_command(name: str, function: Callable[..., None], what: str | None = None, **settings: bool) -> Any:
+def _make_command(
+    name: str, function: Callable[..., None], what: str | None = None, settings: dict[str, bool] | None = None
+) -> Any:
     """A click command made from a function with Typer's annotations; `settings` are those of its context."""
     inner = typer.Typer(add_completion=False)
     inner.command(name=name, help=what, context_settings=settings)(function)

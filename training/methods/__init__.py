@@ -74,7 +74,7 @@ def load_method(name: str) -> Method[Any]:
         raise unknown("method", name, modules)
     try:
         method: Method[Any] = import_module(modules[name]).METHOD
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise CapabilityError(f"method {name!r} cannot be imported: {error}; install what is missing") from None
     return method
 
