@@ -28,8 +28,8 @@ from tersely.evaluation.runner import load_runner
 from tersely.evaluation.tasks.questions import Question
 from tersely.evaluation.tasks.toy_problems import Problem, stream
 from tersely.evaluation.trace_analysis import Statement, TraceReading, read, tokens_until
-from tersely.training.toy_models.responses import respond
 from tersely.training.toy_models.tokenizer import build_tokenizer
+from tersely.training.toy_models.traces import respond
 
 MARKERS = Markers("<think>", "</think>")
 MIND_CHANGED = (

@@ -1,4 +1,4 @@
-"""A learnt hint: embeddings of tokens of its own, which the hint policy sets in place of words; all else as it was."""
+"""Learning a hint: the embeddings of new tokens, which the hint policy uses instead of words; nothing else changes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tersely.kernels.quantization.calibration_text import CalibrationText
 from tersely.kernels.quantization.run import quantize_checkpoint
 from tersely.models import get_model_path
 from tersely.training.config import RecipeError, Rollouts
-from tersely.training.embeddings import add_tokens
-from tersely.training.sampling import CompletionRequest, Sampler
-from tersely.training.saving import MODEL, write_model
-from tersely.training.traces import SampledTrace, to_rewritten
+from tersely.training.methods.hint import add_hint_tokens, replace_forced_words
+from tersely.training.sampling import CompletionRequest, RolloutSampler
+from tersely.training.traces import SampledTrace
+from tersely.training.training_run import MODEL, write_model
 
 from ...support.trainings import train
 
@@ -47,18 +47,18 @@ def table(folder: Path) -> torch.Tensor:
     return weights.float()
 
 
-def test_policies_act_where_the_thinking_is_opened_for_the_model() -> None:
+def test_policies_act_in_thinking_that_tersely_opens() -> None:
     engine = load_engine(BASE)
     settings = Rollouts(max_new_tokens=160, thinking_budget=60, policies={"hint": {"earliest": 0, "limit": 1}})
-    sampler = Sampler(engine, settings, Markers("Reasoning", "Answer"))
+    sampler = RolloutSampler(engine, settings, Markers("Reasoning", "Answer"))
     for made in sampler([CompletionRequest([{"role": "user", "content": PROBLEM}], "easy")] * 3, 0):
         text = engine.tokenizer.decode(made.ids)
         assert text.index("[Be concise.]") < 40, "the policy acts at once"
-        assert 0 < made.thinking_tokens <= 60 and "Answer" in text, "what does not end is ended"
+        assert 0 < made.thinking_tokens <= 60 and "Answer" in text, "long thinking is closed"
         assert not made.forced[0], "the first token is the model's"
 
 
-def test_embeddings_are_learnt_and_nothing_else(taught: tuple[Path, list[str]]) -> None:
+def test_only_the_new_embeddings_change(taught: tuple[Path, list[str]]) -> None:
     out, said = taught
     before, after = (load_file(place / "model.safetensors") for place in (get_model_path(BASE), out / MODEL))
     assert before.keys() == after.keys()
@@ -69,10 +69,10 @@ def test_embeddings_are_learnt_and_nothing_else(taught: tuple[Path, list[str]]) 
     words = load_engine(BASE).tokenizer.encode(WORDS, add_special_tokens=False)
     assert len(new) == len(old) + len(words)
     assert (new[len(old) :] - old[words]).abs().amin(dim=1).max() > 0
-    assert any(f"learns {len(words)} embeddings" in line for line in said)
+    assert any(f"{len(words)} embeddings" in line for line in said)
 
 
-def test_strength_keeps_a_share_of_what_was_learnt(taught: tuple[Path, list[str]]) -> None:
+def test_strength_scales_the_learned_change(taught: tuple[Path, list[str]]) -> None:
     out, _ = taught
     last = max(out.glob("checkpoint-*"), key=lambda place: int(place.name.partition("-")[2]))
     old, whole, kept = table(get_model_path(BASE)), table(last), table(out / MODEL)
@@ -82,7 +82,7 @@ def test_strength_keeps_a_share_of_what_was_learnt(taught: tuple[Path, list[str]
     torch.testing.assert_close(kept[len(old) :] - old[words], 0.5 * moved)
 
 
-def test_the_policy_sets_the_learnt_hint(taught: tuple[Path, list[str]]) -> None:
+def test_the_policy_gives_the_learned_hint(taught: tuple[Path, list[str]]) -> None:
     out, _ = taught
     engine = load_engine(str(out / MODEL))
     hint = learnt_hint(engine.tokenizer)
@@ -94,10 +94,10 @@ def test_the_policy_sets_the_learnt_hint(taught: tuple[Path, list[str]]) -> None
         assert any(d.action == "inject" for d in tersely.generate(engine, prompts=PROBLEM, preset=preset).trace)
 
 
-def test_one_that_has_learnt_nothing_is_what_its_words_are(tmp_path: Path) -> None:
-    """Tokens stand for all that the policy writes: one token is the end of the words and of the paragraph."""
+def test_untrained_hint_tokens_act_like_their_words(tmp_path: Path) -> None:
+    """The tokens stand for all text of the policy; one of them covers the end of the words and of the paragraph."""
     base = load_engine(BASE)
-    added = add_tokens(base.model, base.tokenizer, WORDS)
+    added = add_hint_tokens(base.model, base.tokenizer, WORDS)
     write_model(base.model, base.tokenizer, tmp_path / MODEL)
     taught, said = load_engine(str(tmp_path / MODEL)), []
     for engine, learnt in ((load_engine(BASE), False), (taught, True)):
@@ -109,14 +109,13 @@ def test_one_that_has_learnt_nothing_is_what_its_words_are(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("head", ["keep", "int8"])
-def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
-    """Its whole numbers stay as they are; a head of whole numbers cannot take tokens that the table has no room for."""
-    quantize_checkpoint(
-        str(get_model_path(BASE)), tmp_path / "base", Scheme(head=head), CalibrationText(rows=4, length=32)
-    )
+def test_a_quantized_model_learns_a_hint(tmp_path: Path, head: str) -> None:
+    """Integer weights do not change; a quantized head cannot grow with the embedding table."""
+    quantize_checkpoint(str(get_model_path(BASE)), tmp_path / "base", Scheme(head=head), CalibrationText(rows=4, length=32))
     if head == "int8":
-        with pytest.raises(RecipeError, match="quantize the model with --head keep"):
+        with pytest.raises(RecipeError) as error:
             train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)
+        assert error.value.code == "quantized_head"
         return
     train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)
     before, after = (load_file(place / "model.safetensors") for place in (tmp_path / "base", tmp_path / "run" / MODEL))
@@ -131,38 +130,40 @@ def test_a_quantized_model_learns_one(tmp_path: Path, head: str) -> None:
 
 
 @pytest.mark.parametrize("preset", ["concise-t", "concisehint-t"])
-def test_a_model_that_has_learnt_none_is_refused(preset: str) -> None:
-    with pytest.raises(OptionError, match="has learnt no hint; `tersely train hint` teaches it one"):
+def test_a_model_without_a_learned_hint_is_refused(preset: str) -> None:
+    with pytest.raises(OptionError, match="tersely train hint"):
         tersely.generate(BASE, prompts=PROBLEM, preset=preset)
 
 
 @pytest.mark.parametrize(
-    ("sections", "message"),
+    ("sections", "code"),
     [
-        ({"rollouts": {"policies": {}}}, "rollouts.policies has no hint to learn from"),
-        ({"optimiser": {"lora": {"rank": 2}}}, "optimiser.lora trains weights"),
-        ({"optimiser": {"lora": None, "weight_decay": 0.1}}, "optimiser.weight_decay would wear down"),
-        ({"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}}, "and was given a hint; set the hint"),
+        ({"rollouts": {"policies": {}}}, "no_hint_policy"),
+        ({"optimiser": {"lora": {"rank": 2}}}, "no_lora"),
+        ({"optimiser": {"lora": None, "weight_decay": 0.1}}, "no_weight_decay"),
+        ({"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}}, "nothing_to_learn"),
     ],
 )
-def test_recipes_that_cannot_teach_one(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=message):
+def test_recipes_that_cannot_teach_a_hint_are_refused(sections: dict[str, Any], code: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
         train("hint", tmp_path / "run", **{**OWN, **sections})
+    assert error.value.code == code
 
 
-def test_a_hint_is_learnt_once(taught: tuple[Path, list[str]], tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="has learnt a hint already"):
+def test_a_second_hint_is_refused(taught: tuple[Path, list[str]], tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
         train("hint", tmp_path / "run", model=str(taught[0] / MODEL), **OWN)
+    assert error.value.code == "hint_exists"
 
 
-def test_only_what_a_policy_wrote_is_rewritten() -> None:
+def test_only_text_of_a_policy_is_rewritten() -> None:
     tokenizer = load_engine(BASE).tokenizer
     texts = [("A=4+5=9. [Be concise.] ", 1), ("\n[Be concise.]\n\n", 0), ("Wait, ", 1), ("</think>", 0)]
     ids = [(token, mine) for text, mine in texts for token in tokenizer.encode(text, add_special_tokens=False)]
-    trace = SampledTrace([1], [token for token, _ in ids], [mine for _, mine in ids], right=True, whole=True)
-    found = to_rewritten(trace, tokenizer, "[Be concise.]", "Short.")
+    trace = SampledTrace([1], [token for token, _ in ids], [mine for _, mine in ids], right=True, finished=True)
+    found = replace_forced_words(trace, tokenizer, "[Be concise.]", "Short.")
     assert found is not None
     assert tokenizer.decode(found.ids) == "A=4+5=9. [Be concise.] \nShort.\n\nWait, </think>"
-    assert len(found.ids) == len(found.learnt)
-    unwritten = SampledTrace([1], trace.ids, [1] * len(ids), right=True, whole=True)
-    assert to_rewritten(unwritten, tokenizer, "[Be concise.]", "Short.") is None
+    assert len(found.ids) == len(found.loss_mask)
+    unwritten = SampledTrace([1], trace.ids, [1] * len(ids), right=True, finished=True)
+    assert replace_forced_words(unwritten, tokenizer, "[Be concise.]", "Short.") is None

@@ -1,4 +1,4 @@
-"""Pairs of completions: which are made of long and short thinking, and what DPO is given of them."""
+"""DPO on pairs of token ids, and AdaR1's pairs of long and short thinking."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 from random import Random
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.training.offline import train_dpo, train_mo_dpo
-from tersely.training.pairs import PreferencePair, make_pairs
-from tersely.training.traces import SampledTrace
+from tersely.training.methods.adar1 import make_pairs
+from tersely.training.offline import build_dpo_trainer, schedule_examples, to_dpo_example
+from tersely.training.research.mahdpo import build_headed_trainer
+from tersely.training.traces import PreferencePair, SampledTrace
 from tersely.training.training_run import TrainingRun
 
-from ...support.trainings import recipe
+from ...support.trainings import make_recipe
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def engine() -> TransformersEngine:
 
 @pytest.fixture
 def pairs(engine: TransformersEngine) -> list[PreferencePair]:
-    """Completions in which a tokenizer would find longer words and a merge with the prompt, and some with a hint."""
+    """Completions that would be tokenized differently from their text, and some with a hint."""
 
     def pair(question: str, word: str, hinted: str, hint: int) -> PreferencePair:
         said = engine.tokenizer.encode
@@ -49,28 +49,22 @@ def pairs(engine: TransformersEngine) -> list[PreferencePair]:
     ]
 
 
-def in_one(trainings: TrainingRun, *given: Any) -> None:
-    """As `prefer`, by a head of its own."""
-    settings, model, tokenizer, pairs, beta, likelihood = given
-    train_mo_dpo(trainings, settings, model, tokenizer, [pairs], Mock(), beta, likelihood, Mock())
-
-
-@pytest.fixture(params=[train_dpo, in_one], ids=["one head", "several heads"])
+@pytest.fixture(params=["one head", "several heads"])
 def batch(
-    request: pytest.FixtureRequest,
-    pairs: list[PreferencePair],
-    engine: TransformersEngine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest, pairs: list[PreferencePair], engine: TransformersEngine, tmp_path: Path
 ) -> dict[str, torch.Tensor]:
-    """What the trainer that would learn from these pairs is given first; its tokenizer has no padding."""
-    trainers: list[Any] = []
-    monkeypatch.setattr(TrainingRun, "train", lambda self, trainer, *rest: trainers.append(trainer))
+    """The first batch of a trainer for these pairs, whose tokenizer has no padding."""
     tokenizer = deepcopy(engine.tokenizer)
     tokenizer.pad_token = None
-    settings = recipe("adar1", tmp_path, optimiser={"micro_batch": 2, "steps": 1})
-    request.param(TrainingRun(tmp_path, None, print), settings, engine.model, tokenizer, pairs, 0.1, 1.0)
-    batches: Iterator[dict[str, torch.Tensor]] = iter(trainers[0].get_train_dataloader())
+    name = "adar1" if request.param == "one head" else "mahdpo"
+    recipe = make_recipe(name, tmp_path, optimiser={"micro_batch": 2, "steps": 1})
+    run = TrainingRun(tmp_path, None, print)
+    if name == "adar1":
+        examples = schedule_examples([to_dpo_example(pair) for pair in pairs], recipe)
+        trainer = build_dpo_trainer(run, recipe, engine.model, tokenizer, examples, beta=0.1, nll_weight=1.0)
+    else:
+        trainer = build_headed_trainer(run, recipe, engine.model, tokenizer, [pairs], Mock())
+    batches: Iterator[dict[str, torch.Tensor]] = iter(trainer.get_train_dataloader())
     return next(batches)
 
 
@@ -84,15 +78,15 @@ def traces(pairs: Sequence[PreferencePair]) -> list[SampledTrace]:
     return [trace for pair in pairs for trace in (pair.chosen, pair.rejected)]
 
 
-def test_pairs_are_learnt_as_they_were_written(batch: dict[str, torch.Tensor], pairs: list[PreferencePair]) -> None:
-    # No other tokens, and no end that the model did not write.
+def test_pairs_are_learned_as_token_ids(batch: dict[str, torch.Tensor], pairs: list[PreferencePair]) -> None:
+    # The same tokens, without an end that the model did not write.
     assert rows(batch, "input_ids") == sorted([*t.prompt_ids, *t.ids] for t in traces(pairs))
 
 
-def test_what_was_forced_does_not_count(batch: dict[str, torch.Tensor], pairs: list[PreferencePair]) -> None:
-    wanted = sorted([0] * len(t.prompt_ids) + t.learnt for t in traces(pairs))
+def test_forced_tokens_are_masked(batch: dict[str, torch.Tensor], pairs: list[PreferencePair]) -> None:
+    wanted = sorted([0] * len(t.prompt_ids) + t.loss_mask for t in traces(pairs))
     assert rows(batch, "completion_mask") == wanted
-    assert batch["completion_mask"].sum() == sum(sum(t.learnt) for t in traces(pairs)), "padding does not count"
+    assert batch["completion_mask"].sum() == sum(sum(t.loss_mask) for t in traces(pairs)), "padding does not count"
 
 
 def made(long: str, short: str, least: float) -> dict[str, set[tuple[int, int]]]:
@@ -102,14 +96,14 @@ def made(long: str, short: str, least: float) -> dict[str, set[tuple[int, int]]]
     def traces(marks: str, shortest: int) -> list[SampledTrace]:
         return [SampledTrace([1], [2] * (shortest + i), [1], mark == "+", True) for i, mark in enumerate(marks)]
 
-    found = make_pairs(traces(long, 100), traces(short, 10), Random(0), groups=9, instances=2, least=least)
+    found = make_pairs(traces(long, 100), traces(short, 10), Random(0), groups=9, instances=2, min_accuracy=least)
     return {
         level: {(p.chosen.length, p.rejected.length) for p in found if p.level == level}
         for level in ("group", "instance")
     }
 
 
-def test_the_kind_that_is_more_often_right_is_preferred_and_brevity_within_it() -> None:
+def test_the_more_accurate_kind_is_preferred_and_brevity_within_it() -> None:
     assert made("+++-", "++--", 0.0) == {
         "group": {(a, b) for a in (100, 101, 102) for b in (12, 13)},
         "instance": {(100, 103)},
@@ -119,7 +113,7 @@ def test_the_kind_that_is_more_often_right_is_preferred_and_brevity_within_it() 
     assert made("----", "----", 0.0) == {"group": set(), "instance": set()}
 
 
-def test_what_is_not_yet_learnt_is_not_learnt_short() -> None:
+def test_questions_not_learned_yet_are_not_learned_short() -> None:
     nothing: dict[str, set[tuple[int, int]]] = {"group": set(), "instance": set()}
     assert made("+---", "+---", 0.5) == nothing
     assert made("+---", "----", 0.5) == {"group": {(100, b) for b in range(10, 14)}, "instance": set()}
