@@ -22,6 +22,8 @@ class RequestError(TerselyError):
     after which trying again may help.
     """
 
+    code = "invalid_request"
+
     def __init__(
         self,
         message: str,
@@ -31,15 +33,16 @@ class RequestError(TerselyError):
         code: str | None = None,
         retry_after: int | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.param, self.code, self.retry_after = status, param, code, retry_after
+        super().__init__(message, code=code)
+        self.status, self.param, self.retry_after = status, param, retry_after
+        self.sent_code = code
 
     @property
     def body(self) -> dict[str, Any]:
         """The JSON of it."""
         fault = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = _TYPES.get(self.status, fault)
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.sent_code}}
 
     @property
     def headers(self) -> dict[str, str]:
