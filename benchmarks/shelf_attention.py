@@ -143,7 +143,7 @@ class Answers:
 
     def answers(self, made: Sequence[Sequence[int]]) -> list[str]:
         """The answers in what was put out."""
-        from tersely.controller.text.split_output import split_reasoning
+        from tersely.controller.text.reasoning_parser import split_reasoning
 
         session = self.session
         return [

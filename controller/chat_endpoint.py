@@ -17,7 +17,8 @@ from .engines.openai.client import OpenAIClient, RefusedError, choose_model, unk
 from .options import GenerationOptions
 from .policies import make_policies
 from .prompts import Prompt, as_messages
-from .text.markers import KNOWN
+from .text.markers import KNOWN, Markers
+from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult, Usage
 
 _EFFORTS = {"none": "none", "easy": "low", "normal": "medium", "hard": "high"}
@@ -137,7 +138,7 @@ def _generation(server: OpenAIClient, reply: dict[str, Any], tier: str, notes: l
     answer = str(message.get("content") or "")
     thinking = str(message.get("reasoning") or message.get("reasoning_content") or "")
     if not thinking:
-        thinking, answer = _parted(answer)
+        thinking, answer = _split_inline_thinking(answer)
     usage = reply.get("usage") or {}
     written = usage.get("completion_tokens") or 0
     thought = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
@@ -157,10 +158,10 @@ def _generation(server: OpenAIClient, reply: dict[str, Any], tier: str, notes: l
     )
 
 
-def _parted(text: str) -> tuple[str, str]:
-    """Thinking and answer where the server leaves both in one text."""
+def _split_inline_thinking(text: str) -> tuple[str, str]:
+    """Split thinking and answer where the server leaves both in one text."""
     for opening, closing in KNOWN:
-        before, found, after = text.partition(closing)
+        before, found, _ = text.partition(closing)
         if found:
-            return before.partition(opening)[2] or before.removeprefix(opening), after
+            return split_text(text, Markers(opening, closing), "before" if opening in before else "thinking")
     return "", text

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Hashable
+from functools import partial
 
 from jinja2 import TemplateError
 
@@ -18,7 +19,6 @@ from ...errors import CapabilityError, PromptError, TerselyError
 from ..probe_registry import ProbeError
 from ..session import Session
 from ..streaming import StreamEmitter
-from ..streaming import TextDeltaEvent as TextEvent
 from .drift_monitor import DriftReporter
 from .errors import RequestError
 from .metrics import Metrics
@@ -157,13 +157,18 @@ class BatchWorker:
         if not rows:
             return
 
-        def emit(event: TextEvent) -> None:
-            rows[event.row].say(event.text)
-
         session = self.session
         sink = None
         if any(row.wants_text for row in rows):
-            sink = StreamEmitter(session.codec, session.markers, [row.row for row in rows], emit)
+            sink = StreamEmitter(
+                session.codec,
+                session.markers,
+                [row.row for row in rows],
+                lambda event: rows[event.row].send(event),
+                lambda number: rows[number].make_parser(),
+            )
+            for number, row in enumerate(rows):
+                row.finish_stream = partial(sink.finish_row, number)
         requests = [row.request() for row in rows]
         sampling = batch[0].wish.options.sampling
         try:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..text.reasoning_parser import Part
+from ..text.reasoning_parser import Channel
 from ..trace import GenerationResult
 from .errors import RequestError
 from .resolved_request import ModelInfo, ResolvedRequest
@@ -18,7 +18,7 @@ class TextDelta:
     """New text of one row."""
 
     row: int
-    part: Part
+    part: Channel
     text: str
 
 

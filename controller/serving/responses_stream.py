@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..text.reasoning_parser import Part
+from ..text.reasoning_parser import Channel
 from ..trace import GenerationResult
 from .chat_responses import control_metadata, openai_finish_reason, sse_event
 from .errors import RequestError
 from .pending_response import Event, RowFinished, TextDelta
 from .resolved_request import ResolvedRequest
 
-_KINDS: dict[Part, tuple[str, str]] = {
+_KINDS: dict[Channel, tuple[str, str]] = {
     "thinking": ("reasoning", "reasoning_text"),
     "answer": ("message", "output_text"),
 }
@@ -25,7 +25,7 @@ _KINDS: dict[Part, tuple[str, str]] = {
 class _Item:
     """One item of the output; place: which it is."""
 
-    part: Part
+    part: Channel
     place: int
     text: str = ""
     id: str = ""
@@ -59,7 +59,7 @@ class ResponseReply:
     def whole(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
         """The reply in one piece; there is one row."""
         made = rows[0].generation
-        texts: list[tuple[Part, str]] = [("thinking", made.thinking), ("answer", made.answer)]
+        texts: list[tuple[Channel, str]] = [("thinking", made.thinking), ("answer", made.answer)]
         present = [(part, text) for part, text in texts if text or part == "answer"]
         return self._response(rows[0], [_Item(part, place, text) for place, (part, text) in enumerate(present)])
 
@@ -98,7 +98,7 @@ class ResponseReply:
         yield from self._done(items, status)
         yield self._event(f"response.{status}", response=self._response(ended, items))
 
-    def _begun(self, items: list[_Item], part: Part) -> Iterator[str]:
+    def _begun(self, items: list[_Item], part: Channel) -> Iterator[str]:
         item = _Item(part, len(items))
         items.append(item)
         yield self._event("response.output_item.added", output_index=item.place, item=item.form("in_progress"))

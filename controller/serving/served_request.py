@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from ..cancellation import CancellableWatcher
 from ..request_builder import PreparedRequest
 from ..session import Session
-from ..text.reasoning_parser import StreamingReasoningParser, truncate_at_stop
+from ..streaming import TextDeltaEvent
+from ..text.reasoning_parser import ReasoningParser, truncate_at_stop
 from ..text.tool_calls import OPEN
 from ..trace import Decision, GenerationResult
 from ..types import Completion, Request
@@ -25,9 +27,8 @@ class ServedRequest(CancellableWatcher):
         super().__init__(self._leaves)
         self.ticket, self.number, self.session, self.row, self.metrics = ticket, number, session, row, metrics
         self.told = False
-        self._parting: StreamingReasoningParser | None = (
-            None  # made with the first text: until then the prompt may not be settled
-        )
+        self._parser: ReasoningParser | None = None  # made with the first text, when the prompt is settled
+        self.finish_stream: Callable[[str, str], None] | None = None
         wish = ticket.wish
         self.wants_text = ticket.streams or bool(wish.stops)
 
@@ -43,15 +44,15 @@ class ServedRequest(CancellableWatcher):
         if not reread:  # what that cost is known to the engine alone, which says so in the end
             self.tell(done)
 
-    def say(self, text: str) -> None:
-        """Take in text that was put out."""
-        if self._parting is None:
-            self._parting = StreamingReasoningParser(
-                self.session.markers, self.row.state, self.ticket.wish.stops, self._hide
-            )
-        for part, piece in self._parting.feed(text):
-            if self.ticket.streams:
-                self.ticket.tell(TextDelta(self.number, part, piece))
+    def make_parser(self) -> ReasoningParser:
+        """The parser of the row's output."""
+        self._parser = ReasoningParser(self.session.markers, self.row.state, self.ticket.wish.stops, self._hide)
+        return self._parser
+
+    def send(self, event: TextDeltaEvent) -> None:
+        """Send new text to the client."""
+        if event.text and self.ticket.streams:
+            self.ticket.tell(TextDelta(self.number, event.channel, event.text))
 
     def tell(self, done: Completion) -> None:
         """Say that the row has ended, once."""
@@ -60,11 +61,8 @@ class ServedRequest(CancellableWatcher):
         self.told = True
         generation = self._result(done)
         self.metrics.row(generation, self.row.budget.thinking, self.ticket.wish.options.shadow)
-        if self.ticket.streams:
-            parting = self._parting or StreamingReasoningParser(self.session.markers, self.row.state)
-            answer = split_tool_calls(generation, self.ticket.wish)[0]
-            for part, piece in parting.finish(generation.thinking, answer):
-                self.ticket.tell(TextDelta(self.number, part, piece))
+        if self.finish_stream is not None:
+            self.finish_stream(generation.thinking, split_tool_calls(generation, self.ticket.wish)[0])
         self.ticket.tell(RowFinished(self.number, generation, self.row.budget.thinking))
 
     @property
@@ -73,7 +71,7 @@ class ServedRequest(CancellableWatcher):
         return OPEN if self.ticket.wish.options.tools else ""
 
     def _leaves(self) -> bool:
-        return self.ticket.gone or (self._parting is not None and self._parting.stopped)
+        return self.ticket.gone or (self._parser is not None and self._parser.stopped)
 
     def _result(self, done: Completion) -> GenerationResult:
         """What the row came to, cut at the first stop string."""

@@ -14,6 +14,8 @@ from itertools import groupby
 from numbers import Real
 from typing import Any, ClassVar
 
+from ...controller.text.markers import Markers
+from ...controller.text.reasoning_parser import split_text
 from ...errors import OptionError, did_you_mean
 
 THINK, NO_THINK, AGENTIC = "think", "no_think", "agentic"
@@ -41,7 +43,7 @@ def get_text(completion: Any) -> str:
 
 def answer_part(text: str, close: str | None) -> str:
     """What follows the thinking; empty where that was never closed. close: None if the prompt has closed it."""
-    return text.strip() if close is None else text.partition(close)[2].strip()
+    return text.strip() if close is None else split_text(text, Markers("", close), "thinking")[1]
 
 
 def needed(columns: Mapping[str, Any], name: str, who: str) -> Sequence[Any]:
