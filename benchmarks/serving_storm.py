@@ -176,8 +176,8 @@ def main(argv: list[str] | None = None) -> None:
             "error",
         ]
     else:
-        room = ["--max-batch", str(options.batch), "--max-waiting", str(2 * options.requests)]
-    with server("--model", options.model, *room) as (url, pid):
+        room = ["--batch-size", str(options.batch), "--max-waiting", str(2 * options.requests)]
+    with server(options.model, *room) as (url, pid):
         asyncio.run(storm(url, options.requests, options.seed + 1, options.leaving, options.patience))
         before, began = when_idle(url, pid), time.monotonic()
         became = asyncio.run(storm(url, options.requests, options.seed, options.leaving, options.patience))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import CapabilityError, ModelError
-from .budgets import canonical_effort, tier_by_length
+from .budgets import OPENAI_EFFORTS, canonical_effort, tier_by_length
 from .engines.openai.backend import StreamError
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model, unknown_model
 from .options import GenerationOptions
@@ -21,7 +21,6 @@ from .text.markers import KNOWN, Markers
 from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult, Usage
 
-_EFFORTS = {"none": "none", "easy": "low", "normal": "medium", "hard": "high"}
 _CAPS = ("max_tokens", "max_completion_tokens")
 _TRIES = 3
 
@@ -102,7 +101,7 @@ async def _answer(
     body = {
         "model": model,
         "messages": messages,
-        "reasoning_effort": _EFFORTS[tier],
+        "reasoning_effort": OPENAI_EFFORTS.get(tier, tier),
         **options.sampling.asked(),
     }
     async with slots:

@@ -85,7 +85,10 @@ def test_a_client_that_leaves_without_a_stream_frees_its_row_too(engine: Transfo
 
 def test_rows_beside_one_that_leaves_go_on_and_the_batch_gets_smaller(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.005)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=6, gather=PATIENCE))) as server, Pool() as pool:
+    with (
+        served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=6, batch_wait=PATIENCE))) as server,
+        Pool() as pool,
+    ):
         replies = [pool.submit(server.answered, **LONG) for _ in range(2)]
         leave_after(server, 100, n=4, **LONG)
         assert all("boxed" in r.result()["choices"][0]["message"]["content"] for r in replies)
@@ -94,7 +97,10 @@ def test_rows_beside_one_that_leaves_go_on_and_the_batch_gets_smaller(engine: Tr
 
 def test_requests_that_come_together_are_one_batch(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.0)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=4, gather=PATIENCE))) as server, Pool() as pool:
+    with (
+        served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=4, batch_wait=PATIENCE))) as server,
+        Pool() as pool,
+    ):
         kinds: list[dict[str, Any]] = [
             {},
             {"reasoning_effort": "low"},
@@ -108,7 +114,10 @@ def test_requests_that_come_together_are_one_batch(engine: TransformersEngine) -
 
 def test_a_row_that_is_done_does_not_wait_for_the_others(engine: TransformersEngine) -> None:
     Slow(engine, 0.01)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=2, gather=PATIENCE))) as server, Pool() as pool:
+    with (
+        served(engine, ServerSettings(MODEL, limits=ServerLimits(batch=2, batch_wait=PATIENCE))) as server,
+        Pool() as pool,
+    ):
         long, short = (pool.submit(server.answered, reasoning_effort=effort) for effort in ("high", "none"))
         short.result()
         assert not long.done()
@@ -132,7 +141,7 @@ def test_too_many_requests_are_told_to_come_again(engine: TransformersEngine) ->
 
 def test_a_seed_holds_whoever_asks_beside(engine: TransformersEngine) -> None:
     Slow(engine, 0.001)
-    with served(engine, ServerSettings(MODEL, limits=ServerLimits(gather=0.5))) as server, Pool() as pool:
+    with served(engine, ServerSettings(MODEL, limits=ServerLimits(batch_wait=0.5))) as server, Pool() as pool:
         fields: dict[str, Any] = {"seed": 6, "reasoning_effort": "low", "temperature": 1.0}
         replies = [pool.submit(server.answered, **fields) for _ in range(3)]
         assert len({reply.result()["choices"][0]["message"]["reasoning"] for reply in replies}) == 1
@@ -177,7 +186,7 @@ def test_a_server_that_ends_finishes_what_runs_and_takes_nothing_more(engine: Tr
 
 def test_a_server_that_ends_does_not_wait_for_ever(engine: TransformersEngine) -> None:
     slow = Slow(engine, 0.05)
-    limits = ServerLimits(batch=2, gather=PATIENCE)
+    limits = ServerLimits(batch=2, batch_wait=PATIENCE)
     with served(engine, ServerSettings(MODEL, limits=limits), drain=0.3) as server, Pool() as pool:
         replies = [pool.submit(server.chat, stream=stream, **LONG) for stream in (False, True)]
         until(lambda: len(slow.steps) > 3)

@@ -55,7 +55,7 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"thinking": {"type": "enabled"}}, "thinking", "required"),
     ({"thinking": {"type": "on"}}, "thinking.type", "'disabled'"),
     ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
-    ({"logprobs": True}, "logprobs", "False"),
+    ({"logprobs": True}, "logprobs", "accepted: False"),
     ({"presence_penalty": 0.5}, "presence_penalty", "equal to 0"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
     ({"stop": ""}, "stop", "at least 1"),

@@ -12,11 +12,10 @@ from typing import Any
 
 import httpx
 
-from tersely.controller.serving.app import create_app
+from tersely.controller.serving.app import UvicornServer, create_app, serve
 from tersely.controller.serving.batch_worker import BatchWorker
-from tersely.controller.serving.loading import ReasoningMode, open_session
+from tersely.controller.serving.cli import open_session
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.server import UvicornServer, serve
 from tersely.controller.serving.settings import ServerSettings
 from tersely.controller.serving.sockets import bind_socket
 from tersely.controller.types import Engine
@@ -103,7 +102,7 @@ def served(
     """Serve for as long as the context lasts; afterwards nothing of it is left."""
     settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
-    worker = BatchWorker(open_session(engine, ReasoningMode(thinks=thinks)), settings.limits, metrics, thinks)
+    worker = BatchWorker(open_session(engine, thinks=thinks), settings.limits, metrics, thinks)
     server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
     bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"

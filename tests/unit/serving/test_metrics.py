@@ -118,16 +118,16 @@ MADE = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, 
 )
 def test_how_thinking_ended(made: GenerationResult, reason: str | None) -> None:
     metrics = Metrics()
-    metrics.row(made, 64, shadow=False)
-    lines = [line for line in (metrics.text() or "").splitlines() if line.startswith("tersely_exits_total")]
+    metrics.add_result(made, 64, shadow=False)
+    lines = [line for line in (metrics.render() or "").splitlines() if line.startswith("tersely_exits_total")]
     assert lines == ([] if reason is None else [f'tersely_exits_total{{reason="{reason}"}} 1.0'])
 
 
 def test_overhead_is_counted_by_kind() -> None:
     metrics = Metrics()
     for _ in range(2):
-        metrics.row(MADE, 64, shadow=False)
-    lines = [line for line in (metrics.text() or "").splitlines() if line.startswith("tersely_overhead_tokens_total")]
+        metrics.add_result(MADE, 64, shadow=False)
+    lines = [line for line in (metrics.render() or "").splitlines() if line.startswith("tersely_overhead_tokens_total")]
     counted = {line.partition('"')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
     assert counted == {"probe": 8, "discarded": 4, "verifier": 0, "delegated": 0, "consulted": 0, "reprefilled": 0}
 
