@@ -18,8 +18,6 @@ from ..session import Session
 from ..text.markers import Markers, parse_markers
 from ..tuned_config import load_config
 from ..types import Engine
-from .batch_worker import BatchWorker
-from .metrics import Metrics
 from .settings import EFFORT_CAPS, ServerLimits, ServerSettings, parse_effort_caps
 from .sockets import LOCAL, base_url, bind_socket, exposure_warning
 
@@ -126,6 +124,8 @@ def serve(
     try:
         from .app import UvicornServer, create_app
         from .app import serve as run_server
+        from .batch_worker import BatchWorker
+        from .metrics import Metrics
     except ImportError as error:
         raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
     with bind_socket(host, port) as bound:

@@ -1,4 +1,4 @@
-"""What servers report about requests: Prometheus metrics and OpenTelemetry spans, where these are installed.
+"""What servers report about requests: Prometheus metrics, and OpenTelemetry spans where that is installed.
 
 There is no counter of saved tokens, since what an answer would have cost without control is not known. In shadow mode
 it is: `tersely_shadow_*` counts the thinking, and how much of it came before the point where it would have ended.
@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
 from ..trace import Decision, GenerationResult
 from .errors import RequestError
 
@@ -22,21 +24,16 @@ _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """The Prometheus metrics of one server; thread-safe, and empty without prometheus-client."""
+    """The Prometheus metrics of one server; thread-safe."""
 
     def __init__(self) -> None:
-        self._registry: Any = None
-        try:
-            import prometheus_client as prometheus
-        except ImportError:
-            return
-        self._registry = registry = prometheus.CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Any:
-            return prometheus.Counter(f"tersely_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"tersely_{name}", text, labels, registry=registry)
 
-        def histogram(name: str, text: str, buckets: Sequence[float]) -> Any:
-            return prometheus.Histogram(f"tersely_{name}", text, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"tersely_{name}", text, registry=registry, buckets=buckets)
 
         self._prompt = counter("prompt_tokens", "Prompt tokens.")
         self._thinking = counter("thinking_tokens", "Thinking tokens, including forced ones.", "tier")
@@ -47,7 +44,7 @@ class Metrics:
         self._budget = histogram("budget_tokens", "Thinking tokens that a row was allowed.", _TOKENS)
         self._requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
         self._latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
-        self._in_flight = prometheus.Gauge(
+        self._in_flight = Gauge(
             "tersely_requests_in_flight", "Requests that are waiting or being answered.", registry=registry
         )
         self._shadow = counter("shadow_thinking_tokens", "Thinking tokens of rows in shadow mode.", "tier")
@@ -60,20 +57,16 @@ class Metrics:
 
     def start_request(self) -> None:
         """Count a request that has arrived."""
-        if self._registry is not None:
-            self._in_flight.inc()
+        self._in_flight.inc()
 
     def finish_request(self, status: int, seconds: float) -> None:
         """Count a request that has ended."""
-        if self._registry is not None:
-            self._in_flight.dec()
-            self._requests.labels(str(status)).inc()
-            self._latency.observe(seconds)
+        self._in_flight.dec()
+        self._requests.labels(str(status)).inc()
+        self._latency.observe(seconds)
 
     def add_result(self, result: GenerationResult, budget: int, shadow: bool) -> None:
         """Count a finished row, which was allowed `budget` thinking tokens."""
-        if self._registry is None:
-            return
         usage = result.usage
         self._prompt.inc(usage.prompt)
         self._thinking.labels(result.tier).inc(usage.thinking)
@@ -90,13 +83,9 @@ class Metrics:
             self._shadow_kept.labels(result.tier).inc(kept_thinking(result, close))
             self._shadow_exits.labels("model" if close is None else close.policy).inc()
 
-    def render(self) -> str | None:
-        """All metrics in Prometheus' text format, None if nothing is counted."""
-        if self._registry is None:
-            return None
-        import prometheus_client as prometheus
-
-        return str(prometheus.generate_latest(self._registry).decode())
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return bytes(generate_latest(self._registry))
 
 
 def exit_reason(result: GenerationResult) -> str:

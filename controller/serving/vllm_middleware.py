@@ -94,7 +94,7 @@ class ControlMiddleware:
         self.metrics.add_result(result, budget, control is not None and control.shadow)
 
     def _add_metrics(self, body: bytes) -> bytes:
-        return body + (self.metrics.render() or "").encode()
+        return body + self.metrics.render()
 
 
 class ResponseRewriter:
