@@ -16,10 +16,11 @@ from .engines.openai.backend import StreamError
 from .engines.openai.client import OpenAIClient, RefusedError, choose_model, unknown_model
 from .options import GenerationOptions
 from .policies import make_policies
-from .prompts import Prompt, as_messages
+from .prompts import as_messages
 from .text.markers import KNOWN, Markers
 from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult, Usage
+from .types import Prompt
 
 _CAPS = ("max_tokens", "max_completion_tokens")
 _TRIES = 3
@@ -102,7 +103,7 @@ async def _answer(
         "model": model,
         "messages": messages,
         "reasoning_effort": OPENAI_EFFORTS.get(tier, tier),
-        **options.sampling.asked(),
+        **options.sampling.as_dict(),
     }
     async with slots:
         reply = await _asked(server, model, body, options.max_new_tokens)

@@ -40,7 +40,7 @@ class StreamedRow(Protocol):
 
     @property
     def state(self) -> str:
-        """Where the prompt leaves the model; see `ReasoningParser`. Read when the first token comes."""
+        """Where the prompt leaves the model; see `ReasoningParser`."""
         ...
 
 
@@ -51,7 +51,7 @@ class StreamEmitter:
     been emitted.
 
     Args:
-        make_parser: Makes the parser of a row, e.g. one with stop strings; by default one without.
+        parsers: The rows' parsers, e.g. with stop strings; by default without.
     """
 
     def __init__(
@@ -60,16 +60,15 @@ class StreamEmitter:
         markers: Markers,
         rows: Sequence[StreamedRow],
         emit: EventSink,
-        make_parser: Callable[[int], ReasoningParser] | None = None,
+        parsers: Sequence[ReasoningParser] | None = None,
     ) -> None:
         self.codec, self.rows, self.emit = codec, rows, emit
-        self._make_parser = make_parser or (lambda row: ReasoningParser(markers, rows[row].state))
+        self.parsers = parsers or [ReasoningParser(markers, row.state) for row in rows]
         self._pending: list[list[int]] = [[] for _ in rows]
-        self._parsers: dict[int, ReasoningParser] = {}
 
     def __call__(self, row: int, tokens: Sequence[int], forced: bool) -> None:
         """Take tokens from the engine; see `types.TokenSink`."""
-        parser = self.parser(row)
+        parser = self.parsers[row]
         if forced:
             self._emit(row, self._feed_pending(row))
         self._pending[row].extend(tokens)
@@ -80,26 +79,20 @@ class StreamEmitter:
         elif not self.codec.decode(self._pending[row]).endswith("\ufffd"):
             self._emit(row, self._feed_pending(row))
 
-    def parser(self, row: int) -> ReasoningParser:
-        """The parser of a row."""
-        if row not in self._parsers:
-            self._parsers[row] = self._make_parser(row)
-        return self._parsers[row]
-
     def finish(self) -> None:
         """Emit what is held back of all rows."""
-        for row in list(self._parsers):
+        for row in range(len(self.rows)):
             self.finish_row(row)
 
     def finish_row(self, row: int, thinking: str | None = None, answer: str | None = None) -> None:
         """Emit what is held back of one row; see `ReasoningParser.finish` for the arguments."""
         self._emit(row, self._feed_pending(row))
-        self._emit(row, self.parser(row).finish(thinking, answer))
+        self._emit(row, self.parsers[row].finish(thinking, answer))
 
     def _feed_pending(self, row: int) -> list[TextDelta]:
         text = self.codec.decode(self._pending[row])
         self._pending[row].clear()
-        return self.parser(row).feed(text) if text else []
+        return self.parsers[row].feed(text) if text else []
 
     def _emit(self, row: int, deltas: Sequence[TextDelta], decision: Decision | None = None) -> None:
         for delta in deltas:

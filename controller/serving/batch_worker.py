@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
@@ -32,9 +31,6 @@ from .metrics import Metrics
 from .pending_response import PendingResponse, RowFinished, split_tool_calls
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
 
-if TYPE_CHECKING:
-    from ..drift import BatchDriftTracker
-
 _log = logging.getLogger(__name__)
 
 
@@ -44,13 +40,15 @@ class ServedRow(CancellableWatcher):
     def __init__(
         self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
     ) -> None:
-        super().__init__(self._is_over)
+        super().__init__(self._is_cancelled)
         self.pending, self.number, self.session, self.metrics = pending, number, session, metrics
         self.prepared = prepared
         self.emitter: StreamEmitter | None = None
         self._index = 0
-        self._parser: ReasoningParser | None = None
         self._finished = False
+        request = pending.request
+        hide = OPEN if request.options.tools else ""
+        self.parser = ReasoningParser(session.markers, prepared.state, request.stops, hide)
 
     @property
     def wants_text(self) -> bool:
@@ -61,37 +59,28 @@ class ServedRow(CancellableWatcher):
         """The engine's request, watched by this row."""
         request = self.prepared.request
         limit = min(request.max_new_tokens, self.pending.request.max_tokens)
-        return self.around(replace(request, max_new_tokens=limit))
+        return self.wrap(replace(request, max_new_tokens=limit))
 
     def attach(self, emitter: StreamEmitter, index: int) -> None:
         """Receive text from an emitter, in which the row has this index."""
         self.emitter, self._index = emitter, index
-
-    def make_parser(self) -> ReasoningParser:
-        """The parser of the output; called when the first token comes, since the prompt is not settled before."""
-        request = self.pending.request
-        hide = OPEN if request.options.tools else ""
-        self._parser = ReasoningParser(self.session.markers, self.prepared.state, request.stops, hide)
-        return self._parser
 
     def send_text(self, event: TextDeltaEvent) -> None:
         """Send new text to the client."""
         if event.text and self.pending.streams:
             self.pending.send(replace(event, row=self.number))
 
-    def ended(self, done: Completion) -> None:
+    def on_finish(self, completion: Completion) -> None:
         """Finish as soon as the row ends, without waiting for the others; see `types.CompletionListener`."""
-        reread = self.prepared.request.opening is not None and "ragged" not in self.session.engine.capabilities
-        if not reread:  # only the engine knows what rereading cost, and reports it at the end of the batch
-            self.finish(done)
+        self.finish(completion)
 
-    def finish(self, done: Completion) -> None:
+    def finish(self, completion: Completion) -> None:
         """Send the result, once."""
         if self._finished:
             return
         self._finished = True
         request = self.pending.request
-        result = self._result(done)
+        result = self._result(completion)
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
         if self.emitter is not None:
             self.emitter.finish_row(self._index, result.thinking, content)
@@ -99,13 +88,13 @@ class ServedRow(CancellableWatcher):
         self.metrics.add_result(result, budget, request.options.shadow)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
 
-    def _is_over(self) -> bool:
-        return self.pending.cancelled or (self._parser is not None and self._parser.stopped)
+    def _is_cancelled(self) -> bool:
+        return self.pending.cancelled or self.parser.stopped
 
-    def _result(self, done: Completion) -> GenerationResult:
+    def _result(self, completion: Completion) -> GenerationResult:
         """The result, cut at the first stop string."""
         request = self.pending.request
-        result = self.session.finish(self.prepared, done)
+        result = self.session.finish(self.prepared, completion)
         answer, stopped = truncate_at_stop(result.answer, request.stops)
         reason = "stop" if stopped else result.finish_reason
         notes = (Decision("server", "tier", request.note, 0),) if request.note else ()
@@ -235,7 +224,7 @@ class BatchWorker:
                 session.markers,
                 [row.prepared for row in rows],
                 lambda event: rows[event.row].send_text(event),
-                lambda index: rows[index].make_parser(),
+                [row.parser for row in rows],
             )
             for index, row in enumerate(rows):
                 row.attach(emitter, index)
@@ -269,33 +258,22 @@ class DriftReporter:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self._since: dict[str, int] = {}
+        self._notes: dict[str, str] = {}
 
     def finish_batch(self, batch: Sequence[GenerationOptions]) -> None:
-        """Evaluate the drift monitors of the policies under these options after a batch."""
-        monitors = {id(drift): (name, drift) for options in batch for name, drift in self._monitors(options).items()}
-        for name, drift in monitors.values():
-            if (since := drift.settle().since) is not None and name not in self._since:
-                self._since[name] = since
-                _log.warning("%s: %s", name, _drift_message(since))
+        """Let the policies under these options evaluate a finished batch."""
+        policies = {id(policy): policy for options in batch for policy in self.session.resolve(options).policies}
+        for policy in policies.values():
+            if (note := policy.end_batch()) is not None and policy.name not in self._notes:
+                self._notes[policy.name] = note
+                _log.warning("%s: %s", policy.name, note)
 
     def notes(self, options: GenerationOptions) -> list[Decision]:
         """What the trace of a row under these options says about drift."""
-        if not self._since:
+        if not self._notes:
             return []
-        names = [name for name in self._monitors(options) if name in self._since]
-        return [Decision(name, "drift", _drift_message(self._since[name]), 0, acted=False) for name in names]
-
-    def _monitors(self, options: GenerationOptions) -> dict[str, BatchDriftTracker]:
-        policies = self.session.learnt(options)[0]
-        return {p.name: drift for p in policies if (drift := getattr(p, "drift", None)) is not None}
-
-
-def _drift_message(since: int) -> str:
-    return (
-        f"since question {since} of this server, questions differ from those that the threshold was certified on; "
-        "calibrate on questions like these"
-    )
+        names = [policy.name for policy in self.session.resolve(options).policies if policy.name in self._notes]
+        return [Decision(name, "drift", self._notes[name], 0, acted=False) for name in names]
 
 
 def shutting_down() -> RequestError:
@@ -324,4 +302,4 @@ def _batch_key(request: ResolvedRequest) -> Hashable:
     """
     sampling = request.options.sampling
     alone = sampling.seed is not None and sampling.temperature != 0
-    return sampling, request.options.effort == "auto", id(request) if alone else None
+    return sampling, id(request) if alone else None

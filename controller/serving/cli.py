@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,7 @@ import typer
 
 from ...errors import CapabilityError, OptionError
 from ..api import resolve_helper, resolve_verifier
-from ..budgets import canonical_effort
-from ..options import GenerationOptions
+from ..options import GenerationOptions, make_options
 from ..policies import make_policies
 from ..session import Session
 from ..text.markers import Markers, parse_markers
@@ -111,7 +109,7 @@ def serve(
     defaults = _default_options(effort, preset, policy, config)
     settings = ServerSettings(
         model=name or served_model_name(model),
-        defaults=replace(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_new_tokens),
+        defaults=make_options(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_new_tokens),
         tuned=config is not None,
         caps={**EFFORT_CAPS, **parse_effort_caps(budget or ())},
         limits=ServerLimits(
@@ -190,8 +188,8 @@ def open_session(
 
 def warm_up(session: Session, defaults: GenerationOptions, thinks: bool) -> None:
     """Answer a tiny prompt, so that what would fail for every request fails now; raises what `Session.run` raises."""
-    options = defaults if thinks else replace(defaults, effort="normal", preset="off", policies=None)
-    session.run(["1 + 1"], replace(options, max_new_tokens=2, answer_reserve=1))
+    options = defaults if thinks else make_options(defaults, effort="normal", preset="off", policies=None)
+    session.run(["1 + 1"], make_options(options, max_new_tokens=2, answer_reserve=1))
 
 
 def served_model_name(model: str) -> str:
@@ -209,11 +207,10 @@ def _default_options(
     effort: str, preset: str, policies: Sequence[str] | None, config: Path | None
 ) -> GenerationOptions:
     """The options of requests that say nothing; raises OptionError for unknown names."""
-    options = GenerationOptions(effort=effort, preset=preset, policies=tuple(policies) if policies else None)
+    options = make_options(effort=effort, preset=preset, policies=policies or None)
     if config is not None:
         if options != _DEFAULT:
             raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
-        return replace(options, **load_config(config))
-    canonical_effort(effort)
+        return make_options(options, **load_config(config))
     make_policies(options.preset, options.policies)
     return options

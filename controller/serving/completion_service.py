@@ -6,14 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from ..budgets import canonical_effort
-from ..policies import PRESETS, make_policies
+from ..options import make_options
+from ..policies import get_presets, make_policies
 from ..policies.base import Policy
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
@@ -90,26 +89,25 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     limit = body.output_limit[1] or settings.limits.tokens
     reserve = answer_reserve(limit, settings.defaults.answer_reserve)
     effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
-    sampling: dict[str, Any] = {
+    sampling = {
         "temperature": body.temperature,
         "top_p": body.top_p,
         "top_k": chat.top_k if chat else None,
         "seed": None if body.seed is None else body.seed % _SEED_RANGE,
     }
-    given = {name: value for name, value in sampling.items() if value is not None}
     use_tuned_budgets = settings.tuned and named is None and budget is None
-    options = replace(
+    options = make_options(
         settings.defaults,
-        effort=canonical_effort(effort),
+        effort=effort,
         strategy=settings.defaults.strategy if use_tuned_budgets else effort_budgets(settings.caps, effort, budget),
         max_new_tokens=max(2, limit),
         answer_reserve=reserve,
         tools=tools,
-        sampling=replace(settings.defaults.sampling, **given),
+        **{name: value for name, value in sampling.items() if value is not None},
         **_choose_policies(body, settings, budget is not None, named is not None),
     )
     if not model.thinks:
-        options = replace(options, effort="normal", preset="off", policies=None)
+        options = make_options(options, effort="normal", preset="off", policies=None)
     stop = (chat.stop if chat else None) or ()
     return ResolvedRequest(
         model=body.model,
@@ -205,7 +203,7 @@ def _add_budget_policy(
     preset: str | None, policies: tuple[Policy | str, ...] | None
 ) -> tuple[Policy | str, ...] | None:
     """The policies, with the one that keeps budgets."""
-    if policies is None and "budget" in PRESETS.get(preset or "off", ()):
+    if policies is None and "budget" in get_presets().get(preset or "off", ()):
         return None
     made = make_policies(preset, policies)
     return made if any(policy.name == "budget" for policy in made) else ("budget", *made)

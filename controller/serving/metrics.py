@@ -17,7 +17,7 @@ from ..trace import Decision, GenerationResult
 from .errors import RequestError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OVERHEAD = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
+OVERHEAD = ("discarded", "trial", "verifier", "helper_completion", "helper_prompt", "recomputed")
 """Kinds of `trace.Usage` that are paid for in addition to the text."""
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -36,9 +36,9 @@ class Metrics:
             return Histogram(f"tersely_{name}", text, registry=registry, buckets=buckets)
 
         self._prompt = counter("prompt_tokens", "Prompt tokens.")
-        self._thinking = counter("thinking_tokens", "Thinking tokens, including forced ones.", "tier")
+        self._thinking = counter("thinking_tokens", "Thinking tokens, including injected ones.", "tier")
         self._answer = counter("answer_tokens", "Answer tokens.", "tier")
-        self._forced = counter("forced_tokens", "Tokens of the text that the controller wrote.")
+        self._injected = counter("injected_tokens", "Tokens of the text that the controller wrote.")
         self._overhead = counter("overhead_tokens", "Tokens paid for in addition to the text.", "kind")
         self._exits = counter("exits", "How thinking ended: the policy that closed it, model, or limit.", "reason")
         self._budget = histogram("budget_tokens", "Thinking tokens that a row was allowed.", _TOKENS)
@@ -71,7 +71,7 @@ class Metrics:
         self._prompt.inc(usage.prompt)
         self._thinking.labels(result.tier).inc(usage.thinking)
         self._answer.labels(result.tier).inc(usage.answer)
-        self._forced.inc(usage.forced)
+        self._injected.inc(usage.injected)
         for kind in OVERHEAD:
             self._overhead.labels(kind).inc(getattr(usage, kind))
         self._budget.observe(budget)
@@ -121,7 +121,7 @@ class RequestSpan:
             "tersely.tier": results[0].tier,
             "tersely.budget": budget,
             "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
-            "tersely.probe_tokens": sum(usage.probe for usage in usages),
+            "tersely.trial_tokens": sum(usage.trial for usage in usages),
             "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
         }
         self._span.set_attributes(attributes)

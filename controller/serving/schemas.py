@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ...errors import unknown
-from ..policies import POLICIES, PRESETS
+from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
 EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
@@ -38,15 +38,16 @@ def _check_effort(name: str) -> str:
 
 
 def _check_preset(name: str) -> str:
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+    if name not in (presets := get_presets()):
+        raise unknown("preset", name, presets)
     return name
 
 
 def _check_policies(names: list[str]) -> list[str]:
+    known = list_policies()
     for name in names:
-        if name not in POLICIES:
-            raise unknown("policy", name, POLICIES)
+        if name not in known:
+            raise unknown("policy", name, known)
     if len(set(names)) < len(names):
         raise ValueError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
     return names
@@ -68,8 +69,8 @@ def _check_parts(content: Any) -> Any:
 
 
 Effort = Annotated[str, AfterValidator(_check_effort), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
-Preset = Annotated[str, AfterValidator(_check_preset), Field(json_schema_extra={"enum": list(PRESETS)})]
-PolicyName = Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]
+Preset = Annotated[str, AfterValidator(_check_preset), Field(json_schema_extra={"enum": list(get_presets())})]
+PolicyName = Annotated[str, Field(json_schema_extra={"enum": list_policies()})]
 Policies = Annotated[list[PolicyName], AfterValidator(_check_policies)]
 JsonObject = dict[str, Any]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]

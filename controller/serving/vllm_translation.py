@@ -159,7 +159,7 @@ def _control(
         )
     except TerselyError as error:
         raise RequestError(str(error), param=KEY) from None
-    return None if control.off or limit == 1 else control
+    return None if control.disabled or limit == 1 else control
 
 
 def _last_question(body: Mapping[str, Any]) -> str:

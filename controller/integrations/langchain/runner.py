@@ -13,13 +13,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from ...api import resolve_engine
 from ...cancellation import CancellableWatcher
 from ...options import GenerationOptions
-from ...prompts import Prompt
 from ...request_builder import PreparedRequest
 from ...session import Session
 from ...streaming import StreamEmitter, TextDeltaEvent
 from ...text.reasoning_parser import ReasoningParser, truncate_at_stop
 from ...trace import GenerationResult
-from ...types import Engine
+from ...types import Engine, Prompt
 
 _GUARD = threading.Lock()
 _LOCKS: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
@@ -65,11 +64,11 @@ def run(
     """
     if not stops and read is None:
         completions = session.engine.generate([row.request for row in rows], options.sampling)
-        session.note_drift(rows, options)
+        session.end_batch(rows, options)
         return [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
     reader = _Reader(session, rows, stops, read or (lambda row, part, text: None), cuts, hide)
     completions = session.engine.generate(reader.requests, options.sampling, reader.stop_rows)
-    session.note_drift(rows, options)
+    session.end_batch(rows, options)
     made = [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
     reader.finish(made)
     return made
@@ -89,11 +88,9 @@ class _Reader:
     ) -> None:
         self.session, self.rows, self.stops, self.read, self.hide = session, rows, stops, read, hide
         self.cuts = cuts or [StopFlag() for _ in rows]
-        self.requests = [cut.around(row.request) for cut, row in zip(self.cuts, rows, strict=True)]
-        self.narrator = StreamEmitter(session.codec, session.markers, rows, self._take, self._parser)
-
-    def _parser(self, row: int) -> ReasoningParser:
-        return ReasoningParser(self.session.markers, self.rows[row].state, self.stops, self.hide)
+        self.requests = [cut.wrap(row.request) for cut, row in zip(self.cuts, rows, strict=True)]
+        parsers = [ReasoningParser(session.markers, row.state, stops, hide) for row in rows]
+        self.narrator = StreamEmitter(session.codec, session.markers, rows, self._take, parsers)
 
     def _take(self, event: TextDeltaEvent) -> None:
         if event.text:
@@ -102,7 +99,7 @@ class _Reader:
     def stop_rows(self, row: int, tokens: Sequence[int], forced: bool) -> None:
         """Feed the emitter, and end a row in whose answer a stop string stands."""
         self.narrator(row, tokens, forced)
-        if self.narrator.parser(row).stopped:
+        if self.narrator.parsers[row].stopped:
             self.cuts[row].set = True
 
     def finish(self, made: Sequence[GenerationResult]) -> None:

@@ -86,7 +86,7 @@ def test_metric_names_types_and_labels(server: Served) -> None:
     assert labels <= {"tier", "kind", "reason", "status", "le"}
 
 
-RESULT = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, probe=4, discarded=2))
+RESULT = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, trial=4, discarded=2))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,14 @@ def test_overhead_is_counted_by_kind() -> None:
         line for line in metrics.render().decode().splitlines() if line.startswith("tersely_overhead_tokens_total")
     ]
     counted = {line.partition('"')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
-    assert counted == {"probe": 8, "discarded": 4, "verifier": 0, "delegated": 0, "consulted": 0, "reprefilled": 0}
+    assert counted == {
+        "discarded": 4,
+        "trial": 8,
+        "verifier": 0,
+        "helper_completion": 0,
+        "helper_prompt": 0,
+        "recomputed": 0,
+    }
 
 
 class FakeTrace:
