@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 _DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
 _NO_MARKERS = Markers("<think>", "</think>", "none")
 
-Model = Annotated[str, typer.Argument(metavar="[MODEL]", help="An embedded model, a folder or a hub name.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder or a hub name.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model; default: its own name.")]
 Host = Annotated[str, typer.Option(help="Address to listen on; the default serves only this machine.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
@@ -102,6 +103,7 @@ def serve(
     ] = 30.0,
 ) -> None:
     """Serve a model under control to clients of the OpenAI API; stop with Ctrl-C."""
+    _check_installed()
     parsed_markers = None if markers is None else parse_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
@@ -119,24 +121,36 @@ def serve(
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
     )
-    try:
-        from .app import UvicornServer, create_app
-        from .app import serve as run_server
-        from .batch_worker import BatchWorker
-        from .metrics import Metrics
-    except ImportError as error:
-        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
     with bind_socket(host, port) as bound:
         from ..engines.transformers.engine import load_engine
 
         engine = load_engine(model, grouped=grouped_attention)
         session = open_session(engine, parsed_markers, think_prompt, not no_thinking, verifier, helper)
         warm_up(session, settings.defaults, not no_thinking)
-        metrics = Metrics()
-        worker = BatchWorker(session, settings.limits, metrics, not no_thinking)
         address = base_url(*bound.getsockname()[:2])
         ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
-        run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
+        _run(session, settings, not no_thinking, bound, drain, ready)
+
+
+def _run(
+    session: Session, settings: ServerSettings, thinks: bool, bound: socket.socket, drain: float, ready: str
+) -> None:
+    from .app import UvicornServer, create_app
+    from .app import serve as run_server
+    from .batch_worker import BatchWorker
+    from .metrics import Metrics
+
+    metrics = Metrics()
+    worker = BatchWorker(session, settings.limits, metrics, thinks)
+    run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
+
+
+def _check_installed() -> None:
+    """Raise CapabilityError now rather than after the model has been loaded."""
+    try:
+        from . import app as app
+    except ImportError as error:
+        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
 
 
 def serve_vllm(

@@ -205,8 +205,8 @@ def _add_budget_policy(
     """The policies, with the one that keeps budgets."""
     if policies is None and "budget" in get_presets().get(preset or "off", ()):
         return None
-    made = make_policies(preset, policies)
-    return made if any(policy.name == "budget" for policy in made) else ("budget", *made)
+    resolved = make_policies(preset, policies)
+    return resolved if any(policy.name == "budget" for policy in resolved) else ("budget", *resolved)
 
 
 class _ClientDisconnectedError(Exception):
