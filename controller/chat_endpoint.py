@@ -16,7 +16,8 @@ from .engines.openai.client import OpenAIClient, RefusedError, choose_model, exp
 from .options import GenerationOptions
 from .policies import make_policies
 from .prompts import as_messages
-from .text.markers import KNOWN
+from .text.markers import KNOWN, Markers
+from .text.reasoning_parser import split_text
 from .trace import Decision, GenerationResult, Usage
 from .types import Prompt
 
@@ -170,7 +171,7 @@ def _make_result(client: OpenAIClient, reply: dict[str, Any], tier: str, notes: 
 def _split_inline_thinking(text: str) -> tuple[str, str]:
     """Split thinking and answer where the server leaves both in one text."""
     for opening, closing in KNOWN:
-        before, found, after = text.partition(closing)
+        before, found, _ = text.partition(closing)
         if found:
-            return before.partition(opening)[2] or before.removeprefix(opening), after
+            return split_text(text, Markers(opening, closing), "before" if opening in before else "thinking")
     return "", text

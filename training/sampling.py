@@ -23,7 +23,7 @@ from ..controller.prompts import Prompt
 from ..controller.request_builder import PreparedRequest
 from ..controller.session import Session
 from ..controller.text.markers import Markers
-from ..controller.text.split_output import split_reasoning
+from ..controller.text.reasoning_parser import split_reasoning
 from ..controller.text.tool_calls import Tool
 from ..controller.types import Completion, Request, SamplingParams
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError

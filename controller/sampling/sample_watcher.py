@@ -10,7 +10,7 @@ from ..controller import Controller, ControllerState
 from ..request_builder import PreparedRequest
 from ..session import Session
 from ..text.answers import extract_answer, extract_boxed
-from ..text.split_output import split_reasoning
+from ..text.reasoning_parser import split_reasoning
 from ..types import Completion, Directive, Request, StepInfo
 from .vote import VoteState
 

@@ -76,19 +76,16 @@ def roofline(context: typer.Context) -> None:
 
 def serve(context: typer.Context) -> None:
     """Serve a model to clients of the OpenAI API: `tersely serve MODEL [--engine vllm]`; --help tells the options."""
-    engine, arguments = _engine(list(context.args))
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--model")
-    context.args = arguments
-    if engine == "vllm":
-        from ..controller.serving.vllm_cli import PASSED_ON
-        from ..controller.serving.vllm_cli import serve as on_vllm
-
-        _hand_over("serve", on_vllm, context, **PASSED_ON)
-        return
+    from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve_vllm
     from ..controller.serving.cli import serve as command
 
-    _hand_over("serve", command, context)
+    engine, context.args = _engine(list(context.args))
+    if engine != "vllm":
+        _hand_over("serve", command, context)
+        return
+    if not context.args or context.args[0].startswith("-"):  # or vLLM's first option would be taken for the model
+        context.args.insert(0, DEFAULT_MODEL)
+    _hand_over("serve", serve_vllm, context, **PASSED_ON)
 
 
 def _engine(arguments: list[str]) -> tuple[str, list[str]]:

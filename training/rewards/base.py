@@ -16,6 +16,8 @@ from numbers import Real
 from typing import Any, ClassVar
 
 from ...controller.text.answers import extract_answer
+from ...controller.text.markers import Markers
+from ...controller.text.reasoning_parser import split_text
 from ...errors import OptionError, did_you_mean
 from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
 from ...evaluation.tasks.questions import Drawn, Question
@@ -95,8 +97,8 @@ def get_text(completion: Any) -> str:
 
 
 def answer_part(text: str, close: str | None) -> str:
-    """The text after the thinking, empty if the thinking is not closed; all of it if `close` is None."""
-    return text.strip() if close is None else text.partition(close)[2].strip()
+    """What follows the thinking; empty where that was never closed. close: None if the prompt has closed it."""
+    return text.strip() if close is None else split_text(text, Markers("", close), "thinking")[1]
 
 
 def require_column(columns: Mapping[str, Any], name: str, reward: str) -> Sequence[Any]:

@@ -13,13 +13,12 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 from ...api import resolve_engine
 from ...cancellation import CancellableWatcher
 from ...options import GenerationOptions
-from ...prompts import Prompt
 from ...request_builder import PreparedRequest
 from ...session import Session
 from ...streaming import StreamEmitter, TextDeltaEvent
-from ...text.reasoning_parser import StreamingReasoningParser, truncate_at_stop
+from ...text.reasoning_parser import ReasoningParser, truncate_at_stop
 from ...trace import GenerationResult
-from ...types import Engine
+from ...types import Engine, Prompt
 
 _GUARD = threading.Lock()
 _LOCKS: WeakKeyDictionary[Engine, threading.Lock] = WeakKeyDictionary()
@@ -65,12 +64,11 @@ def run(
     """
     if not stops and read is None:
         completions = session.engine.generate([row.request for row in rows], options.sampling)
-        session.note_drift(rows, options)
+        session.end_batch(rows, options)
         return [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
     reader = _Reader(session, rows, stops, read or (lambda row, part, text: None), cuts, hide)
-    completions = session.engine.generate(reader.requests, options.sampling, reader.narrator)
-    reader.narrator.finish()
-    session.note_drift(rows, options)
+    completions = session.engine.generate(reader.requests, options.sampling, reader.stop_rows)
+    session.end_batch(rows, options)
     made = [session.finish(row, done) for row, done in zip(rows, completions, strict=True)]
     reader.finish(made)
     return made
@@ -90,28 +88,25 @@ class _Reader:
     ) -> None:
         self.session, self.rows, self.stops, self.read, self.hide = session, rows, stops, read, hide
         self.cuts = cuts or [StopFlag() for _ in rows]
-        self.requests = [cut.around(row.request) for cut, row in zip(self.cuts, rows, strict=True)]
-        self.narrator = StreamEmitter(session.codec, session.markers, rows, self._take)
-        self._partings: dict[int, StreamingReasoningParser] = {}
+        self.requests = [cut.wrap(row.request) for cut, row in zip(self.cuts, rows, strict=True)]
+        parsers = [ReasoningParser(session.markers, row.state, stops, hide) for row in rows]
+        self.narrator = StreamEmitter(session.codec, session.markers, rows, self._take, parsers)
 
     def _take(self, event: TextDeltaEvent) -> None:
-        number = event.row
-        if number not in self._partings:  # a row's state is settled when its first token comes
-            state = self.rows[number].state
-            self._partings[number] = StreamingReasoningParser(self.session.markers, state, self.stops, self.hide)
-        parting = self._partings[number]
-        for part, text in parting.feed(event.text):
-            self.read(number, part, text)
-        if parting.stopped:
-            self.cuts[number].set = True
+        if event.text:
+            self.read(event.row, event.channel, event.text)
+
+    def stop_rows(self, row: int, tokens: Sequence[int], forced: bool) -> None:
+        """Feed the emitter, and end a row in whose answer a stop string stands."""
+        self.narrator(row, tokens, forced)
+        if self.narrator.parsers[row].stopped:
+            self.cuts[row].set = True
 
     def finish(self, made: Sequence[GenerationResult]) -> None:
         """Read out what was held back."""
         ends = (*self.stops, self.hide) if self.hide else self.stops
-        for number, parting in self._partings.items():
-            answer = truncate_at_stop(made[number].answer, ends)[0]
-            for part, text in parting.finish(made[number].thinking, answer):
-                self.read(number, part, text)
+        for number, result in enumerate(made):
+            self.narrator.finish_row(number, result.thinking, truncate_at_stop(result.answer, ends)[0])
 
 
 Told = tuple[str, str] | GenerationResult | BaseException

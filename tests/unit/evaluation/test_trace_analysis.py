@@ -17,7 +17,7 @@ from tersely.controller.budgets import TIERS
 from tersely.controller.controller import Controller
 from tersely.controller.options import GenerationOptions
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.split_output import split_reasoning
+from tersely.controller.text.reasoning_parser import split_reasoning
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision, GenerationResult, Usage
 from tersely.controller.types import KEEP
