@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
 from ..streaming import TextDeltaEvent
-from ..text.tool_calls import read_calls
+from ..text.tool_calls import parse_tool_calls
 from ..trace import GenerationResult
 from .errors import RequestError
 from .settings import ResolvedRequest
@@ -91,7 +91,7 @@ class PendingResponse:
 
 def split_tool_calls(answer: str) -> tuple[str, list[dict[str, object]]]:
     """An answer without its tool calls, and these in OpenAI's form; malformed calls stay text."""
-    text, calls = read_calls(answer)
+    text, calls = parse_tool_calls(answer)
     for call in calls:
         if call.error is not None:
             text = f"{text}\n{call.text}".strip()

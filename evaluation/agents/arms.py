@@ -9,8 +9,14 @@ from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 
 from ...controller.integrations.langchain.chat_model import ChatTersely
-from ...controller.integrations.langchain.effort_middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
-from ...controller.integrations.langchain.mode_middleware import MODES, ModeMiddleware, Router
+from ...controller.integrations.langchain.middleware import (
+    MODES,
+    BudgetMiddleware,
+    EffortMiddleware,
+    ModeMiddleware,
+    Router,
+    SafetyMiddleware,
+)
 from ...controller.policies import make_policies
 from ...errors import OptionError, unknown
 from .tasks import FORM, Task

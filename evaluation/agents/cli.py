@@ -95,7 +95,7 @@ def _model(model: str, url: str | None, preset: str, max_tokens: int, seed: int)
         settings: Any = {"model": model, "base_url": url, "max_tokens": max_tokens, "seed": seed}
         return ChatOpenAI(**settings, api_key=lambda: _key()), None
     from ...controller.integrations.langchain.chat_model import ChatTersely
-    from ...controller.integrations.langchain.runner import shared_engine
+    from ...controller.integrations.runner import shared_engine
     from ...controller.session import Session
 
     session = Session(shared_engine(model))
@@ -109,6 +109,6 @@ def _key() -> str:
 
 
 def _router(session: Any, folder: Path | None) -> Callable[..., str]:
-    from ...controller.integrations.langchain.mode_router import ModeRouter
+    from ...controller.integrations.langchain.routing import ModeRouter
 
     return ModeRouter(session, None if folder is None else str(folder))

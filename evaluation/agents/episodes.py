@@ -11,7 +11,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.errors import GraphRecursionError
 
-from ...controller.integrations.langchain.limits import read_and_written
+from ...controller.integrations.langchain.budget_middleware import count_tokens
 from ..economics.cost_metrics import SearchScore, duplicate_rate
 from .tasks import Task
 
@@ -77,7 +77,7 @@ def episode(
     actions = [(call["name"], json.dumps(call["args"], sort_keys=True)) for reply in said for call in reply.tool_calls]
     last = messages[-1] if messages else None
     answer = last.text if isinstance(last, AIMessage) and not last.tool_calls and error is None else ""
-    spent = [read_and_written(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
+    spent = [count_tokens(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
     search = _search(task, said, results)
     return Episode(
         id=task.id,

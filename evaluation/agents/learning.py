@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ...controller.integrations.langchain.mode_middleware import MODES
-from ...controller.integrations.langchain.mode_router import LAYER, prompt_hidden_states
+from ...controller.integrations.langchain.middleware import MODES
+from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_states
 from ...controller.session import Session
 from ...errors import OptionError
 from ...probes.tier_selector import label_tiers

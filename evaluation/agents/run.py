@@ -10,7 +10,7 @@ from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 
-from ...controller.integrations.langchain.mode_middleware import MODES, Router
+from ...controller.integrations.langchain.middleware import MODES, Router
 from ...errors import OptionError
 from ..bench.checkpoint_log import CheckpointLog
 from .arms import make_agents

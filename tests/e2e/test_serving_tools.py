@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from ..integrations.test_tools import SaidEngine, call
 from ..support.serving import Served, served, texts_of
+from ..support.text_engine import TextEngine, format_call
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
-OUTPUT = "I add them.\n</think>\n\nLet me see.\n" + call("add", a=12, b=7) + "\n" + call("add", a=1, b=2)
+OUTPUT = "I add them.\n</think>\n\nLet me see.\n" + format_call("add", a=12, b=7) + "\n" + format_call("add", a=1, b=2)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(SaidEngine(lambda prompt: OUTPUT)) as running:
+    with served(TextEngine(lambda prompt: OUTPUT)) as running:
         yield running
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from ...controller.text.tool_calls import OPEN, ToolCall, read_calls
+from ...controller.text.tool_calls import OPEN, ToolCall, parse_tool_calls
 from ...controller.types import Request
 from ...errors import PromptError
 from ...evaluation.agents.tasks import Task
@@ -94,7 +94,7 @@ class TrainingEpisode:
     def answer(self) -> str:
         """The final answer; "" if the last step is a call."""
         response = self.steps[-1].response
-        return "" if self.called and read_calls(response)[1] else response
+        return "" if self.called and parse_tool_calls(response)[1] else response
 
     @property
     def tokens(self) -> int:
@@ -173,7 +173,7 @@ class EpisodeRunner:
             return
         context = self.sampler.engine.context_length
         for episode in episodes:
-            text, calls = read_calls(episode.steps[-1].response)
+            text, calls = parse_tool_calls(episode.steps[-1].response)
             if not calls or episode.start_mode not in CALLING or episode.calls == len(episode.steps):
                 continue
             episode.messages += self.environment.run_calls(episode.row["id"], text, calls)
@@ -187,7 +187,7 @@ class EpisodeRunner:
 
 
 def _has_calls(rollout: Rollout) -> bool:
-    return bool(read_calls(rollout.response)[1])
+    return bool(parse_tool_calls(rollout.response)[1])
 
 
 def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) -> list[Rollout]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.text.tool_calls import OPEN, ToolCall, read_calls
+from tersely.controller.text.tool_calls import OPEN, ToolCall, parse_tool_calls
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOLD
 from tersely.training.config import Data, RecipeError, Rollouts
@@ -166,7 +166,7 @@ def test_an_opened_call_is_masked_from_the_loss(sampler: RolloutSampler) -> None
     ],
 )
 def test_the_result_of_a_failed_call_is_its_error(call: dict[str, Any], says: str) -> None:
-    _, calls = read_calls(f"{OPEN}{json.dumps(call)}</tool_call>")
+    _, calls = parse_tool_calls(f"{OPEN}{json.dumps(call)}</tool_call>")
     own, result = environment().run_calls(ROWS[0]["id"], "", calls)
     assert own["tool_calls"][0]["function"] == call and says in result["content"]
 

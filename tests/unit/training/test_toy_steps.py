@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from tersely.controller.text.tool_calls import read_calls, supports_tools
+from tersely.controller.text.tool_calls import parse_tool_calls, supports_tools
 from tersely.evaluation.agents.tasks import Task, stream_tasks
 from tersely.evaluation.agents.tools import TOOLS
 from tersely.models import get_model_path
@@ -42,7 +42,7 @@ def test_each_step_makes_the_next_call_and_the_last_one_answers(effort: str) -> 
             said = respond_to(AgentStep(task, done), effort, rng).text
             thinking, _, answer = said.rpartition("</think>\n\n")
             assert bool(thinking) == (effort != "none")
-            text, calls = read_calls(answer)
+            text, calls = parse_tool_calls(answer)
             if done == len(task.calls):
                 assert not calls and task.solved_by(text)
             else:
