@@ -144,13 +144,8 @@ class Answers:
         return [made[number] for number in range(len(order))]
 
     def answers(self, made: Sequence[Sequence[int]]) -> list[str]:
-<<<<<<< HEAD:benchmarks/research_attention.py
         """The answers in the output."""
-        from tersely.controller.text.split_output import split_reasoning
-=======
-        """The answers in what was put out."""
         from tersely.controller.text.reasoning_parser import split_reasoning
->>>>>>> h-serving:benchmarks/shelf_attention.py
 
         session = self.session
         return [

@@ -279,9 +279,8 @@ class Controller:
             return None
         what = "injections" if isinstance(action, Inject) else "delegations"
         text = self._render(action) if isinstance(action, Inject) else action.prefix
-        if isinstance(action, HelperAction) and not self.shadow:
-            if self.delegations.helper is None:
-                return "no delegation: there is no helper"
+        if isinstance(action, HelperAction) and not self.shadow and self.delegations.helper is None:
+            return "no delegation: there is no helper"
         if isinstance(action, HelperAction) and self.delegations.retracted > self.budget.thinking:
             return f"no more {what}: they have dropped more tokens than the thinking may have"
         if self._actions >= MAX_ACTIONS:

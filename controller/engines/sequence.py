@@ -246,7 +246,8 @@ class SequenceState:
         if not self.ragged and unfeed:
             raise CapabilityError(
                 f"a watcher dropped {directive.retract} tokens, but this model's cache cannot be cropped (sliding "
-                "window, recurrent or static); use a full-attention model, or a policy that drops at most the last token"
+                "window, recurrent or static); use a full-attention model, or a policy that "
+                "drops at most the last token"
             )
         if not self.ragged and directive.wait_for:
             raise CapabilityError(

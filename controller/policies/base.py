@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ...errors import CapabilityError
@@ -253,11 +253,6 @@ class Policy(ABC):
         finds its settings unfit for the model raises OptionError before it returns the generator.
         """
         ...
-
-
-def bound_field() -> Any:
-    """A dataclass field for what `bind` loads; it is no setting."""
-    return field(default=None, repr=False, hash=False, metadata=BOUND)
 
 
 def unbound_error(policy: Policy) -> TypeError:

@@ -1,4 +1,4 @@
-"""Budget forcing (s1, arXiv 2501.19393; Qwen3 report 4.3): thinking ends at its budget, at a sentence if one is near."""
+"""Budget forcing (s1, arXiv 2501.19393; Qwen3 report 4.3): thinking ends at its budget or a sentence near it."""
 
 from __future__ import annotations
 

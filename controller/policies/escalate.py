@@ -7,7 +7,7 @@ that decides by what the thinking shows, not by the question.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ...errors import OptionError
@@ -17,7 +17,7 @@ from ...probes.rule import RuleState
 from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
 from ..types import BindContext, Capability
-from .base import Delegate, Policy, PolicyView, Wait, Watching, bound_field
+from .base import BOUND, Delegate, Policy, PolicyView, Wait, Watching
 from .readiness import StopRulePolicy
 
 
@@ -42,7 +42,7 @@ class Escalate(StopRulePolicy):
     tokens: int = 1024
     restart: bool = True
     prefix: str = "Wait,"
-    rule: StoredRule | None = bound_field()
+    rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def __post_init__(self) -> None:
         if not 0 < self.min_right <= 1:

@@ -8,7 +8,7 @@ the harm it can do (`probes.risk_control`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ...probes.features import features
@@ -18,7 +18,7 @@ from ..drift import BatchDriftTracker
 from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
 from ..types import BindContext, Capability
-from .base import Close, Policy, PolicyView, Trial, Wait, Watching, bound_field, unbound_error
+from .base import BOUND, Close, Policy, PolicyView, Trial, Wait, Watching, unbound_error
 
 
 class StopRulePolicy(Policy):
@@ -68,8 +68,8 @@ class Readiness(StopRulePolicy):
     probes: str | None = None
     trials: bool | None = None
     threshold: float | None = None
-    rule: StoredRule | None = bound_field()
-    drift: BatchDriftTracker | None = bound_field()
+    rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
+    drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError if there is no probe for this model."""

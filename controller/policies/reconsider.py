@@ -7,7 +7,7 @@ appends "Wait" without a reason; here a probe gives one).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ...probes.features import features
@@ -16,7 +16,7 @@ from ...probes.rule import RuleState
 from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
 from ..types import BindContext, Capability
-from .base import Inject, Policy, PolicyView, Wait, Watching, bound_field
+from .base import BOUND, Inject, Policy, PolicyView, Wait, Watching
 from .readiness import StopRulePolicy
 
 
@@ -39,7 +39,7 @@ class Reconsider(StopRulePolicy):
     threshold: float = 0.6
     limit: int = 2
     cue: str = "Wait,"
-    rule: StoredRule | None = bound_field()
+    rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`; raises ProbeError if there is no probe for this model."""

@@ -51,7 +51,8 @@ class VllmEngine:
         config = llm.llm_engine.model_config
         if PROCESSOR not in (config.logits_processors or ()):
             raise CapabilityError(
-                f"this vLLM was started without tersely's logits processor; pass logits_processors=[{PROCESSOR!r}] to it, or "
+                f"this vLLM was started without tersely's logits processor; "
+                f"pass logits_processors=[{PROCESSOR!r}] to it, or "
                 "use load_vllm"
             )
         self.name = name or str(config.model)

@@ -64,7 +64,7 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         return False
 
     def _row(self, params: Any, prompt: list[int] | None, output: list[int]) -> ControlledRow | None:
-        """The row of a controlled request; None where there is no control or it fails: the request then goes on alone."""
+        """The row of a controlled request; None if it has no control or its control fails: it then runs without."""
         tag, copy = self._numbered(params)
         try:
             controller = self.worker.make_controller(params.extra_args, prompt, params.max_tokens or 1 << 30)

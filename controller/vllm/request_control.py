@@ -58,7 +58,8 @@ class RequestControl:
         for policy in self.make_policies():
             if missing := sorted(policy.requires - AVAILABLE):
                 raise CapabilityError(
-                    f"policy {policy.name!r} needs {', '.join(missing)}, which vLLM does not offer inside; leave it out, "
+                    f"policy {policy.name!r} needs {', '.join(missing)}, which vLLM does not offer inside; "
+                    "leave it out, "
                     "or control vLLM from outside (AsyncLLM, or its server as an endpoint)"
                 )
 

@@ -11,9 +11,9 @@ from ...controller.integrations.langchain.middleware import MODES
 from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_states
 from ...controller.session import Session
 from ...errors import OptionError
-from ...probes.tier_selector import label_tiers
 from ...probes.estimator import ProbeClassifier
 from ...probes.io import ModeProbe
+from ...probes.tier_selector import label_tiers
 from .episodes import Episode
 from .tasks import Task
 

@@ -40,7 +40,9 @@ def collect_into(folder: Path, plan: CollectPlan) -> str:
     questions = load(plan.task, plan.split, plan.limit, plan.seed)
     engine = load_engine(plan.model, grouped=True)
     session = Session(engine, think_prompt=plan.think_prompt)
-    closing = len(session.codec.encode(session.markers.close + session.markers.close_suffix + session.markers.answer_prefix))
+    closing = len(
+        session.codec.encode(session.markers.close + session.markers.close_suffix + session.markers.answer_prefix)
+    )
     facts = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}
     store = RecordStore(folder, {**asdict(plan), **facts})
     groups = batches(questions, plan.batch_size)

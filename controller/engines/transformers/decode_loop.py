@@ -1,4 +1,4 @@
-"""The decode loop of a batch: sample a token per sequence, let watchers observe, apply what they want, run the model."""
+"""The decode loop of a batch: sample one token per sequence, apply what its watcher decides, run the model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From logits to tokens: processors, per-sequence temperatures, and draws that do not depend on which rows have ended."""
+"""From logits to tokens: processors, temperatures, and draws that do not depend on which rows have ended."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 64
 
 
 def argmax(scores: Tensor) -> Tensor:
-    """The position of the first maximum in each row of scores [rows, vocabulary], as `Tensor.argmax`, with ties and NaN."""
+    """The position of the first maximum in each row of scores [rows, vocabulary], defined for ties and NaN too."""
     rows, size = scores.shape
     if scores.device.type != "cpu" or size % _BLOCK or size <= _BLOCK:
         return scores.argmax(dim=-1)

@@ -40,7 +40,9 @@ def test_a_policy_from_a_file_acts(own: Path) -> None:
     assert result.answer
 
 
-@pytest.mark.parametrize("spec", ["{own}:Missing", "{own}:NoPolicy", "nowhere.py:Stop", "no.such.module:Stop", "{own}:"])
+@pytest.mark.parametrize(
+    "spec", ["{own}:Missing", "{own}:NoPolicy", "nowhere.py:Stop", "no.such.module:Stop", "{own}:"]
+)
 def test_what_is_not_a_policy_is_refused(own: Path, spec: str) -> None:
     with pytest.raises(OptionError) as caught:
         load_policy(spec.format(own=own))

@@ -267,7 +267,9 @@ def test_a_library_that_does_not_start_is_named() -> None:
 def test_a_helper_ends_itself_when_nobody_is_left_to_kill_it() -> None:
     pytest.importorskip("math_verify")
     code = (
-        "import os, sys\nfrom tersely.evaluation.tasks.sandbox import SandboxProcess\nw = SandboxProcess('math_verify')\n"
+        "import os, sys\n"
+        "from tersely.evaluation.tasks.sandbox import SandboxProcess\n"
+        "w = SandboxProcess('math_verify')\n"
         "w.ask('compare', '1', '1', seconds=60)\nprint(w._process.pid, flush=True)\n"
         f'w._process.stdin.write(b\'["compare", 0.1, "5", "{TOWER}"]\\n\'); w._process.stdin.flush(); os._exit(0)'
     )
