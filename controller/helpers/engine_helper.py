@@ -73,11 +73,11 @@ class EngineHelper:
         if not batch:
             return
         session = self.session
-        made = [make_request(session, request, deadline, self.preset) for request, _ in batch]
+        prepared = [make_request(session, request, deadline, self.preset) for request, _ in batch]
         # A seed of its own does not disturb the sampling of the sequences that wait.
         sampling = replace(self.sampling, seed=self.seed + self._batches)
-        completions = session.engine.generate([engine_request for engine_request, _ in made], sampling)
-        for (engine_request, watcher), completion, (request, future) in zip(made, completions, batch, strict=True):
+        completions = session.engine.generate([engine_request for engine_request, _ in prepared], sampling)
+        for (engine_request, watcher), completion, (request, future) in zip(prepared, completions, batch, strict=True):
             future.tokens = len(completion.token_ids) + completion.dropped + completion.trial
             future.read += len(engine_request.prompt_ids)
             if watcher.late:

@@ -1,1 +1,1 @@
-"""Several samples of one prompt: which are stopped, when enough is known, and the answer."""
+"""Several samples of one prompt: which of them are stopped, and what the answer is."""

@@ -73,18 +73,19 @@ def test_problems_that_never_pass_are_left_out_of_the_ceiling() -> None:
     assert math.isnan(accuracy_limit(0.0, exact))
     assert accuracy_ceiling([ProblemClass(0.5, 0.1), ProblemClass(0.5, 0.0)], exact) == 1.0
     assert policy_outcome(0.0, exact, 10).given_up == 1.0
-    with pytest.raises(OptionError, match="nothing can ever pass"):
+    with pytest.raises(OptionError):
         accuracy_ceiling([ProblemClass(1.0, 0.0)], exact)
 
 
-def test_rates_are_shares() -> None:
-    for call, said in (
-        (lambda: VerifierRates(1.2, 0.1), "true_positive is 1.2"),
-        (lambda: ProblemClass(0.5, -0.1), "rate is -0.1"),
-        (lambda: accuracy_ceiling([ProblemClass(0.5, 0.5)], HUMAN_EVAL), "add up to 0.5"),
-        (lambda: attempt_value(1, LLAMA_8B, HUMAN_EVAL, -1), "penalty is -1"),
-        (lambda: policy_outcome(0.5, HUMAN_EVAL, -1), "attempts is -1"),
-        (lambda: optimal_attempts(LLAMA_8B, VerifierRates(0.1, 0.2), 1), "more often"),
+def test_impossible_rates_and_counts_are_refused() -> None:
+    for call in (
+        lambda: VerifierRates(1.2, 0.1),
+        lambda: ProblemClass(0.5, -0.1),
+        lambda: accuracy_ceiling([ProblemClass(0.5, 0.5)], HUMAN_EVAL),
+        lambda: attempt_value(1, LLAMA_8B, HUMAN_EVAL, -1),
+        lambda: attempt_value(0, LLAMA_8B, HUMAN_EVAL, 1),
+        lambda: policy_outcome(0.5, HUMAN_EVAL, -1),
+        lambda: optimal_attempts(LLAMA_8B, VerifierRates(0.1, 0.2), 1),
     ):
-        with pytest.raises(OptionError, match=said):
+        with pytest.raises(OptionError):
             call()

@@ -16,9 +16,6 @@ from tersely.controller.sampling.research.verified import (
     Verified,
     VerifiedVote,
     VerifierRates,
-    accuracy_ceiling,
-    accuracy_limit,
-    attempt_value,
     policy_outcome,
 )
 from tersely.controller.sampling.rules import Majority, ShortMofK, resolve_rule
@@ -256,13 +253,6 @@ def test_deepconf_answers_even_if_no_sample_reaches_the_threshold() -> None:
 def test_deepconf_refuses_bad_settings(rule: DeepConf, k: int) -> None:
     with pytest.raises(OptionError):
         rule.start_vote(k)
-
-
-def test_verifier_theory_gives_the_numbers_of_the_paper() -> None:
-    assert [accuracy_limit(kind.rate, TESTS) for kind in LLAMA] == pytest.approx([0.964, 0.374], abs=5e-4)
-    assert accuracy_ceiling(LLAMA, TESTS) == pytest.approx(0.716, abs=5e-4)
-    values = [attempt_value(attempt, LLAMA, TESTS, penalty=4) for attempt in (1, 2)]
-    assert values == pytest.approx([0.118, -0.161], abs=5e-4)
 
 
 def judge_attempts(penalty: float, k: int, passing: Sequence[bool]) -> VerifiedVote:
