@@ -17,15 +17,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.research.early_exit import DepthShortcut, LeavingSequence
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.research.shortcut import DepthShortcut
 from tersely.controller.trace import GenerationResult
-from tersely.controller.types import EarlyExit, SamplingParams
+from tersely.controller.types import BindContext, SamplingParams
 from tersely.evaluation.bench.fairness import check_unseen
 from tersely.evaluation.runner import SessionRunner, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
@@ -52,9 +52,10 @@ class Counting(SessionRunner):
         rows = self.session.prepare(problems, options)
         done = self.session.engine.generate([row.request for row in rows], options.sampling)
         for row in rows:
-            if row.request.leaving is not None:
-                self.left += row.request.leaving.left
-                self.stayed += row.request.leaving.stayed
+            for modifier in row.request.modifiers:
+                if isinstance(modifier, LeavingSequence):
+                    self.left += modifier.left
+                    self.stayed += modifier.stayed
         self.put_out += sum(len(one.token_ids) for one in done)
         return [self.session.finish(row, one) for row, one in zip(rows, done, strict=True)]
 
@@ -65,10 +66,9 @@ class AtRandom(DepthShortcut):
 
     share: float = 0.0
 
-    def leaving(self, boundary: Callable[[], str | None]) -> EarlyExit:
-        """See `DepthShortcut.leaving`."""
-        inner = DepthShortcut.leaving(self, boundary)
-        return EarlyExit(inner.shortcut, -float("inf"), lambda: inner.active() and _DRAW.random() < self.share)
+    def attach(self, boundary: Callable[[], str | None]) -> LeavingSequence:
+        """See `ForwardModifier.attach`."""
+        return LeavingSequence(self, lambda: boundary() is not None and _DRAW.random() < self.share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +141,19 @@ def measure(model: str, folder: str, options: argparse.Namespace) -> dict[str, A
     """All arms of one model."""
     engine = load_engine(model)
     shortcut = load_shortcut(Path(folder) / KIND, engine.fingerprint(), model)
-    policy = cast(DepthShortcut, DepthShortcut(shortcut=shortcut, threshold=options.threshold).bind(engine))
+    modifier = DepthShortcut(shortcut=shortcut, threshold=options.threshold).bind(BindContext(engine))
     questions = load("tiny", "test", options.limit, options.seed)
-    check_unseen([policy], questions)
+    check_unseen([modifier], questions)
     plain = GenerationOptions(
         preset="off", max_new_tokens=options.max_new_tokens, sampling=SamplingParams(temperature=options.temperature)
     )
-    early = replace(plain, policies=(policy,))
+    early = replace(plain, modifiers=(modifier,))
     arms: dict[str, Arm] = {}
     for name, how in (("full", plain), ("shortcut", early), ("random", None)):
         if how is None:
             share = arms["shortcut"].left / max(1, arms["shortcut"].left + arms["shortcut"].stayed)
-            chance = AtRandom(threshold=policy.threshold, shortcut=shortcut, share=share)
-            how = replace(plain, policies=(chance,))
+            chance = AtRandom(threshold=-float("inf"), shortcut=shortcut, share=share)
+            how = replace(plain, modifiers=(chance,))
         arms[name] = arm(engine, questions, how, options.seed, options.batch)
         print(f"{model}: {name} done", file=sys.stderr, flush=True)
     found: dict[str, Any] = {"layer": shortcut.layer, "layers": shortcut.layers, "questions": len(questions)}

@@ -16,16 +16,16 @@ import torch
 from torch import Tensor
 
 from ..controller.budgets import TIERS, canonical_effort
+from ..controller.controller import ControllerState
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policies, make_policy
-from ..controller.prompts import Prompt
 from ..controller.request_builder import PreparedRequest
 from ..controller.session import Session
 from ..controller.text.markers import Markers
 from ..controller.text.reasoning_parser import split_reasoning
 from ..controller.text.tool_calls import Tool
-from ..controller.types import Completion, Request, SamplingParams
+from ..controller.types import Capability, Completion, Prompt, Request, SamplingParams
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
 from ..evaluation.runner import batch_seed
 from .config import Rollouts
@@ -43,6 +43,8 @@ _RESERVED = frozenset(
     }
 )
 """Arguments of vLLM that training sets itself, since vLLM gets the policy's weights in the policy's process."""
+_UNAVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.HELPER})
+"""What policies cannot have in rollouts."""
 
 
 class DivergedError(TerselyError, RuntimeError):
@@ -110,7 +112,7 @@ def build_options(settings: Rollouts) -> GenerationOptions:
             code="reserved_vllm_argument",
         )
     for policy in built:
-        if missing := policy.needs & {"signals", "hidden", "helper", "steer", "shortcut"}:
+        if missing := policy.requires & _UNAVAILABLE:
             raise CapabilityError(
                 f"policy {policy.name!r} needs {', '.join(sorted(missing))}, which training rollouts do not provide"
             )
@@ -165,7 +167,7 @@ class RolloutSampler:
 
     def sampling(self, seed: int) -> SamplingParams:
         """Unmodified sampling from the policy at the temperature of the settings."""
-        return SamplingParams(self.settings.temperature, top_p=1.0, top_k=0, seed=seed, inverse=True)
+        return SamplingParams(self.settings.temperature, top_p=1.0, top_k=0, seed=seed, inverse_cdf=True)
 
     def decode(self, requests: Sequence[Request], sampling: SamplingParams) -> list[Completion]:
         """Complete prompts on the engine named in the settings."""
@@ -236,7 +238,7 @@ class RolloutSampler:
         opening = self.session.codec.encode(f"{self.session.markers.open}\n")
         if row.controller is not None:
             for token in opening:
-                if row.controller.phase == "before":
+                if row.controller.state is ControllerState.BEFORE:
                     row.controller.observe(token)
         return (*row.rendered.ids, *opening)
 

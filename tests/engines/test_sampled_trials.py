@@ -13,12 +13,12 @@ from tersely.controller import trial_answers as trial
 from tersely.controller.cancellation import CancellableWatcher
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.base import Close, Policy, PolicyView, Wait, Watching
+from tersely.controller.policies.base import Close, Policy, PolicyView, TrialAnswer, Wait, Watching
 from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
 from tersely.controller.session import Session
 from tersely.controller.text.tokenizer_adapter import get_adapter
-from tersely.controller.trial_answers import CERTAIN, SampledTrial, TrialAnswer, TrialDecoder
-from tersely.controller.types import KEEP, Directive, SamplingParams, StepInfo
+from tersely.controller.trial_answers import CERTAIN, SampledTrial, TrialDecoder
+from tersely.controller.types import KEEP, Directive, Request, SamplingParams, StepInfo
 from tersely.evaluation.tasks.questions import load
 
 from ..support.word_tokenizer import WordTokenizer
@@ -66,7 +66,7 @@ def test_greedy_answers_are_those_of_a_policy_that_closes_there(
     for count in (1, 2):
         closed = session.run(PROBLEMS, replace(GREEDY, policies=(ClosesAfter(count),)))
         for row, done in zip(found, closed, strict=True):
-            drawn = (row[count - 1].drawn or "").strip()
+            drawn = (row[count - 1].sampled or "").strip()
             assert "\\boxed{" in drawn and done.answer.startswith(drawn)
 
 
@@ -81,9 +81,9 @@ def test_uncertain_answers_are_drawn_and_certain_ones_are_not_asked_again(sessio
     sure = [one.confidence >= CERTAIN for one in found]
     assert 0 < sum(sure) < len(found)
     for one, certain in zip(found, sure, strict=True):
-        assert one.drawn is not None
-        assert not certain or one.drawn == f"\\boxed{{{one.answer}}}"
-    others = [one.drawn != f"\\boxed{{{one.answer}}}" for one in found if one.confidence < CERTAIN]
+        assert one.sampled is not None
+        assert not certain or one.sampled == f"\\boxed{{{one.answer}}}"
+    others = [one.sampled != f"\\boxed{{{one.answer}}}" for one in found if one.confidence < CERTAIN]
     assert any(others), "greedy after all"
 
 
@@ -93,14 +93,14 @@ CODEC = get_adapter(WordTokenizer())
 
 
 def feed(run: TrialDecoder, text: str) -> list[Directive | None]:
-    return [run.take(token, 0.5) for token in CODEC.encode(text)]
+    return [run.add(token, 0.5) for token in CODEC.encode(text)]
 
 
 def begun(most: int = 40, closing: Sequence[int] = (1, 2, 3)) -> TrialDecoder:
     run = TrialDecoder(CODEC, 5, SampledTrial(tuple(closing), "It is", most))
     *before, last = feed(run, "7}")
     assert all(follow is KEEP for follow in before)
-    assert last == Directive((1, 2, 3), retract=5 + len(CODEC.encode("7}")), trial=True, drawn=True)
+    assert last == Directive((1, 2, 3), retract=5 + len(CODEC.encode("7}")), trial=True, sampled=True)
     return run
 
 
@@ -110,7 +110,7 @@ def test_a_drawn_answer_is_over_with_its_box() -> None:
     assert all(follow is KEEP for follow in before) and last is None
     assert run.tokens == 3 + len(CODEC.encode(" said to be \\boxed{8}"))
     said = run.answer()
-    assert (said.answer, said.drawn) == ("7", "It is said to be \\boxed{8}")
+    assert (said.answer, said.sampled) == ("7", "It is said to be \\boxed{8}")
     assert said.tokens == 5 + len(CODEC.encode("7}")), "what was drawn costs nothing in use"
 
 
@@ -119,8 +119,8 @@ def test_a_drawn_answer_is_over_with_its_turn_or_when_it_is_full(monkeypatch: py
     feed(run, " 8")
     (end,) = CODEC.encode("END")
     monkeypatch.setattr(CODEC.tokenizer, "eos_token_id", end)
-    assert run.take(end, 0.5) is None
-    assert run.answer().drawn == "It is 8"
+    assert run.add(end, 0.5) is None
+    assert run.answer().sampled == "It is 8"
     run = begun(most=4)
     follows = feed(run, " 1 2 3 4 5 6")
     assert follows.index(None) == 3
@@ -135,7 +135,7 @@ def test_a_row_may_be_ended_while_an_answer_is_drawn() -> None:
             return said.pop(0)
 
     ending = CancellableWatcher(lambda: over[0])
-    ending.begin(Says())
+    ending.wrap(Request((1,), 100, watcher=Says()))
     while said:
         ending.observe(9)
     over[0] = True

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...controller.policies.base import PARAGRAPH
-from ...controller.policies.hint import HINT_TOKEN, ConciseHint, learnt_hint
+from ...controller.policies.hint import HINT_TOKEN, ConciseHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_recipe
@@ -78,7 +78,7 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import train_sft
 
     engine, settings, words = run.load_model(recipe), recipe.hint, make_policy(recipe).text + PARAGRAPH
-    if learnt_hint(engine.tokenizer):
+    if find_learned_hint(engine.tokenizer):
         raise RecipeError(
             f"{recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
         )
@@ -86,7 +86,7 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
     sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
     ids = add_hint_tokens(engine.model, engine.tokenizer, words)
-    before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), learnt_hint(engine.tokenizer)
+    before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
     freeze_except(engine.model, ids)
     kept: list[SampledTrace] = []
     for group in sampled:

@@ -188,7 +188,7 @@ class CutProber:
         with plain_sampling(self.sampler.engine.model):
             for at in range(0, len(requests), size):
                 sampling = SamplingParams(
-                    self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse=True
+                    self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse_cdf=True
                 )
                 completions = self.sampler.decode(requests[at : at + size], sampling)
                 answers += [self.codec.decode(completion.token_ids).strip() for completion in completions]

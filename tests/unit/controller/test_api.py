@@ -15,6 +15,7 @@ from tersely.controller.policies.base import Policy, PolicyView, Wait, Watching
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
+from tersely.controller.types import Capability
 from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.models import get_model_path
@@ -147,14 +148,14 @@ def test_a_model_object_needs_its_tokenizer(engine: TransformersEngine) -> None:
 
 def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> None:
     class Plain:
-        name, tokenizer, capabilities, context_length = "plain", WordTokenizer(), frozenset[str](), None
+        name, tokenizer, capabilities, context_length = "plain", WordTokenizer(), frozenset[Capability](), None
 
     class NoMarkers(WordTokenizer):
         def get_added_vocab(self) -> dict[str, int]:
             return {}
 
     class Needy(Policy):
-        name, requires = "needy", frozenset({"telepathy"})
+        name, requires = "needy", frozenset({Capability.DRAFT_REVIEW})
 
         def watch(self, view: PolicyView) -> Watching:
             yield Wait()
@@ -163,7 +164,7 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
     plain.tokenizer = NoMarkers()
     with pytest.raises(MarkerError, match="think-prompt"):
         Session(plain)
-    with pytest.raises(CapabilityError, match="telepathy"):
+    with pytest.raises(CapabilityError, match="draft_review"):
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 

@@ -15,13 +15,14 @@ from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
-from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
 from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.thought_features import FeatureTracker
 from tersely.controller.types import SamplingParams, Signals, StepInfo
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
+
+from ...support.word_tokenizer import WordTokenizer
 
 THOUGHTS = ("So the answer is 5.\n\n", "Wait, the answer is 6.\n\n", "Hmm.\n\n", "The answer is 6.\n\n")
 ENTROPIES = ([0.1] * 4 + [1.2] + [0.1] * 6, [0.2] * 11 + [0.8], [0.3, 0.6, 0.9], [0.05] * 9)
