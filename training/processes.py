@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checkpoint_log import CheckpointLog
 from ..errors import TerselyError
-from ..evaluation.bench.checkpoint_log import CheckpointLog
 from .config import RecipeError
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ def resumable_map(
     own = CheckpointLog(_part(path, here.process_index), identity)
     for number, at in enumerate(mine):
         advance(all_done - sum(len(rows[left : left + size]) for left in missing[number * here.num_processes :]))
-        own.piece(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
+        own.get_or_compute(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
     here.wait_for_everyone()
     advance(all_done)
     known = _kept(path, identity)
@@ -139,4 +139,4 @@ def _part(path: Path, process: int) -> Path:
 def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The pieces that any process has made, by key."""
     parts = (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}"))
-    return {key: made for part in parts for key, made in CheckpointLog(part, identity).done.items()}
+    return {key: made for part in parts for key, made in CheckpointLog(part, identity).completed.items()}
