@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 from ...errors import OptionError, unknown
@@ -74,6 +78,38 @@ def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
         if key not in known:
             raise unknown(f"setting of policy {name!r}:", key, known)
     return cast(Policy, cls(**(settings or {})))
+
+
+def load_policy(spec: str) -> Policy:
+    """Make a policy of your own from "path.py:ClassName" or "package.module:ClassName", with its default settings.
+
+    Raises OptionError (code "invalid_policy") if it cannot be loaded or is not a policy.
+    """
+    source, _, class_name = spec.rpartition(":")
+    if not source or not class_name:
+        raise _invalid(spec, "accepted: path.py:ClassName or package.module:ClassName")
+    try:
+        module = _load_file(Path(source)) if source.endswith(".py") else import_module(source)
+        policy = getattr(module, class_name)()
+    except Exception as error:  # user code may raise anything
+        raise _invalid(spec, f"{type(error).__name__}: {error}") from error
+    if missing := [name for name in ("name", "needs", "watch") if not hasattr(policy, name)]:
+        raise _invalid(spec, f"it is not a policy, as it has no {' and no '.join(missing)}")
+    return cast(Policy, policy)
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a Python file that need not be in the import path."""
+    name = f"tersely_policy_{path.stem}"
+    spec = spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # so for any path that ends in .py
+    module = sys.modules[name] = module_from_spec(spec)  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _invalid(spec: str, reason: str) -> OptionError:
+    return OptionError(f"cannot load policy {spec!r}: {reason}", code="invalid_policy")
 
 
 def make_policies(
