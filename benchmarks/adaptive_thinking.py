@@ -1,9 +1,9 @@
-"""What trainings changed: a model before and after each, on the same questions that none was trained on.
+"""The effect of training: a model before and after, on the same held-out questions.
 
-For each: accuracy, tokens, and how often it did not think, by level. `before-none` and `before-easy` are the model
-before training, told not to think or to think briefly: a training has to beat what a prompt can do. There is no control
-on either side but what `--after FOLDER+PRESET` names, such as `concise-t` for a hint that was learnt. Of trainings
-that differ in their seeds, `--after FOLDER,FOLDER,FOLDER`, there is the mean as well; its intervals are over questions.
+It reports accuracy, tokens, and how often the model did not think, by level. `before-none` and `before-easy` are the
+untrained model with those efforts, because training has to beat what a prompt can do. Models run without control, unless
+`--after FOLDER+PRESET` names a preset, such as `concise-t` for a trained hint. `--after FOLDER,FOLDER,FOLDER` adds the
+mean of several training seeds; its intervals are over questions.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tersely.evaluation.tasks.questions import Question, load
 from tersely.evaluation.trace_analysis import final_answer
 
 BEFORE = {"before": "normal", "before-easy": "easy", "before-none": "none"}
-"""Arms of the model before training, and the effort each is told."""
+"""Arms of the model before training, with their efforts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What one model did, or several on average: for each question if it was right, its tokens, if it did not think."""
+    """One model, or the mean of several, by question: whether it was right, its tokens, whether it did not think."""
 
     right: Sequence[float]
     tokens: Sequence[float]
@@ -98,7 +98,7 @@ def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict
 
 
 def change(before: Arm, after: Arm) -> dict[str, Any]:
-    """What a training did: `points` of accuracy and the share of tokens `saved`, with their intervals."""
+    """The effect of a training: `points` of accuracy and the share of tokens `saved`, with intervals."""
     points = paired_bootstrap([100 * (b - a) for a, b in zip(before.right, after.right, strict=True)])
     return {"points": asdict(points), "saved": asdict(ratio_bootstrap(after.tokens, before.tokens))}
 
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"--after {given}: accepted: folders by commas, each once, none of them {', '.join(BEFORE)}")
 
     if options.split != "test" and Path(options.task).suffix:
-        parser.error(f"--split {options.split} with {options.task}: a file is read as it stands")
+        parser.error(f"--split {options.split} with {options.task}: a file has no splits")
     questions = load(options.task, options.split, options.limit, options.seed)
     arms = answered(options, questions)
     levels = sorted({question.level for question in questions if question.level is not None})

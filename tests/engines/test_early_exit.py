@@ -15,7 +15,7 @@ from tersely.controller.probe_registry import ProbeError
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.bench.fairness import CheckError, check_unseen
+from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 
@@ -115,5 +115,5 @@ def test_a_benchmark_knows_what_it_was_learnt_from(engine: TransformersEngine) -
     question = Question("q", "What is 2 + 2?", "4")
     found = shortcut(engine, provenance={"learned_from": [hash_question(question)]})
     policies, _ = Session(engine).learnt(GenerationOptions(policies=(DepthShortcut(shortcut=found),)))
-    with pytest.raises(CheckError, match="'shortcut' has learnt from 1 of the questions"):
+    with pytest.raises(CheckError, match=r"'shortcut' .* 1 of"):
         check_unseen(policies, [question])

@@ -25,8 +25,8 @@ from tersely.controller.probe_registry import ProbeError, bind_policy
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.errors import CapabilityError
+from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
-from tersely.evaluation.bench.fairness import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
@@ -290,7 +290,7 @@ def test_a_policy_is_not_tested_on_what_it_learnt_from(engine: TransformersEngin
     policies = [bind_policy(p, engine, probes) for p in (Readiness(), Reconsider(), make_policy("budget"))]
     assert isinstance(policies[0], _BoundReadiness) and isinstance(policies[1], _BoundReconsider)
     for policy in policies[:2]:
-        with pytest.raises(CheckError, match=rf"'{policy.name}' has learnt from 1 of the questions .* \(q2\)"):
+        with pytest.raises(CheckError, match=rf"'{policy.name}' was trained on 1 of .* \(q2\)"):
             check_unseen([policies[2], policy], questions)
         check_unseen([policy], questions[:1])
 
@@ -301,7 +301,7 @@ def test_a_benchmark_refuses_probes_that_know_its_questions(engine: Transformers
     task.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     options: dict[str, Any] = {"tasks": str(task), "arms": "full,certified", "max_new_tokens": 100, "baselines": False}
     seen = store(tmp_path / "seen", engine, learned_from=[hash_question(Question("", PROBLEM, ""))])
-    with pytest.raises(CheckError, match=r"'readiness' has learnt from 1 of the questions .* \(q0\); test on others"):
+    with pytest.raises(CheckError, match=r"'readiness' was trained on 1 of .* \(q0\)"):
         bench(**options, probes=seen)
     unseen = store(tmp_path / "unseen", engine, learned_from=["ab" * 8])
     with pytest.raises(typer.Exit):

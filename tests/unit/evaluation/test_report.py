@@ -92,7 +92,7 @@ def test_a_page_says_the_verdict_the_numbers_and_how_to_make_it_again() -> None:
     kinds = " ".join(f"{arm['tokens'][kind]:.1f}" for kind in ("thinking", "answer", "overhead", "total"))
     helped = f"{100 * arm['help']:.1f} % at least {100 * arm['help_lower']:.1f}"
     assert f"{helped} {kinds} careful" in text
-    assert "tersely bench --model tersely-tiny-large --arms full,balanced,careful,fast,no-think --limit 200" in text
+    assert "tersely bench tersely-tiny-large --arms full,balanced,careful,fast,no-think --limit 200" in text
     for split in planted()["splits"].values():
         assert split["sha256"] in text
     assert "There is no" not in text and "Nothing is known" not in text
