@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from ..evaluation.agents.tasks import Task, system_for
+from ..evaluation.agents.tasks import Task, get_system_prompt
 from ..evaluation.tasks.questions import Question, load
 from .config import Data
 from .environment import load_tasks
@@ -23,7 +23,7 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
     """
     found = load_tasks(data)
     questions = load(data.task, data.split, data.questions, data.seed) if found is None else map(_question, found)
-    told = None if found is None else system_for(model)
+    told = None if found is None else get_system_prompt(model)
     system = [] if told is None else [{"role": "system", "content": told}]
     return [_row(question, data.efforts[i % len(data.efforts)], system) for i, question in enumerate(questions)]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..controller.text.tool_calls import ToolCall
-from ..evaluation.agents.tasks import KINDS, Task, tasks
+from ..evaluation.agents.tasks import KINDS, Task, draw_tasks
 from ..evaluation.agents.tools import ToolError, call_tool
 from .config import Data
 
@@ -19,7 +19,7 @@ def load_tasks(data: Data) -> list[Task] | None:
     if name != AGENTS:
         return None
     chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
-    return tasks(data.split, data.seed, data.questions, chosen)
+    return draw_tasks(data.split, data.seed, data.questions, chosen)
 
 
 class Environment:

@@ -18,7 +18,7 @@ from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
-from ..evaluation.agents.tools import TOLD, TOOLS
+from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from .config import Optimiser, Recipe, RecipeError
 from .data import Row, load_rows
 from .environment import load_tasks
@@ -71,7 +71,7 @@ def check(
         markers,
         no_think_tokens=no_think_tokens,
         start=start,
-        tools=TOLD if agentic else (),
+        tools=TOOL_SCHEMAS if agentic else (),
     )
     longest = longest_prompt(sampler, rows)
     completions = completions or recipe.rollouts.generations

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from ...controller.engines.transformers.engine import TransformersEngine
 from ...errors import OptionError
-from ...evaluation.agents.tools import TOLD
+from ...evaluation.agents.tools import TOOL_SCHEMAS
 from ..config import Alarm, Recipe, RecipeError, Section
 from ..data import Row, schedule
 from ..environment import Environment, load_environment, load_tasks
@@ -113,7 +113,7 @@ def _sampler(
         recipe.rollouts,
         ground.markers,
         no_think_tokens=recipe.apo.no_think_tokens,
-        tools=() if environment is None else TOLD,
+        tools=() if environment is None else TOOL_SCHEMAS,
     )
 
 

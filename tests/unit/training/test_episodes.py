@@ -13,7 +13,7 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.text.tool_calls import OPEN, ToolCall, read_calls
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.agents.tools import TOLD
+from tersely.evaluation.agents.tools import TOOL_SCHEMAS
 from tersely.training.config import Data, RecipeError, Rollouts
 from tersely.training.data import load_rows
 from tersely.training.environment import Environment, load_environment, load_tasks
@@ -49,7 +49,7 @@ ROLLOUT = Rollout(
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     settings = Rollouts(max_new_tokens=160, temperature=0.3)
-    return Sampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOLD)
+    return Sampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOOL_SCHEMAS)
 
 
 def environment() -> Environment:
@@ -112,7 +112,7 @@ def test_modes_without_tools_have_none_and_a_call_is_opened_where_one_was_to_be(
 
 
 def test_thinking_after_the_end_of_thinking_is_no_answer_at_once(sampler: Sampler) -> None:
-    free = Sampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOLD)
+    free = Sampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOOL_SCHEMAS)
     found = free([CompletionRequest(row["prompt"], "hard", NO_THINK) for row in ROWS for _ in range(3)], 0)
     twice = [one for one in found if one.ids.count(free.close) > 1]
     assert twice, "this model thinks on when its thinking is ended at once"

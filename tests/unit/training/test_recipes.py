@@ -180,7 +180,9 @@ def test_recipes_of_the_house(path: Path) -> None:
     name = str(yaml.safe_load(path.read_text("utf-8"))["method"])
     recipe = read_recipe(path, method(name).RECIPE, name)
     if recipe.model.startswith("tersely-tiny"):
-        assert method(name).validate_recipe(recipe.model_copy(update={"data": recipe.data.model_copy(update={"questions": 32})}))
+        assert method(name).validate_recipe(
+            recipe.model_copy(update={"data": recipe.data.model_copy(update={"questions": 32})})
+        )
 
 
 @pytest.mark.parametrize(
