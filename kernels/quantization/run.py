@@ -39,11 +39,11 @@ class QuantizationCheck(Protocol):
         """Raise TerselyError for what cannot be asked."""
         ...
 
-    def take(self, model: Any, tokenizer: Any) -> list[bool]:
+    def run(self, model: Any, tokenizer: Any) -> list[bool]:
         """Which of them a model gets right."""
         ...
 
-    def compared(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
         """What there is to report."""
         ...
 
@@ -123,7 +123,7 @@ def _examined(
     progress("answering questions")
 
     def take(name: str) -> list[bool]:
-        _, told = pieces.piece(f"{name}-{exam.digest}", lambda: ({}, {"right": exam.take(model, tokenizer)}))
+        _, told = pieces.piece(f"{name}-{exam.digest}", lambda: ({}, {"right": exam.run(model, tokenizer)}))
         right: list[bool] = told["right"]
         return right
 
@@ -131,7 +131,7 @@ def _examined(
 
     def retake() -> dict[str, Any]:
         progress("answering them again")
-        return {"task": exam.compared(before, take("right-again"))}
+        return {"task": exam.compare(before, take("right-again"))}
 
     return retake
 

@@ -70,7 +70,7 @@ def quantize(
     if task is None and (limit or max_tokens):
         raise OptionError("--limit and --max-tokens are of a --task, and none is given")
     check_goal(out)
-    exam = None if task is None else AccuracyCheck.of(task, limit or 100, max_tokens or 512)
+    exam = None if task is None else AccuracyCheck.load(task, limit or 100, max_tokens or 512)
     source = str(get_model_path(model)) if model in NAMES else model
     text, how = CalibrationText(calib, questions, rows, length, seed), ScaleSearch(search, compensate)
     with _status() as say:
