@@ -33,13 +33,17 @@ unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
 .DELETE_ON_ERROR:
-.PHONY: demo test test-newest check format bench clean
+.PHONY: demo test test-fast test-newest check format bench clean
 
 demo: $(VENV)/core.stamp
 	@$(BESIDE) $(BIN)/tersely run "$$PROMPT" --model tersely-tiny-large --seed 2
 
 test: $(VENV)/test.stamp
 	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml $(WORKERS) $(or $(ARGS),$(CURDIR)/tests)
+
+# No model server and no vLLM: what to run before a commit.
+test-fast: $(VENV)/test.stamp
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
 
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:

@@ -35,7 +35,7 @@ class Idle:
     def __init__(self) -> None:
         self.seen = 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         """Count the token."""
         self.seen += 1
         return KEEP
@@ -62,12 +62,13 @@ def shadow_controllers(tokenizer: Any) -> MakeWatcher:
     """Make controllers with all policies of the balanced preset that decide everything and do nothing."""
     from tersely.controller.budgets import fit_budget
     from tersely.controller.controller import Controller
-    from tersely.controller.policies import make_policies, without_engine
+    from tersely.controller.policies import make_policies
+    from tersely.controller.replay import bind_for_replay
     from tersely.controller.text.markers import find_markers
     from tersely.controller.text.tokenizer_adapter import get_adapter
 
     codec, markers = get_adapter(tokenizer), find_markers(tokenizer)
-    policies, budget = without_engine(make_policies("balanced")), fit_budget("normal", 4096, None)
+    policies, budget = bind_for_replay(make_policies("balanced")), fit_budget("normal", 4096, None)
     return lambda prompt: Controller(policies, codec, markers, budget, shadow=True)
 
 

@@ -15,10 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.evaluation.economics.devices import measured
-from tersely.evaluation.economics.model_shape import load_shape
-from tersely.evaluation.economics.roofline import bounds, moved_bytes
-from tersely.evaluation.economics.step_time import TOKENS, predict, step_seconds
+from tersely.evaluation.economics.flops import load_shape
+from tersely.evaluation.economics.latency import SAMPLE_TOKENS, predict_step, time_step
+from tersely.evaluation.economics.roofline import compute_roofline, measure_device, moved_bytes
 from tersely.evaluation.tasks.questions import load
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -30,17 +29,17 @@ def foretold(model: str, batch: int, clock: Callable[[], float]) -> dict[str, An
     engine, dtype = load_engine(model), shape.dtype or "float32"
     asked = [[{"role": "user", "content": question.problem}] for question in load("tiny", "test", batch, 0)]
     prompts = [engine.tokenizer.apply_chat_template(one, add_generation_prompt=True)["input_ids"] for one in asked]
-    context = max(map(len, prompts)) + sum(TOKENS) // 2
-    before = step_seconds(engine, prompts, clock)
-    expected = predict(model, dtype, batch, context, clock).seconds
-    found = min(before, step_seconds(engine, prompts, clock))  # a machine's pace drifts; the copies came in between
-    device = measured(dtype, moved_bytes(shape, dtype, batch, context))
+    context = max(map(len, prompts)) + sum(SAMPLE_TOKENS) // 2
+    before = time_step(engine, prompts, clock)
+    expected = predict_step(model, dtype, batch, context, clock).seconds
+    found = min(before, time_step(engine, prompts, clock))  # a machine's pace drifts; the copies came in between
+    device = measure_device(dtype, moved_bytes(shape, dtype, batch, context))
     return {
         "dtype": dtype,
         "foretold_ms": 1e3 * expected,
         "measured_ms": 1e3 * found,
         "ratio": expected / found,
-        "bound_ms": 1e3 * bounds(shape, device, dtype, batch, context).decode.seconds,
+        "bound_ms": 1e3 * compute_roofline(shape, device, dtype, batch, context).decode.seconds,
     }
 
 

@@ -19,12 +19,11 @@ import numpy as np
 
 from tersely.controller.budgets import fit_budget
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.policies import POLICIES, make_policy
+from tersely.controller.policies import list_policies, make_policy
 from tersely.controller.policies.base import Policy
-from tersely.controller.probe_registry import bind_policy
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import find_markers
-from tersely.controller.types import Signals, StepInfo
+from tersely.controller.types import BindContext, Signals, StepInfo
 from tersely.errors import TerselyError
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.training.toy_models.responses import respond
@@ -41,12 +40,12 @@ def recorded(tokenizer: Any, count: int) -> list[list[int]]:
 
 
 def seconds(
-    policy: Policy, traces: Sequence[Sequence[int]], tokenizer: Any, seen: StepInfo, clock: Callable[[], float]
+    policy: Policy, traces: Sequence[Sequence[int]], tokenizer: Any, step: StepInfo, clock: Callable[[], float]
 ) -> tuple[float, int]:
     """How long it takes to replay all traces, and how many decisions that gives."""
     markers, budget = find_markers(tokenizer), fit_budget("normal", 2048)
     start = clock()
-    made = [replay(ids, [policy], tokenizer, markers, budget, seen=[seen] * len(ids)) for ids in traces]
+    made = [replay(ids, [policy], tokenizer, markers, budget, steps=[step] * len(ids)) for ids in traces]
     return clock() - start, sum(map(len, made))
 
 
@@ -61,16 +60,16 @@ def main(argv: list[str] | None = None) -> None:
     engine = load_engine(options.model)
     traces = recorded(engine.tokenizer, options.traces)
     zeros = np.zeros(engine.model.config.hidden_size, np.float32)
-    seen = StepInfo(Signals(0.1, 0.9, 0.9, 0.8), lambda layer: zeros)
+    step = StepInfo(Signals(0.1, 0.9, 0.9, 0.8), lambda layer: zeros)
     found: dict[str, float] = {}
     decisions: dict[str, int] = {}
-    for name in POLICIES:
+    for name in list_policies():
         try:
-            policy = bind_policy(make_policy(name), engine, None)
-        except TerselyError as error:  # nothing was learnt for this model
+            policy = make_policy(name).bind(BindContext(engine))
+        except TerselyError as error:  # nothing was learned for this model
             print(f"{name} is left out: {error}", file=sys.stderr)
             continue
-        found[name], decisions[name] = seconds(policy, traces, engine.tokenizer, seen, CLOCKS[options.clock])
+        found[name], decisions[name] = seconds(policy, traces, engine.tokenizer, step, CLOCKS[options.clock])
     tokens = sum(map(len, traces))
     if options.json:
         print(json.dumps({"traces": len(traces), "tokens": tokens, **{k: round(v, 3) for k, v in found.items()}}))

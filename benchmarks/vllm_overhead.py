@@ -61,13 +61,14 @@ def chats(llm: Any, rows: int) -> list[Any]:
     return prompts
 
 
-def measured(rows: int, end: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Arguments of requests whose every token is measured."""
+def with_signals(rows: int, end: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Arguments of requests that keep the signals of every token."""
+    from tersely.controller.types import Capability
     from tersely.controller.vllm.request_controller import RequestController
     from tersely.controller.vllm.worker_context import register
 
     for row in range(rows):
-        register(f"row {row}", RequestController(None, end, frozenset({"signals"}), measured=True))
+        register(f"row {row}", RequestController(None, end, frozenset({Capability.LOGIT_SIGNALS}), keep_signals=True))
     return [{"tersely": {"driver": f"row {row}"}} for row in range(rows)]
 
 
@@ -82,7 +83,7 @@ def overhead(plain: Any, ours: Any, tokens: int, repeats: int, clock: str) -> di
         "plain": (plain, lambda: [None] * ROWS),
         "inactive": (ours, lambda: [None] * ROWS),
         "active": (ours, lambda: watched),
-        "signals": (ours, lambda: measured(ROWS, end)),
+        "signals": (ours, lambda: with_signals(ROWS, end)),
     }
     times: dict[str, list[float]] = {name: [] for name in arms}
     expected = None

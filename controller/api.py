@@ -1,123 +1,315 @@
-"""The public faces: `generate` for a model and prompts, `custom_generate` for `model.generate` and pipelines."""
+"""The public API: `generate`, `sample`, and `custom_generate` for `model.generate` and pipelines."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
-from ..errors import CapabilityError, OptionError
-from .budgets import Strategy, canonical_effort, fit_budget, tier_by_length
+from ..errors import CapabilityError, OptionError, PromptError
+from .budgets import Budget, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller
-from .helpers.engine_helper import Helper
-from .options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
-from .policies import make_policies, without_engine
+from .delegation import Helper
+from .options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, OptionsDict, make_options
+from .policies import make_policies
 from .policies.base import Policy
-from .prompts import Prompt, thinking_state_after
+from .prompts import as_messages, thinking_state_after
+from .replay import bind_for_replay
+from .results import build_result
 from .session import Session
 from .streaming import EventSink
 from .text.markers import Markers, choose_markers
 from .text.tokenizer_adapter import get_adapter
-from .types import Engine, SamplingParams, Watcher
+from .trace import GenerationResult
+from .types import Capability, Engine, Prompt, Watcher
 from .verification import Verifier
 
+if TYPE_CHECKING:
+    from .engines.transformers.decode import BatchDecoder
+    from .sampling.result import SampleResult
+    from .sampling.vote import AggregationRule
 
+_CACHED_ENGINES = 2
+
+
+@overload
 def generate(
     model: Any,
-    tokenizer: Any = None,
-    prompts: Prompt | Sequence[Prompt] = "",
+    prompts: str,
     *,
-    effort: str = "normal",
-    preset: str | None = "balanced",
-    policies: Sequence[Policy | str] | None = None,
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
-    answer_reserve: int | None = None,
-    strategy: Strategy = "tiers",
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    seed: int | None = None,
-    markers: Markers | None = None,
+    tokenizer: Any = ...,
+    options: GenerationOptions | None = ...,
+    markers: Markers | str | Sequence[str] | None = ...,
+    think_prompt: bool = ...,
+    verifier: Any = ...,
+    helper: Any = ...,
+    on_event: EventSink | None = ...,
+    **overrides: Unpack[OptionsDict],
+) -> GenerationResult: ...
+@overload
+def generate(
+    model: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    tokenizer: Any = ...,
+    options: GenerationOptions | None = ...,
+    markers: Markers | str | Sequence[str] | None = ...,
+    think_prompt: bool = ...,
+    verifier: Any = ...,
+    helper: Any = ...,
+    on_event: EventSink | None = ...,
+    **overrides: Unpack[OptionsDict],
+) -> GenerationResult: ...
+@overload
+def generate(
+    model: Any,
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: Any = ...,
+    options: GenerationOptions | None = ...,
+    markers: Markers | str | Sequence[str] | None = ...,
+    think_prompt: bool = ...,
+    verifier: Any = ...,
+    helper: Any = ...,
+    on_event: EventSink | None = ...,
+    **overrides: Unpack[OptionsDict],
+) -> list[GenerationResult]: ...
+def generate(
+    model: Any,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    tokenizer: Any = None,
+    options: GenerationOptions | None = None,
+    markers: Markers | str | Sequence[str] | None = None,
     think_prompt: bool = False,
-    shadow: bool = False,
-    probes: str | None = None,
-    record: str | None = None,
     verifier: Any = None,
     helper: Any = None,
     on_event: EventSink | None = None,
-) -> Any:
-    """Answer prompts under control; a list of `GenerationResult`s, or one for a single prompt.
+    **overrides: Unpack[OptionsDict],
+) -> GenerationResult | list[GenerationResult]:
+    """Answer prompts under control: one result for one prompt, a list for a list.
 
-    model, tokenizer: a transformers model with its tokenizer, or the name or folder of one, or an engine (tokenizer
-    None).
-    strategy: what tiers mean, "tiers" or "diffadapt" (prompt, temperature and cap as in arXiv 2510.19669), or budgets.
-    prompts: a text, messages, or a list of either; a list is decoded as one batch.
-    effort: none, easy, normal, hard, auto, or OpenAI's low, medium, high. preset "off" is the plain engine.
-    policies: objects or names, which replace the preset. shadow: only record what would be done. probes: folder of
-    `tersely calibrate`, in place of those released for the model; effort "auto" chooses by them. record: folder
-    that takes what probes can learn from, of uncontrolled thinking: preset "off", or shadow. verifier, helper: models
-    (names, folders, engines, or anything with the methods of `outside`) that policies ask, and delegate to.
+    Args:
+        model: a name or folder, which stays loaded for further calls; a transformers model, with its `tokenizer`; or an
+            engine (`tersely.load_engine`, `tersely.connect`).
+        prompts: a text, messages, or a list of either, which is decoded as one batch.
+        options: see `GenerationOptions`; `overrides` are the same options as keywords.
+        markers: how the model opens and closes its thinking; None finds out.
+        think_prompt: make a model without markers think between <think> and </think>.
+        verifier, helper: models that policies ask, and delegate to: names, folders, engines or objects with the methods
+            of `verification.Verifier` and `delegation.Helper`.
+        on_event: receives text as it is generated.
+
+    Raises:
+        OptionError, PromptError, MarkerError, ModelError, CapabilityError: with a stable `code`.
     """
-    engine = resolve_engine(model, tokenizer)
-    options = GenerationOptions(
-        effort=effort,
-        preset=preset,
-        policies=None if policies is None else tuple(policies),
-        max_new_tokens=max_new_tokens,
-        answer_reserve=answer_reserve,
-        strategy=strategy,
-        shadow=shadow,
-        probes=probes,
-        record=record,
-        sampling=SamplingParams(temperature, top_p, top_k, seed),
+    batch, single = split_prompts(prompts)
+    resolved = make_options(options, **overrides)
+    session = Session(
+        resolve_engine(model, tokenizer),
+        resolve_markers(markers),
+        think_prompt,
+        verifier=resolve_verifier(verifier),
+        helper=resolve_helper(helper),
     )
-    session = Session(engine, markers, think_prompt, verifier=resolve_verifier(verifier), helper=resolve_helper(helper))
-    return unwrap_single(prompts, lambda batch: session.run(batch, options, on_event))
+    results = session.run(batch, resolved, on_event)
+    return results[0] if single else results
 
 
-def unwrap_single(prompts: Prompt | Sequence[Prompt], answer: Callable[[list[Prompt]], Sequence[Any]]) -> Any:
-    """What a batch comes to: one result for a single prompt, a list for a list."""
-    if _is_single(prompts):
-        return answer([cast(Prompt, prompts)])[0]
-    return answer(list(cast(Sequence[Prompt], prompts)))
+@overload
+def sample(
+    model: Any, prompts: str, *, k: int = ..., rule: str | AggregationRule = ..., **settings: Any
+) -> SampleResult: ...
+@overload
+def sample(
+    model: Any,
+    prompts: Sequence[Mapping[str, Any]],
+    *,
+    k: int = ...,
+    rule: str | AggregationRule = ...,
+    **settings: Any,
+) -> SampleResult: ...
+@overload
+def sample(
+    model: Any, prompts: Sequence[Prompt], *, k: int = ..., rule: str | AggregationRule = ..., **settings: Any
+) -> list[SampleResult]: ...
+def sample(
+    model: Any,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    k: int = 5,
+    rule: str | AggregationRule = "majority",
+    tokenizer: Any = None,
+    options: GenerationOptions | None = None,
+    markers: Markers | str | Sequence[str] | None = None,
+    think_prompt: bool = False,
+    verifier: Any = None,
+    helper: Any = None,
+    **overrides: Any,
+) -> SampleResult | list[SampleResult]:
+    """Answer prompts from at most k samples each, stopped early once the answer is decided.
+
+    Samples of all prompts are decoded as one batch, and equal prompts are read once where the model's attention allows
+    it. A model that is greedy by default needs a temperature.
+
+    Args:
+        rule: "majority", "short", "deepconf", "tree", or an `AggregationRule` with its own settings.
+
+    All other arguments are those of `generate`; policies act on each sample.
+    """
+    from .sampling.rules import resolve_rule
+    from .sampling.run import sample_all
+
+    batch, single = split_prompts(prompts)
+    resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)
+    session = Session(
+        resolve_engine(model, tokenizer),
+        resolve_markers(markers),
+        think_prompt,
+        verifier=resolve_verifier(verifier),
+        helper=resolve_helper(helper),
+    )
+    results = sample_all(session, batch, resolved, aggregation, k)
+    return results[0] if single else results
 
 
-def resolve_verifier(given: Any) -> Verifier | None:
-    """A verifier as it is, a model as one that is asked what rules do not decide; None stays None."""
-    if given is None or hasattr(given, "submit"):
-        return cast("Verifier | None", given)
+def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """The prompts as a list, and whether it was a single one; raises PromptError for anything else."""
+    if isinstance(prompts, str):
+        return [prompts], True
+    if not isinstance(prompts, Sequence):
+        raise PromptError(
+            f"prompts is a {type(prompts).__name__}; accepted: a text, messages, or a list of either",
+            code="invalid_prompt_type",
+        )
+    if prompts and isinstance(prompts[0], Mapping):
+        return [cast(Prompt, prompts)], True
+    for prompt in prompts:
+        as_messages(cast(Prompt, prompt))  # raises for what is no prompt
+    return list(cast("Sequence[Prompt]", prompts)), False
+
+
+def resolve_markers(markers: Markers | str | Sequence[str] | None) -> Markers | None:
+    """Markers as they are, or from a pair of texts or "OPEN,CLOSE"."""
+    if markers is None or isinstance(markers, Markers):
+        return markers
+    if isinstance(markers, str):
+        from .text.markers import parse_markers
+
+        return parse_markers(markers)
+    if not isinstance(markers, Sequence) or [type(text) for text in markers] != [str, str]:
+        raise OptionError(f"markers is {markers!r}; accepted: Markers, (open, close) or 'OPEN,CLOSE'")
+    return Markers(markers[0], markers[1])
+
+
+def resolve_verifier(verifier: Any) -> Verifier | None:
+    """A verifier object as it is; a model as one that is asked what rules cannot decide."""
+    if verifier is None or hasattr(verifier, "submit"):
+        return cast("Verifier | None", verifier)
+    from .verification import RuleVerifier
     from .verifiers.llm_verifier import LLMVerifier
-    from .verifiers.rule_verifier import RuleVerifier
 
-    return RuleVerifier(LLMVerifier(resolve_engine(given, None)))
+    return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
 
 
-def resolve_helper(given: Any) -> Helper | None:
-    """A helper as it is, a model as one that writes; None stays None."""
-    if given is None or hasattr(given, "write"):
-        return cast("Helper | None", given)
+def resolve_helper(helper: Any) -> Helper | None:
+    """A helper object as it is; a model as one that writes and reviews."""
+    if helper is None or hasattr(helper, "write"):
+        return cast("Helper | None", helper)
     from .helpers.engine_helper import EngineHelper
 
-    return EngineHelper(Session(resolve_engine(given, None)))
+    return EngineHelper(Session(resolve_engine(helper)))
 
 
-def resolve_engine(model: Any, tokenizer: Any) -> Engine:
-    """An engine for what the caller calls a model."""
+def resolve_engine(model: Any, tokenizer: Any = None) -> Engine:
+    """An engine for what the caller calls a model; models loaded by name are cached."""
     if hasattr(model, "capabilities"):
         return cast(Engine, model)
-    from .engines.transformers.engine import TransformersEngine, load_engine
-
     if isinstance(model, (str, os.PathLike)):
-        return load_engine(model)
+        return _load_cached(os.fspath(model))
+    if not hasattr(model, "generate"):
+        raise OptionError(
+            f"model is a {type(model).__name__}; accepted: a name or folder, a transformers model with its tokenizer, "
+            "or an engine",
+            code="invalid_model",
+        )
     if tokenizer is None:
-        raise OptionError("a model object was given without its tokenizer; pass tokenizer= beside it")
+        raise OptionError("a model object needs its tokenizer; pass tokenizer=", code="missing_tokenizer")
+    from .engines.transformers.engine import TransformersEngine
+
     return TransformersEngine(model, tokenizer)
 
 
-def _is_single(prompts: Prompt | Sequence[Prompt]) -> bool:
-    if isinstance(prompts, str):
-        return True
-    return bool(prompts) and isinstance(prompts[0], dict)
+@lru_cache(maxsize=_CACHED_ENGINES)
+def _load_cached(name: str) -> Engine:
+    from .engines.transformers.engine import load_engine
+
+    return load_engine(name)
+
+
+class CustomGenerate:
+    """A callable for `model.generate(custom_generate=...)`; made by `custom_generate`.
+
+    Attributes:
+        results: a `GenerationResult` with trace and usage for each sequence of the latest call.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        policies: Sequence[Policy],
+        markers: Markers,
+        make_budget: Callable[[str], Budget],
+        shadow: bool,
+        streamer: Any,
+        stop_strings: Sequence[str] | None,
+    ) -> None:
+        from .engines.transformers.custom_generate import as_custom_generate
+
+        self.results: list[GenerationResult] = []
+        self._codec, self._markers = get_adapter(tokenizer), markers
+        self._policies, self._make_budget, self._shadow = policies, make_budget, shadow
+        self._sequences: list[tuple[list[int], str, Budget, Controller | None]] = []
+        self._generate = as_custom_generate(
+            self._make_watcher,
+            tokenizer=tokenizer,
+            streamer=streamer,
+            stop_strings=stop_strings,
+            on_decoded=self._keep_results,
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Decode what `generate` has prepared, and return what it would."""
+        self._sequences = []
+        return self._generate(*args, **kwargs)
+
+    def _make_watcher(self, prompt_ids: list[int]) -> Watcher | None:
+        codec = self._codec
+        state = thinking_state_after(codec.decode(prompt_ids[-32:]), self._markers)
+        budget = self._make_budget(codec.decode(prompt_ids))
+        controller = None
+        if self._policies and state != "answer":
+            opened = state == "thinking"
+            controller = Controller(self._policies, codec, self._markers, budget, opened=opened, shadow=self._shadow)
+        self._sequences.append((prompt_ids, state, budget, controller))
+        return controller
+
+    def _keep_results(self, decoder: BatchDecoder) -> None:
+        self.results = [
+            build_result(
+                sequence.completion(),
+                controller,
+                self._codec,
+                self._markers,
+                state=state,
+                tier=budget.tier,
+                prompt_tokens=len(prompt_ids),
+            )
+            for sequence, (prompt_ids, state, budget, controller) in zip(
+                decoder.sequences, self._sequences, strict=True
+            )
+        ]
 
 
 def custom_generate(
@@ -128,38 +320,30 @@ def custom_generate(
     policies: Sequence[Policy | str] | None = None,
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
     answer_reserve: int | None = None,
-    markers: Markers | None = None,
+    markers: Markers | str | Sequence[str] | None = None,
     streamer: Any = None,
     stop_strings: Sequence[str] | None = None,
     shadow: bool = False,
-) -> Callable[..., Any]:
+) -> CustomGenerate:
     """A callable for `model.generate(..., custom_generate=...)` and `pipeline(...)(..., custom_generate=...)`.
 
     The prompt is the caller's own, so `effort` sets the budget only ("auto" by the prompt's length). Pass the streamer
-    and stop strings here: transformers drops them on the way to a callable. `max_new_tokens` must be the one given to
-    `model.generate`.
+    and stop strings here, as transformers drops them on the way to a callable. `max_new_tokens` must be the one given
+    to `model.generate`. Trace and usage are in the `results` of what is returned.
     """
-    from .engines.transformers.custom_generate import as_custom_generate
-
-    codec = get_adapter(tokenizer)
-    found = choose_markers(tokenizer, markers, think_prompt=False)
-    active = without_engine(make_policies(preset, None if policies is None else tuple(policies)))
-    if needy := [p.name for p in active if p.needs - {"verifier"} or hasattr(p, "bind")]:
+    resolved_markers = choose_markers(tokenizer, resolve_markers(markers), think_prompt=False)
+    active = bind_for_replay(make_policies(preset, None if policies is None else tuple(policies)))
+    if unfit := [policy.name for policy in active if policy.requires - {Capability.VERIFIER}]:
         raise CapabilityError(
-            f"policy {needy[0]!r} needs more than a custom_generate passes on (signals, hidden states, trials or a "
+            f"policy {unfit[0]!r} needs more than custom_generate provides (signals, hidden states, trials or a "
             "helper); use tersely.generate"
         )
     tier = canonical_effort(effort)
     if tier == "none":
-        raise OptionError("effort 'none' is a matter of the prompt; accepted here: easy, normal, hard, auto")
-    fit_budget("normal", max_new_tokens, answer_reserve)  # complains here, not in the middle of a batch
+        raise OptionError("effort 'none' changes the prompt, which is yours here; accepted: easy, normal, hard, auto")
+    fit_budget("normal", max_new_tokens, answer_reserve)  # fails here, not in the middle of a batch
 
-    def make_watcher(prompt_ids: list[int]) -> Watcher | None:
-        state = thinking_state_after(codec.decode(prompt_ids[-32:]), found)
-        if not active or state == "answer":
-            return None
-        row_tier = tier_by_length(codec.decode(prompt_ids)) if tier == "auto" else tier
-        budget = fit_budget(row_tier, max_new_tokens, answer_reserve)
-        return Controller(active, codec, found, budget, opened=state == "thinking", shadow=shadow)
+    def make_budget(prompt: str) -> Budget:
+        return fit_budget(tier_by_length(prompt) if tier == "auto" else tier, max_new_tokens, answer_reserve)
 
-    return as_custom_generate(make_watcher, tokenizer=tokenizer, streamer=streamer, stop_strings=stop_strings)
+    return CustomGenerate(tokenizer, active, resolved_markers, make_budget, shadow, streamer, stop_strings)

@@ -1,4 +1,4 @@
-"""Efforts, tiers and what they allow."""
+"""Efforts, the tiers they stand for, and the budget of each tier."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import TypeAlias
 from ..errors import OptionError, unknown
 
 EFFORTS = ("none", "easy", "normal", "hard", "auto")
+OPENAI_EFFORTS = {"easy": "low", "normal": "medium", "hard": "high"}
+"""Tier -> the name that OpenAI and chat templates use."""
 ALIASES = {"minimal": "easy", "low": "easy", "medium": "normal", "high": "hard", "xhigh": "hard", "max": "hard"}
+"""Other names of tiers -> tier."""
 ANSWER_RESERVE = 64
 
 
@@ -17,10 +20,12 @@ ANSWER_RESERVE = 64
 class Budget:
     """What a tier allows.
 
-    thinking: most thinking tokens, forced ones included. reserve: output tokens kept for the answer.
-    instruction: appended to the last user message of a model whose chat template knows no effort. temperature: of
-    sampling, above 0; None leaves the caller's or the model's own. share: most thinking tokens as a share of what
-    there is room for.
+    Attributes:
+        thinking: most thinking tokens, forced ones included.
+        reserve: output tokens kept for the answer.
+        instruction: appended to the last user message where the chat template does not know efforts.
+        temperature: of sampling, above 0; None leaves the caller's or the model's.
+        share: most thinking tokens as a share of the available output tokens.
     """
 
     tier: str
@@ -57,11 +62,11 @@ STRATEGIES: Mapping[str, Mapping[str, Budget]] = {
         ),
     },
 }
-"""What tiers mean: ours, and DiffAdapt's (arXiv 2510.19669), where a hard question gets less than a normal one."""
+"""Strategies by name: ours, and DiffAdapt's (arXiv 2510.19669), where hard questions get less than normal ones."""
 
 
 def canonical_effort(effort: str) -> str:
-    """Map the OpenAI names onto ours; raises OptionError for an unknown one."""
+    """The tier of an effort by any of its names; raises OptionError for an unknown one."""
     name = ALIASES.get(effort, effort)
     if name not in EFFORTS:
         raise unknown("effort", effort, (*EFFORTS, *ALIASES))
@@ -69,26 +74,27 @@ def canonical_effort(effort: str) -> str:
 
 
 def tier_by_length(prompt: str) -> str:
-    """The tier of `auto` where no probe is at hand: short prompts easy, long ones hard (a weak rule, by design)."""
+    """The tier of effort `auto` without a probe: short prompts are easy, long ones hard. A weak rule by design."""
     words = len(prompt.split())
     return "easy" if words < 12 else "normal" if words < 200 else "hard"
 
 
 Strategy: TypeAlias = str | Mapping[str, Budget]
-"""What tiers mean: one of `STRATEGIES` by name, or a budget for each tier."""
+"""One of `STRATEGIES` by name, or a budget for each tier."""
 
 
 def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: Strategy = "tiers") -> Budget:
-    """The budget of a tier within `max_new_tokens`, the answer's reserve kept.
+    """The budget of a tier within `max_new_tokens`, with the answer's reserve kept.
 
-    Raises OptionError if `max_new_tokens` leaves no room beyond the reserve, or for an unknown strategy.
+    Raises:
+        OptionError: `max_new_tokens` leaves no room beyond the reserve, or the strategy is unknown.
     """
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:
             raise unknown("strategy", strategy, STRATEGIES)
         strategy = STRATEGIES[strategy]
     if tier not in strategy:
-        raise OptionError(f"the strategy knows no tier {tier!r}; it has {', '.join(strategy)}")
+        raise OptionError(f"the strategy has no tier {tier!r}; it has {', '.join(strategy)}")
     budget = strategy[tier]
     keep = budget.reserve if reserve is None else reserve
     if keep < 1:

@@ -1,17 +1,19 @@
-"""The controller of one row: follows the phases, wakes policies, settles their bids, records every decision."""
+"""The controller of one sequence: a state machine that follows its output, runs policies and carries out one action.
+
+BEFORE --opening marker--> THINKING --closing marker or Close--> ANSWER. A Trial and what is handed to a helper leave
+THINKING for TRIAL and WAITING and come back. Every decision goes into the trace.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from .budgets import Budget
-from .delegation import DelegationManager, without_retraction
-from .helpers.engine_helper import Helper
-from .pending_questions import PendingQuestions, format_error
+from .delegation import DelegationManager, Helper, helper_error, without_retraction
 from .policies.base import (
-    Action,
-    AskVerifier,
     Close,
     HelperAction,
     Inject,
@@ -19,33 +21,62 @@ from .policies.base import (
     Policy,
     PolicyView,
     ReviewDraft,
+    TextAction,
     Trial,
 )
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
-from .prompts import Prompt, get_question
-from .text.closing import CLOSING, action_text, closing_text
+from .prompts import get_question
+from .text.closing import CLOSING_SENTENCE, closing_text, paragraph_separator
 from .text.marker_matcher import MarkerMatcher
 from .text.markers import Markers
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .trial_answers import MOST_TOKENS, TrialAnswer, TrialDecoder, start_trial
-from .types import KEEP, Directive, StepInfo
-from .verification import Verifier
-from .verifiers.rule_verifier import RuleVerifier
+from .trial_answers import MAX_TRIAL_TOKENS, TrialDecoder, start_trial
+from .types import KEEP, Directive, Prompt, StepInfo
+from .verification import PendingQuestions, RuleVerifier, Verifier, format_error
 
-Phase = Literal["before", "thinking", "answer"]
-MOST_ACTIONS = 128
-"""Of one row: policies that answer each other, or one that takes back every close, must come to an end."""
+MAX_ACTIONS = 128
+"""Most actions per sequence, so that policies that undo each other come to an end."""
+
+
+class ControllerState(Enum):
+    """Where a sequence is."""
+
+    BEFORE = "before"
+    """The model has not opened its thinking."""
+    THINKING = "thinking"
+    TRIAL = "trial"
+    """A trial answer is decoded; its tokens are dropped at its end."""
+    WAITING = "waiting"
+    """The sequence is suspended until its helper has answered."""
+    ANSWER = "answer"
+    """Nothing acts any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What a policy wants done."""
+
+    task: PolicyTask
+    action: TextAction | Trial
 
 
 class Controller:
-    """Watches one row and directs it; implements `engines.base.Watcher`.
+    """Follows one sequence and directs it; implements `types.SuspendableWatcher`.
 
-    opened: the prompt has opened the thinking already. shadow: record what would be done, do nothing.
-    prompt_tokens: see `PolicyView`. verifier: whom policies ask; None decides by rules alone. helper: who writes what
-    policies delegate, from this prompt. Raises TypeError for a policy that acts before it waits, and what
-    `Policy.watch` raises.
+    Args:
+        policies: in the order of their precedence.
+        opened: the prompt has opened the thinking already.
+        shadow: record what would be done and do nothing.
+        closing_sentence: of a `Close` that brings none.
+        prompt_tokens: length of the prompt, for policies.
+        verifier: answers the policies' questions; None decides by rules only.
+        helper: writes what policies delegate.
+        prompt: the text or messages, for policies and the helper.
+
+    Raises:
+        TypeError: a policy acts before it waits. What `Policy.watch` raises is not caught either.
     """
 
     def __init__(
@@ -57,261 +88,290 @@ class Controller:
         *,
         opened: bool = True,
         shadow: bool = False,
-        closing: str = CLOSING,
+        closing_sentence: str = CLOSING_SENTENCE,
         prompt_tokens: int = 0,
         verifier: Verifier | None = None,
         helper: Helper | None = None,
         prompt: Prompt = "",
     ) -> None:
         self.codec, self.markers, self.budget = codec, markers, budget
-        self.shadow, self.closing = shadow, closing
-        self.phase: Phase = "thinking" if opened else "before"
+        self.shadow, self.closing_sentence = shadow, closing_sentence
+        self.state = ControllerState.THINKING if opened else ControllerState.BEFORE
         self.thinking = ThinkingState(codec)
         self.decisions: list[Decision] = []
         self.position = 0
+        self.questions = PendingQuestions(verifier or RuleVerifier())
+        self.delegations = DelegationManager(helper, prompt, self.thinking)
         self._open, self._close = MarkerMatcher(codec, markers.open), MarkerMatcher(codec, markers.close)
-        self._end_id: int | None = codec.tokenizer.eos_token_id
-        closing_cost = len(codec.encode(closing_text(markers, closing, "\n\n")))
+        self._eos: int | None = codec.tokenizer.eos_token_id
+        closing_cost = len(codec.encode(closing_text(markers, closing_sentence, "\n\n")))
         self.view = PolicyView(self.thinking, budget, closing_cost, get_question(prompt), prompt_tokens)
-        self.asked = PendingQuestions(verifier or RuleVerifier())
-        self.delegated = DelegationManager(helper, prompt, self.thinking)
         self._actions = 0  # injections and delegations
-        self._said: set[str] = set()
-        self._sleepers = PolicyScheduler(policies, self.view, self._hear)
-        self._alarm = self._sleepers.alarm
+        self._noted: set[str] = set()
+        self._scheduler = PolicyScheduler(policies, self.view, self._on_side_effect)
+        self._next_wakeup = self._scheduler.next_wakeup
         self._trial: TrialDecoder | None = None
-        self._asking: list[PolicyTask] = []
+        self._trial_tasks: list[PolicyTask] = []
+
+    # -- facts for the session and for forward modifiers
 
     @property
     def verifier_tokens(self) -> int:
-        """Tokens read by the verifier for this row."""
-        return self.asked.tokens
+        """Tokens that the verifier read for this sequence."""
+        return self.questions.tokens
 
     @property
     def boundary(self) -> str | None:
-        """What the latest token ended in the thinking, see `ThinkingState.boundary`; None where the row does not
-        think.
-        """
-        thinks = self.phase == "thinking" and len(self.thinking) > 0 and self._trial is None
+        """What the latest token ended (see `ThinkingState.boundary`); None outside the thinking."""
+        thinks = self.state in (ControllerState.THINKING, ControllerState.WAITING) and len(self.thinking) > 0
         return self.thinking.boundary if thinks else None
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        """Take note of a sampled token; see `Watcher`."""
-        if self._trial is not None:
-            return self._tried(self._trial, token, seen)
+    # -- transitions
+
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        """See `Watcher.observe`."""
+        state = self.state
+        if state is ControllerState.TRIAL:
+            return self._observe_trial(token, step)
         self.position += 1
-        if self.phase == "answer":
+        if state is ControllerState.ANSWER:
             return KEEP
-        if self.phase == "before":
+        if state is ControllerState.BEFORE:
             if self._open.completes(token):
-                self.phase = "thinking"
+                self.state = ControllerState.THINKING
             return KEEP
-        self.view.seen = seen
+        self.view._step = step
         if self._close.completes(token):
-            return self._closed(token)
-        if token == self._end_id:
-            return self._ended()
+            return self._on_model_close(token)
+        if token == self._eos:
+            return self._on_end_of_turn()
         thinking = self.thinking
-        thinking.add(token, seen.signals if seen is not None else None)
-        if len(thinking) < self._alarm[thinking.boundary]:
+        thinking.add(token, step.signals if step is not None else None)
+        if len(thinking) < self._next_wakeup[thinking.boundary]:
             return KEEP
-        return self._wake()
+        return self._on_wakeup()
 
-    def _closed(self, token: int) -> Directive:
-        """The model ends its thinking; a policy may take that back."""
-        self._hear_verdicts()
-        self.view.closing = True
-        bids = self._bids(self._sleepers.at_close(len(self.thinking)))
-        self.view.closing = False
-        wanted = [(s, move) for s, move in bids if isinstance(move, (Inject, HelperAction))]
-        directive, size = KEEP, 0
-        if wanted:
-            size = self._close.size([*self.thinking.ids, token])
-            self.position -= size
+    def _on_wakeup(self) -> Directive:
+        """Policies are due."""
+        self._note_missing_verdicts()
+        tokens = len(self.thinking)
+        due = self._scheduler.due(tokens, self.thinking.boundary)
+        if due and self.thinking.protected is not None:  # inside code, math or a tool call only late deadlines count
+            due = [task for task in due if tokens >= task.deadline + self.budget.reserve // 2]
+        directive = self._run_policies(due)
+        self._scheduler.update()
+        return directive
+
+    def _on_model_close(self, token: int) -> Directive:
+        """The model ends its thinking; a policy may make it continue."""
+        self._note_missing_verdicts()
+        self.view._closing = True
+        proposals = self._collect(self._scheduler.due_at_close(len(self.thinking)))
+        self.view._closing = False
+        winner = next((p for p in proposals if isinstance(p.action, (Inject, HelperAction))), None)
+        directive, marker_size = KEEP, 0
+        if winner is not None:
+            marker_size = self._close.size([*self.thinking.ids, token])
+            self.position -= marker_size
             if not self.shadow:
-                self.thinking.take_back(size - 1)  # what the marker began with was taken for thinking
-            directive = self._do(*wanted[0])
-        self._go_on(bids, directive)
+                self.thinking.retract(marker_size - 1)  # the beginning of the marker was taken for thinking
+            directive = self._execute(winner)
+        self._advance(proposals, winner, directive)
         if directive is KEEP:
-            self.position += size
-            self.phase = "answer"
+            self.position += marker_size
+            self.state = ControllerState.ANSWER
             return KEEP
-        self._sleepers.schedule()
-        return Directive(directive.force, drop=directive.drop + size, until=directive.until)
+        self._scheduler.update()
+        return Directive(directive.force, retract=directive.retract + marker_size, wait_for=directive.wait_for)
 
-    def _ended(self) -> Directive:
+    def _on_end_of_turn(self) -> Directive:
         """The model ended its turn within its thinking: close that instead, or there would be no answer."""
         self.position -= 1
-        directive = self._carry_out("controller", Close("the model ended its turn within its thinking", phrase=""))
-        return KEEP if directive is KEEP else Directive(directive.force, drop=1)
+        directive = self._write("controller", Close("the model ended its turn within its thinking", phrase=""))
+        return KEEP if directive is KEEP else Directive(directive.force, retract=1)
 
-    def _wake(self) -> Directive:
-        self._hear_verdicts()
-        now = len(self.thinking)
-        awake = self._sleepers.awake(now, self.thinking.boundary)
-        directive = KEEP
-        if awake:
-            region = self.thinking.protected
-            if region is not None:
-                awake = [s for s in awake if now >= s.deadline + self.budget.reserve // 2]
-            directive = self._settle(self._bids(awake))
-        self._sleepers.schedule()
-        return directive
-
-    def _bids(
-        self, awake: list[PolicyTask], reply: TrialAnswer | None = None
-    ) -> list[tuple[PolicyTask, Action | Trial]]:
-        """What policies want to do now, as far as it can be done."""
-        moves = [(s, move) for s in awake if (move := s.resume(self.view, reply)) is not None]
-        return [(s, move) for s, move in moves if self._permitted(s, move)]
-
-    def _settle(self, moves: list[tuple[PolicyTask, Action | Trial]]) -> Directive:
-        """Ending or delegating beats injecting beats asking; otherwise the first policy in the list wins.
-
-        Losers go on watching.
-        """
-        bids = [(s, move) for s, move in moves if not isinstance(move, Trial)]
-        if not bids:
-            return self._ask([s for s, _ in moves], any(isinstance(m, Trial) and m.drawn for _, m in moves))
-        directive = self._do(*next((b for b in bids if isinstance(b[1], (Close, HelperAction))), bids[0]))
-        self._go_on(moves, directive)
-        return directive
-
-    def _do(self, sleeper: PolicyTask, action: Action) -> Directive:
-        if isinstance(action, HelperAction):
-            return self._delegate(sleeper, action)
-        return self._carry_out(sleeper.policy.name, action)
-
-    def _go_on(self, moves: Sequence[tuple[PolicyTask, Action | Trial]], directive: Directive) -> None:
-        """Let all that moved go on watching; whoever delegated does so when the helper has written."""
-        for sleeper, _ in moves:
-            if not (directive.until is not None and sleeper is self.delegated.waiting):
-                self.view.helped = None
-                sleeper.go_on(self.view)
-
-    def _delegate(self, sleeper: PolicyTask, move: HelperAction) -> Directive:
-        """Let the row rest until the helper has written."""
-        if self.shadow:
-            decision = Decision(sleeper.policy.name, "delegate", move.reason, self.position, move.lead, acted=False)
-            self.decisions.append(decision)
-            return KEEP
-        self._actions += not isinstance(move, ReviewDraft)
-        directive = self.delegated.begin(sleeper, move, self.position, self._room)
-        self.position += len(directive.force) - directive.drop
-        return directive
+    def _observe_trial(self, token: int, step: StepInfo | None) -> Directive:
+        """Process a token of the trial; at its end, run the policies that asked for it."""
+        assert self._trial is not None
+        trial = self._trial
+        probability = step.signals.chosen if step is not None and step.signals is not None else 1.0
+        if (directive := trial.add(token, probability)) is not None:
+            return directive
+        self._trial, self.state = None, ControllerState.THINKING
+        directive = self._run_policies(self._trial_tasks, trial.answer(), may_try=False)
+        self._scheduler.update()
+        return Directive(directive.force, retract=trial.tokens, trial=False)
 
     def resume(self) -> Directive:
-        """Take in what the helper wrote; see `engines.base.Resting`."""
-        done = self.delegated.end()
-        policy, found = done.sleeper.policy.name, done.help
+        """Process what the helper wrote; see `SuspendableWatcher.resume`."""
+        self.state = ControllerState.THINKING
+        done = self.delegations.end()
+        policy, error = done.task.policy.name, done.future.exception()
+        text, closed, retract = None, False, 0
         ids: tuple[int, ...] = ()
-        back = 0
-        if found.text is None:
-            self.decisions.append(Decision(policy, "error", f"goes on alone: {found.error}", done.position))
-        else:
-            back, ids = self.delegated.take_in(done, self._room)
-            self.position += len(ids) - back
+        if error is None:
+            written = done.future.result()
+            text, closed = written.text, written.closed
+            retract, ids = self.delegations.apply(done, text, self._room)
+            self.position += len(ids) - retract
             self._actions += done.reviewed > 0 and done.kind == "delegate"
-            self.decisions.append(Decision(policy, done.kind, done.told(), done.position, found.text))
-        self.view.helped = found.text
-        if found.closed:
-            follow = self._carry_out("helper", Close("the helper ended the thinking", phrase=""))
+            self._record(policy, done.kind, done.reason, position=done.position, text=text)
         else:
-            bids = [bid for bid in self._bids([done.sleeper]) if not isinstance(bid[1], Trial)]
-            follow = self._settle([(s, without_retraction(m)) for s, m in bids])
-        self._sleepers.schedule()
-        return Directive((*ids, *follow.force), drop=back, until=follow.until)
+            self._record(policy, "error", f"goes on alone: {helper_error(done.future)}", position=done.position)
+        if closed:
+            follow = self._write("helper", Close("the helper ended the thinking", phrase=""))
+        else:
+            follow = self._decide(
+                [
+                    Proposal(proposal.task, without_retraction(proposal.action))
+                    for proposal in self._collect([done.task], text)
+                    if not isinstance(proposal.action, Trial)
+                ]
+            )
+        self._scheduler.update()
+        return Directive((*ids, *follow.force), retract=retract, wait_for=follow.wait_for)
+
+    # -- from what policies want to what is done
+
+    def _run_policies(self, tasks: Sequence[PolicyTask], reply: Any = None, may_try: bool = True) -> Directive:
+        """Resume policies and carry out the strongest action that they ask for."""
+        proposals = self._collect(tasks, reply)
+        if not may_try:
+            for proposal in proposals:
+                if isinstance(proposal.action, Trial):
+                    proposal.task.disable(TypeError("a policy must wait between two trials"))
+            proposals = [p for p in proposals if not isinstance(p.action, Trial)]
+        return self._decide(proposals)
+
+    def _collect(self, tasks: Sequence[PolicyTask], reply: Any = None) -> list[Proposal]:
+        """What policies want to do now, as far as it is possible."""
+        proposals = [Proposal(task, action) for task in tasks if (action := task.resume(reply)) is not None]
+        accepted = []
+        for proposal in proposals:
+            if (rejection := self._find_obstacle(proposal.action)) is None:
+                accepted.append(proposal)
+            else:
+                self._note_once(proposal.task.policy.name, "note", rejection)
+                proposal.task.advance()
+        return accepted
+
+    def _decide(self, proposals: Sequence[Proposal]) -> Directive:
+        """Closing or a helper wins over injecting, injecting over a trial; otherwise the first policy wins."""
+        actions = [p for p in proposals if not isinstance(p.action, Trial)]
+        if not actions:
+            return self._start_trial(proposals)
+        winner = next((p for p in actions if isinstance(p.action, (Close, HelperAction))), actions[0])
+        directive = self._execute(winner)
+        self._advance(proposals, winner, directive)
+        return directive
+
+    def _advance(self, proposals: Sequence[Proposal], winner: Proposal | None, directive: Directive) -> None:
+        """Let policies continue after their proposals; one that waits for the helper continues when it has answered."""
+        for proposal in proposals:
+            won = proposal is winner
+            if not (won and directive.wait_for is not None):
+                acts = isinstance(proposal.action, (Inject, Close))
+                proposal.task.advance(won and directive is not KEEP if acts else None)
+
+    def _find_obstacle(self, action: TextAction | Trial) -> str | None:
+        """Why an action is impossible; None if it is possible: thinking must still be able to end well after it."""
+        if not isinstance(action, (Inject, HelperAction)):
+            return None
+        what = "injections" if isinstance(action, Inject) else "delegations"
+        text = self._render(action) if isinstance(action, Inject) else action.prefix
+        if isinstance(action, HelperAction) and not self.shadow:
+            if self.delegations.helper is None:
+                return "no delegation: there is no helper"
+        if isinstance(action, HelperAction) and self.delegations.retracted > self.budget.thinking:
+            return f"no more {what}: they have dropped more tokens than the thinking may have"
+        if self._actions >= MAX_ACTIONS:
+            return f"no more {what} after {MAX_ACTIONS}: policies may be undoing each other"
+        if len(self.codec.encode(text)) + 1 > self._room:
+            return f"no more {what}: they would take the room that closing needs"
+        return None
 
     @property
     def _room(self) -> int:
-        """Thinking tokens that are left beside those that closing needs."""
+        """Thinking tokens left after reserving the closing."""
         return self.budget.thinking - len(self.thinking) - self.view.closing_cost
 
-    def _ask(self, sleepers: list[PolicyTask], drawn: bool) -> Directive:
-        """Begin one trial for all that want one, unless there is no room for it."""
-        if not sleepers:
+    # -- carrying out
+
+    def _execute(self, proposal: Proposal) -> Directive:
+        action, policy = proposal.action, proposal.task.policy.name
+        if isinstance(action, (Inject, Close)):
+            return self._write(policy, action)
+        assert isinstance(action, HelperAction)
+        if self.shadow:
+            self._record(policy, "delegate", action.reason, text=action.prefix, acted=False)
             return KEEP
-        forced, trial = start_trial(self.codec, self.markers, self.thinking.tail(4), self.budget.reserve, drawn)
-        room = self.budget.thinking + self.budget.reserve - self.position
-        if self.shadow or len(forced) + MOST_TOKENS > room:
-            return self._replied(sleepers, None)
-        self._trial, self._asking = trial, sleepers
-        return Directive(forced, trial=True)
+        self._actions += not isinstance(action, ReviewDraft)
+        directive = self.delegations.begin(proposal.task, action, self.position, self._room)
+        self.position += len(directive.force) - directive.retract
+        self.state = ControllerState.WAITING
+        return directive
 
-    def _tried(self, trial: TrialDecoder, token: int, seen: StepInfo | None) -> Directive:
-        """Take in a token of the trial under way; at its end, what those that asked make of it."""
-        chance = seen.signals.chosen if seen is not None and seen.signals is not None else 1.0
-        if (follow := trial.take(token, chance)) is not None:
-            return follow
-        self._trial = None
-        directive = self._replied(self._asking, trial.answer())
-        self._sleepers.schedule()
-        return Directive(directive.force, drop=trial.tokens, trial=False)
-
-    def _replied(self, sleepers: list[PolicyTask], reply: TrialAnswer | None) -> Directive:
-        """Tell those that asked, and do what they make of it."""
-        moves = self._bids(sleepers, reply)
-        for sleeper, move in moves:
-            if isinstance(move, Trial):
-                sleeper.leave_out(TypeError("a policy must wait between two trials"))
-        return self._settle([(s, move) for s, move in moves if not isinstance(move, Trial)])
-
-    def _permitted(self, sleeper: PolicyTask, move: Action | Trial) -> bool:
-        """Whether a move can be carried out: an injection only while the thinking can still end well."""
-        if not isinstance(move, (Inject, HelperAction)):
-            return True
-        what = "injections" if isinstance(move, Inject) else "delegations"
-        needed = len(self.codec.encode(self._text_of(move) if isinstance(move, Inject) else move.lead)) + 1
-        if isinstance(move, HelperAction) and self.delegated.helper is None and not self.shadow:
-            reason = "no delegation: there is no helper"
-        elif isinstance(move, HelperAction) and self.delegated.taken_back > self.budget.thinking:
-            reason = f"no more {what}: they have taken back more than the thinking may hold"
-        elif self._actions >= MOST_ACTIONS:
-            reason = f"no more {what} after {MOST_ACTIONS}: policies may be undoing each other"
-        elif needed > self._room:
-            reason = f"no more {what}: they would take the room that closing needs"
-        else:
-            return True
-        self._say_once(sleeper.policy.name, "note", reason)
-        sleeper.go_on(self.view)
-        return False
-
-    def _hear(self, policy: str, aside: SideEffect) -> None:
-        """Take in what a policy says or asks by the way, or that it failed."""
-        if isinstance(aside, AskVerifier):
-            self.view.ticket = self.asked.ask(aside.question)
-            self._hear_verdicts()
-        elif isinstance(aside, Note):
-            self.decisions.append(Decision(policy, "note", aside.reason, self.position))
-        else:
-            self.decisions.append(Decision(policy, "error", f"left out after {format_error(aside)}", self.position))
-
-    def _hear_verdicts(self) -> None:
-        """Trace what the verifier could not tell."""
-        if self.asked.open:
-            for error in self.asked.troubles():
-                self._say_once("verifier", "error", f"no verdict: {error}")
-
-    def _say_once(self, who: str, action: str, reason: str) -> None:
-        if reason not in self._said:
-            self._said.add(reason)
-            self.decisions.append(Decision(who, action, reason, self.position))
-
-    def _text_of(self, action: Inject | Close) -> str:
-        return action_text(action, self.markers, self.closing, self.thinking.tail(4))
-
-    def _carry_out(self, policy: str, action: Inject | Close) -> Directive:
-        text = self._text_of(action)
-        kind = "close" if isinstance(action, Close) else "inject"
-        self.decisions.append(Decision(policy, kind, action.reason, self.position, text, not self.shadow))
+    def _write(self, policy: str, action: Inject | Close) -> Directive:
+        text, kind = self._render(action), "close" if isinstance(action, Close) else "inject"
+        self._record(policy, kind, action.reason, text=text, acted=not self.shadow)
         self._actions += kind == "inject"
         if self.shadow:
             return KEEP
         forced = self.codec.encode(text)
         self.position += len(forced)
         if isinstance(action, Close):
-            self.phase = "answer"
+            self.state = ControllerState.ANSWER
             self.thinking.ids.extend(forced)
         else:
             self.thinking.add_forced(forced)
         return Directive(forced)
+
+    def _render(self, action: Inject | Close) -> str:
+        """The text that an action writes here."""
+        separator = paragraph_separator(self.thinking.tail(4))
+        if isinstance(action, Inject):
+            return f"{separator}{action.text}{action.after}"
+        sentence = self.closing_sentence if action.phrase is None else action.phrase
+        return closing_text(self.markers, sentence, separator)
+
+    def _start_trial(self, proposals: Sequence[Proposal]) -> Directive:
+        """Start one trial for all policies that want one; reply None where there is no room for it."""
+        if not proposals:
+            return KEEP
+        tasks = [proposal.task for proposal in proposals]
+        sampled = any(isinstance(p.action, Trial) and p.action.sampled for p in proposals)
+        forced, trial = start_trial(self.codec, self.markers, self.thinking.tail(4), self.budget.reserve, sampled)
+        room = self.budget.thinking + self.budget.reserve - self.position
+        if self.shadow or len(forced) + MAX_TRIAL_TOKENS > room:
+            return self._run_policies(tasks, None, may_try=False)
+        self._trial, self._trial_tasks, self.state = trial, tasks, ControllerState.TRIAL
+        return Directive(forced, trial=True)
+
+    # -- the trace
+
+    def _on_side_effect(self, policy: str, effect: SideEffect) -> Any:
+        """Handle a policy's note, question or exception."""
+        if isinstance(effect, Note):
+            self._record(policy, "note", effect.reason)
+        elif isinstance(effect, Exception):
+            self._record(policy, "error", f"disabled after {format_error(effect)}")
+        else:
+            future = self.questions.ask(effect.question)
+            self._note_missing_verdicts()
+            return future
+        return None
+
+    def _note_missing_verdicts(self) -> None:
+        for error in self.questions.collect_errors():
+            self._note_once("verifier", "error", f"no verdict: {error}")
+
+    def _note_once(self, policy: str, action: str, reason: str) -> None:
+        if reason not in self._noted:
+            self._noted.add(reason)
+            self._record(policy, action, reason)
+
+    def _record(
+        self, policy: str, action: str, reason: str, *, position: int | None = None, text: str = "", acted: bool = True
+    ) -> None:
+        at = self.position if position is None else position
+        self.decisions.append(Decision(policy, action, reason, at, text, acted))

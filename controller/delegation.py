@@ -1,134 +1,234 @@
-"""The stretches of one row's thinking that a helper writes or looks over, and what they cost."""
+"""Parts of a thinking that a helper writes or reviews: the contract of helpers, and their bookkeeping per sequence."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from typing import Protocol
 
-from .helpers.engine_helper import Helper, HelperFuture, HelperRequest, PrefixKey
-from .pending_questions import format_error
-from .policies.base import Action, AskHelper, Delegate, HelperAction, ReviewDraft, Trial
+from .policies.base import AskHelper, Delegate, HelperAction, ReviewDraft, TextAction
 from .policy_runner import PolicyTask
-from .prompts import Prompt
 from .text.closing import paragraph_separator
 from .text.thoughts import ThinkingState
-from .types import Directive
+from .types import Directive, Prompt
+from .verification import ReviewCriterion, format_error
+
+
+class PrefixKey:
+    """Cache key for one growing text; its cache entry dies with it."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(frozen=True, slots=True)
+class HelperRequest:
+    """What a helper is asked for: at most `tokens` tokens, by its own count, that continue `thinking`.
+
+    Attributes:
+        one_thought: write no further than to the end of a thought.
+        reply: do not think at all, but reply to the prompt.
+        whole: write all of the thinking, under the helper's own control.
+        draft: text that stands already and is to be reviewed; the result begins with what is kept of it.
+        criterion: when the draft is kept; None where there is none.
+        prefix_key: identifies the growing text, so that what the helper has read of it is not read again.
+    """
+
+    prompt: Prompt
+    thinking: str
+    tokens: int
+    one_thought: bool = False
+    reply: bool = False
+    whole: bool = False
+    draft: str = ""
+    criterion: ReviewCriterion | None = None
+    prefix_key: PrefixKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HelperText:
+    """What a helper wrote, and whether it ended the thinking there."""
+
+    text: str
+    closed: bool
+
+
+class HelperFuture(Future[HelperText]):
+    """The text to come; computed, together with all others that are pending, when the first of them is waited for.
+
+    Attributes:
+        tokens: what the helper wrote.
+        read: what it read for that, by its own count.
+    """
+
+    def __init__(self, compute: Callable[[], None] = lambda: None) -> None:
+        super().__init__()
+        self._compute = compute
+        self.tokens = self.read = 0
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """See `Future.exception`."""
+        self._ensure_computed()
+        return super().exception(timeout)
+
+    def result(self, timeout: float | None = None) -> HelperText:
+        """See `Future.result`."""
+        self._ensure_computed()
+        return super().result(timeout)
+
+    def _ensure_computed(self) -> None:
+        if not self.done():
+            self._compute()
+        if not self.done():
+            self.set_exception(HelperError("the helper wrote nothing"))
+
+
+class HelperError(Exception):
+    """A helper has no text for a request."""
+
+
+class Helper(Protocol):
+    """Writes parts of a thinking; `write` returns at once and never raises for a request.
+
+    Attributes:
+        reviews: whether it can review drafts.
+    """
+
+    reviews: bool
+
+    def write(self, request: HelperRequest) -> HelperFuture:
+        """Take a request."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """One stretch: who wanted it, what was wanted, from which output token on, and what comes of it.
+    """One request to the helper: which policy made it, where in the output, and what comes of it.
 
-    reviewed: how many of the latest tokens the helper was shown to keep or to rewrite.
+    Attributes:
+        reviewed: how many of the latest tokens the helper was shown to keep or rewrite.
     """
 
-    sleeper: PolicyTask
-    move: HelperAction
+    task: PolicyTask
+    action: HelperAction
     position: int
-    help: HelperFuture
+    future: HelperFuture
     reviewed: int
 
     @property
     def kind(self) -> str:
-        """What it was, for the trace: `ask`, `review` where the helper let all stand, or `delegate`."""
-        if isinstance(self.move, AskHelper):
+        """For the trace: `ask`, `review` where the helper kept everything, or `delegate`."""
+        if isinstance(self.action, AskHelper):
             return "ask"
-        return "review" if self.reviewed and not self.help.tokens else "delegate"
+        return "review" if self.reviewed and not self.future.tokens else "delegate"
 
-    def told(self) -> str:
-        """Why the helper wrote, and how much."""
-        did = f"keeps the last {self.reviewed} tokens" if self.kind == "review" else f"wrote {self.help.tokens} tokens"
-        return f"{self.move.reason}; the helper {did}"
+    @property
+    def reason(self) -> str:
+        """For the trace: why the helper was asked, and how much it wrote."""
+        if self.kind == "review":
+            return f"{self.action.reason}; the helper keeps the last {self.reviewed} tokens"
+        return f"{self.action.reason}; the helper wrote {self.future.tokens} tokens"
 
 
 class DelegationManager:
-    """Hands stretches of one row on to its helper, one at a time; what that raises becomes a stretch without a text."""
+    """Sends parts of one sequence to its helper, one at a time."""
 
     def __init__(self, helper: Helper | None, prompt: Prompt, thinking: ThinkingState) -> None:
         self.helper, self.prompt, self.thinking = helper, prompt, thinking
-        self.tokens = self.read = self.taken_back = 0
-        self._open: Delegation | None = None
-        self._text = PrefixKey()
+        self.tokens = self.read = self.retracted = 0
+        self._pending: Delegation | None = None
+        self._prefix_key = PrefixKey()
 
-    @property
-    def waiting(self) -> PolicyTask | None:
-        """Whose stretch is being written."""
-        return None if self._open is None else self._open.sleeper
+    def begin(self, task: PolicyTask, action: HelperAction, position: int, room: int) -> Directive:
+        """Send a request, and suspend the sequence until it is answered.
 
-    def begin(self, sleeper: PolicyTask, move: HelperAction, position: int, room: int) -> Directive:
-        """Have a move carried out, and let the row rest until it is: what goes, and what is put out before that.
-
-        position: how many tokens of the output stand. room: most tokens that the thinking may still grow by.
+        Args:
+            position: output tokens so far.
+            room: most tokens that the thinking may still grow by.
         """
-        if isinstance(move, ReviewDraft):
-            return self._revise(sleeper, move, position, room)
+        if isinstance(action, ReviewDraft):
+            return self._review(task, action, position, room)
         thinking = self.thinking
-        anew = isinstance(move, Delegate) and move.anew
-        back = thinking.take_back(len(thinking) if anew else move.take_back)
-        self.taken_back += back
-        if isinstance(move, AskHelper):
-            asked = HelperRequest(move.message, "", move.tokens, reply=True)
-            return Directive(drop=back, until=self._write(asked, sleeper, move, position - back))
-        lead = f"{paragraph_separator(thinking.tail(4))}{move.lead} " if move.lead else ""
-        forced = thinking.codec.encode(lead)
+        restart = isinstance(action, Delegate) and action.restart
+        retract = thinking.retract(len(thinking) if restart else action.retract)
+        self.retracted += retract
+        if isinstance(action, AskHelper):
+            request = HelperRequest(action.message, "", action.tokens, reply=True)
+            return Directive(retract=retract, wait_for=self._send(request, task, action, position - retract))
+        prefix = f"{paragraph_separator(thinking.tail(4))}{action.prefix} " if action.prefix else ""
+        forced = thinking.codec.encode(prefix)
         for token in forced:
             thinking.add(token)
-        grown = len(forced) - back
-        stretch = HelperRequest(
-            self.prompt, lead if anew else thinking.text, min(move.tokens, room - grown), whole=anew
-        )
-        return Directive(forced, drop=back, until=self._write(stretch, sleeper, move, position + grown))
+        growth = len(forced) - retract
+        tokens = min(action.tokens, room - growth)
+        request = HelperRequest(self.prompt, prefix if restart else thinking.text, tokens, whole=restart)
+        return Directive(forced, retract=retract, wait_for=self._send(request, task, action, position + growth))
 
-    def _revise(self, sleeper: PolicyTask, move: ReviewDraft, position: int, room: int) -> Directive:
-        """Show the helper the latest tokens, all of which stand until it has said which of them do."""
+    def _review(self, task: PolicyTask, action: ReviewDraft, position: int, room: int) -> Directive:
+        """Show the helper the latest tokens; all of them stand until it has decided."""
         thinking = self.thinking
-        latest = thinking.own(move.latest)
+        latest = thinking.retractable(action.latest)
         before = thinking.codec.decode(thinking.ids[: len(thinking) - latest])
-        draft, tokens = thinking.text[len(before) :], min(move.tokens, room + latest)
-        stretch = HelperRequest(
-            self.prompt, before, tokens, move.thought, draft=draft, review=move.review, text=self._text
+        request = HelperRequest(
+            self.prompt,
+            before,
+            min(action.tokens, room + latest),
+            action.one_thought,
+            draft=thinking.text[len(before) :],
+            criterion=action.criterion,
+            prefix_key=self._prefix_key,
         )
-        return Directive(until=self._write(stretch, sleeper, move, position - latest, latest))
+        return Directive(wait_for=self._send(request, task, action, position - latest, latest))
 
-    def _write(
-        self, stretch: HelperRequest, sleeper: PolicyTask, move: HelperAction, position: int, reviewed: int = 0
+    def _send(
+        self, request: HelperRequest, task: PolicyTask, action: HelperAction, position: int, reviewed: int = 0
     ) -> HelperFuture:
-        assert self.helper is not None  # the controller asks nobody otherwise
+        assert self.helper is not None  # the controller has checked
         try:
-            made = self.helper.write(stretch)
-        except Exception as error:  # a helper is anybody's code
-            made = HelperFuture().fail(format_error(error))
-        self._open = Delegation(sleeper, move, position, made, reviewed)
-        return made
+            future = self.helper.write(request)
+        except Exception as error:  # a helper may be anybody's code
+            future = HelperFuture()
+            future.set_exception(error)
+        self._pending = Delegation(task, action, position, future, reviewed)
+        return future
 
     def end(self) -> Delegation:
-        """The stretch that the row rested for."""
-        assert self._open is not None  # no row wakes that did not rest
-        done, self._open = self._open, None
-        self.tokens += done.help.tokens
-        self.read += done.help.read
-        return done
+        """Return the request that the sequence waited for, and count what it cost."""
+        assert self._pending is not None  # only a suspended sequence is resumed
+        delegation, self._pending = self._pending, None
+        self.tokens += delegation.future.tokens
+        self.read += delegation.future.read
+        return delegation
 
-    def take_in(self, done: Delegation, room: int) -> tuple[int, tuple[int, ...]]:
-        """Put the text of a stretch into the thinking: how many of the latest tokens went for it, and which came.
+    def apply(self, delegation: Delegation, text: str, room: int) -> tuple[int, tuple[int, ...]]:
+        """Put the helper's text into the thinking; return how many tokens are retracted and which are added.
 
-        room: most tokens that the thinking may still grow by.
+        Args:
+            room: most tokens that the thinking may still grow by.
         """
-        if done.kind in ("ask", "review"):
+        if delegation.kind in ("ask", "review"):
             return 0, ()
-        thinking, codec, text, kept = self.thinking, self.thinking.codec, done.help.text or "", 0
-        window = thinking.ids[len(thinking) - done.reviewed :]
-        while kept < done.reviewed and text.startswith(codec.decode(window[: kept + 1])):
+        thinking, codec, kept = self.thinking, self.thinking.codec, 0
+        draft = thinking.ids[len(thinking) - delegation.reviewed :]
+        while kept < delegation.reviewed and text.startswith(codec.decode(draft[: kept + 1])):
             kept += 1
-        back = thinking.take_back(done.reviewed - kept)
-        self.taken_back += back
-        ids = codec.encode(text[len(codec.decode(window[:kept])) :])[: max(0, room + back)]
+        retracted = thinking.retract(delegation.reviewed - kept)
+        self.retracted += retracted
+        ids = codec.encode(text[len(codec.decode(draft[:kept])) :])[: max(0, room + retracted)]
         for token in ids:
             thinking.add(token)
-        return back, ids
+        return retracted, ids
 
 
-def without_retraction(move: Action | Trial) -> Action | Trial:
-    """A move as it can follow what a helper did: what was just put out is neither taken back nor looked over."""
-    if isinstance(move, ReviewDraft):
-        return replace(move, latest=0)
-    return replace(move, take_back=0) if isinstance(move, (Delegate, AskHelper)) else move
+def helper_error(future: HelperFuture) -> str:
+    """Why a helper's future has no text."""
+    error = future.exception()
+    assert error is not None
+    return str(error) if isinstance(error, HelperError) else format_error(error)
+
+
+def without_retraction(action: TextAction) -> TextAction:
+    """The action as it may follow a helper's: what was just written is neither dropped nor reviewed."""
+    if isinstance(action, ReviewDraft):
+        return replace(action, latest=0)
+    return replace(action, retract=0) if isinstance(action, (Delegate, AskHelper)) else action

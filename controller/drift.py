@@ -1,4 +1,4 @@
-"""Whether the questions of a session are still like those that its certificate was made on."""
+"""Whether the questions of a session still resemble those that its certificate was made on."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Row = NDArray[np.float32]
 
 
 class BatchDriftTracker:
-    """Hears the first thought of each row of a batch, and tells a monitor of them in the order of the rows.
+    """Collects the first thought of each sequence of a batch and shows them to a monitor in the batch's order.
 
-    That order matters: the monitor's promise is for questions in an order that does not depend on what they are like,
-    and rows whose first thought is short would otherwise always come first.
+    The order matters: the monitor's guarantee is for questions in an order that does not depend on their content, and
+    sequences with a short first thought would otherwise always come first.
     """
 
     def __init__(self, region: Region) -> None:
@@ -24,14 +24,24 @@ class BatchDriftTracker:
         self._slots: list[list[Row]] = []
 
     def begin(self) -> Callable[[Row], None]:
-        """A row begins; what is returned is to be told of its first thought, if there is one."""
+        """Start a sequence; call what is returned with its first thought, if there is one."""
         self._slots.append([])
         return self._slots[-1].append
 
     def settle(self) -> DriftState:
-        """The batch is over; what the monitor makes of it."""
+        """Show the thoughts of the batch to the monitor and return its state."""
         slots, self._slots = self._slots, []
         for row in (slot[0] for slot in slots if slot):
             if np.isfinite(row).all():
                 self.monitor.observe(row)
         return self.monitor.state
+
+    def end_batch(self) -> str | None:
+        """Settle, and return a note for the traces of the batch if questions have drifted."""
+        since = self.settle().since
+        if since is None:
+            return None
+        return (
+            f"since question {since} of this session, questions are unlike those that the threshold was certified on; "
+            "calibrate on questions like these"
+        )

@@ -1,7 +1,7 @@
-"""Live traffic in the format of a collection: what would have been decided can be learnt from what was not touched.
+"""Record live traffic in the format of a collection, so that probes can be trained on uncontrolled thinking.
 
-Nobody knows the right answers here. A boundary's outcome is whether the answer stated by then is the one that thinking
-on came to. Prompts are kept as hashes alone, for it is other people's text.
+Live traffic has no labels: a boundary's outcome is whether the answer stated by then is the final one. Prompts are kept
+as hashes only, since they are other people's text.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from ..probes.question_hash import question_hash
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from .budgets import TIERS
 from .policies.record import AnswerIds, RecordThoughts, ThoughtRecord, mean_entropy
-from .prompts import Prompt, as_messages
+from .prompts import as_messages
 from .text.answers import extract_answer, normalize_answer
 from .text.markers import Markers
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import GenerationResult
-from .types import Engine, State
+from .types import Engine, Prompt, State
 
 _LAYERS = (-1,)
 
@@ -30,7 +30,7 @@ class LiveRecorder:
     """Records the batches of a session; `policy` watches one batch, `keep` writes it as one part."""
 
     def __init__(self, folder: Path, engine: Engine, codec: TokenizerAdapter, markers: Markers) -> None:
-        closing = len(codec.encode(markers.close + markers.after + markers.answering))
+        closing = len(codec.encode(markers.close + markers.close_suffix + markers.answer_prefix))
         plan = {
             "model": engine.name,
             "fingerprint": engine.fingerprint(),
@@ -70,7 +70,7 @@ class LiveRecorder:
             rollouts.add(index, tier, 0, UNKNOWN, *spent, mean_entropy(one.signals), one.finish_reason == "stop")
             for end in ends:
                 same = int(end.stated == final)
-                boundaries.add(index, end.end, end.features, UNKNOWN, same, numbers.of(end.stated), UNKNOWN, 0.0, 0)
+                boundaries.add(index, end.end, end.features, UNKNOWN, same, numbers.get(end.stated), UNKNOWN, 0.0, 0)
                 states.append(end.states[_LAYERS[0]])
         layer = _LAYERS[0]
         width = len(states[0]) if states else 0

@@ -1,40 +1,143 @@
-"""How to answer: the options that all faces share."""
+"""Everything a caller can choose about a generation; every surface embeds this one model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Annotated, Any, TypedDict
 
-from .budgets import Strategy
+from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ..errors import OptionError, TerselyError, unknown
+from ..validation import format_validation_error
+from .budgets import Strategy, canonical_effort
 from .policies.base import Policy
-from .types import SamplingParams
+from .types import ForwardModifier, SamplingParams
 
 DEFAULT_MAX_NEW_TOKENS = 2048
+SAMPLING_OPTIONS = ("temperature", "top_p", "top_k", "seed")
 
 
-@dataclass(frozen=True, slots=True)
+def _check_effort(effort: object) -> object:
+    if isinstance(effort, str):
+        canonical_effort(effort)
+    return effort
+
+
+def _as_tuple(values: object) -> object:
+    """Lists and tuples as tuples; a single text is one value, not a sequence of letters."""
+    if values is None or isinstance(values, tuple):
+        return values
+    if isinstance(values, str):
+        return (values,)
+    if not isinstance(values, Sequence):
+        raise ValueError("should be a list")
+    return tuple(values)
+
+
+@dataclass(frozen=True, slots=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
 class GenerationOptions:
-    """How to answer: see `faces.generate` for the meaning of each; signals: have the engine report them.
+    """How to generate. Raises pydantic's ValidationError; `make_options` raises OptionError instead."""
 
-    probes: a folder of `tersely calibrate`; None takes what is released for the model. record: a folder to keep what
-    probes learn from. tools: as OpenAI describes them, told to a chat template that knows tools.
+    effort: Annotated[
+        str,
+        BeforeValidator(_check_effort),
+        Field(description="Thinking budget: none, easy, normal, hard, auto, or OpenAI's low, medium, high."),
+    ] = "normal"
+    preset: Annotated[str | None, Field(description='A set of policies; "off" is the plain engine.')] = "balanced"
+    policies: Annotated[
+        SkipValidation[tuple[Policy | str, ...] | None],
+        BeforeValidator(_as_tuple),
+        Field(description="Policies by name, as file.py:Class or as objects; they replace the preset."),
+    ] = None
+    modifiers: Annotated[
+        SkipValidation[tuple[ForwardModifier | str, ...]],
+        BeforeValidator(_as_tuple),
+        Field(description="Changes of the forward pass, by name or as objects."),
+    ] = ()
+    max_new_tokens: Annotated[int, Field(ge=1, description="Most output tokens, thinking and answer together.")] = (
+        DEFAULT_MAX_NEW_TOKENS
+    )
+    answer_reserve: Annotated[
+        int | None, Field(ge=1, description="Output tokens kept for the answer; None uses the tier's.")
+    ] = None
+    strategy: Annotated[
+        SkipValidation[Strategy],
+        Field(description='What tiers mean: "tiers", "diffadapt" (arXiv 2510.19669), or a budget for each tier.'),
+    ] = "tiers"
+    shadow: Annotated[bool, Field(description="Only record what would be done.")] = False
+    signals: Annotated[bool, Field(description="Report entropy and probabilities of each token.")] = False
+    probes: Annotated[
+        str | None, Field(description="Folder of `tersely calibrate`; None uses the model's pretrained probes.")
+    ] = None
+    record: Annotated[
+        str | None, Field(description="Folder for what probes can learn from; needs preset off, or shadow.")
+    ] = None
+    tools: Annotated[
+        SkipValidation[tuple[Mapping[str, Any], ...]],
+        BeforeValidator(_as_tuple),
+        Field(description="Tools in OpenAI's format, for chat templates that know tools."),
+    ] = ()
+    sampling: Annotated[SkipValidation[SamplingParams], Field(description="Temperature, top_p, top_k and seed.")] = (
+        SamplingParams()
+    )
+
+
+class OptionsDict(TypedDict, total=False):
+    """`GenerationOptions` as keyword arguments, with the sampling options spelled out."""
+
+    effort: str
+    preset: str | None
+    policies: Sequence[Policy | str] | None
+    modifiers: Sequence[ForwardModifier | str]
+    max_new_tokens: int
+    answer_reserve: int | None
+    strategy: Strategy
+    shadow: bool
+    signals: bool
+    probes: str | None
+    record: str | None
+    tools: Sequence[Mapping[str, Any]]
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int | None
+
+
+def make_options(options: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
+    """Build options, or replace some of `options`; takes the keywords of `OptionsDict`.
+
+    Raises:
+        OptionError: an option is unknown, or its value is not accepted.
     """
-
-    effort: str = "normal"
-    preset: str | None = "balanced"
-    policies: tuple[Policy | str, ...] | None = None
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
-    answer_reserve: int | None = None
-    strategy: Strategy = "tiers"
-    shadow: bool = False
-    signals: bool = False
-    probes: str | None = None
-    record: str | None = None
-    tools: tuple[Mapping[str, Any], ...] = ()
-    sampling: SamplingParams = field(default_factory=SamplingParams)
+    sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
+    accepted = [f.name for f in fields(GenerationOptions)]
+    for name in overrides:
+        if name not in accepted:
+            raise unknown("option", name, [*accepted, *SAMPLING_OPTIONS])
+    options = options or GenerationOptions()
+    if sampling:
+        base = overrides.get("sampling", options.sampling)
+        overrides["sampling"] = replace(base, **{name: _as_number(name, value) for name, value in sampling.items()})
+    try:
+        return replace(options, **overrides)
+    except ValidationError as error:
+        raise _option_error(error) from None
 
 
 def with_seed(options: GenerationOptions, seed: int | None) -> GenerationOptions:
     """The same options with another seed."""
     return replace(options, sampling=replace(options.sampling, seed=seed))
+
+
+def _as_number(name: str, value: object) -> object:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise OptionError(f"{name} is {value!r}; accepted: a number, or None for the model's default")
+    return value
+
+
+def _option_error(error: ValidationError) -> TerselyError:
+    """Our own error for what pydantic found: the one that a validator raised, else an OptionError."""
+    cause = error.errors()[0].get("ctx", {}).get("error")
+    return cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error))

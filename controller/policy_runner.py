@@ -1,125 +1,127 @@
-"""A policy of one row between its wakings: its generator, and what it waits for.
+"""Running the policies of one sequence: each generator with what it waits for, and who must run when.
 
-Whatever a policy raises ends this policy and nothing else: `hear` is told, the row goes on without it.
+An exception of a policy disables that policy and nothing else: it is reported, and the sequence goes on without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from .policies.base import (
-    RANK,
+    BOUNDARY_RANK,
+    NEVER,
     Action,
     AskVerifier,
-    Close,
-    HelperAction,
-    Inject,
-    Move,
     Note,
     Policy,
     PolicyView,
+    TextAction,
     Trial,
     Wait,
     Watching,
 )
-from .trial_answers import TrialAnswer
 
-NEVER = 1 << 60
-MOST_ASIDES = 64
-"""Most notes and questions of a policy between two of its waits, or it might never come to an end."""
+MAX_SIDE_EFFECTS = 64
+"""Most notes and questions of a policy between two waits, or it might never come to an end."""
 
 SideEffect = Note | AskVerifier | Exception
+OnSideEffect = Callable[[str, SideEffect], Any]
+"""Handles a policy's note, question or exception; what it returns is the reply to a question."""
 
 
 class PolicyTask:
-    """A policy's generator with the condition it waits for; `closes_at` is for one that waits for the model's close.
+    """A policy's generator with the condition it waits for.
 
-    hear: takes in what a policy says or asks by the way. Raises what `policy.watch` itself raises, and TypeError for a
-    policy that acts before it waits: both are mistakes that every request would show.
+    Raises what `policy.watch` itself raises, and TypeError for a policy that acts before it waits: both are mistakes
+    that every request would show.
     """
 
-    __slots__ = ("at", "closes_at", "deadline", "generator", "hear", "policy", "rank")
+    __slots__ = ("_on_side_effect", "at", "close_at", "deadline", "generator", "policy", "rank")
 
-    def __init__(self, policy: Policy, view: PolicyView, hear: Callable[[str, SideEffect], None]) -> None:
-        self.policy, self.hear = policy, hear
+    def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
+        self.policy, self._on_side_effect = policy, on_side_effect
         self.generator: Watching | None = policy.watch(view)
         self.at = self.deadline = self.rank = 0
-        self.closes_at = NEVER
-        if self._advance(view, begins=True) is not None:
+        self.close_at = NEVER
+        if self.resume(None) is not None:
             raise TypeError(f"policy {policy.name!r} must wait before its first action")
 
-    def resume(self, view: PolicyView, reply: TrialAnswer | None = None) -> Action | Trial | None:
-        """Run the policy up to its next sleep, bid or trial; returns the bid or trial."""
-        view.reply = reply
-        return self._advance(view)
-
-    def go_on(self, view: PolicyView) -> None:
-        """Let the policy go on watching after a bid, won or lost, or a trial that was not made."""
-        for _ in range(2):
-            if self.resume(view) is None:
-                return
-        self.leave_out(TypeError("a policy must wait between two actions"))
-
-    def leave_out(self, error: Exception) -> None:
-        """Go on without this policy."""
-        self.generator = None
-        self.at = self.deadline = self.closes_at = NEVER
-        self.hear(self.policy.name, error)
-
-    def _advance(self, view: PolicyView, begins: bool = False) -> Action | Trial | None:
+    def resume(self, reply: Any = None) -> TextAction | Trial | None:
+        """Run the policy with the reply to its last action, up to its next wait, action or trial."""
         if self.generator is None:
             return None
         try:
-            move = next(self.generator) if begins else self.generator.send(view)
-            for _ in range(MOST_ASIDES):
-                if not isinstance(move, (Note, AskVerifier)):
-                    return self._settle_down(move)
-                self.hear(self.policy.name, move)
-                move = self.generator.send(view)
-            raise TypeError(f"a policy must wait after at most {MOST_ASIDES} notes or questions")
+            for _ in range(MAX_SIDE_EFFECTS):
+                action = self.generator.send(reply)
+                if not isinstance(action, (Note, AskVerifier)):
+                    return self._schedule(action)
+                reply = self._on_side_effect(self.policy.name, action)
+            raise TypeError(f"a policy must wait after at most {MAX_SIDE_EFFECTS} notes or questions")
         except StopIteration:
-            self.generator = None
-            self.at = self.deadline = self.closes_at = NEVER
-        except Exception as error:  # a policy is anybody's code
-            self.leave_out(error)
+            self._stop()
+        except Exception as error:  # a policy may be anybody's code
+            self.disable(error)
         return None
 
-    def _settle_down(self, move: Move) -> Action | Trial | None:
-        """Go to sleep as a wait says; hand on anything else."""
-        if isinstance(move, (Close, HelperAction, Inject, Trial)):
-            return move
-        if not isinstance(move, Wait):
+    def advance(self, reply: Any = None) -> None:
+        """Let the policy continue after an action, whether or not it was carried out, up to its next wait."""
+        for _ in range(2):
+            if self.resume(reply) is None:
+                return
+            reply = None
+        self.disable(TypeError("a policy must wait between two actions"))
+
+    def disable(self, error: Exception) -> None:
+        """Continue without this policy."""
+        self._stop()
+        self._on_side_effect(self.policy.name, error)
+
+    def _stop(self) -> None:
+        self.generator = None
+        self.at = self.deadline = self.close_at = NEVER
+
+    def _schedule(self, action: Action) -> TextAction | Trial | None:
+        """Sleep as a wait says; return any other action."""
+        if isinstance(action, (TextAction, Trial)):
+            return action
+        if not isinstance(action, Wait):
             raise TypeError(
-                f"a policy yielded {move!r}; accepted: Wait, Inject, Close, Delegate, Revise, Consult, Trial, Note, Ask"
+                f"a policy yielded {action!r}; accepted: Wait, Inject, Close, Delegate, ReviewDraft, AskHelper, Trial, "
+                "Note, AskVerifier"
             )
-        # Compared here, since what cannot be compared must not reach the loop of the tokens.
-        at, deadline = max(0, move.at), NEVER if move.deadline is None else max(0, move.deadline)
-        self.rank, self.deadline = RANK[move.boundary], deadline
-        self.at, self.closes_at = (NEVER, at) if move.boundary == "close" else (at, 0 if move.closes else NEVER)
+        # Compared here, since what cannot be compared must not reach the per-token path.
+        at, deadline = max(0, action.at), NEVER if action.deadline is None else max(0, action.deadline)
+        self.rank, self.deadline = BOUNDARY_RANK[action.boundary], deadline
+        self.at, self.close_at = (NEVER, at) if action.boundary == "close" else (at, 0 if action.or_close else NEVER)
         return None
 
 
 class PolicyScheduler:
-    """The policies of one row. `alarm`: from how many tokens on each kind of boundary wakes somebody."""
+    """The policies of one sequence.
 
-    def __init__(self, policies: Sequence[Policy], view: PolicyView, hear: Callable[[str, SideEffect], None]) -> None:
-        self.all = [PolicyTask(policy, view, hear) for policy in policies]
-        self.alarm: dict[str, int] = {}
-        self.schedule()
+    Attributes:
+        next_wakeup: per boundary kind, the first token count at which any policy must run.
+    """
 
-    def schedule(self) -> None:
-        """Set the alarm anew, after policies have moved."""
+    def __init__(self, policies: Sequence[Policy], view: PolicyView, on_side_effect: OnSideEffect) -> None:
+        self.tasks = [PolicyTask(policy, view, on_side_effect) for policy in policies]
+        self.next_wakeup: dict[str, int] = {}
+        self.update()
+
+    def update(self) -> None:
+        """Recompute `next_wakeup` after policies have run."""
         first = NEVER
-        for boundary, rank in RANK.items():
-            for sleeper in self.all:
-                first = min(first, sleeper.deadline, sleeper.at if sleeper.rank <= rank else NEVER)
-            self.alarm[boundary] = first
+        for boundary, rank in BOUNDARY_RANK.items():
+            for task in self.tasks:
+                first = min(first, task.deadline, task.at if task.rank <= rank else NEVER)
+            self.next_wakeup[boundary] = first
 
-    def awake(self, tokens: int, boundary: str) -> list[PolicyTask]:
-        """Who wakes after so many tokens, at this boundary."""
-        rank = RANK[boundary]
-        return [s for s in self.all if (tokens >= s.at and rank >= s.rank) or tokens >= s.deadline]
+    def due(self, tokens: int, boundary: str) -> list[PolicyTask]:
+        """The tasks that run after this many tokens, at this boundary."""
+        rank = BOUNDARY_RANK[boundary]
+        return [t for t in self.tasks if (tokens >= t.at and rank >= t.rank) or tokens >= t.deadline]
 
-    def at_close(self, tokens: int) -> list[PolicyTask]:
-        """Who wakes where the model ends its thinking."""
-        return [s for s in self.all if tokens >= s.closes_at]
+    def due_at_close(self, tokens: int) -> list[PolicyTask]:
+        """The tasks that run where the model ends its thinking."""
+        return [task for task in self.tasks if tokens >= task.close_at]

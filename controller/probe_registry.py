@@ -1,124 +1,99 @@
-"""Finding the probes of the model at hand: those of a folder, or those released with tersely."""
+"""Find the probes of a model: those of a folder, or the pretrained ones."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, TerselyError
 from ..probes.pretrained import released
-from .policies.base import Policy
-from .types import Engine
+from .types import Capability, ModelHandle
 
 if TYPE_CHECKING:
     from ..probes.io import StoredRule
     from ..probes.mode_probe import ModeProbe
-    from ..probes.research.shortcut import Shortcut
-    from ..probes.research.steering import Direction
     from ..probes.tier_selector import TierProbe
 
 
 class ProbeError(TerselyError, ValueError):
     """There is no probe for this model, or not the one that is needed."""
 
-
-def bind_policy(policy: Policy, engine: Engine, probes: str | None) -> Policy:
-    """The policy as it is used on this engine; probes: a folder for those that name none."""
-    bind = getattr(policy, "bind", None)
-    if bind is None:
-        return policy
-    if probes is not None and getattr(policy, "probes", "") is None:
-        bind = replace(cast(Any, policy), probes=probes).bind
-    made: Policy = bind(engine)
-    return made
+    code = "no_probe"
 
 
-def load_tier_probe(engine: Engine, folder: str | None) -> TierProbe | None:
-    """The difficulty probe of `tersely calibrate`'s folder, or the released one; None if there is none for this model.
+def load_tier_probe(engine: ModelHandle, folder: str | None) -> TierProbe | None:
+    """The difficulty probe of a folder of `tersely calibrate`, or the pretrained one; None if there is none.
 
-    Raises ProbeError if a folder is given that has none, ArtifactError if it is another model's or was changed.
+    Raises:
+        ProbeError: the folder has none.
+        ArtifactError: it is another model's, or was changed.
     """
     from ..probes.io import load_tier_probe
 
-    place = _place(engine, folder, "difficulty")
-    if place is None:
+    path = find_probe(engine, folder, "difficulty")
+    if path is None:
         return None
-    return load_tier_probe(place, engine.fingerprint())
+    return load_tier_probe(path, engine.fingerprint())
 
 
-def load_stop_rule(engine: Engine, folder: str | None, trials: bool | None) -> StoredRule:
+def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool | None) -> StoredRule:
     """The readiness probe with its certified threshold.
 
-    trials: with trial answers, without, or (None) as saves more; without where the engine cannot discard them. Raises
-    ProbeError if there is none for this model, CapabilityError for an engine that shows no hidden states, or not those
-    of its layer.
+    Args:
+        trials: with trial answers, without, or (None) whichever saves more; without where the engine cannot drop them.
+
+    Raises:
+        ProbeError: there is none for this model.
+        CapabilityError: the engine does not show the hidden states that it reads.
     """
     from ..probes.io import load_stop_rule
 
-    if "hidden" not in engine.capabilities:
-        raise CapabilityError(f"a readiness probe reads hidden states, which {engine.name!r} does not show")
-    place = _place(engine, folder, "readiness")
-    if place is None:
+    if engine is None or Capability.HIDDEN_STATES not in engine.capabilities:
+        name = "recorded output" if engine is None else repr(engine.name)
+        raise CapabilityError(f"a readiness probe reads hidden states, which {name} does not show")
+    path = find_probe(engine, folder, "readiness")
+    if path is None:
         raise ProbeError(
             f"there is no readiness probe for {engine.name!r}; make one with `tersely collect` and "
-            "`tersely calibrate`, and give its folder (probes)"
+            "`tersely calibrate`, and pass its folder (probes)"
         )
-    stored = load_stop_rule(place, engine.fingerprint(), trials if "crop" in engine.capabilities else False)
-    shown = getattr(engine, "hidden_layers", None)
-    if shown is not None and stored.layer not in shown:
+    can_try = Capability.KV_ROLLBACK in engine.capabilities
+    rule = load_stop_rule(path, engine.fingerprint(), trials if can_try else False)
+    if engine.hidden_layers is not None and rule.layer not in engine.hidden_layers:
         raise CapabilityError(
-            f"the readiness probe reads hidden layer {stored.layer}; {engine.name!r} shows the last one "
-            f"({shown[-1]}) alone; collect and calibrate a probe on that (tersely collect --layers=-1)"
+            f"the readiness probe reads hidden layer {rule.layer}; {engine.name!r} shows only the last one "
+            f"({engine.hidden_layers[-1]}); collect and calibrate a probe on that (tersely collect --layers=-1)"
         )
-    return stored
+    return rule
 
 
-def load_mode_probe(engine: Engine, folder: str | None, layer: int) -> ModeProbe:
-    """The probe that `tersely agents --router-out` put into a folder, or the released one.
+def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> ModeProbe:
+    """The probe that `tersely agents --router-out` wrote into a folder, or the pretrained one.
 
-    Raises ProbeError if there is none for this model, ArtifactError if it is another model's or was changed.
+    Raises:
+        ProbeError: there is none for this model.
+        ArtifactError: it is another model's, or was changed.
     """
     from ..probes.mode_probe import ModeProbe
 
-    place = _place(engine, None, ModeProbe.kind) if folder is None else Path(folder)
-    if place is None:
+    path = find_probe(engine, None, ModeProbe.kind) if folder is None else Path(folder)
+    if path is None:
         raise ProbeError(
-            f"there is no router for {engine.name!r}; learn one with `tersely agents --router-out`, and give its folder"
+            f"there is no router for {engine.name!r}; train one with `tersely agents --router-out`, and pass its folder"
         )
-    return ModeProbe.load(place, fingerprint=engine.fingerprint(), layer=layer)
+    return ModeProbe.load(path, fingerprint=engine.fingerprint(), layer=layer)
 
 
-def load_steering_direction(engine: Engine, folder: str | None) -> Direction:
-    """The direction of `tersely steer`'s folder, or the released one; raises ProbeError if there is none."""
-    from ..probes.research.steering import KIND, load_direction
+def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:
+    """The folder of a model's probe: in `folder`, or pretrained; None if there is no pretrained one.
 
-    place = _place(engine, folder, KIND)
-    if place is None:
-        raise ProbeError(
-            f"there is no direction for {engine.name!r}; find one with `tersely steer`, and give its folder (probes)"
-        )
-    return load_direction(place, engine.fingerprint(), engine.name)
-
-
-def load_early_exit(engine: Engine, folder: str | None) -> Shortcut:
-    """The shortcut of a training's folder, or the released one; raises ProbeError if there is none."""
-    from ..probes.research.shortcut import KIND, load_shortcut
-
-    place = _place(engine, folder, KIND)
-    if place is None:
-        raise ProbeError(
-            f"there is no shortcut for {engine.name!r}; learn one with `tersely train shortcut`, and give its folder "
-            "(probes)"
-        )
-    return load_shortcut(place, engine.fingerprint(), engine.name)
-
-
-def _place(engine: Engine, folder: str | None, kind: str) -> Path | None:
+    Raises:
+        ProbeError: the folder has no probe of this kind.
+    """
     if folder is None:
-        mark = engine.fingerprint()
-        return None if mark is None else released(mark, kind)
-    place = Path(folder) / kind
-    if not place.is_dir():
-        raise ProbeError(f"{folder} holds no {kind} probe; accepted: a folder that `tersely calibrate` wrote")
-    return place
+        fingerprint = engine.fingerprint()
+        return None if fingerprint is None else released(fingerprint, kind)
+    path = Path(folder) / kind
+    if not path.is_dir():
+        raise ProbeError(f"{folder} has no {kind} probe; accepted: a folder that `tersely calibrate` wrote")
+    return path

@@ -1,23 +1,20 @@
-"""From a question to prompt ids: chat template, effort, and whether the thinking is open at the end of it."""
+"""From a prompt to token ids: chat template, effort, and whether the thinking is open at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from ..errors import PromptError
-from .budgets import Budget
+from .budgets import OPENAI_EFFORTS, Budget
 from .text.markers import PROMPT, PROMPTED, Markers
-
-Message = Mapping[str, Any]
-Prompt = str | Sequence[Message]
-_OPENAI_NAMES = {"easy": "low", "normal": "medium", "hard": "high"}
+from .types import Prompt
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """Prompt ids and the state they leave the model in: `before` thinking, `thinking`, or at the `answer`."""
+    """Prompt ids, and the state in which they leave the model: `before` thinking, `thinking`, or at the `answer`."""
 
     ids: tuple[int, ...]
     text: str
@@ -25,16 +22,42 @@ class RenderedPrompt:
 
 
 def as_messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """Messages of a prompt; raises PromptError if there is nothing in it."""
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(m) for m in prompt]
+    """The messages of a prompt; raises PromptError if it is empty or not a prompt."""
+    if isinstance(prompt, str):
+        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
+    elif isinstance(prompt, Sequence) and all(isinstance(message, Mapping) for message in prompt):
+        given = cast("Sequence[Mapping[str, Any]]", prompt)
+        messages = [{**message, "content": _join_parts(message.get("content"))} for message in given]
+    else:
+        raise PromptError(
+            f"the prompt is a {type(prompt).__name__}; accepted: a text, or a list of messages with role and content",
+            code="invalid_prompt_type",
+        )
     if not messages or not str(messages[-1].get("content") or "").strip():
         raise PromptError("the prompt is empty; accepted: a question as text, or messages ending with one")
     return messages
 
 
+def _join_parts(content: Any) -> Any:
+    """The text of OpenAI content parts; anything else as it is."""
+    if not isinstance(content, Sequence) or isinstance(content, str):
+        return content
+    texts = []
+    for part in content:
+        if not isinstance(part, Mapping) or part.get("type") not in ("text", "input_text"):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise PromptError(
+                f"a content part is {kind!r}; accepted: parts of type 'text'", code="invalid_content_part"
+            )
+        texts.append(str(part.get("text", "")))
+    return "".join(texts)
+
+
 def get_question(prompt: Prompt) -> str:
     """The text of the last message, "" if there is none."""
-    return prompt if isinstance(prompt, str) else str(prompt[-1].get("content") or "") if prompt else ""
+    if isinstance(prompt, str):
+        return prompt
+    return str(_join_parts(prompt[-1].get("content")) or "") if prompt else ""
 
 
 def render(
@@ -42,20 +65,23 @@ def render(
 ) -> RenderedPrompt:
     """Render a prompt for a budget's tier.
 
-    A template that knows efforts is told the tier; otherwise the tier's instruction follows the question, so that the
-    question's own prefix stays cacheable. tools: told to a template that knows them. `markers.source == "prompted"`
-    asks for thinking in a system prompt of ours.
+    A template that knows efforts gets the tier; otherwise the tier's instruction follows the question, so that the
+    question's own prefix stays cacheable. With `markers.source == "prompted"` a system prompt of ours asks for
+    thinking.
+
+    Args:
+        tools: for templates that know tools.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         raise PromptError("this tokenizer has no chat template; set tokenizer.chat_template or use a chat model")
     messages = as_messages(prompt)
-    knows_effort = "reasoning_effort" in str(template)
+    supports_effort = "reasoning_effort" in str(template)
     options: dict[str, Any] = {}
     if budget.tier == "none":
         options["enable_thinking"] = False
-    elif knows_effort:
-        options["reasoning_effort"] = _OPENAI_NAMES[budget.tier]
+    elif supports_effort:
+        options["reasoning_effort"] = OPENAI_EFFORTS[budget.tier]
     elif budget.instruction:
         _instruct(messages, budget.instruction)
     if markers.source == PROMPTED.source and budget.tier != "none":
@@ -66,7 +92,7 @@ def render(
     state = thinking_state_after(text, markers)
     if budget.tier == "none" and state != "answer" and markers.source != PROMPTED.source:
         opening = "" if state == "thinking" else f"{markers.open}\n"
-        text, state = f"{text}{opening}\n{markers.close}{markers.after}", "answer"
+        text, state = f"{text}{opening}\n{markers.close}{markers.close_suffix}", "answer"
     elif budget.tier == "none":
         state = "answer"
     elif markers.source == PROMPTED.source:
@@ -76,7 +102,7 @@ def render(
 
 
 def _instruct(messages: list[dict[str, Any]], instruction: str) -> None:
-    """Append an instruction to the last message that is the user's: it must not seem to come from a tool."""
+    """Append an instruction to the last user message, so that it does not seem to come from a tool."""
     place = next((n for n in reversed(range(len(messages))) if messages[n].get("role") == "user"), len(messages) - 1)
     messages[place] = {**messages[place], "content": f"{messages[place].get('content') or ''}\n\n{instruction}"}
 
@@ -88,7 +114,7 @@ def _with_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def thinking_state_after(text: str, markers: Markers) -> str:
-    """The state at the end of a rendered prompt; only what follows the last turn's start can open the thinking."""
+    """The state in which a rendered prompt leaves the model; only its end can open the thinking."""
     tail = text[-80:].rstrip()
     if tail.endswith(markers.open):
         return "thinking"

@@ -3,39 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort
+from .delegation import Helper
+from .modifiers import resolve_modifier
 from .options import GenerationOptions
 from .policies import make_policies, make_policy
 from .policies.base import Policy
-from .probe_registry import bind_policy, load_tier_probe
-from .prompts import Prompt
+from .probe_registry import load_tier_probe
 from .request_builder import PreparedRequest, RequestBuilder
+from .results import build_result
 from .streaming import EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
-from .text.split_output import build_spans, split_reasoning
 from .text.tokenizer_adapter import get_adapter
-from .trace import Decision, GenerationResult, Usage
-from .types import Completion, Engine
+from .trace import Decision, GenerationResult
+from .types import (
+    SESSION_CAPABILITIES,
+    BindContext,
+    Capability,
+    Completion,
+    Engine,
+    ForwardModifier,
+    Prompt,
+)
+from .verification import Verifier
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
-    from .drift import BatchDriftTracker
-    from .helpers.engine_helper import Helper
     from .live_recorder import LiveRecorder
-    from .verification import Verifier
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedOptions:
+    """What options mean on a session's engine: policies and modifiers bound to it, and the probe that chooses tiers."""
+
+    policies: tuple[Policy, ...]
+    modifiers: tuple[ForwardModifier, ...]
+    tier_probe: TierProbe | None
 
 
 class Session:
     """Answers prompts on one engine.
 
-    markers: None finds them; think_prompt makes a model without markers think between <think> and </think>. verifier:
-    whom policies ask, None decides by rules alone. helper: who writes what policies delegate. Raises MarkerError if the
-    model's markers cannot be found.
+    Args:
+        markers: None finds them.
+        think_prompt: make a model without markers think between <think> and </think>.
+        verifier: answers the policies' questions; None decides by rules only.
+        helper: writes what policies delegate.
+
+    Raises:
+        MarkerError: the model's markers cannot be found.
     """
 
     def __init__(
@@ -51,146 +72,138 @@ class Session:
         self.codec = get_adapter(engine.tokenizer)
         self.markers = choose_markers(engine.tokenizer, markers, think_prompt)
         self.verifier, self.helper = verifier, helper
-        self._bound: dict[tuple[Policy, str | None], Policy] = {}
+        self._bound: dict[tuple[Policy | ForwardModifier, str | None], Policy | ForwardModifier] = {}
         self._tier_probes: dict[str | None, TierProbe | None] = {}
 
     def run(
         self, prompts: Sequence[Prompt], options: GenerationOptions, emit: EventSink | None = None
     ) -> list[GenerationResult]:
-        """Answer all prompts as one batch, in order; `emit` receives text as it is made."""
-        recorder = self._recorder(options)
-        rows = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
-        sink = None
-        if emit is not None:
-            sink = StreamEmitter(self.codec, self.markers, rows, emit)
-        completions = self.engine.generate([r.request for r in rows], options.sampling, sink)
-        if sink is not None:
-            sink.finish()
-        self.note_drift(rows, options)
-        made = [self.finish(row, done) for row, done in zip(rows, completions, strict=True)]
+        """Answer all prompts as one batch, in order; `emit` receives text as it is generated."""
+        recorder = self._make_recorder(options)
+        requests = self._prepare(prompts, options, () if recorder is None else (recorder.policy(),))
+        emitter = None if emit is None else StreamEmitter(self.codec, self.markers, requests, emit)
+        completions = self.engine.generate([r.request for r in requests], options.sampling, emitter)
+        if emitter is not None:
+            emitter.finish()
+        self.end_batch(requests, options)
+        results = [self.finish(request, done) for request, done in zip(requests, completions, strict=True)]
         if recorder is not None:
-            recorder.keep(prompts, made, [row.controller is not None for row in rows])
-        return made
+            recorder.keep(prompts, results, [request.controller is not None for request in requests])
+        return results
 
     def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
-        """Make prompts ready for an engine.
+        """Make prompts ready for the engine.
 
-        Raises OptionError, PromptError for a prompt that is too long, CapabilityError if a policy lacks what it needs.
+        Raises:
+            OptionError: an option is not accepted.
+            PromptError: a prompt is empty or too long.
+            CapabilityError: the engine or the session lacks what a policy requires.
         """
         return self._prepare(prompts, options, ())
 
-    def _recorder(self, options: GenerationOptions) -> LiveRecorder | None:
-        """Who keeps what is seen, if that is asked for; raises OptionError where thinking would be meddled with."""
-        if options.record is None:
-            return None
-        if not options.shadow and make_policies(options.preset, options.policies):
-            raise OptionError(
-                "what is recorded must be uncontrolled thinking; record in shadow mode, or with the preset 'off'"
-            )
-        from .live_recorder import LiveRecorder
+    def resolve(self, options: GenerationOptions) -> ResolvedOptions:
+        """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
 
-        return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
+        With effort `auto`, the readiness exit joins the policies where the probe counts on it: the tier is a first
+        guess, which the thinking then corrects.
+
+        Raises:
+            ProbeError: a probe that a policy requires is missing.
+            ArtifactError: a probe belongs to another model.
+        """
+        auto = canonical_effort(options.effort) == "auto"
+        tier_probe = self._load_tier_probe(options.probes) if auto else None
+        policies = make_policies(options.preset, options.policies)
+        if tier_probe is not None and tier_probe.exits:
+            bound = [self._bind_policy(policy, options.probes) for policy in policies]
+            if all(policy.name != "readiness" for policy in bound):
+                policies = (*policies, make_policy("readiness"))
+        return ResolvedOptions(
+            tuple(self._bind_policy(policy, options.probes) for policy in policies),
+            tuple(self._bind_modifier(resolve_modifier(m), options.probes) for m in options.modifiers),
+            tier_probe,
+        )
+
+    def end_batch(self, requests: Sequence[PreparedRequest], options: GenerationOptions) -> None:
+        """Put what policies report about a finished batch, such as drift, into the traces of its requests."""
+        for policy in self.resolve(options).policies:
+            if (note := policy.end_batch()) is not None:
+                for request in requests:
+                    request.notes.append(Decision(policy.name, "drift", note, 0, acted=False))
+
+    def finish(self, prepared: PreparedRequest, done: Completion) -> GenerationResult:
+        """Make the result of a request from the engine's completion."""
+        return build_result(
+            done,
+            prepared.controller,
+            self.codec,
+            self.markers,
+            state=prepared.rendered.state,
+            tier=prepared.budget.tier,
+            prompt_tokens=len(prepared.rendered.ids),
+            recomputed=prepared.recomputed,
+            notes_before=prepared.notes,
+            notes_after=prepared.final_notes(),
+        )
 
     def _prepare(
         self, prompts: Sequence[Prompt], options: GenerationOptions, more: tuple[Policy, ...]
     ) -> list[PreparedRequest]:
-        if options.max_new_tokens < 1:
-            raise OptionError(f"max_new_tokens is {options.max_new_tokens}; accepted: 1 or more")
-        policies, probe = self.learnt(options)
-        policies = (*policies, *more)
-        needed = {need for p in policies for need in p.needs} | ({"signals"} if options.signals else set())
-        if probe is not None:
-            needed.add("hidden")
-        self._check(needed)
-        effort = canonical_effort(options.effort)
-        making = RequestBuilder(self, options, policies, bool(needed & {"signals", "chances"}))
-        rows = [making.row(p, effort) if probe is None else making.chosen(p, probe) for p in prompts]
-        if making.steers is not None and not options.shadow:
-            for row in rows:
-                row.request = replace(row.request, steering=making.steers.steering(row.boundary))
-        if making.shortens is not None and not options.shadow:
-            for row in rows:
-                row.request = replace(row.request, leaving=making.shortens.leaving(row.boundary))
-        return rows
+        resolved = self.resolve(options)
+        policies = (*resolved.policies, *more)
+        required = {need for policy in policies for need in policy.requires}
+        required |= {Capability.LOGIT_SIGNALS} if options.signals else set()
+        required |= {Capability.FORWARD_MODIFIERS} if resolved.modifiers else set()
+        required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
+        self._check(required)
+        builder = RequestBuilder(
+            self.engine,
+            self.codec,
+            self.markers,
+            options,
+            policies,
+            resolved.modifiers,
+            self.verifier,
+            self.helper,
+        )
+        return builder.build(prompts, resolved.tier_probe)
 
-    def _check(self, needed: set[str]) -> None:
-        """Raise CapabilityError for what is needed and not there; rules verify where nobody else does."""
-        if "helper" in needed and self.helper is None:
+    def _check(self, required: set[Capability]) -> None:
+        """Raise CapabilityError for what is required and missing; rules verify where there is no verifier."""
+        if Capability.HELPER in required and self.helper is None:
+            raise CapabilityError("this policy needs a helper model; pass helper=", code="missing_helper")
+        if Capability.DRAFT_REVIEW in required and not getattr(self.helper, "reviews", False):
             raise CapabilityError(
-                "a policy delegates, and there is nobody to delegate to; name a larger model (helper)"
+                "this policy has the helper review drafts, which this helper cannot do; use one on the transformers "
+                "engine",
+                code="missing_draft_review",
             )
-        if "review" in needed and not getattr(self.helper, "reviews", False):
-            raise CapabilityError(
-                "a policy has the helper look over drafts, and this helper cannot; give one on the transformers engine"
-            )
-        if missing := needed - self.engine.capabilities - {"helper", "review", "verifier"}:
-            raise CapabilityError(
-                f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}, which is needed here"
-            )
+        if missing := required - self.engine.capabilities - SESSION_CAPABILITIES:
+            raise CapabilityError(f"engine {self.engine.name!r} lacks {', '.join(sorted(missing))}; use another engine")
 
-    def learnt(self, options: GenerationOptions) -> tuple[tuple[Policy, ...], TierProbe | None]:
-        """The policies as they are used on this engine, and the probe that chooses tiers, None where nothing does.
+    def _make_recorder(self, options: GenerationOptions) -> LiveRecorder | None:
+        """What records a batch, if that is requested; raises OptionError where the thinking would be changed."""
+        if options.record is None:
+            return None
+        if not options.shadow and make_policies(options.preset, options.policies):
+            raise OptionError("only uncontrolled thinking can be recorded; use shadow mode or preset 'off'")
+        from .live_recorder import LiveRecorder
 
-        With effort `auto` the readiness exit is among them where the probe counts on it: a tier is a first guess, and
-        what the thinking shows corrects it. What was loaded once is kept. Raises ProbeError where there is no probe for
-        this model but must be one, ArtifactError for another model's.
-        """
-        named = make_policies(options.preset, options.policies)
-        probe = self._tier_probe(options.probes) if canonical_effort(options.effort) == "auto" else None
-        policies = tuple(self._bind(policy, options.probes) for policy in named)
-        if probe is not None and probe.exits and all(policy.name != "readiness" for policy in policies):
-            policies = (*policies, self._bind(make_policy("readiness"), options.probes))
-        return policies, probe
+        return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
-    def _bind(self, policy: Policy, probes: str | None) -> Policy:
-        if not hasattr(policy, "bind"):
-            return policy
+    def _bind_policy(self, policy: Policy, probes: str | None) -> Policy:
         key = policy, probes
         if key not in self._bound:
-            self._bound[key] = bind_policy(policy, self.engine, probes)
-        return self._bound[key]
+            self._bound[key] = policy.bind(BindContext(self.engine, probes))
+        return self._bound[key]  # type: ignore[return-value]  # a policy's key holds a policy
 
-    def _tier_probe(self, probes: str | None) -> TierProbe | None:
+    def _bind_modifier(self, modifier: ForwardModifier, probes: str | None) -> ForwardModifier:
+        key = modifier, probes
+        if key not in self._bound:
+            self._bound[key] = modifier.bind(BindContext(self.engine, probes))
+        return self._bound[key]  # type: ignore[return-value]  # a modifier's key holds a modifier
+
+    def _load_tier_probe(self, probes: str | None) -> TierProbe | None:
         if probes not in self._tier_probes:
             self._tier_probes[probes] = load_tier_probe(self.engine, probes)
         return self._tier_probes[probes]
-
-    def note_drift(self, rows: Sequence[PreparedRequest], options: GenerationOptions) -> None:
-        """Say in the traces of a batch that is over if questions are no longer like those of a policy's certificate."""
-        for policy in self.learnt(options)[0]:
-            drift: BatchDriftTracker | None = getattr(policy, "drift", None)
-            if drift is not None and (since := drift.settle().since) is not None:
-                reason = (
-                    f"from the question numbered {since} of this session on, questions are unlike those that the "
-                    "threshold was certified on; calibrate on questions like these"
-                )
-                for row in rows:
-                    row.notes.append(Decision(policy.name, "drift", reason, 0, acted=False))
-
-    def finish(self, row: PreparedRequest, done: Completion) -> GenerationResult:
-        """Make the result of a prepared prompt from what an engine put out."""
-        parts = split_reasoning(done.token_ids, self.codec, self.markers, row.rendered.state)
-        controller = row.controller
-        return GenerationResult(
-            text=self.codec.decode(done.token_ids),
-            thinking=parts.thinking,
-            answer=parts.answer,
-            finish_reason=done.finish_reason,
-            tier=row.budget.tier,
-            usage=Usage(
-                prompt=len(row.rendered.ids),
-                thinking=parts.thinking_tokens,
-                answer=parts.answer_tokens,
-                forced=sum(done.forced),
-                discarded=done.dropped,
-                probe=done.trial,
-                verifier=controller.verifier_tokens if controller else 0,
-                delegated=controller.delegated.tokens if controller else 0,
-                consulted=controller.delegated.read if controller else 0,
-                reprefilled=done.reprefilled,
-            ),
-            trace=(*row.notes, *(controller.decisions if controller else ()), *row.left(), *row.unthought()),
-            spans=build_spans(done.token_ids, done.forced, self.codec),
-            token_ids=done.token_ids,
-            signals=done.signals,
-        )

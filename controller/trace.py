@@ -1,4 +1,4 @@
-"""What a generation hands back: text in its parts, usage by kind of token, and every decision with its reason."""
+"""Results of a generation: text in its parts, usage by kind of token, and every decision with its reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Kind = Literal["sampled", "forced"]
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One thing a policy did (or, with `acted` false, would have done) and why; `position` counts output tokens."""
+    """One thing that a policy did (or, with `acted` false, would have done) and why, after `position` output tokens."""
 
     policy: str
     action: str
@@ -26,40 +26,46 @@ class Decision:
 class Usage:
     """Tokens of one generation by kind.
 
-    thinking and answer split what was written after the prompt; forced counts those of them that were not sampled.
-    probe, verifier, delegated, consulted and reprefilled are overhead spent beside the text; discarded tokens were
-    sampled and dropped, delegated ones written by the helper, consulted ones read by it.
+    Attributes:
+        thinking, answer: what was written after the prompt; `injected` counts those of them that were not sampled.
+        discarded: sampled and dropped again.
+        trial: of trial answers.
+        verifier: read by the verifier.
+        helper_completion, helper_prompt: written and read by the helper.
+        recomputed: prompt tokens that were read twice.
     """
 
     prompt: int = 0
     thinking: int = 0
     answer: int = 0
-    forced: int = 0
+    injected: int = 0
     discarded: int = 0
-    probe: int = 0
+    trial: int = 0
     verifier: int = 0
-    delegated: int = 0
-    consulted: int = 0
-    reprefilled: int = 0
+    helper_completion: int = 0
+    helper_prompt: int = 0
+    recomputed: int = 0
 
     @property
     def overhead(self) -> int:
-        """Tokens paid for beyond the text itself."""
-        return self.discarded + self.probe + self.verifier + self.delegated + self.consulted + self.reprefilled
+        """Tokens spent beyond the text itself."""
+        return (
+            self.discarded + self.trial + self.verifier + self.helper_completion + self.helper_prompt + self.recomputed
+        )
 
     @property
     def total(self) -> int:
-        """All tokens paid for beyond the prompt."""
+        """All tokens spent beyond the prompt."""
         return self.thinking + self.answer + self.overhead
 
     def as_dict(self) -> dict[str, int]:
-        """All kinds with the two sums."""
+        """All kinds, with the two sums."""
         return {**asdict(self), "overhead": self.overhead, "total": self.total}
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of output tokens of one kind, for replaying and showing."""
+    """A run of output tokens of one kind."""
 
     kind: Kind
     text: str
@@ -67,9 +73,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """The result of one request; `text` is all that was written after the prompt.
+    """The result of one request; `text` is everything after the prompt.
 
-    signals: one per token where they were asked for, None at forced tokens; otherwise empty.
+    Attributes:
+        signals: one per token where they were requested, None at forced tokens; otherwise empty.
     """
 
     text: str

@@ -1,67 +1,96 @@
-"""What every engine promises, and the narrow bridge by which a controller steers it.
+"""The plain data that engines, policies and the controller share; behaviour lives elsewhere.
 
-An engine runs a model and knows no policy. It shows each sampled token of a row to that row's *watcher* and carries
-out the *directive* it gets back. That is all the two sides share.
+An engine shows each sampled token of a sequence to that sequence's *watcher* and carries out the *directive* it gets
+back. Neither side knows more of the other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-    from ..probes.research.shortcut import Shortcut
+    from torch import Tensor
 
 State: TypeAlias = "NDArray[np.float32]"
 """A hidden state, [width]; numpy is not imported for its name."""
 
 FinishReason = Literal["stop", "length", "stopped"]
-"""The model ended the row, it was full, or its watcher ended it."""
+"""Why a sequence ended: the model ended it, it was full, or its watcher ended it."""
+
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A text, or messages with `role` and `content`."""
 
 
-class Waitable(Protocol):
-    """Something that a row rests for; `wait` returns once it is done, and never raises."""
+class Capability(StrEnum):
+    """What an engine, or what a session adds to it, can do."""
 
-    done: bool
+    LOGIT_SIGNALS = "signals"
+    """Entropy, top probability and margin of each step."""
+    LOGPROBS = "logprobs"
+    """The probability of each sampled token, without the other signals."""
+    HIDDEN_STATES = "hidden_states"
+    """Hidden states of chosen layers, of prompts and at each step."""
+    RETRACT = "retract"
+    """A directive may drop the latest token."""
+    KV_ROLLBACK = "kv_rollback"
+    """A directive may drop more than the latest token; trials and waiting need this."""
+    RAGGED_BATCH = "ragged_batch"
+    """Several forced tokens cost one forward pass."""
+    FORWARD_MODIFIERS = "forward_modifiers"
+    """The forward pass may be changed for single sequences."""
+    VERIFIER = "verifier"
+    HELPER = "helper"
+    DRAFT_REVIEW = "draft_review"
 
-    def wait(self) -> None:
-        """Sleep until it is done."""
-        ...
+
+SESSION_CAPABILITIES = frozenset({Capability.VERIFIER, Capability.HELPER, Capability.DRAFT_REVIEW})
+"""Capabilities that a session brings, not an engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What to do after a sampled token: discard the last `drop` tokens of the output, then append `force`.
+    """What to do after a sampled token: drop the last `retract` tokens of the output, then append `force`.
 
-    `drop` counts the token just sampled; dropping only that one is free, more needs an engine that can crop.
-    trial: True begins a trial, or begins it anew; False ends it. A trial asks no stopping criterion, and is dropped at
-    its end. It is decoded greedily, or as all else is if it is `drawn`. stop: end the row with that; a trial under way
-    has to be ended as well. until: then let the row rest until this is done; its watcher's `resume` says how it goes
-    on. Only an engine that can crop lets rows rest.
+    Attributes:
+        force: token ids to append.
+        retract: how many tokens to drop, the one just sampled included. Dropping only that one is free; more needs
+            `Capability.KV_ROLLBACK`.
+        trial: True starts (or restarts) a trial, False ends it. Tokens of a trial meet no stopping criterion and are
+            dropped at its end.
+        sampled: decode the trial by sampling instead of greedily.
+        stop: end the sequence after that. A trial in progress must be ended as well.
+        wait_for: suspend the sequence until this future is done; its watcher's `resume` then decides how it continues.
     """
 
     force: tuple[int, ...] = ()
-    drop: int = 0
+    retract: int = 0
     trial: bool | None = None
-    drawn: bool = False
+    sampled: bool = False
     stop: bool = False
-    until: Waitable | None = None
+    wait_for: Future[Any] | None = None
 
 
 KEEP = Directive()
+"""Nothing to do; compared by identity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """Of the distribution that a token was sampled from, as the model gives it, before temperature and cuts.
+    """Facts about the distribution that a token was sampled from, before temperature and truncation.
 
-    entropy in nats; top and chosen are the probabilities of the likeliest and of the sampled token; margin is how far
-    top lies above the second likeliest.
+    Attributes:
+        entropy: in nats.
+        top: probability of the most likely token.
+        chosen: probability of the sampled token.
+        margin: how far `top` lies above the second most likely token.
     """
 
     entropy: float
@@ -72,9 +101,11 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What the engine knows of the step that gave a token.
+    """What the engine knows about the step that sampled a token.
 
-    state(layer) reads the hidden state that the token was sampled from: that of the token before it.
+    Attributes:
+        signals: None unless the request asked for them.
+        state: reads the hidden state of a layer that the token was sampled from, which is that of the token before it.
     """
 
     signals: Signals | None
@@ -82,87 +113,30 @@ class StepInfo:
 
 
 class Watcher(Protocol):
-    """Follows one row; pure logic, called once per sampled token."""
+    """Follows one sequence; pure logic, called once per sampled token."""
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        """Take note of a sampled token and say what to do; `KEEP` (by identity) means nothing.
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        """Process a sampled token and say what to do; `KEEP` (by identity) means nothing.
 
-        `seen` is given where the request asks for signals or layers.
+        `step` is given where the request asked for signals or layers.
         """
         ...
 
 
 @runtime_checkable
 class CompletionListener(Watcher, Protocol):
-    """A watcher that is also told what became of its row."""
+    """A watcher that is also notified when its sequence ends."""
 
-    def ended(self, done: Completion) -> None:
-        """Take note of the end of the row, once, in the step that ends it."""
+    def on_finish(self, completion: Completion) -> None:
+        """Process the completion; called once, in the step that ends the sequence."""
         ...
 
 
 class SuspendableWatcher(Watcher, Protocol):
-    """A watcher that may let its row rest."""
+    """A watcher that may suspend its sequence."""
 
     def resume(self) -> Directive:
-        """Say how the row goes on, now that what it rested for is done: what to force, or to stop."""
-        ...
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class SteeringVector:
-    """What is added to the hidden states of a row, values [width], as a layer puts them out, while `active()`.
-
-    layer: between the blocks of the model, 1 the first. A chunk of tokens is steered as its row is when it is fed.
-    """
-
-    layer: int
-    values: State
-    active: Callable[[], bool]
-
-
-@dataclass(eq=False, slots=True)
-class EarlyExit:
-    """By which shortcut tokens of a row leave the forward early: while `active()`, from a threshold of the score on.
-
-    Of the tokens fed while it was active, the engine counts those that left and those that stayed.
-    """
-
-    shortcut: Shortcut
-    threshold: float
-    active: Callable[[], bool]
-    left: int = 0
-    stayed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RoutedPrompt:
-    """How a prompt goes on: further ids, at least one, who watches, and the row's temperature (None: the batch's).
-
-    apart: the ids are the whole prompt; what was read before was for the choice alone, and is forgotten.
-    """
-
-    ids: tuple[int, ...]
-    watcher: Watcher | None = None
-    temperature: float | None = None
-    apart: bool = False
-
-    def after(self, read: tuple[int, ...]) -> tuple[int, ...]:
-        """The whole prompt, of which so much was read."""
-        return self.ids if self.apart else (*read, *self.ids)
-
-
-class PromptRouter(Protocol):
-    """Finishes a prompt by what the model makes of its beginning.
-
-    layer: which hidden state decides. longest: most tokens that `choose` adds.
-    """
-
-    layer: int
-    longest: int
-
-    def choose(self, state: State) -> RoutedPrompt:
-        """Decide; `state` is that of the prompt's last token."""
+        """Decide how the sequence continues now that its future is done: what to force, or to stop."""
         ...
 
 
@@ -170,31 +144,36 @@ class PromptRouter(Protocol):
 class SamplingParams:
     """Sampling options; None leaves the model's own generation default. `temperature=0` is greedy.
 
-    inverse: the transformers engine draws a token by one random number, as far as the chances of all before it come,
-    instead of by one for each token of the vocabulary as `generate` does, which on CPUs can cost more than the model.
-    Other tokens come of a seed then, by the same chances.
+    Attributes:
+        inverse_cdf: the transformers engine draws a token from one random number per sequence instead of one per
+            vocabulary entry as `generate` does, which on CPUs can cost more than the model. The distribution is the
+            same; a seed gives other tokens.
     """
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
-    inverse: bool = False
+    inverse_cdf: bool = False
 
-    def asked(self) -> dict[str, float]:
-        """What is not left to the model, by the names that vLLM and servers have for it."""
+    def as_dict(self) -> dict[str, float]:
+        """The options that are set, by the names that vLLM and OpenAI-compatible servers use."""
         options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
         return {name: value for name, value in options.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One row: prompt ids in, at most `max_new_tokens` output tokens (sampled and forced), watched or not.
+    """One sequence to generate: at most `max_new_tokens` output tokens, sampled and forced ones together.
 
-    signals: report those of each sampled token, to the watcher as well. layers: whose hidden states the watcher may
-    read, counted as by transformers: 0 is the embedding, -1 what the last norm puts out. opening: goes on with the
-    prompt, and brings watcher and temperature; either all requests of a batch have one or none. temperature: of this
-    row where the batch is sampled, in place of the batch's.
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        watcher: directs the sequence; None leaves it alone.
+        signals: report the signals of each sampled token, to the watcher as well.
+        layers: hidden layers that the watcher may read, counted as by transformers: 0 is the embedding, -1 the output
+            of the last norm.
+        temperature: of this sequence where the batch is sampled, in place of the batch's.
+        modifiers: change the forward pass for this sequence.
     """
 
     prompt_ids: tuple[int, ...]
@@ -202,18 +181,21 @@ class Request:
     watcher: Watcher | None = None
     signals: bool = False
     layers: tuple[int, ...] = ()
-    opening: PromptRouter | None = None
     temperature: float | None = None
-    steering: SteeringVector | None = None
-    leaving: EarlyExit | None = None
+    modifiers: tuple[SequenceModifier, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Output ids without the end-of-sequence token, which of them were forced, and how the row ended.
+    """What an engine returns for one request.
 
-    signals: one per token where they were asked for, None at forced tokens; otherwise empty. dropped: tokens that were
-    put out and taken back, those of trials apart: trial. reprefilled: prompt tokens that were read twice.
+    Attributes:
+        token_ids: the output without the end-of-sequence token.
+        forced: for each token, whether it was forced.
+        dropped: tokens that were generated and taken back, except those of trials.
+        trial: tokens of trials.
+        recomputed: prompt tokens that were read twice.
+        signals: one per token where they were requested, None at forced tokens; otherwise empty.
     """
 
     token_ids: tuple[int, ...]
@@ -221,28 +203,52 @@ class Completion:
     finish_reason: FinishReason
     dropped: int = 0
     trial: int = 0
-    reprefilled: int = 0
+    recomputed: int = 0
     signals: tuple[Signals | None, ...] = ()
 
 
 TokenSink = Callable[[int, Sequence[int], bool], None]
-"""Called as `sink(row, token_ids, forced)` while tokens are made.
+"""Called as `sink(index, token_ids, forced)` while tokens are generated.
 
-`(row, (), True)` takes back one token announced before; a token dropped as soon as it was sampled is never announced.
+`(index, (), True)` takes back one token announced before; a token dropped as soon as it was sampled is not announced.
 """
 
 
-class Engine(Protocol):
-    """Runs a model over a batch of requests."""
+class ModelHandle(Protocol):
+    """What policies and probes may know about a model and what runs it."""
 
-    name: str
-    tokenizer: Any
-    capabilities: frozenset[str]
-    """Of: `retract` (directives may drop the latest token), `crop` (and more than that; trials, rests), `ragged` (k
-    forced tokens cost one forward), `signals`, `chances` (signals without entropy), `hidden` (layers
-    and openings; an engine that shows some layers alone lists their numbers in `hidden_layers`), `steer` (steering),
-    `shortcut` (leaving)."""
-    context_length: int | None
+    @property
+    def name(self) -> str:
+        """For error messages."""
+        ...
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        ...
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the engine can do."""
+        ...
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...] | None:
+        """The layers whose states it can show; None means all of them."""
+        ...
+
+    def fingerprint(self) -> str | None:
+        """Identify the weights, so that probes find their model; see `probes.fingerprint`. None if unknown."""
+        ...
+
+
+class Engine(ModelHandle, Protocol):
+    """Runs a model over a batch of requests; knows no policy."""
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and output together; None if unknown."""
+        ...
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
@@ -250,10 +256,116 @@ class Engine(Protocol):
         """Decode all requests as one batch, in order."""
         ...
 
-    def fingerprint(self) -> str | None:
-        """By which probes know the model again, see `probes.fingerprint`; None where that cannot be told."""
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
+        """Read prompts and return the hidden state of each one's last token."""
         ...
 
     def close(self) -> None:
         """Free the model."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BindContext:
+    """What policies and modifiers are bound to.
+
+    Attributes:
+        engine: the engine that runs the model; None where recorded output is replayed.
+        probes: folder of `tersely calibrate`; None uses the pretrained probes of the model.
+    """
+
+    engine: ModelHandle | None
+    probes: str | None = None
+
+
+class StepHook:
+    """Follows the decoding of a batch. Every method may be left as it is.
+
+    `slot` is a sequence's place in the batch, which moves up as others end.
+    """
+
+    def start(self, sequences: Sequence[SequenceView]) -> None:
+        """The prompts have been read; these sequences are decoded now, in the order of their slots."""
+
+    def after_sample(self, step: DecodeStep) -> None:
+        """Tokens have been sampled; add to `step` what watchers may read."""
+
+    def after_step(self, step: DecodeStep) -> None:
+        """Watchers have spoken and their edits are known; nothing has been fed yet."""
+
+    def select(self, slots: Sequence[int]) -> None:
+        """Only the sequences in these slots, in rising order, stay in the batch."""
+
+    def finish(self) -> None:
+        """The last sequence has ended."""
+
+
+class SequenceView(Protocol):
+    """What hooks may read of a sequence in flight."""
+
+    @property
+    def sampling_next(self) -> bool:
+        """Whether the next token is the model's own: not queued, not suspended, not ended."""
+        ...
+
+
+@dataclass(slots=True)
+class DecodeStep:
+    """One step of the decode loop as hooks see it.
+
+    Attributes:
+        logits: [slots, vocabulary], the model's own.
+        tokens: [slots], sampled or queued.
+        signals: by slot, set by a hook.
+        state_reader: by slot, reads a hidden layer; set by a hook.
+        edits: by slot, what watchers asked for.
+        hidden_slots: slots whose sampled token is not part of the output (queued for, or in a trial).
+    """
+
+    logits: Tensor
+    tokens: Tensor
+    signals: Sequence[Signals | None] | None = None
+    state_reader: Callable[[int], Callable[[int], State]] | None = None
+    sampled: Sequence[int] = ()
+    edits: Mapping[int, Any] = field(default_factory=dict)
+    hidden_slots: frozenset[int] = frozenset()
+
+
+class SequenceModifier(Protocol):
+    """A `ForwardModifier` at work on one sequence."""
+
+    @property
+    def modifier(self) -> ForwardModifier:
+        """What made it; the engine installs each modifier of a batch once."""
+        ...
+
+    def summary(self) -> tuple[str, str] | None:
+        """The action and reason for the trace once the sequence has ended; None for nothing."""
+        ...
+
+
+class ForwardModifier(Protocol):
+    """Changes the forward pass of single sequences, as steering and early exit do. Not a policy."""
+
+    name: ClassVar[str]
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        """Hashes of the questions it learned from."""
+        ...
+
+    def bind(self, context: BindContext) -> ForwardModifier:
+        """Return the modifier as it is used on this engine; may load what it learned."""
+        ...
+
+    def describe(self) -> tuple[str, str] | None:
+        """The action and reason for the trace when a sequence starts; None for nothing."""
+        ...
+
+    def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
+        """Start on one sequence; `boundary()` is what its latest token ended, None where it does not think."""
+        ...
+
+    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> AbstractContextManager[StepHook]:
+        """**Changes the model** until the end of the `with`; one entry per slot, None for sequences left alone."""
         ...

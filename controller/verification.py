@@ -1,16 +1,19 @@
-"""What may be asked of a verifier, and the ticket on which its verdict appears."""
+"""Questions to a verifier, verdicts as futures, and the verifier that decides by rules."""
 
 from __future__ import annotations
 
-import threading
+import math
 import time
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import Literal, Protocol
+
+from .text.answers import answers_equal, extract_stated_answer
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerStated:
-    """Does the ending of a segment of thinking state an answer? TrimR's p1 (arXiv 2505.17155)."""
+    """Does the end of a segment of thinking state an answer? TrimR's p1 (arXiv 2505.17155)."""
 
     question: str
     ending: str
@@ -18,7 +21,7 @@ class AnswerStated:
 
 @dataclass(frozen=True, slots=True)
 class AnswersEqual:
-    """Are the answers that two endings state the same? TrimR's p2."""
+    """Are the answers that the ends of two segments state the same? TrimR's p2."""
 
     question: str
     first: str
@@ -28,74 +31,141 @@ class AnswersEqual:
 Question = AnswerStated | AnswersEqual
 
 
+class VerdictFuture(Future[float]):
+    """The verdict to come: P(yes) / (P(yes) + P(no)).
+
+    Attributes:
+        tokens: what the verifier reads for it.
+    """
+
+    def __init__(self, tokens: int = 0) -> None:
+        super().__init__()
+        self.tokens = tokens
+
+
 @dataclass(frozen=True, slots=True)
 class ReviewCriterion:
-    """What a helper has to think of a draft to leave it as it is.
+    """When a helper leaves a draft as it is.
 
-    by "chance": it keeps the draft up to the first token that it gives a chance below `least`. by "grade": it keeps all
-    if it grades the draft `least` or better, from 0 to 9, and nothing otherwise.
+    Attributes:
+        at_least: the limit.
+        by: "probability": keep the draft up to the first token that the helper gives a lower probability.
+            "grade": keep all of it if the helper grades it that high, from 0 to 9, else nothing.
     """
 
-    least: float
-    by: Literal["chance", "grade"] = "chance"
+    at_least: float
+    by: Literal["probability", "grade"] = "probability"
 
 
-class VerdictFuture:
-    """A verdict to come; read by a policy, written once by whoever finds it, from any thread.
-
-    yes: P(yes) / (P(yes) + P(no)), None until it is known or if it never will be. error: why it never will be.
-    tokens: what is read for it. patience: seconds after which a verdict no longer counts.
-    """
-
-    __slots__ = ("_deadline", "_ended", "_lock", "error", "tokens", "yes")
-
-    def __init__(self, tokens: int = 0, patience: float | None = None) -> None:
-        self.tokens = tokens
-        self.yes: float | None = None
-        self.error: str | None = None
-        self._deadline = None if patience is None else time.monotonic() + patience
-        self._ended = threading.Event()
-        self._lock = threading.Lock()
-
-    @property
-    def done(self) -> bool:
-        """Whether there is a verdict, or the certainty that none will come."""
-        if not self._ended.is_set() and self._deadline is not None and time.monotonic() >= self._deadline:
-            self.fail("no verdict in time")
-        return self._ended.is_set()
-
-    def settle(self, yes: float) -> VerdictFuture:
-        """Write the verdict, unless it comes too late."""
-        return self._end(yes, None)
-
-    def fail(self, error: str) -> VerdictFuture:
-        """Write that there will be none, and why."""
-        return self._end(None, error)
-
-    def wait(self) -> None:
-        """Sleep until the ticket is done; for what is recorded, never while decoding."""
-        left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
-        self._ended.wait(left)
-        _ = self.done
-
-    def _end(self, yes: float | None, error: str | None) -> VerdictFuture:
-        with self._lock:
-            if not self._ended.is_set():
-                self.yes, self.error = yes, error
-                self._ended.set()
-        return self
-
-
-NO_VERDICT = VerdictFuture().fail("nothing was asked")
+class NoVerdictError(Exception):
+    """A verifier cannot answer a question."""
 
 
 class Verifier(Protocol):
-    """Gives verdicts; `submit` returns at once and never raises for a question."""
+    """Answers questions; `submit` returns at once and never raises for a question."""
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds after which a verdict no longer counts; None waits for ever."""
+        ...
 
     def submit(self, question: Question) -> VerdictFuture:
-        """Take a question in."""
+        """Take a question."""
         ...
 
     def close(self) -> None:
-        """Free what it holds; questions that are open end without a verdict."""
+        """Free what it holds; open questions end without a verdict."""
         ...
+
+
+def get_verdict(future: VerdictFuture) -> float | None:
+    """The probability of a yes; None if there is no verdict yet, or there never will be one."""
+    if not future.done() or future.cancelled() or future.exception() is not None:
+        return None
+    return future.result()
+
+
+def format_error(error: BaseException) -> str:
+    """An exception on one line, for a trace."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+class PendingQuestions:
+    """The questions of one sequence: submitted to a verifier, with what they cost."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self.verifier = verifier
+        self._asked: list[VerdictFuture] = []
+        self._open: list[tuple[VerdictFuture, float]] = []  # with the time at which each is late
+
+    @property
+    def tokens(self) -> int:
+        """What the verifier reads for all questions so far."""
+        return sum(future.tokens for future in self._asked)
+
+    def ask(self, question: Question) -> VerdictFuture:
+        """Submit a question; what `submit` raises becomes the future's exception."""
+        try:
+            future = self.verifier.submit(question)
+        except Exception as error:  # a verifier may be anybody's code
+            future = VerdictFuture()
+            future.set_exception(error)
+        timeout = self.verifier.timeout
+        self._asked.append(future)
+        self._open.append((future, math.inf if timeout is None else time.monotonic() + timeout))
+        return future
+
+    def collect_errors(self) -> list[str]:
+        """Give up late questions; return the reasons of those that ended without a verdict since the last call."""
+        errors = []
+        for future, deadline in self._open:
+            if time.monotonic() >= deadline:
+                future.cancel()
+            if future.cancelled():
+                errors.append("no verdict in time")
+            elif future.done() and (error := future.exception()) is not None:
+                errors.append(str(error) if isinstance(error, NoVerdictError) else format_error(error))
+        self._open = [(future, deadline) for future, deadline in self._open if not future.done()]
+        return errors
+
+    def wait(self) -> None:
+        """Block until all questions have ended; for replays, never while decoding."""
+        for future, deadline in self._open:
+            wait([future], None if math.isinf(deadline) else max(0.0, deadline - time.monotonic()))
+            future.cancel()
+
+
+class RuleVerifier:
+    """Decides what rules can decide and asks `fallback` the rest; without one the rest counts as no."""
+
+    def __init__(self, fallback: Verifier | None = None) -> None:
+        self.fallback = fallback
+
+    @property
+    def timeout(self) -> float | None:
+        """See `Verifier`."""
+        return None if self.fallback is None else self.fallback.timeout
+
+    def submit(self, question: Question) -> VerdictFuture:
+        """See `Verifier.submit`."""
+        verdict = decide_by_rules(question)
+        if verdict is None and self.fallback is not None:
+            return self.fallback.submit(question)
+        future = VerdictFuture()
+        future.set_result(float(verdict or False))
+        return future
+
+    def close(self) -> None:
+        """See `Verifier.close`."""
+        if self.fallback is not None:
+            self.fallback.close()
+
+
+def decide_by_rules(question: Question) -> bool | None:
+    """Decide a question by rules; None where they cannot."""
+    if isinstance(question, AnswerStated):
+        return True if extract_stated_answer(question.ending) is not None else None
+    first, second = extract_stated_answer(question.first), extract_stated_answer(question.second)
+    if first is None or second is None:
+        return None
+    return answers_equal(first, second)

@@ -20,7 +20,7 @@ import numpy as np
 import typer
 
 from ..controller.options import GenerationOptions
-from ..controller.policies.base import Inject, PolicyView, Wait, Watching
+from ..controller.policies.base import Inject, Policy, PolicyView, Wait, Watching
 from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..controller.types import SamplingParams
@@ -47,11 +47,10 @@ Card = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class HintOnce:
+class HintOnce(Policy):
     """A policy that injects one hint at the first sentence end after `at` thinking tokens."""
 
     name: ClassVar[str] = "hint once"
-    needs: ClassVar[frozenset[str]] = frozenset()
     at: int
     text: str = "[Be concise.]"
 

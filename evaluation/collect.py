@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -12,13 +12,14 @@ import numpy as np
 import typer
 
 from ..controller.budgets import EFFORTS, fit_budget
-from ..controller.effort import find_shared_prefix, render_tiers
+from ..controller.effort import find_prefix
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.policies.record import AnswerIds, PassiveRecorder, ThoughtRecord, mean_entropy
+from ..controller.prompts import render
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
-from ..controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
+from ..controller.types import State
 from ..probes.features import FEATURES
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from .cli_utils import parse_names, parse_numbers, show_progress, split_list
@@ -95,7 +96,9 @@ def collect_into(folder: Path, plan: CollectPlan) -> str:
     questions = load_all(split_list("--tasks", plan.task), plan.split, plan.limit, plan.seed)
     engine = load_engine(plan.model, grouped=True)
     session = Session(engine, think_prompt=plan.think_prompt)
-    closing = len(session.codec.encode(session.markers.close + session.markers.after + session.markers.answering))
+    closing = len(
+        session.codec.encode(session.markers.close + session.markers.close_suffix + session.markers.answer_prefix)
+    )
     settings = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}
     store = RecordStore(folder, {**asdict(plan), **settings})
     groups = batches(questions, plan.batch_size)
@@ -115,20 +118,6 @@ def collect_into(folder: Path, plan: CollectPlan) -> str:
             trial_tokens += int(columns["boundaries.trial"].sum())
     trials = f"; trial answers cost {trial_tokens} tokens" if trial_tokens else ""
     return f"{folder} holds {per_question} rollouts of each of {len(questions)} questions{trials}"
-
-
-@dataclass(slots=True)
-class _PromptStates:
-    """A watcher that records the hidden states at the end of the prompt."""
-
-    layers: tuple[int, ...]
-    states: dict[int, State] = field(default_factory=dict)
-
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        """See `Watcher.observe`."""
-        if seen is not None and not self.states:
-            self.states = {layer: seen.state(layer) for layer in self.layers}
-        return KEEP
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,18 +184,22 @@ class Collector:
 
     def _question_columns(self, questions: Sequence[Question]) -> dict[str, Array]:
         """The columns of the questions, with the hidden states from which tiers are chosen."""
-        session, watchers, requests = self.session, [], []
-        for question in questions:
-            budgets = {tier: fit_budget(tier, self.max_new_tokens) for tier in self.tiers}
-            rendered = render_tiers(session.engine.tokenizer, question.problem, session.markers, budgets)
-            watchers.append(_PromptStates(self.layers))
-            prefix = find_shared_prefix(session.codec, question.problem, rendered)
-            requests.append(Request(prefix.ids, 1, watchers[-1], layers=self.layers))
-        session.engine.generate(requests, SamplingParams(temperature=0.0))
-        states = {f"questions.state.{layer}": np.stack([w.states[layer] for w in watchers]) for layer in self.layers}
+        prefixes = [self._shared_prefix(question.problem) for question in questions]
+        states = {
+            f"questions.state.{layer}": np.stack(self.session.engine.hidden_states(prefixes, layer))
+            for layer in self.layers
+        }
         level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int64)
         words = np.array([len(q.problem.split()) for q in questions], dtype=np.int32)
         return {"questions.level": level, "questions.words": words, **states}
+
+    def _shared_prefix(self, problem: str) -> tuple[int, ...]:
+        """The token ids with which the prompts of all tiers start."""
+        session, renderings = self.session, {}
+        for tier in self.tiers:
+            budget = fit_budget(tier, self.max_new_tokens)
+            renderings[tier] = render(session.engine.tokenizer, problem, budget, session.markers)
+        return find_prefix(session.codec, problem, renderings)
 
     def _grade(self, question: Question, answer: str) -> int:
         return int(self.checker.grade(question, answer).equal)
@@ -215,11 +208,11 @@ class Collector:
         self, question: Question, thought: ThoughtRecord, right: int, final: str, answer_ids: AnswerIds
     ) -> tuple[int, int, int, int, float, int]:
         """The columns `right`, `same`, `stated`, `said`, `confidence` and `trial` of a boundary."""
-        stated = answer_ids.of(thought.stated)
+        stated = answer_ids.get(thought.stated)
         if thought.trial is None:  # there was no room for one, so the thinking is practically over
             return right, 1, stated, UNKNOWN, 0.0, 0
-        sampled = thought.trial.drawn or ""
+        sampled = thought.trial.sampled or ""
         same = normalize_answer(extract_answer(sampled)) == final
         right_now = right if same else self._grade(question, sampled)
-        greedy = answer_ids.of(thought.trial.answer)
+        greedy = answer_ids.get(thought.trial.answer)
         return right_now, int(same), stated, greedy, thought.trial.confidence, thought.trial.tokens

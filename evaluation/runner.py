@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.trace import GenerationResult
-from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, TokenSink
+from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, State, TokenSink
 from ..errors import unknown
 from .tasks.questions import Question
 
@@ -54,7 +54,7 @@ class TokenCountingEngine:
         self.engine = engine
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.capabilities, self.context_length = engine.capabilities, engine.context_length
-        self.hidden_layers = getattr(engine, "hidden_layers", None)
+        self.hidden_layers = engine.hidden_layers
         self.generated_tokens = 0
 
     def generate(
@@ -64,6 +64,10 @@ class TokenCountingEngine:
         completions = self.engine.generate(requests, sampling, sink)
         self.generated_tokens += sum(len(one.token_ids) + one.dropped + one.trial for one in completions)
         return completions
+
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
+        """See `Engine.hidden_states`."""
+        return self.engine.hidden_states(prompts, layer)
 
     def fingerprint(self) -> str | None:
         """See `Engine.fingerprint`."""

@@ -1,4 +1,4 @@
-"""Drop-in for `model.generate` and pipelines: your own prompt, your own streamer, tersely inside.
+"""A drop-in for `model.generate` and pipelines: your own prompt and streamer, with tersely inside.
 
 python examples/custom_generate.py
 """
@@ -18,6 +18,8 @@ if __name__ == "__main__":
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     control = tersely.custom_generate(tokenizer, max_new_tokens=512, streamer=TextStreamer(tokenizer, skip_prompt=True))
     model.generate(**inputs, max_new_tokens=512, do_sample=False, custom_generate=control)
+    (result,) = control.results
+    print(f"{result.usage.total} tokens;", *(f"{d.policy}: {d.reason}" for d in result.trace))
 
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     control = tersely.custom_generate(tokenizer, max_new_tokens=512)

@@ -11,9 +11,9 @@ QUESTION = (
 )
 
 if __name__ == "__main__":
-    result = tersely.generate("tersely-tiny-small", prompts=QUESTION, preset="balanced", seed=0)
+    result = tersely.generate("tersely-tiny-small", QUESTION, preset="balanced", seed=0)
     print(result.thinking)
     print("answer:", result.answer)
     for decision in result.trace:
         print(f"{decision.policy} at token {decision.position}: {decision.reason}")
-    print(f"{result.usage.total} tokens, {result.usage.forced} of them forced")
+    print(f"{result.usage.total} tokens, {result.usage.injected} of them injected")

@@ -13,7 +13,7 @@ class TerselyError(Exception):
         code: a stable, machine-readable name. Each class has one; a raise may give a more specific one.
     """
 
-    code = "error"
+    code: str = "error"
 
     def __init__(self, message: str = "", *, code: str | None = None) -> None:
         super().__init__(message)

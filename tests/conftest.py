@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .support.browser import browser as browser  # the fixture
-
 if TYPE_CHECKING:
     from vllm import LLM
 

@@ -142,7 +142,7 @@ def open_calls(sampler: Sampler, made: Sequence[Rollout], seed: int) -> list[Rol
 
     Those that never end their thinking, or have no room left, stay as they are.
     """
-    words = tuple(sampler.session.codec.encode(f"{sampler.session.markers.after}{OPEN}"))
+    words = tuple(sampler.session.codec.encode(f"{sampler.session.markers.close_suffix}{OPEN}"))
     found, limit, size = list(made), sampler.settings.max_new_tokens, sampler.settings.batch
     begun = {
         i: (*rollout.ids[: rollout.ids.index(sampler.close) + 1], *words)

@@ -1,32 +1,26 @@
-"""What one row of a batch has put out so far, on the host, and what a directive does to it. Knows no tensors."""
+"""What one sequence of a batch has generated so far, on the host, and what a directive does to it. No tensors here."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from ...errors import CapabilityError, OptionError
-from ..types import (
-    KEEP,
-    Completion,
-    CompletionListener,
-    Directive,
-    FinishReason,
-    Signals,
-    StepInfo,
-    TokenSink,
-    Waitable,
-    Watcher,
-)
+from ..types import KEEP, Completion, CompletionListener, Directive, FinishReason, Signals, StepInfo, TokenSink, Watcher
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEdit:
-    """What a directive asks of the model's cache and of the ids that logits processors see.
+    """What a directive requires of the model's cache and of the ids that logits processors see.
 
-    `feed` are the tokens of the next forward and `unfeed` how many already fed ones go first; `drop` and `add` say the
-    same of the row's ids, where the token just sampled already stands at the end.
+    Attributes:
+        feed: tokens of the next forward pass.
+        unfeed: how many tokens already fed are removed first.
+        drop, add: the same for the sequence's ids, where the token just sampled already stands at the end.
     """
 
     feed: tuple[int, ...]
@@ -35,7 +29,7 @@ class CacheEdit:
     add: tuple[int, ...]
 
     def without(self, count: int) -> CacheEdit:
-        """The same, and then the last `count` tokens taken back."""
+        """The same edit, followed by removing the last `count` tokens."""
         fed, added = min(count, len(self.feed)), min(count, len(self.add))
         return CacheEdit(
             self.feed[: len(self.feed) - fed],
@@ -46,39 +40,42 @@ class CacheEdit:
 
 
 WAIT = CacheEdit((), 0, 1, ())
-"""What a resting row asks for: nothing, not even the token that was sampled for it."""
+"""The edit of a suspended sequence: nothing is fed, and the token sampled for it is dropped."""
 
 
 class SequenceState:
-    """One row's output; `tokens` includes an end-of-sequence token when that ended the row.
+    """The output of one sequence; `tokens` includes an end-of-sequence token that ended it.
 
-    `index` is its number among the requests, `slot` its place in the batch, which moves up as others end.
+    Attributes:
+        index: its number among the requests.
+        slot: its place in the batch, which moves up as others end.
+        queue: forced tokens that are fed one at a time.
+        waiting_for: the future that it is suspended for.
     """
 
     __slots__ = (
-        "budget",
-        "by_eos",
-        "drawn",
         "dropped",
+        "ended_by_eos",
         "eos",
         "finish",
         "forced",
         "index",
+        "keep_signals",
         "last_prompt_token",
-        "measured",
+        "limit",
+        "notify",
         "observe",
-        "pending",
         "queue",
         "ragged",
-        "reread",
         "resume",
         "signals",
         "sink",
         "slot",
-        "tell",
         "tokens",
         "trial",
-        "tried",
+        "trial_sampled",
+        "trial_tokens",
+        "waiting_for",
     )
 
     def __init__(
@@ -86,65 +83,60 @@ class SequenceState:
         index: int,
         *,
         eos: frozenset[int],
-        budget: float,
+        limit: float,
         ragged: bool,
         last_prompt_token: int,
         watcher: Watcher | None = None,
         sink: TokenSink | None = None,
-        measured: bool = False,
+        keep_signals: bool = False,
     ) -> None:
         self.index = self.slot = index
-        self.eos = eos
-        self.budget = budget
-        self.ragged = ragged
+        self.eos, self.limit, self.ragged = eos, limit, ragged
         self.last_prompt_token = last_prompt_token
-        self.watch(watcher)
-        self.sink = sink
-        self.measured = measured
+        self.observe: Callable[..., Directive] | None = None if watcher is None else watcher.observe
+        self.resume: Callable[[], Directive] | None = getattr(watcher, "resume", None)
+        self.notify: Callable[[Completion], None] | None = (
+            watcher.on_finish if isinstance(watcher, CompletionListener) else None
+        )
+        self.sink, self.keep_signals = sink, keep_signals
         self.tokens: list[int] = []
         self.forced: list[bool] = []
-        self.signals: list[Signals | None] = []  # as long as `tokens` if measured, else empty
+        self.signals: list[Signals | None] = []  # as long as `tokens` if they are kept, else empty
         self.queue: deque[int] = deque()
         self.finish: FinishReason | None = None
-        self.by_eos = False
-        self.dropped = 0
-        self.reread = 0  # prompt tokens that were read for a choice alone
-        self.pending: Waitable | None = None
-        self.trial = False
-        self.drawn = False  # whether the trial is sampled
-        self.tried = 0  # tokens of trials that are over
+        self.ended_by_eos = self.trial = self.trial_sampled = False
+        self.dropped = self.trial_tokens = 0
+        self.waiting_for: Future[Any] | None = None
 
-    def watch(self, watcher: Watcher | None) -> None:
-        """Let this watcher follow the row from now on."""
-        self.observe: Callable[..., Directive] | None = watcher.observe if watcher is not None else None
-        self.resume: Callable[[], Directive] | None = getattr(watcher, "resume", None)
-        self.tell: Callable[[Completion], None] | None = (
-            watcher.ended if isinstance(watcher, CompletionListener) else None
-        )
+    @property
+    def sampling_next(self) -> bool:
+        """See `types.SequenceView`."""
+        return self.finish is None and self.waiting_for is None and not self.queue
 
-    def advance(self, token: int, stop: bool, seen: StepInfo | None = None) -> CacheEdit | None:
-        """Take in a sampled token, let the watcher speak, and return what must be done; None when nothing."""
-        signals = seen.signals if seen is not None else None
+    def advance(self, token: int, stop: bool, step: StepInfo | None = None) -> CacheEdit | None:
+        """Append a sampled token and let the watcher react; return what must be done, None for nothing."""
+        signals = step.signals if step is not None else None
         stopped = False
         if self.observe is not None:
-            directive = self.observe(token) if seen is None else self.observe(token, seen)
-            # A row that ends by itself on a kept token has no use for more tokens.
-            ends = not directive.drop and not self.trial and (stop or token in self.eos)
-            if directive is not KEEP and (directive.force or directive.drop or directive.until) and not ends:
-                return self._edit(token, directive, signals)
+            directive = self.observe(token) if step is None else self.observe(token, step)
+            # A sequence that ends by itself on a kept token has no use for more tokens.
+            ends = not directive.retract and not self.trial and (stop or token in self.eos)
+            acts = directive.force or directive.retract or directive.wait_for
+            if directive is not KEEP and acts and not ends:
+                return self._apply(token, directive, signals)
             stopped = directive.stop
         self.tokens.append(token)
         self.forced.append(False)
-        if self.measured:
+        if self.keep_signals:
             self.signals.append(signals)
         if self.trial:
             return None
         if token in self.eos:
-            self.finish, self.by_eos = "stop", True
+            self.finish, self.ended_by_eos = "stop", True
             return None
         if stop:
             self.finish = "stop"
-        elif len(self.tokens) >= self.budget:
+        elif len(self.tokens) >= self.limit:
             self.finish = "length"
         elif stopped:
             self.finish = "stopped"
@@ -152,24 +144,63 @@ class SequenceState:
             self.sink(self.index, (token,), False)
         return None
 
-    def wake(self, begun: CacheEdit) -> CacheEdit:
-        """Go on after a rest, as the watcher says; `begun` is what this step has asked for so far."""
-        assert self.resume is not None  # its watcher let it rest
-        self.pending = None
+    def wake(self, edit: CacheEdit) -> CacheEdit:
+        """Continue once the future is done; `edit` is what this step has required so far."""
+        assert self.resume is not None  # its watcher suspended it
+        assert self.waiting_for is not None
+        with suppress(CancelledError):
+            self.waiting_for.exception()
+        self.waiting_for = None
         directive = self.resume()
-        begun = begun.without(directive.drop)
-        self.dropped += directive.drop
-        self._retract(directive.drop)
+        edit = edit.without(directive.retract)
+        self.dropped += directive.retract
+        self._retract(directive.retract)
         before = len(self.tokens)
         self._force(directive)
         feed = tuple(self.tokens[before:])
-        if not feed and not begun.feed and self.pending is None:
-            return CacheEdit((self._last(),), begun.unfeed + 1, begun.drop, begun.add)
-        return CacheEdit((*begun.feed, *feed), begun.unfeed, begun.drop, (*begun.add, *feed))
+        if not feed and not edit.feed and self.waiting_for is None:
+            return CacheEdit((self._last_token,), edit.unfeed + 1, edit.drop, edit.add)
+        return CacheEdit((*edit.feed, *feed), edit.unfeed, edit.drop, (*edit.add, *feed))
+
+    def completion(self) -> Completion:
+        """The output without its end-of-sequence token."""
+        size = len(self.tokens) - self.ended_by_eos
+        return Completion(
+            tuple(self.tokens[:size]),
+            tuple(self.forced[:size]),
+            self.finish or "length",
+            self.dropped,
+            self.trial_tokens,
+            signals=tuple(self.signals[:size]),
+        )
+
+    @property
+    def _last_token(self) -> int:
+        return self.tokens[-1] if self.tokens else self.last_prompt_token
+
+    def _apply(self, token: int, directive: Directive, signals: Signals | None) -> CacheEdit:
+        unfeed = max(directive.retract - 1, 0)
+        self._check(directive, unfeed)
+        if self.trial:
+            self.trial_tokens += directive.retract
+        else:
+            self.dropped += directive.retract
+        self._retract(unfeed)
+        before = len(self.tokens)
+        self._append([] if directive.retract else [token], False, signals)
+        if directive.trial is not None:
+            self.trial, self.trial_sampled = directive.trial, directive.sampled
+        self._force(directive)
+        feed = tuple(self.tokens[before:])
+        if not feed and self.waiting_for is None:
+            # Nothing new to feed, but the logits after the last kept token are gone: feed it once more.
+            return CacheEdit((self._last_token,), unfeed + 1, directive.retract, ())
+        kept = 0 if directive.retract else 1
+        return CacheEdit(feed, unfeed, directive.retract, feed[kept:])
 
     def _retract(self, count: int) -> None:
-        """Take back tokens that were put out."""
-        if self.measured and count:
+        """Remove tokens from the end."""
+        if self.keep_signals and count:
             del self.signals[-count:]
         for _ in range(count):
             self.tokens.pop()
@@ -177,91 +208,57 @@ class SequenceState:
             if self.sink is not None and not self.trial:
                 self.sink(self.index, (), True)
 
-    def _last(self) -> int:
-        return self.tokens[-1] if self.tokens else self.last_prompt_token
-
-    def _edit(self, token: int, directive: Directive, signals: Signals | None) -> CacheEdit:
-        unfed = max(directive.drop - 1, 0)
-        self._check(directive, unfed)
-        if self.trial:
-            self.tried += directive.drop
-        else:
-            self.dropped += directive.drop
-        self._retract(unfed)
-        before = len(self.tokens)
-        self._append([] if directive.drop else [token], False, signals)
-        if directive.trial is not None:
-            self.trial, self.drawn = directive.trial, directive.drawn
-        self._force(directive)
-        feed = tuple(self.tokens[before:])
-        if not feed and self.pending is None:
-            # Nothing new to feed, yet the logits after the last kept token are gone: it is fed once more.
-            return CacheEdit((self._last(),), unfed + 1, directive.drop, ())
-        kept = 0 if directive.drop else 1
-        return CacheEdit(feed, unfed, directive.drop, feed[kept:])
-
     def _force(self, directive: Directive) -> None:
-        """Put out what is forced, and then end or rest as the directive says, unless that has ended the row."""
+        """Append forced tokens, then stop or wait as the directive says, unless the sequence has ended."""
         self._append(directive.force, True)
         if self.finish is None:
             self.finish = "stopped" if directive.stop else None
         if self.finish is None:
-            self.pending = directive.until
+            self.waiting_for = directive.wait_for
 
     def _append(self, tokens: Sequence[int], forced: bool, signals: Signals | None = None) -> None:
-        """Put tokens out until the budget is full or an end-of-sequence token was among them."""
-        taken = []
+        """Append tokens until the limit is reached or an end-of-sequence token was among them."""
+        announced = []
         for token in tokens:
             if self.finish is not None:
                 break
             self.tokens.append(token)
             self.forced.append(forced)
-            if self.measured:
+            if self.keep_signals:
                 self.signals.append(signals)
             if self.trial:
                 continue
             if token in self.eos:
-                self.finish, self.by_eos = "stop", True
+                self.finish, self.ended_by_eos = "stop", True
                 break
-            taken.append(token)
-            if len(self.tokens) >= self.budget:
+            announced.append(token)
+            if len(self.tokens) >= self.limit:
                 self.finish = "length"
-        if taken and self.sink is not None:
-            self.sink(self.index, tuple(taken), forced)
+        if announced and self.sink is not None:
+            self.sink(self.index, tuple(announced), forced)
 
-    def _check(self, directive: Directive, unfed: int) -> None:
-        if unfed > len(self.tokens):
+    def _check(self, directive: Directive, unfeed: int) -> None:
+        if unfeed > len(self.tokens):
             raise OptionError(
-                f"a watcher dropped {directive.drop} tokens of row {self.index}, which has put out "
-                f"{len(self.tokens) + 1}; drop at most what was put out"
+                f"a watcher dropped {directive.retract} tokens of sequence {self.index}, which has only "
+                f"{len(self.tokens) + 1}; drop at most what was generated"
             )
-        if not self.ragged and unfed:
+        if not self.ragged and unfeed:
             raise CapabilityError(
-                f"a watcher dropped {directive.drop} tokens, but this model's cache cannot be cropped (sliding window, "
-                "recurrent or static); use a full-attention model or a policy that drops at most the last token"
+                f"a watcher dropped {directive.retract} tokens, but this model's cache cannot be cropped (sliding "
+                "window, recurrent or static); use a full-attention model, or a policy that drops at most the last token"
             )
-        if not self.ragged and directive.until:
-            raise CapabilityError("a watcher let its row rest, which this model's cache cannot; use another policy")
+        if not self.ragged and directive.wait_for:
+            raise CapabilityError(
+                "a watcher suspended its sequence, which this model's cache does not support; use another policy"
+            )
         if not self.ragged and not directive.force:
             raise CapabilityError(
-                "a watcher dropped a token without forcing another, but this model's cache cannot go back; "
+                "a watcher dropped a token without forcing another, but this model's cache cannot be rolled back; "
                 "force at least one token"
             )
-        if not self.trial and self.dropped > 4 * self.budget + 64:
+        if not self.trial and self.dropped > 4 * self.limit + 64:
             raise CapabilityError(
-                f"watchers dropped {self.dropped} tokens of row {self.index}, which may hold {self.budget}; "
+                f"watchers dropped {self.dropped} tokens of sequence {self.index}, which may have {self.limit}; "
                 "the policy would never let it end"
             )
-
-    def completion(self) -> Completion:
-        """The row's output without its end-of-sequence token."""
-        size = len(self.tokens) - self.by_eos
-        return Completion(
-            tuple(self.tokens[:size]),
-            tuple(self.forced[:size]),
-            self.finish or "length",
-            dropped=self.dropped,
-            trial=self.tried,
-            reprefilled=self.reread,
-            signals=tuple(self.signals[:size]),
-        )

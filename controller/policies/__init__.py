@@ -1,60 +1,53 @@
-"""The policies by name, and the presets: plain data."""
+"""Policies and presets by name, those of installed add-ons included."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 from ...errors import OptionError, unknown
-from .base import Policy
+from ..registry import load_add_ons
+from .base import BOUND, Policy
 
-POLICIES = {
+_BUILT_IN = {
+    "auto_exit": "auto_exit:AutoExit",
     "budget": "budget:BudgetForcing",
     "convergence": "convergence:Convergence",
-    "correct": "draft_review:Sirius",
     "escalate": "escalate:Escalate",
-    "exit": "auto_exit:AutoExit",
-    "grade": "draft_review:SpecReason",
     "hint": "hint:ConciseHint",
-    "plan": "research.plan:PlanAndBudget",
     "readiness": "readiness:Readiness",
     "reconsider": "reconsider:Reconsider",
-    "reflect": "speculative_thinking:SpeculativeThinking",
     "repetition": "repetition:Repetition",
-    "shortcut": "research.shortcut:DepthShortcut",
-    "steer": "research.steer:Steer",
-    "trim": "trimr:TrimR",
+    "sirius": "draft_review:Sirius",
+    "speculative": "speculative_thinking:SpeculativeThinking",
+    "specreason": "draft_review:SpecReason",
+    "trimr": "trimr:TrimR",
 }
-
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+_PAPER_HINT = {"earliest": 0, "limit": 64, "whole": True, "clauses": True}
+_BUILT_IN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "off": {},
     "budget": {"budget": {}},
     "careful": {"budget": {}, "convergence": {"agree": 3}},
-    "balanced": {"budget": {}, "exit": {}},
+    "balanced": {"budget": {}, "auto_exit": {}},
     "certified": {"budget": {}, "readiness": {}},
     "fast": {"budget": {}, "hint": {}, "convergence": {"agree": 2}},
     "concise": {"budget": {}, "hint": {"limit": 1}},
-    "concise-t": {"budget": {}, "hint": {"limit": 1, "learnt": True}},
-    "concisehint": {"budget": {}, "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True}},
-    "concisehint-t": {
-        "budget": {},
-        "hint": {"earliest": 0, "limit": 64, "whole": True, "clauses": True, "learnt": True},
-    },
-    "planned": {"budget": {}, "plan": {}},
-    "speculative": {"budget": {}, "reflect": {}},
-    "sirius": {"budget": {}, "correct": {}},
-    "specreason": {"budget": {}, "grade": {}},
-    "corrected": {"budget": {}, "correct": {}, "exit": {}},
+    "concise-t": {"budget": {}, "hint": {"limit": 1, "learned": True}},
+    "concisehint": {"budget": {}, "hint": _PAPER_HINT},
+    "concisehint-t": {"budget": {}, "hint": {**_PAPER_HINT, "learned": True}},
+    "speculative": {"budget": {}, "speculative": {}},
+    "sirius": {"budget": {}, "sirius": {}},
+    "specreason": {"budget": {}, "specreason": {}},
+    "corrected": {"budget": {}, "sirius": {}, "auto_exit": {}},
     "cascade": {"budget": {}, "escalate": {}, "readiness": {}},
     "trimr": {
         "budget": {},
-        "trim": {
+        "trimr": {
             "window": 3,
             "floor": 0,
             "cues": ("wait", "but", "alternatively", "hmm"),
@@ -64,70 +57,94 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "repetition": {},
     },
 }
-"""Preset -> policy -> settings; the order of the policies is their precedence. Those named after papers are theirs."""
+
+
+def list_policies() -> list[str]:
+    """The names of all policies."""
+    return sorted({*_BUILT_IN, *load_add_ons("tersely.policies")})
+
+
+def get_presets() -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Preset -> policy -> settings. The order of the policies is their precedence."""
+    return {**_BUILT_IN_PRESETS, **load_add_ons("tersely.presets")}
+
+
+def _policy_class(name: str) -> type[Policy]:
+    if name in _BUILT_IN:
+        module, _, class_name = _BUILT_IN[name].partition(":")
+        return cast("type[Policy]", getattr(importlib.import_module(f".{module}", __name__), class_name))
+    add_ons = load_add_ons("tersely.policies")
+    if name not in add_ons:
+        raise unknown("policy", name, list_policies())
+    return cast("type[Policy]", add_ons[name])
 
 
 def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
     """Build a policy by name; raises OptionError for an unknown name or setting."""
-    if name not in POLICIES:
-        raise unknown("policy", name, POLICIES)
-    module, _, cls_name = POLICIES[name].partition(":")
-    cls = getattr(import_module(f".{module}", __name__), cls_name)
-    known = [f.name for f in fields(cls)]
+    policy_class: Any = _policy_class(name)
+    accepted = [f.name for f in fields(policy_class) if f.metadata != BOUND]
     for key in settings or {}:
-        if key not in known:
-            raise unknown(f"setting of policy {name!r}:", key, known)
-    return cast(Policy, cls(**(settings or {})))
+        if key not in accepted:
+            raise unknown(f"setting of policy {name!r}:", key, accepted)
+    return cast(Policy, policy_class(**(settings or {})))
 
 
 def load_policy(spec: str) -> Policy:
-    """Make a policy of your own from "path.py:ClassName" or "package.module:ClassName", with its default settings.
+    """Build a policy from `file.py:Class` or `package.module:Class`.
 
-    Raises OptionError (code "invalid_policy") if it cannot be loaded or is not a policy.
+    Raises:
+        OptionError: there is no such file, module or class, or it is not a policy (code `invalid_policy`).
     """
     source, _, class_name = spec.rpartition(":")
-    if not source or not class_name:
-        raise _invalid(spec, "accepted: path.py:ClassName or package.module:ClassName")
     try:
-        module = _load_file(Path(source)) if source.endswith(".py") else import_module(source)
-        policy = getattr(module, class_name)()
-    except Exception as error:  # user code may raise anything
-        raise _invalid(spec, f"{type(error).__name__}: {error}") from error
-    if missing := [name for name in ("name", "needs", "watch") if not hasattr(policy, name)]:
-        raise _invalid(spec, f"it is not a policy, as it has no {' and no '.join(missing)}")
-    return cast(Policy, policy)
+        if source.endswith(".py"):
+            found = importlib.util.spec_from_file_location(f"tersely_policy_{Path(source).stem}", source)
+            if found is None or found.loader is None:
+                raise ImportError(f"{source} is not a Python file")
+            module = importlib.util.module_from_spec(found)
+            sys.modules[found.name] = module  # dataclasses look their module up there
+            found.loader.exec_module(module)
+        else:
+            module = importlib.import_module(source)
+        policy_class = getattr(module, class_name)
+        policy = policy_class()
+    except Exception as error:
+        raise OptionError(
+            f"policy {spec!r} cannot be loaded: {type(error).__name__}: {error}; "
+            "accepted: file.py:Class or package.module:Class",
+            code="invalid_policy",
+        ) from error
+    if not isinstance(policy, Policy):
+        raise OptionError(
+            f"{spec!r} is a {policy_class.__name__}, not a tersely.Policy; derive the class from it",
+            code="invalid_policy",
+        )
+    return policy
 
 
-def _load_file(path: Path) -> ModuleType:
-    """Import a Python file that need not be in the import path."""
-    name = f"tersely_policy_{path.stem}"
-    spec = spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # so for any path that ends in .py
-    module = sys.modules[name] = module_from_spec(spec)  # dataclasses look their module up there
-    spec.loader.exec_module(module)
-    return module
-
-
-def _invalid(spec: str, reason: str) -> OptionError:
-    return OptionError(f"cannot load policy {spec!r}: {reason}", code="invalid_policy")
+def resolve_policy(policy: Policy | str) -> Policy:
+    """A policy object as it is, or one by name or by `file.py:Class`."""
+    if isinstance(policy, Policy):
+        return policy
+    if not isinstance(policy, str):
+        raise OptionError(
+            f"policy {policy!r} is a {type(policy).__name__}; accepted: a name, file.py:Class or a tersely.Policy",
+            code="invalid_policy",
+        )
+    return load_policy(policy) if ":" in policy else make_policy(policy)
 
 
 def make_policies(
     preset: str | None = "balanced", policies: Sequence[Policy | str] | None = None
 ) -> tuple[Policy, ...]:
-    """The policies of a preset, or those given (objects or names), which then replace it."""
+    """The policies of a preset, or those given (objects or names), which replace it."""
     if policies is not None:
-        made = tuple(make_policy(p) if isinstance(p, str) else p for p in policies)
-        names = [p.name for p in made]
+        resolved = tuple(resolve_policy(policy) for policy in policies)
+        names = [policy.name for policy in resolved]
         if len(set(names)) < len(names):
             raise OptionError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
-        return made
-    name = preset or "off"
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
-    return tuple(make_policy(n, s) for n, s in PRESETS[name].items())
-
-
-def without_engine(policies: Sequence[Policy]) -> tuple[Policy, ...]:
-    """The policies as they are used where there is no engine to bind to: those that can, do without."""
-    return tuple(getattr(policy, "fallback", policy) for policy in policies)
+        return resolved
+    presets, name = get_presets(), preset or "off"
+    if name not in presets:
+        raise unknown("preset", name, presets)
+    return tuple(make_policy(policy, settings) for policy, settings in presets[name].items())

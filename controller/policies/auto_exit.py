@@ -1,4 +1,4 @@
-"""Exit: end the thinking by the best evidence that there is for the model at hand."""
+"""Auto exit: end the thinking by the best evidence that is available for the model."""
 
 from __future__ import annotations
 
@@ -7,41 +7,45 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import CapabilityError
-from ..types import Engine
-from .base import Policy, PolicyView, Watching
+from ..probe_registry import ProbeError
+from ..types import BindContext
+from .base import Policy, PolicyView, Watching, unbound_error
 from .convergence import Convergence
 from .readiness import Readiness
 
 
 @dataclass(frozen=True, slots=True)
-class AutoExit:
-    """The readiness exit where this model has a probe and its engine shows what that reads; else equal answers.
+class AutoExit(Policy):
+    """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
 
-    The trace names the one that acts, `readiness` or `convergence`. probes: as for `readiness`. agree: successive equal
-    answers that end the thinking where there is no probe.
+    The trace names the one that acts.
+
+    Attributes:
+        probes: as for `Readiness`.
+        agree: successive equal answers that end the thinking where there is no probe.
     """
 
-    name: ClassVar[str] = "exit"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    name: ClassVar[str] = "auto_exit"
     probes: str | None = None
     agree: int = 2
 
-    @property
-    def fallback(self) -> Policy:
-        """What acts where nothing is known of the model."""
-        return Convergence(self.agree)
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`.
 
-    def bind(self, engine: Engine) -> Policy:
-        """See `Policy`; raises ProbeError for a folder that is not there, ArtifactError for another model's probe."""
-        from ..probe_registry import ProbeError
-
+        Raises:
+            ProbeError: the folder does not exist.
+            ArtifactError: it holds another model's probe.
+        """
+        if context.engine is None:
+            return Convergence(self.agree)
+        probes = self.probes or context.probes
         try:
-            return Readiness(self.probes).bind(engine)
+            return Readiness(probes).bind(context)
         except (ProbeError, CapabilityError):
-            if self.probes is not None and not Path(self.probes).is_dir():
+            if probes is not None and not Path(probes).is_dir():
                 raise
-            return self.fallback
+            return Convergence(self.agree)
 
     def watch(self, view: PolicyView) -> Watching:
-        """Refuse: settings alone decide nothing."""
-        raise TypeError("an Exit must be bound to an engine first; a session does that")
+        """Refuse: `bind` returns the policy that acts."""
+        raise unbound_error(self)

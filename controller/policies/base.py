@@ -1,87 +1,96 @@
-"""The contract of a policy: a generator that sleeps, looks and bids; pure logic without engine or I/O.
+"""What a policy is: a generator that waits, looks and asks for actions; pure logic without engine or I/O.
 
-    def watch(self, view):
-        view = yield Wait(at=128, boundary="sentence")
-        yield Inject("Be brief.", reason="128 tokens thought")
+    class OneHint(Policy):
+        name = "one-hint"
 
-Between two yields nothing of a policy runs, so a sleeping policy costs one integer comparison per token. A policy that
-asks for a verdict is told at once where it will appear, sleeps on, and looks there when it next wakes:
+        def watch(self, view):
+            yield Wait(at=128, boundary="sentence")
+            yield Inject("Be brief.", reason="128 tokens of thinking")
 
-        view = yield Ask(Exists(view.question, "So it is 5."))
-        ticket = view.ticket
+Nothing of a policy runs between two yields, so a waiting policy costs one integer comparison per token. What it asks
+for comes back as the value of its `yield`:
+
+            answer = yield Trial()
+            verdict = yield AskVerifier(AnswerStated(view.question, "So it is 5."))
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 from ...errors import CapabilityError
 from ..budgets import Budget
 from ..text.thoughts import ThinkingState
-from ..types import State, StepInfo
-from ..verification import NO_VERDICT, Question, ReviewCriterion, VerdictFuture
-
-if TYPE_CHECKING:
-    from ..trial_answers import TrialAnswer
+from ..types import BindContext, Capability, State, StepInfo
+from ..verification import Question, ReviewCriterion
 
 Boundary = Literal["token", "sentence", "thought", "close"]
-RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
+BOUNDARY_RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
 PARAGRAPH = "\n\n"
+NEVER = 1 << 60
+BOUND: dict[str, Any] = {"bound": True}
+"""Metadata of dataclass fields that `Policy.bind` fills in; they are no settings."""
 
 
-@dataclass(slots=True)
 class PolicyView:
-    """What a policy may look at when it wakes (read only).
+    """What a policy may look at when it runs; read-only.
 
-    closing_cost: tokens that closing the thinking will force. question: what was asked, "" if that is not known;
-    prompt_tokens: of the whole prompt. reply: the answer to the trial that the policy asked for; None where there was
-    no room for one, or in shadow mode, which tries nothing. ticket: of the question that the policy asked last. helped:
-    what the helper said to what the policy last handed to it, None if nothing. closing: the model itself ends its
-    thinking here.
+    Attributes:
+        thinking: tokens, thoughts and signals so far.
+        budget: of this sequence.
+        closing_cost: tokens that closing the thinking will force.
+        question: the text of the last user message, "" if unknown.
+        prompt_tokens: length of the whole prompt.
     """
 
-    thinking: ThinkingState
-    budget: Budget
-    closing_cost: int
-    question: str = ""
-    prompt_tokens: int = 0
-    seen: StepInfo | None = None
-    reply: TrialAnswer | None = None
-    helped: str | None = None
-    closing: bool = False
-    ticket: VerdictFuture = NO_VERDICT
+    __slots__ = ("_closing", "_step", "budget", "closing_cost", "prompt_tokens", "question", "thinking")
+
+    def __init__(
+        self, thinking: ThinkingState, budget: Budget, closing_cost: int, question: str = "", prompt_tokens: int = 0
+    ) -> None:
+        self.thinking, self.budget, self.closing_cost = thinking, budget, closing_cost
+        self.question, self.prompt_tokens = question, prompt_tokens
+        self._step: StepInfo | None = None
+        self._closing = False
 
     @property
     def tokens(self) -> int:
         """Thinking tokens so far, forced ones included."""
         return len(self.thinking)
 
+    @property
+    def closing(self) -> bool:
+        """Whether the model itself is ending its thinking here."""
+        return self._closing
+
     def state(self, layer: int) -> State:
-        """The hidden state that the latest token was sampled from, of a policy that needs `hidden`."""
-        if self.seen is None:
-            raise CapabilityError("no hidden states were asked for; a policy that reads them needs 'hidden'")
-        return self.seen.state(layer)
+        """The hidden state that the latest token was sampled from; the policy must list the layer."""
+        if self._step is None:
+            raise CapabilityError("no hidden states were requested; a policy that reads them requires HIDDEN_STATES")
+        return self._step.state(layer)
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Sleep until the first boundary of this kind at or after `at` thinking tokens, at the latest at `deadline`.
+    """Sleep until the first boundary of a kind at or after `at` thinking tokens, at the latest at `deadline`.
 
-    "close" is where the model itself ends its thinking; an `Inject` then takes that back and makes it think on. closes:
-    wake there too, wherever that is.
+    Attributes:
+        boundary: "close" is where the model itself ends its thinking; an `Inject` then makes it continue.
+        or_close: also wake where the model ends its thinking, wherever that is.
     """
 
     at: int = 0
     boundary: Boundary = "thought"
     deadline: int | None = None
-    closes: bool = False
+    or_close: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Inject:
-    """Put text into the thinking; `after` parts it from what follows."""
+    """Put text into the thinking, followed by `after`."""
 
     text: str
     reason: str
@@ -90,7 +99,7 @@ class Inject:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """End the thinking with a closing sentence; None takes the controller's own, empty closes without words."""
+    """End the thinking with a closing sentence; None uses the controller's own, "" closes without one."""
 
     reason: str
     phrase: str | None = None
@@ -98,107 +107,159 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class Delegate:
-    """Let the helper write the next `tokens` tokens of the thinking; `PolicyView.helped` brings its text.
+    """Let the helper write the next `tokens` tokens of the thinking. Replies with its text, or None.
 
-    take_back: so many of the latest tokens go first, as far as the model wrote them itself. lead: what stands before
-    the helper's text. anew: all goes that the model wrote itself, and the helper thinks from the question on, under its
-    own control. Where the helper ends the thinking it is closed. The model goes on alone if there is no text, and in
-    shadow mode.
+    The model continues alone if there is no text, and in shadow mode. Where the helper ends the thinking it is closed.
+
+    Attributes:
+        retract: how many of the latest tokens go first, as far as the model wrote them itself.
+        prefix: text to put before the helper's.
+        restart: drop everything that the model wrote itself; the helper thinks from the question on, under its own
+            control.
     """
 
     tokens: int
     reason: str
-    take_back: int = 0
-    lead: str = ""
-    anew: bool = False
+    retract: int = 0
+    prefix: str = ""
+    restart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewDraft:
-    """Let the helper look over the latest tokens, as far as the model wrote them, and rewrite what it does not keep.
+    """Let the helper check the latest tokens and rewrite what it rejects. Replies with the text that then stands.
 
-    latest: how many. tokens: most that it writes, from the first that it does not keep on; nothing if it keeps all.
-    thought: no further than to the end of a thought. `PolicyView.helped` is what stands in their place then. Else as
-    `Delegate`.
+    Attributes:
+        tokens: most tokens that it writes, from the first rejected one on; it writes nothing if it accepts all.
+        latest: how many tokens it checks, as far as the model wrote them itself.
+        one_thought: write no further than to the end of a thought.
     """
 
-    lead: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
     tokens: int
     reason: str
     latest: int
-    review: ReviewCriterion
-    thought: bool = False
+    criterion: ReviewCriterion
+    one_thought: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AskHelper:
-    """Let the helper answer a message, without thinking; `PolicyView.helped` brings its reply, the thinking does not
-    get it.
+    """Let the helper answer a message without thinking. Replies with its text, or None; the thinking does not get it.
 
-    take_back: as for `Delegate`.
+    Attributes:
+        retract: as in `Delegate`.
     """
 
-    lead: ClassVar[str] = ""
+    prefix: ClassVar[str] = ""
     message: str
     tokens: int
     reason: str
-    take_back: int = 0
+    retract: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Ask what the model would answer if it had to stop here; `PolicyView.reply` brings it, and its tokens are
-    discarded.
+    """Ask what the model would answer if it had to stop here. Replies with a `TrialAnswer`; its tokens are dropped.
 
-    drawn: ask for an answer that is sampled as all else is, beside the greedy one.
+    Replies with None where there is no room for a trial, and in shadow mode.
+
+    Attributes:
+        sampled: also ask for an answer that is sampled like the rest of the output.
     """
 
-    drawn: bool = False
+    sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrialAnswer:
+    """What a trial said.
+
+    Attributes:
+        answer: normalized, so that equal answers are equal strings.
+        confidence: geometric mean probability of its tokens.
+        tokens: what the trial cost.
+        sampled: the sampled answer in the model's own words, where it was asked for; its tokens are not counted.
+    """
+
+    answer: str
+    confidence: float
+    tokens: int
+    sampled: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Put something into the trace and go on at once; nothing is done."""
+    """Add a note to the trace and continue at once."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class AskVerifier:
-    """Ask the verifier and go on at once; the verdict will appear on `PolicyView.ticket`, and decoding never waits
-    for it.
-    """
+    """Ask the verifier. Replies at once with a `Future` of its `Verdict`; decoding never waits for it."""
 
     question: Question
 
 
 HelperAction = Delegate | ReviewDraft | AskHelper
-"""What a row rests for until its helper has done it."""
-Action = Inject | Close | HelperAction
-Move = Wait | Action | Trial | Note | AskVerifier
-Watching = Generator[Move, PolicyView, None]
+"""Actions that suspend the sequence until its helper has answered."""
+TextAction = Inject | Close | HelperAction
+"""Actions of which one wins where several policies act at the same time."""
+Action = Wait | TextAction | Trial | Note | AskVerifier
+Watching = Generator[Action, Any, None]
 
 
-class Policy(Protocol):
-    """One idea. `name` is unique; `needs` lists what goes beyond plain decoding: of the engine `signals`, `hidden`,
-    `retract` (to act on the model's close) and `crop` (trials, delegations), of the controller `verifier`, `helper` and
-    `review`, a helper that reviews.
+class Policy(ABC):
+    """One idea about when and how to act on the thinking of a sequence.
 
-    layers: hidden layers that a policy which needs `hidden` reads. A policy that was fitted to questions says which in
-    `learned_from`, their hashes (`tasks.questions.hash_question`); a benchmark then refuses to test it on them. One
-    that must
-    know the model it works on has a method `bind(engine)`, which returns the policy that is then used, and, where it
-    can do without, a `fallback`, which is used where there is no engine to ask. One that adds to hidden states, and
-    needs `steer`, says so as `Steer` does, one by which tokens leave early, and needs `shortcut`, as `DepthShortcut`.
+    A policy object holds settings only. The state of one sequence lives in the generator that `watch` returns.
+
+    Attributes:
+        name: unique among the policies of a sequence.
+        requires: what the engine and the session must be able to do.
     """
 
+    __slots__ = ()
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
+    requires: ClassVar[frozenset[Capability]] = frozenset()
 
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """The hidden layers that the policy reads."""
+        return ()
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        """Hashes of the questions it learned from (`probes.fingerprint.hash_question`); it is not tested on them."""
+        return frozenset()
+
+    def bind(self, context: BindContext) -> Policy:
+        """Return the policy as it is used on this engine; may load what was learned for the model.
+
+        Without an engine (`context.engine is None`) recorded output is replayed.
+        """
+        return self
+
+    def end_batch(self) -> str | None:
+        """Called when a batch has ended; returns a note for the traces of its sequences, or None."""
+        return None
+
+    @abstractmethod
     def watch(self, view: PolicyView) -> Watching:
-        """Start watching one row; a fresh generator per row, so a policy object itself holds only settings.
+        """Follow one sequence.
 
-        What the generator raises leaves the policy out of this row and is in its trace. A policy that finds here that
-        its settings do not fit the model raises OptionError before it returns one.
+        An exception of the generator disables the policy for this sequence and is put into its trace. A policy that
+        finds its settings unfit for the model raises OptionError before it returns the generator.
         """
         ...
+
+
+def bound_field() -> Any:
+    """A dataclass field for what `bind` loads; it is no setting."""
+    return field(default=None, repr=False, hash=False, metadata=BOUND)
+
+
+def unbound_error(policy: Policy) -> TypeError:
+    """Build the error for a policy that is used without having been bound."""
+    return TypeError(f"policy {policy.name!r} must be bound to an engine first; a session does that")

@@ -1,8 +1,8 @@
-"""A larger model looks over what a smaller one thinks, and rewrites what it does not believe.
+"""A larger model reviews what a smaller one thinks, and rewrites what it rejects.
 
-`Sirius` as in Sirius (arXiv 2409.03856): every few tokens, from the first that the larger model gives too little a
-chance on. `SpecReason` as in SpecReason (arXiv 2504.07891): thought by thought, where a grade is too low. Both need a
-prefill of the larger model and none of its decoding as long as it agrees.
+`Sirius` as in Sirius (arXiv 2409.03856): every few tokens, from the first token on that the larger model finds too
+unlikely. `SpecReason` as in SpecReason (arXiv 2504.07891): thought by thought, where its grade is too low. As long as
+the larger model agrees, both need a prefill of it and none of its decoding.
 """
 
 from __future__ import annotations
@@ -10,54 +10,57 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..types import Capability
 from ..verification import ReviewCriterion
-from .base import PolicyView, ReviewDraft, Wait, Watching
+from .base import Policy, PolicyView, ReviewDraft, Wait, Watching
 
-_NEEDS = frozenset({"crop", "helper", "review"})
+_REQUIRES = frozenset({Capability.KV_ROLLBACK, Capability.HELPER, Capability.DRAFT_REVIEW})
 
 
 @dataclass(frozen=True, slots=True)
-class Sirius:
-    """Have the helper check every `every` tokens.
+class Sirius(Policy):
+    """Let the helper check every `every` tokens.
 
-    least: the chance below which it rewrites a token; tokens: that it then writes, the first in place of the one it did
-    not believe. Sirius checks 16 at a time, at 0.1, and rewrites one.
+    Attributes:
+        min_probability: rewrite from the first token on that the helper gives less. The paper's value is 0.1.
+        tokens: how many it then writes, the first in place of the rejected one. The paper's value is 1.
     """
 
-    name: ClassVar[str] = "correct"
-    needs: ClassVar[frozenset[str]] = _NEEDS
+    name: ClassVar[str] = "sirius"
+    requires: ClassVar[frozenset[Capability]] = _REQUIRES
     every: int = 16
-    least: float = 0.1
+    min_probability: float = 0.1
     tokens: int = 1
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         checked = 0
         while True:
-            view = yield Wait(at=checked + self.every, boundary="token")
-            review = ReviewCriterion(self.least)
-            view = yield ReviewDraft(self.tokens, "checked", view.tokens - checked, review)
+            yield Wait(at=checked + self.every, boundary="token")
+            criterion = ReviewCriterion(self.min_probability)
+            yield ReviewDraft(self.tokens, "checked", view.tokens - checked, criterion)
             checked = view.tokens
 
 
 @dataclass(frozen=True, slots=True)
-class SpecReason:
-    """Have the helper grade each thought from 0 to 9, and write it anew where it is graded below `least`.
+class SpecReason(Policy):
+    """Let the helper grade each thought from 0 to 9, and rewrite thoughts below `min_grade`.
 
-    tokens: most that it writes for one thought. SpecReason's scripts accept from 7 on.
+    Attributes:
+        min_grade: the paper's scripts accept from 7 on.
+        tokens: most that the helper writes for one thought.
     """
 
-    name: ClassVar[str] = "grade"
-    needs: ClassVar[frozenset[str]] = _NEEDS
-    least: float = 7.0
+    name: ClassVar[str] = "specreason"
+    requires: ClassVar[frozenset[Capability]] = _REQUIRES
+    min_grade: float = 7.0
     tokens: int = 256
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         graded = 0
         while True:
-            view = yield Wait(at=graded + 1)
-            step = view.tokens - graded
-            review = ReviewCriterion(self.least, "grade")
-            view = yield ReviewDraft(self.tokens, "graded", step, review, thought=True)
+            yield Wait(at=graded + 1)
+            criterion = ReviewCriterion(self.min_grade, "grade")
+            yield ReviewDraft(self.tokens, "graded", view.tokens - graded, criterion, one_thought=True)
             graded = view.tokens

@@ -1,103 +1,116 @@
-"""Readiness exit: stop thinking where learnt evidence says that answering now is as right as thinking on.
+"""Readiness exit: stop thinking where learned evidence says that answering now is as right as thinking on.
 
 Free evidence first (entropies and the hidden state at the end of a thought), a trial answer (DEER, arXiv 2504.15895;
-consistency of trials as in Dynasor) only where that is undecided. The threshold comes with a certificate of the harm it
-can do (`probes.risk`).
+consistency of trials as in Dynasor) only where that is undecided. The threshold comes with a certificate that bounds
+the harm it can do (`probes.risk_control`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ...probes.features import features
-from ...probes.rule import StopRule, Walk
+from ...probes.io import StoredRule
+from ...probes.rule import Walk
 from ..drift import BatchDriftTracker
+from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
-from ..types import Engine
-from .base import Close, Policy, PolicyView, Trial, Wait, Watching
+from ..types import BindContext, Capability
+from .base import Close, Policy, PolicyView, Trial, Wait, Watching, bound_field, unbound_error
 
 
-@dataclass(frozen=True, slots=True)
-class _BoundReadiness:
-    """Close at the first thought whose score reaches `threshold`.
+class StopRulePolicy(Policy):
+    """A policy that reads the readiness probe; `bind` puts it into `rule`."""
 
-    The score is the chance that thinking on would repair nothing: because the answer stands, or because it is out of
-    reach, so that one threshold ends both. threshold: None never closes. layer: of the hidden state that the rule
-    reads. drift: is told the first thought of each row.
-    """
-
-    name: ClassVar[str] = "readiness"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
-    rule: StopRule
-    layer: int
-    threshold: float | None
-    learned_from: frozenset[str] = frozenset()
-    drift: BatchDriftTracker | None = None
+    __slots__ = ()
+    rule: StoredRule | None
 
     @property
-    def layers(self) -> tuple[int, ...]:
+    def hidden_layers(self) -> tuple[int, ...]:
         """See `Policy`."""
-        return (self.layer,)
+        return () if self.rule is None else (self.rule.layer,)
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        """See `Policy`."""
+        return frozenset() if self.rule is None else self.rule.learned_from
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        if self.threshold is None:
-            yield Wait(at=1 << 60)
-            return
-        walk, readings = Walk(self.rule), FeatureTracker()
-        tell = None if self.drift is None else self.drift.begin()  # of first thoughts, which a branch has behind it
-        while True:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
-            if not (thoughts := readings.update(view.thinking)):
-                continue
-            end = view.tokens
-            score = walk.free(features(thoughts), view.state(self.layer))
-            if tell is not None and len(thoughts) == 1:
-                tell(walk.row)
-            how = ""
-            if walk.wants_trial(score, end):
-                view = yield Trial()
-                if (reply := view.reply) is not None:
-                    score = walk.paid(reply.answer, reply.confidence, reply.tokens, readings.stated)
-                    how = f", after a trial answer of {reply.answer!r} ({reply.confidence:.3f} sure)"
-            if score >= self.threshold:
-                yield Close(f"{_finding(score, walk.hopeless)}{how}", phrase="")
-                return
+        if self.rule is None:
+            raise unbound_error(self)
+        return self.follow(view, self.rule)
 
-
-def _finding(score: float, hopeless: float) -> str:
-    """Why the thinking ends here."""
-    if hopeless > score / 2:
-        return f"hopeless: {score:.4f} sure that thinking on repairs nothing, {hopeless:.2f} that all is lost"
-    return f"ready: {score:.4f} sure that thinking on adds nothing"
+    @abstractmethod
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        """Follow one sequence by this rule."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
-class Readiness:
-    """The readiness exit of the model at hand: its probe and certified threshold are found when the model is known.
+class Readiness(StopRulePolicy):
+    """Close at the first thought whose score reaches the probe's certified threshold.
 
-    probes: folder of `tersely calibrate`; None takes what is released with tersely. trials: whether trial answers are
-    asked for where free evidence is undecided; None as saved more on the calibration split. threshold: in place of the
-    certified one.
+    The score is the probability that thinking on would repair nothing: because the answer stands, or because it is out
+    of reach, so that one threshold ends both.
+
+    Attributes:
+        probes: folder of `tersely calibrate`; None uses the pretrained probes of the model.
+        trials: whether to ask for trial answers where free evidence is undecided; None does what saved more on the
+            calibration split.
+        threshold: used in place of the certified one.
     """
 
     name: ClassVar[str] = "readiness"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
     probes: str | None = None
     trials: bool | None = None
     threshold: float | None = None
+    rule: StoredRule | None = bound_field()
+    drift: BatchDriftTracker | None = bound_field()
 
-    def bind(self, engine: Engine) -> Policy:
-        """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probe_registry import load_stop_rule
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
+        rule = load_stop_rule(context.engine, self.probes or context.probes, self.trials)
+        threshold = rule.threshold if self.threshold is None else self.threshold
+        return replace(self, threshold=threshold, rule=rule, drift=BatchDriftTracker(rule.region))
 
-        stored = load_stop_rule(engine, self.probes, self.trials)
-        threshold = stored.threshold if self.threshold is None else self.threshold
-        return _BoundReadiness(
-            stored.rule, stored.layer, threshold, stored.learned_from, BatchDriftTracker(stored.region)
-        )
+    def end_batch(self) -> str | None:
+        """See `Policy.end_batch`."""
+        return None if self.drift is None else self.drift.end_batch()
 
-    def watch(self, view: PolicyView) -> Watching:
-        """Refuse: settings alone decide nothing."""
-        raise TypeError("a Readiness must be bound to an engine first; a session does that")
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        """See `StopRulePolicy.follow`."""
+        if self.threshold is None:
+            return  # nothing could be certified
+        walk, tracker = Walk(rule.rule), FeatureTracker()
+        report = (
+            None if self.drift is None else self.drift.begin()
+        )  # first thoughts only: a branch has its own behind it
+        while True:
+            yield Wait(at=view.tokens + 1, boundary="thought")
+            if not (thoughts := tracker.update(view.thinking)):
+                continue
+            score = walk.free(features(thoughts), view.state(rule.layer))
+            if report is not None and len(thoughts) == 1:
+                report(walk.row)
+            evidence = ""
+            if walk.wants_trial(score, view.tokens):
+                answer = yield Trial()
+                if answer is not None:
+                    score = walk.paid(answer.answer, answer.confidence, answer.tokens, tracker.stated)
+                    evidence = f", after a trial answer of {answer.answer!r} (confidence {answer.confidence:.3f})"
+            if score >= self.threshold:
+                yield Close(f"{_explain(score, walk.hopeless)}{evidence}", phrase="")
+                return
+
+
+def _explain(score: float, hopeless: float) -> str:
+    """Why the thinking ends here."""
+    if hopeless > score / 2:
+        return f"hopeless: thinking on repairs nothing ({score:.4f}), the answer is out of reach ({hopeless:.2f})"
+    return f"ready: thinking on adds nothing ({score:.4f})"

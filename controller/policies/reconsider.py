@@ -1,75 +1,60 @@
 """Reconsider: where the model ends its thinking while the evidence says that it is wrong, make it think on.
 
 The belief in a tier, updated as the thinking unfolds: a question that was taken for easy shows by its entropies that it
-is not, and gets a second look instead of a wrong answer. Budget forcing's other half (s1, arXiv 2501.19393, appends
-"Wait" without a reason; here a probe gives one).
+is not, and gets a second look instead of a wrong answer. This is budget forcing's other half (s1, arXiv 2501.19393,
+appends "Wait" without a reason; here a probe gives one).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from ...probes.features import features
-from ...probes.rule import StopRule, Walk
+from ...probes.io import StoredRule
+from ...probes.rule import Walk
+from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
-from ..types import Engine
-from .base import Inject, Policy, PolicyView, Wait, Watching
+from ..types import BindContext, Capability
+from .base import Inject, Policy, PolicyView, Wait, Watching, bound_field
+from .readiness import StopRulePolicy
 
 
 @dataclass(frozen=True, slots=True)
-class _BoundReconsider:
-    """Take back the end of a thinking whose last thought scores below `threshold`, at most `limit` times."""
+class Reconsider(StopRulePolicy):
+    """Continue the thinking where the readiness probe is not sure enough that it is complete.
 
-    name: ClassVar[str] = "reconsider"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "retract"})
-    rule: StopRule
-    layer: int
-    threshold: float
-    limit: int
-    cue: str
-    learned_from: frozenset[str] = frozenset()
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """See `Policy`."""
-        return (self.layer,)
-
-    def watch(self, view: PolicyView) -> Watching:
-        """See `Policy.watch`."""
-        readings = FeatureTracker()
-        for _ in range(self.limit):
-            view = yield Wait(boundary="close")
-            while not (thoughts := readings.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
-                view = yield Wait(boundary="close")
-            score = Walk(self.rule).free(features(thoughts), view.state(self.layer))
-            if score >= self.threshold:
-                continue
-            yield Inject(self.cue, f"only {score:.4f} sure that thinking on adds nothing", after=" ")
-
-
-@dataclass(frozen=True, slots=True)
-class Reconsider:
-    """Think on where the readiness probe of the model at hand is not sure enough.
-
-    probes: as for `readiness`. threshold: the score below which thinking goes on. limit: how often. cue: what begins
-    the second look.
+    Attributes:
+        probes: as for `Readiness`.
+        threshold: thinking continues below this score.
+        limit: how often at most.
+        cue: begins the second look.
     """
 
     name: ClassVar[str] = "reconsider"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "retract"})
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
+    )
     probes: str | None = None
     threshold: float = 0.6
     limit: int = 2
     cue: str = "Wait,"
+    rule: StoredRule | None = bound_field()
 
-    def bind(self, engine: Engine) -> Policy:
-        """See `Policy`; raises ProbeError if there is no probe for this model."""
-        from ..probe_registry import load_stop_rule
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
+        return replace(self, rule=load_stop_rule(context.engine, self.probes or context.probes, trials=False))
 
-        stored = load_stop_rule(engine, self.probes, trials=False)
-        return _BoundReconsider(stored.rule, stored.layer, self.threshold, self.limit, self.cue, stored.learned_from)
-
-    def watch(self, view: PolicyView) -> Watching:
-        """Refuse: settings alone decide nothing."""
-        raise TypeError("a Reconsider must be bound to an engine first; a session does that")
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        """See `StopRulePolicy.follow`."""
+        tracker = FeatureTracker()
+        for _ in range(self.limit):
+            yield Wait(boundary="close")
+            while not (thoughts := tracker.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
+                yield Wait(boundary="close")
+            score = Walk(rule.rule).free(features(thoughts), view.state(rule.layer))
+            if score >= self.threshold:
+                continue
+            yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")

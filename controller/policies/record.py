@@ -1,4 +1,4 @@
-"""Recording what the probes learn from, at the end of each thought; acts on nothing but its own trial answers."""
+"""Record what the probes learn from, at the end of each thought; acts on nothing but its own trial answers."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from typing import ClassVar
 from ...probes.features import features
 from ...probes.records import UNKNOWN
 from ..thought_features import FeatureTracker
-from ..trial_answers import TrialAnswer
-from ..types import Signals, State
-from .base import PolicyView, Trial, Wait, Watching
+from ..types import Capability, Signals, State
+from .base import Policy, PolicyView, Trial, TrialAnswer, Wait, Watching
 
 
 @dataclass(frozen=True, slots=True)
 class ThoughtRecord:
     """The end of one thought.
 
-    end: thinking tokens so far. stated: the latest answer stated. states: hidden states by layer.
+    Attributes:
+        end: thinking tokens so far.
+        stated: the latest stated answer.
+        states: hidden states by layer.
     """
 
     end: int
@@ -30,37 +32,45 @@ class ThoughtRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class PassiveRecorder:
-    """Tell `begin` that a row begins; what it returns is told each boundary of that row.
+class PassiveRecorder(Policy):
+    """Report the end of each thought, with a trial answer at each.
 
-    layers: whose hidden states are kept. trials: whether trial answers are asked for.
+    Attributes:
+        begin: called when a sequence starts; what it returns is called with each record of that sequence.
+        layers: hidden layers to keep.
     """
 
     name: ClassVar[str] = "record"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden", "crop"})
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK}
+    )
     begin: Callable[[], Callable[[ThoughtRecord], None]] = field(repr=False)
     layers: tuple[int, ...] = (-1,)
     trials: bool = True
 
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        """See `Policy`."""
+        return self.layers
+
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        tell, readings = self.begin(), FeatureTracker()
+        report, tracker = self.begin(), FeatureTracker()
         while True:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
-            if not (thoughts := readings.update(view.thinking)):
+            yield Wait(at=view.tokens + 1, boundary="thought")
+            if not (thoughts := tracker.update(view.thinking)):
                 continue
-            end, values, stated = view.tokens, features(thoughts), readings.stated
+            end, values, stated = view.tokens, features(thoughts), tracker.stated
             states = {layer: view.state(layer) for layer in self.layers}
-            if self.trials:
-                view = yield Trial(drawn=True)
-            tell(ThoughtRecord(end, values, stated, states, view.reply if self.trials else None))
+            trial = (yield Trial(sampled=True)) if self.trials else None
+            report(ThoughtRecord(end, values, stated, states, trial))
 
 
 @dataclass(frozen=True, slots=True)
 class RecordThoughts(PassiveRecorder):
     """`PassiveRecorder` without trial answers, which not every engine can take back."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "hidden"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
     trials: bool = False
 
 
@@ -68,11 +78,11 @@ class AnswerIds:
     """Numbers the different answers of one rollout."""
 
     def __init__(self) -> None:
-        self._known: dict[str, int] = {}
+        self._ids: dict[str, int] = {}
 
-    def of(self, answer: str | None) -> int:
+    def get(self, answer: str | None) -> int:
         """The number of an answer; -1 for none."""
-        return UNKNOWN if answer is None else self._known.setdefault(answer, len(self._known))
+        return UNKNOWN if answer is None else self._ids.setdefault(answer, len(self._ids))
 
 
 def mean_entropy(signals: Sequence[Signals | None]) -> float:

@@ -1,4 +1,4 @@
-"""Repetition exit: end a thinking that goes round in circles, as TrimR does (arXiv 2505.17155) by a rolling hash."""
+"""Repetition exit: end a thinking that runs in circles, found by a rolling hash as in TrimR (arXiv 2505.17155)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from .base import Close, PolicyView, Wait, Watching
+from .base import Close, Policy, PolicyView, Wait, Watching
 
 _BASE, _PRIME = 1_000_003, (1 << 61) - 1
 
 
-class Repeats:
-    """Counts how often a run of `size` tokens has come within the last `window`, copies that overlap counted once.
+class RepeatCounter:
+    """Counts how often the last `size` tokens occur within the last `window`; overlapping copies count once.
 
-    A few operations a token, however long the runs are.
+    A few operations per token, however long the runs are.
     """
 
     def __init__(self, size: int, window: int) -> None:
@@ -22,29 +22,29 @@ class Repeats:
         self._run: deque[int] = deque()
         self._hash = 0
         self._out = pow(_BASE, size - 1, _PRIME)
-        self._place = 0
-        self._starts: dict[int, deque[int]] = {}  # places of copies that do not overlap, by the hash of the run
+        self._position = 0
+        self._starts: dict[int, deque[int]] = {}  # positions of copies that do not overlap, by the hash of the run
         self._order: deque[tuple[int, int]] = deque()
 
     def add(self, token: int) -> int:
-        """Take in a token; how many copies of the run that it ends lie in the window."""
+        """Append a token; return how many copies of the run that it ends lie in the window."""
         if len(self._run) == self.size:
             self._hash = (self._hash - (self._run.popleft() + 1) * self._out) % _PRIME
         self._run.append(token)
         self._hash = (self._hash * _BASE + token + 1) % _PRIME
-        self._place += 1
+        self._position += 1
         self._forget()
         if len(self._run) < self.size:
             return 0
         starts = self._starts.setdefault(self._hash, deque())
-        if not starts or self._place - starts[-1] >= self.size:
-            starts.append(self._place)
-            self._order.append((self._place, self._hash))
+        if not starts or self._position - starts[-1] >= self.size:
+            starts.append(self._position)
+            self._order.append((self._position, self._hash))
         return len(starts)
 
     def _forget(self) -> None:
-        """Drop copies that no longer lie wholly in the window."""
-        oldest = self._place - self.window + self.size
+        """Drop copies that are no longer entirely in the window."""
+        oldest = self._position - self.window + self.size
         while self._order and self._order[0][0] < oldest:
             _, key = self._order.popleft()
             starts = self._starts[key]
@@ -54,14 +54,14 @@ class Repeats:
 
 
 @dataclass(frozen=True, slots=True)
-class Repetition:
+class Repetition(Policy):
     """Close once the same `size` tokens have come `times` times within the last `window`; the paper gives no numbers.
 
-    every: tokens between two looks.
+    Attributes:
+        every: tokens between two checks.
     """
 
     name: ClassVar[str] = "repetition"
-    needs: ClassVar[frozenset[str]] = frozenset()
     size: int = 32
     times: int = 3
     window: int = 1024
@@ -70,9 +70,9 @@ class Repetition:
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        repeats, read = Repeats(self.size, self.window), 0
+        repeats, read = RepeatCounter(self.size, self.window), 0
         while True:
-            view = yield Wait(at=view.tokens + self.every, boundary="token")
+            yield Wait(at=view.tokens + self.every, boundary="token")
             new, read = view.thinking.ids[read:], view.tokens
             if max(map(repeats.add, new)) >= self.times:
                 yield Close(f"the same {self.size} tokens came {self.times} times", self.phrase)

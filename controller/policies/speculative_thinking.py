@@ -1,8 +1,8 @@
 """Speculative Thinking (arXiv 2504.12329): a larger model writes the reflective steps of a smaller one.
 
 After each paragraph the small model drafts some tokens. If they sound like affirmation or reflection, the helper writes
-in their place; if what then stands verifies something, it writes some more; and after too much reflection it looks for
-the step that went wrong.
+in their place; if the result verifies something, the helper writes some more; and after too much reflection it looks
+for the step that went wrong.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from .base import Delegate, Move, PolicyView, Wait, Watching
+from ..types import Capability
+from .base import Action, Delegate, Policy, PolicyView, Wait, Watching
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -20,7 +21,7 @@ VERIFYING = ("verify", "think again", "recap", "check")
 
 
 def mentions(text: str, words: Iterable[str]) -> int:
-    """How often the words occur in a text, as whole words in any case."""
+    """Count how often the words occur in a text, as whole words in any case."""
     return sum(len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE)) for word in words)
 
 
@@ -37,81 +38,83 @@ def sentence_polarity(text: str) -> int:
 
 @dataclass(slots=True)
 class ReflectionBudget:
-    """Counts reflections; says when there were too many, and how long the helper then looks for the reason.
+    """Counts reflections, and sizes the helper's turn after too many of them.
 
-    limit: reflections that are too many, each time `step` more up to `most`; tokens: for the helper, each time `more`
-    more up to `longest`.
+    Attributes:
+        limit: too many reflections; grows by `limit_step` up to `limit_max`.
+        tokens: for the helper's turn; grows by `tokens_step` up to `tokens_max`.
     """
 
     limit: int = 15
-    step: int = 5
-    most: int = 30
+    limit_step: int = 5
+    limit_max: int = 30
     tokens: int = 125
-    more: int = 25
-    longest: int = 200
+    tokens_step: int = 25
+    tokens_max: int = 200
     count: int = 0
 
-    def reached(self) -> bool:
+    def exceeded(self) -> bool:
         """Whether there were too many."""
         return self.count >= self.limit
 
     def spend(self) -> int:
-        """The helper's tokens for this time; starts counting anew."""
+        """Return the helper's tokens for this turn and reset the count."""
         tokens = self.tokens
         self.count = 0
-        self.limit = min(self.limit + self.step, self.most)
-        self.tokens = min(self.tokens + self.more, self.longest)
+        self.limit = min(self.limit + self.limit_step, self.limit_max)
+        self.tokens = min(self.tokens + self.tokens_step, self.tokens_max)
         return tokens
 
 
 @dataclass(frozen=True, slots=True)
-class SpeculativeThinking:
-    """Delegate reflective steps to the helper.
+class SpeculativeThinking(Policy):
+    """Delegate reflective steps to the helper. A neutral draft is kept, where the paper's code rewrites it.
 
-    draft: tokens that the model writes after a paragraph before it is judged; takeover: those that the helper writes in
-    their place; verify: further ones after what verifies. differ: take over only where the helper's polarity is another
-    than the draft's. begin: tokens that the helper writes first of all, for models that do not reason by themselves;
-    always: after each paragraph, whatever it sounds like. A neutral draft is kept, where the paper's code writes it
-    anew.
+    Attributes:
+        draft: tokens that the model writes after a paragraph before they are judged.
+        takeover: tokens that the helper writes in their place.
+        verify: further tokens after a verifying step.
+        begin: tokens that the helper writes first of all, for models that do not reason by themselves.
+        always: take over after each paragraph, whatever it sounds like.
+        excess: reflective steps after which the helper looks for the mistake.
+        prefix: what its text then begins with.
     """
 
-    name: ClassVar[str] = "reflect"
-    needs: ClassVar[frozenset[str]] = frozenset({"crop", "helper"})
+    name: ClassVar[str] = "speculative"
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
     draft: int = 20
     takeover: int = 20
     verify: int = 125
     begin: int = 0
     always: bool = False
     excess: int = 15
-    lead: str = "Let me look for the step that went wrong."
+    prefix: str = "Let me look for the step that went wrong."
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        excess = ReflectionBudget(limit=self.excess)
+        reflections = ReflectionBudget(limit=self.excess)
         if self.begin:
-            view = yield Wait(at=1, boundary="token")
-            view = yield Delegate(self.begin, "the first step", take_back=view.tokens)
+            yield Wait(at=1, boundary="token")
+            yield Delegate(self.begin, "the first step", retract=view.tokens)
         while True:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
-            if excess.reached():
-                reason = f"{excess.count} reflective steps"
-                view = yield Delegate(excess.spend(), reason, lead=self.lead)
+            yield Wait(at=view.tokens + 1, boundary="thought")
+            if reflections.exceeded():
+                reason = f"{reflections.count} reflective steps"
+                yield Delegate(reflections.spend(), reason, prefix=self.prefix)
                 continue
             start = view.tokens
-            view = yield Wait(at=start + self.draft, boundary="token")
+            yield Wait(at=start + self.draft, boundary="token")
             drafted = view.thinking.codec.decode(view.thinking.ids[start:])
-            sign = sentence_polarity(drafted)
-            if sign or self.always:
-                view, drafted = yield from self._take_over(view, start, sign, drafted)
-                sign = sentence_polarity(drafted)
+            polarity = sentence_polarity(drafted)
+            if polarity or self.always:
+                drafted = yield from self._take_over(view, start, polarity, drafted)
+                polarity = sentence_polarity(drafted)
                 if mentions(drafted, VERIFYING):
-                    view = yield Delegate(self.verify, "a verifying step")
-            excess.count += sign < 0
+                    yield Delegate(self.verify, "a verifying step")
+            reflections.count += polarity < 0
 
-    def _take_over(
-        self, view: PolicyView, start: int, sign: int, drafted: str
-    ) -> Generator[Move, PolicyView, tuple[PolicyView, str]]:
-        """Have the draft, which began at `start`, written anew; what stands then, the draft itself if nothing came."""
-        kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[sign]
-        view = yield Delegate(self.takeover, kind, take_back=view.tokens - start)
-        return view, drafted if view.helped is None else view.helped
+    def _take_over(self, view: PolicyView, start: int, polarity: int, drafted: str) -> Generator[Action, Any, str]:
+        """Have the draft that began at `start` rewritten; return the text that then stands."""
+        kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
+        text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
+        return drafted if text is None else text

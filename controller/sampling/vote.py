@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Protocol
 
-from ..text.answers import normalize_answer
-from ..verifiers.rule_verifier import parse_value
+from ..text.answers import normalize_answer, parse_value
 
 _ROUNDING = 1e-9
 

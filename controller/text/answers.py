@@ -1,8 +1,9 @@
-"""Answers stated in text: where a thought says what it concludes, and what a final answer amounts to."""
+"""Reading answers: what a thought states as its conclusion, what a final answer says, and when two are equal."""
 
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _NUMBER = r"[-+−]?\$?\d(?:[\d,]*\d)?(?:\.\d+)?(?:/\d+)?%?"
 _STATED = re.compile(
@@ -14,23 +15,28 @@ _STATED = re.compile(
 )
 _BARE_NUMBER = re.compile(_NUMBER)
 _THOUSANDS = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d*)?")  # other commas separate: 3,5 is not 35
+_VALUE = re.compile(r"(-?\d*\.?\d+)(?:/(-?\d*\.?\d+))?(%?)")
+_FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
+
+
+def find_closing_brace(text: str, depth: int = 1) -> int | None:
+    """Index of the brace that closes the outermost of `depth` open ones; None if it stays open."""
+    for index, character in enumerate(text):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return index
+    return None
 
 
 def extract_boxed(text: str) -> str | None:
     r"""Content of the last closed ``\boxed{...}`` (braces may nest), or None."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 0, start + len("\\boxed{")
-    for i in range(begin - 1, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[i], 0)
-        if depth == 0:
-            return text[begin:i].strip()
-    return None
+    _, found, rest = text.rpartition("\\boxed{")
+    end = find_closing_brace(rest) if found else None
+    return None if end is None else rest[:end].strip()
 
 
 def extract_stated_answer(text: str) -> str | None:
-    """The last answer this text states as its conclusion, normalised; None if it concludes nothing."""
+    """The last answer that a text states as its conclusion, normalized; None if it states none."""
     inside = extract_boxed(text)
     if inside:
         return normalize_answer(inside)
@@ -39,7 +45,7 @@ def extract_stated_answer(text: str) -> str | None:
 
 
 def extract_answer(text: str) -> str:
-    """What a final answer amounts to: its boxed part, its stated number, its last number, or all of it."""
+    """The answer in a final reply: its boxed part, its stated number, its last number, or all of it."""
     answer = extract_boxed(text) or extract_stated_answer(text)
     if answer:
         return answer
@@ -48,7 +54,7 @@ def extract_answer(text: str) -> str:
 
 
 def normalize_answer(answer: str) -> str:
-    """One spelling for equal answers: no thousands commas, currency, trailing zeros, spaces or final stop."""
+    """Spell an answer without thousands commas, currency, trailing zeros, extra spaces or a final stop."""
     text = answer.strip().strip("$ ").rstrip(".").replace("−", "-").replace("\\!", "").replace("\\,", "")
     plain = text.replace("$", "").lstrip("+")
     if _THOUSANDS.fullmatch(plain):
@@ -60,3 +66,22 @@ def normalize_answer(answer: str) -> str:
         whole, _, part = digits.partition(".")
         return sign + (whole.lstrip("0") or "0") + (f".{part}" if part else "")
     return " ".join(text.split())
+
+
+def answers_equal(first: str, second: str) -> bool | None:
+    """Whether two answers are equal; None where their spellings differ and they are not both numbers."""
+    first, second = normalize_answer(first), normalize_answer(second)
+    if first == second:
+        return True
+    one, other = parse_value(first), parse_value(second)
+    if one is None or other is None or ("%" in first) != ("%" in second):
+        return None
+    return one == other
+
+
+def parse_value(answer: str) -> Fraction | None:
+    """The number that an answer spells (12, -0.5, 1/2, 50% or a LaTeX fraction), or None."""
+    found = _VALUE.fullmatch(_FRACTION.sub(r"\1\2/\3", answer.replace("\\%", "%").replace(" ", "")))
+    if found is None or Fraction(found[2] or 1) == 0:
+        return None
+    return Fraction(found[1]) / Fraction(found[2] or 1) / (100 if found[3] else 1)

@@ -32,12 +32,12 @@ class Markers:
     source: str = "given"
 
     @property
-    def after(self) -> str:
+    def close_suffix(self) -> str:
         """White space that models write after the closing marker."""
         return "" if self.close == "<|end|>" else "\n\n"
 
     @property
-    def answering(self) -> str:
+    def answer_prefix(self) -> str:
         """What leads into an answer after thinking that was closed for the model.
 
         One that was only asked to think takes a bare marker for the end of its answer, and comments on it.

@@ -1,4 +1,4 @@
-"""The thinking of one row as it grows: thoughts, boundaries and regions that must not be cut."""
+"""The thinking of one sequence as it grows: thoughts, boundaries and regions that must not be cut."""
 
 from __future__ import annotations
 
@@ -27,14 +27,19 @@ REFLECTION_CUES = (
     "just to be sure",
     "looking back",
 )
-"""Openings of reflective thoughts (TrimR, Speculative Thinking and VSRM use lists of this kind); matched as words."""
+"""How reflective thoughts begin (TrimR, Speculative Thinking and VSRM use such lists); matched as whole words."""
 _CUE = word_pattern(REFLECTION_CUES)
 _TAIL = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """A stretch of thinking; start and end count thinking tokens. `reflective`: it opens with a reflection cue."""
+    """Thinking between two boundaries.
+
+    Attributes:
+        start: first token, counted in thinking tokens; `end` is the one after the last.
+        reflective: whether it opens with a reflection cue.
+    """
 
     text: str
     start: int
@@ -43,7 +48,7 @@ class Thought:
 
 
 def unclosed_region(text: str) -> str | None:
-    """The kind of region that is still open at the end of `text` (code, tool call, math, JSON), or None."""
+    """The kind of region that is still open at the end of a text (code, tool call, math, JSON), or None."""
     if text.count("```") % 2 or re.search(r"(?:^|\n)`{1,2}$", text):
         return "code"
     if text.rfind("<tool_call>") > text.rfind("</tool_call>"):
@@ -68,7 +73,7 @@ def _depth(text: str) -> int:
 
 
 class ThinkingState:
-    """Grows token by token; decodes only at boundaries."""
+    """The thinking so far; grows token by token and decodes only at boundaries."""
 
     def __init__(self, codec: TokenizerAdapter) -> None:
         self.codec = codec
@@ -76,7 +81,7 @@ class ThinkingState:
         self.signals: list[Signals | None] = []  # as long as `ids` where an engine reports them, else empty
         self.thoughts: list[Thought] = []
         self.boundary = "token"
-        self._start = self._own = 0
+        self._start = self._retractable_from = 0
         self._line_empty = True
         self._after_digit = False
         self._risky = False  # a character that can open a protected region has been seen
@@ -95,12 +100,12 @@ class ThinkingState:
 
     @property
     def ends_line(self) -> bool:
-        """Whether the last token may have ended a line, or nothing stands yet."""
+        """Whether the last token may have ended a line, or there is none yet."""
         return self._line_empty
 
     @property
     def protected(self) -> str | None:
-        """The region that is open at the end, or None; looks no further than it must."""
+        """The kind of region that is open at the end, or None."""
         return unclosed_region(self.text) if self._risky else None
 
     def add(self, token: int, signals: Signals | None = None) -> None:
@@ -124,13 +129,13 @@ class ThinkingState:
         else:
             self.boundary = "sentence" if flags & (TokenFlags.SENTENCE | TokenFlags.NEWLINE) else "token"
 
-    def own(self, count: int) -> int:
-        """How many of the last `count` tokens may be taken back: as far as nothing was forced among them."""
-        return min(count, len(self.ids) - self._own)
+    def retractable(self, count: int) -> int:
+        """How many of the last `count` tokens may be dropped: those after the last forced one."""
+        return min(count, len(self.ids) - self._retractable_from)
 
-    def take_back(self, count: int) -> int:
-        """Forget the last `count` tokens, as far as they may be; how many that were."""
-        count = self.own(count)
+    def retract(self, count: int) -> int:
+        """Drop the last `count` tokens, as far as they may be dropped; return how many were."""
+        count = self.retractable(count)
         del self.ids[len(self.ids) - count :]
         del self.signals[len(self.ids) :]
         while self.thoughts and self.thoughts[-1].end > len(self.ids):
@@ -139,11 +144,11 @@ class ThinkingState:
         return count
 
     def add_forced(self, tokens: Sequence[int]) -> None:
-        """Append tokens that the model did not choose; they end the current thought and belong to none."""
+        """Append forced tokens; they end the current thought and belong to none."""
         if len(self.ids) > self._start:
             self._end_thought()
         self.ids.extend(tokens)
-        self._start = self._own = len(self.ids)
+        self._start = self._retractable_from = len(self.ids)
         self._line_empty = True
 
     def _end_thought(self) -> None:

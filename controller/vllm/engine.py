@@ -1,11 +1,10 @@
-"""The engine on a vLLM in this process: watchers act inside it, one look a step at all rows under control."""
+"""The engine on a vLLM in this process; watchers act inside it."""
 
 from __future__ import annotations
 
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,8 @@ import torch
 
 from ...errors import CapabilityError, ModelError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
-from ..engines.validation import check_max_new_tokens, collect_openings
-from ..types import Completion, PromptRouter, Request, SamplingParams, TokenSink
+from ..engines.validation import check_max_new_tokens
+from ..types import Capability, Completion, Request, SamplingParams, State, TokenSink
 from .request_control import KEY
 from .request_controller import end_token_ids, last_layer
 from .sequences import HiddenStateCapture, VllmSequence
@@ -30,36 +29,38 @@ _SETTINGS = {
     "VLLM_NO_USAGE_STATS": "1",
 }
 _ON_CPU = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # bound, every thread of this process would be kept to one core
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise every thread of this process would be bound to one core
     "VLLM_CPU_KVCACHE_SPACE": "2",
 }
 _NUMBERS = count()
 
 
 class VllmEngine:
-    """Runs a model on vLLM; implements `engines.base.Engine`.
+    """Runs a model on vLLM; implements `types.Engine`.
 
-    llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors. Signals are
-    made before a token is sampled: `Signals.chosen` is NaN for a watcher, and in what was watched.
+    Signals are computed before a token is sampled, so `Signals.chosen` is NaN where there is a watcher.
+
+    Args:
+        llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors.
     """
 
-    capabilities = frozenset({"signals", "hidden"})
+    capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
 
     def __init__(self, llm: LLM, name: str | None = None) -> None:
         self.llm: LLM | None = llm
         config = llm.llm_engine.model_config
         if PROCESSOR not in (config.logits_processors or ()):
             raise CapabilityError(
-                f"this vLLM was started without tersely's processor; pass logits_processors=[{PROCESSOR!r}] to it, or "
+                f"this vLLM was started without tersely's logits processor; pass logits_processors=[{PROCESSOR!r}] to it, or "
                 "use load_vllm"
             )
         self.name = name or str(config.model)
         self.tokenizer = llm.get_tokenizer()
         self.context_length: int | None = config.max_model_len
-        self.hidden_layers = last_layer(config)
+        self.hidden_layers: tuple[int, ...] | None = last_layer(config)
         self._folder = Path(config.model)
-        told = config.try_get_generation_config()
-        self._greedy = not told.get("do_sample", False)
+        configured = config.try_get_generation_config()
+        self._greedy = not configured.get("do_sample", False)
         self._end = end_token_ids(config, self.tokenizer)
 
     def generate(
@@ -71,9 +72,7 @@ class VllmEngine:
         """
         if not requests:
             return []
-        if (openings := collect_openings(requests)) is not None:
-            return self._open(requests, openings, sampling, sink)
-        rows = [self._row(request, row) for row, request in enumerate(requests)]
+        rows = [self._make_sequence(request, index) for index, request in enumerate(requests)]
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         running = {row.name: row for row in rows}
@@ -83,41 +82,27 @@ class VllmEngine:
             while self._running.has_unfinished_requests():
                 for output in self._running.step():
                     if (found := running.get(output.request_id)) is not None:
-                        found.take(output, sink)
+                        found.update(output, sink)
         finally:
             self._leave(rows)
         for row in rows:
-            row.tell()
+            row.notify()
         return [row.completion() for row in rows]
 
-    def _open(
-        self,
-        requests: Sequence[Request],
-        openings: Sequence[PromptRouter],
-        sampling: SamplingParams,
-        sink: TokenSink | None,
-    ) -> list[Completion]:
-        """Have the beginnings of prompts read, then answer what their openings make of them.
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
+        """See `Engine.hidden_states`; the prefix cache keeps what was read."""
+        captures = [HiddenStateCapture(layer) for _ in prompts]
+        requests = [Request(tuple(ids), 1, one, layers=(layer,)) for ids, one in zip(prompts, captures, strict=True)]
+        self.generate(requests, SamplingParams(temperature=0.0))
+        states = [capture.state for capture in captures]
+        if any(state is None for state in states):
+            raise CapabilityError("vLLM kept no hidden states: another plug-in has replaced its logits layer")
+        return [state for state in states if state is not None]
 
-        vLLM's prefix cache keeps what was read; the token that it cannot help sampling is dropped.
-        """
-        eyes = [HiddenStateCapture(opening.layer) for opening in openings]
-        read = [
-            Request(request.prompt_ids, 1, eye, layers=(eye.layer,))
-            for request, eye in zip(requests, eyes, strict=True)
-        ]
-        self.generate(read, SamplingParams(temperature=0.0))
-        whole = []
-        for request, opening, eye in zip(requests, openings, eyes, strict=True):
-            assert eye.state is not None
-            opened = opening.choose(eye.state)
-            ids, warmth = opened.after(request.prompt_ids), opened.temperature
-            whole.append(replace(request, prompt_ids=ids, watcher=opened.watcher, temperature=warmth, opening=None))
-        done = self.generate(whole, sampling, sink)
-        return [
-            replace(d, dropped=d.dropped + 1, reprefilled=len(r.prompt_ids))
-            for d, r in zip(done, requests, strict=True)
-        ]
+    @property
+    def _last_layer(self) -> int:
+        assert self.hidden_layers is not None
+        return self.hidden_layers[-1]
 
     @property
     def _running(self) -> Any:
@@ -125,21 +110,18 @@ class VllmEngine:
             raise ModelError(f"the engine {self.name!r} was closed; load it again")
         return self.llm.llm_engine
 
-    def _row(self, request: Request, row: int) -> VllmSequence:
-        if request.steering is not None:
-            raise CapabilityError("nothing is steered inside vLLM; use the engine 'transformers'")
-        if request.leaving is not None:
-            raise CapabilityError("tokens cannot leave early inside vLLM; use the engine 'transformers'")
-        if wrong := [layer for layer in request.layers if layer not in self.hidden_layers]:
+    def _make_sequence(self, request: Request, index: int) -> VllmSequence:
+        if request.modifiers:
+            raise CapabilityError("vLLM cannot modify the forward pass; use the engine 'transformers'")
+        if wrong := [layer for layer in request.layers if layer not in (-1, self._last_layer)]:
             raise CapabilityError(
-                f"hidden layer {wrong[0]} was asked for; inside vLLM there is the last one "
-                f"({self.hidden_layers[-1]}) alone"
+                f"hidden layer {wrong[0]} was requested; vLLM shows only the last one ({self._last_layer})"
             )
-        limit = check_max_new_tokens(request, row, self.context_length, self.name)
-        return VllmSequence(row, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
+        limit = check_max_new_tokens(request, index, self.context_length, self.name)
+        return VllmSequence(index, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
 
     def _leave(self, rows: Sequence[VllmSequence]) -> None:
-        """Forget all rows; what still runs, after an error or Ctrl-C, is ended."""
+        """Forget all sequences; end those that still run after an error or Ctrl-C."""
         from .worker_context import unregister
 
         if unfinished := [row.name for row in rows if row.finish is None]:
@@ -153,7 +135,7 @@ class VllmEngine:
         params.max_tokens = row.limit
         temperature = sampling.temperature
         if temperature is None and self._greedy:
-            temperature = 0.0  # as transformers does where a checkpoint says nothing; vLLM would take 1
+            temperature = 0.0  # as transformers does where a checkpoint gives none; vLLM would use 1
         if request_own := row.request.temperature if temperature != 0 else None:
             temperature = request_own
         if temperature is not None:
@@ -164,8 +146,8 @@ class VllmEngine:
             params.top_p = params.top_p if sampling.top_p is None else sampling.top_p
             params.top_k = params.top_k if sampling.top_k is None else sampling.top_k
         params.detokenize = False
-        params.logprobs = 0 if row.chances_wanted else None
-        if row.driven is not None:
+        params.logprobs = 0 if row.wants_logprobs else None
+        if row.controller is not None:
             params.extra_args = {KEY: {"driver": row.name}}
         return params
 
@@ -178,13 +160,13 @@ class VllmEngine:
         return checkpoint_fingerprint(self._folder)
 
     def close(self) -> None:
-        """Let go of the model. vLLM's own `shutdown` would take down every other one in this process."""
+        """Release the model. vLLM's own `shutdown` would end every other one in this process."""
         self.llm = None
         gc.collect()
 
 
 def prepare_environment(on_cpu: bool) -> None:
-    """Set what vLLM reads from its environment, before it is imported; what a user has set stands."""
+    """Set environment variables for vLLM before it is imported; the user's own values stay."""
     for name, value in (_SETTINGS | (_ON_CPU if on_cpu else {})).items():
         os.environ.setdefault(name, value)
 
@@ -197,8 +179,13 @@ def load_vllm(
 ) -> VllmEngine:
     """Start vLLM on a model, in this process, with control inside.
 
-    dtype: "auto" as saved (vLLM itself would make half precision of float32). options: further arguments of `vllm.LLM`.
-    Raises CapabilityError where there is no vLLM, or it runs in processes of its own, ModelError for no such model.
+    Args:
+        dtype: "auto" uses the saved one, where vLLM itself would turn float32 into half precision.
+        options: further arguments of `vllm.LLM`.
+
+    Raises:
+        CapabilityError: vLLM is not installed, or runs in processes of its own.
+        ModelError: there is no such model.
     """
     name = os.fspath(model)
     place = resolve_checkpoint(name)
@@ -213,7 +200,7 @@ def load_vllm(
         raise CapabilityError("vLLM is not installed; pip install 'tersely[vllm]', or use transformers") from None
     given = dict(options or {})
     if PROCESSOR in given.get("logits_processors", ()):
-        raise OptionError("tersely's own processor is always there; leave it out of logits_processors")
+        raise OptionError("tersely's own logits processor is always added; leave it out of logits_processors")
     processors = [*given.pop("logits_processors", ()), PROCESSOR]
     kind = _saved_dtype(place) if dtype == "auto" else dtype
     llm = LLM(model=place, dtype=kind, max_model_len=max_model_len, logits_processors=processors, seed=0, **given)

@@ -9,9 +9,9 @@ from typing import Any
 import vllm
 
 from ...errors import CapabilityError, OptionError
-from ..budgets import canonical_effort
-from ..policies import POLICIES
-from ..policies.base import Policy
+from ..budgets import OPENAI_EFFORTS, canonical_effort
+from ..policies import list_policies
+from ..policies.base import BOUND, Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, find_markers
 from ..text.split_output import split_reasoning
@@ -21,25 +21,23 @@ from .engine import PROCESSOR
 from .request_control import KEY, RequestControl
 from .trace_channel import TraceStore, request_tag
 
-_OPENAI = {"easy": "low", "normal": "medium", "hard": "high"}
-
 
 @dataclass(frozen=True, slots=True)
 class ControlInfo:
-    """What control made of one output: its decisions, and its tokens by kind."""
+    """The decisions about one output, and its tokens by kind."""
 
     trace: tuple[Decision, ...]
     thinking: int
     answer: int
-    forced: int
+    injected: int
 
 
 class LLM(vllm.LLM):  # type: ignore[misc]
-    """A drop-in for `vllm.LLM` whose requests are controlled: see `faces.generate` for the keywords that it adds.
+    """A drop-in for `vllm.LLM` whose requests are controlled; see `tersely.generate` for the keywords that it adds.
 
-    `generate` and `chat` return vLLM's own outputs; each of `RequestOutput.outputs` has one more attribute, `tersely`:
-    a `ControlInfo`. Keywords given here hold for all requests, those given with a call for that call; effort "none" and
-    preset "off" leave requests alone. All else goes to vLLM.
+    `generate` and `chat` return vLLM's own outputs; each of `RequestOutput.outputs` has one more attribute, `tersely`,
+    a `ControlInfo`. Keywords given here apply to all requests, those of a call to that call; effort "none" and preset
+    "off" leave requests alone. Everything else is passed to vLLM.
     """
 
     def __init__(
@@ -74,7 +72,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     def generate(self, prompts: Any, sampling_params: Any = None, **options: Any) -> list[Any]:
         """See `vllm.LLM.generate`.
 
-        preset, policies, effort, thinking (most tokens of it), answer_reserve and shadow control it.
+        `preset`, `policies`, `effort`, `thinking` (most thinking tokens), `answer_reserve` and `shadow` control it.
         """
         chosen, rest = self._chosen(options)
         if sampling_params is None:
@@ -84,19 +82,21 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         return self._read(super().generate(prompts, marked, **rest), marked)
 
     def chat(self, messages: Any, sampling_params: Any = None, *args: Any, **options: Any) -> list[Any]:
-        """See `vllm.LLM.chat`; controlled as `generate` is, and the template is told the effort."""
+        """See `vllm.LLM.chat`; controlled as `generate` is, with the effort passed to the chat template."""
         chosen, rest = self._chosen(options)
         if sampling_params is None:
             sampling_params = self.get_default_sampling_params()
         tier = canonical_effort(chosen.effort)
-        template = {"enable_thinking": False} if tier == "none" else {"reasoning_effort": _OPENAI.get(tier, "medium")}
+        template = (
+            {"enable_thinking": False} if tier == "none" else {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
+        )
         rest["chat_template_kwargs"] = {**template, **(rest.get("chat_template_kwargs") or {})}
         single = bool(messages) and isinstance(messages[0], dict)
         marked = self._mark(sampling_params, chosen, 1 if single else len(messages))
         return self._read(super().chat(messages, marked, *args, **rest), marked)
 
     def _chosen(self, options: Mapping[str, Any]) -> tuple[RequestControl, dict[str, Any]]:
-        """The control of a call, and the options that are vLLM's."""
+        """The control of a call, and the options for vLLM."""
         names = ("preset", "policies", "effort", "thinking", "answer_reserve", "shadow")
         own = {name: options[name] for name in names if name in options}
         rest = {name: value for name, value in options.items() if name not in names}
@@ -108,7 +108,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         return replace(self._default, **own), rest
 
     def _mark(self, params: Any, chosen: RequestControl, size: int) -> list[Any]:
-        """Parameters of each prompt, told apart by a tag."""
+        """Parameters of each prompt, each with its own tag."""
         each = list(params) if isinstance(params, Sequence) else [params] * size
         if len(each) != size:
             raise OptionError(f"{len(each)} sampling parameters for {size} prompts; accepted: one, or one each")
@@ -116,14 +116,14 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         for one in each:
             copy = one.clone()
             given = copy.extra_args or {}
-            if KEY not in given and not chosen.off:
+            if KEY not in given and not chosen.disabled:
                 told = replace(chosen, tag=self._traces.tag())
                 copy.extra_args = {**given, KEY: told.as_dict()}
             marked.append(copy)
         return marked
 
     def _read(self, outputs: list[Any], params: list[Any]) -> list[Any]:
-        """Give each output what control made of it."""
+        """Add the control info to each output."""
         codec = get_adapter(self.get_tokenizer())
         for output, own in zip(outputs, params, strict=True):
             found = self._traces.take(request_tag(own.extra_args))
@@ -132,19 +132,19 @@ class LLM(vllm.LLM):  # type: ignore[misc]
                 trace = found.get(one.index, ())
                 ids = list(one.token_ids)
                 thinking = split_reasoning(ids, codec, self.markers, state).thinking_tokens
-                forced = sum(len(codec.encode(d.text)) for d in trace if d.acted)
-                one.tersely = ControlInfo(trace, thinking, len(ids) - thinking, forced)
+                injected = sum(len(codec.encode(d.text)) for d in trace if d.acted)
+                one.tersely = ControlInfo(trace, thinking, len(ids) - thinking, injected)
         return outputs
 
     def close(self) -> None:
         """Stop listening for traces, and end vLLM where it runs in processes of its own."""
-        if vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING:  # in this one, others may use what ending it would take down
+        if vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING:  # in this process, others may still use it
             self.llm_engine.engine_core.shutdown()
         self._traces.close()
 
 
 def control(preset: str | None, policies: Sequence[Policy | str] | None, effort: str, **more: Any) -> RequestControl:
-    """A control from keywords; raises CapabilityError for a policy that has no name, which cannot travel."""
+    """Build a control from keywords; raises CapabilityError for a policy that cannot be sent to workers."""
     named = None if policies is None else dict(_described(policy) for policy in policies)
     return RequestControl(preset if named is None else None, named, effort, **more)
 
@@ -152,9 +152,9 @@ def control(preset: str | None, policies: Sequence[Policy | str] | None, effort:
 def _described(policy: Policy | str) -> tuple[str, dict[str, Any]]:
     if isinstance(policy, str):
         return policy, {}
-    if policy.name not in POLICIES or not is_dataclass(policy):
+    if policy.name not in list_policies() or not is_dataclass(policy):
         raise CapabilityError(
-            f"policy {policy.name!r} is not one of tersely's, and only those travel to vLLM's workers; use "
+            f"policy {policy.name!r} is not registered, and only registered ones can be sent to vLLM's workers; use "
             "tersely.generate with an engine of load_vllm, which runs in this process"
         )
-    return policy.name, {f.name: getattr(policy, f.name) for f in fields(policy)}
+    return policy.name, {f.name: getattr(policy, f.name) for f in fields(policy) if f.metadata != BOUND}

@@ -1,7 +1,7 @@
-"""One request under control inside vLLM: reads what was put out, and says which token must come next.
+"""One request under control inside vLLM: reads its output, and says which token must come next.
 
-Only tokens that stand in the output count, never calls: prompts that are read in chunks and rows that pause make the
-engine ask more often than it puts out. Knows no tensors.
+Only tokens that are in the output count, never calls: chunked prefill and preemption make vLLM ask more often than it
+samples. Knows no tensors.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CapabilityError
-from ..controller import Controller
+from ..controller import Controller, ControllerState
 from ..text.closing import closing_text, paragraph_separator
 from ..trace import Decision
-from ..types import Directive, Signals, State, StepInfo, Watcher
+from ..types import Capability, Directive, Signals, State, StepInfo, Watcher
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,155 +22,169 @@ if TYPE_CHECKING:
 
 def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a turn of a model that vLLM serves, the tokenizer's first."""
-    told = model_config.try_get_generation_config().get("eos_token_id", ())
-    ids = [tokenizer.eos_token_id, *([told] if isinstance(told, int) else told or ())]
+    configured = model_config.try_get_generation_config().get("eos_token_id", ())
+    ids = [tokenizer.eos_token_id, *([configured] if isinstance(configured, int) else configured or ())]
     return tuple(dict.fromkeys(token for token in ids if token is not None))
 
 
 def last_layer(model_config: Any) -> tuple[int, int]:
-    """Whose hidden states there are inside vLLM: the last layer's, by both of its numbers."""
+    """The only layer whose hidden states vLLM shows, by both of its numbers."""
     return -1, int(model_config.hf_text_config.num_hidden_layers)
 
 
 class EosSwap:
-    """Of which rows the end of the turn was moved: fetched from the device once, when a token after that is read."""
+    """For which rows the end of the turn was swapped; fetched from the device once, when a later token is read."""
 
-    def __init__(self, won: Tensor) -> None:
-        self.won = won
-        self._known: list[bool] | None = None
+    def __init__(self, swapped: Tensor) -> None:
+        self.swapped = swapped
+        self._values: list[bool] | None = None
 
-    def of(self, number: int) -> bool:
-        """Whether it was of this one."""
-        if self._known is None:
-            self._known = self.won.tolist()
-        return self._known[number]
+    def happened(self, number: int) -> bool:
+        """Whether it was swapped for this row."""
+        if self._values is None:
+            self._values = self.swapped.tolist()
+        return self._values[number]
 
 
 class RequestController:
     """Drives one watcher over a growing output.
 
-    end: the tokens that end a turn; vLLM ends the request at them before a watcher hears of it. wants: of `signals`
-    and `hidden`, what the watcher looks at. measured: signals are kept of every token. forced, signals: of each token
-    that was read. stopped: the watcher ended the row. Asked when the next token is there are ahead, what the model made
-    of it, and offer: whether the end of the turn was put there in place of a closing's first token, and which of the
-    rows this is, see `closing_start`.
+    Args:
+        end: the tokens that end a turn; vLLM ends the request at them before a watcher is called.
+        reads: which of signals and hidden states the watcher reads.
+        keep_signals: keep the signals of every token.
+
+    Attributes:
+        forced, signals: of each token that was read.
+        stopped: the watcher ended the sequence.
+        next_step: returns what the model says about the next token.
+        swap: whether the end of the turn was put in place of the closing's first token, and this row's number in it.
     """
 
     def __init__(
-        self, watcher: Watcher | None, end: Sequence[int], wants: frozenset[str] = frozenset(), measured: bool = False
+        self,
+        watcher: Watcher | None,
+        end: Sequence[int],
+        reads: frozenset[Capability] = frozenset(),
+        keep_signals: bool = False,
     ) -> None:
-        self.watcher, self.end, self.wants, self.measured = watcher, tuple(end), wants, measured
+        self.watcher, self.end, self.reads, self.keep_signals = watcher, tuple(end), reads, keep_signals
         self.controller = watcher if isinstance(watcher, Controller) else None
         self.forced: list[bool] = []
         self.signals: list[Signals | None] = []
         self.stopped = False
-        self.ahead: Callable[[], StepInfo] = lambda: _NOTHING_SEEN
-        self.offer: tuple[EosSwap, int] | None = None
-        self._through = watcher is None  # nothing will be forced any more
+        self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP
+        self.swap: tuple[EosSwap, int] | None = None
+        self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
-        self._closing: dict[str, tuple[int, ...]] = {}
+        self._closings: dict[str, tuple[int, ...]] = {}
 
     @property
     def done(self) -> bool:
         """Whether nothing is left to do for this request."""
-        return self._through and not self.measured
+        return self._finished and not self.keep_signals
 
     @property
     def settled(self) -> int:
-        """How many tokens were read, without those of a forced piece that is not whole yet."""
+        """How many tokens were read, without those of a forced piece that is not complete yet."""
         if not self._queue:
             return len(self.forced)
         return next((n for n in range(len(self.forced), 0, -1) if not self.forced[n - 1]), 0)
 
     @property
     def thinks(self) -> bool:
-        """Whether the row is in its thinking, and chooses its next token itself."""
-        controller = self.controller
-        return not self._through and not self._queue and controller is not None and controller.phase == "thinking"
+        """Whether the sequence is thinking and chooses its next token itself."""
+        return not self._finished and not self._queue and self._in_thinking
 
     @property
-    def looks(self) -> bool:
-        """Whether somebody wants to know what the model makes of the next token."""
-        return self.measured or (bool(self.wants) and not self._through and (self.controller is None or self.thinks))
+    def needs_step(self) -> bool:
+        """Whether the next token's signals or hidden states will be read."""
+        reads = bool(self.reads) and not self._finished and (self.controller is None or self.thinks)
+        return self.keep_signals or reads
+
+    @property
+    def _in_thinking(self) -> bool:
+        return self.controller is not None and self.controller.state is ControllerState.THINKING
 
     def read(self, output: Sequence[int]) -> int | None:
-        """Take in what was put out since the last call; the token that must come next, None if any may."""
-        for place in range(len(self.forced), len(output)):
-            latest = place == len(output) - 1
-            seen = self.ahead() if latest and (self.wants or self.measured) else _NOTHING_SEEN
-            self._take(output[place], seen, latest and self._moved())
+        """Read what the output has grown by; return the token that must come next, None if any may."""
+        for index in range(len(self.forced), len(output)):
+            latest = index == len(output) - 1
+            step = self.next_step() if latest and (self.reads or self.keep_signals) else _NO_STEP
+            self._read_token(output[index], step, latest and self._was_swapped())
         return self._queue[0] if self._queue else None
 
-    def _moved(self) -> bool:
-        return self.offer is not None and self.offer[0].of(self.offer[1])
+    def _was_swapped(self) -> bool:
+        return self.swap is not None and self.swap[0].happened(self.swap[1])
 
-    def _take(self, token: int, seen: StepInfo, moved: bool) -> None:
-        if self.measured:
-            self.signals.append(None if self._queue else seen.signals)
-        if self._through:
+    def _read_token(self, token: int, step: StepInfo, swapped: bool) -> None:
+        if self.keep_signals:
+            self.signals.append(None if self._queue else step.signals)
+        if self._finished:
             self.forced.append(False)
             return
         if self._queue:
             self.forced.append(True)
             if self._queue.popleft() != token:
-                self._give_up("the engine put out another token than the forced one (a grammar, or a limit of its own)")
+                self._give_up("vLLM wrote another token than the forced one (a grammar, or a limit of its own)")
             elif not self._queue:
-                self._settle()
+                self._update_finished()
             return
         self.forced.append(False)
-        if moved and self.closing_start() == token:
+        if swapped and self.closing_start() == token:
             self.forced[-1] = True
-            self._follow(self._observe(self.end[0], seen), standing=1)
+            self._apply(self._observe(self.end[0], step), written=1)
         else:
-            self._follow(self._observe(token, seen))
+            self._apply(self._observe(token, step))
 
-    def _observe(self, token: int, seen: StepInfo) -> Directive:
+    def _observe(self, token: int, step: StepInfo) -> Directive:
         assert self.watcher is not None
-        return self.watcher.observe(token, seen) if self.wants else self.watcher.observe(token)
+        return self.watcher.observe(token, step) if self.reads else self.watcher.observe(token)
 
-    def _follow(self, directive: Directive, standing: int = 0) -> None:
-        """Queue what a directive forces, of which so many tokens stand already."""
-        if directive.drop > standing or directive.trial is not None or directive.until is not None:
-            self._give_up("vLLM can neither take back what it has put out, nor try something, nor let a row rest")
+    def _apply(self, directive: Directive, written: int = 0) -> None:
+        """Queue what a directive forces, of which this many tokens are written already."""
+        if directive.retract > written or directive.trial is not None or directive.wait_for is not None:
+            self._give_up("inside vLLM tokens cannot be retracted, tried or waited for")
             return
-        self._queue.extend(directive.force[standing:])
+        self._queue.extend(directive.force[written:])
         if directive.stop:
             self.stopped = True
             self._queue.extend(self.end[:1])
-        self._settle()
+        self._update_finished()
 
-    def _settle(self) -> None:
-        """Know whether there is nothing left to do."""
-        self._through = not self._queue and self.controller is not None and self.controller.phase == "answer"
+    def _update_finished(self) -> None:
+        answers = self.controller is not None and self.controller.state is ControllerState.ANSWER
+        self._finished = not self._queue and answers
 
     def _give_up(self, reason: str) -> None:
         self._queue.clear()
-        self._through = True
+        self._finished = True
         if self.controller is not None:
             self.controller.decisions.append(Decision("engine", "error", f"goes on alone: {reason}", len(self.forced)))
 
     def fail(self, error: Exception) -> None:
-        """Leave the request alone after an error of ours, which must never reach the engine."""
+        """Leave the request alone after an error of ours, which must never reach vLLM."""
         self._give_up(f"{type(error).__name__}: {error}")
 
     def closing_start(self) -> int | None:
-        """The first token of what closes the thinking here, to be put out in place of an end of the turn.
+        """The first token of what closes the thinking here, which replaces an end of the turn.
 
-        None where the row is not thinking, or nothing may be done.
+        None where the sequence is not thinking, or nothing may be done.
         """
         controller = self.controller
-        if self._through or self._queue or controller is None or controller.phase != "thinking":
+        if self._finished or self._queue or controller is None or not self._in_thinking:
             return None
         if controller.shadow or not self.end:
             return None
-        lead = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
-        if lead not in self._closing:
-            self._closing[lead] = controller.codec.encode(closing_text(controller.markers, "", lead))
-        return self._closing[lead][0]
+        separator = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
+        if separator not in self._closings:
+            text = closing_text(controller.markers, "", separator)
+            self._closings[separator] = controller.codec.encode(text)
+        return self._closings[separator][0]
 
 
 def _no_state(layer: int) -> State:
-    raise CapabilityError(f"the hidden state of layer {layer} is not at hand inside vLLM; only the last one (-1) is")
+    raise CapabilityError(f"the hidden state of layer {layer} is not available inside vLLM; only the last one (-1) is")
 
 
-_NOTHING_SEEN = StepInfo(None, _no_state)
+_NO_STEP = StepInfo(None, _no_state)

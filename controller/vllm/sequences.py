@@ -1,4 +1,4 @@
-"""Requests to a vLLM in this process, from when they are handed over until they are answered."""
+"""Requests to a vLLM in this process, from submission to completion."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from ..types import (
     KEEP,
+    Capability,
     Completion,
     CompletionListener,
     Directive,
@@ -29,75 +30,75 @@ class HiddenStateCapture:
         self.layer = layer
         self.state: State | None = None
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         """See `Watcher.observe`."""
-        if self.state is None and seen is not None:
-            self.state = seen.state(self.layer)
+        if self.state is None and step is not None:
+            self.state = step.state(self.layer)
         return KEEP
 
 
 class VllmSequence:
-    """One request on its way."""
+    """One request in flight."""
 
     def __init__(self, index: int, name: str, request: Request, limit: int, end: tuple[int, ...]) -> None:
         self.index, self.name, self.request, self.limit, self.end = index, name, request, limit, end
         self.ids: list[int] = []
         self.finish: FinishReason | None = None
-        self.driven: RequestController | None = None
+        self.controller: RequestController | None = None
         self._shown = 0
-        self._chances: list[float] = []
+        self._probabilities: list[float] = []
         if request.watcher is not None or request.signals:
-            wants = {"signals"} if request.signals else set()
-            wants |= {"hidden"} if request.layers else set()
-            self.driven = RequestController(request.watcher, end, frozenset(wants), measured=request.signals)
+            reads = {Capability.LOGIT_SIGNALS} if request.signals else set()
+            reads |= {Capability.HIDDEN_STATES} if request.layers else set()
+            self.controller = RequestController(request.watcher, end, frozenset(reads), keep_signals=request.signals)
 
     @property
-    def chances_wanted(self) -> bool:
-        """Whether vLLM is to say how likely each sampled token was; a watcher would not hear it in time."""
+    def wants_logprobs(self) -> bool:
+        """Whether vLLM should report the probability of each token; for a watcher it would come too late."""
         return self.request.signals and self.request.watcher is None
 
     def submit(self, engine: Any, params: Any) -> None:
-        """Hand the request to vLLM."""
+        """Submit the request to vLLM."""
         from .worker_context import register
 
-        if self.driven is not None:
-            register(self.name, self.driven)
+        if self.controller is not None:
+            register(self.name, self.controller)
         engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
 
-    def take(self, output: Any, sink: TokenSink | None) -> None:
-        """Take in what vLLM has put out so far."""
+    def update(self, output: Any, sink: TokenSink | None) -> None:
+        """Process the output of vLLM so far."""
         done = output.outputs[0]
         self.ids = list(done.token_ids)
         if output.finished:
             self.finish = "length" if done.finish_reason == "length" else "stop"
-            if self.driven is not None:
-                self.driven.read(self.ids)
-                if self.driven.stopped:
+            if self.controller is not None:
+                self.controller.read(self.ids)
+                if self.controller.stopped:
                     self.finish = "stopped"
-            if self.chances_wanted:
+            if self.wants_logprobs:
                 logs = zip(self.ids, done.logprobs, strict=True)
-                self._chances = [math.exp(known[token].logprob) for token, known in logs]
+                self._probabilities = [math.exp(known[token].logprob) for token, known in logs]
             if self.ids and self.ids[-1] in self.end:
                 self.ids.pop()
         if sink is not None:
             self._show(sink)
 
     def _show(self, sink: TokenSink) -> None:
-        """Announce what is new, what was forced together in one piece: the next step knows whether it was."""
-        known = len(self.ids) if self.driven is None or self.finish else min(len(self.ids), self.driven.settled)
+        """Announce new tokens, those that were forced together in one piece: the next step knows which were."""
+        known = len(self.ids) if self.controller is None or self.finish else min(len(self.ids), self.controller.settled)
         for forced, run in groupby(range(self._shown, known), self._forced):
             for ids in [[self.ids[place] for place in run]] if forced else ([self.ids[place]] for place in run):
                 sink(self.index, tuple(ids), forced)
         self._shown = max(self._shown, known)
 
     def _forced(self, place: int) -> bool:
-        forced = () if self.driven is None else self.driven.forced
+        forced = () if self.controller is None else self.controller.forced
         return place < len(forced) and forced[place]
 
-    def tell(self) -> None:
-        """Tell a watcher that wants to know what became of its row."""
+    def notify(self) -> None:
+        """Notify a watcher that listens for the completion."""
         if isinstance(self.request.watcher, CompletionListener):
-            self.request.watcher.ended(self.completion())
+            self.request.watcher.on_finish(self.completion())
 
     def completion(self) -> Completion:
         """The output without the token that ended it."""
@@ -106,11 +107,11 @@ class VllmSequence:
 
     def _signals(self) -> tuple[Signals | None, ...]:
         """Those of each token; None of one that was not seen before the row ended."""
-        if self.driven is None or not self.request.signals:
+        if self.controller is None or not self.request.signals:
             return ()
-        seen = self.driven.signals[: len(self.ids)]
+        seen = self.controller.signals[: len(self.ids)]
         seen = [*seen, *[None] * (len(self.ids) - len(seen))]
-        if not self._chances:
+        if not self._probabilities:
             return tuple(seen)
-        chances = self._chances[: len(seen)]
+        chances = self._probabilities[: len(seen)]
         return tuple(one and replace(one, chosen=chance) for one, chance in zip(seen, chances, strict=True))

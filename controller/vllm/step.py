@@ -1,4 +1,4 @@
-"""One step of a batch: hear what was put out, then write into the logits what must come next."""
+"""One step of a batch: read the new tokens, then write into the logits what must come next."""
 
 from __future__ import annotations
 
@@ -19,41 +19,44 @@ from . import trace_channel as traces
 from .request_controller import EosSwap, RequestController
 
 _CERTAIN = 1e9
-"""A logit that leaves no doubt; what a grammar has forbidden stays forbidden."""
+"""The logit of a forced token; what a grammar has forbidden stays forbidden."""
 
 
 @dataclass(slots=True)
 class ControlledRow:
-    """A request under control: who drives it, and its output so far.
+    """A request under control, with its output so far.
 
-    tag, copy: what its trace goes by, see `traces`; told: how much of that was sent.
+    Attributes:
+        tag, copy: identify its trace, see `trace_channel`.
+        sent: how many decisions of the trace were sent.
     """
 
-    driven: RequestController
+    controller: RequestController
     output: list[int]
     params: Any = None
     tag: str = ""
     copy: int = 0
-    told: int = 0
+    sent: int = 0
 
 
 def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
-    """Let rows, by their place in logits [all rows, vocabulary], read what was put out, and force what follows."""
+    """Let rows, by their index in logits [all rows, vocabulary], read their output, and force what follows."""
     forced = {place: token for place, row in rows.items() if (token := _read(row)) is not None}
     if forced:
         _force(forced, logits)
-    _look([(place, row) for place, row in rows.items() if row.driven.looks], logits)
-    _offer(rows, logits)
+    _read_logits([(place, row) for place, row in rows.items() if row.controller.needs_step], logits)
+    _swap_eos(rows, logits)
     for row in rows.values():
-        if row.driven.controller is not None and len(row.driven.controller.decisions) > row.told:
-            row.told = traces.send_trace(row.tag, row.copy, row.driven.controller.decisions, row.told)
+        controller = row.controller.controller
+        if controller is not None and len(controller.decisions) > row.sent:
+            row.sent = traces.send_trace(row.tag, row.copy, controller.decisions, row.sent)
 
 
 def _read(row: ControlledRow) -> int | None:
     try:
-        return row.driven.read(row.output)
-    except Exception as error:  # a mistake of ours must not end the engine
-        row.driven.fail(error)
+        return row.controller.read(row.output)
+    except Exception as error:  # an error of ours must not end the engine
+        row.controller.fail(error)
         return None
 
 
@@ -63,40 +66,40 @@ def _force(forced: Mapping[int, int], logits: Tensor) -> None:
     logits[places[0], places[1]] = torch.where(found == -torch.inf, found, _CERTAIN)
 
 
-def _look(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
-    """Keep what this step says about the tokens that come next."""
+def _read_logits(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
+    """Keep what this step says about the next tokens."""
     if not rows:
         return
-    everybody = len(rows) == len(logits)
-    found = logit_signals(logits if everybody else logits[[place for place, _ in rows]])
+    all_rows = len(rows) == len(logits)
+    found = logit_signals(logits if all_rows else logits[[place for place, _ in rows]])
     values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
     hidden = tap.last_hidden_states(len(logits))
     for number, (place, row) in enumerate(rows):
-        entropy, top, margin = values[place if everybody else number]
+        entropy, top, margin = values[place if all_rows else number]
         signals = Signals(entropy, top, math.nan, margin)
-        row.driven.ahead = partial(StepInfo, signals, partial(_state, hidden, place))
+        row.controller.next_step = partial(StepInfo, signals, partial(_state, hidden, place))
 
 
 def _state(hidden: Tensor | None, place: int, layer: int) -> State:
     if hidden is None:
-        raise CapabilityError("vLLM kept no hidden states in this step: something else has replaced its logits layer")
+        raise CapabilityError("vLLM kept no hidden states in this step: another plug-in has replaced its logits layer")
     found: State = hidden[place].float().cpu().numpy()
     return found
 
 
-def _offer(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
-    """Put the end of the turn, where the model may want it within its thinking, in place of a closing's first token.
+def _swap_eos(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
+    """Where the model may end its turn within its thinking, let the first token of a closing stand for that.
 
-    vLLM would end the request there, and there would be no answer. Where a grammar forbids that token, the end stays.
+    vLLM would end the request there, without an answer. Where a grammar forbids that token, the end stays.
     """
     places, firsts, offers = [], [], []
     for place, row in rows.items():
-        driven = row.driven
-        driven.offer = None
-        if (first := driven.closing_start()) is not None:
+        controller = row.controller
+        controller.swap = None
+        if (first := controller.closing_start()) is not None:
             places.append(place)
             firsts.append(first)
-            offers.append(driven)
+            offers.append(controller)
     if not offers:
         return
     where, what, end = (torch.tensor(ids, device=logits.device) for ids in (places, firsts, offers[0].end))
@@ -104,8 +107,8 @@ def _offer(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     wanted = logits[ends].amax(dim=1)
     instead = logits[where, what]
     allowed = instead > -torch.inf
-    moved = EosSwap((wanted > instead) & allowed)
+    swap = EosSwap((wanted > instead) & allowed)
     logits[where, what] = torch.where(allowed, torch.maximum(wanted, instead), instead)
     logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
-    for number, driven in enumerate(offers):
-        driven.offer = moved, number
+    for number, controller in enumerate(offers):
+        controller.swap = swap, number

@@ -1,7 +1,7 @@
-"""Outputs under vLLM's second model runner, which keeps them on the device.
+"""Outputs under vLLM's V2 model runner, which keeps them on the device.
 
-The tokens of the step before are fetched beside the forward: the copy begins when they are all there, before the
-forward is launched, and is waited for after that. So the device never idles for it.
+The tokens of the previous step are copied during the forward pass: the copy starts before the pass is launched and is
+waited for after it, so the device never idles for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class TokenHistory:
-    """Prompts and outputs of slots, on the host. states: the runner's own, see vLLM's `LogitsProcRequestState`."""
+    """Prompts and outputs of slots on the host; `states` is vLLM's `LogitsProcRequestState`."""
 
     def __init__(self, states: Any) -> None:
         self.states = states
@@ -26,14 +26,14 @@ class TokenHistory:
         self._stream = torch.cuda.Stream(states.device) if on_gpu else None
 
     def begin(self, slot: int) -> tuple[list[int], list[int]]:
-        """The prompt of a slot that was just taken, and its output so far: a list that grows from now on."""
+        """The prompt of a new slot, and its output so far: a list that grows from now on."""
         prompt = int(self.states.prompt_len.np[slot])
         known = self.states.all_token_ids.gpu[slot, : int(self.states.prefill_len.np[slot])].tolist()
         self._outputs[slot] = known[prompt:]
         return known[:prompt], self._outputs[slot]
 
     def fetch(self, slots: Sequence[int]) -> None:
-        """Begin to fetch the latest token of these slots."""
+        """Start to fetch the latest token of these slots."""
         self._slots = list(slots)
         if self._stream is None:
             self._copied = self._latest()
@@ -49,8 +49,8 @@ class TokenHistory:
         lengths = self.states.total_len.gpu[slots].long()
         return torch.stack((lengths, self.states.all_token_ids.gpu[slots, lengths - 1].long()), dim=1)
 
-    def land(self) -> None:
-        """Take in what was fetched: at most one token a slot, where that has been sampled."""
+    def collect(self) -> None:
+        """Append what was fetched: at most one token per slot, where one has been sampled."""
         if self._copied is None:
             return
         if self._there is not None:

@@ -1,4 +1,4 @@
-"""What a vLLM worker knows of the model it serves, and how it makes the drivers of requests."""
+"""What a vLLM worker knows about its model, and how it makes the controllers of requests."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from typing import Any
 from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller
 from ..policies.base import Policy
-from ..probe_registry import bind_policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, find_markers
 from ..text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from ..types import BindContext, Capability
 from .request_control import KEY, RequestControl, parse_control, read_control
 from .request_controller import RequestController, end_token_ids, last_layer
 
 _HERE: dict[str, RequestController] = {}
-"""Drivers of requests to an engine in this process, by what their control names."""
+"""Controllers of requests to an engine in this process, by the `driver` of their control."""
 
 
-def register(name: str, driven: RequestController) -> None:
-    """Have the request whose control names this driver be driven by it."""
-    _HERE[name] = driven
+def register(name: str, controller: RequestController) -> None:
+    """Let this controller drive the request whose control names it."""
+    _HERE[name] = controller
 
 
 def unregister(name: str) -> None:
-    """Forget a driver."""
+    """Forget a controller."""
     _HERE.pop(name, None)
 
 
 class WorkerContext:
-    """The model of one vLLM worker: its tokenizer, markers and probes, and what requests get that ask for nothing.
+    """The model of one vLLM worker: its tokenizer, markers, probes and default control.
 
-    settings: `additional_config["tersely"]` of the engine: `default`, the control of requests that bring none, and
-    `markers`, [open, close], where they cannot be found. Looks like an engine to policies that bind to one.
+    `additional_config["tersely"]` of the engine may have `default`, the control of requests that bring none, and
+    `markers`, [open, close], where they cannot be found. Policies bind to it; implements `types.ModelHandle`.
     """
 
-    capabilities = frozenset({"signals", "hidden"})
+    capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
 
     def __init__(self, vllm_config: Any) -> None:
         self.config = vllm_config.model_config
         self.name = str(self.config.served_model_name or self.config.model)
-        self.hidden_layers = last_layer(self.config)
+        self.hidden_layers: tuple[int, ...] | None = last_layer(self.config)
         settings = (vllm_config.additional_config or {}).get(KEY, {})
         self._default = settings.get("default")
         self._markers = settings.get("markers")
@@ -68,7 +68,7 @@ class WorkerContext:
 
     @cached_property
     def markers(self) -> Markers:
-        """How this model thinks; raises MarkerError if that cannot be told."""
+        """How this model opens and closes its thinking; raises MarkerError if unknown."""
         return Markers(*self._markers) if self._markers else find_markers(self.tokenizer)
 
     @cached_property
@@ -82,19 +82,23 @@ class WorkerContext:
         return None if self._default is None else read_control(self._default)
 
     def fingerprint(self) -> str | None:
-        """Of the checkpoint that is served; None if that is no folder."""
+        """The fingerprint of the served checkpoint; None unless it is a folder."""
         if self._fingerprint is None and Path(self.config.model).is_dir():
             from ...probes.fingerprint import checkpoint_fingerprint
 
             self._fingerprint = checkpoint_fingerprint(self.config.model)
         return self._fingerprint
 
-    def driven(
+    def make_controller(
         self, extra_args: Mapping[str, Any] | None, prompt: Sequence[int] | None, max_tokens: int
     ) -> RequestController | None:
-        """Who drives a request; None where nothing is to be controlled.
+        """The controller of a request; None where there is nothing to control.
 
-        prompt: its ids, None where it came as embeddings. Raises what a wrong setting or a model without markers does.
+        Args:
+            prompt: its ids; None where it came as embeddings.
+
+        Raises:
+            OptionError, MarkerError: a setting is wrong, or the model has no markers.
         """
         control = parse_control(extra_args, self.default)
         if control is None:
@@ -107,21 +111,21 @@ class WorkerContext:
         tier = canonical_effort(control.effort)
         if tier == "auto":
             tier = tier_by_length(self.codec.decode(list(prompt or ())))
-        policies = tuple(self._bind(policy) for policy in control.made())
+        policies = tuple(self._bind(policy) for policy in control.make_policies())
         controller = Controller(
             policies,
             self.codec,
             self.markers,
-            control.budget(tier, max_tokens),
+            control.make_budget(tier, max_tokens),
             opened=state == "thinking",
             shadow=control.shadow,
             prompt=control.question,
             prompt_tokens=len(prompt or ()),
         )
-        wants = {need for policy in policies for need in policy.needs}
-        return RequestController(controller, self.end, frozenset(wants & {"signals", "hidden"}))
+        required = {need for policy in policies for need in policy.requires}
+        return RequestController(controller, self.end, frozenset(required & self.capabilities))
 
     def _bind(self, policy: Policy) -> Policy:
         if policy not in self._bound:
-            self._bound[policy] = bind_policy(policy, self, None)  # type: ignore[arg-type]  # as far as policies look, an engine
+            self._bound[policy] = policy.bind(BindContext(self))
         return self._bound[policy]

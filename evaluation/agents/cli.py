@@ -63,7 +63,7 @@ def agents(
     plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
-    token_price = None if price is None else load_prices().of(price)
+    token_price = None if price is None else load_prices().get(price)
     if router_out is not None:
         select_modes(dict.fromkeys(names, ()))
     if url is not None:

@@ -15,8 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.limits import read_and_written
-from ..economics.cost_of_pass import cost_of_pass, set_cost_of_pass
-from ..economics.e3_score import SearchScore, duplicate_rate
+from ..economics.cost_metrics import SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
 from ..economics.prices import Price
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task

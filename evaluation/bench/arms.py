@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ...controller.options import GenerationOptions
-from ...controller.policies import POLICIES, PRESETS, load_policy
+from ...controller.policies import get_presets, list_policies, load_policy
 from ...controller.policies.base import Policy
+from ...controller.registry import load_add_ons
+from ...controller.session import Session
 from ...controller.tuned_config import TunedConfig
+from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
 from ...probes.tier_selector import TierProbe
 from ..tasks.questions import Question, hash_question
@@ -33,10 +36,11 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "hard": {"preset": "off", "effort": "hard"},
     "auto": {"preset": "off", "effort": "auto"},
     "auto-balanced": {"preset": "balanced", "effort": "auto"},
-    **{name: {"preset": name} for name in PRESETS if name != "off"},
-    **{name: {"policies": ("budget", name)} for name in POLICIES if name not in PRESETS},
+    **{name: {"policies": ("budget",), "modifiers": (name,)} for name in load_add_ons("tersely.forward_modifiers")},
+    **{name: {"policies": ("budget", name)} for name in list_policies()},
+    **{name: {"preset": name} for name in get_presets() if name != "off"},
 }
-"""Options that each arm changes; one arm for each preset, and for each policy on its own."""
+"""Options that each arm changes; one arm for each preset, and for each other policy and modifier on its own."""
 
 FIXED, CONFIDENCE, RANDOM, ORACLE = "fixed-budget", "confidence", "random-stop", "first-correct"
 TRUNCATED_ARMS: Mapping[str, str] = {
@@ -193,14 +197,22 @@ def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
                 )
 
 
-def check_unseen(policies: Iterable[Policy | TierProbe], questions: Sequence[Question]) -> None:
-    """Raise CheckError if a policy or probe was trained on one of these questions (see `Policy.learned_from`)."""
+def check_resolved(session: Session, options: GenerationOptions, questions: Sequence[Question]) -> None:
+    """`check_unseen` for everything that a session uses with these options; raises CheckError, ProbeError."""
+    resolved = session.resolve(options)
+    probes = [] if resolved.tier_probe is None else [resolved.tier_probe]
+    check_unseen([*resolved.policies, *resolved.modifiers, *probes], questions)
+
+
+def check_unseen(learned: Iterable[Policy | ForwardModifier | TierProbe], questions: Sequence[Question]) -> None:
+    """Raise CheckError if something was trained on one of these questions (see `Policy.provenance`)."""
     ids = {hash_question(question): question.id for question in questions}
-    for policy in policies:
-        seen = [ids[key] for key in getattr(policy, "learned_from", ()) if key in ids]
+    for one in learned:
+        hashes = one.learned_from if isinstance(one, TierProbe) else one.provenance
+        seen = [ids[key] for key in hashes if key in ids]
         if seen:
             shown = ", ".join(sorted(seen)[:_SHOWN_IDS])
             raise CheckError(
-                f"{policy.name!r} was trained on {len(seen)} of the test questions ({shown}); test on others",
+                f"{one.name!r} was trained on {len(seen)} of the test questions ({shown}); test on others",
                 code="train_test_overlap",
             )

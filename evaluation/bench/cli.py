@@ -21,6 +21,7 @@ from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...controller.tuned_config import read_config
+from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable, write
 from ..cli_utils import show_progress
@@ -29,7 +30,7 @@ from ..runner import ENGINES, EvalRunner, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
-from .arms import BASELINE, Arm, check_disjoint, check_unseen, load_own_arms, make_arms
+from .arms import BASELINE, Arm, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, show
 from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, WORK
@@ -151,7 +152,7 @@ def _check(rollouts: int, margin: float, batch_size: int | None, out: Path | Non
 def _check_verifier(arms: Sequence[Arm], verifier: str | None) -> None:
     """Refuse a verifier that no arm would use."""
     policies = (policy for arm in arms for policy in make_policies(arm.options.preset, arm.options.policies))
-    if verifier is not None and not any("verifier" in policy.needs for policy in policies):
+    if verifier is not None and not any(Capability.VERIFIER in policy.requires for policy in policies):
         raise OptionError(
             f"no arm uses the verifier {verifier!r}; add an arm with a policy that does, such as trimr, or leave "
             "--verifier out",
@@ -210,8 +211,7 @@ def _check_arms(plan: BenchPlan, runner: EvalRunner, helper: EvalRunner | None) 
     longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
     for arm in plan.arms:
         session = (helper if arm.on_helper and helper else runner).session
-        policies, probe = session.learnt(arm.options)
-        check_unseen([*policies, *([] if probe is None else [probe])], plan.questions)
+        check_resolved(session, arm.options, plan.questions)
         session.prepare(longest, arm.options)
 
 

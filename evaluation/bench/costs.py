@@ -8,10 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...errors import ModelError
-from ..economics.cost_of_pass import cost_of_pass
-from ..economics.e3_score import e3
-from ..economics.flops import generation_flops
-from ..economics.model_shape import ModelShape, load_shape
+from ..economics.cost_metrics import cost_of_pass, e3
+from ..economics.flops import ModelShape, generation_flops, load_shape
 from ..economics.prices import Price, Prices
 from .arms import HELPER
 from .records import ArmRecords, BenchRow, Weights
@@ -66,7 +64,7 @@ class CostModel:
         own = row.thinking + row.answer_tokens + row.discarded + row.probe + row.reprefilled
         helper = (self._relative_flops(self.helper_shape) or 1.0) * (row.delegated + row.consulted)
         verifier = (self._relative_flops(self.verifier_shape) or 1.0) * row.verifier
-        return generation_flops(shape, row.prompt, own + round(helper + verifier)).total
+        return generation_flops(shape, row.prompt, own + round(helper + verifier))
 
     def _billed_tokens(self, row: BenchRow) -> float:
         """Output tokens at the price of the model that wrote them; totals are already weighted."""
@@ -97,9 +95,9 @@ def load_cost_model(
     notes: list[str] = []
     costs = CostModel(
         load_shape_or_note(model, notes),
-        None if price is None else prices.of(price),
+        None if price is None else prices.get(price),
         None if helper is None else load_shape_or_note(helper, notes),
-        None if helper_price is None else prices.of(helper_price),
+        None if helper_price is None else prices.get(helper_price),
         None if verifier is None else load_shape_or_note(verifier, notes),
     )
     if helper is not None and costs.helper_weight() is None:

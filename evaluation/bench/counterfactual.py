@@ -14,8 +14,9 @@ from statistics import fmean
 from typing import Any
 
 from ...controller.request_builder import PreparedRequest
+from ...controller.text.answers import find_closing_brace
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
-from ...controller.trial_answers import LEAD, MOST_TOKENS, boxed_content, brace_depth
+from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 from ...controller.types import Completion, SamplingParams
 from ..runner import Continuation, batch_seed
 from ..tasks.questions import Question
@@ -77,7 +78,7 @@ class Counterfactual:
         self.bench, self.arm = bench, arm
         session = bench.runner.session
         self._truncator = TruncationBaseline(session.codec, session.markers)
-        self._lead = session.codec.encode(LEAD)
+        self._lead = session.codec.encode(ANSWER_PREFIX)
         self._truncate_at = cache(self._truncator.truncate_at)  # the searches try many settings
         self._batches = [self._load_batch(*batch) for batch in bench.batches()]
         self._all = [(recording, batch.rollout) for batch in self._batches for recording in batch.recordings]
@@ -211,7 +212,7 @@ class Counterfactual:
             forced = (*[False] * kept, *[True] * cut.forced, *[False] * len(answer.token_ids))
             completion = Completion((*cut.ids, *answer.token_ids), forced, answer.finish_reason)
             result = bench.runner.session.finish(batch.prepared[i], completion)
-            result = replace(result, usage=replace(result.usage, probe=paid))
+            result = replace(result, usage=replace(result.usage, trial=paid))
             rows[i] = to_row(batch.questions[i], name, batch.rollout, result, bench.checker, bench.weights)
         return [asdict(row) for row in rows]
 
@@ -224,7 +225,7 @@ def _relabel(row: BenchRow, name: str, paid: int) -> BenchRow:
 def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[int]]]) -> list[list[TrialPoint]]:
     """Trial answers of recordings at their `trial_ends`; each row is (question, recording, prompt token ids)."""
     session = bench.runner.session
-    truncator, lead = TruncationBaseline(session.codec, session.markers), session.codec.encode(LEAD)
+    truncator, lead = TruncationBaseline(session.codec, session.markers), session.codec.encode(ANSWER_PREFIX)
     owners, texts, forced = [], [], []
     for owner, (_, recording, prompt) in enumerate(rows):
         for end in recording.trial_ends:
@@ -236,12 +237,12 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
     replies: list[Continuation] = []
     for start in range(0, len(texts), bench.batch_size):
         some = texts[start : start + bench.batch_size]
-        replies += bench.runner.continue_from(some, [MOST_TOKENS] * len(some), GREEDY)
+        replies += bench.runner.continue_from(some, [MAX_TRIAL_TOKENS] * len(some), GREEDY)
     trials: list[list[TrialPoint]] = [[] for _ in rows]
     for owner, extra, reply in zip(owners, forced, replies, strict=True):
         size = _boxed_tokens(reply, session.codec)
-        content = boxed_content(session.codec.decode(reply.token_ids[:size]))
-        answer = f"{LEAD}{content}{'}' * brace_depth(1, content)}"
+        text = session.codec.decode(reply.token_ids[:size])
+        answer = f"{ANSWER_PREFIX}{text[: find_closing_brace(text)]}}}"
         right = bench.checker.grade(rows[owner][0], answer).equal
         trials[owner].append(TrialPoint(_mean_probability(reply.probabilities[:size]), extra + size, right))
     return trials
@@ -253,10 +254,10 @@ def _mean_probability(probabilities: Sequence[float]) -> float:
 
 
 def _boxed_tokens(reply: Continuation, codec: TokenizerAdapter) -> int:
-    """Number of tokens until the brace that `LEAD` opened is closed; all of them if it never is."""
-    depth = 1
+    """Number of tokens until the brace that `ANSWER_PREFIX` opened is closed; all of them if it never is."""
+    text = ""
     for count, token in enumerate(reply.token_ids, 1):
-        depth = brace_depth(depth, codec.decode([token]))
-        if depth == 0:
+        text += codec.decode([token])
+        if find_closing_brace(text) is not None:
             return count
     return len(reply.token_ids)

@@ -16,7 +16,15 @@ from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
 
 KINDS = ("thinking", "answer", "overhead", "total")
-OVERHEADS = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
+OVERHEADS: Mapping[str, str] = {
+    "discarded": "discarded",
+    "probe": "trial",
+    "verifier": "verifier",
+    "delegated": "helper_completion",
+    "consulted": "helper_prompt",
+    "reprefilled": "recomputed",
+}
+"""Kinds of overhead by their name in a row, with their name in `Usage`."""
 _COLUMNS: Mapping[str, str] = {"answer": "answer_tokens"}
 
 
@@ -90,11 +98,11 @@ def to_row(
     graded = checker.grade(question, answer)
     overhead = (
         usage.discarded
-        + usage.probe
+        + usage.trial
         + weights.verifier * usage.verifier
-        + weights.helper * usage.delegated
-        + weights.consulted * usage.consulted
-        + weights.reprefilled * usage.reprefilled
+        + weights.helper * usage.helper_completion
+        + weights.consulted * usage.helper_prompt
+        + weights.reprefilled * usage.recomputed
     )
     return BenchRow(
         id=question.id,
@@ -110,8 +118,8 @@ def to_row(
         prompt=usage.prompt,
         thinking=usage.thinking,
         answer_tokens=usage.answer,
-        forced=usage.forced,
-        **{kind: getattr(usage, kind) for kind in OVERHEADS},
+        forced=usage.injected,
+        **{kind: getattr(usage, field) for kind, field in OVERHEADS.items()},
         overhead=overhead,
         total=own * (usage.thinking + usage.answer) + overhead,
     )

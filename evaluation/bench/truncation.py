@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...controller.budgets import Budget
-from ...controller.controller import Controller
+from ...controller.controller import Controller, ControllerState
 from ...controller.policies.base import Close, Policy, PolicyView, Wait, Watching
 from ...controller.policies.budget import BudgetForcing
 from ...controller.text.markers import Markers
@@ -72,11 +72,10 @@ class Truncation:
 
 
 @dataclass(frozen=True, slots=True)
-class StopAt:
+class StopAt(Policy):
     """A policy that closes the thinking after a number of tokens."""
 
     name: ClassVar[str] = "stop at"
-    needs: ClassVar[frozenset[str]] = frozenset()
     at: int
 
     def watch(self, view: PolicyView) -> Watching:
@@ -86,17 +85,16 @@ class StopAt:
 
 
 @dataclass(frozen=True, slots=True)
-class _RecordEnds:
+class _RecordEnds(Policy):
     """A policy that records where thoughts end, and never acts."""
 
     name: ClassVar[str] = "ends"
-    needs: ClassVar[frozenset[str]] = frozenset()
     ends: list[int]
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         while True:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
+            yield Wait(at=view.tokens + 1, boundary="thought")
             self.ends.append(view.tokens)
 
 
@@ -128,9 +126,9 @@ class TruncationBaseline:
         for position, token in enumerate(recording.ids, 1):
             directive = controller.observe(token)
             if directive.force:
-                ids = (*recording.ids[: position - directive.drop], *directive.force)
+                ids = (*recording.ids[: position - directive.retract], *directive.force)
                 return Truncation(ids, len(directive.force))
-            if controller.phase == "answer":
+            if controller.state is ControllerState.ANSWER:
                 break
         return None
 

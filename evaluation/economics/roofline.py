@@ -1,24 +1,135 @@
-"""The roofline of a model on a device: which of compute and memory bounds prefill and decoding, and tokens/s at most.
+"""The roofline of a model on a device: what bounds prefill and decoding, and the most tokens per second.
 
-Counted are weights and key-value cache; activations, launches and communication come on top, so nothing that
-decodes a token a step runs faster. Prefill reads `context` tokens a sequence, decoding is one step at that length.
+Only weights and key-value cache are counted. Activations, launches and communication come on top, so an engine that
+decodes one token per step cannot be faster. Prefill reads `context` tokens of each sequence; decoding is one step at
+that length. A device is known by its data sheet, by a short measurement of this machine, or by the user's numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
 
-from ...errors import unknown
-from .devices import Device
-from .flops import prefill_flops, token_flops
-from .model_shape import ModelShape
+from ...errors import OptionError, unknown
+from .flops import ModelShape, prefill_flops, token_flops
+
+MEASURE = "measure"
+"""The device name that stands for this machine."""
+_REPEATS = 7
+_MAX_READ, _MIN_READ = 512e6, 1e6  # bytes; below the minimum, the overhead of the call dominates
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device by its two limits.
+
+    Attributes:
+        flops: FLOP/s by compute dtype: dense, 16 bits accumulated in 32, float32 without TF32.
+        bandwidth: Bytes per second.
+        memory: Bytes, if known.
+        source: Where the numbers are from.
+    """
+
+    name: str
+    flops: Mapping[str, float]
+    bandwidth: float
+    memory: float | None
+    source: str
+
+    def peak(self, compute: str) -> float:
+        """Return the FLOP/s in a dtype; raises OptionError if they are not known."""
+        if compute not in self.flops:
+            raise unknown(f"dtype on {self.name}", compute, self.flops)
+        return self.flops[compute]
+
+
+def _from_data_sheet(name: str, single: float, half: float, bandwidth: float, memory: float, source: str) -> Device:
+    """Build a device from TFLOP/s, GB/s and GB."""
+    flops = {"float32": single * 1e12, "bfloat16": half * 1e12, "float16": half * 1e12}
+    return Device(name, flops, bandwidth * 1e9, memory * 1e9, source)
+
+
+DEVICES: Mapping[str, Device] = {
+    device.name: device
+    for device in (
+        _from_data_sheet("A100", 19.5, 312, 2039, 80, "NVIDIA's data sheet of the A100 80GB SXM, 2021"),
+        _from_data_sheet("H100", 67, 989, 3350, 80, "NVIDIA's data sheet of the H100 SXM, 2023, without sparsity"),
+        _from_data_sheet("H200", 67, 989, 4800, 141, "NVIDIA's data sheet of the H200 SXM, 2023, without sparsity"),
+        _from_data_sheet("RTX-4090", 82.6, 165.2, 1008, 24, "NVIDIA's Ada white paper, 2022, without sparsity"),
+    )
+}
+
+
+def check_device(name: str) -> None:
+    """Raise OptionError for an unknown device."""
+    if name != MEASURE and name not in DEVICES:
+        raise unknown("device", name, [*DEVICES, MEASURE])
+
+
+def get_device(name: str, compute: str, footprint: float) -> Device:
+    """Return a device by name, or this machine as measured for a dtype and the bytes that a step reads."""
+    check_device(name)
+    return measure_device(compute, footprint) if name == MEASURE else DEVICES[name]
+
+
+def measure_device(compute: str, footprint: float) -> Device:
+    """Measure this machine (its GPU, if it has one) for about a second.
+
+    The compute limit is that of a matrix product. The bandwidth is that of a matrix-vector product which reads
+    `footprint` bytes (up to 512 MB), as a decoding step does, because a small model that stays in the processor's cache
+    is read faster than memory. The best of a few repeats counts, since other load can only slow them down.
+    """
+    import torch
+
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if place == "cuda" else 1024
+    square = torch.ones(size, size, dtype=getattr(torch, compute), device=place)
+    product_seconds = _time_fastest(lambda: square @ square, place)
+    width = 4096
+    rows = max(1, round(min(max(footprint, _MIN_READ), _MAX_READ) / (4 * width)))
+    table, vector = torch.ones(rows, width, device=place), torch.ones(width, device=place)
+    reading_seconds = _time_fastest(lambda: torch.mv(table, vector), place)
+    name = torch.cuda.get_device_name() if place == "cuda" else f"this CPU, {torch.get_num_threads()} thread(s)"
+    source = f"measured, best of {_REPEATS}, reading {4 * rows * width / 1e6:.1f} MB"
+    flops = {compute: 2.0 * size**3 / product_seconds}
+    return Device(name, flops, 4 * rows * width / reading_seconds, None, source)
+
+
+def _time_fastest(call: Callable[[], object], place: str) -> float:
+    """Return the seconds of the fastest call after a warm-up."""
+    import torch
+
+    seconds = []
+    for _ in range(_REPEATS + 1):
+        started = time.perf_counter()
+        call()
+        if place == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
+
+
+def custom_device(tflops: float, gbytes: float, compute: str) -> Device:
+    """Build a device from the user's TFLOP/s and GB/s."""
+    return Device("as given", {compute: tflops * 1e12}, gbytes * 1e9, None, "given on the command line")
+
+
+def check_custom_device(tflops: float | None, gbytes: float | None) -> bool:
+    """Return whether the user gave a device by numbers; raises OptionError if only one is usable."""
+    if tflops is None and gbytes is None:
+        return False
+    for name, value in (("--peak-tflops", tflops), ("--bandwidth-gbs", gbytes)):
+        if value is None or not 0 < value < float("inf"):
+            got = "is missing" if value is None else f"is {value}"
+            raise OptionError(f"{name} {got}; accepted: both --peak-tflops and --bandwidth-gbs, above 0, or --device")
+    return True
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """How weights are kept and what they are computed in."""
+    """Bytes of a stored weight, and the dtype that it is computed in."""
 
     bytes: float
     compute: str
@@ -29,20 +140,27 @@ STORAGE: Mapping[str, Storage] = {
     "bfloat16": Storage(2, "bfloat16"),
     "float16": Storage(2, "float16"),
     "int8": Storage(1, "bfloat16"),
-    # Groups of 128 with a scale and a zero point of 16 bits each: 4.25 bits a weight.
+    # Groups of 128 with a scale and a zero point of 16 bits each: 4.25 bits per weight.
     "int4": Storage(4.25 / 8, "bfloat16"),
 }
-"""The dtypes of weights; those of integers are computed in 16 bits, and all weights have them, the head included."""
+"""The dtypes of weights. All weights are stored in them, the head included."""
+
+
+def get_storage(dtype: str) -> Storage:
+    """Return how weights of a dtype are stored; raises OptionError for an unknown dtype."""
+    if dtype not in STORAGE:
+        raise unknown("dtype", dtype, STORAGE)
+    return STORAGE[dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """One phase at its bound; `tokens_per_second` is of the whole batch."""
+    """The bound of prefill or decoding; `tokens_per_second` is for the whole batch."""
 
     flops: float
     bytes: float
     seconds: float
-    bound: str
+    bound: Literal["compute", "memory"]
     tokens_per_second: float
 
     @property
@@ -53,9 +171,11 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """Both phases, what they need of memory, and where the bound changes.
+    """The bounds of both phases and the memory that they need.
 
-    ridge_batch: the batch from which on the weights' part of decoding is bound by compute, whatever the context.
+    Attributes:
+        ridge_batch: The batch size from which the weights' part of decoding is bound by compute, at any context.
+        fits: Whether weights and cache fit the device's memory; None if its size is not known.
     """
 
     prefill: Phase
@@ -65,33 +185,22 @@ class Roofline:
     ridge_batch: float
     fits: bool | None
 
-    def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
-        return asdict(self)
+
+def cache_bytes(shape: ModelShape, dtype: str, batch_size: int, context: int) -> float:
+    """Compute the bytes of the key-value cache, which is stored in the compute dtype."""
+    return batch_size * shape.kv_cache_values(context) * STORAGE[get_storage(dtype).compute].bytes
 
 
-def read_storage(dtype: str) -> Storage:
-    """How weights of a dtype are kept; raises OptionError for an unknown one."""
-    if dtype not in STORAGE:
-        raise unknown("dtype", dtype, STORAGE)
-    return STORAGE[dtype]
+def moved_bytes(shape: ModelShape, dtype: str, batch_size: int, context: int) -> float:
+    """Compute the fewest bytes that a phase moves: the weights it uses, once for the whole batch, and the cache."""
+    return shape.read * get_storage(dtype).bytes + cache_bytes(shape, dtype, batch_size, context)
 
 
-def cache_bytes(shape: ModelShape, dtype: str, batch: int, context: int) -> float:
-    """Bytes of the key-value cache, kept in what is computed in: prefill writes them, a decoding step reads them."""
-    return batch * shape.cached_values(context) * STORAGE[read_storage(dtype).compute].bytes
-
-
-def moved_bytes(shape: ModelShape, dtype: str, batch: int, context: int) -> float:
-    """Bytes that a phase moves at least: the weights it multiplies with, once for the whole batch, and the cache."""
-    return shape.read * read_storage(dtype).bytes + cache_bytes(shape, dtype, batch, context)
-
-
-def bounds(shape: ModelShape, device: Device, dtype: str, batch: int, context: int) -> Roofline:
-    """The bounds of a batch of sequences of one length."""
-    kept = read_storage(dtype)
-    peak, moved = device.peak(kept.compute), moved_bytes(shape, dtype, batch, context)
-    stored, cache = shape.parameters * kept.bytes, cache_bytes(shape, dtype, batch, context)
+def compute_roofline(shape: ModelShape, device: Device, dtype: str, batch_size: int, context: int) -> Roofline:
+    """Compute the bounds for a batch of sequences of one length."""
+    storage = get_storage(dtype)
+    peak, moved = device.peak(storage.compute), moved_bytes(shape, dtype, batch_size, context)
+    weights, cache = shape.parameters * storage.bytes, cache_bytes(shape, dtype, batch_size, context)
     balance = peak / device.bandwidth
 
     def phase(flops: float, tokens: int) -> Phase:
@@ -99,10 +208,10 @@ def bounds(shape: ModelShape, device: Device, dtype: str, batch: int, context: i
         return Phase(flops, moved, seconds, "compute" if flops / moved > balance else "memory", tokens / seconds)
 
     return Roofline(
-        prefill=phase(batch * prefill_flops(shape, context), batch * context),
-        decode=phase(batch * token_flops(shape, context), batch),
-        weight_bytes=stored,
+        prefill=phase(batch_size * prefill_flops(shape, context), batch_size * context),
+        decode=phase(batch_size * token_flops(shape, context), batch_size),
+        weight_bytes=weights,
         cache_bytes=cache,
-        ridge_batch=balance * shape.read * kept.bytes / (2.0 * (shape.blocks + shape.head)),
-        fits=None if device.memory is None else stored + cache <= device.memory,
+        ridge_batch=balance * shape.read * storage.bytes / (2.0 * (shape.blocks + shape.head)),
+        fits=None if device.memory is None else weights + cache <= device.memory,
     )

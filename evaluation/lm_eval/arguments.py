@@ -14,10 +14,10 @@ from ...controller.policies import make_policies
 from ...controller.text.markers import Markers, parse_markers
 from ...controller.types import SamplingParams
 from ...errors import OptionError
-from ..economics.strict import StrictRecord, parse
+from ...validation import FrozenModel, parse_json
 
 
-class ModelArguments(StrictRecord):
+class ModelArguments(FrozenModel):
     """The keys of `--model_args`; lm-eval adds its options for batch size and device."""
 
     pretrained: str = Field(min_length=1)
@@ -35,7 +35,7 @@ class ModelArguments(StrictRecord):
     @classmethod
     def parse(cls, arguments: Mapping[str, Any]) -> ModelArguments:
         """Check arguments from lm-eval; raises OptionError."""
-        parsed = parse(cls, json.dumps(arguments, default=str), "model_args", OptionError)
+        parsed = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
         canonical_effort(parsed.effort)
         make_policies(parsed.preset, parsed.policies)
         return parsed
@@ -45,7 +45,7 @@ class ModelArguments(StrictRecord):
         return None if self.markers is None else parse_markers(self.markers)
 
 
-class TaskArguments(StrictRecord):
+class TaskArguments(FrozenModel):
     """The `generation_kwargs` of a task, after `--gen_kwargs`; the token limit has four names."""
 
     until: str | list[str] | None = None
@@ -62,7 +62,7 @@ class TaskArguments(StrictRecord):
     @classmethod
     def parse(cls, task: str, arguments: Mapping[str, Any]) -> TaskArguments:
         """Check the arguments of a request; raises OptionError for those that are not supported."""
-        return parse(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
+        return parse_json(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
 
     @property
     def limit(self) -> int:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions, with_seed
-from ...controller.prompts import Message, Prompt
 from ...controller.session import Session
 from ...controller.trace import GenerationResult
+from ...controller.types import Prompt
 from ...errors import CapabilityError, OptionError
 from ..runner import batch_seed
 from .arguments import ModelArguments, TaskArguments, build_options
@@ -69,7 +69,9 @@ class TerselyLM(LM):
             raise OptionError(f"--apply_chat_template is {chat_template!r}; accepted: the option without a value")
         return str(self.session.engine.tokenizer.chat_template) if chat_template else None
 
-    def apply_chat_template(self, chat_history: Sequence[Message], add_generation_prompt: bool = True) -> Chat:
+    def apply_chat_template(
+        self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> Chat:
         """Pass the messages on to the session, which renders them for the tier.
 
         Raises CapabilityError if the task starts the model's answer, because the model has to think first.

@@ -12,7 +12,15 @@ from typing import Any
 from ...controller.trace import GenerationResult
 from ...io import WriteError, append_line, check_writable
 
-KINDS = ("prompt", "thinking", "answer", "forced", "overhead", "total")
+KINDS: Mapping[str, str] = {
+    "prompt": "prompt",
+    "thinking": "thinking",
+    "answer": "answer",
+    "forced": "injected",
+    "overhead": "overhead",
+    "total": "total",
+}
+"""Kinds of tokens by their name in the usage file, with their name in `Usage`."""
 
 
 class UsageLog:
@@ -49,7 +57,7 @@ class UsageLog:
             "task": task,
             "doc_id": doc_id,
             "repeat": self._repeats[task, doc_id],
-            **{kind: usage[kind] for kind in KINDS},
+            **{kind: usage[field] for kind, field in KINDS.items()},
             "tier": result.tier,
             "finish_reason": result.finish_reason,
         }

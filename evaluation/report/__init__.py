@@ -1,1 +1,1 @@
-"""Reports of benchmark results: tables as CSV, pictures, and one self-contained HTML page."""
+"""Reports of benchmark results: one self-contained HTML page, CSV tables and charts."""

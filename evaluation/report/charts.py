@@ -1,218 +1,259 @@
-"""The three charts of a result, laid out for a wide and for a narrow page."""
+"""The charts of a report, drawn with matplotlib for light and dark pages.
+
+Names are in legends rather than next to their points, so they cannot cover each other, however many arms there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .axes import Frame, Scale, grouped, hundredfold, linear_ticks, named
-from .formatting import format_number, format_percent, plain, pluralize, tokens
-from .labels import Box, Label, along, place, short, text_width
-from .result import Cell, ReportArm, Result, levels
-from .scene import Dot, Item, Point, Role, Scene, SceneLine, SceneText
+from ...errors import CapabilityError
+from .formatting import format_number, format_percent, format_tokens, pluralize, shorten_label
+from .schema import BenchmarkResult, Role
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_SOFTWARE = "tersely report"
+"""What our PNG files name as the software that wrote them."""
+_MARKERS = "os^Dv<>pPX*h"
+_DRAWING_ORDER: Mapping[Role, int] = {"judged": 3, "baseline": 2, "other": 1, "cut": 0}
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """How much room a chart has: its width, the height of a panel, the size of its letters, its most x ticks."""
+class Theme:
+    """The colours of a chart; `others` are for arms that are neither the baseline nor judged."""
 
-    width: float
-    height: float
-    letter: float
-    ticks: int
-
-
-WIDE = Size(860, 430, 13, 8)
-NARROW = Size(343, 400, 12, 4)
-_RANK: dict[Role, int] = {"cut": 0, "other": 1, "baseline": 2, "judged": 3}
-"""Roles of arms; what matters most is drawn last, on top, and named first."""
-_RADIUS = 6.0
+    card: str
+    ink: str
+    soft: str
+    rule: str
+    judged: str
+    curve: str
+    others: Sequence[str]
 
 
-def arm_role(arm: ReportArm, result: Result) -> Role:
-    """What an arm stands for in a chart."""
-    if arm.name in (result.baseline, result.judged):
-        return "baseline" if arm.name == result.baseline else "judged"
-    return "cut" if arm.kind == "cut" else "other"
+LIGHT = Theme(
+    card="#ffffff",
+    ink="#1b2230",
+    soft="#556072",
+    rule="#e3e7ed",
+    judged="#2f55d4",
+    curve="#9a5200",
+    others=("#00795c", "#b3399a", "#c25700", "#4f7ea8", "#8a6d00", "#7a5bbf"),
+)
+DARK = Theme(
+    card="#11151b",
+    ink="#e7ebf2",
+    soft="#a3aebd",
+    rule="#2a323e",
+    judged="#8fa9ff",
+    curve="#ffc069",
+    others=("#53d6ae", "#f08bd8", "#ff9a5c", "#8fc1ec", "#e2c84d", "#c0a6ff"),
+)
 
 
-# --- accuracy over tokens
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawn chart, and a text that says what it shows."""
+
+    figure: Figure
+    alt: str
+    theme: Theme
+
+    def to_svg(self) -> bytes:
+        """Render as SVG, with letters as outlines: the same everywhere, and without markup of the result's texts."""
+        from matplotlib import rc_context
+
+        with rc_context({"svg.hashsalt": "tersely", "svg.fonttype": "path"}):
+            return self._save(format="svg", metadata={"Date": None})
+
+    def to_png(self, title: str, subtitle: str) -> bytes:
+        """Render as PNG under a title."""
+        length = int(8 * self.figure.get_figwidth())  # characters that fit next to the legend
+        text = f"{shorten_label(title, length)}\n{shorten_label(subtitle, length)}"
+        self.figure.suptitle(text, x=0.01, ha="left", size=11, color=self.theme.ink).set_parse_math(False)
+        return self._save(format="png", dpi=200, metadata={"Software": _SOFTWARE, "Title": title})
+
+    def _save(self, **options: Any) -> bytes:
+        out = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
+            self.figure.savefig(out, facecolor=self.figure.get_facecolor(), **options)
+        return out.getvalue()
 
 
-def pareto(result: Result, size: Size) -> Scene | None:
-    """Accuracy with its interval over mean total tokens; None where no arm has written anything."""
-    arms = sorted((arm for arm in result.arms if arm.tokens.total > 0), key=lambda arm: _RANK[arm_role(arm, result)])
+def require_matplotlib() -> None:
+    """Raise CapabilityError if matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise CapabilityError(
+            "charts need matplotlib, which is not installed; install it with pip install 'tersely[bench]'",
+            code="missing_matplotlib",
+        ) from None
+
+
+def is_our_picture(path: Path) -> bool:
+    """Return whether a file is a PNG that was written here."""
+    with path.open("rb") as file:
+        return _SOFTWARE.encode() in file.read(512)
+
+
+def draw_charts(result: BenchmarkResult, theme: Theme = LIGHT) -> dict[str, Chart]:
+    """Draw the charts that a result has the numbers for, by name: pareto, levels, calibration."""
+    drawn = {name: draw(result, theme) for name, draw in CHARTS.items()}
+    return {name: chart for name, chart in drawn.items() if chart is not None}
+
+
+def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
+    """Draw accuracy over mean total tokens; None if no arm generated anything."""
+    arms = [arm for arm in result.arms if arm.tokens.total > 0]
     if not arms:
         return None
-    curve = [point for point in result.budget_curve if point.total > 0]
-    frame = _pareto_frame(arms, [p.total for p in curve], [p.accuracy for p in curve], size)
-    seen = "; ".join(f"{arm.name} {format_percent(arm.accuracy)} at {tokens(arm.tokens.total)} tokens" for arm in arms)
-    about = f"Accuracy over mean total tokens of a question, tokens on a logarithmic scale: {seen}."
-    scene = Scene(size.width, size.height, size.letter, about)
-    scene.items += frame.grid(
-        "Tokens a question, log scale",
-        "Accuracy in %, with 95 % interval",
-        size.letter,
-        named(frame.x.ticks(size.ticks), grouped),
-        named(linear_ticks(frame.y.low, frame.y.high, 10), hundredfold),
+    arms.sort(key=lambda arm: -_DRAWING_ORDER[result.get_role(arm)])
+    figure, axes = _make_figure(theme, 8.6, max(4.3, 0.24 * len(arms) + 0.8))
+    styles = _arm_styles([result.get_role(arm) for arm in arms], theme)
+    handles, labels = [], []
+    for arm, (color, marker) in zip(arms, styles, strict=True):
+        role, (low, high) = result.get_role(arm), arm.accuracy_ci
+        errors = [[100 * max(0.0, arm.accuracy - low)], [100 * max(0.0, high - arm.accuracy)]]
+        handles.append(
+            axes.errorbar(
+                arm.tokens.total,
+                100 * arm.accuracy,
+                yerr=errors,
+                color=color,
+                marker=marker,
+                markersize=8 if role == "judged" else 6.5,
+                markerfacecolor=theme.card if role == "cut" else color,
+                elinewidth=1.2,
+                linestyle="none",
+                zorder=2 + _DRAWING_ORDER[role],
+            )
+        )
+        labels.append(arm.name)
+    if curve := [point for point in result.budget_curve if point.total > 0]:
+        xs, ys = [point.total for point in curve], [100 * point.accuracy for point in curve]
+        handles += axes.plot(xs, ys, color=theme.curve, marker=".", linewidth=1.4, zorder=1.5)
+        labels.append(f"{result.baseline}, fixed budgets")
+    _use_log_tokens(axes)
+    _set_titles(axes, theme, "Accuracy in %, with 95 % interval", "Tokens per question, log scale")
+    _add_legend(figure, theme, handles, labels, "outside right upper")
+    points = "; ".join(f"{a.name} {format_percent(a.accuracy)} at {format_tokens(a.tokens.total)} tokens" for a in arms)
+    return Chart(
+        figure, f"Accuracy over mean total tokens per question, tokens on a logarithmic scale: {points}.", theme
     )
-    line = [(frame.x(p.total), frame.y(p.accuracy)) for p in curve]
-    if line:
-        tips = [f"budget of {p.budget:,}: {format_percent(p.accuracy)}, {tokens(p.total)} tokens" for p in curve]
-        scene.items += [SceneLine(line, "curve", 1.5), *_dots(line, 2.5, "curve", tips)]
-    for arm in arms:
-        scene.items += _arm_mark(arm, arm_role(arm, result), frame)
-    scene.items += _pareto_names(arms, line, frame, result, size.letter)
-    return scene
 
 
-def _pareto_frame(arms: Sequence[ReportArm], totals: Sequence[float], accuracies: Sequence[float], size: Size) -> Frame:
-    xs = [arm.tokens.total for arm in arms] + list(totals)
-    ys = [end for arm in arms for end in (*arm.accuracy_ci, arm.accuracy)] + list(accuracies)
-    widen = (max(xs) / min(xs)) ** 0.07 * 1.05
-    pad = 0.1 * max(max(ys) - min(ys), 0.05)
-    return Frame(
-        Scale(min(xs) / widen, max(xs) * widen, size.letter * 2.9, size.width - 4, log=True),
-        Scale(max(0.0, min(ys) - pad), min(1.0, max(ys) + pad), size.height - size.letter * 3.6, size.letter * 2.4),
-    )
+def _arm_styles(roles: Sequence[Role], theme: Theme) -> list[tuple[str, str]]:
+    """Return a colour and a marker for each arm; no two of the first arms are alike."""
+    styles, others = [], 0
+    for role in roles:
+        if role == "judged":
+            styles.append((theme.judged, "o"))
+        elif role == "baseline":
+            styles.append((theme.ink, "s"))
+        else:
+            styles.append((theme.others[others % len(theme.others)], _MARKERS[(others + 2) % len(_MARKERS)]))
+            others += 1
+    return styles
 
 
-def _arm_mark(arm: ReportArm, role: Role, frame: Frame) -> Iterator[Item]:
-    x, (low, high) = frame.x(arm.tokens.total), arm.accuracy_ci
-    yield SceneLine(((x, frame.y(low)), (x, frame.y(high))), role, 1.5 if role == "judged" else 1.0)
-    tip = (
-        f"{arm.name}: {format_percent(arm.accuracy)} ({plain(low)} to {plain(high)}), {tokens(arm.tokens.total)} tokens"
-    )
-    radius = _RADIUS if role == "judged" else _RADIUS - 1
-    yield Dot(x, frame.y(arm.accuracy), radius, role, arm.kind == "cut", tip)
+def _use_log_tokens(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.margins(x=0.08, y=0.08)
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    subs = next((subs for most, subs in ((1.6, (1, 2, 3, 5)), (2.6, (1, 2, 5)), (3.6, (1, 3))) if decades < most), (1,))
+    # Within a decade, round steps say more than powers.
+    axes.xaxis.set_major_locator(MaxNLocator(7) if decades < 1 else LogLocator(subs=subs))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _pareto_names(
-    arms: Sequence[ReportArm], line: Sequence[Point], frame: Frame, result: Result, letter: float
-) -> Iterator[Item]:
-    taken = [box for start, end in pairwise(line) for box in along(start, end)]
-    labels = list[Label]()
-    for arm in reversed(arms):
-        x, y = frame.x(arm.tokens.total), frame.y(arm.accuracy)
-        low, high = map(frame.y, arm.accuracy_ci)
-        own = (Box(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS), Box(x - 2, high, x + 2, low))
-        role = arm_role(arm, result)
-        strong = role in ("baseline", "judged")
-        text = SceneText(x, y, short(arm.name), role if strong else "soft", bold=strong)
-        labels.append(Label(text, [(x, y)], _RADIUS + 4, own))
-    if line:
-        labels.append(Label(SceneText(0, 0, f"{short(result.baseline)}, fixed budgets", "curve"), line[::-1], 6))
-    return place(labels, taken, Box(frame.x.start, frame.y.end, frame.x.end, frame.y.start), letter)
-
-
-# --- by level
-
-
-def by_level(result: Result, size: Size) -> Scene | None:
-    """Accuracy and thinking tokens of each level, baseline against judged arm; None where there are no levels."""
-    names = levels(result)
-    if not names:
+def draw_levels(result: BenchmarkResult, theme: Theme) -> Chart | None:
+    """Draw accuracy and thinking of the baseline and the judged arm by level; None without levels."""
+    levels = result.shared_levels()
+    if not levels:
         return None
-    wide = size.width > 600
-    gap, height = 56.0, size.height * (0.86 if wide else 0.62)
-    width = (size.width - gap) / 2 if wide else size.width
-    about = (
-        f"Accuracy and thinking tokens of {result.baseline} and {result.judged} on {pluralize(len(names), 'level')}; "
-        "the numbers are in the table below."
-    )
-    scene = Scene(size.width, height if wide else 2 * height + 12, size.letter, about)
-    second = (width + gap, 0.0) if wide else (0.0, height + 12)
-    for what, (left, top) in (("accuracy", (0.0, 0.0)), ("thinking", second)):
-        scene.items += _panel(result, names, what, Box(left, top, left + width, top + height), size.letter)
-    return scene
+    figure, panels = _make_figure(theme, 8.6, 3.7, columns=2)
+    handles: list[Any] = []
+    for axes, title in zip(panels, ("Accuracy in %", "Thinking tokens per question"), strict=True):
+        handles = []
+        for i, (color, marker) in enumerate(((theme.ink, "s"), (theme.judged, "o"))):
+            groups = [pair[i] for pair in levels.values()]
+            values = [100 * g.accuracy if axes is panels[0] else g.thinking for g in groups]
+            handles += axes.plot(range(len(levels)), values, color=color, marker=marker, linewidth=2, markersize=5.5)
+        names = [shorten_label(name) for name in levels]
+        every = max(1, math.ceil(sum(len(name) + 2 for name in names) / 44))
+        axes.set_xticks(range(0, len(names), every), names[::every], parse_math=False)
+        axes.set_ylim(bottom=0, top=103 if axes is panels[0] else None)
+        _set_titles(axes, theme, title, "Level")
+    _add_legend(figure, theme, handles, [result.baseline, result.judged], "outside lower center", columns=2)
+    names_text = f"{result.baseline} and {result.judged}"
+    return Chart(figure, f"Accuracy and thinking tokens of {names_text} on {pluralize(len(levels), 'level')}.", theme)
 
 
-def _panel(result: Result, names: Sequence[str], what: str, room: Box, letter: float) -> Iterator[Item]:
-    share = what == "accuracy"
-    arms = (result.base, result.judge)
-    values = {arm.name: [_value(arm.per_level[name], what) for name in names] for arm in arms}
-    most = 1.0 if share else 1.08 * max(1.0, *(v for column in values.values() for v in column))
-    beside = 10 + max(text_width(short(arm.name), letter, bold=True) for arm in arms)
-    start, end = room.left + letter * (2.9 if share else 3.6), room.right - min(beside, (room.right - room.left) / 3)
-    frame = Frame(
-        Scale(-0.3, len(names) - 0.7, start, end),
-        Scale(0.0, most, room.bottom - letter * 3.6, room.top + letter * 2.4),
-        room.left,
-    )
-    yield from frame.grid(
-        "Level",
-        "Accuracy in %" if share else "Thinking tokens a question",
-        letter,
-        _level_ticks(names, end - start, letter),
-        named(frame.y.ticks(5), hundredfold if share else grouped),
-    )
-    for arm in arms:
-        role = arm_role(arm, result)
-        line = [(frame.x(i), frame.y(v)) for i, v in enumerate(values[arm.name])]
-        said = [format_percent(v) if share else f"{tokens(v)} thinking tokens" for v in values[arm.name]]
-        tips = [f"{arm.name}, level {name}: {text}" for name, text in zip(names, said, strict=True)]
-        yield SceneLine(line, role, 2.0)
-        yield from _dots(line, 4.0, role, tips)
-    yield from _end_names(
-        arms, [frame.y(values[arm.name][-1]) for arm in arms], frame.x(len(names) - 1) + 10, result, letter
-    )
-
-
-def _value(cell: Cell, what: str) -> float:
-    return cell.accuracy if what == "accuracy" else cell.thinking
-
-
-def _level_ticks(names: Sequence[str], width: float, letter: float) -> list[tuple[float, str]]:
-    """Names of the levels, every second or third only where there is no room for more."""
-    needed = max(text_width(short(name), letter) for name in names) + letter
-    every = max(1, -int(-needed * len(names) // width))
-    return [(i, short(name)) for i, name in enumerate(names) if i % every == 0]
-
-
-def _end_names(
-    arms: Sequence[ReportArm], heights: Sequence[float], x: float, result: Result, letter: float
-) -> Iterator[SceneText]:
-    """Names at the right ends of two lines, pushed apart where the lines end close together."""
-    upper, lower = sorted(range(2), key=lambda i: heights[i])
-    apart = max(0.0, letter * 1.3 - (heights[lower] - heights[upper])) / 2
-    for i, y in ((upper, heights[upper] - apart), (lower, heights[lower] + apart)):
-        yield SceneText(x, y, short(arms[i].name), arm_role(arms[i], result), bold=True)
-
-
-# --- calibration
-
-
-def calibration(result: Result, size: Size) -> Scene | None:
-    """How often trial answers of a confidence are right, dots by their number; None where nothing was recorded."""
-    found = result.calibration
-    if found is None or not found.n:
+def draw_calibration(result: BenchmarkResult, theme: Theme) -> Chart | None:
+    """Draw the accuracy of trial answers over their confidence; None without any."""
+    calibration = result.calibration
+    if calibration is None or not calibration.n:
         return None
-    side = min(420.0, size.width)
-    letter, bins = size.letter, [b for b in found.bins if b.n]
-    about = (
-        f"Share of right trial answers over their confidence, {pluralize(found.n, 'answer')}; on the diagonal both "
-        f"are equal. Expected calibration error {format_number(found.ece, 3)}."
+    bins = [one for one in calibration.bins if one.n]
+    figure, axes = _make_figure(theme, 4.4, 4.4)
+    axes.plot([0, 100], [0, 100], color=theme.soft, linestyle=(0, (3, 4)), linewidth=1)
+    xs, ys = [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins]
+    largest = max((one.n for one in bins), default=1)
+    axes.plot(xs, ys, color=theme.judged, linewidth=1.4)
+    axes.scatter(xs, ys, s=[max(12.0, 220 * one.n / largest) for one in bins], color=theme.judged, zorder=2)
+    axes.set(xlim=(-3, 103), ylim=(-3, 103), xticks=range(0, 101, 25), yticks=range(0, 101, 25), aspect="equal")
+    _set_titles(axes, theme, "Right answers in %", "Confidence in %")
+    text = (
+        f"Share of right trial answers over their confidence, {pluralize(calibration.n, 'answer')}; "
+        f"expected calibration error {format_number(calibration.ece, 3)}."
     )
-    frame = Frame(
-        Scale(0.0, 1.0, letter * 2.9, side - 8),
-        Scale(0.0, 1.0, side - letter * 3.6, letter * 2.4),
-    )
-    ticks = named([0, 0.25, 0.5, 0.75, 1], lambda v: f"{100 * v:.0f}")
-    scene = Scene(side, side, letter, about)
-    scene.items += frame.grid("Confidence in %", "Right in %", letter, ticks, ticks)
-    scene.items.append(SceneLine(((frame.x(0), frame.y(0)), (frame.x(1), frame.y(1))), "soft", dashed=True))
-    line = [(frame.x(b.confidence), frame.y(b.accuracy)) for b in bins]
-    if line:
-        scene.items.append(SceneLine(line, "judged", 1.5))
-    largest = max((b.n for b in bins), default=1)
-    for b, (x, y) in zip(bins, line, strict=True):
-        answers = pluralize(b.n, "answer")
-        tip = f"confidence {format_percent(b.confidence)}: {format_percent(b.accuracy)} of {answers} right"
-        scene.items.append(Dot(x, y, max(2.5, 11 * (b.n / largest) ** 0.5), "judged", tip=tip))
-    return scene
+    return Chart(figure, text, theme)
 
 
-def _dots(points: Sequence[Point], radius: float, role: Role, tips: Sequence[str]) -> Iterator[Dot]:
-    for (x, y), tip in zip(points, tips, strict=True):
-        yield Dot(x, y, radius, role, tip=tip)
+CHARTS = {"pareto": draw_pareto, "levels": draw_levels, "calibration": draw_calibration}
+
+
+def _make_figure(theme: Theme, width: float, height: float, columns: int = 1) -> tuple[Figure, Any]:
+    """Make an empty figure in the colours of a theme, and its axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=theme.card)
+    axes = figure.subplots(1, columns)
+    for one in figure.axes:
+        one.set_facecolor(theme.card)
+        one.grid(axis="y", color=theme.rule, linewidth=0.8)
+        one.set_axisbelow(True)
+        one.tick_params(colors=theme.soft, labelsize=9, length=0)
+        one.spines[["left", "right", "top"]].set_visible(False)
+        one.spines["bottom"].set_color(theme.soft)
+    return figure, axes
+
+
+def _set_titles(axes: Axes, theme: Theme, y: str, x: str) -> None:
+    axes.set_title(y, loc="left", fontsize=10, color=theme.ink, pad=10)
+    axes.set_xlabel(x, loc="right", fontsize=10, color=theme.ink)
+
+
+def _add_legend(
+    figure: Figure, theme: Theme, handles: Sequence[Any], labels: Sequence[str], loc: str, columns: int = 1
+) -> None:
+    # A label that begins with an underscore would be left out.
+    shown = [f" {label}" if label.startswith("_") else label for label in map(shorten_label, labels)]
+    legend = figure.legend(handles, shown, loc=loc, ncols=columns, frameon=False, fontsize=9, labelcolor=theme.ink)
+    for text in legend.get_texts():
+        text.set_parse_math(False)

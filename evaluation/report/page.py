@@ -1,122 +1,116 @@
-"""One self-contained HTML page out of results: templates, style and charts in a single file, no script at all.
-
-The page asks the network for nothing and could not: its content security policy allows its own style by a hash and
-nothing else. All text goes through the templates, which escape it.
-"""
+"""The HTML page of a report: tables, charts and sentences, without any script."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.resources import files
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
+from ..html_page import make_environment, render_page
+from . import formatting, tables
+from .charts import DARK, LIGHT, draw_charts
+from .schema import BenchmarkResult
+from .tables import NamedResults
 
-from . import charts, tables
-from . import formatting as words
-from .result import Result, levels
-from .scene import Scene
-from .svg import svg
-
-_MARKS: Mapping[str, tuple[str, str]] = {
+_PACKAGE = "tersely.evaluation.report"
+_VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
     "non-inferior and saving": ("good", "✓"),
     "inferior": ("bad", "✕"),
     "not saving": ("bad", "✕"),
     "inconclusive": ("open", "?"),
 }
-"""Verdict -> class in the style sheet, and a sign, since colour alone does not tell everyone."""
+"""A CSS class and a sign for each verdict, since not everyone can tell the colours apart."""
+_FILTERS = (
+    formatting.format_difference,
+    formatting.format_interval,
+    formatting.format_number,
+    formatting.format_percent,
+    formatting.format_points,
+    formatting.format_significant,
+    formatting.format_tokens,
+    formatting.pluralize,
+)
 
 
-def page(results: Sequence[tuple[str, Result]], version: str) -> str:
-    """The page of named results; a name tells results apart, the file's say."""
-    style = _asset("report.css")
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'"
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            policy=policy,
-            title=title(results[0][1]) if len(results) == 1 else f"{len(results)} benchmark results",
-            style=Markup(style),
-            results=[result for _, result in results],
-            overview=tables.overview(results),
-            version=version,
-        )
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A chart as data URIs for light and dark pages."""
+
+    light: str
+    dark: str
+    alt: str
+
+
+def report_page(results: NamedResults, version: str) -> str:
+    """Build the page of named results; the names tell the results apart."""
+    environment = make_environment(_PACKAGE)
+    environment.filters.update({function.__name__: function for function in _FILTERS})
+    environment.filters["command_line"] = shlex.join
+    environment.globals.update(
+        tables=tables, signs=_VERDICT_SIGNS, list_facts=list_facts, list_omissions=list_omissions
+    )
+    environment.globals.update(format_difference=formatting.format_difference)
+    return render_page(
+        environment,
+        "report.html",
+        package=_PACKAGE,
+        style="report.css",
+        generator="tersely report",
+        title=results[0][1].title if len(results) == 1 else f"{len(results)} benchmark results",
+        results=[(result, draw_pictures(result)) for _, result in results],
+        overview=tables.overview_table(results),
+        version=version,
     )
 
 
-def title(result: Result) -> str:
-    """What a result is called."""
-    return f"{result.model} on {', '.join(result.tasks)}"
+def draw_pictures(result: BenchmarkResult) -> dict[str, Picture]:
+    """Draw the charts of a result for the page."""
+    light, dark = draw_charts(result, LIGHT), draw_charts(result, DARK)
+    return {
+        name: Picture(_data_uri(chart.to_svg()), _data_uri(dark[name].to_svg()), chart.alt)
+        for name, chart in light.items()
+    }
 
 
-def facts(result: Result) -> list[tuple[str, str]]:
-    """What one has to know of a run in order to read or repeat it."""
-    splits = result.splits.items()
-    known = [
+def _data_uri(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+
+
+def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:
+    """List what one needs to know to read or repeat a run."""
+    facts = [
         ("Model", result.model),
         ("Helper", result.helper),
         ("Tasks", ", ".join(result.tasks)),
-        *((f"Split {name}", f"{words.pluralize(split.n, 'question')}, hash {split.sha256}") for name, split in splits),
-        ("Seed", f"{result.seed}, {words.pluralize(result.rollouts, 'rollout')} a question"),
+        *(
+            (f"Split {name}", f"{formatting.pluralize(split.n, 'question')}, hash {split.sha256}")
+            for name, split in result.splits.items()
+        ),
+        ("Seed", f"{result.seed}, {formatting.pluralize(result.rollouts, 'rollout')} per question"),
         ("Effort", f"{result.effort}, at most {result.max_new_tokens:,} new tokens"),
-        ("Margin", f"{words.points(result.margin)} of accuracy"),
+        ("Margin", f"{formatting.format_points(result.margin)} of accuracy"),
         ("Engine", result.engine),
         ("Machine", result.machine),
         ("Date", result.date),
         ("tersely", result.tersely + (f", commit {result.commit}" if result.commit else "")),
         *result.versions.items(),
     ]
-    return [(name, value) for name, value in known if value]
+    return [(name, value) for name, value in facts if value]
 
 
-def omitted(result: Result) -> Iterator[str]:
-    """What a result does not hold, a sentence each."""
+def list_omissions(result: BenchmarkResult) -> Iterator[str]:
+    """Say in a sentence each what a result does not contain."""
     if not any(arm.tokens.total for arm in result.arms):
-        yield "No arm has written a token, so there is no plot of accuracy over tokens."
+        yield "The chart of accuracy over tokens is left out, because no arm generated any tokens."
     if not result.budget_curve:
-        yield "There is no curve of fixed budgets, and so nothing that was saved at equal accuracy."
-    if not levels(result):
-        yield "The questions have no levels, so there is no plot by level."
+        yield "Savings at equal accuracy are left out, because fixed budgets were not run."
+    if not result.shared_levels():
+        yield "The chart by level is left out, because the questions have no levels."
     if result.calibration is None or not result.calibration.n:
-        yield "No trial answers were asked for, so there is no calibration plot."
-    for name, what in (("seconds", "wall time"), ("flops", "FLOPs"), ("usd", "prices and the cost of a pass")):
-        if all(getattr(arm, name) is None for arm in result.arms):
-            yield f"Nothing is known of {what}."
+        yield "The calibration chart is left out, because there were no trial answers."
+    for field, subject in (("seconds", "Wall times"), ("flops", "FLOPs"), ("usd", "Prices and the cost of a pass")):
+        if all(getattr(arm, field) is None for arm in result.arms):
+            yield f"{subject} are not known."
     if not result.rows:
-        yield "The result holds no rows, so rows.csv has a head and nothing else."
-
-
-def _both(chart: Callable[[Result, charts.Size], Scene | None], result: Result) -> Markup | None:
-    """A chart for wide and for narrow pages; the style sheet shows one of them."""
-    wide, narrow = chart(result, charts.WIDE), chart(result, charts.NARROW)
-    return None if wide is None or narrow is None else Markup(svg(wide, "wide") + svg(narrow, "narrow"))
-
-
-def _environment() -> Environment:
-    env = Environment(loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined)
-    used = (
-        words.pluralize,
-        words.format_number,
-        words.format_percent,
-        words.points,
-        words.significant,
-        words.span,
-        words.tokens,
-    )
-    env.filters.update({function.__name__: function for function in (*used, words.signed)})
-    env.filters["command_line"] = shlex.join
-    env.globals.update(charts=charts, tables=tables, words=words, marks=_MARKS)
-    env.globals.update(both=_both, facts=facts, omitted=omitted, title_of=title)
-    return env
-
-
-def _asset(name: str) -> str:
-    return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        yield "The result contains no single generations, so rows.csv has a header only."

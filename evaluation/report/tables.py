@@ -1,28 +1,36 @@
-"""The page's tables as plain cells: which columns there are and what they say; the template draws them."""
+"""The tables of a report: as cells for the page's template, and as CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from .charts import arm_role
-from .formatting import format_percent, p_value, plain, pluralize, points, prefixed, signed, significant, span, tokens
-from .result import OVERHEADS, Cell, ReportArm, Result, levels, tiers
+from .formatting import (
+    format_difference,
+    format_interval,
+    format_p_value,
+    format_percent,
+    format_points,
+    format_si,
+    format_significant,
+    format_tokens,
+    pluralize,
+    to_percent,
+)
+from .schema import BenchmarkResult, GroupMeans, OverheadTokens, ReportArm, ReportRow
 
-THOUSAND = 1000.0  # questions that prices are given for: those of one are too small to read
+_THOUSAND = 1000.0  # prices are given for a thousand questions, since those of one are too small to read
+
+NamedResults = Sequence[tuple[str, BenchmarkResult]]
+Form = Callable[[float], str]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """What stands in a cell, and what is smaller below it."""
-
-    text: str
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A column's or a row's name, what is smaller below it, and for an arm its role in the charts."""
+class Cell:
+    """A cell of a table, with smaller text below."""
 
     text: str
     note: str = ""
@@ -30,195 +38,231 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class TableRow:
-    """One row of a table; a None is an empty cell."""
-
-    head: Head
-    cells: Sequence[Entry | None]
-
-
-@dataclass(frozen=True, slots=True)
 class Table:
-    """A table: its caption, the heads of all columns, its rows."""
+    """A table; the first cell of each row is its heading, and None is an empty cell."""
 
     caption: str
-    heads: Sequence[Head]
-    lines: Sequence[TableRow]
+    columns: Sequence[Cell]
+    rows: Sequence[Sequence[Cell | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    name: str
-    note: str
-    cell: Callable[[ReportArm], Entry | None]
+    heading: Cell
+    cell: Callable[[ReportArm], Cell | None]
 
 
-def _interval(arm: ReportArm, name: str, form: Callable[[float], str], ends: Callable[[float], str]) -> Entry | None:
-    value, pair = getattr(arm, name), getattr(arm, f"{name}_ci")
-    return None if value is None else Entry(form(value), "" if pair is None else span(pair, ends))
+def _value(text: str, note: str, field: str, form: Form, scale: float = 1.0) -> _Column:
+    """Build a column with the value of a field, where it has one."""
+
+    def cell(arm: ReportArm) -> Cell | None:
+        value = getattr(arm, field)
+        return None if value is None else Cell(form(scale * value))
+
+    return _Column(Cell(text, note), cell)
 
 
-def _maybe(name: str, form: Callable[[float], str], scale: float = 1.0) -> Callable[[ReportArm], Entry | None]:
-    def cell(arm: ReportArm) -> Entry | None:
-        value = getattr(arm, name)
-        return None if value is None else Entry(form(scale * value))
-
-    return cell
+def _interval(text: str, note: str, field: str, form: Form, ends: Form) -> _Column:
+    """Build a column with a value and its interval."""
+    return _Column(Cell(text, note), lambda arm: _interval_cell(arm, field, form, ends))
 
 
-def _bounded(name: str, bound: str, words: str) -> Callable[[ReportArm], Entry | None]:
-    """A share with its one-sided bound."""
-
-    def cell(arm: ReportArm) -> Entry | None:
-        value, end = getattr(arm, name), getattr(arm, bound)
-        return None if value is None else Entry(format_percent(value), "" if end is None else f"{words} {plain(end)}")
-
-    return cell
+def _interval_cell(arm: ReportArm, field: str, form: Form, ends: Form) -> Cell | None:
+    value, pair = getattr(arm, field), getattr(arm, f"{field}_ci")
+    return None if value is None else Cell(form(value), "" if pair is None else format_interval(pair, ends))
 
 
-_GAINS = (
-    _Column("Accuracy", "95 % interval", lambda arm: _interval(arm, "accuracy", format_percent, plain)),
-    _Column("Δ accuracy", "points", lambda arm: _interval(arm, "delta_accuracy", signed, signed)),
-    _Column("p", "McNemar", _maybe("mcnemar_p", p_value)),
-    _Column("Tokens saved", "95 % interval", lambda arm: _interval(arm, "saving", format_percent, plain)),
-    _Column(
-        "At equal accuracy", "saved of a fixed budget", lambda arm: _interval(arm, "iso_saving", format_percent, plain)
-    ),
-    _Column("Harm", "right made wrong", _bounded("harm", "harm_upper", "at most")),
-    _Column("Help", "wrong made right", _bounded("help", "help_lower", "at least")),
-    _Column("Thinking", "tokens", lambda arm: Entry(tokens(arm.tokens.thinking))),
-    _Column("Answer", "tokens", lambda arm: Entry(tokens(arm.tokens.answer))),
-    _Column("Overhead", "weighted", lambda arm: Entry(tokens(arm.tokens.overhead))),
-    _Column("Total", "tokens", lambda arm: Entry(tokens(arm.tokens.total))),
+def _bound(text: str, note: str, field: str, bound: str, words: str) -> _Column:
+    """Build a column with a share and its one-sided bound."""
+
+    def cell(arm: ReportArm) -> Cell | None:
+        value, end = getattr(arm, field), getattr(arm, bound)
+        return (
+            None if value is None else Cell(format_percent(value), "" if end is None else f"{words} {to_percent(end)}")
+        )
+
+    return _Column(Cell(text, note), cell)
+
+
+def _tokens(text: str, note: str, field: Callable[[ReportArm], float]) -> _Column:
+    return _Column(Cell(text, note), lambda arm: Cell(format_tokens(field(arm))))
+
+
+_RESULT_COLUMNS = (
+    _interval("Accuracy", "95 % interval", "accuracy", format_percent, to_percent),
+    _interval("Δ accuracy", "points", "delta_accuracy", format_difference, format_difference),
+    _value("p", "McNemar", "mcnemar_p", format_p_value),
+    _interval("Tokens saved", "95 % interval", "saving", format_percent, to_percent),
+    _interval("At equal accuracy", "saved of a fixed budget", "iso_saving", format_percent, to_percent),
+    _bound("Harm", "right made wrong", "harm", "harm_upper", "at most"),
+    _bound("Help", "wrong made right", "help", "help_lower", "at least"),
+    _tokens("Thinking", "tokens", lambda arm: arm.tokens.thinking),
+    _tokens("Answer", "tokens", lambda arm: arm.tokens.answer),
+    _tokens("Overhead", "weighted", lambda arm: arm.tokens.overhead),
+    _tokens("Total", "tokens", lambda arm: arm.tokens.total),
 )
-_COSTS = (
-    _Column("Wall time", "seconds in all", _maybe("seconds", significant)),
-    _Column("FLOPs", "a question", _maybe("flops", prefixed)),
-    _Column("USD", "per 1,000 questions", _maybe("usd", significant, THOUSAND)),
-    _Column("Cost of pass", "USD per 1,000 right", _maybe("cost_of_pass", significant, THOUSAND)),
-    _Column("E³", "", _maybe("e3", significant)),
+_COST_COLUMNS = (
+    _value("Wall time", "seconds in total", "seconds", format_significant),
+    _value("FLOPs", "per question", "flops", format_si),
+    _value("USD", "per 1,000 questions", "usd", format_significant, _THOUSAND),
+    _value("Cost of pass", "USD per 1,000 right", "cost_of_pass", format_significant, _THOUSAND),
+    _value("E³", "", "e3", format_significant),
 )
 
 
-def gains(result: Result) -> Table:
-    """What every arm gets right, what it saves and where its tokens go."""
-    caption = f"What each arm gets right and what it takes, means of {pluralize(result.base.n, 'question')}"
-    return _of_arms(caption, _GAINS, result)
+def results_table(result: BenchmarkResult) -> Table:
+    """Build the table of accuracies, savings and tokens of all arms."""
+    caption = f"Accuracy and tokens of each arm, means of {pluralize(result.base.n, 'question')}"
+    return _arm_table(caption, _RESULT_COLUMNS, result)
 
 
-def costs(result: Result) -> Table | None:
-    """What every arm costs; None if nothing of it is known."""
-    table = _of_arms("What each arm costs", _COSTS, result)
-    return table if len(table.heads) > 1 else None
+def costs_table(result: BenchmarkResult) -> Table | None:
+    """Build the table of costs; None if no cost is known."""
+    table = _arm_table("Costs of each arm", _COST_COLUMNS, result)
+    return table if len(table.columns) > 1 else None
 
 
-def spent(result: Result) -> Table:
-    """Tokens beside thinking and answer by what they were spent on, and outputs that came to nothing."""
-    used = [kind for kind in OVERHEADS if any(getattr(arm.overhead, kind) for arm in result.arms)]
+def token_kinds_table(result: BenchmarkResult) -> Table:
+    """Build the table of tokens by kind, and of answers that are missing or cut off."""
+    kinds = [kind for kind in OverheadTokens.model_fields if any(getattr(arm.overhead, kind) for arm in result.arms)]
     columns = [
-        _Column("Prompt", "", lambda arm: Entry(tokens(arm.prompt))),
-        _Column("Forced", "within thinking", lambda arm: Entry(tokens(arm.forced))),
-        *(_Column(kind.capitalize(), _weight(kind, result.weights), _spent_on(kind)) for kind in used),
-        _Column("Cut off", "at the token limit", lambda arm: Entry(format_percent(arm.capped))),
-        _Column("No answer", "", lambda arm: Entry(format_percent(arm.unanswered))),
+        _tokens("Prompt", "", lambda arm: arm.prompt),
+        _tokens("Forced", "within thinking", lambda arm: arm.forced),
+        *(_overhead_column(kind, result.weights) for kind in kinds),
+        _value("Cut off", "at the token limit", "capped", format_percent),
+        _value("No answer", "", "unanswered", format_percent),
     ]
-    return _of_arms("Mean tokens of one generation by kind, beside thinking and answer", columns, result)
+    return _arm_table("Other tokens of a generation by kind, means", columns, result)
 
 
-def _spent_on(kind: str) -> Callable[[ReportArm], Entry]:
-    return lambda arm: Entry(tokens(getattr(arm.overhead, kind)))
-
-
-def _weight(kind: str, weights: Mapping[str, float]) -> str:
+def _overhead_column(kind: str, weights: Mapping[str, float]) -> _Column:
     weight = weights.get("helper" if kind == "delegated" else kind, 1.0)
-    return f"overhead, × {weight:.3g}"
+    return _tokens(kind.capitalize(), f"overhead, × {weight:.3g}", lambda arm: getattr(arm.overhead, kind))
 
 
-def _of_arms(caption: str, columns: Sequence[_Column], result: Result) -> Table:
-    """A line an arm; columns that no arm has an entry for are left out."""
+def _arm_table(caption: str, columns: Sequence[_Column], result: BenchmarkResult) -> Table:
+    """Build a table with a row for each arm, without columns that are empty for all of them."""
     cells = {column: [column.cell(arm) for arm in result.arms] for column in columns}
-    kept = [column for column in columns if any(cells[column])]
-    heads = [Head("Arm"), *(Head(column.name, column.note) for column in kept)]
-    lines = [TableRow(_head(arm, result), [cells[column][i] for column in kept]) for i, arm in enumerate(result.arms)]
-    return Table(caption, heads, lines)
+    filled = [column for column in columns if any(cells[column])]
+    notes = {"baseline": "baseline", "judged": "judged", "cut": "from a cut", "other": ""}
+    rows = [
+        [Cell(arm.name, notes[role := result.get_role(arm)], role), *(cells[column][i] for column in filled)]
+        for i, arm in enumerate(result.arms)
+    ]
+    return Table(caption, [Cell("Arm"), *(column.heading for column in filled)], rows)
 
 
-def _head(arm: ReportArm, result: Result) -> Head:
-    role = arm_role(arm, result)
-    return Head(arm.name, {"cut": "cut afterwards", "other": ""}.get(role, role), role)
+def levels_table(result: BenchmarkResult) -> Table | None:
+    """Build the table of levels; None if there are none."""
+    return _group_table("By level", "Level", result.shared_levels(), result)
 
 
-def by_level(result: Result) -> Table | None:
-    """Levels of the baseline and the judged arm in numbers; None if there are none."""
-    base, judged = result.base.per_level, result.judge.per_level
-    return _pairs("By level", "Level", {name: (base[name], judged[name]) for name in levels(result)}, result)
+def tiers_table(result: BenchmarkResult) -> Table | None:
+    """Build the table of effort tiers; None if there is only one."""
+    tiers = result.shared_tiers()
+    return _group_table("By tier of effort", "Tier", tiers, result) if len(tiers) > 1 else None
 
 
-def by_tier(result: Result) -> Table | None:
-    """Tiers of effort in numbers; None if there is only one."""
-    found = tiers(result)
-    return _pairs("By tier of effort", "Tier", found, result) if len(found) > 1 else None
-
-
-def _pairs(caption: str, what: str, cells: Mapping[str, tuple[Cell, Cell]], result: Result) -> Table | None:
-    if not cells:
+def _group_table(
+    caption: str, kind: str, groups: Mapping[str, tuple[GroupMeans, GroupMeans]], result: BenchmarkResult
+) -> Table | None:
+    if not groups:
         return None
     arms = (result.baseline, result.judged)
-    heads = [Head(what), Head("Questions")]
-    heads += [Head(name, arm) for name in ("Accuracy", "Thinking", "Total") for arm in arms]
-    lines = []
-    for name, pair in cells.items():
-        shown = [format_percent(cell.accuracy) for cell in pair]
-        shown += [tokens(cell.thinking) for cell in pair] + [tokens(cell.total) for cell in pair]
-        counts = dict.fromkeys(f"{cell.n:,}" for cell in pair)
-        lines.append(TableRow(Head(name), [Entry(" / ".join(counts)), *map(Entry, shown)]))
-    return Table(f"{caption}, {result.baseline} and {result.judged}", heads, lines)
+    columns = [Cell(kind), Cell("Questions")]
+    columns += [Cell(text, arm) for text in ("Accuracy", "Thinking", "Total") for arm in arms]
+    rows = []
+    for name, pair in groups.items():
+        counts = " / ".join(dict.fromkeys(f"{group.n:,}" for group in pair))
+        texts = [format_percent(group.accuracy) for group in pair]
+        texts += [format_tokens(group.thinking) for group in pair] + [format_tokens(group.total) for group in pair]
+        rows.append([Cell(name), Cell(counts), *map(Cell, texts)])
+    return Table(f"{caption}, {result.baseline} and {result.judged}", columns, rows)
 
 
-def budgets(result: Result) -> Table | None:
-    """The curve of fixed budgets in numbers; None if there is none."""
-    heads = [Head("Budget", "thinking tokens"), Head("Accuracy"), Head("Tokens", "a question")]
-    lines = [
-        TableRow(Head(f"{p.budget:,}"), [Entry(format_percent(p.accuracy)), Entry(tokens(p.total))])
-        for p in result.budget_curve
+def budgets_table(result: BenchmarkResult) -> Table | None:
+    """Build the table of fixed budgets; None if there are none."""
+    columns = [Cell("Budget", "thinking tokens"), Cell("Accuracy"), Cell("Tokens", "per question")]
+    rows = [
+        [Cell(f"{point.budget:,}"), Cell(format_percent(point.accuracy)), Cell(format_tokens(point.total))]
+        for point in result.budget_curve
     ]
-    return Table(f"{result.baseline} under fixed budgets of thinking", heads, lines) if lines else None
+    return Table(f"{result.baseline} with fixed thinking budgets", columns, rows) if rows else None
 
 
-def bins(result: Result) -> Table | None:
-    """Calibration in numbers; None if there is none."""
+def calibration_table(result: BenchmarkResult) -> Table | None:
+    """Build the table of calibration bins; None if there are none."""
     if result.calibration is None:
         return None
-    heads = [Head("Confidence"), Head("Right"), Head("Answers")]
-    found = [b for b in result.calibration.bins if b.n]
-    lines = [
-        TableRow(Head(format_percent(b.confidence)), [Entry(format_percent(b.accuracy)), Entry(f"{b.n:,}")])
-        for b in found
+    columns = [Cell("Confidence"), Cell("Right"), Cell("Answers")]
+    rows = [
+        [Cell(format_percent(one.confidence)), Cell(format_percent(one.accuracy)), Cell(f"{one.n:,}")]
+        for one in result.calibration.bins
+        if one.n
     ]
-    return Table("Trial answers by confidence", heads, lines)
+    return Table("Trial answers by confidence", columns, rows)
 
 
-def overview(results: Sequence[tuple[str, Result]]) -> Table:
-    """A line a result: who was judged on what, and what came of it."""
-    heads = [
-        Head("Result"),
-        Head("Questions"),
-        Head("Accuracy", "baseline → judged"),
-        Head("Δ accuracy", "points"),
-        Head("Tokens", "baseline → judged"),
-        Head("Tokens saved", "95 % interval"),
-        Head("Verdict"),
+def overview_table(results: NamedResults) -> Table:
+    """Build the table with one row for each result."""
+    columns = [
+        Cell("Result"),
+        Cell("Questions"),
+        Cell("Accuracy", "baseline → judged"),
+        Cell("Δ accuracy", "points"),
+        Cell("Tokens", "baseline → judged"),
+        Cell("Tokens saved", "95 % interval"),
+        Cell("Verdict"),
     ]
-    lines = []
+    rows = []
     for name, result in results:
-        base, judged = result.base, result.judge
-        cells = [
-            Entry(f"{base.n:,}"),
-            Entry(f"{format_percent(base.accuracy)} → {format_percent(judged.accuracy)}"),
-            _interval(judged, "delta_accuracy", signed, signed),
-            Entry(f"{tokens(base.tokens.total)} → {tokens(judged.tokens.total)}"),
-            _interval(judged, "saving", format_percent, plain),
-            Entry(result.verdict, f"margin {points(result.margin)}"),
-        ]
-        lines.append(TableRow(Head(f"{result.model} on {', '.join(result.tasks)}", f"{judged.name} · {name}"), cells))
-    return Table("All results at a glance", heads, lines)
+        base, judged = result.base, result.judged_arm
+        rows.append(
+            [
+                Cell(result.title, f"{judged.name} · {name}"),
+                Cell(f"{base.n:,}"),
+                Cell(f"{format_percent(base.accuracy)} → {format_percent(judged.accuracy)}"),
+                _interval_cell(judged, "delta_accuracy", format_difference, format_difference),
+                Cell(f"{format_tokens(base.tokens.total)} → {format_tokens(judged.tokens.total)}"),
+                _interval_cell(judged, "saving", format_percent, to_percent),
+                Cell(result.verdict, f"margin {format_points(result.margin)}"),
+            ]
+        )
+    return Table("All results", columns, rows)
+
+
+def arms_csv(results: NamedResults) -> str:
+    """Write all arms as CSV; nested values are named by their path, and the ends of intervals .low and .high."""
+    return _to_csv(
+        {"result": name, "model": result.model, "tasks": " ".join(result.tasks), **dict(_flatten(arm.model_dump()))}
+        for name, result in results
+        for arm in result.arms
+    )
+
+
+def rows_csv(results: NamedResults) -> str:
+    """Write all generations as CSV."""
+    rows = ({"result": name, "model": result.model, **dict(row)} for name, result in results for row in result.rows)
+    return _to_csv(rows, ("result", "model", *ReportRow.model_fields))
+
+
+def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{path}{name}.")
+        elif name.endswith("_ci"):
+            low, high = (None, None) if value is None else value
+            yield from ((f"{path}{name}.low", low), (f"{path}{name}.high", high))
+        else:
+            yield f"{path}{name}", value
+
+
+def _to_csv(lines: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> str:
+    """Write lines under the union of their keys, in order of appearance; None and missing values stay empty."""
+    rows = list(lines)
+    names = list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()

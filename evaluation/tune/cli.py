@@ -12,9 +12,10 @@ import typer
 from ...checkpoint_log import CheckpointLog
 from ...controller.options import GenerationOptions
 from ...controller.tuned_config import TunedConfig
+from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable
-from ..bench.arms import BASELINE, Arm, check_disjoint, check_unseen
+from ..bench.arms import BASELINE, Arm, check_disjoint, check_resolved
 from ..bench.costs import load_cost_model
 from ..bench.records import ArmRecords
 from ..bench.run import Bench, run_arm
@@ -156,10 +157,10 @@ def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
     from ...controller.probe_registry import ProbeError
 
     session = runner.session
-    if not {"signals", "hidden"} <= session.engine.capabilities:
+    if not {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES} <= session.engine.capabilities:
         return False
     try:
-        session.learnt(replace(common, effort="auto", preset="certified"))
+        session.resolve(replace(common, effort="auto", preset="certified"))
     except ProbeError:
         return False
     return True
@@ -167,9 +168,8 @@ def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
 
 def _check_candidate(runner: EvalRunner, options: GenerationOptions, parts: Mapping[str, Sequence[Question]]) -> None:
     """Refuse a candidate that cannot run, or that was trained on these questions."""
-    policies, probe = runner.session.learnt(options)
     for questions in parts.values():
-        check_unseen([*policies, *([] if probe is None else [probe])], questions)
+        check_resolved(runner.session, options, questions)
     runner.session.prepare([questions[0].problem for questions in parts.values()], options)
 
 

@@ -1,1 +1,1 @@
-"""The trace viewer: records of generations as JSONL, and the one HTML page that shows them."""
+"""The trace viewer: records of generations as JSONL, and an HTML page that shows them."""

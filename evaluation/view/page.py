@@ -1,64 +1,210 @@
-"""One self-contained HTML page out of records: template, style, script and data in a single file.
+"""The HTML page of a trace file: each record's text by origin, with its decisions and the uncontrolled run.
 
-The page asks the network for nothing and could not: its content security policy allows its own style and script by
-their hashes and nothing else.
+Offsets count characters of a run's output, and positions count its tokens.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 import re
-from collections.abc import Sequence
-from importlib.resources import files
-from pathlib import Path
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise, takewhile
+from typing import Literal
 
-from .record import TraceRecord
-from .trace_layout import record_data
+from ...controller.text.answers import normalize_answer
+from ...controller.trace import Decision
+from ..html_page import make_environment, render_page
+from ..tasks.questions import is_right
+from .record import RunView, SegmentKind, SegmentView, TraceRecord
 
-SIGN = '<meta name="generator" content="tersely view">'
-"""What tells a page of ours from any other file."""
-_HEAD = 2048
-_SCRIPTS = ("dom.js", "tip.js", "decisions.js", "text.js", "timeline.js", "record.js", "list.js")
-_PLACE = re.compile(r"<!--(\w+)-->")
-
-
-def page(records: Sequence[TraceRecord], name: str) -> str:
-    """The page of some records; `name` is what it calls them, the trace file's name say."""
-    name = name.encode(errors="replace").decode()  # a file's name may hold bytes that are no text
-    style = _asset("page.css")
-    script = '"use strict";\n(() => {\n' + "\n".join(map(_asset, _SCRIPTS)) + "})();\n"
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'"
-    parts = {
-        "SIGN": SIGN,
-        "POLICY": f"{policy}; base-uri 'none'; form-action 'none'",
-        "TITLE": html.escape(name),
-        "STYLE": style,
-        "SCRIPT": script,
-        "DATA": _embedded({"name": name, "records": [record_data(record) for record in records]}),
-    }
-    return _PLACE.sub(lambda place: parts[place[1]], _asset("page.html"))
+GENERATOR = "tersely view"
+_PACKAGE = "tersely.evaluation.view"
+_TELLING = ("note", "tier", "error")  # actions that change no text
+_ENDINGS: Mapping[str, str] = {"stop": "ended by itself", "length": "cut off at the token limit"}
+_WORD_END = re.compile(r"\s|$")
 
 
-def is_page(path: Path) -> bool:
-    """Whether a file is a page that was made here."""
-    with path.open("rb") as file:
-        return SIGN.encode() in file.read(_HEAD)
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A piece of a run: text of one kind, the mark of a decision (by its number), or where two runs diverge."""
+
+    kind: SegmentKind | Literal["decision", "divergence"]
+    text: str = ""
+    number: int = 0
 
 
-def _asset(name: str) -> str:
-    return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
+@dataclass(frozen=True, slots=True)
+class PlacedDecision:
+    """A decision with its place in the text; without recorded tokens the place may be an estimate."""
+
+    decision: Decision
+    offset: int
+    exact: bool
 
 
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+@dataclass(frozen=True, slots=True)
+class RunDisplay:
+    """A run as the page shows it; `thinking` and `answer` are its text in pieces."""
+
+    run: RunView
+    right: bool | None
+    decisions: Sequence[PlacedDecision]
+    thinking: Sequence[Piece]
+    answer: Sequence[Piece]
+
+    @property
+    def ending(self) -> str:
+        """How the run ended, in words."""
+        return _ENDINGS.get(self.run.finish_reason, self.run.finish_reason)
 
 
-def _embedded(data: object) -> str:
-    """JSON that may stand in a script element: no text in it can end the element or open a comment."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+@dataclass(frozen=True, slots=True)
+class RecordDisplay:
+    """A record as the page shows it."""
+
+    record: TraceRecord
+    controlled: RunDisplay
+    uncontrolled: RunDisplay | None
+
+    @property
+    def runs(self) -> list[tuple[str, RunDisplay]]:
+        """The runs by name."""
+        runs = [("controlled", self.controlled)]
+        return runs if self.uncontrolled is None else [*runs, ("uncontrolled", self.uncontrolled)]
+
+    @property
+    def saving(self) -> float | None:
+        """The share of the uncontrolled run's tokens that was saved."""
+        if self.uncontrolled is None or not self.uncontrolled.run.usage.total:
+            return None
+        return 1 - self.controlled.run.usage.total / self.uncontrolled.run.usage.total
+
+    @property
+    def same_answer(self) -> bool | None:
+        """Whether both runs give the same answer."""
+        if self.uncontrolled is None:
+            return None
+        return normalize_answer(self.uncontrolled.run.answer) == normalize_answer(self.record.answer)
+
+    @property
+    def tags(self) -> list[str]:
+        """The filters that this record passes."""
+        acted = any(d.acted and d.action not in _TELLING for d in self.record.decisions)
+        checks = {
+            "acted": acted,
+            "untouched": not acted,
+            "other": self.same_answer is False,
+            "wrong": self.controlled.right is False,
+            "longer": self.saving is not None and self.saving < 0,
+        }
+        return [tag for tag, passed in checks.items() if passed]
+
+
+def trace_page(records: Sequence[TraceRecord], name: str) -> str:
+    """Build the page of records; `name` is usually the trace file's name."""
+    return render_page(
+        make_environment(_PACKAGE),
+        "view.html",
+        package=_PACKAGE,
+        style="view.css",
+        script="view.js",
+        generator=GENERATOR,
+        title=name.encode(errors="replace").decode(),  # file names may contain invalid UTF-8
+        records=[display_record(record) for record in records],
+    )
+
+
+def display_record(record: TraceRecord) -> RecordDisplay:
+    """Lay out a record for the page."""
+    other, divergence = record.uncontrolled, None
+    if other is not None and record.output != other.output:
+        pairs = zip(record.output, other.output, strict=False)
+        divergence = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return RecordDisplay(
+        record,
+        _display_run(record, record.gold, divergence),
+        None if other is None else _display_run(other, record.gold, divergence),
+    )
+
+
+def _display_run(run: RunView, gold: str | None, divergence: int | None) -> RunDisplay:
+    starts = list(accumulate((len(token.text) for token in run.tokens), initial=0)) if run.tokens else None
+    if divergence is not None and starts is not None:
+        divergence = starts[bisect_right(starts, divergence) - 1]  # where its token begins
+    decisions = list(_place_decisions(run, starts))
+    pieces = list(_split_pieces(run, decisions, divergence))
+    return RunDisplay(
+        run,
+        None if gold is None else is_right(normalize_answer(run.answer), gold),
+        decisions,
+        [piece for piece, thinking in pieces if thinking],
+        [piece for piece, thinking in pieces if not thinking],
+    )
+
+
+def _place_decisions(run: RunView, starts: Sequence[int] | None) -> Iterator[PlacedDecision]:
+    """Place decisions by the tokens, or else by the text that they inserted, or else in proportion."""
+    inserted = _inserted_texts(run.segments)
+    for decision in run.decisions:
+        if starts is not None:
+            yield PlacedDecision(decision, starts[min(decision.position, len(starts) - 1)], exact=True)
+            continue
+        match = None
+        if decision.acted and decision.text:
+            match = next((i for i, (_, text) in enumerate(inserted) if _fits(text, decision.text)), None)
+        if match is None:
+            yield PlacedDecision(decision, _estimate_offset(run, decision.position), exact=False)
+        else:
+            yield PlacedDecision(decision, inserted[match][0], exact=True)
+            del inserted[: match + 1]
+
+
+def _inserted_texts(segments: Sequence[SegmentView]) -> list[tuple[int, str]]:
+    """Return the texts that the model did not sample, with their offsets."""
+    lengths = (0 if segment.kind == "trimmed" else len(segment.text) for segment in segments)
+    offsets = accumulate(lengths, initial=0)
+    return [(at, s.text) for at, s in zip(offsets, segments, strict=False) if s.kind in ("forced", "delegated")]
+
+
+def _fits(segment: str, text: str) -> bool:
+    """Return whether a segment holds what a decision inserted, which the token limit may have cut off."""
+    return segment.startswith(text) or text.startswith(segment)
+
+
+def _estimate_offset(run: RunView, position: int) -> int:
+    """Return the end of a word near a position, in proportion to the tokens of thinking and answer."""
+    thinking = sum(len(s.text) for s in run.segments if s.thinking and s.kind != "trimmed")
+    usage, output = run.usage, run.output
+    knots = [(0, 0), (usage.thinking, thinking), (usage.thinking + usage.answer, len(output))]
+    near = len(output)
+    for (x0, y0), (x1, y1) in pairwise(knots):
+        if position < x1:
+            near = int(y0 + (y1 - y0) * (position - x0) / (x1 - x0))
+            break
+    match = _WORD_END.search(output, near)
+    return match.start() if match else len(output)
+
+
+def _split_pieces(
+    run: RunView, decisions: Sequence[PlacedDecision], divergence: int | None
+) -> Iterator[tuple[Piece, bool]]:
+    """Split the text at its marks; yield each piece and whether it is part of the thinking."""
+    marks = [(placed.offset, Piece("decision", number=number)) for number, placed in enumerate(decisions, 1)]
+    if divergence is not None:
+        marks.insert(0, (divergence, Piece("divergence")))
+    marks.sort(key=lambda mark: mark[0])
+    offset, thinking = 0, True
+    for segment in run.segments:
+        thinking, text, start = segment.thinking, segment.text, offset
+        end = offset if segment.kind == "trimmed" else offset + len(text)
+        while marks and (marks[0][0] < end or marks[0][0] == start):
+            place, mark = marks.pop(0)
+            if before := text[: place - offset]:
+                yield Piece(segment.kind, before), thinking
+            yield mark, thinking
+            text, offset = text[place - offset :], place
+        if text:
+            yield Piece(segment.kind, text), thinking
+        offset = end
+    yield from ((mark, thinking) for _, mark in marks)

@@ -1,7 +1,6 @@
-"""The record of one generation in a trace file: what was written, what happened to it, the uncontrolled run beside it.
+"""The record of one generation in a trace file: its text by origin, its decisions, and the uncontrolled run.
 
-A closed, versioned schema; unknown keys are refused. The file around it is `files`, what is made of it for the page
-`layout`.
+The schema is versioned, and unknown fields are refused.
 """
 
 from __future__ import annotations
@@ -11,44 +10,45 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trace import Decision, GenerationResult, Span, Usage
+from ...validation import FrozenModel
 from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
-Kind = Literal["kept", "forced", "trimmed", "delegated"]
-_KINDS: Mapping[str, Kind] = {"sampled": "kept", "forced": "forced", "delegated": "delegated"}
+SegmentKind = Literal["kept", "forced", "trimmed", "delegated"]
+_KINDS: Mapping[str, SegmentKind] = {"sampled": "kept", "forced": "forced", "delegated": "delegated"}
 
 
-class StrictView(BaseModel):
-    """What all parts of a record share: nothing unknown, nothing converted, nothing edited, no NaN."""
+class RecordModel(FrozenModel):
+    """A part of a record; it converts nothing."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(strict=True)
 
 
-class SegmentView(StrictView):
-    """A run of text of one kind. Trimmed text was sampled and taken back: it is no part of the output."""
+class SegmentView(RecordModel):
+    """A run of text of one kind. Trimmed text was sampled and then removed, so it is not part of the output."""
 
-    kind: Kind
+    kind: SegmentKind
     text: str
     thinking: bool
 
 
-class TokenView(StrictView):
-    """One output token; entropy in nats of the distribution it was drawn from, probe values by the probe's name."""
+class TokenView(RecordModel):
+    """One output token, with the entropy (in nats) of its distribution and probe values by name.
+
+    A token that ends within a character has an empty text; the character belongs to the token that completes it.
+    """
 
     text: str
     entropy: float | None = None
     probe: dict[str, float] | None = None
 
 
-class RunView(StrictView):
-    """One run of a prompt. `tokens`, if given, spell the output, so that positions, which count them, find their place.
-
-    A token that ends within a character has an empty text; the character belongs to the token that completes it.
-    """
+class RunView(RecordModel):
+    """One run of a prompt. If `tokens` are given, they spell the output, and positions of decisions count them."""
 
     answer: str
     tier: str
@@ -60,20 +60,20 @@ class RunView(StrictView):
 
     @property
     def output(self) -> str:
-        """All that was written after the prompt and stayed."""
+        """The text after the prompt, without what was trimmed."""
         return "".join(s.text for s in self.segments if s.kind != "trimmed")
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> Self:
+    def _check_consistency(self) -> Self:
         if min(asdict(self.usage).values()) < 0 or min((d.position for d in self.decisions), default=0) < 0:
-            raise ValueError("a count of tokens or a position is negative; accepted: 0 or more")
+            raise ValueError("a token count or a position is negative; accepted: 0 or more")
         if self.tokens and "".join(t.text for t in self.tokens) != self.output:
-            raise ValueError("'tokens' spell another text than 'segments'; accepted: the same, trimmed ones left out")
+            raise ValueError("the texts of 'tokens' and 'segments' differ; accepted: the same, without trimmed ones")
         return self
 
 
-class RequestInfo(StrictView):
-    """What was asked, and the right answer if it is known."""
+class RequestInfo(RecordModel):
+    """The question, and the right answer if it is known."""
 
     version: Literal[1]
     id: str = Field(min_length=1)
@@ -97,89 +97,93 @@ def build_record(
     name: str | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
 ) -> TraceRecord:
-    """The record of a generation.
+    """Build the record of a generation.
 
-    codec: of the model's tokenizer; without it no tokens are recorded. probe: one value per output token.
-    name: the record's id, by default a hash of what was asked and written.
+    Args:
+        generation: The controlled run.
+        question: The prompt.
+        uncontrolled: The same prompt without control.
+        codec: The model's tokenizer; without it no tokens are recorded.
+        gold: The right answer.
+        name: The record's id; by default a hash of question and output.
+        probe: Probe values by name, one per output token.
     """
-    run = build_run(generation, codec, probe)
+    run = _build_run(generation, codec, probe)
     return TraceRecord(
         version=VERSION,
         id=name or hashlib.sha256(f"{question}\0{generation.text}".encode()).hexdigest()[:12],
         question=question,
         gold=gold,
-        uncontrolled=None if uncontrolled is None else build_run(uncontrolled, codec),
+        uncontrolled=None if uncontrolled is None else _build_run(uncontrolled, codec),
         **dict(run),
     )
 
 
-def build_run(
+def _build_run(
     generation: GenerationResult,
     codec: TokenizerAdapter | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
 ) -> RunView:
-    """The part of a record that tells one run; see `build_record`."""
     return RunView(
         answer=final_answer(generation),
         tier=generation.tier,
         finish_reason=generation.finish_reason,
         usage=generation.usage,
-        segments=tuple(_segments(generation)),
-        tokens=() if codec is None else tuple(_tokens(generation, codec, probe or {})),
+        segments=tuple(_split_segments(generation)),
+        tokens=() if codec is None else tuple(_build_tokens(generation, codec, probe or {})),
         decisions=generation.trace,
     )
 
 
-def _spans(generation: GenerationResult) -> Sequence[Span]:
+def _get_spans(generation: GenerationResult) -> Sequence[Span]:
     return generation.spans or (Span("sampled", generation.text),)
 
 
-def _segments(generation: GenerationResult) -> Iterator[SegmentView]:
-    """The spans, cut where thinking ends; a marker belongs to the thinking, as in `parts.split_output`."""
-    spans = _spans(generation)
+def _split_segments(generation: GenerationResult) -> Iterator[SegmentView]:
+    """Split the spans where thinking ends; the closing marker belongs to the thinking."""
+    spans = _get_spans(generation)
     left = _thinking_length("".join(span.text for span in spans), generation)
     for span in spans:
-        kind = _KINDS[span.kind]
         for text, thinking in ((span.text[:left], True), (span.text[left:], False)):
             if text:
-                yield SegmentView(kind=kind, text=text, thinking=thinking)
+                yield SegmentView(kind=_KINDS[span.kind], text=text, thinking=thinking)
         left = max(0, left - len(span.text))
 
 
 def _thinking_length(text: str, generation: GenerationResult) -> int:
-    """Characters of an output before its answer."""
+    """Return how many characters of an output precede its answer."""
     if not generation.usage.thinking:
         return 0
     start = text.rfind(generation.answer) if generation.answer else -1
     return len(text) if start < 0 else start
 
 
-def _tokens(
+def _build_tokens(
     generation: GenerationResult, codec: TokenizerAdapter, probe: Mapping[str, Sequence[float]]
 ) -> Iterator[TokenView]:
-    texts = _texts(generation, codec)
+    texts = _token_texts(generation, codec)
     signals = generation.signals or (None,) * len(texts)
     for name, column in probe.items():
         if len(column) != len(texts):
-            raise ValueError(f"{len(column)} values of {name!r} for {len(texts)} tokens; accepted: one for each")
-    for i, (text, signal) in enumerate(zip(texts, signals, strict=False)):  # no texts, where they spell nothing
+            raise ValueError(f"got {len(column)} values of {name!r} for {len(texts)} tokens; accepted: one per token")
+    for i, (text, signal) in enumerate(zip(texts, signals, strict=False)):  # there may be no texts
         values = {name: float(column[i]) for name, column in probe.items()}
         yield TokenView(text=text, entropy=None if signal is None else signal.entropy, probe=values or None)
 
 
-def _texts(generation: GenerationResult, codec: TokenizerAdapter) -> list[str]:
-    """The text of each token; none at all if they cannot be made to spell the spans."""
-    spans, ids, texts = _spans(generation), generation.token_ids, list[str]()
+def _token_texts(generation: GenerationResult, codec: TokenizerAdapter) -> list[str]:
+    """Return the text of each token; none at all if together they do not spell the output."""
+    spans, ids, texts = _get_spans(generation), generation.token_ids, list[str]()
     for span in spans:
-        texts += _pieces(ids[len(texts) :], span.text, codec)
-    whole = len(texts) == len(ids) and "".join(texts) == "".join(span.text for span in spans)
-    return texts if whole else []
+        texts += _decode_pieces(ids[len(texts) :], span.text, codec)
+    complete = len(texts) == len(ids) and "".join(texts) == "".join(span.text for span in spans)
+    return texts if complete else []
 
 
-def _pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> list[str]:
-    """What each of the first tokens adds to the text that they spell, which was decoded in one go.
+def _decode_pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> list[str]:
+    """Return what each of the first tokens adds to the text `wanted`, which was decoded as a whole.
 
-    A token is decoded with those before it: alone it may lose a leading space, or be a part of a character only.
+    A token is decoded with its predecessors: alone it may lose a leading space, or be only a part of a character.
     """
     texts, length, start, done = list[str](), 0, 0, 0
     for end in range(1, len(ids) + 1):
@@ -193,5 +197,5 @@ def _pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> list[st
         length += len(text)
         start, done = done, end
     if texts:
-        texts[-1] += wanted[length:]  # a character that never became whole
+        texts[-1] += wanted[length:]  # a character that was never completed
     return texts

@@ -1,4 +1,4 @@
-"""What `tersely doctor` checks, one check after the other; knows nothing of how the results are shown."""
+"""The checks of `tersely doctor`, one after the other."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..controller.policies import make_policy
 from ..controller.prompts import render
 from ..controller.session import Session
 from ..controller.trace import GenerationResult
-from ..controller.types import Engine, Request, SamplingParams
+from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from .loading import ModelSource, load, open_session
 
@@ -31,7 +31,7 @@ _THINKING, _RESERVE = 48, 32  # of the run whose thinking must be cut
 
 @dataclass(frozen=True, slots=True)
 class DoctorCheck:
-    """One result; `remedy` says what to do when the status is not ok."""
+    """One result; `remedy` says what to do if the status is not ok."""
 
     name: str
     status: Status
@@ -40,7 +40,7 @@ class DoctorCheck:
 
 
 def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
-    """All checks in order, each made when it is asked for; those that need what failed before are left out."""
+    """Run all checks in order, lazily; checks that need one that failed are left out."""
     yield from _versions()
     engine: Engine | None = None
     try:
@@ -61,7 +61,7 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     yield DoctorCheck("markers", "ok", f"{opening} ... {closing} ({found})")
     yield _guarded("probes", _probes, session)
     yield _guarded("kernels", lambda _: _kernels(), session)
-    yield _guarded("off", _off_is_off if wanted.engine == "transformers" else _off_beside_control, session)
+    yield _guarded("off", _off_is_off if wanted.engine == "transformers" else _off_next_to_control, session)
     yield _guarded("cut", _cut_fires, session)
     yield _guarded("hint", _hint_appears, session)
 
@@ -111,15 +111,15 @@ def _version(package: str) -> str | None:
 
 def _context(engine: Engine) -> DoctorCheck:
     if engine.context_length is None:
-        remedy = "keep prompt and --max-new-tokens within what the model was trained for"
-        return DoctorCheck("context", "warn", "the model does not say how long its context is", remedy)
+        remedy = "keep prompt and --max-new-tokens within the length that the model was trained for"
+        return DoctorCheck("context", "warn", "the model's context length is unknown", remedy)
     return DoctorCheck("context", "ok", f"{engine.context_length} tokens")
 
 
 def _capabilities(engine: Engine, kind: str) -> DoctorCheck:
-    missing = sorted({"crop", "ragged"} - engine.capabilities)
+    missing = sorted({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH} - engine.capabilities)
     has = ", ".join(sorted(engine.capabilities)) or "none"
-    if not missing or kind != "transformers":  # elsewhere that is no matter of the model
+    if not missing or kind != "transformers":  # elsewhere it does not depend on the model
         return DoctorCheck("engine", "ok", f"{kind}: {has}")
     lacks = f"transformers: {has}; lacks {', '.join(missing)}"
     remedy = "nothing to do: cuts and hints work, forced tokens cost one step each; full attention would save that"
@@ -132,21 +132,21 @@ def _template(engine: Engine) -> DoctorCheck:
         return DoctorCheck(
             "chat template", "fail", "none", "set tokenizer.chat_template and save it, or use a chat model"
         )
-    knows = "knows" if "reasoning_effort" in str(template) else "does not know"
-    more = "" if knows == "knows" else ", so efforts are written into the prompt"
-    return DoctorCheck("chat template", "ok", f"{knows} efforts{more}")
+    if "reasoning_effort" in str(template):
+        return DoctorCheck("chat template", "ok", "supports efforts")
+    return DoctorCheck("chat template", "ok", "does not support efforts, so they are written into the prompt")
 
 
 def _probes(session: Session) -> DoctorCheck:
-    """Whether probes for this very model are released; a user's own are a matter of --probes."""
+    """Whether there are pretrained probes for this model; a user's own come by --probes."""
     from ..probes.pretrained import released
 
     mark = session.engine.fingerprint()
     kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and released(mark, kind)]
     if kinds:
-        return DoctorCheck("probes", "ok", f"released for this model: {', '.join(kinds)}")
-    remedy = "make some with `tersely collect` and `tersely calibrate`; until then effort auto goes by length"
-    return DoctorCheck("probes", "warn", "none released for this model", remedy)
+        return DoctorCheck("probes", "ok", f"pretrained for this model: {', '.join(kinds)}")
+    remedy = "make some with `tersely collect` and `tersely calibrate`; until then effort auto uses the prompt's length"
+    return DoctorCheck("probes", "warn", "none pretrained for this model", remedy)
 
 
 def _kernels() -> DoctorCheck:
@@ -157,8 +157,8 @@ def _kernels() -> DoctorCheck:
     return DoctorCheck(
         "kernels",
         "warn",
-        "not compiled, or for another torch, which does their work",
-        "install a C compiler, then tersely again",
+        "not compiled, or for another torch; the operations run in torch",
+        "install a C compiler, then reinstall tersely",
     )
 
 
@@ -175,23 +175,23 @@ def _off_is_off(session: Session) -> DoctorCheck:
     return DoctorCheck("off", "fail", f"differs from model.generate at token {same}", remedy)
 
 
-def _off_beside_control(session: Session) -> DoctorCheck:
-    """A request without policies beside one under control, against the same request alone."""
+def _off_next_to_control(session: Session) -> DoctorCheck:
+    """Compare a request without policies alone and next to a controlled one."""
     engine = session.engine
     rendered = render(engine.tokenizer, QUESTION, TIERS["normal"], session.markers)
     plain = Request(rendered.ids, _SHORT)
     controlled = session.prepare([QUESTION], _cutting())[0].request
     alone = engine.generate([plain], SamplingParams(temperature=0.0))[0]
-    beside = engine.generate([controlled, plain], SamplingParams(temperature=0.0))
-    if not any(beside[0].forced):
+    together = engine.generate([controlled, plain], SamplingParams(temperature=0.0))
+    if not any(together[0].forced):
         return DoctorCheck(
-            "off", "fail", "the request under control was not controlled", "report what serves the model"
+            "off", "fail", "the controlled request was not controlled", "report the server's name and version"
         )
-    if beside[1].token_ids != alone.token_ids:
-        remedy = "batches change what this model computes; with dtype float32 they should not"
-        return DoctorCheck("off", "warn", "a request without policies differs beside one under control", remedy)
+    if together[1].token_ids != alone.token_ids:
+        remedy = "batches change this model's results; with dtype float32 they should not"
+        return DoctorCheck("off", "warn", "a request without policies differs next to a controlled one", remedy)
     return DoctorCheck(
-        "off", "ok", f"a request without policies, beside one that was cut, is as alone: {_SHORT} tokens"
+        "off", "ok", f"a request without policies is the same next to a controlled one, over {_SHORT} tokens"
     )
 
 
@@ -213,7 +213,7 @@ def _plain_generate(engine: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _cutting() -> GenerationOptions:
-    """Options under which thinking must be cut: its budget is too small on purpose."""
+    """Options with a budget that is too small, so that thinking must be cut."""
     return GenerationOptions(
         preset=None,
         policies=("budget",),
@@ -228,7 +228,7 @@ def _cut_fires(session: Session) -> DoctorCheck:
 
 
 def _hint_appears(session: Session) -> DoctorCheck:
-    """A run that asks for brevity early on."""
+    """Run with an early hint."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
     done = session.run([QUESTION], replace(_cutting(), policies=(hint,), max_new_tokens=160))[0]
     forced = [span.text for span in done.spans if span.kind == "forced"]
@@ -236,7 +236,7 @@ def _hint_appears(session: Session) -> DoctorCheck:
         return DoctorCheck("hint", "ok", f"appears after {done.trace[0].position} tokens")
     if not done.trace:
         return DoctorCheck("hint", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
-    return DoctorCheck("hint", "fail", "was decided on, but is not in the output", "report this with the model's name")
+    return DoctorCheck("hint", "fail", "was decided, but is not in the output", "report this with the model's name")
 
 
 def _judge_cut(done: GenerationResult, close: str) -> DoctorCheck:

@@ -1,4 +1,4 @@
-"""From the names given on the command line to a ready session, with the libraries below kept quiet."""
+"""From names on the command line to a ready session, with libraries silenced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..controller.session import Session
 from ..controller.text.markers import Markers, parse_markers
-from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
+from ..controller.types import Completion, Engine, Request, SamplingParams, State, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
@@ -20,7 +20,7 @@ ENGINES = ("transformers", "vllm", "openai")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Which model to run, on what, and how it thinks; checked by `source`."""
+    """Which model to run on which engine, and how it thinks; checked by `source`."""
 
     model: str | None
     markers: Markers | None
@@ -71,12 +71,12 @@ def load(wanted: ModelSource) -> Engine:
         from ..controller.engines.transformers.engine import load_engine
 
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
-            logging.disable_progress_bar()  # transformers may have been imported before `quieten`
+            logging.disable_progress_bar()  # transformers may have been imported before `silence_libraries`
         return load_engine(model)
 
 
 def _load_vllm(model: str) -> Engine:
-    """Start vLLM; what it says on standard output, where answers belong, goes to standard error."""
+    """Start vLLM; its standard output goes to standard error, as standard output is for answers."""
     from ..controller.vllm.engine import load_vllm
 
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
@@ -85,14 +85,14 @@ def _load_vllm(model: str) -> Engine:
 
 
 def open_session(engine: Engine, wanted: ModelSource) -> Session:
-    """The session of a loaded model; raises MarkerError if its thinking cannot be told apart."""
+    """The session of a loaded model; raises MarkerError if its thinking markers are unknown."""
     return Session(engine, wanted.markers, wanted.think_prompt)
 
 
 def silence_libraries() -> None:
-    """Silence what the libraries say about loading; tersely's own errors and warnings are untouched.
+    """Silence the libraries' messages about loading; tersely's own errors and warnings stay.
 
-    The variables are read when the libraries are imported, so this comes first; what a user has set stands.
+    The variables are read when the libraries are imported, so this comes first; values that a user has set stay.
     """
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
@@ -105,7 +105,7 @@ def silence_libraries() -> None:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """Say on stderr that something takes a while, where a person is looking."""
+    """Show on stderr that something takes a while, if it is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
@@ -116,9 +116,10 @@ def spinner(text: str) -> Iterator[None]:
 
 
 class Interruptible:
-    """An engine that answers Ctrl-C with what it has made so far, instead of losing it.
+    """An engine that returns what it has generated so far on Ctrl-C; implements `types.Engine`.
 
-    `interrupted` tells that this happened; the completions then say "length", the nearest thing an engine knows.
+    Attributes:
+        interrupted: whether that happened; the completions then have the finish reason "length".
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -126,13 +127,14 @@ class Interruptible:
         self.name = engine.name
         self.tokenizer = engine.tokenizer
         self.capabilities = engine.capabilities
+        self.hidden_layers = engine.hidden_layers
         self.context_length = engine.context_length
         self.interrupted = False
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """See `engines.base.Engine.generate`."""
+        """See `Engine.generate`."""
         made: list[list[tuple[int, bool]]] = [[] for _ in requests]
 
         def record(row: int, tokens: Sequence[int], forced: bool) -> None:
@@ -149,10 +151,14 @@ class Interruptible:
             self.interrupted = True
             return [Completion(tuple(t for t, _ in row), tuple(f for _, f in row), "length") for row in made]
 
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
+        """See `Engine.hidden_states`."""
+        return self.engine.hidden_states(prompts, layer)
+
     def fingerprint(self) -> str | None:
-        """See `engines.base.Engine.fingerprint`."""
+        """See `Engine.fingerprint`."""
         return self.engine.fingerprint()
 
     def close(self) -> None:
-        """See `engines.base.Engine.close`."""
+        """See `Engine.close`."""
         self.engine.close()

@@ -1,14 +1,23 @@
-"""The options that commands share, as annotated types: one wording for each, wherever it appears."""
+"""The options that commands share, as annotated types; their texts come from `GenerationOptions` where it has them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..controller.options import GenerationOptions
+
 DEFAULT_MODEL = "tersely-tiny-small"
-_REPEAT = "A policy by name, which replaces the preset; repeat for several, the first has precedence."
+_REPEAT = "A policy by name or as file.py:Class, instead of the preset; repeat for several, in order of precedence."
+
+
+def _option(flag: str, **settings: Any) -> Any:
+    """The command-line option of a field of `GenerationOptions`."""
+    fields: Any = GenerationOptions.__pydantic_fields__  # type: ignore[attr-defined]  # added by pydantic
+    return typer.Option(flag, help=fields[flag.removeprefix("--").replace("-", "_")].description, **settings)
+
 
 Model = Annotated[
     str | None,
@@ -17,67 +26,52 @@ Model = Annotated[
 Markers = Annotated[
     str | None,
     typer.Option(
-        "--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; found if not given."
+        "--markers", metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; found by default."
     ),
 ]
 ThinkPrompt = Annotated[
     bool, typer.Option("--think-prompt", help="Make a model without markers think between <think> and </think>.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-Effort = Annotated[
-    str,
-    typer.Option("--effort", metavar="LEVEL", help="none, easy, normal, hard, auto, or OpenAI's low, medium, high."),
-]
-Preset = Annotated[
-    str,
-    typer.Option(
-        "--preset",
-        metavar="NAME",
-        help="A set of policies, such as off, balanced, certified or fast; README lists them.",
-    ),
-]
+Effort = Annotated[str, _option("--effort", metavar="LEVEL")]
+Preset = Annotated[str, _option("--preset", metavar="NAME")]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="A file of `tersely tune`, in place of effort, preset and policies."),
+    typer.Option("--config", metavar="FILE", help="A file of `tersely tune` with effort, policies and strategy."),
 ]
-Probes = Annotated[
-    str | None,
-    typer.Option("--probes", metavar="DIR", help="A folder of `tersely calibrate`, in place of the released probes."),
-]
+Probes = Annotated[str | None, _option("--probes", metavar="DIR")]
 Helper = Annotated[
-    str | None, typer.Option("--helper", metavar="NAME", help="A larger model that policies delegate steps to.")
+    str | None, typer.Option("--helper", metavar="NAME", help="A larger model that policies delegate to.")
 ]
 Verifier = Annotated[
     str | None,
-    typer.Option(
-        "--verifier", metavar="NAME", help="A model that policies ask for verdicts where rules do not decide."
-    ),
+    typer.Option("--verifier", metavar="NAME", help="A model that answers policies' questions where rules cannot."),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--policy", metavar="NAME", help=_REPEAT)]
+Modifiers = Annotated[
+    list[str] | None,
+    typer.Option("--modifier", metavar="NAME", help="A change of the forward pass, such as steer; may repeat."),
+]
 Engine = Annotated[
     str,
-    typer.Option(
-        "--engine", metavar="NAME", help="What runs the model: transformers, vllm, or openai (a server's API)."
-    ),
+    typer.Option("--engine", metavar="NAME", help="What runs the model: transformers, vllm, or openai (a server)."),
 ]
 BaseUrl = Annotated[
-    str | None, typer.Option("--base-url", metavar="URL", help="Of a server with OpenAI's API, for --engine openai.")
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="URL of an OpenAI-compatible server, for --engine openai."),
 ]
 Tokenizer = Annotated[
     str | None,
-    typer.Option("--tokenizer", metavar="NAME", help="Of the model that a server serves: a folder or name."),
+    typer.Option("--tokenizer", metavar="NAME", help="Tokenizer of the served model: a folder or name."),
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most output tokens, the answer included.")]
-AnswerReserve = Annotated[
-    int | None,
-    typer.Option("--answer-reserve", min=1, help="Output tokens kept for the answer; by default the tier's."),
-]
+MaxNewTokens = Annotated[int, _option("--max-new-tokens", min=1)]
+AnswerReserve = Annotated[int | None, _option("--answer-reserve", min=1)]
 Temperature = Annotated[
     float | None,
     typer.Option("--temperature", min=0.0, help="Sampling temperature, 0 is greedy; by default the model's."),
 ]
-Shadow = Annotated[bool, typer.Option("--shadow", help="Touch nothing; report what would have been done.")]
+Shadow = Annotated[bool, _option("--shadow")]
 Compare = Annotated[
     bool | None,
     typer.Option(

@@ -12,12 +12,12 @@ import typer
 
 from ..controller.api import resolve_helper, resolve_verifier
 from ..controller.budgets import canonical_effort, fit_budget
-from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
+from ..controller.modifiers import resolve_modifier
+from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, make_options
 from ..controller.policies import make_policies
 from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..controller.tuned_config import load_config
-from ..controller.types import SamplingParams
 from ..errors import OptionError, PromptError
 from . import options as o
 from .loading import Interruptible, ModelSource, load, open_session, source, spinner
@@ -47,6 +47,7 @@ def run(
     effort: o.Effort = "normal",
     preset: o.Preset = "balanced",
     policy: o.Policies = None,
+    modifier: o.Modifiers = None,
     config: o.Config = None,
     probes: o.Probes = None,
     helper: o.Helper = None,
@@ -66,17 +67,19 @@ def run(
     quiet: o.Quiet = False,
     trace: o.Trace = None,
 ) -> None:
-    """Answer one prompt, showing the thinking, what was done to it and why, and what it saved."""
-    chosen = GenerationOptions(
+    """Answer one prompt; show the thinking, every decision with its reason, and what it saved."""
+    chosen = make_options(
         effort=effort,
         preset=preset,
         policies=tuple(policy) if policy else None,
+        modifiers=tuple(modifier or ()),
         max_new_tokens=max_new_tokens,
         answer_reserve=answer_reserve,
         shadow=shadow,
         signals=trace is not None and engine != "openai",  # which shows no entropy
         probes=probes,
-        sampling=SamplingParams(temperature=temperature, seed=seed),
+        temperature=temperature,
+        seed=seed,
     )
     if config is not None:
         chosen = _configured(chosen, config)
@@ -87,26 +90,28 @@ def run(
 
 
 def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
-    """The options of a file in place of those it decides; raises OptionError if the command line decides them too."""
+    """The options with those of a file; raises OptionError if the command line sets the same ones."""
     default = GenerationOptions()
     if (chosen.effort, chosen.preset, chosen.policies) != (default.effort, default.preset, default.policies):
-        raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
+        raise OptionError("--config sets effort, preset and policies; leave out --effort, --preset and --policy")
     return replace(chosen, **load_config(config))
 
 
 def _check(chosen: GenerationOptions, trace: Path | None) -> None:
-    """Refuse before a model is loaded what would be refused after."""
+    """Refuse invalid options before a model is loaded."""
     tier = canonical_effort(chosen.effort)
     fit_budget("normal" if tier == "auto" else tier, chosen.max_new_tokens, chosen.answer_reserve, chosen.strategy)
     make_policies(chosen.preset, chosen.policies)
+    for modifier in chosen.modifiers:
+        resolve_modifier(modifier)
     if trace is not None:
-        from ..evaluation.view.files import check_appendable
+        from ..evaluation.view.trace_file import check_appendable
 
         check_appendable(trace)
 
 
 def _prompt_text(given: str) -> str:
-    """The prompt itself, read from standard input for `-`; raises PromptError for other than UTF-8 text."""
+    """The prompt, read from standard input for `-`; raises PromptError unless it is UTF-8 text."""
     try:
         if given == "-":
             text = sys.stdin.buffer.read().decode("utf-8-sig")
@@ -120,39 +125,39 @@ def _prompt_text(given: str) -> str:
     return text
 
 
-def _answer(wish: RunArgs) -> None:
-    engine = Interruptible(load(wish.source))
+def _answer(args: RunArgs) -> None:
+    engine = Interruptible(load(args.source))
     try:
-        _answer_on(engine, wish)
+        _answer_on(engine, args)
     finally:
         engine.close()
 
 
-def _answer_on(engine: Interruptible, wish: RunArgs) -> None:
-    session = open_session(engine, wish.source)
-    session.helper, session.verifier = resolve_helper(wish.helper), resolve_verifier(wish.verifier)
-    show = None if wish.as_json or wish.quiet else TerminalRenderer(session.markers, *writer())
-    done = session.run([wish.prompt], wish.options, show)[0]
+def _answer_on(engine: Interruptible, args: RunArgs) -> None:
+    session = open_session(engine, args.source)
+    session.helper, session.verifier = resolve_helper(args.helper), resolve_verifier(args.verifier)
+    show = None if args.as_json or args.quiet else TerminalRenderer(session.markers, *writer())
+    done = session.run([args.prompt], args.options, show)[0]
     if engine.interrupted:
         done = replace(done, finish_reason="interrupted")
     if show is not None:
-        _round_off(show, done)
-    elif wish.quiet and not wish.as_json:
+        _show_outcome(show, done)
+    elif args.quiet and not args.as_json:
         _print_answer(done)
     plain = None
-    if wish.compare and not engine.interrupted:
-        uncontrolled = replace(wish.options, effort="normal", preset="off", policies=None, shadow=False)
+    if args.compare and not engine.interrupted:
+        uncontrolled = replace(args.options, effort="normal", preset="off", policies=None, shadow=False)
         with spinner("running it uncontrolled"):
-            plain = session.run([wish.prompt], uncontrolled)[0]
+            plain = session.run([args.prompt], uncontrolled)[0]
     if engine.interrupted:
         plain = None
-    if wish.as_json:
+    if args.as_json:
         extra = {} if plain is None else {"uncontrolled": plain.as_dict()}
         print(json.dumps({**done.as_dict(), **extra}))
     elif plain is not None:
         print(comparison(done, plain))
-    if wish.trace is not None:
-        _record(wish.trace, wish.prompt, done, plain, session.codec)
+    if args.trace is not None:
+        _record(args.trace, args.prompt, done, plain, session.codec)
     if engine.interrupted:
         sys.stdout.flush()
         raise KeyboardInterrupt
@@ -161,10 +166,10 @@ def _answer_on(engine: Interruptible, wish: RunArgs) -> None:
 def _record(
     trace: Path, prompt: str, done: GenerationResult, plain: GenerationResult | None, codec: TokenizerAdapter
 ) -> None:
-    from ..evaluation.view.files import append
     from ..evaluation.view.record import build_record
+    from ..evaluation.view.trace_file import append_record
 
-    append(trace, build_record(done, prompt, plain, codec=codec))
+    append_record(trace, build_record(done, prompt, plain, codec=codec))
 
 
 def _print_answer(done: GenerationResult) -> None:
@@ -173,8 +178,8 @@ def _print_answer(done: GenerationResult) -> None:
     print(done.answer)
 
 
-def _round_off(show: TerminalRenderer, done: GenerationResult) -> None:
-    """Whatever a reader must know beyond the text."""
+def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
+    """Print what a reader must know beyond the text."""
     show.finish()
     if (line := format_outcome(done)) is not None:
         show.mark(line)

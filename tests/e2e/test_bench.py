@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.base import PolicyView, Wait, Watching
+from tersely.controller.policies.base import Policy, PolicyView, Wait, Watching
 from tersely.controller.trace import GenerationResult
 from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.bench import arms as arms_module
@@ -151,12 +151,15 @@ def test_a_total_that_leaves_out_a_part_is_refused() -> None:
 
 
 @dataclass(frozen=True)
-class Peeker:
+class Peeker(Policy):
     """A policy that was trained on the test questions."""
 
-    learned_from: tuple[str, ...]
+    hashes: frozenset[str]
     name: ClassVar[str] = "peeker"
-    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        return self.hashes
 
     def watch(self, view: PolicyView) -> Watching:
         yield Wait(1)
@@ -165,7 +168,7 @@ class Peeker:
 def test_a_policy_trained_on_the_test_questions_is_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peeker = Peeker(tuple(hash_question(question) for question in make_questions(4)))
+    peeker = Peeker(frozenset(hash_question(question) for question in make_questions(4)))
     check_unseen([peeker], [Question("other", "What is 9 ?", "9")])
     with pytest.raises(CheckError, match=r"'peeker' .* 1 of") as e:
         check_unseen([peeker], [Question("renamed", "What  is 3?", "3")])
@@ -220,16 +223,17 @@ def test_bad_arms_are_refused(arms: str, code: str) -> None:
 
 
 OWN_POLICY = """
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tersely.controller.policies.base import Close, Wait
+from tersely.controller.policies.base import Close, Policy, Wait
 
 
 @dataclass(frozen=True)
-class StopEarly:
+class StopEarly(Policy):
     name: ClassVar[str] = "stop-early"
-    needs: ClassVar[frozenset[str]] = frozenset()
     at: int = 40
 
     def watch(self, view):
@@ -245,9 +249,9 @@ class Balanced(StopEarly):
     name = "balanced"
 
 
-class NeedsSettings:
+class NeedsSettings(StopEarly):
     def __init__(self, at):
-        self.at = at
+        super().__init__(at)
 """
 
 

@@ -18,13 +18,13 @@ from transformers.utils import logging
 
 from tersely.cli.app import main
 from tersely.controller.budgets import fit_budget
-from tersely.controller.effort import render_tiers
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions, with_seed
+from tersely.controller.policies.base import TrialAnswer
 from tersely.controller.policies.record import ThoughtRecord, mean_entropy
+from tersely.controller.prompts import render
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
-from tersely.controller.trial_answers import TrialAnswer
 from tersely.evaluation.collect import Collector
 from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.equality import AnswerChecker
@@ -199,10 +199,8 @@ def test_labels_are_those_of_trials(collected: Collected) -> None:
 def test_question_states_are_those_after_the_shared_prefix(collected: Collected, layer: int) -> None:
     session, states = collected.session, collected.records[f"questions.state.{layer}"]
     for number, question in enumerate(collected.questions):
-        budgets = {tier: fit_budget(tier, MOST) for tier in TIERS}
-        ids = [
-            r.ids for r in render_tiers(session.engine.tokenizer, question.problem, session.markers, budgets).values()
-        ]
+        tokenizer, markers = session.engine.tokenizer, session.markers
+        ids = [render(tokenizer, question.problem, fit_budget(tier, MOST), markers).ids for tier in TIERS]
         shared = next(i for i, place in enumerate(zip(*ids, strict=False)) if len(set(place)) > 1)
         assert question.problem in session.codec.decode(ids[0][:shared])
         np.testing.assert_allclose(states[number], forward(collected.engine, ids[0][:shared], layer)[-1], atol=2e-4)

@@ -27,7 +27,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.seen: list[int] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.seen.append(token)
         return self.at.get(len(self.seen), KEEP)
 
@@ -59,7 +59,7 @@ def test_a_streamer_gets_prompt_and_tokens() -> None:
 @pytest.mark.parametrize("kind", ["full", "sliding"])
 def test_a_streamer_gets_forced_tokens_once(kind: str) -> None:
     streamer = Recorder()
-    fn = as_custom_generate(lambda prompt: Script(t3=Directive((30, 31, 32), drop=1)), streamer=streamer)
+    fn = as_custom_generate(lambda prompt: Script(t3=Directive((30, 31, 32), retract=1)), streamer=streamer)
     out: Any = random_model(kind).generate(torch.tensor([[5, 6, 7]]), max_new_tokens=10, custom_generate=fn)
     assert streamer.values[0] == [[5, 6, 7]]
     assert [token for value in streamer.values[1:] for token in value] == out[0, 3:].tolist()

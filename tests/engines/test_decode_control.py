@@ -38,7 +38,7 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.seen: list[int] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.seen.append(token)
         return self.at.get(len(self.seen), KEEP)
 
@@ -49,7 +49,7 @@ class Wild:
     def __init__(self, seed: int, most_dropped: int, rate: float = 0.15) -> None:
         self.rng, self.most, self.rate, self.size = random.Random(seed), most_dropped, rate, 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.rng.random() > self.rate:
             return KEEP
@@ -69,12 +69,12 @@ def recompute(model: Any, request: Request, eos: Sequence[int] = (1,)) -> Comple
             logits = model(torch.tensor([[*request.prompt_ids, *out]]), use_cache=False).logits[0, -1]
         out, forced = [*out, int(logits.argmax())], [*forced, False]
         directive = request.watcher.observe(out[-1]) if request.watcher else KEEP
-        if out[-1] in eos and not directive.drop:
+        if out[-1] in eos and not directive.retract:
             return Completion(tuple(out[:-1]), tuple(forced[:-1]), "stop", dropped)
-        if len(out) <= request.max_new_tokens or directive.drop:
-            end = len(out) - directive.drop
+        if len(out) <= request.max_new_tokens or directive.retract:
+            end = len(out) - directive.retract
             out, forced = out[:end] + list(directive.force), forced[:end] + [True] * len(directive.force)
-            dropped += directive.drop
+            dropped += directive.retract
         out, forced = out[: request.max_new_tokens], forced[: request.max_new_tokens]
         for place, (token, was_forced) in enumerate(zip(out, forced, strict=True)):
             if was_forced and token in eos:
@@ -154,7 +154,7 @@ def test_in_a_large_batch_a_hint_is_fed_token_by_token_while_the_others_go_on() 
     forwards = Forwards(model)
 
     def requests() -> list[Request]:
-        hints = {3: Directive(tuple(range(20, 30))), 5: Directive((40, 41, 42, 43, 44, 45, 46), drop=3)}
+        hints = {3: Directive(tuple(range(20, 30))), 5: Directive((40, 41, 42, 43, 44, 45, 46), retract=3)}
         return [
             Request(prompt, 30, Script(**{f"t{at}": hint for at, hint in hints.items()}) if row % 3 == 0 else None)
             for row, prompt in enumerate(prompts(12))
@@ -167,7 +167,9 @@ def test_in_a_large_batch_a_hint_is_fed_token_by_token_while_the_others_go_on() 
     assert sum(sum(row.forced) for row in done) == 4 * (10 - 1 + 7), "three tokens were dropped, one of them forced"
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(1.0, seed=3), SamplingParams(1.0, seed=3, inverse=True)])
+@pytest.mark.parametrize(
+    "sampling", [GREEDY, SamplingParams(1.0, seed=3), SamplingParams(1.0, seed=3, inverse_cdf=True)]
+)
 def test_rows_that_ended_leave_the_batch_and_change_nothing(
     sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +188,7 @@ def test_rows_that_ended_leave_the_batch_and_change_nothing(
 
 def test_a_seed_draws_by_one_number_a_row_what_the_model_says() -> None:
     model = random_model(eos=126)
-    engine, sampling = engine_of(model), SamplingParams(1.0, top_k=0, seed=3, inverse=True)
+    engine, sampling = engine_of(model), SamplingParams(1.0, top_k=0, seed=3, inverse_cdf=True)
     requests = [Request((5, 6, 7, 8), 1)] * 4000
     tokens = [done.token_ids[0] for done in engine.generate(requests, sampling) if done.token_ids]
     assert tokens == [done.token_ids[0] for done in engine.generate(requests, sampling) if done.token_ids]
@@ -209,7 +211,7 @@ def test_without_holes_forced_tokens_are_fed_one_by_one() -> None:
 def test_closing_by_replacing_the_sampled_token() -> None:
     model = random_model(eos=126)
     plain, closed = engine_of(model).generate(
-        [Request((9, 9, 5), 12), Request((9, 9, 5), 12, Script(t5=Directive((40, 41), drop=1)))], GREEDY
+        [Request((9, 9, 5), 12), Request((9, 9, 5), 12, Script(t5=Directive((40, 41), retract=1)))], GREEDY
     )
     assert closed.token_ids[:6] == (*plain.token_ids[:4], 40, 41)
     assert closed.dropped == 1
@@ -221,7 +223,7 @@ def test_an_end_of_sequence_may_be_dropped_and_forced() -> None:
     free = engine_of(model).generate([Request((9, 9, 5), 8)], GREEDY)[0]
     model.generation_config.eos_token_id = [127, free.token_ids[3]]
     place = free.token_ids.index(free.token_ids[3])
-    key = {f"t{place + 1}": Directive((40, 127, 41), drop=1)}
+    key = {f"t{place + 1}": Directive((40, 127, 41), retract=1)}
     seen: list[tuple[int, ...]] = []
     requests = [Request((9, 9, 5), 8), Request((9, 9, 5), 8, Script(**key))]
     ended, reopened = engine_of(model).generate(requests, GREEDY, lambda row, ids, forced: seen.append((row, *ids)))
@@ -280,8 +282,8 @@ def test_processors_see_each_row_compact() -> None:
         return scores
 
     scripts = {
-        starts[0]: Script(t2=Directive(tuple(range(40, 50))), t6=Directive((), drop=3)),
-        starts[2]: Script(t4=Directive((50, 51, 52), drop=2)),
+        starts[0]: Script(t2=Directive(tuple(range(40, 50))), t6=Directive((), retract=3)),
+        starts[2]: Script(t4=Directive((50, 51, 52), retract=2)),
     }
     fn = as_custom_generate(lambda prompt: scripts.get(tuple(prompt)), sink=sink)
     width = max(map(len, starts))
@@ -315,9 +317,9 @@ def test_the_cache_sheds_its_holes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kind", "directive", "error", "message"),
     [
-        ("sliding", Directive((5,), drop=2), CapabilityError, "cannot be cropped"),
-        ("sliding", Directive(drop=1), CapabilityError, "cannot go back"),
-        ("full", Directive(drop=9), OptionError, "has put out 4"),
+        ("sliding", Directive((5,), retract=2), CapabilityError, "cannot be cropped"),
+        ("sliding", Directive(retract=1), CapabilityError, "cannot go back"),
+        ("full", Directive(retract=9), OptionError, "has put out 4"),
     ],
 )
 def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[Exception], message: str) -> None:
@@ -328,8 +330,8 @@ def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[
 
 def test_a_watcher_that_drops_for_ever_is_stopped() -> None:
     class Stubborn:
-        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-            return Directive(drop=1)
+        def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+            return Directive(retract=1)
 
     with pytest.raises(CapabilityError, match="never let it end"):
         engine_of(random_model()).generate([Request((5, 6), 5, Stubborn())], GREEDY)

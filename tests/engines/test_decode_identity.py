@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
 class Idle:
     """A watcher that never acts."""
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         return KEEP
 
 

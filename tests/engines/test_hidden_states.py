@@ -29,12 +29,12 @@ class Noting:
         self.size = 0
         self.kept: list[tuple[int, dict[int, State] | None]] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        assert seen is not None and seen.signals is None
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        assert step is not None and step.signals is None
         self.size += 1
-        self.kept.append((token, {layer: seen.state(layer) for layer in LAYERS}))
+        self.kept.append((token, {layer: step.state(layer) for layer in LAYERS}))
         directive = self.at.get(self.size, KEEP)
-        del self.kept[len(self.kept) - directive.drop :]
+        del self.kept[len(self.kept) - directive.retract :]
         self.kept += [(forced, None) for forced in directive.force]
         return directive
 
@@ -45,11 +45,11 @@ class Reads:
     def __init__(self, layer: int) -> None:
         self.layer, self.size = layer, 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.size == 3:
-            assert seen is not None
-            seen.state(self.layer)
+            assert step is not None
+            step.state(self.layer)
         return KEEP
 
 
@@ -70,12 +70,12 @@ def foretold(model: Any, prompt: tuple[int, ...], output: tuple[int, ...]) -> di
 
 def meddlers(kind: str) -> list[Noting]:
     """Watchers of five rows; the second and the last leave their row alone."""
-    back = Directive((40, 41), drop=1)
+    back = Directive((40, 41), retract=1)
     if kind == "full":
         return [
-            Noting(t4=Directive(tuple(range(40, 50))), t9=Directive((), drop=3)),
+            Noting(t4=Directive(tuple(range(40, 50))), t9=Directive((), retract=3)),
             Noting(),
-            Noting(t2=Directive((), drop=1), t6=Directive((50, 51, 52), drop=4)),
+            Noting(t2=Directive((), retract=1), t6=Directive((50, 51, 52), retract=4)),
             Noting(t3=back),
             Noting(),
         ]
@@ -161,11 +161,11 @@ def test_a_layer_that_is_not_there_is_named_and_no_hook_stays(request_: Request,
 
 def test_hooks_go_when_a_run_ends_and_when_a_watcher_fails() -> None:
     class Fails(Noting):
-        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+        def observe(self, token: int, step: StepInfo | None = None) -> Directive:
             assert hooks_of(model) == len(LAYERS)
             if self.size == 2:
                 raise RuntimeError("no more")
-            return super().observe(token, seen)
+            return super().observe(token, step)
 
     model = random_model(eos=126)
     engine = engine_of(model)
@@ -209,3 +209,22 @@ def test_a_model_without_a_list_of_its_layers_has_its_ends_only() -> None:
     assert find_decoder_layers(model, -4).module is find_decoder_layers(model, 0).module is model.get_input_embeddings()
     with pytest.raises(CapabilityError, match="no list of 3 layers"):
         find_decoder_layers(model, 1)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2, -1])
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_hidden_states_of_prompts_are_those_that_transformers_returns(kind: str, layer: int) -> None:
+    """Prompts of unequal length in one batch, each as it is alone."""
+    model = random_model(kind)
+    prompts = [(5, 6, 7, 8), (9,), tuple(range(10, 23))]
+    states = TransformersEngine(model, letters(), name="random").hidden_states(prompts, layer)
+    for prompt, state in zip(prompts, states, strict=True):
+        with torch.no_grad():
+            expected = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[layer][0, -1]
+        np.testing.assert_allclose(state, expected.numpy(), atol=1e-4)
+    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()) == 0
+
+
+def test_hidden_states_of_a_layer_that_is_not_there() -> None:
+    with pytest.raises(OptionError, match="9"):
+        TransformersEngine(random_model(), letters(), name="random").hidden_states([(5, 6)], 9)

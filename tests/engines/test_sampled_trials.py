@@ -13,14 +13,15 @@ from tersely.controller import trial_answers as trial
 from tersely.controller.cancellation import CancellableWatcher
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.base import Close, PolicyView, Wait, Watching
+from tersely.controller.policies.base import Close, Policy, PolicyView, Wait, Watching
 from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
-from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trial_answers import CERTAIN, SampledTrial, TrialAnswer, TrialDecoder
 from tersely.controller.types import KEEP, Directive, SamplingParams, StepInfo
 from tersely.evaluation.tasks.questions import load
+
+from ..support.word_tokenizer import WordTokenizer
 
 PROBLEMS = [question.problem for question in load("tiny", "fit", 6, 3)]
 GREEDY = GenerationOptions(preset="off", max_new_tokens=800, sampling=SamplingParams(temperature=0.0))
@@ -28,16 +29,15 @@ WARM = replace(GREEDY, sampling=SamplingParams(temperature=1.5, seed=1))
 
 
 @dataclass(frozen=True)
-class ClosesAfter:
+class ClosesAfter(Policy):
     """Closes after so many thoughts."""
 
     name: ClassVar[str] = "closes"
-    needs: ClassVar[frozenset[str]] = frozenset()
     thoughts: int = 1
 
     def watch(self, view: PolicyView) -> Watching:
         while len(view.thinking.thoughts) < self.thoughts:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
+            yield Wait(at=view.tokens + 1, boundary="thought")
         yield Close("as planned", phrase="")
 
 
@@ -100,7 +100,7 @@ def begun(most: int = 40, closing: Sequence[int] = (1, 2, 3)) -> TrialDecoder:
     run = TrialDecoder(CODEC, 5, SampledTrial(tuple(closing), "It is", most))
     *before, last = feed(run, "7}")
     assert all(follow is KEEP for follow in before)
-    assert last == Directive((1, 2, 3), drop=5 + len(CODEC.encode("7}")), trial=True, drawn=True)
+    assert last == Directive((1, 2, 3), retract=5 + len(CODEC.encode("7}")), trial=True, drawn=True)
     return run
 
 
@@ -128,10 +128,10 @@ def test_a_drawn_answer_is_over_with_its_turn_or_when_it_is_full(monkeypatch: py
 
 def test_a_row_may_be_ended_while_an_answer_is_drawn() -> None:
     closing, over = (1, 2, 3), [False]
-    said = [Directive((4, 5), trial=True), KEEP, Directive(closing, drop=4, trial=True, drawn=True), KEEP, KEEP]
+    said = [Directive((4, 5), trial=True), KEEP, Directive(closing, retract=4, trial=True, sampled=True), KEEP, KEEP]
 
     class Says:
-        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+        def observe(self, token: int, step: StepInfo | None = None) -> Directive:
             return said.pop(0)
 
     ending = CancellableWatcher(lambda: over[0])
@@ -139,4 +139,4 @@ def test_a_row_may_be_ended_while_an_answer_is_drawn() -> None:
     while said:
         ending.observe(9)
     over[0] = True
-    assert ending.observe(9) == Directive(drop=len(closing) + 2 + 1, trial=False, stop=True)
+    assert ending.observe(9) == Directive(retract=len(closing) + 2 + 1, trial=False, stop=True)

@@ -1,4 +1,4 @@
-"""Steering in the engine: what is added, to which rows and when, and that nothing stays behind."""
+"""Steering in the engine: what is added to which sequences and when, and that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.engines.transformers.research.steering import steered
-from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, SteeringVector, StepInfo
+from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence, steered
+from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import OptionError
 from tersely.probes.research.steering import Direction
 
@@ -30,7 +30,7 @@ class Spell:
     def __init__(self, span: tuple[int, int] | None, fails_at: int | None = None) -> None:
         self.span, self.fails_at, self.size = span, fails_at, 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.size == self.fails_at:
             raise RuntimeError("a watcher that breaks")
@@ -56,10 +56,16 @@ def direction(**changes: Any) -> Direction:
     return Direction(**(facts | changes))
 
 
+STEER = Steer(layer=1, strength=1.0, direction=direction())
+
+
 def requests(spells: list[Spell], steer: bool = True) -> list[Request]:
     return [
         Request(
-            prompt, size, spell, steering=SteeringVector(1, push(row), spell.active) if steer and spell.span else None
+            prompt,
+            size,
+            spell,
+            modifiers=(SteeredSequence(STEER, 1, push(row), spell.active),) if steer and spell.span else (),
         )
         for row, (prompt, size, spell) in enumerate(zip(PROMPTS, SIZES, spells, strict=True))
     ]
@@ -132,7 +138,7 @@ def test_no_strength_changes_no_token() -> None:
     for sampling in (GREEDY, SamplingParams(temperature=1.0, seed=3)):
         plain = engine.generate(requests(spells(), steer=False), sampling)
         asked = [
-            Request(p, s, steering=SteeringVector(1, nothing, lambda: True))
+            Request(p, s, modifiers=(SteeredSequence(STEER, 1, nothing, lambda: True),))
             for p, s in zip(PROMPTS, SIZES, strict=True)
         ]
         assert [d.token_ids for d in engine.generate(asked, sampling)] == [d.token_ids for d in plain]
@@ -140,7 +146,7 @@ def test_no_strength_changes_no_token() -> None:
 
 def test_half_precision_stays_half() -> None:
     engine = engine_of(random_model(dtype=torch.bfloat16))
-    asked = Request(PROMPTS[0], 8, steering=SteeringVector(1, push(), lambda: True))
+    asked = Request(PROMPTS[0], 8, modifiers=(SteeredSequence(STEER, 1, push(), lambda: True),))
     assert engine.generate([asked], GREEDY) != engine.generate([Request(PROMPTS[0], 8)], GREEDY)
 
 
@@ -151,11 +157,21 @@ def test_nothing_stays_behind() -> None:
     broken = Spell((1, 30), fails_at=5)
     with pytest.raises(RuntimeError, match="breaks"):
         engine.generate(
-            [Request(PROMPTS[0], 20, broken, layers=(-1,), steering=SteeringVector(1, push(), broken.active))], GREEDY
+            [
+                Request(
+                    PROMPTS[0],
+                    20,
+                    broken,
+                    layers=(-1,),
+                    modifiers=(SteeredSequence(STEER, 1, push(), broken.active),),
+                )
+            ],
+            GREEDY,
         )
     for layer in (0, 2, -1, 3):
-        wrong = Request(PROMPTS[0], 4, layers=(1,), steering=SteeringVector(layer, push(), lambda: True))
-        with pytest.raises(OptionError, match=rf"layer {layer} cannot be steered; accepted: 1 to 1"):
+        steer = Steer(layer=layer, strength=1.0, direction=direction())
+        wrong = Request(PROMPTS[0], 4, layers=(1,), modifiers=(SteeredSequence(steer, layer, push(), lambda: True),))
+        with pytest.raises(OptionError, match=f"layer {layer} "):
             engine.generate([wrong], GREEDY)
     assert hooks_of(model) == 0
     assert engine.generate(requests(spells(), steer=False), GREEDY) == plain

@@ -8,11 +8,10 @@ from typing import Any, ClassVar
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.controller import Controller
+from tersely.controller.controller import Controller, ControllerState
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, Wait, Watching
-from tersely.controller.replay import WordTokenizer
+from tersely.controller.policies.base import Close, Inject, Policy, PolicyView, Trial, Wait, Watching
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
@@ -24,14 +23,14 @@ from ..support.models import letters, random_model
 from ..support.trial_rows import CLOSE, GREEDY, PROBLEMS, Row, ask
 from ..support.trial_rows import engine as engine  # the fixtures
 from ..support.trial_rows import plain as plain
+from ..support.word_tokenizer import WordTokenizer
 
 
 @dataclass(frozen=True)
-class Again:
+class Again(Policy):
     """Where the model ends its thinking, does `moves`; each but the first after one more token."""
 
     name: ClassVar[str] = "again"
-    needs: ClassVar[frozenset[str]] = frozenset()
     moves: tuple[Close | Inject | Trial, ...] = (Inject("Wait, a quick look again.", "too soon", after="\n"),)
     at: int = 0
     seen: list[tuple[int, str]] = field(default_factory=list)
@@ -39,7 +38,7 @@ class Again:
     def watch(self, view: PolicyView) -> Watching:
         wait = Wait(self.at, "close")
         for move in self.moves:
-            view = yield wait
+            yield wait
             self.seen.append((view.tokens, view.thinking.text))
             yield move
             wait = Wait(view.tokens + 1, "token")
@@ -55,7 +54,7 @@ def test_a_model_that_ends_its_thinking_thinks_on(engine: TransformersEngine, pl
     by_hand = engine.generate([Request(text, 256) for text in texts], GREEDY)
     for number, (one, begun, rest) in enumerate(zip(done, kept, by_hand, strict=True)):
         assert one.token_ids == (*begun, *forced, *rest.token_ids)
-        assert (one.usage.forced, one.usage.discarded, one.usage.probe) == (len(forced), 1, 0)
+        assert (one.usage.injected, one.usage.discarded, one.usage.trial) == (len(forced), 1, 0)
         assert one.usage.total == len(one.token_ids) + 1
         assert one.usage.thinking > len(begun) + len(forced) + 9
         assert one.text.count("</think>") == 1 and one.answer.startswith("The answer is")
@@ -121,13 +120,13 @@ class NoMarkers(WordTokenizer):
 def test_nothing_is_left_of_a_marker_of_several_tokens() -> None:
     row = Row(Again(), markers=Markers("[go]", "[stop]"), tokenizer=NoMarkers())
     assert row.feed("So 5.\n\nThat is all. [stop]") == "So 5.\n\nThat is all. \n\nWait, a quick look again.\n"
-    assert [(d.drop, d.trial) for d in row.said] == [(3, None)]
+    assert [(d.retract, d.trial) for d in row.said] == [(3, None)]
     row.feed("So 6.\n\n")
     thinking = row.controller.thinking
     assert [thought.text for thought in thinking.thoughts] == ["So 5.\n\n", "That is all. ", "So 6.\n\n"]
     assert len(thinking.signals) == len(thinking) == len(row.out) == row.controller.position
     assert row.feed("[stop] 6.").endswith("So 6.\n\n[stop] 6.")
-    assert row.controller.phase == "answer" and len(row.said) == 1
+    assert row.controller.state is ControllerState.ANSWER and len(row.said) == 1
 
 
 def test_a_policy_that_waits_for_the_close_may_have_a_deadline() -> None:

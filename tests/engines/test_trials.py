@@ -16,13 +16,13 @@ from transformers.generation.streamers import BaseStreamer
 from tersely.controller.engines.transformers.custom_generate import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, Wait, Watching
+from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, TrialAnswer, Wait, Watching
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trace import GenerationResult
-from tersely.controller.trial_answers import MOST_TOKENS, TrialAnswer
-from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, State, StepInfo
+from tersely.controller.trial_answers import MAX_TRIAL_TOKENS
+from tersely.controller.types import KEEP, Capability, Completion, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import CapabilityError
 
 from ..support.models import letters, random_model
@@ -43,9 +43,9 @@ def test_trials_are_paid_for_and_change_nothing(engine: TransformersEngine, plai
     for row, (generation, heard) in enumerate(zip(tried, policy.heard, strict=True)):
         usage = generation.usage
         assert len(heard) == generation.thinking.count("\n\n") + 1 >= 3
-        assert usage.probe == sum(reply.tokens for _, reply in heard if reply is not None) > 30
-        assert (usage.forced, usage.discarded) == (0, 0)
-        assert usage.total == len(generation.token_ids) + usage.probe
+        assert usage.trial == sum(reply.tokens for _, reply in heard if reply is not None) > 30
+        assert (usage.injected, usage.discarded) == (0, 0)
+        assert usage.total == len(generation.token_ids) + usage.trial
         assert "".join(event.text for event in events if event.row == row) == generation.text
     _check_replies(engine, tried, policy.heard)
 
@@ -61,7 +61,7 @@ def _check_replies(
         for row, one, mine in zip(Session(engine).prepare(PROBLEMS, GenerationOptions()), done, heard, strict=True)
         for end, reply in mine
     ]
-    by_hand = engine.generate([Request(text, MOST_TOKENS, signals=True) for text, _ in rows], GREEDY)
+    by_hand = engine.generate([Request(text, MAX_TRIAL_TOKENS, signals=True) for text, _ in rows], GREEDY)
     for (_, reply), one in zip(rows, by_hand, strict=True):
         pieces = [codec.decode([token]) for token in one.token_ids]
         size = next(i for i, piece in enumerate(pieces, 1) if "}" in piece)
@@ -80,14 +80,14 @@ def test_what_follows_a_trial_stands_where_the_trial_stood(engine: TransformersE
     for one, other, ((_, reply),) in zip(tried, untried, asking.heard, strict=True):
         assert reply is not None
         assert (one.token_ids, one.trace) == (other.token_ids, other.trace)
-        assert (one.usage.probe, one.usage.discarded) == (reply.tokens, 0)
+        assert (one.usage.trial, one.usage.discarded) == (reply.tokens, 0)
         assert one.usage.total == other.usage.total + reply.tokens
 
 
 def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, plain: list[GenerationResult]) -> None:
     shadow, tight = Asking(), Asking()
     (unasked,) = ask(engine, shadow, prompts=PROBLEMS[:1], shadow=True)
-    assert (unasked.token_ids, unasked.usage.probe) == (plain[0].token_ids, 0)
+    assert (unasked.token_ids, unasked.usage.trial) == (plain[0].token_ids, 0)
     assert {reply for _, reply in shadow.heard[0]} == {None}
     (cut,) = ask(engine, tight, prompts=PROBLEMS[:1], max_new_tokens=len(plain[0].token_ids) + 1)
     assert cut.token_ids == plain[0].token_ids
@@ -105,14 +105,16 @@ def test_an_engine_that_cannot_crop_takes_no_trials(engine: TransformersEngine) 
 class Reading(Asking):
     """Reads a hidden state before and after its first question."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "crop", "hidden"})
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.KV_ROLLBACK, Capability.HIDDEN_STATES}
+    )
     layers: ClassVar[tuple[int, ...]] = (-1,)
     states: list[State] = field(default_factory=list)
 
     def watch(self, view: PolicyView) -> Watching:
-        view = yield Wait(at=view.tokens + 1, boundary="thought")
+        yield Wait(at=view.tokens + 1, boundary="thought")
         self.states.append(view.state(-1))
-        view = yield Trial()
+        yield Trial()
         self.states.append(view.state(-1))
 
 
@@ -130,12 +132,12 @@ class Script:
         self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
         self.heard: list[int] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.heard.append(token)
         return self.at.get(len(self.heard), KEEP)
 
 
-ASKS, DONE = Directive((40, 41, 42), trial=True), Directive(drop=9, trial=False)
+ASKS, DONE = Directive((40, 41, 42), trial=True), Directive(retract=9, trial=False)
 """A trial of three forced tokens and six sampled ones."""
 
 

@@ -14,7 +14,7 @@ import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions, with_seed
-from tersely.controller.policies.readiness import _BoundReadiness
+from tersely.controller.policies.readiness import Readiness
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import GenerationResult
@@ -28,6 +28,7 @@ from tersely.probes.rule import Evidence, StopRule
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ..support.planted_records import linear
+from ..support.planted_rules import stored_rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -196,10 +197,10 @@ def test_a_mistake_of_ours_ends_control_and_nothing_else(
 
 
 def test_policies_that_need_more_are_refused_at_construction(vllm_engine: VllmEngine) -> None:
-    for policy in ("reconsider", "reflect", "escalate"):
+    for policy in ("reconsider", "speculative", "escalate"):
         with pytest.raises(CapabilityError):
             Session(vllm_engine).run(PROBLEMS[:1], replace(GREEDY, preset=None, policies=(policy,)))
-    with pytest.raises(CapabilityError, match=r"hidden layer 2 .* the last one \(4\) alone"):
+    with pytest.raises(CapabilityError, match="hidden layer 2"):
         vllm_engine.generate([Request((1, 2), 4, layers=(2,))], SamplingParams())
 
 
@@ -210,11 +211,11 @@ class Eye:
         self.entropies: list[float] = []
         self.states: list[Any] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        assert seen is not None
-        assert seen.signals is not None
-        self.entropies.append(seen.signals.entropy)
-        self.states.append(seen.state(-1))
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        assert step is not None
+        assert step.signals is not None
+        self.entropies.append(step.signals.entropy)
+        self.states.append(step.state(-1))
         return KEEP
 
 
@@ -245,14 +246,16 @@ def test_a_learnt_exit_decides_alike_where_it_reads_the_last_state(
     weights = np.zeros((len(FEATURES) + 128, 2))
     weights[len(FEATURES) : len(FEATURES) + 8] = [1.0, -1.0]
     rule = StopRule(Evidence(linear(weights, [0.0, 0.0]), (HOPEFUL, READY)))
-    options = replace(GREEDY, preset=None, policies=("budget", _BoundReadiness(rule, -1, 0.6)))
+    options = replace(GREEDY, preset=None, policies=("budget", Readiness(threshold=0.6, rule=stored_rule(rule, -1))))
     expected = Session(ours).run(PROBLEMS, options)
     found = Session(vllm_engine).run(PROBLEMS, options)
     places = [[(d.policy, d.position) for d in done.trace] for done in expected]
     assert [[(d.policy, d.position) for d in done.trace] for done in found] == places
     assert {position for trace in places for _, position in trace}, "it never closed"
     with pytest.raises(CapabilityError, match="the last one"):
-        Session(vllm_engine).run(PROBLEMS[:1], replace(options, policies=(_BoundReadiness(rule, 2, 0.6),)))
+        Session(vllm_engine).run(
+            PROBLEMS[:1], replace(options, policies=(Readiness(threshold=0.6, rule=stored_rule(rule, 2)),))
+        )
 
 
 def test_a_tier_is_chosen_by_what_the_beginning_of_the_prompt_shows(
@@ -291,7 +294,7 @@ def test_a_watcher_may_end_its_row(vllm_engine: VllmEngine, vllm_llm: LLM) -> No
     class Stop:
         left = 5
 
-        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+        def observe(self, token: int, step: StepInfo | None = None) -> Directive:
             self.left -= 1
             return KEEP if self.left else Directive(stop=True)
 

@@ -1,8 +1,9 @@
-"""Rows that rest until something is done: what comes out is what forcing the same tokens at once would give."""
+"""Suspended sequences: the output is what forcing the same tokens at once gives."""
 
 from __future__ import annotations
 
 import random
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,24 +19,24 @@ GREEDY = SamplingParams(temperature=0)
 LOG: list[str] = []
 
 
-@dataclass
-class Later:
+class Later(Future[None]):
     """Done once it is waited for."""
 
-    name: str
-    done: bool = False
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
 
-    def wait(self) -> None:
+    def exception(self, timeout: float | None = None) -> None:
         LOG.append(self.name)
-        self.done = True
+        self.set_result(None)
 
 
 @dataclass
-class Resting:
-    """Rests, or forces at once, what a seed draws: the same tokens in both cases."""
+class Suspending:
+    """Suspends, or forces at once, what a seed draws: the same tokens in both cases."""
 
     seed: int
-    rests: bool
+    suspends: bool
     rate: float = 0.1
     size: int = 0
     coming: list[tuple[tuple[int, ...], int]] = field(default_factory=list)
@@ -43,7 +44,7 @@ class Resting:
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.size += 1
         if self.rng.random() > self.rate:
             return KEEP
@@ -51,22 +52,22 @@ class Resting:
         first, later = (tuple(self.rng.choices(range(3, VOCABULARY), k=self.rng.randint(0, 4))) for _ in range(2))
         back = min(self.rng.choice((0, 0, 1, 6)), self.size - drop + len(first))  # of what stands when it wakes
         self.size += len(first) + len(later) - drop - back
-        if not self.rests:
+        if not self.suspends:
             deeper = max(0, back - len(first))
             kept = first[: max(0, len(first) - back)]
             return Directive((*kept, *later), drop + deeper) if drop or deeper or kept or later else KEEP
         self.coming.append((later, back))
-        return Directive(first, drop, until=Later(str(self.seed)))
+        return Directive(first, drop, wait_for=Later(str(self.seed)))
 
     def resume(self) -> Directive:
         force, drop = self.coming.pop(0)
         return Directive(force, drop)
 
 
-def run(rests: bool, rows: int = 6, sampling: SamplingParams = GREEDY, most: int = 90) -> list[Any]:
+def run(suspends: bool, rows: int = 6, sampling: SamplingParams = GREEDY, most: int = 90) -> list[Any]:
     engine = TransformersEngine(random_model(), letters(), name="random")
     prompts = [tuple(random.Random(row).choices(range(3, 29), k=3 + row)) for row in range(rows)]
-    return engine.generate([Request(p, most, Resting(i, rests)) for i, p in enumerate(prompts)], sampling)
+    return engine.generate([Request(p, most, Suspending(i, suspends)) for i, p in enumerate(prompts)], sampling)
 
 
 @pytest.mark.parametrize("rows", [1, 6])
@@ -93,9 +94,9 @@ class Once:
     def __init__(self, name: str, at: int, log: list[str]) -> None:
         self.name, self.left, self.log = name, at, log
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.left -= 1
-        return Directive(until=Later(self.name)) if self.left == 0 else KEEP
+        return Directive(wait_for=Later(self.name)) if self.left == 0 else KEEP
 
     def resume(self) -> Directive:
         self.log.append(self.name)
@@ -116,5 +117,5 @@ def test_rows_that_rest_wake_together_and_may_end_with_that() -> None:
 
 def test_a_model_whose_cache_cannot_go_back_lets_no_row_rest() -> None:
     engine = TransformersEngine(random_model("sliding"), letters(), name="random")
-    with pytest.raises(CapabilityError, match="let its row rest"):
+    with pytest.raises(CapabilityError, match="suspended its sequence"):
         engine.generate([Request((5, 6), 20, Once("a", 2, []))], GREEDY)

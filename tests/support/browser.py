@@ -1,188 +1,89 @@
-"""A real browser for the tests of pages, driven through the DevTools protocol over a pair of pipes."""
+"""Pages in a real, headless browser: what its console reports, and how their text is laid out."""
 
 from __future__ import annotations
 
-import base64
-import fcntl
-import io
+import html
 import json
-import os
-import select
+import re
 import shutil
 import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no chromium is installed")
 
-SWITCHES = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
-).split()
-# The browser reads its commands from file 3 and writes its replies to file 4.
-LAUNCH = (
-    "import os, sys; [os.dup2(int(end), to) for end, to in zip(sys.argv[1:3], (3, 4))]; "
-    "os.execv(sys.argv[3], sys.argv[3:])"
+_SWITCHES = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-dev-shm-usage --enable-logging=stderr".split()
 )
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, "PageUp": 33, "End": 35, "ArrowRight": 39, "ArrowDown": 40}
-READY = (
-    "document.readyState === 'complete' && location.protocol === 'file:' && "
-    "(document.scripts.length === 0 || document.querySelector('html[data-ready]') !== null)"
-)
-PATIENCE = 120.0  # seconds; only a browser that hangs is given up
+_POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
-LEAST_CONTRAST = """(() => {
-  // Of all text shown, against the first opaque background behind it (WCAG 2.2, 1.4.3); 4.5 is asked for.
-  const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
-  const rgba = (color) => {
-    canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
-  const light = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(color[i] / 255), 0);
-  const found = [];
-  for (const node of document.querySelectorAll("body *:not(script, style, noscript, option)")) {
-    if (![...node.childNodes].some((c) => c.nodeType === 3 && c.data.trim()) || !node.getClientRects().length) continue;
-    let back = node;
-    while (rgba(getComputedStyle(back).backgroundColor)[3] < 255) back = back.parentElement;
-    const [front, behind] = [getComputedStyle(node).color, getComputedStyle(back).backgroundColor].map(rgba).map(light);
-    const ratio = (Math.max(front, behind) + 0.05) / (Math.min(front, behind) + 0.05);
-    found.push([ratio, `${node.className}: ${node.textContent.slice(0, 30)}`]);
+# Rectangles of all visible lines of text: those that overlap, are cut off, or have less contrast than WCAG's 4.5.
+_LAYOUT = """
+const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
+const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+const light = (color) => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => sum + w * linear(rgb(color)[i] / 255), 0);
+const lines = [];
+const report = { overlaps: [], clipped: [], faint: [] };
+document.querySelectorAll("details").forEach((node) => { node.open = true; });
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+  const parent = node.parentElement;
+  if (!node.data.trim() || !parent.checkVisibility()) continue;
+  if (parent.closest("script, style, option, .skip, details caption")) continue;
+  const text = node.data.trim().slice(0, 40);
+  let back = parent;
+  const behind = () => getComputedStyle(back).backgroundColor;
+  while (back !== document.documentElement && rgb(behind())[3] === 0) back = back.parentElement;
+  const both = [light(getComputedStyle(parent).color), light(behind())];
+  if ((Math.max(...both) + 0.05) / (Math.min(...both) + 0.05) < 4.5) report.faint.push(text);
+  for (let box = parent; box !== document.body; box = box.parentElement) {
+    const hides = getComputedStyle(box).overflowX === "hidden";
+    if (hides && box.scrollWidth > box.clientWidth + 1) report.clipped.push(text);
   }
-  return found.sort((x, y) => x[0] - y[0])[0];
-})()"""
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  for (const r of range.getClientRects()) {
+    // The box of a line is higher than its letters.
+    const inset = Math.min(4, r.height / 4);
+    const [left, right, top, bottom] = [r.left + 1, r.right - 1, r.top + inset, r.bottom - inset];
+    if (left < right) lines.push({ text, left, right, top, bottom });
+  }
+}
+lines.sort((a, b) => a.top - b.top);
+lines.forEach((a, i) => {
+  for (let j = i + 1; j < lines.length && lines[j].top < a.bottom; j++) {
+    const b = lines[j];
+    if (a.left < b.right && b.left < a.right) report.overlaps.push([a.text, b.text]);
+  }
+});
+report.lines = lines.length;
+report.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+report.broken = [...document.images].filter((image) => !image.complete || !image.naturalWidth).length;
+report.dark = light(getComputedStyle(document.body).backgroundColor) < 0.5;
+"""
 
 
-class Browser:
-    """One headless browser with one tab; `events` holds what it reported since the last page."""
-
-    def __init__(self, profile: Path) -> None:
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-        theirs = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
-        assert PROGRAM is not None
-        command = [
-            sys.executable,
-            "-I",
-            "-c",
-            LAUNCH,
-            *map(str, theirs),
-            PROGRAM,
-            *SWITCHES,
-            f"--user-data-dir={profile}",
-        ]
-        quiet = subprocess.DEVNULL
-        self._process = subprocess.Popen(command, pass_fds=theirs, stdin=quiet, stdout=quiet, stderr=quiet)
-        for end in (theirs_in, theirs_out, *theirs):
-            os.close(end)
-        self._buffer, self._calls = b"", 0
-        self._session: dict[str, str] = {}
-        self.events: list[dict[str, Any]] = []
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = {"sessionId": self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]}
-        for domain in ("Page", "Runtime", "Network", "Log"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        self._calls += 1
-        message = {"id": self._calls, "method": method, "params": parameters, **self._session}
-        os.write(self._out, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._read()
-            if answer.get("id") == self._calls:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
-                return result
-            self.events.append(answer)
-
-    def _read(self) -> dict[str, Any]:
-        while b"\0" not in self._buffer:
-            assert select.select([self._in], [], [], PATIENCE)[0], "the browser does not answer"
-            piece = os.read(self._in, 1 << 20)
-            assert piece, "the browser is gone"
-            self._buffer += piece
-        message, _, self._buffer = self._buffer.partition(b"\0")
-        found: dict[str, Any] = json.loads(message)
-        return found
-
-    def get(self, expression: str) -> Any:
-        done = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in done, done
-        return done["result"].get("value")
-
-    def wait(self, condition: str) -> None:
-        end = time.monotonic() + PATIENCE
-        while not self.get(condition):
-            assert time.monotonic() < end, condition
-            time.sleep(0.02)
-
-    def open(self, path: Path, width: int = 1280, scheme: str = "light", at: str = "") -> None:
-        """Load a page afresh and wait until it is there, drawn if that is its script's work."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self.call("Page.navigate", url="about:blank")
-        self.events.clear()
-        self.call("Page.navigate", url=path.as_uri() + at)
-        self.wait(READY)
-
-    def press(self, key: str, times: int = 1) -> None:
-        code = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key]}
-        for _ in range(times):
-            self.call("Input.dispatchKeyEvent", type="keyDown", **code, **({"text": "\r"} if key == "Enter" else {}))
-            self.call("Input.dispatchKeyEvent", type="keyUp", **code)
-
-    def box(self, selector: str) -> dict[str, float]:
-        """Where an element lies in the window: left, right, top, bottom."""
-        found: dict[str, float] = self.get(f"document.querySelector({selector!r}).getBoundingClientRect().toJSON()")
-        return found
-
-    def hover(self, selector: str) -> None:
-        self.get(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
-        box = self.box(selector)
-        middle = {"x": (box["left"] + box["right"]) / 2, "y": (box["top"] + box["bottom"]) / 2}
-        self.call("Input.dispatchMouseEvent", type="mouseMoved", **middle)
-
-    def screenshot(self) -> Any:
-        """What the window shows: [height, width, 3] of bytes."""
-        picture = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
-
-    def shows(self, *words: str) -> None:
-        """Wait until the tooltip says all of this; nothing: until it is gone."""
-        said = "(document.getElementById('tip').hidden ? '' : document.getElementById('tip').innerText)"
-        self.wait(f"{json.dumps(words)}.every((word) => {said}.includes(word))" if words else f"{said} === ''")
-
-    def close(self) -> None:
-        os.write(self._out, b'{"id": 0, "method": "Browser.close"}\0')
-        self._process.wait(PATIENCE)
-        os.close(self._out)
-        os.close(self._in)
+def load_page(path: Path, width: int = 1280, dark: bool = False) -> tuple[str, list[str]]:
+    """Open a page; return its document after loading, and the messages of its console."""
+    assert PROGRAM is not None
+    scheme = ["--force-dark-mode"] if dark else []
+    command = [PROGRAM, *_SWITCHES, *scheme, f"--window-size={width},900", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
 
 
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all tests of pages; `Browser.open` starts each of them afresh."""
-    started = Browser(tmp_path_factory.mktemp("profile"))
-    yield started
-    started.close()
-
-
-def focused(browser: Browser, what: str = "getAttribute('aria-label')") -> Any:
-    return browser.get(f"document.activeElement.{what}")
-
-
-def tab_to(browser: Browser, condition: str) -> None:
-    """Walk with the Tab key alone until an element is reached."""
-    for _ in range(40):
-        browser.press("Tab")
-        if browser.get(f"document.activeElement.matches({condition!r})"):
-            return
-    raise AssertionError(f"{condition} cannot be reached with the Tab key")
+def measure_layout(path: Path, width: int = 1280, dark: bool = False) -> dict[str, Any]:
+    """Return what is wrong with a page's layout: overlapping, clipped and faint texts, broken images, and so on."""
+    text = _POLICY.sub("", path.read_text(encoding="utf-8"))  # it forbids the script that measures
+    code = f"addEventListener('load', () => {{ {_LAYOUT} document.title = JSON.stringify(report); }});"
+    copy = path.with_name(f"{path.stem}-measured.html")
+    copy.write_text(text.replace("</body>", f"<script>{code}</script></body>"), encoding="utf-8")
+    document, console = load_page(copy, width, dark)
+    assert console == []
+    title = re.search(r"<title>(.*?)</title>", document, re.DOTALL)
+    assert title is not None
+    found: dict[str, Any] = json.loads(html.unescape(title[1]))
+    return found

@@ -10,7 +10,7 @@ import numpy as np
 from tersely.probes.certificate import Certificate
 from tersely.probes.drift import Region
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
-from tersely.probes.io import save_stop_rule
+from tersely.probes.io import StoredRule, save_stop_rule
 from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
 from tersely.probes.risk_control import Outcomes, certify
 from tersely.probes.rule import Evidence, StopRule
@@ -32,6 +32,12 @@ def certificate(score: float, n: int = 200, delta: float = 0.1) -> Certificate:
     """A certificate that nothing was harmed; each stop saved so large a share."""
     split = Outcomes(np.arange(n + 1), np.full(n, 0.7), np.zeros(n, bool), np.full(n, 100 * score), np.full(n, 100.0))
     return certify(split, 0.05, delta, [0.7])
+
+
+def stored_rule(rule: StopRule, layer: int = -1, threshold: float | None = None) -> StoredRule:
+    """A rule as `probes.io` loads it, certified for nothing in particular."""
+    region = Region.fit(np.random.default_rng(0).normal(size=(200, FREE)) * 1e3)
+    return StoredRule(rule, layer, threshold, certificate(0.5), region, frozenset())
 
 
 def store(

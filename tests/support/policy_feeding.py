@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tersely.controller.budgets import Budget
-from tersely.controller.controller import Controller
-from tersely.controller.replay import WordTokenizer
+from tersely.controller.controller import Controller, ControllerState
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision
 from tersely.controller.types import KEEP
+
+from .word_tokenizer import WordTokenizer
 
 MARKERS = Markers("<think>", "</think>")
 
@@ -40,11 +41,11 @@ class Fed:
     def feed(self, text: str) -> Fed:
         """Feed text to the end, or until the thinking is closed for the model."""
         for token in self.codec.encode(text):
-            thinking = self.controller.phase != "answer"
+            thinking = self.controller.state is not ControllerState.ANSWER
             directive = self.controller.observe(token)
-            self.ids = [*self.ids, token][: len(self.ids) + 1 - directive.drop] + list(directive.force)
+            self.ids = [*self.ids, token][: len(self.ids) + 1 - directive.retract] + list(directive.force)
             if directive is not KEEP:
                 self.forced.append(self.codec.decode(directive.force))
-            if thinking and self.controller.phase == "answer" and directive is not KEEP:
+            if thinking and self.controller.state is ControllerState.ANSWER and directive is not KEEP:
                 break
         return self

@@ -11,7 +11,7 @@ from tersely.checkpoint_log import CheckpointLog
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
-from tersely.controller.types import Completion, Directive, Request, SamplingParams, Signals, TokenSink
+from tersely.controller.types import Capability, Completion, Directive, Request, SamplingParams, Signals, TokenSink
 from tersely.evaluation.bench.arms import make_arms
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.records import ArmRecords
@@ -89,7 +89,8 @@ class ScriptedEngine:
     """
 
     name = "scripted"
-    capabilities = frozenset({"crop", "ragged", "signals"})
+    capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS})
+    hidden_layers = 0
     context_length: int | None = None
 
     def __init__(self, script: Callable[[int], Sequence[int]]) -> None:
@@ -111,8 +112,8 @@ class ScriptedEngine:
             ids.append(token)
             forced.append(False)
             directive = request.watcher.observe(token) if request.watcher else Directive()
-            if directive.drop or directive.force:
-                del ids[len(ids) - directive.drop :], forced[len(forced) - directive.drop :]
+            if directive.retract or directive.force:
+                del ids[len(ids) - directive.retract :], forced[len(forced) - directive.retract :]
                 ids += directive.force
                 forced += [True] * len(directive.force)
                 queue = self._rest(prompt + self.tokenizer.decode(ids))
@@ -133,6 +134,9 @@ class ScriptedEngine:
             thoughts = [f"Wait, look at {i}, so it is {v}.\n\n" for i, v in enumerate(values)][thought:]
             rest = "".join([*thoughts, f"</think>\n\nThe answer is \\boxed{{{values[-1]}}}."])
         return list(self.tokenizer.encode(rest))
+
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> Any:
+        raise NotImplementedError
 
     def fingerprint(self) -> str | None:
         return None

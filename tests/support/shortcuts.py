@@ -11,8 +11,8 @@ from transformers.utils import logging
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.policies.base import Policy
 from tersely.controller.trace import GenerationResult
+from tersely.controller.types import ForwardModifier
 from tersely.probes.research.shortcut import Shortcut
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 9 - 4 + 2."]
@@ -52,8 +52,15 @@ def shortcut(engine: TransformersEngine, **changes: Any) -> Shortcut:
     return Shortcut(**(facts | changes))
 
 
-def ask(engine: TransformersEngine, *policies: Policy, **options: Any) -> list[GenerationResult]:
-    settings = {"policies": policies, "temperature": 0, "max_new_tokens": 70, "probes": None, "prompts": PROBLEMS}
+def ask(engine: TransformersEngine, *modifiers: ForwardModifier, **options: Any) -> list[GenerationResult]:
+    settings = {
+        "preset": "off",
+        "modifiers": modifiers,
+        "temperature": 0,
+        "max_new_tokens": 70,
+        "probes": None,
+        "prompts": PROBLEMS,
+    }
     made: list[GenerationResult] = tersely.generate(engine, **{**settings, **options})
     return made
 

@@ -12,13 +12,13 @@ import tersely
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, Wait, Watching
-from tersely.controller.replay import WordTokenizer
+from tersely.controller.policies.base import Close, Inject, Policy, PolicyView, Trial, TrialAnswer, Wait, Watching
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import GenerationResult
-from tersely.controller.trial_answers import TrialAnswer
-from tersely.controller.types import KEEP, Directive, SamplingParams, Signals, State, StepInfo
+from tersely.controller.types import KEEP, Capability, Directive, SamplingParams, Signals, State, StepInfo
+
+from .word_tokenizer import WordTokenizer
 
 GREEDY = SamplingParams(temperature=0)
 MARKERS = Markers("<think>", "</think>")
@@ -27,11 +27,11 @@ CLOSE, INJECT = Close("asked enough", phrase=""), Inject("Once more.", "asked en
 
 
 @dataclass(frozen=True)
-class Asking:
+class Asking(Policy):
     """Asks after each thought and keeps what it hears, a list a row; `then` it acts once, and asks no more."""
 
     name: ClassVar[str] = "asking"
-    needs: ClassVar[frozenset[str]] = frozenset({"signals", "crop"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.KV_ROLLBACK})
     then: Close | Inject | Trial | None = None
     asks: bool = True
     heard: list[list[tuple[int, TrialAnswer | None]]] = field(default_factory=list)
@@ -40,11 +40,11 @@ class Asking:
         mine: list[tuple[int, TrialAnswer | None]] = []
         self.heard.append(mine)
         while True:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
+            yield Wait(at=view.tokens + 1, boundary="thought")
             end = view.tokens
             if self.asks:
-                view = yield Trial()
-                mine.append((end, view.reply))
+                answer = yield Trial()
+                mine.append((end, answer))
             if self.then is not None:
                 yield self.then
                 return
@@ -85,7 +85,7 @@ class Row:
     def feed(self, text: str, chance: float = 0.5) -> str:
         for token in self.codec.encode(text):
             directive = self.controller.observe(token, StepInfo(Signals(0.1, chance, chance), no_state))
-            self.out = [*self.out, token][: len(self.out) + 1 - directive.drop] + list(directive.force)
+            self.out = [*self.out, token][: len(self.out) + 1 - directive.retract] + list(directive.force)
             if directive is not KEEP:
                 self.said.append(directive)
         return self.codec.decode(self.out)

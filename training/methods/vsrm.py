@@ -93,7 +93,7 @@ class Prober:
         """One curve for each completion; one that did not think, or did not end its thinking, has none to speak of."""
         places = [self._places(rollout) for rollout in made]
         requests, sources = [], []
-        closing = self.codec.encode(f"{self.markers.close}{self.markers.after}")
+        closing = self.codec.encode(f"{self.markers.close}{self.markers.close_suffix}")
         for number, (rollout, cut) in enumerate(zip(made, places, strict=True)):
             for place in cut:
                 prompt = (*rollout.prompt_ids, *rollout.ids[:place], *closing)

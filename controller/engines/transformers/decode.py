@@ -1,106 +1,125 @@
-"""The batched decode loop: one forward, one sampled token a row, and what that row's watcher says to it.
+"""Decode a batch that `generate` has prepared.
 
-Without watchers it puts out what `model.generate` would, token for token. It takes what `generate` has prepared (see
-`custom_generate`) and knows no policy.
+Without watchers this gives what `model.generate` would, token for token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-from ...types import PromptRouter, TokenSink, Watcher
+from ...types import StepHook, TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop
-from .generation_rules import read_generation_rules, refuse_unsupported
-from .hidden_states import HiddenStates
-from .model_runner import make_runner
-from .research.early_exit import EarlyExitRows
-from .research.steering import SteeringHooks
+from .generation_rules import GenerationRules, read_generation_rules, refuse_unsupported
+from .hooks import StreamerHook
+from .id_history import IdHistory
+from .model_runner import ModelRunner, RaggedRunner, make_runner
+from .sampler import Sampler
 
 
-@dataclass(slots=True)
-class Decoded:
-    """What a run left: the rows, the ids and cache if they are those of `generate`, and what it was to record."""
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """What is particular to the sequences of a batch; the defaults are those of `generate`.
 
-    rows: list[SequenceState]
-    ids: Tensor | None
-    cache: Any
-    scores: list[Tensor] = field(default_factory=list)
-    logits: list[Tensor] = field(default_factory=list)
-
-
-@torch.no_grad()
-def decode_rows(
-    model: Any,
-    input_ids: Tensor,
-    *,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    watchers: Sequence[Watcher | None] | None = None,
-    max_new_tokens: Sequence[int] | None = None,
-    streamer: Any = None,
-    sink: TokenSink | None = None,
-    measured: bool = False,
-    states: HiddenStates | None = None,
-    openings: Sequence[PromptRouter] | None = None,
-    temperatures: Sequence[float | None] | None = None,
-    steering: SteeringHooks | None = None,
-    leaving: Sequence[EarlyExitRows] = (),
-    inverse: bool = False,
-    **model_kwargs: Any,
-) -> Decoded:
-    """Decode input_ids [rows, length], perhaps with a length limit for each row, and return the rows.
-
-    Stopping criteria are asked after each sampled token, not after forced ones. measured: rows note the signals of
-    their sampled tokens. states: watchers may read hidden states. openings, one a row, go on with the prompts.
-    temperatures: of rows that have one of their own. steering, leaving: are told which rows stay in the batch.
-    inverse: see `Sampling`.
+    Attributes:
+        watchers: one per sequence.
+        max_new_tokens: of each sequence.
+        temperatures: of each sequence, in place of the batch's.
+        sink: notified of new tokens.
+        signals: sequences keep the signals of their tokens; needs a `SignalsHook`.
+        hooks: follow the decoding.
+        isolated: each sequence's prompt is read by itself even if others are equal, as hooks that change the forward
+            pass or keep hidden states require.
+        inverse_cdf: see `SamplingParams`.
     """
-    watched = openings is not None or (watchers is not None and any(watcher is not None for watcher in watchers))
-    refuse_unsupported(model, generation_config, model_kwargs, watched)
-    complete = not watched and max_new_tokens is None
-    rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
-    # `generate` lets rows run on if it knows no end of sequence; nobody sees that once rows end one by one.
-    rules.pads |= not complete
-    stepper = make_runner(model, input_ids, generation_config, model_kwargs)
-    # Alone, rows are what `generate` makes of them to the last bit; states are kept and steered row by row.
-    logits = stepper.prefill(input_ids, share=not complete and states is None and steering is None)
-    budget = rules.max_length - input_ids.shape[1]
-    last = input_ids[:, -1].tolist()
-    rows = [
-        SequenceState(
-            index,
-            eos=rules.eos,
-            budget=min(budget, max_new_tokens[index]) if max_new_tokens is not None else budget,
-            ragged=stepper.ragged,
-            last_prompt_token=last[index],
-            watcher=watchers[index] if watchers is not None else None,
-            sink=sink,
-            measured=measured,
-        )
-        for index in range(len(last))
-    ]
-    shrinks = not (complete or rules.record_scores or rules.record_logits)
-    loop = DecodeLoop(stepper, rules, rows, input_ids, model_kwargs.get("attention_mask"), streamer, shrinks)
-    loop.measured, loop.states, loop.steering, loop.leaving = measured, states, steering, leaving
-    for part in leaving:
-        part.follow(rows)
-    loop.picker.inverse = inverse
-    loop.picker.warm(temperatures or ())
-    if openings is not None and states is not None:
-        logits = loop.open(openings, states)
-    with getattr(model, "_optimize_model_for_decode", nullcontext)():
-        loop.run(logits)
-    if streamer is not None:
-        streamer.end()
-    decoded = Decoded(rows, loop.ids if complete else None, stepper.cache if complete else None)
-    decoded.scores, decoded.logits = loop.picker.scores, loop.picker.raw
-    return decoded
+
+    watchers: Sequence[Watcher | None] | None = None
+    max_new_tokens: Sequence[int] | None = None
+    temperatures: Sequence[float | None] = ()
+    sink: TokenSink | None = None
+    signals: bool = False
+    hooks: Sequence[StepHook] = ()
+    isolated: bool = False
+    inverse_cdf: bool = False
+
+
+class BatchDecoder:
+    """Decodes one batch; a callable for `model.generate(custom_generate=...)`.
+
+    Attributes:
+        sequences: set by the call.
+        ids, cache, scores, logits: what `generate` may return; ids and cache are None where sequences have watchers or
+            limits of their own.
+    """
+
+    def __init__(self, settings: BatchSettings, streamer: Any = None) -> None:
+        self.settings, self.streamer = settings, streamer
+        self.sequences: list[SequenceState] = []
+        self.ids: Tensor | None = None
+        self.cache: Any = None
+        self.scores: list[Tensor] = []
+        self.logits: list[Tensor] = []
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        *,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor:
+        """Decode input_ids [sequences, length] to the end of the last sequence; returns them as they are.
+
+        Stopping criteria are asked after sampled tokens, not after forced ones.
+        """
+        settings = self.settings
+        watched = settings.watchers is not None and any(watcher is not None for watcher in settings.watchers)
+        refuse_unsupported(model, generation_config, model_kwargs, watched)
+        as_generate = not watched and settings.max_new_tokens is None
+        rules = read_generation_rules(logits_processor, stopping_criteria, generation_config)
+        # `generate` lets rows run on if it knows no end of sequence, which is not visible once rows end one by one.
+        rules.pads |= not as_generate
+        runner = make_runner(model, input_ids, generation_config, model_kwargs)
+        logits = runner.prefill(input_ids, share=not as_generate and not settings.isolated)
+        self.sequences = self._make_sequences(input_ids, rules, runner)
+        streamer = [] if self.streamer is None else [StreamerHook(self.streamer, rules.pad)]
+        kept = rules.reads_ids or not isinstance(runner, RaggedRunner)
+        ids = IdHistory(input_ids, model_kwargs.get("attention_mask"), rules.pad, kept)
+        records = rules.record_scores or rules.record_logits
+        shrinks = runner.ragged and not kept and not streamer and not as_generate and not records
+        sampler = Sampler(rules, input_ids, settings.temperatures, settings.inverse_cdf)
+        loop = DecodeLoop(runner, sampler, self.sequences, [*settings.hooks, *streamer], ids, shrinks)
+        with getattr(model, "_optimize_model_for_decode", nullcontext)():
+            loop.run(logits)
+        self.scores, self.logits = sampler.scores, sampler.raw_logits
+        if as_generate:
+            self.ids, self.cache = ids.tensor, runner.cache
+        return input_ids
+
+    def _make_sequences(self, input_ids: Tensor, rules: GenerationRules, runner: ModelRunner) -> list[SequenceState]:
+        settings = self.settings
+        watchers, limits = settings.watchers, settings.max_new_tokens
+        room = rules.max_length - input_ids.shape[1]
+        return [
+            SequenceState(
+                index,
+                eos=rules.eos,
+                limit=room if limits is None else min(room, limits[index]),
+                ragged=runner.ragged,
+                last_prompt_token=last,
+                watcher=None if watchers is None else watchers[index],
+                sink=settings.sink,
+                keep_signals=settings.signals,
+            )
+            for index, last in enumerate(input_ids[:, -1].tolist())
+        ]

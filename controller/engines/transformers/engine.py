@@ -6,8 +6,8 @@ import copy
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,34 @@ from torch import Tensor
 
 from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
-from ...types import Completion, Request, SamplingParams, TokenSink
+from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
 from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
-from ..validation import check_max_new_tokens, collect_openings
-from .decode import Decoded, decode_rows
+from ..validation import check_max_new_tokens
+from .decode import BatchDecoder, BatchSettings
 from .hidden_states import HiddenStates
-from .model_runner import can_be_ragged, make_runner
-from .research.early_exit import install_early_exit, supports_early_exit
-from .research.steering import install_steering
+from .hooks import SignalsHook
+from .model_runner import can_be_ragged
 
 
 class TransformersEngine:
     """Runs a causal language model of transformers; the model's weights are never changed."""
 
+    hidden_layers = None
+
     def __init__(self, model: Any, tokenizer: Any, name: str | None = None) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.name = name or str(getattr(model, "name_or_path", "")) or type(model).__name__
-        ragged = ("crop", "ragged") if can_be_ragged(model) else ()
-        early = ("shortcut",) if supports_early_exit(model) else ()
-        self.capabilities = frozenset({"signals", "chances", "hidden", "steer", "retract", *ragged, *early})
+        capabilities = {
+            Capability.LOGIT_SIGNALS,
+            Capability.LOGPROBS,
+            Capability.HIDDEN_STATES,
+            Capability.FORWARD_MODIFIERS,
+            Capability.RETRACT,
+        }
+        if can_be_ragged(model):
+            capabilities |= {Capability.KV_ROLLBACK, Capability.RAGGED_BATCH}
+        self.capabilities = frozenset(capabilities)
         self._fingerprint: str | None = None
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         self.context_length: int | None = length
@@ -43,85 +51,68 @@ class TransformersEngine:
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """Decode all requests as one batch, in order; global random state is left alone when a seed is given.
+        """Decode all requests as one batch, in order; with a seed, global random state is left alone.
 
-        Raises PromptError for a prompt that is empty or fills the context, OptionError for a limit below one.
+        Raises:
+            PromptError: a prompt is empty or fills the context.
+            OptionError: a limit is below one.
         """
         if not requests:
             return []
-        if self.model is None:
-            raise ModelError(f"the engine {self.name!r} was closed; load it again")
-        budgets = [
-            check_max_new_tokens(request, row, self.context_length, self.name) for row, request in enumerate(requests)
-        ]
-        if any(request.opening is not None for request in requests) and "ragged" not in self.capabilities:
-            return self._reread(requests, sampling, sink)
+        self._check_open()
+        limits = [check_max_new_tokens(r, index, self.context_length, self.name) for index, r in enumerate(requests)]
         layers = {layer for request in requests for layer in request.layers}
-        openings = collect_openings(requests)
-        states = HiddenStates(self.model, layers | {opening.layer for opening in openings or ()})
-        decoded: list[Decoded] = []
-
-        def run(model: Any, input_ids: Tensor, **prepared: Any) -> Tensor:
-            decoded.append(
-                decode_rows(
-                    model,
-                    input_ids,
-                    watchers=[request.watcher for request in requests],
-                    max_new_tokens=budgets,
-                    sink=sink,
-                    measured=any(request.signals for request in requests),
-                    states=states if layers or openings else None,
-                    openings=openings,
-                    temperatures=[request.temperature for request in requests],
-                    steering=steering,
-                    leaving=leaving,
-                    inverse=sampling.inverse,
-                    **prepared,
-                )
+        with ExitStack() as stack:
+            hooks = self._install_hooks(stack, requests, layers)
+            settings = BatchSettings(
+                [request.watcher for request in requests],
+                limits,
+                [request.temperature for request in requests],
+                sink,
+                any(request.signals for request in requests),
+                hooks,
+                isolated=any(not isinstance(hook, SignalsHook) for hook in hooks),
+                inverse_cdf=sampling.inverse_cdf,
             )
-            return input_ids
+            ids, mask = self._pad([request.prompt_ids for request in requests])
+            config, decoder = self._generation_config(sampling, max(limits)), BatchDecoder(settings)
+            with _seeded(sampling.seed):
+                self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=decoder)
+        return [sequence.completion() for sequence in decoder.sequences]
 
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
+        """See `Engine.hidden_states`."""
+        self._check_open()
+        states = HiddenStates(self.model, {layer})
         try:
-            with (
-                install_steering(self.model, [request.steering for request in requests]) as steering,
-                install_early_exit(self.model, [request.leaving for request in requests]) as leaving,
-            ):
-                self._generate(requests, sampling, max(budgets), run)
-        finally:
-            states.close()
-        return [row.completion() for row in decoded[0].rows]
-
-    def _generate(self, requests: Sequence[Request], sampling: SamplingParams, longest: int, run: Any) -> None:
-        """Let transformers prepare a batch and hand it to `run`."""
-        ids, mask = self._padded([request.prompt_ids for request in requests])
-        config = self._generation_config(sampling, longest)
-        with _seeded(sampling.seed):
-            self.model.generate(ids, attention_mask=mask, generation_config=config, custom_generate=run)
-
-    def _reread(
-        self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None
-    ) -> list[Completion]:
-        """Answer requests with openings where rows cannot be fed unequally: prompts are read once more when whole."""
-        openings = collect_openings(requests) or []
-        states = HiddenStates(self.model, {opening.layer for opening in openings})
-
-        def read(model: Any, input_ids: Tensor, generation_config: Any, **prepared: Any) -> Tensor:
-            kwargs = {k: v for k, v in prepared.items() if k not in ("logits_processor", "stopping_criteria")}
+            ids, mask = self._pad(prompts)
+            inputs = {"input_ids": ids, "attention_mask": mask}
+            if "position_ids" in signature(self.model.forward).parameters:
+                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
             with torch.no_grad():
-                make_runner(model, input_ids, generation_config, kwargs).prefill(input_ids)
-            return input_ids
-
-        try:
-            self._generate(requests, sampling, 1, read)
-            whole = []
-            for row, (request, opening) in enumerate(zip(requests, openings, strict=True)):
-                opened = opening.choose(states.read(opening.layer, row))
-                ids, warmth = opened.after(request.prompt_ids), opened.temperature
-                whole.append(replace(request, prompt_ids=ids, watcher=opened.watcher, temperature=warmth, opening=None))
+                self.model(**inputs, use_cache=False)
+            return [states.read(layer, row) for row in range(len(prompts))]
         finally:
             states.close()
-        done = self.generate(whole, sampling, sink)
-        return [replace(d, reprefilled=len(r.prompt_ids)) for d, r in zip(done, requests, strict=True)]
+
+    def _check_open(self) -> None:
+        if self.model is None:
+            raise ModelError(f"the engine {self.name!r} was closed; load it again", code="engine_closed")
+
+    def _install_hooks(self, stack: ExitStack, requests: Sequence[Request], layers: set[int]) -> list[StepHook]:
+        """Everything that follows the decoding: signals, hidden states, and modifiers of the forward pass."""
+        hooks: list[StepHook] = []
+        if any(request.signals for request in requests):
+            hooks.append(SignalsHook())
+        if layers:
+            states = HiddenStates(self.model, layers)
+            stack.callback(states.close)
+            hooks.append(states)
+        attached = [{m.modifier: m for m in request.modifiers} for request in requests]
+        for modifier in dict.fromkeys(modifier for by_modifier in attached for modifier in by_modifier):
+            sequences = [by_modifier.get(modifier) for by_modifier in attached]
+            hooks.append(stack.enter_context(modifier.install(self.model, sequences)))
+        return hooks
 
     def fingerprint(self) -> str:
         """See `Engine.fingerprint`."""
@@ -138,15 +129,15 @@ class TransformersEngine:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Stack prompts, padded on the left: ids and mask, both [rows, length]."""
+    def _pad(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Stack prompts, padded on the left: ids and mask, both [prompts, length]."""
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         return ids.to(self.model.device), mask.to(self.model.device)
 
     def _generation_config(self, sampling: SamplingParams, max_new_tokens: int) -> Any:
-        """The model's own defaults with the options laid over them."""
+        """The model's own defaults, overridden by the options."""
         config = copy.deepcopy(self.model.generation_config)
         config.max_new_tokens, config.max_length = max_new_tokens, None
         config.return_dict_in_generate = False
@@ -163,14 +154,14 @@ class TransformersEngine:
             if (value := getattr(sampling, option)) is not None:
                 setattr(config, option, value)
         if not config.do_sample:
-            # What the model brings along would make transformers warn that greedy decoding ignores it.
+            # The model's own values would make transformers warn that greedy decoding ignores them.
             config.temperature, config.top_p, config.top_k = 1.0, 1.0, 50
         return config
 
 
 @contextmanager
 def _seeded(seed: int | None) -> Iterator[None]:
-    """Seed all generators for a while, then put them back; None does nothing."""
+    """Seed all generators for a while, then restore them; None does nothing."""
     if seed is None:
         yield
         return
@@ -184,11 +175,14 @@ def load_engine(
 ) -> TransformersEngine:
     """Load an embedded model by name, a folder, or a model of the Hugging Face hub.
 
-    `dtype` is "auto" (as saved) or a torch name such as "bfloat16"; `device` None takes a GPU where there is one.
-    `grouped` reads keys once for all heads that share them, on a CPU; it is faster, and adds up in another order, so
-    that not every token is the one that transformers gives.
+    Args:
+        dtype: "auto" (as saved) or a torch name such as "bfloat16".
+        device: None uses a GPU if there is one.
+        grouped: on a CPU, read keys once for all heads that share them. Faster, but it sums in another order, so not
+            every token is the one that transformers gives.
 
-    Raises ModelError when there is no such model, it is not a causal language model, or it lacks a tokenizer.
+    Raises:
+        ModelError: there is no such model, it is not a causal language model, or it has no tokenizer.
     """
     name = os.fspath(model)
     place = resolve_checkpoint(name)
@@ -198,7 +192,7 @@ def load_engine(
     check_causal(name, config)
     check_tokenizer(name, Path(place))
     if str((getattr(config, "quantization_config", None) or {}).get("quant_method")).startswith("tersely"):
-        from ....kernels import quantization  # noqa: F401 - teaches transformers what `tersely quantize` writes
+        from ....kernels import quantization  # noqa: F401 - registers the format of `tersely quantize` with transformers
     tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
     weights = load_or_raise(name, "weights", lambda: AutoModelForCausalLM.from_pretrained(place, dtype=_dtype(dtype)))
     target = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""A cache layer that keeps room to grow: a step writes its column instead of copying the whole cache."""
+"""A cache layer with room to grow: a step writes its column instead of copying the whole cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROOM = 64
 class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
     """Like `DynamicLayer`, which concatenates; here `keys` and `values` are the filled part of larger buffers.
 
-    Whoever replaces, selects or crops them may do so: a part that no longer begins its buffer is copied into a new one.
+    They may be replaced, selected or cropped: a part that no longer begins its buffer is copied into a new one.
     """
 
     keys: Tensor
@@ -31,14 +31,14 @@ class PreallocatedCacheLayer(DynamicLayer):  # type: ignore[misc]
             self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         length = self.keys.shape[-2]
         end = length + key_states.shape[-2]
-        keys, values = self._room(end)
+        keys, values = self._buffers_for(end)
         keys[..., length:end, :] = key_states
         values[..., length:end, :] = value_states
         self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
 
-    def _room(self, end: int) -> tuple[Tensor, Tensor]:
-        """Buffers that begin with what is held and have at least `end` columns."""
+    def _buffers_for(self, end: int) -> tuple[Tensor, Tensor]:
+        """Buffers that begin with the current keys and values and have at least `end` columns."""
         held = (self.keys, self.values)
         if self._buffers is not None and all(
             part.data_ptr() == buffer.data_ptr() and part.stride() == buffer.stride() and end <= buffer.shape[-2]

@@ -1,4 +1,4 @@
-"""Runs the model one step at a time and keeps its cache, mask and positions. Knows nothing of why a token is fed."""
+"""Run the model one step at a time, and keep its cache, mask and positions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from ....kernels.grouped_attention import NAME as GROUPED
 from .kv_cache import PreallocatedCacheLayer, enable_preallocation
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The keyword for the cache in newer and in older transformers."""
+"""The keyword of the cache in newer and older transformers."""
 
-# Inputs that only the model's own preparation knows how to carry from step to step.
+# Inputs that only the model's own preparation can carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
 _MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
 _BY_ROW = ("attention_mask", "position_ids")
-"""Inputs that have a line for each row."""
+"""Inputs with one line per row."""
 
 
 def find_cache(values: Any) -> tuple[str | None, Any]:
-    """Return the name and value of the cache among keyword arguments or model outputs."""
+    """The name and value of the cache among keyword arguments or model outputs."""
     for name in CACHE_NAMES:
         if values.get(name) is not None:
             return name, values[name]
@@ -34,7 +34,7 @@ def find_cache(values: Any) -> tuple[str | None, Any]:
 
 
 class HFInputsRunner:
-    """Prepares each step by the model's own methods: right for any decoder, one token per row and step."""
+    """Prepares each step with the model's own methods: correct for any decoder, one token per row and step."""
 
     ragged = False
 
@@ -43,23 +43,23 @@ class HFInputsRunner:
         self.config = config
         self.kwargs = kwargs
         compiled = model._valid_auto_compile_criteria(kwargs, config)
-        self.forward = model.get_compiled_call(config.compile_config) if compiled else model
+        self._call = model.get_compiled_call(config.compile_config) if compiled else model
 
     def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
-        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary]; shares nothing."""
+        """Read the prompts, ids [rows, length], and return the logits after them, [rows, vocabulary]."""
         outputs = self.model._prefill(ids, self.config, self.kwargs)
-        return self._took(outputs)
+        return self._update(outputs)
 
     def step(self, tokens: Tensor, ids: Tensor | None) -> Tensor:
         """Feed tokens [rows, 1], the last column of ids [rows, length], and return the logits [rows, vocabulary]."""
         length = 1 if self.kwargs.get("use_cache") else None
         inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=length, **self.kwargs)
-        return self._took(self.forward(**inputs, return_dict=True))
+        return self._update(self._call(**inputs, return_dict=True))
 
-    def freeze(self, done: Tensor) -> None:
-        """Leave rows that have ended as they are; the model's own preparation counts positions by itself."""
+    def pin(self, done: Tensor) -> None:
+        """Do nothing: the model's own preparation counts positions."""
 
-    def _took(self, outputs: Any) -> Tensor:
+    def _update(self, outputs: Any) -> Tensor:
         self.kwargs = self.model._update_model_kwargs_for_generation(outputs, self.kwargs, is_encoder_decoder=False)
         logits: Tensor = outputs.logits
         return logits[:, -1]
@@ -73,8 +73,8 @@ class HFInputsRunner:
 class RaggedRunner:
     """Builds the inputs of a standard decoder directly.
 
-    On full attention (`ragged`) rows may be fed different numbers of tokens at once: a shorter row gets holes on the
-    left of the chunk, which are masked for ever and use up no position.
+    With full attention (`ragged`) rows may be fed different numbers of tokens at once: a shorter row gets holes on the
+    left of the chunk, which stay masked and take no position.
     """
 
     def __init__(self, model: Any, config: GenerationConfig, kwargs: dict[str, Any]) -> None:
@@ -92,9 +92,10 @@ class RaggedRunner:
         self.holes: list[int] = []
 
     def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
-        """Run the prompt, ids [rows, length], and return the logits after it, [rows, vocabulary].
+        """Read the prompts, ids [rows, length], and return the logits after them, [rows, vocabulary].
 
-        share: rows that are equal are read once, and what the model makes of them is copied.
+        Args:
+            share: read equal rows once and copy their cache.
         """
         self.rows, self.device = ids.shape[0], ids.device
         first, kinds = self._distinct(ids) if share else ([], [])
@@ -123,7 +124,7 @@ class RaggedRunner:
         return logits
 
     def _distinct(self, ids: Tensor) -> tuple[list[int], list[int]]:
-        """The first of each kind of row, and for each row the number of its kind; nothing where rows have a past."""
+        """The first of each group of equal rows, and for each row its group; empty where rows have a cache already."""
         cache = find_cache(self.kwargs)[1]
         others = (v for name, v in self.kwargs.items() if name not in _BY_ROW)
         if cache.get_seq_length() or any(isinstance(value, Tensor) for value in others):
@@ -136,7 +137,7 @@ class RaggedRunner:
         return list(numbers), [numbers[kind] for kind in kinds]
 
     def step(self, tokens: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Feed tokens [rows, 1] and return the logits after them, [rows, vocabulary]; ids are not needed here."""
+        """Feed tokens [rows, 1] and return the logits after them, [rows, vocabulary]; `ids` are not used."""
         self.width += 1
         inputs = self.inputs
         inputs["input_ids"] = tokens
@@ -150,8 +151,8 @@ class RaggedRunner:
         logits: Tensor = self.model(**inputs).logits
         return logits[:, -1]
 
-    def feed(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Feed each row its own tokens, at least one each, in one forward; return the logits [rows, vocabulary]."""
+    def forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Feed each row its own tokens, at least one, in one forward pass; return the logits [rows, vocabulary]."""
         size = max(len(row) for row in rows)
         empty = [size - len(row) for row in rows]
         chunk = torch.tensor([[0] * gap + list(row) for gap, row in zip(empty, rows, strict=True)])
@@ -175,14 +176,14 @@ class RaggedRunner:
         logits: Tensor = self.model(**inputs).logits
         return logits[:, -1]
 
-    def freeze(self, done: Tensor) -> None:
-        """Keep rows that have ended, done [rows], at their last position: one of learned positions could run out."""
+    def pin(self, done: Tensor) -> None:
+        """Keep ended rows, done [rows], at their last position, as learned positions could run out."""
         self.advance = (~done).long()[:, None]
         if self.positions is not None:
             self.positions = self.positions.expand(self.rows, 1).clone()
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, given by their numbers, [fewer rows], in rising order."""
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep only these rows, in rising order."""
         self.cache.batch_select_indices(rows)
         self.rows = len(rows)
         if self.mask is not None:
@@ -193,8 +194,8 @@ class RaggedRunner:
             self.advance = self.advance[rows]
         self.holes = [self.holes[row] for row in rows.tolist()] if self.holes else []
 
-    def unfeed(self, row: int, count: int) -> None:
-        """Make the model forget the last `count` tokens fed to a row."""
+    def rollback(self, row: int, count: int) -> None:
+        """Remove the last `count` tokens fed to a row."""
         assert self.positions is not None
         if self.rows == 1 and not any(self.holes):
             self.cache.crop(-count)
@@ -225,7 +226,7 @@ class RaggedRunner:
         self.holes = [old + more for old, more in zip(self.holes or [0] * self.rows, new, strict=True)]
 
     def _compact(self, pending: int) -> None:
-        """Squeeze the holes out of the cache once every row has many: attention pays for each column.
+        """Remove holes from the cache once every row has many, as attention pays for each column.
 
         The last `pending` columns are in the mask but not yet in the cache.
         """
@@ -251,7 +252,7 @@ ModelRunner = HFInputsRunner | RaggedRunner
 
 
 def make_runner(model: Any, ids: Tensor, config: GenerationConfig, kwargs: dict[str, Any]) -> ModelRunner:
-    """Choose the direct stepper for a standard decoder with a growing cache, the model's own preparation otherwise."""
+    """Use `RaggedRunner` for a standard decoder with a growing cache, the model's own preparation otherwise."""
     _, cache = find_cache(kwargs)
     positions = kwargs.get("position_ids")
     plain = (
@@ -267,7 +268,7 @@ def make_runner(model: Any, ids: Tensor, config: GenerationConfig, kwargs: dict[
 
 
 def can_be_ragged(model: Any) -> bool:
-    """Tell whether rows of this model may be fed different numbers of tokens at once, and made to forget some."""
+    """Whether rows of this model may be fed different numbers of tokens at once, and rolled back."""
     takes_positions = "position_ids" in signature(model.forward).parameters
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     return _is_standard(model) and takes_positions and not cache.is_compileable and _is_ragged(model, cache)

@@ -1,4 +1,4 @@
-"""From logits to tokens: processors, temperatures of single rows, sampling that does not notice who has left."""
+"""From logits to tokens: processors, per-sequence temperatures, and draws that do not depend on which rows have ended."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ....errors import ModelError
 from .generation_rules import GenerationRules
 
 _BLOCK = 64
-"""Scores that are compared at a time: PyTorch's search for a maximum on CPUs is faster than that for its place."""
+"""Scores compared at a time: on CPUs PyTorch finds a maximum faster than its position."""
 
 
 def argmax(scores: Tensor) -> Tensor:
-    """The place of the first maximum in each row of scores [rows, vocabulary], as `argmax` has it, ties and NaN too."""
+    """The position of the first maximum in each row of scores [rows, vocabulary], as `Tensor.argmax`, with ties and NaN."""
     rows, size = scores.shape
     if scores.device.type != "cpu" or size % _BLOCK or size <= _BLOCK:
         return scores.argmax(dim=-1)
@@ -25,53 +25,61 @@ def argmax(scores: Tensor) -> Tensor:
     return block * _BLOCK + within
 
 
-def inverse_cdf(chances: Tensor, numbers: Tensor) -> Tensor:
-    """The token of each row at whose chance its number in [0, 1) falls; chances [rows, vocabulary], numbers [rows, 1].
+def inverse_cdf(probabilities: Tensor, numbers: Tensor) -> Tensor:
+    """Draw one token per row: probabilities [rows, vocabulary], numbers [rows, 1] in [0, 1).
 
-    Chances need not sum up to one, and what has none is never drawn. Raises ModelError where they are no numbers.
+    Probabilities need not sum to one, and a token without any is never drawn.
+
+    Raises:
+        ModelError: the probabilities are not finite.
     """
-    reached = chances.double().cumsum(dim=-1)  # faster than with cumsum's `dtype`
-    if not bool(reached[:, -1].isfinite().all()):
-        raise ModelError("the model's chances of a next token are no numbers: its weights or precision are at fault")
-    return torch.searchsorted(reached, numbers * reached[:, -1:], right=True).squeeze(1)
+    cumulative = probabilities.double().cumsum(dim=-1)  # faster than with cumsum's `dtype`
+    if not bool(cumulative[:, -1].isfinite().all()):
+        raise ModelError("logits contain NaN or inf; check the model's weights or dtype", code="logits_not_finite")
+    return torch.searchsorted(cumulative, numbers * cumulative[:, -1:], right=True).squeeze(1)
 
 
 class Sampler:
-    """Picks a token for each row of a batch, and keeps the scores and logits that are to be recorded.
+    """Samples a token for each row of a batch, and records the scores and logits that `generate` may return.
 
-    prompt: ids [rows, length] of all rows there were at the start. inverse: see `Sampling`.
+    Args:
+        prompt: ids [rows, length] of all rows at the start.
+        temperatures: per row, in place of the batch's.
+        inverse: see `SamplingParams.inverse_cdf`.
     """
 
-    def __init__(self, rules: GenerationRules, prompt: Tensor) -> None:
-        self.rules, self.prompt = rules, prompt
-        self.inverse = False
+    def __init__(
+        self,
+        rules: GenerationRules,
+        prompt: Tensor,
+        temperatures: Sequence[float | None] = (),
+        inverse: bool = False,
+    ) -> None:
+        self.rules, self.prompt, self.inverse = rules, prompt, inverse
         self.scores: list[Tensor] = []
-        self.raw: list[Tensor] = []
-        self._places: Tensor | None = None  # of the rows still in the batch, among all of them
-        self._heat: Tensor | None = None  # [rows, 1], a row's own temperature over the batch's
+        self.raw_logits: list[Tensor] = []
+        self._rows: Tensor | None = None  # the rows still in the batch, among all of them
+        self._ratios: Tensor | None = None  # [rows, 1], a row's temperature over the batch's
+        if rules.sample and any(t is not None for t in temperatures):
+            ratios = [1.0 if t is None else t / rules.temperature for t in temperatures]
+            self._ratios = torch.tensor(ratios, device=prompt.device)[:, None]
 
-    def warm(self, temperatures: Sequence[float | None]) -> None:
-        """Give rows temperatures of their own; nothing to do where tokens are not sampled."""
-        if self.rules.sample and any(t is not None for t in temperatures):
-            ratios = [1.0 if t is None else t / self.rules.temperature for t in temperatures]
-            self._heat = torch.tensor(ratios, device=self.prompt.device)[:, None]
+    def select_rows(self, rows: Tensor) -> None:
+        """Keep only these rows, in rising order."""
+        self._rows = rows if self._rows is None else self._rows[rows]
+        if self._ratios is not None:
+            self._ratios = self._ratios[rows]
 
-    def keep(self, rows: Tensor) -> None:
-        """Forget all rows but these, given by their numbers in rising order."""
-        self._places = rows if self._places is None else self._places[rows]
-        if self._heat is not None:
-            self._heat = self._heat[rows]
-
-    def pick(self, logits: Tensor, ids: Tensor | None, greedy: Sequence[int]) -> Tensor:
-        """Tokens [rows] from logits [rows, vocabulary]; ids are what processors see; `greedy` rows sample nothing."""
+    def sample(self, logits: Tensor, ids: Tensor | None, greedy: Sequence[int]) -> Tensor:
+        """Tokens [rows] from logits [rows, vocabulary]; processors see `ids`, and `greedy` rows are not sampled."""
         rules = self.rules
         # What is recorded is copied: a view would keep the logits of a whole prompt alive.
         copy = rules.record_logits or rules.record_scores
         scores = logits.to(dtype=torch.float32, device=self.prompt.device, copy=copy)
         if rules.record_logits:
-            self.raw.append(scores)
-        if self._heat is not None:
-            scores = scores / self._heat
+            self.raw_logits.append(scores)
+        if self._ratios is not None:
+            scores = scores / self._ratios
         if rules.processors:
             scores = rules.processors(ids if ids is not None else self.prompt, scores)
         if rules.record_scores:
@@ -81,16 +89,24 @@ class Sampler:
             tokens[greedy] = argmax(logits[greedy])
         return tokens
 
-    def _draw(self, chances: Tensor) -> Tensor:
-        """Sample a token for each row still in the batch from chances [rows, vocabulary].
+    def to_host(self, tokens: Tensor, ids: Tensor | None) -> tuple[list[int], list[bool] | None]:
+        """Fetch the tokens and, if there are criteria, per row whether one is met: one wait for the device."""
+        if not self.rules.criteria:
+            return tokens.tolist(), None
+        stops = self.rules.criteria(ids, tuple(self.scores) if self.rules.record_scores else None)
+        both = torch.stack((tokens, stops.to(tokens.device, tokens.dtype))).tolist()
+        return both[0], [bool(stop) for stop in both[1]]
 
-        Rows that have left draw as well, so that each row gets the random numbers it would get among all of them.
+    def _draw(self, probabilities: Tensor) -> Tensor:
+        """Draw a token per remaining row.
+
+        Rows that have left draw as well, so that each row gets the random numbers it would get in the full batch.
         """
-        if self.inverse and chances.device.type != "mps":  # which has no numbers of 64 bits
-            numbers = torch.rand(len(self.prompt), 1, dtype=torch.float64, device=chances.device)
-            return inverse_cdf(chances, numbers if self._places is None else numbers[self._places])
-        if self._places is None:
-            return torch.multinomial(chances, num_samples=1).squeeze(1)
-        among = chances.new_ones(len(self.prompt), chances.shape[1])
-        among[self._places] = chances
-        return torch.multinomial(among, num_samples=1).squeeze(1)[self._places]
+        if self.inverse and probabilities.device.type != "mps":  # which has no 64-bit floats
+            numbers = torch.rand(len(self.prompt), 1, dtype=torch.float64, device=probabilities.device)
+            return inverse_cdf(probabilities, numbers if self._rows is None else numbers[self._rows])
+        if self._rows is None:
+            return torch.multinomial(probabilities, num_samples=1).squeeze(1)
+        all_rows = probabilities.new_ones(len(self.prompt), probabilities.shape[1])
+        all_rows[self._rows] = probabilities
+        return torch.multinomial(all_rows, num_samples=1).squeeze(1)[self._rows]

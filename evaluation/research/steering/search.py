@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ....controller.engines.transformers.research.steering import Steer
 from ....controller.options import GenerationOptions
-from ....controller.policies.research.steer import Steer
 from ....controller.text.thoughts import ThinkingState
 from ....controller.text.tokenizer_adapter import TokenizerAdapter
 from ....probes.research.steering import Direction, Pair
@@ -158,8 +158,8 @@ def judge(plus: Sequence[float], minus: Sequence[float], accuracy: Sequence[floa
 
 
 def _make_arm(part: str, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> Arm:
-    policy = Steer(direction=direction, layer=layer, strength=strength)
-    return Arm(f"{part} layer {layer} strength {strength:+g}", replace(common, preset=None, policies=(policy,)))
+    modifier = Steer(direction=direction, layer=layer, strength=strength)
+    return Arm(f"{part} layer {layer} strength {strength:+g}", replace(common, preset=None, modifiers=(modifier,)))
 
 
 def _to_tried(layer: int, strength: float, records: ArmRecords) -> TriedDirection:

@@ -11,13 +11,15 @@ import pytest
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
-from tersely.controller.replay import WordTokenizer
+from tersely.controller.policies.base import Policy, PolicyView, Wait, Watching
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
 from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.models import get_model_path
+
+from ...support.word_tokenizer import WordTokenizer
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
 
@@ -110,7 +112,9 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
     control = tersely.custom_generate(tokenizer, policies=policies, max_new_tokens=256)
     ids = model.generate(**inputs, max_new_tokens=256, do_sample=False, custom_generate=control)
     text = tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    expected = tersely.generate(model, tokenizer, QUESTION, policies=policies, temperature=0, max_new_tokens=256)
+    expected = tersely.generate(
+        model, QUESTION, tokenizer=tokenizer, policies=policies, temperature=0, max_new_tokens=256
+    )
     assert text == expected.text and expected.trace
     pipe = pipeline("text-generation", model=model, tokenizer=tokenizer)
     reply = pipe(messages, max_new_tokens=256, do_sample=False, custom_generate=control)
@@ -150,14 +154,17 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
         def get_added_vocab(self) -> dict[str, int]:
             return {}
 
-    class Needy:
-        name, needs = "needy", frozenset({"telepathy"})
+    class Needy(Policy):
+        name, requires = "needy", frozenset({"telepathy"})
+
+        def watch(self, view: PolicyView) -> Watching:
+            yield Wait()
 
     plain: Any = Plain()
     plain.tokenizer = NoMarkers()
     with pytest.raises(MarkerError, match="think-prompt"):
         Session(plain)
-    with pytest.raises(CapabilityError, match="lacks telepathy"):
+    with pytest.raises(CapabilityError, match="telepathy"):
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""The exit that takes the best evidence at hand: a probe of this model where there is one, equal answers elsewhere."""
+"""The auto exit: a probe of the model where there is one, equal answers elsewhere."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from transformers.utils import logging
 import tersely
 from tersely.controller.budgets import TIERS
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.policies import PRESETS, make_policy
+from tersely.controller.policies import get_presets, make_policy
 from tersely.controller.policies.auto_exit import AutoExit
 from tersely.controller.policies.convergence import Convergence
-from tersely.controller.policies.readiness import _BoundReadiness
-from tersely.controller.probe_registry import ProbeError, bind_policy
+from tersely.controller.policies.readiness import Readiness
+from tersely.controller.probe_registry import ProbeError
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import find_markers
+from tersely.controller.types import BindContext, Capability
 from tersely.errors import CapabilityError
 from tersely.probes.artifact import ArtifactError
 
@@ -39,22 +40,22 @@ def ask(engine: Any, **options: Any) -> Any:
 
 def test_a_probe_of_this_model_decides(engine: TransformersEngine, tmp_path: Path) -> None:
     probes = store(tmp_path, engine)
-    exit_, readiness = (ask(engine, policies=(name,), probes=probes) for name in ("exit", "readiness"))
+    exit_, readiness = (ask(engine, policies=(name,), probes=probes) for name in ("auto_exit", "readiness"))
     assert exit_.token_ids == readiness.token_ids
     assert exit_.trace == readiness.trace
     assert [decision.policy for decision in exit_.trace] == ["readiness"]
 
 
 def test_the_default_preset_takes_what_is_released(engine: TransformersEngine) -> None:
-    assert "exit" in PRESETS["balanced"]
-    assert isinstance(bind_policy(AutoExit(), engine, None), _BoundReadiness)
+    assert "auto_exit" in get_presets()["balanced"]
+    assert isinstance(AutoExit().bind(BindContext(engine)), Readiness)
     assert ask(engine).trace == ask(engine, preset="certified").trace
 
 
 def test_equal_answers_decide_where_the_folder_holds_no_readiness_probe(
     engine: TransformersEngine, tmp_path: Path
 ) -> None:
-    without = ask(engine, policies=("exit",), probes=str(tmp_path))
+    without = ask(engine, policies=("auto_exit",), probes=str(tmp_path))
     assert without.token_ids == ask(engine, policies=(Convergence(2),)).token_ids
     assert [decision.policy for decision in without.trace] == ["convergence"]
 
@@ -64,19 +65,19 @@ def test_equal_answers_decide_where_the_engine_does_not_show_what_the_probe_read
 ) -> None:
     probes = store(tmp_path, engine)
     blind, elsewhere = copy.copy(engine), copy.copy(engine)
-    blind.capabilities = engine.capabilities - {"hidden"}
-    elsewhere.hidden_layers = (3,)  # type: ignore[attr-defined]
+    blind.capabilities = engine.capabilities - {Capability.HIDDEN_STATES}
+    elsewhere.hidden_layers = (3,)  # type: ignore[assignment]
     for one in (blind, elsewhere):
-        assert bind_policy(AutoExit(agree=3), one, probes) == Convergence(3)
-    with pytest.raises(CapabilityError, match=r"reads hidden layer -1; .* shows the last one \(3\) alone; collect"):
-        bind_policy(make_policy("readiness"), elsewhere, probes)
+        assert AutoExit(agree=3).bind(BindContext(one, probes)) == Convergence(3)
+    with pytest.raises(CapabilityError, match="hidden layer -1"):
+        make_policy("readiness").bind(BindContext(elsewhere, probes))
 
 
 def test_what_is_given_and_cannot_be_used_is_an_error(engine: TransformersEngine, tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match="holds no readiness probe"):
-        bind_policy(AutoExit(), engine, str(tmp_path / "nowhere"))
+    with pytest.raises(ProbeError):
+        AutoExit().bind(BindContext(engine, str(tmp_path / "nowhere")))
     with pytest.raises(ArtifactError):
-        bind_policy(AutoExit(), engine, store(tmp_path, engine, fingerprint="0" * 64))
+        AutoExit().bind(BindContext(engine, store(tmp_path, engine, fingerprint="0" * 64)))
 
 
 def test_equal_answers_decide_where_there_is_no_engine(engine: TransformersEngine) -> None:

@@ -8,16 +8,18 @@ from typing import ClassVar
 import pytest
 
 from tersely.controller.budgets import Budget
-from tersely.controller.controller import Controller
+from tersely.controller.controller import Controller, ControllerState
 from tersely.controller.policies import make_policies
-from tersely.controller.policies.base import Close, Inject, PolicyView, Wait, Watching
+from tersely.controller.policies.base import Close, Inject, Policy, PolicyView, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.convergence import Convergence
 from tersely.controller.policies.hint import ConciseHint
-from tersely.controller.replay import WordTokenizer, replay
+from tersely.controller.replay import replay
 from tersely.controller.text.markers import PROMPTED, Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.types import KEEP
+
+from ...support.word_tokenizer import WordTokenizer
 
 MARKERS = Markers("<think>", "</think>")
 CHAIN = (
@@ -26,14 +28,13 @@ CHAIN = (
 
 
 @dataclass(frozen=True)
-class Scripted:
+class Scripted(Policy):
     """Does one thing at one place."""
 
     at: int
     action: Inject | Close
     boundary: str = "token"
     name: ClassVar[str] = "scripted"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def watch(self, view: PolicyView) -> Watching:
         yield Wait(self.at, self.boundary)  # type: ignore[arg-type]
@@ -59,7 +60,7 @@ class Row:
         for token in self.codec.encode(text):
             directive = self.controller.observe(token)
             self.text += self.codec.decode([token]) + self.codec.decode(directive.force)
-            if self.controller.phase == "answer" and directive is not KEEP:
+            if self.controller.state is ControllerState.ANSWER and directive is not KEEP:
                 break
         return self.text
 
@@ -160,7 +161,7 @@ def test_nothing_acts_in_the_answer_or_before_thinking():
     row = Row(Convergence(agree=1))
     text = "no answer\n\n</think>\n\nSo the answer is 5.\n\nSo the answer is 5.\n\n"
     assert row.feed(text) == text
-    assert row.controller.phase == "answer"
+    assert row.controller.state is ControllerState.ANSWER
 
 
 @pytest.mark.parametrize("shadow", [False, True])
@@ -174,7 +175,7 @@ def test_a_turn_that_ends_within_the_thinking_is_closed_so_that_an_answer_follow
         assert controller.observe(token) is KEEP
     directive = controller.observe(end)
     assert codec.decode(directive.force) == ("" if shadow else "\n</think>\n\n")
-    assert directive.drop == (0 if shadow else 1)
+    assert directive.retract == (0 if shadow else 1)
     (decision,) = controller.decisions
     assert (decision.policy, decision.action, decision.acted) == ("controller", "close", not shadow)
     if not shadow:
@@ -196,10 +197,10 @@ def test_markers_of_several_tokens_are_noticed_though_fused():
     controller = Controller((), codec, markers, Budget("normal", 100), opened=False)
     for token in codec.encode("a [go] b"):
         controller.observe(token)
-    assert controller.phase == "thinking"
+    assert controller.state is ControllerState.THINKING
     for token in codec.encode(" c [stop] d"):
         controller.observe(token)
-    assert controller.phase == "answer"
+    assert controller.state is ControllerState.ANSWER
 
 
 def test_shadow_changes_nothing_and_records_what_would_be():
@@ -217,9 +218,8 @@ def test_replay_finds_the_same_decision():
 
 def test_a_policy_must_wait_between_actions():
     @dataclass(frozen=True)
-    class Greedy:
+    class Greedy(Policy):
         name: ClassVar[str] = "greedy"
-        needs: ClassVar[frozenset[str]] = frozenset()
 
         def watch(self, view: PolicyView) -> Watching:
             yield Wait(1, "token")

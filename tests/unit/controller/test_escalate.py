@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 from transformers.utils import logging
 
+from tersely.controller.delegation import HelperError, HelperFuture, HelperRequest, HelperText
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest
+from tersely.controller.helpers.engine_helper import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies, make_policy
-from tersely.controller.policies.escalate import _BoundEscalate
+from tersely.controller.policies.escalate import Escalate
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
 from tersely.probes.rule import StopRule
+
+from ...support.planted_rules import stored_rule
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
 OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
@@ -37,7 +40,9 @@ def large() -> Session:
 
 
 class Fake:
-    """Writes the same text for every stretch, None for none; keeps the stretches."""
+    """Writes the same text for every request, None for none; keeps the requests."""
+
+    reviews = False
 
     def __init__(self, text: str | None = "It is 51.") -> None:
         self.text = text
@@ -45,7 +50,12 @@ class Fake:
 
     def write(self, stretch: HelperRequest) -> HelperFuture:
         self.asked.append(stretch)
-        return HelperFuture().fail("down") if self.text is None else HelperFuture().settle(self.text, closed=True)
+        future = HelperFuture()
+        if self.text is None:
+            future.set_exception(HelperError("down"))
+        else:
+            future.set_result(HelperText(self.text, closed=True))
+        return future
 
 
 def run(engine: Any, helper: Any, *policies: Any, **more: Any) -> list[GenerationResult]:
@@ -53,10 +63,11 @@ def run(engine: Any, helper: Any, *policies: Any, **more: Any) -> list[Generatio
     return Session(engine, helper=helper).run([SHELLS, OTHER], options)
 
 
-def scripted(over: float, lost: float, stop: float | None = 0.9, **more: Any) -> _BoundEscalate:
+def scripted(over: float, lost: float, stop: float | None = 0.9, **more: Any) -> Escalate:
     """A policy to whose probe all thoughts look alike: how likely thinking on repairs nothing, and all is lost."""
     scores = SimpleNamespace(scores=lambda rows: (np.array([over]), np.array([lost])))
-    return _BoundEscalate(cast(StopRule, SimpleNamespace(free=scores, paid=None)), -1, stop, 0.5, 300, **more)
+    rule = stored_rule(cast(StopRule, SimpleNamespace(free=scores, paid=None)), threshold=stop)
+    return Escalate(tokens=300, rule=rule, **more)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +83,7 @@ def test_what_is_lost_is_thought_anew(small: TransformersEngine, plain: list[Gen
         assert one.thinking == "It is 51." and one.answer
         assert 0 < one.usage.discarded < before.usage.thinking, "after the first thought, all of which goes"
         assert [(d.policy, d.action) for d in one.trace] == [("escalate", "delegate"), ("helper", "close")]
-        assert "0.0500 sure that the answer is right, 0.9500 that thinking on repairs nothing" in one.trace[0].reason
+        assert "0.0500" in one.trace[0].reason and "0.9500" in one.trace[0].reason
 
 
 def test_what_stands_is_left_alone(small: TransformersEngine, plain: list[GenerationResult]) -> None:
@@ -91,7 +102,7 @@ def test_what_may_yet_be_repaired_is_left_alone_until_the_end(
 
 def test_going_on_from_what_was_thought(small: TransformersEngine) -> None:
     helper = Fake("let me see. It is 51.")
-    (done, _) = run(small, helper, scripted(0.95, 0.9, anew=False))
+    (done, _) = run(small, helper, scripted(0.95, 0.9, restart=False))
     assert not helper.asked[0].whole and helper.asked[0].thinking.endswith("Wait, ")
     assert done.usage.discarded == 0 and done.thinking.endswith("let me see. It is 51.")
 
@@ -102,14 +113,14 @@ def test_a_helper_that_is_down(small: TransformersEngine) -> None:
 
 
 def test_the_released_probe_and_a_helper_under_its_own_control(small: TransformersEngine, large: Session) -> None:
-    everything = make_policy("escalate", {"least": 1.0})
+    everything = make_policy("escalate", {"min_right": 1.0})
     controlled = run(small, EngineHelper(large, sampling=GREEDY), everything)
     alone = run(small, EngineHelper(large, sampling=GREEDY, preset="off"), everything)
     for one, other in zip(controlled, alone, strict=True):
         assert one.trace[0].policy == other.trace[0].policy == "escalate"
-        assert 0 < one.usage.delegated < other.usage.delegated, "the helper's own exit spares it some"
+        assert 0 < one.usage.helper_completion < other.usage.helper_completion, "the helper's own exit spares it some"
         assert other.thinking.startswith(one.thinking.rstrip()[:20]) and one.answer
-    nothing = run(small, EngineHelper(large), make_policy("escalate", {"least": 1e-9}))
+    nothing = run(small, EngineHelper(large), make_policy("escalate", {"min_right": 1e-9}))
     assert [one.token_ids for one in nothing] == [one.token_ids for one in run(small, None)]
 
 
@@ -119,5 +130,5 @@ def test_the_cascade_decides_before_the_exit(small: TransformersEngine) -> None:
 
 @pytest.mark.parametrize("least", [0, 1.5, -1])
 def test_a_chance_that_is_none(least: float) -> None:
-    with pytest.raises(OptionError, match="accepted: a chance of being right"):
-        make_policy("escalate", {"least": least})
+    with pytest.raises(OptionError, match=f"min_right is {least}"):
+        make_policy("escalate", {"min_right": least})

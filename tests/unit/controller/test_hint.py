@@ -8,15 +8,15 @@ import pytest
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.policies import PRESETS, make_policies, make_policy
+from tersely.controller.policies import get_presets, make_policies, make_policy
 from tersely.controller.policies.hint import ConciseHint
-from tersely.controller.replay import WordTokenizer
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.errors import OptionError
 
 from ...support.policy_feeding import Fed
+from ...support.word_tokenizer import WordTokenizer
 
-PAPER = dict(PRESETS["concisehint"]["hint"])
+PAPER = dict(get_presets()["concisehint"]["hint"])
 HINT = "[Be concise.]"
 
 
@@ -110,4 +110,4 @@ def test_hints_are_counted_as_forced() -> None:
     assert texts and all(HINT in text for text in texts)
     closing = [d.text for d in made.trace if d.action == "close"]
     codec = get_adapter(engine.tokenizer)
-    assert made.usage.forced == sum(len(codec.encode(text)) for text in texts + closing)
+    assert made.usage.injected == sum(len(codec.encode(text)) for text in texts + closing)

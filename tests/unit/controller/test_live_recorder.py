@@ -22,6 +22,7 @@ from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
 from tersely.controller.trace import GenerationResult, Usage
+from tersely.controller.types import Capability
 from tersely.errors import CapabilityError, OptionError
 from tersely.io import WriteError
 from tersely.probes.calibrate.data import read_boundaries
@@ -227,14 +228,14 @@ def test_another_models_folder_is_refused(engine: TransformersEngine, recorded: 
 
 def test_engines_without_hidden_states_cannot_record(engine: TransformersEngine, tmp_path: Path) -> None:
     blind = copy.copy(engine)
-    blind.capabilities = engine.capabilities - {"hidden"}
+    blind.capabilities = engine.capabilities - {Capability.HIDDEN_STATES}
     with pytest.raises(CapabilityError, match="lacks hidden"):
         ask(blind, record=tmp_path)
 
 
 def test_engines_that_cannot_take_tokens_back_can_record(engine: TransformersEngine, tmp_path: Path) -> None:
     blunt = copy.copy(engine)
-    blunt.capabilities = engine.capabilities - {"crop"}
+    blunt.capabilities = engine.capabilities - {Capability.KV_ROLLBACK}
     ask(blunt, PROMPTS[:1], record=tmp_path, effort="easy")
     assert read(tmp_path).size("rollouts") == 1
 

@@ -40,7 +40,7 @@ def test_markers_may_be_words(codec: TokenizerAdapter) -> None:
     for part in ("Well.\n", "Reasoning: 2 and 3 are 5.\n", "Answer: 5"):
         for token in codec.encode(part):
             controller.observe(token)
-        phases.append(controller.phase)
+        phases.append(controller.state.value)
     assert phases == ["before", "thinking", "answer"]
     assert "2 and 3 are 5" in controller.thinking.text and "Answer" not in controller.thinking.text
 

@@ -79,7 +79,7 @@ def test_shares_are_whole_and_lose_nothing() -> None:
 
 def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> None:
     planner = Planner(f"Here it is:\n{json.dumps(GOOD)}")
-    done = run(engine, planner, PlanAndBudget(total=40, schedule="constant", put="{question}"))
+    done = run(engine, planner, PlanAndBudget(total=40, schedule="constant", template="{question}"))
     (asked,) = planner.asked
     assert asked.reply and SHELLS in asked.prompt and '"steps"' in asked.prompt
     assert [d.action for d in done.trace] == ["ask", "inject", "inject", "close"]
@@ -88,7 +88,7 @@ def test_a_plan_is_followed_and_its_budget_holds(engine: TransformersEngine) -> 
     )
     assert done.trace[2].position - done.trace[1].position >= 20, "the first step had its share"
     assert done.usage.thinking <= 40 + 2 * 24 + 30
-    assert (done.usage.delegated, done.usage.consulted) == (30, 90), "planning is paid for"
+    assert (done.usage.helper_completion, done.usage.helper_prompt) == (30, 90), "planning is paid for"
     assert done.answer
 
 
@@ -141,11 +141,11 @@ def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> N
     """The embedded models cannot plan, which the trace says."""
     done = run(engine, EngineHelper(Session(load_engine("tersely-tiny-large"))), PlanAndBudget())
     assert done.trace[0].action == "ask" and "<think>" not in done.trace[0].text
-    assert done.usage.delegated > 0 and done.usage.consulted > 0 and done.answer
+    assert done.usage.helper_completion > 0 and done.usage.helper_prompt > 0 and done.answer
 
 
 def test_settings_that_make_no_sense() -> None:
     with pytest.raises(OptionError, match="did you mean 'linear'"):
         PlanAndBudget(schedule="linaer")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match=r"\{question\}"):
-        PlanAndBudget(put="Next.")
+        PlanAndBudget(template="Next.")

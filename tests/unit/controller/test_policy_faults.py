@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from tersely.controller import controller as core
-from tersely.controller.policies.base import Close, Inject, Note, PolicyView, Trial, Wait, Watching
+from tersely.controller.controller import ControllerState
+from tersely.controller.policies.base import Close, Inject, Note, Policy, PolicyView, Trial, Wait, Watching
 from tersely.controller.policies.budget import BudgetForcing
 from tersely.controller.policies.convergence import Convergence
 
@@ -22,12 +23,11 @@ CUT = CHAIN[: CHAIN.index("Hmm")] + "</think>\n\n"
 
 
 @dataclass(frozen=True)
-class Made:
+class Made(Policy):
     """A policy of one function."""
 
     watching: Callable[[PolicyView], Watching]
     name: ClassVar[str] = "made"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def watch(self, view: PolicyView) -> Watching:
         return self.watching(view)
@@ -37,10 +37,10 @@ def test_a_note_is_traced_and_the_policy_goes_on_at_once() -> None:
     seen: list[int] = []
 
     def watching(view: PolicyView) -> Watching:
-        view = yield Note("begins")
-        view = yield Wait(3, "token")
+        yield Note("begins")
+        yield Wait(3, "token")
         seen.append(view.tokens)
-        view = yield Note("three tokens")
+        yield Note("three tokens")
         seen.append(view.tokens)
         yield Inject("HINT", "now", after=" ")
 
@@ -85,7 +85,7 @@ def test_a_policy_that_raises_leaves_the_others_at_work(
     assert row.text == (CHAIN if shadow else CUT)
     assert row.said == [("made", "error"), ("convergence", "close")]
     error = row.controller.decisions[0]
-    assert (error.reason, error.acted) == ("left out after ValueError: no such thing", True)
+    assert (error.reason, error.acted) == ("disabled after ValueError: no such thing", True)
 
 
 @pytest.mark.parametrize("watching", [raises_after_its_bid, raises_after_a_trial])
@@ -148,15 +148,15 @@ def stubborn(view: PolicyView) -> Watching:
 
 def chatty(view: PolicyView) -> Watching:
     while True:
-        view = yield Wait(view.tokens + 1, "token")
+        yield Wait(view.tokens + 1, "token")
         yield Inject("Go on.", "and on")
 
 
 def test_who_takes_back_every_close_comes_to_an_end() -> None:
     row = Fed(Made(stubborn), thinking=100_000)
-    row.feed("</think>" * (core.MOST_ACTIONS + 5))
-    assert row.controller.phase == "answer"
-    assert row.said.count(("made", "inject")) == core.MOST_ACTIONS
+    row.feed("</think>" * (core.MAX_ACTIONS + 5))
+    assert row.controller.state is ControllerState.ANSWER
+    assert row.said.count(("made", "inject")) == core.MAX_ACTIONS
     assert row.said[-1] == ("made", "note") and "policies may be undoing each other" in row.last.reason
 
 
@@ -172,7 +172,7 @@ def test_no_policy_talks_a_row_beyond_its_budget(
 
 
 def test_after_the_last_injection_the_budget_still_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "MOST_ACTIONS", 3)
+    monkeypatch.setattr(core, "MAX_ACTIONS", 3)
     row = Fed(Made(chatty), BudgetForcing(), thinking=80).feed("one two three. " * 60)
     assert row.said == [*[("made", "inject")] * 3, ("made", "note"), ("budget", "close")]
     assert row.text.endswith("I answer now.\n</think>\n\n")

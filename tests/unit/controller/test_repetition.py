@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from tersely.controller.policies.budget import BudgetForcing
-from tersely.controller.policies.repetition import Repeats, Repetition
+from tersely.controller.policies.repetition import RepeatCounter, Repetition
 
 from ...support.policy_feeding import Fed
 
@@ -29,21 +29,21 @@ def by_hand(ids: list[int], size: int, window: int) -> list[int]:
 def test_the_rolling_hash_counts_what_counting_by_hand_finds(letters: int) -> None:
     rng = Random(letters)
     ids = [rng.randrange(letters) for _ in range(120)]
-    repeats = Repeats(4, 1000)
+    repeats = RepeatCounter(4, 1000)
     assert [repeats.add(token) for token in ids] == by_hand(ids, 4, 1000)
 
 
 def test_copies_that_have_left_the_window_are_forgotten() -> None:
-    repeats = Repeats(3, 12)
+    repeats = RepeatCounter(3, 12)
     counts = [repeats.add(token) for token in [1, 2, 3, *range(10, 19), 1, 2, 3, 1, 2, 3]]
     assert counts[-1] == 2, "the first one begins 18 tokens back"
     assert [counts[2], counts[14]] == [1, 1]
-    repeats = Repeats(3, 18)
+    repeats = RepeatCounter(3, 18)
     assert [repeats.add(token) for token in [1, 2, 3, *range(10, 19), 1, 2, 3, 1, 2, 3]][-1] == 3
 
 
 def test_memory_is_bounded_by_the_window() -> None:
-    repeats = Repeats(8, 64)
+    repeats = RepeatCounter(8, 64)
     for token in range(5000):
         repeats.add(token)
     assert len(repeats._starts) <= 64

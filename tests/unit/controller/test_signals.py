@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.engines.transformers.signals import compute_signals
+from tersely.controller.engines.transformers.hooks import compute_signals
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo
 
 PROMPTS = ("Compute 3 + 4.", "Compute (48 + 27) - 36.", "What is 5 * 12 - 7?")
@@ -26,9 +26,9 @@ class Meddler:
     def __init__(self, force: tuple[int, ...]) -> None:
         self.force, self.seen = force, 0
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
         self.seen += 1
-        return {8: Directive(self.force), 20: Directive(self.force[:2], drop=4)}.get(self.seen, KEEP)
+        return {8: Directive(self.force), 20: Directive(self.force[:2], retract=4)}.get(self.seen, KEEP)
 
 
 def requests(engine: TransformersEngine, meddle: bool, signals: bool = True) -> list[Request]:

@@ -1,4 +1,4 @@
-"""The policy that steers: while a row thinks and at no other time, on the model it was made for, told in the trace."""
+"""Steering: only while a sequence thinks, only on the model it was made for, and in the trace."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies import make_policy
 from tersely.controller.policies.base import Policy, PolicyView, Trial, Wait, Watching
-from tersely.controller.policies.research.steer import Steer
 from tersely.controller.probe_registry import ProbeError
-from tersely.controller.replay import WordTokenizer
 from tersely.controller.session import Session
 from tersely.controller.text.markers import Markers
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trace import GenerationResult
+from tersely.controller.types import Capability, ForwardModifier
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.research.steering import Direction, save_direction
+
+from ...support.word_tokenizer import WordTokenizer
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 3 + 6.", "Compute 9 - 4 + 2."]
 
@@ -56,8 +57,8 @@ def direction(engine: TransformersEngine, **changes: Any) -> Direction:
     return Direction(**(facts | changes))
 
 
-def ask(engine: TransformersEngine, *policies: Policy, **options: Any) -> list[GenerationResult]:
-    settings = {"policies": policies, "temperature": 0, "max_new_tokens": 160, "probes": None, **options}
+def ask(engine: TransformersEngine, *modifiers: ForwardModifier, **options: Any) -> list[GenerationResult]:
+    settings = {"preset": "off", "modifiers": modifiers, "temperature": 0, "max_new_tokens": 160, **options}
     made: list[GenerationResult] = tersely.generate(engine, prompts=PROBLEMS, **settings)
     return made
 
@@ -66,22 +67,21 @@ def tokens(made: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
     return [one.token_ids for one in made]
 
 
-class Asks:
+class Asks(Policy):
     """Asks for a trial answer after the first thought."""
 
     name: ClassVar[str] = "asks"
-    needs: ClassVar[frozenset[str]] = frozenset({"crop"})
+    requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK})
 
     def watch(self, view: PolicyView) -> Watching:
         yield Wait(boundary="thought")
         yield Trial()
 
 
-class Idle:
+class Idle(Policy):
     """Does nothing."""
 
     name: ClassVar[str] = "idle"
-    needs: ClassVar[frozenset[str]] = frozenset()
 
     def watch(self, view: PolicyView) -> Watching:
         yield Wait(at=1 << 60)
@@ -124,10 +124,10 @@ def test_a_trial_answer_is_not_steered() -> None:
 @pytest.mark.parametrize(("place", "expected"), [("tokens", "One.\n\nTwo is"), ("ends", ".\n\n")])
 def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, place: str, expected: str) -> None:
     session = Session(engine)
-    policy = Steer(direction=direction(engine, place=place))
-    (row,) = session.prepare(PROBLEMS[:1], GenerationOptions(policies=(policy,)))
-    steering, watcher = row.request.steering, row.request.watcher
-    assert steering is not None and watcher is not None
+    steer = Steer(direction=direction(engine, place=place))
+    (row,) = session.prepare(PROBLEMS[:1], GenerationOptions(preset="off", modifiers=(steer,)))
+    (steering,), watcher = row.request.modifiers, row.request.watcher
+    assert isinstance(steering, SteeredSequence) and watcher is not None
     np.testing.assert_allclose(steering.values, direction(engine).push(2, 0.5))
     assert steering.layer == 2
     assert not steering.active(), "the prompt is left alone"
@@ -142,7 +142,7 @@ def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, pla
 @pytest.mark.parametrize("place", ["tokens", "ends"])
 def test_no_strength_changes_no_token(engine: TransformersEngine, place: str, options: dict[str, Any]) -> None:
     nothing = ask(engine, Steer(direction=direction(engine, place=place), strength=0.0), **options)
-    assert tokens(nothing) == tokens(ask(engine, Idle(), **options))
+    assert tokens(nothing) == tokens(ask(engine, policies=(Idle(),), **options))
     off = ask(engine, **options)
     # A controller closes a thinking in which the model ends its turn; elsewhere it is as if there were none.
     alone = [i for i, one in enumerate(nothing) if len(one.trace) == 1]
@@ -150,7 +150,7 @@ def test_no_strength_changes_no_token(engine: TransformersEngine, place: str, op
     assert [nothing[i].token_ids for i in alone] == [off[i].token_ids for i in alone]
 
 
-def test_steering_is_told_and_changes_what_is_thought(engine: TransformersEngine) -> None:
+def test_steering_is_traced_and_changes_the_thinking(engine: TransformersEngine) -> None:
     steer, plain = Steer(direction=direction(engine)), ask(engine)
     made = ask(engine, steer)
     assert all(a != b for a, b in zip(tokens(made), tokens(plain), strict=True))
@@ -177,9 +177,9 @@ def test_without_thinking_nothing_is_steered(engine: TransformersEngine) -> None
 
 
 def test_effort_auto_is_steered_as_the_tier_it_chooses(engine: TransformersEngine) -> None:
-    both = Steer(direction=direction(engine)), make_policy("readiness")  # which auto would add by itself
-    for number, one in enumerate(ask(engine, *both, effort="auto")):
-        named = ask(engine, *both, effort=one.tier)[number]
+    steer, policies = Steer(direction=direction(engine)), ("readiness",)  # which auto would add by itself
+    for number, one in enumerate(ask(engine, steer, policies=policies, effort="auto")):
+        named = ask(engine, steer, policies=policies, effort=one.tier)[number]
         assert one.token_ids == named.token_ids
         assert [d.policy for d in one.trace if d.position == 0 and d.action != "drift"] == [
             "effort",
@@ -188,45 +188,55 @@ def test_effort_auto_is_steered_as_the_tier_it_chooses(engine: TransformersEngin
 
 
 def test_it_works_beside_others(engine: TransformersEngine) -> None:
-    (made, *_) = ask(engine, make_policy("budget"), Steer(direction=direction(engine)), max_new_tokens=90)
+    (made, *_) = ask(engine, Steer(direction=direction(engine)), policies=("budget",), max_new_tokens=90)
     assert [d.policy for d in made.trace] == ["steer", "budget"]
 
 
 def test_what_does_not_belong_is_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(ProbeError, match="no direction for 'tersely-tiny-small'; find one with `tersely steer`"):
+    with pytest.raises(ProbeError, match="no direction for 'tersely-tiny-small'"):
         ask(engine, Steer())
     other = {"name": "another", "fingerprint": "ab" * 32}
-    with pytest.raises(ArtifactError, match="found on another, and 'tersely-tiny-small' is another model"):
+    with pytest.raises(ArtifactError, match="another"):
         ask(engine, Steer(direction=direction(engine, base=other)))
     with pytest.raises(OptionError, match="found no steering that is of use"):
         ask(engine, Steer(direction=direction(engine, layer=None, strength=None)))
     with pytest.raises(OptionError, match="no layer 4; accepted: 1, 2, 3"):
         ask(engine, Steer(direction=direction(engine), layer=4))
     with pytest.raises(TypeError, match="bound"):
-        Steer().steering(lambda: "thought")
-    with pytest.raises(CapabilityError, match="use tersely"):
-        tersely.custom_generate(engine.tokenizer, policies=[Steer(direction=direction(engine))])
+        Steer().attach(lambda: "thought")
 
 
 def test_an_engine_must_be_able_to(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "capabilities", engine.capabilities - {"steer"})
-    with pytest.raises(CapabilityError, match="lacks steer"):
+    monkeypatch.setattr(engine, "capabilities", engine.capabilities - {Capability.FORWARD_MODIFIERS})
+    with pytest.raises(CapabilityError, match="forward_modifiers"):
         ask(engine, Steer(direction=direction(engine)))
 
 
 def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> None:
     question = Question("q", "What is 2 + 2?", "4")
     found = direction(engine, provenance={"learned_from": [hash_question(question)]})
-    policies, _ = Session(engine).learnt(GenerationOptions(policies=(Steer(direction=found),)))
+    resolved = Session(engine).resolve(GenerationOptions(modifiers=(Steer(direction=found),)))
     with pytest.raises(CheckError, match=r"'steer' .* 1 of"):
-        check_unseen(policies, [question])
+        check_unseen(resolved.modifiers, [question])
 
 
 def test_the_command_line_takes_a_folder(
     engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_direction(direction(engine), tmp_path / "steering")
-    words = ["run", PROBLEMS[0], "--policy", "steer", "--probes", str(tmp_path), "--max-new-tokens", "80", "--json"]
+    words = [
+        "run",
+        PROBLEMS[0],
+        "--preset",
+        "off",
+        "--modifier",
+        "steer",
+        "--probes",
+        str(tmp_path),
+        "--max-new-tokens",
+        "80",
+        "--json",
+    ]
     assert main(words) == 0
     (told,) = json.loads(capsys.readouterr().out)["decisions"]
     assert (told["action"], told["reason"]) == ("steer", "all thinking tokens at layer 2 with strength +0.5")

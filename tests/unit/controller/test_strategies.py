@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 import tersely
 from tersely.controller.budgets import STRATEGIES, fit_budget
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import Completion, Request, RoutedPrompt, SamplingParams, State
+from tersely.controller.types import Completion, Request, SamplingParams
 from tersely.errors import OptionError
 
 from ...support.models import letters, random_model
 
 PROMPTS = ((5, 6, 7, 8), (9, 10), (11, 12, 13))
-
-
-@dataclass
-class GoesOn:
-    """Goes on with one token, at a temperature."""
-
-    temperature: float | None
-    layer: int = -1
-    longest: int = 1
-
-    def choose(self, state: State) -> RoutedPrompt:
-        return RoutedPrompt((30,), temperature=self.temperature)
 
 
 def lines(done: list[Completion]) -> list[tuple[int, ...]]:
@@ -38,11 +24,8 @@ def engine() -> TransformersEngine:
     return TransformersEngine(random_model(eos=127), letters(), name="random")
 
 
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_row_is_sampled_at_its_own_temperature(engine: TransformersEngine, opened: bool) -> None:
+def test_a_row_is_sampled_at_its_own_temperature(engine: TransformersEngine) -> None:
     def requests(temperature: float | None) -> list[Request]:
-        if opened:
-            return [Request(p, 24, opening=GoesOn(temperature)) for p in PROMPTS]
         return [Request((*p, 30), 24, temperature=temperature) for p in PROMPTS]
 
     cool = lines(engine.generate(requests(0.3), SamplingParams(temperature=1.5, seed=4)))

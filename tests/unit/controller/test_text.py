@@ -7,13 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from tersely.controller.budgets import canonical_effort, fit_budget
-from tersely.controller.policies import PRESETS, make_policies, make_policy
-from tersely.controller.replay import WordTokenizer
+from tersely.controller.policies import get_presets, make_policies, make_policy
 from tersely.controller.text.answers import extract_answer, extract_boxed, extract_stated_answer, normalize_answer
 from tersely.controller.text.markers import Markers, find_markers, parse_markers
 from tersely.controller.text.split_output import build_spans, split_reasoning
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.errors import MarkerError, OptionError
+
+from ...support.word_tokenizer import WordTokenizer
 
 
 @pytest.mark.parametrize(
@@ -79,8 +80,8 @@ def test_efforts_and_budgets():
 
 
 def test_policies_by_name():
-    for preset in PRESETS:
-        assert [p.name for p in make_policies(preset)] == list(PRESETS[preset])
+    for preset, policies in get_presets().items():
+        assert [policy.name for policy in make_policies(preset)] == list(policies)
     with pytest.raises(OptionError, match="did you mean 'convergence'"):
         make_policy("convergance")
     with pytest.raises(OptionError, match="agree"):

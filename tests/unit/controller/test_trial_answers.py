@@ -7,9 +7,11 @@ from typing import Any, ClassVar
 import pytest
 
 from tersely.controller.budgets import Budget
+from tersely.controller.controller import ControllerState
 from tersely.controller.policies.base import Trial
+from tersely.controller.text.answers import find_closing_brace
 from tersely.controller.text.markers import PROMPTED
-from tersely.controller.trial_answers import LEAD, MOST_TOKENS, boxed_content, brace_depth
+from tersely.controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 
 from ...support.trial_rows import CLOSE, Asking, Row
 
@@ -33,7 +35,7 @@ def test_two_policies_share_a_trial_and_brackets_nest() -> None:
     assert reply is not None
     assert (end, reply.answer, reply.tokens) == (5, "\\frac{1}", forced + 6)
     assert reply.confidence == pytest.approx((0.5**4 * 0.25 * 0.125) ** (1 / 6))
-    assert [(d.drop, d.trial) for d in row.said] == [(0, True), (forced + 6, False)]
+    assert [(d.retract, d.trial) for d in row.said] == [(0, True), (forced + 6, False)]
     assert row.feed("And on.") == "So 5.\n\nAnd on."
     assert row.controller.position == len(row.out) == row.controller.view.tokens
 
@@ -42,12 +44,12 @@ def test_a_trial_that_never_closes_its_box_is_cut() -> None:
     policy = Asking()
     row = Row(policy)
     row.feed("So 5.\n\n")
-    row.feed("7 " * (MOST_TOKENS // 2 - 1) + "7")
+    row.feed("7 " * (MAX_TRIAL_TOKENS // 2 - 1) + "7")
     assert policy.heard == [[]]
     assert row.feed(" ") == "So 5.\n\n"
     ((_, reply),) = policy.heard[0]
     assert reply is not None
-    assert reply.answer == " ".join("7" * (MOST_TOKENS // 2))
+    assert reply.answer == " ".join("7" * (MAX_TRIAL_TOKENS // 2))
 
 
 @pytest.mark.parametrize("short", [0, 1])
@@ -55,7 +57,7 @@ def test_a_trial_that_never_closes_its_box_is_cut() -> None:
 def test_a_trial_needs_room_for_the_longest(opened: bool, short: int) -> None:
     before = "" if opened else "<think>"
     row = Row(Asking())
-    size = len(row.codec.encode(before + OPENED)) + MOST_TOKENS
+    size = len(row.codec.encode(before + OPENED)) + MAX_TRIAL_TOKENS
     row = Row(policy := Asking(), budget=Budget("normal", size - 10 - short, 10), opened=opened)
     row.feed(before + "So 5.\n\n")
     assert bool(row.said) != bool(short)
@@ -81,10 +83,10 @@ def test_a_turn_that_ends_within_a_trial_ends_the_trial_alone() -> None:
     row = Row(policy := Asking())
     (row.codec.tokenizer.eos_token_id,) = row.codec.encode("END")
     assert row.feed("So 5.\n\n7 END") == "So 5.\n\n"
-    assert row.controller.phase == "thinking" and not row.controller.decisions
+    assert row.controller.state is ControllerState.THINKING and not row.controller.decisions
     ((_, reply),) = policy.heard[0]
     assert reply is not None
-    assert reply.tokens == row.said[-1].drop
+    assert reply.tokens == row.said[-1].retract
 
 
 def test_a_trial_answer_is_what_stands_before_the_end_of_the_turn() -> None:
@@ -103,6 +105,6 @@ def test_a_model_that_was_asked_to_think_reads_one_sentence() -> None:
 
 
 def test_braces_are_counted_to_the_one_that_closes_the_first() -> None:
-    assert [brace_depth(1, text) for text in ("a{b}", "{{", "a}{{", "")] == [1, 3, 0, 1]
-    assert [boxed_content(text) for text in ("a{b}c}d}", "5", "}", "{a}")] == ["a{b}c", "5", "", "{a}"]
-    assert LEAD.count("{") == 1
+    texts = ("a{b}", "{{", "a}{{", "", "a{b}c}d}", "}")
+    assert [find_closing_brace(text) for text in texts] == [None, None, 1, None, 5, 0]
+    assert ANSWER_PREFIX.count("{") == 1

@@ -1,4 +1,4 @@
-"""`tersely report`: what it reads, what it refuses, and the tables, pictures and words that it makes."""
+"""`tersely report`: the page, tables and charts that it writes, and the results that it refuses."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
-from tersely.evaluation.report import charts, png
-from tersely.evaluation.report import formatting as words
-from tersely.evaluation.report.page import page
-from tersely.evaluation.report.result import Result, read
+from tersely.evaluation.report.charts import draw_charts
+from tersely.evaluation.report.formatting import MINUS, SPACE
+from tersely.evaluation.report.page import report_page
+from tersely.evaluation.report.schema import BenchmarkResult, load_result
 
 from ...support.commands import refused
 from ...support.planted_bench import CUT, HOSTILE, RUN, bare, planted, write_planted
@@ -26,27 +26,29 @@ FILES = ["arms.csv", "calibration.png", "levels.png", "pareto.png", "report.html
 Change = Callable[[dict[str, Any]], object]
 
 
-def result(**changes: Any) -> Result:
-    return Result.model_validate_json(json.dumps(planted(**changes)))
+def result(**changes: Any) -> BenchmarkResult:
+    return BenchmarkResult.model_validate_json(json.dumps(planted(**changes)))
 
 
-def said(html: str) -> str:
-    """The text of a page with single spaces; fails on what no page of ours may hold."""
-    found = list[str]()
+def page_text(html: str) -> str:
+    """Return the text of a page with single spaces; fail on elements that our pages must not have."""
+    texts = list[str]()
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            assert tag not in ("script", "img", "iframe", "object", "form")
+            assert tag not in ("script", "iframe", "object", "form")
             names = {name: value or "" for name, value in attrs}
-            assert not [name for name in names if name.startswith("on") or name in ("src", "style")]
+            assert not [name for name in names if name.startswith("on") or name == "style"]
             assert names.get("href", "#").startswith(("#", "data:,"))
-            found.append(" " if tag == "small" else "")
+            for name in ("src", "srcset"):
+                assert names.get(name, "data:image/svg+xml;base64,").startswith("data:image/svg+xml;base64,")
+            texts.append(" " if tag == "small" else "")
 
         def handle_data(self, data: str) -> None:
-            found.append(data)
+            texts.append(data)
 
     Reader(convert_charrefs=True).feed(html)
-    return " ".join("".join(found).split())
+    return " ".join("".join(texts).split())
 
 
 def ends(pair: list[float], form: str) -> str:
@@ -78,11 +80,11 @@ def test_a_report_holds_the_numbers_of_the_benchmark(tmp_path: Path, capsys: pyt
         assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_page_says_the_verdict_the_numbers_and_how_to_make_it_again() -> None:
-    text = said(page([("r.json", result())], "9.9")).replace(words.SPACE, " ").replace(words.MINUS, "-")
+def test_page_has_the_verdict_the_numbers_and_the_command() -> None:
+    text = page_text(report_page([("r.json", result())], "9.9")).replace(SPACE, " ").replace(MINUS, "-")
     arm = planted()["arms"][1]
     assert f"✓ Non-inferior and saving balanced takes {100 * arm['saving']:.1f} % fewer tokens than full" in text
-    assert "no more than 3 points of accuracy are lost" in text
+    assert "loses no more than 3 points of accuracy" in text
     cells = [
         f"{100 * arm['accuracy']:.1f} % {ends(arm['accuracy_ci'], '.1f')}",
         f"{100 * arm['delta_accuracy']:+.1f} {ends(arm['delta_accuracy_ci'], '+.1f')} {arm['mcnemar_p']:.3f}",
@@ -95,67 +97,74 @@ def test_a_page_says_the_verdict_the_numbers_and_how_to_make_it_again() -> None:
     assert "tersely bench tersely-tiny-large --arms full,balanced,careful,fast,no-think --limit 200" in text
     for split in planted()["splits"].values():
         assert split["sha256"] in text
-    assert "There is no" not in text and "Nothing is known" not in text
-    assert "Seconds are those of a machine that did other work too." in text
+    assert "left out" not in text and "not known" not in text
+    assert "The machine was not idle, so seconds are approximate." in text
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "sentence"),
     [
         ({"verdict": "inferior"}, "balanced loses more than 3 points of accuracy against full."),
         ({"verdict": "not saving"}, "balanced saves no tokens against full."),
         (
             {"verdict": "inconclusive", "needed_n": 1480, "margin": 0.005},
-            "200 questions cannot tell whether balanced loses more than 0.5 points of accuracy against full; "
+            "200 questions cannot decide whether balanced loses more than 0.5 points of accuracy against full; "
             "about 1,480 would.",
         ),
         (
             {"verdict": "inconclusive", "needed_n": None, "margin": 0.005},
-            "against full: the difference lies on the line itself.",
+            "against full: the difference is exactly at the margin.",
         ),
     ],
 )
-def test_every_verdict_is_a_sentence(changes: dict[str, Any], says: str) -> None:
-    assert says in said(page([("r.json", result(**changes))], "1")).replace(words.SPACE, " ")
+def test_every_verdict_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    assert sentence in page_text(report_page([("r.json", result(**changes))], "1")).replace(SPACE, " ")
 
 
-def test_what_is_open_is_named() -> None:
+def test_inconclusive_verdict_says_what_is_undecided() -> None:
     given = planted(verdict="inconclusive")
     given["arms"][1]["delta_total_ci"] = [-9.0, 1.0]
-    found = Result.model_validate_json(json.dumps(given))
-    assert "whether balanced saves tokens against full" in said(page([("r", found)], "1"))
+    undecided = BenchmarkResult.model_validate_json(json.dumps(given))
+    assert "whether balanced saves tokens against full" in page_text(report_page([("r", undecided)], "1"))
     given["arms"][1]["delta_accuracy_ci"] = [-0.2, 0.1]
-    found = Result.model_validate_json(json.dumps(given))
-    says = said(page([("r", found)], "1")).replace(words.SPACE, " ")
-    assert "whether balanced loses more than 3 points of accuracy or whether it saves tokens against full" in says
+    undecided = BenchmarkResult.model_validate_json(json.dumps(given))
+    text = page_text(report_page([("r", undecided)], "1")).replace(SPACE, " ")
+    assert "whether balanced loses more than 3 points of accuracy or whether it saves tokens against full" in text
 
 
-def test_what_a_result_lacks_is_left_out_and_said(tmp_path: Path) -> None:
+def test_missing_parts_are_left_out_and_listed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert main(["report", str(write_planted(tmp_path / "whole.json")), "--out", str(out)]) == 0
-    (out / "levels-of-mine.png").write_bytes(b"no picture of ours")
+    (out / "levels-of-mine.png").write_bytes(b"not our picture")
     path = tmp_path / "bare.json"
     path.write_text(json.dumps(bare()))
     assert main(["report", str(path), "--out", str(out)]) == 0
     kept = ["arms.csv", "levels-of-mine.png", "pareto.png", "report.html", "rows.csv"]
-    assert sorted(p.name for p in out.iterdir()) == kept  # stale pictures of ours are gone
-    text = said((out / "report.html").read_text(encoding="utf-8"))
-    for lacks in ("no curve of fixed budgets", "no levels", "no calibration plot", "wall time", "prices", "no rows"):
+    assert sorted(p.name for p in out.iterdir()) == kept  # our stale charts are gone
+    text = page_text((out / "report.html").read_text(encoding="utf-8"))
+    for lacks in (
+        "fixed budgets",
+        "no levels",
+        "calibration chart",
+        "Wall times",
+        "Prices",
+        "header only",
+    ):
         assert lacks in text
     assert "Calibration" not in text and "By level" not in text and "At equal accuracy" not in text
     assert (out / "rows.csv").read_text().count("\n") == 1
 
 
-def test_arms_that_write_nothing_still_make_a_page(tmp_path: Path) -> None:
+def test_arms_without_tokens(tmp_path: Path) -> None:
     silent = bare()
     for arm in silent["arms"]:
         arm["tokens"] = dict.fromkeys(arm["tokens"], 0)
     path = tmp_path / "silent.json"
     path.write_text(json.dumps(silent))
-    assert "so there is no plot" in said(page([("s", read(path))], "1"))
+    assert "no arm generated any tokens" in page_text(report_page([("s", load_result(path))], "1"))
 
 
-def test_text_of_a_result_is_text_and_nothing_else() -> None:
+def test_markup_in_a_result_is_escaped() -> None:
     given = json.loads(json.dumps(planted()).replace("balanced", "BALANCED"))
     named = json.loads(json.dumps(given).replace("BALANCED", json.dumps(HOSTILE)[1:-1]))
     named |= dict.fromkeys(("model", "machine", "engine", "effort", "tersely", "commit", "date"), HOSTILE)
@@ -166,20 +175,22 @@ def test_text_of_a_result_is_text_and_nothing_else() -> None:
         "splits": {HOSTILE: named["splits"]["fit"]},
     }
     named["answers"]["method"] = HOSTILE
-    hostile = Result.model_validate_json(json.dumps(named))
-    html = page([(HOSTILE, hostile), ("other", result())], HOSTILE)
-    assert said(html).count("{{ 7 * 7 }}") > 20
-    assert png.png(charts.pareto(hostile, charts.WIDE), HOSTILE, HOSTILE)  # type: ignore[arg-type]  # there are tokens
+    hostile = BenchmarkResult.model_validate_json(json.dumps(named))
+    html = report_page([(HOSTILE, hostile), ("other", result())], HOSTILE)
+    assert page_text(html).count("{{ 7 * 7 }}") > 20
+    for chart in draw_charts(hostile).values():
+        assert chart.to_png(HOSTILE, HOSTILE).startswith(b"\x89PNG")
+        assert HOSTILE.encode() not in chart.to_svg()
 
 
-def test_several_results_are_told_apart(tmp_path: Path) -> None:
+def test_several_results_are_distinguished(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     paths = [write_planted(tmp_path / name, model=model) for name, model in (("r.json", "m1"), ("b/r.json", "m2"))]
     out = tmp_path / "out"
     assert main(["report", *map(str, paths), "--out", str(out)]) == 0
     assert {p.name for p in out.glob("pareto*")} == {"pareto-1.png", "pareto-2.png"}
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert "All results at a glance" in said(html)
+    assert "All results" in page_text(html)
     for i in (1, 2):
         assert f'href="#r{i}">m{i} on tiny' in html and f'<article id="r{i}"' in html
     with (out / "arms.csv").open(newline="") as file:
@@ -187,27 +198,27 @@ def test_several_results_are_told_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("given", "named"),
     [
-        ('{\n "arms": [],\n oops}', "not JSON (key must be a string at line 3 column 2)"),
-        ("[1]", "accepted: an object; a result is what `tersely bench --out` writes"),
-        ('{"version": 1, "id": "a"}', "a result is what `tersely bench --out` writes"),
-        (lambda r: r.pop("verdict"), "field 'verdict' is missing; add it"),
-        (lambda r: r.update(jugded="x"), "unknown field 'jugded'; did you mean 'judged'?"),
-        (lambda r: r["arms"][1].update(acuracy=1), "unknown field 'arms.1.acuracy'; did you mean 'accuracy'?"),
-        (lambda r: r["arms"][2].update(accuracy="0.5"), "arms.2.accuracy is '0.5'; accepted: a valid number"),
-        (lambda r: r["arms"][2].update(accuracy=1.5), "less than or equal to 1"),
-        (lambda r: r["arms"][2].update(saving=float("nan")), "accepted: a finite number"),
+        ('{\n "arms": [],\n oops}', "not valid JSON (key must be a string at line 3 column 2)"),
+        ("[1]", "got [1]; accepted: an object"),
+        ('{"version": 1, "id": "a"}', "tersely bench --out"),
+        (lambda r: r.pop("verdict"), "'verdict'"),
+        (lambda r: r.update(jugded="x"), "'jugded'; did you mean 'judged'?"),
+        (lambda r: r["arms"][1].update(acuracy=1), "'arms[1].acuracy'; did you mean 'accuracy'?"),
+        (lambda r: r["arms"][2].update(accuracy="0.5"), "arms[2].accuracy is '0.5'; accepted: a valid number"),
+        (lambda r: r["arms"][2].update(accuracy=1.5), "arms[2].accuracy is 1.5"),
+        (lambda r: r["arms"][2].update(saving=float("nan")), "arms[2].saving is nan"),
         (lambda r: r.update(judged="balancd"), "judged is 'balancd'; did you mean 'balanced'?"),
-        (lambda r: r.update(judged="full"), "accepted: two arms"),
-        (lambda r: r["arms"][1].update(saving_ci=None), "saving_ci of the judged arm 'balanced' is null"),
-        (lambda r: r["arms"][2].update(name="full"), "two arms are named 'full'"),
-        (lambda r: r.update(verdict="good"), "'non-inferior and saving', 'inferior'"),
+        (lambda r: r.update(judged="full"), "'full'"),
+        (lambda r: r["arms"][1].update(saving_ci=None), "saving_ci"),
+        (lambda r: r["arms"][2].update(name="full"), "'full'"),
+        (lambda r: r.update(verdict="good"), "verdict is 'good'; accepted: 'non-inferior and saving'"),
         (lambda r: r.update(command=[]), "command is []"),
     ],
 )
-def test_a_file_that_is_no_result_is_one_line(
-    given: str | Change, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_invalid_result_file(
+    given: str | Change, named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, whole = tmp_path / "bad.json", planted(rows=[])
     if isinstance(given, str):
@@ -216,25 +227,25 @@ def test_a_file_that_is_no_result_is_one_line(
         given(whole)
         path.write_text(json.dumps(whole))
     error = refused(capsys, "report", path, "--out", tmp_path / "out")
-    assert says in error and "bad.json" in error
+    assert named in error and "bad.json" in error
     assert not (tmp_path / "out").exists()
 
 
-def test_what_else_can_go_wrong_is_one_line(
+def test_other_errors_are_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_planted(tmp_path / "r.json", rows=[])
-    assert "there is no file" in refused(capsys, "report", tmp_path / "none.json", "--out", tmp_path / "out")
+    assert "none.json" in refused(capsys, "report", tmp_path / "none.json", "--out", tmp_path / "out")
     assert "--out" in refused(capsys, "report", path)
-    assert "it is a file; accepted: a folder" in refused(capsys, "report", path, "--out", path)
-    assert "cannot be made" in refused(capsys, "report", path, "--out", "/proc/nowhere")
+    assert "it is a file" in refused(capsys, "report", path, "--out", path)
+    assert "/proc/nowhere" in refused(capsys, "report", path, "--out", "/proc/nowhere")
     (tmp_path / "taken" / "arms.csv").mkdir(parents=True)
     assert "arms.csv cannot be written: Is a directory" in refused(capsys, "report", path, "--out", tmp_path / "taken")
     binary = tmp_path / "binary.json"
     binary.write_bytes(b"\x89PNG\xff")
-    assert "is not UTF-8 text" in refused(capsys, "report", binary, "--out", tmp_path / "out")
+    assert "UTF-8" in refused(capsys, "report", binary, "--out", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert "pip install 'tersely[bench]'" in refused(capsys, "report", path, "--out", tmp_path / "out")
+    assert "tersely[bench]" in refused(capsys, "report", path, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -256,7 +267,7 @@ def test_a_full_disk_leaves_the_earlier_report_whole(tmp_path: Path) -> None:
     assert [p.read_text() for p in out.iterdir()] == ["earlier"]
 
 
-def test_help_and_reading_cost_no_model_library(tmp_path: Path) -> None:
+def test_help_imports_no_model_library(tmp_path: Path) -> None:
     code = (
         "import sys; from tersely.cli.app import main\n"
         "assert main(['report', '--help']) == 0 and main(['report', 'none.json', '--out', 'x']) == 2\n"

@@ -10,7 +10,7 @@ import pytest
 
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
-from tersely.controller.trial_answers import LEAD
+from tersely.controller.trial_answers import ANSWER_PREFIX
 from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.counterfactual import MAX_TRIALS, Counterfactual, ask_trials
@@ -87,7 +87,7 @@ def test_a_trial_costs_its_forced_tokens_and_its_boxed_answer(scenario: Scenario
     assert cut is not None
     assert text_of(cut.ids).endswith("</think>\n\n")
     written = tokenizer().encode("57}")
-    assert recording.trials[0].tokens == cut.forced + len(tokenizer().encode(LEAD)) + len(written)
+    assert recording.trials[0].tokens == cut.forced + len(tokenizer().encode(ANSWER_PREFIX)) + len(written)
 
 
 def test_first_correct_is_right_if_any_trial_is(scenario: Scenario) -> None:
@@ -276,5 +276,5 @@ def test_a_trial_answer_ends_with_its_box(scenario: Scenario, written: str, toke
     forced = scenario.truncator.truncate_at(recording, recording.ends[0])
     assert forced is not None
     spent = len(codec.encode(tokens if tokens is not None else written))
-    assert trial.tokens == forced.forced + len(codec.encode(LEAD)) + spent
+    assert trial.tokens == forced.forced + len(codec.encode(ANSWER_PREFIX)) + spent
     assert trial.confidence == pytest.approx(0.5)

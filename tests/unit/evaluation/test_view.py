@@ -1,4 +1,4 @@
-"""Trace records: how they come from generations, what a file of them must be, what the page is told of them."""
+"""Trace records: how they are built from generations, their files, and their layout on the page."""
 
 from __future__ import annotations
 
@@ -15,9 +15,15 @@ from tersely.controller.replay import WordTokenizer
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision, GenerationResult, Span, Usage
 from tersely.controller.types import Signals
-from tersely.evaluation.view.files import TraceError, append, check_appendable, parse, read
-from tersely.evaluation.view.record import RunView, SegmentView, TokenView, TraceRecord, build_record
-from tersely.evaluation.view.trace_layout import record_data
+from tersely.evaluation.view.page import RunDisplay, display_record
+from tersely.evaluation.view.record import RunView, TokenView, TraceRecord, build_record
+from tersely.evaluation.view.trace_file import (
+    TraceError,
+    append_record,
+    check_appendable,
+    load_records,
+    parse_record,
+)
 from tersely.io import WriteError
 from tersely.models import get_model_path
 
@@ -82,12 +88,11 @@ def test_a_real_generation_becomes_a_record_and_comes_back(tmp_path: Path) -> No
         assert record.output[start:].startswith(decision.text)
     assert record.uncontrolled is not None
     assert record.uncontrolled.output == plain.text
-    append(tmp_path / "t.jsonl", record)
-    append(tmp_path / "t.jsonl", record)
-    assert read(tmp_path / "t.jsonl") == [record, record]
-    data = record_data(record)
-    assert [d["position"] for d in data["controlled"]["decisions"]] == [d.position for d in ours.trace]
-    assert [d["at"] for d in data["controlled"]["decisions"]] == [d.position for d in ours.trace]
+    append_record(tmp_path / "t.jsonl", record)
+    append_record(tmp_path / "t.jsonl", record)
+    assert load_records(tmp_path / "t.jsonl") == [record, record]
+    starts = [sum(len(token.text) for token in record.tokens[: d.position]) for d in ours.trace]
+    assert [placed.offset for placed in display_record(record).controlled.decisions] == starts
 
 
 def test_characters_of_several_tokens_and_leading_spaces_survive() -> None:
@@ -102,7 +107,7 @@ def test_tokens_that_do_not_spell_the_text_are_left_out() -> None:
     assert build_record(done, "q", codec=TokenizerAdapter(Pieces(b"text"))).tokens == ()
 
 
-def test_thinking_and_answer_are_told_apart() -> None:
+def test_thinking_and_answer_are_separate_segments() -> None:
     spans = (("sampled", "So 7.</think>\n\nIt is 7."),)
     done, codec = words(*spans, usage=Usage(thinking=5, answer=9), answer="It is 7.")
     record = build_record(done, "q", codec=codec)
@@ -114,12 +119,12 @@ def test_thinking_and_answer_are_told_apart() -> None:
     assert ([s.thinking for s in none.segments], none.answer, none.tokens) == ([True], "", ())
 
 
-def test_signals_stand_beside_their_tokens() -> None:
+def test_signals_are_recorded_with_their_tokens() -> None:
     done, codec = words(("sampled", "a b"), usage=Usage(thinking=3))
     done = replace(done, signals=(None, Signals(2.0, 0.5, 0.5), Signals(1.0, 0.5, 0.5)))
     record = build_record(done, "q", codec=codec, probe={"ready": [0.1, 0.2, 0.3]})
     assert record.tokens[1] == TokenView(text=" ", entropy=2.0, probe={"ready": 0.2})
-    with pytest.raises(ValueError, match="2 values of 'ready' for 3 tokens; accepted: one for each"):
+    with pytest.raises(ValueError, match="'ready'"):
         build_record(done, "q", codec=codec, probe={"ready": [0.1, 0.2]})
 
 
@@ -128,48 +133,49 @@ def changed(**keys: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "code", "named"),
     [
-        ("{", "line 1: not JSON (EOF while parsing an object at column 1); accepted: one record a line"),
-        ("[]", "line 1: got [], not an object"),
-        (changed(version=2), "line 1: version 2; accepted: 1, the one that this tersely reads"),
-        (changed(version=2, new="x"), "version 2; accepted: 1"),
-        (changed(version=None), "line 1: 'version' is missing"),
-        (changed(finish_reason=None), "'finish_reason' is missing; accepted here: version, id, question, gold, answer"),
-        (changed(decision=[]), "unknown key 'decision'; did you mean 'decisions'?"),
+        ("{", "not_a_record", "not valid JSON"),
+        ("[]", "not_a_record", "got []"),
+        (changed(version=2), "unsupported_version", "version is 2; accepted: 1"),
+        (changed(version=2, new="x"), "unsupported_version", "version is 2; accepted: 1"),
+        (changed(version=None), "invalid_trace", "'version'"),
+        (changed(finish_reason=None), "invalid_trace", "'finish_reason'"),
+        (changed(decision=[]), "invalid_trace", "'decision'; did you mean 'decisions'?"),
         (
             changed(segments=[{"kind": "kept", "txt": "", "thinking": True}]),
-            "unknown key 'segments[0].txt'; did you mean",
+            "invalid_trace",
+            "'segments[0].txt'; did you mean 'text'?",
         ),
-        (changed(segments=[{"kind": "kept", "thinking": True}]), "'segments[0].text' is missing"),
+        (changed(segments=[{"kind": "kept", "thinking": True}]), "invalid_trace", "'segments[0].text'"),
         (
             changed(segments=[{"kind": "cut", "text": "", "thinking": True}]),
-            "'segments[0].kind' is 'cut'; accepted: 'kept',",
+            "invalid_trace",
+            "segments[0].kind is 'cut'; accepted: 'kept',",
         ),
-        (changed(usage={"thinkin": 1}), "unknown key 'usage.thinkin'; did you mean 'thinking'?"),
-        (changed(usage={"thinking": "many"}), "'usage.thinking' is 'many'; accepted: a valid integer"),
-        (changed(usage={"thinking": -1}), "is negative"),
-        (
-            changed(decisions=[{"policy": "p"}]),
-            "'decisions[0].action' is missing; accepted here: policy, action, reason",
-        ),
-        (changed(tokens=[{"text": "other"}]), "'tokens' spell another text than 'segments'"),
+        (changed(usage={"thinkin": 1}), "invalid_trace", "'usage.thinkin'; did you mean 'thinking'?"),
+        (changed(usage={"thinking": "many"}), "invalid_trace", "usage.thinking is 'many'; accepted: a valid integer"),
+        (changed(usage={"thinking": -1}), "invalid_trace", "negative"),
+        (changed(decisions=[{"policy": "p"}]), "invalid_trace", "'decisions[0].action'"),
+        (changed(tokens=[{"text": "other"}]), "invalid_trace", "'tokens' and 'segments'"),
         (
             changed(tokens=[{"text": "2 + 57", "entropy": float("nan")}]),
-            "'tokens[0].entropy' is nan; accepted: a finite",
+            "invalid_trace",
+            "tokens[0].entropy is nan; accepted: a finite",
         ),
-        (changed(id=""), "'id' is ''"),
-        (changed(uncontrolled={**LINE}), "unknown key 'uncontrolled."),
-        (changed(question="x" * 900 + "\\ud800").replace("\\\\", "\\"), "not JSON"),
+        (changed(id=""), "invalid_trace", "id is ''"),
+        (changed(uncontrolled={**LINE}), "invalid_trace", "'uncontrolled."),
+        (changed(question="x" * 900 + "\\ud800").replace("\\\\", "\\"), "not_a_record", "not valid JSON"),
     ],
 )
-def test_a_line_that_is_no_record_is_named_with_what_is_wrong(tmp_path: Path, line: str, said: str) -> None:
+def test_invalid_line_is_named_with_its_fault(tmp_path: Path, line: str, code: str, named: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(TraceError) as caught:
-        read(path)
+        load_records(path)
     message = str(caught.value)
-    assert said in message
+    assert caught.value.code == code
+    assert named in message
     assert message.startswith(f"{path}, line 1: ")
     assert len(message) < 600
 
@@ -177,50 +183,53 @@ def test_a_line_that_is_no_record_is_named_with_what_is_wrong(tmp_path: Path, li
 def test_errors_name_the_line_and_blank_lines_count(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + changed().encode() + b"\r\n\n" + b'{"id": "caf\xe9"}\n')
-    with pytest.raises(TraceError, match=r"line 3: not UTF-8 text \(byte 11 of the line\)"):
-        read(path)
+    with pytest.raises(TraceError, match=r"line 3: .*byte 11") as caught:
+        load_records(path)
+    assert caught.value.code == "not_utf8"
     path.write_text("\n \n")
-    with pytest.raises(TraceError, match=r"holds no records.*tersely run PROMPT --trace FILE"):
-        read(path)
-    with pytest.raises(TraceError, match="no trace file"):
-        read(tmp_path / "none")
-    with pytest.raises(TraceError, match="is a folder"):
-        read(tmp_path)
+    for place, code in ((path, "empty_trace"), (tmp_path / "none", "no_such_file"), (tmp_path, "not_a_file")):
+        with pytest.raises(TraceError) as caught:
+            load_records(place)
+        assert caught.value.code == code
 
 
-def test_appending_is_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_appending_is_all_or_nothing(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
-    record = parse(changed().encode(), "here")
+    record = parse_record(changed().encode(), "here")
     path.write_text(changed())  # its last line has no end
-    append(path, record)
+    append_record(path, record)
     before = path.read_bytes()
-    assert len(read(path)) == 2
-    with files_no_longer_than(len(before) + 40), pytest.raises(WriteError, match="cannot be written: File too large"):
-        append(path, record)
+    assert len(load_records(path)) == 2
+    with files_no_longer_than(len(before) + 40), pytest.raises(WriteError):
+        append_record(path, record)
     assert path.read_bytes() == before
 
 
-def test_where_nothing_can_be_appended_is_known_beforehand(tmp_path: Path) -> None:
+def test_places_that_cannot_be_appended_to_are_refused_beforehand(tmp_path: Path) -> None:
     check_appendable(tmp_path / "new.jsonl")
     (tmp_path / "empty").touch()
     check_appendable(tmp_path / "empty")
     (tmp_path / "notes.md").write_text("# Notes\n")
-    with pytest.raises(TraceError, match=r"notes.md, line 1: not JSON"):
+    with pytest.raises(TraceError, match=r"notes.md, line 1"):
         check_appendable(tmp_path / "notes.md")
+    (tmp_path / "blank").write_text("\n")
+    with pytest.raises(TraceError) as caught:
+        check_appendable(tmp_path / "blank")
+    assert caught.value.code == "empty_trace"
     for place in (tmp_path, tmp_path / "none" / "t.jsonl"):
-        with pytest.raises(WriteError, match="in a folder that exists"):
+        with pytest.raises(WriteError):
             check_appendable(place)
 
 
-def shown(run: dict[str, Any]) -> str:
-    """A run as the page shows it: marks as [1], where the runs part as |."""
-    out = []
-    for segment in run["segments"]:
-        for i, text in enumerate([*segment["pieces"], ""]):
-            out.append("|" if segment["parting"] == i else "")
-            out += [f"[{number + 1}]" for number in segment["marks"].get(i, [])]
-            out.append(text)
-    return "".join(out)
+def show(run: RunDisplay) -> str:
+    """A run as the page shows it: decisions as [1], the divergence as |."""
+    marks = {"divergence": "|"}
+    pieces = [*run.thinking, *run.answer]
+    return "".join(f"[{p.number}]" if p.kind == "decision" else marks.get(p.kind, p.text) for p in pieces)
+
+
+def display(*arguments: Any, **options: Any) -> RunDisplay:
+    return display_record(build_record(*arguments, **options)).controlled
 
 
 def test_decisions_stand_where_they_were_taken() -> None:
@@ -228,62 +237,62 @@ def test_decisions_stand_where_they_were_taken() -> None:
     shadow = replace(HINT, position=2, acted=False)
     late = replace(HINT, position=99, acted=False)
     done, codec = words(*spans, usage=Usage(thinking=12, forced=5), trace=(shadow, HINT, late))
-    run = record_data(build_record(done, "q", codec=codec))["controlled"]
-    assert shown(run) == "a [1]b.[2]\n\nBe brief.\n\nSo 7.[3]"
-    assert [d["exact"] for d in run["decisions"]] == [True, True, True]
-    assert [(s["start"], s["end"], s["token"]) for s in run["segments"]] == [(0, 4, 0), (4, 10, 4), (10, 14, 10)]
+    run = display(done, "q", codec=codec)
+    assert show(run) == "a [1]b.[2]\n\nBe brief.\n\nSo 7.[3]"
+    assert [placed.exact for placed in run.decisions] == [True, True, True]
+    assert [piece.kind for piece in run.thinking if piece.text] == ["kept", "kept", "forced", "kept"]
 
 
-def test_without_tokens_forced_text_is_found_and_the_rest_is_estimated() -> None:
+def test_without_tokens_places_are_found_by_text_or_estimated() -> None:
     spans = (("sampled", "a b."), ("forced", HINT.text), ("sampled", "So 7. Right."))
     done = written(*spans, usage=Usage(thinking=20), trace=(HINT, replace(HINT, position=19, acted=False)))
-    run = record_data(build_record(done, "q"))["controlled"]
-    assert shown(run) == "a b.[1]\n\nBe brief.\n\nSo 7. Right.[2]"
-    assert [d["exact"] for d in run["decisions"]] == [True, False]
+    run = display(done, "q")
+    assert show(run) == "a b.[1]\n\nBe brief.\n\nSo 7. Right.[2]"
+    assert [placed.exact for placed in run.decisions] == [True, False]
 
 
 def test_trimmed_text_is_shown_and_takes_no_tokens() -> None:
-    segments = [("kept", "one "), ("trimmed", "Wait, again. "), ("kept", "two")]
-    made = tuple(SegmentView(kind=kind, text=text, thinking=True) for kind, text in segments)  # type: ignore[arg-type]
-    record = TraceRecord(
-        **{**dict(parse(changed(tokens=[], decisions=[]).encode(), "")), "segments": made},
-    ).model_copy(
-        update={
-            "decisions": (Decision("trim", "trim", "r", 1),),
-            "tokens": (TokenView(text="one "), TokenView(text="two")),
-        }
+    record = parse_record(
+        changed(
+            segments=[
+                {"kind": "kept", "text": "one ", "thinking": True},
+                {"kind": "trimmed", "text": "Wait, again. ", "thinking": True},
+                {"kind": "kept", "text": "two", "thinking": True},
+            ],
+            tokens=[{"text": "one "}, {"text": "two"}],
+            decisions=[{"policy": "trim", "action": "trim", "reason": "r", "position": 1}],
+        ).encode(),
+        "here",
     )
-    run = record_data(record)["controlled"]
-    assert shown(run) == "one [1]Wait, again. two"
-    assert [(s["start"], s["end"], s["token"]) for s in run["segments"]] == [(0, 1, 0), (1, 1, None), (1, 2, 1)]
+    run = display_record(record).controlled
+    assert show(run) == "one [1]Wait, again. two"
+    assert [piece.kind for piece in run.thinking] == ["kept", "decision", "trimmed", "kept"]
 
 
-def test_a_token_across_thinking_and_answer_belongs_to_both() -> None:
-    done = written(("sampled", "So.It is 7"), usage=Usage(thinking=1, answer=1), answer="It is 7", token_ids=(0, 1))
-    run = record_data(build_record(done, "q", codec=TokenizerAdapter(Pieces(b"So.I", b"t is 7"))))["controlled"]
-    assert [(s["token"], s["pieces"]) for s in run["segments"]] == [(0, ["So."]), (0, ["I", "t is 7"])]
-
-
-def test_a_token_without_text_keeps_its_number() -> None:
-    codec = TokenizerAdapter(Pieces(b"a", b"\xc3", b"\xa9", b"b"))
-    done = written(("sampled", "aéb"), usage=Usage(thinking=4), token_ids=(0, 1, 2, 3))
-    run = record_data(build_record(done, "q", codec=codec))["controlled"]
-    assert run["segments"][0]["pieces"] == ["a", "", "é", "b"]
-
-
-def test_the_page_knows_where_runs_part_and_who_is_right() -> None:
+def test_the_divergence_of_two_runs_and_their_answers() -> None:
     ours, codec = words(("sampled", "So 7."), ("forced", "\nEnd."), usage=Usage(thinking=8), answer="7")
     theirs, _ = words(("sampled", "So 7.\nBut no."), usage=Usage(thinking=10), answer="6")
-    data = record_data(build_record(ours, "q", theirs, gold="7.0"))
-    assert shown(data["controlled"]) == "So 7.\n|End."
-    assert shown(data["uncontrolled"]) == "So 7.\n|But no."
-    assert (data["same"], data["controlled"]["right"], data["uncontrolled"]["right"]) == (False, True, False)
+    found = display_record(build_record(ours, "q", theirs, gold="7.0"))
+    assert found.uncontrolled is not None
+    assert (show(found.controlled), show(found.uncontrolled)) == ("So 7.\n|End.", "So 7.\n|But no.")
+    assert (found.same_answer, found.controlled.right, found.uncontrolled.right) == (False, True, False)
+    assert found.saving == pytest.approx(0.2)
     (one, codec), (other, _) = (words(("sampled", text), usage=Usage(thinking=3)) for text in ("a 12", "a 13"))
-    assert shown(record_data(build_record(one, "q", other, codec=codec))["controlled"]) == "a |12"  # before the token
-    alike = record_data(build_record(ours, "q", ours))
-    assert (alike["same"], alike["controlled"]["right"], shown(alike["controlled"])) == (True, None, "So 7.\nEnd.")
-    longer = record_data(build_record(replace(ours, spans=(Span("sampled", "So"),)), "q", theirs))
-    assert (shown(longer["controlled"]), shown(longer["uncontrolled"])) == ("So|", "So| 7.\nBut no.")
+    split = display_record(build_record(one, "q", other, codec=codec)).controlled
+    assert show(split) == "a |12", "the divergence stands before its token"
+    alike = display_record(build_record(ours, "q", ours))
+    assert (alike.same_answer, alike.controlled.right, show(alike.controlled)) == (True, None, "So 7.\nEnd.")
+    longer = display_record(build_record(replace(ours, spans=(Span("sampled", "So"),)), "q", theirs))
+    assert longer.uncontrolled is not None
+    assert (show(longer.controlled), show(longer.uncontrolled)) == ("So|", "So| 7.\nBut no.")
+
+
+def test_tags_of_records() -> None:
+    done, _ = words(("sampled", "So 7."), usage=Usage(thinking=8), answer="7", trace=(HINT,))
+    plain, _ = words(("sampled", "So 6."), usage=Usage(thinking=4), answer="6")
+    assert display_record(build_record(done, "q", plain, gold="6")).tags == ["acted", "other", "wrong", "longer"]
+    told = replace(done, trace=(replace(HINT, action="note"), replace(HINT, acted=False)))
+    assert display_record(build_record(told, "q")).tags == ["untouched"]
 
 
 def test_runs_hold_no_further_runs() -> None:

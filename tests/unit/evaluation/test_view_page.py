@@ -18,9 +18,9 @@ import pytest
 
 from tersely.cli.app import main
 from tersely.controller.trace import Usage
-from tersely.evaluation.view.files import append, read
-from tersely.evaluation.view.page import page
+from tersely.evaluation.view.page import trace_page
 from tersely.evaluation.view.record import SegmentView, TraceRecord
+from tersely.evaluation.view.trace_file import append_record, load_records
 from tersely.models import get_model_path
 
 from ...support.commands import refused
@@ -50,7 +50,7 @@ def record(text: str = "So 7.", name: str = "a") -> TraceRecord:
 @pytest.fixture
 def trace(tmp_path: Path) -> Path:
     path = tmp_path / "runs.jsonl"
-    append(path, record())
+    append_record(path, record())
     return path
 
 
@@ -62,6 +62,7 @@ class Document(HTMLParser):
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[tuple[str, str]] = []
         self.comments: list[str] = []
+        self.shown: list[str] = []
         self._inside = ""
         self.feed(text)
         self.close()
@@ -80,50 +81,47 @@ class Document(HTMLParser):
         if self._inside:
             tag, text = self.texts.pop()
             self.texts.append((tag, text + data))
+        else:
+            self.shown.append(data)
 
     def handle_comment(self, data: str) -> None:
         self.comments.append(data)
 
 
-def test_no_text_of_a_model_gets_out_of_its_place() -> None:
-    document = Document(page([record(NASTY, NASTY)], NASTY))
-    scripts = [text for tag, text in document.texts if tag == "script"]
-    assert len(scripts) == 2
+def test_text_of_a_model_is_escaped() -> None:
+    html = trace_page([record(NASTY, NASTY), record()], NASTY)
+    document = Document(html)
     assert document.comments == []
-    data = json.loads(scripts[0])
-    assert data["name"] == NASTY
-    [shown] = data["records"]
-    assert (shown["id"], shown["question"], shown["controlled"]["segments"][0]["pieces"]) == (NASTY, NASTY, [NASTY])
-    assert "</" not in scripts[0]
-    assert "<!--" not in scripts[0]
-    assert [text for tag, text in document.texts if tag == "title"] == [f"{NASTY} · tersely"]
+    assert [tag for tag, _ in document.texts] == ["title", "style", "script"]
+    assert document.texts[0] == ("title", f"{NASTY} · tersely")
+    assert "".join(document.shown).count(NASTY) >= 4, "id, question, answer and text"
 
 
-def test_the_page_asks_for_nothing_and_its_policy_allows_only_itself() -> None:
-    text = page([record()], "runs.jsonl")
+def test_page_loads_nothing_and_its_policy_allows_only_itself() -> None:
+    text = trace_page([record()], "runs.jsonl")
     document = Document(text)
     policy = next(a["content"] for _, a in document.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
     assert policy.startswith("default-src 'none'; ")
     own = [text for tag, text in document.texts if tag in ("script", "style")]
-    for source in (own[0], own[2]):
+    for source in own:
         assert f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'" in policy
     assert "unsafe" not in policy
     targets = [a[key] for _, a in document.elements for key in ("src", "href", "action") if key in a]
-    assert sorted(map(str, targets)) == ["#record", "data:,"]
-    assert set(re.findall(r"https?://[\w.]+", text)) <= {"http://www.w3.org"}  # the name of SVG, asked of nobody
+    assert sorted(map(str, targets)) == ["#content", "data:,"]
+    assert not re.search(r"https?://", text)
     assert not re.search(r"@import|url\(", text)
 
 
-def test_view_writes_beside_the_trace_and_may_be_repeated(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_view_writes_next_to_the_trace_and_may_be_repeated(trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     goal = trace.with_suffix(".html")
     assert main(["view", str(trace)]) == 0
     assert capsys.readouterr() == (f"{goal}: 1 record\n", "")
-    append(trace, record(name="b"))
+    append_record(trace, record(name="b"))
     assert main(["view", str(trace)]) == 0
     assert capsys.readouterr().out == f"{goal}: 2 records\n"
     assert sorted(p.name for p in trace.parent.iterdir()) == ["runs.html", "runs.jsonl"]
-    assert goal.read_text(encoding="utf-8") == page(read(trace), trace.name)
+    assert goal.read_text(encoding="utf-8") == trace_page(load_records(trace), trace.name)
     assert stat.S_IMODE(goal.stat().st_mode) == stat.S_IMODE(trace.stat().st_mode)
 
 
@@ -140,9 +138,7 @@ def test_view_overwrites_nothing_that_is_not_its_own(
 ) -> None:
     other = tmp_path / "notes.html"
     other.write_text("<h1>Notes</h1>")
-    assert "notes.html is not a page of tersely's; choose another with --out, or overwrite it with --force" in refused(
-        capsys, "view", trace, "--out", other
-    )
+    assert "notes.html" in (message := refused(capsys, "view", trace, "--out", other)) and "--force" in message
     assert other.read_text() == "<h1>Notes</h1>"
     assert main(["view", str(trace), "--out", str(other), "--force"]) == 0
     assert other.read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -152,30 +148,30 @@ def test_view_never_overwrites_the_trace_or_a_device(
     trace: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = trace.read_bytes()
-    assert "is the trace itself" in refused(capsys, "view", trace, "--out", trace, "--force")
+    assert "runs.jsonl" in refused(capsys, "view", trace, "--out", trace, "--force")
     assert trace.read_bytes() == before
     os.mkfifo(tmp_path / "pipe")
     end = os.open(tmp_path / "pipe", os.O_RDWR | os.O_NONBLOCK)
-    os.write(end, bytes(4096))  # so that nobody waits who reads from it all the same
+    os.write(end, bytes(4096))  # so that a reader would not block
     assert "is a device or a pipe" in refused(capsys, "view", trace, "--out", tmp_path / "pipe", "--force")
     os.close(end)
     assert "in a folder that exists" in refused(capsys, "view", trace, "--out", tmp_path / "none" / "page.html")
     assert "in a folder that exists" in refused(capsys, "view", trace, "--out", tmp_path)
 
 
-def test_view_says_what_is_wrong_with_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no trace file" in refused(capsys, "view", tmp_path / "none.jsonl")
+def test_view_names_the_fault_of_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "none.jsonl" in refused(capsys, "view", tmp_path / "none.jsonl")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"version": 1}\n')
-    assert "bad.jsonl, line 1: 'id' is missing" in refused(capsys, "view", bad)
+    assert "bad.jsonl, line 1: field 'id'" in refused(capsys, "view", bad)
     assert "TRACE" in refused(capsys, "view")
     assert "--force" in refused(capsys, "view", bad, "--forec")
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_pieces(trace: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(trace: Path) -> None:
     code = (
         "import resource, sys; from tersely.cli.app import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, 5_000))\n"
         "sys.exit(main(['view', sys.argv[1]]))"
     )
     done = subprocess.run([sys.executable, "-P", "-c", code, str(trace)], capture_output=True, text=True, check=False)
@@ -185,7 +181,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_pieces(trace: Path) -> None:
     assert [p.name for p in trace.parent.iterdir()] == ["runs.jsonl"]
 
 
-def test_open_hands_the_page_to_the_browser(trace: Path, tmp_path: Path) -> None:
+def test_open_starts_the_browser(trace: Path, tmp_path: Path) -> None:
     script = tmp_path / "browser"
     script.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/opened"\n')
     script.chmod(0o755)
@@ -196,7 +192,7 @@ def test_open_hands_the_page_to_the_browser(trace: Path, tmp_path: Path) -> None
     for name in ("DISPLAY", "WAYLAND_DISPLAY"):
         nowhere.pop(name, None)
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=nowhere)
-    assert done.stderr == f"no browser could be started; open {trace.with_suffix('.html')} by hand\n"
+    assert done.stderr == f"could not start a browser; open {trace.with_suffix('.html')} yourself\n"
 
 
 def test_view_and_the_help_import_no_model_library(trace: Path) -> None:
@@ -217,7 +213,7 @@ def test_run_appends_its_record_with_the_uncontrolled_run(tmp_path: Path, capsys
     first = capsys.readouterr().out
     assert main(["run", QUESTION, *CUT, "--trace", str(path), "--json"]) == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    compared, alone = read(path)
+    compared, alone = load_records(path)
     assert compared.uncontrolled is not None
     assert f"{compared.usage.total} tokens instead of {compared.uncontrolled.usage.total}" in first
     assert alone.uncontrolled is None
@@ -242,5 +238,5 @@ def test_run_refuses_a_bad_place_before_and_reports_a_full_disk_after(
     monkeypatch.setattr("tersely.cli.run.load", lambda source: pytest.fail("the model was loaded"))
     notes = tmp_path / "notes.md"
     notes.write_text("# Notes\n")
-    assert "line 1: not JSON" in refused(capsys, "run", QUESTION, "--trace", notes)
+    assert "notes.md, line 1" in refused(capsys, "run", QUESTION, "--trace", notes)
     assert "in a folder that exists" in refused(capsys, "run", QUESTION, "--trace", tmp_path)

@@ -1,64 +1,69 @@
-"""Leaving the forward early: tokens that a gate lets go take an adapter in place of the upper layers.
+"""Depth shortcut (System-1.5 Reasoning, arXiv 2505.18962): easy thinking tokens leave before the upper layers.
 
-The depth shortcut of System-1.5 Reasoning (arXiv 2505.18962). Later tokens find a key and a value of every token in
-every layer: those of the skipped layers are made from the state with which the token left, by their own projections.
-Where all rows of a step leave, nothing else of these layers is computed; where some stay, the layers run for all and
-what they say of the others is put aside, so that a mixed batch gets the same tokens and gains no time.
+A gate lets tokens go, and an adapter stands in for the upper layers. Later tokens need a key and a value of every token
+in every layer: those of the skipped layers are computed from the state with which the token left, by their own
+projections. Where all sequences of a step leave, nothing else of these layers is computed; where some stay, the layers
+run for all and the others' results are ignored, so a mixed batch gets the same tokens and gains no time. Prompt,
+answer, trial answers and forced tokens are read in full.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
-from ....types import EarlyExit
-
-if TYPE_CHECKING:
-    from .....probes.research.shortcut import Shortcut
-    from ...sequence import SequenceState
+from .....probes.artifact import ArtifactError
+from .....probes.research.shortcut import KIND, Shortcut, load_shortcut
+from ....probe_registry import ProbeError, find_probe
+from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types whose blocks make keys and values as `_fill` does; a test compares
-them."""
+"""Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
 EPS = 1e-6
 
 Choose = Callable[[Tensor], Tensor | None]
-"""From states [rows, positions, width] to which of them leave, [rows, positions]; None for none."""
+"""From states [sequences, positions, width] to which of them leave, [sequences, positions]; None for none."""
 
 
 def supports_early_exit(model: Any) -> bool:
-    """Whether tokens of this model may leave early."""
+    """Whether tokens of this model can leave early."""
     return model.config.get_text_config(decoder=True).model_type in FAMILIES
 
 
+def _unsupported(model: Any) -> CapabilityError:
+    kind = model.config.get_text_config(decoder=True).model_type
+    return CapabilityError(f"tokens of a {kind!r} model cannot leave early; accepted: {', '.join(FAMILIES)}")
+
+
 class EarlyExitHead:
-    """The adapter and the gate of a shortcut as tensors, on the device and in the type of a model."""
+    """The adapter and the gate of a shortcut as tensors, with the device and dtype of a model."""
 
     def __init__(self, shortcut: Shortcut, like: Tensor) -> None:
         self.parts = {
-            # A copy: torch does not take arrays that nobody may write to.
+            # A copy: torch does not take read-only arrays.
             name: torch.from_numpy(array.copy()).to(like.device, like.dtype)
             for name, array in shortcut.arrays.items()
         }
 
     def adapted(self, states: Tensor) -> Tensor:
-        """What goes into the last norm, [..., width]."""
+        """The input of the last norm, [..., width]."""
         return apply_adapter(self.parts, states)
 
     def score(self, states: Tensor) -> Tensor:
-        """By how much the gate is for leaving, [...]."""
+        """The gate's score for leaving, [...]."""
         return score(self.parts, states)
 
 
 def scaled(states: Tensor) -> Tensor:
-    """States over their root mean square: layers differ in the size of theirs by orders of magnitude."""
+    """States divided by their root mean square, as layers differ in scale by orders of magnitude."""
     return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + EPS)
 
 
@@ -77,14 +82,14 @@ def score(parts: Any, states: Tensor) -> Tensor:
 
 @contextmanager
 def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose: Choose) -> Iterator[None]:
-    """**Changes the forward of the upper blocks** until the end of the `with`: what is chosen leaves after the layer.
+    """**Changes the forward of the upper blocks** until the end of the `with`: chosen tokens leave after the layer.
 
-    Raises CapabilityError for a model whose keys and values are made in another way, OptionError for a layer that it
-    does not have.
+    Raises:
+        CapabilityError: the model computes keys and values in another way.
+        OptionError: the model has no such layer.
     """
     if not supports_early_exit(model):
-        kind = model.config.get_text_config(decoder=True).model_type
-        raise CapabilityError(f"tokens of a {kind!r} model cannot leave early; accepted: {', '.join(FAMILIES)}")
+        raise _unsupported(model)
     blocks = _blocks(model)
     if not 0 < layer < len(blocks):
         raise OptionError(f"nothing can leave after hidden layer {layer}; accepted: 1 to {len(blocks) - 1}")
@@ -113,7 +118,7 @@ def _blocks(model: Any) -> list[Any]:
 
 
 class _ExitState:
-    """What leaves in the forward under way."""
+    """Which tokens leave in the current forward pass."""
 
     def __init__(self, adapt: Callable[[Tensor], Tensor], choose: Choose) -> None:
         self._adapt, self._choose = adapt, choose
@@ -122,7 +127,7 @@ class _ExitState:
         self._states = torch.empty(0)
 
     def look(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """A hook after the layer: settle who leaves."""
+        """A hook after the layer that decides which tokens leave."""
         states = output if isinstance(output, Tensor) else output[0]
         mask = self._choose(states)
         self._mask = None if mask is None else mask[..., None]
@@ -130,7 +135,7 @@ class _ExitState:
         self._states = states
 
     def through(self, block: Any, last: bool) -> Callable[..., Any]:
-        """The forward of an upper block, around what leaves."""
+        """The forward of an upper block without the tokens that leave."""
         inner = block.forward
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -163,73 +168,143 @@ def _fill(block: Any, states: Tensor, given: Any) -> None:
     cache.update(keys, values.transpose(1, 2), attention.layer_idx)
 
 
-class EarlyExitRows:
-    """Which rows of a batch may leave at this step, all by one shortcut; counts in them which do."""
+@dataclass(frozen=True, slots=True)
+class DepthShortcut(ForwardModifier):
+    """Let thinking tokens leave early, as `tersely train shortcut` has learned it for the model.
 
-    def __init__(self, shortcut: Shortcut, threshold: float, rows: Sequence[EarlyExit | None]) -> None:
+    The result is the thinking of a slightly different model: hidden states above the layer, and certificates of
+    policies, do not hold for tokens that left.
+
+    Attributes:
+        probes: folder of the training; None uses a pretrained shortcut.
+        threshold: used in place of the one that was chosen; a higher one lets fewer tokens leave.
+        shortcut: used in place of that of a folder.
+    """
+
+    name: ClassVar[str] = "shortcut"
+    probes: str | None = None
+    threshold: float | None = None
+    shortcut: Shortcut | None = field(default=None, repr=False, hash=False)
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        """See `ForwardModifier`."""
+        return frozenset() if self.shortcut is None else self.shortcut.learned_from
+
+    def bind(self, context: BindContext) -> DepthShortcut:
+        """See `ForwardModifier.bind`.
+
+        Raises:
+            ProbeError: there is no shortcut for this model.
+            OptionError: none of its thresholds was useful, and none is given.
+            ArtifactError: the shortcut is another model's.
+            CapabilityError: the architecture does not support it.
+        """
+        engine, shortcut = context.engine, self.shortcut
+        if engine is None:
+            raise ProbeError("a depth shortcut needs an engine; recorded output cannot take it")
+        model = getattr(engine, "model", None)
+        if model is not None and not supports_early_exit(model):
+            raise _unsupported(model)
+        if shortcut is None:
+            path = find_probe(engine, self.probes or context.probes, KIND)
+            if path is None:
+                raise ProbeError(
+                    f"there is no shortcut for {engine.name!r}; train one with `tersely train shortcut`, and pass its "
+                    "folder (probes)"
+                )
+            shortcut = load_shortcut(path, engine.fingerprint(), engine.name)
+        elif shortcut.base["fingerprint"] != engine.fingerprint():
+            raise ArtifactError(f"the shortcut belongs to {shortcut.base['name']}, and the model is {engine.name!r}")
+        return replace(self, threshold=shortcut.chosen(self.threshold), shortcut=shortcut)
+
+    def describe(self) -> None:
+        """See `ForwardModifier.describe`; the summary says what happened."""
+
+    def attach(self, boundary: Callable[[], str | None]) -> LeavingSequence:
+        """See `ForwardModifier.attach`."""
+        self._require_bound()
+        return LeavingSequence(self, lambda: boundary() is not None)
+
+    @contextmanager
+    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
+        """See `ForwardModifier.install`."""
+        shortcut, threshold = self._require_bound()
+        leaving = [s if isinstance(s, LeavingSequence) else None for s in sequences]
+        hook = EarlyExitHook(shortcut, threshold, leaving)
+        with early_exit(model, shortcut.layer, hook.adapt, hook.choose):
+            yield hook
+
+    def _require_bound(self) -> tuple[Shortcut, float]:
+        if self.shortcut is None or self.threshold is None:
+            raise TypeError("DepthShortcut must be bound to an engine first; a session does that")
+        return self.shortcut, self.threshold
+
+
+@dataclass(eq=False, slots=True)
+class LeavingSequence:
+    """One sequence whose tokens may leave while `active()`, with the counts of those that left and stayed."""
+
+    modifier: DepthShortcut
+    active: Callable[[], bool]
+    left: int = 0
+    stayed: int = 0
+
+    def summary(self) -> tuple[str, str]:
+        """See `SequenceModifier.summary`."""
+        shortcut = self.modifier.shortcut
+        assert shortcut is not None  # it was attached
+        total = self.left + self.stayed
+        layers = f"layer {shortcut.layer} of {shortcut.layers}"
+        return "leave", f"{self.left} of {total} thinking tokens left after {layers}"
+
+
+class EarlyExitHook(StepHook):
+    """Which sequences of a batch may leave at this step; counts in them which do."""
+
+    def __init__(self, shortcut: Shortcut, threshold: float, leaving: Sequence[LeavingSequence | None]) -> None:
         self.shortcut, self.threshold = shortcut, threshold
-        self._leaves = list(rows)
-        self._rows: list[SequenceState] = []
-        self._exit: EarlyExitHead | None = None
+        self._leaving = list(leaving)
+        self._sequences: list[SequenceView] = []
+        self._head: EarlyExitHead | None = None
 
-    def follow(self, rows: Sequence[SequenceState]) -> None:
-        """Know the rows of the batch, whose prompts have been read."""
-        self._rows = list(rows)
+    def start(self, sequences: Sequence[SequenceView]) -> None:
+        """See `StepHook.start`."""
+        self._sequences = list(sequences)
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Forget all rows but these: the others have left the batch."""
-        self._leaves = [self._leaves[slot] for slot in slots]
-        self._rows = [self._rows[slot] for slot in slots]
+    def select(self, slots: Sequence[int]) -> None:
+        """See `StepHook.select`."""
+        self._leaving = [self._leaving[slot] for slot in slots]
+        self._sequences = [self._sequences[slot] for slot in slots]
 
     def adapt(self, states: Tensor) -> Tensor:
         """See `EarlyExitHead.adapted`."""
-        return self._as(states).adapted(states)
+        return self._head_for(states).adapted(states)
 
     def choose(self, states: Tensor) -> Tensor | None:
-        """Of each row the last token fed, where the row thinks and the gate lets it go.
+        """Of each sequence the last token fed, where the sequence thinks and the gate lets it go.
 
-        Of a chunk, all but the last tokens stay: what was forced is read in full however it is fed. Rows that have
-        ended or rest are fed for the others' sake; they stay as well, and count nowhere.
+        Of a chunk, all but the last tokens stay: forced tokens are read in full however they are fed. Sequences that
+        have ended or wait are fed for the others' sake; they stay as well, and are not counted.
         """
-        may = [
-            one is not None and row.finish is None and row.pending is None and not row.queue and one.active()
-            for one, row in zip(self._leaves, self._rows, strict=False)
+        may_leave = [
+            one is not None and sequence.sampling_next and one.active()
+            for one, sequence in zip(self._leaving, self._sequences, strict=False)
         ]
-        if not any(may):
+        if not any(may_leave):
             return None
-        goes = (self._as(states).score(states[:, -1]) >= self.threshold).tolist()
-        goes = [one and other for one, other in zip(may, goes, strict=True)]
-        for one, allowed, gone in zip(self._leaves, may, goes, strict=True):
+        leaves = (self._head_for(states).score(states[:, -1]) >= self.threshold).tolist()
+        leaves = [allowed and leaving for allowed, leaving in zip(may_leave, leaves, strict=True)]
+        for one, allowed, leaving in zip(self._leaving, may_leave, leaves, strict=True):
             if one is not None and allowed:
-                one.left, one.stayed = one.left + gone, one.stayed + (not gone)
-        if not any(goes):
+                one.left, one.stayed = one.left + leaving, one.stayed + (not leaving)
+        if not any(leaves):
             return None
         mask = torch.zeros(states.shape[:2], dtype=torch.bool)
-        mask[:, -1] = torch.tensor(goes)
+        mask[:, -1] = torch.tensor(leaves)
         return mask.to(states.device)
 
-    def _as(self, states: Tensor) -> EarlyExitHead:
-        if self._exit is None:
-            self._exit = EarlyExitHead(self.shortcut, states)
-        return self._exit
-
-
-@contextmanager
-def install_early_exit(model: Any, rows: Sequence[EarlyExit | None]) -> Iterator[list[EarlyExitRows]]:
-    """**Changes the model** so that these rows leave early where they may, until the end of the `with`; see `leaving`.
-
-    Yields one part of the batch for each shortcut in it; nothing is changed where there is none.
-    """
-    kinds = {(id(row.shortcut), row.threshold): row for row in rows if row is not None}
-    parts = [
-        EarlyExitRows(
-            kind.shortcut,
-            kind.threshold,
-            [row if row is not None and (id(row.shortcut), row.threshold) == key else None for row in rows],
-        )
-        for key, kind in kinds.items()
-    ]
-    with ExitStack() as stack:
-        for part in parts:
-            stack.enter_context(early_exit(model, part.shortcut.layer, part.adapt, part.choose))
-        yield parts
+    def _head_for(self, states: Tensor) -> EarlyExitHead:
+        if self._head is None:
+            self._head = EarlyExitHead(self.shortcut, states)
+        return self._head

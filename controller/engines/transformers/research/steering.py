@@ -1,113 +1,187 @@
-"""Adding to hidden states as the forward passes by: on the rows that are to be steered, and on no others."""
+"""Efficiency Steering (arXiv 2506.15647): push thinking along the direction in which right thinking gets shorter.
+
+h <- h + strength * s * v at one layer, where v is the direction and s the mean norm of the hidden states there. Prompt,
+answer and trial answers are left alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .....errors import OptionError
-from ....types import SteeringVector
+from .....probes.artifact import ArtifactError
+from .....probes.research.steering import KIND, Direction, load_direction
+from ....probe_registry import ProbeError, find_probe
+from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
 from ..hidden_states import find_decoder_layers
 
-if TYPE_CHECKING:
-    from .....probes.research.steering import Direction
-
-Adder = Callable[[Tensor], Tensor | None]
-"""What is added to states [rows, positions, width], of a shape that fits them; None for nothing."""
+AddStates = Callable[[Tensor], Tensor | None]
+"""Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
 
 
-class SteeringHooks:
-    """Which rows of a batch are steered at this step; rows stand in the order of the batch."""
+@dataclass(frozen=True, slots=True)
+class Steer(ForwardModifier):
+    """Steer thinking as its direction was found: at every token, or at the ends of thoughts.
 
-    def __init__(self, rows: Sequence[SteeringVector | None]) -> None:
-        self._rows = list(rows)
-        self._values: dict[int, Tensor] = {}  # by layer, [rows, 1, width]
+    Hidden states that policies read are then those of a steered model, so a certificate of the readiness exit does not
+    hold for it.
+
+    Attributes:
+        probes: folder of `tersely steer`; None uses a pretrained direction.
+        layer: used in place of the one that the search chose.
+        strength: likewise; below 0 it lengthens thinking.
+        direction: used in place of that of a folder.
+    """
+
+    name: ClassVar[str] = "steer"
+    probes: str | None = None
+    layer: int | None = None
+    strength: float | None = None
+    direction: Direction | None = field(default=None, repr=False, hash=False)
 
     @property
-    def layers(self) -> set[int]:
-        """Layers at which something may be added."""
-        return {row.layer for row in self._rows if row is not None}
+    def provenance(self) -> frozenset[str]:
+        """See `ForwardModifier`."""
+        return frozenset() if self.direction is None else self.direction.learned_from
 
-    def keep(self, slots: Sequence[int]) -> None:
-        """Forget all rows but these: the others have left the batch."""
-        self._rows = [self._rows[slot] for slot in slots]
-        self._values.clear()
+    def bind(self, context: BindContext) -> Steer:
+        """See `ForwardModifier.bind`.
 
-    def added(self, layer: int, states: Tensor) -> Tensor | None:
-        """What the rows that are steered now get at a layer, [rows, 1, width], 0 for the others; None if none is."""
-        mine = [row if row is not None and row.layer == layer else None for row in self._rows]
-        active = [row is not None and row.active() for row in mine]
+        Raises:
+            ProbeError: there is no direction for this model.
+            OptionError: none of its strengths was useful, and none is given.
+            ArtifactError: the direction is another model's.
+        """
+        engine, direction = context.engine, self.direction
+        if engine is None:
+            raise ProbeError("steering needs an engine; recorded output cannot be steered")
+        if direction is None:
+            path = find_probe(engine, self.probes or context.probes, KIND)
+            if path is None:
+                raise ProbeError(
+                    f"there is no direction for {engine.name!r}; find one with `tersely steer`, and pass its folder "
+                    "(probes)"
+                )
+            direction = load_direction(path, engine.fingerprint(), engine.name)
+        elif direction.base["fingerprint"] != engine.fingerprint():
+            raise ArtifactError(f"the direction belongs to {direction.base['name']}, and the model is {engine.name!r}")
+        layer, strength = direction.chosen(self.layer, self.strength)
+        direction.push(layer, strength)  # fails here, not in the middle of a batch
+        return replace(self, layer=layer, strength=strength, direction=direction)
+
+    def describe(self) -> tuple[str, str]:
+        """See `ForwardModifier.describe`."""
+        direction, layer, strength = self._require_bound()
+        where = "all thinking tokens" if direction.place == "tokens" else "the ends of thoughts"
+        return "steer", f"{where} at layer {layer} with strength {strength:+g}"
+
+    def attach(self, boundary: Callable[[], str | None]) -> SteeredSequence:
+        """See `ForwardModifier.attach`."""
+        direction, layer, strength = self._require_bound()
+        everywhere = direction.place == "tokens"
+
+        def active() -> bool:
+            ended = boundary()
+            return ended is not None and (everywhere or ended == "thought")
+
+        return SteeredSequence(self, layer, direction.push(layer, strength), active)
+
+    @contextmanager
+    def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
+        """See `ForwardModifier.install`."""
+        _, layer, _ = self._require_bound()
+        hook = SteeringHook([s if isinstance(s, SteeredSequence) else None for s in sequences])
+        with _add_at(model, layer, hook.added):
+            yield hook
+
+    def _require_bound(self) -> tuple[Direction, int, float]:
+        if self.direction is None or self.layer is None or self.strength is None:
+            raise TypeError("Steer must be bound to an engine first; a session does that")
+        return self.direction, self.layer, self.strength
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SteeredSequence:
+    """What is added to the hidden states of one sequence, values [width], while `active()`.
+
+    Attributes:
+        layer: the output of this block, 1 the first.
+    """
+
+    modifier: ForwardModifier
+    layer: int
+    values: State
+    active: Callable[[], bool]
+
+    def summary(self) -> None:
+        """See `SequenceModifier.summary`."""
+
+
+class SteeringHook(StepHook):
+    """Which sequences of a batch are steered at this step."""
+
+    def __init__(self, sequences: Sequence[SteeredSequence | None]) -> None:
+        self._sequences = list(sequences)
+        self._values: Tensor | None = None  # [sequences, 1, width]
+
+    def select(self, slots: Sequence[int]) -> None:
+        """See `StepHook.select`."""
+        self._sequences = [self._sequences[slot] for slot in slots]
+        self._values = None
+
+    def added(self, states: Tensor) -> Tensor | None:
+        """What the sequences that are steered now get, [sequences, 1, width], 0 for the others; None if none is."""
+        active = [sequence is not None and sequence.active() for sequence in self._sequences]
         if not any(active):
             return None
-        if layer not in self._values:
+        if self._values is None:
             nothing = torch.zeros(states.shape[-1])
-            values = [nothing if row is None else torch.from_numpy(row.values) for row in mine]
-            self._values[layer] = torch.stack(values)[:, None].to(states)
-        return self._values[layer] * torch.tensor(active, device=states.device)[:, None, None]
-
-
-@contextmanager
-def install_steering(model: Any, rows: Sequence[SteeringVector | None]) -> Iterator[SteeringHooks | None]:
-    """**Adds hooks to the model**, which steer these rows while they say so, until the end of the `with`.
-
-    Yields None, and adds nothing, where no row is to be steered. Raises as `steered` does.
-    """
-    if not any(rows):
-        yield None
-        return
-    batch = SteeringHooks(rows)
-    with _adding(model, {layer: _at(batch, layer) for layer in batch.layers}):
-        yield batch
+            values = [nothing if s is None else torch.from_numpy(s.values) for s in self._sequences]
+            self._values = torch.stack(values)[:, None].to(states)
+        return self._values * torch.tensor(active, device=states.device)[:, None, None]
 
 
 @contextmanager
 def steered(
     model: Any, direction: Direction, strength: float | None = None, layer: int | None = None
 ) -> Iterator[None]:
-    """**Adds a hook to the model**, which steers all rows at all positions, until the end of the `with`.
+    """**Adds a hook to the model** that steers all sequences at all positions, until the end of the `with`.
 
-    For studies: a session steers only what is thought, row by row. strength, layer: None takes what was found to be of
-    use. Raises OptionError for a layer that cannot be steered, or where neither is given and none was found.
+    For studies: a session steers only thinking, sequence by sequence.
+
+    Args:
+        strength, layer: None uses those that the search chose.
+
+    Raises:
+        OptionError: the layer cannot be steered, or neither is given and none was chosen.
     """
     at, size = direction.chosen(layer, strength)
     values = torch.from_numpy(direction.push(at, size))
-    with _adding(model, {at: lambda states: values.to(states)}):
+    with _add_at(model, at, lambda states: values.to(states)):
         yield
-
-
-def _at(batch: SteeringHooks, layer: int) -> Adder:
-    return lambda states: batch.added(layer, states)
 
 
 @contextmanager
-def _adding(model: Any, adders: Mapping[int, Adder]) -> Iterator[None]:
-    places = {layer: _block(model, layer) for layer in adders}  # all or none: no hook may stay behind
-    handles = [place.register_forward_hook(_hook(adders[layer])) for layer, place in places.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _add_at(model: Any, layer: int, add: AddStates) -> Iterator[None]:
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    if not 0 < layer < count:
+        raise OptionError(f"hidden layer {layer} cannot be steered; accepted: 1 to {count - 1}, between the blocks")
 
-
-def _hook(adder: Adder) -> Any:
-    def add(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
         states = output if isinstance(output, Tensor) else output[0]
-        more = adder(states)
+        more = add(states)
         if more is None:
             return None
         return states + more if isinstance(output, Tensor) else (states + more, *output[1:])
 
-    return add
-
-
-def _block(model: Any, layer: int) -> nn.Module:
-    """The block that puts out the hidden states of a layer."""
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    if not 0 < layer < count:
-        raise OptionError(f"hidden layer {layer} cannot be steered; accepted: 1 to {count - 1}, between the blocks")
-    return find_decoder_layers(model, layer).module
+    handle = find_decoder_layers(model, layer).module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,1 @@
+../../tersely/validation.py

@@ -1,0 +1,293 @@
+"""The result file that `tersely bench --out` writes, as checked models.
+
+Shares are of 1, tokens are means per generation, and intervals are pairs (low, high).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from ...errors import TerselyError, did_you_mean
+from ...validation import FrozenModel, parse_json, read_text
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Mean = Annotated[float, Field(ge=0)]
+Pair = tuple[float, float]
+Verdict = Literal["non-inferior and saving", "inferior", "not saving", "inconclusive"]
+Role = Literal["baseline", "judged", "cut", "other"]
+_COMPARISON = ("delta_accuracy", "delta_accuracy_ci", "delta_total", "delta_total_ci", "saving", "saving_ci")
+"""The fields that a judged arm must have."""
+
+
+class ResultError(TerselyError, ValueError):
+    """A benchmark result cannot be read."""
+
+    code = "invalid_result"
+
+
+class ResultModel(FrozenModel):
+    """A part of a result; it converts nothing, so a number in quotes is refused."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class QuestionSplit(ResultModel):
+    """The questions of a split."""
+
+    n: Count
+    sha256: str
+
+
+class TokenMeans(ResultModel):
+    """Mean tokens of a generation; `total` is everything paid for beyond the prompt."""
+
+    thinking: Mean
+    answer: Mean
+    overhead: Mean
+    total: Mean
+
+
+class OverheadTokens(ResultModel):
+    """Mean unweighted tokens of a generation by kind of overhead."""
+
+    discarded: Mean = 0.0
+    probe: Mean = 0.0
+    verifier: Mean = 0.0
+    delegated: Mean = 0.0
+    consulted: Mean = 0.0
+    reprefilled: Mean = 0.0
+
+
+class GroupMeans(ResultModel):
+    """An arm's results on one level or tier."""
+
+    n: Count
+    accuracy: Share
+    thinking: Mean
+    total: Mean
+
+
+class ReportArm(ResultModel):
+    """The results of an arm. Comparisons with the baseline are None for the baseline itself.
+
+    A cut arm was not run: it is computed from the baseline's thinking, cut short.
+    """
+
+    name: str = Field(min_length=1)
+    kind: Literal["run", "cut"] = "run"
+    setting: str = ""
+    n: Count
+    accuracy: Share
+    accuracy_ci: tuple[Share, Share]
+    tokens: TokenMeans
+    overhead: OverheadTokens
+    forced: Mean = 0.0
+    prompt: Mean = 0.0
+    delta_accuracy: float | None = None
+    delta_accuracy_ci: Pair | None = None
+    delta_total: float | None = None
+    delta_total_ci: Pair | None = None
+    harm: Share | None = None
+    harm_upper: Share | None = None
+    help: Share | None = None
+    help_lower: Share | None = None
+    mcnemar_p: Share | None = None
+    saving: float | None = None
+    saving_ci: Pair | None = None
+    iso_saving: float | None = None
+    iso_saving_ci: Pair | None = None
+    capped: Share
+    unanswered: Share
+    seconds: Mean | None = None
+    e3: Mean | None = None
+    flops: Mean | None = None
+    usd: Mean | None = None
+    cost_of_pass: Mean | None = None
+    per_level: dict[str, GroupMeans] = Field(default_factory=dict)
+    per_tier: dict[str, GroupMeans] = Field(default_factory=dict)
+
+
+class BudgetPoint(ResultModel):
+    """The baseline under a fixed budget of thinking tokens."""
+
+    budget: Count
+    accuracy: Share
+    total: Mean
+
+
+class CurveAreas(ResultModel):
+    """Mean accuracy over the logarithm of tokens, between two token counts."""
+
+    fixed_budget: Share = Field(alias="fixed budget")
+    controlled: Share
+    start: Mean = Field(alias="from")
+    end: Mean = Field(alias="to")
+
+
+class ConfidenceBin(ResultModel):
+    """Trial answers of similar confidence."""
+
+    confidence: Share
+    accuracy: Share
+    n: Count
+
+
+class CalibrationSummary(ResultModel):
+    """Confidence of trial answers during thinking, compared with their accuracy."""
+
+    n: Count
+    ece: Share
+    auroc: Share | None = None
+    bins: tuple[ConfidenceBin, ...]
+
+
+class AnswerComparison(ResultModel):
+    """How answers were compared, and how often that failed."""
+
+    method: str
+    deadline: Mean | None = None
+    unparsable: Count = 0
+    timeouts: Count = 0
+    crashes: Count = 0
+
+
+class ReportRow(ResultModel):
+    """One generation, or one cut of one."""
+
+    id: str
+    task: str
+    level: int | None = None
+    tier: str | None = None
+    arm: str
+    rollout: Count
+    answer: str
+    right: bool
+    outcome: str = ""
+    capped: bool
+    prompt: Count
+    thinking: Count
+    answer_tokens: Count
+    forced: Count
+    discarded: Count
+    probe: Count
+    verifier: Count
+    delegated: Count
+    consulted: Count = 0
+    reprefilled: Count
+    overhead: Mean
+    total: Mean
+
+
+class BenchmarkResult(ResultModel):
+    """A result file."""
+
+    tersely: str
+    versions: dict[str, str] = Field(default_factory=dict)
+    commit: str | None = None
+    machine: str | None = None
+    date: str | None = None
+    tasks: tuple[str, ...] = Field(min_length=1)
+    model: str
+    engine: str = "transformers"
+    helper: str | None = None
+    verifier: str | None = None
+    splits: dict[str, QuestionSplit] = Field(min_length=1)
+    margin: Share
+    seed: int
+    rollouts: Annotated[int, Field(ge=1)]
+    effort: str
+    max_new_tokens: Count
+    weights: dict[str, float] = Field(default_factory=dict)
+    baseline: str
+    judged: str
+    arms: tuple[ReportArm, ...] = Field(min_length=2)
+    budget_curve: tuple[BudgetPoint, ...] = ()
+    auc: CurveAreas | None = None
+    calibration: CalibrationSummary | None = None
+    verdict: Verdict
+    needed_n: Count | None = None
+    answers: AnswerComparison
+    notes: tuple[str, ...] = ()
+    command: tuple[str, ...] = Field(min_length=1)
+    rows: tuple[ReportRow, ...] = ()
+
+    @property
+    def base(self) -> ReportArm:
+        """The arm that the others are compared with."""
+        return self.get_arm(self.baseline)
+
+    @property
+    def judged_arm(self) -> ReportArm:
+        """The arm that the verdict is about."""
+        return self.get_arm(self.judged)
+
+    @property
+    def title(self) -> str:
+        """The name of the result in headings."""
+        return f"{self.model} on {', '.join(self.tasks)}"
+
+    def get_arm(self, name: str) -> ReportArm:
+        """Return an arm by name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def get_role(self, arm: ReportArm) -> Role:
+        """Return the part that an arm plays in the comparison."""
+        if arm.name == self.baseline:
+            return "baseline"
+        if arm.name == self.judged:
+            return "judged"
+        return "cut" if arm.kind == "cut" else "other"
+
+    def shared_levels(self) -> dict[str, tuple[GroupMeans, GroupMeans]]:
+        """Return the results of the baseline and the judged arm by level, in order of the levels."""
+        pairs = _pair(self.base.per_level, self.judged_arm.per_level)
+        return {name: pairs[name] for name in sort_levels(pairs)}
+
+    def shared_tiers(self) -> dict[str, tuple[GroupMeans, GroupMeans]]:
+        """Return the results of the baseline and the judged arm by tier."""
+        return _pair(self.base.per_tier, self.judged_arm.per_tier)
+
+
+def _pair(base: Mapping[str, GroupMeans], judged: Mapping[str, GroupMeans]) -> dict[str, tuple[GroupMeans, GroupMeans]]:
+    return {name: (base[name], judged[name]) for name in base if name in judged}
+
+
+def sort_levels(names: Iterable[str]) -> list[str]:
+    """Sort level names: numbers by size, then words in their given order."""
+    return sorted(names, key=lambda name: (0, float(name)) if _is_number(name) else (1, 0.0))
+
+
+def _is_number(name: str) -> bool:
+    return name.removeprefix("-").replace(".", "", 1).isdecimal()
+
+
+def load_result(path: Path) -> BenchmarkResult:
+    """Load a result file; raises ResultError."""
+    text = read_text(path, ResultError)
+    try:
+        result = parse_json(BenchmarkResult, text, str(path), ResultError)
+    except ResultError as error:
+        if '"arms"' in text:
+            raise
+        raise ResultError(f"{error}; a result is what `tersely bench --out` writes", code="not_a_result") from None
+    _check_arms(result, path)
+    return result
+
+
+def _check_arms(result: BenchmarkResult, path: Path) -> None:
+    names = [arm.name for arm in result.arms]
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise ResultError(f"{path}: two arms are named {repeated!r}; accepted: each name once")
+    for role in ("baseline", "judged"):
+        if (name := getattr(result, role)) not in names:
+            raise ResultError(f"{path}: {role} is {name!r}; {did_you_mean(name, names)}")
+    if result.baseline == result.judged:
+        raise ResultError(f"{path}: {result.judged!r} is both baseline and judged; accepted: two arms")
+    for field in _COMPARISON:
+        if getattr(result.judged_arm, field) is None:
+            raise ResultError(f"{path}: {field} of the judged arm {result.judged!r} is null; accepted: a value")

@@ -1,0 +1,56 @@
+"""Research add-ons are optional: with their folders hidden, everything else still works."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tersely.controller.modifiers import resolve_modifier
+from tersely.controller.policies import get_presets, list_policies
+from tersely.errors import OptionError
+
+HIDDEN = """
+import importlib.abc, sys, warnings
+
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("tersely.") and "research" in name.split("."):
+            raise ModuleNotFoundError(f"hidden: {name}", name=name)
+
+sys.meta_path.insert(0, Hide())
+warnings.simplefilter("ignore")
+"""
+USE = """
+import tersely
+from tersely.cli.app import main
+from tersely.controller.policies import get_presets, list_policies, make_policies
+from tersely.training.methods import list_methods
+
+assert "plan" not in list_policies() and "planned" not in get_presets()
+assert "mahdpo" not in list_methods()
+for preset in get_presets():
+    make_policies(preset)
+engine = tersely.load_engine("tersely-tiny-small")
+question = "Set a to 6 + 4. What is a?"
+for preset in ("off", "budget", "balanced", "careful"):
+    assert tersely.generate(engine, question, preset=preset, temperature=0, max_new_tokens=200).answer
+assert tersely.sample(engine, question, k=2, max_new_tokens=120, temperature=1.0, seed=0).samples
+assert main(["--help"]) == 0
+"""
+
+
+def test_the_core_works_without_add_ons() -> None:
+    done = subprocess.run([sys.executable, "-c", HIDDEN + USE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_add_ons_are_found_by_name() -> None:
+    assert "plan" in list_policies()
+    assert list(get_presets()["planned"]) == ["budget", "plan"]
+    assert resolve_modifier("steer").name == "steer"
+    assert resolve_modifier("shortcut").name == "shortcut"
+    with pytest.raises(OptionError) as caught:
+        resolve_modifier("stear")
+    assert caught.value.code == "unknown_name"
