@@ -1,8 +1,8 @@
 """The effect of training: a model before and after, on the same held-out questions.
 
 It reports accuracy, tokens, and how often the model did not think, by level. `before-none` and `before-easy` are the
-untrained model with those efforts, because training has to beat what a prompt can do. Models run without control, unless
-`--after FOLDER+PRESET` names a preset, such as `concise-t` for a trained hint. `--after FOLDER,FOLDER,FOLDER` adds the
+untrained model with those efforts, because training has to beat what a prompt can do. Models run without control,
+unless `--after FOLDER+PRESET` names a preset, such as `concise-t` for a trained hint. `--after FOLDER,FOLDER,FOLDER` adds the
 mean of several training seeds; its intervals are over questions.
 """
 

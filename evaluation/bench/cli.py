@@ -16,7 +16,6 @@ import typer
 from ...checkpoint_log import CheckpointLog
 from ...controller.api import resolve_verifier
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.helpers.engine_helper import EngineHelper
 from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ...controller.policies import make_policies
 from ...controller.session import Session
@@ -198,6 +197,8 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
     runner = load_runner(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_runner(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     if helper is not None:
+        from ...controller.helpers.engine_helper import EngineHelper
+
         # Infinite patience: results must not depend on the speed of the machine.
         session = Session(helper.engine, think_prompt=plan.think_prompt)
         runner.session.helper = EngineHelper(session, patience=math.inf)

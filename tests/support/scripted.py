@@ -90,7 +90,7 @@ class ScriptedEngine:
 
     name = "scripted"
     capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS})
-    hidden_layers = 0
+    hidden_layers: tuple[int, ...] | None = None
     context_length: int | None = None
 
     def __init__(self, script: Callable[[int], Sequence[int]]) -> None:
