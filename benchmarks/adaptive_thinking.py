@@ -2,8 +2,8 @@
 
 It reports accuracy, tokens, and how often the model did not think, by level. `before-none` and `before-easy` are the
 untrained model with those efforts, because training has to beat what a prompt can do. Models run without control,
-unless `--after FOLDER+PRESET` names a preset, such as `concise-t` for a trained hint. `--after FOLDER,FOLDER,FOLDER` adds the
-mean of several training seeds; its intervals are over questions.
+unless `--after FOLDER+PRESET` names a preset, such as `concise-t` for a trained hint. `--after FOLDER,FOLDER,FOLDER`
+adds the mean of several training seeds; its intervals are over questions.
 """
 
 from __future__ import annotations
