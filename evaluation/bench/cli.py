@@ -45,7 +45,9 @@ def bench(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")] = "tersely-tiny-small",
     arms: Annotated[
         str | None,
-        typer.Option(help="Arms to compare: the baseline, the arm to judge, then any others. [default: full,balanced]"),
+        typer.Option(
+            help="Arms to compare: the baseline, the arm to judge, then any others; by default full,balanced."
+        ),
     ] = None,
     policy: Annotated[
         list[str] | None,

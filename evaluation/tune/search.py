@@ -36,7 +36,7 @@ _WITHOUT_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
     {"hint": {}},
     {"hint": {}, **_AGREE_TWICE},
     {"hint": {}, **_AGREE_THRICE},
-    {"trim": {}, "repetition": {}},
+    {"trimr": {}, "repetition": {}},
 )
 _WITH_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
     {"readiness": {}},

@@ -87,7 +87,7 @@ def steer(
     if not report["usable"]:
         raise typer.Exit(UNUSABLE)
     if not as_json:
-        typer.echo(f"use it with `tersely run --policy steer --probes {out}`")
+        typer.echo(f"use it with `tersely run --modifier steer --probes {out}`")
 
 
 def as_text(report: Mapping[str, Any]) -> str:
