@@ -27,8 +27,8 @@ from tersely.evaluation.stats import (
     rate_interval,
     ratio_bootstrap,
     studentized_bootstrap,
-    upper_bound,
 )
+from tersely.probes.stats import binomial_upper_bound
 
 RIGHT = 0.7
 """Accuracy of the baseline, unless the world is `rare`."""
@@ -149,7 +149,7 @@ def intervals(
     accuracy = paired_bootstrap(run.our_right - run.base_right, **options)
     tokens = studentized_bootstrap(run.our_tokens - run.base_tokens, **options)
     harm = (run.base_right * (1 - run.our_right)).mean(axis=1)
-    most_harm = Interval(float(harm.mean()), 0.0, upper_bound(float(harm.sum()), world.n))
+    most_harm = Interval(float(harm.mean()), 0.0, binomial_upper_bound(float(harm.sum()), world.n, 0.05))
     yield "accuracy", rate_interval(run.our_right), world.base_right + world.delta
     yield "delta_accuracy", accuracy, world.delta
     yield "delta_total", tokens, -world.saving * TOKENS

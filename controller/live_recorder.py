@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..probes.features import FEATURES
-from ..probes.question_hash import question_hash
+from ..probes.fingerprint import question_hash
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
 from .budgets import TIERS
 from .policies.record import AnswerIds, RecordThoughts, ThoughtRecord, mean_entropy

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, TerselyError
-from ..probes.pretrained import released
+from ..probes.io import find_pretrained
 from .types import Capability, ModelHandle
 
 if TYPE_CHECKING:
-    from ..probes.io import StoredRule
-    from ..probes.mode_probe import ModeProbe
+    from ..probes.io import ModeProbe, StoredRule
     from ..probes.tier_selector import TierProbe
 
 
@@ -74,7 +73,7 @@ def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> Mode
         ProbeError: there is none for this model.
         ArtifactError: it is another model's, or was changed.
     """
-    from ..probes.mode_probe import ModeProbe
+    from ..probes.io import ModeProbe
 
     path = find_probe(engine, None, ModeProbe.kind) if folder is None else Path(folder)
     if path is None:
@@ -92,7 +91,7 @@ def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | Non
     """
     if folder is None:
         fingerprint = engine.fingerprint()
-        return None if fingerprint is None else released(fingerprint, kind)
+        return None if fingerprint is None else find_pretrained(fingerprint, kind)
     path = Path(folder) / kind
     if not path.is_dir():
         raise ProbeError(f"{folder} has no {kind} probe; accepted: a folder that `tersely calibrate` wrote")

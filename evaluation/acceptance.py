@@ -25,9 +25,10 @@ from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..controller.types import SamplingParams
 from ..errors import TerselyError
+from ..probes.stats import auroc
 from .cli_utils import show_progress
 from .runner import ENGINES, answer_all, load_runner
-from .stats import auroc, paired_bootstrap
+from .stats import paired_bootstrap
 from .tasks.questions import TINY, Question, load
 from .tasks.toy_programs import HARD_HALF, LEVELS
 from .trace_analysis import TraceReading, read
@@ -209,7 +210,7 @@ def predict_success(samples: Sequence[Sample]) -> dict[str, float]:
         "boosting": HistGradientBoostingClassifier(max_iter=60, max_leaf_nodes=8, learning_rate=0.08, random_state=0),
     }
     return {
-        name: auroc(cross_val_predict(classifier, features, success, cv=folds, method="predict_proba")[:, 1], success)
+        name: auroc(success, cross_val_predict(classifier, features, success, cv=folds, method="predict_proba")[:, 1])
         for name, classifier in classifiers.items()
     }
 

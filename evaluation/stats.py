@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from ..errors import OptionError
+from ..probes.stats import auroc, calibration_bins, expected_calibration_error
 
 Array = NDArray[np.float64]
 RESAMPLES = 10_000
@@ -114,16 +115,6 @@ def ratio_bootstrap(
     return Interval(float(1 - total[0] / total[1]), float(low), float(high))
 
 
-def upper_bound(events: float, n: int, level: float = LEVEL) -> float:
-    """One-sided Clopper-Pearson upper bound of a rate; `events` may be a fraction (a mean over rollouts, summed)."""
-    return 1.0 if events >= n else float(stats.beta.ppf(level, events + 1, n - events))
-
-
-def lower_bound(events: float, n: int, level: float = LEVEL) -> float:
-    """One-sided Clopper-Pearson lower bound of a rate."""
-    return 0.0 if events <= 0 else float(stats.beta.ppf(1 - level, events, n - events + 1))
-
-
 def mcnemar(differences: ArrayLike) -> float:
     """Exact two-sided McNemar p-value from paired differences of right / wrong; 1 if no pair disagrees.
 
@@ -154,17 +145,6 @@ def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
         return wilson(rate, len(means), level)
     effective = len(means) * rate * (1 - rate) / variance
     return wilson(rate, min(effective, answers.size), level)
-
-
-def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Probability that a positive scores above a negative, ties counting half; NaN if one class is missing."""
-    values, positive = np.asarray(scores, np.float64), np.asarray(labels, bool)
-    n_pos = int(positive.sum())
-    n_neg = len(positive) - n_pos
-    if not n_pos or not n_neg:
-        return math.nan
-    ranks = stats.rankdata(values)
-    return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
 
 
 def needed_questions(deviation: float, distance: float, level: float = LEVEL, power: float = 0.8) -> int | None:
@@ -198,15 +178,11 @@ def reliability(confidences: Sequence[float], correct: Sequence[bool], bins: int
         raise OptionError(f"got {stated.size} confidences for {right.size} answers; accepted: one each, at least one")
     if not ((stated >= 0) & (stated <= 1)).all():
         raise OptionError(f"confidences range from {stated.min():g} to {stated.max():g}; accepted: 0 to 1")
-    indices = np.minimum((stated * bins).astype(int), bins - 1)
-    cells = [
-        {"confidence": float(stated[inside].mean()), "accuracy": float(right[inside].mean()), "n": int(inside.sum())}
-        for inside in (indices == index for index in np.unique(indices))
-    ]
-    area = auroc(stated, right > 0)
+    cells = calibration_bins(right, stated, bins, equal_width=True)
+    area = auroc(right > 0, stated)
     return {
         "n": len(stated),
-        "ece": sum(b["n"] * abs(b["confidence"] - b["accuracy"]) for b in cells) / len(stated),
+        "ece": expected_calibration_error(cells),
         "auroc": None if math.isnan(area) else area,
-        "bins": cells,
+        "bins": [asdict(cell) for cell in cells],
     }

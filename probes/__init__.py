@@ -1,1 +1,1 @@
-"""Learned estimators as values: features, networks, stop rules, certificates and their files."""
+"""Trained probes as values: features, networks, stop rules, certificates and their files."""

@@ -1,7 +1,7 @@
-"""A learnt probe on disk: `probe.safetensors` with all numbers, and `probe.json` that says what they are.
+"""A probe on disk: `probe.safetensors` with all arrays, and `probe.json` with the facts about them.
 
-Neither holds code. The JSON file has the digest of the other and of itself, so that what was damaged, cut short or
-mixed up is refused. This is no signature: who can write both files can write a probe that loads.
+Neither holds code. The JSON file has the digest of the other file and of itself, so damaged, truncated and mismatched
+files are refused. This is not a signature: anyone who can write both files can write a probe that loads.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,36 +24,271 @@ from ..io import WriteError, write
 from .network import Network
 
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
-FORMAT = 2
 KINDS = ("difficulty", "readiness", "mode")
-_FACTS: dict[str, type] = {
-    "kind": str,
-    "classes": list,
-    "layer": int,
-    "features": list,
-    "base": dict,
-    "provenance": dict,
-    "metrics": dict,
-    "certificates": list,
-}
-_KEYS = _FACTS | {"format": int, "tersely": str, "sha256": str, "digest": str}
+
+Value = TypeVar("Value")
+FactTypes = Mapping[str, type | tuple[type, ...]]
 
 
 class ArtifactError(TerselyError, ValueError):
-    """A probe cannot be saved or loaded: not one, damaged, or another model's."""
+    """A probe cannot be saved or loaded: not a probe, damaged, or for another model."""
+
+    code = "invalid_artifact"
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactSchema:
+    """The file format of one sort of learnt value.
+
+    Attributes:
+        kinds: accepted values of the fact `kind`.
+        format: version of the format.
+        facts: names and types of the facts in the JSON file, in addition to the version and the digests.
+        noun: what error messages call the value.
+        command: the command that makes one, for error messages.
+    """
+
+    kinds: tuple[str, ...]
+    format: int
+    facts: FactTypes
+    noun: str
+    command: str
+
+    @property
+    def keys(self) -> FactTypes:
+        """All keys of the JSON file."""
+        return {**self.facts, "format": int, "tersely": str, "sha256": str, "digest": str}
+
+
+class StoredValue(ABC):
+    """Base of values that are saved as an artifact; they are equal if their files would be."""
+
+    schema: ClassVar[ArtifactSchema]
+    provenance: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def stored_arrays(self) -> Mapping[str, NDArray[Any]]:
+        """The arrays to save, by name."""
+
+    @property
+    def stored_facts(self) -> dict[str, Any]:
+        """The facts to save, which are attributes."""
+        facts = {name: getattr(self, name) for name in self.schema.facts}
+        return {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in facts.items()}
+
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """Hashes of the questions that it was trained and tuned on."""
+        return frozenset(self.provenance.get("learned_from", ()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self.stored_facts == other.stored_facts and _encode_arrays(self) == _encode_arrays(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _encode_arrays(value: StoredValue) -> bytes:
+    from safetensors.numpy import save as encode
+
+    return encode(dict(value.stored_arrays))
+
+
+def save(value: StoredValue, folder: Path | str) -> None:
+    """Write the arrays and then the facts of a value to a folder; raises WriteError.
+
+    The JSON file comes last, so a save that was interrupted is refused when loaded.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot create the folder {folder}: {error.strerror}; choose another folder") from None
+    content = _encode_arrays(value)
+    write(folder / NUMBERS, content)
+    facts = {"format": value.schema.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
+    write(folder / ABOUT, _encode_facts({**value.stored_facts, **facts}))
+
+
+def read_artifact(
+    schema: ArtifactSchema,
+    folder: Path | str,
+    fingerprint: str | None,
+    model: str,
+    build: Callable[[dict[str, Any], dict[str, Any]], Value],
+) -> Value:
+    """Read the files of `save` and build the value from its facts and arrays.
+
+    Args:
+        fingerprint: fingerprint of the model that the value will be used on; None skips the comparison.
+        model: what error messages call that model.
+        build: called with the facts and the arrays.
+
+    Raises:
+        ArtifactError: if the files are missing, damaged, of another model, or do not hold such a value.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as decode_arrays
+
+    folder = Path(folder)
+    facts, content = _read_facts(schema, folder / ABOUT), _read_file(folder / NUMBERS)
+    if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+        raise ArtifactError(
+            f"{folder / NUMBERS} does not belong to {ABOUT}: it was changed, or saving was interrupted; save or "
+            f"download the {schema.noun} again",
+            code="damaged_artifact",
+        )
+    base = facts["base"]
+    if fingerprint is not None and base.get("fingerprint") != fingerprint:
+        raise ArtifactError(
+            f"{folder} was made for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), and {model} is another "
+            f"model ({fingerprint[:12]}); use it with {base.get('name')}, or make one for {model}: `{schema.command}`",
+            code="wrong_model",
+        )
+    try:
+        return build({name: facts[name] for name in schema.facts}, decode_arrays(content))
+    except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder} does not hold a usable {schema.noun}: {error}") from None
+
+
+def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
+    """Return the fingerprint of a model; raises ArtifactError if there is none to compare with."""
+    if fingerprint is None:
+        raise ArtifactError(
+            f"this engine does not say which model it runs, so {folder} may belong to another model; use an engine "
+            "that can read the weights",
+            code="unknown_model",
+        )
+    return fingerprint
+
+
+def normalize_facts(
+    base: Mapping[str, str], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """Check and copy the facts that all artifacts have; raises ArtifactError for what JSON cannot hold."""
+    if set(base) != {"name", "fingerprint"} or not all(isinstance(value, str) for value in base.values()):
+        raise ArtifactError(f"base is {dict(base)}; accepted: `name` and `fingerprint` of the model, both strings")
+    return {
+        "base": dict(base),
+        "provenance": to_json("provenance", dict(provenance)),
+        "metrics": to_json("metrics", _replace_nonfinite(dict(metrics))),
+    }
+
+
+def to_json(name: str, value: Any) -> Any:
+    """Convert a value to what JSON would return; raises ArtifactError for what it cannot hold."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False, default=np.generic.item))
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{name} cannot be written: {error}; accepted: plain JSON, finite numbers") from None
+
+
+def _replace_nonfinite(value: Any) -> Any:
+    """Replace each number that is not finite by None."""
+    if isinstance(value, Mapping):
+        return {key: _replace_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_nonfinite(item) for item in value]
+    return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
+
+
+def _get_version() -> str:
+    try:
+        return version("tersely")
+    except PackageNotFoundError:  # a checkout on the path
+        return "unknown"
+
+
+def _encode_facts(facts: Mapping[str, Any]) -> bytes:
+    """Encode facts with their digest, in the only accepted spelling: any other text was changed."""
+
+    def encode(values: Mapping[str, Any]) -> bytes:
+        return (json.dumps(values, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+    return encode({**facts, "digest": hashlib.sha256(encode(facts)).hexdigest()})
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror}; accepted: a folder with {NUMBERS} and {ABOUT}",
+            code="unreadable_artifact",
+        ) from None
+
+
+def _read_facts(schema: ArtifactSchema, path: Path) -> dict[str, Any]:
+    """Read the JSON file and check that it is unchanged and of this schema."""
+    content = _read_file(path)
+    try:
+        facts = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ArtifactError(
+            f"{path} is not valid JSON; save or download the {schema.noun} again", code="damaged_artifact"
+        ) from None
+    if not isinstance(facts, dict) or "format" not in facts:
+        raise ArtifactError(f"{path} does not describe a {schema.noun}; use a folder of `{schema.command}`")
+    if (kind := facts.get("kind")) not in schema.kinds:
+        accepted = ", ".join(schema.kinds)
+        raise ArtifactError(f"{path} is of kind {kind!r}; accepted: {accepted} (`{schema.command}`)", code="wrong_kind")
+    if facts["format"] != schema.format:
+        raise ArtifactError(
+            f"{path} has format {facts['format']!r}; accepted: {schema.format}. Another version of tersely wrote it",
+            code="wrong_format",
+        )
+    try:
+        unchanged = _encode_facts({name: fact for name, fact in facts.items() if name != "digest"}) == content
+    except ValueError:
+        unchanged = False
+    if not unchanged:
+        raise ArtifactError(
+            f"{path} was changed after it was written; save or download the {schema.noun} again",
+            code="damaged_artifact",
+        )
+    keys = schema.keys
+    if facts.keys() != keys.keys() or not all(isinstance(facts[name], types) for name, types in keys.items()):
+        raise ArtifactError(f"{path} does not describe a {schema.noun}; accepted keys: {', '.join(keys)}")
+    return facts
+
+
+_SCHEMA = ArtifactSchema(
+    kinds=KINDS,
+    format=2,
+    facts={
+        "kind": str,
+        "classes": list,
+        "layer": int,
+        "features": list,
+        "base": dict,
+        "provenance": dict,
+        "metrics": dict,
+        "certificates": list,
+    },
+    noun="probe",
+    command="tersely calibrate",
+)
 
 
 @dataclass(frozen=True, eq=False)
-class Artifact:
-    """A probe as a value.
+class Artifact(StoredValue):
+    """A probe as a value; raises ArtifactError for what could not be saved and loaded again.
 
-    kind: one of `KINDS`; classes: names of the network's columns; layer: index of the hidden states that it reads;
-    features: names of what it reads beside them; base: `name` and `fingerprint` of the model it was learnt on.
-    provenance: what it was made from, such as the hash of the data, task, split, seed and n; metrics, in which numbers
-    that are not finite become None; certificates: plain JSON; arrays: further numbers by name, such as tables of tiers.
-    Raises ArtifactError for what could not be saved and loaded again.
+    Attributes:
+        kind: one of `KINDS`.
+        classes: names of the network's outputs.
+        layer: index of the hidden states that it reads.
+        features: names of further inputs.
+        base: `name` and `fingerprint` of the model it was trained on.
+        provenance: origin of the probe, such as the hash of the data, task, split and seed.
+        metrics: figures; numbers that are not finite become None.
+        certificates: plain JSON.
+        arrays: further arrays by name, such as a table of tiers.
     """
 
+    schema: ClassVar[ArtifactSchema] = _SCHEMA
     kind: str
     network: Network
     classes: tuple[str, ...]
@@ -67,14 +302,10 @@ class Artifact:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ArtifactError(f"a probe's kind is {self.kind!r}; accepted: {', '.join(KINDS)}")
+            raise ArtifactError(f"a probe's kind is {self.kind!r}; accepted: {', '.join(KINDS)}", code="wrong_kind")
         classes, features = tuple(map(str, self.classes)), tuple(map(str, self.features))
         if len(classes) != self.network.classes or len(set(classes)) < len(classes):
             raise ArtifactError(f"classes are {classes}; accepted: {self.network.classes} different names")
-        if set(self.base) != {"name", "fingerprint"} or not all(isinstance(v, str) for v in self.base.values()):
-            raise ArtifactError(
-                f"base is {dict(self.base)}; accepted: `name` and `fingerprint` of the model, both texts"
-            )
         arrays = {name: np.array(array, order="C") for name, array in self.arrays.items()}
         for name, array in arrays.items():
             if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.isnan(array).any()):
@@ -84,209 +315,42 @@ class Artifact:
             "classes": classes,
             "features": features,
             "layer": int(self.layer),
-            "base": dict(self.base),
-            "provenance": plain_json("provenance", dict(self.provenance)),
-            "metrics": plain_json("metrics", finite(dict(self.metrics))),
-            "certificates": tuple(plain_json("certificates", [dict(c) for c in self.certificates])),
+            "certificates": tuple(to_json("certificates", [dict(c) for c in self.certificates])),
             "arrays": arrays,
+            **normalize_facts(self.base, self.provenance, self.metrics),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Artifact):
-            return NotImplemented
-        return _about(self) == _about(other) and _numbers(self) == _numbers(other)
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def save(artifact: Artifact, folder: Path | str) -> None:
-    """Write both files, the JSON one last: a save that is cut short is refused when loaded. Raises WriteError."""
-    put(folder, _numbers(artifact), _about(artifact))
-
-
-def put(folder: Path | str, numbers: bytes, about: Mapping[str, Any]) -> None:
-    """Write numbers and then the facts about them, with the digests that tie them together. Raises WriteError."""
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"{place} cannot be made: {error.strerror}; choose another place") from None
-    write(place / NUMBERS, numbers)
-    tied = {**about, "sha256": hashlib.sha256(numbers).hexdigest(), "tersely": _own_version()}
-    write(place / ABOUT, written(tied))
+    @property
+    def stored_arrays(self) -> dict[str, NDArray[Any]]:
+        """See `StoredValue`."""
+        network = {f"network.{name}": array for name, array in self.network.arrays().items()}
+        return network | {f"arrays.{name}": array for name, array in self.arrays.items()}
 
 
 def load(
     folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None, model: str = "this model"
 ) -> Artifact:
-    """Read a probe; raises ArtifactError unless both files are whole and agree.
+    """Read a probe; raises ArtifactError unless both files are complete and belong together.
 
-    fingerprint: of the model it is to be used on (`probes.fingerprint`), which has to be that it was learnt on; None:
-    not checked. layer: the hidden layer it will be given. model: what messages call the model.
+    Args:
+        fingerprint: fingerprint of the model it will be used on; None skips the comparison.
+        layer: the hidden layer it will be given; None skips the comparison.
+        model: what error messages call the model.
     """
-    place = Path(folder)
-    about, numbers = _checked(place / ABOUT), read_file(place / NUMBERS)
-    if hashlib.sha256(numbers).hexdigest() != about["sha256"]:
+    artifact = read_artifact(_SCHEMA, folder, fingerprint, model, _build)
+    if layer is not None and layer != artifact.layer:
         raise ArtifactError(
-            f"{place / NUMBERS} is not the file that {ABOUT} belongs to: it was changed, or saving was cut short; "
-            "save or fetch the probe again"
+            f"{folder} reads hidden layer {artifact.layer}, not {layer}; use a probe of layer {layer}",
+            code="wrong_layer",
         )
-    found = _built(place, about, numbers)
-    base = found.base
-    if fingerprint is not None and fingerprint != base["fingerprint"]:
-        raise ArtifactError(
-            f"{place} was learnt on {base['name']} ({base['fingerprint'][:12]}) and {model} is another one "
-            f"({fingerprint[:12]}); use the probe with {base['name']}, or learn one for {model}: `tersely calibrate`"
-        )
-    if layer is not None and layer != found.layer:
-        raise ArtifactError(f"{place} reads hidden layer {found.layer} and would be given {layer}; give it its own")
-    return found
+    return artifact
 
 
-def push_to_hub(
-    folder: Path | str,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    revision: str | None = None,
-) -> str:
-    """Upload a saved probe, which is checked first, to the Hugging Face hub; returns the address of the commit."""
-    from huggingface_hub import HfApi
-
-    load(folder)
-    api = HfApi(token=token)
-    with _hub(repo_id):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            allow_patterns=[NUMBERS, ABOUT],
-            revision=revision,
-            commit_message="Upload a tersely probe",
-        )
-    return str(done)
-
-
-def from_pretrained(
-    name_or_path: Path | str,
-    *,
-    revision: str | None = None,
-    token: str | None = None,
-    fingerprint: str | None = None,
-    layer: int | None = None,
-) -> Artifact:
-    """Load a probe from a folder, or fetch it from the Hugging Face hub; raises ArtifactError as `load` does."""
-    place = Path(name_or_path)
-    if not place.is_dir():
-        from huggingface_hub import snapshot_download
-
-        with _hub(str(name_or_path)):
-            place = Path(
-                snapshot_download(str(name_or_path), revision=revision, token=token, allow_patterns=[NUMBERS, ABOUT])
-            )
-    return load(place, fingerprint=fingerprint, layer=layer)
-
-
-@contextmanager
-def _hub(name: str) -> Iterator[None]:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    try:
-        yield
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{name!r} is no folder here, and the hub said: {reason}") from None
-
-
-def plain_json(what: str, value: Any) -> Any:
-    """The value as JSON would bring it back; raises ArtifactError for what it cannot hold."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False, default=np.generic.item))
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{what} cannot be written: {error}; accepted: plain JSON, finite numbers") from None
-
-
-def finite(value: Any) -> Any:
-    """The value with None for each number that is not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
-
-
-def _own_version() -> str:
-    try:
-        return version("tersely")
-    except PackageNotFoundError:  # a checkout on the path
-        return "unknown"
-
-
-def _about(artifact: Artifact) -> dict[str, Any]:
-    facts = {name: getattr(artifact, name) for name in _FACTS}
-    return {"format": FORMAT, **{name: list(v) if isinstance(v, tuple) else v for name, v in facts.items()}}
-
-
-def _numbers(artifact: Artifact) -> bytes:
-    from safetensors.numpy import save as to_bytes
-
-    network = {f"network.{name}": array for name, array in artifact.network.arrays().items()}
-    return to_bytes(network | {f"arrays.{name}": array for name, array in artifact.arrays.items()})
-
-
-def written(about: Mapping[str, Any]) -> bytes:
-    """The one way in which these facts are written, with their digest: any other text was changed."""
-
-    def text(facts: Mapping[str, Any]) -> bytes:
-        return (json.dumps(facts, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
-
-    return text({**about, "digest": hashlib.sha256(text(about)).hexdigest()})
-
-
-def read_file(path: Path) -> bytes:
-    """What a file holds; raises ArtifactError."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        wanted = f"a folder with {NUMBERS} and {ABOUT}, as `save` writes it"
-        raise ArtifactError(f"{path} cannot be read: {error.strerror}; accepted: {wanted}") from None
-
-
-def _checked(path: Path) -> dict[str, Any]:
-    content = read_file(path)
-    try:
-        about = json.loads(content)
-    except (ValueError, RecursionError):
-        raise ArtifactError(f"{path} is not JSON; it was damaged, or is no probe: fetch or save it again") from None
-    if not isinstance(about, dict) or "format" not in about:
-        raise ArtifactError(f"{path} does not describe a probe; accepted: what `save` writes")
-    if about["format"] != FORMAT:
-        raise ArtifactError(f"{path} has format {about['format']!r}; accepted: {FORMAT}. Another tersely wrote it")
-    try:
-        same = written({name: value for name, value in about.items() if name != "digest"}) == content
-    except ValueError:
-        same = False
-    if not same:
-        raise ArtifactError(f"{path} was changed after it was written: its digest is another; fetch or save it again")
-    if about.keys() != _KEYS.keys() or not all(isinstance(about[name], kind) for name, kind in _KEYS.items()):
-        raise ArtifactError(f"{path} does not describe a probe; accepted: {', '.join(_KEYS)}, and nothing else")
-    return about
-
-
-def _built(place: Path, about: Mapping[str, Any], numbers: bytes) -> Artifact:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as from_bytes
-
-    try:
-        found = from_bytes(numbers)
-        parts: dict[str, dict[str, Any]] = {"network": {}, "arrays": {}}
-        for name, array in found.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = array
-        network = Network.from_arrays(parts["network"])
-        return Artifact(network=network, arrays=parts["arrays"], **{name: about[name] for name in _FACTS})
-    except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{place} holds no probe that can be used: {error}") from None
+def _build(facts: dict[str, Any], arrays: dict[str, Any]) -> Artifact:
+    parts: dict[str, dict[str, Any]] = {"network": {}, "arrays": {}}
+    for name, array in arrays.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = array
+    return Artifact(network=Network.from_arrays(parts["network"]), arrays=parts["arrays"], **facts)

@@ -1,4 +1,4 @@
-"""An alarm for traffic that left the region for which a threshold was calibrated."""
+"""An alarm for traffic that has left the region in which a threshold was calibrated."""
 
 from __future__ import annotations
 
@@ -17,24 +17,30 @@ from ..errors import OptionError
 Floats = NDArray[np.float64]
 BETS = 0.05, 0.2, 0.4, 0.6, 0.8  # exponents of power bets, from bold to timid
 RANK = 64
-FEWEST = 20
+MIN_ROWS = 20
 _SHAPES = {"mean": 1, "scale": 1, "axes": 2, "variances": 1, "residual": 0, "held_out": 1}
 
 
 class RegionError(OptionError):
-    """Features or stored arrays that are no region's."""
+    """Features or stored arrays do not form a region."""
+
+    code = "invalid_region"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """Where calibrated questions lie in feature space: how far off is a row, and how far off are known ones.
+    """The region of feature space in which calibration questions lie.
 
-    The distance is Mahalanobis' under a covariance shrunk towards a multiple of the identity (Ledoit and Wolf, J.
-    Multivar. Anal. 2004), of features scaled by their deviation: exact along the few widest axes, and with one mean
-    variance for all that is left. So it stays defined with more features than rows.
+    The distance of a row is Mahalanobis' under a covariance shrunk towards a multiple of the identity (Ledoit and Wolf,
+    J. Multivar. Anal. 2004), of features scaled by their deviation: exact along the few widest axes, with one mean
+    variance for the rest. So it is defined even with more features than rows. Raises RegionError for invalid arrays.
 
-    mean, scale: [d]; axes: [rank, d], orthonormal; variances: [rank]; residual: the mean variance of the rest;
-    held_out: [m], rising distances of rows that took no part in the fit. Raises RegionError.
+    Attributes:
+        mean: [d], as `scale`.
+        axes: [rank, d], orthonormal.
+        variances: [rank].
+        residual: mean variance along all other axes.
+        held_out: [m], rising distances of rows that took no part in the fit.
     """
 
     mean: Floats
@@ -46,30 +52,32 @@ class Region:
 
     def __post_init__(self) -> None:
         for name, ndim in _SHAPES.items():
-            made = np.array(getattr(self, name), np.float64)
-            if made.ndim != ndim or not np.isfinite(made).all():
-                raise RegionError(f"{name} of a region is not {ndim}-dimensional and finite; fit the region anew")
-            made.flags.writeable = False
-            object.__setattr__(self, name, made)
+            array = np.array(getattr(self, name), np.float64)
+            if array.ndim != ndim or not np.isfinite(array).all():
+                raise RegionError(f"{name} of a region is not {ndim}-dimensional and finite; fit the region again")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
         d, rank = len(self.mean), len(self.variances)
         if not d or len(self.scale) != d or self.axes.shape != (rank, d) or not len(self.held_out):
-            raise RegionError(f"a region of {d} features, {rank} variances and axes {self.axes.shape}; fit it anew")
+            raise RegionError(
+                f"arrays of {d} features, {rank} variances and axes {self.axes.shape} do not fit; fit the region again"
+            )
         positive = min(self.scale.min(), self.variances.min(initial=1), float(self.residual)) > 0
         if not positive or (np.diff(self.held_out) < 0).any():
-            raise RegionError("scales and variances of a region are above 0 and its distances rise; fit it anew")
+            raise RegionError("a region needs scales and variances above 0 and rising distances; fit it again")
 
     @classmethod
     def fit(cls, features: ArrayLike, *, rank: int = RANK, seed: int = 0) -> Region:
-        """The region of rows [n, d], one row a question; half of them at random fit it, the others are held out."""
+        """Fit a region to a random half of rows [n, d], one row a question; the other half is held out."""
         from sklearn.covariance import ledoit_wolf_shrinkage
 
-        rows = _finite(features, 2)
-        if len(rows) < FEWEST or rank < 1:
-            raise RegionError(f"{len(rows)} rows, rank {rank}; accepted: {FEWEST} rows or more, rank 1 or more")
+        rows = _check_finite(features, 2)
+        if len(rows) < MIN_ROWS or rank < 1:
+            raise RegionError(f"{len(rows)} rows, rank {rank}; accepted: {MIN_ROWS} rows or more, rank 1 or more")
         rows = rows[np.random.default_rng(seed).permutation(len(rows))]
         fitted, held_out = np.array_split(rows, 2)
         mean, scale = fitted.mean(axis=0), fitted.std(axis=0)
-        scale[scale <= 1e-9 * np.maximum(np.abs(mean), 1e-300)] = 1.0  # a constant feature has no unit of its own
+        scale[scale <= 1e-9 * np.maximum(np.abs(mean), 1e-300)] = 1.0  # a constant feature
         scaled = (fitted - mean) / scale
         n, d = scaled.shape
         _, lengths, axes = np.linalg.svd(scaled, full_matrices=False)
@@ -84,47 +92,48 @@ class Region:
 
     def distances(self, features: ArrayLike) -> Floats:
         """Mean squared distances of rows [n, d], around 1 for rows of the region: [n]; raises RegionError."""
-        rows = _finite(features, 2)
+        rows = _check_finite(features, 2)
         if rows.shape[1] != len(self.mean):
             raise RegionError(
-                f"rows have {rows.shape[1]} features; accepted: {len(self.mean)}, as the region was fitted"
+                f"rows have {rows.shape[1]} features; accepted: {len(self.mean)}, as in the fit of the region"
             )
         scaled = (rows - self.mean) / self.scale
         along = scaled @ self.axes.T
-        # Subtracting vectors, not squared lengths: these would cancel where hardly anything is left.
+        # Vectors are subtracted, not squared lengths, which would cancel if little is left.
         left = scaled - along @ self.axes
         squares = (along**2 / self.variances).sum(axis=1) + (left**2).sum(axis=1) / self.residual
         return np.asarray(squares / len(self.mean))
 
     def arrays(self) -> dict[str, Floats]:
-        """All that makes up the region, for safetensors and `from_arrays`."""
+        """All arrays by name, for safetensors and `from_arrays`."""
         return {name: getattr(self, name) for name in _SHAPES}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Region:
-        """The region of `arrays`; raises RegionError where one is missing, unknown, misshapen or not finite."""
+        """Build a region from `arrays()`; raises RegionError if one is missing, unknown, misshapen or not finite."""
         if sorted(arrays) != sorted(_SHAPES):
             raise RegionError(f"arrays {', '.join(sorted(arrays)) or 'none'}; accepted: {', '.join(_SHAPES)}")
         return cls(**{name: np.asarray(arrays[name], np.float64) for name in _SHAPES})
 
 
-def _finite(features: ArrayLike, ndim: int) -> Floats:
+def _check_finite(features: ArrayLike, ndim: int) -> Floats:
     rows = np.asarray(features, np.float64)
     if rows.ndim != ndim or not rows.size:
-        raise RegionError(
-            f"features have the shape {list(rows.shape)}; accepted: {ndim} dimensions, none of them empty"
-        )
+        raise RegionError(f"features have the shape {list(rows.shape)}; accepted: {ndim} dimensions, all non-empty")
     if not np.isfinite(rows).all():
-        raise RegionError("features hold NaN or infinity; the model's numbers overflowed, or padding was taken along")
+        raise RegionError("features hold NaN or infinity; check for overflow in the model and for padding")
     return rows
 
 
 @dataclass(frozen=True, slots=True)
 class DriftState:
-    """What a monitor knows after a row.
+    """State of a monitor after a row.
 
-    seen: rows so far; p_value: of the last row, 1 before any; log_wealth: natural logarithm of what a bettor against
-    "nothing changed" made of 1; since: the row, from 1, at which the alarm rang, None if it never did.
+    Attributes:
+        seen: rows so far.
+        p_value: of the last row; 1 before the first.
+        log_wealth: natural logarithm of the wealth of a bettor against "nothing changed" who started with 1.
+        since: the row, counted from 1, at which the alarm was raised; None if it was not.
     """
 
     seen: int
@@ -134,34 +143,33 @@ class DriftState:
 
     @property
     def wealth(self) -> float:
-        """The evidence for drift, infinite where no float holds it."""
+        """Evidence for drift; infinite if too large for a float."""
         return math.exp(self.log_wealth) if self.log_wealth < 709 else math.inf
 
     @property
     def drifted(self) -> bool:
-        """Whether the alarm rang; it does not stop until the monitor is reset."""
+        """Whether the alarm was raised; it stays on until the monitor is reset."""
         return self.since is not None
 
 
 class DriftMonitor:
     """Watches a stream of rows, one a question, for leaving a region.
 
-    Guarantee: while rows are exchangeable with the calibration rows that were held out (independent draws of the same
-    traffic are), the probability that the alarm ever rings, however long the stream, is at most `false_alarm`.
+    Guarantee: while rows are exchangeable with the held-out calibration rows (independent draws of the same traffic
+    are), the probability that the alarm is ever raised, however long the stream, is at most `false_alarm`.
 
-    Why: each row's rank among the held-out rows and all rows before it, ties broken at random, gives p-values that are
-    independent and uniform (Vovk et al., "Testing exchangeability on-line", ICML 2003); a fixed set of held-out rows
-    would not, and its own luck would end in an alarm. Bets eps * p ** (eps - 1) on small p-values multiply a wealth
-    that nothing but drift makes grow, and Ville's inequality bounds its chance ever to reach 1 / false_alarm. The
-    wealth is split over several eps and over all rows at which drift may begin, 1 / (k * (k + 1)) for row k, so that
-    calm weeks do not use it up.
+    Why: each row's rank among the held-out rows and all earlier rows, with random tie-breaking, gives p-values that are
+    independent and uniform (Vovk et al., "Testing exchangeability on-line", ICML 2003); ranks among a fixed set would
+    not be independent, and its luck would end in an alarm. Bets eps * p ** (eps - 1) on small p-values multiply a
+    wealth that only drift makes grow, and Ville's inequality bounds the probability that it ever reaches 1 /
+    false_alarm. The wealth is split over several eps and over all rows at which drift may begin, 1 / (k * (k + 1)) for
+    row k, so that long calm periods do not use it up.
 
-    What it is not: a statement about harm. Drift within the region, or of answers alone, is not seen; a region may be
-    left where the threshold still holds; no alarm is no proof. Rows of one question depend on each other: observe one
-    of them, or the guarantee is void. Drift that begins slowly becomes part of what is known. A reset starts a new
-    stream with a chance of its own.
+    Limits: it says nothing about harm. Drift within the region, or of answers alone, is not detected; a threshold may
+    still hold outside the region; the absence of an alarm proves nothing. Rows of one question are dependent: observe
+    only one of them. Slow drift is absorbed into the known rows. A reset starts a new stream with its own guarantee.
 
-    Memory grows by 8 bytes a row until a reset. Calls may come from several threads.
+    Memory grows by 8 bytes a row until a reset. The monitor may be used from several threads.
     """
 
     def __init__(self, region: Region, false_alarm: float = 0.01, seed: int = 0) -> None:
@@ -175,11 +183,11 @@ class DriftMonitor:
 
     @property
     def state(self) -> DriftState:
-        """After the last row."""
+        """State after the last row."""
         return self._state
 
     def reset(self) -> DriftState:
-        """Forget the stream, its alarm and its rows; the held-out rows stay."""
+        """Forget the stream, its alarm and its rows, but not the held-out rows."""
         with self._lock:
             self._known = array("d", self.region.held_out)
             self._logs = np.full(len(BETS), -np.inf)
@@ -187,25 +195,26 @@ class DriftMonitor:
             return self._state
 
     def observe(self, features: ArrayLike) -> DriftState:
-        """Take in the features [d] of one question; raises RegionError, and takes in nothing, if not finite."""
-        distance = float(self.region.distances(_finite(features, 1)[None])[0])
+        """Add the features [d] of one question; raises RegionError, without adding them, if they are not finite."""
+        distance = float(self.region.distances(_check_finite(features, 1)[None])[0])
         with self._lock:
             seen = self._state.seen + 1
             p = self._rank(distance)
             self._bet(p, seen)
-            wealth = float(np.logaddexp.reduce(np.append(self._logs, -math.log(seen + 1))))  # with what is not yet bet
-            rings = self._state.since is None and wealth >= -math.log(self.false_alarm)
-            self._state = DriftState(seen, p, wealth, seen if rings else self._state.since)
+            reserve = -math.log(seen + 1)  # wealth for drift that begins later
+            wealth = float(np.logaddexp.reduce(np.append(self._logs, reserve)))
+            alarm = self._state.since is None and wealth >= -math.log(self.false_alarm)
+            self._state = DriftState(seen, p, wealth, seen if alarm else self._state.since)
             return self._state
 
     def _rank(self, distance: float) -> float:
-        """The p-value of a distance among all that are known, itself with them; it is known from then on."""
+        """Compute the p-value of a distance among all known ones and itself, and add it to them."""
         above = len(self._known) - bisect_right(self._known, distance)
         equal = bisect_right(self._known, distance) - bisect_left(self._known, distance) + 1
         insort(self._known, distance)
         return float(above + (1 - self._rng.random()) * equal) / len(self._known)
 
     def _bet(self, p: float, row: int) -> None:
-        """Let the share of wealth that is kept for drift from this row on join, and bet all that has joined."""
+        """Bet the wealth so far, together with the share reserved for drift that begins at this row."""
         share = -math.log(row * (row + 1) * len(BETS))
         self._logs = np.logaddexp(self._logs, share) + np.log(self._exponents) + (self._exponents - 1) * math.log(p)

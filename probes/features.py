@@ -1,4 +1,4 @@
-"""What is known at the end of a thought besides the hidden state: a handful of numbers, the same live and offline."""
+"""Features of a thought in addition to its hidden state: a few numbers, the same live and offline."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ FEATURES = (
 class ThoughtReading:
     """One thought as the probes see it.
 
-    tokens are those sampled in it; entropies in nats, over these tokens; answer is the one it states, if any, in a
-    spelling in which equal answers are equal.
+    Attributes:
+        tokens: sampled tokens.
+        answer: the answer that it states, normalised so that equal answers are equal strings.
+        entropy_mean: in nats over the sampled tokens, as all entropies.
     """
 
     tokens: int
@@ -47,7 +49,7 @@ class ThoughtReading:
 
 
 def features(thoughts: Sequence[ThoughtReading]) -> NDArray[np.float32]:
-    """The features at the end of the last of these thoughts, [len(FEATURES)], in the order of `FEATURES`."""
+    """Compute the features at the end of the last of these thoughts: [len(FEATURES)], in the order of `FEATURES`."""
     last = thoughts[-1]
     tokens = sum(t.tokens for t in thoughts)
     answers = [t.answer for t in thoughts if t.answer is not None]
@@ -66,16 +68,16 @@ def features(thoughts: Sequence[ThoughtReading]) -> NDArray[np.float32]:
         last.margin_mean,
         last.answer is not None,
         len(answers),
-        _agreeing(answers),
+        _count_agreeing(answers),
         changes,
-        # Without an answer nothing is behind it: as unsure as the least sure thought.
+        # Without an answer: the entropy of the least certain thought.
         min(behind, default=max(t.entropy_max for t in thoughts)),
     )
     return np.array(values, dtype=np.float32)
 
 
-def _agreeing(answers: Sequence[object]) -> int:
-    """How many of the latest answers are equal."""
+def _count_agreeing(answers: Sequence[object]) -> int:
+    """Count how many of the latest answers are equal."""
     count = 0
     for answer in reversed(answers):
         if answer != answers[-1]:
@@ -92,8 +94,14 @@ TRIAL_FEATURES = (
 )
 
 
-def trial_features(said: Sequence[object], confidence: float, stated: object | None) -> NDArray[np.float32]:
-    """What the latest trial adds, [len(TRIAL_FEATURES)]: what each said, how sure the last was, what is stated."""
-    sure = min(max(confidence, 1e-6), 1 - 1e-6)
-    values = (np.log(sure / (1 - sure)), said[-1] == stated, _agreeing(said), len(said))
+def trial_features(answers: Sequence[object], confidence: float, stated: object | None) -> NDArray[np.float32]:
+    """Compute the features that trials add: [len(TRIAL_FEATURES)], in the order of `TRIAL_FEATURES`.
+
+    Args:
+        answers: answers of the trials so far.
+        confidence: that of the latest trial.
+        stated: the latest answer that the thinking states.
+    """
+    p = min(max(confidence, 1e-6), 1 - 1e-6)
+    values = (np.log(p / (1 - p)), answers[-1] == stated, _count_agreeing(answers), len(answers))
     return np.array(values, dtype=np.float32)

@@ -1,44 +1,57 @@
-"""A tier probe and a stop rule as artifacts, and back: what `tersely calibrate` writes is what a session reads."""
+"""Loading and saving probes: what `tersely calibrate` writes is what a session reads."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .artifact import Artifact, ArtifactError, load, save
+from .artifact import Artifact, ArtifactError, load, require_fingerprint, save
 from .certificate import Certificate
 from .drift import Region
 from .features import FEATURES, TRIAL_FEATURES
-from .network import Network
+from .network import Array, Network
 from .rule import Evidence, StopRule
 from .tier_selector import TierProbe, TierTable
 
-DIFFICULTY, READINESS = "difficulty", "readiness"
+if TYPE_CHECKING:
+    from .estimator import ProbeClassifier
+
+DIFFICULTY, READINESS, MODE = "difficulty", "readiness", "mode"
+_PRETRAINED = Path(__file__).parent / "pretrained"
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRule:
-    """A stop rule with the layer it reads and its certified threshold, None where nothing could be certified.
-
-    region: where the questions that were calibrated on lie at the end of their first thought.
-    """
-
-    rule: StopRule
-    layer: int
-    threshold: float | None
-    certificate: Certificate
-    region: Region
-    learned_from: frozenset[str]
+def find_pretrained(fingerprint: str, kind: str) -> Path | None:
+    """Find the folder of the probe of a kind that is released with tersely for a model."""
+    return _list_pretrained().get((fingerprint, kind))
 
 
-def preferred(certificates: Mapping[str, Certificate]) -> str:
-    """Whether the rule with `trials` or the `free` one saved more on the calibration split."""
-    return "trials" if certificates["trials"].saved > certificates["free"].saved else "free"
+@cache
+def _list_pretrained() -> dict[tuple[str, str], Path]:
+    folders = {}
+    for path in _PRETRAINED.glob("*/*/probe.json"):
+        base = json.loads(path.read_text(encoding="utf-8"))["base"]
+        folders[base["fingerprint"], path.parent.name] = path.parent
+    return folders
+
+
+def _load_kind(folder: Path, kind: str, fingerprint: str | None) -> Artifact:
+    return _check_kind(load(folder, fingerprint=require_fingerprint(fingerprint, folder)), kind)
+
+
+def _check_kind(artifact: Artifact, kind: str) -> Artifact:
+    if artifact.kind != kind:
+        raise ArtifactError(f"this is a {artifact.kind} probe; accepted: a {kind} probe", code="wrong_kind")
+    return artifact
+
+
+# -- difficulty --------------------------------------------------------------------------------------------------------
 
 
 def save_tier_probe(
@@ -53,10 +66,9 @@ def save_tier_probe(
             classes=probe.classes,
             layer=probe.layer,
             features=(),
-            base=dict(base),
+            base=base,
             provenance={**provenance, "tiers": list(probe.tiers), "price": probe.price, "exits": probe.exits},
-            metrics=dict(metrics),
-            certificates=[],
+            metrics=metrics,
             arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
         ),
         folder,
@@ -64,16 +76,45 @@ def save_tier_probe(
 
 
 def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
-    """Read a difficulty probe; raises ArtifactError for one of another model, or one that was changed."""
-    found = _load(folder, DIFFICULTY, fingerprint)
-    table = TierTable(
-        tuple(found.provenance["tiers"]),
-        found.arrays["accuracy"].astype(np.float64),
-        found.arrays["tokens"].astype(np.float64),
+    """Read a difficulty probe; raises ArtifactError if it is of another model or was changed."""
+    artifact = _load_kind(folder, DIFFICULTY, fingerprint)
+    facts, arrays = artifact.provenance, artifact.arrays
+    accuracy, tokens = arrays["accuracy"].astype(np.float64), arrays["tokens"].astype(np.float64)
+    return TierProbe(
+        artifact.network,
+        artifact.classes,
+        artifact.layer,
+        TierTable(tuple(facts["tiers"]), accuracy, tokens),
+        float(facts["price"]),
+        frozenset(facts.get("learned_from", ())),
+        bool(facts["exits"]),
     )
-    facts = found.provenance
-    learned, exits = frozenset(facts.get("learned_from", ())), bool(facts["exits"])
-    return TierProbe(found.network, tuple(found.classes), found.layer, table, float(facts["price"]), learned, exits)
+
+
+# -- readiness ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRule:
+    """A stop rule with the layer it reads and its certificate.
+
+    Attributes:
+        threshold: the certified threshold; None if nothing could be certified.
+        region: where the calibration questions lie at the end of their first thought.
+        learned_from: hashes of the questions it was trained and certified on.
+    """
+
+    rule: StopRule
+    layer: int
+    threshold: float | None
+    certificate: Certificate
+    region: Region
+    learned_from: frozenset[str]
+
+
+def choose_variant(certificates: Mapping[str, Certificate]) -> str:
+    """Choose between the rule with `trials` and the `free` one by the tokens saved on the calibration split."""
+    return "trials" if certificates["trials"].saved > certificates["free"].saved else "free"
 
 
 def save_stop_rule(
@@ -86,16 +127,16 @@ def save_stop_rule(
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any],
 ) -> None:
-    """Write the rule without trials and the one with them; certificates by `free` and `trials`."""
-    free, paid = rules
-    arrays: dict[str, Any] = {f"region.{k}": v for k, v in region.arrays().items()}
-    if paid.paid is not None:
-        arrays |= {f"paid.{k}": v for k, v in paid.paid.network.arrays().items()}
+    """Write the rule without trials and the one with trials; certificates: by `free` and `trials`."""
+    free, trials = rules
+    arrays: dict[str, Any] = {f"region.{name}": array for name, array in region.arrays().items()}
+    if trials.paid is not None:
+        arrays |= {f"paid.{name}": array for name, array in trials.paid.network.arrays().items()}
     settings = {
-        "low": paid.low,
-        "high": paid.high,
-        "overhead": paid.overhead,
-        "paid classes": None if paid.paid is None else list(paid.paid.classes),
+        "low": trials.low,
+        "high": trials.high,
+        "overhead": trials.overhead,
+        "paid classes": None if trials.paid is None else list(trials.paid.classes),
     }
     save(
         Artifact(
@@ -104,10 +145,10 @@ def save_stop_rule(
             classes=free.free.classes,
             layer=layer,
             features=(*FEATURES, *TRIAL_FEATURES),
-            base=dict(base),
+            base=base,
             provenance={**provenance, "rule": settings},
-            metrics=dict(metrics),
-            certificates=[{"name": name, **json.loads(c.as_json())} for name, c in certificates.items()],
+            metrics=metrics,
+            certificates=[{"name": name, **certificate.as_dict()} for name, certificate in certificates.items()],
             arrays=arrays,
         ),
         folder,
@@ -117,35 +158,68 @@ def save_stop_rule(
 def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -> StoredRule:
     """Read a stop rule with trials, without, or (None) the one that saved more on the calibration split.
 
-    Raises ArtifactError for another model's, or one that was changed.
+    Raises ArtifactError if it is of another model or was changed.
     """
-    found = _load(folder, READINESS, fingerprint)
-    if tuple(found.features) != (*FEATURES, *TRIAL_FEATURES):
-        raise ArtifactError(f"{folder} reads other features than this version of tersely makes; calibrate anew")
-    free = Evidence(found.network, tuple(found.classes))
-    settings = found.provenance["rule"]
-    texts = {c["name"]: json.dumps({k: v for k, v in c.items() if k != "name"}) for c in found.certificates}
-    certificates = {name: Certificate.from_json(text) for name, text in texts.items()}
+    artifact = _load_kind(folder, READINESS, fingerprint)
+    if artifact.features != (*FEATURES, *TRIAL_FEATURES):
+        raise ArtifactError(f"{folder} reads other features than this version of tersely computes; calibrate again")
+    free, settings = Evidence(artifact.network, artifact.classes), artifact.provenance["rule"]
+    certificates = {
+        values["name"]: Certificate.from_dict({name: value for name, value in values.items() if name != "name"})
+        for values in artifact.certificates
+    }
     if trials is None:
-        trials = preferred(certificates) == "trials"
-    paid = None
+        trials = choose_variant(certificates) == "trials"
+    rule = StopRule(free)
     if trials and settings["paid classes"] is not None:
-        paid = Evidence(Network.from_arrays(_part(found, "paid.")), tuple(settings["paid classes"]))
+        paid = Evidence(Network.from_arrays(_select_arrays(artifact, "paid.")), tuple(settings["paid classes"]))
+        rule = StopRule(free, paid, settings["low"], settings["high"], settings["overhead"])
     certificate = certificates["trials" if trials else "free"]
-    rule = StopRule(free, paid, settings["low"], settings["high"], settings["overhead"]) if paid else StopRule(free)
-    learned = frozenset(found.provenance.get("learned_from", ()))
-    region = Region.from_arrays(_part(found, "region."))
-    return StoredRule(rule, found.layer, certificate.threshold, certificate, region, learned)
+    learned_from = frozenset(artifact.provenance.get("learned_from", ()))
+    region = Region.from_arrays(_select_arrays(artifact, "region."))
+    return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, learned_from)
 
 
-def _part(found: Artifact, prefix: str) -> dict[str, Any]:
-    return {name.removeprefix(prefix): a for name, a in found.arrays.items() if name.startswith(prefix)}
+def _select_arrays(artifact: Artifact, prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): a for name, a in artifact.arrays.items() if name.startswith(prefix)}
 
 
-def _load(folder: Path, kind: str, fingerprint: str | None) -> Artifact:
-    if fingerprint is None:
-        raise ArtifactError(f"it cannot be told which model this engine runs, so {folder} may be another model's")
-    found = load(folder, fingerprint=fingerprint)
-    if found.kind != kind:
-        raise ArtifactError(f"{folder} is a {found.kind} probe; accepted: a {kind} probe")
-    return found
+# -- modes -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModeProbe:
+    """Probabilities that `instant`, `reasoning` or `agentic` is the cheapest sufficient mode for a question.
+
+    It reads the hidden state of the prompt, as the router of A2FM does (arXiv 2510.12838).
+    """
+
+    kind: ClassVar[str] = MODE
+    artifact: Artifact
+
+    def __post_init__(self) -> None:
+        _check_kind(self.artifact, self.kind)
+
+    @classmethod
+    def from_estimator(cls, estimator: ProbeClassifier, layer: int, base: Mapping[str, str], **facts: Any) -> Self:
+        """Build the probe of a fitted estimator; facts: further fields of `Artifact`, such as provenance."""
+        classes = tuple(map(str, estimator.classes_))
+        return cls(Artifact(MODE, estimator.to_network(), classes, layer, features=(), base=base, **facts))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the columns of `proba`."""
+        return self.artifact.classes
+
+    def proba(self, X: ArrayLike) -> Array:  # noqa: N803 - as scikit-learn calls it
+        """Probabilities [n, classes] of rows [n, d]; raises OptionError for another width or non-finite numbers."""
+        return self.artifact.network.proba(X)
+
+    def save(self, folder: Path | str) -> None:
+        """Write it to a folder; raises WriteError."""
+        save(self.artifact, folder)
+
+    @classmethod
+    def load(cls, folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None) -> Self:
+        """Read it from a folder, see `load`; raises ArtifactError also for a probe of another kind."""
+        return cls(load(folder, fingerprint=fingerprint, layer=layer))

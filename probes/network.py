@@ -1,8 +1,12 @@
-"""The learnt network of a probe as frozen numbers; numpy alone, for it runs while tokens are decoded."""
+"""The network of a probe: one hidden layer as frozen arrays, and its training with AdamW.
+
+Everything is plain numpy. Predictions run while tokens are decoded, and at this size a training step costs less than
+the overhead of a deep-learning library, whose import alone takes longer than most probes take to train.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,9 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import OptionError
 
 Array = NDArray[np.float32]
-# Standardised inputs are held within this many deviations: some channels of hidden states are far from normal, and a
-# row unlike any seen must not make a probability overflow.
+# Standardised inputs are clipped to this many deviations: some channels of hidden states are far from normal, and a
+# row unlike any seen in training must not make a probability overflow.
 CLIP = 8.0
+LEARNING_RATE = 1e-3  # as in DiffAdapt (arXiv 2510.19669)
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults
+MAX_STEPS, MIN_BATCH = 64, 64  # at most so many steps an epoch, unless batches would be smaller than this
 _SHAPES = {
     "mean": "d",
     "gain": "d",
@@ -29,12 +36,16 @@ _SHAPES = {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Network:
-    """Standardisation, one hidden layer of rectified units, and the calibration of what comes out; all float32.
+    """Standardisation, one hidden layer of rectified units, and the calibration of the logits; all float32.
 
-    mean, gain: [d]; an input becomes (x - mean) * gain. gain is 1 / deviation, or 0 for a column that was constant.
-    w1 [d, h], b1 [h], w2 [h, c], b2 [c]: the two layers.
-    temperature [], bias [c]: logits z become z / temperature + bias (vector scaling, Guo et al. 2017).
     Raises OptionError if shapes do not fit each other, numbers are not finite, or the temperature is not positive.
+
+    Attributes:
+        mean: [d]; an input becomes (x - mean) * gain.
+        gain: [d]; 1 / deviation, or 0 for a column that was constant.
+        w1: [d, h]; `b1` is [h], `w2` [h, c] and `b2` [c].
+        temperature: []; logits z become z / temperature + bias (vector scaling, Guo et al. 2017).
+        bias: [c].
     """
 
     mean: Array
@@ -54,7 +65,7 @@ class Network:
                 sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True)
             ):
                 raise OptionError(
-                    f"array {name} of a network has shape {array.shape}; accepted: {_wanted(name, sizes)}"
+                    f"array {name} of a network has shape {array.shape}; accepted: {_format_shape(name, sizes)}"
                 )
             if not np.isfinite(array).all():
                 raise OptionError(f"array {name} of a network holds NaN or infinity; accepted: finite numbers")
@@ -65,22 +76,22 @@ class Network:
 
     @property
     def inputs(self) -> int:
-        """Columns of what it reads."""
+        """Number of inputs."""
         return len(self.mean)
 
     @property
     def classes(self) -> int:
-        """Columns of what it says."""
+        """Number of outputs."""
         return len(self.b2)
 
     def logits(self, X: ArrayLike) -> Array:  # noqa: N803 - as scikit-learn calls it
-        """Uncalibrated: [n, d] -> [n, classes]; raises OptionError for another width, or if a number is not finite."""
-        with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite, and is refused or clipped
+        """Uncalibrated logits, [n, d] -> [n, classes]; raises OptionError for another width or non-finite numbers."""
+        with np.errstate(over="ignore"):  # overflow becomes infinite, and is refused or clipped
             rows = np.asarray(X, np.float32)
             if rows.ndim != 2 or rows.shape[1] != len(self.mean):
                 raise OptionError(f"features have shape {rows.shape}; accepted: (rows, {self.inputs})")
             if not np.isfinite(rows).all():
-                raise OptionError(_not_finite(rows))
+                raise _not_finite_error(rows)
             scaled = rows - self.mean
             scaled *= self.gain
         np.minimum(scaled, CLIP, out=scaled)
@@ -91,16 +102,16 @@ class Network:
         return np.asarray(hidden @ self.w2 + self.b2, np.float32)
 
     def proba(self, X: ArrayLike) -> Array:  # noqa: N803
-        """Calibrated probabilities: [n, d] -> [n, classes]; raises as `logits` does."""
+        """Calibrated probabilities, [n, d] -> [n, classes]; raises as `logits` does."""
         return softmax(self.logits(X) / self.temperature + self.bias)
 
     def arrays(self) -> dict[str, Array]:
-        """All numbers by name, as `from_arrays` takes them."""
+        """All arrays by name, for `from_arrays`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Network:
-        """The network that `arrays` came from; raises OptionError if one is missing, unknown, or not float32."""
+        """Build a network from `arrays()`; raises OptionError if one is missing, unknown, or not float32."""
         if set(arrays) != set(_SHAPES):
             raise OptionError(f"arrays of a network are {sorted(arrays)}; accepted: {sorted(_SHAPES)}")
         if other := [name for name, array in arrays.items() if array.dtype != np.float32]:
@@ -122,10 +133,65 @@ def softmax(logits: Array) -> Array:
     return np.asarray(exps / exps.sum(axis=-1, keepdims=True), logits.dtype)
 
 
-def _wanted(name: str, sizes: Mapping[str, int]) -> str:
+def _format_shape(name: str, sizes: Mapping[str, int]) -> str:
     return f"({', '.join(f'{letter} = {sizes[letter]}' if letter in sizes else letter for letter in _SHAPES[name])})"
 
 
-def _not_finite(rows: Array) -> str:
+def _not_finite_error(rows: Array) -> OptionError:
     row, column = np.argwhere(~np.isfinite(rows))[0]
-    return f"feature {column} of row {row} is {rows[row, column]}; accepted: finite numbers within float32"
+    return OptionError(
+        f"feature {column} of row {row} is {rows[row, column]}; accepted: finite numbers within float32",
+        code="not_finite",
+    )
+
+
+def init_layers(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: int, seed: int) -> list[Array]:
+    """Build [w1, b1, w2, b2] that compute one linear layer [d, classes], [classes] exactly: x = relu(x) - relu(-x).
+
+    This takes 2 * classes units. Further ones start at random, with outgoing weights of zero.
+    """
+    d, classes = weights.shape
+    extra = max(0, hidden - 2 * classes)
+    random = np.random.default_rng(seed).normal(0, np.sqrt(2 / d), (d, extra))
+    identity = np.eye(classes)
+    w1 = np.hstack([weights, -weights, random])
+    w2 = np.vstack([identity, -identity, np.zeros((extra, classes))])
+    return [np.asarray(layer, np.float32) for layer in (w1, np.zeros(w1.shape[1]), w2, bias)]
+
+
+def forward(inputs: Array, layers: Sequence[Array]) -> Array:
+    """Logits [n, classes] of standardised inputs [n, d]."""
+    w1, b1, w2, b2 = layers
+    return np.asarray(np.maximum(inputs @ w1 + b1, 0) @ w2 + b2)
+
+
+def gradient(inputs: Array, targets: Array, weights: Array, layers: Sequence[Array]) -> list[Array]:
+    """Gradient of the weighted sum of cross-entropies by each layer; targets: [n, classes], weights: [n]."""
+    w1, b1, w2, b2 = layers
+    hidden = np.maximum(inputs @ w1 + b1, 0)
+    error = (softmax(hidden @ w2 + b2) - targets) * weights[:, None]
+    back = (error @ w2.T) * (hidden > 0)
+    return [inputs.T @ back, back.sum(axis=0), hidden.T @ error, error.sum(axis=0)]
+
+
+def train_adamw(
+    inputs: Array, targets: Array, weights: Array, start: Sequence[Array], decay: float, epochs: int, seed: int
+) -> Iterator[list[Array]]:
+    """Yield the layers, updated in place, after each epoch of AdamW (Loshchilov and Hutter 2019) without bias decay."""
+    layers, order, step = [layer.copy() for layer in start], np.random.default_rng(seed), 0
+    means, squares = [np.zeros_like(layer) for layer in layers], [np.zeros_like(layer) for layer in layers]
+    relative = weights / weights.mean()
+    size = max(MIN_BATCH, -(-len(inputs) // MAX_STEPS))
+    for _ in range(epochs):
+        shuffled = order.permutation(len(inputs))
+        for batch in np.split(shuffled, range(size, len(inputs), size)):
+            step += 1
+            slopes = gradient(inputs[batch], targets[batch], relative[batch] / np.float32(len(batch)), layers)
+            rate, unbiased = LEARNING_RATE / (1 - BETA1**step), 1 - BETA2**step
+            for layer, slope, mean, square in zip(layers, slopes, means, squares, strict=True):
+                mean += np.float32(1 - BETA1) * (slope - mean)
+                square += np.float32(1 - BETA2) * (slope * slope - square)
+                if layer.ndim > 1:
+                    layer *= np.float32(1 - LEARNING_RATE * decay)
+                layer -= np.float32(rate) * mean / (np.sqrt(square / np.float32(unbiased)) + np.float32(EPSILON))
+        yield layers

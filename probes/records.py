@@ -1,7 +1,7 @@
-"""Collected data: questions, rollouts and thought boundaries in columns, a folder of safetensors parts and one plan.
+"""Collected data: questions, rollouts and thought boundaries in columns, as a folder of safetensors parts and a plan.
 
-Each part is written whole or not at all, so that a collection may be stopped anywhere and gone on with. Labels are -1
-where nobody knows the right answer: live traffic has none, and is learnt from by agreement.
+Each part is written completely or not at all, so a collection can be interrupted and resumed. Labels are -1 if the
+correct answer is unknown, as in live traffic, which is learned from by agreement with the final answer.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 }
 """Columns of each table; `questions` and `boundaries` also have `state.LAYER` for each layer of the plan.
 
-rollouts: right and the answer of thinking on; entropy is the mean over sampled tokens, in nats. boundaries: `right` and
-`same` (as the final answer) are of the answer that is given if the thinking ends there, sampled as all else; `stated`
-and `said` are the latest answer stated and the one of the greedy trial, numbered within the rollout, -1 for none;
-`confidence` and `trial` are the trial's, and what it cost, in tokens.
+Rollouts: `entropy` is the mean over sampled tokens, in nats. Boundaries: `right` and `same` (as the final answer) are
+of the answer sampled when the thinking ends there. `stated` is the latest answer that the thinking states, and `said`
+that of the greedy trial, both numbered within the rollout, -1 for none. `confidence` is the trial's, `trial` its cost
+in tokens.
 """
 _REAL = ("entropy", "confidence", "features")
 _TEXTS = ("hash", "problem", "kind")
@@ -42,15 +42,19 @@ _POINTERS = {"rollouts": ("question", "questions"), "boundaries": ("rollout", "r
 
 
 class RecordsError(TerselyError, ValueError):
-    """Collected data cannot be used: no such folder, another run's, torn or tampered with."""
+    """Collected data cannot be used: missing, of another run, incomplete or damaged."""
+
+    code = "invalid_records"
 
 
 @dataclass(frozen=True)
 class RecordTable:
     """Collected data in memory.
 
-    plan: what was collected, from whom. columns: by `table.column`; row numbers point within these tables. texts: hash,
-    problem and kind of each question.
+    Attributes:
+        plan: settings of the collection.
+        columns: by `table.column`; pointers are row numbers of these tables.
+        texts: hash, problem and kind of each question.
     """
 
     plan: Mapping[str, Any]
@@ -61,12 +65,12 @@ class RecordTable:
         return self.columns[name]
 
     def size(self, table: str) -> int:
-        """Rows of a table."""
+        """Number of rows of a table."""
         return len(self.columns[f"{table}.{TABLES[table][0]}"])
 
     @property
     def hash(self) -> str:
-        """A hash of all columns, by which an artifact says what it was made from."""
+        """Hash of all columns, recorded in artifacts made from this data."""
         digest = hashlib.sha256()
         for name in sorted(self.columns):
             digest.update(name.encode())
@@ -75,13 +79,13 @@ class RecordTable:
 
 
 def column_names(layers: Sequence[int]) -> list[str]:
-    """All columns of a collection with these hidden layers."""
+    """List all columns of a collection with these hidden layers."""
     names = [f"{table}.{column}" for table, columns in TABLES.items() for column in columns]
     return names + [f"{table}.state.{layer}" for table in ("questions", "boundaries") for layer in layers]
 
 
 class RecordRows:
-    """Rows of a table on their way to columns."""
+    """Collects rows of a table and turns them into columns."""
 
     def __init__(self, table: str) -> None:
         self.table = table
@@ -91,22 +95,22 @@ class RecordRows:
         return len(self._rows)
 
     def add(self, *values: Any) -> None:
-        """Append a row, in the order of `TABLES`."""
+        """Append a row, with values in the order of `TABLES`."""
         self._rows.append(values)
 
     def columns(self) -> dict[str, Array]:
-        """The columns by `table.column`: what is real as float32, counts as int32."""
-        made = {}
-        for place, name in enumerate(TABLES[self.table]):
+        """Return the columns by `table.column`, as float32 or int32."""
+        columns = {}
+        for i, name in enumerate(TABLES[self.table]):
             dtype = np.float32 if name in _REAL else np.int32
-            made[f"{self.table}.{name}"] = np.array([row[place] for row in self._rows], dtype=dtype)
+            columns[f"{self.table}.{name}"] = np.array([row[i] for row in self._rows], dtype=dtype)
         if "features" in TABLES[self.table]:
-            made[f"{self.table}.features"] = made[f"{self.table}.features"].reshape(-1, len(FEATURES))
-        return made
+            columns[f"{self.table}.features"] = columns[f"{self.table}.features"].reshape(-1, len(FEATURES))
+        return columns
 
 
 class RecordStore:
-    """A folder that takes parts; raises RecordsError if it holds another plan's, WriteError if there can be none."""
+    """A folder of parts; raises RecordsError if it holds data of another plan, WriteError if it cannot be created."""
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
@@ -114,35 +118,35 @@ class RecordStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WriteError(f"{folder} cannot be written: {error.strerror}; choose another place") from None
-        known = folder / PLAN
-        if known.exists() and self.parts:  # a plan that nothing was collected by binds nobody
-            if (there := _read_plan(known)) != self.plan:
-                differ = sorted(k for k in {*there, *self.plan} if there.get(k) != self.plan.get(k))
-                raise RecordsError(
-                    f"{folder} holds data collected with another {', '.join(differ)}; "
-                    "go on with the same settings, or choose another folder"
-                )
-        else:
-            write(known, json.dumps(self.plan, indent=2) + "\n")
+            raise WriteError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
+        path = folder / PLAN
+        if not path.exists() or not self.parts:  # a plan without data is replaced
+            write(path, json.dumps(self.plan, indent=2) + "\n")
+        elif (stored := _read_plan(path)) != self.plan:
+            differ = sorted(key for key in {*stored, *self.plan} if stored.get(key) != self.plan.get(key))
+            raise RecordsError(
+                f"{folder} holds data collected with another {', '.join(differ)}; use the same settings to resume, or "
+                "choose another folder",
+                code="other_plan",
+            )
 
     def has(self, number: int) -> bool:
-        """Whether a part is there."""
+        """Whether a part exists."""
         return self._path(number).exists()
 
     @property
     def parts(self) -> int:
-        """One more than the number of the last part there is."""
+        """The number after that of the last part."""
         paths = self.folder.glob("part-*.safetensors")
         return 1 + max((int(path.stem.removeprefix("part-")) for path in paths), default=-1)
 
     def put(self, number: int, columns: Mapping[str, Array], texts: Mapping[str, Sequence[str]]) -> None:
-        """Write a part whole or not at all."""
+        """Write a part completely or not at all."""
         from safetensors.numpy import save
 
         missing = set(column_names(self.plan["layers"])) ^ set(columns)
         if missing:
-            raise ValueError(f"columns that are not as planned: {sorted(missing)}")
+            raise ValueError(f"columns are missing or not in the plan: {sorted(missing)}")
         arrays = {name: np.ascontiguousarray(array) for name, array in columns.items()}
         write(self._path(number), save(arrays, {name: json.dumps(list(texts[name])) for name in _TEXTS}))
 
@@ -155,19 +159,21 @@ def _read_plan(path: Path) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RecordsError(
-            f"{path} cannot be read: {error}; collect anew, or give the folder of a collection"
+            f"{path} cannot be read: {error}; give a folder of `tersely collect`", code="no_collection"
         ) from None
     if not isinstance(plan, dict) or plan.get("version") != VERSION or "layers" not in plan:
-        raise RecordsError(f"{path} is not the plan of a collection of version {VERSION}; collect anew")
+        raise RecordsError(
+            f"{path} is not the plan of a collection of version {VERSION}; collect again", code="no_collection"
+        )
     return plan
 
 
-def read(folder: Path) -> RecordTable:
+def read_records(folder: Path) -> RecordTable:
     """Read a collection; raises RecordsError."""
     plan = _read_plan(folder / PLAN)
     paths = sorted(folder.glob("part-*.safetensors"))
     if not paths:
-        raise RecordsError(f"{folder} holds no data yet; run the collection to its end, or for longer")
+        raise RecordsError(f"{folder} holds no data yet; let the collection run for longer", code="empty_collection")
     parts: list[dict[str, Array]] = []
     texts: dict[str, list[str]] = {name: [] for name in _TEXTS}
     for path in paths:
@@ -192,14 +198,18 @@ def _read_part(path: Path, names: Sequence[str]) -> tuple[dict[str, Array], dict
         texts = {name: json.loads(metadata[name]) for name in _TEXTS}
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise RecordsError(
-            f"{path} is not a whole part of a collection: {error}; delete it and collect again"
+            f"{path} is incomplete or damaged: {error}; delete it and collect again", code="damaged_part"
         ) from None
     for table in TABLES:
         sizes = {len(column) for name, column in columns.items() if name.startswith(f"{table}.")}
         if len(sizes | {len(text) for text in texts.values() if table == "questions"}) > 1:
-            raise RecordsError(f"{path}: columns of {table} have different lengths; delete it and collect again")
+            raise RecordsError(
+                f"{path}: columns of {table} have different lengths; delete it and collect again", code="damaged_part"
+            )
     for table, (pointer, target) in _POINTERS.items():
         rows = columns[f"{table}.{pointer}"]
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(columns[f"{target}.{TABLES[target][0]}"]):
-            raise RecordsError(f"{path}: {table} point to {target} that are not there; delete it and collect again")
+            raise RecordsError(
+                f"{path}: {table} refer to missing {target}; delete it and collect again", code="damaged_part"
+            )
     return columns, texts

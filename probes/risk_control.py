@@ -1,4 +1,4 @@
-"""A threshold for stopping whose harm is bounded, chosen on questions that neither the score nor the grid has seen."""
+"""Choosing a stopping threshold whose harm is bounded, on questions that neither the score nor the grid has seen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import OptionError
-from .certificate import Certificate, check_share, most_harms, needed, upper_bound
+from .certificate import Certificate, check_share, harm_upper_bound, max_harms, needed_questions
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -19,15 +19,18 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcomes:
-    """What stopping at each thought boundary of a split would have led to, in flat columns.
+    """The result of stopping at each thought boundary of a split, in flat columns.
 
-    Boundaries of question q are the rows offsets[q] up to offsets[q + 1], in the order of thinking; none is fine.
-    One rollout a question: the bound counts independent trials, and rollouts of one question succeed and fail
-    together, so that a second one adds to n and hardly to what is known.
+    Boundaries of question q are the rows offsets[q] to offsets[q + 1], in the order of thinking; a question may have
+    none. Use one rollout a question: the bound counts independent trials, and rollouts of one question succeed and fail
+    together. Raises OptionError for columns that do not fit each other.
 
-    offsets: [questions + 1]; score: [boundaries], readiness from 0 to 1; harm: [boundaries], the full thinking would
-    have ended right and the answer here is wrong; saved: [boundaries], tokens that stopping here saves, less what it
-    costs, so it may be negative; full: [questions], tokens of the full run. Raises OptionError.
+    Attributes:
+        offsets: [questions + 1].
+        score: [boundaries], readiness from 0 to 1.
+        harm: [boundaries], whether the full thinking ends right and the answer here is wrong.
+        saved: [boundaries], tokens saved by stopping here minus its cost, possibly negative.
+        full: [questions], tokens of the full run.
     """
 
     offsets: Ints
@@ -39,54 +42,52 @@ class Outcomes:
     def __post_init__(self) -> None:
         types = {"offsets": np.int64, "score": np.float64, "harm": np.bool_, "saved": np.float64, "full": np.float64}
         for name, dtype in types.items():
-            object.__setattr__(self, name, _column(name, getattr(self, name), dtype))
+            object.__setattr__(self, name, _to_column(name, getattr(self, name), dtype))
         starts, rows = self.offsets, len(self.score)
         if self.n < 1:
-            raise OptionError("a split has no question; accepted: at least one")
+            raise OptionError("the split has no questions; accepted: at least one")
         if starts[0] != 0 or starts[-1] != rows or (np.diff(starts) < 0).any():
-            raise OptionError(f"offsets are not accepted; they rise from 0 to the number of boundaries, {rows}")
+            raise OptionError(f"offsets must rise from 0 to the number of boundaries, {rows}")
         if not rows == len(self.harm) == len(self.saved):
             sizes = f"{rows} scores, {len(self.harm)} harms and {len(self.saved)} savings"
             raise OptionError(f"{sizes}; accepted: one of each for every boundary")
         if len(self.full) != self.n or not self.full.min() > 0:
             raise OptionError(
-                f"full has {len(self.full)} entries for {self.n} questions; accepted: tokens above 0 of each"
+                f"full has {len(self.full)} entries for {self.n} questions; accepted: a token count above 0 for each"
             )
-        _readiness(self.score)
+        _check_scores(self.score)
         if (self.saved > np.repeat(self.full, np.diff(starts))).any():
             raise OptionError(
-                "a stop saves more than its full run has; are questions in the same order in all columns?"
+                "stopping saves more tokens than the full run has; check that all columns have the same order"
             )
 
     @property
     def n(self) -> int:
-        """How many questions."""
+        """Number of questions."""
         return len(self.offsets) - 1
 
 
-def _column(name: str, values: ArrayLike, dtype: type[Any]) -> NDArray[Any]:
-    """A fresh read-only column of this type; raises OptionError where a value would change its meaning."""
-    got = np.asarray(values)
-    if got.ndim != 1 or (got.size and (got.dtype.kind not in "biuf" or not np.isfinite(got).all())):
-        raise OptionError(f"{name} is not one column of finite numbers; score anew, or leave out what has no number")
-    made = got.astype(dtype)
-    if (made != got).any():
-        raise OptionError(
-            f"{name} holds values that are no {np.dtype(dtype)}; accepted: whole numbers, or True and False"
-        )
-    made.flags.writeable = False
-    return made
+def _to_column(name: str, values: ArrayLike, dtype: type[Any]) -> NDArray[Any]:
+    """Copy values to a read-only column of this type; raises OptionError if that would change a value."""
+    given = np.asarray(values)
+    if given.ndim != 1 or (given.size and (given.dtype.kind not in "biuf" or not np.isfinite(given).all())):
+        raise OptionError(f"{name} is not one column of finite numbers; leave out rows without a number")
+    column = given.astype(dtype)
+    if (column != given).any():
+        raise OptionError(f"{name} cannot be converted to {np.dtype(dtype)}; accepted: integers, or True and False")
+    column.flags.writeable = False
+    return column
 
 
-def _readiness(scores: Floats) -> None:
+def _check_scores(scores: Floats) -> None:
     if scores.size and not 0 <= scores.min() <= scores.max() <= 1:
         raise OptionError(f"scores go from {scores.min():g} to {scores.max():g}; accepted: 0 to 1")
 
 
-def stop_at(outcomes: Outcomes, threshold: float) -> Ints:
-    """The row of the first boundary whose score reaches the threshold, -1 where none does: [questions].
+def first_stops(outcomes: Outcomes, threshold: float) -> Ints:
+    """Find the first boundary of each question whose score reaches the threshold: [questions], -1 if there is none.
 
-    A row indexes the flat columns; take `offsets[:-1]` away for its place within the question.
+    The numbers are rows of the flat columns; subtract `offsets[:-1]` for the position within the question.
     """
     reached = np.append(np.flatnonzero(outcomes.score >= threshold), len(outcomes.score))
     first = reached[np.searchsorted(reached, outcomes.offsets[:-1])]
@@ -94,10 +95,10 @@ def stop_at(outcomes: Outcomes, threshold: float) -> Ints:
 
 
 class _Changes:
-    """How harm and saving change as the threshold falls past each score at which some question would stop earlier.
+    """Changes of harm and savings as the threshold falls past each score at which some question would stop earlier.
 
-    Only a boundary that outdoes all before it in its question can be a first one to reach a threshold, so these few
-    rows, sorted by falling score, give every threshold's sums at once.
+    Only a boundary that scores higher than all earlier ones of its question can be the first to reach a threshold, so
+    these few rows, sorted by falling score, give the sums at every threshold at once.
     """
 
     def __init__(self, outcomes: Outcomes) -> None:
@@ -106,101 +107,101 @@ class _Changes:
         key = rank + owner * len(levels)  # a later question outranks all before it
         rows = np.flatnonzero(np.diff(np.maximum.accumulate(np.append(-1, key))))
         order = np.argsort(-outcomes.score[rows], kind="stable")
-        followed = owner[rows][1:] == owner[rows][:-1]
+        continued = owner[rows][1:] == owner[rows][:-1]
         self.score, self.question = outcomes.score[rows][order], owner[rows][order]
-        self.harm = _less_next(outcomes.harm[rows].astype(np.int64), followed)[order]
-        self.saved = _less_next(outcomes.saved[rows], followed)[order]
+        self.harm = _subtract_next(outcomes.harm[rows].astype(np.int64), continued)[order]
+        self.saved = _subtract_next(outcomes.saved[rows], continued)[order]
 
-    def sums(self, changes: NDArray[Any], thresholds: Floats) -> NDArray[Any]:
-        """What the changes, a column of these rows, add up to at each threshold: [thresholds]."""
+    def sum_at(self, thresholds: Floats, changes: NDArray[Any]) -> NDArray[Any]:
+        """Sum up the changes, a column of these rows, down to each threshold: [thresholds]."""
         return np.append(0, np.cumsum(changes))[np.searchsorted(-self.score, -thresholds, side="right")]
 
 
-def _less_next(values: NDArray[Any], followed: NDArray[np.bool_]) -> NDArray[Any]:
-    """Each value less the one whose place it takes, which is the next one of the same question, if there is one."""
+def _subtract_next(values: NDArray[Any], continued: NDArray[np.bool_]) -> NDArray[Any]:
+    """Subtract from each value the next one of the same question, which it replaces."""
     replaced = np.zeros_like(values)
-    replaced[:-1][followed] = values[1:][followed]
+    replaced[:-1][continued] = values[1:][continued]
     return np.asarray(values - replaced)
 
 
-def curve(outcomes: Outcomes, thresholds: Sequence[float] | Floats) -> tuple[Floats, Floats]:
-    """Harm rate and share of tokens saved at each threshold, in any order: two of [thresholds]."""
+def risk_curve(outcomes: Outcomes, thresholds: Sequence[float] | Floats) -> tuple[Floats, Floats]:
+    """Compute the harm rate and the share of tokens saved at each threshold, in any order: two of [thresholds]."""
     changes, at = _Changes(outcomes), np.asarray(thresholds, np.float64)
-    return changes.sums(changes.harm, at) / outcomes.n, changes.sums(changes.saved, at) / outcomes.full.sum()
+    return changes.sum_at(at, changes.harm) / outcomes.n, changes.sum_at(at, changes.saved) / outcomes.full.sum()
 
 
-def oracle(outcomes: Outcomes, alpha: float) -> tuple[float | None, float, float]:
-    """The most lenient threshold whose harm in this very split is within alpha; its harm rate and share saved.
+def oracle_threshold(outcomes: Outcomes, alpha: float) -> tuple[float | None, float, float]:
+    """Find the most lenient threshold whose harm in this very split is within alpha; its harm rate and share saved.
 
-    What one would choose who knew the truth: a yardstick, and no choice for data that is not the whole population.
+    The best choice in hindsight: a yardstick, not a way to choose a threshold for other data.
     """
     check_share("alpha", alpha)
     scores = np.unique(outcomes.score)
-    harm, saved = curve(outcomes, scores)
+    harm, saved = risk_curve(outcomes, scores)
     within = np.flatnonzero(harm <= alpha)
     if not len(within):
         return None, 0.0, 0.0
     return float(scores[within[0]]), float(harm[within[0]]), float(saved[within[0]])
 
 
-def grid(scores: ArrayLike, count: int = 1000) -> Floats:
-    """Thresholds that fall strictly: quantiles of the scores [boundaries] of the split that fitted them: [<= count].
+def threshold_grid(scores: ArrayLike, count: int = 1000) -> Floats:
+    """Choose strictly falling thresholds: at most `count` quantiles of scores [boundaries].
 
-    A fine grid costs the walk nothing, and a coarse one costs it saving. Never give it calibration scores: the order
-    of tests has to be known before those are looked at.
+    Take the scores of the split that fitted them, never calibration scores: the order of the tests must be fixed
+    before those are looked at. A fine grid costs nothing; a coarse one saves fewer tokens.
     """
-    found = _column("scores", scores, np.float64)
-    _readiness(found)
-    if not found.size or count < 2:
-        raise OptionError(f"{found.size} scores, count {count}; accepted: at least one score, count from 2")
-    return np.unique(np.quantile(found, np.linspace(0, 1, count)))[::-1]
+    column = _to_column("scores", scores, np.float64)
+    _check_scores(column)
+    if not column.size or count < 2:
+        raise OptionError(f"{column.size} scores, count {count}; accepted: at least one score and a count of 2 or more")
+    return np.unique(np.quantile(column, np.linspace(0, 1, count)))[::-1]
 
 
-def _falling(thresholds: Sequence[float] | Floats) -> Floats:
-    found = np.asarray(thresholds, np.float64)
-    if found.ndim != 1 or not found.size or not ((found >= 0) & (found <= 1)).all() or (np.diff(found) >= 0).any():
+def _check_falling(thresholds: Sequence[float] | Floats) -> Floats:
+    order = np.asarray(thresholds, np.float64)
+    if order.ndim != 1 or not order.size or not ((order >= 0) & (order <= 1)).all() or (np.diff(order) >= 0).any():
         raise OptionError("thresholds are not accepted; give at least one, from 0 to 1, each below the one before it")
-    return found
+    return order
 
 
-def _passed(harms: Ints, most: int) -> int:
-    """How many of the thresholds pass before the first that fails."""
+def _count_passed(harms: Ints, most: int) -> int:
+    """Count the thresholds that pass before the first that fails."""
     fails = harms > most
     return int(fails.argmax()) if fails.any() else len(fails)
 
 
 def certify(outcomes: Outcomes, alpha: float, delta: float, thresholds: Sequence[float] | Floats) -> Certificate:
-    """The most lenient threshold that a walk from the strictest reaches before a first one cannot be certified.
+    """Certify the most lenient threshold before the first one that fails, starting from the strictest.
 
-    Each threshold in turn is tested at the full level delta, and the walk ends with the first whose bound exceeds
-    alpha: fixed-sequence testing (Angelopoulos et al., "Learn then Test", arXiv 2110.01052). Errors need no correction
-    for the number of tests: to be wrong, the walk must pass the first threshold in the order whose true harm exceeds
-    alpha, which is one test. Harm need not be monotone. That holds if thresholds were fixed without a look at
-    `outcomes`; see `grid`. Several walks that share delta would outlive an unlucky failure, yet saved less in
-    simulation from 1,000 questions on.
+    Each threshold in turn is tested at the full level delta, until the first whose bound exceeds alpha: fixed-sequence
+    testing (Angelopoulos et al., "Learn then Test", arXiv 2110.01052). The number of tests needs no correction: an
+    error must pass the first threshold in the order whose true harm exceeds alpha, which is one test. Harm need not be
+    monotone. This holds only if thresholds were fixed without looking at `outcomes`; see `threshold_grid`. Several
+    sequences that share delta would survive an unlucky failure, but saved less in simulations from 1,000 questions on.
     """
-    order, changes = _falling(thresholds), _Changes(outcomes)
-    harms = changes.sums(changes.harm, order)
-    passed = _passed(harms, most_harms(outcomes.n, alpha, delta))
+    order, changes = _check_falling(thresholds), _Changes(outcomes)
+    harms = changes.sum_at(order, changes.harm)
+    passed = _count_passed(harms, max_harms(outcomes.n, alpha, delta))
     last = max(passed - 1, 0)
     return Certificate(
         alpha=alpha,
         delta=delta,
         n=outcomes.n,
         harms=int(harms[last]),
-        bound=upper_bound(int(harms[last]), outcomes.n, delta),
+        bound=harm_upper_bound(int(harms[last]), outcomes.n, delta),
         threshold=float(order[last]) if passed else None,
-        saved=float(changes.sums(changes.saved, order)[last] / outcomes.full.sum()) if passed else 0.0,
+        saved=float(changes.sum_at(order, changes.saved)[last] / outcomes.full.sum()) if passed else 0.0,
         tested=min(passed + 1, len(order)),
-        needed=needed(alpha, delta),
+        needed=needed_questions(alpha, delta),
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Resampled:
-    """What each of many calibrations does on the test pool, and what the oracle does there.
+class ResampledCalibrations:
+    """Results of many simulated calibrations on one test pool, with those of the oracle.
 
-    threshold, harm, saved: [draws], with NaN for a threshold where the draw never stops.
+    Attributes:
+        threshold: [draws], NaN for a calibration that never stops; `harm` and `saved` likewise.
     """
 
     alpha: float
@@ -213,16 +214,16 @@ class Resampled:
 
     @property
     def exceeded(self) -> float:
-        """The share of draws whose realised harm is above alpha: at most delta, but for chance."""
+        """Share of draws whose realised harm is above alpha: at most delta, apart from chance."""
         return float((self.harm > self.alpha).mean())
 
     @property
     def efficiency(self) -> float:
-        """Mean saving over that of the oracle; NaN where that saves nothing."""
+        """Mean saving divided by that of the oracle; NaN if the oracle saves nothing."""
         return float(self.saved.mean()) / self.oracle_saved if self.oracle_saved > 0 else math.nan
 
 
-def resample(
+def resample_calibrations(
     calibration_pool: Outcomes,
     test_pool: Outcomes,
     alpha: float,
@@ -231,19 +232,20 @@ def resample(
     draws: int = 200,
     n: int = 1000,
     seed: int = 0,
-) -> Resampled:
-    """Certify on `draws` samples of `n` questions each and read what comes of it in the test pool.
+) -> ResampledCalibrations:
+    """Certify on `draws` samples of `n` questions each, and measure each threshold on the test pool.
 
-    Questions are drawn with replacement, so that the pool is the population from which they come independently: with
-    the same pool for both the guarantee holds exactly. With two pools, the luck of both is shared by all draws.
+    Questions are drawn with replacement, so the pool is the population: with the same pool for both, the guarantee
+    holds exactly. With two pools, all draws share the luck of both.
     """
     if draws < 1 or n < 1:
         raise OptionError(f"draws is {draws} and n is {n}; accepted: 1 or more")
-    order, most, rng = _falling(thresholds), most_harms(n, alpha, delta), np.random.default_rng(seed)
+    order, most, rng = _check_falling(thresholds), max_harms(n, alpha, delta), np.random.default_rng(seed)
     changes = _Changes(calibration_pool)
     passed = np.empty(draws, np.int64)
     for draw in range(draws):
         times = np.bincount(rng.integers(0, calibration_pool.n, n), minlength=calibration_pool.n)
-        passed[draw] = _passed(changes.sums(changes.harm * times[changes.question], order), most)
-    harm, saved = (np.append(0.0, column)[passed] for column in curve(test_pool, order))
-    return Resampled(alpha, np.append(math.nan, order)[passed], harm, saved, *oracle(test_pool, alpha))
+        passed[draw] = _count_passed(changes.sum_at(order, changes.harm * times[changes.question]), most)
+    harm, saved = (np.append(0.0, column)[passed] for column in risk_curve(test_pool, order))
+    best = oracle_threshold(test_pool, alpha)
+    return ResampledCalibrations(alpha, np.append(math.nan, order)[passed], harm, saved, *best)

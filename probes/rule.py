@@ -1,4 +1,4 @@
-"""When to stop thinking: evidence in order of its cost, and the same walk over it live and on recorded data."""
+"""When to stop thinking: evidence in order of its cost, applied in the same way live and to recorded data."""
 
 from __future__ import annotations
 
@@ -10,33 +10,38 @@ from numpy.typing import ArrayLike, NDArray
 
 from .features import trial_features
 from .network import Network
-from .readiness import HOPEFUL, HOPELESS
 
+READY, HOPEFUL, HOPELESS = "ready", "hopeful", "hopeless"
+"""Classes of a thought boundary: an answer now is right; it is wrong and further thinking repairs it; it is wrong and
+so will be the final answer."""
 OVERHEAD = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """One network of a stop rule with its classes; reads a row of numbers, says whether to stop and whether to hope."""
+    """One network of a stop rule with the classes it predicts."""
 
     network: Network
     classes: tuple[str, ...]
 
     def scores(self, rows: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of each row [n, inputs]: the chance that stopping does no harm, and that thinking on will not help: [n]."""
-        chances = self.network.proba(rows).astype(np.float64)
-        none = np.zeros(len(chances))
-        hopeful = chances[:, self.classes.index(HOPEFUL)] if HOPEFUL in self.classes else none
-        hopeless = chances[:, self.classes.index(HOPELESS)] if HOPELESS in self.classes else none
+        """For each row [n, inputs]: probability that stopping does no harm, and that further thinking is futile."""
+        probabilities = self.network.proba(rows).astype(np.float64)
+        zeros = np.zeros(len(probabilities))
+        hopeful = probabilities[:, self.classes.index(HOPEFUL)] if HOPEFUL in self.classes else zeros
+        hopeless = probabilities[:, self.classes.index(HOPELESS)] if HOPELESS in self.classes else zeros
         return 1.0 - hopeful, hopeless
 
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """Scores the end of a thought from what is free; from a trial answer where that lies in low <= score < high.
+    """Scores the end of a thought: from free evidence, and with a trial answer where that score is undecided.
 
-    free reads features and hidden state; paid, None for never, reads the features of trials beside them. overhead:
-    trials may cost at most this share of the tokens thought so far.
+    Attributes:
+        free: reads features and hidden state.
+        paid: also reads the features of trial answers; None if the rule never asks for one.
+        low: a trial is wanted if low <= free score < high.
+        overhead: share of the thinking tokens so far that trials may cost.
     """
 
     free: Evidence
@@ -46,34 +51,45 @@ class StopRule:
     overhead: float = OVERHEAD
 
 
-class Walk:
-    """A stop rule on its way through one thinking."""
+class RuleState:
+    """A stop rule in use on one thinking.
+
+    Attributes:
+        row: features and hidden state of the latest boundary.
+        hopeless: probability, by the latest score, that neither stopping nor thinking gives a right answer.
+        answers: answers of the trials so far.
+        trial_tokens: tokens that trials have cost so far.
+    """
 
     def __init__(self, rule: StopRule) -> None:
         self.rule = rule
-        self.said: list[object] = []
-        self.tokens = 0
-        """What trials have cost so far."""
-        self.hopeless = 0.0
         self.row: NDArray[np.float32] = np.zeros(0, np.float32)
-        """Features and state of the latest boundary."""
+        self.hopeless = 0.0
+        self.answers: list[object] = []
+        self.trial_tokens = 0
 
-    def free(self, features: NDArray[np.float32], state: NDArray[np.float32]) -> float:
-        """The score of a boundary from what is known anyway; `hopeless` then is the chance that all is lost."""
+    def score_free(self, features: NDArray[np.float32], state: NDArray[np.float32]) -> float:
+        """Score a boundary from its features and hidden state."""
         self.row = np.concatenate([features, state])
         return self._score(self.rule.free, self.row)
 
     def wants_trial(self, score: float, end: int) -> bool:
-        """Whether a trial is worth its cost after `end` thinking tokens; judged before its cost is known."""
+        """Whether a trial is worth its cost after `end` thinking tokens, decided before its cost is known."""
         rule = self.rule
-        return rule.paid is not None and rule.low <= score < rule.high and self.tokens <= rule.overhead * end
+        return rule.paid is not None and rule.low <= score < rule.high and self.trial_tokens <= rule.overhead * end
 
-    def paid(self, said: object, confidence: float, tokens: int, stated: object | None) -> float:
-        """The score of the same boundary with a trial: what it said, how sure, its cost, and the answer stated last."""
+    def score_with_trial(self, answer: object, confidence: float, tokens: int, stated: object | None) -> float:
+        """Score the same boundary with a trial answer.
+
+        Args:
+            tokens: cost of the trial.
+            stated: the latest answer that the thinking states.
+        """
         assert self.rule.paid is not None
-        self.said.append(said)
-        self.tokens += tokens
-        return self._score(self.rule.paid, np.concatenate([self.row, trial_features(self.said, confidence, stated)]))
+        self.answers.append(answer)
+        self.trial_tokens += tokens
+        features = trial_features(self.answers, confidence, stated)
+        return self._score(self.rule.paid, np.concatenate([self.row, features]))
 
     def _score(self, evidence: Evidence, row: NDArray[np.float32]) -> float:
         score, hopeless = evidence.scores(row[None])
@@ -82,45 +98,46 @@ class Walk:
 
 
 @dataclass(frozen=True, slots=True)
-class Walked:
-    """What a rule made of recorded boundaries, each [boundaries].
+class RuleScores:
+    """Scores of recorded boundaries, each [boundaries].
 
-    score: after all evidence; hopeless: its chance; paid: what trials had cost by then; asked: whether there was one.
+    Attributes:
+        score: with all evidence.
+        trial_tokens: tokens that trials had cost by then.
+        tried: whether there was a trial.
     """
 
     score: NDArray[np.float64]
     hopeless: NDArray[np.float64]
-    paid: NDArray[np.int64]
-    asked: NDArray[np.bool_]
+    trial_tokens: NDArray[np.int64]
+    tried: NDArray[np.bool_]
 
 
-def walk_all(
+def score_boundaries(
     rule: StopRule,
     rows: NDArray[np.float32],
     end: NDArray[Any],
-    said: NDArray[Any],
+    answer: NDArray[Any],
     confidence: NDArray[Any],
     trial: NDArray[Any],
     stated: NDArray[Any],
     rollout: NDArray[Any],
-) -> Walked:
-    """Walk a rule over recorded boundaries, [boundaries] in order, of which `rows` are features and states.
+) -> RuleScores:
+    """Apply a rule to recorded boundaries, [boundaries] in order; `rows` are features and hidden states.
 
-    Free scores are found for all at once, trials one by one: what one adds depends on those before it.
+    Free scores are computed for all at once, trials one by one: each depends on those before it.
     """
     score, hopeless = rule.free.scores(rows) if len(rows) else (np.zeros(0), np.zeros(0))
-    paid, asked = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
-    walk = Walk(rule)
-    for place in range(len(rows)):
-        if place and rollout[place] != rollout[place - 1]:
-            walk = Walk(rule)
-        if trial[place] and walk.wants_trial(float(score[place]), int(end[place])):
-            walk.row = rows[place]
-            asked[place] = True
-            told = int(stated[place])
-            score[place] = walk.paid(
-                int(said[place]), float(confidence[place]), int(trial[place]), told if told >= 0 else None
-            )
-            hopeless[place] = walk.hopeless
-        paid[place] = walk.tokens
-    return Walked(score, hopeless, paid, asked)
+    trial_tokens, tried = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
+    state = RuleState(rule)
+    for i in range(len(rows)):
+        if i and rollout[i] != rollout[i - 1]:
+            state = RuleState(rule)
+        if trial[i] and state.wants_trial(float(score[i]), int(end[i])):
+            state.row = rows[i]
+            tried[i] = True
+            latest = int(stated[i]) if stated[i] >= 0 else None
+            score[i] = state.score_with_trial(int(answer[i]), float(confidence[i]), int(trial[i]), latest)
+            hopeless[i] = state.hopeless
+        trial_tokens[i] = state.trial_tokens
+    return RuleScores(score, hopeless, trial_tokens, tried)

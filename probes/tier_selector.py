@@ -1,24 +1,28 @@
-"""From class probabilities of a question to a tier, by what each tier is expected to bring and to cost."""
+"""Choosing a tier for a question, by what each tier is expected to achieve and to cost."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ..errors import OptionError
+from ..errors import OptionError, unknown
 from .network import Network
 
 Floats = NDArray[np.float64]
+EASY, NORMAL, HARD = "easy", "normal", "hard"
+MAX_PRICES = 512
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TierTable:
-    """What each tier brings to questions of each class: accuracy and tokens, both [classes, tiers].
+    """Accuracy and tokens of each tier on questions of each class, both [classes, tiers].
 
-    tiers: their names, in the order of the columns. Raises OptionError if shapes do not fit.
+    Raises OptionError if the shapes do not fit the number of tiers.
     """
 
     tiers: tuple[str, ...]
@@ -31,12 +35,12 @@ class TierTable:
             raise OptionError(f"tables of shapes {shapes} for {len(self.tiers)} tiers; accepted: (classes, tiers)")
 
     @classmethod
-    def of(
+    def estimate(
         cls, tiers: tuple[str, ...], classes: int, label: NDArray[np.intp], right: Floats, tokens: Floats
     ) -> TierTable:
-        """Estimate from questions of known class: label [n], and right and tokens of each tier, [n, tiers].
+        """Estimate a table from questions of known class: label [n]; right and tokens [n, tiers].
 
-        Accuracies are shrunk by half a success and half a failure, tokens of an empty class are those of all.
+        Accuracies are shrunk by half a success and half a failure; an empty class gets the tokens of all questions.
         """
         counts = np.array([(label == c).sum() for c in range(classes)])[:, None]
         sums = np.stack([right[label == c].sum(0) for c in range(classes)])
@@ -44,15 +48,19 @@ class TierTable:
         return cls(tiers, (sums + 0.5) / (counts + 1.0), spent)
 
     def choose(self, proba: NDArray[np.floating], price: float) -> NDArray[np.intp]:
-        """Tier numbers [n] that maximise expected accuracy less price times expected tokens; proba is [n, classes]."""
+        """Tier numbers [n] that maximise expected accuracy minus price times expected tokens; proba: [n, classes]."""
         return np.asarray((proba @ (self.accuracy - price * self.tokens)).argmax(axis=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TierProbe:
-    """A difficulty probe ready for use: the network on a hidden layer, its classes, and the table it decides by.
+    """A difficulty probe ready for use: network, classes and the table of tiers.
 
-    exits: the table counts on the readiness exit, which then has to be there.
+    Attributes:
+        layer: the hidden layer that the network reads.
+        price: accuracy that one token is worth.
+        learned_from: hashes of the questions it was trained on.
+        exits: whether the table assumes that the readiness exit is on.
     """
 
     network: Network
@@ -70,8 +78,75 @@ class TierProbe:
         return self.table.tiers
 
     def choose(self, state: NDArray[np.float32]) -> tuple[str, str]:
-        """The tier for a question's hidden state [width], and the reason."""
+        """Choose the tier for a question's hidden state [width]; returns it with the reason."""
         proba = self.network.proba(state[None])
         tier = self.tiers[int(self.table.choose(proba, self.price)[0])]
         chances = ", ".join(f"{name} {chance:.2f}" for name, chance in zip(self.classes, proba[0], strict=True))
         return tier, f"{tier}, by the difficulty probe ({chances})"
+
+
+def label_tiers(
+    accuracy: ArrayLike, tokens: ArrayLike, tolerance: float = 0.05, tiers: Sequence[str] = (EASY, NORMAL, HARD)
+) -> NDArray[np.str_]:
+    """Label each question with its cheapest tier whose accuracy is within `tolerance` of its best tier's.
+
+    The last tier is the label only if no other one is good enough, however few tokens it takes.
+
+    Args:
+        accuracy: [n, tiers].
+        tokens: [n, tiers] or [tiers].
+        tiers: names of the columns.
+    """
+    right = np.asarray(accuracy, np.float64)
+    if right.ndim != 2 or right.shape[1] != len(tiers):
+        raise OptionError(
+            f"accuracies have shape {right.shape}; accepted: (questions, {len(tiers)}), one column a tier"
+        )
+    spent = np.array(np.broadcast_to(np.asarray(tokens, np.float64), right.shape))
+    enough = right >= right.max(axis=1, keepdims=True) - tolerance - 1e-12
+    spent[:, -1] = np.finfo(np.float64).max
+    return np.asarray(np.asarray(tiers)[np.where(enough, spent, np.inf).argmin(axis=1)])
+
+
+def find_price(
+    table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, base: str = NORMAL, doubt: float = 0.0
+) -> float | None:
+    """Find the largest price of a token at which choosing costs at most `margin` accuracy compared with always `base`.
+
+    Prices rise until one costs more; a higher one that happens to do well again is not trusted. Returns None if even a
+    price of 0 costs too much.
+
+    Args:
+        proba: [n, classes], of questions that neither the probe nor the table was trained on.
+        accuracy: [n, tiers], of the same questions.
+        doubt: standard errors to add to the cost, so that a few lucky questions prove nothing.
+    """
+    chances, right = np.asarray(proba, np.float64), np.asarray(accuracy, np.float64)
+    if chances.shape != (len(right), len(table.accuracy)) or right.shape[1:] != (len(table.tiers),) or not len(right):
+        wanted = f"(n, {len(table.accuracy)}) and (n, {len(table.tiers)}), n above 0"
+        raise OptionError(f"probabilities {chances.shape} and accuracies {right.shape}; accepted: {wanted}")
+    if base not in table.tiers:
+        raise unknown("tier", base, table.tiers)
+    rows, baseline = np.arange(len(right)), right[:, table.tiers.index(base)]
+    best = None
+    for price in _list_prices(table, chances):
+        gained = right[rows, table.choose(chances, price)] - baseline
+        if gained.mean() - doubt * gained.std() / math.sqrt(len(gained)) < -margin - 1e-12:
+            break
+        best = price
+    return best
+
+
+def _list_prices(table: TierTable, chances: Floats) -> list[float]:
+    """List 0 and one price between any two at which some choice may change, or some of them if there are many."""
+    right, spent = chances @ table.accuracy, chances @ table.tokens
+    one, other = np.triu_indices(len(table.tiers), 1)
+    gained, paid = right[:, one] - right[:, other], spent[:, one] - spent[:, other]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        turns = gained / paid
+    turns = np.unique(turns[np.isfinite(turns) & (turns > 0)])
+    if not len(turns):
+        return [0.0]
+    between = np.concatenate([turns[:1] / 2, (turns[:-1] + turns[1:]) / 2, turns[-1:] * 2])
+    step = -(-len(between) // MAX_PRICES)
+    return [0.0, *between[::-1][::step][::-1].tolist()]

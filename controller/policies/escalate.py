@@ -13,7 +13,7 @@ from typing import ClassVar
 from ...errors import OptionError
 from ...probes.features import features
 from ...probes.io import StoredRule
-from ...probes.rule import Walk
+from ...probes.rule import RuleState
 from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
 from ..types import BindContext, Capability
@@ -56,12 +56,12 @@ class Escalate(StopRulePolicy):
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
         """See `StopRulePolicy.follow`."""
-        walk, tracker, right, score = Walk(rule.rule), FeatureTracker(), 1.0, 0.0
+        state, tracker, right, score = RuleState(rule.rule), FeatureTracker(), 1.0, 0.0
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought", or_close=True)
             if not view.closing and (thoughts := tracker.update(view.thinking)):
-                score = walk.free(features(thoughts), view.state(rule.layer))
-                right = score - walk.hopeless
+                score = state.score_free(features(thoughts), view.state(rule.layer))
+                right = score - state.hopeless
             stops = view.closing or (rule.threshold is not None and score >= rule.threshold)
             if right < self.min_right and stops:
                 reason = f"the answer is probably wrong ({right:.4f} right), thinking on repairs nothing ({score:.4f})"

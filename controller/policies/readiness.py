@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.io import StoredRule
-from ...probes.rule import Walk
+from ...probes.rule import RuleState
 from ..drift import BatchDriftTracker
 from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
@@ -87,7 +87,7 @@ class Readiness(StopRulePolicy):
         """See `StopRulePolicy.follow`."""
         if self.threshold is None:
             return  # nothing could be certified
-        walk, tracker = Walk(rule.rule), FeatureTracker()
+        state, tracker = RuleState(rule.rule), FeatureTracker()
         report = (
             None if self.drift is None else self.drift.begin()
         )  # first thoughts only: a branch has its own behind it
@@ -95,17 +95,17 @@ class Readiness(StopRulePolicy):
             yield Wait(at=view.tokens + 1, boundary="thought")
             if not (thoughts := tracker.update(view.thinking)):
                 continue
-            score = walk.free(features(thoughts), view.state(rule.layer))
+            score = state.score_free(features(thoughts), view.state(rule.layer))
             if report is not None and len(thoughts) == 1:
-                report(walk.row)
+                report(state.row)
             evidence = ""
-            if walk.wants_trial(score, view.tokens):
+            if state.wants_trial(score, view.tokens):
                 answer = yield Trial()
                 if answer is not None:
-                    score = walk.paid(answer.answer, answer.confidence, answer.tokens, tracker.stated)
+                    score = state.score_with_trial(answer.answer, answer.confidence, answer.tokens, tracker.stated)
                     evidence = f", after a trial answer of {answer.answer!r} (confidence {answer.confidence:.3f})"
             if score >= self.threshold:
-                yield Close(f"{_explain(score, walk.hopeless)}{evidence}", phrase="")
+                yield Close(f"{_explain(score, state.hopeless)}{evidence}", phrase="")
                 return
 
 

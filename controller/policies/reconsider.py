@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ...probes.features import features
 from ...probes.io import StoredRule
-from ...probes.rule import Walk
+from ...probes.rule import RuleState
 from ..probe_registry import load_stop_rule
 from ..thought_features import FeatureTracker
 from ..types import BindContext, Capability
@@ -54,7 +54,7 @@ class Reconsider(StopRulePolicy):
             yield Wait(boundary="close")
             while not (thoughts := tracker.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
                 yield Wait(boundary="close")
-            score = Walk(rule.rule).free(features(thoughts), view.state(rule.layer))
+            score = RuleState(rule.rule).score_free(features(thoughts), view.state(rule.layer))
             if score >= self.threshold:
                 continue
             yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")

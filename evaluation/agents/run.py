@@ -21,9 +21,9 @@ from ...controller.integrations.langchain.mode_router import LAYER, prompt_hidde
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...errors import OptionError, unknown
-from ...probes.difficulty import tier_labels
 from ...probes.estimator import ProbeClassifier
-from ...probes.mode_probe import ModeProbe
+from ...probes.io import ModeProbe
+from ...probes.tier_selector import label_tiers
 from .episodes import Episode, run_episode
 from .tasks import FORM, KINDS, Task, draw_tasks
 from .tools import langchain_tools
@@ -159,7 +159,7 @@ def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, 
             code="too_few_tasks",
         )
     tasks = [task for task, use in zip(tasks, usable, strict=True) if use]
-    labels = tier_labels(solved[usable], written[usable].mean(axis=0), tiers=MODES)
+    labels = label_tiers(solved[usable], written[usable].mean(axis=0), tiers=MODES)
     counts = Counter(labels.tolist())
     if len(counts) < 2:
         raise OptionError(
@@ -167,7 +167,7 @@ def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, 
             code="single_mode",
         )
     classifier = ProbeClassifier().fit(prompt_hidden_states(session, [task.question for task in tasks]), labels)
-    return ModeProbe.of(
+    return ModeProbe.from_estimator(
         classifier,
         layer=LAYER,
         base={"name": session.engine.name, "fingerprint": str(session.engine.fingerprint())},

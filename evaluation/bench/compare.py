@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ...probes.stats import binomial_lower_bound, binomial_upper_bound
 from ..stats import (
+    LEVEL,
     Array,
     Interval,
-    lower_bound,
     mcnemar,
     needed_questions,
     paired_bootstrap,
@@ -23,7 +24,6 @@ from ..stats import (
     ratio_bootstrap,
     smoothed_deviation,
     studentized_bootstrap,
-    upper_bound,
 )
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
@@ -141,9 +141,9 @@ def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
         tokens.estimate,
         _ends(tokens),
         float(harms.mean()),
-        upper_bound(float(harms.sum()), len(harms)),
+        binomial_upper_bound(float(harms.sum()), len(harms), 1 - LEVEL),
         float(helps.mean()),
-        lower_bound(float(helps.sum()), len(helps)),
+        binomial_lower_bound(float(helps.sum()), len(helps), 1 - LEVEL),
         mcnemar(right - was_right),
         saving.estimate,
         _ends(saving),

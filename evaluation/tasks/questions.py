@@ -20,7 +20,7 @@ from typing import Any
 
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
-from ...probes.question_hash import question_hash
+from ...probes.fingerprint import question_hash
 from .sandbox import SandboxError, SandboxProcess
 from .toy_problems import SPLITS, stream
 

@@ -1,4 +1,4 @@
-"""Collected records as what the two probes learn from: questions with outcomes a tier, boundaries with outcomes."""
+"""Collected records as training data: questions with outcomes by tier, and thought boundaries with outcomes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from ...errors import OptionError, unknown
 from ..records import UNKNOWN, RecordsError, RecordTable
 from ..risk_control import Outcomes
+from ..rule import RuleScores, StopRule, score_boundaries
 
 Floats = NDArray[np.float64]
 BASE = "normal"
-"""The tier whose thinking is what a model does by itself."""
+"""The tier in which a model thinks as it does by itself."""
 PARTS = ("fit", "calibrate", "test")
 _SHARES = (0, 8, 13, 16)  # sixteenths: half to fit, five to calibrate, three to test
 
 
 def get_part(question_hash: str) -> str:
-    """The part of one collection that a question belongs to, by its hash: disjoint whoever asks."""
+    """Assign a question to a part of a collection by its hash, the same in every run."""
     bucket = hashlib.sha256(f"part:{question_hash}".encode()).digest()[0] % 16
     return PARTS[int(np.searchsorted(_SHARES, bucket, side="right")) - 1]
 
@@ -31,8 +32,11 @@ def get_part(question_hash: str) -> str:
 class Questions:
     """Questions that were answered in every tier.
 
-    hashes and texts [n]; kind [n]; words [n]; state [n, width]; right (share of rollouts, by agreement with the base
-    tier's answer where nobody knows), tokens and entropy: [n, tiers].
+    Attributes:
+        hashes: [n], as `texts`, `words` (number of words) and `level`.
+        state: [n, width], hidden state of the prompt.
+        right: [n, tiers], share of correct rollouts.
+        tokens: [n, tiers], mean tokens; `entropy` likewise.
     """
 
     tiers: tuple[str, ...]
@@ -51,11 +55,18 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """Thought boundaries of one tier's rollouts, in order.
+    """Thought boundaries of one tier's rollouts, in order; columns not listed are those of `records.TABLES`.
 
-    question: its hash, [n]. rollout: numbers that tell rollouts apart, [n]. rows: features and state, [n, d]. now,
-    final: whether stopping here and whether thinking on ends right. Others as in `records.TABLES`. full: tokens of the
-    whole rollout by its number; answer: those of its answer.
+    Attributes:
+        question: hash of the question, [n].
+        rollout: number of the rollout, [n].
+        rows: features and hidden state, [n, d].
+        now: whether stopping here gives the right answer, [n].
+        final: whether further thinking ends with the right answer, [n].
+        trial_answer: answer of the greedy trial, [n]; `confidence` and `trial` are its confidence and cost.
+        full: tokens of the whole rollout, by rollout.
+        answer: tokens of its answer, by rollout.
+        closing: tokens that closing the thinking takes.
     """
 
     question: list[str]
@@ -64,7 +75,7 @@ class Boundaries:
     now: NDArray[np.bool_]
     final: NDArray[np.bool_]
     end: NDArray[Any]
-    said: NDArray[Any]
+    trial_answer: NDArray[Any]
     stated: NDArray[Any]
     confidence: NDArray[Any]
     trial: NDArray[Any]
@@ -75,12 +86,18 @@ class Boundaries:
     def __len__(self) -> int:
         return len(self.rollout)
 
-    def outcomes(self, score: Floats, paid: NDArray[np.int64] | None = None) -> Outcomes:
-        """What stopping would lead to, by a score [n]; paid: tokens that evidence had cost by each boundary, [n].
+    def score(self, rule: StopRule) -> RuleScores:
+        """Apply a stop rule to the boundaries."""
+        return score_boundaries(
+            rule, self.rows, self.end, self.trial_answer, self.confidence, self.trial, self.stated, self.rollout
+        )
 
-        A last boundary at the natural end of each rollout keeps the cost of evidence where nothing stopped it.
+    def outcomes(self, score: Floats, trial_tokens: NDArray[np.int64] | None = None) -> Outcomes:
+        """Compute the outcomes of stopping by a score [n]; trial_tokens: cost of evidence by each boundary, [n].
+
+        A further boundary at the natural end of each rollout accounts for evidence that did not lead to a stop.
         """
-        costs = np.zeros(len(self), np.int64) if paid is None else paid
+        costs = np.zeros(len(self), np.int64) if trial_tokens is None else trial_tokens
         counts = np.bincount(self.rollout, minlength=len(self.full))
         offsets = np.concatenate([[0], np.cumsum(counts + 1)])
         ends = offsets[1:] - 1
@@ -103,25 +120,23 @@ def check_layer(records: RecordTable, table: str, layer: int) -> None:
         raise unknown("layer", str(layer), map(str, layers))
     if not np.isfinite(records[f"{table}.state.{layer}"]).all():
         raise RecordsError(
-            f"hidden states of layer {layer} hold NaN or infinity; take another layer, or collect in float32"
+            f"hidden states of layer {layer} hold NaN or infinity; choose another layer, or collect in float32",
+            code="not_finite",
         )
 
 
 def read_questions(records: RecordTable, layer: int, keep: NDArray[np.bool_] | None = None) -> Questions:
-    """The questions of a collection (those kept) with what came of them in each tier."""
+    """Read the questions of a collection with their outcomes in each tier; keep: which ones, default all."""
     check_layer(records, "questions", layer)
     tiers, n = tuple(records.plan["tiers"]), records.size("questions")
-    question, tier = records["rollouts.question"], records["rollouts.tier"]
     right = records["rollouts.right"].astype(float)
     if (right == UNKNOWN).any():
-        raise RecordsError(
-            "nobody knows which answers are right here; difficulty is learnt from questions with answers"
-        )
+        raise RecordsError("the correct answers are unknown; difficulty needs questions with answers", code="no_labels")
     spent = (records["rollouts.thinking"] + records["rollouts.answer"]).astype(float)
-    cells = question * len(tiers) + tier
+    cells = records["rollouts.question"] * len(tiers) + records["rollouts.tier"]
     count = np.bincount(cells, minlength=n * len(tiers)).reshape(n, -1)
     if not count.all():
-        raise RecordsError("some questions lack a tier; go on with the collection until it is whole")
+        raise RecordsError("some questions lack a tier; resume the collection until it is complete", code="incomplete")
 
     def mean(values: Floats) -> Floats:
         return np.asarray(np.bincount(cells, values, n * len(tiers)).reshape(n, -1) / count)
@@ -143,9 +158,14 @@ def read_questions(records: RecordTable, layer: int, keep: NDArray[np.bool_] | N
 def read_boundaries(
     records: RecordTable, layer: int, tier: str = BASE, keep: NDArray[np.bool_] | None = None, number: int | None = 0
 ) -> Boundaries:
-    """The boundaries of one tier: of its rollout `number` a question, or of all.
+    """Read the boundaries of one tier.
 
-    Thinking on from a tier below the base tier leads into the base tier, so that its outcome is what counts there.
+    Below the base tier, further thinking leads into the base tier, so the outcome of that tier counts. Where the
+    correct answer is unknown, the final answer takes its place.
+
+    Args:
+        keep: which questions to read; default all.
+        number: which rollout of each question to read; None for all.
     """
     check_layer(records, "boundaries", layer)
     if tier not in records.plan["tiers"]:
@@ -156,44 +176,43 @@ def read_boundaries(
     if keep is not None:
         chosen &= keep[records["rollouts.question"]]
     if not chosen.any():
-        raise OptionError(f"there is no rollout of tier {tier!r} here; collect some")
+        raise OptionError(f"the collection has no rollout of tier {tier!r}; collect some", code="no_rollouts")
     numbers = np.cumsum(chosen) - 1
-    mine = chosen[records["boundaries.rollout"]]
-    rollout = records["boundaries.rollout"][mine]
+    rows = chosen[records["boundaries.rollout"]]
+    rollout = records["boundaries.rollout"][rows]
     right = records["rollouts.right"][rollout]
-    now, same = records["boundaries.right"][mine], records["boundaries.same"][mine].astype(bool)
+    now, same = records["boundaries.right"][rows], records["boundaries.same"][rows].astype(bool)
     if tier == "easy" and BASE in records.plan["tiers"]:
-        right = _base_right(records)[records["rollouts.question"][rollout]]
-    # Where nobody knows the right answer, that of thinking on stands for it.
-    blind = (right == UNKNOWN) | (now == UNKNOWN)
+        right = _get_base_outcomes(records)[records["rollouts.question"][rollout]]
+    unlabelled = (right == UNKNOWN) | (now == UNKNOWN)
     hashes = records.texts["hash"]
     return Boundaries(
         question=[hashes[q] for q in records["rollouts.question"][rollout]],
         rollout=numbers[rollout].astype(np.int64),
-        rows=np.hstack([records["boundaries.features"][mine], records[f"boundaries.state.{layer}"][mine]]),
-        now=np.where(blind, same, now == 1),
-        final=np.where(blind, True, right == 1),
-        end=records["boundaries.end"][mine],
-        said=records["boundaries.said"][mine],
-        stated=records["boundaries.stated"][mine],
-        confidence=records["boundaries.confidence"][mine],
-        trial=records["boundaries.trial"][mine],
+        rows=np.hstack([records["boundaries.features"][rows], records[f"boundaries.state.{layer}"][rows]]),
+        now=np.where(unlabelled, same, now == 1),
+        final=np.where(unlabelled, True, right == 1),
+        end=records["boundaries.end"][rows],
+        trial_answer=records["boundaries.said"][rows],
+        stated=records["boundaries.stated"][rows],
+        confidence=records["boundaries.confidence"][rows],
+        trial=records["boundaries.trial"][rows],
         full=(records["rollouts.thinking"] + records["rollouts.answer"])[chosen].astype(np.int64),
         answer=records["rollouts.answer"][chosen].astype(np.int64),
         closing=int(records.plan["closing"]),
     )
 
 
-def _base_right(records: RecordTable) -> NDArray[Any]:
-    """Of each question, whether its first rollout in the base tier was right; -1 where there is none."""
-    found = np.full(records.size("questions"), UNKNOWN)
+def _get_base_outcomes(records: RecordTable) -> NDArray[Any]:
+    """For each question, whether its first rollout in the base tier was right; -1 if there is none."""
+    outcomes = np.full(records.size("questions"), UNKNOWN)
     first = (records["rollouts.tier"] == list(records.plan["tiers"]).index(BASE)) & (records["rollouts.number"] == 0)
-    found[records["rollouts.question"][first]] = records["rollouts.right"][first]
-    return found
+    outcomes[records["rollouts.question"][first]] = records["rollouts.right"][first]
+    return outcomes
 
 
 def concatenate(parts: Sequence[Boundaries]) -> Boundaries:
-    """Boundaries of several tiers as one."""
+    """Concatenate the boundaries of several tiers."""
     shifts = np.cumsum([0, *(len(p.full) for p in parts)])
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(p, name) for p in parts])

@@ -2,43 +2,104 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from ...errors import OptionError
-from ..difficulty import EntropyCurve, entropy_curve, price_for, self_labels, tier_labels
-from ..estimator import ProbeClassifier
-from ..tier_selector import TierProbe, TierTable
-from .baselines import by_length, by_words, quality, unseen_loss
-from .data import BASE, Questions
+from ..estimator import ProbeClassifier, held_out_log_loss
+from ..records import RecordTable
+from ..risk_control import first_stops
+from ..rule import StopRule
+from ..stats import measure_quality
+from ..tier_selector import EASY, HARD, NORMAL, TierProbe, TierTable, find_price, label_tiers
+from .data import BASE, Boundaries, Questions, read_boundaries
+from .entropy_curve import EntropyCurve, check_columns, compute_entropy_curve
 
 Floats = NDArray[np.float64]
+LABELS = ("tiers", "diffadapt")
 SHUFFLES = 5
 FOLDS = 4
 DOUBT = 1.28
-"""Standard errors that a cost in accuracy is taken to be larger: it is so with a chance of one in ten."""
+"""Standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten."""
 
 
-LABELS = ("tiers", "diffadapt")
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+def label_diffadapt(
+    accuracy: ArrayLike, entropy: ArrayLike, alpha: float = 0.8, beta: float | None = None, gamma: float = 0.2
+) -> NDArray[np.str_]:
+    """Label questions [n] as DiffAdapt does (arXiv 2510.19669), by the mean accuracy and token entropy of samples.
+
+    In order: accuracy >= alpha and entropy <= beta is normal; accuracy < gamma is hard; all else is easy. The paper
+    gives no numbers; these defaults are ours. The default of beta is the median entropy where accuracy >= alpha.
+    """
+    right, uncertain = check_columns(accuracy=accuracy, entropy=entropy)
+    if not 0 <= gamma <= alpha <= 1:
+        raise OptionError(f"gamma is {gamma} and alpha {alpha}; accepted: 0 <= gamma <= alpha <= 1")
+    solved = right >= alpha
+    if beta is None:
+        beta = float(np.median(uncertain[solved])) if solved.any() else -math.inf
+    return np.where(solved & (uncertain <= beta), NORMAL, np.where(right < gamma, HARD, EASY))
 
 
 def make_labels(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
-    """Labels [n]: the tiers that will do, by the mean cost of each, or DiffAdapt's from accuracy and entropy."""
+    """Label questions [n] with the cheapest sufficient tier, or as DiffAdapt does."""
     if rule == "tiers":
-        return tier_labels(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
+        return label_tiers(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
     base = questions.tiers.index(BASE)
-    return self_labels(questions.right[:, base], questions.entropy[:, base])
+    return label_diffadapt(questions.right[:, base], questions.entropy[:, base])
 
 
-def u_curve(questions: Questions) -> EntropyCurve:
-    """Entropy of the base tier's responses by level, or by how often they are wrong where no level is known."""
+def compute_base_curve(questions: Questions) -> EntropyCurve:
+    """Compute the entropy of the base tier's responses by level, or by error rate if levels are unknown."""
     base = questions.tiers.index(BASE)
     known = (questions.level >= 0).all() and len(np.unique(questions.level)) > 2
     difficulty = questions.level if known else 1 - questions.right[:, base]
-    return entropy_curve(difficulty, questions.entropy[:, base], questions.right[:, base])
+    return compute_entropy_curve(difficulty, questions.entropy[:, base], questions.right[:, base])
+
+
+# -- tiers under the readiness exit ------------------------------------------------------------------------------------
+
+
+def apply_exit(
+    questions: Questions, records: RecordTable, keep: NDArray[np.bool_], rule: StopRule, layer: int, threshold: float
+) -> Questions:
+    """Replace accuracy and tokens of each tier by those with the readiness exit, which is on under effort `auto`."""
+    right, tokens = questions.right.copy(), questions.tokens.copy()
+    order = np.cumsum(keep) - 1
+    for column, tier in enumerate(questions.tiers):
+        chosen = (records["rollouts.tier"] == column) & keep[records["rollouts.question"]]
+        if not chosen[records["boundaries.rollout"]].any():
+            continue  # this tier does not think
+        boundaries = read_boundaries(records, layer, tier, keep, number=None)
+        solved, spent = _stop_rollouts(boundaries, records["rollouts.right"][chosen] == 1, rule, threshold)
+        question = order[records["rollouts.question"][chosen]]
+        count = np.bincount(question, minlength=len(questions))
+        right[:, column] = np.bincount(question, solved, len(questions)) / count
+        tokens[:, column] = np.bincount(question, spent, len(questions)) / count
+    return replace(questions, right=right, tokens=tokens)
+
+
+def _stop_rollouts(
+    boundaries: Boundaries, right: NDArray[np.bool_], rule: StopRule, threshold: float
+) -> tuple[Floats, Floats]:
+    """Compute whether each rollout ends right, and its tokens including evidence: two of [rollouts]."""
+    scores = boundaries.score(rule)
+    outcomes = boundaries.outcomes(scores.score, scores.trial_tokens)
+    stops = first_stops(outcomes, threshold)  # the natural end reaches every threshold
+    natural = stops == outcomes.offsets[1:] - 1
+    rows = np.where(natural, 0, stops - np.arange(len(stops)))  # each earlier rollout has a natural end of its own
+    now = boundaries.now[rows] if len(boundaries) else np.zeros(len(stops), bool)
+    return np.where(natural, right, now).astype(float), outcomes.full - outcomes.saved[stops]
+
+
+# -- fitting -----------------------------------------------------------------------------------------------------------
 
 
 def fit_difficulty(
@@ -49,44 +110,49 @@ def fit_difficulty(
     seed: int = 0,
     rule: str = "tiers",
 ) -> TierProbe:
-    """Fit on one part, calibrate chances on another, and take the largest price that costs at most `margin` accuracy.
+    """Fit on one part, calibrate on another, and choose the largest price that costs at most `margin` accuracy.
 
-    Of both parts: as the tiers are by themselves, which gives the labels, and as they are when they are used, which
-    gives what they bring and cost. The price is found on all questions, of those learnt from by probes that did not
-    learn from them. Raises OptionError where one tier is best for all questions, or there are too few.
+    The price is found on the questions of both parts; those of the first are predicted by probes not trained on them.
+    Raises OptionError if one tier is best for all questions, or there are too few.
+
+    Args:
+        learn: questions of the first part, with tiers by themselves, which give the labels, and with tiers in use,
+            which give accuracy and cost.
+        tuning: questions of the second part, likewise.
     """
-    (fit, acting), (tune, tune_acting) = learn, tuning
+    (fit, fit_in_use), (tune, tune_in_use) = learn, tuning
     if len(fit) > 1 and not np.ptp(fit.state, axis=0).any():
         raise OptionError(
-            f"the hidden states of all {len(fit)} questions are the same, as if read before the question; collect anew"
+            f"the hidden states of all {len(fit)} questions are equal, as if read before the question; collect again"
         )
     labels = make_labels(fit, rule)
     if len(set(labels.tolist())) < 2:
         raise OptionError(
-            f"tier '{labels[0]}' is the cheapest that will do for all {len(fit)} questions, so there is nothing to "
-            "learn; collect harder and easier questions"
+            f"tier '{labels[0]}' is the cheapest sufficient one for all {len(fit)} questions, so there is nothing to "
+            "learn; collect harder and easier questions",
+            code="nothing_to_learn",
         )
     tune_labels = make_labels(tune, rule)
-    estimator = _fitted(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
+    estimator = _fit_calibrated(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
     classes = tuple(str(c) for c in estimator.classes_)
     codes = np.searchsorted(estimator.classes_, labels)
-    table = TierTable.of(fit.tiers, len(classes), codes, acting.right, acting.tokens)
+    table = TierTable.estimate(fit.tiers, len(classes), codes, fit_in_use.right, fit_in_use.tokens)
     network = estimator.to_network()
-    unseen = _unseen(fit, labels, tune.state, tune_labels, classes, seed)
-    chances = np.concatenate([unseen, network.proba(tune.state)])
-    right = np.concatenate([acting.right, tune_acting.right])
-    price = price_for(table, chances, right, margin, doubt=DOUBT)
-    if price is None and price_for(table, chances, right, margin) is not None:
-        price = 0.0  # too few questions to prove anything: the tier that is right most often, whatever it costs
+    cross_predicted = _cross_predict(fit, labels, tune.state, tune_labels, classes, seed)
+    probabilities = np.concatenate([cross_predicted, network.proba(tune.state)])
+    right = np.concatenate([fit_in_use.right, tune_in_use.right])
+    price = find_price(table, probabilities, right, margin, doubt=DOUBT)
+    if price is None and find_price(table, probabilities, right, margin) is not None:
+        price = 0.0  # too few questions to prove anything: the most accurate tier, whatever it costs
     if price is None:
         raise OptionError(
-            f"choosing tiers by this probe costs more than {margin:g} accuracy whatever tokens cost; raise --margin, "
-            "or collect more questions"
+            f"choosing tiers with this probe costs more than {margin:g} accuracy at any price of tokens; raise "
+            "--margin, or collect more questions"
         )
     return TierProbe(network, classes, layer, table, price)
 
 
-def _fitted(
+def _fit_calibrated(
     state: NDArray[np.float32],
     labels: NDArray[np.str_],
     hashes: Sequence[str],
@@ -99,7 +165,7 @@ def _fitted(
     return estimator.calibrate(tune_state[known], tune_labels[known]) if known.any() else estimator
 
 
-def _unseen(
+def _cross_predict(
     fit: Questions,
     labels: NDArray[np.str_],
     tune_state: NDArray[np.float32],
@@ -107,34 +173,40 @@ def _unseen(
     classes: Sequence[str],
     seed: int,
 ) -> Floats:
-    """Chances of the questions of a part, [n, classes], each by a probe that learnt from the others."""
+    """Predict the questions of a part, [n, classes], each by a probe trained on the others."""
     fold = np.array([int(h[-2], 16) % FOLDS for h in fit.hashes])
-    chances = np.zeros((len(fit), len(classes)))
+    probabilities = np.zeros((len(fit), len(classes)))
     for number in range(FOLDS):
         held = fold == number
         if not held.any() or len(set(labels[~held].tolist())) < 2:
             continue
         others = [h for h, out in zip(fit.hashes, held, strict=True) if not out]
-        estimator = _fitted(fit.state[~held], labels[~held], others, tune_state, tune_labels, seed)
+        estimator = _fit_calibrated(fit.state[~held], labels[~held], others, tune_state, tune_labels, seed)
         columns = [classes.index(str(name)) for name in estimator.classes_]
-        chances[np.ix_(held, columns)] = estimator.predict_proba(fit.state[held])
-    return chances
+        probabilities[np.ix_(held, columns)] = estimator.predict_proba(fit.state[held])
+    return probabilities
 
 
 def evaluate_loss(fit: Questions, tune: Questions, seed: int) -> float:
-    """How badly this layer's states foretell the labels of another part."""
-    return unseen_loss(fit.state, make_labels(fit), fit.hashes, tune.state, make_labels(tune), seed)
+    """Log loss of a probe on this layer's states when it predicts the labels of another part."""
+    return held_out_log_loss(fit.state, make_labels(fit), fit.hashes, tune.state, make_labels(tune), seed)
 
 
-def examine(probe: TierProbe, fit: Questions, test: Questions, acting: Questions, seed: int = 0) -> dict[str, Any]:
-    """What the probe is worth on a part it has not seen, beside its controls; JSON form.
+# -- evaluation --------------------------------------------------------------------------------------------------------
 
-    acting: the same part with tiers as they are when they are used.
 
-    Two questions are asked of it: does the question need thinking at all (the tier without it fails), and does it need
-    more than the cheapest thinking tier. Controls are fitted on the same questions as the probe.
+def evaluate_probe(
+    probe: TierProbe, fit: Questions, test: Questions, in_use: Questions, seed: int = 0
+) -> dict[str, Any]:
+    """Evaluate the probe on an unseen part, compared with baselines fitted on the same questions; JSON form.
+
+    There are two targets: whether the question needs thinking at all (the tier without it fails), and whether it needs
+    more than the cheapest thinking tier.
+
+    Args:
+        in_use: the test part with tiers as they are in use.
     """
-    found: dict[str, Any] = {}
+    report: dict[str, Any] = {}
     order = [t for t in np.asarray(test.tiers)[np.argsort(test.tokens.mean(axis=0))] if t != BASE]
     for tier in order[: 2 if "none" in test.tiers else 1]:
         column = test.tiers.index(str(tier))
@@ -142,40 +214,72 @@ def examine(probe: TierProbe, fit: Questions, test: Questions, acting: Questions
         if not 0 < fit_needs.mean() < 1:
             continue
         rng = np.random.default_rng(seed)
-        # Labels shuffled on both sides: what is left above 0.5 would be learnt from nothing.
+        # Labels are shuffled on both sides: an AUROC above 0.5 would be learned from nothing.
         shuffled = [
-            quality(rng.permutation(needs), _chance(fit, rng.permutation(fit_needs), test, seed)).auroc
+            measure_quality(rng.permutation(needs), _predict(fit, rng.permutation(fit_needs), test, seed)).auroc
             for _ in range(SHUFFLES)
         ]
-        found[f"{tier} fails"] = {
-            "probe": quality(needs, _chance(fit, fit_needs, test, seed)).as_dict(),
-            "length": quality(needs, by_length(fit.words, fit_needs, test.words)).as_dict(),
-            "words": quality(needs, by_words(fit.texts, fit_needs, test.texts)).as_dict(),
+        predictions = {
+            "probe": _predict(fit, fit_needs, test, seed),
+            "length": predict_by_length(fit.words, fit_needs, test.words),
+            "words": predict_by_words(fit.texts, fit_needs, test.texts),
+        }
+        report[f"{tier} fails"] = {
+            **{name: measure_quality(needs, values).as_dict() for name, values in predictions.items()},
             "shuffled": {"auroc": float(np.mean(shuffled)), "draws": shuffled},
         }
     chosen = probe.table.choose(probe.network.proba(test.state), probe.price)
-    found["choice"] = _worth(test, acting, chosen)
+    report["choice"] = _compare_with_base(test, in_use, chosen)
     if probe.exits:
-        found["choice alone"] = _worth(test, test, chosen)
-    return found
+        report["choice alone"] = _compare_with_base(test, test, chosen)
+    return report
 
 
-def _worth(test: Questions, acting: Questions, chosen: NDArray[np.intp]) -> dict[str, Any]:
-    """What chosen tiers [n] bring, against always thinking to the end in the base tier."""
+def _compare_with_base(test: Questions, in_use: Questions, chosen: NDArray[np.intp]) -> dict[str, Any]:
+    """Compare chosen tiers [n] with always thinking to the end in the base tier."""
     rows, base = np.arange(len(test)), test.tiers.index(BASE)
-    change = acting.right[rows, chosen] - test.right[:, base]
+    change = in_use.right[rows, chosen] - test.right[:, base]
     return {
-        "accuracy": float(acting.right[rows, chosen].mean()),
+        "accuracy": float(in_use.right[rows, chosen].mean()),
         "base accuracy": float(test.right[:, base].mean()),
         "accuracy change": float(change.mean()),
         "standard error": float(change.std(ddof=1) / np.sqrt(len(test))) if len(test) > 1 else float("nan"),
-        "saved": 1.0 - float(acting.tokens[rows, chosen].sum() / test.tokens[:, base].sum()),
+        "saved": 1.0 - float(in_use.tokens[rows, chosen].sum() / test.tokens[:, base].sum()),
         "shares": {t: float((chosen == i).mean()) for i, t in enumerate(test.tiers)},
         "n": len(test),
     }
 
 
-def _chance(fit: Questions, truth: NDArray[np.bool_], test: Questions, seed: int) -> Floats:
-    """The chance of a yes for each question of another part, from its hidden state."""
-    estimator = ProbeClassifier(random_state=seed).fit(fit.state, truth, groups=fit.hashes)
+def _predict(fit: Questions, outcome: NDArray[np.bool_], test: Questions, seed: int) -> Floats:
+    """Predict a binary outcome of the questions of another part from their hidden states."""
+    estimator = ProbeClassifier(random_state=seed).fit(fit.state, outcome, groups=fit.hashes)
     return np.asarray(estimator.predict_proba(test.state)[:, 1], np.float64)
+
+
+def predict_by_length(fit_words: NDArray[Any], fit_outcome: NDArray[np.bool_], words: NDArray[Any]) -> Floats:
+    """Baseline: predict from the number of words, by logistic regression on its first two powers."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+    model = make_pipeline(PolynomialFeatures(2, include_bias=False), StandardScaler(), LogisticRegression())
+    model.fit(fit_words.reshape(-1, 1).astype(float), fit_outcome)
+    return np.asarray(model.predict_proba(words.reshape(-1, 1).astype(float))[:, 1])
+
+
+def predict_by_words(fit_texts: Sequence[str], fit_outcome: NDArray[np.bool_], texts: Sequence[str]) -> Floats:
+    """Baseline: predict from words and pairs of words (TF-IDF), by cross-validated logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\w+|[^\w\s]")
+    folds = min(5, int(fit_outcome.sum()), int((~fit_outcome).sum()))
+    if folds < 2:  # too few to validate on
+        return np.full(len(texts), fit_outcome.mean())
+    regression = LogisticRegressionCV(
+        Cs=5, cv=folds, scoring="neg_log_loss", max_iter=1000, use_legacy_attributes=False, l1_ratios=(0.0,)
+    )
+    model = make_pipeline(vectorizer, regression)
+    model.fit(list(fit_texts), fit_outcome)
+    return np.asarray(model.predict_proba(list(texts))[:, 1])

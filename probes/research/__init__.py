@@ -1,1 +1,1 @@
-"""Learned values that only research features use: steering vectors and early-exit heads."""
+"""Trained values that only research features use: steering vectors and early-exit heads."""

@@ -139,10 +139,10 @@ def _template(engine: Engine) -> DoctorCheck:
 
 def _probes(session: Session) -> DoctorCheck:
     """Whether there are pretrained probes for this model; a user's own come by --probes."""
-    from ..probes.pretrained import released
+    from ..probes.io import find_pretrained
 
     mark = session.engine.fingerprint()
-    kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and released(mark, kind)]
+    kinds = [kind for kind in ("difficulty", "readiness") if mark is not None and find_pretrained(mark, kind)]
     if kinds:
         return DoctorCheck("probes", "ok", f"pretrained for this model: {', '.join(kinds)}")
     remedy = "make some with `tersely collect` and `tersely calibrate`; until then effort auto uses the prompt's length"

@@ -31,7 +31,7 @@ from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
 from tersely.models import get_model_path
 from tersely.probes.features import FEATURES
-from tersely.probes.records import UNKNOWN, Array, RecordTable, read
+from tersely.probes.records import UNKNOWN, Array, RecordTable, read_records
 
 from ..support.commands import refused
 
@@ -95,7 +95,7 @@ class Collected:
         task = write_task(folder / "task.jsonl")
         model = greedy_model(folder / "model")
         assert main(command(task, self.folder, model=model)) == 0
-        self.records = read(self.folder)
+        self.records = read_records(self.folder)
         self.engine = load_engine(model)
         self.session = Session(self.engine)
         questions = load(str(task), "fit", None, SEED)
@@ -310,7 +310,7 @@ def test_an_interrupted_collection_resumes(
     assert main(command(task, tmp_path / "torn", **small)) == 0
     assert sorted(asked) == [["q0"], ["q1"], ["q2"]], "no batch is collected twice"
     assert "holds 2 rollouts of each of 3 questions; trial answers cost " in capsys.readouterr().out
-    whole, torn = read(tmp_path / "whole"), read(tmp_path / "torn")
+    whole, torn = read_records(tmp_path / "whole"), read_records(tmp_path / "torn")
     assert same(torn, whole)
     assert set(whole["rollouts.number"].tolist()) == {0, 1}
     assert main(command(task, tmp_path / "torn", **small)) == 0
@@ -350,7 +350,7 @@ def test_a_refused_run_leaves_the_folder_usable(tmp_path: Path, capsys: pytest.C
     assert "layer 99" in refused(capsys, *command(task, out, **{**small, "layers": "99"}))
     assert "max_new_tokens is 50" in refused(capsys, *command(task, out, **small, max_new_tokens=50))
     assert main(command(task, out, **small)) == 0
-    assert read(out).plan["layers"] == [-1]
+    assert read_records(out).plan["layers"] == [-1]
     capsys.readouterr()
     (tmp_path / "file").touch()
     assert str(tmp_path / "file") in refused(capsys, *command(task, tmp_path / "file", **small))

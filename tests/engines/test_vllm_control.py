@@ -23,8 +23,7 @@ from tersely.errors import CapabilityError
 from tersely.evaluation.tasks.questions import load
 from tersely.probes.features import FEATURES
 from tersely.probes.io import save_tier_probe
-from tersely.probes.readiness import HOPEFUL, READY
-from tersely.probes.rule import Evidence, StopRule
+from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ..support.planted_records import linear

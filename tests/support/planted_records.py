@@ -1,4 +1,4 @@
-"""Planted collections: no model, and what a probe should find in them is known beforehand."""
+"""Planted collections: made without a model, so what a probe should find in them is known."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersely.probes.features import FEATURES, ThoughtReading, features
-from tersely.probes.mlp_training import get_layers
-from tersely.probes.network import Network
-from tersely.probes.question_hash import question_hash
+from tersely.probes.fingerprint import question_hash
+from tersely.probes.network import Network, init_layers
 from tersely.probes.records import UNKNOWN, VERSION, Array, RecordRows, RecordStore, RecordTable
 
 TIERS = ("none", "easy", "normal", "hard")
@@ -28,10 +27,12 @@ _WORDS = "shells tickets boxes lamps coins finds loses gives owns left then agai
 
 @dataclass(frozen=True)
 class Planting:
-    """What is planted.
+    """Settings of a planted collection.
 
-    noise: deviation of the state around what it encodes, which is -1 or 1. solved: the chance that an answer is right
-    does not depend on the difficulty any more. live: nobody knows the right answers, and no trials were asked.
+    Attributes:
+        noise: deviation of the state around what it encodes, which is -1 or 1.
+        live: as in live traffic, without labels and trials.
+        solved: probability that an answer is right, in place of one that depends on the difficulty.
     """
 
     n: int = 400
@@ -47,7 +48,7 @@ class Planting:
     fingerprint: str = "fe" * 32
 
     def plan(self) -> dict[str, Any]:
-        """The plan of this collection, as JSON has it."""
+        """The plan of this collection, as JSON returns it."""
         settings = {
             "model": self.model,
             "fingerprint": self.fingerprint,
@@ -61,25 +62,25 @@ class Planting:
             "features": FEATURES,
             "closing": CLOSING,
         }
-        made: dict[str, Any] = json.loads(json.dumps({"version": VERSION, **settings}))
-        return made
+        plan: dict[str, Any] = json.loads(json.dumps({"version": VERSION, **settings}))
+        return plan
 
 
 def planted(n: int = 400, **settings: Any) -> RecordTable:
-    """A collection of n questions; `settings`: those of `Planting`."""
-    return _Garden(Planting(n, **settings)).records()
+    """Make a collection of n questions; settings: those of `Planting`."""
+    return _Planter(Planting(n, **settings)).records()
 
 
 def write_planted(folder: Path, records: RecordTable, parts: int = 3) -> Path:
-    """The folder of a collection, in so many parts."""
+    """Write a collection in so many parts."""
     store = RecordStore(folder, records.plan)
     for number in range(parts):
-        store.put(number, *part_of(records, number, parts))
+        store.put(number, *get_part_columns(records, number, parts))
     return folder
 
 
-def part_of(records: RecordTable, number: int, parts: int) -> tuple[dict[str, Array], dict[str, list[str]]]:
-    """Columns and texts of one of so many parts of a collection, as `RecordStore.put` takes them."""
+def get_part_columns(records: RecordTable, number: int, parts: int) -> tuple[dict[str, Array], dict[str, list[str]]]:
+    """Get columns and texts of one of so many parts of a collection, for `RecordStore.put`."""
     n = records.size("questions")
     edges = np.linspace(0, n, parts + 1).astype(int)
     keep = np.zeros(n, bool)
@@ -92,34 +93,34 @@ def part_of(records: RecordTable, number: int, parts: int) -> tuple[dict[str, Ar
     return columns, {name: list(texts[edges[number] : edges[number + 1]]) for name, texts in records.texts.items()}
 
 
-def rows_of(records: RecordTable, table: str, keep: NDArray[np.bool_]) -> RecordTable:
-    """A collection with fewer rows of a table that nothing points to."""
+def keep_rows(records: RecordTable, table: str, keep: NDArray[np.bool_]) -> RecordTable:
+    """Copy a collection with fewer rows of a table that nothing points to."""
     names = [name for name in records.columns if name.partition(".")[0] == table]
-    return changed(records, **{name.replace(".", "__", 1): records[name][keep] for name in names})
+    return replace_columns(records, **{name.replace(".", "__", 1): records[name][keep] for name in names})
 
 
-def changed(records: RecordTable, **columns: Any) -> RecordTable:
-    """A collection with other columns, by names with __ in place of the dot."""
+def replace_columns(records: RecordTable, **columns: Any) -> RecordTable:
+    """Copy a collection with other columns, by names with __ in place of the dot."""
     new = {name.replace("__", ".", 1): column for name, column in columns.items()}
     return RecordTable(records.plan, {**records.columns, **new}, records.texts)
 
 
 def linear(weights: Any, bias: Any) -> Network:
-    """A network whose logits are those of one layer, [inputs, classes] and [classes]."""
+    """Make a network that computes one linear layer, [inputs, classes] and [classes]."""
     weights = np.asarray(weights, np.float64)
-    w1, b1, w2, b2 = get_layers(weights, np.asarray(bias, np.float64), 0, 0)
+    w1, b1, w2, b2 = init_layers(weights, np.asarray(bias, np.float64), 0, 0)
     inputs, classes = weights.shape
     one, zero = np.ones(inputs, np.float32), np.zeros(inputs, np.float32)
     return Network(zero, one, w1, b1, w2, b2, np.float32(1), np.zeros(classes, np.float32))  # type: ignore[arg-type]
 
 
 def constant(chances: Sequence[float], inputs: int) -> Network:
-    """A network that says the same of every row."""
+    """Make a network that predicts the same for every row."""
     return linear(np.zeros((inputs, len(chances))), np.log(chances))
 
 
-class _Garden:
-    """Where the rows of one collection grow."""
+class _Planter:
+    """Makes the rows of one collection."""
 
     def __init__(self, planting: Planting) -> None:
         self.planting = planting
@@ -158,14 +159,14 @@ class _Garden:
         solved = 1 / (1 + np.exp(-4 * (ABLE[tier] - difficulty))) if plan.solved is None else plan.solved
         right = bool(rng.random() < solved)
         size = 0 if tier == "none" else LENGTH[tier] + int(rng.integers(0, 4))
-        at, told = self.rollouts, UNKNOWN if plan.live else int(right)
+        at, label = self.rollouts, UNKNOWN if plan.live else int(right)
         place = len(at)
         ends = self._thinking(place, size, right, difficulty) if size else 0
         entropy = rng.normal(0.3 + 0.1 * abs(difficulty), 0.05)
-        at.add(question, plan.tiers.index(tier), number, told, ends + 4, ANSWER, entropy, True)
+        at.add(question, plan.tiers.index(tier), number, label, ends + 4, ANSWER, entropy, True)
 
     def _thinking(self, rollout: int, size: int, right: bool, difficulty: float) -> int:
-        """Grow the boundaries of a thinking whose last answer is given from some thought on; its tokens."""
+        """Add the boundaries of a thinking that settles on its answer at some thought; returns its tokens."""
         plan, rng = self.planting, self.rng
         settled = int(rng.integers(0, size)) if rng.random() < 0.8 else 0
         thoughts: list[ThoughtReading] = []
@@ -176,12 +177,12 @@ class _Garden:
             stated = said if rng.random() < 0.6 else stated
             thoughts.append(_thought(rng, ready, str(said) if stated == said else None, place))
             end += thoughts[-1].tokens
-            # A thinking that ends wrong may have passed by the right answer.
+            # A thinking that ends wrong may have passed the right answer.
             now = (right and ready) or (not right and not ready and rng.random() < 0.1)
             confidence = float(np.clip(rng.normal(0.9 if ready else 0.6, 0.2), 0.05, 0.9999))
-            known = (UNKNOWN, int(stated == 0)) if plan.live else (int(now), int(ready))
+            outcome = (UNKNOWN, int(stated == 0)) if plan.live else (int(now), int(ready))
             tried = (UNKNOWN, 0.0, 0) if plan.live else (said, confidence, int(rng.integers(4, 8)))
-            self.boundaries.add(rollout, end, features(thoughts), *known, stated, *tried)
+            self.boundaries.add(rollout, end, features(thoughts), *outcome, stated, *tried)
             lean = (1 if ready else -1) * self.ready / 2 + difficulty * self.hard / 4
             self.states.append(lean + plan.noise * rng.normal(size=plan.width))
         return end

@@ -1,4 +1,4 @@
-"""Planted stop rules: evidence made by hand, and folders as `tersely calibrate` leaves them."""
+"""Planted stop rules: constant evidence, and folders as `tersely calibrate` writes them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from tersely.probes.certificate import Certificate
 from tersely.probes.drift import Region
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.io import StoredRule, save_stop_rule
-from tersely.probes.readiness import HOPEFUL, HOPELESS, READY
 from tersely.probes.risk_control import Outcomes, certify
-from tersely.probes.rule import Evidence, StopRule
+from tersely.probes.rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule
 
 from .planted_records import constant
 
@@ -23,19 +22,19 @@ PAID = FREE + len(TRIAL_FEATURES)
 
 
 def sure(score: float, hopeless: float = 0.0, inputs: int = FREE) -> Evidence:
-    """Evidence that says the same of every boundary."""
+    """Make evidence that predicts the same for every boundary."""
     tiny = 1e-30
     return Evidence(constant([max(1 - score, tiny), max(hopeless, tiny), max(score - hopeless, tiny)], inputs), CLASSES)
 
 
 def certificate(score: float, n: int = 200, delta: float = 0.1) -> Certificate:
-    """A certificate that nothing was harmed; each stop saved so large a share."""
+    """Make a certificate without harms; score: share of tokens saved by each stop."""
     split = Outcomes(np.arange(n + 1), np.full(n, 0.7), np.zeros(n, bool), np.full(n, 100 * score), np.full(n, 100.0))
     return certify(split, 0.05, delta, [0.7])
 
 
 def stored_rule(rule: StopRule, layer: int = -1, threshold: float | None = None) -> StoredRule:
-    """A rule as `probes.io` loads it, certified for nothing in particular."""
+    """A rule as `probes.io` loads it, with a certificate that does not matter."""
     region = Region.fit(np.random.default_rng(0).normal(size=(200, FREE)) * 1e3)
     return StoredRule(rule, layer, threshold, certificate(0.5), region, frozenset())
 
@@ -50,14 +49,15 @@ def store(
     spread: float = 1e3,
     **more: Any,
 ) -> str:
-    """A folder as `tersely calibrate` leaves it, with a readiness probe of this engine's model, certified at 0.7.
+    """Write a folder as `tersely calibrate` does, with a readiness probe of this engine's model, certified at 0.7.
 
-    spread: how far from 0 the calibrated region goes.
+    Args:
+        spread: standard deviation of the calibrated region.
     """
     plain = StopRule(sure(free))
     paid = StopRule(plain.free, sure(0.8, inputs=PAID), 0.5, 0.9, 9.0)
     base = {"name": engine.name, "fingerprint": more.pop("fingerprint", engine.fingerprint())}
-    made = {"free": certificate(saves[0], n), "trials": certificate(saves[1], n)}
+    certificates = {"free": certificate(saves[0], n), "trials": certificate(saves[1], n)}
     region = Region.fit(np.random.default_rng(0).normal(size=(200, FREE)) * spread)
-    save_stop_rule((plain, paid), made, region, -1, folder / "readiness", base, more, {})
+    save_stop_rule((plain, paid), certificates, region, -1, folder / "readiness", base, more, {})
     return str(folder)

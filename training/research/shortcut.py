@@ -16,7 +16,7 @@ from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine
 from ...controller.engines.transformers.research.early_exit import FAMILIES
-from ...probes.question_hash import question_hash
+from ...probes.fingerprint import question_hash
 from ...probes.research.shortcut import KIND, Shortcut, save_shortcut
 from ..config import Recipe, RecipeError, Section
 from ..data import Row

@@ -11,7 +11,7 @@ import typer
 
 from ....controller.budgets import canonical_effort
 from ....errors import OptionError, unknown
-from ....probes.research.steering import FEWEST, PLACES
+from ....probes.research.steering import MIN_PAIRS, PLACES
 from ...cli_utils import parse_numbers
 
 UNUSABLE = 1
@@ -24,7 +24,7 @@ def steer(
     tasks: Annotated[
         str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")
     ] = "tiny",
-    questions: Annotated[int, typer.Option("--questions", min=FEWEST, help="Questions to sample answers to.")] = 200,
+    questions: Annotated[int, typer.Option("--questions", min=MIN_PAIRS, help="Questions to sample answers to.")] = 200,
     samples: Annotated[int, typer.Option("--samples", min=2, help="Answers sampled per question.")] = 8,
     search_questions: Annotated[
         int, typer.Option("--search-questions", min=10, help="Questions to search layer and strength on.")

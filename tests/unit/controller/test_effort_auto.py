@@ -29,7 +29,7 @@ from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability
 from tersely.errors import CapabilityError, OptionError, PromptError
-from tersely.probes import pretrained as released_probes
+from tersely.probes import io as probe_io
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
 from tersely.probes.io import load_tier_probe, save_tier_probe
 from tersely.probes.network import Network
@@ -54,7 +54,7 @@ def engine() -> TransformersEngine:
 @pytest.fixture
 def _unreleased(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is released for this model."""
-    monkeypatch.setattr(probing, "released", lambda fingerprint, kind: None)
+    monkeypatch.setattr(probing, "find_pretrained", lambda fingerprint, kind: None)
 
 
 def ask(engine: Any, prompts: Any = SHELLS, **options: Any) -> Any:
@@ -211,10 +211,10 @@ def _shelf(engine: TransformersEngine, tmp_path: Path, monkeypatch: pytest.Monke
     """A package with one released probe, for this very model."""
     always(tmp_path / "some-model", engine, "hard")
     always(tmp_path / "another", engine, "none", fingerprint="ab" * 32)
-    monkeypatch.setattr(released_probes, "_HERE", tmp_path)
-    released_probes._known.cache_clear()
+    monkeypatch.setattr(probe_io, "_PRETRAINED", tmp_path)
+    probe_io._list_pretrained.cache_clear()
     yield
-    released_probes._known.cache_clear()
+    probe_io._list_pretrained.cache_clear()
 
 
 @pytest.mark.usefixtures("_shelf")

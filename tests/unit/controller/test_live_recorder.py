@@ -27,8 +27,8 @@ from tersely.errors import CapabilityError, OptionError
 from tersely.io import WriteError
 from tersely.probes.calibrate.data import read_boundaries
 from tersely.probes.features import FEATURES
-from tersely.probes.question_hash import question_hash
-from tersely.probes.records import UNKNOWN, RecordsError, RecordTable, read
+from tersely.probes.fingerprint import question_hash
+from tersely.probes.records import UNKNOWN, RecordsError, RecordTable, read_records
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ...support.disk import files_no_longer_than
@@ -65,7 +65,7 @@ class Recorded:
     def __init__(self, folder: Path, engine: TransformersEngine) -> None:
         self.folder = folder
         self.done: list[GenerationResult] = ask(engine, record=str(folder))
-        self.records = read(folder)
+        self.records = read_records(folder)
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +136,8 @@ def test_no_prompt_is_stored(engine: TransformersEngine, tmp_path: Path) -> None
         effort="easy",
     )
     content = b"".join(path.read_bytes() for path in tmp_path.iterdir())
-    assert read(tmp_path).texts["hash"] == [question_hash(secret)]
-    assert read(tmp_path).texts["problem"] == [""]
+    assert read_records(tmp_path).texts["hash"] == [question_hash(secret)]
+    assert read_records(tmp_path).texts["problem"] == [""]
     for word in (b"zanzibar", b"Quetzalcoatl", b"What is", done.answer.encode()):
         assert word not in content
 
@@ -150,7 +150,7 @@ def test_shadow_mode_records_beside_what_it_would_do(
     assert [one.token_ids for one in done] == [one.token_ids for one in plain]
     assert any(one.trace for one in done)
     assert not any(decision.acted for one in done for decision in one.trace)
-    found = read(tmp_path)
+    found = read_records(tmp_path)
     for name, column in recorded.records.columns.items():
         np.testing.assert_allclose(found[name], column, atol=1e-4, err_msg=name)
     assert "".join(e.text for e in events if e.row == 1) == plain[1].text
@@ -160,7 +160,7 @@ def test_each_call_adds_a_part(engine: TransformersEngine, tmp_path: Path) -> No
     for prompts in (PROMPTS[:2], PROMPTS[2], PROMPTS[1:2]):
         ask(engine, prompts, record=tmp_path, effort="easy")
     assert sorted(path.name for path in tmp_path.glob("part-*")) == [f"part-0000{n}.safetensors" for n in range(3)]
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     asked = [PROMPTS[0], PROMPTS[1], PROMPTS[2], PROMPTS[1]]
     assert records.texts["hash"] == [question_hash(prompt) for prompt in asked]
     assert records["rollouts.question"].tolist() == [0, 1, 2, 3]
@@ -168,13 +168,13 @@ def test_each_call_adds_a_part(engine: TransformersEngine, tmp_path: Path) -> No
     (tmp_path / "part-00001.safetensors").unlink()
     ask(engine, PROMPTS[0], record=tmp_path, effort="easy")
     assert (tmp_path / "part-00003.safetensors").exists(), "what was there stays"
-    assert read(tmp_path).size("questions") == 4
+    assert read_records(tmp_path).size("questions") == 4
 
 
 def test_what_was_not_thought_is_not_kept(engine: TransformersEngine, tmp_path: Path) -> None:
     ask(engine, record=tmp_path, effort="none")
     with pytest.raises(RecordsError, match="no data yet"):
-        read(tmp_path)
+        read_records(tmp_path)
 
 
 def test_tiers_that_are_chosen_are_told_apart(engine: TransformersEngine, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_tiers_that_are_chosen_are_told_apart(engine: TransformersEngine, tmp_pa
         patch.setattr("tersely.controller.session.load_tier_probe", lambda engine, folder: probe)
         done = ask(engine, record=tmp_path, effort="auto")
     assert [one.tier for one in done] == ["easy", "none", "easy"]
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     assert records["rollouts.tier"].tolist() == [1, 0, 1]
     assert set(records["boundaries.rollout"].tolist()) == {0, 2}
     for row in (0, 2):
@@ -220,9 +220,7 @@ def test_controlled_thinking_is_not_recorded(
 def test_another_models_folder_is_refused(engine: TransformersEngine, recorded: Recorded) -> None:
     other = copy.copy(engine)
     other._fingerprint = "ab" * 32
-    with pytest.raises(
-        RecordsError, match="collected with another fingerprint; go on with the same settings, or choose"
-    ):
+    with pytest.raises(RecordsError, match="another fingerprint"):
         ask(other, record=recorded.folder)
 
 
@@ -237,7 +235,7 @@ def test_engines_that_cannot_take_tokens_back_can_record(engine: TransformersEng
     blunt = copy.copy(engine)
     blunt.capabilities = engine.capabilities - {Capability.KV_ROLLBACK}
     ask(blunt, PROMPTS[:1], record=tmp_path, effort="easy")
-    assert read(tmp_path).size("rollouts") == 1
+    assert read_records(tmp_path).size("rollouts") == 1
 
 
 def test_a_full_disk_leaves_what_was_there(engine: TransformersEngine, tmp_path: Path) -> None:
@@ -246,7 +244,7 @@ def test_a_full_disk_leaves_what_was_there(engine: TransformersEngine, tmp_path:
     with files_no_longer_than(1000), pytest.raises(WriteError, match=r"part-00001\.safetensors cannot be written"):
         ask(engine, PROMPTS[:1], record=tmp_path, effort="easy")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert read(tmp_path).size("rollouts") == 1
+    assert read_records(tmp_path).size("rollouts") == 1
 
 
 # -- what answers amount to ----------------------------------------------------------------------------------------
@@ -268,9 +266,9 @@ def test_answers_are_equal_however_they_are_spelt(engine: TransformersEngine, tm
     recorder = LiveRecorder(tmp_path, engine, Session(engine).codec, Markers("<think>", "</think>"))
     answers = ["The answer is \\boxed{1,000}.", "So \\boxed{5.0}", "It is 7, not 8, so 9", "No idea."]
     told(recorder, answers, [[None, "999", "1000"], ["5", "6"], ["9"], ["9"]])
-    found: RecordTable = read(tmp_path)
+    found: RecordTable = read_records(tmp_path)
     assert found["boundaries.same"].tolist() == [0, 0, 1, 1, 0, 1, 0]
     assert found["boundaries.stated"].tolist() == [UNKNOWN, 0, 1, 0, 1, 0, 0]
     assert found["boundaries.rollout"].tolist() == [0, 0, 0, 1, 1, 2, 3]
     told(recorder, answers[:1], [["1000"]])
-    assert read(tmp_path)["boundaries.same"].tolist() == [0, 0, 1, 1, 0, 1, 0, 1]
+    assert read_records(tmp_path)["boundaries.same"].tolist() == [0, 0, 1, 1, 0, 1, 0, 1]

@@ -33,8 +33,7 @@ from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
 from tersely.probes.network import Network
-from tersely.probes.readiness import HOPEFUL, READY
-from tersely.probes.rule import Evidence, StopRule
+from tersely.probes.rule import HOPEFUL, READY, Evidence, StopRule
 
 from ...support.planted_records import linear
 from ...support.planted_rules import FREE, PAID, store, stored_rule, sure
@@ -247,7 +246,7 @@ def test_a_policys_own_folder_comes_first(engine: TransformersEngine, tmp_path: 
 def test_without_a_probe_it_says_what_to_do(
     engine: TransformersEngine, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probing, "released", lambda fingerprint, kind: None)
+    monkeypatch.setattr(probing, "find_pretrained", lambda fingerprint, kind: None)
     with pytest.raises(ProbeError, match="'tersely-tiny-small'"):
         ask(engine, name)
     with pytest.raises(ProbeError, match=str(tmp_path)):
@@ -259,7 +258,7 @@ def test_without_a_probe_it_says_what_to_do(
 
 
 def test_the_preset_says_so_too(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probing, "released", lambda fingerprint, kind: None)
+    monkeypatch.setattr(probing, "find_pretrained", lambda fingerprint, kind: None)
     with pytest.raises(ProbeError):
         ask(engine, policies=None, preset="certified")
 

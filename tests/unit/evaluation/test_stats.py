@@ -13,8 +13,6 @@ from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, jud
 from tersely.evaluation.iso_accuracy import area, common_range, iso_saving
 from tersely.evaluation.stats import (
     Interval,
-    auroc,
-    lower_bound,
     mcnemar,
     needed_questions,
     paired_bootstrap,
@@ -24,9 +22,9 @@ from tersely.evaluation.stats import (
     reliability,
     resampled_means,
     studentized_bootstrap,
-    upper_bound,
     wilson,
 )
+from tersely.probes.stats import auroc, binomial_lower_bound, binomial_upper_bound
 
 
 def paired_runs(rng: np.random.Generator, n: int, loss: float, gain: float, rollouts: int = 1) -> np.ndarray:
@@ -80,13 +78,13 @@ def test_saving_is_a_ratio_of_sums() -> None:
 
 
 def test_clopper_pearson_is_exact() -> None:
-    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert lower_bound(100, 100) == pytest.approx(0.05 ** (1 / 100))
-    assert (lower_bound(0, 9), upper_bound(9, 9)) == (0.0, 1.0)
-    bound = upper_bound(3, 50)
+    assert binomial_upper_bound(0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert binomial_lower_bound(100, 100, 0.05) == pytest.approx(0.05 ** (1 / 100))
+    assert (binomial_lower_bound(0, 9, 0.05), binomial_upper_bound(9, 9, 0.05)) == (0.0, 1.0)
+    bound = binomial_upper_bound(3, 50, 0.05)
     below = sum(math.comb(50, k) * bound**k * (1 - bound) ** (50 - k) for k in range(4))
     assert below == pytest.approx(0.05)
-    assert lower_bound(3, 50) == pytest.approx(1 - upper_bound(47, 50))
+    assert binomial_lower_bound(3, 50, 0.05) == pytest.approx(1 - binomial_upper_bound(47, 50, 0.05))
 
 
 def test_mcnemar_is_exact() -> None:
@@ -116,8 +114,8 @@ def test_auroc_is_the_share_of_ordered_pairs() -> None:
     rng = np.random.default_rng(0)
     labels, scores = rng.random(60) < 0.4, rng.integers(0, 8, 60)
     pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
-    assert auroc(scores, labels) == pytest.approx(np.mean(pairs))
-    assert math.isnan(auroc([1.0, 2.0], [True, True]))
+    assert auroc(labels, scores) == pytest.approx(np.mean(pairs))
+    assert math.isnan(auroc([True, True], [1.0, 2.0]))
 
 
 def test_question_means_keep_single_rollouts_as_they_are() -> None:

@@ -40,7 +40,7 @@ from tersely.evaluation.research.steering.search import (
 from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
-from tersely.probes.research.steering import FEWEST, Direction, Pair, load_direction
+from tersely.probes.research.steering import MIN_PAIRS, Direction, Pair, load_direction
 
 from ...support.commands import refused
 
@@ -239,7 +239,7 @@ def test_too_few_pairs_are_refused_and_the_samples_stay_in_the_log(
 ) -> None:
     logging.disable_progress_bar()
     error = refused(capsys, *command(tmp_path, max_new_tokens=80))
-    assert f"{FEWEST} or more" in error
+    assert f"{MIN_PAIRS} or more" in error
     monkeypatch.setattr(SessionRunner, "answer", None)  # a second run finds everything in the log
     assert refused(capsys, *command(tmp_path, max_new_tokens=80)) == error
 

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from tersely.errors import OptionError
-from tersely.evaluation.stats import auroc
 from tersely.evaluation.tasks.questions import TaskError, fingerprint, is_right, load, load_all, load_pools
 from tersely.evaluation.tasks.toy_problems import CALL_OFF, CALL_OFF_EXPR, KINDS, SPLITS, Problem, count_tokens, stream
 from tersely.evaluation.tasks.toy_programs import HARD_HALF, LEVELS, LIMIT, run
+from tersely.probes.stats import auroc
 
 
 @cache
@@ -91,7 +91,7 @@ def test_length_does_not_predict_the_level() -> None:
     assert max(means) - min(means) < 6
     for level in LEVELS[1:]:
         pair = (levels == 1) | (levels == level)
-        assert 0.40 < auroc(lengths[pair], levels[pair] == level) < 0.67
+        assert 0.40 < auroc(levels[pair] == level, lengths[pair]) < 0.67
 
 
 def test_a_bag_of_words_does_not_predict_the_hard_half() -> None:
@@ -99,7 +99,7 @@ def test_a_bag_of_words_does_not_predict_the_hard_half() -> None:
     model = make_pipeline(TfidfVectorizer(), LogisticRegression(max_iter=1000))
     model.fit([p.problem for p in fit], [p.level in HARD_HALF for p in fit])
     chances = model.predict_proba([p.problem for p in test])[:, 1]
-    assert 0.4 < auroc(chances, np.array([p.level in HARD_HALF for p in test])) < 0.6
+    assert 0.4 < auroc(np.array([p.level in HARD_HALF for p in test]), chances) < 0.6
 
 
 def test_the_called_off_problem_is_irrelevant() -> None:

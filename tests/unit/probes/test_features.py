@@ -1,4 +1,4 @@
-"""What the probes read of a thought: numbers worked out by hand, the same while a model thinks and afterwards."""
+"""Features of a thought: figures computed by hand, the same live and afterwards."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.thought_features import FeatureTracker
 from tersely.controller.types import SamplingParams, Signals, StepInfo
-from tersely.probes.features import FEATURES, TRIAL_FEATURES, features, trial_features
+from tersely.probes.features import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
 
 THOUGHTS = ("So the answer is 5.\n\n", "Wait, the answer is 6.\n\n", "Hmm.\n\n", "The answer is 6.\n\n")
 ENTROPIES = ([0.1] * 4 + [1.2] + [0.1] * 6, [0.2] * 11 + [0.8], [0.3, 0.6, 0.9], [0.05] * 9)
 
 
-class Grown:
-    """A thinking that grows by texts; a token of entropy e has top 1 - e / 2 and margin 0.9 - e / 2."""
+class GrowingThinking:
+    """A thinking extended by texts; a token of entropy e has top 1 - e / 2 and margin 0.9 - e / 2."""
 
     def __init__(self) -> None:
         self.codec = TokenizerAdapter(WordTokenizer())
@@ -54,8 +54,8 @@ def expected(*values: float) -> dict[str, Any]:
     return {name: pytest.approx(value, rel=1e-6) for name, value in zip(FEATURES, values, strict=True)}
 
 
-def test_features_of_a_thinking_made_by_hand() -> None:
-    grown = Grown()
+def test_features_of_four_thoughts() -> None:
+    grown = GrowingThinking()
     found = []
     for text, entropies in zip(THOUGHTS, ENTROPIES, strict=True):
         grown.add(text, entropies)
@@ -69,8 +69,8 @@ def test_features_of_a_thinking_made_by_hand() -> None:
     assert grown.readings.stated == "6"
 
 
-def test_without_an_answer_nothing_is_behind_it() -> None:
-    grown = Grown()
+def test_features_without_a_stated_answer() -> None:
+    grown = GrowingThinking()
     grown.add("Hmm.\n\n", [0.3, 0.6, 0.9])
     grown.add("And on.\n\n", [0.1] * 5)
     answers = [grown.features[name] for name in FEATURES[10:]]
@@ -78,14 +78,14 @@ def test_without_an_answer_nothing_is_behind_it() -> None:
     assert grown.readings.stated is None
 
 
-def test_a_thinking_without_signals_is_as_sure_as_can_be() -> None:
-    grown = Grown()
+def test_features_without_signals_are_those_of_certainty() -> None:
+    grown = GrowingThinking()
     grown.add(THOUGHTS[0])
     assert grown.features == expected(1, math.log(12), math.log(12), 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 0, 0)
 
 
 def test_forced_tokens_belong_to_no_thought() -> None:
-    grown = Grown()
+    grown = GrowingThinking()
     grown.add("one two", [0.4, 0.5, 0.6])
     grown.thinking.add_forced(grown.codec.encode("\n\nThe answer is 9.\n\n"))
     grown.add("three.\n\n", [0.1, 0.2, 0.3])
@@ -96,12 +96,17 @@ def test_forced_tokens_belong_to_no_thought() -> None:
     assert grown.readings.stated is None
 
 
-def test_what_a_trial_adds() -> None:
+def test_trial_features() -> None:
     assert len(TRIAL_FEATURES) == 4
     assert trial_features(["5", "6", "6"], 0.9, "6").tolist() == pytest.approx([math.log(9), 1, 2, 3])
     assert trial_features(["6", "5"], 0.25, "6").tolist() == pytest.approx([-math.log(3), 0, 1, 2])
     assert trial_features(["5"], 1.0, None).tolist() == pytest.approx([math.log(1e6), 0, 1, 1], rel=1e-4)
     assert trial_features(["5"], 0.0, None).tolist()[0] == pytest.approx(-math.log(1e6), rel=1e-4)
+    assert trial_features([3], 0.5, None).tolist() == [0, 0, 1, 1]
+
+
+def test_features_of_a_thought_without_tokens_are_finite() -> None:
+    assert np.isfinite(features([ThoughtReading(0, False, None, 0.5, 0.5, 0.5, 0.5, 0.5)])).all()
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +114,8 @@ def engine() -> TransformersEngine:
     return load_engine("tersely-tiny-small")
 
 
-def test_live_and_offline_are_the_same(engine: TransformersEngine) -> None:
-    """Sampled, in a batch whose rows try answers: what is told live, and a replay of what was written."""
+def test_live_and_offline_features_are_the_same(engine: TransformersEngine) -> None:
+    """Sampled in a batch with trial answers: features reported live, and those of a replay of the output."""
     live: list[list[ThoughtRecord]] = []
 
     def begin_in(rows: list[list[ThoughtRecord]]) -> PassiveRecorder:

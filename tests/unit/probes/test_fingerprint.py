@@ -1,4 +1,4 @@
-"""How a probe knows its model again."""
+"""Fingerprints of models and hashes of questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from tersely.errors import ModelError
 from tersely.models import get_model_path
-from tersely.probes.fingerprint import checkpoint_fingerprint, fingerprint
+from tersely.probes.fingerprint import checkpoint_fingerprint, fingerprint, question_hash
 
 SMALL = get_model_path("tersely-tiny-small")
 
@@ -25,7 +25,7 @@ def small() -> Any:
     return AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.float32)
 
 
-def test_a_model_is_known_again_however_it_is_loaded(small: Any) -> None:
+def test_a_model_has_one_fingerprint_however_it_is_loaded(small: Any) -> None:
     known = fingerprint(small)
     assert known == fingerprint(AutoModelForCausalLM.from_pretrained(SMALL, dtype=torch.bfloat16))
     assert known == checkpoint_fingerprint(SMALL)
@@ -33,7 +33,7 @@ def test_a_model_is_known_again_however_it_is_loaded(small: Any) -> None:
     assert len(known) == 64
 
 
-def test_other_weights_names_or_shapes_are_another_model() -> None:
+def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
     def of(**parameters: torch.Tensor) -> str:
         pairs = [(name, torch.nn.Parameter(value)) for name, value in parameters.items()]
         return fingerprint(SimpleNamespace(named_parameters=lambda: iter(pairs)))  # type: ignore[arg-type]
@@ -50,11 +50,11 @@ def test_other_weights_names_or_shapes_are_another_model() -> None:
         other = values.clone()
         other.view(-1)[place] += 100
         assert (of(a=other, b=values[0]) != known) == seen
-    with pytest.raises(ModelError, match="parameter a was not loaded"):
+    with pytest.raises(ModelError, match="parameter a"):
         of(a=torch.empty(2, device="meta"))
 
 
-def test_a_checkpoint_in_parts_is_the_same_model(small: Any, tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_has_the_same_fingerprint(small: Any, tmp_path: Path) -> None:
     tensors = load_file(SMALL / "model.safetensors")
     names = sorted(tensors)
     # Tied weights that are written twice, as some checkpoints do.
@@ -67,16 +67,21 @@ def test_a_checkpoint_in_parts_is_the_same_model(small: Any, tmp_path: Path) -> 
     shutil.copy(SMALL / "config.json", tmp_path)
     assert checkpoint_fingerprint(tmp_path) == fingerprint(small)
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match=str(tmp_path)):
         checkpoint_fingerprint(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ModelError, match="no index of a checkpoint"):
+    with pytest.raises(ModelError, match="index"):
         checkpoint_fingerprint(tmp_path)
 
 
-def test_tensors_of_every_shape_are_read_by_their_edges(tmp_path: Path) -> None:
+def test_the_edges_of_tensors_of_every_shape_are_read(tmp_path: Path) -> None:
     shapes = [(), (1,), (100,), (129,), (300,), (3, 500), (70, 3), (5, 6, 7), (128, 1)]
     tensors = {f"t{i}": torch.randn(shape) for i, shape in enumerate(shapes)}
     save_file(tensors, tmp_path / "model.safetensors")
     module = torch.nn.ParameterDict(tensors)
     assert checkpoint_fingerprint(tmp_path) == fingerprint(module)
+
+
+def test_a_question_hash_ignores_white_space() -> None:
+    assert question_hash("What  is\n2 + 2? ") == question_hash("What is 2 + 2?")
+    assert question_hash("What is 2 + 2?") != question_hash("What is 2 +2?")

@@ -40,17 +40,17 @@ def test_it_is_kept_and_known_again(engine: TransformersEngine, tmp_path: Path) 
     assert (found.layer, found.layers, found.threshold, found.metrics["odd"]) == (2, 4, 30.0, None)
     np.testing.assert_array_equal(found.arrays["gate_in"], made.arrays["gate_in"])
     assert found != shortcut(engine, threshold=1.0)
-    with pytest.raises(ArtifactError, match=r"learnt on tersely-tiny-small .* and qwen is another one"):
+    with pytest.raises(ArtifactError, match=r"tersely-tiny-small .* qwen is another model"):
         load_shortcut(tmp_path, "cd" * 32, "qwen")
-    with pytest.raises(ArtifactError, match="cannot be told which model"):
+    with pytest.raises(ArtifactError, match="which model"):
         load_shortcut(tmp_path, None)
     save_shortcut(shortcut(engine, arrays=arrays(128, seed=1)), tmp_path / "other")
     (tmp_path / "probe.safetensors").write_bytes((tmp_path / "other" / "probe.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match=r"is not the file that probe\.json belongs to"):
+    with pytest.raises(ArtifactError, match=r"does not belong to probe\.json"):
         load_shortcut(tmp_path, engine.fingerprint())
     about = tmp_path / "probe.json"
     about.write_text(about.read_text("utf-8").replace('"layer": 2', '"layer": 3'), "utf-8")
-    with pytest.raises(ArtifactError, match="was changed, or is no probe"):
+    with pytest.raises(ArtifactError, match="was changed"):
         load_shortcut(tmp_path, engine.fingerprint())
 
 
@@ -63,7 +63,7 @@ def test_it_is_kept_and_known_again(engine: TransformersEngine, tmp_path: Path) 
         ({"arrays": {"down": np.zeros((2, 2))}}, "a shortcut has down; accepted: down, down_bias, up"),
         ({"arrays": arrays(128) | {"up": np.zeros((3, 8))}}, r"up has shape \(3, 8\); accepted: \(128, 8\)"),
         ({"arrays": arrays(128) | {"up_bias": np.full(128, np.nan)}}, "all numbers finite"),
-        ({"arrays": arrays(128) | {"down": np.zeros(128)}}, "down and gate_in are no matrices"),
+        ({"arrays": arrays(128) | {"down": np.zeros(128)}}, "matrices"),
     ],
 )
 def test_what_could_not_be_used_is_not_made(engine: TransformersEngine, changes: dict[str, Any], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Collected records as what the probes learn from: outcomes of stopping, boundaries, questions, controls."""
+"""Collected records as training data: outcomes of stopping, boundaries, questions."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.probes.calibrate.baselines import by_length, by_words, quality
 from tersely.probes.calibrate.data import Boundaries, concatenate, read_boundaries, read_questions
 from tersely.probes.records import UNKNOWN, RecordsError
-from tersely.probes.risk_control import curve
+from tersely.probes.risk_control import risk_curve
 
-from ...support.planted_records import CLOSING, changed, planted, rows_of
+from ...support.planted_records import CLOSING, keep_rows, planted, replace_columns
 
 MARK = "fe" * 32
 N = 460
 ALPHA = 0.1
 
 
-def stopped(b: Boundaries, score: Any, paid: Any, threshold: float) -> tuple[float, float]:
+def stop_by_hand(b: Boundaries, score: Any, paid: Any, threshold: float) -> tuple[float, float]:
     """Harm rate and share of tokens saved, rollout by rollout."""
     harms, spent = 0, 0
     for rollout, full in enumerate(b.full.tolist()):
@@ -39,7 +38,7 @@ def stopped(b: Boundaries, score: Any, paid: Any, threshold: float) -> tuple[flo
 def test_outcomes_are_those_of_stopping_one_by_one(costly: bool) -> None:
     records = planted(60, seed=5)
     bare = records["boundaries.rollout"] % 5 != 0  # some rollouts have no boundary
-    b = read_boundaries(rows_of(records, "boundaries", bare), -1)
+    b = read_boundaries(keep_rows(records, "boundaries", bare), -1)
     rng = np.random.default_rng(0)
     score, asked = np.round(rng.random(len(b)), 1), rng.random(len(b)) < 0.5
     paid = np.zeros(len(b), np.int64)
@@ -49,13 +48,13 @@ def test_outcomes_are_those_of_stopping_one_by_one(costly: bool) -> None:
     made = b.outcomes(score, paid if costly else None)
     assert made.n == len(b.full) == 60
     for threshold in (0.0, 0.2, 0.45, 0.8, 1.0):
-        harm, saved = curve(made, [threshold])
-        expected = stopped(b, score, paid if costly else np.zeros(len(b)), threshold)
+        harm, saved = risk_curve(made, [threshold])
+        expected = stop_by_hand(b, score, paid if costly else np.zeros(len(b)), threshold)
         assert (float(harm[0]), float(saved[0])) == pytest.approx(expected), threshold
-    assert curve(made, [0.0])[0][0] > 0, "stopping at once does harm"
+    assert risk_curve(made, [0.0])[0][0] > 0, "stopping immediately does harm"
 
 
-def test_boundaries_are_those_of_the_tier_and_rollout_asked_for() -> None:
+def test_boundaries_of_one_tier_and_rollout() -> None:
     records = planted(30, seed=6, rollouts=2)
     tier = records["rollouts.tier"][records["boundaries.rollout"]]
     number = records["rollouts.number"][records["boundaries.rollout"]]
@@ -71,21 +70,21 @@ def test_boundaries_are_those_of_the_tier_and_rollout_asked_for() -> None:
     assert len(both) == len(normal) + len(few)
     assert both.full.tolist() == normal.full.tolist() + few.full.tolist()
     assert both.rollout[len(normal) :].tolist() == (few.rollout + 30).tolist()
-    with pytest.raises(OptionError, match=r"unknown tier 'normla'; did you mean 'normal'\?"):
+    with pytest.raises(OptionError, match="'normla'"):
         read_boundaries(records, -1, "normla")
 
 
-def test_where_nobody_knows_the_last_answer_stands_for_the_right_one() -> None:
+def test_without_labels_the_final_answer_counts_as_right() -> None:
     live, known = planted(40, seed=7, live=True), planted(40, seed=7, solved=0.6)
-    blind, seen = read_boundaries(live, -1), read_boundaries(known, -1)
-    assert blind.final.all()
-    assert not seen.final.all()
+    unlabelled, labelled = read_boundaries(live, -1), read_boundaries(known, -1)
+    assert unlabelled.final.all()
+    assert not labelled.final.all()
     owner = live["rollouts.tier"][live["boundaries.rollout"]] == 2
-    assert blind.now.tolist() == live["boundaries.same"][owner].astype(bool).tolist()
-    assert 0 < blind.now.mean() < 1
+    assert unlabelled.now.tolist() == live["boundaries.same"][owner].astype(bool).tolist()
+    assert 0 < unlabelled.now.mean() < 1
 
 
-def test_questions_have_what_came_of_each_tier() -> None:
+def test_questions_have_the_outcomes_of_each_tier() -> None:
     records = planted(20, seed=8, rollouts=3)
     found = read_questions(records, -1, np.arange(20) >= 5)
     assert (len(found), found.right.shape) == (15, (15, 4))
@@ -94,38 +93,36 @@ def test_questions_have_what_came_of_each_tier() -> None:
     assert found.right[0, 3] == pytest.approx(records["rollouts.right"][mine].mean())
     spent = (records["rollouts.thinking"] + records["rollouts.answer"])[mine]
     assert found.tokens[0, 3] == pytest.approx(spent.mean())
-    with pytest.raises(RecordsError, match="some questions lack a tier; go on with the collection until it is whole"):
-        read_questions(rows_of(records, "rollouts", ~mine), -1)
+    with pytest.raises(RecordsError) as error:
+        read_questions(keep_rows(records, "rollouts", ~mine), -1)
+    assert error.value.code == "incomplete"
 
 
-def test_quality_by_hand() -> None:
-    truth = np.array([False] * 50 + [True] * 50)
-    perfect = quality(truth, truth.astype(float))
-    assert (perfect.auroc, perfect.brier, perfect.ece, perfect.n, perfect.share) == (1, 0, 0, 100, 0.5)
-    blind = quality(truth, np.full(100, 0.8))
-    assert (blind.auroc, blind.low < 0.5 < blind.high) == (0.5, True)
-    assert blind.brier == pytest.approx(0.5 * 0.04 + 0.5 * 0.64)
-    assert quality(np.resize([False, True], 100), np.full(100, 0.8)).ece == pytest.approx(0.3)
-    assert np.isnan(quality(truth[:50], np.zeros(50)).auroc)
-
-
-def test_controls_see_what_is_theirs_alone() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.random(300) < 0.5
-    words = np.where(truth, 20, 10) + rng.integers(0, 8, 300)
-    texts = [("hard " if yes else "easy ") + " ".join(rng.choice(list("abcdef"), 5)) for yes in truth]
-    fit, test = slice(0, 200), slice(200, 300)
-    by_size = by_length(words[fit], truth[fit], words[test])
-    by_text = by_words(texts[fit], truth[fit], texts[test])
-    assert quality(truth[test], by_size).auroc > 0.95
-    assert quality(truth[test], by_text).auroc > 0.95
-    alone = np.arange(200) == 7
-    assert by_words(texts[fit], alone, texts[test]).tolist() == [1 / 200] * 100, "one question teaches no words"
-
-
-def test_rollouts_whose_right_answer_is_unknown_teach_no_difficulty() -> None:
+def test_difficulty_needs_labels() -> None:
     records = planted(10)
     right = records["rollouts.right"].copy()
     right[3] = UNKNOWN
-    with pytest.raises(RecordsError, match="nobody knows which answers are right here"):
-        read_questions(changed(records, rollouts__right=right), -1)
+    with pytest.raises(RecordsError) as error:
+        read_questions(replace_columns(records, rollouts__right=right), -1)
+    assert error.value.code == "no_labels"
+
+
+@pytest.mark.parametrize("table", ["questions", "boundaries"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_hidden_states_that_are_not_finite_are_refused(table: str, value: float) -> None:
+    records = planted(20, layers=(2, -1))
+    states = records[f"{table}.state.2"].copy()
+    states[3, 4] = value
+    broken = replace_columns(records, **{f"{table}__state.2": states})
+    read = read_questions if table == "questions" else read_boundaries
+    with pytest.raises(RecordsError, match="layer 2") as error:
+        read(broken, 2)
+    assert error.value.code == "not_finite"
+    read(broken, -1)
+
+
+def test_another_layer_has_its_own_states() -> None:
+    records = planted(10, layers=(2, -1))
+    one, other = read_questions(records, 2), read_boundaries(records, 2)
+    assert np.array_equal(one.state, records["questions.state.2"])
+    assert np.array_equal(other.rows[:, -8:], read_boundaries(records, -1).rows[:, :-9:-1])

@@ -1,0 +1,129 @@
+"""What `tersely.generate` accepts as model, prompts, markers and options, and how it refuses everything else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tersely
+from tersely.controller.api import resolve_engine, resolve_markers, split_prompts
+from tersely.controller.options import GenerationOptions, OptionsDict, make_options
+from tersely.controller.text.markers import Markers
+from tersely.errors import MarkerError, ModelError, OptionError, PromptError, TerselyError
+
+QUESTION = "Compute 3 + 6."
+MESSAGES = [{"role": "user", "content": QUESTION}]
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Compute "}, {"type": "text", "text": "3 + 6."}]}]
+
+
+def answer(prompts: Any, **options: Any) -> Any:
+    return tersely.generate("tersely-tiny-small", prompts, **{"temperature": 0, "max_new_tokens": 200, **options})
+
+
+def test_a_text_messages_and_content_parts_are_the_same_prompt() -> None:
+    text = answer(QUESTION).text
+    assert answer(MESSAGES).text == answer(PARTS).text == text
+    assert [one.text for one in answer([QUESTION, MESSAGES])] == [text, text]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code"),
+    [
+        (None, "invalid_prompt_type"),
+        (17, "invalid_prompt_type"),
+        ((text for text in [QUESTION]), "invalid_prompt_type"),
+        ([QUESTION, 17], "invalid_prompt_type"),
+        ([None], "invalid_prompt_type"),
+        ("  ", "invalid_prompt"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "invalid_content_part"),
+    ],
+)
+def test_what_is_not_a_prompt_is_refused(prompts: Any, code: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        answer(prompts)
+    assert caught.value.code == code
+
+
+def test_prompts_are_single_or_many() -> None:
+    assert split_prompts(QUESTION) == ([QUESTION], True)
+    assert split_prompts(MESSAGES) == ([MESSAGES], True)
+    assert split_prompts((QUESTION,)) == ([QUESTION], False)
+    assert split_prompts([]) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "code"),
+    [
+        ({"max_new_tokens": "many"}, OptionError, "invalid_option"),
+        ({"max_new_tokens": 0}, OptionError, "invalid_option"),
+        ({"max_new_tokens": None}, OptionError, "invalid_option"),
+        ({"effort": "norml"}, OptionError, "unknown_name"),
+        ({"effort": 3}, OptionError, "invalid_option"),
+        ({"preset": "balance"}, OptionError, "unknown_name"),
+        ({"policies": 3}, OptionError, "invalid_option"),
+        ({"policies": [3]}, OptionError, "invalid_policy"),
+        ({"modifiers": ["steeer"]}, OptionError, "unknown_name"),
+        ({"temperature": "hot"}, OptionError, "invalid_option"),
+        ({"seeds": 1}, OptionError, "unknown_name"),
+        ({"markers": "<a>"}, OptionError, "invalid_option"),
+        ({"markers": ("<a>", 3)}, OptionError, "invalid_option"),
+        ({"markers": 3}, OptionError, "invalid_option"),
+        ({"probes": "no/such/folder"}, TerselyError, "no_probe"),
+    ],
+)
+def test_options_are_refused_with_a_code(options: dict[str, Any], error: type[TerselyError], code: str) -> None:
+    with pytest.raises(error) as caught:
+        answer(QUESTION, **options)
+    assert caught.value.code == code
+
+
+def test_numbers_as_text_work() -> None:
+    assert make_options(max_new_tokens="100").max_new_tokens == 100
+
+
+def test_markers_as_pairs_and_text_work() -> None:
+    pair = Markers("<a>", "</a>")
+    assert resolve_markers(("<a>", "</a>")) == resolve_markers("<a>,</a>") == resolve_markers(pair) == pair
+    assert resolve_markers(None) is None
+
+
+@pytest.mark.parametrize(("model", "code"), [(None, "invalid_model"), (17, "invalid_model")])
+def test_what_is_not_a_model_is_refused(model: Any, code: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        tersely.generate(model, QUESTION)
+    assert caught.value.code == code
+
+
+def test_a_model_object_needs_its_tokenizer_and_a_name_must_exist(tmp_path: Path) -> None:
+    model = tersely.load_engine("tersely-tiny-small").model
+    with pytest.raises(OptionError) as caught:
+        tersely.generate(model, QUESTION)
+    assert caught.value.code == "missing_tokenizer"
+    with pytest.raises(ModelError):
+        tersely.generate(str(tmp_path), QUESTION)
+
+
+def test_a_model_by_name_is_loaded_once() -> None:
+    assert resolve_engine("tersely-tiny-small") is resolve_engine("tersely-tiny-small")
+
+
+def test_options_as_one_value_and_as_keywords_are_the_same() -> None:
+    options = GenerationOptions(preset="off", max_new_tokens=80)
+    assert (
+        answer(QUESTION, options=options, max_new_tokens=80).text
+        == answer(QUESTION, preset="off", max_new_tokens=80).text
+    )
+    named = set(OptionsDict.__annotations__)
+    fields = set(GenerationOptions.__dataclass_fields__)
+    assert named == fields - {"sampling"} | {"temperature", "top_p", "top_k", "seed"}
+
+
+def test_a_model_without_markers_is_refused() -> None:
+    engine = tersely.load_engine("tersely-tiny-small")
+    engine.tokenizer.chat_template = "{{ messages[-1].content }}"
+    engine.tokenizer.get_added_vocab = dict
+    with pytest.raises(MarkerError) as caught:
+        tersely.generate(engine, QUESTION)
+    assert caught.value.code == "unknown_markers"
