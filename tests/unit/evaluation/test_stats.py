@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,6 @@ from tersely.evaluation.stats import (
     studentized_bootstrap,
     wilson,
 )
-from tersely.probes.stats import auroc, binomial_lower_bound, binomial_upper_bound
 
 
 def paired_runs(rng: np.random.Generator, n: int, loss: float, gain: float, rollouts: int = 1) -> np.ndarray:
@@ -77,16 +75,6 @@ def test_saving_is_a_ratio_of_sums() -> None:
     assert ratio_bootstrap([[10.0, 30.0]], [[20.0, 20.0]]).estimate == 0
 
 
-def test_clopper_pearson_is_exact() -> None:
-    assert binomial_upper_bound(0, 100, 0.05) == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert binomial_lower_bound(100, 100, 0.05) == pytest.approx(0.05 ** (1 / 100))
-    assert (binomial_lower_bound(0, 9, 0.05), binomial_upper_bound(9, 9, 0.05)) == (0.0, 1.0)
-    bound = binomial_upper_bound(3, 50, 0.05)
-    below = sum(math.comb(50, k) * bound**k * (1 - bound) ** (50 - k) for k in range(4))
-    assert below == pytest.approx(0.05)
-    assert binomial_lower_bound(3, 50, 0.05) == pytest.approx(1 - binomial_upper_bound(47, 50, 0.05))
-
-
 def test_mcnemar_is_exact() -> None:
     assert mcnemar([-1.0] * 9 + [1.0] + [0.0] * 90) == pytest.approx(22 / 1024)
     assert mcnemar([0.0] * 10) == 1.0
@@ -108,14 +96,6 @@ def test_rollouts_narrow_a_rate_by_their_effective_number() -> None:
     fresh = np.random.default_rng(1).random((200, 4)) < 0.6
     assert rate_interval(fresh).high - rate_interval(fresh).low < 0.6 * (once.high - once.low)
     assert rate_interval(np.ones((10, 4))) == wilson(1.0, 10)
-
-
-def test_auroc_is_the_share_of_ordered_pairs() -> None:
-    rng = np.random.default_rng(0)
-    labels, scores = rng.random(60) < 0.4, rng.integers(0, 8, 60)
-    pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
-    assert auroc(labels, scores) == pytest.approx(np.mean(pairs))
-    assert math.isnan(auroc([True, True], [1.0, 2.0]))
 
 
 def test_question_means_keep_single_rollouts_as_they_are() -> None:
