@@ -1,9 +1,9 @@
-"""The effect of training: a model before and after, on the same held-out questions.
+"""Compare a model before and after training runs, on the same held-out questions.
 
-It reports accuracy, tokens, and how often the model did not think, by level. `before-none` and `before-easy` are the
-untrained model with those efforts, because training has to beat what a prompt can do. Models run without control,
-unless `--after FOLDER+PRESET` names a preset, such as `concise-t` for a trained hint. `--after FOLDER,FOLDER,FOLDER`
-adds the mean of several training seeds; its intervals are over questions.
+For each: accuracy, tokens, and how often it does not think, by level. `before-none` and `before-easy` are the model
+before training, prompted not to think or to think briefly: training has to beat a prompt. No controller is used, except
+as named by `--after FOLDER+PRESET`, such as `concise-t` for a learned hint. For runs with different seeds, `--after
+FOLDER,FOLDER,FOLDER` also gives their mean, with intervals over questions.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from tersely.evaluation.tasks.questions import Question, load
 from tersely.evaluation.trace_analysis import final_answer
 
 BEFORE = {"before": "normal", "before-easy": "easy", "before-none": "none"}
-"""Arms of the model before training, with their efforts."""
+"""Arms of the model before training, and the effort of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One model, or the mean of several, by question: whether it was right, its tokens, whether it did not think."""
+    """Results of one or several models: for each question accuracy, tokens, and whether thinking was skipped."""
 
     right: Sequence[float]
     tokens: Sequence[float]
@@ -41,20 +41,20 @@ class Arm:
 
     @classmethod
     def mean(cls, arms: Sequence[Arm]) -> Arm:
-        """Several trainings as one."""
+        """The mean of several runs."""
         columns = ([one.right for one in arms], [one.tokens for one in arms], [one.instant for one in arms])
         return cls(*([fmean(at) for at in zip(*column, strict=True)] for column in columns))
 
-    def figures(self, places: Sequence[int]) -> dict[str, float]:
+    def means(self, indices: Sequence[int]) -> dict[str, float]:
         """Means over some of the questions."""
         return {
-            "right": fmean(self.right[i] for i in places),
-            "tokens": fmean(self.tokens[i] for i in places),
-            "no_think": fmean(self.instant[i] for i in places),
+            "right": fmean(self.right[i] for i in indices),
+            "tokens": fmean(self.tokens[i] for i in indices),
+            "no_think": fmean(self.instant[i] for i in indices),
         }
 
 
-def arm(
+def run_arm(
     model: str,
     questions: Sequence[Question],
     options: argparse.Namespace,
@@ -62,29 +62,29 @@ def arm(
     effort: str = "normal",
     preset: str = "off",
 ) -> Arm:
-    """Let a model answer all questions."""
-    answerer = SessionRunner(load_engine(model))
-    asked = GenerationOptions(effort=effort, preset=preset, max_new_tokens=options.max_new_tokens)
-    made: list[GenerationResult] = answer_all(answerer, questions, asked, seed=options.seed, size=options.batch)
-    answers = [(question, final_answer(one)) for question, one in zip(questions, made, strict=True)]
+    """Answer all questions with a model."""
+    runner = SessionRunner(load_engine(model))
+    settings = GenerationOptions(effort=effort, preset=preset, max_new_tokens=options.max_new_tokens)
+    results: list[GenerationResult] = answer_all(runner, questions, settings, seed=options.seed, size=options.batch)
+    answers = [(question, final_answer(result)) for question, result in zip(questions, results, strict=True)]
     return Arm(
         right_answers(answers, checker),
-        [one.usage.total for one in made],
-        [not one.thinking.strip() for one in made],
+        [result.usage.total for result in results],
+        [not result.thinking.strip() for result in results],
     )
 
 
-def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict[str, Arm]:
-    """All arms by name, those after a training by their folder, and means by their folders."""
+def run_arms(options: argparse.Namespace, questions: Sequence[Question]) -> dict[str, Arm]:
+    """All arms by name; those of runs by their folder, and means by their folders."""
     trained = list(dict.fromkeys(folder for given in options.after for folder in given.split(",")))
     for given in trained:
-        make_policies(given.partition("+")[2] or "off")  # an unknown preset is refused before anything is paid for
+        make_policies(given.partition("+")[2] or "off")  # refuses an unknown preset before any work is done
     arms: dict[str, Arm] = {}
     with AnswerChecker() as checker:
 
         def add(name: str, model: str, effort: str = "normal", preset: str = "off") -> None:
-            arms[name] = arm(model, questions, options, checker, effort, preset)
-            print(name, arms[name].figures(range(len(questions))), file=sys.stderr, flush=True)
+            arms[name] = run_arm(model, questions, options, checker, effort, preset)
+            print(name, arms[name].means(range(len(questions))), file=sys.stderr, flush=True)
 
         for name, effort in BEFORE.items():
             add(name, options.before, effort)
@@ -97,8 +97,8 @@ def answered(options: argparse.Namespace, questions: Sequence[Question]) -> dict
     return arms
 
 
-def change(before: Arm, after: Arm) -> dict[str, Any]:
-    """The effect of a training: `points` of accuracy and the share of tokens `saved`, with intervals."""
+def compare(before: Arm, after: Arm) -> dict[str, Any]:
+    """The change in accuracy (`points`) and the share of tokens `saved`, with their intervals."""
     points = paired_bootstrap([100 * (b - a) for a, b in zip(before.right, after.right, strict=True)])
     return {"points": asdict(points), "saved": asdict(ratio_bootstrap(after.tokens, before.tokens))}
 
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
         "--split",
         choices=("calibrate", "test"),
         default="test",
-        help="calibrate is for choosing recipes; not of files (default: %(default)s)",
+        help="calibrate is for choosing recipes; not for files (default: %(default)s)",
     )
     parser.add_argument("--limit", type=int, default=600, help="questions of the split (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of questions and samples (default: %(default)s)")
@@ -131,23 +131,23 @@ def main(argv: list[str] | None = None) -> None:
     if options.split != "test" and Path(options.task).suffix:
         parser.error(f"--split {options.split} with {options.task}: a file has no splits")
     questions = load(options.task, options.split, options.limit, options.seed)
-    arms = answered(options, questions)
+    arms = run_arms(options, questions)
     levels = sorted({question.level for question in questions if question.level is not None})
-    places = {"all": list(range(len(questions)))} | {
+    indices = {"all": list(range(len(questions)))} | {
         str(level): [i for i, question in enumerate(questions) if question.level == level] for level in levels
     }
-    figures = {name: {key: one.figures(at) for key, at in places.items()} for name, one in arms.items()}
-    changes = {name: change(arms["before"], one) for name, one in arms.items() if name not in BEFORE}
+    tables = {name: {key: one.means(at) for key, at in indices.items()} for name, one in arms.items()}
+    changes = {name: compare(arms["before"], one) for name, one in arms.items() if name not in BEFORE}
     if options.json:
-        print(json.dumps({"arms": figures, "changes": changes, "questions": len(questions), "split": options.split}))
+        print(json.dumps({"arms": tables, "changes": changes, "questions": len(questions), "split": options.split}))
         return
     width = max(map(len, arms))
     print(f"{'':{width}}{'level':>6}{'right':>8}{'tokens':>9}{'no-think':>10}")
-    for name, found in figures.items():
-        for key, one in found.items():
-            print(f"{name:{width}}{key:>6}{one['right']:8.1%}{one['tokens']:9.1f}{one['no_think']:10.1%}")
-    for name, made in changes.items():
-        saved, points = made["saved"], made["points"]
+    for name, table in tables.items():
+        for key, row in table.items():
+            print(f"{name:{width}}{key:>6}{row['right']:8.1%}{row['tokens']:9.1f}{row['no_think']:10.1%}")
+    for name, changed in changes.items():
+        saved, points = changed["saved"], changed["points"]
         print(
             f"{name}: {saved['estimate']:.1%} [{saved['low']:.1%}, {saved['high']:.1%}] of tokens saved, accuracy "
             f"{points['estimate']:+.1f} points [{points['low']:+.1f}, {points['high']:+.1f}]"

@@ -1,8 +1,8 @@
-"""Tokens a second of an int4 checkpoint in vLLM on a CPU, with its own kernel and with ours, timed turn by turn.
+"""Tokens per second of an int4 checkpoint in vLLM on a CPU, with vLLM's kernel and with ours, in alternating runs.
 
-`plain_b8` is what vLLM's own kernel comes to for 8 requests at once, `ours_b8` what it is with TERSELY_INT4_KERNEL=1,
-`ratio_b8` ours over plain, the median over turns. Prompts are short, so nearly all of it is decoding. `agree` is the
-share of tokens that are the same with both, in greedy answers of 32 rows: it says how far 8-bit activations lead away.
+`plain_b8` is the speed of vLLM's own kernel with 8 concurrent requests, `ours_b8` that with TERSELY_INT4_KERNEL=1, and
+`ratio_b8` ours over plain, the median over runs. Prompts are short, so nearly all of it is decoding. `agree` is the
+share of tokens in greedy answers that are the same with both, which shows the effect of 8-bit activations.
 `python benchmarks/rounded_checkpoint.py MODEL OUT` makes such a checkpoint.
 """
 
@@ -24,7 +24,7 @@ PROMPT = "Write a function that sorts a list of numbers, number {}."
 
 
 def start(folder: str, ours: bool, rows: int, compiled: bool) -> tuple[Any, str]:
-    """A vLLM in this process and the kernels that its int4 layers are on; the one with ours has to be the later one."""
+    """Start a vLLM in this process; also returns the kernels of its int4 layers. Start the one with ours last."""
     from vllm import LLM
 
     if ours:
@@ -50,7 +50,7 @@ def start(folder: str, ours: bool, rows: int, compiled: bool) -> tuple[Any, str]
 
 
 def compare(sides: dict[str, Any], batches: list[int], tokens: int, repeats: int, clock: str) -> dict[str, float]:
-    """Tokens a second of each side and their ratio for each number of requests, and how far the answers agree."""
+    """Tokens per second of each side and their ratio for each number of requests, and the agreement of the answers."""
     from vllm import SamplingParams
 
     found: dict[str, float] = {}
@@ -66,7 +66,7 @@ def compare(sides: dict[str, Any], batches: list[int], tokens: int, repeats: int
                 taken[name].append(CLOCKS[clock]() - begun)
                 said[name] = [list(output.outputs[0].token_ids) for output in outputs]
         for name, seconds in taken.items():
-            found[f"{name}_b{rows}"] = rows * tokens / statistics.median(seconds[1:])  # the first turn warms up
+            found[f"{name}_b{rows}"] = rows * tokens / statistics.median(seconds[1:])  # the first run warms up
         pairs = zip(taken["plain"][1:], taken["ours"][1:], strict=True)
         found[f"ratio_b{rows}"] = statistics.median(a / b for a, b in pairs)
     same = [a == b for one, other in zip(*said.values(), strict=True) for a, b in zip(one, other, strict=True)]
@@ -74,15 +74,15 @@ def compare(sides: dict[str, Any], batches: list[int], tokens: int, repeats: int
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the comparison; print what was found."""
+    """Run the comparison and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the checkpoint")
-    parser.add_argument("--batches", default="1,8,32", help="requests at once, by commas (default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=32, help="new tokens a request (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each kind (default: %(default)s)")
+    parser.add_argument("model", help="folder of the checkpoint")
     parser.add_argument(
-        "--compile", action="store_true", help="let vLLM compile the model, which takes a minute a side"
+        "--batches", default="1,8,32", help="concurrent requests, separated by commas (default: %(default)s)"
     )
+    parser.add_argument("--tokens", type=int, default=32, help="new tokens per request (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement (default: %(default)s)")
+    parser.add_argument("--compile", action="store_true", help="let vLLM compile the model, which takes a minute each")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)

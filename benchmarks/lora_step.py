@@ -1,10 +1,10 @@
-"""Whether every method of training can take its steps on a model: two steps of an adapter each, small ones.
+"""Take two small steps of every training method on a model.
 
-It shows that prompts, markers, sampling, rewards, loss, gradients and saving go together with a model, not that
-anything was learnt. Learnt hints train the embeddings and MAH-DPO two heads in turn, where others have adapters.
-Printed for each method: the losses and gradients of the steps, by how much the adapter moved, minutes, and GiB of
-memory that it took (Linux, on a CPU) beside those that a dry run foretells. A model that was not trained to think is
-given --markers that are single tokens of it, and where it gets too little right to learn from, the task `sums`.
+This shows that prompts, markers, sampling, rewards, loss, gradients and saving work with a model, not that anything is
+learned. Methods train an adapter, except that learned hints train embeddings and MAH-DPO two heads in turn. Prints for
+each method the losses and gradients of its steps, the change of the adapter, minutes, and GiB of memory (Linux, on a
+CPU) next to the estimate of a dry run. A model that was not trained to think needs --markers that are single tokens of
+it, and the task `sums` if it answers too few questions right.
 
     python benchmarks/lora_step.py --model MODEL --markers Thought,Answer --task sums --thinking 48 --tokens 160
 """
@@ -64,36 +64,36 @@ def recipe(name: str, options: argparse.Namespace, out: Path) -> dict[str, Any]:
 
 
 def steps(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What two steps of a method came to."""
+    """The results of two steps of a method."""
     with tempfile.TemporaryDirectory() as folder:
         out, config = Path(folder) / "run", Path(folder) / "recipe.yaml"
-        made = recipe(name, options, out)
+        values = recipe(name, options, out)
         if options.task == SUMS:
-            made["data"]["task"] = str(sums(Path(folder) / "sums.jsonl", options.questions))
-        config.write_text(yaml.safe_dump(made), encoding="utf-8")
-        said: list[str] = []
+            values["data"]["task"] = str(sums(Path(folder) / "sums.jsonl", options.questions))
+        config.write_text(yaml.safe_dump(values), encoding="utf-8")
+        lines: list[str] = []
         gc.collect()
         with suppress(OSError):
-            _PEAK.write_text("5")  # begins the peak anew
+            _PEAK.write_text("5")  # resets the peak
         begun, before = time.perf_counter(), _memory("VmRSS")
-        train(name, config, say=said.append)
+        train(name, config, log=lines.append)
         logs = [json.loads(line) for line in (out / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
-        found: dict[str, Any] = {
+        result: dict[str, Any] = {
             "loss": [log["loss"] for log in logs if "loss" in log],
             "gradient": [log["grad_norm"] for log in logs if "grad_norm" in log],
             "minutes": (time.perf_counter() - begun) / 60,
             "gib": None if before is None else (_memory("VmHWM") or before) - before,
-            "foretold": next(line.removeprefix("memory: ") for line in said if line.startswith("memory: ")),
+            "estimated": next(line.removeprefix("memory: ") for line in lines if line.startswith("memory: ")),
         }
         adapter = out / "adapter" / "adapter_model.safetensors"
         if adapter.exists():
             weights = load_file(adapter)
-            found["moved"] = max(float(weight.abs().max()) for key, weight in weights.items() if "lora_B" in key)
-        return found
+            result["moved"] = max(float(weight.abs().max()) for key, weight in weights.items() if "lora_B" in key)
+        return result
 
 
 def sums(path: Path, count: int) -> Path:
-    """Questions that small models can answer."""
+    """Write questions that small models can answer."""
     pairs = [(7 + 5 * i % 40, 3 + 4 * i) for i in range(count)]
     lines = [
         json.dumps({"id": f"sum-{a}-{b}", "problem": f"What is {a} + {b}? Work it out in steps.", "answer": str(a + b)})
@@ -104,24 +104,24 @@ def sums(path: Path, count: int) -> Path:
 
 
 def _memory(field: str) -> float | None:
-    """What Linux says of this process's memory, in GiB; None elsewhere."""
+    """A memory figure of this process on Linux, in GiB; None elsewhere."""
     lines = _STATUS.read_text(encoding="utf-8").splitlines() if _STATUS.exists() else []
     return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{field}:")), None)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Take the steps and print what came of them."""
+    """Take the steps and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument("--markers", help="OPEN,CLOSE, where the model has none of its own")
     parser.add_argument("--task", default="tiny", help="tiny, sums, gym:NAME or a JSONL file (default: %(default)s)")
-    parser.add_argument("--methods", default=",".join(OWN), help="by commas (default: %(default)s)")
+    parser.add_argument("--methods", default=",".join(OWN), help="separated by commas (default: %(default)s)")
     parser.add_argument("--questions", type=int, default=12, help="(default: %(default)s)")
-    parser.add_argument("--tokens", type=int, default=224, help="of a completion (default: %(default)s)")
-    parser.add_argument("--thinking", type=int, default=96, help="tokens, then it is closed (default: %(default)s)")
+    parser.add_argument("--tokens", type=int, default=224, help="per completion (default: %(default)s)")
+    parser.add_argument("--thinking", type=int, default=96, help="tokens before it is closed (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    import trl  # noqa: F401  # or the first method would be charged for it
+    import trl  # noqa: F401  # not in the time of the first method
 
     found: dict[str, Any] = {}
     for name in options.methods.split(","):

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.sampling.deepconf import DeepConf
-from tersely.controller.sampling.majority import Majority, ShortMofK
 from tersely.controller.sampling.research.tree import Tree
-from tersely.controller.sampling.result import SampleResult
+from tersely.controller.sampling.rules import Majority, ShortMofK
+from tersely.controller.sampling.run import SampleResult
 from tersely.controller.sampling.vote import AggregationRule
 from tersely.evaluation.runner import batch_seed
 from tersely.evaluation.tasks.questions import is_right, load
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         for start in range(0, len(questions), options.batch):
             done += tersely.sample(
                 engine,
-                prompts=[question.problem for question in questions[start : start + options.batch]],
+                [question.problem for question in questions[start : start + options.batch]],
                 k=1 if name == "single" else options.k,
                 rule=rule,
                 preset=options.preset,

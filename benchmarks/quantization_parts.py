@@ -1,8 +1,9 @@
-"""What each part of quantization to 4 bits is worth: one model, one text, a part left out at a time.
+"""An ablation of 4-bit quantization: one model, one text, leaving out one part at a time.
 
-For each variant the divergence (KL) of its next tokens from the model's own, on a text that nothing was calibrated on,
-and by what factor it exceeds that of all parts together, with the interval over rows of text; and the perplexity. The
-divergence tells variants apart where perplexities cannot: it has no share in what the text itself leaves open.
+The results for each variant are the KL divergence of its next tokens from the unquantized model, on a text that was not
+used for calibration; its relative increase over the first variant, with an interval over rows of text; and the
+perplexity. Divergence distinguishes variants better than perplexity, because it does not depend on how predictable the
+text is.
 
     python benchmarks/quantization_parts.py MODEL --calib train.jsonl --text dev.jsonl
 """
@@ -22,11 +23,9 @@ from tersely.controller.engines.checkpoints import resolve_checkpoint
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
+from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import tokenize_rows
 from tersely.kernels.quantization.config import ScaleSearch
-from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
-from tersely.kernels.quantization.linear import quantizable
-from tersely.kernels.quantization.model import collect_inputs
 from tersely.kernels.quantization.run import load
 
 PLAIN = ScaleSearch(ranges=False, compensate=False)
@@ -40,21 +39,20 @@ VARIANTS: dict[str, tuple[ScaleSearch, dict[str, Any]]] = {
 }
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All variants, one after the other."""
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all variants."""
     source = resolve_checkpoint(options.model)
     model, tokenizer = load(source)
     calib = tokenize_rows(options.calib, tokenizer, options.calib_rows, options.length)
     text = tokenize_rows(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
-    given = collect_inputs(model, calib, dict(quantizable(model, scheme)), scheme, ScaleSearch())
     expected, _ = cache_reference(model, text)
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants:
         search, changed = VARIANTS[name]
-        made, _ = load(source)
-        quantize_model(made, scheme=replace(scheme, **changed), search=search, inputs=given)
-        found[name] = kl_to_reference(made, text, expected)
+        quantized, _ = load(source)
+        quantize_model(quantized, calib, replace(scheme, **changed), search)
+        found[name] = kl_to_reference(quantized, text, expected)
         print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)
     first = next(iter(found))
     saved = {name: ratio_bootstrap(apart, found[first][0]) for name, (apart, _) in found.items() if name != first}
@@ -67,23 +65,25 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="embedded model, folder or hub name")
     parser.add_argument("--calib", type=Path, required=True, help="text or JSONL to calibrate on")
-    parser.add_argument("--text", type=Path, required=True, help="another one to measure on")
-    parser.add_argument("--calib-rows", type=int, default=24, help="rows of the first (default: %(default)s)")
-    parser.add_argument("--rows", type=int, default=16, help="rows of the second (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--text", type=Path, required=True, help="another text to measure on")
+    parser.add_argument("--calib-rows", type=int, default=24, help="rows of --calib (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=16, help="rows of --text (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row (default: %(default)s)")
     parser.add_argument("--group-size", type=int, default=128, help="inputs that share a scale (default: %(default)s)")
-    parser.add_argument("--variants", help=f"by commas, the first against the others (default: {','.join(VARIANTS)})")
+    parser.add_argument(
+        "--variants", help=f"separated by commas, the first is the baseline (default: {','.join(VARIANTS)})"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     options.variants = options.variants.split(",") if options.variants else list(VARIANTS)
     for name in options.variants:
         if name not in VARIANTS:
             parser.error(f"unknown variant {name!r}; {did_you_mean(name, VARIANTS)}")
-    found = measured(options)
+    found = measure(options)
     print(json.dumps(found) if options.json else "\n".join(f"{key:24} {value}" for key, value in found.items()))
 
 

@@ -1,8 +1,8 @@
-"""Which layers of a quantized checkpoint cost most: the divergence that is left where some are as they were before.
+"""Which layers of a quantized checkpoint cost most: the divergence if some of them are restored.
 
-Layers are taken by kind (the last word of their names) and by depth, some at a time, and stand again as in the model
-that the checkpoint was made from. For each such set: its share of the weights, the divergence (KL, nats a token) of
-next tokens from that model, and what share of the whole divergence is gone with it. Shares need not add up to one.
+Sets of layers, by kind (the last part of their names) and by depth, are replaced by those of the original model. The
+results for each set are its share of the weights, the remaining KL divergence of next tokens from the original (nats
+per token), and the share of the divergence that disappears. Shares need not sum to one.
 
     python benchmarks/quantized_layers.py OUT MODEL --questions dev.jsonl
 """
@@ -24,27 +24,27 @@ from transformers import AutoModelForCausalLM
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
 from tersely.controller.engines.checkpoints import resolve_checkpoint
 from tersely.kernels.grouped_attention import use_grouped
-from tersely.kernels.quantization.calibration_text import answered_by, read_questions, tokenize_rows
-from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
-from tersely.kernels.quantization.linear import W4A8Linear, replace
+from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
+from tersely.kernels.quantization.calibration_text import read_questions, sample_answers, tokenize_rows
+from tersely.kernels.quantization.linear import W4A8Linear, replace_module
 from tersely.kernels.quantization.run import load
 
 
 @contextmanager
-def as_before(model: Any, whole: Any, wanted: Callable[[str], bool]) -> Iterator[int]:
-    """Have layers stand as in another model while the context lasts; lends the number of their weights."""
+def restored(model: Any, original: Any, wanted: Callable[[str], bool]) -> Iterator[int]:
+    """Replace layers by those of the original while the context lasts; yields the number of their weights."""
     taken = {name: m for name, m in model.named_modules() if isinstance(m, W4A8Linear) and wanted(name)}
     for name in taken:
-        replace(model, name, whole.get_submodule(name))
+        replace_module(model, name, original.get_submodule(name))
     try:
         yield sum(m.in_features * m.out_features for m in taken.values())
     finally:
         for name, module in taken.items():
-            replace(model, name, module)
+            replace_module(model, name, module)
 
 
-def sets_of(model: Any, blocks: int) -> dict[str, Callable[[str], bool]]:
-    """Sets of layers: each kind, and each run of so many blocks."""
+def choose_sets(model: Any, blocks: int) -> dict[str, Callable[[str], bool]]:
+    """Sets of layers: each kind, and each sequence of `blocks` blocks."""
     names = [name for name, module in model.named_modules() if isinstance(module, W4A8Linear)]
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)
     depths = sorted({number for name in names if (number := _block(name)) is not None})
@@ -62,26 +62,26 @@ def _block(name: str) -> int | None:
     return next((int(word) for word in name.split(".") if word.isdigit()), None)
 
 
-def text_of(options: argparse.Namespace, whole: Any, tokenizer: Any) -> Tensor:
+def load_text(options: argparse.Namespace, original: Any, tokenizer: Any) -> Tensor:
     """The model's own answers to questions, or rows of a text."""
     if options.text is not None:
         return tokenize_rows(options.text, tokenizer, options.rows, options.length)
-    return answered_by(whole, tokenizer, read_questions(options.questions), options.rows, options.length, seed=0)
+    return sample_answers(original, tokenizer, read_questions(options.questions), options.rows, options.length, seed=0)
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """All sets, one after the other."""
-    whole, tokenizer = load(resolve_checkpoint(options.model))
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure all sets."""
+    original, tokenizer = load(resolve_checkpoint(options.model))
     model: Any = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="auto").eval()
-    for side in (whole, model):
+    for side in (original, model):
         use_grouped(side)
-    text = text_of(options, whole, tokenizer)
-    expected, _ = cache_reference(whole, text)
+    text = load_text(options, original, tokenizer)
+    expected, _ = cache_reference(original, text)
     every = fmean(kl_to_reference(model, text, expected)[0])
     layers = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, W4A8Linear))
     found: dict[str, Any] = {"tokens": text.numel(), "divergence": every}
-    for name, wanted in sets_of(model, options.blocks).items():
-        with as_before(model, whole, wanted) as weights:
+    for name, wanted in choose_sets(model, options.blocks).items():
+        with restored(model, original, wanted) as weights:
             left = fmean(kl_to_reference(model, text, expected)[0])
         found[name] = {"weights": weights / layers, "divergence": left, "gone": 1 - left / every}
         print(f"{name:16} {found[name]}", file=sys.stderr, flush=True)
@@ -89,19 +89,19 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="folder that tersely quantize wrote")
-    parser.add_argument("model", help="what it was made from")
+    parser.add_argument("model", help="the original model")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--questions", type=Path, help="JSONL of {problem}: measured where the model answers these")
+    source.add_argument("--questions", type=Path, help="JSONL of {problem}: measure on the model's answers to these")
     source.add_argument("--text", type=Path, help="text or JSONL to measure on")
     parser.add_argument("--rows", type=int, default=8, help="rows of text (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
-    parser.add_argument("--blocks", type=int, default=4, help="blocks of a depth (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=512, help="tokens per row (default: %(default)s)")
+    parser.add_argument("--blocks", type=int, default=4, help="blocks per set (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
-    found = measured(options)
+    found = measure(options)
     print(json.dumps(found) if options.json else "\n".join(f"{key:16} {value}" for key, value in found.items()))
 
 

@@ -1,11 +1,11 @@
-"""What low-bit weights of a whole model save and cost: checkpoints side by side, in vLLM or in transformers.
+"""Speed and quality of checkpoints with low-bit weights, in vLLM or transformers.
 
-The first checkpoint is compared with each of the others: `speed_b8` has tokens a second with 8 requests at once and
-`speed_b8_over` how many times that of each other, medians over turns in which all sides are timed one after the other.
-Prompts are short, so nearly all of it is decoding. --text adds `perplexity`, and its change from each other with its
-interval over rows of text; --tasks adds `right`, greedy answers to the questions of a JSONL, and its change. In
-transformers --answers adds `divergence`, how far next tokens are (KL, nats) from those of the last checkpoint, where
-that answers the questions of a JSONL; it tells checkpoints apart that right answers cannot.
+The first checkpoint is compared with each of the others: `speed_b8` is tokens per second with 8 concurrent requests,
+and `speed_b8_over` the ratio to each other checkpoint, medians over alternating runs. Prompts are short, so nearly all
+of it is decoding. --text adds `perplexity`, and its change from each other with an interval over rows of text; --tasks
+adds `right`, the accuracy of greedy answers to the questions of a JSONL, and its change. In transformers, --answers
+adds `divergence`, the KL divergence (nats) of next tokens from the last checkpoint on its answers to the questions of a
+JSONL; it distinguishes checkpoints whose accuracy does not.
 
     python benchmarks/quantized_models.py w4a8=OUT bf16=MODEL int8=INT8 int4=INT4 --text dev.jsonl --tasks dev.jsonl
     python benchmarks/quantized_models.py w4a8=OUT bf16=MODEL --engine transformers --batches '' --answers dev.jsonl
@@ -38,15 +38,15 @@ ASK = "{}\nThink step by step, and put the final answer in \\boxed{{}}."
 
 
 class Side(Protocol):
-    """A checkpoint that is loaded."""
+    """A loaded checkpoint."""
 
     def write(self, rows: int, tokens: int) -> int:
-        """Decode so many prompts for so many tokens each; returns how many came."""
+        """Decode `rows` prompts for `tokens` tokens each; returns the number of tokens."""
 
 
 @dataclass
-class InVllm:
-    """A vLLM in this process. Several stand side by side, and none may be ended before all are done with."""
+class VLLMSide:
+    """A vLLM in this process. Several may coexist, and none may be shut down before all are finished."""
 
     folder: str
     rows: int
@@ -96,7 +96,7 @@ class InVllm:
         return [normalize_answer(extract_answer(output.outputs[0].text)) for output in done]
 
 
-class InTransformers:
+class TransformersSide:
     """Our engine on transformers."""
 
     def __init__(self, folder: str) -> None:
@@ -112,7 +112,7 @@ class InTransformers:
 
 
 def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats: int) -> dict[str, Any]:
-    """Tokens a second of each side, and how many times that of the others the first one's is."""
+    """Tokens per second of each side, and the ratio of the first to the others."""
     found: dict[str, Any] = {}
     first, *others = sides
     for rows in batches:
@@ -122,7 +122,7 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
                 begun = time.perf_counter()
                 made = sides[name].write(rows, tokens)
                 rates[name].append(made / (time.perf_counter() - begun))
-        rates = {name: timed[1:] for name, timed in rates.items()}  # the first turn warms up
+        rates = {name: timed[1:] for name, timed in rates.items()}  # the first run warms up
         found[f"speed_b{rows}"] = {name: statistics.median(timed) for name, timed in rates.items()}
         found[f"speed_b{rows}_over"] = {
             name: statistics.median(a / b for a, b in zip(rates[first], rates[name], strict=True)) for name in others
@@ -130,8 +130,8 @@ def speeds(sides: dict[str, Side], batches: Sequence[int], tokens: int, repeats:
     return found
 
 
-def perplexities(sides: dict[str, InVllm], file: Path, rows: int, length: int) -> dict[str, Any]:
-    """Perplexities on a text that nothing was calibrated on, and the first side's share above each other's."""
+def perplexities(sides: dict[str, VLLMSide], file: Path, rows: int, length: int) -> dict[str, Any]:
+    """Perplexities on a text not used for calibration, and the relative increase of the first over the others."""
     from tersely.kernels.quantization.calibration_text import tokenize_rows
 
     first, *others = sides
@@ -145,8 +145,8 @@ def perplexities(sides: dict[str, InVllm], file: Path, rows: int, length: int) -
     }
 
 
-def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: int) -> dict[str, Any]:
-    """Shares of right answers, and the first side's change from each other."""
+def accuracies(sides: dict[str, VLLMSide], questions: Sequence[Question], tokens: int) -> dict[str, Any]:
+    """Accuracies, and the difference of the first from each other."""
     first, *others = sides
     right: dict[str, np.ndarray] = {}
     with AnswerChecker() as checker:
@@ -154,7 +154,7 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
             said = side.answers(questions, tokens)
             graded = [checker.grade(question, answer).equal for question, answer in zip(questions, said, strict=True)]
             right[name] = np.asarray(graded, dtype=float)
-            print(f"{name}: {right[name].mean():.1%} right", file=sys.stderr, flush=True)
+            print(f"{name}: {right[name].mean():.1%} correct", file=sys.stderr, flush=True)
     return {
         "right": {name: float(one.mean()) for name, one in right.items()},
         "right_change": {name: ends(paired_bootstrap(right[first] - right[name])) for name in others},
@@ -162,14 +162,14 @@ def accuracies(sides: dict[str, InVllm], questions: Sequence[Question], tokens: 
     }
 
 
-def divergences(sides: dict[str, InTransformers], file: Path, rows: int, length: int) -> dict[str, Any]:
-    """How far all but the last are from that, where it answers questions, and the first one's over the others'."""
-    from tersely.kernels.quantization.calibration_text import answered_by, read_questions
-    from tersely.kernels.quantization.kl_divergence import cache_reference, kl_to_reference
+def divergences(sides: dict[str, TransformersSide], file: Path, rows: int, length: int) -> dict[str, Any]:
+    """Divergences of all from the last on its own answers, and the relative increase of the first over the others."""
+    from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
+    from tersely.kernels.quantization.calibration_text import read_questions, sample_answers
 
     *others, last = sides
     own = sides[last].engine
-    text = answered_by(own.model, own.tokenizer, read_questions(file), rows, length, seed=0)
+    text = sample_answers(own.model, own.tokenizer, read_questions(file), rows, length, seed=0)
     expected, _ = cache_reference(own.model, text)
     apart = {name: kl_to_reference(sides[name].engine.model, text, expected)[0] for name in others}
     saved = {name: ratio_bootstrap(apart[others[0]], apart[name]) for name in others[1:]}
@@ -186,23 +186,29 @@ def ends(interval: Interval) -> list[float]:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """What was asked for."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sides", nargs="+", metavar="NAME=FOLDER", help="checkpoints; the first against the others")
-    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="(default: %(default)s)")
-    parser.add_argument("--batches", default="1,8,32", help="requests at once, by commas, '' for no speeds")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens a request (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each kind (default: %(default)s)")
-    parser.add_argument("--eager", action="store_true", help="vLLM without compiling, which takes a minute a side")
-    parser.add_argument("--text", type=Path, help="text or JSONL to measure perplexities on, in vLLM")
-    parser.add_argument("--answers", type=Path, help="JSONL of {problem}, to measure divergences on, in transformers")
     parser.add_argument(
-        "--rows", type=int, default=64, help="rows of text or answers, of --length tokens (default: %(default)s)"
+        "sides", nargs="+", metavar="NAME=FOLDER", help="checkpoints; the first is compared with the others"
     )
-    parser.add_argument("--length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--engine", choices=("vllm", "transformers"), default="vllm", help="(default: %(default)s)")
+    parser.add_argument(
+        "--batches", default="1,8,32", help="concurrent requests, separated by commas; '' for no speeds"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="new tokens per request (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions of each measurement (default: %(default)s)")
+    parser.add_argument(
+        "--eager", action="store_true", help="vLLM without compilation, which takes a minute per checkpoint"
+    )
+    parser.add_argument("--text", type=Path, help="text or JSONL for perplexities, in vLLM")
+    parser.add_argument("--answers", type=Path, help="JSONL of {problem} for divergences, in transformers")
+    parser.add_argument(
+        "--rows", type=int, default=64, help="rows of text or answers, of --length tokens each (default: %(default)s)"
+    )
+    parser.add_argument("--length", type=int, default=512, help="tokens per row (default: %(default)s)")
     parser.add_argument("--tasks", help="JSONL of {id, problem, answer} to answer, in vLLM")
-    parser.add_argument("--limit", type=int, default=250, help="questions of it (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of an answer (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=250, help="questions of --tasks (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="most tokens per answer (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     if len(options.sides) < 2 or not all("=" in side for side in options.sides):
@@ -215,13 +221,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Load all, measure, print."""
+    """Load all checkpoints, measure and print."""
     options = arguments(argv)
     folders = dict(side.split("=", 1) for side in options.sides)
     batches = [int(rows) for rows in options.batches.split(",") if rows]
     found: dict[str, Any] = {"engine": options.engine}
     if options.engine == "transformers":
-        loaded = {name: InTransformers(folder) for name, folder in folders.items()}
+        loaded = {name: TransformersSide(folder) for name, folder in folders.items()}
         found |= speeds(dict(loaded), batches, options.tokens, options.repeats)
         if options.answers:
             found |= divergences(loaded, options.answers, options.rows, options.length)
@@ -231,13 +237,13 @@ def main(argv: list[str] | None = None) -> None:
         prepare_environment(on_cpu=True)
         if options.eager:
             os.environ["VLLM_CPU_CI_ENV"] = "1"  # no warm-up, but no compiler either
-        length = max(options.length + 1, options.max_tokens + 512)
-        sides = {n: InVllm(f, max(batches, default=32), length, not options.eager) for n, f in folders.items()}
+        length = max(options.length + 1, options.max_new_tokens + 512)
+        sides = {n: VLLMSide(f, max(batches, default=32), length, not options.eager) for n, f in folders.items()}
         found |= speeds(dict(sides), batches, options.tokens, options.repeats)
         if options.text:
             found |= perplexities(sides, options.text, options.rows, options.length)
         if options.tasks:
-            found |= accuracies(sides, load(options.tasks, "test", options.limit, 0), options.max_tokens)
+            found |= accuracies(sides, load(options.tasks, "test", options.limit, 0), options.max_new_tokens)
     print(json.dumps(found) if options.json else "\n".join(f"{key:20} {value}" for key, value in found.items()))
 
 

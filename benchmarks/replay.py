@@ -26,7 +26,7 @@ from tersely.controller.text.markers import find_markers
 from tersely.controller.types import BindContext, Signals, StepInfo
 from tersely.errors import TerselyError
 from tersely.evaluation.tasks.toy_problems import stream
-from tersely.training.toy_models.responses import respond
+from tersely.training.toy_models.traces import respond
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MODES = ("normal", "normal", "hard")

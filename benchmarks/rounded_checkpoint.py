@@ -1,8 +1,9 @@
-"""Round a model to whole numbers without calibration, as compressed-tensors writes it: a checkpoint to compare with.
+"""Round a model to integers without calibration, in the format of compressed-tensors, as a baseline.
 
---bits 4: symmetric groups of --group inputs, activations as they are (W4A16). --bits 8: one scale an output, and
-activations rounded a token at a time (W8A8). Printed are errors as shares of the weights, root mean square: `error` of
-the rounding, and for 4 bits `repack_error` of what our kernel makes of group scales on top (TERSELY_INT4_KERNEL=1).
+--bits 4: symmetric groups of --group inputs, unquantized activations (W4A16). --bits 8: one scale per output, and
+activations quantized per token (W8A8). Prints relative errors of the weights, root mean square: `error` of the
+rounding, and for 4 bits `repack_error`, the additional error if our kernel rounds the group scales
+(TERSELY_INT4_KERNEL=1).
 """
 
 from __future__ import annotations
@@ -23,25 +24,25 @@ from tersely.kernels.quantization.int4 import repack
 Errors = dict[str, float]
 
 
-def rounded(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Codes 0..15 about 8 [outputs, inputs] and scales [outputs, groups] of a weight matrix."""
+def round_to_int4(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Round a weight matrix to codes 0..15 [outputs, inputs] around 8, and scales [outputs, groups]."""
     groups = weight.float().unflatten(1, (-1, size))
     scale = (groups.abs().amax(dim=2) / 7.5).clamp(min=1e-8).bfloat16().float()
     codes = (groups / scale[..., None]).round().add(8).clamp(0, 15)
     return codes.flatten(1).long(), scale
 
 
-def words_of(codes: Tensor) -> Tensor:
-    """Codes [outputs, inputs] as int32 [outputs, inputs / 8], the first in the lowest bits."""
+def pack_words(codes: Tensor) -> Tensor:
+    """Pack codes [outputs, inputs] into int32 [outputs, inputs / 8], the first in the lowest bits."""
     words = (codes.unflatten(1, (-1, 8)) << torch.arange(0, 32, 4)).sum(dim=2)
     return torch.where(words < 1 << 31, words, words - (1 << 32)).to(torch.int32)
 
 
-def four_bits(value: Tensor, size: int) -> tuple[dict[str, Tensor], Errors]:
-    """What stands for a weight in 4 bits; and the squares of the weights, their errors, and what repacking moves."""
-    codes, scale = rounded(value, size)
+def quantize_4_bits(value: Tensor, size: int) -> tuple[dict[str, Tensor], Errors]:
+    """The tensors of a 4-bit weight; and the square sums of weights, rounding errors and repacking errors."""
+    codes, scale = round_to_int4(value, size)
     weight = ((codes - 8).unflatten(1, (-1, size)) * scale[..., None]).flatten(1)
-    words = words_of(codes)
+    words = pack_words(codes)
     error = repack(words, scale, torch.full(scale.shape, 8, dtype=torch.uint8), size).error
     square = weight.square().sum().item()
     lost = (weight - value.float()).square().sum().item()
@@ -53,7 +54,7 @@ def four_bits(value: Tensor, size: int) -> tuple[dict[str, Tensor], Errors]:
     return tensors, {"whole": square, "error": lost, "repack_error": error**2 * square}
 
 
-def eight_bits(value: Tensor) -> tuple[dict[str, Tensor], Errors]:
+def quantize_8_bits(value: Tensor) -> tuple[dict[str, Tensor], Errors]:
     """The same in 8 bits."""
     scale = (value.float().abs().amax(dim=1, keepdim=True) / 127).clamp(min=1e-8).bfloat16()
     codes = (value.float() / scale.float()).round().clamp(-127, 127)
@@ -62,8 +63,8 @@ def eight_bits(value: Tensor) -> tuple[dict[str, Tensor], Errors]:
     return tensors, {"whole": value.float().square().sum().item(), "error": lost}
 
 
-def method_of(bits: int, size: int) -> dict[str, Any]:
-    """What config.json says about it."""
+def make_config(bits: int, size: int) -> dict[str, Any]:
+    """The quantization_config for config.json."""
     whole = {"num_bits": bits, "type": "int", "symmetric": True}
     if bits == 4:
         form, group = "pack-quantized", {"weights": {**whole, "strategy": "group", "group_size": size}}
@@ -80,7 +81,7 @@ def method_of(bits: int, size: int) -> dict[str, Any]:
 
 
 def make(model: Path, out: Path, bits: int, size: int) -> Errors:
-    """Write the linear layers of a model's blocks in so many bits, the rest as it is; gives the errors."""
+    """Write a copy of a model with its blocks' linear layers in `bits` bits; returns the errors."""
     out.mkdir()
     tensors: dict[str, Tensor] = {}
     sums: Errors = {}
@@ -91,7 +92,7 @@ def make(model: Path, out: Path, bits: int, size: int) -> Errors:
                 if not key.endswith("proj.weight") or (bits == 4 and value.shape[1] % size):
                     tensors[key] = value
                     continue
-                made, squares = four_bits(value, size) if bits == 4 else eight_bits(value)
+                made, squares = quantize_4_bits(value, size) if bits == 4 else quantize_8_bits(value)
                 tensors |= {f"{key.removesuffix('weight')}{name}": tensor for name, tensor in made.items()}
                 sums = {name: sums.get(name, 0.0) + square for name, square in squares.items()}
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
@@ -99,7 +100,7 @@ def make(model: Path, out: Path, bits: int, size: int) -> Errors:
         if not file.name.endswith(".index.json"):
             (out / file.name).write_bytes(file.read_bytes())
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    config["quantization_config"] = method_of(bits, size)
+    config["quantization_config"] = make_config(bits, size)
     (out / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     whole = sums.pop("whole")
     return {name: math.sqrt(square / whole) for name, square in sums.items()}
@@ -110,8 +111,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="folder of the model")
     parser.add_argument("out", type=Path, help="new folder")
-    parser.add_argument("--bits", type=int, choices=(4, 8), default=4, help="of a weight (default: %(default)s)")
-    parser.add_argument("--group", type=int, default=128, help="inputs of a group of 4 bits (default: %(default)s)")
+    parser.add_argument("--bits", type=int, choices=(4, 8), default=4, help="per weight (default: %(default)s)")
+    parser.add_argument(
+        "--group", type=int, default=128, help="inputs per group of 4-bit weights (default: %(default)s)"
+    )
     options = parser.parse_args(argv)
     print(json.dumps(make(options.model, options.out, options.bits, options.group)))
 

@@ -1,9 +1,8 @@
-"""Many clients at once on one server, some of which leave in the middle: is everybody answered, and is anything left?
+"""Load test: many clients at once on one server, some of which disconnect. Is everyone answered, does anything leak?
 
-`answered` had an answer, `left` went away on purpose, `refused` were told to come again, `unanswered` got none,
-`broken` lost their connection, `hung` had neither an answer nor an end within the patience. Memory and threads of the
-server are compared before and after, both times when nothing runs, after a first storm of the same size that fills its
-caches. Memory is known on Linux alone.
+Outcomes: `answered`; `left` disconnected on purpose; `refused` got 503; `unanswered` got no answer; `broken` lost the
+connection; `hung` got neither an answer nor an end in time. Memory and threads of the idle server are compared before
+and after, following a first load of the same size that fills its caches. Memory is measured on Linux only.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ FIELDS: tuple[dict[str, Any], ...] = (
     {"stop": ["boxed"]},
     {"thinking_token_budget": 60},
 )
-KINDS = ("answered", "left", "refused", "unanswered", "broken", "hung")
+OUTCOMES = ("answered", "left", "refused", "unanswered", "broken", "hung")
 SERVE = (sys.executable, "-m", "tersely.cli", "serve")
 
 
 async def ask(http: httpx.AsyncClient, model: str, draw: random.Random, leaving: float) -> str:
-    """Send one request of some kind; what became of it."""
+    """Send one random request and return its outcome."""
     stream, leaves, after = draw.random() < 0.5, draw.random() < leaving, draw.random()
     limit = draw.choice((40, 90, 150))
     messages = [{"role": "user", "content": QUESTION}]
@@ -64,40 +63,40 @@ async def ask(http: httpx.AsyncClient, model: str, draw: random.Random, leaving:
     except httpx.TransportError as error:
         print(f"broken: {error!r} {body}", file=sys.stderr)
         return "broken"
-    return "answered" if (_stream_answers(text) if stream else _answers(text)) else "unanswered"
+    return "answered" if (_stream_has_answers(text) if stream else _has_answers(text)) else "unanswered"
 
 
-def _answers(text: str) -> bool:
+def _has_answers(text: str) -> bool:
     return all(choice["message"]["content"] for choice in json.loads(text)["choices"])
 
 
-def _stream_answers(text: str) -> bool:
+def _stream_has_answers(text: str) -> bool:
     *events, done, _, _ = text.split("\n")
     chunks = [json.loads(line.removeprefix("data: ")) for line in events if line]
-    said = {c["choices"][0]["index"] for c in chunks if c["choices"] and c["choices"][0]["delta"].get("content")}
+    answered = {c["choices"][0]["index"] for c in chunks if c["choices"] and c["choices"][0]["delta"].get("content")}
     ended = {c["choices"][0]["index"] for c in chunks if c["choices"] and c["choices"][0]["finish_reason"]}
-    return done == "data: [DONE]" and bool(said) and said == ended
+    return done == "data: [DONE]" and bool(answered) and answered == ended
 
 
 async def storm(url: str, count: int, seed: int, leaving: float, patience: float) -> Counter[str]:
-    """Send so many requests at once to the server's only model; how many came to what."""
+    """Send requests at once to the server's only model and count the outcomes."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as http:
         model = (await http.get("/v1/models")).json()["data"][0]["id"]
 
-        async def patient(number: int) -> str:
+        async def ask_in_time(number: int) -> str:
             try:
                 draw = random.Random(f"{seed}:{number}")
                 return await asyncio.wait_for(ask(http, model, draw, leaving), patience)
             except TimeoutError:
                 return "hung"
 
-        return Counter(await asyncio.gather(*(patient(number) for number in range(count))))
+        return Counter(await asyncio.gather(*(ask_in_time(number) for number in range(count))))
 
 
 @contextmanager
 def server(*arguments: str) -> Iterator[tuple[str, int]]:
-    """A server in a process of its own, or several: address and process id."""
+    """A server in its own processes: its URL and process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -109,30 +108,30 @@ def server(*arguments: str) -> Iterator[tuple[str, int]]:
                     if httpx.get(f"{url}/health").is_success:
                         break
                 if running.poll() is not None:
-                    raise SystemExit("the server ended before it began")
+                    raise SystemExit("the server ended during startup")
                 time.sleep(0.5)
             yield url, running.pid
         finally:
             os.killpg(running.pid, signal.SIGTERM)
 
 
-def when_idle(url: str, pid: int) -> dict[str, float]:
-    """Threads, resident memory (MiB) and cache in use (per cent) of a server once nothing runs, as far as is told."""
+def wait_until_idle(url: str, pid: int) -> dict[str, float]:
+    """Threads, resident memory (MiB) and KV cache in use (per cent) of an idle server, as far as they are known."""
     while True:
-        told = httpx.get(f"{url}/metrics").text
+        text = httpx.get(f"{url}/metrics").text
         busy = [
-            line for line in told.splitlines() if line.startswith("vllm:num_requests_") and not line.endswith(" 0.0")
+            line for line in text.splitlines() if line.startswith("vllm:num_requests_") and not line.endswith(" 0.0")
         ]
-        if "tersely_requests_in_flight 0.0" in told and not busy:
+        if "tersely_requests_in_flight 0.0" in text and not busy:
             break
         time.sleep(0.1)
-    cache = [float(line.split()[-1]) * 100 for line in told.splitlines() if line.startswith("vllm:kv_cache_usage_perc")]
-    found = {"cache": sum(cache)} if cache else {}
+    cache = [float(line.split()[-1]) * 100 for line in text.splitlines() if line.startswith("vllm:kv_cache_usage_perc")]
+    figures = {"cache": sum(cache)} if cache else {}
     if not Path(f"/proc/{pid}/status").exists():
-        return found
-    statuses = [_status(one) for one in family(pid)]
+        return figures
+    statuses = [_status(one) for one in process_tree(pid)]
     return {
-        **found,
+        **figures,
         "threads": sum(float(status["Threads"]) for status in statuses),
         "memory": sum(int(status.get("VmRSS", "0").split()[0]) for status in statuses) / 1024,
     }
@@ -142,31 +141,35 @@ def _status(pid: int) -> dict[str, str]:
     return dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
 
 
-def family(pid: int) -> list[int]:
-    """A process and all that it has started."""
+def process_tree(pid: int) -> list[int]:
+    """A process and its descendants."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    return [pid, *(one for child in children for one in family(child))]
+    return [pid, *(one for child in children for one in process_tree(child))]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the storm and print what became of it."""
+    """Run the load test and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tersely-tiny-small", help="name or folder (default: %(default)s)")
     parser.add_argument("--engine", choices=("transformers", "vllm"), default="transformers")
-    parser.add_argument("--requests", type=int, default=1000, help="at once (default: %(default)s)")
-    parser.add_argument("--leaving", type=float, default=0.3, help="share that leaves (default: %(default)s)")
-    parser.add_argument("--batch", type=int, default=32, help="rows decoded at once (default: %(default)s)")
-    parser.add_argument("--patience", type=float, default=600.0, help="seconds of a client (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of who asks what (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=1000, help="simultaneous requests (default: %(default)s)")
+    parser.add_argument(
+        "--leaving", type=float, default=0.3, help="share of clients that disconnect (default: %(default)s)"
+    )
+    parser.add_argument("--batch", type=int, default=32, help="sequences decoded at once (default: %(default)s)")
+    parser.add_argument(
+        "--patience", type=float, default=600.0, help="seconds that a client waits (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the requests (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if options.engine == "vllm":
         os.environ.update(VLLM_CPU_CI_ENV="1", VLLM_LOGGING_LEVEL="ERROR")
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        room = ["--engine", "vllm", "--max-num-seqs", str(options.batch), "--max-model-len", "1024"]
-        room += [
+        flags = ["--engine", "vllm", "--max-num-seqs", str(options.batch), "--max-model-len", "1024"]
+        flags += [
             "--dtype",
             "float32",
             "--enforce-eager",
@@ -176,13 +179,13 @@ def main(argv: list[str] | None = None) -> None:
             "error",
         ]
     else:
-        room = ["--max-batch", str(options.batch), "--max-waiting", str(2 * options.requests)]
-    with server("--model", options.model, *room) as (url, pid):
+        flags = ["--batch-size", str(options.batch), "--max-waiting", str(2 * options.requests)]
+    with server(options.model, *flags) as (url, pid):
         asyncio.run(storm(url, options.requests, options.seed + 1, options.leaving, options.patience))
-        before, began = when_idle(url, pid), time.monotonic()
-        became = asyncio.run(storm(url, options.requests, options.seed, options.leaving, options.patience))
-        seconds, after = time.monotonic() - began, when_idle(url, pid)
-    figures: dict[str, float] = {"requests": options.requests, **{kind: became[kind] for kind in KINDS}}
+        before, start = wait_until_idle(url, pid), time.monotonic()
+        outcomes = asyncio.run(storm(url, options.requests, options.seed, options.leaving, options.patience))
+        seconds, after = time.monotonic() - start, wait_until_idle(url, pid)
+    figures: dict[str, float] = {"requests": options.requests, **{kind: outcomes[kind] for kind in OUTCOMES}}
     figures["seconds"] = round(seconds, 1)
     figures |= {f"{name}_growth": round(after[name] - value, 1) for name, value in before.items()}
     if options.json:

@@ -1,10 +1,10 @@
-"""Speed of the signals operation on a CPU, timed turn by turn with torch's ways to the same four numbers a row.
+"""Speed of the signals operation on a CPU compared with torch, in alternating runs.
 
-Each ratio is the time of another way over that of the compiled operation, so above 1 means that ours is faster:
-`log_softmax` is entropy, the two highest probabilities and log-sum-exp from torch.log_softmax; `compiled` is the same
-function under torch.compile; `alone` is nothing but torch.log_softmax of the logits as floats. `fallback` is the time
-of `log_softmax` over that of our way where nothing is compiled. `model_b1_share` is the part of one decode step of
---model that the operation adds, here for one row.
+Each ratio is the time of another implementation over that of the compiled operation, so above 1 means that ours is
+faster: `log_softmax` computes entropy, the two highest probabilities and the log-sum-exp from torch.log_softmax;
+`compiled` is the same function under torch.compile; `alone` is only torch.log_softmax of the logits in float32.
+`fallback` is the time of `log_softmax` over that of our implementation in plain torch. `model_b1_share` is the time
+that the operation adds to a decoding step of --model with one row, as a share of the forward pass.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def with_log_softmax(logits: Tensor) -> Tensor:
-    """The four signals [4, rows]; spared the care for logits of -inf, which ours takes."""
-    log_chances = torch.log_softmax(logits.float(), dim=-1)
-    chances = log_chances.exp()
-    entropy = -(chances * log_chances).sum(dim=-1)
-    top, second = chances.topk(2, dim=-1).values.unbind(dim=-1)
-    log_total = logits[:, 0].float() - log_chances[:, 0]
+    """The four signals [4, rows], without the handling of -inf that ours has."""
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
+    probs = log_probs.exp()
+    entropy = -(probs * log_probs).sum(dim=-1)
+    top, second = probs.topk(2, dim=-1).values.unbind(dim=-1)
+    log_total = logits[:, 0].float() - log_probs[:, 0]
     return torch.stack((entropy, top, top - second, log_total))
 
 
 def alone(logits: Tensor) -> Tensor:
-    """The least that torch has to do, without any signal."""
+    """The minimum work in torch, without any signal."""
     return torch.log_softmax(logits.float(), dim=-1)
 
 
@@ -61,7 +61,7 @@ def compare(logits: Tensor, repeats: int, clock: Callable[[], float], compiled: 
             for _ in range(calls):
                 ways[name](logits)
             times[name].append(clock() - start)
-    # The first turn warms caches up, and compiles.
+    # The first run warms up the caches, and compiles.
     kept = {name: values[1:] for name, values in times.items()}
     against = {name: (name, "ours") for name in ways if name != "ours"} | {"fallback": ("log_softmax", "fallback")}
     return {
@@ -71,8 +71,8 @@ def compare(logits: Tensor, repeats: int, clock: Callable[[], float], compiled: 
 
 
 @torch.inference_mode()
-def share_of_a_step(model: Any, rows: int, steps: int, clock: Callable[[], float]) -> float:
-    """Time of the operation over that of the forward pass whose logits it reads, the median of some decode steps."""
+def measure_share(model: Any, rows: int, steps: int, clock: Callable[[], float]) -> float:
+    """Time of the operation over that of the forward pass, median of several decoding steps."""
     tokens, cache, shares = torch.randint(min(512, model.config.vocab_size), (rows, 128)), None, []
     for _ in range(steps + 2):
         start = clock()
@@ -81,15 +81,15 @@ def share_of_a_step(model: Any, rows: int, steps: int, clock: Callable[[], float
         logit_signals(out.logits[:, -1])
         shares.append((clock() - done) / (done - start))
         tokens, cache = out.logits[:, -1].argmax(dim=-1, keepdim=True), out.past_key_values
-    return statistics.median(shares[2:])  # without the prompt's pass and one to warm up
+    return statistics.median(shares[2:])  # without the prompt and one warm-up step
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="also time decode steps of the model in this folder")
+    parser.add_argument("--model", help="also measure decoding steps of the model in this folder")
     parser.add_argument("--dtype", default="bfloat16", help="dtype of --model (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="turns of each comparison (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=15, help="repetitions of each comparison (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=options.dtype).eval()
         for rows in ROWS:
-            ratios[f"model_b{rows}_share"] = round(share_of_a_step(model, rows, options.repeats, clock), 5)
+            ratios[f"model_b{rows}_share"] = round(measure_share(model, rows, options.repeats, clock), 5)
     if options.json:
         print(json.dumps(ratios))
     else:

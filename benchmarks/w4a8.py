@@ -1,13 +1,12 @@
-"""Speed of the low-bit linear layers on a CPU, timed turn by turn with other ways through a layer of the same shape.
+"""Speed of the W4A8 linear layer on a CPU compared with other implementations, in alternating runs.
 
-Each ratio is the time of another way over that of ours, so above 1 means that ours is faster; activations are bfloat16,
-in and out, and quantizing them is part of the time. `bf16` is torch's linear layer, `int4pack` its 4-bit weights with
-bfloat16 arithmetic; `vllm_bf16`, `vllm_int8` (W8A8) and `vllm_int4` (W4A8 where there is AMX, else W4A16, as vLLM takes
-them) are vLLM's own kernels, where they can be called. `w8a8` is our layer of 8-bit weights, and `small_pages` ours of
-4 with weights in the pages that torch gets, where `ours` has large ones. `us` is our time in microseconds. `cold` goes
-round copies of the weights that are together larger than the caches, each way its own bytes; `hot` takes one copy again
-and again. `share` is the time in which torch sums up as many bytes, as cold and in large pages, over ours, and
-`read_gb_s` how fast that is.
+Each ratio is the time of another implementation over ours, so above 1 means that ours is faster. Input and output are
+bfloat16, and the time includes quantizing the activations. `bf16` is torch's linear layer, `int4pack` its 4-bit weights
+with bfloat16 arithmetic. `vllm_bf16`, `vllm_int8` (W8A8) and `vllm_int4` (W4A8 with AMX, else W4A16, as vLLM chooses)
+are vLLM's kernels, if available. `w8a8` is our layer with 8-bit weights, and `small_pages` ours with 4-bit weights in
+ordinary pages instead of huge ones. `us` is our time in microseconds. `cold` cycles through copies of the weights that
+are together larger than the caches; `hot` uses a single copy. `share` is the time in which torch sums as many bytes,
+also cold and in huge pages, over ours, and `read_gb_s` its bandwidth.
 """
 
 from __future__ import annotations
@@ -39,44 +38,44 @@ SHAPES = {
 }
 ROWS = (1, 8, 32)
 GROUP = 128
-Way = Callable[[Tensor], Tensor]
-Maker = Callable[[int, int], tuple[Way, int]]
-"""From outputs and inputs to a layer with weights of its own, and their bytes."""
+Layer = Callable[[Tensor], Tensor]
+Maker = Callable[[int, int], tuple[Layer, int]]
+"""Makes a layer with its own weights from the numbers of outputs and inputs; also returns their bytes."""
 
 
-def ours(outputs: int, inputs: int, put: Callable[[Tensor], Tensor] = to_huge_pages) -> tuple[Way, int]:
-    """4-bit weights in two grains."""
-    weight = put(torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8))
-    groups = put(torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8))
+def ours(outputs: int, inputs: int, place: Callable[[Tensor], Tensor] = to_huge_pages) -> tuple[Layer, int]:
+    """Our layer with dual-grained 4-bit weights."""
+    weight = place(torch.randint(256, (outputs // TILE, inputs // 8, LINE), dtype=torch.uint8))
+    groups = place(torch.randint(1, 9, (outputs // TILE, inputs // GROUP, 2, TILE), dtype=torch.uint8))
     scale = torch.rand(outputs)
     return lambda x: w4a8_linear(x, weight, groups, scale), weight.nbytes + groups.nbytes
 
 
-def small_pages(outputs: int, inputs: int) -> tuple[Way, int]:
-    """`ours` with weights where torch puts them."""
+def small_pages(outputs: int, inputs: int) -> tuple[Layer, int]:
+    """`ours` with weights in ordinary pages."""
     return ours(outputs, inputs, lambda tensor: tensor)
 
 
-def w8a8(outputs: int, inputs: int) -> tuple[Way, int]:
-    """Our 8-bit weights."""
+def w8a8(outputs: int, inputs: int) -> tuple[Layer, int]:
+    """Our layer with 8-bit weights."""
     weight = to_huge_pages(torch.randint(256, (outputs // TILE, inputs // 4, LINE), dtype=torch.uint8))
     scale = torch.rand(outputs)
     return lambda x: w4a8_linear(x, weight, None, scale), weight.nbytes
 
 
-def read(outputs: int, inputs: int) -> tuple[Way, int]:
-    """No layer: torch sums up as many bytes as `ours` has, in pages of the same size."""
+def sum_bytes(outputs: int, inputs: int) -> tuple[Layer, int]:
+    """Not a layer: torch sums as many bytes as `ours` has, in pages of the same size."""
     memory = to_huge_pages(torch.ones(outputs * inputs * (GROUP + 4) // GROUP // 16, dtype=torch.int64))
     return lambda x: memory.sum(), memory.nbytes
 
 
-def bf16(outputs: int, inputs: int) -> tuple[Way, int]:
+def bf16(outputs: int, inputs: int) -> tuple[Layer, int]:
     """torch.nn.functional.linear."""
     weight = torch.randn(outputs, inputs, dtype=torch.bfloat16)
     return lambda x: F.linear(x, weight), weight.nbytes
 
 
-def int4pack(outputs: int, inputs: int) -> tuple[Way, int]:
+def int4pack(outputs: int, inputs: int) -> tuple[Layer, int]:
     """torch's 4-bit weights for CPUs."""
     codes = torch.randint(16, (outputs, inputs), dtype=torch.int32)
     weight = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
@@ -85,7 +84,7 @@ def int4pack(outputs: int, inputs: int) -> tuple[Way, int]:
     return lambda x: run(x, weight, GROUP, scales), weight.nbytes + scales.nbytes
 
 
-def vllm_bf16(outputs: int, inputs: int) -> tuple[Way, int]:
+def vllm_bf16(outputs: int, inputs: int) -> tuple[Layer, int]:
     """vLLM's oneDNN in bfloat16."""
     from vllm import _custom_ops as ops
 
@@ -94,7 +93,7 @@ def vllm_bf16(outputs: int, inputs: int) -> tuple[Way, int]:
     return lambda x: ops.onednn_mm(handler, x, None), weight.nbytes
 
 
-def vllm_int8(outputs: int, inputs: int) -> tuple[Way, int]:
+def vllm_int8(outputs: int, inputs: int) -> tuple[Layer, int]:
     """vLLM's W8A8: its AMX kernel, or oneDNN."""
     from vllm import _custom_ops as ops
 
@@ -105,16 +104,16 @@ def vllm_int8(outputs: int, inputs: int) -> tuple[Way, int]:
         return lambda x: run(x, packed, scale.flatten(), None, x.dtype, True), weight.nbytes
     handler = ops.create_onednn_scaled_mm(weight.t(), scale, torch.bfloat16, True, False, 32)
 
-    def through(x: Tensor) -> Tensor:
+    def multiply(x: Tensor) -> Tensor:
         x8, x_scale, zero = ops.onednn_scaled_int8_quant(x.contiguous(), None, None, True)
         out = torch.empty(len(x), outputs, dtype=x.dtype)
         return ops.onednn_scaled_mm(handler, x8, out, x_scale, zero, None, None)  # type: ignore[no-any-return]
 
-    return through, weight.nbytes
+    return multiply, weight.nbytes
 
 
-def vllm_int4(outputs: int, inputs: int) -> tuple[Way, int]:
-    """vLLM's way through a GPTQ or compressed-tensors checkpoint of 4 bits."""
+def vllm_int4(outputs: int, inputs: int) -> tuple[Layer, int]:
+    """vLLM's kernel for 4-bit GPTQ or compressed-tensors checkpoints."""
     from vllm import _custom_ops as ops
 
     count, any_int = inputs // GROUP, torch.iinfo(torch.int32)
@@ -124,14 +123,14 @@ def vllm_int4(outputs: int, inputs: int) -> tuple[Way, int]:
         return torch.randint(any_int.min, any_int.max, shape, dtype=torch.int32)
 
     if hasattr(torch.ops._C, "int4_scaled_mm_cpu") and torch.cpu._is_amx_tile_supported():
-        given = codes(inputs, outputs // 8), codes(count, outputs // 8), scales
-        weight, zeros, scales = ops.convert_weight_packed_scale_zp(*given, ops.CPUQuantAlgo.AWQ)
+        packed = codes(inputs, outputs // 8), codes(count, outputs // 8), scales
+        weight, zeros, scales = ops.convert_weight_packed_scale_zp(*packed, ops.CPUQuantAlgo.AWQ)
         return lambda x: ops.int4_scaled_mm_cpu(x, weight, zeros, scales, None), outputs * inputs // 2
     weight = codes(outputs // 16, inputs * 2)
     return lambda x: ops.cpu_gemm_wna16(x, weight, scales, None, None, 8, "vec"), weight.nbytes
 
 
-WAYS: dict[str, Maker] = {
+BASELINES: dict[str, Maker] = {
     "ours": ours,
     "small_pages": small_pages,
     "w8a8": w8a8,
@@ -141,31 +140,33 @@ WAYS: dict[str, Maker] = {
 VLLM: dict[str, Maker] = {"vllm_bf16": vllm_bf16, "vllm_int8": vllm_int8, "vllm_int4": vllm_int4}
 
 
-def callable_here(ways: dict[str, Maker]) -> dict[str, Maker]:
-    """Those of the ways that this machine and this installation can go."""
-    found = {}
-    for name, make in ways.items():
+def find_available(makers: dict[str, Maker]) -> dict[str, Maker]:
+    """The implementations that work on this machine."""
+    available = {}
+    for name, make in makers.items():
         try:
             make(64, GROUP)[0](torch.ones(1, GROUP, dtype=torch.bfloat16))
         except (AttributeError, ImportError, NotImplementedError, RuntimeError) as error:
             print(f"# {name} left out: {str(error).splitlines()[0]}")
             continue
-        found[name] = make
-    return found
+        available[name] = make
+    return available
 
 
-def copies(make: Maker, shape: tuple[int, int], total: int) -> list[Way]:
-    """Layers of one shape whose weights take at least so many bytes together."""
+def make_copies(make: Maker, shape: tuple[int, int], total: int) -> list[Layer]:
+    """Layers of one shape whose weights together have at least `total` bytes."""
     first, size = make(*shape)
     return [first, *(make(*shape)[0] for _ in range(-(-total // size) - 1))]
 
 
-def times(ways: dict[str, list[Way]], x: Tensor, repeats: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of a call of each way, turn by turn."""
+def measure(
+    ways: dict[str, list[Layer]], x: Tensor, repeats: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds per call of each implementation, in alternating runs."""
     for layers in ways.values():
         for layer in layers:
-            layer(x)  # what a layer does once, as checking its tensors, is no part of a step
-    turns: dict[str, Iterator[Way]] = {name: cycle(layers) for name, layers in ways.items()}
+            layer(x)  # excludes what a layer does only once, such as checking its tensors
+    turns: dict[str, Iterator[Layer]] = {name: cycle(layers) for name, layers in ways.items()}
     calls = {}
     for name, layers in ways.items():
         start = clock()
@@ -185,11 +186,13 @@ def times(ways: dict[str, list[Way]], x: Tensor, repeats: int, clock: Callable[[
 def main(argv: list[str] | None = None) -> None:
     """Run the comparison and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default=",".join(SHAPES), help="by commas (default: %(default)s)")
-    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="by commas (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="turns of each comparison (default: %(default)s)")
+    parser.add_argument("--shapes", default=",".join(SHAPES), help="separated by commas (default: %(default)s)")
+    parser.add_argument("--rows", default=",".join(map(str, ROWS)), help="separated by commas (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=9, help="repetitions of each comparison (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: %(default)s)")
-    parser.add_argument("--cold-mb", type=int, default=512, help="bytes of each way's copies (default: %(default)s)")
+    parser.add_argument(
+        "--cold-mb", type=int, default=512, help="megabytes of each variant's copies (default: %(default)s)"
+    )
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall", help="cpu helps on a loaded machine")
     parser.add_argument("--no-vllm", action="store_true", help="leave out vLLM's kernels")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -199,22 +202,22 @@ def main(argv: list[str] | None = None) -> None:
     if not compiled():
         raise SystemExit("the native library is missing; install tersely where there is a C compiler")
     with_vllm = not options.no_vllm and importlib.util.find_spec("vllm") is not None
-    ways = callable_here(WAYS | (VLLM if with_vllm else {}))
+    ways = find_available(BASELINES | (VLLM if with_vllm else {}))
     clock, total, found = CLOCKS[options.clock], options.cold_mb << 20, dict[str, float]()
     for name in options.shapes.split(","):
         for state, least in (("hot", 1), ("cold", total)):
-            made = ways | ({"read": read} if state == "cold" else {})
-            layers = {way: copies(make, SHAPES[name], least) for way, make in made.items()}
+            made = ways | ({"read": sum_bytes} if state == "cold" else {})
+            layers = {way: make_copies(make, SHAPES[name], least) for way, make in made.items()}
             for rows in map(int, options.rows.split(",")):
                 x = torch.randn(rows, SHAPES[name][1], dtype=torch.bfloat16)
-                taken = times(layers, x, options.repeats, clock)
+                taken = measure(layers, x, options.repeats, clock)
                 key = f"{name}_m{rows}_{state}"
                 found[f"{key}_us"] = 1e6 * statistics.median(taken["ours"])
                 for way in made.keys() - {"ours"}:
                     pairs = zip(taken[way], taken["ours"], strict=True)
                     found[f"{key}_{'share' if way == 'read' else way}"] = statistics.median(a / b for a, b in pairs)
                 if state == "cold":
-                    found[f"{name}_read_gb_s"] = read(*SHAPES[name])[1] / statistics.median(taken["read"]) / 1e9
+                    found[f"{name}_read_gb_s"] = sum_bytes(*SHAPES[name])[1] / statistics.median(taken["read"]) / 1e9
     ordered = {key: round(value, 3) for key, value in sorted(found.items())}
     print(json.dumps(ordered) if options.json else "\n".join(f"{key:36} {value:.4g}" for key, value in ordered.items()))
 

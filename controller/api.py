@@ -27,7 +27,7 @@ from .verification import Verifier
 
 if TYPE_CHECKING:
     from .engines.transformers.decode import BatchDecoder
-    from .sampling.result import SampleResult
+    from .sampling.run import SampleResult
     from .sampling.vote import AggregationRule
 
 _CACHED_ENGINES = 2

@@ -17,11 +17,16 @@ def connect(
     *,
     timeout: float = 120.0,
 ) -> RemoteEngine:
-    """An engine for the completions endpoint of a server such as vLLM's, at `http://host:port/v1`.
+    """An engine on the completions endpoint of a server such as vLLM's, at `http://host:port/v1`.
 
-    model: the server's name for it, None for the only one. tokenizer: of the served model: itself, or a folder or name
-    as of a model; None tries the model's name, and where the server says it has it from. api_key: None takes
-    TERSELY_API_KEY or OPENAI_API_KEY. timeout: seconds that the server may be silent for.
-    Raises OptionError, ModelError and CapabilityError.
+    Args:
+        model: the server's name for it; None takes the only one.
+        tokenizer: of the served model: an object, a folder or a name. None tries the model's name, then the path that
+            the server reports.
+        api_key: None takes TERSELY_API_KEY or OPENAI_API_KEY.
+        timeout: seconds that the server may be silent.
+
+    Raises:
+        OptionError, ModelError, CapabilityError: the server, the model or the tokenizer is not as it should be.
     """
     return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))

@@ -51,9 +51,16 @@ def choose_by_probe(
         renderings: of each prompt, as each tier of the probe has it.
     """
     prefixes = [find_prefix(codec, p, tiers) for p, tiers in zip(prompts, renderings, strict=True)]
-    states = engine.hidden_states(prefixes, probe.layer)
-    choices = (probe.choose(state) for state in states)
-    return [TierChoice(tier, why, len(ids)) for (tier, why), ids in zip(choices, prefixes, strict=True)]
+    unique = list(dict.fromkeys(prefixes))  # samples of one prompt are read once
+    states = engine.hidden_states(unique, probe.layer)
+    choices = {ids: probe.choose(state) for ids, state in zip(unique, states, strict=True)}
+    counted: set[tuple[int, ...]] = set()
+    tiers = []
+    for ids in prefixes:
+        tier, reason = choices[ids]
+        tiers.append(TierChoice(tier, reason, 0 if ids in counted else len(ids)))
+        counted.add(ids)
+    return tiers
 
 
 def find_prefix(codec: TokenizerAdapter, prompt: Prompt, renderings: Mapping[str, RenderedPrompt]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .controller import Controller
 from .text.markers import Markers
-from .text.split_output import build_spans, split_reasoning
+from .text.reasoning_parser import build_spans, split_reasoning
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision, GenerationResult, Usage
 from .types import Completion

@@ -192,6 +192,8 @@ class Session:
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
     def _bind_policy(self, policy: Policy, probes: str | None) -> Policy:
+        if type(policy).bind is Policy.bind:
+            return policy  # the default binds nothing, and such a policy need not be hashable
         key = policy, probes
         if key not in self._bound:
             self._bound[key] = policy.bind(BindContext(self.engine, probes))

@@ -1,4 +1,4 @@
-"""Turning token batches of an engine into readable events while a generation runs."""
+"""Turns an engine's tokens into thinking and answer text while a generation runs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import Protocol
 
 from .controller import Controller
 from .text.markers import Markers
+from .text.reasoning_parser import Channel, ReasoningParser, TextDelta
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
 
 
 @dataclass(frozen=True, slots=True)
 class TextDeltaEvent:
-    """A piece of new text of one row; `decision` explains a forced piece."""
+    """New text of one row, without thinking markers.
+
+    Attributes:
+        decision: Explains text that the controller wrote; its text is empty where only a marker was written.
+    """
 
     row: int
     text: str
-    part: str  # "thinking" or "answer"
+    channel: Channel
     decision: Decision | None = None
 
 
@@ -26,23 +31,27 @@ EventSink = Callable[[TextDeltaEvent], None]
 
 
 class StreamedRow(Protocol):
-    """A row whose events are told: its controller, if any, and where its prompt left the model."""
+    """A row that is streamed."""
 
     @property
     def controller(self) -> Controller | None:
-        """Whose last decision explains what is forced."""
+        """The controller whose last decision explains forced text, if any."""
         ...
 
     @property
     def state(self) -> str:
-        """See `prompts.RenderedPrompt`."""
+        """Where the prompt leaves the model; see `ReasoningParser`."""
         ...
 
 
 class StreamEmitter:
-    """An engine's token sink that emits `TextDeltaEvent`s of whole characters, split where thinking begins and ends.
+    """A token sink that emits `TextDeltaEvent`s of whole characters.
 
-    Before a model opens its thinking, its text counts as answer. Tokens taken back are not un-said.
+    The texts of a channel add up to the result's `thinking` or `answer`, unless tokens were retracted after they had
+    been emitted.
+
+    Args:
+        parsers: The rows' parsers, e.g. with stop strings; by default without.
     """
 
     def __init__(
@@ -51,50 +60,48 @@ class StreamEmitter:
         markers: Markers,
         rows: Sequence[StreamedRow],
         emit: EventSink,
+        parsers: Sequence[ReasoningParser] | None = None,
     ) -> None:
-        self.codec, self.markers, self.rows, self.emit = codec, markers, rows, emit
+        self.codec, self.rows, self.emit = codec, rows, emit
+        self.parsers = parsers or [ReasoningParser(markers, row.state) for row in rows]
         self._pending: list[list[int]] = [[] for _ in rows]
-        self._tail = ["" for _ in rows]
-        self._state: dict[int, str] = {}  # noted when a row begins: until then its prompt may not be settled
 
     def __call__(self, row: int, tokens: Sequence[int], forced: bool) -> None:
-        """See `engines.base.TokenSink`."""
-        self._state.setdefault(row, self.rows[row].state)
+        """Take tokens from the engine; see `types.TokenSink`."""
+        parser = self.parsers[row]
         if forced:
-            self._flush(row)
+            self._emit(row, self._feed_pending(row))
         self._pending[row].extend(tokens)
-        text = self.codec.decode(self._pending[row])
-        if text.endswith("\ufffd") and not forced:
+        if not tokens:
             return
-        self._pending[row].clear()
-        controller = self.rows[row].controller
-        taken = reversed(controller.decisions) if forced and controller else ()
-        self._say(row, text, next((decision for decision in taken if decision.text), None))
+        if forced:
+            self._emit_forced(row, self._feed_pending(row), parser.channel)
+        elif not self.codec.decode(self._pending[row]).endswith("\ufffd"):
+            self._emit(row, self._feed_pending(row))
 
     def finish(self) -> None:
-        """Emit what is left of characters that never became whole."""
-        for row in self._state:
-            self._flush(row)
+        """Emit what is held back of all rows."""
+        for row in range(len(self.rows)):
+            self.finish_row(row)
 
-    def _flush(self, row: int) -> None:
+    def finish_row(self, row: int, thinking: str | None = None, answer: str | None = None) -> None:
+        """Emit what is held back of one row; see `ReasoningParser.finish` for the arguments."""
+        self._emit(row, self._feed_pending(row))
+        self._emit(row, self.parsers[row].finish(thinking, answer))
+
+    def _feed_pending(self, row: int) -> list[TextDelta]:
         text = self.codec.decode(self._pending[row])
         self._pending[row].clear()
-        self._say(row, text, None)
+        return self.parsers[row].feed(text) if text else []
 
-    def _say(self, row: int, text: str, decision: Decision | None) -> None:
-        """Emit a text in parts: a marker ends the part it stands in; what one decision forced stays whole."""
-        marker = {"before": self.markers.open, "thinking": self.markers.close}.get(self._state[row])
-        seen = self._tail[row] + text
-        if marker is not None and marker in seen:
-            cut = max(0, seen.index(marker) + len(marker) - len(self._tail[row])) if decision is None else len(text)
-            self._emit(row, text[:cut], decision)
-            self._state[row] = "thinking" if self._state[row] == "before" else "answer"
-            self._tail[row] = ""
-            self._say(row, text[cut:], decision)
-            return
-        self._tail[row] = seen[-64:]
-        self._emit(row, text, decision)
+    def _emit(self, row: int, deltas: Sequence[TextDelta], decision: Decision | None = None) -> None:
+        for delta in deltas:
+            self.emit(TextDeltaEvent(row, delta.text, delta.channel, decision))
+            decision = None
 
-    def _emit(self, row: int, text: str, decision: Decision | None) -> None:
-        if text:
-            self.emit(TextDeltaEvent(row, text, "thinking" if self._state[row] == "thinking" else "answer", decision))
+    def _emit_forced(self, row: int, deltas: Sequence[TextDelta], channel: Channel) -> None:
+        """Emit forced text, its decision with the first event."""
+        controller = self.rows[row].controller
+        decisions = reversed(controller.decisions) if controller else ()
+        decision = next((decision for decision in decisions if decision.text), None)
+        self._emit(row, deltas or [TextDelta(channel, "")], decision)

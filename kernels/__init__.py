@@ -1,7 +1,8 @@
-"""Operations of the engine: one name each, several implementations, the same results.
+"""Operations of the engine. Each has one name and several implementations that give the same results.
 
-An operation is one file, `<name>.py`, with the public function, which takes the fastest implementation that the tensor
-and the machine allow, and `reference`, its definition in plain torch. C lies in `csrc/<name>.c` and becomes part of one
-optional library, which `native.py` finds; a Triton kernel lies in `<name>_triton.py`, and only a tensor on a GPU has it
-imported. `tests/test_<name>_op.py` holds the implementations to the reference, `benchmarks/<name>.py` times them.
+An operation is one file, `<name>.py`. It holds the public function, which chooses the fastest implementation for the
+tensor and the machine, and `reference`, the definition in plain torch. C code lives in `csrc/<name>.c` and is built
+into one optional library, which `native.py` loads. Triton kernels live in `<name>_triton.py`, which is imported only
+for tensors on a GPU. Tests in `tests/kernels/` compare all implementations with the reference, and
+`benchmarks/<name>.py` measures them.
 """

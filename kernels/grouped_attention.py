@@ -1,12 +1,13 @@
-"""Attention of decoding on CPUs where query heads share keys: one read of a key for all heads that want it.
+"""Decoding attention for CPUs with grouped queries: each key is read once for all query heads that share it.
 
-PyTorch's kernel for CPUs packs the keys anew for every query head, which for the one or few queries of a decoding step
-is most of its work, and transformers copies keys and values once for each head before. Seen as more queries of fewer
-heads, the same attention needs neither.
+For a decoding step with few queries, PyTorch's CPU kernel spends most of its time on packing the keys, which it does
+for every query head, and transformers first copies keys and values for each head. Treating the query heads of a group
+as more queries of one head gives the same attention without either.
 
-It adds up in another order than the stock kernel, so that now and then, in bfloat16, another token is likeliest. So it
-is there for those who ask for it (`load_engine(..., grouped=True)`); what measures models has all arms ask for it, and
-`tersely quantize` what writes texts. Its reference is transformers' `sdpa`; `benchmarks/decode_loop.py` times it.
+Sums are added in a different order than in the stock kernel, so in bfloat16 a different token is occasionally the
+likeliest. Therefore it is opt-in (`load_engine(..., grouped=True)`). The benchmarks that compare models use it for all
+arms, and `tersely quantize` uses it when the model writes text. The reference is transformers' `sdpa`;
+`benchmarks/decode_loop.py` measures it.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ import torch
 from torch import Tensor
 
 NAME = "sdpa_grouped"
-"""By which transformers knows it: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`."""
-_FEW = 16
-"""Most queries of a step; from there on the stock kernel is as good."""
+"""Its name in transformers: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`."""
+_MAX_QUERIES = 16
+"""With more queries per step, the stock kernel is as fast."""
 
 
 def use_grouped(model: Any) -> None:
-    """Let a model that transformers has loaded decode by it, where that pays: on a CPU, with heads that share keys."""
+    """Make a transformers model use grouped attention where that pays: on a CPU, if its heads share keys."""
     config = model.config.get_text_config(decoder=True)
-    heads, pairs = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
-    shared = heads is not None and pairs is not None and heads > pairs
+    heads, kv_heads = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    shared = heads is not None and kv_heads is not None and heads > kv_heads
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu" and shared:
         register()
         model.set_attn_implementation(NAME)
 
 
 def register() -> None:
-    """Tell transformers of it."""
+    """Register it with transformers."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -44,16 +45,16 @@ def register() -> None:
 def grouped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers asks for it: query [rows, heads, queries, width], key and value with fewer heads.
+    """The attention function for transformers: query [rows, heads, queries, width], key and value with fewer heads.
 
-    Anything but the few queries of a decoding step is left to transformers' own `sdpa`.
+    Anything but the few queries of a decoding step is passed on to transformers' own `sdpa`.
     """
     rows, heads, queries, width = query.shape
     groups = heads // key.shape[1]
     plain = not any(kwargs.get(name) for name in ("dropout", "output_attentions"))
     plain &= all(kwargs.get(name) is None for name in ("cache", "position_bias"))
     masked = attention_mask is not None and attention_mask.shape[1] == 1
-    if groups == 1 or queries > _FEW or not plain or not (masked or (attention_mask is None and queries == 1)):
+    if groups == 1 or queries > _MAX_QUERIES or not plain or not (masked or (attention_mask is None and queries == 1)):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         stock: Any = sdpa_attention_forward

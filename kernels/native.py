@@ -1,4 +1,4 @@
-"""The optional library of compiled operations: found once, called by ctypes; plain C, built without torch's headers."""
+"""The optional library of compiled operations: plain C, built without torch's headers and called through ctypes."""
 
 from __future__ import annotations
 
@@ -16,44 +16,46 @@ import torch
 from ..errors import unknown
 
 ABI = 3
-"""What `tersely_abi` of csrc/native.c has to say; a library left over from another version is not used."""
+"""The version that `tersely_abi` in csrc/native.c must return; a library of another version is not used."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The dtypes that operations accept, as csrc/numbers.h counts them."""
-_WORTH = 1 << 19  # elements: what takes one thread a few times as long as waking another
+"""The dtypes that operations accept, with their numbers in csrc/numbers.h."""
+_MIN_ELEMENTS = 1 << 19
+"""Elements per thread; fewer are not worth waking another thread for."""
 
 
 @cache
 def torch_only() -> bool:
-    """Whether the environment asks to do without compiled operations: TERSELY_KERNELS=torch.
+    """Whether TERSELY_KERNELS=torch turns compiled operations off.
 
-    Raises OptionError for any other value but `auto`, the default.
+    Raises:
+        OptionError: the variable is neither `torch` nor `auto`, the default.
     """
-    asked = os.environ.get("TERSELY_KERNELS") or "auto"
-    if asked not in ("auto", "torch"):
-        raise unknown("TERSELY_KERNELS", asked, ("auto", "torch"))
-    return asked == "torch"
+    value = os.environ.get("TERSELY_KERNELS") or "auto"
+    if value not in ("auto", "torch"):
+        raise unknown("TERSELY_KERNELS", value, ("auto", "torch"))
+    return value == "torch"
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled operations, or None where they were not built, do not fit, or are not wanted."""
+    """Load the compiled operations; None if they were not built, do not fit or are turned off."""
     if torch_only():
         return None
-    built = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
-    path = next((path for path in built if path.exists()), None)
+    candidates = (Path(__file__).with_name(f"_native{suffix}") for suffix in EXTENSION_SUFFIXES)
+    path = next((path for path in candidates if path.exists()), None)
     try:
-        found = ctypes.CDLL(str(path)) if path else None
-        return found if found and found.tersely_abi() == ABI else None
-    except (OSError, AttributeError):  # built for another machine, or no library of ours
+        loaded = ctypes.CDLL(str(path)) if path else None
+        return loaded if loaded and loaded.tersely_abi() == ABI else None
+    except (OSError, AttributeError):  # built for another machine, or not our library
         return None
 
 
 def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> None:
-    """Call `work(start, stop)` on all rows, in as many threads as torch may use where there is work enough.
+    """Call `work(start, stop)` on all rows, split among torch's threads if there is enough work.
 
-    `work` has to leave the interpreter's lock alone for most of its time, as calls by ctypes do.
+    `work` must release the GIL for most of its time, as ctypes calls do.
     """
-    threads = max(1, min(torch.get_num_threads(), rows, rows * columns // _WORTH))
+    threads = max(1, min(torch.get_num_threads(), rows, rows * columns // _MIN_ELEMENTS))
     ends = [rows * i // threads for i in range(threads + 1)]
     others = [_pool().submit(work, ends[i], ends[i + 1]) for i in range(1, threads)]
     work(ends[0], ends[1])
@@ -62,9 +64,9 @@ def share_rows(work: Callable[[int, int], None], rows: int, columns: int) -> Non
 
 
 def parallel_for(work: Callable[[], None], threads: int) -> None:
-    """Call `work()` in up to so many threads, this one among them; see `share_rows` about the lock.
+    """Call `work()` in up to this many threads, including the current one, and wait for all of them.
 
-    Fewer call it where no more threads can be had. All are done when this returns or raises.
+    Fewer threads are used if no more can be started. `work` must release the GIL, as in `share_rows`.
     """
     others: list[Future[None]] = []
     try:
@@ -82,4 +84,71 @@ def _pool() -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has the pool, but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+
+# The op of w4a8.py. A decoding step calls about a hundred layers, so it is registered with torch from C
+# (csrc/w4a8_op.c): no Python runs between torch and the kernel.
+_CALLS = (
+    "torch_get_const_data_ptr",
+    "torch_get_mutable_data_ptr",
+    *(f"aoti_torch_get_{name}" for name in ("dim", "sizes", "strides", "dtype")),
+    "aoti_torch_empty_strided",
+    "aoti_torch_delete_tensor_object",
+    "torch_delete_stable_ivalue",
+    "torch_get_num_threads",
+    "torch_exception_get_what_without_backtrace",
+    "aoti_torch_check",
+    "aoti_torch_library_init_impl",
+    "torch_library_impl",
+)
+_DTYPES = ("float32", "bfloat16", "float16", "uint8")
+_WORK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+_PARALLEL = ctypes.CFUNCTYPE(None, _WORK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+
+
+class _TorchCalls(ctypes.Structure):
+    """`torch_calls` of csrc/w4a8_op.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _CALLS),
+        ("dtypes", ctypes.c_int32 * len(_DTYPES)),
+        ("cpu", ctypes.c_int32),
+    )
+
+
+def register_w4a8(margin: float) -> bool:
+    """Register the compiled W4A8 layer as the op's CPU implementation; returns whether it worked. Once per process.
+
+    Args:
+        margin: for 8-bit weights in planes, how far below a row's maximum a tile may be and still be refined.
+    """
+    native = library()
+    try:
+        if native is None:
+            return False
+        stable = ctypes.CDLL(torch._C.__file__)  # also loads torch's stable C interface
+        calls = _TorchCalls(*(ctypes.cast(getattr(stable, name), ctypes.c_void_p) for name in _CALLS))
+        calls.dtypes[:] = [getattr(stable, f"aoti_torch_dtype_{name}")() for name in _DTYPES]
+        calls.cpu = stable.aoti_torch_device_type_cpu()
+        register = native.tersely_w4a8_register
+    except (OSError, AttributeError):  # another torch, or a system without such symbols
+        return False
+    register.argtypes = (ctypes.c_void_p, ctypes.c_float, ctypes.c_void_p)
+    return not register(ctypes.byref(calls), margin, _thread_team())
+
+
+@_PARALLEL
+def python_thread_team(work: Callable[[int], None], shared: int, threads: int, flags: int) -> None:
+    """A replacement for GOMP_parallel. Errors cannot reach C, so one thread does everything if no more can start."""
+    parallel_for(lambda: work(shared), threads)
+
+
+def _thread_team() -> ctypes.c_void_p:
+    """GOMP_parallel of the OpenMP library that torch loaded, whose threads are already running and pinned.
+
+    Falls back to `python_thread_team`.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p)
+    except (AttributeError, OSError, TypeError):  # another OpenMP, or Windows
+        return ctypes.cast(python_thread_team, ctypes.c_void_p)

@@ -1,10 +1,10 @@
-"""How low-bit weights lie in memory, and in files.
+"""The memory layout of low-bit weights, which is also the layout in files.
 
-Outputs come in tiles of 16, the last one filled up. `weight` is uint8 [tiles, lines, 64]. Byte 4 n + j of a line has,
-for output n of its tile, in its low half the code of input 8 * line + j, in its high half that of the input 4 further.
-`groups` is uint8 [tiles, groups, 2, 16], fine scales and then zeros. Where weights have 8 bits, there are no groups,
-and byte 4 n + j of a line is the weight of input 4 * line + j plus 128. In planes, `weight` is [2, tiles, lines, 64]:
-the high halves of these bytes laid out as codes, and then the low halves.
+Outputs are grouped into tiles of 16; the last tile is padded. `weight` is uint8 [tiles, lines, 64]. With 4 bits, a line
+covers 8 inputs: for output n of the tile, byte 4 n + j holds the code of input 8 * line + j in its low half and that of
+input 8 * line + j + 4 in its high half. `groups` is uint8 [tiles, groups, 2, 16]: fine scales, then zeros. With 8 bits,
+`groups` is None, a line covers 4 inputs, and byte 4 n + j is the weight of input 4 * line + j plus 128. In planes,
+`weight` is [2, tiles, lines, 64]: the high halves of these bytes, laid out as 4-bit codes, then the low halves.
 """
 
 from __future__ import annotations
@@ -20,37 +20,45 @@ from .native import KINDS
 
 TILE, LINE = 16, 64
 DEEPEST = 1 << 16
-"""Inputs of a layer: with more, sums might leave 32 bits, those of planes first: 2^31 / (256 * 127) = 66052."""
+"""Most inputs of a layer. With more, sums could overflow 32 bits, in planes first: 2^31 / (256 * 127) = 66052."""
 GROUP_SIZES = (32, 64, 128)
-"""Inputs that may share a fine scale and a zero."""
+"""How many inputs may share a fine scale and a zero."""
 
 
 class PackedLayout(IntEnum):
-    """How the weights of a layer lie, as csrc/w4a8.h counts it."""
+    """How the weights of a layer are stored, with the numbers of csrc/w4a8.h."""
 
     GRAINS = 0
     """4 bits, with a fine scale and a zero for each group."""
     BYTES = 1
+    """8 bits."""
     PLANES = 2
     """8 bits, high halves and low halves apart."""
 
     @property
     def inputs(self) -> int:
-        """Inputs of a line."""
+        """Inputs per line."""
         return 4 if self is PackedLayout.BYTES else 8
 
 
 def choose_layout(weight: Tensor, groups: Tensor | None) -> PackedLayout:
-    """What form the tensors of a layer have."""
-    return (
-        PackedLayout.GRAINS if groups is not None else PackedLayout.PLANES if weight.ndim == 4 else PackedLayout.BYTES
-    )
+    """Tell the layout of a layer from its tensors."""
+    if groups is not None:
+        return PackedLayout.GRAINS
+    return PackedLayout.PLANES if weight.ndim == 4 else PackedLayout.BYTES
 
 
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """`weight` and `groups` from codes 0..15 [outputs, inputs] and from fine scales and zeros [outputs, groups].
+    """Pack 4-bit weights; returns `weight` and `groups`.
 
-    size: inputs of a group; the last one may have fewer. Raises OptionError for a size that is not accepted.
+    Args:
+        codes: 0..15 [outputs, inputs].
+        fine: fine scales [outputs, groups].
+        zero: zeros [outputs, groups].
+        size: inputs per group; the last group may have fewer.
+
+    Raises:
+        OptionError: the group size is not supported, or the shapes do not fit.
     """
     if size not in GROUP_SIZES:
         raise OptionError(f"groups of {size} inputs; accepted: {', '.join(map(str, GROUP_SIZES))}")
@@ -59,66 +67,70 @@ def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, 
     if count != -(-inputs // size) or fine.shape != zero.shape or len(fine) != outputs:
         raise OptionError(
             f"scales {list(fine.shape)} and zeros {list(zero.shape)} do not fit codes {list(codes.shape)} in groups of "
-            f"{size}; accepted: [outputs, inputs / {size}, rounded up] of both"
+            f"{size}; accepted: [outputs, inputs / {size}, rounded up] for both"
         )
-    missing = count * size - inputs
-    padding = zero[:, -1:].expand(-1, missing)  # what it says is nothing
-    rows = _tiles(torch.cat((codes, padding), dim=1).to(torch.uint8))  # [tiles, 16, inputs]
-    about = torch.stack((_tiles(fine.to(torch.uint8)), _tiles(zero.to(torch.uint8))), dim=1)
-    return _halves(rows), about.permute(0, 3, 1, 2).contiguous()
+    padding = zero[:, -1:].expand(-1, count * size - inputs)  # a code equal to its zero is a weight of 0
+    rows = _to_tiles(torch.cat((codes, padding), dim=1).to(torch.uint8))  # [tiles, 16, inputs]
+    groups = torch.stack((_to_tiles(fine.to(torch.uint8)), _to_tiles(zero.to(torch.uint8))), dim=1)
+    return _pack_halves(rows), groups.permute(0, 3, 1, 2).contiguous()
 
 
-def pack_bytes(whole: Tensor) -> Tensor:
-    """`weight` of a layer without groups from 8-bit weights -127..127 [outputs, inputs]."""
-    missing = -whole.shape[1] % 4
-    codes = F.pad(whole.to(torch.int16), (0, missing)) + 128
-    rows: Tensor = _tiles(codes.to(torch.uint8)).unflatten(2, (-1, 4))  # [tiles, 16, lines, 4]
+def pack_bytes(integers: Tensor) -> Tensor:
+    """Pack 8-bit weights -127..127 [outputs, inputs]."""
+    codes = F.pad(integers.to(torch.int16), (0, -integers.shape[1] % 4)) + 128
+    rows: Tensor = _to_tiles(codes.to(torch.uint8)).unflatten(2, (-1, 4))  # [tiles, 16, lines, 4]
     return rows.permute(0, 2, 1, 3).flatten(2).contiguous()
 
 
-def pack_planes(whole: Tensor) -> Tensor:
-    """`weight` of a layer in planes from 8-bit weights -127..127 [outputs, inputs]."""
-    codes = F.pad(whole.to(torch.int16), (0, -whole.shape[1] % 8)) + 128
-    rows = _tiles(codes.to(torch.uint8))
-    return torch.stack((_halves(rows >> 4), _halves(rows & 15)))
+def pack_planes(integers: Tensor) -> Tensor:
+    """Pack 8-bit weights -127..127 [outputs, inputs] in planes."""
+    codes = F.pad(integers.to(torch.int16), (0, -integers.shape[1] % 8)) + 128
+    rows = _to_tiles(codes.to(torch.uint8))
+    return torch.stack((_pack_halves(rows >> 4), _pack_halves(rows & 15)))
 
 
 def unpack(weight: Tensor, groups: Tensor | None) -> Tensor:
-    """The whole numbers of the weights, int8 [outputs, inputs], with the padding of both."""
-    form = choose_layout(weight, groups)
-    if form is PackedLayout.PLANES:
-        high, low = (_codes(plane).to(torch.int16) for plane in weight)
+    """Unpack the integer weights, int8 [outputs, inputs], including the padding of both."""
+    layout = choose_layout(weight, groups)
+    if layout is PackedLayout.PLANES:
+        high, low = (_unpack_halves(plane).to(torch.int16) for plane in weight)
         return (16 * high + low - 128).to(torch.int8)
-    if form is PackedLayout.BYTES or groups is None:
+    if layout is PackedLayout.BYTES or groups is None:
         rows: Tensor = weight.unflatten(2, (TILE, 4)).permute(0, 2, 1, 3).flatten(2)
         return (rows.to(torch.int16) - 128).to(torch.int8).flatten(0, 1)
     fine, zero = groups.to(torch.int8).permute(2, 0, 3, 1).flatten(1, 2)[..., None]
-    whole: Tensor = (_codes(weight).unflatten(1, (groups.shape[1], -1)) - zero) * fine
-    return whole.flatten(1)
+    integers: Tensor = (_unpack_halves(weight).unflatten(1, (groups.shape[1], -1)) - zero) * fine
+    return integers.flatten(1)
 
 
 def preview(weight: Tensor) -> Tensor:
-    """Twice what high halves alone say of weights in planes, the middle of what they leave open: int16 as `unpack`."""
-    return 32 * (_codes(weight[0]).to(torch.int16) - 8) + 15
+    """Twice the weights in planes as estimated from the high halves, int16 [outputs, inputs].
+
+    The estimate is the middle of the range that the low half leaves open.
+    """
+    return 32 * (_unpack_halves(weight[0]).to(torch.int16) - 8) + 15
 
 
-Tensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
-"""A layer: weight, groups, channel_scale, input_scale, bias."""
+LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None]
+"""The tensors of a layer: weight, groups, channel_scale, input_scale, bias."""
 
 
-def interleave(layer: Tensors, beside: Tensor | None, beside_scale: Tensor | None) -> list[Tensors]:
-    """The layer, and one of 8-bit weights beside it if any: the bias of both divided."""
-    if beside is None or beside_scale is None:
-        if beside is not beside_scale:
-            raise OptionError("only one of beside and beside_scale is given; accepted: both or none")
+def split_layers(layer: LayerTensors, second_weight: Tensor | None, second_scale: Tensor | None) -> list[LayerTensors]:
+    """The layer, and the second one with 8-bit weights if there is one; the bias is split between them."""
+    if second_weight is None or second_scale is None:
+        if second_weight is not second_scale:
+            raise OptionError("only one of second_weight and second_scale is given; accepted: both or neither")
         return [layer]
     weight, groups, channel_scale, input_scale, bias = layer
     count = channel_scale.numel()
     own, rest = (bias, bias) if bias is None or not bias.ndim else (bias[:count], bias[count:])
-    return [(weight, groups, channel_scale, input_scale, own), (beside, None, beside_scale, input_scale, rest)]
+    return [
+        (weight, groups, channel_scale, input_scale, own),
+        (second_weight, None, second_scale, input_scale, rest),
+    ]
 
 
-def check(
+def check_layer(
     inputs: int,
     weight: Tensor,
     groups: Tensor | None,
@@ -126,13 +138,17 @@ def check(
     input_scale: Tensor | None,
     bias: Tensor | None,
 ) -> None:
-    """Raise OptionError unless the tensors of a layer fit together and its inputs; compiled code believes it."""
-    form = choose_layout(weight, groups)
-    outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + (form is PackedLayout.PLANES) else 0
-    tiles, depth = -(-outputs // TILE), lines * form.inputs
-    size = form.inputs if groups is None else depth // max(1, groups.shape[1] if groups.ndim == 4 else 0)
-    wanted = {
-        "weight": (weight, (*((2,) if form is PackedLayout.PLANES else ()), tiles, lines, LINE), (torch.uint8,)),
+    """Raise OptionError unless the tensors of a layer fit each other and the number of inputs.
+
+    The compiled code relies on this.
+    """
+    layout = choose_layout(weight, groups)
+    planes = layout is PackedLayout.PLANES
+    outputs, lines = channel_scale.numel(), weight.shape[-2] if weight.ndim == 3 + planes else 0
+    tiles, depth = -(-outputs // TILE), lines * layout.inputs
+    size = layout.inputs if groups is None else depth // max(1, groups.shape[1] if groups.ndim == 4 else 0)
+    expected = {
+        "weight": (weight, (*((2,) if planes else ()), tiles, lines, LINE), (torch.uint8,)),
         "groups": (groups, (tiles, depth // max(1, size), 2, TILE), (torch.uint8,)),
         "channel_scale": (channel_scale, (outputs,), (torch.float32,)),
         "input_scale": (input_scale, (inputs,), (torch.float32,)),
@@ -140,7 +156,7 @@ def check(
     }
     wrong = [
         f"{name} {tensor.dtype} {list(tensor.shape)}{'' if tensor.is_contiguous() else ' not contiguous'}"
-        for name, (tensor, shape, dtypes) in wanted.items()
+        for name, (tensor, shape, dtypes) in expected.items()
         if tensor is not None and not (tensor.shape == shape and tensor.dtype in dtypes and tensor.is_contiguous())
     ]
     if groups is not None and size not in GROUP_SIZES:
@@ -152,25 +168,25 @@ def check(
     if wrong:
         raise OptionError(
             f"a layer of {inputs} inputs and {outputs} outputs got {', '.join(wrong)}; accepted: tensors as `pack` "
-            f"makes them, groups of {', '.join(map(str, GROUP_SIZES))}"
+            f"makes them, in groups of {', '.join(map(str, GROUP_SIZES))}"
         )
 
 
-def _halves(rows: Tensor) -> Tensor:
-    """Codes 0..15 in tiles [tiles, 16, inputs], two of them a byte: [tiles, lines, 64]."""
+def _pack_halves(rows: Tensor) -> Tensor:
+    """Pack codes 0..15 in tiles [tiles, 16, inputs], two per byte: [tiles, lines, 64]."""
     halves = rows.unflatten(2, (-1, 2, 4)).permute(0, 2, 3, 1, 4)  # [tiles, lines, 2, 16, 4]
     packed: Tensor = halves[:, :, 0] | halves[:, :, 1] << 4
     return packed.flatten(2).contiguous()
 
 
-def _codes(plane: Tensor) -> Tensor:
+def _unpack_halves(plane: Tensor) -> Tensor:
     """Codes from [tiles, lines, 64]: int8 [outputs, inputs]."""
     halves = torch.stack((plane & 15, plane >> 4), dim=2).unflatten(3, (TILE, 4))
     codes: Tensor = halves.permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
     return codes.to(torch.int8)
 
 
-def _tiles(rows: Tensor) -> Tensor:
-    """Rows [outputs, n] as tiles [tiles, 16, n], filled up with zeros."""
+def _to_tiles(rows: Tensor) -> Tensor:
+    """Rows [outputs, n] as tiles [tiles, 16, n], padded with zeros."""
     tiles: Tensor = F.pad(rows, (0, 0, 0, -len(rows) % TILE)).unflatten(0, (-1, TILE))
     return tiles

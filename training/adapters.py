@@ -1,10 +1,9 @@
-"""Low-rank adapters: their configuration for PEFT, and what they come to on a model."""
+"""Low-rank adapters: their PEFT configuration and their size."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -13,55 +12,62 @@ from .config import Lora, Recipe, RecipeError
 
 ALL = "all-linear"
 _QUANTIZED = "tersely_w4a8"
-"""What checkpoints of `tersely quantize` call their method; training stands on no kernel that could be asked."""
+"""The quantization method that `tersely quantize` writes into a checkpoint; imported from nowhere, to stay light."""
 
 
-def make_adapter(recipe: Recipe) -> Any:
-    """The adapter's configuration, None if all weights are trained."""
+def make_lora_config(recipe: Recipe) -> Any:
+    """The PEFT configuration of a recipe's adapter; None if all weights are trained."""
     lora = recipe.optimiser.lora
-    return None if lora is None else _configuration(lora, _targets(lora))
+    return None if lora is None else _lora_config(lora, _parse_targets(lora))
 
 
-def with_adapter(model: Any, lora: Lora) -> int:
-    """How many numbers the adapters of a model have, which may be on the meta device, by PEFT's own choice of layers.
+def count_adapter_parameters(model: Any, lora: Lora) -> int:
+    """Parameters that PEFT would add to a model, which may be on the meta device.
 
-    Targets are "all-linear", an expression for whole names, or names or the ends of some. Raises RecipeError for one
-    that fits no layer that can have an adapter.
+    Raises:
+        RecipeError: if a target matches no layer that can have an adapter.
     """
     if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == _QUANTIZED:
-        raise RecipeError("optimiser.lora adapts linear layers, and this model's are quantized; train it before that")
-    targets = _targets(lora)
+        raise RecipeError(
+            "optimiser.lora needs plain linear layers, but this model is quantized; train it before quantizing",
+            code="quantized_model",
+        )
+    targets = _parse_targets(lora)
     if not targets:
-        raise RecipeError(f"optimiser.lora.targets is empty; accepted: {ALL}, or names of layers")
+        raise RecipeError(
+            f"optimiser.lora.targets is empty; accepted: {ALL}, or names of layers", code="invalid_lora_targets"
+        )
     if isinstance(targets, list) and len(targets) > 1:
-        for target in targets:  # of several PEFT leaves out those that fit nothing
-            _numbers(model, lora, [target])
-    return _numbers(model, lora, targets)
+        for target in targets:  # PEFT silently ignores those of several that match nothing
+            _count(model, lora, [target])
+    return _count(model, lora, targets)
 
 
-def _numbers(model: Any, lora: Lora, targets: str | list[str]) -> int:
+def _count(model: Any, lora: Lora, targets: str | list[str]) -> int:
     from peft import get_peft_model
 
-    said = targets if isinstance(targets, str) else ", ".join(targets)
+    names = targets if isinstance(targets, str) else ", ".join(targets)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # which come again when it is trained
-            made = get_peft_model(deepcopy(model), _configuration(lora, targets))
+            warnings.simplefilter("ignore")  # they are shown when training starts
+            adapted = get_peft_model(deepcopy(model), _lora_config(lora, targets))
     except re.error as error:
         raise RecipeError(
-            f"optimiser.lora.targets is {said!r}, no regular expression ({error}); accepted: {ALL}, a list of names, "
-            "or an expression for whole names"
+            f"optimiser.lora.targets is {names!r}, which is not a valid regular expression ({error}); accepted: {ALL}, "
+            "a list of names, or a regular expression for full names",
+            code="invalid_lora_targets",
         ) from None
     except ValueError:
         ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
         raise RecipeError(
-            f"optimiser.lora.targets has {said!r}, which fits no layers that can all have adapters; "
-            f"{did_you_mean(said, ends)}"
+            f"optimiser.lora.targets has {names!r}, which matches no layers, or some that cannot have adapters; "
+            f"{did_you_mean(names, ends)}",
+            code="invalid_lora_targets",
         ) from None
-    return sum(part.numel() for name, part in made.named_parameters() if "lora_" in name)
+    return sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)
 
 
-def _configuration(lora: Lora, targets: str | Sequence[str]) -> Any:
+def _lora_config(lora: Lora, targets: str | list[str]) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
@@ -73,8 +79,8 @@ def _configuration(lora: Lora, targets: str | Sequence[str]) -> Any:
     )
 
 
-def _targets(lora: Lora) -> str | list[str]:
-    """As PEFT takes them; a word by itself is a list of one, for which an expression would hold no whole name."""
+def _parse_targets(lora: Lora) -> str | list[str]:
+    """Targets for PEFT, which matches a string against full names; a single word becomes a list of one name."""
     if not isinstance(lora.targets, str):
         return list(lora.targets)
     return lora.targets if lora.targets == ALL or not lora.targets.isidentifier() else [lora.targets]

@@ -1,8 +1,8 @@
-"""Configurations of trainings: YAML files with the sections below, every key known and checked."""
+"""Recipes: the YAML files that configure a training run. Every key is checked."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -10,20 +10,25 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from ..errors import TerselyError, did_you_mean
 
+CHANGEABLE = ("out", "saving", "alarm")
+"""Keys of a recipe that may differ when a run is resumed."""
+
 
 class RecipeError(TerselyError, ValueError):
-    """A training's configuration is not accepted."""
+    """The recipe of a training run is not accepted."""
+
+    code = "invalid_recipe"
 
 
 class Section(BaseModel):
-    """Part of a configuration; unknown keys are errors."""
+    """A section of a recipe. Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _as_meant(cls, value: Any, info: ValidationInfo) -> Any:
-        """One text does for a list of texts; true, which is also YAML's yes and on, is no number."""
+    def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
+        """Accept a single string for a list of strings; refuse YAML booleans (yes, on) as numbers."""
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, str) and annotation == tuple[str, ...]:
             return (value,)
@@ -33,9 +38,12 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """Which questions: see `tersely bench --task`; efforts go round, so that each tier gets its share.
+    """The training questions.
 
-    A method with tools also takes `agents`, or `agents:KIND,KIND`: see `tersely agents --kinds`.
+    Attributes:
+        task: as in `tersely bench --task`; for methods with tools also `agents` or `agents:KIND,KIND`, with kinds as in
+            `tersely agents --kinds`.
+        efforts: assigned to the questions in turn.
     """
 
     task: str = "tiny"
@@ -48,11 +56,13 @@ class Data(Section):
 class Rollouts(Section):
     """How completions are sampled.
 
-    prompts: of one step, each with `generations` completions. max_new_tokens: most tokens of a completion.
-    thinking_budget: thinking that is longer is closed, and what closes it gets no loss; None leaves it alone.
-    policies: name -> settings, as in a configuration of `tersely tune`; what they write gets no loss, but in `sft` (see
-    its `imitate`). batch: rows decoded at a time. engine: on what they are decoded; vllm: arguments of `vllm.LLM`, such
-    as gpu_memory_utilization.
+    Attributes:
+        prompts: questions per optimizer step, with `generations` completions each.
+        thinking_budget: longer thinking is closed by the controller; the closing text is masked from the loss.
+        policies: name -> settings, as in the configuration of `tersely tune`. The text that they write is masked from
+            the loss (except with `sft.imitate`).
+        batch: sequences decoded at a time.
+        vllm: arguments of `vllm.LLM` for `engine: vllm`, such as gpu_memory_utilization.
     """
 
     prompts: int = Field(default=8, ge=1)
@@ -68,7 +78,7 @@ class Rollouts(Section):
 
 
 class Lora(Section):
-    """Train low-rank adapters in place of all weights; merge: also write the model with the adapter merged in."""
+    """Low-rank adapters to train instead of all weights; `merge` also writes the model with the adapter merged in."""
 
     rank: int = Field(default=16, ge=1)
     alpha: int = Field(default=32, ge=1)
@@ -78,9 +88,12 @@ class Lora(Section):
 
 
 class Optimiser(Section):
-    """AdamW; micro_batch: completions in memory at a time, of which a step has a whole number.
+    """Settings of AdamW and of precision.
 
-    dtype: of the weights, "auto" as saved. autocast: compute in bfloat16, whatever the weights are kept in.
+    Attributes:
+        micro_batch: completions in memory at a time; has to divide the completions of a step.
+        dtype: of the weights; "auto" keeps the dtype of the checkpoint.
+        autocast: compute in bfloat16, whatever dtype the weights have.
     """
 
     learning_rate: float = Field(default=1e-5, gt=0)
@@ -96,7 +109,7 @@ class Optimiser(Section):
 
 
 class Saving(Section):
-    """When to write checkpoints and how many to keep, and which trackers transformers is to report to."""
+    """How often to write checkpoints, how many to keep, and the trackers (of transformers) to report to."""
 
     every: int = Field(default=50, ge=1)
     keep: int = Field(default=2, ge=2)
@@ -104,10 +117,12 @@ class Saving(Section):
 
 
 class Alarm(Section):
-    """When a policy counts as collapsed: for `window` logs in a row, after the first `grace` steps.
+    """When a policy counts as collapsed: in `window` consecutive logs, after the first `grace` steps.
 
-    all_think, no_think: chances of not thinking at or below and at or above which the choice is gone. empty: the share
-    of thinking completions with fewer than `empty_tokens` thinking tokens. action: what an alarm does.
+    Attributes:
+        all_think: collapsed if the probability of not thinking stays at or below this.
+        no_think: collapsed if the probability of not thinking stays at or above this.
+        empty: collapsed if at least this share of thinking completions has fewer than `empty_tokens` thinking tokens.
     """
 
     action: Literal["stop", "warn"] = "stop"
@@ -120,13 +135,18 @@ class Alarm(Section):
 
 
 class AlwaysThinks(Alarm):
-    """The alarm of methods under which a policy may always think: that one is off."""
+    """The alarm for methods whose policy may always think: `all_think` is off by default."""
 
     all_think: float = Field(default=0.0, ge=0, lt=1)
 
 
 class Recipe(Section):
-    """What every training has; `out` is the folder it writes and goes on from, `markers` as in `tersely run`."""
+    """The sections shared by all methods.
+
+    Attributes:
+        out: the folder of the run; `--resume` continues the run in it.
+        markers: OPEN,CLOSE as in `tersely run --markers`.
+    """
 
     method: str
     model: str = "tersely-tiny-small"
@@ -143,82 +163,81 @@ T = TypeVar("T", bound=Recipe)
 
 
 def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] = ()) -> T:
-    """The configuration of a method in a YAML file; raises RecipeError, which names every key that is wrong.
+    """Read the recipe of a method from a YAML file.
 
-    changes: `KEY=VALUE` each, in place of what the file says, such as `optimiser.steps=20`.
+    Args:
+        changes: `KEY=VALUE` strings that override the file, such as `optimiser.steps=20`.
+
+    Raises:
+        RecipeError: naming every key that is wrong.
     """
     try:
-        found = _plain(path.read_text(encoding="utf-8"), f"{path}")
+        values = _load_yaml(path.read_text(encoding="utf-8"), f"{path}")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read: {error}; give the YAML file of a training") from None
-    if not isinstance(found, dict):
-        raise RecipeError(f"{path} holds no configuration; accepted: {', '.join(kind.model_fields)}")
+        raise RecipeError(f"cannot read {path}: {error}; give the YAML file of a recipe", code="unreadable") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path} is not a recipe; accepted keys: {', '.join(kind.model_fields)}", code="not_a_recipe")
     for change in changes:
-        _set(found, change)
-    where = " ".join((str(path), *(f"--set {change}" for change in changes)))
-    if "method" not in found:
-        raise RecipeError(f"{where} names no method; write `method: {method}`")
-    if found["method"] != method:
+        _apply_change(values, change)
+    source = " ".join((str(path), *(f"--set {change}" for change in changes)))
+    if "method" not in values:
+        raise RecipeError(f"{source} does not name a method; add `method: {method}`", code="no_method")
+    if values["method"] != method:
         raise RecipeError(
-            f"{where} is for the method {found['method']!r}, and {method!r} was asked for; "
-            f"run `tersely train {found['method']}`, or write `method: {method}`"
+            f"{source} is a recipe for the method {values['method']!r}, not {method!r}; "
+            f"run `tersely train {values['method']}`, or change it to `method: {method}`",
+            code="other_method",
         )
-    return checked(found, kind, where)
+    return validate_recipe_values(values, kind, source)
 
 
-def _plain(text: str, what: str) -> Any:
-    """What YAML says; raises RecipeError, also for a key that stands twice in one place, where the last would win."""
+def _load_yaml(text: str, source: str) -> Any:
+    """Parse YAML; raises RecipeError, also for a duplicate key, of which YAML would silently keep the last."""
     import yaml
 
+    class UniqueKeyLoader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                name, line = str(key.value), key.start_mark.line + 1
+                if name in lines:
+                    raise RecipeError(
+                        f"{source} has the key {name!r} twice, on lines {lines[name]} and {line}; remove one",
+                        code="duplicate_key",
+                    )
+                lines[name] = line
+            return node
+
     try:
-        if (root := yaml.compose(text, yaml.SafeLoader)) is not None:
-            _check_once(root, what, set())
-        return yaml.safe_load(text)
+        return yaml.load(text, UniqueKeyLoader)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{what} is not YAML: {' '.join(str(error).split())}") from None
+        raise RecipeError(f"{source} is not valid YAML: {' '.join(str(error).split())}", code="not_yaml") from None
 
 
-def _check_once(node: Any, what: str, known: set[int]) -> None:
-    """Refuse mappings in which a key stands twice; known: nodes that were looked at, for aliases lead to them again."""
-    import yaml
-
-    if id(node) in known or isinstance(node, yaml.ScalarNode):
-        return
-    known.add(id(node))
-    if isinstance(node, yaml.SequenceNode):
-        for part in node.value:
-            _check_once(part, what, known)
-        return
-    seen: dict[str, int] = {}
-    for key, value in node.value:
-        name, line = str(key.value), key.start_mark.line + 1
-        if name in seen:
-            raise RecipeError(f"{what} has {name!r} twice in one place, lines {seen[name]} and {line}; leave one out")
-        seen[name] = line
-        _check_once(value, what, known)
+def _apply_change(values: dict[str, Any], change: str) -> None:
+    """Apply a `--set KEY=VALUE`: KEY is a dotted path, VALUE is YAML."""
+    path, equals, given = change.partition("=")
+    *sections, key = path.strip().split(".")
+    if not equals or not all((*sections, key)):
+        raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimiser.steps=20", code="invalid_set")
+    value = _load_yaml(given, f"--set {change}: the value")
+    for depth, name in enumerate(sections, start=1):
+        section = {} if values.get(name) is None else values[name]
+        if not isinstance(section, dict):
+            raise RecipeError(
+                f"--set {change}: {'.'.join(sections[:depth])!r} is {section!r}, which has no keys", code="invalid_set"
+            )
+        values[name] = values = dict(section)  # a copy, because a YAML alias may share the section
+    values[key] = value
 
 
-def _set(values: dict[str, Any], change: str) -> None:
-    """Do what `KEY=VALUE` says: VALUE is YAML, KEY names a section and what is in it, by dots."""
-    key, equals, given = change.partition("=")
-    *place, last = key.strip().split(".")
-    if not equals or not all((*place, last)):
-        raise RecipeError(f"--set is {change!r}; accepted: KEY=VALUE, as in optimiser.steps=20")
-    value = _plain(given, f"--set {change}: the value")
-    for depth, part in enumerate(place, start=1):
-        inner = {} if values.get(part) is None else values[part]
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set {change}: {'.'.join(place[:depth])!r} is {inner!r}, which has no keys")
-        values[part] = values = dict(inner)  # a copy, for a YAML alias may name the same section elsewhere
-    values[last] = value
-
-
-def checked(found: Mapping[str, Any], kind: type[T], where: str) -> T:
-    """A configuration from plain values; raises RecipeError."""
+def validate_recipe_values(values: Mapping[str, Any], kind: type[T], source: str) -> T:
+    """Make a recipe from plain values; raises RecipeError."""
     try:
-        return kind.model_validate(found)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{where}: {'; '.join(_complaints(error, kind))}") from None
+        raise RecipeError(f"{source}: {format_validation_error(error, kind)}", code="invalid_value") from None
 
 
 _ACCEPTED = {
@@ -227,30 +246,32 @@ _ACCEPTED = {
     "mapping_type": "accepted: a section of keys, as in {key: value}",
     "path_type": "accepted: the path of a folder",
 }
-"""Pydantic speaks of Python where people have written YAML."""
+"""Pydantic's messages name Python types; users write YAML."""
 
 
-def _complaints(error: ValidationError, kind: type[BaseModel]) -> Iterator[str]:
-    for trouble in error.errors(include_url=False, include_context=False):
-        if not trouble["loc"]:  # what keys come to together
-            yield trouble["msg"].removeprefix("Value error, ")
-            continue
-        *place, last = trouble["loc"]
-        name = ".".join(map(str, (*place, last)))
-        if trouble["type"] == "extra_forbidden":
-            section = _section(kind, place)
-            yield f"unknown key {name!r}; {did_you_mean(str(last), section.model_fields)}"
-        elif trouble["type"] == "missing":
-            yield f"{name!r} is missing"
+def format_validation_error(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Describe all problems of a recipe in one sentence, each with its dotted key."""
+    problems = []
+    for item in error.errors(include_url=False, include_context=False):
+        message = item["msg"].removeprefix("Value error, ")
+        name = ".".join(map(str, item["loc"]))
+        if not name:  # from a validator of several keys
+            problems.append(message)
+        elif item["type"] == "extra_forbidden":
+            *path, last = item["loc"]
+            problems.append(f"unknown key {name!r}; {did_you_mean(str(last), _find_section(kind, path).model_fields)}")
+        elif item["type"] == "missing":
+            problems.append(f"{name!r} is missing")
         else:
-            said = _ACCEPTED.get(trouble["type"]) or trouble["msg"].lower().removeprefix("value error, ")
-            yield f"{name!r} is {trouble['input']!r}: {said}"
+            accepted = _ACCEPTED.get(item["type"]) or message[:1].lower() + message[1:]
+            problems.append(f"{name!r} is {item['input']!r}: {accepted}")
+    return "; ".join(problems)
 
 
-def _section(kind: type[BaseModel], place: list[int | str]) -> type[BaseModel]:
-    """The section at a place, through optional ones."""
-    for part in place:
-        annotation = kind.model_fields[str(part)].annotation
+def _find_section(kind: type[BaseModel], path: list[int | str]) -> type[BaseModel]:
+    """The section class at a path of keys; optional sections are unwrapped."""
+    for key in path:
+        annotation = kind.model_fields[str(key)].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return kind

@@ -1,4 +1,4 @@
-"""Questions as rows of a training, in the order in which it will see them."""
+"""Training questions as rows, and the order in which a run sees them."""
 
 from __future__ import annotations
 
@@ -6,53 +6,66 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from ..evaluation.agents.tasks import Task, get_system_prompt
+from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.tasks.questions import Question, load
 from .config import Data
-from .environment import load_tasks
 
 Row = dict[str, Any]
-"""id, prompt (messages), answer, drawn (of reasoning-gym), tier, level (of an agent's task its kind); methods add
-columns of their own."""
+"""A question. Columns: id, prompt (messages), answer, gym_entry (name and entry of a reasoning-gym task), tier, level
+(the kind, for agent tasks). Methods add columns of their own."""
+
+AGENTS = "agents"
+
+
+def load_tasks(data: Data) -> list[Task] | None:
+    """The tasks named by `agents` or `agents:KIND,KIND`; None for questions without tools. Raises OptionError."""
+    name, _, kinds = data.task.partition(":")
+    if name != AGENTS:
+        return None
+    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
+    return draw_tasks(data.split, data.seed, data.questions, chosen)
 
 
 def load_rows(data: Data, model: str = "") -> list[Row]:
-    """One row for each question, with the tier whose turn it is; raises TaskError.
+    """One row per question, with efforts assigned in turn; raises TaskError.
 
-    model: for whom, which decides what agents are told of the form of an answer.
+    Args:
+        model: decides whether agent tasks get a system prompt that explains the answer format.
     """
-    found = load_tasks(data)
-    questions = load(data.task, data.split, data.questions, data.seed) if found is None else map(_question, found)
-    told = None if found is None else get_system_prompt(model)
-    system = [] if told is None else [{"role": "system", "content": told}]
-    return [_row(question, data.efforts[i % len(data.efforts)], system) for i, question in enumerate(questions)]
+    agent_tasks = load_tasks(data)
+    if agent_tasks is None:
+        questions, system = load(data.task, data.split, data.questions, data.seed), None
+    else:
+        questions, system = [_to_question(task) for task in agent_tasks], get_system_prompt(model)
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [_to_row(question, data.efforts[i % len(data.efforts)], head) for i, question in enumerate(questions)]
 
 
-def _question(task: Task) -> Question:
+def _to_question(task: Task) -> Question:
     return Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind)
 
 
-def _row(question: Question, tier: str, system: list[dict[str, str]]) -> Row:
-    drawn = question.drawn
+def _to_row(question: Question, tier: str, head: list[dict[str, str]]) -> Row:
+    entry = question.drawn
     return {
         "id": question.id,
-        "prompt": [*system, {"role": "user", "content": question.problem}],
+        "prompt": [*head, {"role": "user", "content": question.problem}],
         "answer": question.answer,
-        "drawn": None if drawn is None else [drawn.name, drawn.entry],
+        "gym_entry": None if entry is None else [entry.name, entry.entry],
         "tier": tier,
         "level": question.kind if question.level is None else question.level,
     }
 
 
-def schedule(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
-    """The rows of all steps, `size` different ones for each: one shuffled pass over the questions after the other.
+def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
+    """The rows of all steps, `size` distinct ones per step, in one shuffled pass after another.
 
-    Written out, so that a resumed training goes on in the same order whatever pass it is in.
+    The order is written out in full, so a resumed run continues in the same order.
     """
     rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
-    whole = len(rows) - len(rows) % size
-    made: list[Row] = []
-    while len(made) < steps * size:
+    usable = len(rows) - len(rows) % size
+    scheduled: list[Row] = []
+    while len(scheduled) < steps * size:
         rng.shuffle(order)
-        made += [rows[i] for i in order[:whole]]
-    return made[: steps * size]
+        scheduled += [rows[i] for i in order[:usable]]
+    return scheduled[: steps * size]

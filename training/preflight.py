@@ -1,6 +1,6 @@
-"""What can go wrong with a training, looked at before any of it is paid for: data, template, markers, lengths, memory.
+"""Pre-flight checks of a training run: data, chat template, markers, lengths, memory.
 
-No weights are loaded: tokenizer and configuration say enough.
+No weights are loaded; the tokenizer and the configuration of the model are enough.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from .config import Optimiser, Recipe, RecipeError
-from .data import Row, load_rows
-from .environment import load_tasks
-from .memory import ALONE, Estimate, ResidentModels, estimate
-from .processes import check_processes, count
-from .sampling import Sampler
+from .data import Row, load_rows, load_tasks
+from .memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
+from .processes import check_launcher, world_size
+from .sampling import CompletionRequest, RolloutSampler
 
 LIBRARIES = ("trl", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedRecipe:
-    """What a training stands on: its questions, and what was found out about them and the model, for people to read."""
+    """The questions and markers of a checked recipe, and findings about data and model for the user to read."""
 
     rows: Sequence[Row]
     markers: Markers
     findings: Sequence[str]
 
 
-def check(
+def check_recipe(
     recipe: Recipe,
     *,
     completions: int | None = None,
@@ -46,26 +45,35 @@ def check(
     start: str | None = None,
     tools: bool = False,
     stages: Mapping[str, Optimiser] = MappingProxyType({}),
-    held: ResidentModels = ALONE,
-    learns: str | None = None,
+    resident: ResidentModels = ONE_MODEL,
+    step_content: str | None = None,
 ) -> CheckedRecipe:
-    """Look at a recipe; raises RecipeError naming all that is wrong, or what stands in the way of looking further.
+    """Check what all methods share; raises RecipeError naming everything that is wrong.
 
-    completions: that a step learns of each of its questions, by default those of a group. tools: whether the method can
-    do tasks that need some. stages: further optimisers by their keys, each of a stage that learns one completion of
-    each question of a step, and whose whole model goes on to the next. held: what the method keeps in memory. learns:
-    what a step learns of, for people, where that is not completions of its own questions.
+    Args:
+        completions: that a step learns per question; by default those of a group.
+        no_think_tokens: see `RolloutSampler`.
+        start: see `RolloutSampler`.
+        tools: whether the method can train on tasks with tools.
+        stages: further optimisers by their keys, each for a stage that learns one completion per question of a step
+            and whose full model is the start of the next stage.
+        resident: what the method keeps in memory.
+        step_content: describes what a step learns, if not completions of its own questions.
     """
-    _check_surroundings(recipe)
+    _check_environment(recipe)
     agentic = load_tasks(recipe.data) is not None
     if agentic and not tools:
-        raise RecipeError(f"data.task is {recipe.data.task!r}, and method {recipe.method!r} has no tools; use apo")
+        raise RecipeError(
+            f"data.task is {recipe.data.task!r}, but method {recipe.method!r} does not train on tasks with tools; "
+            "choose another task or method",
+            code="no_tools",
+        )
     rows = load_rows(recipe.data, recipe.model)
-    engine = meta_engine(recipe.model)
+    engine = load_meta_engine(recipe.model)
     if agentic:
         check_tools(engine)
     markers = None if recipe.markers is None else parse_markers(recipe.markers)
-    sampler = Sampler(
+    sampler = RolloutSampler(
         engine,
         recipe.rollouts,
         markers,
@@ -73,51 +81,51 @@ def check(
         start=start,
         tools=TOOL_SCHEMAS if agentic else (),
     )
-    longest = longest_prompt(sampler, rows)
     completions = completions or recipe.rollouts.generations
-    weights = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
-    troubles = [
-        *_questions(recipe, rows),
-        *(_sizes(recipe, completions, weights) if held.trained != "nothing" else ()),
-        *_lengths(recipe, sampler, rows, longest, no_think_tokens),
-        *(trouble for key, stage in stages.items() for trouble in _stage(recipe, key, stage, weights)),
-    ]
-    if troubles:
-        raise RecipeError("; ".join(troubles))
+    dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
+    longest = _longest_prompt(sampler, rows)
+    problems = [*_check_questions(recipe, rows), *_check_lengths(recipe, sampler, rows, longest, no_think_tokens)]
+    if resident.trained != "nothing":
+        problems += _check_step_sizes(recipe, completions, dtype)
+    for key, stage in stages.items():
+        problems += _check_stage(recipe, key, stage, dtype)
+    if problems:
+        raise RecipeError("; ".join(problems), code="inconsistent_recipe")
     longest += recipe.rollouts.max_new_tokens
-    stages_too = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
-    memory = max((estimate(engine.model, each, longest, held) for each in stages_too), key=lambda found: found.total)
-    asked = f"questions with {completions} completions each, {passes(recipe, rows):.3g} passes over the questions"
-    return CheckedRecipe(
-        rows, sampler.session.markers, _findings(recipe, sampler, rows, longest, learns or asked, memory)
-    )
+    all_stages = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
+    estimates = [estimate_memory(engine.model, stage, longest, resident) for stage in all_stages]
+    passes = recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
+    content = step_content or (f"questions with {completions} completions each, {passes:.3g} passes over the questions")
+    findings = _describe(recipe, sampler, rows, longest, content, max(estimates, key=lambda each: each.total))
+    return CheckedRecipe(rows, sampler.session.markers, findings)
 
 
-def _findings(
-    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, learns: str, memory: Estimate
+def _describe(
+    recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, content: str, memory: MemoryEstimate
 ) -> list[str]:
-    """What was looked at, for people; longest: tokens of a prompt with its completion. learns: see `check`."""
-    settings, own = recipe.rollouts, sampler.session
-    prepared = own.prepare([rows[0]["prompt"]], sampler._options)[0]
-    opened = "opened by the chat template" if prepared.state == "thinking" else "opened for the model in each prompt"
-    tools = f"; tools are {', '.join(TOOLS)}" if load_tasks(recipe.data) is not None else ""
+    settings = recipe.rollouts
+    prepared = sampler.prepare([CompletionRequest(rows[0]["prompt"])])[0]
+    opened = "opened by the chat template" if prepared.state == "thinking" else "opened in each prompt by tersely"
+    tools = f"; tools: {', '.join(TOOLS)}" if load_tasks(recipe.data) is not None else ""
     return [
         f"data: {len(rows)} questions of {recipe.data.task} with gold answers, tiers "
         f"{', '.join(dict.fromkeys(recipe.data.efforts))}",
-        f"template: thinking is {opened}; the first token of a completion decides, {own.markers.close!r} ends it"
-        f"{tools}",
+        f"template: thinking is {opened}; the first token of a completion decides whether it thinks, "
+        f"{sampler.session.markers.close!r} closes the thinking{tools}",
         f"lengths: prompts up to {longest - settings.max_new_tokens} tokens, completions up to "
-        f"{settings.max_new_tokens}, the model takes {sampler.engine.context_length or 'any number'}",
-        f"steps: {recipe.optimiser.steps} of {settings.prompts} {learns}",
-        f"memory: {memory}" + ("" if settings.engine == "transformers" else ", and what vLLM takes beside weights"),
+        f"{settings.max_new_tokens}, context {sampler.engine.context_length or 'unlimited'}",
+        f"steps: {recipe.optimiser.steps} of {settings.prompts} {content}",
+        f"memory: {memory}" + ("" if settings.engine == "transformers" else ", plus vLLM's own besides its weights"),
     ]
 
 
-def _check_surroundings(recipe: Recipe) -> None:
-    """Refuse what libraries and launchers that are at hand cannot do; raises RecipeError, OptionError."""
+def _check_environment(recipe: Recipe) -> None:
+    """Check libraries, launcher, trackers and vLLM; raises RecipeError, OptionError."""
     if missing := [name for name in LIBRARIES if find_spec(name) is None]:
-        raise RecipeError(f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`")
-    check_processes(recipe.rollouts.engine, recipe.optimiser.autocast)
+        raise RecipeError(
+            f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`", code="missing_library"
+        )
+    check_launcher(recipe.rollouts.engine, recipe.optimiser.autocast)
     check_trackers(recipe.saving.report_to)
     if recipe.rollouts.engine == "vllm":
         from .vllm_sampler import check_arguments
@@ -126,124 +134,125 @@ def _check_surroundings(recipe: Recipe) -> None:
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that transformers does not know or that are not installed; raises RecipeError."""
+    """Refuse trackers that transformers does not know, or that are not installed; raises RecipeError."""
     from transformers.integrations import integration_utils
 
-    known = integration_utils.INTEGRATION_TO_CALLBACK
-    there = integration_utils.get_available_reporting_integrations() if names else []
+    supported = integration_utils.INTEGRATION_TO_CALLBACK
+    installed = integration_utils.get_available_reporting_integrations() if names else []
     for name in names:
-        if name not in known:
-            raise RecipeError(f"unknown tracker {name!r}; {did_you_mean(name, sorted(known))}")
-        if name not in there and find_spec("flytekit" if name == "flyte" else name) is None:
+        if name not in supported:
             raise RecipeError(
-                f"saving.report_to has {name!r}, which is not installed; install what it needs, mostly by "
-                f"`pip install {name}`"
+                f"unknown tracker {name!r} in saving.report_to; {did_you_mean(name, sorted(supported))}",
+                code="unknown_tracker",
+            )
+        if name not in installed and find_spec("flytekit" if name == "flyte" else name) is None:
+            raise RecipeError(
+                f"saving.report_to has {name!r}, which is not installed; try `pip install {name}`",
+                code="missing_library",
             )
 
 
 def check_effort(key: str, effort: str | None) -> None:
-    """Refuse a tier that does not think, or that there is not; raises RecipeError."""
+    """Refuse an unknown effort, or one without thinking; raises RecipeError."""
     try:
-        thinks = effort is None or _thinks(effort)
+        thinks = effort is None or _has_thinking(effort)
     except OptionError as error:
-        raise RecipeError(f"{key}: {error}") from None
+        raise RecipeError(f"{key}: {error}", code="unknown_effort") from None
     if not thinks:
-        raise RecipeError(f"{key} is {effort!r}, which leaves no thinking to learn; accepted: easy, normal or hard")
+        raise RecipeError(
+            f"{key} is {effort!r}, which has no thinking to learn; accepted: easy, normal or hard",
+            code="effort_without_thinking",
+        )
 
 
-def _thinks(effort: str) -> bool:
-    """Whether a tier leaves thinking to be learnt; raises OptionError for an unknown one."""
+def _has_thinking(effort: str) -> bool:
     return canonical_effort(effort) not in ("none", "auto")
 
 
-def meta_engine(name: str) -> TransformersEngine:
-    """A model's engine without its weights: for prompts, markers and sizes."""
+def load_meta_engine(name: str) -> TransformersEngine:
+    """The engine of a model without its weights, for prompts, markers and shapes."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    place = resolve_checkpoint(name)
-    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(place))
+    path = resolve_checkpoint(name)
+    config = load_or_raise(name, "configuration", lambda: AutoConfig.from_pretrained(path))
     check_causal(name, config)
-    check_tokenizer(name, Path(place))
-    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(place))
+    check_tokenizer(name, Path(path))
+    tokenizer = load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path))
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     return TransformersEngine(model, tokenizer, name)
 
 
-def longest_prompt(sampler: Sampler, rows: Sequence[Row]) -> int:
-    """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that is too long."""
+def _longest_prompt(sampler: RolloutSampler, rows: Sequence[Row]) -> int:
+    """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that does not fit."""
     for row in rows:
-        if not _thinks(row["tier"]):
+        if not _has_thinking(row["tier"]):
             raise RecipeError(
                 f"data.efforts has {row['tier']!r}, which leaves no choice to learn; accepted: easy, normal, hard, or "
-                "OpenAI's names for them"
+                "OpenAI's names for them",
+                code="effort_without_thinking",
             )
     try:
         return max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
     except (PromptError, OptionError) as error:
-        raise RecipeError(str(error)) from None
+        raise RecipeError(str(error), code=error.code) from None
 
 
-def passes(recipe: Recipe, rows: Sequence[Row]) -> float:
-    """How often each question is asked."""
-    return recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
-
-
-def _sizes(recipe: Recipe, completions: int, weights: Any) -> Iterator[str]:
-    prompts = recipe.rollouts.prompts
-    yield from _optimiser("optimiser", recipe.optimiser, prompts * completions, weights)
-    if prompts % count():  # all completions of a question are rewarded in one process, for they are compared
-        yield f"a step asks {prompts} questions (rollouts.prompts), which {count()} processes cannot share"
-
-
-def _questions(recipe: Recipe, rows: Sequence[Row]) -> Iterator[str]:
+def _check_questions(recipe: Recipe, rows: Sequence[Row]) -> Iterator[str]:
     if len(rows) < recipe.rollouts.prompts:
-        yield f"there are {len(rows)} questions and a step asks {recipe.rollouts.prompts}; lower rollouts.prompts"
-    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["drawn"] is None]:
-        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; nothing could be rewarded"
+        yield f"there are {len(rows)} questions, but a step needs {recipe.rollouts.prompts}; lower rollouts.prompts"
+    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["gym_entry"] is None]:
+        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; add answers or remove them"
 
 
-def _optimiser(key: str, settings: Optimiser, completions: int, weights: Any) -> Iterator[str]:
-    """weights: the dtype that they are loaded in."""
-    if completions % (settings.micro_batch * count()):
-        shared = f" in each of {count()} processes" if count() > 1 else ""
+def _check_step_sizes(recipe: Recipe, completions: int, dtype: Any) -> Iterator[str]:
+    prompts = recipe.rollouts.prompts
+    yield from _check_optimiser("optimiser", recipe.optimiser, prompts * completions, dtype)
+    if prompts % world_size():  # the completions of a question are compared, so one process has them all
+        yield f"rollouts.prompts is {prompts}, which {world_size()} processes cannot divide evenly"
+
+
+def _check_optimiser(key: str, settings: Optimiser, completions: int, dtype: Any) -> Iterator[str]:
+    if completions % (settings.micro_batch * world_size()):
+        each = f" in each of {world_size()} processes" if world_size() > 1 else ""
         yield (
-            f"a step has {completions} completions, which is no multiple of {key}.micro_batch, {settings.micro_batch}"
-            f"{shared}; choose one that divides it"
+            f"a step has {completions} completions, which is not a multiple of {key}.micro_batch, "
+            f"{settings.micro_batch}{each}; choose one that divides it"
         )
-    if settings.lora is None and str(weights) in ("torch.bfloat16", "torch.float16"):
+    if settings.lora is None and str(dtype) in ("torch.bfloat16", "torch.float16"):
         yield (
-            f"all weights would be trained in {str(weights).removeprefix('torch.')}, which rounds small steps away; "
+            f"all weights would be trained in {str(dtype).removeprefix('torch.')}, which rounds small updates away; "
             f"set optimiser.dtype to float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
         )
 
 
-def _stage(recipe: Recipe, key: str, settings: Optimiser, weights: Any) -> Iterator[str]:
-    yield from _optimiser(key, settings, recipe.rollouts.prompts, weights)
+def _check_stage(recipe: Recipe, key: str, settings: Optimiser, dtype: Any) -> Iterator[str]:
+    yield from _check_optimiser(key, settings, recipe.rollouts.prompts, dtype)
     if settings.lora is not None and not settings.lora.merge:
-        yield f"{key}.lora.merge is false, and the next stage begins with the merged model; leave it out"
+        yield f"{key}.lora.merge is false, but the next stage starts from the merged model; remove it"
     if settings.dtype not in ("auto", recipe.optimiser.dtype):
-        yield f"{key}.dtype is {settings.dtype!r}, and all stages have that of optimiser.dtype; leave it out"
+        yield f"{key}.dtype is {settings.dtype!r}, but all stages share optimiser.dtype; remove it"
 
 
-def _lengths(
-    recipe: Recipe, sampler: Sampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
+def _check_lengths(
+    recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
 ) -> Iterator[str]:
-    rollouts, room = recipe.rollouts, sampler.engine.context_length
-    if room is not None and longest + rollouts.max_new_tokens > room:
+    rollouts, context = recipe.rollouts, sampler.engine.context_length
+    if context is not None and longest + rollouts.max_new_tokens > context:
         yield (
             f"the longest prompt has {longest} tokens and rollouts.max_new_tokens is {rollouts.max_new_tokens}, more "
-            f"than the model's context of {room}; lower it to {max(0, room - longest)} or less"
+            f"than the model's context of {context}; lower it to {max(0, context - longest)} or less"
         )
     budget, reserve = rollouts.thinking_budget, rollouts.answer_reserve
     if budget is not None and budget + reserve > rollouts.max_new_tokens:
         yield (
-            f"rollouts.max_new_tokens is {rollouts.max_new_tokens}, below the thinking budget of {budget} with "
-            f"{reserve} tokens for the answer: thinking would be cut off unanswered; raise it to {budget + reserve}"
+            f"rollouts.max_new_tokens is {rollouts.max_new_tokens}, less than rollouts.thinking_budget, {budget}, plus "
+            f"rollouts.answer_reserve, {reserve}: completions would end without an answer; raise it to "
+            f"{budget + reserve}"
         )
     codec = sampler.session.codec
     answer = max(len(codec.encode(row["answer"])) for row in rows)
-    least = min(reserve, no_think_tokens or reserve)
-    if answer >= least:
-        yield f"the longest gold answer has {answer} tokens and an answer may have {least}; allow for more"
+    limit = min(reserve, no_think_tokens or reserve)
+    if answer >= limit:
+        yield f"the longest gold answer has {answer} tokens, answers may have {limit}; raise rollouts.answer_reserve"

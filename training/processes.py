@@ -1,7 +1,7 @@
-"""Several processes of one training, as torchrun or `accelerate launch` start them: each has the whole model.
+"""Data parallelism: several processes of one run, started by torchrun or `accelerate launch`, with a full model each.
 
-They share out every step, so that a recipe means the same however many there are. What one does for all goes through
-`rank0_only`, what each does a share of through `resumable_map`; both need a disk that all of them see.
+They divide every step among them, so a recipe means the same whatever their number. Work that one process does for all
+goes through `rank0_only`, work that they divide through `resumable_map`. Both need a disk that all processes share.
 """
 
 from __future__ import annotations
@@ -18,84 +18,86 @@ from .config import RecipeError
 
 T = TypeVar("T")
 R = TypeVar("R")
-_PATIENCE = timedelta(days=7)
-"""How long processes wait for the slowest; one that has died takes the others with it by its launcher."""
-_DIVIDING = tuple(f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
+_TIMEOUT = timedelta(days=7)
+"""How long processes wait for the slowest. If one dies, its launcher ends the others."""
+_SHARDING = tuple(f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"))
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
 
 
-def count() -> int:
-    """How many processes there are, by what launchers say."""
+def world_size() -> int:
+    """The number of processes, as set by the launcher."""
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
-def is_first() -> bool:
-    """Whether this one speaks for all."""
+def is_rank0() -> bool:
+    """Whether this is the first process, which logs for all."""
     return int(os.environ.get("RANK") or 0) == 0
 
 
-def check_processes(engine: str, autocast: bool) -> None:
-    """Refuse what a launcher asks for and a recipe does not say, or cannot have in several; raises RecipeError.
-
-    engine: that writes the rollouts. autocast: whether the recipe has bfloat16 computed in.
-    """
+def check_launcher(engine: str, autocast: bool) -> None:
+    """Refuse launcher settings that contradict the recipe or are not supported; raises RecipeError."""
     if (asked := os.environ.get(_PRECISION, "no").lower()) not in ("no", "", "bf16" if autocast else "no"):
         raise RecipeError(
-            f"{_PRECISION} is {asked}, and precision is up to the recipe (optimiser.autocast); launch with "
-            "--mixed_precision no"
+            f"{_PRECISION} is {asked}, but the recipe sets the precision (optimiser.autocast); launch with "
+            "--mixed_precision no",
+            code="launcher_precision",
         )
-    if dividing := [name for name in _DIVIDING if os.environ.get(name, "").lower() in ("1", "true")]:
-        raise RecipeError(f"{dividing[0]} divides the model among processes; accepted: processes with a whole one each")
-    if engine == "vllm" and count() > 1:
+    if sharding := [name for name in _SHARDING if os.environ.get(name, "").lower() in ("1", "true")]:
         raise RecipeError(
-            f"rollouts.engine is vllm and there are {count()} processes, of which each would hold a vLLM; start one, "
-            "or use transformers"
+            f"{sharding[0]} shards the model; accepted: processes that each hold the full model", code="sharded_model"
+        )
+    if engine == "vllm" and world_size() > 1:
+        raise RecipeError(
+            f"rollouts.engine is vllm and there are {world_size()} processes, each of which would start a vLLM; start "
+            "one process, or use transformers",
+            code="vllm_in_several_processes",
         )
 
 
-def joined() -> Any:
-    """This process among the others, which accelerate's `PartialState` connects; raises RecipeError if they differ."""
+def connect_processes() -> Any:
+    """Accelerate's `PartialState`, which connects the processes; raises RecipeError if some are missing."""
     import torch
     from accelerate import PartialState
 
-    told = count()
-    here = PartialState(cpu=not torch.cuda.is_available(), **({"timeout": _PATIENCE} if told > 1 else {}))
-    if here.num_processes != told:
+    expected = world_size()
+    state = PartialState(cpu=not torch.cuda.is_available(), **({"timeout": _TIMEOUT} if expected > 1 else {}))
+    if state.num_processes != expected:
         raise RecipeError(
-            f"WORLD_SIZE tells of {told} processes and {here.num_processes} found each other; start them by torchrun "
-            "or `accelerate launch`, or unset it"
+            f"WORLD_SIZE is {expected}, but {state.num_processes} processes are connected; start them with torchrun or "
+            "`accelerate launch`, or unset WORLD_SIZE",
+            code="missing_processes",
         )
-    return here
+    return state
 
 
 def shutdown() -> None:
-    """Let nobody go before all are done."""
-    if count() > 1:
+    """Wait for all processes, then leave the process group."""
+    if world_size() > 1:
         import torch
         from accelerate.state import AcceleratorState
 
-        joined().wait_for_everyone()
+        connect_processes().wait_for_everyone()
         torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def rank0_only(make: Callable[[], T]) -> T:
-    """What the first process makes, for all; its errors of ours, too. The others wait."""
-    here = joined()
-    if here.num_processes == 1:
+    """Call `make` in the first process; all processes return its value or raise its TerselyError."""
+    state = connect_processes()
+    if state.num_processes == 1:
         return make()
     from accelerate.utils import broadcast_object_list
 
-    found: list[Any] = [None, None]
-    if here.is_main_process:
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
         try:
-            found[0] = make()
+            outcome[0] = make()
         except TerselyError as error:
-            found[1] = error
-    made, failed = broadcast_object_list(found)
-    if failed is not None:
-        raise failed
-    return made  # type: ignore[no-any-return]
+            outcome[1] = error
+    value, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[no-any-return]
 
 
 def resumable_map(
@@ -104,39 +106,49 @@ def resumable_map(
     rows: Sequence[R],
     size: int,
     make: Callable[[Sequence[R], int], list[T]],
-    advance: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
     key: str = "",
 ) -> list[T]:
-    """What `make`, given `size` rows at a time and the place of their first, comes to, end to end, in JSON form.
+    """Map `make` over chunks of rows, divided among the processes, and concatenate its results (in JSON form).
 
-    Each piece is on disk before its process begins the next, so a training that was killed makes none twice, whatever
-    number of processes goes on. advance is told how many rows are done, so far as this process knows. key: what pieces
-    are called before their number. Raises JournalError for a file of another identity.
+    Each chunk is on disk before its process begins the next, so an interrupted run repeats none of them, and may be
+    resumed by another number of processes.
+
+    Args:
+        size: rows per chunk.
+        make: called with the rows of a chunk and the index of the first.
+        on_progress: called with the number of finished rows, as far as this process knows.
+        key: prefix of the keys under which chunks are stored.
+
+    Raises:
+        CheckpointLogError: if the file belongs to a run of another identity.
     """
-    here = joined()
+    state = connect_processes()
     starts = range(0, len(rows), size)
-    known = _kept(path, identity)
-    here.wait_for_everyone()  # before any goes on writing what others still read
-    missing = [at for at in starts if f"{key}{at}" not in known]
-    mine, all_done = missing[here.process_index :: here.num_processes], len(rows)
-    own = CheckpointLog(_part(path, here.process_index), identity)
-    for number, at in enumerate(mine):
-        advance(all_done - sum(len(rows[left : left + size]) for left in missing[number * here.num_processes :]))
+    done = _read_chunks(path, identity)
+    state.wait_for_everyone()  # no process may write while others still read
+    missing = [at for at in starts if f"{key}{at}" not in done]
+    own = CheckpointLog(_process_path(path, state.process_index), identity)
+    for number, at in enumerate(missing[state.process_index :: state.num_processes]):
+        left = missing[number * state.num_processes :]
+        on_progress(len(rows) - sum(len(rows[start : start + size]) for start in left))
         own.get_or_compute(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
-    here.wait_for_everyone()
-    advance(all_done)
-    known = _kept(path, identity)
-    if lost := [at for at in starts if f"{key}{at}" not in known]:
-        raise RecipeError(f"process {here.process_index} lacks piece {lost[0]} of {path}; all need the same disk")
-    return [one for at in starts for one in known[f"{key}{at}"]]
+    state.wait_for_everyone()
+    on_progress(len(rows))
+    done = _read_chunks(path, identity)
+    if lost := [at for at in starts if f"{key}{at}" not in done]:
+        raise RecipeError(
+            f"process {state.process_index} cannot find chunk {lost[0]} of {path}; all processes need the same disk",
+            code="no_shared_disk",
+        )
+    return [item for at in starts for item in done[f"{key}{at}"]]
 
 
-def _part(path: Path, process: int) -> Path:
-    """Where a process writes its pieces."""
+def _process_path(path: Path, process: int) -> Path:
     return path.with_stem(f"{path.stem}-{process}") if process else path
 
 
-def _kept(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The pieces that any process has made, by key."""
-    parts = (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}"))
-    return {key: made for part in parts for key, made in CheckpointLog(part, identity).completed.items()}
+def _read_chunks(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+    """The chunks that any process has finished, by key."""
+    paths = (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}"))
+    return {key: value for part in paths for key, value in CheckpointLog(part, identity).completed.items()}

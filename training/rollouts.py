@@ -1,42 +1,52 @@
-"""Rollouts for TRL's GRPOTrainer: completions of our sampler, with a mask of what the model did not write itself."""
+"""Rollouts for TRL's GRPOTrainer, with a loss mask, and the statistics that are logged about them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from ..evaluation.runner import batch_seed
-from .sampling import FREE, CompletionRequest, Rollout, Sampler
+from .rewards.base import AGENTIC, NO_THINK, THINK
+from .sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
-FIELDS = (
-    *("mode", "begun", "chance", "response", "thinking_tokens", "response_tokens", "finish_reason", "after_hint"),
-    *("weight", "solved"),
+COLUMNS = (
+    *("mode", "start_mode", "p_no_think", "response", "thinking_tokens", "response_tokens", "finish_reason"),
+    *("after_hint", "weight", "solved"),
 )
-"""What rewards and statistics are told of each completion, as columns."""
+"""Fields of `Rollout` that rewards and statistics get as columns."""
+
+Columns = Mapping[str, Any]
 
 
 class GroupRollouts:
-    """A `rollout_func`: called with prompts, each standing there once for each of its completions.
+    """A `rollout_func` of TRL: called with prompts, each repeated once per completion.
 
-    plan: how the completions of a group are begun; the loss has the first token of begun ones too, which is the choice
-    to think. The tier of a prompt is the column `tier` of the trainer's inputs.
+    The tier of a prompt is the column `tier` of the trainer's inputs.
     """
 
-    def __init__(self, sampler: Sampler, plan: Sequence[str], seed: int) -> None:
+    def __init__(self, sampler: RolloutSampler, plan: Sequence[str], seed: int) -> None:
+        """Prepare rollouts.
+
+        Args:
+            plan: start modes of the completions of a group. The first tokens of forced completions count in the loss,
+                because they are the choice to think.
+        """
         self.sampler, self.plan, self.seed = sampler, tuple(plan), seed
 
     def __call__(self, prompts: Sequence[Any], trainer: Any) -> dict[str, Any]:
         """See TRL's `RolloutFunc`."""
-        from .trl_compat import unwrap_model_for_generation
+        from trl.models.utils import unwrap_model_for_generation
 
-        first = trainer.accelerator.process_index * len(prompts)
-        asks = [
+        process, rows = trainer.accelerator.process_index, trainer.rollout_inputs
+        first = process * len(prompts)
+        requests = [
             CompletionRequest(
                 prompt, row["tier"], self.plan[(first + i) % len(self.plan)] if trainer.model.training else FREE
             )
-            for i, (prompt, row) in enumerate(zip(prompts, trainer.rollout_inputs, strict=True))
+            for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True))
         ]
-        seed = batch_seed(self.seed, trainer.state.global_step, trainer.accelerator.process_index)
+        seed = batch_seed(self.seed, trainer.state.global_step, process)
         unwrapped = unwrap_model_for_generation(
             trainer.model_wrapped,
             trainer.accelerator,
@@ -45,28 +55,86 @@ class GroupRollouts:
         )
         with unwrapped as model, trainer.accelerator.autocast():
             self.sampler.engine.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-            made = self.sample(asks, trainer.rollout_inputs, seed)
-            more = self.more(made, trainer.rollout_inputs, seed)
-        return {**self.fields(made), **more}
+            rollouts = self.sample(requests, rows, seed)
+            extra = self.extra_columns(rollouts, rows, seed)
+        return {**self.to_trl(rollouts), **extra}
 
-    def sample(self, asks: Sequence[CompletionRequest], rows: Sequence[Mapping[str, Any]], seed: int) -> list[Rollout]:
-        """A completion for each ask, which stand beside their rows of the dataset."""
-        return self.sampler(asks, seed)
+    def sample(self, requests: Sequence[CompletionRequest], rows: Sequence[Columns], seed: int) -> list[Rollout]:
+        """Sample one completion per request; `rows` are the dataset rows of the requests."""
+        return self.sampler(requests, seed)
 
-    def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
-        """Further columns of these completions, which stand beside their rows of the dataset."""
+    def extra_columns(self, rollouts: Sequence[Rollout], rows: Sequence[Columns], seed: int) -> dict[str, list[Any]]:
+        """Further columns of these completions; `rows` are their dataset rows."""
         return {}
 
-    def fields(self, made: Sequence[Rollout]) -> dict[str, Any]:
-        """Rollouts as TRL wants them. A log-probability of None says that the token was drawn from the model itself."""
+    def to_trl(self, rollouts: Sequence[Rollout]) -> dict[str, Any]:
+        """Rollouts in TRL's format. A log-probability of None marks a token drawn from the policy itself."""
         return {
-            "prompt_ids": [list(r.prompt_ids) for r in made],
-            "completion_ids": [list(r.ids) for r in made],
-            "logprobs": [[r.drawn, *[None] * (len(r.ids) - 1)] for r in made],
-            "env_mask": [self.learnt(r) for r in made],
-            **{name: [getattr(r, name) for r in made] for name in FIELDS},
+            "prompt_ids": [list(r.prompt_ids) for r in rollouts],
+            "completion_ids": [list(r.ids) for r in rollouts],
+            "logprobs": [[r.first_token_logprob, *[None] * (len(r.ids) - 1)] for r in rollouts],
+            "env_mask": [self.loss_mask(r) for r in rollouts],
+            **{name: [getattr(r, name) for r in rollouts] for name in COLUMNS},
         }
 
-    def learnt(self, rollout: Rollout) -> list[int]:
-        """1 for each token that the loss has, 0 for what others wrote."""
+    def loss_mask(self, rollout: Rollout) -> list[int]:
+        """1 for each token that counts in the loss, 0 for text of the controller."""
         return [int(not forced) for forced in rollout.forced]
+
+
+def rollout_statistics(rows: Sequence[Columns], empty_tokens: int) -> dict[str, float]:
+    """Statistics of the completions of a step, by mode, tier and level, and of the policy itself.
+
+    Forced completions do not show how often the policy would choose their mode. The probability of the first token
+    does: weighted by it, they estimate the policy left to itself.
+
+    Args:
+        rows: the columns of each completion, and `right`.
+        empty_tokens: thinking below this many tokens counts as empty.
+    """
+    stats: dict[str, float] = {"unfinished": _mean(rows, lambda r: r["finish_reason"] == "length")}
+    for mode in (THINK, NO_THINK, AGENTIC):
+        of_mode = [row for row in rows if row["mode"] == mode and row["weight"]]
+        if of_mode:
+            stats[f"modes/{mode}/accuracy"] = _mean(of_mode, lambda r: r["right"])
+            stats[f"modes/{mode}/tokens"] = _mean(of_mode, _tokens)
+            if mode == THINK:
+                stats["modes/think/empty"] = _mean(of_mode, lambda r: r["thinking_tokens"] < empty_tokens)
+    stats["policy/no_think"] = _mean(rows, lambda r: r["p_no_think"])
+    stats["policy/accuracy"] = policy_mean(rows, lambda r: float(r["right"]))
+    stats["policy/tokens"] = policy_mean(rows, _tokens)
+    for kind in ("tier", "level"):
+        for value in sorted({row[kind] for row in rows if row.get(kind) is not None}):
+            part = [row for row in rows if row[kind] == value]
+            stats[f"{kind}/{value}/accuracy"] = policy_mean(part, lambda r: float(r["right"]))
+            stats[f"{kind}/{value}/tokens"] = policy_mean(part, _tokens)
+            stats[f"{kind}/{value}/no_think"] = _mean(part, lambda r: r["p_no_think"])
+    return stats
+
+
+def policy_mean(rows: Sequence[Columns], value: Callable[[Columns], float]) -> float:
+    """The mean of a value under the policy itself, averaged over questions.
+
+    Free completions are samples of the policy; without any, each mode is weighted by the policy's probability of it.
+    """
+    questions: dict[str, list[Columns]] = {}
+    for row in rows:
+        questions.setdefault(row["id"], []).append(row)
+    return fmean(_question_mean(group, value) for group in questions.values())
+
+
+def _question_mean(rows: Sequence[Columns], value: Callable[[Columns], float]) -> float:
+    free = [row for row in rows if row["start_mode"] == FREE]
+    forced = {mode: [row for row in rows if row["start_mode"] == mode] for mode in (THINK, NO_THINK)}
+    if free or not all(forced.values()):
+        return fmean(map(value, free or rows))
+    p_no_think = fmean(row["p_no_think"] for row in rows)
+    return (1 - p_no_think) * fmean(map(value, forced[THINK])) + p_no_think * fmean(map(value, forced[NO_THINK]))
+
+
+def _tokens(row: Columns) -> float:
+    return float(row["thinking_tokens"] + row["response_tokens"])
+
+
+def _mean(rows: Sequence[Columns], value: Callable[[Columns], float]) -> float:
+    return fmean(float(value(row)) for row in rows)

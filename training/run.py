@@ -1,24 +1,35 @@
-"""`tersely train METHOD --config FILE`: read, check, train."""
+"""`tersely train METHOD --config FILE`: read and check the recipe, prepare the folder of the run, train."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from .config import read_recipe
-from .methods import method
-from .processes import is_first, rank0_only, shutdown
-from .run_dir import holds_training, open_folder
-from .training_run import TrainingRun
+from ..io import write
+from .callbacks import list_good_checkpoints, prune_checkpoints
+from .config import CHANGEABLE, Recipe, RecipeError, read_recipe
+from .methods import Method, load_method
+from .processes import is_rank0, rank0_only, shutdown
+from .training_run import ADAPTER, MODEL, TrainingRun
+
+RECIPE = "recipe.json"
+_SAMPLING_KEYS = ("optimiser.dtype",)
+"""Settings of the optimiser on which completions depend that are sampled before training starts."""
+_LEFTOVER = re.compile(rf"\.|{re.escape(RECIPE)}\.\d+\.part$")
+"""Names in a folder that do not make it a non-empty one: hidden files, and a recipe whose writing was interrupted."""
 
 
 def print_line(line: str) -> None:
-    """Print a line at once, or a log file would be minutes behind."""
+    """Print a line and flush it, so that redirected output is up to date."""
     print(line, flush=True)
 
 
-def _silent(line: str) -> None:
-    """Of several processes, the first speaks for all."""
+def _discard(line: str) -> None:
+    """Log nothing: the first of several processes logs for all."""
 
 
 def train(
@@ -28,26 +39,147 @@ def train(
     changes: Sequence[str] = (),
     dry_run: bool = False,
     resume: bool = False,
-    say: Callable[[str], None] = print_line,
+    log: Callable[[str], None] = print_line,
 ) -> None:
-    """Train by a method as a YAML file says.
+    """Train with a method, as configured in a YAML file.
 
-    changes: `KEY=VALUE` each, in place of what the file says. dry_run: look at data, template, markers, lengths and
-    memory, and stop. resume: go on from the last whole checkpoint in the recipe's `out`. Raises RecipeError, TaskError,
-    ModelError, MarkerError; DivergedError and CollapseError while it trains.
+    Args:
+        changes: `KEY=VALUE` strings that override the file.
+        dry_run: check data, template, markers, lengths and memory, then stop.
+        resume: continue from the last good checkpoint in the recipe's `out`.
+
+    Raises:
+        RecipeError, TaskError, ModelError, MarkerError: before training.
+        DivergedError, CollapseError: while training.
     """
-    chosen = method(name)
-    say = say if is_first() else _silent
-    recipe = read_recipe(config, chosen.RECIPE, name, changes)
-    ground = chosen.validate_recipe(recipe)
-    for finding in ground.findings:
-        say(finding)
+    method = load_method(name)
+    log = log if is_rank0() else _discard
+    recipe = read_recipe(config, method.recipe, name, changes)
+    checked = method.validate(recipe)
+    for finding in checked.findings:
+        log(finding)
     if dry_run:
-        if holds_training(recipe.out):
-            say(f"out: {recipe.out} holds a training already, and --resume goes on with it")
+        if holds_run(recipe.out):
+            log(f"out: {recipe.out} already holds a run; --resume continues it")
         return
-    checkpoint = rank0_only(lambda: open_folder(recipe, resume=resume))
+    checkpoint = rank0_only(lambda: prepare_folder(recipe, method, resume=resume))
     if checkpoint is not None:
-        say(f"goes on from {checkpoint}")
-    chosen.run(recipe, ground, TrainingRun(recipe.out, checkpoint, say), say)
+        log(f"resuming from {checkpoint}")
+    method.train(recipe, checked, TrainingRun(recipe.out, checkpoint, log))
     shutdown()
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a training run; raises RecipeError if it holds something else, or cannot be used."""
+    try:
+        return _holds_run(folder)
+    except OSError as error:
+        raise RecipeError(
+            f"out is {str(folder)!r}, which cannot be read: {error.strerror}; choose another folder",
+            code="out_unusable",
+        ) from None
+
+
+def _holds_run(folder: Path) -> bool:
+    if not folder.is_dir():
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        if not nearest.is_dir():
+            raise RecipeError(
+                f"out is {str(folder)!r}, but {nearest} is a file; accepted: a folder", code="out_unusable"
+            )
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise RecipeError(
+                f"out is {str(folder)!r}, but {nearest} is not writable; choose another folder", code="out_unusable"
+            )
+        return False
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise RecipeError(
+            f"out is {str(folder)!r}, which is not readable and writable; choose another folder", code="out_unusable"
+        )
+    if (folder / RECIPE).is_file():
+        return True
+    if names := sorted(path.name for path in folder.iterdir() if not _LEFTOVER.match(path.name)):
+        raise RecipeError(
+            f"out is {str(folder)!r}, which is not a training run but holds {', '.join(names[:3])}"
+            f"{', ...' * (len(names) > 3)}; choose another folder, so that nothing is overwritten",
+            code="out_occupied",
+        )
+    return False
+
+
+def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path | None:
+    """Create the folder of a new run, or find the checkpoint to resume from; raises RecipeError."""
+    folder = recipe.out
+    values = recipe.model_dump(mode="json", exclude=set(CHANGEABLE))
+    if not holds_run(folder):
+        if resume:
+            raise RecipeError(f"{folder} does not hold a run to resume; remove --resume to start one", code="no_run")
+        _write_recipe(folder, values)
+        return None
+    if not resume:
+        raise RecipeError(
+            f"{folder} already holds a run; add --resume to continue it, or choose another out", code="run_exists"
+        )
+    if changed := dict(_compare(_upgrade(_read_recipe(folder), recipe.method, method), values)):
+        untrained = not _has_trained(folder, method)
+        refused = [
+            key for key in changed if not (untrained and key.startswith("optimiser.") and key not in _SAMPLING_KEYS)
+        ]
+        if refused:
+            also = ", and until training starts the optimiser except its dtype" if untrained else ""
+            raise RecipeError(
+                f"the run in {folder} was started with a different {', '.join(changed[key] for key in refused)}; only "
+                f"{', '.join(CHANGEABLE)}{also} may change; undo the change, or choose another out for a new run",
+                code="recipe_changed",
+            )
+        _write_recipe(folder, values)
+    return prune_checkpoints(folder)
+
+
+def _write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"out is {str(folder)!r}, which cannot be created: {error.strerror}; choose another folder",
+            code="out_unusable",
+        ) from None
+    write(folder / RECIPE, json.dumps(values, indent=1) + "\n")
+
+
+def _read_recipe(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / RECIPE).read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"cannot read {folder / RECIPE}: {error}; choose another out", code="out_unusable") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{folder / RECIPE} does not hold a recipe; choose another out", code="out_unusable")
+    return values
+
+
+def _upgrade(saved: dict[str, Any], name: str, method: Method[Any]) -> dict[str, Any]:
+    """A saved recipe of an older release in the form of this release."""
+
+    def rename(values: Mapping[str, Any]) -> dict[str, Any]:
+        nested = {key: rename(value) if isinstance(value, dict) else value for key, value in values.items()}
+        return {method.renamed.get(key, key): value for key, value in nested.items()}
+
+    section = saved.get(name)
+    return saved | {name: {**method.added(saved), **rename(section)}} if isinstance(section, dict) else saved
+
+
+def _compare(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The dotted keys that differ, each with a description of the difference."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        for key in sorted({*before, *now}):
+            yield from _compare(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+    elif isinstance(before, Mapping) or isinstance(now, Mapping):
+        yield path, path
+    elif before != now:
+        yield path, f"{path} ({before!r}, now {now!r})"
+
+
+def _has_trained(folder: Path, method: Method[Any]) -> bool:
+    """Whether a run holds more than sampled completions."""
+    results = (MODEL, ADAPTER, *method.results)
+    return bool(list_good_checkpoints(folder)) or any((folder / name).exists() for name in results)

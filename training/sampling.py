@@ -1,13 +1,13 @@
-"""Completions of prompts as a training needs them: through the controller, with the first token drawn or forced.
+"""Sampling of completions for training: through the controller, with the first token sampled or forced.
 
-Every completion begins inside the thinking: a chat template that leaves the opening to the model has it written into
-the prompt, so the first token of a completion decides between thinking and answering at once.
+Every completion begins inside the thinking. If the chat template leaves the opening marker to the model, the marker is
+added to the prompt, so the first token of a completion decides between thinking and answering at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,58 +15,73 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..controller.budgets import canonical_effort
+from ..controller.budgets import TIERS, canonical_effort
 from ..controller.engines.transformers.engine import TransformersEngine
+from ..controller.options import GenerationOptions
+from ..controller.policies import make_policies, make_policy
 from ..controller.prompts import Prompt
 from ..controller.request_builder import PreparedRequest
 from ..controller.session import Session
 from ..controller.text.markers import Markers
-from ..controller.text.split_output import split_reasoning
+from ..controller.text.reasoning_parser import split_reasoning
 from ..controller.text.tool_calls import Tool
 from ..controller.types import Completion, Request, SamplingParams
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
 from ..evaluation.runner import batch_seed
 from .config import Rollouts
-from .options import build_options
 from .rewards.base import NO_THINK, THINK
 
 if TYPE_CHECKING:
     from .vllm_sampler import VllmSampler
 
 FREE = "free"
-"""A completion that begins as the model likes; the others are begun in a mode, with a call as with thinking."""
+"""The start mode of a completion whose first token is left to the model. The others are forced."""
+_RESERVED = frozenset(
+    {
+        *("model", "dtype", "seed", "logits_processors", "generation_config"),
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    }
+)
+"""Arguments of vLLM that training sets itself, since vLLM gets the policy's weights in the policy's process."""
 
 
 class DivergedError(TerselyError, RuntimeError):
-    """The model's weights, its loss or its gradients are no longer numbers."""
+    """The weights, the loss or the gradients are not finite."""
+
+    code = "training_diverged"
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """One completion that is wanted: of which prompt, in which tier, begun how."""
+    """One completion to sample: its prompt, its effort tier and the mode in which it starts."""
 
     prompt: Prompt
     effort: str = "normal"
-    begun: str = FREE
+    start_mode: str = FREE
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One completion.
+    """One sampled completion.
 
-    ids: tokens after the prompt, the end of sequence included where the model put it. forced: which of them were not
-    sampled. drawn: the log-probability with which the first token was drawn, where that was not the model's own doing.
-    chance: the model's chance to answer at once. after_hint: the model's thinking tokens after the first hint. weight:
-    what it counts for in the loss. solved: whether it is right, where that was judged as it was made.
+    Attributes:
+        ids: tokens after the prompt, including the end of sequence if the model wrote one.
+        forced: for each token, whether it was written by the controller instead of sampled.
+        mode: the mode that the completion turned out to be in.
+        first_token_logprob: the log-probability with which the first token was drawn, if not from the policy itself.
+        p_no_think: the policy's probability of answering without thinking.
+        after_hint: thinking tokens of the model after the first hint; None without a hint.
+        weight: of the completion in the loss.
+        solved: whether the answer is right, if the environment has judged it.
     """
 
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
     forced: tuple[bool, ...]
-    begun: str
+    start_mode: str
     mode: str
-    drawn: float | None
-    chance: float
+    first_token_logprob: float | None
+    p_no_think: float
     thinking: str
     response: str
     thinking_tokens: int
@@ -77,13 +92,39 @@ class Rollout:
     solved: bool | None = None
 
 
-class Sampler:
-    """Samples completions of one model.
+def build_options(settings: Rollouts) -> GenerationOptions:
+    """The generation options of these rollouts; raises OptionError, CapabilityError for unsupported settings."""
+    policies = dict(settings.policies)
+    strategy: Any = "tiers"
+    if (budget := settings.thinking_budget) is not None:
+        policies = {"budget": {}, **policies}
+        strategy = {name: replace(tier, thinking=min(tier.thinking, budget)) for name, tier in TIERS.items()}
+    built = make_policies(None, [make_policy(name, dict(values)) for name, values in policies.items()])
+    if settings.vllm and settings.engine != "vllm":
+        raise OptionError(
+            "rollouts.vllm is set but rollouts.engine is not vllm; add `engine: vllm`", code="unused_vllm_arguments"
+        )
+    if reserved := sorted(_RESERVED & settings.vllm.keys()):
+        raise OptionError(
+            f"rollouts.vllm sets {', '.join(reserved)}, which training sets itself; remove it",
+            code="reserved_vllm_argument",
+        )
+    for policy in built:
+        if missing := policy.needs & {"signals", "hidden", "helper", "steer", "shortcut"}:
+            raise CapabilityError(
+                f"policy {policy.name!r} needs {', '.join(sorted(missing))}, which training rollouts do not provide"
+            )
+    return GenerationOptions(
+        preset="off",
+        policies=built,
+        max_new_tokens=settings.max_new_tokens,
+        answer_reserve=settings.answer_reserve,
+        strategy=strategy,
+    )
 
-    share: the chance with which a begun completion is begun without thinking, which its `drawn` holds. start: the text
-    that begins thinking where that is begun; None draws its first token from the model, anything but the close. tools:
-    what prompts are told of.
-    """
+
+class RolloutSampler:
+    """Samples completions of one model; everything is decided by the seed."""
 
     def __init__(
         self,
@@ -96,80 +137,99 @@ class Sampler:
         no_think_tokens: int | None = None,
         tools: Sequence[Tool] = (),
     ) -> None:
+        """Prepare a sampler.
+
+        Args:
+            share: of forced completions that are forced not to think; part of their `first_token_logprob`.
+            start: the one-token text that starts forced thinking; None samples the first token, except the close.
+            no_think_tokens: token limit of completions forced not to think.
+            tools: described in the prompts.
+        """
         self.engine, self.settings, self.share = engine, settings, share
-        self._writer: VllmSampler | None = None
+        self._vllm: VllmSampler | None = None
         self.session = Session(engine, markers)
-        self.close = single_token(self.session, self.session.markers.close)
-        self.start = None if start is None else single_token(self.session, start)
+        self.close = encode_single_token(self.session, self.session.markers.close)
+        self.start = None if start is None else encode_single_token(self.session, start)
         self.end = int(engine.tokenizer.eos_token_id)
         self.no_think_tokens = no_think_tokens or settings.max_new_tokens
         self._options = replace(build_options(settings), tools=tuple(tools))
 
-    def __call__(
-        self, asks: Sequence[CompletionRequest], seed: int, advance: Callable[[int], None] = lambda rows: None
-    ) -> list[Rollout]:
-        """Complete all prompts, `settings.batch` at a time; the seed decides everything."""
-        made: list[Rollout] = []
+    def __call__(self, requests: Sequence[CompletionRequest], seed: int) -> list[Rollout]:
+        """Complete all prompts, `settings.batch` at a time."""
+        rollouts: list[Rollout] = []
         size = self.settings.batch
         with plain_sampling(self.engine.model):
-            for number, at in enumerate(range(0, len(asks), size)):
-                made += self._batch(asks[at : at + size], batch_seed("rollouts", seed, number))
-                advance(len(made) - at)
-        return made
+            for number, at in enumerate(range(0, len(requests), size)):
+                rollouts += self._sample_batch(requests[at : at + size], batch_seed("rollouts", seed, number))
+        return rollouts
 
     def sampling(self, seed: int) -> SamplingParams:
-        """How the policy's own tokens are drawn: from its chances as they are, at the settings' temperature."""
+        """Unmodified sampling from the policy at the temperature of the settings."""
         return SamplingParams(self.settings.temperature, top_p=1.0, top_k=0, seed=seed, inverse=True)
 
     def decode(self, requests: Sequence[Request], sampling: SamplingParams) -> list[Completion]:
-        """Have the engine's model complete prompts, on the engine that the settings name."""
+        """Complete prompts on the engine named in the settings."""
         if self.settings.engine == "transformers":
             return self.engine.generate(requests, sampling)
-        if self._writer is None:
+        if self._vllm is None:
             from .vllm_sampler import VllmSampler
 
-            self._writer = VllmSampler(self.engine, self.settings.batch, self.settings.vllm)
-        return self._writer.generate(self.engine.model, requests, sampling)
+            self._vllm = VllmSampler(self.engine, self.settings.batch, self.settings.vllm)
+        return self._vllm.generate(self.engine.model, requests, sampling)
 
     def prompt_ids(self, prompt: Prompt, effort: str) -> tuple[int, ...]:
-        """The prompt with the thinking opened."""
-        return self._opened(self._prepared([CompletionRequest(prompt, effort)])[0])
+        """The tokens of a prompt with its thinking opened."""
+        return self._open_thinking(self.prepare([CompletionRequest(prompt, effort)])[0])
 
-    def _batch(self, asks: Sequence[CompletionRequest], seed: int) -> list[Rollout]:
-        rows = self._prepared(asks)
-        prompts = [self._opened(row) for row in rows]
-        chances = self._log_chances(prompts)
-        firsts = self._firsts(asks, chances, torch.Generator().manual_seed(seed))
-        requests = [
-            self._request(row, prompt, ask, first)
-            for row, prompt, ask, (first, _) in zip(rows, prompts, asks, firsts, strict=True)
-        ]
-        done = self.decode(requests, self.sampling(seed))
-        return [
-            self._rollout(row, prompt, ask, first, math.exp(chance[self.close]), completion)
-            for row, prompt, ask, first, chance, completion in zip(
-                rows, prompts, asks, firsts, chances, done, strict=True
-            )
-        ]
-
-    def _prepared(self, asks: Sequence[CompletionRequest]) -> list[PreparedRequest]:
-        """Rows in order; each tier has its own options."""
-        made: dict[int, PreparedRequest] = {}
-        for effort in dict.fromkeys(ask.effort for ask in asks):
-            places = [i for i, ask in enumerate(asks) if ask.effort == effort]
+    def prepare(self, requests: Sequence[CompletionRequest]) -> list[PreparedRequest]:
+        """Render the prompts, in order; each tier has its own options."""
+        prepared: dict[int, PreparedRequest] = {}
+        for effort in dict.fromkeys(request.effort for request in requests):
+            indices = [i for i, request in enumerate(requests) if request.effort == effort]
             options = replace(self._options, effort=canonical_effort(effort))
-            made.update(zip(places, self.session.prepare([asks[i].prompt for i in places], options), strict=True))
-        return [made[i] for i in range(len(asks))]
+            rows = self.session.prepare([requests[i].prompt for i in indices], options)
+            prepared.update(zip(indices, rows, strict=True))
+        return [prepared[i] for i in range(len(requests))]
 
-    def _opened(self, row: PreparedRequest) -> tuple[int, ...]:
-        """The row's prompt with its thinking open, of which the row's controller is told.
+    def _sample_batch(self, requests: Sequence[CompletionRequest], seed: int) -> list[Rollout]:
+        rows = self.prepare(requests)
+        prompts = [self._open_thinking(row) for row in rows]
+        logprobs = self._first_token_logprobs(prompts)
+        firsts = self._choose_first_tokens(requests, logprobs, torch.Generator().manual_seed(seed))
+        engine_requests = [
+            self._to_engine_request(row, prompt, request, token)
+            for row, prompt, request, (token, _) in zip(rows, prompts, requests, firsts, strict=True)
+        ]
+        completions = self.decode(engine_requests, self.sampling(seed))
+        rollouts = []
+        for i, ((token, logprob), completion) in enumerate(zip(firsts, completions, strict=True)):
+            head = () if token is None else (token,)
+            fields = self.parse_completion(head, (False,) * len(head), completion)
+            no_think = fields["ids"][:1] == (self.close,) and not fields["thinking_tokens"]
+            rollouts.append(
+                Rollout(
+                    **fields,
+                    prompt_ids=prompts[i],
+                    start_mode=requests[i].start_mode,
+                    mode=NO_THINK if no_think else THINK,
+                    first_token_logprob=logprob,
+                    p_no_think=math.exp(logprobs[i, self.close]),
+                    after_hint=count_after_hint(rows[i], fields["forced"][: fields["thinking_tokens"]]),
+                )
+            )
+        return rollouts
 
-        What stands behind the marker is of the prompt, as where a template opens: no policy acts before the model has.
+    def _open_thinking(self, row: PreparedRequest) -> tuple[int, ...]:
+        """The row's prompt with its thinking opened; the row's controller observes the opening marker.
+
+        The newline after the marker belongs to the prompt, as in templates that open the thinking themselves, so no
+        policy acts before the model has written anything.
         """
         if row.state == "answer":
             raise OptionError(
-                f"the chat template ends the thinking of tier {row.budget.tier!r} within the prompt, which leaves no "
-                "choice to learn; train on the tiers easy, normal or hard"
+                f"the chat template closes the thinking of tier {row.budget.tier!r} within the prompt, which "
+                "leaves no choice to learn; train on the tiers easy, normal or hard",
+                code="thinking_closed_by_template",
             )
         if row.state == "thinking":
             return row.rendered.ids
@@ -181,8 +241,8 @@ class Sampler:
         return (*row.rendered.ids, *opening)
 
     @torch.no_grad()
-    def _log_chances(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-        """Log-probabilities of the first token, [rows, vocabulary], at the temperature of sampling."""
+    def _first_token_logprobs(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        """Log-probabilities of the first token, [rows, vocabulary], at the sampling temperature."""
         distinct = list(dict.fromkeys(prompts))
         width = max(map(len, distinct))
         ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in distinct])
@@ -194,111 +254,94 @@ class Sampler:
             position_ids=positions.to(device),
             logits_to_keep=1,
         ).logits[:, -1]
-        found = torch.log_softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
-        if not bool(found.isfinite().all()):
+        logprobs = torch.log_softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
+        if not bool(logprobs.isfinite().all()):
             raise DivergedError(
-                "the model's probabilities are no longer numbers: the training has diverged; go on from the last good "
-                "checkpoint with a lower learning rate"
+                "the model's probabilities are not finite: training has diverged; resume from the last good "
+                "checkpoint (--resume) with a lower learning rate"
             )
-        places = {prompt: i for i, prompt in enumerate(distinct)}
-        return found[[places[prompt] for prompt in prompts]]
+        index = {prompt: i for i, prompt in enumerate(distinct)}
+        return logprobs[[index[prompt] for prompt in prompts]]
 
-    def _firsts(
-        self, asks: Sequence[CompletionRequest], chances: Tensor, generator: torch.Generator
+    def _choose_first_tokens(
+        self, requests: Sequence[CompletionRequest], logprobs: Tensor, generator: torch.Generator
     ) -> list[tuple[int | None, float | None]]:
-        """The first token of each completion and the log-probability it is drawn with; None: that is the engine's."""
-        thinking = chances.clone()
+        """The first token of each completion and the log-probability it is drawn with; None if left to the engine."""
+        thinking = logprobs.clone()
         thinking[:, [self.close, self.end]] = -math.inf
         thinking = torch.log_softmax(thinking, dim=-1)
-        drawn = torch.multinomial(thinking.exp(), 1, generator=generator)[:, 0].tolist()
-        made: list[tuple[int | None, float | None]] = []
-        for row, ask in enumerate(asks):
-            if ask.begun == FREE:
-                made.append((None, None))
-            elif ask.begun == NO_THINK:
-                made.append((self.close, math.log(self.share)))
+        sampled = torch.multinomial(thinking.exp(), 1, generator=generator)[:, 0].tolist()
+        firsts: list[tuple[int | None, float | None]] = []
+        for row, request in enumerate(requests):
+            if request.start_mode == FREE:
+                firsts.append((None, None))
+            elif request.start_mode == NO_THINK:
+                firsts.append((self.close, math.log(self.share)))
             elif self.start is not None:
-                made.append((self.start, math.log1p(-self.share)))
+                firsts.append((self.start, math.log1p(-self.share)))
             else:
-                made.append((drawn[row], math.log1p(-self.share) + float(thinking[row, drawn[row]])))
-        return made
+                firsts.append((sampled[row], math.log1p(-self.share) + float(thinking[row, sampled[row]])))
+        return firsts
 
-    def _request(
-        self, row: PreparedRequest, prompt: tuple[int, ...], ask: CompletionRequest, first: int | None
+    def _to_engine_request(
+        self, row: PreparedRequest, prompt: tuple[int, ...], request: CompletionRequest, first: int | None
     ) -> Request:
         if first is None:
             return replace(row.request, prompt_ids=prompt)
-        if ask.begun == NO_THINK:
+        if request.start_mode == NO_THINK:
             limit = min(row.request.max_new_tokens, self.no_think_tokens)
             return Request((*prompt, first), max(1, limit - 1))
         if row.controller is not None and row.controller.observe(first).force:
             raise CapabilityError(
-                "a policy acts at the first token of the thinking, which the training draws; leave it out"
+                "a policy acts at the first token of the thinking, which training samples itself; remove the policy",
+                code="policy_at_first_token",
             )
         return replace(row.request, prompt_ids=(*prompt, first), max_new_tokens=row.request.max_new_tokens - 1)
 
-    def _rollout(
-        self,
-        row: PreparedRequest,
-        prompt: tuple[int, ...],
-        ask: CompletionRequest,
-        first: tuple[int | None, float | None],
-        chance: float,
-        done: Completion,
-    ) -> Rollout:
-        begin = () if first[0] is None else (first[0],)
-        written = self.written(begin, tuple(False for _ in begin), done)
-        return Rollout(
-            **written,
-            prompt_ids=prompt,
-            begun=ask.begun,
-            mode=NO_THINK if written["ids"][:1] == (self.close,) and not written["thinking_tokens"] else THINK,
-            drawn=first[1],
-            chance=chance,
-            after_hint=after_hint(row, written["forced"][: written["thinking_tokens"]]),
-        )
-
-    def written(self, begin: Sequence[int], forced: Sequence[bool], done: Completion) -> dict[str, Any]:
-        """Fields of a `Rollout`: all that follows from what was written, which began with these tokens."""
-        ids, forced = (*begin, *done.token_ids), (*forced, *done.forced)
-        # One that ends its thinking at once and then once more has thought in between, whatever that is called.
+    def parse_completion(
+        self, head: Sequence[int], head_forced: Sequence[bool], completion: Completion
+    ) -> dict[str, Any]:
+        """The fields of a `Rollout` that follow from its text, which starts with the tokens of `head`."""
+        ids, forced = (*head, *completion.token_ids), (*head_forced, *completion.forced)
+        # A completion that closes its thinking at once, and closes it again later, has thought in between.
         again = int(ids[:1] == (self.close,) and self.close in ids[1:])
         parts = split_reasoning(ids[again:], self.session.codec, self.session.markers, "thinking")
-        ended = done.finish_reason == "stop"
-        thinking = again + parts.thinking_tokens
+        ended = completion.finish_reason == "stop"
+        thinking_tokens = again + parts.thinking_tokens
         return {
             "ids": (*ids, self.end) if ended else ids,
             "forced": (*forced, False) if ended else forced,
             "thinking": parts.thinking,
             "response": parts.answer,
-            "thinking_tokens": 0 if ids[:thinking] == (self.close,) else thinking,
+            "thinking_tokens": 0 if ids[:thinking_tokens] == (self.close,) else thinking_tokens,
             "response_tokens": parts.answer_tokens,
-            "finish_reason": done.finish_reason,
+            "finish_reason": completion.finish_reason,
         }
 
 
-def after_hint(row: PreparedRequest, forced: Sequence[bool]) -> int | None:
-    """The model's own thinking tokens after the first hint; None if it got none."""
+def count_after_hint(row: PreparedRequest, forced: Sequence[bool]) -> int | None:
+    """The model's own thinking tokens after the first hint; None without a hint."""
     if row.controller is None or not any(d.action == "inject" and d.acted for d in row.controller.decisions):
         return None
     first = next((i for i, was in enumerate(forced) if was), len(forced))
     return sum(not was for was in forced[first:])
 
 
-def single_token(session: Session, text: str) -> int:
-    """The one token that a text is; raises MarkerError for several, between which nothing could be decided at once."""
+def encode_single_token(session: Session, text: str) -> int:
+    """The id of a text that is one token, since the choice to think has to be one token; raises MarkerError."""
     ids = session.codec.encode(text)
     if len(ids) != 1:
         raise MarkerError(
-            f"{text!r} is {len(ids)} tokens of this model, and the choice to think is one token; accepted: a text that "
-            "is one token"
+            f"{text!r} is {len(ids)} tokens of this model, but the choice to think has to be one token; accepted: a "
+            "text that is a single token",
+            code="not_a_single_token",
         )
     return ids[0]
 
 
 @contextmanager
 def plain_sampling(model: Any) -> Iterator[None]:
-    """Sample from the model as it is: penalties and cuts of its generation defaults would bias what is learnt."""
+    """Ignore the penalties and cut-offs of the model's generation defaults, which would bias the loss."""
     from transformers import GenerationConfig
 
     before, training = model.generation_config, model.training

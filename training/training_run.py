@@ -1,92 +1,82 @@
-"""Running a training on TRL: its arguments from a recipe, its checkpoints found again, its result written."""
+"""A training run on TRL: trainer arguments from the recipe, checkpoints, and the model that it writes."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
-from .adapters import make_adapter
-from .callbacks import CollapseAlarm, CollapseError, Completed, Curve, FiniteGradients, Progress, last_good
-from .config import Alarm, Recipe
-from .data import Row
-from .processes import count, rank0_only
-from .saving import Finish, save_model
+from ..io import WriteError, atomic_dir
+from .adapters import make_lora_config
+from .callbacks import (
+    CheckpointMarker,
+    CollapseAlarm,
+    CollapseError,
+    CurveWriter,
+    GradientGuard,
+    Progress,
+    prune_checkpoints,
+)
+from .config import Alarm, Lora, Recipe
+from .data import Row, schedule_rows
+from .processes import rank0_only, world_size
 
 if TYPE_CHECKING:
     from .rewards.base import Reward
     from .rollouts import GroupRollouts
-    from .sampling import Sampler
+    from .sampling import RolloutSampler
     from .trainer import AdaptiveTrainer, Credit
+
+MODEL = "model"
+ADAPTER = "adapter"
+Finish = Callable[[Any, Path], None]
+"""Called with the model and the folder being written, right before the model is saved into it."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """One run of a training: where it goes on from, None from the beginning."""
+    """One run: its folder, the checkpoint to resume from (None to start), and how to log a line."""
 
     folder: Path
     checkpoint: Path | None
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
-    @classmethod
-    def stage(cls, folder: Path, say: Callable[[str], None]) -> TrainingRun:
-        """One of several trainings in a folder of its own, which goes on where it was."""
+    def make_stage(self, name: str) -> TrainingRun:
+        """A stage of this run, in a subfolder of its own, resumed if it was interrupted."""
+        folder = self.folder / name
 
-        def begun() -> Path | None:
+        def prepare() -> Path | None:
             folder.mkdir(exist_ok=True)
-            return last_good(folder)
+            return prune_checkpoints(folder)
 
-        return cls(folder, rank0_only(begun), say)
+        return TrainingRun(folder, rank0_only(prepare), self.log)
 
-    def load(self, recipe: Recipe) -> TransformersEngine:
-        """The model before training."""
+    def load_model(self, recipe: Recipe) -> TransformersEngine:
+        """Load the model as it is before training."""
         return load_engine(recipe.model, recipe.optimiser.dtype)
 
-    def reinforce(
+    def build_grpo_trainer(
         self,
         recipe: Recipe,
-        sampler: Sampler,
+        sampler: RolloutSampler,
         rollouts: GroupRollouts,
         rewards: Sequence[Reward],
         rows: Sequence[Row],
         *,
         credit: Credit,
         alarm: Alarm,
-        options: Mapping[str, Any],
-    ) -> None:
-        """Train by reinforcement and write the model; raises CollapseError, DivergedError."""
-        trainer, watch = self.build(
-            recipe, sampler, rollouts, rewards, rows, credit=credit, alarm=alarm, options=options
-        )
-        self.train(trainer, recipe)
-        if watch.raised is not None and alarm.action == "stop":
-            raise CollapseError(
-                f"the training was stopped at step {trainer.state.global_step}: {watch.raised}; its checkpoints are in "
-                f"{self.folder}; see alarm in the recipe for when it goes off"
-            )
-
-    def build(
-        self,
-        recipe: Recipe,
-        sampler: Sampler,
-        rollouts: GroupRollouts,
-        rewards: Sequence[Reward],
-        rows: Sequence[Row],
-        *,
-        credit: Credit,
-        alarm: Alarm,
-        options: Mapping[str, Any],
-    ) -> tuple[AdaptiveTrainer, CollapseAlarm]:
-        """The trainer, and its alarm."""
+        **options: Any,
+    ) -> AdaptiveTrainer:
+        """Build a GRPO trainer; `options` are further arguments of `GRPOConfig`."""
         from datasets import Dataset
 
-        from .trainer import AdaptiveTrainer
-        from .trl_compat import GRPOConfig
+        from .trainer import AdaptiveTrainer, GRPOConfig
 
-        steps = accumulated(recipe, recipe.rollouts.prompts * recipe.rollouts.generations)
+        steps = accumulation_steps(recipe, recipe.rollouts.prompts * recipe.rollouts.generations)
         arguments = GRPOConfig(
             **common_arguments(recipe, self.folder, steps),
             num_generations=recipe.rollouts.generations,
@@ -99,47 +89,56 @@ class TrainingRun:
             remove_unused_columns=False,
             **options,
         )
-        watch = CollapseAlarm(alarm, self.say)
+        scheduled = schedule_rows(rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
-            trainer = AdaptiveTrainer(
+            return AdaptiveTrainer(
                 model=sampler.engine.model,
                 reward_funcs=list(rewards),
                 args=arguments,
-                train_dataset=Dataset.from_list(list(rows)),
+                train_dataset=Dataset.from_list(scheduled),
                 processing_class=sampler.engine.tokenizer,
-                peft_config=make_adapter(recipe),
+                peft_config=make_lora_config(recipe),
                 rollout_func=rollouts,
                 credit=credit,
-                empty_tokens=alarm.empty_tokens,
-                callbacks=[watch, *self.callbacks()],
+                alarm=CollapseAlarm(alarm, self.log),
+                callbacks=self.make_callbacks(),
             )
-        return trainer, watch
 
-    def callbacks(self) -> list[Any]:
-        """What watches every training."""
-        return [FiniteGradients(), Progress(self.say), Curve(self.folder), Completed()]
+    def train_grpo(self, trainer: AdaptiveTrainer, recipe: Recipe) -> None:
+        """Train and write the model; raises CollapseError, DivergedError."""
+        self.run_trainer(trainer, recipe)
+        alarm = trainer.alarm
+        if alarm.raised is not None and alarm.settings.action == "stop":
+            raise CollapseError(
+                f"training was stopped at step {trainer.state.global_step}: {alarm.raised}; its checkpoints are in "
+                f"{self.folder}; change `alarm` in the recipe to stop later or only to warn"
+            )
 
-    def train(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
-        """Train, and write the model; see `saving.save_model`."""
+    def make_callbacks(self) -> list[Any]:
+        """The callbacks of every trainer."""
+        return [GradientGuard(), Progress(self.log), CurveWriter(self.folder), CheckpointMarker()]
+
+    def run_trainer(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
+        """Run a trainer to its end and write the model, see `save_model`."""
         from transformers import PrinterCallback
 
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         if trainer.state.global_step < trainer.state.max_steps:
             return
-        made, lora = trainer.model, recipe.optimiser.lora
-        wrote = rank0_only(lambda: save_model(made, trainer.processing_class, lora, self.folder, finish))
-        self.say(f"wrote {wrote}")
+        model, lora = trainer.model, recipe.optimiser.lora
+        path = rank0_only(lambda: save_model(model, trainer.processing_class, lora, self.folder, finish))
+        self.log(f"wrote {path}")
 
 
-def accumulated(recipe: Recipe, completions: int) -> int:
-    """How many times a process computes gradients before all take a step, which learns of so many completions."""
-    return completions // (recipe.optimiser.micro_batch * count())
+def accumulation_steps(recipe: Recipe, completions: int) -> int:
+    """Micro batches per process and optimizer step, for steps of so many completions."""
+    return completions // (recipe.optimiser.micro_batch * world_size())
 
 
 def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str, Any]:
-    """Arguments that all trainers of TRL share."""
+    """The arguments that all TRL trainers share."""
     import torch
 
     settings = recipe.optimiser
@@ -167,3 +166,36 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+
+
+def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, finish: Finish | None = None) -> Path:
+    """Write the model, or an adapter and (if `lora.merge`) the merged model; return the path of the last one."""
+    if lora is not None:
+        with _model_dir(folder / ADAPTER) as part:
+            model.save_pretrained(part)
+        if not lora.merge:
+            return folder / ADAPTER
+        model = model.merge_and_unload()
+    return write_model(model, tokenizer, folder / MODEL, finish)
+
+
+def write_model(model: Any, tokenizer: Any, out: Path, finish: Finish | None = None) -> Path:
+    """Write a model and its tokenizer atomically, replacing what is there; raises WriteError."""
+    with _model_dir(out) as part:
+        if finish is not None:
+            finish(model, part)
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+    return out
+
+
+@contextmanager
+def _model_dir(out: Path) -> Iterator[Path]:
+    """See `atomic_dir`; a full disk makes safetensors raise an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        with atomic_dir(out) as part:
+            yield part
+    except SafetensorError as error:
+        raise WriteError(f"cannot write {out}: {error}; free some disk space") from None

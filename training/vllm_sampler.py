@@ -1,7 +1,7 @@
-"""A vLLM in this process that writes the completions of a training, given the policy's weights before each batch.
+"""Sampling of rollouts with a vLLM in the same process, which gets the policy's weights before each batch.
 
-On GPUs that is several times as fast as decoding on transformers. What is learnt counts a completion as drawn from the
-policy; what another engine's kernels make of the same weights differs from it by rounding.
+On GPUs this is several times as fast as decoding with transformers. Training treats completions as drawn from the
+policy, although vLLM's kernels round differently.
 """
 
 from __future__ import annotations
@@ -21,29 +21,35 @@ from ..errors import CapabilityError, unknown
 
 
 class VllmSampler:
-    """Writes in the place of an engine on transformers, with that one's weights.
-
-    rows: most completions at a time. options: further arguments of `vllm.LLM`, such as gpu_memory_utilization. Raises
-    CapabilityError where there is no vLLM, OptionError for an argument that it does not know.
-    """
+    """Decodes instead of a transformers engine, with that engine's weights."""
 
     def __init__(self, policy: TransformersEngine, rows: int, options: Mapping[str, Any]) -> None:
+        """Start vLLM.
+
+        Args:
+            rows: most completions at a time.
+            options: further arguments of `vllm.LLM`, such as gpu_memory_utilization.
+
+        Raises:
+            CapabilityError: if vLLM is not installed.
+            OptionError: for an unknown argument.
+        """
         prepare_environment(on_cpu=not torch.cuda.is_available())
         check_arguments(options)
-        # The checkpoint's own generation config would cut what is sampled.
-        ours = {"distributed_executor_backend": "uni", "generation_config": "vllm"}
-        given = {"max_num_seqs": rows, **options, **ours}
-        length, kind = given.pop("max_model_len", None), str(policy.model.dtype).removeprefix("torch.")
-        with _weights_kept():
-            self.engine = load_vllm(policy.name, kind, length, given)
+        # The checkpoint's own generation config would truncate the sampling distribution.
+        fixed = {"distributed_executor_backend": "uni", "generation_config": "vllm"}
+        arguments = {"max_num_seqs": rows, **options, **fixed}
+        length, dtype = arguments.pop("max_model_len", None), str(policy.model.dtype).removeprefix("torch.")
+        with _keep_weights_unpacked():
+            self.engine = load_vllm(policy.name, dtype, length, arguments)
 
     def generate(self, model: Any, requests: Sequence[Request], sampling: SamplingParams) -> list[Completion]:
-        """Decode all requests with the weights that the model has now."""
-        self.take(model)
+        """Decode all requests with the model's current weights."""
+        self.load_weights(model)
         return self.engine.generate(requests, sampling)
 
-    def take(self, model: Any) -> None:
-        """Copy a model's weights, adapters merged in, to where vLLM keeps its own; forget what others had read."""
+    def load_weights(self, model: Any) -> None:
+        """Copy a model's weights into vLLM, with adapters merged in, and clear the prefix cache."""
         llm = self.engine.llm
         assert llm is not None
         executor: Any = llm.llm_engine.model_executor
@@ -53,40 +59,40 @@ class VllmSampler:
 
 
 def read_weights(model: Any) -> Iterator[tuple[str, Tensor]]:
-    """Names as in the checkpoint and weights of a model; those of adapters are added to what they adapt."""
+    """The weights of a model by their names in the checkpoint, with adapters merged in."""
     tied = model.config.get_text_config(decoder=True).tie_word_embeddings
     for name, value in model.state_dict().items():
         if "lora_" in name or (tied and name == "lm_head.weight"):
             continue
-        place, based, kind = name.partition(".base_layer.")
-        if based and kind == "weight":
-            layer = model.get_submodule(place)
+        path, adapted, kind = name.partition(".base_layer.")
+        if adapted and kind == "weight":
+            layer = model.get_submodule(path)
             value = value + sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters).to(value.dtype)
-        yield f"{place}.{kind}" if based else name, value
+        yield f"{path}.{kind}" if adapted else name, value
 
 
 def check_arguments(options: Mapping[str, Any]) -> None:
-    """Refuse arguments that vLLM does not know; raises OptionError, CapabilityError where there is no vLLM."""
+    """Refuse unknown arguments of vLLM; raises OptionError, or CapabilityError if vLLM is not installed."""
     try:
         from vllm import EngineArgs
     except ImportError:
         raise CapabilityError(
-            "rollouts.engine is vllm, which is not installed; pip install 'tersely[vllm]', or use transformers"
+            "rollouts.engine is vllm, which is not installed; run `pip install 'tersely[vllm]'`, or use transformers"
         ) from None
-    known = {field.name for field in fields(EngineArgs)}
-    if wrong := [name for name in options if name not in known]:
-        raise unknown("argument of vllm.LLM in rollouts.vllm:", wrong[0], sorted(known))
+    accepted = {field.name for field in fields(EngineArgs)}
+    if wrong := [name for name in options if name not in accepted]:
+        raise unknown("argument of vllm.LLM in rollouts.vllm:", wrong[0], sorted(accepted))
 
 
 @contextmanager
-def _weights_kept() -> Iterator[None]:
-    """Let vLLM keep the weights of linear layers as they are on CPUs, where it would pack them once and for all."""
+def _keep_weights_unpacked() -> Iterator[None]:
+    """Keep vLLM from packing the weights of linear layers on CPUs, after which they could not be replaced."""
     from vllm.model_executor.layers import utils
 
-    def plain(layer: Any, remove_weight: bool) -> None:
+    def use_plain_linear(layer: Any, remove_weight: bool) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
-    before, utils.dispatch_cpu_unquantized_gemm = utils.dispatch_cpu_unquantized_gemm, plain
+    before, utils.dispatch_cpu_unquantized_gemm = utils.dispatch_cpu_unquantized_gemm, use_plain_linear
     try:
         yield
     finally:

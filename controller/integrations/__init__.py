@@ -1,1 +1,1 @@
-"""Adapters for agent and evaluation frameworks, each optional."""
+"""Adapters for agent frameworks, each of them optional."""

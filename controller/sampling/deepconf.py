@@ -1,17 +1,16 @@
-"""Stopping samples that are less sure of themselves than others were (DeepConf, arXiv 2508.15260)."""
+"""Stopping samples that are less confident than others were (DeepConf, arXiv 2508.15260)."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
+import numpy as np
+
 from ...errors import OptionError
-from .confidence import ConfidenceTracker
-from .vote import ROOT, Branch, VoteState, tally
+from .vote import ROOT, Branch, ConfidenceTracker, VoteState, tally
 
 WARMUP = 16
 WINDOW = 2048
@@ -19,18 +18,20 @@ WINDOW = 2048
 
 @dataclass(frozen=True, slots=True)
 class DeepConf:
-    """DeepConf online: some samples run to their end and set a bar, later ones are stopped where they fall below it.
+    """DeepConf online: some samples run to their end and set a threshold; later ones are stopped if they fall below it.
 
-    A sample is worth its least group confidence, the lowest mean over `window` tokens in a row. The bar is the
-    (100 - keep)th percentile of what the warm-up samples are worth: keep=90 is the paper's "high", 10 its "low". Those
-    that reach the bar vote by their worth. consensus: the share of the votes that settles the matter, after the
-    warm-up and after each sample that ends later.
+    The score of a sample is its lowest mean confidence over `window` tokens in a row; a sample shorter than that is
+    never stopped and scored as a whole. The threshold is the (100 - keep)th percentile of the scores of the warm-up.
+    Samples that reach it vote with their scores as weights.
 
-    warmup: None takes half of the samples and at most the paper's 16. The paper measures the confidence of a token by
-    the mean log-probability of the 20 likeliest, negated, which has no upper end; here it is the probability of the
-    likeliest (see `ConfidenceTracker`), between 0 and 1, which tells a sure token from a very sure one less, and for
-    which no
-    engine has to report 20 numbers a token. A sample shorter than the window is not stopped, but judged as a whole.
+    The paper measures the confidence of a token by the negative mean log-probability of the 20 most likely ones, which
+    has no upper end. Here it is the probability of the most likely one (see `ConfidenceTracker`): that distinguishes
+    confident tokens less well from very confident ones, but no engine has to report 20 numbers per token.
+
+    Attributes:
+        warmup: how many samples set the threshold; None means half of them, at most the paper's 16.
+        keep: per cent of the samples that would reach the threshold; 90 is the paper's "high", 10 its "low".
+        consensus: share of the votes that ends the vote, after the warm-up and after each later sample.
     """
 
     name: ClassVar[str] = "deepconf"
@@ -40,8 +41,8 @@ class DeepConf:
     window: int = WINDOW
     consensus: float = 0.95
 
-    def poll(self, k: int) -> VoteState:
-        """See `Rule.poll`."""
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
         warmup = min(WARMUP, (k + 1) // 2) if self.warmup is None else self.warmup
         if not 1 <= warmup < k:
             raise OptionError(f"warmup is {warmup} of {k} samples; accepted: at least 1 and fewer than all")
@@ -54,57 +55,55 @@ class DeepConf:
 
 
 class DeepConfVote(VoteState):
-    """The poll of one prompt; bar: None during the warm-up."""
+    """The vote on one prompt.
+
+    Attributes:
+        threshold: None during the warm-up.
+    """
 
     def __init__(self, k: int, warmup: int, rule: DeepConf) -> None:
         super().__init__(k)
         self.warmup, self.rule = warmup, rule
-        self.bar: float | None = None
-        self._meters: defaultdict[int, ConfidenceTracker] = defaultdict(partial(ConfidenceTracker, rule.window))
+        self.threshold: float | None = None
+        self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(partial(ConfidenceTracker, rule.window))
 
-    def draw(self) -> list[Branch]:
-        """See `VoteState.draw`."""
-        if not self.begun:
-            return self._begin([ROOT] * self.warmup)
-        if self.bar is None:
-            self.bar = percentile([ballot.weight for ballot in self.ballots], 100 - self.rule.keep)
+    def start_samples(self) -> list[Branch]:
+        """See `VoteState.start_samples`."""
+        if not self.started:
+            return self._start([ROOT] * self.warmup)
+        if self.threshold is None:
+            self.threshold = float(np.percentile([vote.weight for vote in self.votes], 100 - self.rule.keep))
             self._settle()
-        return super().draw()
+        return super().start_samples()
 
-    def read(self, sample: int, confidence: float) -> None:
-        """See `VoteState.read`."""
-        meter = self._meters[sample]
-        meter.add(confidence)
-        if self.bar is not None and meter.full and meter.group < self.bar and sample not in self.stopped:
-            self._stop([sample], f"confidence {meter.group:.3f} over {self.rule.window} tokens, bar {self.bar:.3f}")
+    def add_token(self, sample: int, confidence: float) -> None:
+        """See `VoteState.add_token`."""
+        tracker = self._confidence[sample]
+        tracker.add(confidence)
+        if self.threshold is None or sample in self.stopped or not tracker.full:
+            return
+        if (mean := tracker.window_mean) < self.threshold:
+            self._stop(
+                [sample], f"confidence {mean:.3f} over {self.rule.window} tokens, threshold {self.threshold:.3f}"
+            )
 
     def weight(self, sample: int) -> float:
         """See `VoteState.weight`."""
-        return self._meters[sample].least
+        return self._confidence[sample].lowest
 
-    def votes(self) -> dict[str, float]:
-        """See `VoteState.votes`; of those that reach the bar, or of all where none of these gave an answer at the
-        end.
-        """
-        votes = tally(sorted((b for b in self.ballots if b.weight >= (self.bar or 0.0)), key=lambda b: b.sample))
-        return votes if votes or self.left() else super().votes()
+    def tally(self) -> dict[str, float]:
+        """See `VoteState.tally`; of the samples that reach the threshold, or of all if none of these has an answer."""
+        reaching = [vote for vote in self.votes if vote.weight >= (self.threshold or 0.0)]
+        weights = tally(sorted(reaching, key=lambda vote: vote.sample))
+        return weights if weights or self.remaining() else super().tally()
 
     def _settle(self) -> None:
-        if self.bar is None:
+        if self.threshold is None:
             return
-        votes = self.votes()
-        total = sum(votes.values())
-        leader = next(iter(votes), "")
-        if total and self.left() and votes[leader] >= self.rule.consensus * total:
-            self._decide(f"{leader} has {votes[leader] / total:.0%} of the votes cast")
+        weights = self.tally()
+        total = sum(weights.values())
+        leader = next(iter(weights), "")
+        if total and self.remaining() and weights[leader] >= self.rule.consensus * total:
+            self._decide(f"{leader} has {weights[leader] / total:.0%} of the votes cast")
         else:
             super()._settle()
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The value below which so many per cent lie, interpolated between neighbours; values: at least one."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)

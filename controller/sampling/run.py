@@ -1,138 +1,197 @@
-"""Running polls on an engine: the samples of all prompts that begin now are one batch, then those that begin next."""
+"""Running votes on an engine: the samples of all prompts that start together are one batch, then the next ones."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from ...errors import OptionError
 from ..options import GenerationOptions, with_seed
-from ..prompts import Prompt
 from ..request_builder import PreparedRequest
 from ..session import Session
-from ..trace import Decision, GenerationResult
-from ..types import Completion, Request
-from .research.verified import VerifiedVote
-from .result import SampleResult, StopDecision, sum_usage
+from ..trace import Decision, GenerationResult, Usage
+from ..types import Completion, Prompt, Request
 from .sample_watcher import SampleWatcher
 from .vote import AggregationRule, Branch, VoteState
 
 
+@dataclass(frozen=True, slots=True)
+class StopDecision:
+    """Why a sample was stopped after `position` tokens of its own, or (`sample` None) why the answer was accepted."""
+
+    sample: int | None
+    reason: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """The answer to one prompt from several samples.
+
+    Attributes:
+        answer: empty if no sample gave one.
+        votes: weight of each answer, heaviest first.
+        samples: in the order they started. Those that were stopped have `finish_reason` "stopped". The tokens that a
+            branch shares with its parent count only as `recomputed`.
+        usage: of all samples. The prompt counts once per sample, though it may be read only once.
+        trace: which samples were stopped and why, then why the answer was accepted.
+    """
+
+    answer: str
+    votes: dict[str, float]
+    samples: tuple[GenerationResult, ...]
+    usage: Usage
+    trace: tuple[StopDecision, ...]
+
+
 @dataclass(slots=True)
 class _Sample:
-    """One sample; prefix: what it goes on from, of a sample before it."""
+    """One sample.
 
-    row: PreparedRequest
-    member: SampleWatcher
-    prefix: Completion | None
+    Attributes:
+        head: the tokens of an earlier sample that it continues.
+    """
+
+    prepared: PreparedRequest
+    watcher: SampleWatcher
     request: Request
-    done: Completion | None = None
+    head: Completion | None = None
+    completion: Completion | None = None
 
 
 @dataclass(slots=True)
 class _Question:
-    """One prompt with its poll and its samples, those that have ended with what they came to."""
+    """One prompt with its vote, its samples, and the results of those that have finished."""
 
     prompt: Prompt
-    poll: VoteState
+    vote: VoteState
     samples: list[_Sample] = field(default_factory=list)
-    made: list[GenerationResult] = field(default_factory=list)
+    results: list[GenerationResult] = field(default_factory=list)
 
-    def result(self) -> SampleResult:
-        """What the samples came to."""
-        usage = sum_usage(generation.usage for generation in self.made)
+    def summarize(self) -> SampleResult:
+        """The result of all samples."""
+        usage = sum_usage(result.usage for result in self.results)
         trace = [
-            StopDecision(sample, reason, len(self.made[sample].token_ids))
-            for sample, reason in self.poll.stopped.items()
-            if self.made[sample].finish_reason == "stopped"
+            StopDecision(sample, reason, len(self.results[sample].token_ids))
+            for sample, reason in self.vote.stopped.items()
+            if self.results[sample].finish_reason == "stopped"
         ]
-        trace.append(StopDecision(None, self.poll.verdict(), usage.total))
-        votes = self.poll.votes()
-        return SampleResult(next(iter(votes), ""), votes, tuple(self.made), usage, tuple(trace))
+        trace.append(StopDecision(None, self.vote.explain(), usage.total))
+        votes = self.vote.tally()
+        return SampleResult(next(iter(votes), ""), votes, tuple(self.results), usage, tuple(trace))
 
 
 def sample_all(
     session: Session, prompts: Sequence[Prompt], options: GenerationOptions, rule: AggregationRule, k: int
 ) -> list[SampleResult]:
-    """Answer each prompt by at most k samples under a rule, in order; see `faces.sample`.
+    """Answer each prompt from at most k samples under a rule, in order; see `api.sample`.
 
-    Raises OptionError for a k below 1, or several samples without chance, and what `Session.prepare` raises.
+    Raises:
+        OptionError: k is below 1, or several samples would be the same. Also what `Session.prepare` raises.
     """
     if k < 1:
-        raise OptionError(f"k is {k}; accepted: at least 1 sample")
+        raise OptionError(f"k is {k}; accepted: at least 1 sample", code="invalid_sample_count")
     if k > 1 and options.sampling.temperature == 0:
-        raise OptionError(f"{k} samples at temperature 0 are one and the same; give a temperature above 0, or k=1")
+        raise OptionError(
+            f"{k} samples at temperature 0 would be the same; use a temperature above 0, or k=1", code="greedy_samples"
+        )
     options = replace(options, signals=options.signals or rule.signals)
-    questions = [_Question(prompt, rule.poll(k)) for prompt in prompts]
-    wave = 0
-    while begun := [(q, _begin(session, options, q, start)) for q in questions for start in q.poll.draw()]:
-        sampling = with_seed(options, _seed_of(options.sampling.seed, wave)).sampling
-        for opens in (False, True):  # an engine takes prompts with openings apart from others
-            batch = [(q, sample) for q, sample in begun if (sample.request.opening is not None) == opens]
-            completions = session.engine.generate([sample.request for _, sample in batch], sampling)
-            session.note_drift([sample.row for _, sample in batch], options)
-            for (question, sample), done in zip(batch, completions, strict=True):
-                _finish(session, question, sample, done)
-        wave += 1
-    return [question.result() for question in questions]
+    questions = [_Question(prompt, rule.start_vote(k)) for prompt in prompts]
+    batch = 0
+    while branches := [(question, branch) for question in questions for branch in question.vote.start_samples()]:
+        started = _start_batch(session, options, branches)
+        sampling = with_seed(options, _batch_seed(options.sampling.seed, batch)).sampling
+        completions = session.engine.generate([sample.request for sample in started], sampling)
+        session.end_batch([sample.prepared for sample in started], options)
+        for (question, _), sample, completion in zip(branches, started, completions, strict=True):
+            _finish(session, question, sample, completion)
+        batch += 1
+    return [question.summarize() for question in questions]
 
 
-def _begin(session: Session, options: GenerationOptions, question: _Question, start: Branch) -> _Sample:
-    """Make a sample ready for the engine."""
-    parent = None if start.parent is None else question.samples[start.parent]
-    if parent is not None:
-        options = replace(options, effort=parent.row.budget.tier)  # the tier has been chosen
-    (row,) = session.prepare([question.prompt], options)
-    member = SampleWatcher(question.poll, len(question.samples), session, row)
-    request = row.request
-    prefix = None
-    if parent is not None and parent.done is not None:
-        before = parent.member.before
-        prefix = _head(parent.done, before + start.at)
-        member.begin(request.watcher, prefix, before)
-        ids, limit = (*request.prompt_ids, *prefix.token_ids), request.max_new_tokens - len(prefix.token_ids)
-        request = replace(request, prompt_ids=ids, max_new_tokens=limit, watcher=member)
-    else:
-        request = member.around(request)
-    sample = _Sample(row, member, prefix, request)
+def _start_batch(
+    session: Session, options: GenerationOptions, branches: Sequence[tuple[_Question, Branch]]
+) -> list[_Sample]:
+    """Make samples ready for the engine, in order."""
+    roots = [question.prompt for question, branch in branches if branch.parent is None]
+    prepared = iter(session.prepare(roots, options) if roots else ())
+    return [
+        _start_sample(session, question, next(prepared))
+        if branch.parent is None
+        else _start_branch(session, options, question, question.samples[branch.parent], branch.at)
+        for question, branch in branches
+    ]
+
+
+def _start_sample(session: Session, question: _Question, prepared: PreparedRequest) -> _Sample:
+    watcher = SampleWatcher(question.vote, len(question.samples), session, prepared)
+    sample = _Sample(prepared, watcher, watcher.wrap(prepared.request))
     question.samples.append(sample)
     return sample
 
 
-def _finish(session: Session, question: _Question, sample: _Sample, done: Completion) -> None:
-    """Note what a sample came to, and let the verifier look at it where there is one."""
-    prefix, number = sample.prefix, len(question.made)
-    sample.done = done if prefix is None else _joined(prefix, done)
-    generation = session.finish(sample.row, sample.done)
-    if prefix is not None:
-        usage, size = generation.usage, len(prefix.token_ids)
-        usage = replace(usage, thinking=usage.thinking - size, forced=usage.forced - sum(prefix.forced))
-        generation = replace(generation, usage=usage)
-    if generation.finish_reason == "stopped":
-        stop = Decision("samples", "stop", question.poll.stopped[number], len(generation.token_ids))
-        generation = replace(generation, trace=(*generation.trace, stop))
-    question.made.append(generation)
-    if isinstance(question.poll, VerifiedVote):
-        question.poll.judge(number, question.prompt, generation)
+def _start_branch(
+    session: Session, options: GenerationOptions, question: _Question, parent: _Sample, at: int
+) -> _Sample:
+    """Start a sample that continues another one after `at` thinking tokens."""
+    assert parent.completion is not None  # only finished samples have forks
+    (prepared,) = session.prepare([question.prompt], replace(options, effort=parent.prepared.budget.tier))
+    sample = _start_sample(session, question, prepared)
+    preamble = parent.watcher.preamble
+    sample.head = _cut(parent.completion, preamble + at)
+    sample.watcher.continue_from(sample.head, preamble)
+    tokens = sample.head.token_ids
+    sample.request = replace(
+        sample.request,
+        prompt_ids=(*sample.request.prompt_ids, *tokens),
+        max_new_tokens=sample.request.max_new_tokens - len(tokens),
+    )
+    return sample
 
 
-def _head(done: Completion, size: int) -> Completion:
-    """The first tokens of a completion, with nothing of what was spent beside them."""
-    return Completion(done.token_ids[:size], done.forced[:size], "stopped", signals=done.signals[:size])
+def _finish(session: Session, question: _Question, sample: _Sample, completion: Completion) -> None:
+    """Store a sample's result, and let the vote judge it."""
+    head, number = sample.head, len(question.results)
+    sample.completion = completion if head is None else _join(head, completion)
+    result = session.finish(sample.prepared, sample.completion)
+    if head is not None:
+        usage = result.usage
+        usage = replace(
+            usage, thinking=usage.thinking - len(head.token_ids), injected=usage.injected - sum(head.forced)
+        )
+        result = replace(result, usage=usage)
+    if result.finish_reason == "stopped":
+        stop = Decision("samples", "stop", question.vote.stopped[number], len(result.token_ids))
+        result = replace(result, trace=(*result.trace, stop))
+    question.results.append(result)
+    question.vote.judge(number, question.prompt, result)
 
 
-def _joined(head: Completion, rest: Completion) -> Completion:
-    """A completion as a whole, whose head was read once more."""
+def _cut(completion: Completion, size: int) -> Completion:
+    """The first tokens of a completion, without what was spent beyond them."""
+    return Completion(
+        completion.token_ids[:size], completion.forced[:size], "stopped", signals=completion.signals[:size]
+    )
+
+
+def _join(head: Completion, rest: Completion) -> Completion:
+    """The whole completion of a branch, whose head was read once more."""
     return replace(
         rest,
         token_ids=(*head.token_ids, *rest.token_ids),
         forced=(*head.forced, *rest.forced),
         signals=(*head.signals, *rest.signals),
-        reprefilled=rest.reprefilled + len(head.token_ids),
+        recomputed=rest.recomputed + len(head.token_ids),
     )
 
 
-def _seed_of(seed: int | None, wave: int) -> int | None:
-    """The seed of a batch: the caller's for the first, others for those that follow."""
-    return seed if seed is None or wave == 0 else random.Random(f"{seed}:{wave}").getrandbits(31)
+def sum_usage(usages: Iterable[Usage]) -> Usage:
+    """The sum of usages by kind of token."""
+    listed = list(usages)
+    return Usage(**{kind.name: sum(getattr(usage, kind.name) for usage in listed) for kind in fields(Usage)})
+
+
+def _batch_seed(seed: int | None, batch: int) -> int | None:
+    """The seed of a batch: the caller's for the first, derived ones for the next."""
+    return seed if seed is None or batch == 0 else random.Random(f"{seed}:{batch}").getrandbits(31)

@@ -1,20 +1,27 @@
-"""The vote on one prompt while its samples go on: is told what happens, says who stops. Knows no engine and no text."""
+"""The vote on one prompt while its samples run: it follows what happens and decides which samples stop.
+
+Nothing here knows an engine or text.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, Protocol
 
 from ..text.answers import normalize_answer, parse_value
+from ..trace import GenerationResult
+from ..types import Prompt
 
 _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """Where a sample begins: at the prompt, or after the first `at` thinking tokens of a sample that has ended."""
+    """Where a sample starts: at the prompt, or after the first `at` thinking tokens of a finished sample."""
 
     parent: int | None = None
     at: int = 0
@@ -25,111 +32,124 @@ ROOT = Branch()
 
 @dataclass(frozen=True, slots=True)
 class Vote:
-    """What one sample ended with; an empty answer is no vote."""
+    """The answer of one sample; an empty answer does not count."""
 
     sample: int
     answer: str
     weight: float = 1.0
 
 
-def tally(ballots: Iterable[Vote]) -> dict[str, float]:
-    """The weight of each answer, heaviest first; of equally heavy ones that which came first.
+def tally(votes: Iterable[Vote]) -> dict[str, float]:
+    """The weight of each answer, heaviest first; of equally heavy ones the first.
 
-    Answers are one where their numbers (fractions, per cent) or else their normalised spellings are; the name is the
-    spelling that came first, normalised.
+    Answers are the same if their numbers (fractions, per cent) are, or else their normalized spellings. Each is named
+    by its first normalized spelling.
     """
     names: dict[tuple[Fraction, bool] | str, str] = {}
-    votes: dict[str, float] = {}
-    for ballot in ballots:
-        if ballot.answer:
-            spelled = normalize_answer(ballot.answer)
-            name = names.setdefault(_meaning(spelled), spelled)
-            votes[name] = votes.get(name, 0.0) + ballot.weight
-    return dict(sorted(votes.items(), key=lambda vote: -vote[1]))
-
-
-def _meaning(spelled: str) -> tuple[Fraction, bool] | str:
-    """What equal answers have in common."""
-    value = parse_value(spelled)
-    return spelled if value is None else (value, "%" in spelled)
+    weights: dict[str, float] = {}
+    for vote in votes:
+        if vote.answer:
+            spelling = normalize_answer(vote.answer)
+            value = parse_value(spelling)
+            meaning = spelling if value is None else (value, "%" in spelling)
+            name = names.setdefault(meaning, spelling)
+            weights[name] = weights.get(name, 0.0) + vote.weight
+    return dict(sorted(weights.items(), key=lambda item: -item[1]))
 
 
 class VoteState:
-    """A vote of `k` samples, numbered as they begin, in which all that end have a say.
+    """A vote of `k` samples, numbered in the order they start; every sample that finishes votes.
 
-    early: stop once the leading answer cannot be overtaken. stopped: why, by sample, in the order of the decisions;
-    a sample is to stop at its next token. decided: why no more is needed, empty until then.
+    Args:
+        early: stop once the leading answer cannot be overtaken.
+
+    Attributes:
+        running: the samples that have started and not finished.
+        votes: of the samples that finished, in that order.
+        stopped: the samples that stop at their next token, with the reasons.
+        decision: why no more samples are needed; empty until then.
     """
 
     def __init__(self, k: int, early: bool = True) -> None:
         self.k, self.early = k, early
-        self.begun = 0
-        self.live: set[int] = set()
-        self.ballots: list[Vote] = []
+        self.started = 0
+        self.running: set[int] = set()
+        self.votes: list[Vote] = []
         self.stopped: dict[int, str] = {}
-        self.decided = ""
+        self.decision = ""
 
-    def draw(self) -> list[Branch]:
-        """Which samples begin now, once all before have ended; none when the poll is over."""
-        return self._begin([ROOT] * (self.k - self.begun))
+    # -- called by the run, in this order
 
-    def read(self, sample: int, confidence: float) -> None:
-        """Hear of a token that a sample has put out; confidence: see `Meter`."""
+    def start_samples(self) -> list[Branch]:
+        """Start samples once all earlier ones have finished; return where each starts, nothing if the vote is over."""
+        return self._start([ROOT] * (self.k - self.started))
 
-    def closed(self, sample: int) -> None:
-        """Hear that a sample has finished thinking."""
+    def add_token(self, sample: int, confidence: float) -> None:
+        """Process a token of a sample; see `ConfidenceTracker`."""
 
-    def ended(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """Hear what a sample ended with; the answer is empty if it gave none, and None if it was stopped.
+    def close_thinking(self, sample: int) -> None:
+        """Process that a sample has finished thinking."""
 
-        thoughts: where each of its own ends, in thinking tokens, and its mean confidence.
+    def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
+        """Process the end of a sample.
+
+        Args:
+            answer: empty if the sample gave none, None if it was stopped.
+            thoughts: of each of its own thoughts, the end in thinking tokens and the mean confidence.
         """
-        self.live.discard(sample)
+        self.running.discard(sample)
         if answer is not None:
-            self.ballots.append(Vote(sample, answer, self.weight(sample)))
-        if not self.decided:
+            self.votes.append(Vote(sample, answer, self.weight(sample)))
+        if not self.decision:
             self._settle()
 
+    def judge(self, sample: int, prompt: Prompt, result: GenerationResult) -> None:
+        """Look at the result of a finished sample."""
+
+    # -- the count
+
     def weight(self, sample: int) -> float:
-        """What the vote of a sample weighs, at most 1."""
+        """The weight of a sample's vote, at most 1."""
         return 1.0
 
-    def left(self) -> float:
-        """The most that is still to be cast."""
-        return self.k - self.begun + len(self.live - self.stopped.keys())
+    def remaining(self) -> float:
+        """The most weight that can still be cast."""
+        return self.k - self.started + len(self.running - self.stopped.keys())
 
-    def votes(self) -> dict[str, float]:
-        """See `count`; ties go to the sample that began first."""
-        return tally(sorted(self.ballots, key=lambda ballot: ballot.sample))
+    def tally(self) -> dict[str, float]:
+        """See `vote.tally`; ties go to the sample that started first."""
+        return tally(sorted(self.votes, key=lambda vote: vote.sample))
 
-    def verdict(self) -> str:
+    def explain(self) -> str:
         """Why the answer is what it is."""
-        votes = self.votes()
-        if self.decided or not votes:
-            return self.decided or "no sample gave an answer"
-        first = next(iter(votes))
-        return f"{first} has {votes[first]:.3g} of {sum(votes.values()):.3g} votes"
+        weights = self.tally()
+        if self.decision or not weights:
+            return self.decision or "no sample gave an answer"
+        leader = next(iter(weights))
+        return f"{leader} has {weights[leader]:.3g} of {sum(weights.values()):.3g} votes"
 
-    def _begin(self, starts: list[Branch]) -> list[Branch]:
-        if self.decided:
+    # -- for subclasses
+
+    def _start(self, branches: list[Branch]) -> list[Branch]:
+        if self.decision:
             return []
-        self.live.update(range(self.begun, self.begun + len(starts)))
-        self.begun += len(starts)
-        return starts
+        self.running.update(range(self.started, self.started + len(branches)))
+        self.started += len(branches)
+        return branches
 
     def _settle(self) -> None:
-        """Decide if nothing that is to come can change the answer."""
-        left, votes = self.left(), self.votes()
-        if not (self.early and left and votes):
+        """Decide if no vote to come can change the answer."""
+        remaining, weights = self.remaining(), self.tally()
+        if not (self.early and remaining and weights):
             return
-        first, second = [*votes.values(), 0.0][:2]
-        if first - second > left + _ROUNDING:
-            leader = next(iter(votes))
-            self._decide(f"{leader} leads {first:.3g} to {second:.3g} and at most {left:g} can follow")
+        first, second = [*weights.values(), 0.0][:2]
+        if first - second > remaining + _ROUNDING:
+            leader = next(iter(weights))
+            self._decide(f"{leader} leads {first:.3g} to {second:.3g} and at most {remaining:g} can follow")
 
     def _decide(self, reason: str) -> None:
-        self.decided = reason
-        self._stop(self.live, reason)
+        self.decision = reason
+        self._stop(self.running, reason)
 
     def _stop(self, samples: Iterable[int], reason: str) -> None:
         for sample in sorted(samples):
@@ -137,18 +157,61 @@ class VoteState:
 
 
 class AggregationRule(Protocol):
-    """How samples become an answer. Holds settings only; what happens to one prompt lives in its poll.
-
-    signals: whether its polls read confidences.
-    """
+    """How samples become an answer. Holds settings only; what happens to one prompt lives in its `VoteState`."""
 
     name: ClassVar[str]
 
     @property
     def signals(self) -> bool:
-        """See above."""
+        """Whether its votes need the confidence of tokens."""
         ...
 
-    def poll(self, k: int) -> VoteState:
-        """Open the poll of one prompt; raises OptionError where the settings do not fit so many samples."""
+    def start_vote(self, k: int) -> VoteState:
+        """Start the vote on one prompt; raises OptionError if the settings do not fit this many samples."""
         ...
+
+
+class ConfidenceTracker:
+    """Mean confidence of a sample over all its tokens, and over a sliding window of them.
+
+    The confidence of a token is the probability of the most likely one, `Signals.top`, from 0 to 1. Forced tokens and
+    those of trials have none.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        self._recent: deque[float] | None = None if window is None else deque(maxlen=window)
+        self._window_sum = self._total = 0.0
+        self._tokens = 0
+        self._lowest = math.inf
+
+    def add(self, confidence: float) -> None:
+        """Add one token."""
+        self._total += confidence
+        self._tokens += 1
+        recent = self._recent
+        if recent is None:
+            return
+        self._window_sum += confidence - (recent[0] if self.full else 0.0)
+        recent.append(confidence)
+        if self.full:
+            self._lowest = min(self._lowest, self.window_mean)
+
+    @property
+    def full(self) -> bool:
+        """Whether there have been as many tokens as the window holds."""
+        return self._recent is not None and len(self._recent) == self._recent.maxlen
+
+    @property
+    def window_mean(self) -> float:
+        """Mean over the current window, which must hold at least one token."""
+        return self._window_sum / len(self._recent or ())
+
+    @property
+    def mean(self) -> float:
+        """Mean over all tokens; 0 without any."""
+        return self._total / self._tokens if self._tokens else 0.0
+
+    @property
+    def lowest(self) -> float:
+        """Lowest mean of a full window; the mean of all tokens as long as none was full."""
+        return self._lowest if self._lowest < math.inf else self.mean

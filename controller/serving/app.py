@@ -1,14 +1,21 @@
-"""The web application: endpoints over a backend, whichever engine that has."""
+"""The web application of the transformers server, and the uvicorn server that runs it."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import signal
+import socket
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from importlib.metadata import version as version_of
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from types import FrameType
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
@@ -16,137 +23,250 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from .auth_middleware import AuthMiddleware
-from .chat import ChatRequest
+from .batch_worker import BatchWorker, shutting_down
 from .chat_responses import ChatReply
 from .completion_service import CompletionService
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
-from .openapi import ERRORS, JSON_OR_EVENTS, METRICS
-from .pending_response import Backend
-from .responses_schema import ResponsesRequest
-from .responses_stream import ResponseReply
+from .responses_api import ResponsesReply, ResponsesRequest
+from .schemas import ChatRequest
 from .settings import ServerSettings
+from .sockets import bind_error
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
+_KEEP_ALIVE = 75
+"""Seconds that idle connections are kept: longer than clients do, or one might be closed just as it is used again."""
+_GRACE = 5
+"""Seconds for clients to read the rest of their responses."""
 
 
-def create_app(settings: ServerSettings, backend: Backend, metrics: Metrics) -> FastAPI:
-    """An application that starts the backend when it starts, and closes it when it ends."""
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in (("4XX", "Refused; the body says why."), ("5XX", "Not answered; the body says why."))
+}
+_REPLY: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The reply, or its server-sent events with `stream`.",
+        "content": {"application/json": {"schema": {"type": "object"}}, "text/event-stream": {}},
+    }
+}
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Counters in Prometheus' text format.", "content": {"text/plain": {}}}
+}
+
+
+def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) -> FastAPI:
+    """An application that starts the worker when it starts, and closes it when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        backend.start()
+        worker.start()
         yield
-        await asyncio.to_thread(backend.close)
+        await asyncio.to_thread(worker.close)
 
     app = FastAPI(
         title="tersely",
-        version=version_of("tersely"),
+        version=version("tersely"),
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        responses=ERRORS,
+        responses=_ERRORS,
     )
-    _refuse_plainly(app)
-    _answer(app, settings, backend)
-    _tell(app, settings, backend, metrics)
-    _name_the_model(app, settings.model)
-    app.add_middleware(AuthMiddleware, settings=settings, metrics=metrics)
+    _install_error_handlers(app)
+    _add_completion_routes(app, settings, worker)
+    _add_info_routes(app, settings, worker, metrics)
+    _describe_model(app, settings.model)
+    app.add_middleware(
+        AuthMiddleware,
+        metrics=metrics,
+        max_body=settings.limits.body,
+        api_key=settings.api_key,
+        hosts=settings.hosts,
+    )
     return app
 
 
-def _name_the_model(app: FastAPI, model: str) -> None:
-    """Have the schema say which model there is to ask."""
-    plain = app.openapi
+def _describe_model(app: FastAPI, model: str) -> None:
+    """Name the served model in the schema."""
+    default = app.openapi
 
-    def described() -> dict[str, Any]:
-        schema: dict[str, Any] = plain()
+    def openapi() -> dict[str, Any]:
+        schema: dict[str, Any] = default()
         for body in _BODIES.values():
             schema["components"]["schemas"][body.__name__]["properties"]["model"]["enum"] = [model]
         return schema
 
-    app.openapi = described  # type: ignore[method-assign]  # FastAPI's own way to change what it says
+    app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
 
 
-def _answer(app: FastAPI, settings: ServerSettings, backend: Backend) -> None:
-    """The endpoints that answer."""
-    desk = CompletionService(settings, backend)
+def _add_completion_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker) -> None:
+    service = CompletionService(settings, worker)
 
-    @app.post("/v1/chat/completions", responses=JSON_OR_EVENTS, response_model=None)
+    @app.post("/v1/chat/completions", responses=_REPLY, response_model=None)
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        return await desk.answer(request, body.asked(), bool(body.stream), lambda w: ChatReply(w, body.wants_usage))
+        return await service.respond(request, body, lambda resolved: ChatReply(resolved, body.include_usage))
 
-    @app.post("/v1/responses", responses=JSON_OR_EVENTS, response_model=None)
+    @app.post("/v1/responses", responses=_REPLY, response_model=None)
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer in the form of OpenAI's Responses."""
-        return await desk.answer(request, body.asked(), bool(body.stream), lambda w: ResponseReply(w, body.echo()))
+        """Answer in the form of OpenAI's Responses API."""
+        return await service.respond(request, body, lambda resolved: ResponsesReply(resolved, body.echo()))
 
 
-def _tell(app: FastAPI, settings: ServerSettings, backend: Backend, metrics: Metrics) -> None:
-    """The endpoints that say how the server is."""
-    began = int(time.time())
+def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker, metrics: Metrics) -> None:
+    created = int(time.time())
 
-    def model() -> dict[str, Any]:
-        can = backend.abilities
-        about = {"thinks": can.thinks, "tools": can.tools, "efforts": dict(settings.caps)}
-        head = {"id": settings.model, "object": "model", "created": began, "owned_by": "tersely"}
-        return {**head, "max_model_len": can.context, "tersely": about}
+    def describe() -> dict[str, Any]:
+        info = worker.model_info
+        return {
+            "id": settings.model,
+            "object": "model",
+            "created": created,
+            "owned_by": "tersely",
+            "max_model_len": info.context,
+            "tersely": {"thinks": info.thinks, "tools": info.tools, "efforts": dict(settings.caps)},
+        }
 
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        """The model that is served."""
-        return {"object": "list", "data": [model()]}
+    async def list_models() -> dict[str, Any]:
+        """The served model."""
+        return {"object": "list", "data": [describe()]}
 
     @app.get("/v1/models/{name:path}")
-    async def one_model(name: str) -> dict[str, Any]:
+    async def get_model(name: str) -> dict[str, Any]:
         """The model of that name."""
         if name != settings.model:
             raise unknown_model(name, [settings.model])
-        return model()
+        return describe()
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether requests are taken in."""
-        if not backend.open:
-            raise RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
+        """Whether requests are accepted."""
+        if not worker.accepting:
+            raise shutting_down()
         return {"status": "ok"}
 
     @app.get("/version")
-    async def version() -> dict[str, str]:
+    async def get_version() -> dict[str, str]:
         """The version of tersely."""
-        return {"version": version_of("tersely")}
+        return {"version": version("tersely")}
 
-    @app.get("/metrics", responses=METRICS, response_class=PlainTextResponse)
-    async def counted() -> Response:
-        """What was counted, as Prometheus reads it."""
-        text = metrics.text()
-        if text is None:
-            raise RequestError("prometheus-client is not installed; pip install 'tersely[serve]'", 501)
-        return Response(text, media_type=CONTENT_TYPE)
+    @app.get("/metrics", responses=_METRICS, response_class=PlainTextResponse)
+    async def get_metrics() -> Response:
+        """Counters for Prometheus."""
+        return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _refuse_plainly(app: FastAPI) -> None:
+def _install_error_handlers(app: FastAPI) -> None:
     """Give every error the shape that OpenAI's clients read."""
 
-    def refused(refusal: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    def respond(refusal: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         return JSONResponse(refusal.body, refusal.status, {**refusal.headers, **(headers or {})})
 
     @app.exception_handler(RequestError)
-    async def of_ours(request: Request, error: RequestError) -> JSONResponse:
-        return refused(error)
+    async def on_refusal(request: Request, error: RequestError) -> JSONResponse:
+        return respond(error)
 
     @app.exception_handler(RequestValidationError)
-    async def of_the_body(request: Request, error: RequestValidationError) -> JSONResponse:
-        return refused(from_validation_error(error.errors(), _BODIES.get(request.url.path)))
+    async def on_invalid_body(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(from_validation_error(error.errors(), _BODIES.get(request.url.path)))
 
     @app.exception_handler(HTTPException)
-    async def of_the_web(request: Request, error: HTTPException) -> JSONResponse:
+    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
         where = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
-        return refused(RequestError(f"{where}{error.detail}", error.status_code), error.headers)
+        return respond(RequestError(f"{where}{error.detail}", error.status_code), error.headers)
 
     @app.exception_handler(Exception)
-    async def of_nobody(request: Request, error: Exception) -> JSONResponse:
-        return refused(
-            RequestError("something went wrong here; the server's log says what", 500, code="internal_error")
+    async def on_bug(request: Request, error: Exception) -> JSONResponse:
+        return respond(RequestError("internal server error; see the server log", 500, code="internal_error"))
+
+
+class UvicornServer(uvicorn.Server):
+    """Serves until stopped: then new requests are refused, and running ones have `drain` seconds.
+
+    A second signal ends it at once. `ready` is printed to standard error once requests are accepted.
+    """
+
+    should_exit: bool
+
+    def __init__(self, app: FastAPI, worker: BatchWorker, drain: float, ready: str = "") -> None:
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=_GRACE,
+            lifespan="on",
         )
+        super().__init__(config)
+        self.worker, self.drain, self.ready = worker, drain, ready
+        self._deadline: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening and print `ready`."""
+        await super().startup(sockets)
+        if self.started and self.ready:
+            print(self.ready, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        """Refuse new requests and end once the running ones are done; may be called from any thread."""
+        self.worker.drain()
+        self._deadline = time.monotonic() + self.drain
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end now; called by uvicorn ten times a second."""
+        if self._deadline is not None and not self.should_exit:
+            late = time.monotonic() >= self._deadline
+            self.should_exit = late or self.worker.idle
+            if late:
+                self.worker.abort()
+        return bool(await super().on_tick(counter))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Handle a signal: the first stops, the second ends at once."""
+        if self._deadline is None:
+            self.stop()
+        else:
+            self.drain, self._deadline = 0.0, time.monotonic()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals while the server runs; they are not raised again, since stopping is not a failure."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in handlers.items():
+                signal.signal(sig, handler)
+
+
+def serve(server: UvicornServer, bound: socket.socket) -> None:
+    """Serve on a bound socket until stopped; raises OptionError if the port has been taken meanwhile."""
+    host, port = bound.getsockname()[:2]
+    try:
+        server.run(sockets=[bound])
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise bind_error(host, port, error) from None
+    finally:
+        bound.close()

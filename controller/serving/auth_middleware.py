@@ -1,134 +1,124 @@
-"""What every request passes before an endpoint sees it: who calls, by which name, how large the body is; and counting.
-
-Plain ASGI, so that bodies and streams pass through untouched.
-"""
+"""ASGI middleware in front of both servers: API key, Host header, size of the body, and request counting."""
 
 from __future__ import annotations
 
 import hmac
-import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import RequestError
 from .metrics import Metrics
-from .settings import ServerSettings
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-GUARDED = ("/v1/", "/metrics")
+_PROTECTED = ("/v1/", "/metrics")
 
 
 class AuthMiddleware:
-    """Stands before an application; what it refuses it answers itself."""
+    """Answers what it refuses itself; bodies and streams pass through untouched.
 
-    def __init__(self, app: App, settings: ServerSettings, metrics: Metrics) -> None:
-        self.app, self.settings, self.metrics = app, settings, metrics
+    Args:
+        max_body: Most bytes of a request body, whatever the headers claim.
+        api_key: Required below `/v1/` and for `/metrics`.
+        hosts: Accepted Host headers, so that a web page cannot reach a local server under its own name.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        max_body: int,
+        api_key: str | None = None,
+        hosts: Sequence[str] | None = None,
+    ) -> None:
+        self.app, self.metrics, self.max_body = app, metrics, max_body
+        self.api_key, self.hosts = api_key, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Check and count an HTTP request; see ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
-            return
-        counted = scope["path"].startswith("/v1/") and scope["method"] == "POST"
-        if not counted:
-            await self._pass(scope, receive, send)
-            return
-        status, began = 500, time.monotonic()
+        elif scope["method"] == "POST" and scope["path"].startswith("/v1/"):
+            await self._count(scope, receive, send)
+        else:
+            await self._check(scope, receive, send)
 
-        async def noted(message: MutableMapping[str, Any]) -> None:
+    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, start = 500, time.monotonic()
+
+        async def watch(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
-        self.metrics.begun()
+        self.metrics.start_request()
         state = scope.setdefault("state", {})
         try:
-            await self._pass(scope, receive, noted)
+            await self._check(scope, receive, watch)
         finally:
-            self.metrics.done(state.get("status", status), time.monotonic() - began)
+            self.metrics.finish_request(state.get("status", status), time.monotonic() - start)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.lower(): value for name, value in scope["headers"]}
+    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
         try:
-            self._check_host(headers.get(b"host", b""))
-            self._check_key(scope["path"], headers.get(b"authorization", b""), headers.get(b"x-api-key", b""))
-            self._check_length(headers.get(b"content-length"))
+            self._check_host(headers.get("host", ""))
+            self._check_key(scope["path"], headers)
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > self.max_body:
+                raise self._too_large()
         except RequestError as refusal:
-            await send_json(refusal, send)
+            await send_error(refusal, scope, receive, send)
             return
-        await self._limited(scope, receive, send)
+        await self._limit_body(scope, receive, send)
 
-    async def _limited(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let the application read no more of a body than is allowed, whatever its headers said."""
-        size = 0
-        started = False
+    async def _limit_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size, started = 0, False
 
-        async def counted() -> MutableMapping[str, Any]:
+        async def measure() -> Message:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.settings.limits.body:
-                raise _TooLarge
+            if size > self.max_body:
+                raise _BodyTooLarge
             return message
 
-        async def noted(message: MutableMapping[str, Any]) -> None:
+        async def watch(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self.app(scope, counted, noted)
-        except _TooLarge:
+            await self.app(scope, measure, watch)
+        except _BodyTooLarge:
             if started:
                 raise
-            await send_json(self._too_large(), send)
+            await send_error(self._too_large(), scope, receive, send)
 
-    def _check_host(self, host: bytes) -> None:
-        """Refuse other names than our own where only this machine is meant to reach us: a page might rebind its own."""
-        known = self.settings.hosts
-        if known is not None and _name(host.decode("latin-1")) not in known:
-            raise RequestError(
-                f"this server is not called {host.decode('latin-1')!r}; give it a key to serve others", 403
-            )
+    def _check_host(self, host: str) -> None:
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if self.hosts is not None and name.lower() not in self.hosts:
+            raise RequestError(f"Host header {host!r} is not allowed; set --api-key to accept other hosts", 403)
 
-    def _check_key(self, path: str, authorization: bytes, x_api_key: bytes) -> None:
-        if self.settings.api_key is None or not path.startswith(GUARDED):
+    def _check_key(self, path: str, headers: Headers) -> None:
+        if self.api_key is None or not path.startswith(_PROTECTED):
             return
-        scheme, _, token = authorization.partition(b" ")
-        given = token.strip() if scheme.lower() == b"bearer" else x_api_key
-        if not hmac.compare_digest(given, self.settings.api_key.encode()):
-            reason = "no API key was given" if not given else "the API key is wrong"
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not hmac.compare_digest(key.encode("latin-1"), self.api_key.encode()):
+            reason = "the API key is wrong" if key else "the API key is missing"
             raise RequestError(f"{reason}; send it as Authorization: Bearer KEY", 401, code="invalid_api_key")
 
-    def _check_length(self, length: bytes | None) -> None:
-        if length is not None and length.isdigit() and int(length) > self.settings.limits.body:
-            raise self._too_large()
-
     def _too_large(self) -> RequestError:
-        return RequestError(f"the body is too large; accepted: at most {self.settings.limits.body} bytes", 413)
+        return RequestError(f"the request body is too large; accepted: at most {self.max_body} bytes", 413)
 
 
-class _TooLarge(BaseException):
-    """The body is larger than allowed; passes through those who turn exceptions into answers."""
+class _BodyTooLarge(BaseException):
+    """The body is larger than allowed; no exception handler of the application may catch this."""
 
 
-async def send_json(refusal: RequestError, send: Send) -> None:
-    """Send a refusal."""
-    body = json.dumps(refusal.body).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), **refusal.headers}
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _name(host: str) -> str:
-    """The name in a Host header without its port."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+async def send_error(refusal: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send a refusal as the response."""
+    await JSONResponse(refusal.body, refusal.status, refusal.headers)(scope, receive, send)

@@ -1,7 +1,7 @@
-"""Answers requests on an engine of this process: one thread owns it and decodes what waits in batches.
+"""The thread that owns the engine and decodes waiting requests in batches.
 
-A batch takes the request that has waited longest and those behind it that can be decoded with it. Rows cannot join a
-batch under way, so a request waits for the longest row before it; limits on tokens bound that.
+A batch takes the request that has waited longest, and those behind it that can be decoded with it. Rows cannot join a
+running batch, so a request waits for the longest row before it; limits on tokens bound that.
 """
 
 from __future__ import annotations
@@ -10,208 +10,296 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 from jinja2 import TemplateError
 
 from ...errors import CapabilityError, PromptError, TerselyError
+from ..cancellation import CancellableWatcher
+from ..options import GenerationOptions
 from ..probe_registry import ProbeError
+from ..request_builder import PreparedRequest
 from ..session import Session
-from ..streaming import StreamEmitter
-from ..streaming import TextDeltaEvent as TextEvent
-from .drift_monitor import DriftReporter
+from ..streaming import StreamEmitter, TextDeltaEvent
+from ..text.reasoning_parser import ReasoningParser, truncate_at_stop
+from ..text.tool_calls import OPEN
+from ..trace import Decision, GenerationResult
+from ..types import Completion, Request
 from .errors import RequestError
 from .metrics import Metrics
-from .pending_response import PendingResponse
-from .resolved_request import ModelInfo, ResolvedRequest
-from .served_request import ServedRequest
-from .settings import ServerLimits
+from .pending_response import PendingResponse, RowFinished, split_tool_calls
+from .settings import ModelInfo, ResolvedRequest, ServerLimits
 
 _log = logging.getLogger(__name__)
 
 
-class BatchWorker:
-    """Answers on a session; implements `tickets.Backend`.
+class ServedRow(CancellableWatcher):
+    """One row of a request while an engine decodes it; implements `types.CompletionListener`."""
 
-    thinks: whether the session's model does. The session belongs to the thread of the worker from `start` on.
-    """
+    def __init__(
+        self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
+    ) -> None:
+        super().__init__(self._is_cancelled)
+        self.pending, self.number, self.session, self.metrics = pending, number, session, metrics
+        self.prepared = prepared
+        self.emitter: StreamEmitter | None = None
+        self._index = 0
+        self._finished = False
+        request = pending.request
+        hide = OPEN if request.options.tools else ""
+        self.parser = ReasoningParser(session.markers, prepared.state, request.stops, hide)
+
+    @property
+    def wants_text(self) -> bool:
+        """Whether the text is needed before the row ends."""
+        return self.pending.streams or bool(self.pending.request.stops)
+
+    def to_request(self) -> Request:
+        """The engine's request, watched by this row."""
+        request = self.prepared.request
+        limit = min(request.max_new_tokens, self.pending.request.max_tokens)
+        return self.wrap(replace(request, max_new_tokens=limit))
+
+    def attach(self, emitter: StreamEmitter, index: int) -> None:
+        """Receive text from an emitter, in which the row has this index."""
+        self.emitter, self._index = emitter, index
+
+    def send_text(self, event: TextDeltaEvent) -> None:
+        """Send new text to the client."""
+        if event.text and self.pending.streams:
+            self.pending.send(replace(event, row=self.number))
+
+    def on_finish(self, completion: Completion) -> None:
+        """Finish as soon as the row ends, without waiting for the others; see `types.CompletionListener`."""
+        self.finish(completion)
+
+    def finish(self, completion: Completion) -> None:
+        """Send the result, once."""
+        if self._finished:
+            return
+        self._finished = True
+        request = self.pending.request
+        result = self._result(completion)
+        content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
+        if self.emitter is not None:
+            self.emitter.finish_row(self._index, result.thinking, content)
+        budget = self.prepared.budget.thinking
+        self.metrics.add_result(result, budget, request.options.shadow)
+        self.pending.send(RowFinished(self.number, result, budget, content, calls))
+
+    def _is_cancelled(self) -> bool:
+        return self.pending.cancelled or self.parser.stopped
+
+    def _result(self, completion: Completion) -> GenerationResult:
+        """The result, cut at the first stop string."""
+        request = self.pending.request
+        result = self.session.finish(self.prepared, completion)
+        answer, stopped = truncate_at_stop(result.answer, request.stops)
+        reason = "stop" if stopped else result.finish_reason
+        notes = (Decision("server", "tier", request.note, 0),) if request.note else ()
+        return replace(result, answer=answer, finish_reason=reason, trace=(*notes, *result.trace))
+
+
+class BatchWorker:
+    """Answers requests on a session, which belongs to the worker's thread from `start` on."""
 
     def __init__(self, session: Session, limits: ServerLimits, metrics: Metrics, thinks: bool = True) -> None:
         self.session, self.limits, self.metrics = session, limits, metrics
         template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
-        self.abilities = ModelInfo(thinks, "tools" in template, session.engine.context_length)
-        self._drifts = DriftReporter(session)
+        self.model_info = ModelInfo(thinks, "tools" in template, session.engine.context_length)
+        self.accepting, self._closing = True, False
+        self._drift = DriftReporter(session)
         self._waiting: deque[PendingResponse] = deque()
         self._running: list[PendingResponse] = []
-        self._news = threading.Condition()
-        self._open, self._ending = True, False
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="tersely-worker", daemon=True)
 
     @property
-    def open(self) -> bool:
-        """See `Backend.open`."""
-        return self._open
-
-    @property
     def idle(self) -> bool:
-        """See `Backend.idle`."""
-        with self._news:
+        """Whether nothing runs and nothing waits."""
+        with self._changed:
             return not self._waiting and not self._running
 
     def start(self) -> None:
-        """See `Backend.start`."""
+        """Start the thread."""
         self._thread.start()
 
-    def submit(self, wish: ResolvedRequest, streams: bool) -> PendingResponse:
-        """See `Backend.submit`."""
-        with self._news:
-            if not self._open:
-                raise RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
+    def submit(self, request: ResolvedRequest, streams: bool) -> PendingResponse:
+        """Queue a request; raises RequestError if the queue is full or the server is shutting down."""
+        with self._changed:
+            if not self.accepting:
+                raise shutting_down()
             if len(self._waiting) >= self.limits.waiting:
-                self._waiting = deque(ticket for ticket in self._waiting if not ticket.gone)
+                self._waiting = deque(pending for pending in self._waiting if not pending.cancelled)
             if (waiting := len(self._waiting)) >= self.limits.waiting:
                 raise RequestError(
-                    f"{waiting} requests are waiting already; try again", 503, code="busy", retry_after=1
+                    f"{waiting} requests are already waiting; try again", 503, code="busy", retry_after=1
                 )
-            ticket = PendingResponse(wish, streams, self.limits.timeout)
-            self._waiting.append(ticket)
-            self._news.notify()
-        return ticket
+            pending = PendingResponse(request, streams, self.limits.timeout)
+            self._waiting.append(pending)
+            self._changed.notify()
+        return pending
 
     def drain(self) -> None:
-        """See `Backend.drain`."""
-        with self._news:
-            self._open = False
-            self._news.notify()
+        """Accept no more requests."""
+        with self._changed:
+            self.accepting = False
+            self._changed.notify()
 
-    def give_up(self) -> None:
-        """See `Backend.give_up`."""
-        with self._news:
-            self._open = False
-            for ticket in (*self._waiting, *self._running):
-                ticket.fail(RequestError("the server was shut down", 503, code="shutting_down", retry_after=5))
-                ticket.cancel()
+    def abort(self) -> None:
+        """Fail all requests; does not block."""
+        with self._changed:
+            self.accepting = False
+            for pending in (*self._waiting, *self._running):
+                pending.send(RequestError("the server was shut down", 503, code="shutting_down", retry_after=5))
+                pending.cancel()
 
     def close(self) -> None:
-        """See `Backend.close`."""
-        self.give_up()
-        with self._news:
-            self._ending = True
-            self._news.notify()
+        """Fail what is left, end the thread and free the model; blocks."""
+        self.abort()
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         if self._thread.is_alive():
             self._thread.join()
         self.session.engine.close()
 
     def _work(self) -> None:
-        """Decode batches until the end."""
-        while batch := self._next():
+        while batch := self._next_batch():
             try:
-                self._answer(batch)
-            except Exception:  # whatever went wrong with one batch, the next may be fine
+                self._run(batch)
+            except Exception:  # the next batch may be fine
                 _log.exception("a batch of %d requests failed", len(batch))
-                for ticket in batch:
-                    ticket.fail(RequestError("the engine failed; the server's log says how", 500, code="engine_failed"))
-            with self._news:
+                for pending in batch:
+                    pending.send(RequestError("the engine failed; see the server log", 500, code="engine_failed"))
+            with self._changed:
                 self._running = []
 
-    def _next(self) -> list[PendingResponse]:
-        """Wait for work; [] at the end."""
-        with self._news:
+    def _next_batch(self) -> list[PendingResponse]:
+        """Wait for requests; [] once the worker closes."""
+        with self._changed:
             while True:
-                self._news.wait_for(lambda: self._waiting or self._ending)
-                if self._ending:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
                     return []
-                self._gather()
+                self._wait_for_more()
                 self._running = self._pick()
                 if self._running:
                     return self._running
 
-    def _gather(self) -> None:
-        """Wait a moment for company."""
-        until = time.monotonic() + self.limits.gather
-        while sum(t.wish.n for t in self._waiting) < self.limits.batch and not self._ending:
-            if (left := until - time.monotonic()) <= 0:
+    def _wait_for_more(self) -> None:
+        deadline = time.monotonic() + self.limits.batch_wait
+        while sum(pending.request.n for pending in self._waiting) < self.limits.batch and not self._closing:
+            if (left := deadline - time.monotonic()) <= 0:
                 return
-            self._news.wait(left)
+            self._changed.wait(left)
 
     def _pick(self) -> list[PendingResponse]:
-        """Take the request that has waited longest, and as many as fit that can be decoded with it."""
+        """Take the request that has waited longest, and those that fit and can be decoded with it."""
         picked: list[PendingResponse] = []
         left: deque[PendingResponse] = deque()
         rows = 0
-        for ticket in self._waiting:
-            if ticket.gone:
+        for pending in self._waiting:
+            if pending.cancelled:
                 continue
-            alike = not picked or _kind(ticket.wish) == _kind(picked[0].wish)
-            if alike and rows + ticket.wish.n <= self.limits.batch:
-                picked.append(ticket)
-                rows += ticket.wish.n
+            alike = not picked or _batch_key(pending.request) == _batch_key(picked[0].request)
+            if alike and rows + pending.request.n <= self.limits.batch:
+                picked.append(pending)
+                rows += pending.request.n
             else:
-                left.append(ticket)
+                left.append(pending)
         self._waiting = left
         return picked
 
-    def _answer(self, batch: list[PendingResponse]) -> None:
+    def _run(self, batch: Sequence[PendingResponse]) -> None:
         """Decode the rows of these requests as one batch."""
-        rows = [row for ticket in batch for row in self._rows(ticket)]
+        rows = [row for pending in batch for row in self._prepare(pending)]
         if not rows:
             return
-
-        def emit(event: TextEvent) -> None:
-            rows[event.row].say(event.text)
-
-        session = self.session
-        sink = None
+        session, emitter = self.session, None
         if any(row.wants_text for row in rows):
-            sink = StreamEmitter(session.codec, session.markers, [row.row for row in rows], emit)
-        requests = [row.request() for row in rows]
-        sampling = batch[0].wish.options.sampling
+            emitter = StreamEmitter(
+                session.codec,
+                session.markers,
+                [row.prepared for row in rows],
+                lambda event: rows[event.row].send_text(event),
+                [row.parser for row in rows],
+            )
+            for index, row in enumerate(rows):
+                row.attach(emitter, index)
+        sampling = batch[0].request.options.sampling
         try:
-            completions = session.engine.generate(requests, sampling, sink)
+            completions = session.engine.generate([row.to_request() for row in rows], sampling, emitter)
         finally:
-            self._drifts.settle([ticket.wish.options for ticket in batch])
-        for row, done in zip(rows, completions, strict=True):
-            row.tell(done)
+            self._drift.finish_batch([pending.request.options for pending in batch])
+        for row, completion in zip(rows, completions, strict=True):
+            row.finish(completion)
 
-    def _rows(self, ticket: PendingResponse) -> list[ServedRequest]:
-        """Make the rows of a request; [] if it cannot be answered, which it is then told."""
-        wish = ticket.wish
+    def _prepare(self, pending: PendingResponse) -> list[ServedRow]:
+        """The rows of a request; [] after telling the client why it cannot be answered."""
+        request = pending.request
         try:
-            made = self.session.prepare([wish.messages] * wish.n, wish.options)
-            self._check(len(made[0].request.prompt_ids), wish.prompt)
-        except Exception as error:  # of this request alone: the others of the batch go on
-            ticket.fail(_refusal_of(error, wish.prompt))
+            prepared = self.session.prepare([request.messages] * request.n, request.options)
+            size, limit = len(prepared[0].request.prompt_ids), self.limits.prompt
+            if limit is not None and size > limit:
+                message = f"the prompt has {size} tokens; accepted: at most {limit}"
+                raise RequestError(message, param=request.prompt_field, code="context_length_exceeded")
+        except Exception as error:  # only this request fails; the rest of the batch goes on
+            pending.send(_to_request_error(error, request.prompt_field))
             return []
-        for row in made:
-            row.notes.extend(self._drifts.notes(wish.options))
-        return [ServedRequest(ticket, i, self.session, row, self.metrics) for i, row in enumerate(made)]
-
-    def _check(self, size: int, field: str) -> None:
-        most = self.limits.prompt
-        if most is not None and size > most:
-            message = f"the prompt has {size} tokens; accepted: at most {most}"
-            raise RequestError(message, param=field, code="context_length_exceeded")
+        for row in prepared:
+            row.notes.extend(self._drift.notes(request.options))
+        return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
 
 
-def _refusal_of(error: Exception, field: str) -> RequestError:
-    """Why a request cannot be answered; field: the one that the prompt came by."""
+class DriftReporter:
+    """Reports when questions no longer resemble those that a policy's certificate was made on."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._notes: dict[str, str] = {}
+
+    def finish_batch(self, batch: Sequence[GenerationOptions]) -> None:
+        """Let the policies under these options evaluate a finished batch."""
+        policies = {id(policy): policy for options in batch for policy in self.session.resolve(options).policies}
+        for policy in policies.values():
+            if (note := policy.end_batch()) is not None and policy.name not in self._notes:
+                self._notes[policy.name] = note
+                _log.warning("%s: %s", policy.name, note)
+
+    def notes(self, options: GenerationOptions) -> list[Decision]:
+        """What the trace of a row under these options says about drift."""
+        if not self._notes:
+            return []
+        names = [policy.name for policy in self.session.resolve(options).policies if policy.name in self._notes]
+        return [Decision(name, "drift", self._notes[name], 0, acted=False) for name in names]
+
+
+def shutting_down() -> RequestError:
+    """The refusal of requests that come too late."""
+    return RequestError("the server is shutting down", 503, code="shutting_down", retry_after=5)
+
+
+def _to_request_error(error: Exception, prompt_field: str) -> RequestError:
+    """Why a request could not be prepared."""
     if isinstance(error, RequestError):
         return error
     if isinstance(error, PromptError):
-        return RequestError(str(error), param=field)
+        return RequestError(str(error), param=prompt_field)
     if isinstance(error, TerselyError):
-        return RequestError(str(error), param="tersely" if isinstance(error, (CapabilityError, ProbeError)) else None)
+        return RequestError(str(error), param="tersely" if isinstance(error, CapabilityError | ProbeError) else None)
     if isinstance(error, TemplateError):
-        return RequestError(f"the model's chat template refuses these messages: {error}", param=field)
-    _log.error("a request could not be made ready", exc_info=error)
-    return RequestError("the request could not be made ready; the server's log says why", 500, code="engine_failed")
+        return RequestError(f"the model's chat template refuses these messages: {error}", param=prompt_field)
+    _log.error("a request could not be prepared", exc_info=error)
+    return RequestError("the request could not be prepared; see the server log", 500, code="engine_failed")
 
 
-def _kind(wish: ResolvedRequest) -> Hashable:
-    """What requests have in common that can be decoded together.
+def _batch_key(request: ResolvedRequest) -> Hashable:
+    """What requests of one batch have in common.
 
-    A seed is worth something only if nobody else draws: such a request goes alone.
+    A sampled request with a seed is a batch of its own, so that the seed alone determines its output.
     """
-    sampling = wish.options.sampling
-    drawn = sampling.seed is not None and sampling.temperature != 0
-    return sampling, wish.options.effort == "auto", id(wish) if drawn else None
+    sampling = request.options.sampling
+    alone = sampling.seed is not None and sampling.temperature != 0
+    return sampling, id(request) if alone else None

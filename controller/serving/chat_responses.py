@@ -1,4 +1,4 @@
-"""Replies of /v1/chat/completions, whole and in pieces. Whatever engine answered, this is their form."""
+"""Replies of /v1/chat/completions, whole and streamed."""
 
 from __future__ import annotations
 
@@ -9,38 +9,29 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ..text.tool_calls import read_calls
 from ..trace import GenerationResult
 from .errors import RequestError
-from .pending_response import Event, RowFinished, TextDelta
-from .resolved_request import ResolvedRequest
-
-DONE = "data: [DONE]\n\n"
+from .pending_response import Event, RowFinished
+from .settings import ResolvedRequest
 
 
-def control_metadata(wish: ResolvedRequest, ended: RowFinished) -> dict[str, Any]:
-    """The field `tersely` of a reply: tier, budget, usage by kind, and every decision unless that was not wanted."""
-    made = ended.generation
-    about = {
-        "effort": wish.effort,
-        "tier": made.tier,
-        "budget": ended.budget,
-        "shadow": wish.options.shadow,
-        "usage": made.usage.as_dict(),
+def control_metadata(request: ResolvedRequest, row: RowFinished) -> dict[str, Any]:
+    """The field `tersely` of a reply."""
+    metadata = {
+        "effort": request.effort,
+        "tier": row.result.tier,
+        "budget": row.budget,
+        "shadow": request.options.shadow,
+        "usage": row.result.usage.as_dict(),
     }
-    return {**about, "decisions": [asdict(d) for d in made.trace]} if wish.trace else about
+    return {**metadata, "decisions": [asdict(d) for d in row.result.trace]} if request.include_trace else metadata
 
 
-def openai_finish_reason(made: GenerationResult) -> str:
-    """The finish reason in OpenAI's words; how the thinking ended is in the trace."""
-    return "length" if made.finish_reason == "length" else "stop"
-
-
-def openai_usage(rows: Sequence[GenerationResult]) -> dict[str, Any]:
-    """Usage in OpenAI's form: what stands in the texts; overhead is in the field `tersely`."""
-    prompt = rows[0].usage.prompt
-    thinking = sum(made.usage.thinking for made in rows)
-    completion = thinking + sum(made.usage.answer for made in rows)
+def openai_usage(results: Sequence[GenerationResult]) -> dict[str, Any]:
+    """Usage in OpenAI's form: tokens of the texts; overhead is in the field `tersely`."""
+    prompt = results[0].usage.prompt
+    thinking = sum(result.usage.thinking for result in results)
+    completion = thinking + sum(result.usage.answer for result in results)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
@@ -58,93 +49,67 @@ def sse_event(data: Mapping[str, Any], name: str | None = None) -> str:
 
 @dataclass(slots=True)
 class ChatReply:
-    """One reply on its way."""
+    """One reply; `include_usage`: a stream ends with the usage."""
 
-    wish: ResolvedRequest
-    usage_wanted: bool = False
+    request: ResolvedRequest
+    include_usage: bool = False
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
-        """The reply in one piece; rows in their order."""
+    def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
+        """The whole reply; `rows` in their order."""
         choices = [
             {
                 "index": row.row,
-                "message": _message(row.generation, self.wish),
-                "finish_reason": "tool_calls"
-                if split_tool_calls(row.generation, self.wish)[1]
-                else openai_finish_reason(row.generation),
+                "message": _message(row),
+                "finish_reason": row.finish_reason,
                 "logprobs": None,
-                "tersely": control_metadata(self.wish, row),
+                "tersely": control_metadata(self.request, row),
             }
             for row in rows
         ]
-        return {
-            **self._head("chat.completion"),
-            "choices": choices,
-            "usage": openai_usage([r.generation for r in rows]),
-        }
+        usage = openai_usage([row.result for row in rows])
+        return {**self._head("chat.completion"), "choices": choices, "usage": usage}
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        """The reply in server-sent events; a refusal on the way is the last but one."""
+        """The reply as server-sent events; an error ends it with an event of its own."""
         try:
-            for row in range(self.wish.n):
+            for row in range(self.request.n):
                 yield self._chunk(row, {"role": "assistant", "content": ""})
-            rows: list[GenerationResult] = []
-            async for happened in events:
-                for chunk in self._chunks(happened):
+            results: list[GenerationResult] = []
+            async for event in events:
+                for chunk in self._chunks(event):
                     yield chunk
-                if isinstance(happened, RowFinished):
-                    rows.append(happened.generation)
-            if self.usage_wanted:
-                yield sse_event({**self._head("chat.completion.chunk"), "choices": [], "usage": openai_usage(rows)})
+                if isinstance(event, RowFinished):
+                    results.append(event.result)
+            if self.include_usage:
+                yield sse_event({**self._head("chat.completion.chunk"), "choices": [], "usage": openai_usage(results)})
         except RequestError as refusal:
             yield sse_event(refusal.body)
-        yield DONE
+        yield "data: [DONE]\n\n"
 
-    def _chunks(self, happened: Event) -> Iterator[str]:
-        if isinstance(happened, TextDelta):
-            text = happened.text
-            yield self._chunk(happened.row, {"content": text} if happened.part == "answer" else _reasoning(text))
+    def _chunks(self, event: Event) -> Iterator[str]:
+        if not isinstance(event, RowFinished):
+            delta = {"content": event.text} if event.channel == "answer" else _reasoning(event.text)
+            yield self._chunk(event.row, delta)
             return
-        finish = openai_finish_reason(happened.generation)
-        if calls := split_tool_calls(happened.generation, self.wish)[1]:
-            yield self._chunk(happened.row, {"tool_calls": [{"index": n, **call} for n, call in enumerate(calls)]})
-            finish = "tool_calls"
-        yield self._chunk(happened.row, {}, finish, tersely=control_metadata(self.wish, happened))
+        if event.tool_calls:
+            yield self._chunk(event.row, {"tool_calls": [{"index": n, **c} for n, c in enumerate(event.tool_calls)]})
+        yield self._chunk(event.row, {}, event.finish_reason, tersely=control_metadata(self.request, event))
 
-    def _chunk(self, row: int, delta: Mapping[str, Any], finish: str | None = None, **more: Any) -> str:
-        choice = {"index": row, "delta": delta, "finish_reason": finish, "logprobs": None, **more}
-        usage = {"usage": None} if self.usage_wanted else {}
+    def _chunk(self, row: int, delta: Mapping[str, Any], finish: str | None = None, **fields: Any) -> str:
+        choice = {"index": row, "delta": delta, "finish_reason": finish, "logprobs": None, **fields}
+        usage = {"usage": None} if self.include_usage else {}
         return sse_event({**self._head("chat.completion.chunk"), "choices": [choice], **usage})
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.wish.model}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.request.model}
 
 
-def split_tool_calls(made: GenerationResult, wish: ResolvedRequest) -> tuple[str, list[dict[str, Any]]]:
-    """What an answer says, and the calls of tools in it in OpenAI's form; what is no call stays text."""
-    if not wish.options.tools:
-        return made.answer, []
-    said, calls = read_calls(made.answer)
-    for call in (call for call in calls if call.error is not None):
-        said = f"{said}\n{call.text}".strip()
-    functions = [
-        {
-            "id": call.id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
-        }
-        for call in calls
-        if call.error is None
-    ]
-    return said, functions
-
-
-def _message(made: GenerationResult, wish: ResolvedRequest) -> dict[str, Any]:
-    said, calls = split_tool_calls(made, wish)
-    told = {"tool_calls": calls, "content": said or None} if calls else {"content": said}
-    return {"role": "assistant", **told, **_reasoning(made.thinking)}
+def _message(row: RowFinished) -> dict[str, Any]:
+    calls = {"tool_calls": list(row.tool_calls)} if row.tool_calls else {}
+    content = row.content or None if row.tool_calls else row.content
+    return {"role": "assistant", **calls, "content": content, **_reasoning(row.result.thinking)}
 
 
 def _reasoning(text: str) -> dict[str, str | None]:

@@ -1,128 +1,230 @@
-"""The command `tersely serve`."""
+"""The command `tersely serve`, for the transformers server and for vLLM's."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from ...errors import CapabilityError, OptionError
-from ..budgets import canonical_effort
-from ..options import GenerationOptions
+from ..api import resolve_helper, resolve_verifier
+from ..options import GenerationOptions, make_options
 from ..policies import make_policies
-from ..text.markers import parse_markers
+from ..session import Session
+from ..text.markers import Markers, parse_markers
 from ..tuned_config import load_config
-from . import options as o
-from .batch_worker import BatchWorker
-from .effort_budgets import OURS, parse_effort_caps
-from .loading import ReasoningMode, open_session, warm_up
-from .metrics import Metrics
-from .settings import ServerLimits, ServerSettings
+from ..types import Engine
+from .settings import EFFORT_CAPS, ServerLimits, ServerSettings, parse_effort_caps
 from .sockets import LOCAL, base_url, bind_socket, exposure_warning
 
+DEFAULT_MODEL = "tersely-tiny-small"
+PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Settings of click that let vLLM's own options through."""
 _DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
+_NO_MARKERS = Markers("<think>", "</think>", "none")
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder or a hub name.")]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model; default: its own name.")]
+Host = Annotated[str, typer.Option(help="Address to listen on; the default serves only this machine.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes any free one.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(envvar="TERSELY_API_KEY", show_envvar=True, show_default=False, help="Key that clients must send."),
+]
+Effort = Annotated[str, typer.Option(metavar="LEVEL", help="Effort of requests that name none.")]
+Preset = Annotated[str, typer.Option(metavar="NAME", help="Preset of requests that name none.")]
+PolicyNames = Annotated[
+    list[str] | None, typer.Option("--policy", metavar="NAME", help="Replaces the preset; repeat for several.")
+]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option("--budget", metavar="EFFORT=TOKENS", help="Thinking tokens of an effort; repeat for several."),
+]
+MaxBody = Annotated[int, typer.Option(min=1024, metavar="BYTES", help="Largest request body.")]
 
 
 def serve(
-    model: o.Model = "tersely-tiny-small",
-    name: o.Name = None,
-    host: o.Host = LOCAL[0],
-    port: o.Port = 8000,
-    api_key: o.ApiKey = None,
-    effort: o.Effort = "normal",
-    preset: o.Preset = "balanced",
-    policy: o.Policies = None,
-    config: o.Config = None,
-    budget: o.Budgets = None,
-    answer_reserve: o.AnswerReserve = None,
-    probes: o.Probes = None,
-    verifier: o.Verifier = None,
-    helper: o.Helper = None,
-    markers: o.Markers = None,
-    think_prompt: o.ThinkPrompt = False,
-    no_thinking: o.NoThinking = False,
-    grouped_attention: o.Grouped = False,
-    shadow_share: o.ShadowShare = 0.0,
-    max_batch: o.Batch = _LIMITS.batch,
-    max_waiting: o.Waiting = _LIMITS.waiting,
-    max_tokens: o.MaxTokens = _LIMITS.tokens,
-    max_prompt_tokens: o.MaxPrompt = None,
-    max_body: o.MaxBody = _LIMITS.body,
-    timeout: o.Timeout = _LIMITS.timeout,
-    drain: o.Drain = 30.0,
+    model: Model = DEFAULT_MODEL,
+    name: Name = None,
+    host: Host = LOCAL[0],
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    effort: Effort = "normal",
+    preset: Preset = "balanced",
+    policy: PolicyNames = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Result of `tersely tune`; replaces effort, preset and policies."),
+    ] = None,
+    budget: Budgets = None,
+    answer_reserve: Annotated[
+        int | None, typer.Option(min=1, help="Output tokens reserved for the answer; default: 64.")
+    ] = None,
+    probes: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Result of `tersely calibrate`; default: the built-in probes.")
+    ] = None,
+    verifier: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model that checks answers for policies.")
+    ] = None,
+    helper: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Larger model that policies can delegate to.")
+    ] = None,
+    markers: Annotated[
+        str | None,
+        typer.Option(metavar="OPEN,CLOSE", help="How the model opens and closes its thinking; default: detected."),
+    ] = None,
+    think_prompt: Annotated[
+        bool, typer.Option("--think-prompt", help="Make a model without markers think between <think> and </think>.")
+    ] = False,
+    no_thinking: Annotated[
+        bool, typer.Option("--no-thinking", help="Serve a model that does not think, without control.")
+    ] = False,
+    grouped_attention: Annotated[
+        bool, typer.Option("--grouped-attention", help="Faster on CPUs; rounds differently from transformers.")
+    ] = False,
+    shadow_share: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Share of requests answered in shadow mode, for the metrics.")
+    ] = 0.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences decoded at once.")] = _LIMITS.batch,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Requests that may wait in the queue.")] = _LIMITS.waiting,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="Most output tokens of a reply.")] = _LIMITS.tokens,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest prompt; default: what the model's context holds.")
+    ] = None,
+    max_body: MaxBody = _LIMITS.body,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Longest time for a request, waiting included.")
+    ] = _LIMITS.timeout,
+    drain: Annotated[
+        float, typer.Option(min=0.0, metavar="SECONDS", help="Time for running requests to finish after Ctrl-C.")
+    ] = 30.0,
 ) -> None:
-    """Serve a model under control to any client of the OpenAI API; stop with Ctrl-C."""
-    thinking = ReasoningMode(None if markers is None else parse_markers(markers), think_prompt, not no_thinking)
+    """Serve a model under control to clients of the OpenAI API; stop with Ctrl-C."""
+    _check_installed()
+    parsed_markers = None if markers is None else parse_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
-    if api_key is not None and not api_key.strip():
-        raise OptionError("the API key is empty; give one with --api-key or TERSELY_API_KEY, or none at all")
-    defaults = _defaults(effort, preset, policy, config)
+    _check_api_key(api_key)
+    defaults = _default_options(effort, preset, policy, config)
     settings = ServerSettings(
         model=name or served_model_name(model),
-        defaults=replace(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_tokens),
+        defaults=make_options(defaults, answer_reserve=answer_reserve, probes=probes, max_new_tokens=max_new_tokens),
         tuned=config is not None,
-        caps=parse_effort_caps(caps_from(budget or ())),
-        limits=ServerLimits(max_batch, max_waiting, _LIMITS.gather, timeout, max_tokens, max_prompt_tokens, max_body),
+        caps={**EFFORT_CAPS, **parse_effort_caps(budget or ())},
+        limits=ServerLimits(
+            batch_size, max_waiting, _LIMITS.batch_wait, timeout, max_new_tokens, max_prompt_tokens, max_body
+        ),
         api_key=api_key,
         shadow_share=shadow_share,
         hosts=LOCAL if host in LOCAL and api_key is None else None,
     )
-    _run(settings, (model, grouped_attention), thinking, (verifier, helper), (host, port), drain)
+    with bind_socket(host, port) as bound:
+        from ..engines.transformers.engine import load_engine
+
+        engine = load_engine(model, grouped=grouped_attention)
+        session = open_session(engine, parsed_markers, think_prompt, not no_thinking, verifier, helper)
+        warm_up(session, settings.defaults, not no_thinking)
+        address = base_url(*bound.getsockname()[:2])
+        ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
+        _run(session, settings, not no_thinking, bound, drain, ready)
 
 
-def _defaults(effort: str, preset: str, policy: Sequence[str] | None, config: Path | None) -> GenerationOptions:
-    """What holds where a request says nothing; raises OptionError for unknown names."""
-    options = GenerationOptions(effort=effort, preset=preset, policies=tuple(policy) if policy else None)
-    if config is not None:
-        if options != _DEFAULT:
-            raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
-        return replace(options, **load_config(config))
-    canonical_effort(effort)
-    make_policies(options.preset, options.policies)
-    return options
+def _run(
+    session: Session, settings: ServerSettings, thinks: bool, bound: socket.socket, drain: float, ready: str
+) -> None:
+    from .app import UvicornServer, create_app
+    from .app import serve as run_server
+    from .batch_worker import BatchWorker
+    from .metrics import Metrics
+
+    metrics = Metrics()
+    worker = BatchWorker(session, settings.limits, metrics, thinks)
+    run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
 
 
-def caps_from(given: Sequence[str]) -> dict[str, int]:
-    """Effort -> tokens from EFFORT=TOKENS; our tiers go by the names whose caps they have."""
-    caps = {}
-    for text in given:
-        effort, _, tokens = text.partition("=")
-        if not tokens.isdecimal():
-            raise OptionError(f"--budget {text!r} not understood; accepted: EFFORT=TOKENS, as in medium=1500")
-        caps[OURS.get(effort, effort)] = int(tokens)
-    return caps
+def _check_installed() -> None:
+    """Raise CapabilityError now rather than after the model has been loaded."""
+    try:
+        from . import app as app
+    except ImportError as error:
+        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
+
+
+def serve_vllm(
+    context: typer.Context,
+    model: Model = DEFAULT_MODEL,
+    name: Name = None,
+    host: Host = LOCAL[0],
+    port: Port = 8000,
+    api_key: ApiKey = None,
+    effort: Effort = "normal",
+    preset: Preset = "balanced",
+    policy: PolicyNames = None,
+    budget: Budgets = None,
+    max_body: MaxBody = _LIMITS.body,
+) -> None:
+    """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
+    from .vllm_translation import default_control
+
+    _check_api_key(api_key)
+    default, caps = default_control(preset, policy, effort), parse_effort_caps(budget or ())
+    from .vllm_server import run_vllm_server
+
+    run_vllm_server(
+        model,
+        name or served_model_name(model),
+        host,
+        port,
+        default=default,
+        caps=caps,
+        max_body=max_body,
+        api_key=api_key,
+        flags=context.args,
+    )
+
+
+def open_session(
+    engine: Engine,
+    markers: Markers | None = None,
+    think_prompt: bool = False,
+    thinks: bool = True,
+    verifier: str | None = None,
+    helper: str | None = None,
+) -> Session:
+    """The session of an engine; raises MarkerError if the model's thinking cannot be recognised."""
+    if not thinks:
+        return Session(engine, _NO_MARKERS)
+    return Session(engine, markers, think_prompt, verifier=resolve_verifier(verifier), helper=resolve_helper(helper))
+
+
+def warm_up(session: Session, defaults: GenerationOptions, thinks: bool) -> None:
+    """Answer a tiny prompt, so that what would fail for every request fails now; raises what `Session.run` raises."""
+    options = defaults if thinks else make_options(defaults, effort="normal", preset="off", policies=None)
+    session.run(["1 + 1"], make_options(options, max_new_tokens=2, answer_reserve=1))
 
 
 def served_model_name(model: str) -> str:
-    """A folder goes by its last part: where it lies is nobody's business."""
+    """Local checkpoints are served under their folder's name, so that the path is not exposed."""
     path = Path(model)
     return path.resolve().name if path.is_dir() else model
 
 
-def _run(
-    settings: ServerSettings,
-    model: tuple[str, bool],
-    thinking: ReasoningMode,
-    others: tuple[str | None, str | None],
-    address: tuple[str, int],
-    drain: float,
-) -> None:
-    """Take the port, load the model, with grouped attention or not, and serve; others: verifier and helper."""
-    try:
-        from .app import create_app
-        from .server import UvicornServer
-        from .server import serve as serve_on
-    except ImportError as error:
-        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
-    with bind_socket(*address) as bound:
-        from ..engines.transformers.engine import load_engine
+def _check_api_key(api_key: str | None) -> None:
+    if api_key is not None and not api_key.strip():
+        raise OptionError("the API key is empty; set one with --api-key or TERSELY_API_KEY, or leave it out")
 
-        metrics = Metrics()
-        session = open_session(load_engine(model[0], grouped=model[1]), thinking, *others)
-        warm_up(session, settings.defaults, thinking.thinks)
-        worker = BatchWorker(session, settings.limits, metrics, thinking.thinks)
-        host, port = bound.getsockname()[:2]
-        ready = f"{settings.model} is served at {base_url(host, port)} (Ctrl-C stops)"
-        ready += exposure_warning(address[0], settings.api_key)
-        serve_on(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
+
+def _default_options(
+    effort: str, preset: str, policies: Sequence[str] | None, config: Path | None
+) -> GenerationOptions:
+    """The options of requests that say nothing; raises OptionError for unknown names."""
+    options = make_options(effort=effort, preset=preset, policies=policies or None)
+    if config is not None:
+        if options != _DEFAULT:
+            raise OptionError("--config decides effort, preset and policies; leave out --effort, --preset and --policy")
+        return make_options(options, **load_config(config))
+    make_policies(options.preset, options.policies)
+    return options

@@ -1,8 +1,9 @@
-"""Where a request of any endpoint is taken in, waited for, and given up when its client leaves."""
+"""Takes in requests of all endpoints, waits for their answers, and cancels them when clients disconnect."""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, TypeVar
@@ -10,127 +11,272 @@ from typing import Any, Protocol, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from .errors import CLIENT_LEFT, RequestError
-from .pending_response import Backend, Event, RowFinished
-from .resolved_request import ResolvedRequest, resolve_request
-from .schemas import ParsedRequest
-from .settings import ServerSettings
-from .tracing import Span, Spans
+from ..options import make_options
+from ..policies import get_presets, make_policies
+from ..policies.base import Policy
+from .batch_worker import BatchWorker
+from .errors import CLIENT_LEFT, RequestError, unknown_model
+from .metrics import RequestSpan, request_span
+from .pending_response import Event, RowFinished
+from .schemas import ChatRequest, RequestBody
+from .settings import (
+    MIN_THINKING,
+    ModelInfo,
+    ResolvedRequest,
+    ServerSettings,
+    answer_reserve,
+    effort_budgets,
+    openai_effort,
+)
 
 T = TypeVar("T")
+_SEED_RANGE = 1 << 63
+"""Seeds are taken modulo this, since random generators accept no larger ones."""
 
 
 class Reply(Protocol):
     """The form of an endpoint's replies."""
 
-    def whole(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
-        """The reply in one piece; rows in their order."""
+    def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
+        """The whole reply; `rows` in their order."""
         ...
 
     def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        """The reply in server-sent events; tells of a refusal on the way."""
+        """The reply as server-sent events, errors included."""
         ...
 
 
 class CompletionService:
-    """Takes requests in for a backend."""
+    """Answers requests with a worker."""
 
-    def __init__(self, settings: ServerSettings, backend: Backend) -> None:
-        self.settings, self.backend, self.spans = settings, backend, Spans()
+    def __init__(self, settings: ServerSettings, worker: BatchWorker) -> None:
+        self.settings, self.worker = settings, worker
 
-    async def answer(
-        self, request: Request, asked: ParsedRequest, streams: bool, reply_of: Callable[[ResolvedRequest], Reply]
+    async def respond(
+        self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], Reply]
     ) -> Response:
         """The response to a request; raises RequestError.
 
-        A stream begins with its first event, so that what is wrong with a request is said by the status.
+        A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
-        wish = resolve_request(asked, self.settings, self.backend.abilities)
-        reply = reply_of(wish)
+        request = resolve_request(body, self.settings, self.worker.model_info)
+        reply, streams = make_reply(request), bool(body.stream)
         with ExitStack() as stack:
-            span = stack.enter_context(self.spans.span(wish.model))
-            ticket = self.backend.submit(wish, streams)
-            stack.callback(ticket.cancel)
+            span = stack.enter_context(request_span(request.model))
+            pending = self.worker.submit(request, streams)
+            stack.callback(pending.cancel)
             try:
-                first = await _unless_left(request, ticket.next())
-                events = _noted(request, ticket.events(first), span)
+                first = await _while_connected(http, pending.next())
+                events = _record(http, pending.events(first), span)
                 if streams:
-                    return _Stream(request, reply.stream(events), stack.pop_all())
-                rows = await _unless_left(request, _ends(events))
-            except _ClientDisconnected:
-                _note(request, span, CLIENT_LEFT)
+                    return _EventStream(http, reply.stream(events), stack.pop_all())
+                rows = await _while_connected(http, _finished_rows(events))
+            except _ClientDisconnectedError:
+                _record_failure(http, span, CLIENT_LEFT)
                 return Response(status_code=CLIENT_LEFT)
-            return JSONResponse(reply.whole(rows))
+            return JSONResponse(reply.to_json(rows))
 
 
-class _ClientDisconnected(Exception):  # noqa: N818  # no error of ours
-    """The client has gone."""
+def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInfo) -> ResolvedRequest:
+    """Decide all options of a request; raises RequestError."""
+    if body.model != settings.model:
+        raise unknown_model(body.model, [settings.model])
+    chat = body if isinstance(body, ChatRequest) else None
+    tools = () if chat is None or chat.tool_choice == "none" else tuple(chat.tools or ())
+    n = (chat.n if chat else None) or 1
+    _check(body, n, bool(tools), settings, model)
+    named, budget = _get_effort(body), _get_budget(body)
+    limit = body.output_limit[1] or settings.limits.tokens
+    reserve = answer_reserve(limit, settings.defaults.answer_reserve)
+    effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
+    sampling = {
+        "temperature": body.temperature,
+        "top_p": body.top_p,
+        "top_k": chat.top_k if chat else None,
+        "seed": None if body.seed is None else body.seed % _SEED_RANGE,
+    }
+    use_tuned_budgets = settings.tuned and named is None and budget is None
+    options = make_options(
+        settings.defaults,
+        effort=effort,
+        strategy=settings.defaults.strategy if use_tuned_budgets else effort_budgets(settings.caps, effort, budget),
+        max_new_tokens=max(2, limit),
+        answer_reserve=reserve,
+        tools=tools,
+        **{name: value for name, value in sampling.items() if value is not None},
+        **_choose_policies(body, settings, budget is not None, named is not None),
+    )
+    if not model.thinks:
+        options = make_options(options, effort="normal", preset="off", policies=None)
+    stop = (chat.stop if chat else None) or ()
+    return ResolvedRequest(
+        model=body.model,
+        messages=body.to_messages(),
+        options=options,
+        effort=effort,
+        max_tokens=limit,
+        n=n,
+        stops=(stop,) if isinstance(stop, str) else tuple(stop),
+        include_trace=body.own.trace,
+        note=note,
+        prompt_field=body.prompt_field,
+    )
 
 
-class _Stream(StreamingResponse):
-    """Server-sent events; what is open is closed when they end, however that is."""
+def _check(body: RequestBody, n: int, tools: bool, settings: ServerSettings, model: ModelInfo) -> None:
+    """Refuse what this server or its model cannot do."""
+    limits, (field, limit) = settings.limits, body.output_limit
+    if limit is not None and limit > limits.tokens:
+        raise RequestError(f"{field} is {limit}; accepted: at most {limits.tokens}", param=field)
+    if n > limits.batch:
+        raise RequestError(f"n is {n}; accepted: at most {limits.batch}", param="n")
+    if tools and not model.tools:
+        raise RequestError("this model's chat template knows no tools; leave them out", param="tools")
+    if model.thinks:
+        return
+    own = body.own
+    fields = [field for field, effort in body.efforts().items() if effort != "none"]
+    fields += list(body.budgets())
+    fields += [f"tersely.{name}" for name in ("preset", "policies") if getattr(own, name) is not None]
+    fields += ["tersely.shadow"] if own.shadow else []
+    if fields:
+        raise RequestError(
+            f"{fields[0]}: this model does not think, so there is nothing to control; leave it out, or start the "
+            "server with --think-prompt",
+            param=fields[0],
+        )
 
-    def __init__(self, request: Request, lines: AsyncIterator[str], stack: ExitStack) -> None:
+
+def _get_effort(body: RequestBody) -> str | None:
+    """The effort of the request; raises RequestError if two fields disagree."""
+    efforts = body.efforts()
+    if len({openai_effort(effort) for effort in efforts.values()}) > 1:
+        fields = " and ".join(f"{field} says {effort!r}" for field, effort in efforts.items())
+        raise RequestError(f"{fields}; give one of them", param=list(efforts)[-1])
+    return next(iter(efforts.values()), None)
+
+
+def _get_budget(body: RequestBody) -> int | None:
+    """The thinking tokens of the request as a number; raises RequestError if they cannot be kept."""
+    budgets = body.budgets()
+    if not budgets:
+        return None
+    field = list(budgets)[-1]
+    if len(set(budgets.values())) > 1:
+        fields = " and ".join(f"{name} is {number}" for name, number in budgets.items())
+        raise RequestError(f"{fields}; give one of them", param=field)
+    if body.own.shadow:
+        message = f"{field}: shadow mode changes nothing, so no budget can be kept; leave one of them out"
+        raise RequestError(message, param=field)
+    return budgets[field]
+
+
+def _fit_effort(settings: ServerSettings, effort: str, budget: int | None, limit: int, reserve: int) -> tuple[str, str]:
+    """The effort that there is room for, and why it is less than requested."""
+    cap = settings.caps.get(openai_effort(effort), 1) if budget is None else budget
+    if effort == "none" or cap == 0:
+        return "none", ""
+    if budget is not None and budget < MIN_THINKING:
+        return "none", f"no thinking: it could not be closed within a budget of {budget} tokens"
+    if limit - reserve < MIN_THINKING:
+        return "none", f"no thinking: {limit} tokens in all leave no room for it in addition to the answer"
+    return effort, ""
+
+
+def _choose_policies(body: RequestBody, settings: ServerSettings, has_budget: bool, has_effort: bool) -> dict[str, Any]:
+    """Preset, policies and shadow mode; a requested budget or effort is always kept by a policy."""
+    own, defaults = body.own, settings.defaults
+    chosen = own.preset is not None or own.policies is not None
+    if own.preset is not None and own.policies is not None:
+        raise RequestError("tersely.policies replaces tersely.preset; give one of them", param="tersely.policies")
+    preset, policies = (own.preset, own.policies) if chosen else (defaults.preset, defaults.policies)
+    shadow = own.shadow or defaults.shadow
+    if settings.shadow_share and not (has_budget or own.shadow or body.seed is not None):
+        shadow = random.random() < settings.shadow_share
+    wanted: tuple[Policy | str, ...] | None = None if policies is None else tuple(policies)
+    if has_budget or (has_effort and not chosen):
+        wanted = _add_budget_policy(preset, wanted)
+    return {"preset": preset, "policies": wanted, "shadow": shadow}
+
+
+def _add_budget_policy(
+    preset: str | None, policies: tuple[Policy | str, ...] | None
+) -> tuple[Policy | str, ...] | None:
+    """The policies, with the one that keeps budgets."""
+    if policies is None and "budget" in get_presets().get(preset or "off", ()):
+        return None
+    resolved = make_policies(preset, policies)
+    return resolved if any(policy.name == "budget" for policy in resolved) else ("budget", *resolved)
+
+
+class _ClientDisconnectedError(Exception):
+    """The client has disconnected."""
+
+
+class _EventStream(StreamingResponse):
+    """Server-sent events; closes `stack` when they end, however that is."""
+
+    def __init__(self, http: Request, lines: AsyncIterator[str], stack: ExitStack) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(self._followed(lines), media_type="text/event-stream", headers=headers)
-        self.request, self.stack, self.complete = request, stack, False
+        super().__init__(self._watch(lines), media_type="text/event-stream", headers=headers)
+        self.http, self.stack, self.complete = http, stack, False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """See ASGI."""
+        """Send the events; see ASGI."""
         with self.stack:
             try:
                 await super().__call__(scope, receive, send)
             finally:
                 if not self.complete:
-                    self.request.state.status = CLIENT_LEFT
+                    self.http.state.status = CLIENT_LEFT
 
-    async def _followed(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
+    async def _watch(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
         async for line in lines:
             yield line
         self.complete = True
 
 
-async def _ends(events: AsyncIterator[Event]) -> list[RowFinished]:
-    """The ends of all rows, in the order of the rows."""
-    ends = [happened async for happened in events if isinstance(happened, RowFinished)]
-    return sorted(ends, key=lambda ended: ended.row)
+async def _finished_rows(events: AsyncIterator[Event]) -> list[RowFinished]:
+    """All rows in their order."""
+    rows = [event async for event in events if isinstance(event, RowFinished)]
+    return sorted(rows, key=lambda row: row.row)
 
 
-async def _noted(request: Request, events: AsyncIterator[Event], span: Span) -> AsyncIterator[Event]:
-    """The events, noted in the span and, where they end badly, for the metrics."""
-    ends: list[RowFinished] = []
+async def _record(http: Request, events: AsyncIterator[Event], span: RequestSpan) -> AsyncIterator[Event]:
+    """The events, recorded in the span and, if they end with an error, for the metrics."""
+    rows: list[RowFinished] = []
     try:
-        async for happened in events:
-            if isinstance(happened, RowFinished):
-                ends.append(happened)
-            yield happened
+        async for event in events:
+            if isinstance(event, RowFinished):
+                rows.append(event)
+            yield event
     except RequestError as refusal:
-        _note(request, span, refusal.status)
+        _record_failure(http, span, refusal.status)
         raise
-    span.answered([ended.generation for ended in ends], ends[0].budget)
+    span.finish([row.result for row in rows], rows[0].budget)
 
 
-def _note(request: Request, span: Span, status: int) -> None:
-    """Note how a request ended whose status was sent before, or will not be read."""
-    request.state.status = status
-    span.failed(str(status))
+def _record_failure(http: Request, span: RequestSpan, status: int) -> None:
+    """Record the status of a request whose HTTP status was sent before, or cannot be sent."""
+    http.state.status = status
+    span.fail(status)
 
 
-async def _unless_left(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Wait for something as long as the client does; raises _Left when it has gone."""
-    doing = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_left(request))
+async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await something; raises _ClientDisconnectedError if the client disconnects first."""
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(http))
     try:
-        await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise _ClientDisconnected
-        return doing.result()
+        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _ClientDisconnectedError
+        return task.result()
     finally:
-        for task in (doing, leaving):
-            task.cancel()
-        await asyncio.gather(doing, leaving, return_exceptions=True)
+        for one in (task, disconnect):
+            one.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
 
 
-async def _until_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _wait_for_disconnect(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
         pass

@@ -1,110 +1,156 @@
-"""What is counted, under names that all servers share; without prometheus-client nothing is.
+"""What servers report about requests: Prometheus metrics, and OpenTelemetry spans where that is installed.
 
-There is no counter of saved tokens: what an answer would have cost untouched is not known. In shadow mode it is, and
-`tersely_shadow_*` says both how much was thought and how much of that came before the place where it would have ended.
+There is no counter of saved tokens, since what an answer would have cost without control is not known. In shadow mode
+it is: `tersely_shadow_*` counts the thinking, and how much of it came before the point where it would have ended.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
 from ..trace import Decision, GenerationResult
+from .errors import RequestError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-OVERHEAD = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
-"""Kinds of `trace.Usage` that are paid for beside the text."""
+OVERHEAD = ("discarded", "trial", "verifier", "helper_completion", "helper_prompt", "recomputed")
+"""Kinds of `trace.Usage` that are paid for in addition to the text."""
 _TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 
 
 class Metrics:
-    """The counters of one server, in a registry of their own; may be used from any thread."""
+    """The Prometheus metrics of one server; thread-safe."""
 
     def __init__(self) -> None:
-        self._registry: Any = None
-        try:
-            import prometheus_client as prometheus
-        except ImportError:
-            return
-        self._registry = registry = prometheus.CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
 
-        def counter(name: str, text: str, *labels: str) -> Any:
-            return prometheus.Counter(f"tersely_{name}", text, labels, registry=registry)
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"tersely_{name}", text, labels, registry=registry)
 
-        def gauge(name: str, text: str) -> Any:
-            return prometheus.Gauge(f"tersely_{name}", text, registry=registry)
-
-        def histogram(name: str, text: str, buckets: Sequence[float]) -> Any:
-            return prometheus.Histogram(f"tersely_{name}", text, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Histogram:
+            return Histogram(f"tersely_{name}", text, registry=registry, buckets=buckets)
 
         self._prompt = counter("prompt_tokens", "Prompt tokens.")
-        self._thinking = counter("thinking_tokens", "Thinking tokens, forced ones included.", "tier")
+        self._thinking = counter("thinking_tokens", "Thinking tokens, including injected ones.", "tier")
         self._answer = counter("answer_tokens", "Answer tokens.", "tier")
-        self._forced = counter("forced_tokens", "Tokens of the text that were written for the model.")
-        self._overhead = counter("overhead_tokens", "Tokens paid for beside the text.", "kind")
+        self._injected = counter("injected_tokens", "Tokens of the text that the controller wrote.")
+        self._overhead = counter("overhead_tokens", "Tokens paid for in addition to the text.", "kind")
         self._exits = counter("exits", "How thinking ended: the policy that closed it, model, or limit.", "reason")
         self._budget = histogram("budget_tokens", "Thinking tokens that a row was allowed.", _TOKENS)
-        self._requests = counter("requests", "Requests by HTTP status; 499 is a client that left.", "status")
+        self._requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
         self._latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
-        self._flight = gauge("requests_in_flight", "Requests that are being answered or wait for it.")
+        self._in_flight = Gauge(
+            "tersely_requests_in_flight", "Requests that are waiting or being answered.", registry=registry
+        )
         self._shadow = counter("shadow_thinking_tokens", "Thinking tokens of rows in shadow mode.", "tier")
         self._shadow_kept = counter(
-            "shadow_kept_thinking_tokens", "Those of them before the place where thinking would have ended.", "tier"
+            "shadow_kept_thinking_tokens", "Those before the point where thinking would have ended.", "tier"
         )
         self._shadow_exits = counter("shadow_exits", "What would have ended the thinking.", "reason")
         for kind in OVERHEAD:
             self._overhead.labels(kind)
 
-    def begun(self) -> None:
-        """A request has come."""
-        if self._registry is not None:
-            self._flight.inc()
+    def start_request(self) -> None:
+        """Count a request that has arrived."""
+        self._in_flight.inc()
 
-    def done(self, status: int, seconds: float) -> None:
-        """A request was answered, or not."""
-        if self._registry is not None:
-            self._flight.dec()
-            self._requests.labels(str(status)).inc()
-            self._latency.observe(seconds)
+    def finish_request(self, status: int, seconds: float) -> None:
+        """Count a request that has ended."""
+        self._in_flight.dec()
+        self._requests.labels(str(status)).inc()
+        self._latency.observe(seconds)
 
-    def row(self, made: GenerationResult, budget: int, shadow: bool) -> None:
-        """A row has ended; budget: thinking tokens that it was allowed."""
-        if self._registry is None:
-            return
-        usage = made.usage
+    def add_result(self, result: GenerationResult, budget: int, shadow: bool) -> None:
+        """Count a finished row, which was allowed `budget` thinking tokens."""
+        usage = result.usage
         self._prompt.inc(usage.prompt)
-        self._thinking.labels(made.tier).inc(usage.thinking)
-        self._answer.labels(made.tier).inc(usage.answer)
-        self._forced.inc(usage.forced)
+        self._thinking.labels(result.tier).inc(usage.thinking)
+        self._answer.labels(result.tier).inc(usage.answer)
+        self._injected.inc(usage.injected)
         for kind in OVERHEAD:
             self._overhead.labels(kind).inc(getattr(usage, kind))
         self._budget.observe(budget)
         if usage.thinking:
-            self._exits.labels(exit_reason(made)).inc()
+            self._exits.labels(exit_reason(result)).inc()
         if shadow:
-            close = next((d for d in made.trace if d.action == "close" and not d.acted), None)
-            self._shadow.labels(made.tier).inc(usage.thinking)
-            self._shadow_kept.labels(made.tier).inc(share_kept(made, close))
+            close = next((d for d in result.trace if d.action == "close" and not d.acted), None)
+            self._shadow.labels(result.tier).inc(usage.thinking)
+            self._shadow_kept.labels(result.tier).inc(kept_thinking(result, close))
             self._shadow_exits.labels("model" if close is None else close.policy).inc()
 
-    def text(self) -> str | None:
-        """All of it as Prometheus reads it, None if nothing is counted."""
-        if self._registry is None:
-            return None
-        import prometheus_client as prometheus
-
-        return str(prometheus.generate_latest(self._registry).decode())
+    def render(self) -> bytes:
+        """All metrics in Prometheus' text format."""
+        return bytes(generate_latest(self._registry))
 
 
-def exit_reason(made: GenerationResult) -> str:
-    """What ended the thinking: the policy that closed it, `model`, or `limit` where nothing did."""
-    closes = [d.policy for d in made.trace if d.action == "close" and d.acted]
+def exit_reason(result: GenerationResult) -> str:
+    """What ended the thinking: the policy that closed it, `model`, or `limit`."""
+    closes = [d.policy for d in result.trace if d.action == "close" and d.acted]
     if closes:
         return closes[-1]
-    return "model" if made.usage.answer or made.finish_reason == "stop" else "limit"
+    return "model" if result.usage.answer or result.finish_reason == "stop" else "limit"
 
 
-def share_kept(made: GenerationResult, close: Decision | None) -> int:
-    """Thinking tokens of a row before the place where it would have been closed."""
-    return made.usage.thinking if close is None else min(close.position, made.usage.thinking)
+def kept_thinking(result: GenerationResult, close: Decision | None) -> int:
+    """Thinking tokens before the point where the thinking would have been closed."""
+    return result.usage.thinking if close is None else min(close.position, result.usage.thinking)
+
+
+class RequestSpan:
+    """The OpenTelemetry span of one request; does nothing without opentelemetry-api."""
+
+    def __init__(self, span: Any = None) -> None:
+        self._span = span
+
+    def finish(self, results: Sequence[GenerationResult], budget: int) -> None:
+        """Record the results of the request's rows."""
+        if self._span is None:
+            return
+        usages = [result.usage for result in results]
+        thinking = sum(usage.thinking for usage in usages)
+        attributes: dict[str, Any] = {
+            "gen_ai.usage.input_tokens": usages[0].prompt,
+            "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
+            "gen_ai.usage.reasoning.output_tokens": thinking,
+            "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
+            "tersely.tier": results[0].tier,
+            "tersely.budget": budget,
+            "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
+            "tersely.trial_tokens": sum(usage.trial for usage in usages),
+            "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
+        }
+        self._span.set_attributes(attributes)
+
+    def fail(self, status: int) -> None:
+        """Record that there is no answer."""
+        if self._span is not None:
+            self._span.set_attribute("error.type", str(status))
+
+
+@contextmanager
+def request_span(model: str) -> Iterator[RequestSpan]:
+    """A span named by OpenTelemetry's conventions for generative AI, from the tracer that the process has set up."""
+    try:
+        trace: Any = importlib.import_module("opentelemetry.trace")
+    except ImportError:
+        yield RequestSpan()
+        return
+    attributes = {
+        "gen_ai.operation.name": "chat",
+        "gen_ai.provider.name": "tersely",
+        "gen_ai.request.model": model,
+    }
+    tracer = trace.get_tracer("tersely.serving")
+    span = tracer.start_span(f"chat {model}", kind=trace.SpanKind.SERVER, attributes=attributes)
+    try:
+        yield RequestSpan(span)
+    except RequestError as refusal:
+        span.set_attribute("error.type", str(refusal.status))
+        raise
+    finally:
+        span.end()

@@ -1,74 +1,73 @@
-"""What a request that is being answered looks like from the event loop, and how the thread that answers it speaks."""
+"""What a request looks like from the event loop while the worker's thread answers it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from ..text.reasoning_parser import Part
+from ..streaming import TextDeltaEvent
+from ..text.tool_calls import parse_tool_calls
 from ..trace import GenerationResult
 from .errors import RequestError
-from .resolved_request import ModelInfo, ResolvedRequest
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """New text of one row."""
-
-    row: int
-    part: Part
-    text: str
+from .settings import ResolvedRequest
 
 
 @dataclass(frozen=True, slots=True)
 class RowFinished:
-    """A row is done; budget: thinking tokens it was allowed."""
+    """The end of a row.
+
+    Attributes:
+        budget: Thinking tokens that the row was allowed.
+        content: The answer without tool calls.
+        tool_calls: The tool calls in OpenAI's form.
+    """
 
     row: int
-    generation: GenerationResult
+    result: GenerationResult
     budget: int
+    content: str
+    tool_calls: Sequence[dict[str, object]] = ()
+
+    @property
+    def finish_reason(self) -> str:
+        """The finish reason in OpenAI's words; how the thinking ended is in the trace."""
+        if self.tool_calls:
+            return "tool_calls"
+        return "length" if self.result.finish_reason == "length" else "stop"
 
 
-Event = TextDelta | RowFinished
+Event = TextDeltaEvent | RowFinished
 
 
 class PendingResponse:
-    """Stands for one request from when it is taken in until it is answered or given up.
+    """A request that waits or is being answered.
 
-    Made in the event loop; `tell` and `fail` may be called from any thread, everything else from the loop alone.
-    streams: pieces are wanted, not the ends alone.
+    Created in the event loop. `send` and `fail` may be called from any thread, all else from the loop only.
     """
 
-    def __init__(self, wish: ResolvedRequest, streams: bool, timeout: float) -> None:
-        self.wish, self.streams = wish, streams
-        self.gone = False  # read by the thread that answers
+    def __init__(self, request: ResolvedRequest, streams: bool, timeout: float) -> None:
+        self.request, self.streams = request, streams
+        self.cancelled = False
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.time() + timeout
         self._timeout = timeout
+        self._deadline = self._loop.time() + timeout
         self._events: asyncio.Queue[Event | RequestError] = asyncio.Queue()
 
-    def tell(self, event: Event) -> None:
-        """Say what happened."""
-        self._put(event)
-
-    def fail(self, refusal: RequestError) -> None:
-        """Say that there will be no answer."""
-        self._put(refusal)
-
-    def _put(self, event: Event | RequestError) -> None:
+    def send(self, event: Event | RequestError) -> None:
+        """Hand an event, or the error that replaces all further ones, to the event loop."""
         try:
             self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            self.gone = True  # the loop is closed: nobody listens
+        except RuntimeError:  # the loop is closed
+            self.cancelled = True
 
     def cancel(self) -> None:
-        """Want no more of it: rows end at their next token, and a request that waits leaves the queue."""
-        self.gone = True
+        """End the rows at their next token, or leave the queue."""
+        self.cancelled = True
 
     async def next(self) -> Event:
-        """The next event; raises RequestError if there will be none, or it takes too long."""
+        """The next event; raises RequestError if there is none, or on timeout."""
         try:
             async with asyncio.timeout_at(self._deadline):
                 event = await self._events.get()
@@ -80,50 +79,28 @@ class PendingResponse:
         return event
 
     async def events(self, first: Event) -> AsyncIterator[Event]:
-        """All events from the first on, until each row has ended."""
-        event, left = first, self.wish.n
+        """All events, from the first one until every row has finished."""
+        event, open_rows = first, self.request.n
         while True:
             yield event
-            left -= isinstance(event, RowFinished)
-            if not left:
+            open_rows -= isinstance(event, RowFinished)
+            if not open_rows:
                 return
             event = await self.next()
 
 
-class Backend(Protocol):
-    """What answers; a server of any engine implements this."""
-
-    @property
-    def abilities(self) -> ModelInfo:
-        """What the model can do."""
-        ...
-
-    @property
-    def open(self) -> bool:
-        """Whether requests are taken in."""
-        ...
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
-        ...
-
-    def start(self) -> None:
-        """Get ready, once, before the first request."""
-        ...
-
-    def submit(self, wish: ResolvedRequest, streams: bool) -> PendingResponse:
-        """Take a request in; raises RequestError where there is no room, or the server is about to end."""
-        ...
-
-    def drain(self) -> None:
-        """Take no more requests in."""
-        ...
-
-    def give_up(self) -> None:
-        """Tell all who wait that there will be no answer, and let go of what runs; does not block."""
-        ...
-
-    def close(self) -> None:
-        """Give up what is left and free what was taken; blocks."""
-        ...
+def split_tool_calls(answer: str) -> tuple[str, list[dict[str, object]]]:
+    """An answer without its tool calls, and these in OpenAI's form; malformed calls stay text."""
+    text, calls = parse_tool_calls(answer)
+    for call in calls:
+        if call.error is not None:
+            text = f"{text}\n{call.text}".strip()
+    return text, [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
+        }
+        for call in calls
+        if call.error is None
+    ]

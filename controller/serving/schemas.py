@@ -1,94 +1,78 @@
-"""The parts of requests that several endpoints share, and what a checked request comes to. Knows no engine.
+"""The requests that the servers accept. Knows no engine.
 
-Fields that would change what is written and cannot be honoured are refused; those that change nothing are accepted.
+Fields that would change the text and cannot be honoured are refused; fields that change nothing are accepted.
 """
 
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ...errors import unknown
-from ..policies import POLICIES, PRESETS
-from .effort_budgets import EFFORT_NAMES
+from ..policies import get_presets, list_policies
+from .settings import EFFORT_NAMES
 
-EXAMPLE = "What is 17 times 3?"  # the question in the description of the API, which clients and tools try first
+EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
+TEXT_TYPES = ("text", "input_text", "output_text")
 
 
 class StrictModel(BaseModel):
-    """A body whose fields are all known and of the right type."""
+    """A model that refuses unknown fields and wrong types."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Body(StrictModel):
-    """A whole body, whose text is such that it can be made tokens of."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _text_is_whole(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        try:
-            json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("some text holds half of a surrogate pair; send whole characters") from None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(str(error)) from None
-        return given
-
-
 def by_shape(value: Any) -> str:
-    """Tell the cases of a union of text and a list apart, so that an error speaks of one of them."""
+    """Choose between text and list, so that an error names one of them only."""
     return "a list" if isinstance(value, list) else "a text"
 
 
-def _effort(name: str) -> str:
+def _check_effort(name: str) -> str:
     if name not in EFFORT_NAMES:
         raise unknown("effort", name, EFFORT_NAMES)
     return name
 
 
-def _preset(name: str) -> str:
-    if name not in PRESETS:
-        raise unknown("preset", name, PRESETS)
+def _check_preset(name: str) -> str:
+    if name not in (presets := get_presets()):
+        raise unknown("preset", name, presets)
     return name
 
 
-def _policies(names: list[str]) -> list[str]:
+def _check_policies(names: list[str]) -> list[str]:
+    known = list_policies()
     for name in names:
-        if name not in POLICIES:
-            raise unknown("policy", name, POLICIES)
+        if name not in known:
+            raise unknown("policy", name, known)
     if len(set(names)) < len(names):
         raise ValueError(f"policies given twice: {', '.join(names)}; accepted: each at most once")
     return names
 
 
-def _false(asked: bool) -> bool:
-    if asked:
+def _check_false(value: bool) -> bool:
+    if value:
         raise ValueError("this server cannot do that; accepted: False")
-    return asked
+    return value
 
 
-def _parts(content: Any) -> Any:
-    """Say plainly which parts of a message are not understood."""
-    if isinstance(content, list):
-        for part in content:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in TEXT_TYPES and isinstance(kind, str):
-                raise ValueError(f"parts of type {kind!r} are not supported; accepted: {', '.join(TEXT_TYPES)}")
+def _check_parts(content: Any) -> Any:
+    """Name the unsupported parts of a message."""
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in TEXT_TYPES and isinstance(kind, str):
+            raise ValueError(f"parts of type {kind!r} are not supported; accepted: {', '.join(TEXT_TYPES)}")
     return content
 
 
-TEXT_TYPES = ("text", "input_text", "output_text")
-Effort = Annotated[str, AfterValidator(_effort), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
-Preset = Annotated[str, AfterValidator(_preset), Field(json_schema_extra={"enum": list(PRESETS)})]
-Policies = Annotated[list[Annotated[str, Field(json_schema_extra={"enum": list(POLICIES)})]], AfterValidator(_policies)]
-Free = dict[str, Any]
+Effort = Annotated[str, AfterValidator(_check_effort), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
+Preset = Annotated[str, AfterValidator(_check_preset), Field(json_schema_extra={"enum": list(get_presets())})]
+PolicyName = Annotated[str, Field(json_schema_extra={"enum": list_policies()})]
+Policies = Annotated[list[PolicyName], AfterValidator(_check_policies)]
+JsonObject = dict[str, Any]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 Stops = Annotated[
     Annotated[Stop, Tag("a text")] | Annotated[list[Stop], Field(max_length=4), Tag("a list")],
@@ -98,26 +82,25 @@ Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
 TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 TopK = Annotated[int, Field(ge=0, le=1 << 31)]
 Tokens = Annotated[int, Field(ge=1, le=1 << 31)]
-Nothing = Annotated[float, Field(ge=0, le=0)]
-"""A number that may be given as long as it changes nothing."""
-
-Never = Annotated[bool, AfterValidator(_false), Field(json_schema_extra={"const": False})]
-"""What can only be declined. `Literal[False]` would take the number 0 for it."""
+Zero = Annotated[float, Field(ge=0, le=0)]
+"""A penalty: accepted as long as it changes nothing."""
+Never = Annotated[bool, AfterValidator(_check_false), Field(json_schema_extra={"const": False})]
+"""A feature that can only be declined. `Literal[False]` would also accept the number 0."""
 
 
 class TextPart(StrictModel):
-    """A part of a message; other kinds than text are not understood."""
+    """A text part of a message; other kinds of parts are not supported."""
 
     type: Literal["text", "input_text", "output_text"]
     text: str
-    annotations: list[Free] | None = None
-    logprobs: list[Free] | None = None
+    annotations: list[JsonObject] | None = None
+    logprobs: list[JsonObject] | None = None
 
 
 Content = Annotated[
     Annotated[str, Tag("a text")] | Annotated[list[TextPart], Tag("a list")],
     Discriminator(by_shape),
-    BeforeValidator(_parts),
+    BeforeValidator(_check_parts),
 ]
 
 
@@ -128,8 +111,14 @@ def get_text(content: str | Sequence[TextPart] | None) -> str:
     return "".join(part.text for part in content)
 
 
+class TextFormat(StrictModel):
+    """The format of the answer: text only, since no grammar is enforced here."""
+
+    type: Literal["text"]
+
+
 class ThinkingOptions(StrictModel):
-    """Anthropic's way to set a budget, to ask for no thinking, or to leave it open (effort `auto`)."""
+    """Anthropic's field: a thinking budget, no thinking, or effort `auto`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -143,16 +132,16 @@ class ThinkingOptions(StrictModel):
     budget_tokens: Tokens | None = None
 
     @model_validator(mode="after")
-    def _budget_goes_with_enabled(self) -> ThinkingOptions:
+    def _budget_belongs_to_enabled(self) -> ThinkingOptions:
         if (self.type == "enabled") != (self.budget_tokens is not None):
             raise ValueError("budget_tokens goes with type 'enabled', and is required there")
         return self
 
 
 class TerselyField(StrictModel):
-    """What only tersely knows: in place of the server's own settings, for one request.
+    """What only tersely understands; overrides the server's settings for one request.
 
-    trace: whether the reply says what was decided and why.
+    `trace`: whether the reply lists the decisions.
     """
 
     effort: Effort | None = None
@@ -162,26 +151,163 @@ class TerselyField(StrictModel):
     trace: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedRequest:
-    """What a checked request asks for, whichever endpoint it came by; None leaves it to the server.
+class RequestBody(StrictModel):
+    """What the bodies of all endpoints have in common; None leaves a field to the server."""
 
-    efforts, budgets: field -> value, of all the fields in which one was given. tools: as OpenAI describes them. prompt:
-    the field that the messages came by.
-    """
+    prompt_field: ClassVar[str]
 
     model: str
-    messages: Sequence[Mapping[str, Any]]
-    efforts: Mapping[str, str]
-    budgets: Mapping[str, int]
-    max_tokens: int | None
-    max_tokens_field: str
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None = None
+    stream: bool | None = None
+    temperature: Temperature | None = None
+    top_p: TopP | None = None
     seed: int | None = None
-    n: int = 1
-    stops: tuple[str, ...] = ()
-    tools: tuple[Mapping[str, Any], ...] = ()
-    tersely: TerselyField = field(default_factory=TerselyField)
-    prompt: str = "messages"
+    tersely: TerselyField | None = None
+    metadata: JsonObject | None = None
+    parallel_tool_calls: bool | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+    store: bool | None = None
+    user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _text_can_be_encoded(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        try:
+            json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("some text contains half of a surrogate pair; send whole characters") from None
+        except (ValueError, RecursionError) as error:
+            raise ValueError(str(error)) from None
+        return body
+
+    @property
+    def own(self) -> TerselyField:
+        """The field `tersely`, with its defaults if it is absent."""
+        return self.tersely or TerselyField()
+
+    @property
+    @abstractmethod
+    def output_limit(self) -> tuple[str, int | None]:
+        """The most output tokens, and the name of their field."""
+
+    @abstractmethod
+    def to_messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates expect it."""
+
+    @abstractmethod
+    def efforts(self) -> Mapping[str, str]:
+        """The effort of each field that names one."""
+
+    def budgets(self) -> Mapping[str, int]:
+        """The thinking tokens of each field that names a number."""
+        return {}
+
+
+class Message(StrictModel):
+    """A message; fields that clients send back from an earlier reply are accepted."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content | None = None
+    name: str | None = None
+    tool_calls: list[JsonObject] | None = None
+    tool_call_id: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    annotations: list[JsonObject] | None = None
+    audio: None = None
+    function_call: None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The message as chat templates expect it."""
+        message = {"role": "system" if self.role == "developer" else self.role, "content": get_text(self.content)}
+        message |= self.model_dump(include={"name", "tool_calls", "tool_call_id"}, exclude_none=True)
+        if thinking := self.reasoning_content or self.reasoning:
+            message["reasoning_content"] = thinking
+        return message
+
+
+class StreamOptions(StrictModel):
+    """Options of a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class TemplateOptions(StrictModel):
+    """Arguments of the chat template; `enable_thinking: false` is effort none."""
+
+    enable_thinking: bool | None = None
+
+
+class ChatRequest(RequestBody):
+    """The body of POST /v1/chat/completions."""
+
+    prompt_field = "messages"
+
+    messages: Annotated[list[Message], Field(min_length=1, examples=[[{"role": "user", "content": EXAMPLE}]])]
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    stop: Stops | None = None
+    top_k: TopK | None = None
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    thinking: ThinkingOptions | None = None
+    chat_template_kwargs: TemplateOptions | None = None
+    response_format: TextFormat | None = None
+    tools: list[JsonObject] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+
+    frequency_penalty: Zero | None = None
+    presence_penalty: Zero | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logprobs: Never | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> ChatRequest:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
+            raise ValueError("max_tokens and max_completion_tokens differ; give one of them")
+        return self
+
+    @property
+    def output_limit(self) -> tuple[str, int | None]:
+        """The most output tokens, and the name of their field."""
+        if self.max_completion_tokens is not None:
+            return "max_completion_tokens", self.max_completion_tokens
+        return "max_tokens", self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates expect it."""
+        return [message.to_dict() for message in self.messages]
+
+    def efforts(self) -> Mapping[str, str]:
+        """The effort of each field that names one."""
+        no_thinking = self.chat_template_kwargs and self.chat_template_kwargs.enable_thinking is False
+        kind = self.thinking.type if self.thinking is not None else "enabled"
+        adaptive = kind == "adaptive" and self.reasoning_effort is None
+        fields = {
+            "tersely.effort": self.own.effort,
+            "reasoning_effort": self.reasoning_effort,
+            "chat_template_kwargs.enable_thinking": "none" if no_thinking else None,
+            "thinking": "none" if kind == "disabled" else "auto" if adaptive else None,
+        }
+        return {field: effort for field, effort in fields.items() if effort is not None}
+
+    def budgets(self) -> Mapping[str, int]:
+        """The thinking tokens of each field that names a number."""
+        tokens = self.thinking.budget_tokens if self.thinking is not None else None
+        fields = {"thinking_token_budget": self.thinking_token_budget, "thinking.budget_tokens": tokens}
+        return {field: budget for field, budget in fields.items() if budget is not None}

@@ -1,26 +1,48 @@
-"""What a server is told when it starts: what it serves, what it allows, what it does where a request does not say."""
+"""What a server is configured with, what its efforts mean in tokens, and what a request resolves to."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from ...errors import OptionError, unknown
+from ..budgets import ANSWER_RESERVE, OPENAI_EFFORTS, TIERS, Budget, canonical_effort
 from ..options import GenerationOptions
-from .effort_budgets import CAPS
+
+EFFORT_CAPS: Mapping[str, int] = {
+    "none": 0,
+    "minimal": 128,
+    "low": 1024,
+    "medium": 2048,
+    "high": 4096,
+    "xhigh": 8192,
+    "max": 16384,
+}
+"""Most thinking tokens of each OpenAI effort: LiteLLM's numbers."""
+_TIERS = ("easy", "normal", "hard")
+EFFORT_NAMES = (*EFFORT_CAPS, "auto", *_TIERS)
+MIN_THINKING = 32
+"""With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What a request may take.
+    """What requests may take.
 
-    batch: rows decoded at once. waiting: requests that wait their turn. gather, timeout: seconds, of waiting for
-    company and of a whole request. tokens: most output tokens of a row. prompt: most prompt tokens, None as many as the
-    model holds. body: bytes.
+    Attributes:
+        batch: Rows decoded at once.
+        waiting: Requests that may wait for their turn.
+        batch_wait: Seconds to wait for further requests before a batch starts.
+        timeout: Seconds from a request's arrival to its last token.
+        tokens: Most output tokens of a row.
+        prompt: Most prompt tokens; None allows what the model's context holds.
+        body: Most bytes of a request body.
     """
 
     batch: int = 32
     waiting: int = 256
-    gather: float = 0.01
+    batch_wait: float = 0.01
     timeout: float = 600.0
     tokens: int = 32768
     prompt: int | None = None
@@ -31,17 +53,88 @@ class ServerLimits:
 class ServerSettings:
     """How a server answers.
 
-    model: the name it is served under. defaults: what holds where a request says nothing; tuned: they are those of a
-    configuration, whose budgets hold for requests that name no effort. caps: thinking tokens by effort. shadow_share:
-    of the requests, answered untouched to see what would have been done. hosts: by which names a server that has no key
-    and listens to its own machine may be called.
+    Attributes:
+        model: The name under which the model is served.
+        defaults: Used for everything that a request leaves open.
+        tuned: `defaults` come from `tersely tune`; their budgets hold for requests that name no effort.
+        caps: Thinking tokens by OpenAI effort.
+        shadow_share: Share of requests that are answered in shadow mode, for the metrics.
+        hosts: Accepted Host headers; None accepts all.
     """
 
     model: str
     defaults: GenerationOptions = field(default_factory=GenerationOptions)
     tuned: bool = False
-    caps: Mapping[str, int] = field(default_factory=lambda: dict(CAPS))
+    caps: Mapping[str, int] = field(default_factory=lambda: dict(EFFORT_CAPS))
     limits: ServerLimits = field(default_factory=ServerLimits)
     api_key: str | None = field(default=None, repr=False)
     shadow_share: float = 0.0
     hosts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the served model can do; `tools`: its chat template accepts tools."""
+
+    thinks: bool = True
+    tools: bool = False
+    context: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedRequest:
+    """A request with all its options decided.
+
+    Attributes:
+        options: Their `max_new_tokens` is at least 2, as an answer needs; `max_tokens` is what the client wants.
+        effort: By the name that the client used.
+        include_trace: Whether the reply lists the decisions.
+        note: Why there is less thinking than the client wants, or "".
+        prompt_field: The field of the request that holds the messages.
+    """
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    options: GenerationOptions
+    effort: str
+    max_tokens: int
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    include_trace: bool = True
+    note: str = ""
+    prompt_field: str = "messages"
+
+
+def openai_effort(effort: str) -> str:
+    """The OpenAI name of an effort, under which its cap is listed."""
+    return OPENAI_EFFORTS.get(effort, effort)
+
+
+def parse_effort_caps(changes: Sequence[str]) -> dict[str, int]:
+    """Read EFFORT=TOKENS pairs; raises OptionError. Returns the changed caps by OpenAI name."""
+    caps = {}
+    for text in changes:
+        effort, _, tokens = text.partition("=")
+        if not tokens.isdecimal():
+            raise OptionError(f"--budget {text!r} not understood; accepted: EFFORT=TOKENS, as in medium=1500")
+        name = openai_effort(effort)
+        if name not in EFFORT_CAPS or name == "none":
+            raise unknown("effort", effort, [effort for effort in EFFORT_CAPS if effort != "none"])
+        caps[name] = int(tokens)
+    return caps
+
+
+def effort_budgets(caps: Mapping[str, int], effort: str, budget: int | None) -> dict[str, Budget]:
+    """The budget of each tier for a request of this effort; `budget` is the client's own number of thinking tokens."""
+    budgets = {tier: replace(TIERS[tier], thinking=caps[openai_effort(tier)]) for tier in _TIERS}
+    tier = canonical_effort(effort)
+    if tier == "auto" and budget is not None:
+        budgets = {name: replace(one, thinking=min(one.thinking, budget)) for name, one in budgets.items()}
+    elif tier in budgets:
+        budgets[tier] = replace(budgets[tier], thinking=caps[openai_effort(effort)] if budget is None else budget)
+    return {"none": TIERS["none"], **budgets}
+
+
+def answer_reserve(limit: int, reserve: int | None) -> int:
+    """Tokens of `limit` that are reserved for the answer: the usual number, but at most half."""
+    return min(ANSWER_RESERVE if reserve is None else reserve, max(1, limit // 2))

@@ -1,103 +1,254 @@
-"""Control before vLLM's own server: requests are translated on their way in, replies say what was done on theirs out.
+"""ASGI middleware for vLLM's own server: translates requests on their way in, and adds what was done to replies.
 
-Plain ASGI. vLLM makes one `ControlMiddleware` in each of its API servers, from the settings that `tersely serve`
-leaves in the
-environment; everything that is not for it passes through untouched.
+vLLM makes one `ControlMiddleware` in each of its API servers, from the settings that `tersely serve` leaves in the
+environment; everything else passes through untouched.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
-from ..trace import GenerationResult, Usage
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..trace import Decision, GenerationResult, Usage
 from ..vllm.request_control import read_control
 from ..vllm.trace_channel import TraceStore
-from .auth_middleware import App, AuthMiddleware, Receive, Scope, Send, send_json
-from .effort_budgets import CAPS
+from .auth_middleware import AuthMiddleware, send_error
 from .errors import RequestError
 from .metrics import Metrics
-from .settings import ServerLimits, ServerSettings
-from .vllm_replies import ResponseRewriter, RewrittenResponse, Traced
-from .vllm_translation import PATHS, VllmRequestMapping, translate
+from .settings import EFFORT_CAPS, ServerLimits
+from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
-VARIABLE = "TERSELY_SERVE"
+SETTINGS_VARIABLE = "TERSELY_SERVE"
+_EVENT_END = b"\n\n"
+Traces = Mapping[int, tuple[Decision, ...]]
+"""The decisions of each sample of a prompt."""
 
 
 class ControlMiddleware:
-    """Stands before vLLM's application."""
+    """Controls the requests of vLLM's application."""
 
-    def __init__(self, app: App) -> None:
-        told = json.loads(os.environ.get(VARIABLE, "{}"))
-        self.default = read_control(told.get("default", {}))
-        self.caps: Mapping[str, int] = {**CAPS, **told.get("caps", {})}
+    def __init__(self, app: ASGIApp) -> None:
+        settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
+        self.default = read_control(settings.get("default", {}))
+        self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
         self.traces, self.metrics = TraceStore(), Metrics()
-        settings = ServerSettings(
-            model="",
-            limits=ServerLimits(body=told.get("body", ServerLimits().body)),
-            api_key=None,  # vLLM looks at keys itself
-            hosts=tuple(told["hosts"]) if told.get("hosts") else None,
-        )
-        self.app, self.guard = app, AuthMiddleware(self._inside, settings, self.metrics)
+        self.app = app
+        max_body, hosts = settings.get("max_body", ServerLimits().body), settings.get("hosts")
+        self.checked = AuthMiddleware(self._route, self.metrics, max_body, hosts=hosts)  # vLLM checks the key itself
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        await (self.app if scope["type"] != "http" else self.guard)(scope, receive, send)
+        """Handle a request; see ASGI."""
+        await (self.checked if scope["type"] == "http" else self.app)(scope, receive, send)
 
-    async def _inside(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/metrics":
-            await self.app(scope, receive, ResponseRewriter(send, self._counted).send)
+            await self.app(scope, receive, ResponseRewriter(send, self._add_metrics).send)
         elif scope["method"] == "POST" and scope["path"] in PATHS:
-            await self._controlled(scope, receive, send)
+            await self._control(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
-    async def _controlled(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(receive)
+    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read_body(receive)
         tag = self.traces.tag()
         try:
-            given = json.loads(body)
-            translated = translate(scope["path"], given, self.default, self.caps, tag)
+            mapping = translate(scope["path"], json.loads(body), self.default, self.caps, tag)
         except RequestError as refusal:
-            await send_json(refusal, send)
+            await send_error(refusal, scope, receive, send)
             return
-        except (ValueError, AttributeError, TypeError):  # no JSON, or not of the form: vLLM says so better
+        except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
             await self.app(scope, _replay(body, receive), send)
             return
-        reply = RewrittenResponse(scope["path"], translated, lambda: self.traces.take(tag), self._note)
-        text = json.dumps(translated.body).encode()
-        sized = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-length"]
-        inner = {**scope, "headers": [*sized, (b"content-length", str(len(text)).encode())]}
+        reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self._count)
+        text = json.dumps(mapping.body).encode()
+        inner = {**scope, "headers": list(scope["headers"])}
+        MutableHeaders(scope=inner)["content-length"] = str(len(text))
         try:
-            await self.app(inner, _replay(text, receive), ResponseRewriter(send, reply.whole, reply.event).send)
+            rewriter = ResponseRewriter(send, reply.rewrite_body, reply.rewrite_event)
+            await self.app(inner, _replay(text, receive), rewriter.send)
         finally:
-            self.traces.take(tag)  # of a client that left
+            self.traces.take(tag)  # of a client that disconnected
 
-    def _note(self, translated: VllmRequestMapping, usage: Mapping[str, Any], traces: Traced) -> None:
-        """Count a reply."""
-        control = translated.control
+    def _count(self, mapping: VllmRequestMapping, usage: Mapping[str, Any], traces: Traces) -> None:
+        control = mapping.control
         details = usage.get("completion_tokens_details") or {}
         completion, thinking = usage.get("completion_tokens") or 0, details.get("reasoning_tokens") or 0
-        made = GenerationResult(
-            "",
-            "",
-            "",
-            "stop",
-            translated.effort if control is None else control.effort,
-            Usage(prompt=usage.get("prompt_tokens") or 0, thinking=thinking, answer=max(0, completion - thinking)),
-            tuple(decision for trace in traces.values() for decision in trace),
+        result = GenerationResult(
+            text="",
+            thinking="",
+            answer="",
+            finish_reason="stop",
+            tier=mapping.effort if control is None else control.effort,
+            usage=Usage(
+                prompt=usage.get("prompt_tokens") or 0, thinking=thinking, answer=max(0, completion - thinking)
+            ),
+            trace=tuple(decision for trace in traces.values() for decision in trace),
         )
         budget = 0 if control is None or control.thinking is None else control.thinking
-        self.metrics.row(made, budget, control is not None and control.shadow)
+        self.metrics.add_result(result, budget, control is not None and control.shadow)
 
-    def _counted(self, text: bytes) -> bytes:
-        """vLLM's metrics, and ours."""
-        return text + (self.metrics.text() or "").encode()
+    def _add_metrics(self, body: bytes) -> bytes:
+        return body + self.metrics.render()
 
 
-async def _read(receive: Receive) -> bytes:
+class ResponseRewriter:
+    """Passes a successful response on, rewritten: a whole body by `rewrite_body`, or a stream event by event.
+
+    `rewrite_event` may return None to leave an event out.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        rewrite_body: Callable[[bytes], bytes],
+        rewrite_event: Callable[[bytes], bytes | None] | None = None,
+    ) -> None:
+        self._send, self._rewrite_body, self._rewrite_event = send, rewrite_body, rewrite_event
+        self._start: Message | None = None
+        self._streams = False
+        self._held = b""
+
+    async def send(self, message: Message) -> None:
+        """Take the next message of the application; see ASGI."""
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body" and self._streams:
+            await self._send_events(message)
+        elif message["type"] == "http.response.body" and self._start is not None:
+            await self._collect(message, self._start)
+        else:
+            await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        kind = Headers(raw=message["headers"]).get("content-type", "")
+        if message["status"] == 200 and kind.startswith(("application/json", "text/plain")):
+            self._start = message
+            return
+        self._streams = (
+            message["status"] == 200 and kind.startswith("text/event-stream") and self._rewrite_event is not None
+        )
+        await self._send(message)
+
+    async def _send_events(self, message: Message) -> None:
+        assert self._rewrite_event is not None
+        *events, self._held = (self._held + message.get("body", b"")).split(_EVENT_END)
+        body = b"".join(new + _EVENT_END for event in events if (new := self._rewrite_event(event)) is not None)
+        if not message.get("more_body"):
+            body += self._held
+        if body or not message.get("more_body"):
+            await self._send({**message, "body": body})
+
+    async def _collect(self, message: Message, start: Message) -> None:
+        self._held += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        body = self._rewrite_body(self._held)
+        MutableHeaders(scope=start)["content-length"] = str(len(body))
+        await self._send(start)
+        await self._send({**message, "body": body})
+
+
+class ReplyAnnotator:
+    """Adds the field `tersely`, and reasoning under both of its names, to the reply to one request.
+
+    Args:
+        take: Returns the traces that have arrived since the last call.
+        count: Called once, with the usage and the traces.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        mapping: VllmRequestMapping,
+        take: Callable[[], Traces],
+        count: Callable[[VllmRequestMapping, Mapping[str, Any], Traces], None],
+    ) -> None:
+        self.path, self.mapping, self._take, self._count = path, mapping, take, count
+        self._traces: dict[int, tuple[Decision, ...]] = {}
+
+    def rewrite_body(self, body: bytes) -> bytes:
+        """Annotate a whole reply."""
+        reply = json.loads(body)
+        self._traces.update(self._take())
+        if self.path in (CHAT, COMPLETIONS):
+            for choice in reply.get("choices", ()):
+                _add_reasoning_alias(choice.get("message"))
+                choice["tersely"] = self._metadata(choice.get("index", 0))
+        else:
+            reply["tersely"] = self._metadata(0)
+        self._count(self.mapping, _chat_usage(reply), self._traces)
+        return json.dumps(reply, ensure_ascii=False).encode()
+
+    def rewrite_event(self, event: bytes) -> bytes | None:
+        """Annotate an event of a stream; None for one that the client did not ask for."""
+        head, marker, data = event.rpartition(b"data: ")
+        if not marker or not data.startswith(b"{"):
+            return event
+        chunk = json.loads(data)
+        if self.path in (CHAT, COMPLETIONS):
+            if chunk.get("usage") and not chunk.get("choices"):
+                self._traces.update(self._take())
+                self._count(self.mapping, chunk["usage"], self._traces)
+                return None if self.mapping.usage_added else event
+            for choice in chunk.get("choices", ()):
+                _add_reasoning_alias(choice.get("delta"))
+                if choice.get("finish_reason") is not None:
+                    self._traces.update(self._take())
+                    choice["tersely"] = self._metadata(choice.get("index", 0))
+        elif not self._annotate_last(chunk):
+            return event
+        return head + marker + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _annotate_last(self, chunk: dict[str, Any]) -> bool:
+        """Annotate the last event of the other APIs; returns whether this is it."""
+        if self.path == RESPONSES and chunk.get("type") in ("response.completed", "response.incomplete"):
+            target = chunk["response"]
+        elif self.path == MESSAGES and chunk.get("type") == "message_delta":
+            target = chunk
+        else:
+            return False
+        self._traces.update(self._take())
+        target["tersely"] = self._metadata(0)
+        self._count(self.mapping, _chat_usage(target), self._traces)
+        return True
+
+    def _metadata(self, index: int) -> dict[str, Any]:
+        control = self.mapping.control
+        metadata = {
+            "effort": self.mapping.effort,
+            "tier": "none" if control is None else control.effort,
+            "budget": None if control is None else control.thinking,
+            "shadow": control is not None and control.shadow,
+        }
+        decisions = [asdict(decision) for decision in self._traces.get(index, ())]
+        return {**metadata, "decisions": decisions} if self.mapping.include_trace else metadata
+
+
+def _add_reasoning_alias(message: Any) -> None:
+    if isinstance(message, dict) and message.get("reasoning") is not None:
+        message.setdefault("reasoning_content", message["reasoning"])
+
+
+def _chat_usage(reply: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The usage of a reply by the names of chat completions."""
+    usage = reply.get("usage") or {}
+    if "input_tokens" not in usage:
+        return usage
+    details = usage.get("output_tokens_details") or {}
+    return {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage.get("output_tokens", 0),
+        "completion_tokens_details": {"reasoning_tokens": details.get("reasoning_tokens", 0)},
+    }
+
+
+async def _read_body(receive: Receive) -> bytes:
     parts = []
     while True:
         message = await receive()
@@ -107,10 +258,10 @@ async def _read(receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """What was read, once more; then whatever else comes, such as that the client left."""
+    """A channel with this body, followed by what else arrives, such as a disconnect."""
     waiting = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Any:
+    async def replay() -> Message:
         return waiting.pop() if waiting else await receive()
 
-    return again
+    return replay

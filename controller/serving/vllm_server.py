@@ -1,4 +1,4 @@
-"""vLLM's own OpenAI server with control inside it and before it."""
+"""Starts vLLM's own OpenAI server with control inside it and in front of it."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from ..vllm.engine import PROCESSOR
 from ..vllm.request_control import RequestControl
 from ..vllm.trace_channel import PLACE
 from .sockets import LOCAL, base_url, bind_socket, exposure_warning
-from .vllm_middleware import VARIABLE
+from .vllm_middleware import SETTINGS_VARIABLE, ControlMiddleware
 
-_MIDDLEWARE = f"{__package__}.vllm_middleware.Middleware"
+_MIDDLEWARE = f"{ControlMiddleware.__module__}.{ControlMiddleware.__qualname__}"
+_REASONING_PARSERS = {
+    "<think>": "qwen3",
+    "[THINK]": "mistral",
+    "<seed:think>": "seed_oss",
+    "<|channel|>analysis<|message|>": "openai_gptoss",
+}
+"""vLLM's reasoning parser by opening marker."""
 
 
-def serve(
+def run_vllm_server(
     model: str,
     name: str,
     host: str,
@@ -29,17 +36,19 @@ def serve(
     *,
     default: RequestControl,
     caps: Mapping[str, int],
-    body: int,
+    max_body: int,
     api_key: str | None,
     flags: Sequence[str],
 ) -> None:
-    """Serve until stopped; flags: further arguments of `vllm serve`.
+    """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    default, caps: see `vllm_translation.translate`; body: most bytes of a request. Raises CapabilityError where there
-    is no vLLM, OptionError for a port in use or flags that vLLM does not know.
+    Args:
+        default: The control of requests that say nothing.
+        caps: Thinking tokens of efforts that differ from `EFFORT_CAPS`.
+        flags: Further arguments of `vllm serve`.
     """
     checkpoint = resolve_checkpoint(model)
-    with bind_socket(host, port) as bound:  # vLLM opens its own, half a minute later
+    with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
         port = bound.getsockname()[1]
     try:
         with warnings.catch_warnings():
@@ -49,43 +58,37 @@ def serve(
             from vllm.utils.argparse_utils import FlexibleArgumentParser
     except ImportError as error:
         raise CapabilityError(f"serving with vLLM needs {error.name!r}; pip install 'tersely[vllm]'") from None
-    told = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
-    told += ["--logits-processors", PROCESSOR, "--middleware", _MIDDLEWARE]
-    told += [] if api_key is None else ["--api-key", api_key]
-    told += [] if any(flag.startswith("--reasoning-parser") for flag in flags) else _parser(checkpoint)
+    own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
+    own_flags += ["--logits-processors", PROCESSOR, "--middleware", _MIDDLEWARE]
+    own_flags += [] if api_key is None else ["--api-key", api_key]
+    if not any(flag.startswith("--reasoning-parser") for flag in flags):
+        own_flags += _reasoning_parser_flags(checkpoint)
     parser = make_arg_parser(FlexibleArgumentParser(prog="tersely serve --engine vllm"))
     try:
-        arguments = parser.parse_args([*told, *flags])
+        arguments = parser.parse_args([*own_flags, *flags])
         validate_parsed_serve_args(arguments)
-    except SystemExit as ended:
-        if ended.code:
-            raise OptionError(f"vLLM does not take these flags: {' '.join(flags)}; see `vllm serve --help`") from None
+    except SystemExit as exit_:
+        if exit_.code:
+            raise OptionError(f"vLLM does not accept these flags: {' '.join(flags)}; see `vllm serve --help`") from None
         raise
     except (TypeError, ValueError) as error:
-        raise OptionError(f"vLLM does not take these flags: {error}") from None
+        raise OptionError(f"vLLM does not accept these flags: {error}") from None
     hosts = list(LOCAL) if host in LOCAL and api_key is None else None
-    settings = {"default": default.as_dict(), "caps": dict(caps), "body": body, "hosts": hosts}
+    settings = {"default": default.as_dict(), "caps": dict(caps), "max_body": max_body, "hosts": hosts}
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
-        os.environ[PLACE], os.environ[VARIABLE] = folder, json.dumps(settings)
+        os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
         print(ready + exposure_warning(host, api_key), file=sys.stderr)
         with contextlib.suppress(KeyboardInterrupt):
             ServeSubcommand.cmd(arguments)
 
 
-_PARSERS = {
-    "<think>": "qwen3",
-    "[THINK]": "mistral",
-    "<seed:think>": "seed_oss",
-    "<|channel|>analysis<|message|>": "openai_gptoss",
-}
-
-
-def _parser(checkpoint: str) -> list[str]:
-    """The reasoning parser for a model's markers, without which vLLM does not tell thinking from answer."""
+def _reasoning_parser_flags(checkpoint: str) -> list[str]:
+    """The flag without which vLLM does not split thinking from answer."""
     from transformers import AutoTokenizer
 
     from ..text.markers import find_markers
 
-    found = find_markers(AutoTokenizer.from_pretrained(checkpoint))
-    return ["--reasoning-parser", _PARSERS[found.open]] if found.open in _PARSERS else []
+    markers = find_markers(AutoTokenizer.from_pretrained(checkpoint))
+    parser = _REASONING_PARSERS.get(markers.open)
+    return [] if parser is None else ["--reasoning-parser", parser]

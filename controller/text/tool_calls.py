@@ -1,6 +1,6 @@
-"""Tools by the model's own chat template: told to it, and its calls read out of the answer.
+"""Tool calling through the model's own chat template.
 
-Understood are templates that know `tools` and write calls as `<tool_call>{"name": ..., "arguments": ...}</tool_call>`,
+Supported are templates that take `tools` and write calls as `<tool_call>{"name": ..., "arguments": ...}</tool_call>`,
 like those of Qwen and Hermes.
 """
 
@@ -17,28 +17,29 @@ from ..types import Engine
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 Tool = Mapping[str, Any]
-"""A tool as OpenAI describes it: type "function", and the function's name, description and parameters."""
+"""A tool in OpenAI's format: type "function", and the function's name, description and parameters."""
 
 
 def supports_tools(tokenizer: Any) -> bool:
-    """Whether the chat template knows tools and writes calls in the way understood here."""
+    """Whether the chat template takes tools and writes calls in the supported format."""
     template = str(getattr(tokenizer, "chat_template", None) or "")
     return "tools" in template and OPEN in template
 
 
 def check_tools(engine: Engine) -> None:
-    """Raise CapabilityError for a model that cannot be told tools."""
+    """Raise CapabilityError for a model that cannot call tools."""
     if not supports_tools(engine.tokenizer):
         raise CapabilityError(
-            f"{engine.name!r} cannot call tools: its chat template knows none, or writes no {OPEN}; use a model that "
-            "was trained for it (Qwen3 and others), and this one for steps without tools"
+            f"{engine.name!r} cannot call tools: its chat template does not accept tools or does not write {OPEN}; "
+            "use a model trained for tool calling, such as Qwen3, or leave out the tools",
+            code="no_tool_calling",
         )
 
 
 def apply_tool_choice(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool], str]:
-    """The tools to tell, and what to ask for in words, "" for nothing; choice: LangChain's or OpenAI's `tool_choice`.
+    """Apply LangChain's or OpenAI's `tool_choice`: the tools to offer, and an instruction for the prompt ("" for none).
 
-    No template can force a call, so one that is wanted is asked for. Raises OptionError for an unknown tool.
+    No template can force a call, so the instruction asks for one. Raises OptionError for an unknown tool.
     """
     if isinstance(choice, Mapping):
         choice = choice.get("function", {}).get("name")
@@ -56,7 +57,12 @@ def apply_tool_choice(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call as the model wrote it; error: why it is none, with `text` as it was written."""
+    """A tool call as the model wrote it.
+
+    Attributes:
+        text: the call with its tags, exactly as written.
+        error: why the call is invalid; None for a valid one.
+    """
 
     name: str | None
     arguments: Mapping[str, Any]
@@ -65,35 +71,35 @@ class ToolCall:
     id: str = ""
 
 
-def read_calls(answer: str) -> tuple[str, list[ToolCall]]:
-    """What an answer says beside its calls, and the calls; answer: without any thinking."""
-    said, opened, rest = answer.partition(OPEN)
+def parse_tool_calls(answer: str) -> tuple[str, list[ToolCall]]:
+    """Split an answer, given without its thinking, into its text and its tool calls."""
+    text, opened, rest = answer.partition(OPEN)
     calls = []
     while opened:
         body, closed, rest = rest.partition(CLOSE)
-        calls.append(_read(body, bool(closed)))
+        calls.append(_parse_call(body, bool(closed)))
         between, opened, rest = rest.partition(OPEN)
-        said += between
-    return said.strip(), calls
+        text += between
+    return text.strip(), calls
 
 
-def _read(body: str, closed: bool) -> ToolCall:
-    number, text = f"call_{uuid4().hex}", f"{OPEN}{body}{CLOSE if closed else ''}"
+def _parse_call(body: str, closed: bool) -> ToolCall:
+    call_id, text = f"call_{uuid4().hex}", f"{OPEN}{body}{CLOSE if closed else ''}"
     if not closed:
-        return ToolCall(None, {}, text, f"the answer ends before {CLOSE}", number)
+        return ToolCall(None, {}, text, f"the answer ends before {CLOSE}", call_id)
     try:
-        about = json.loads(body)
+        call = json.loads(body)
     except ValueError as error:
-        return ToolCall(None, {}, text, f"no JSON: {error}", number)
-    name = about.get("name") if isinstance(about, dict) else None
+        return ToolCall(None, {}, text, f"not valid JSON: {error}", call_id)
+    name = call.get("name") if isinstance(call, dict) else None
     if not isinstance(name, str) or not name:
-        return ToolCall(None, {}, text, "no object with the name of a tool", number)
-    arguments = about.get("arguments", about.get("parameters", {}))
+        return ToolCall(None, {}, text, "not an object with the name of a tool", call_id)
+    arguments = call.get("arguments", call.get("parameters", {}))
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
         except ValueError as error:
-            return ToolCall(name, {}, text, f"its arguments are no JSON: {error}", number)
+            return ToolCall(name, {}, text, f"the arguments are not valid JSON: {error}", call_id)
     if not isinstance(arguments, dict):
-        return ToolCall(name, {}, text, "its arguments are no object", number)
-    return ToolCall(name, arguments, text, None, number)
+        return ToolCall(name, {}, text, "the arguments are not an object", call_id)
+    return ToolCall(name, arguments, text, None, call_id)

@@ -1,1 +1,1 @@
-"""Answering yes/no questions about a sequence's thinking while decoding goes on."""
+"""Verifiers: they answer yes/no questions about a thinking while decoding continues."""

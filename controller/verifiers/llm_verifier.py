@@ -55,7 +55,9 @@ class LLMVerifier:
     ) -> None:
         model, self.tokenizer = getattr(engine, "model", None), engine.tokenizer
         if model is None:
-            raise CapabilityError(f"engine {engine.name!r} has no model in this process; use a transformers engine")
+            raise CapabilityError(
+                f"engine {engine.name!r} has no model in this process; use a transformers engine", code="no_local_model"
+            )
         self.model = clone_sharing_weights(model)
         self.timeout, self.min_probability, self.batch_size = timeout, min_probability, batch_size
         self._ids = reply_ids(self.tokenizer)
@@ -132,7 +134,9 @@ def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
     yes, no = ({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (_YES, _NO))
     yes, no = ({i for i in ids if tokenizer.decode([i]).strip()} for ids in (yes - no, no - yes))
     if not yes or not no:
-        raise CapabilityError("yes and no begin with the same token in this tokenizer; use another verifier")
+        raise CapabilityError(
+            "yes and no begin with the same token in this tokenizer; use another verifier", code="same_reply_tokens"
+        )
     return sorted(yes), sorted(no)
 
 
@@ -167,5 +171,5 @@ def next_token_probs(
     mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
     last = torch.tensor([length - 1 for length in lengths], device=model.device)
     logits = model(ids, attention_mask=mask.long().to(model.device), logits_to_keep=last, use_cache=False).logits
-    chances = logits.diagonal(dim1=0, dim2=1).T.float().softmax(-1)  # row i at the end of prompt i
-    return list(zip(*(chances[:, list(reply)].sum(-1).tolist() for reply in replies), strict=True))
+    probabilities = logits.diagonal(dim1=0, dim2=1).T.float().softmax(-1)  # row i at the end of prompt i
+    return list(zip(*(probabilities[:, list(reply)].sum(-1).tolist() for reply in replies), strict=True))

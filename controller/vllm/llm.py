@@ -14,7 +14,7 @@ from ..policies import list_policies
 from ..policies.base import BOUND, Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, find_markers
-from ..text.split_output import split_reasoning
+from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR

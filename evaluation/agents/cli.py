@@ -106,7 +106,7 @@ def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, s
         settings: Any = {"model": model, "base_url": url, "max_tokens": max_new_tokens, "seed": seed}
         return ChatOpenAI(**settings, api_key=lambda: os.environ.get("OPENAI_API_KEY", "none")), None
     from ...controller.integrations.langchain.chat_model import ChatTersely
-    from ...controller.integrations.langchain.runner import shared_engine
+    from ...controller.integrations.runner import shared_engine
     from ...controller.session import Session
 
     session = Session(shared_engine(model))
@@ -114,6 +114,6 @@ def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, s
 
 
 def _load_router(session: Any, folder: Path | None) -> Callable[..., str]:
-    from ...controller.integrations.langchain.mode_router import ModeRouter
+    from ...controller.integrations.langchain.routing import ModeRouter
 
     return ModeRouter(session, None if folder is None else str(folder))

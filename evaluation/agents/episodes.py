@@ -14,7 +14,7 @@ import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.errors import GraphRecursionError
 
-from ...controller.integrations.langchain.limits import read_and_written
+from ...controller.integrations.langchain.budget_middleware import count_tokens
 from ..economics.cost_metrics import SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
 from ..economics.prices import Price
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
@@ -95,7 +95,7 @@ def judge_episode(
     calls = [(call["name"], json.dumps(call["args"], sort_keys=True)) for reply in replies for call in reply.tool_calls]
     last = messages[-1] if messages else None
     answer = last.text if isinstance(last, AIMessage) and not last.tool_calls and error is None else ""
-    tokens = [read_and_written(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
+    tokens = [count_tokens(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
     search = _score_search(task, replies, results)
     return Episode(
         id=task.id,

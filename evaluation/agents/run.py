@@ -15,9 +15,15 @@ from langchain_core.language_models import BaseChatModel
 
 from ...checkpoint_log import CheckpointLog
 from ...controller.integrations.langchain.chat_model import ChatTersely
-from ...controller.integrations.langchain.effort_middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
-from ...controller.integrations.langchain.mode_middleware import MODES, ModeMiddleware, Router
-from ...controller.integrations.langchain.mode_router import LAYER, prompt_hidden_states
+from ...controller.integrations.langchain.middleware import (
+    MODES,
+    BudgetMiddleware,
+    EffortMiddleware,
+    ModeMiddleware,
+    Router,
+    SafetyMiddleware,
+)
+from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_states
 from ...controller.policies import make_policies
 from ...controller.session import Session
 from ...errors import OptionError, unknown

@@ -201,9 +201,9 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
     if helper is not None:
         from ...controller.helpers.engine_helper import EngineHelper
 
-        # Infinite patience: results must not depend on the speed of the machine.
+        # Without a time limit: results must not depend on the speed of the machine.
         session = Session(helper.engine, think_prompt=plan.think_prompt)
-        runner.session.helper = EngineHelper(session, patience=math.inf)
+        runner.session.helper = EngineHelper(session, timeout=math.inf)
     if plan.verifier is not None:
         runner.session.verifier = resolve_verifier(plan.verifier)
     return runner, helper

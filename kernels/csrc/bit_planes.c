@@ -1,4 +1,4 @@
-/* Products of planes of bits; ../shelf/bit_planes.py says what they mean and how they lie. */
+/* Products of bit planes; ../research/bit_planes.py defines them and their layout. */
 
 #include "numbers.h"
 
@@ -8,7 +8,7 @@
 #define PLANES_AVX512 __attribute__((target("avx512f,avx512vpopcntdq")))
 #endif
 
-/* The best kind of vectors here: AVX512 only where it counts bits. */
+/* The best vector instructions here; AVX512 requires its popcount. */
 EXPORT int tersely_planes_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512vpopcntdq")) return AVX512;
@@ -17,8 +17,8 @@ EXPORT int tersely_planes_level(void) {
     return PORTABLE;
 }
 
-/* The first step: codes, rows of `columns` bytes, `stride` from row to row, as planes [rows][bits][words]. Returns all
- * codes joined by `or`, for a code may have more bits than it should. */
+/* Step 1: converts codes, rows of `columns` bytes with a stride of `stride`, to planes [rows][bits][words]. Returns the
+ * bitwise or of all codes, so that the caller can check their range. */
 EXPORT int tersely_planes_pack(
     const uint8_t *codes, int64_t rows, int64_t columns, int64_t stride, int64_t bits, uint64_t *planes, int64_t words
 ) {
@@ -31,7 +31,7 @@ EXPORT int tersely_planes_pack(
             if (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__) eight = __builtin_bswap64(eight);
             seen |= eight;
             for (int64_t i = 0; i < bits; i++) {
-                /* The lowest bits of eight bytes, side by side in the highest byte of a product. */
+                /* Gathers the lowest bits of eight bytes in the highest byte of the product. */
                 uint64_t byte = (eight >> i & 0x0101010101010101u) * 0x0102040810204080u >> 56;
                 planes[i * words + k / 64] |= byte << k % 64;
             }
@@ -41,7 +41,7 @@ EXPORT int tersely_planes_pack(
     return (int)(seen & 0xff);
 }
 
-/* The bits in which planes of x and of w differ, added up, those of planes i and j 2^(i + j) times. */
+/* The weighted number of differing bits of x and w; those of planes i and j count 2^(i + j) times. */
 static int64_t any_differ(const uint64_t *x, int64_t x_bits, const uint64_t *w, int64_t w_bits, int64_t words) {
     int64_t total = 0;
     for (int64_t j = 0; j < w_bits; j++)
@@ -106,8 +106,8 @@ PLANES_AVX512 static int64_t avx512_differ(
 }
 #endif
 
-/* The second step, of outputs from `start` up to `stop`; threads may share it. x: planes [rows][x_bits][words], w:
- * planes [outputs][w_bits][words], words a multiple of 8; out: [rows][outputs]; level: at most tersely_planes_level(). */
+/* Step 2, for outputs from `start` up to `stop`, so that threads can share it. x: planes [rows][x_bits][words]; w: planes
+ * [outputs][w_bits][words], words a multiple of 8; out: [rows][outputs]; level: at most tersely_planes_level(). */
 EXPORT void tersely_planes_rows(
     const uint64_t *x, int64_t rows, int64_t x_bits, const uint64_t *w, int64_t outputs, int64_t w_bits, int64_t words,
     int64_t inputs, int32_t *out, int64_t start, int64_t stop, int level

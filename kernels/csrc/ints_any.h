@@ -1,4 +1,4 @@
-/* Vectors of four integers in the compiler's own terms, for w4a8.c. */
+/* Vectors of four integers as compiler extensions, for w4a8.c. */
 #ifndef TERSELY_INTS_ANY_H
 #define TERSELY_INTS_ANY_H
 
@@ -8,13 +8,13 @@ typedef int8_t any_signed __attribute__((vector_size(4)));
 typedef uint8_t any_bytes_of __attribute__((vector_size(4)));
 enum { any_parts = 4, any_most_tiles = 1 };
 
-/* Where byte j of a word lies, whichever way round the machine keeps its words. */
+/* The bit position of byte j of a word, for either byte order. */
 #define ANY_SHIFT(j) (8 * (__BYTE_ORDER__ == __ORDER_BIG_ENDIAN__ ? 3 - (j) : (j)))
 
 INLINE any_ints any_same(int32_t value) { return (any_ints){value, value, value, value}; }
 INLINE any_ints any_add(any_ints a, any_ints b) { return a + b; }
 INLINE any_ints any_mul(any_ints a, any_ints b) { return a * b; }
-/* The same for factors that 16 bits hold, the first of them not negative. */
+/* The same for factors that fit into 16 bits, the first not negative. */
 INLINE any_ints any_mul_16(any_ints a, any_ints b) { return a * b; }
 
 INLINE int32_t any_total(any_ints v) { return v[0] + v[1] + v[2] + v[3]; }
@@ -24,15 +24,15 @@ INLINE int32_t any_highest_int(any_ints v) {
     return a > b ? a : b;
 }
 
-/* The higher of a and of |x|, as bits. */
+/* The maximum of a and |x|, as bits. */
 INLINE any_ints any_max_bits(any_ints a, any_vec x) {
     any_ints bits = (any_ints)x & 0x7fffffff, higher = bits > a;
     return (bits & higher) | (a & ~higher);
 }
 
-/* To the nearest whole number, for such as are far from 2^22. */
+/* Rounds to the nearest integer, for |x| well below 2^22. */
 INLINE any_ints any_rounded(any_vec x) {
-    const any_vec whole = any_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest whole number */
+    const any_vec whole = any_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest integer */
     return (any_ints)(x + whole) - (any_ints)whole;
 }
 
@@ -59,7 +59,7 @@ INLINE any_ints any_high(any_ints words) { return (words >> 4) & 0x0f0f0f0f; }
 
 INLINE any_vec any_floats(any_ints values) { return __builtin_convertvector(values, any_vec); }
 
-/* `value` where `unit` is not zero, `other` elsewhere. */
+/* `value` where `unit` is not zero, else `other`. */
 INLINE any_vec any_where_scaled(any_vec unit, any_vec value, any_vec other) {
     return any_where(unit != 0.0f, value, other);
 }
@@ -79,7 +79,7 @@ INLINE void any_store_halves(void *to, any_vec value) {
 typedef const int8_t *any_fours;
 INLINE any_fours any_four(const int8_t *x) { return x; }
 
-/* sum += of each word the four products of a byte, which has no sign, and an activation. */
+/* sum += for each word, the four products of an unsigned byte and an activation. */
 INLINE any_ints any_dot_bytes(any_ints sum, any_ints words, any_fours x) {
     for (int j = 0; j < 4; j++) sum += ((words >> ANY_SHIFT(j)) & 0xff) * x[j];
     return sum;

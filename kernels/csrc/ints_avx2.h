@@ -10,7 +10,7 @@ enum { avx2_parts = 2, avx2_most_tiles = 1 };
 AVX2_INLINE __m256i avx2_same(int32_t value) { return _mm256_set1_epi32(value); }
 AVX2_INLINE __m256i avx2_add(__m256i a, __m256i b) { return _mm256_add_epi32(a, b); }
 AVX2_INLINE __m256i avx2_mul(__m256i a, __m256i b) { return _mm256_mullo_epi32(a, b); }
-/* The same for factors that 16 bits hold, the first of them not negative. */
+/* The same for factors that fit into 16 bits, the first not negative. */
 AVX2_INLINE __m256i avx2_mul_16(__m256i a, __m256i b) { return _mm256_madd_epi16(a, b); }
 AVX2_INLINE int32_t avx2_total(__m256i values) {
     __m128i four = _mm_add_epi32(_mm256_castsi256_si128(values), _mm256_extracti128_si256(values, 1));
@@ -24,7 +24,7 @@ AVX2_INLINE int32_t avx2_highest_int(__m256i values) {
     return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 1)));
 }
 
-/* The higher of a and of |x|, as bits. */
+/* The maximum of a and |x|, as bits. */
 AVX2_INLINE __m256i avx2_max_bits(__m256i a, __m256 x) {
     return _mm256_max_epi32(a, _mm256_and_si256(_mm256_castps_si256(x), _mm256_set1_epi32(0x7fffffff)));
 }
@@ -44,12 +44,12 @@ AVX2_INLINE __m256i avx2_high(__m256i words) { return avx2_low(_mm256_srli_epi16
 
 AVX2_INLINE __m256 avx2_floats(__m256i values) { return _mm256_cvtepi32_ps(values); }
 
-/* `value` where `unit` is not zero, `other` elsewhere. */
+/* `value` where `unit` is not zero, else `other`. */
 AVX2_INLINE __m256 avx2_where_scaled(__m256 unit, __m256 value, __m256 other) {
     return _mm256_blendv_ps(other, value, _mm256_cmp_ps(unit, _mm256_setzero_ps(), _CMP_NEQ_UQ));
 }
 
-/* As bfloat_of. */
+/* Like bfloat_of. */
 AVX2_INLINE void avx2_store_bfloats(void *to, __m256 value) {
     __m256i bits = _mm256_castps_si256(value), high = _mm256_srli_epi32(bits, 16);
     __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -70,13 +70,13 @@ AVX2_INLINE __m256i avx2_four(const int8_t *x) {
     return _mm256_set1_epi32(word);
 }
 
-/* sum += of each word the four products of a byte up to 15 and an activation. Two of them add up to 3810 at most, so
- * the 16 bits between the two steps hold them; with larger bytes they would not. */
+/* sum += for each word, the four products of a byte of at most 15 and an activation. Two of them sum up to at most 3810, so
+ * the 16-bit intermediate results cannot saturate; with larger bytes they could. */
 AVX2_INLINE __m256i avx2_dot(__m256i sum, __m256i words, __m256i x) {
     return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(words, x), _mm256_set1_epi16(1)));
 }
 
-/* The same for any byte. */
+/* The same for all bytes. */
 AVX2_INLINE __m256i avx2_dot_bytes(__m256i sum, __m256i words, __m256i x) {
     __m256i high = _mm256_maddubs_epi16(avx2_high(words), x);
     return avx2_dot(_mm256_add_epi32(sum, _mm256_madd_epi16(high, _mm256_set1_epi16(16))), avx2_low(words), x);

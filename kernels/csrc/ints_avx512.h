@@ -13,11 +13,11 @@ enum { avx512_parts = 1, avx512_most_tiles = 2 };
 VNNI_INLINE __m512i avx512_same(int32_t value) { return _mm512_set1_epi32(value); }
 VNNI_INLINE __m512i avx512_add(__m512i a, __m512i b) { return _mm512_add_epi32(a, b); }
 VNNI_INLINE __m512i avx512_mul(__m512i a, __m512i b) { return _mm512_mullo_epi32(a, b); }
-/* The same for factors that 16 bits hold, the first of them not negative. */
+/* The same for factors that fit into 16 bits, the first not negative. */
 VNNI_INLINE __m512i avx512_mul_16(__m512i a, __m512i b) { return _mm512_madd_epi16(a, b); }
 VNNI_INLINE int32_t avx512_total(__m512i values) { return _mm512_reduce_add_epi32(values); }
 VNNI_INLINE int32_t avx512_highest_int(__m512i values) { return _mm512_reduce_max_epi32(values); }
-/* The higher of a and of |x|, as bits. */
+/* The maximum of a and |x|, as bits. */
 VNNI_INLINE __m512i avx512_max_bits(__m512i a, __m512 x) {
     return _mm512_max_epi32(a, _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7fffffff)));
 }
@@ -34,12 +34,12 @@ VNNI_INLINE __m512i avx512_high(__m512i words) { return avx512_low(_mm512_srli_e
 
 VNNI_INLINE __m512 avx512_floats(__m512i values) { return _mm512_cvtepi32_ps(values); }
 
-/* `value` where `unit` is not zero, `other` elsewhere. */
+/* `value` where `unit` is not zero, else `other`. */
 VNNI_INLINE __m512 avx512_where_scaled(__m512 unit, __m512 value, __m512 other) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(unit, _mm512_setzero_ps(), _CMP_NEQ_UQ), other, value);
 }
 
-/* As bfloat_of. */
+/* Like bfloat_of. */
 VNNI_INLINE void avx512_store_bfloats(void *to, __m512 value) {
     __m512i bits = _mm512_castps_si512(value), high = _mm512_srli_epi32(bits, 16);
     __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -59,7 +59,7 @@ VNNI_INLINE __m512i avx512_four(const int8_t *x) {
     return _mm512_set1_epi32(word);
 }
 
-/* sum += of each word the four products of a byte, which has no sign, and an activation. */
+/* sum += for each word, the four products of an unsigned byte and an activation. */
 VNNI_INLINE __m512i avx512_dot_bytes(__m512i sum, __m512i words, __m512i x) {
     return _mm512_dpbusd_epi32(sum, words, x);
 }

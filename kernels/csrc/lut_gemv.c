@@ -1,4 +1,4 @@
-/* Products by tables of sums; ../shelf/lut_gemv.py says what they mean and how the weights lie. */
+/* Products by table lookup; ../research/lut_gemv.py defines them and the layout of the weights. */
 
 #include "numbers.h"
 
@@ -11,13 +11,13 @@
 #define UNROLLED _Pragma("GCC unroll 8")
 
 enum {
-    TILE = 32, /* outputs of a line */
-    LINE = 64, /* bytes of one bit of 16 inputs of a tile */
-    KEPT = 8,  /* sums of a table */
-    SAFE = 15  /* chunks whose sums 16 bits hold: 4 * 15 times 4 * 128 */
+    TILE = 32, /* outputs per line */
+    LINE = 64, /* bytes for one bit of 16 inputs of a tile */
+    KEPT = 8,  /* sums per table */
+    SAFE = 15  /* chunks whose sums fit into 16 bits: 4 * 15 times 4 * 128 */
 };
 
-/* The best kind of vectors here. */
+/* The best vector instructions here. */
 EXPORT int tersely_lut_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512bw")) return AVX512;
@@ -26,8 +26,8 @@ EXPORT int tersely_lut_level(void) {
     return PORTABLE;
 }
 
-/* The first step: of every four activations the 8 sums in which the last one is taken away. x: rows of `columns`
- * numbers, `stride` from row to row; tables: [rows][4 * chunks][KEPT]. */
+/* Step 1: for every four activations, the 8 sums in which the last one is subtracted. x: rows of `columns` elements with a
+ * stride of `stride`; tables: [rows][4 * chunks][KEPT]. */
 EXPORT void tersely_lut_tables(
     const int8_t *x, int64_t rows, int64_t columns, int64_t stride, int16_t *tables, int64_t chunks
 ) {
@@ -41,7 +41,7 @@ EXPORT void tersely_lut_tables(
         }
 }
 
-/* One row times one tile, in each kind of vector: TILE sums. */
+/* One row times one tile, TILE sums, for each set of vector instructions. */
 static void any_tile(const int16_t *tables, const uint8_t *lines, int64_t chunks, int bits, int32_t *totals) {
     memset(totals, 0, TILE * sizeof *totals);
     for (int p = 0; p < bits; p++) {
@@ -60,7 +60,7 @@ static void any_tile(const int16_t *tables, const uint8_t *lines, int64_t chunks
 }
 
 #if defined(__x86_64__)
-/* A table of 8 words fills what a shuffle of bytes looks into. */
+/* A table of 8 words is exactly the source of a byte shuffle. */
 LUT_AVX2 INLINE __m256i avx2_found(__m256i words, const int j, __m256i kept) {
     __m256i index = _mm256_and_si256(_mm256_srli_epi16(words, 4 * j), _mm256_set1_epi16(7));
     __m256i bytes = _mm256_mullo_epi16(index, _mm256_set1_epi16(0x0202));
@@ -94,7 +94,7 @@ LUT_AVX2 INLINE void avx2_bits(
     }
 }
 
-/* The 16 sums of a table, twice: a shuffle of words looks at five bits, of which the fifth belongs to the next index. */
+/* The 16 sums of a table, twice, because a word shuffle uses five index bits, the fifth of which belongs to the next index. */
 LUT_AVX512 INLINE __m512i avx512_table(const int16_t *kept) {
     __m512i four = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)kept));
     return _mm512_mask_sub_epi16(four, 0xff00ff00u, _mm512_setzero_si512(), four);
@@ -134,7 +134,7 @@ LUT_AVX512 INLINE void avx512_bits(
     _mm512_storeu_si512(totals + 16, high);
 }
 
-/* The width as a constant: each call is compiled for one. */
+/* Constant widths, so that each call is specialized. */
 #define OF_BITS(name)                                                         \
     (bits == 1   ? name(tables, lines, chunks, 1, totals)                     \
      : bits == 2 ? name(tables, lines, chunks, 2, totals)                     \
@@ -151,7 +151,7 @@ LUT_AVX512 static void avx512_tile(
 }
 #endif
 
-/* The second step, of tiles from `start` up to `stop`; threads may share it. out: [rows][outputs]; level: at most
+/* Step 2, for tiles from `start` up to `stop`, so that threads can share it. out: [rows][outputs]; level: at most
  * tersely_lut_level(). */
 EXPORT void tersely_lut_tiles(
     const int16_t *tables, int64_t rows, const uint8_t *lines, int64_t chunks, int64_t bits, int64_t outputs,

@@ -1,11 +1,11 @@
-/* What the loader asks of the library before anything else. */
+/* Version and processor support, which the loader reads first. */
 
 #include "numbers.h"
 
-/* Raised with every change of what an exported function takes: an older library is then left alone. */
+/* Increased whenever the signature of an exported function changes; libraries of another version are not used. */
 EXPORT int tersely_abi(void) { return 3; }
 
-/* The best kind of vectors on this machine. */
+/* The best vector instructions of this machine. */
 EXPORT int tersely_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f")) return AVX512;

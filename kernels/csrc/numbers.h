@@ -1,11 +1,11 @@
-/* The element types that operations accept, the same numbers as in native.py, and how one of them becomes a float. */
+/* Element types with the numbers of ../native.py, and their conversion to float. */
 #ifndef TERSELY_NUMBERS_H
 #define TERSELY_NUMBERS_H
 
 #include <stdint.h>
 #include <string.h>
 
-/* For GCC and Clang; with another compiler the build fails, which is allowed. */
+/* GCC and Clang only; with another compiler the build fails, which is optional anyway. */
 #define INLINE static inline __attribute__((always_inline))
 #define NOINLINE __attribute__((noinline))
 #if defined(_WIN32)
@@ -16,7 +16,7 @@
 
 enum kind { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
 
-/* The kinds of vectors, from the poorest machine's to the richest's; AMX is AVX512 with a unit for matrices. */
+/* Vector instructions in ascending order; AMX is AVX512 plus a matrix unit. */
 enum level { PORTABLE = 0, AVX2 = 1, AVX512 = 2, AMX = 3 };
 
 INLINE float float_of_bits(uint32_t bits) {
@@ -52,8 +52,8 @@ INLINE float number_at(const char *from, int64_t i, int kind) {
     return kind == BFLOAT16 ? float_of_bits((uint32_t)half << 16) : float_of_half(half);
 }
 
-/* exp(y) = 2^n * (1 + f * (C1 + f * (...))), n the whole number nearest to y * log2(e) and f what is left: relative
- * error 1.1e-7 (minimax over -0.5..0.5). At or below EXP_CUT it counts as zero, which keeps 2^n a normal number. */
+/* exp(y) = 2^n * (1 + f * (C1 + f * (...))), where n is y * log2(e) rounded to an integer, and f the remainder: relative
+ * error 1.1e-7 (minimax over -0.5..0.5). At or below EXP_CUT the result is zero, so that 2^n is never subnormal. */
 #define LOG2_E 1.44269504f
 #define EXP_CUT (-86.0f)
 #define EXP_C1 0.6931470036506653f

@@ -1,4 +1,4 @@
-/* Entropy, the two likeliest tokens and the log-sum-exp of rows of logits; ../signals.py says what they mean. */
+/* Entropy, the two highest probabilities and the log-sum-exp of rows of logits; ../signals.py defines them. */
 
 #include <float.h>
 #include <math.h>
@@ -6,12 +6,12 @@
 #include "numbers.h"
 
 enum {
-    BLOCK = 2048, /* elements looked at twice: 8 KiB at most, with the next one on its way */
+    BLOCK = 2048, /* elements per block: at most 8 KiB, so that the next block can be prefetched into the same cache */
     UNROLL = 4,
     LINE = 64 /* bytes of a cache line */
 };
 
-/* The last step of a row: `lanes` hold its two highest logits among others. */
+/* The last step of a row; `lanes` contain its two highest logits. */
 static void finish(
     const float *lanes, int64_t count, double sum, double weighted, float top, float *out, int64_t out_stride
 ) {
@@ -21,11 +21,11 @@ static void finish(
         second = low > second ? low : second;
         first = lanes[i] > first ? lanes[i] : first;
     }
-    double total = log(sum), spoilt = sum > 0 ? 0 : NAN; /* all -inf, or NaN or +inf among them */
-    out[0] = (float)(total - weighted / sum + spoilt);
-    out[out_stride] = (float)(1 / sum + spoilt);
-    out[2 * out_stride] = (float)(-expm1((double)second - (double)first) / sum + spoilt);
-    out[3 * out_stride] = (float)(top + total + spoilt);
+    double total = log(sum), invalid = sum > 0 ? 0 : NAN; /* only -inf, or any NaN or +inf */
+    out[0] = (float)(total - weighted / sum + invalid);
+    out[out_stride] = (float)(1 / sum + invalid);
+    out[2 * out_stride] = (float)(-expm1((double)second - (double)first) / sum + invalid);
+    out[3 * out_stride] = (float)(top + total + invalid);
 }
 
 #include "vec_any.h"
@@ -51,8 +51,8 @@ static void finish(
 #undef VEC_TARGET
 #endif
 
-/* logits: rows of `columns` numbers side by side, `stride` numbers from row to row. out: four floats for each row
- * (entropy, top, margin, log_total), `out_stride` floats from one to the next. level: at most tersely_level(). */
+/* logits: rows of `columns` contiguous elements with a stride of `stride` elements. out: four floats per row (entropy, top,
+ * margin, log_total) with a stride of `out_stride` floats. level: at most tersely_level(). */
 EXPORT void tersely_signals(
     const void *logits, int kind, int64_t rows, int64_t columns, int64_t stride, float *out, int64_t out_stride,
     int level

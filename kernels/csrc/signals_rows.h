@@ -1,13 +1,13 @@
-/* The pass of signals.c over rows, once for each kind of vector: VEC(name) names what vec_*.h defines for it, and
- * VEC_TARGET is what its functions need of the processor.
+/* The pass of signals.c over rows. Included once for each set of vector instructions: VEC(name) is a name that vec_*.h
+ * defines for it, and VEC_TARGET the target attribute of its functions.
  *
- * A row is read in blocks that stay in the nearest cache. A block is looked at twice: for its maximum, and then, the
- * sums so far having been scaled to the new maximum, for its exponentials. So memory is read once, and no exponential
- * is spent on scaling (the online softmax of Milakov and Gimelshein, arXiv:1805.02867, block by block). Sums within a
- * block are floats, those of blocks doubles. */
+ * A row is read in blocks that stay in the L1 cache. Each block is processed twice: first for its maximum; then the sums so
+ * far are rescaled to the new maximum, and its exponentials are added. So memory is read once, with one exponential per
+ * element (the online softmax of Milakov and Gimelshein, arXiv:1805.02867, by blocks). Sums within a block are floats, sums
+ * over blocks doubles. */
 
 typedef struct {
-    VEC(vec) first[UNROLL], second[UNROLL]; /* the two highest of each lane */
+    VEC(vec) first[UNROLL], second[UNROLL]; /* the two highest values of each lane */
     double sum, weighted;                   /* of exp(x - top) and of exp(x - top) * (x - top) */
     float top;
 } VEC(state);
@@ -42,7 +42,7 @@ VEC_TARGET INLINE void VEC(block)(VEC(state) * state, const char *from, int64_t 
 
 VEC_TARGET INLINE void VEC(row)(const char *from, int64_t columns, int kind, float *out, int64_t out_stride) {
     enum { step = UNROLL * VEC(width) };
-    VEC(state) state = {.sum = 0, .weighted = 0, .top = -FLT_MAX}; /* not -inf, from which nothing can be taken */
+    VEC(state) state = {.sum = 0, .weighted = 0, .top = -FLT_MAX}; /* not -inf: -inf - -inf would be NaN */
     for (int u = 0; u < UNROLL; u++) state.first[u] = state.second[u] = VEC(set)(-INFINITY);
     int64_t whole = columns - columns % step;
     for (int64_t i = 0; i < whole; i += BLOCK)
@@ -65,7 +65,7 @@ VEC_TARGET static void VEC(rows)(
     const char *from, int kind, int64_t rows, int64_t columns, int64_t stride, float *out, int64_t out_stride
 ) {
     for (int64_t r = 0; r < rows; r++, from += stride * size_of(kind), out++) {
-        /* The kind as a constant: each call is compiled for one. */
+        /* Constant kinds, so that each call is specialized. */
         if (kind == FLOAT32) VEC(row)(from, columns, FLOAT32, out, out_stride);
         else if (kind == BFLOAT16) VEC(row)(from, columns, BFLOAT16, out, out_stride);
         else VEC(row)(from, columns, FLOAT16, out, out_stride);

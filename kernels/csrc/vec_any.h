@@ -1,4 +1,4 @@
-/* Vectors of four floats in the compiler's own terms: SSE2, NEON, VSX, or whatever else a machine has. */
+/* Vectors of four floats as compiler extensions: SSE2, NEON, VSX, or plain code. */
 #ifndef TERSELY_VEC_ANY_H
 #define TERSELY_VEC_ANY_H
 
@@ -25,13 +25,13 @@ INLINE any_vec any_load(const char *from, int64_t i, int kind) {
     any_ints ints = __builtin_convertvector(halves, any_ints);
     if (kind == BFLOAT16) return (any_vec)(ints << 16);
     any_ints size = (ints & 0x7fff) << 13, sign = (ints & 0x8000) << 16;
-    any_ints special = size >= 0x7c00 << 13; /* infinite, or no number */
+    any_ints special = size >= 0x7c00 << 13; /* infinity or NaN */
     value = any_where(special, (any_vec)(size | 0x7f800000), (any_vec)size * 0x1p112f);
     return (any_vec)((any_ints)value | sign);
 }
 
 INLINE void any_store(float *to, any_vec value) { memcpy(to, &value, sizeof value); }
-/* As the instructions do: the second operand where the order of the two is not known. */
+/* Like the x86 instructions: the second operand if either is NaN. */
 INLINE any_vec any_max(any_vec a, any_vec b) { return any_where(a > b, a, b); }
 INLINE any_vec any_min(any_vec a, any_vec b) { return any_where(a < b, a, b); }
 INLINE float any_sum(any_vec v) { return (v[0] + v[1]) + (v[2] + v[3]); }
@@ -44,9 +44,9 @@ INLINE float any_highest(any_vec v) {
 
 /* sum += exp(x - top), weighted += exp(x - top) * (x - top). */
 INLINE void any_add_exp(any_vec x, any_vec top, any_vec *sum, any_vec *weighted) {
-    const any_vec whole = any_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest whole number */
+    const any_vec whole = any_set(12582912.0f); /* 1.5 * 2^23: adding it rounds to the nearest integer */
     any_vec y = x - top;
-    any_ints kept = ~(y <= EXP_CUT); /* NaN is kept, and spoils the sums */
+    any_ints kept = ~(y <= EXP_CUT); /* NaN is kept and propagates to the sums */
     y = (any_vec)((any_ints)y & kept);
     any_vec shifted = y * LOG2_E + whole, f = y * LOG2_E - (shifted - whole);
     any_vec p = 1.0f + f * (EXP_C1 + f * (EXP_C2 + f * (EXP_C3 + f * (EXP_C4 + f * EXP_C5))));

@@ -42,7 +42,7 @@ AVX2_INLINE void avx2_prefetch(uintptr_t from) { _mm_prefetch((const char *)from
 /* sum += exp(x - top), weighted += exp(x - top) * (x - top). */
 AVX2_INLINE void avx2_add_exp(__m256 x, __m256 top, __m256 *sum, __m256 *weighted) {
     __m256 y = _mm256_sub_ps(x, top);
-    __m256 kept = _mm256_cmp_ps(y, _mm256_set1_ps(EXP_CUT), _CMP_NLE_UQ); /* NaN is kept, and spoils the sums */
+    __m256 kept = _mm256_cmp_ps(y, _mm256_set1_ps(EXP_CUT), _CMP_NLE_UQ); /* NaN is kept and propagates to the sums */
     y = _mm256_and_ps(kept, y);
     __m256i whole = _mm256_cvtps_epi32(_mm256_mul_ps(y, _mm256_set1_ps(LOG2_E)));
     __m256 f = _mm256_fmsub_ps(y, _mm256_set1_ps(LOG2_E), _mm256_cvtepi32_ps(whole));

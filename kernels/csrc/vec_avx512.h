@@ -1,4 +1,4 @@
-/* Vectors of sixteen floats: AVX512F, all that is needed. */
+/* Vectors of sixteen floats: AVX512F. */
 #ifndef TERSELY_VEC_AVX512_H
 #define TERSELY_VEC_AVX512_H
 
@@ -31,7 +31,7 @@ AVX512_INLINE void avx512_prefetch(uintptr_t from) { _mm_prefetch((const char *)
 /* sum += exp(x - top), weighted += exp(x - top) * (x - top). */
 AVX512_INLINE void avx512_add_exp(__m512 x, __m512 top, __m512 *sum, __m512 *weighted) {
     __m512 y = _mm512_sub_ps(x, top);
-    __mmask16 kept = _mm512_cmp_ps_mask(y, _mm512_set1_ps(EXP_CUT), _CMP_NLE_UQ); /* NaN is kept, and spoils the sums */
+    __mmask16 kept = _mm512_cmp_ps_mask(y, _mm512_set1_ps(EXP_CUT), _CMP_NLE_UQ); /* NaN is kept and propagates to the sums */
     __m512 whole = _mm512_roundscale_ps(_mm512_mul_ps(y, _mm512_set1_ps(LOG2_E)), _MM_FROUND_TO_NEAREST_INT);
     __m512 f = _mm512_fmsub_ps(y, _mm512_set1_ps(LOG2_E), whole);
     __m512 p = _mm512_fmadd_ps(f, _mm512_set1_ps(EXP_C5), _mm512_set1_ps(EXP_C4));

@@ -1,5 +1,4 @@
-/* Linear layers of 4-bit weights in two grains, or of 8-bit weights, times 8-bit activations; ../w4a8.py says what the
- * numbers mean. */
+/* Linear layers with dual-grained 4-bit or 8-bit weights and 8-bit activations; ../w4a8.py defines them. */
 
 #include "w4a8.h"
 
@@ -8,19 +7,19 @@
 #include <sched.h>
 #include <stdlib.h>
 
-#define X_LEAST 0x1p-100f /* a row that stays below this counts as zeros: the inverse of its scale would not be finite */
+#define X_LEAST 0x1p-100f /* a row whose maximum is below this counts as zeros: the inverse of its scale would overflow */
 #define UNROLLED _Pragma("GCC unroll 16")
-#define AHEAD 2048    /* bytes of codes fetched ahead */
-#define X_AHEAD 128   /* bytes of activations */
-#define PATIENCE 1000 /* pauses before a thread that waits lets others in */
+#define AHEAD 2048    /* prefetch distance for codes, in bytes */
+#define X_AHEAD 128   /* for activations */
+#define PATIENCE 1000 /* pauses before a waiting thread yields */
 #if defined(__x86_64__)
 #define PAUSE __builtin_ia32_pause()
 #else
 #define PAUSE __asm__ volatile("" ::: "memory")
 #endif
-#define WORTH (1 << 18) /* products: what takes one thread a few times as long as waking another */
+#define WORTH (1 << 18) /* products per thread; fewer are not worth waking another thread for */
 
-/* A number of a row, times what inputs are multiplied by, or not (NULL). */
+/* An element of a row, times its input scale unless `by` is NULL. */
 INLINE float smoothed_at(const char *from, const float *by, int64_t i, int kind) {
     return number_at(from, i, kind) * (by ? by[i] : 1.0f);
 }
@@ -47,14 +46,14 @@ INLINE float smoothed_at(const char *from, const float *by, int64_t i, int kind)
 #undef VEC
 #undef VEC_TARGET
 
-/* Other systems ask for it in other ways, and older compilers do not know it. */
+/* Other systems enable AMX differently, and older compilers do not support it. */
 #if defined(__linux__) && (__GNUC__ >= 11 || __clang_major__ >= 12)
 #define HAS_AMX
 #include "w4a8_amx.h"
 #endif
 #endif
 
-/* A function for the vectors of a job. */
+/* Calls the variant of a function for the vector instructions of a job. */
 #if defined(__x86_64__)
 #define BY_LEVEL(function, ...) \
     do { \
@@ -80,7 +79,7 @@ static void refine(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(
 
 static void quantize(const w4a8_job *job, int64_t start, int64_t stop) { BY_LEVEL(quantize, job, start, stop); }
 
-/* What tiles have to reach to be refined. A row of no numbers has no highest. */
+/* Sets the threshold from which tiles are refined; infinity for rows of NaN, which have no maximum. */
 static void set_least(const w4a8_job *job, int64_t start, int64_t stop) {
     const int64_t tiles = tiles_of(job->layer);
     for (int64_t row = start; row < stop && row < job->rows; row++) {
@@ -93,10 +92,10 @@ static void set_least(const w4a8_job *job, int64_t start, int64_t stop) {
     }
 }
 
-typedef void on_some(const w4a8_job *job, int64_t start, int64_t stop);
+typedef void range_function(const w4a8_job *job, int64_t start, int64_t stop);
 
-/* What each thread does: take some until none are left. So a thread that others slow down takes fewer. */
-static void take(const w4a8_job *job, shares *of, on_some *work, int64_t *done) {
+/* The loop of each thread: takes parts until none are left, so that slower threads take fewer. */
+static void take(const w4a8_job *job, shares *of, range_function *work, int64_t *done) {
     int64_t start;
     while ((start = __atomic_fetch_add(&of->next, of->part, __ATOMIC_RELAXED)) < of->count) {
         const int64_t stop = of->count - start < of->part ? of->count : start + of->part;
@@ -105,8 +104,8 @@ static void take(const w4a8_job *job, shares *of, on_some *work, int64_t *done) 
     }
 }
 
-/* Until others have done what they took. They are at it, but where there are more threads than processors one may have to
- * be let in first. */
+/* Waits until the other threads have finished the parts that they took. If there are more threads than processors, some of
+ * them may not be running, hence the yield. */
 static void wait_for(const int64_t *done, int64_t count) {
     for (int64_t turn = 0; __atomic_load_n(done, __ATOMIC_ACQUIRE) < count; turn++) {
         if (turn < PATIENCE) PAUSE;
@@ -114,8 +113,8 @@ static void wait_for(const int64_t *done, int64_t count) {
     }
 }
 
-/* Something on all rows, and then something on all tiles of them. */
-static void take_both(w4a8_job *job, on_some *on_rows, on_some *on_tiles) {
+/* Runs a function on all rows, and then another one on all tiles. */
+static void take_both(w4a8_job *job, range_function *on_rows, range_function *on_tiles) {
     take(job, &job->rows_shared, on_rows, &job->rows_shared.done);
     wait_for(&job->rows_shared.done, job->rows_shared.count);
     take(job, &job->tiles_shared, on_tiles, NULL);
@@ -124,13 +123,13 @@ static void take_both(w4a8_job *job, on_some *on_rows, on_some *on_tiles) {
 static void multiply_quantized(void *job) { take_both(job, quantize, multiply); }
 static void refine_highest(void *job) { take_both(job, set_least, refine); }
 
-/* How many a thread takes at a time, a multiple of `unit`: a few parts for each, as many as leave threads most alike. */
+/* Chooses the size of a part, a multiple of `unit`: a few parts per thread, as many as balance the threads best. */
 static shares shared_out(int64_t count, int64_t unit, int64_t threads) {
     shares of = {.count = count, .part = count};
     int64_t least = count;
     for (int64_t parts = 4 * threads; threads > 1 && parts <= 8 * threads; parts += threads) {
         const int64_t part = (count + parts * unit - 1) / (parts * unit) * unit;
-        const int64_t most = (count + part * threads - 1) / (part * threads) * part; /* that one thread has */
+        const int64_t most = (count + part * threads - 1) / (part * threads) * part; /* the largest share of a thread */
         if (most >= least) continue;
         least = most;
         of.part = part;
@@ -138,47 +137,47 @@ static shares shared_out(int64_t count, int64_t unit, int64_t threads) {
     return of;
 }
 
-/* `threads`: as many as there are. */
+/* Runs `work` in up to `threads` threads, depending on the amount of work. */
 static void share(w4a8_job *job, void (*work)(void *), parallel *run, int64_t threads) {
     const int64_t tiles = tiles_of(job->layer), worth = job->rows * tiles * TILE * depth_of(job->layer) / WORTH;
     threads = worth < threads ? worth : threads;
     threads = tiles < threads ? tiles : threads;
     job->rows_shared = shared_out(padded_rows(job->rows), 1, threads);
-    job->tiles_shared = shared_out(tiles, 2, threads); /* which are multiplied in pairs */
+    job->tiles_shared = shared_out(tiles, 2, threads); /* tiles are multiplied in pairs */
     if (threads > 1) run(work, job, (unsigned)threads, 0);
     else work(job);
 }
 
-/* The next `bytes` of a room, on a line of its own. */
-static void *take_room(char **room, int64_t bytes) {
+/* Allocates `bytes` from the workspace, aligned to a line. */
+static void *take_bytes(char **room, int64_t bytes) {
     char *at = *room;
     *room += (bytes + LINE - 1) / LINE * LINE;
     return at;
 }
 
-/* How a room, which begins with a line, is divided; gives its bytes. */
+/* Divides an aligned workspace; returns its size in bytes. */
 static int64_t divide(w4a8_job *job, char *room) {
     const w4a8_layer *layer = job->layer;
     const int64_t padded = padded_rows(job->rows), planes = layer->form == PLANES;
     char *start = room;
-    job->x8 = take_room(&room, padded * depth_of(layer)); /* AMX reads up to a line behind it */
-    job->row_scale = take_room(&room, job->rows * 4);
-    job->below = take_room(&room, padded * layer->group_count * 4);
-    job->tops = take_room(&room, planes * job->rows * tiles_of(layer) * 4);
-    job->least = take_room(&room, planes * job->rows * 4);
+    job->x8 = take_bytes(&room, padded * depth_of(layer)); /* AMX reads up to a line past its end */
+    job->row_scale = take_bytes(&room, job->rows * 4);
+    job->below = take_bytes(&room, padded * layer->group_count * 4);
+    job->tops = take_bytes(&room, planes * job->rows * tiles_of(layer) * 4);
+    job->least = take_bytes(&room, planes * job->rows * 4);
     return room - start;
 }
 
-/* Bytes of room for a product of so many rows. */
+/* The size in bytes of the workspace for this many rows. */
 EXPORT int64_t tersely_w4a8_room(const w4a8_layer *layer, int64_t rows) {
     int64_t most = 0;
-    for (; layer; layer = layer->beside) {
+    for (; layer; layer = layer->next) {
         w4a8_job job = {.layer = layer, .rows = rows};
         char anywhere[LINE];
         int64_t bytes = divide(&job, anywhere);
         most = bytes > most ? bytes : most;
     }
-    return most + LINE; /* as it may not begin with a line */
+    return most + LINE; /* for alignment */
 }
 
 static void run_one(w4a8_job *job, char *room, parallel *run, int64_t threads) {
@@ -187,15 +186,16 @@ static void run_one(w4a8_job *job, char *room, parallel *run, int64_t threads) {
     if (job->layer->form == PLANES) share(job, refine_highest, run, threads);
 }
 
-/* A layer on rows, and those beside it, in up to so many threads; results are of the kind of x. `run` may be NULL for one. */
+/* Applies a layer, and those linked to it, in up to `threads` threads; results have the kind of x. With one thread, `run` may
+ * be NULL. */
 EXPORT void tersely_w4a8_run(
     const w4a8_layer *layer, const void *x, int64_t kind, int64_t rows, int64_t stride, void *out, char *room, parallel *run,
     int64_t threads
 ) {
     int64_t outputs = 0, first = 0;
-    for (const w4a8_layer *one = layer; one; one = one->beside) outputs += one->outputs;
+    for (const w4a8_layer *one = layer; one; one = one->next) outputs += one->outputs;
     room = (char *)(((uintptr_t)room + LINE - 1) / LINE * LINE);
-    for (; layer; first += layer->outputs, layer = layer->beside) {
+    for (; layer; first += layer->outputs, layer = layer->next) {
         w4a8_job job = {
             .layer = layer, .x = x, .kind = kind, .rows = rows, .stride = stride,
             .out = (char *)out + first * size_of((int)kind), .out_stride = outputs,
@@ -204,7 +204,7 @@ EXPORT void tersely_w4a8_run(
     }
 }
 
-/* Whether AMX is among what was compiled. */
+/* Whether AMX code was compiled. */
 EXPORT int64_t tersely_w4a8_has_amx(void) {
 #ifdef HAS_AMX
     return 1;
@@ -213,8 +213,8 @@ EXPORT int64_t tersely_w4a8_has_amx(void) {
 #endif
 }
 
-/* Whether AMX comes to what AVX512 comes to, for small layers of all forms: it was written without a processor that has it,
- * and must not give wrong numbers where it first meets one. */
+/* Whether AMX gives the same results as AVX512 for small layers of all layouts. The AMX code was written without access to
+ * such a processor, so it is checked before it is used. */
 EXPORT int64_t tersely_w4a8_amx_agrees(void) {
     enum { ROWS = 33, TILES = 3, OUTPUTS = 40, GROUPS = 3, SHARED = 4, LINES = SHARED * GROUPS };
     static const int64_t some[] = {5, 17, ROWS};
@@ -222,7 +222,7 @@ EXPORT int64_t tersely_w4a8_amx_agrees(void) {
     float x[ROWS * LINES * 8], scale[OUTPUTS], out[2][ROWS * OUTPUTS];
     for (size_t i = 0; i < sizeof codes; i++) codes[i] = (uint8_t)(i * 2654435761u >> 13);
     for (int i = 0; i < TILES * GROUPS; i++) {
-        /* Every other group has scales that leave room for a few codes alone. */
+        /* Every other group has such large scales that only a few codes are allowed. */
         for (int n = 0; n < TILE; n++) groups[i][0][n] = (uint8_t)(i % 2 ? 18 + n : 1 + n % 8);
         for (int n = 0; n < TILE; n++) groups[i][1][n] = (uint8_t)(i % 2 ? 8 : n);
         if (i % 2) memset(codes + i * SHARED * LINE, 0x6a, SHARED * LINE);
@@ -244,7 +244,7 @@ EXPORT int64_t tersely_w4a8_amx_agrees(void) {
     return agree;
 }
 
-/* The best kind of vectors here: AVX512 only with its instructions for 8 bits. */
+/* The best vector instructions here; AVX512 requires its 8-bit instructions. */
 EXPORT int64_t tersely_w4a8_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vnni")) {

@@ -1,10 +1,11 @@
-/* Blocks of rows on the matrix unit of AMX, for w4a8.c; everything else there is AVX512's.
+/* Blocks of rows on the AMX matrix unit, for w4a8.c; everything else uses AVX512.
  *
- * A register of it holds 16 rows of 64 bytes: of activations 64 inputs of 16 rows, of weights four inputs of 16 outputs in
- * each of its rows, which is how a half of a line lies. Weights become 8 bits before they are multiplied, fine scale times
- * (code - zero), in the order of DGQ (arXiv 2310.04836): so nothing is left to be done between groups.
+ * A tile register holds 16 rows of 64 bytes: 64 inputs of 16 rows of activations, or for weights, in each of its rows four
+ * inputs of 16 outputs, which is the layout of half a line. Weights are expanded to 8 bits, fine scale times (code - zero),
+ * before they are multiplied, as in DGQ (arXiv:2310.04836), so nothing is left to do between groups.
  *
- * Registers: 0 to 3 sums, of tile t and rows r in 2 t + r; 4 and 5 activations of rows r; 6 and 7 weights of tile t. */
+ * Registers: 0 to 3 hold sums, those of tile t and rows r in 2 t + r; 4 and 5 activations of rows r; 6 and 7 weights of
+ * tile t. */
 #ifndef TERSELY_W4A8_AMX_H
 #define TERSELY_W4A8_AMX_H
 
@@ -18,27 +19,27 @@
 #define AMX_INLINE INLINE AMX_TARGET
 
 enum {
-    AMX_FEW = 4,     /* rows that AVX512 is taken to be as fast with: nobody has measured it */
-    AMX_ROWS = 16,   /* of a register */
-    AMX_INPUTS = 64, /* likewise */
+    AMX_FEW = 4,     /* up to so many rows AVX512 is used; not measured yet */
+    AMX_ROWS = 16,   /* per register */
+    AMX_INPUTS = 64, /* per register */
     AMX_WEIGHTS = AMX_INPUTS * TILE,
     AMX_SUMS = AMX_ROWS * TILE
 };
 
-/* In assembly, since not all compilers' intrinsics say that they read and write memory. */
+/* In assembly, because some compilers' intrinsics do not declare that they read and write memory. */
 #define AMX_LOAD(to, from, stride) \
     __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #to ::"r"(from), "r"((int64_t)(stride)) : "memory")
 #define AMX_STORE(from, to) \
     __asm__ volatile("tilestored %%tmm" #from ", (%0,%1,1)" ::"r"(to), "r"((int64_t)LINE) : "memory")
 #define AMX_ZERO(to) __asm__ volatile("tilezero %tmm" #to)
-/* sums += activations times weights, which have a sign, or none where they are BYTES. */
+/* sums += activations times weights, which are signed, or unsigned for BYTES. */
 #define AMX_DOT(sums, x, weights) \
     do { \
         if (form == BYTES) __asm__ volatile("tdpbsud %tmm" #weights ", %tmm" #x ", %tmm" #sums); \
         else __asm__ volatile("tdpbssd %tmm" #weights ", %tmm" #x ", %tmm" #sums); \
     } while (0)
 
-/* Whether there is such a unit, and the system lets this process use it, for which it wants to be asked. */
+/* Whether the processor has the unit and the system grants this process its use. */
 static int amx_allowed(void) {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18, TILES_AND_INT8 = 3 << 24 };
     unsigned a, b, c, d;
@@ -46,7 +47,8 @@ static int amx_allowed(void) {
     return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA);
 }
 
-/* Lays the registers out for so many rows. Each call does: others in this thread, such as oneDNN, change it. */
+/* Configures the registers for this many rows. Needed in each call, because other code in this thread, such as oneDNN,
+ * changes the configuration. */
 AMX_INLINE void amx_configure(int64_t rows) {
     struct {
         uint8_t palette, start, reserved[14];
@@ -64,12 +66,12 @@ AMX_INLINE void amx_configure(int64_t rows) {
 
 AMX_INLINE void amx_release(void) { __asm__ volatile("tilerelease" ::: "memory"); }
 
-/* The lowest byte of each word in all of its four. */
+/* Broadcasts the lowest byte of each word to all four. */
 AMX_INLINE __m512i amx_four(__m512i words) {
     return _mm512_shuffle_epi8(words, _mm512_set4_epi32(0x0c0c0c0c, 0x08080808, 0x04040404, 0));
 }
 
-/* Codes times fine scales, in bytes: two at a time, unless something may be carried from the first to the second. */
+/* Codes times fine scales, in bytes: two at a time, unless the first may carry into the second. */
 AMX_INLINE __m512i amx_scaled(__m512i codes, __m512i fine, const int carries) {
     const __m512i low = _mm512_set1_epi16(255);
     if (!carries) return _mm512_mullo_epi16(codes, fine);
@@ -77,7 +79,7 @@ AMX_INLINE __m512i amx_scaled(__m512i codes, __m512i fine, const int carries) {
     return _mm512_or_si512(even, _mm512_slli_epi16(_mm512_mullo_epi16(_mm512_srli_epi16(codes, 8), fine), 8));
 }
 
-/* Lines of codes as weights, modulo 256: which is exact, since of a layer fine times (code - zero) fits into 8 bits. */
+/* Expands lines of codes to weights, modulo 256, which is exact because fine times (code - zero) fits into 8 bits. */
 AMX_INLINE void amx_widen(
     const uint8_t *codes, int64_t lines, __m512i fine, __m512i zero, int8_t *to, const int carries
 ) {
@@ -91,12 +93,12 @@ AMX_INLINE void amx_widen(
     }
 }
 
-/* Of one tile the weights of 64 inputs from a line on, zeros behind the last: `to`, or where they lie that way already. A
- * group has 2^shared lines. */
+/* The weights of one tile for 64 inputs from a line on, zeros after the last: written to `to`, or in place if they already
+ * have this layout. A group has 2^shared lines. */
 AMX_INLINE const void *amx_weights(
     const w4a8_layer *layer, int64_t tile, int64_t line, int shared, int8_t *to, const int form
 ) {
-    enum { LEAST = 4 }; /* lines of a group, or a divisor of them */
+    enum { LEAST = 4 }; /* divides the number of lines per group */
     const int64_t all = AMX_INPUTS / (form == BYTES ? 4 : 8), rest = layer->lines - line, lines = rest < all ? rest : all;
     const uint8_t *codes = layer->codes + (tile * layer->lines + line) * LINE;
     if (lines < all) memset(to, 0, AMX_WEIGHTS);
@@ -135,7 +137,7 @@ AMX_INLINE void amx_block(
     for (int t = 0; t < tiles; t++)
         ready[0][t] = amx_weights(layer, tile + t * apart, 0, shared, weights[0][t], form);
     for (int64_t line = 0, turn = 0; line < last; line += step, turn = !turn, x += AMX_INPUTS, more += AMX_INPUTS) {
-        /* A step ahead: registers are not filled from what was written a moment ago, but wait until it is in the cache. */
+        /* One step ahead, because tile loads cannot be forwarded from recent stores, but wait until these are in the cache. */
         if (line + step < last)
             for (int t = 0; t < tiles; t++)
                 ready[!turn][t] = amx_weights(layer, tile + t * apart, line + step, shared, weights[!turn][t], form);
@@ -163,7 +165,7 @@ AMX_INLINE void amx_block(
         }
 }
 
-/* Weights are widened again for every 32 rows. */
+/* Weights are expanded again for every 32 rows. */
 AMX_INLINE void amx_tiles_of(const w4a8_job *job, int64_t start, int64_t stop, const int form) {
     const int64_t padded = padded_rows(job->rows), share = (stop - start) / 2;
     int64_t configured = 0;
@@ -181,7 +183,7 @@ AMX_INLINE void amx_tiles_of(const w4a8_job *job, int64_t start, int64_t stop, c
     amx_release();
 }
 
-/* Each by itself, since registers are allotted worse in functions that are very long. */
+/* Separate functions, because register allocation is worse in very long ones. */
 AMX_TARGET static NOINLINE void amx_grains(const w4a8_job *job, int64_t start, int64_t stop) {
     amx_tiles_of(job, start, stop, GRAINS);
 }
@@ -192,7 +194,7 @@ AMX_TARGET static NOINLINE void amx_planes(const w4a8_job *job, int64_t start, i
     amx_tiles_of(job, start, stop, PLANES);
 }
 
-/* As VEC(tiles) of w4a8_rows.h. */
+/* See VEC(tiles) in w4a8_rows.h. */
 static void amx_tiles(const w4a8_job *job, int64_t start, int64_t stop) {
     static void (*const of[])(const w4a8_job *, int64_t, int64_t) = {amx_grains, amx_bytes, amx_planes};
     of[job->layer->form](job, start, stop);

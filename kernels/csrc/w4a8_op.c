@@ -1,8 +1,8 @@
-/* tersely::w4a8_linear for CPUs, as an op of torch: from tensors to the layers of w4a8.c and back.
+/* The CPU implementation of the torch op tersely::w4a8_linear: converts tensors to the layers of w4a8.c and back.
  *
- * Only those functions of torch are called that it keeps for code in C as they are (torch/csrc/stable/c/shim.h and
- * torch/csrc/inductor/aoti_torch/c/shim.h), and they are handed in by ../w4a8_native.py, so that neither torch nor its
- * headers have to be there when this is built. */
+ * It calls only functions of torch's stable C interface (torch/csrc/stable/c/shim.h and
+ * torch/csrc/inductor/aoti_torch/c/shim.h). ../native.py passes them in, so neither torch nor its headers are needed to
+ * build this. */
 
 #include "w4a8.h"
 
@@ -10,14 +10,14 @@
 #include <stdlib.h>
 
 typedef void *tensor;
-typedef uint64_t slot; /* an argument on torch's stack, or a result: a tensor, or where one is optional, a pointer to it or 0 */
-typedef int32_t failed; /* 0 if not */
+typedef uint64_t slot; /* an argument or result on torch's stack: a tensor, or for an optional one, a pointer to it or 0 */
+typedef int32_t failed; /* 0 for success */
 typedef void an_op(slot *stack, uint64_t arguments, uint64_t results);
 
 enum { UINT8 = FLOAT16 + 1, DTYPES, MOST_DIM = 64 };
-#define TORCH_VERSION ((uint64_t)2 << 56 | (uint64_t)13 << 48) /* whose rules for arguments this goes by */
+#define TORCH_VERSION ((uint64_t)2 << 56 | (uint64_t)13 << 48) /* whose calling convention this follows */
 
-/* Names and signatures are torch's. */
+/* With torch's names and signatures. */
 typedef struct {
     failed (*get_const_data_ptr)(tensor, const void **), (*get_mutable_data_ptr)(tensor, void **);
     failed (*get_dim)(tensor, int64_t *), (*get_sizes)(tensor, int64_t **), (*get_strides)(tensor, int64_t **);
@@ -35,14 +35,14 @@ typedef struct {
 
 static torch_calls torch; /* written once, by tersely_w4a8_register */
 static float margin_of_planes;
-/* Which vectors, and which threads: what tests may set. */
+/* The vector instructions and the threads to use; tests change them. */
 EXPORT int64_t tersely_w4a8_vectors;
 EXPORT parallel *tersely_w4a8_team;
 
 typedef struct {
-    const char *data; /* NULL where there is no tensor */
+    const char *data; /* NULL for a missing tensor */
     int64_t dim, *sizes, *strides;
-    int32_t dtype; /* of FLOAT32 to UINT8, or DTYPES */
+    int32_t dtype; /* FLOAT32 to UINT8, or DTYPES for any other */
     bool given, contiguous;
 } view;
 
@@ -61,7 +61,7 @@ static failed look(tensor from, view *to) {
     return 0;
 }
 
-/* Whether there is no tensor, or one of a dtype from `first` to `last` and of these sizes. */
+/* Whether the tensor is missing, or contiguous with these sizes and a dtype from `first` to `last`. */
 static bool is(const view *of, int first, int last, int64_t dim, const int64_t *sizes) {
     if (!of->given) return true;
     bool same = of->dim == dim && of->dtype >= first && of->dtype <= last && of->contiguous;
@@ -73,7 +73,7 @@ static bool is(const view *of, int first, int last, int64_t dim, const int64_t *
 
 enum { WEIGHT, GROUPS, CHANNEL_SCALE, INPUT_SCALE, BIAS, PARTS };
 
-/* A layer from its tensors, if they fit: the rules are those of `check` in ../w4a8_layout.py, which says what is wrong. */
+/* Fills in a layer if its tensors fit. The rules are those of `check_layer` in ../w4a8_layout.py, which explains errors. */
 static bool fill(w4a8_layer *layer, const view *of, int64_t columns) {
     const view *weight = of + WEIGHT, *groups = of + GROUPS, *scale = of + CHANNEL_SCALE;
     if (scale->dim != 1 || (weight->dim != 3 && (groups->given || weight->dim != 4))) return false;
@@ -96,16 +96,16 @@ static bool fill(w4a8_layer *layer, const view *of, int64_t columns) {
            is(of + BIAS, FLOAT32, FLOAT16, SIZES(layer->outputs));
 }
 
-/* The layer of `of`, and behind it one of 8-bit weights beside it, if there is one. */
-static bool fill_both(w4a8_layer *layers, const view *of, const view *beside, const view *beside_scale, int64_t columns) {
+/* Fills in the layer and, if there is one, the second layer with 8-bit weights. */
+static bool fill_both(w4a8_layer *layers, const view *of, const view *weight, const view *scale, int64_t columns) {
     view first[PARTS], second[PARTS] = {0};
     int64_t own = of[CHANNEL_SCALE].dim == 1 ? of[CHANNEL_SCALE].sizes[0] : 0, others;
     memcpy(first, of, sizeof first);
-    if (!beside->given && !beside_scale->given) return fill(layers, first, columns);
-    if (!beside->given || !beside_scale->given || beside_scale->dim != 1) return false;
-    others = beside_scale->sizes[0];
-    second[WEIGHT] = *beside;
-    second[CHANNEL_SCALE] = *beside_scale;
+    if (!weight->given && !scale->given) return fill(layers, first, columns);
+    if (!weight->given || !scale->given || scale->dim != 1) return false;
+    others = scale->sizes[0];
+    second[WEIGHT] = *weight;
+    second[CHANNEL_SCALE] = *scale;
     second[INPUT_SCALE] = of[INPUT_SCALE];
     const view *bias = of + BIAS;
     if (bias->given) {
@@ -116,11 +116,11 @@ static bool fill_both(w4a8_layer *layers, const view *of, const view *beside, co
         second[BIAS].data += own * size_of(bias->dtype);
     }
     if (!fill(layers, first, columns) || !fill(layers + 1, second, columns)) return false;
-    layers[0].beside = layers + 1;
+    layers[0].next = layers + 1;
     return true;
 }
 
-/* The numbers from row to row of x, -1 if they are not always as many. */
+/* The stride between rows of x in elements; -1 if it is not constant. */
 static int64_t stride_of(const view *x) {
     const int64_t last = x->dim - 1;
     int64_t stride = 0, rows = 1;
@@ -133,8 +133,8 @@ static int64_t stride_of(const view *x) {
     return stride;
 }
 
-/* The rows of x one after the other, which the caller frees; NULL if there is no memory. */
-static char *copied(const view *x, int64_t rows) {
+/* A contiguous copy of x, which the caller frees; NULL if out of memory. */
+static char *contiguous_copy(const view *x, int64_t rows) {
     const int64_t last = x->dim - 1, columns = x->sizes[last], step = x->strides[last], size = size_of(x->dtype);
     char *copy = malloc((size_t)(rows * columns * size)), *to = copy;
     for (int64_t row = 0; copy && row < rows; row++) {
@@ -145,12 +145,12 @@ static char *copied(const view *x, int64_t rows) {
     return copy;
 }
 
-/* NULL, or what is wrong. */
-static const char *work_out(const view *x, const w4a8_layer *layers, tensor *out) {
+/* Computes the result; returns NULL or an error message. */
+static const char *compute(const view *x, const w4a8_layer *layers, tensor *out) {
     int64_t rows = 1, sizes[MOST_DIM], strides[MOST_DIM], step = 1, stride = stride_of(x);
     const int64_t last = x->dim - 1;
     memcpy(sizes, x->sizes, (size_t)x->dim * sizeof *sizes);
-    sizes[last] = layers->outputs + (layers->beside ? layers->beside->outputs : 0);
+    sizes[last] = layers->outputs + (layers->next ? layers->next->outputs : 0);
     for (int64_t d = last; d >= 0; d--) {
         strides[d] = step;
         step *= sizes[d] > 1 ? sizes[d] : 1;
@@ -166,24 +166,24 @@ static const char *work_out(const view *x, const w4a8_layer *layers, tensor *out
     const char *from = x->data;
     if (stride < 0) {
         stride = x->sizes[last];
-        from = copy = copied(x, rows);
+        from = copy = contiguous_copy(x, rows);
     }
     if (room && from) tersely_w4a8_run(layers, from, x->dtype, rows, stride, to, room, tersely_w4a8_team, threads);
     free(copy);
     free(room);
-    return room && from ? NULL : "there is no memory to work in";
+    return room && from ? NULL : "out of memory";
 }
 
-enum { X, FIRST, BESIDE = FIRST + PARTS, BESIDE_SCALE, ARGUMENTS };
+enum { X, FIRST, SECOND_WEIGHT = FIRST + PARTS, SECOND_SCALE, ARGUMENTS };
 
 static void linear(slot *stack, uint64_t arguments, uint64_t results) {
     static const bool optional[ARGUMENTS] = {[FIRST + GROUPS] = true, [FIRST + INPUT_SCALE] = true, [FIRST + BIAS] = true,
-                                             [BESIDE] = true, [BESIDE_SCALE] = true};
+                                             [SECOND_WEIGHT] = true, [SECOND_SCALE] = true};
     tensor given[ARGUMENTS], out = NULL;
     view of[ARGUMENTS] = {0};
     w4a8_layer layers[2];
     const char *wrong = NULL;
-    torch.check(arguments == ARGUMENTS && results == 1, __func__, __FILE__, __LINE__, "this op is of another version");
+    torch.check(arguments == ARGUMENTS && results == 1, __func__, __FILE__, __LINE__, "wrong number of arguments");
     for (int i = 0; i < ARGUMENTS; i++) {
         slot *kept = optional[i] ? (slot *)(uintptr_t)stack[i] : stack + i;
         given[i] = kept ? (tensor)(uintptr_t)*kept : NULL;
@@ -192,9 +192,9 @@ static void linear(slot *stack, uint64_t arguments, uint64_t results) {
     }
     const view *x = of + X;
     if (!wrong && (x->dtype > FLOAT16 || x->dim < 1 || x->dim > MOST_DIM ||
-                   !fill_both(layers, of + FIRST, of + BESIDE, of + BESIDE_SCALE, x->sizes[x->dim - 1])))
-        wrong = "these tensors are no layer; w4a8_linear of tersely.kernels.w4a8 says what is wrong";
-    if (!wrong) wrong = work_out(x, layers, &out);
+                   !fill_both(layers, of + FIRST, of + SECOND_WEIGHT, of + SECOND_SCALE, x->sizes[x->dim - 1])))
+        wrong = "the tensors do not fit; call w4a8_linear of tersely.kernels.w4a8 for a precise message";
+    if (!wrong) wrong = compute(x, layers, &out);
     for (int i = 0; i < ARGUMENTS; i++)
         if (given[i]) torch.delete_tensor_object(given[i]);
     if (wrong && out) torch.delete_tensor_object(out);
@@ -202,7 +202,7 @@ static void linear(slot *stack, uint64_t arguments, uint64_t results) {
     stack[0] = (slot)(uintptr_t)out;
 }
 
-/* Makes it the op's implementation for CPUs. */
+/* Registers the op's CPU implementation. */
 EXPORT failed tersely_w4a8_register(const torch_calls *calls, float margin, parallel *team) {
     void *library;
     torch = *calls;

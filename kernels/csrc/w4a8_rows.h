@@ -1,23 +1,23 @@
-/* Quantizing activations and multiplying, for w4a8.c, once for each kind of vector. VEC(name) names what vec_*.h and
- * ints_*.h define for it, VEC_TARGET is what its functions need of the processor.
+/* Quantization of activations and multiplication, for w4a8.c. Included once for each set of vector instructions: VEC(name)
+ * is a name that vec_*.h or ints_*.h defines for it, and VEC_TARGET the target attribute of its functions.
  *
- * A block of rows is multiplied with a few tiles at a time. Within a group only integers occur: the sum of code times
- * activation starts at minus zero times the sum of the activations, and is multiplied by the group's fine scale; these
- * products are added up over the groups. The scales in floating point come after all groups, once. No sum leaves 32
- * bits: a fine scale times (code - zero) fits into 8 bits, so of GRAINS and BYTES 2^31 / 127^2 inputs are allowed, and of
- * PLANES, whose doubled preview is up to 32 * 8 times an activation, 2^31 / (256 * 127); ../w4a8_layout.py holds both.
+ * A block of rows is multiplied with a few tiles at a time. All sums are in integers: within a group, the sum of code times
+ * activation starts at minus the zero times the sum of the activations; it is multiplied by the group's fine scale and added
+ * to the total. The floating-point scales are applied once, after all groups. No sum overflows 32 bits: a fine scale times
+ * (code - zero) fits into 8 bits, which allows 2^31 / 127^2 inputs with GRAINS and BYTES, and the doubled preview of PLANES
+ * is up to 256 times an activation, which allows 2^31 / (256 * 127); ../w4a8_layout.py enforces both.
  *
- * Bytes in two planes are first taken for the middle of what their high half leaves open, 16 (high - 8) + 7.5, and twice
- * that is a whole number. A tile that may be among a row's highest is then worked out by both halves. */
+ * The preview of a byte in planes is the middle of the range that its high half leaves open, 16 (high - 8) + 7.5; twice that
+ * is an integer. Tiles whose preview is close to the row's maximum are then refined with both halves. */
 
-/* A vector of a row, times what inputs are multiplied by, or not (NULL). */
+/* A vector of a row, times the input scales unless `by` is NULL. */
 VEC_TARGET INLINE VEC(vec) VEC(smoothed)(const char *from, const float *by, int64_t i, int kind) {
     VEC(vec) x = VEC(load)(from, i, kind);
     if (by) x *= VEC(load)((const char *)by, i, FLOAT32);
     return x;
 }
 
-/* The highest of |x| as bits: what is no number is higher than infinity, and that than all numbers. */
+/* The maximum of |x| as bits, in which NaN is above infinity, and infinity above all numbers. */
 VEC_TARGET INLINE uint32_t VEC(most)(const char *from, const float *by, int64_t columns, int kind) {
     const int64_t whole = columns - columns % VEC(width);
     VEC(ints) highest = VEC(same)(0);
@@ -30,7 +30,7 @@ VEC_TARGET INLINE uint32_t VEC(most)(const char *from, const float *by, int64_t 
     return most;
 }
 
-/* One row of 8-bit activations: x / scale with scale = max |x| / 127, and minus the sum of each group. */
+/* Quantizes one row to x / scale with scale = max |x| / 127, and computes the negative sum of each group. */
 VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int kind) {
     const int64_t columns = job->layer->columns, depth = depth_of(job->layer), groups = job->layer->group_count;
     const int64_t whole = columns - columns % VEC(width), length = depth / groups;
@@ -61,7 +61,7 @@ VEC_TARGET INLINE void VEC(quantize_row)(const w4a8_job *job, int64_t row, int k
     }
 }
 
-/* Rows behind the last, which fill up a block, are zeros. */
+/* Rows after the last one, which pad a block, are zeros. */
 VEC_TARGET static void VEC(quantize)(const w4a8_job *job, int64_t start, int64_t stop) {
     const int64_t depth = depth_of(job->layer), groups = job->layer->group_count;
     for (int64_t row = start; row < stop; row++) {
@@ -69,14 +69,14 @@ VEC_TARGET static void VEC(quantize)(const w4a8_job *job, int64_t start, int64_t
             memset(job->x8 + row * depth, 0, (size_t)depth);
             memset(job->below + row * groups, 0, (size_t)groups * sizeof *job->below);
         }
-        /* The kind as a constant: each call is compiled for one. */
+        /* Constant kinds, so that each call is specialized. */
         else if (job->kind == FLOAT32) VEC(quantize_row)(job, row, FLOAT32);
         else if (job->kind == BFLOAT16) VEC(quantize_row)(job, row, BFLOAT16);
         else VEC(quantize_row)(job, row, FLOAT16);
     }
 }
 
-/* A tile's outputs of one row: sixteen floats of what `totals` come to, of a preview half of that. */
+/* Converts a tile's integer totals of one row to sixteen floats; for a preview, half of that. */
 VEC_TARGET INLINE void VEC(results)(
     const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *totals, const int preview,
     const float *channel_scale, const char *bias, VEC(vec) *values
@@ -87,13 +87,13 @@ VEC_TARGET INLINE void VEC(results)(
         VEC(vec) unit = VEC(load)((const char *)channel_scale, p * VEC(width), FLOAT32);
         values[p] = VEC(floats)(totals[p]) * VEC(set)(preview ? 0.5f : 1.0f) * unit * scale;
         if (bias) values[p] += VEC(load)(bias, p * VEC(width), (int)job->layer->bias_kind);
-        /* Outputs without a scale, such as those that fill up a vocabulary, have nothing to refine, and do not count. */
+        /* Outputs of scale 0, such as vocabulary padding, have nothing to refine and are ignored. */
         if (preview) top = VEC(max)(VEC(where_scaled)(unit, values[p], VEC(set)(-INFINITY)), top);
     }
     if (preview) job->tops[row * tiles_of(job->layer) + tile] = VEC(highest)(top);
 }
 
-VEC_TARGET INLINE void VEC(put)(const VEC(vec) *values, void *to, int kind) {
+VEC_TARGET INLINE void VEC(store_tile)(const VEC(vec) *values, void *to, int kind) {
     for (int p = 0; p < VEC(parts); p++) {
         if (kind == FLOAT32) VEC(store)((float *)to + p * VEC(width), values[p]);
         else if (kind == BFLOAT16) VEC(store_bfloats)((uint16_t *)to + p * VEC(width), values[p]);
@@ -101,7 +101,7 @@ VEC_TARGET INLINE void VEC(put)(const VEC(vec) *values, void *to, int kind) {
     }
 }
 
-/* The last tile, which has fewer outputs than a tile: what they need is copied to where there is room for all. */
+/* The last tile if it has fewer outputs: inputs and outputs go through full-sized buffers. */
 VEC_TARGET static NOINLINE void VEC(finish_last)(
     const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *totals, const int preview
 ) {
@@ -113,12 +113,12 @@ VEC_TARGET static NOINLINE void VEC(finish_last)(
     memcpy(scales, layer->channel_scale + first, left * sizeof *scales);
     if (layer->bias) memcpy(bias, (const char *)layer->bias + (size_t)first * width, left * width);
     VEC(results)(job, row, tile, totals, preview, scales, layer->bias ? (const char *)bias : NULL, values);
-    VEC(put)(values, out, (int)job->kind);
+    VEC(store_tile)(values, out, (int)job->kind);
     const int64_t size = size_of((int)job->kind);
     memcpy((char *)job->out + (row * job->out_stride + first) * size, out, left * (size_t)size);
 }
 
-/* The outputs of a tile that there are. */
+/* Stores the outputs of a tile. */
 VEC_TARGET INLINE void VEC(finish)(
     const w4a8_job *job, int64_t row, int64_t tile, const VEC(ints) *totals, const int preview
 ) {
@@ -131,11 +131,11 @@ VEC_TARGET INLINE void VEC(finish)(
     const char *bias = layer->bias ? (const char *)layer->bias + first * size_of((int)layer->bias_kind) : NULL;
     VEC(vec) values[VEC(parts)];
     VEC(results)(job, row, tile, totals, preview, layer->channel_scale + first, bias, values);
-    VEC(put)(values, (char *)job->out + (row * job->out_stride + first) * size_of((int)job->kind), (int)job->kind);
+    VEC(store_tile)(values, (char *)job->out + (row * job->out_stride + first) * size_of((int)job->kind), (int)job->kind);
 }
 
-/* `rows` rows from `row` on times `tiles` tiles from `tile` on, `apart` tiles from each other; rows, tiles and form are
- * constants where this is used. */
+/* Multiplies `rows` rows, from `row` on, by `tiles` tiles, from `tile` on with a distance of `apart` tiles. `rows`, `tiles`
+ * and `form` are constants in all calls. */
 VEC_TARGET INLINE void VEC(block)(
     const w4a8_job *job, int64_t row, int64_t tile, int64_t apart, const int rows, const int tiles, const int form
 ) {
@@ -166,16 +166,16 @@ VEC_TARGET INLINE void VEC(block)(
             UNROLLED
             for (int i = 0; i < tiles * parts; i++) {
                 const uint8_t *at = codes + (i / parts * apart * lines + line) * LINE + i % parts * LINE / parts;
-                /* The processor fetches ahead by itself while it has little to compute. */
+                /* With one row, the processor's own prefetching suffices. */
                 if (rows > 1) VEC(prefetch)((uintptr_t)at + AHEAD);
                 words[i] = VEC(words)(at);
             }
-            /* Rows outside: each activation is loaded once for all tiles, and is not kept. */
+            /* The loop over rows is outside, so that each activation is loaded once for all tiles. */
             UNROLLED
             for (int r = 0; r < rows; r++) {
                 const int8_t *activations = x + r * depth + line * step;
-                /* Codes have driven them out of the nearest cache since the tile before, where tiles are deep. More rows
-                 * leave time to wait for it. */
+                /* In deep tiles, codes have evicted the activations from the L1 cache since the previous tile. With
+                 * more rows there is enough other work to hide the latency. */
                 if (rows == 1 && line % (LINE / step) == 0) VEC(prefetch)((uintptr_t)activations + X_AHEAD);
                 UNROLLED
                 for (int i = 0; i < tiles * parts; i++) {
@@ -208,7 +208,7 @@ VEC_TARGET INLINE void VEC(block)(
             VEC(finish)(job, row + r, tile + t * apart, total + (r * tiles + t) * parts, form == PLANES);
 }
 
-/* One row times one tile by both halves of its bytes. */
+/* Multiplies one row by one tile, using both halves of its bytes. */
 VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile) {
     enum { parts = VEC(parts) };
     const int64_t lines = job->layer->lines;
@@ -234,14 +234,14 @@ VEC_TARGET static void VEC(both)(const w4a8_job *job, int64_t row, int64_t tile)
     VEC(finish)(job, row, tile, highs, 0);
 }
 
-/* The tiles that may be among the highest of a row. */
+/* Refines the tiles that reach the threshold of a row. */
 VEC_TARGET static void VEC(refine)(const w4a8_job *job, int64_t start, int64_t stop) {
     for (int64_t tile = start; tile < stop; tile++)
         for (int64_t row = 0; row < job->rows; row++)
             if (job->tops[row * tiles_of(job->layer) + tile] >= job->least[row]) VEC(both)(job, row, tile);
 }
 
-/* All rows times `tiles` tiles, `apart` from each other. */
+/* Multiplies all rows by `tiles` tiles with a distance of `apart` tiles. */
 VEC_TARGET INLINE void VEC(strip)(
     const w4a8_job *job, int64_t tile, int64_t apart, const int tiles, const int form
 ) {
@@ -252,8 +252,7 @@ VEC_TARGET INLINE void VEC(strip)(
     else if (padded - row == 1) VEC(block)(job, row, tile, apart, 1, tiles, form);
 }
 
-/* Form and tiles as constants: each of these is compiled for one of each, and by itself, since registers are allotted
- * worse in functions that are very long. */
+/* One function for each layout and number of tiles, because register allocation is worse in very long functions. */
 #define STRIP(name, tiles, form) \
     VEC_TARGET static NOINLINE void VEC(name)(const w4a8_job *job, int64_t tile, int64_t apart) { \
         VEC(strip)(job, tile, apart, tiles, form); \
@@ -266,12 +265,12 @@ STRIP(tile_bytes, 1, BYTES)
 STRIP(tile_planes, 1, PLANES)
 #undef STRIP
 
-/* As many streams as tiles are worked on at a time, each from the first to the last of its share: what comes next is
- * where a stream goes on, also from tile to tile, and so is fetched ahead. */
+/* Processes several tiles at a time, each from a contiguous share of the tiles, so that memory is read in as many sequential
+ * streams, which can be prefetched across tiles. */
 VEC_TARGET static void VEC(tiles)(const w4a8_job *job, int64_t start, int64_t stop) {
-    typedef void on_strip(const w4a8_job *job, int64_t tile, int64_t apart);
-    static on_strip *const strips[] = {VEC(strip_grains), VEC(strip_bytes), VEC(strip_planes)};
-    static on_strip *const single[] = {VEC(tile_grains), VEC(tile_bytes), VEC(tile_planes)};
+    typedef void strip_function(const w4a8_job *job, int64_t tile, int64_t apart);
+    static strip_function *const strips[] = {VEC(strip_grains), VEC(strip_bytes), VEC(strip_planes)};
+    static strip_function *const single[] = {VEC(tile_grains), VEC(tile_bytes), VEC(tile_planes)};
     const int64_t share = (stop - start) / VEC(most_tiles), rest = start + share * VEC(most_tiles);
     for (int64_t tile = start; tile < start + share; tile++) strips[job->layer->form](job, tile, share);
     for (int64_t tile = rest; tile < stop; tile++) single[job->layer->form](job, tile, 1);

@@ -1,14 +1,13 @@
-"""Models in low-bit weights: the scheme, modules, what calibrates them, and how transformers and vLLM load them.
+"""Quantized models: the scheme, modules, calibration, and loading in transformers and vLLM.
 
-`import tersely.kernels.quantization` teaches transformers to load what `tersely quantize` writes; nothing else has to
-be called. vLLM is taught by an entry point of the package.
+`import tersely.kernels.quantization` registers the format of `tersely quantize` with transformers; nothing else needs
+to be called. For vLLM an entry point of the package does that.
 """
 
 from __future__ import annotations
 
 from .config import Scheme
-from .hf import W4A8Config, W4A8Quantizer
-from .linear import W4A8Linear
+from .linear import W4A8Config, W4A8Linear, W4A8Quantizer
 from .model import quantize_model
 
 __all__ = ["Scheme", "W4A8Config", "W4A8Linear", "W4A8Quantizer", "quantize_model"]

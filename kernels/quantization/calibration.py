@@ -1,8 +1,8 @@
-"""What the inputs of layers look like on sample text."""
+"""Statistics of a model on text: inputs of its layers, perplexity, and KL divergence from the unquantized model."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from functools import partial
@@ -14,86 +14,83 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_TOGETHER = 8  # rows of text in one pass
-_STRIPE = 512  # inputs whose products with those after them are made at a time
+_BATCH = 8  # rows of text per forward pass
+_STRIPE = 512  # inputs whose products with later inputs are computed at once
+_TOP_TOKENS = 64  # tokens per position whose probabilities are stored; the rest count as one
 
 
 class Inputs:
-    """What one layer was given: sums of products, within groups or of all inputs, and the highest of each input.
+    """Statistics of the inputs of one layer.
 
-    In the sums each token counts alike, whatever its norm: a few tokens with huge activations, such as the first one,
-    would otherwise be all that is looked at.
+    Every token has the same weight in `gram`, whatever its norm. Otherwise a few tokens with huge activations, such as
+    the first one, would dominate.
+
+    Attributes:
+        size: inputs per group.
+        full: whether `gram` covers all inputs, [inputs, inputs], or only those within groups, [groups, size, size].
+        gram: sums of products of the inputs.
+        highest: the largest magnitude of each input.
     """
 
-    def __init__(self, inputs: int, size: int, *, whole: bool = False) -> None:
-        self.size, self.whole = size, whole
-        self.sums = torch.zeros(inputs, inputs) if whole else torch.zeros(-(-inputs // size), size, size)
+    def __init__(self, inputs: int, size: int, *, full: bool = False) -> None:
+        self.size, self.full = size, full
+        self.gram = torch.zeros(inputs, inputs) if full else torch.zeros(-(-inputs // size), size, size)
         self.highest = torch.zeros(inputs)
 
     def add(self, x: Tensor) -> None:
-        """Take account of activations [..., inputs]."""
+        """Add activations [..., inputs]."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         if not len(rows):
             return
         self.highest = torch.maximum(self.highest, rows.abs().amax(dim=0).cpu())
         rows = F.normalize(rows, dim=1)
-        if self.whole:
-            for start in range(0, len(self.sums), _STRIPE):  # one half of them; the other mirrors it
+        if self.full:
+            for start in range(0, len(self.gram), _STRIPE):  # the upper triangle; `finish` mirrors it
                 stripe = rows[:, start : start + _STRIPE]
-                self.sums[start : start + _STRIPE, start:] += (stripe.T @ rows[:, start:]).cpu()
+                self.gram[start : start + _STRIPE, start:] += (stripe.T @ rows[:, start:]).cpu()
         else:
             rows = F.pad(rows, (0, -rows.shape[1] % self.size)).unflatten(1, (-1, self.size))
-            self.sums += torch.einsum("tgi,tgj->gij", rows, rows).cpu()
+            self.gram += torch.einsum("tgi,tgj->gij", rows, rows).cpu()
 
-    def complete(self) -> None:
-        """Call it once all activations are there, and before the sums are used."""
-        if self.whole:
-            self.sums = self.sums.triu() + self.sums.triu(1).T
+    def finish(self) -> None:
+        """Call after the last `add`, before `gram` is used."""
+        if self.full:
+            self.gram = self.gram.triu() + self.gram.triu(1).T
 
     def scaled(self, scale: Tensor | None) -> Inputs:
-        """The same as it is when inputs are multiplied by `scale` first."""
+        """The statistics of the inputs times `scale`."""
         if scale is None:
             return self
-        made = copy(self)
-        made.highest = self.highest * scale
-        if not self.whole:
+        result = copy(self)
+        result.highest = self.highest * scale
+        if not self.full:
             scale = F.pad(scale, (0, -len(scale) % self.size)).unflatten(0, (-1, self.size))
-        made.sums = self.sums * scale[..., :, None] * scale[..., None, :]
-        return made
-
-    def within_groups(self) -> Inputs:
-        """The same without what inputs of different groups have in common."""
-        if not self.whole:
-            return self
-        made = copy(self)
-        more = -len(self.sums) % self.size
-        blocks = F.pad(self.sums, (0, more, 0, more)).unflatten(0, (-1, self.size)).unflatten(2, (-1, self.size))
-        made.sums, made.whole = blocks.diagonal(dim1=0, dim2=2).permute(2, 0, 1).contiguous(), False
-        return made
+        result.gram = self.gram * scale[..., :, None] * scale[..., None, :]
+        return result
 
 
 @contextmanager
-def capture_inputs(layers: dict[str, nn.Linear], size: int, *, whole: bool = False) -> Iterator[dict[str, Inputs]]:
-    """Collect what layers are given while the context lasts; whole: see `Inputs`."""
-    seen = {name: Inputs(layer.in_features, size, whole=whole) for name, layer in layers.items()}
+def capture_inputs(layers: dict[str, nn.Linear], size: int, *, full: bool = False) -> Iterator[dict[str, Inputs]]:
+    """Collect the inputs of layers while the context lasts; size, full: see `Inputs`."""
+    captured = {name: Inputs(layer.in_features, size, full=full) for name, layer in layers.items()}
     hooks = [
-        layer.register_forward_pre_hook(lambda _, args, inputs=seen[name]: inputs.add(args[0]))
+        layer.register_forward_pre_hook(lambda _, args, inputs=captured[name]: inputs.add(args[0]))
         for name, layer in layers.items()
     ]
     try:
-        yield seen
+        yield captured
     finally:
         for hook in hooks:
             hook.remove()
-        for inputs in seen.values():
-            inputs.complete()
+        for inputs in captured.values():
+            inputs.finish()
 
 
 @contextmanager
 def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Let plain linear layers multiply in float32 on a CPU: without bfloat16 arithmetic that is ten times faster.
+    """Make plain linear layers on a CPU compute in float32: ten times faster on CPUs without bfloat16 arithmetic.
 
-    It is the same everywhere, and takes a copy of one layer at a time.
+    It is done on every CPU, so that results are the same everywhere. Needs memory for a copy of one layer at a time.
     """
 
     def multiply(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -111,15 +108,54 @@ def _in_float32(model: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def passes(model: Any, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Let a model read token rows [rows, length]; of each its logits [length - 1, vocabulary] and what followed."""
+def iterate_logits(model: Any, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Run a model on token rows [rows, length]; yields logits [length - 1, vocabulary] and the next tokens."""
     with _in_float32(model):
-        for part in rows.to(model.device).split(_TOGETHER):
+        for part in rows.to(model.device).split(_BATCH):
             logits = model(input_ids=part, use_cache=False).logits[:, :-1]
             yield from zip(map(Tensor.float, logits), part[:, 1:], strict=True)
 
 
-def read(model: Any, rows: Tensor) -> float:
-    """Let a model read token rows [rows, length]; returns the perplexity of each token after the first."""
-    losses = [F.cross_entropy(logits, ids).item() for logits, ids in passes(model, rows)]
-    return exp(fmean(losses))
+def perplexity(model: Any, rows: Tensor) -> float:
+    """The perplexity of a model on token rows [rows, length], without the first token of each."""
+    return exp(fmean(F.cross_entropy(logits, ids).item() for logits, ids in iterate_logits(model, rows)))
+
+
+def cache_reference(model: Any, rows: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Record a model's next-token distributions on token rows [rows, length], and its perplexity.
+
+    Returns:
+        Tensors for `kl_to_reference`: `tokens`, int32 [rows, length - 1, top], the likeliest ones, and `chances`, their
+        log-probabilities in float32. Then a dictionary with `perplexity`.
+    """
+    tokens, log_probs, losses = [], [], []
+    for logits, ids in iterate_logits(model, rows):
+        all_log_probs = logits.log_softmax(-1)
+        top = all_log_probs.topk(min(_TOP_TOKENS, all_log_probs.shape[-1]))
+        tokens.append(top.indices.int().cpu())
+        log_probs.append(top.values.cpu())
+        losses.append(F.nll_loss(all_log_probs, ids).item())
+    return {"tokens": torch.stack(tokens), "chances": torch.stack(log_probs)}, {"perplexity": exp(fmean(losses))}
+
+
+def kl_to_reference(model: Any, rows: Tensor, reference: Mapping[str, Tensor]) -> tuple[list[float], list[float]]:
+    """KL divergence, in nats per token, of a model from `cache_reference` on the same rows, and its loss; by rows.
+
+    All but the likeliest tokens count as one, so this is a lower bound, and a close one.
+    """
+    divergences, losses = [], []
+    for (logits, ids), tokens, expected in zip(
+        iterate_logits(model, rows), reference["tokens"], reference["chances"], strict=True
+    ):
+        all_log_probs = logits.log_softmax(-1)
+        actual = all_log_probs.gather(1, tokens.long().to(all_log_probs.device)).cpu()
+        top = (expected.exp() * (expected - actual)).sum(-1)
+        rest, actual_rest = _log_rest(expected), _log_rest(actual)
+        divergences.append((top + rest.exp() * (rest - actual_rest)).mean().item())
+        losses.append(F.nll_loss(all_log_probs, ids).item())
+    return divergences, losses
+
+
+def _log_rest(log_probs: Tensor) -> Tensor:
+    """The log-probability of all other tokens, given log-probabilities [positions, top]."""
+    return torch.log((1 - log_probs.double().exp().sum(-1)).clamp(min=1e-9)).float()

@@ -1,4 +1,4 @@
-"""What a quantized checkpoint says about itself, under `quantization_config` in its config.json."""
+"""The `quantization_config` of a quantized checkpoint's config.json, and the options that produce one."""
 
 from __future__ import annotations
 
@@ -11,29 +11,28 @@ from ..w4a8_layout import GROUP_SIZES, PackedLayout
 
 METHOD = "tersely_w4a8"
 FORMATS = (1, 2, 3)
-"""What can be read. A checkpoint has the lowest that has all it uses; heads in planes are of 2, 8-bit keys of 3."""
+"""The formats that can be read. Checkpoints are written in the lowest that fits: 3 for 8-bit keys, 2 for heads in
+planes, else 1."""
 HEADS = {"preview": PackedLayout.PLANES, "int8": PackedLayout.BYTES, "int4": PackedLayout.GRAINS, "keep": None}
-"""How the layer that makes logits may lie; in planes, its 8 bits are read in two steps, see ../w4a8.py."""
-
-
+"""Layouts of the output head; in planes, its 8 bits are read in two steps, see ../w4a8.py."""
 KEYS = ("auto", "int8", "int4")
 KEY_LAYERS = ("k_proj", "v_proj")
-"""What layers that make keys and values are called."""
+"""The names of the layers for keys and values."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """How a model is quantized. Raises OptionError for what there is not."""
+    """How a model is quantized. Raises OptionError for unsupported values."""
 
     group_size: int = 128
     """Inputs that share a fine scale and a zero."""
     head: str = "preview"
-    """The layer that makes logits: one of HEADS, "keep" to leave it as it is."""
+    """The output head: one of HEADS; "keep" leaves it unquantized."""
     smooth: bool = False
-    """Whether inputs that stand out are scaled down, and their weights up: it spares activations and costs weights."""
+    """Whether outlier inputs are scaled down and their weights up, which helps activations at the cost of weights."""
     keys: str = "auto"
-    """Layers that make keys and values: one of KEYS, auto for int8 where several query heads share them. They are small
-    then, and what is wrong with them counts several times."""
+    """The layers for keys and values: one of KEYS. "auto" is int8 if several query heads share them: then they are
+    small, and their errors count several times."""
 
     def __post_init__(self) -> None:
         if self.group_size not in GROUP_SIZES:
@@ -44,49 +43,54 @@ class Scheme:
         if self.keys not in KEYS:
             raise unknown("keys", self.keys, KEYS)
 
-    def form_of(self, name: str, head: bool = False) -> PackedLayout:
-        """How the weights of a layer that is quantized lie; head: whether it makes logits."""
+    def choose_layout(self, name: str, head: bool = False) -> PackedLayout:
+        """The layout of a quantized layer; head: whether it is the output head."""
         if head:
-            form = HEADS[self.head]
-            if form is None:
-                raise ValueError("a head that is kept has no form")
-            return form
+            layout = HEADS[self.head]
+            if layout is None:
+                raise ValueError("a head that is kept has no layout")
+            return layout
         if self.keys == "auto":
-            raise ValueError("how keys lie is not settled")
-        return (
-            PackedLayout.BYTES if self.keys == "int8" and name.rpartition(".")[2] in KEY_LAYERS else PackedLayout.GRAINS
-        )
+            raise ValueError("keys are still 'auto'; call resolve_scheme first")
+        eight_bits = self.keys == "int8" and name.rpartition(".")[2] in KEY_LAYERS
+        return PackedLayout.BYTES if eight_bits else PackedLayout.GRAINS
 
-    def written(self) -> dict[str, Any]:
-        """As it stands in config.json."""
+    def to_dict(self) -> dict[str, Any]:
+        """The scheme as stored in config.json."""
         number = 3 if self.keys == "int8" else 2 if self.head == "preview" else 1
         return {"quant_method": METHOD, "format": number, **asdict(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleSearch:
-    """How codes and scales are found. What is written has the same form whatever it is."""
+    """How codes and scales are searched. The stored format does not depend on it."""
 
     ranges: bool = True
-    """Whether the ranges that codes span are searched, in two phases; without, they are full."""
+    """Whether the ranges of codes are searched; without, they are full."""
     compensate: bool = True
-    """Whether weights that are rounded later make up for the errors of those before, where there is text to read."""
+    """Whether later weights compensate rounding errors of earlier ones (GPTQ), if there is calibration text."""
 
 
-def read_scheme(found: Mapping[str, Any]) -> Scheme:
-    """The scheme that a checkpoint was written with; raises ModelError for one of another version."""
-    if found.get("format") not in FORMATS:
+def read_scheme(config: Mapping[str, Any]) -> Scheme:
+    """Read the scheme of a checkpoint; raises ModelError for an unknown version or invalid values."""
+    if config.get("format") not in FORMATS:
         raise ModelError(
-            f"the checkpoint has format {found.get('format')!r} of {METHOD}; accepted: {FORMATS}; quantize the model "
-            "anew, or use the version of tersely that wrote it"
+            f"the checkpoint has format {config.get('format')!r} of {METHOD}; accepted: {FORMATS}; quantize the model "
+            "again, or use the version of tersely that wrote it",
+            code="unknown_format",
         )
     try:
-        told = dict(found) if found["format"] == 3 else {"keys": "int4"} | dict(found)
-        scheme = Scheme(**{field.name: told[field.name] for field in fields(Scheme)})
+        stored = dict(config) if config["format"] == 3 else {"keys": "int4"} | dict(config)
+        scheme = Scheme(**{field.name: stored[field.name] for field in fields(Scheme)})
     except KeyError as error:
-        raise ModelError(f"quantization_config lacks {error}; quantize the model anew") from None
+        raise ModelError(
+            f"quantization_config lacks {error}; quantize the model again", code="invalid_config"
+        ) from None
     except OptionError as error:
-        raise ModelError(f"quantization_config: {error}") from None
+        raise ModelError(f"quantization_config: {error}", code="invalid_config") from None
     if scheme.keys == "auto":
-        raise ModelError("quantization_config has keys 'auto', which is for what is to be quantized; quantize anew")
+        raise ModelError(
+            "quantization_config has keys 'auto'; accepted in a checkpoint: int8, int4; quantize the model again",
+            code="invalid_config",
+        )
     return scheme

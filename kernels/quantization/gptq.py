@@ -1,95 +1,104 @@
-"""Rounding a weight matrix input by input, each one's error made up for by those that are still to come.
+"""GPTQ (arXiv:2210.17323) for dual-grained weights: each input's rounding error is compensated by the inputs after it.
 
-GPTQ (arXiv:2210.17323) for weights of two grains: what an output loses by rounding one weight is taken back, as well as
-the inputs' correlations allow, by moving the weights that are not rounded yet. Both phases of DGQ's search see it: the
-range of a group is searched when its turn comes, for its weights have moved, by the error that is left once all later
-groups have made up for theirs; and the scale of an output is fitted to all its codes. Between fits, each code is looked
-at again beside all others (coordinate descent).
+The error of rounding one weight is reduced, as far as the correlation of the inputs allows, by changing the weights
+that are not rounded yet. Both phases of DGQ's search take this into account. The range of a group is searched just
+before the group is rounded, on its weights as changed by then, by the error that remains after all later groups have
+compensated for it. The scale of an output is fitted to all its codes. Between fits, each code is improved given all
+others (coordinate descent).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...errors import ModelError
-from .scheme import FINE_GRID, LEAST, DualGrained, code_bounds, dual_grained
+from .dgq import FINE_GRID, LEAST, DualGrained, best_of, code_bounds, quantize_dual_grained
 
 DAMPING = 0.01
-"""Share of the mean energy of inputs that is added to each, so that the sums can be inverted."""
+"""Share of the inputs' mean energy that is added to the diagonal, so that the matrix can be inverted."""
 PASSES = 3
-"""How often each code is looked at again."""
-_BLOCK = 128  # inputs after which the errors of all others are brought up to date
+"""How many times all codes are improved."""
+_BLOCK = 128  # inputs after which the errors of all others are updated
 
 
-def compensate(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> DualGrained:
+def quantize_gptq(weight: Tensor, size: int, gram: Tensor, *, search: bool = True) -> DualGrained:
     """Quantize a weight matrix [outputs, inputs] with compensation, in groups of `size` inputs.
 
-    gram: sums of products of all inputs, float32 [inputs, inputs]. Outputs that are no better for it are rounded
-    plainly. Without a search, ranges are full. Errors are those of all inputs together, not within their groups. Raises
-    ModelError for sums that are no numbers.
+    Outputs that compensation does not improve are rounded plainly. Errors are those of all inputs together.
+
+    Args:
+        weight: the matrix.
+        size: inputs per group.
+        gram: inner products of all inputs, float32 [inputs, inputs].
+        search: whether ranges are searched; without, they are full.
+
+    Raises:
+        ModelError: `gram` contains NaN or infinity.
     """
     weight, order = weight.float(), _order(gram.diagonal(), size)
-    plain = dual_grained(weight, size, search=False)
+    plain = quantize_dual_grained(weight, size, search=False)
     columns, coarse = torch.cat(order), plain.channel_scale
-    damped, factor = _factor(gram[columns][:, columns])
+    damped, factor = _factorize(gram[columns][:, columns])
     sizes = [len(inputs) for inputs in order]
     sorted_weight = weight[:, columns]
-    codes, fine, zero = _swept(sorted_weight.clone(), sizes, factor, coarse, FINE_GRID if search else (1.0,))
+    codes, fine, zero = _sweep(sorted_weight.clone(), sizes, factor, coarse, FINE_GRID if search else (1.0,))
     for _ in range(PASSES):
         _descend(codes, coarse, fine, zero, sorted_weight, damped)
         if search:
-            coarse = _fitted(codes, coarse, fine, zero, sorted_weight, damped)
-    place = columns.argsort()
-    codes, fine, zero = (t[:, place].to(torch.uint8) for t in (codes, fine, zero))
-    made = DualGrained(codes, fine[:, ::size].contiguous(), zero[:, ::size].contiguous(), coarse, 0.0, 0.0)
-    return _better(weight, size, gram, plain, made)
+            coarse = fit_coarse(codes, coarse, fine, zero, sorted_weight, damped)
+    codes, fine, zero = (t[:, columns.argsort()].to(torch.uint8) for t in (codes, fine, zero))
+    result = replace(
+        plain, codes=codes, fine=fine[:, ::size].contiguous(), zero=zero[:, ::size].contiguous(), channel_scale=coarse
+    )
+    return _choose_better(weight, size, gram, plain, result)
 
 
-def _swept(
-    left: Tensor, sizes: list[int], factor: Tensor, coarse: Tensor, grid: Iterable[float]
+def _sweep(
+    weight: Tensor, sizes: list[int], factor: Tensor, coarse: Tensor, grid: Iterable[float]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, fine scales and zeros of weights [outputs, inputs], groups of some sizes one after the other.
+    """Codes, fine scales and zeros of weights [outputs, inputs], one group of inputs after the other.
 
-    `left` becomes what was there to be rounded when each group's turn came.
+    Compensation changes `weight` in place.
     """
-    codes, fine, zero = (torch.empty_like(left) for _ in range(3))
+    codes, fine, zero = (torch.empty_like(weight) for _ in range(3))
     start = 0
     for size in sizes:
         here = slice(start, start + size)
         block = factor[here, here]
-        scale, shift = _range(left[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse, grid)
+        scale, shift = search_range(weight[:, here], torch.cholesky_inverse(block.T.contiguous()), coarse, grid)
         fine[:, here], zero[:, here] = scale[:, None], shift[:, None]
-        codes[:, here], errors = _rounded(left[:, here], block, scale, shift, coarse)
-        left[:, here.stop :] -= errors @ factor[here, here.stop :]
+        codes[:, here], errors = _round_group(weight[:, here], block, scale, shift, coarse)
+        weight[:, here.stop :] -= errors @ factor[here, here.stop :]
         start = here.stop
     return codes, fine, zero
 
 
-def _better(weight: Tensor, size: int, gram: Tensor, plain: DualGrained, made: DualGrained) -> DualGrained:
-    """Of each output that which loses less."""
-    before, after = losses(weight, size, gram, plain), losses(weight, size, gram, made)
-    whole, better = _cost(weight, gram).sum().clamp(min=1e-30), after < before
+def _choose_better(weight: Tensor, size: int, gram: Tensor, plain: DualGrained, result: DualGrained) -> DualGrained:
+    """For each output, the version with the lower error."""
+    before, after = output_errors(weight, size, gram, plain), output_errors(weight, size, gram, result)
+    energy, better = _cost(weight, gram).sum().clamp(min=1e-30), after < before
 
-    def of(ours: Tensor, other: Tensor) -> Tensor:
+    def choose(ours: Tensor, other: Tensor) -> Tensor:
         return torch.where(better.view(-1, *(1,) * (ours.ndim - 1)), ours, other)
 
     return DualGrained(
-        of(made.codes, plain.codes),
-        of(made.fine, plain.fine),
-        of(made.zero, plain.zero),
-        of(made.channel_scale, plain.channel_scale),
-        error=float(torch.minimum(before, after).sum() / whole),
-        plain_error=float(before.sum() / whole),
+        choose(result.codes, plain.codes),
+        choose(result.fine, plain.fine),
+        choose(result.zero, plain.zero),
+        choose(result.channel_scale, plain.channel_scale),
+        error=float(torch.minimum(before, after).sum() / energy),
+        plain_error=float(before.sum() / energy),
     )
 
 
-def losses(weight: Tensor, size: int, gram: Tensor, found: DualGrained) -> Tensor:
-    """The squared error of each output of a matrix in two grains, float32 [outputs]."""
-    fine, zero = (t.repeat_interleave(size, dim=1)[:, : weight.shape[1]].float() for t in (found.fine, found.zero))
-    return _cost((found.codes - zero) * fine * found.channel_scale[:, None] - weight, gram)
+def output_errors(weight: Tensor, size: int, gram: Tensor, result: DualGrained) -> Tensor:
+    """The squared error of each output of a quantized matrix, float32 [outputs]."""
+    fine, zero = (t.repeat_interleave(size, dim=1)[:, : weight.shape[1]].float() for t in (result.fine, result.zero))
+    return _cost((result.codes - zero) * fine * result.channel_scale[:, None] - weight, gram)
 
 
 def _cost(rows: Tensor, gram: Tensor) -> Tensor:
@@ -97,17 +106,18 @@ def _cost(rows: Tensor, gram: Tensor) -> Tensor:
 
 
 def _order(energy: Tensor, size: int) -> list[Tensor]:
-    """The inputs of each group, those of high energy first, and so the groups: they are rounded with least on top."""
+    """The inputs of each group, in descending energy, as are the groups: the important ones are rounded first."""
     groups = torch.arange(len(energy)).split(size)
     ranked = sorted(groups, key=lambda inputs: -float(energy[inputs].mean()))
     return [inputs[energy[inputs].argsort(descending=True, stable=True)] for inputs in ranked]
 
 
-def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums with as much damping as it takes, and the upper Cholesky factor of their inverse; raises ModelError."""
+def _factorize(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrix with as much damping as needed, and the upper Cholesky factor of its inverse; raises ModelError."""
     if not bool(gram.isfinite().all()):
         raise ModelError(
-            "a layer's inputs on the calibration text are NaN or infinite; check the checkpoint and its dtype"
+            "a layer's inputs on the calibration text are NaN or infinite; check the checkpoint and its dtype",
+            code="inputs_not_finite",
         )
     mean, damping = gram.diagonal().mean().clamp(min=1e-30), DAMPING
     while True:
@@ -120,27 +130,23 @@ def _factor(gram: Tensor) -> tuple[Tensor, Tensor]:
         damping *= 10
 
 
-def _range(part: Tensor, gram: Tensor, coarse: Tensor, grid: Iterable[float]) -> tuple[Tensor, Tensor]:
-    """The fine scale and the zero [outputs] of a group of weights [outputs, inputs] by which it loses least."""
+def search_range(part: Tensor, gram: Tensor, coarse: Tensor, grid: Iterable[float]) -> Sequence[Tensor]:
+    """The best fine scale and zero, both [outputs], of a group of weights [outputs, inputs]."""
     low, high = part.amin(dim=1).clamp(max=0), part.amax(dim=1).clamp(min=0)
-    best = fine = zero = None
-    for ratio in grid:
-        f = ((high - low) * ratio / 15 / coarse).round().clamp_(1, 127)
-        z = (-low * ratio / (f * coarse)).round().clamp_(0, 15)
-        lowest, highest = code_bounds(f, z)
-        codes = (part / (f * coarse)[:, None]).round_().add_(z[:, None]).clamp_(lowest[:, None], highest[:, None])
-        error = _cost(codes.sub_(z[:, None]).mul_((f * coarse)[:, None]).sub_(part), gram)
-        if best is None or fine is None or zero is None:
-            best, fine, zero = error, f, z
-            continue
-        better = error < best
-        best, fine, zero = (torch.where(better, a, b) for a, b in ((error, best), (f, fine), (z, zero)))
-    assert fine is not None and zero is not None
-    return fine, zero
+
+    def attempt(share: float) -> Sequence[Tensor]:
+        fine = ((high - low) * share / 15 / coarse).round().clamp_(1, 127)
+        zero = (-low * share / (fine * coarse)).round().clamp_(0, 15)
+        lowest, highest = code_bounds(fine, zero)
+        unit = (fine * coarse)[:, None]
+        codes = (part / unit).round_().add_(zero[:, None]).clamp_(lowest[:, None], highest[:, None])
+        return _cost(codes.sub_(zero[:, None]).mul_(unit).sub_(part), gram), fine, zero
+
+    return best_of(map(attempt, grid))[1:]
 
 
-def _rounded(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of one group's weights [outputs, inputs], and what is left for others to make up for."""
+def _round_group(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of one group's weights [outputs, inputs], and the errors that later groups compensate."""
     codes, errors, unit = torch.empty_like(part), torch.empty_like(part), fine * coarse
     lowest, highest = code_bounds(fine, zero)
     for i in range(part.shape[1]):
@@ -152,26 +158,26 @@ def _rounded(part: Tensor, factor: Tensor, fine: Tensor, zero: Tensor, coarse: T
 
 
 def _descend(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> None:
-    """Move each code to where its output loses least beside all other codes, once, in place."""
+    """Change each code once, in place, to the best value given all other codes of its output."""
     lowest, highest = code_bounds(fine, zero)
     energy, unit = gram.diagonal(), fine * coarse[:, None]
     slope = (weight - (codes - zero) * unit) @ gram
     for start in range(0, codes.shape[1], _BLOCK):
         here = slice(start, start + _BLOCK)
-        near, block, moved = slope[:, here].clone(), gram[here, here], torch.empty_like(slope[:, here])
+        near, block, steps = slope[:, here].clone(), gram[here, here], torch.empty_like(slope[:, here])
         for i in range(near.shape[1]):
             j = start + i
             code = (near[:, i] / energy[j] / unit[:, j]).round_().add_(codes[:, j])
             code = code.clamp_(lowest[:, j], highest[:, j])
-            moved[:, i] = (code - codes[:, j]) * unit[:, j]
+            steps[:, i] = (code - codes[:, j]) * unit[:, j]
             codes[:, j] = code
-            near -= moved[:, i, None] * block[i]
-        slope -= moved @ gram[here]
+            near -= steps[:, i, None] * block[i]
+        slope -= steps @ gram[here]
 
 
-def _fitted(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
-    """The scale of each output at which its codes lose least: least squares in one number."""
-    whole = (codes - zero) * fine
-    seen = whole @ gram
-    energy = (seen * whole).sum(dim=1)
-    return torch.where(energy > 0, (seen * weight).sum(dim=1) / energy, coarse).clamp(min=LEAST)
+def fit_coarse(codes: Tensor, coarse: Tensor, fine: Tensor, zero: Tensor, weight: Tensor, gram: Tensor) -> Tensor:
+    """The best scale of each output given its codes: least squares in one variable."""
+    integers = (codes - zero) * fine
+    outputs = integers @ gram
+    energy = (outputs * integers).sum(dim=1)
+    return torch.where(energy > 0, (outputs * weight).sum(dim=1) / energy, coarse).clamp(min=LEAST)

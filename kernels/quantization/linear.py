@@ -1,4 +1,7 @@
-"""Linear layers of low-bit weights as modules; their parameters are what files hold, ready for the kernel."""
+"""W4A8 linear layers as modules, and how transformers loads them: importing this file registers the quantizer.
+
+Their parameters are stored in the layout that the kernel reads, so nothing is repacked after loading.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +10,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import ModelError
+from ..huge_pages import to_huge_pages
 from ..w4a8 import w4a8_linear, w4a8_op
 from ..w4a8_layout import LINE, TILE, PackedLayout, unpack
-from .config import KEY_LAYERS, Scheme
+from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
 
 
 def parameter_shapes(
-    inputs: int, outputs: int, form: PackedLayout, scheme: Scheme
+    inputs: int, outputs: int, layout: PackedLayout, scheme: Scheme
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shapes and dtypes of a layer's parameters."""
     tiles, groups = -(-outputs // TILE), -(-inputs // scheme.group_size)
-    padded = groups * scheme.group_size if form is PackedLayout.GRAINS else inputs
-    lying = tiles, -(-padded // form.inputs), LINE
+    padded = groups * scheme.group_size if layout is PackedLayout.GRAINS else inputs
+    packed = tiles, -(-padded // layout.inputs), LINE
     shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "channel_scale": ((outputs,), torch.float32),
-        "weight": ((2, *lying) if form is PackedLayout.PLANES else lying, torch.uint8),
+        "weight": ((2, *packed) if layout is PackedLayout.PLANES else packed, torch.uint8),
     }
-    if form is PackedLayout.GRAINS:
+    if layout is PackedLayout.GRAINS:
         shapes["groups"] = (tiles, groups, 2, TILE), torch.uint8
     if scheme.smooth:
         shapes["input_scale"] = (inputs,), torch.float32
@@ -33,9 +44,14 @@ def parameter_shapes(
 
 
 class W4A8Linear(nn.Module):
-    """A linear layer of 4-bit weights times 8-bit activations, or of 8-bit weights, as `form` says.
+    """A linear layer with 8-bit activations, and 4-bit or 8-bit weights, depending on the layout.
 
-    bias: the dtype of a bias, None for none. scheme: how large groups are, and whether inputs are scaled first.
+    Args:
+        in_features: number of inputs.
+        out_features: number of outputs.
+        layout: how the weights are stored.
+        bias: dtype of the bias; None for no bias.
+        scheme: sets the group size and whether there is an input scale.
     """
 
     weight: Tensor
@@ -45,30 +61,30 @@ class W4A8Linear(nn.Module):
     bias: Tensor | None
 
     def __init__(
-        self, in_features: int, out_features: int, form: PackedLayout, bias: torch.dtype | None, scheme: Scheme
+        self, in_features: int, out_features: int, layout: PackedLayout, bias: torch.dtype | None, scheme: Scheme
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.form, self.scheme = in_features, out_features, form, scheme
+        self.in_features, self.out_features, self.layout, self.scheme = in_features, out_features, layout, scheme
         for name in ("groups", "input_scale", "bias"):
             self.register_parameter(name, None)
-        for name, (shape, dtype) in parameter_shapes(in_features, out_features, form, scheme).items():
-            self._put(name, torch.empty(shape, dtype=dtype))
+        for name, (shape, dtype) in parameter_shapes(in_features, out_features, layout, scheme).items():
+            self._set(name, torch.empty(shape, dtype=dtype))
         if bias is not None:
-            self._put("bias", torch.empty(out_features, dtype=bias))
+            self._set("bias", torch.empty(out_features, dtype=bias))
 
-    def _put(self, name: str, value: Tensor) -> None:
+    def _set(self, name: str, value: Tensor) -> None:
         self.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
     def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Take over the parameters of a layer; raises ValueError if they are not exactly those of this one."""
+        """Set all parameters; raises ValueError if names, shapes or dtypes differ."""
         expected = {name: (p.shape, p.dtype) for name, p in self.named_parameters()}
         if {name: (t.shape, t.dtype) for name, t in tensors.items()} != expected:
-            raise ValueError(f"a layer of {expected} was to be filled with other tensors: {sorted(tensors)}")
+            raise ValueError(f"got tensors {sorted(tensors)}; expected {expected}")
         for name, value in tensors.items():
-            self._put(name, value)
+            self._set(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] to [..., out_features]; gradients go through to x as if nothing had been rounded."""
+        """Compute [..., out_features] from [..., in_features]; gradients pass straight through to x."""
         if x.requires_grad and torch.is_grad_enabled():
             out: Tensor = _StraightThrough.apply(x, self)  # type: ignore[no-untyped-call]
             return out
@@ -77,19 +93,19 @@ class W4A8Linear(nn.Module):
 
     def dequantized(self) -> Tensor:
         """The weight that x is multiplied by, float32 [out_features, in_features]."""
-        whole = unpack(self.weight, self.groups)[: self.out_features, : self.in_features].float()
-        weight = whole * self.channel_scale[:, None]
+        integers = unpack(self.weight, self.groups)[: self.out_features, : self.in_features].float()
+        weight = integers * self.channel_scale[:, None]
         return weight if self.input_scale is None else weight * self.input_scale
 
     def extra_repr(self) -> str:
-        """What `print(model)` says."""
+        """The description in `print(model)`."""
         kinds = {PackedLayout.BYTES: "8-bit weights", PackedLayout.PLANES: "8-bit weights in two planes"}
-        kind = kinds.get(self.form, f"4-bit weights in groups of {self.scheme.group_size}")
+        kind = kinds.get(self.layout, f"4-bit weights in groups of {self.scheme.group_size}")
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, {kind}"
 
 
 class _StraightThrough(torch.autograd.Function):
-    """A layer of whole numbers, which has no gradient, with that of its weights in place of one: straight-through."""
+    """A quantized layer with the gradient of its dequantized weights (straight-through estimator)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: W4A8Linear) -> Tensor:
@@ -103,32 +119,35 @@ class _StraightThrough(torch.autograd.Function):
         return (gradient.float() @ ctx.layer.dequantized()).to(gradient.dtype), None
 
 
-def empty_like(linear: nn.Linear, scheme: Scheme, form: PackedLayout) -> W4A8Linear:
-    """A layer that may stand in for a linear one, not yet filled."""
+def empty_like(linear: nn.Linear, scheme: Scheme, layout: PackedLayout) -> W4A8Linear:
+    """An uninitialized quantized layer in place of a linear one."""
     bias = None if linear.bias is None else linear.bias.dtype
-    return W4A8Linear(linear.in_features, linear.out_features, form, bias, scheme)
+    return W4A8Linear(linear.in_features, linear.out_features, layout, bias, scheme)
 
 
-def settle_scales(model: Any, scheme: Scheme) -> Scheme:
-    """The scheme with nothing left to be found out about the model; raises ModelError for keys that it has not."""
+def resolve_scheme(model: Any, scheme: Scheme) -> Scheme:
+    """Replace `keys="auto"` by the choice for this model; raises ModelError for int8 keys without layers for them."""
     config = model.config.get_text_config(decoder=True)
-    heads, shared = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
-    found = any(name.rpartition(".")[2] in KEY_LAYERS for name, _ in quantizable(model, scheme))
-    if scheme.keys == "int8" and not found:
-        raise ModelError(f"no layer is called {' or '.join(KEY_LAYERS)}, so keys cannot have 8 bits; give --keys int4")
+    heads, kv_heads = getattr(config, "num_attention_heads", None), getattr(config, "num_key_value_heads", None)
+    has_keys = any(name.rpartition(".")[2] in KEY_LAYERS for name, _ in find_quantizable(model, scheme))
+    if scheme.keys == "int8" and not has_keys:
+        raise ModelError(
+            f"no layer is called {' or '.join(KEY_LAYERS)}, so keys cannot have 8 bits; use --keys int4",
+            code="no_key_layers",
+        )
     if scheme.keys != "auto":
         return scheme
-    wanted = found and heads is not None and shared is not None and shared < heads
-    return dataclasses.replace(scheme, keys="int8" if wanted else "int4")
+    shared = has_keys and heads is not None and kv_heads is not None and kv_heads < heads
+    return dataclasses.replace(scheme, keys="int8" if shared else "int4")
 
 
 def find_head(model: Any) -> str | None:
-    """The name of the module that makes logits, if it is a plain linear layer."""
+    """The name of the output head, if it is a plain linear layer."""
     head = model.get_output_embeddings()
     return next((name for name, module in model.named_modules() if module is head and type(module) is nn.Linear), None)
 
 
-def quantizable(model: Any, scheme: Scheme) -> list[tuple[str, nn.Linear]]:
+def find_quantizable(model: Any, scheme: Scheme) -> list[tuple[str, nn.Linear]]:
     """The layers of a model that the scheme quantizes, by name."""
     head = find_head(model)
     return [
@@ -138,7 +157,58 @@ def quantizable(model: Any, scheme: Scheme) -> list[tuple[str, nn.Linear]]:
     ]
 
 
-def replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place that a dotted name says."""
+def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace the submodule with this dotted name."""
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, module)
+
+
+class W4A8Config(QuantizationConfigMixin):
+    """The `quantization_config` of a checkpoint in transformers; raises ModelError for an unknown version."""
+
+    def __init__(self, **config: Any) -> None:
+        self.scheme = read_scheme(config)
+        self.quant_method = METHOD
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as stored in config.json."""
+        return self.scheme.to_dict()
+
+
+class W4A8Quantizer(HfQuantizer):
+    """Replaces a model's linear layers before transformers loads the weights."""
+
+    quantization_config: W4A8Config
+    requires_calibration = True  # so that transformers refuses a model that is not quantized yet
+
+    def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
+        scheme, head = self.quantization_config.scheme, find_head(model)
+        for name, module in find_quantizable(model, scheme):
+            replace_module(model, name, empty_like(module, scheme, scheme.choose_layout(name, name == head)))
+        return model
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        for module in model.modules():
+            if isinstance(module, W4A8Linear):
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = to_huge_pages(parameter.data)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Whether save_pretrained works: yes, parameters are stored as they are."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters and embeddings can be trained: yes, gradients pass through quantized layers."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """The same for models without adapters."""
+        return True
+
+
+if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
+    register_quantization_config(METHOD)(W4A8Config)
+    register_quantizer(METHOD)(W4A8Quantizer)

@@ -1,57 +1,115 @@
-"""Quantizing all linear layers of a model where it stands."""
+"""Quantization of all linear layers of a model, in place and resumable."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from ...errors import ModelError
-from ..w4a8_layout import PackedLayout, pack, pack_bytes, pack_planes
-from .calibration import Inputs, capture_inputs, read
-from .checks import check_inputs, check_model
+from ...errors import ModelError, OptionError
+from ...io import WriteError, write
+from ..w4a8_layout import DEEPEST, PackedLayout, pack, pack_bytes, pack_planes
+from .calibration import Inputs, capture_inputs, perplexity
 from .config import ScaleSearch, Scheme
-from .gptq import compensate
-from .hf import W4A8Config, W4A8Quantizer
-from .linear import empty_like, find_head, quantizable, replace, settle_scales
-from .scheme import dual_grained, eight_bits, input_scale
+from .dgq import outlier_scale, quantize_dual_grained, quantize_int8
+from .gptq import quantize_gptq
+from .linear import (
+    W4A8Config,
+    W4A8Quantizer,
+    empty_like,
+    find_head,
+    find_quantizable,
+    replace_module,
+    resolve_scheme,
+)
 
-MOST_SUMS = 4 << 30
-"""Bytes of sums of products that are kept at a time; the model is read anew for further layers."""
+MAX_GRAM_BYTES = 4 << 30
+"""Memory for input statistics. If more is needed, the model runs on the text again for further layers."""
+LEAST_COVERED = 0.5
+"""The least share of weights, without embeddings, that must be in quantizable layers."""
+LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "lm_head_multiplier",
+    "logit_scale",
+    "logits_mup_width_multiplier",
+    "logits_scaling",
+    "logits_soft_cap",
+    "output_logit_soft_cap",
+)
+"""Configuration fields that transform the output of the head, which changes the distances between logits."""
 Piece = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors, and JSON data about them."""
 
 
-class TensorStore(Protocol):
-    """Where finished layers are kept, so that a killed run need not do them again."""
+class LayerCheckpoints:
+    """A folder with one file for each finished layer, and for other results, so that a killed run can be resumed.
+
+    Args:
+        folder: is created if it does not exist.
+        plan: everything that determines the results, as JSON.
+
+    Raises:
+        OptionError: the folder was created with another plan.
+    """
+
+    def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
+        self.folder, self._plan = folder, folder / "plan.json"
+        text = json.dumps(plan, indent=1)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise WriteError(f"{folder} cannot be created: {error.strerror}; choose another folder") from None
+        if not self._plan.exists():
+            write(self._plan, text)
+        elif self._plan.read_text(encoding="utf-8") != text:
+            raise OptionError(
+                f"{folder} was started with other options or by another version; repeat them to finish it, delete it, "
+                "or choose another OUT",
+                code="another_plan",
+            )
+
+    def discard_if_empty(self) -> None:
+        """Delete the folder if it contains nothing but the plan."""
+        if {file.name for file in self.folder.iterdir()} == {self._plan.name}:
+            self._plan.unlink()
+            self.folder.rmdir()
 
     def has(self, name: str) -> bool:
-        """Whether a layer is done."""
+        """Whether a result exists."""
+        return self._file(name).exists()
 
-    def piece(self, name: str, make: Callable[[], Piece]) -> Piece:
-        """The tensors of a layer and what is told about it; made now if it never was."""
+    def load_or_make(self, name: str, make: Callable[[], Piece]) -> Piece:
+        """Load a result; if it does not exist yet, make and save it first."""
+        if not self.has(name):
+            tensors, data = make()
+            write(self._file(name), save(tensors, {"told": json.dumps(data)}))
+        try:
+            with safe_open(self._file(name), framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return tensors, json.loads(file.metadata()["told"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise WriteError(f"{self._file(name)} cannot be read: {error}; delete it and run again") from None
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
-    """What became of each layer: name, shape, bits, errors (shares of the outputs' square), inputs scaled down."""
+class QuantizationResult:
+    """What became of a model."""
 
     layers: list[dict[str, Any]]
+    """For each layer: name, shape, bits, errors relative to the square of the outputs, number of scaled inputs."""
     bytes_before: int
     bytes_after: int
-
-
-class _Memory:
-    """A store of nothing."""
-
-    def has(self, name: str) -> bool:
-        return False
-
-    def piece(self, name: str, make: Callable[[], Piece]) -> Piece:
-        return make()
 
 
 def quantize_model(
@@ -59,112 +117,154 @@ def quantize_model(
     rows: Tensor | None = None,
     scheme: Scheme | None = None,
     search: ScaleSearch | None = None,
-    store: TensorStore | None = None,
+    checkpoints: LayerCheckpoints | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    inputs: Mapping[str, Inputs] | None = None,
-) -> Quantized:
-    """Replace the linear layers of a model of transformers by W4A8Linear, in place.
+) -> QuantizationResult:
+    """Replace the linear layers of a transformers model by W4A8Linear, in place; save_pretrained works afterwards.
 
-    rows: token rows [rows, length] to calibrate on; without, all inputs count alike and none is scaled down. inputs:
-    what layers are given, where that is known already, in place of rows. The model can be saved with save_pretrained
-    afterwards. Raises ModelError for a model that cannot be quantized.
+    Args:
+        model: the model.
+        rows: token rows [rows, length] to calibrate on. Without them, all inputs count equally and none is scaled.
+        scheme: how to quantize.
+        search: how to find codes and scales.
+        checkpoints: where finished layers are saved; None for nowhere.
+        progress: is called with a description of each step.
+
+    Raises:
+        ModelError: the model cannot be quantized.
     """
-    scheme, search, store = scheme or Scheme(), search or ScaleSearch(), store or _Memory()
+    scheme, search = scheme or Scheme(), search or ScaleSearch()
     check_model(model, scheme)
-    scheme = settle_scales(model, scheme)
-    layers, head = dict(quantizable(model, scheme)), find_head(model)
-    check_inputs(layers, inputs, scheme, search)
-    before = _bytes(model)
-    found: list[dict[str, Any]] = []
-    for part in _parts(layers, scheme, search):
-        # Layers of 8 bits are rounded as they are; only scaling asks what their inputs were.
+    scheme = resolve_scheme(model, scheme)
+    layers, head = dict(find_quantizable(model, scheme)), find_head(model)
+    before = _count_bytes(model)
+    results: list[dict[str, Any]] = []
+    for part in _split_layers(layers, scheme, search):
+        # 8-bit layers are rounded as they are and need statistics only for scaling.
         missing = {
             n: layer
             for n, layer in part.items()
-            if not store.has(n) and (scheme.smooth or scheme.form_of(n, n == head) is PackedLayout.GRAINS)
+            if not (checkpoints and checkpoints.has(n))
+            and (scheme.smooth or scheme.choose_layout(n, n == head) is PackedLayout.GRAINS)
         }
-        seen = collect_inputs(model, rows, missing, scheme, search, progress) if inputs is None else dict(inputs)
+        inputs = _collect_inputs(model, rows, missing, scheme, search, progress)
         for name, layer in part.items():
-            progress(f"layer {len(found) + 1} of {len(layers)}")
-            form = scheme.form_of(name, name == head)
-            make = partial(_quantized, name, layer, form, seen.pop(name, None), scheme, search)
-            tensors, told = store.piece(name, make)
-            found.append({"name": name, "shape": [layer.out_features, layer.in_features], **told})
-            module = empty_like(layer, scheme, form)
+            progress(f"layer {len(results) + 1} of {len(layers)}")
+            layout = scheme.choose_layout(name, name == head)
+            make = partial(_quantize_layer, name, layer, layout, inputs.pop(name, None), scheme, search)
+            tensors, data = checkpoints.load_or_make(name, make) if checkpoints else make()
+            results.append({"name": name, "shape": [layer.out_features, layer.in_features], **data})
+            module = empty_like(layer, scheme, layout)
             module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
-            replace(model, name, module.to(layer.weight.device))
+            replace_module(model, name, module.to(layer.weight.device))
     config = model.config.get_text_config(decoder=True)
     config.tie_word_embeddings = model.config.tie_word_embeddings = config.tie_word_embeddings and head not in layers
-    model.config.quantization_config = W4A8Config(**scheme.written())
+    model.config.quantization_config = W4A8Config(**scheme.to_dict())
     model.hf_quantizer = W4A8Quantizer(model.config.quantization_config)
     model.is_quantized, model.quantization_method = True, model.config.quantization_config.quant_method
-    return Quantized(found, before, _bytes(model))
+    return QuantizationResult(results, before, _count_bytes(model))
 
 
-def _parts(layers: dict[str, nn.Linear], scheme: Scheme, search: ScaleSearch) -> Iterator[dict[str, nn.Linear]]:
-    """The layers in their order, as many at a time as there is room for their sums."""
+def check_model(model: Any, scheme: Scheme) -> None:
+    """Raise ModelError for a model that cannot be quantized, or already is."""
+    quantized = getattr(model.config, "quantization_config", None)
+    if quantized is not None or getattr(model, "is_quantized", False):
+        method = getattr(quantized, "quant_method", "unknown")
+        raise ModelError(
+            f"the model is already quantized ({method}); give the original model", code="already_quantized"
+        )
+    layers = dict(find_quantizable(model, scheme))
+    embeddings = sum(p.numel() for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters())
+    total = sum(p.numel() for p in model.parameters()) - embeddings
+    covered = sum(layer.weight.numel() for name, layer in layers.items() if name != find_head(model))
+    if not layers or covered < LEAST_COVERED * total:
+        raise ModelError(
+            f"{covered / max(total, 1):.0%} of the weights are in linear layers; accepted: models with at least "
+            f"{LEAST_COVERED:.0%}, which excludes most mixtures of experts",
+            code="too_few_linear_layers",
+        )
+    config = model.config.get_text_config(decoder=True).to_dict()
+    transforms = {name: config[name] for name in LOGIT_TRANSFORMS if config.get(name) not in (None, 1)}
+    if scheme.head == "preview" and transforms:
+        raise ModelError(
+            f"the model transforms its logits by {transforms}, so a preview cannot tell which tokens are unlikely; "
+            "accepted: --head int8, int4 or keep",
+            code="logits_transformed",
+        )
+    deep = next((name for name, layer in layers.items() if layer.in_features > DEEPEST), None)
+    if deep is not None:
+        raise ModelError(
+            f"layer {deep} has more than {DEEPEST} inputs; the sums in the kernel could overflow",
+            code="too_many_inputs",
+        )
+
+
+def _split_layers(layers: dict[str, nn.Linear], scheme: Scheme, search: ScaleSearch) -> Iterator[dict[str, nn.Linear]]:
+    """The layers in order, in parts whose input statistics fit into memory."""
     part: dict[str, nn.Linear] = {}
-    room = MOST_SUMS
+    available = MAX_GRAM_BYTES
     for name, layer in layers.items():
         size = 4 * layer.in_features * (layer.in_features if search.compensate else scheme.group_size)
-        if part and size > room:
+        if part and size > available:
             yield part
-            part, room = {}, MOST_SUMS
+            part, available = {}, MAX_GRAM_BYTES
         part[name] = layer
-        room -= size
+        available -= size
     yield part
 
 
-def collect_inputs(
+def _collect_inputs(
     model: Any,
     rows: Tensor | None,
     layers: dict[str, nn.Linear],
     scheme: Scheme,
     search: ScaleSearch,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Callable[[str], None],
 ) -> dict[str, Inputs]:
-    """What layers are given when the model reads rows, with those before them as they now are."""
+    """Run the model in its current state on token rows, and collect the input statistics of layers."""
     if rows is None or not layers:
         return {}
     progress(f"reading {rows.numel()} tokens")
-    with capture_inputs(layers, scheme.group_size, whole=search.compensate) as seen:
-        read(model, rows)
-    return seen
+    with capture_inputs(layers, scheme.group_size, full=search.compensate) as captured:
+        perplexity(model, rows)
+    return captured
 
 
 @torch.no_grad()
-def _quantized(
-    name: str, layer: nn.Linear, form: PackedLayout, inputs: Inputs | None, scheme: Scheme, search: ScaleSearch
+def _quantize_layer(
+    name: str, layer: nn.Linear, layout: PackedLayout, inputs: Inputs | None, scheme: Scheme, search: ScaleSearch
 ) -> Piece:
-    """The tensors that stand for a layer, and what is told about it."""
+    """The tensors of the quantized layer, and data for the report."""
     weight = layer.weight.detach().float().cpu()
     if not weight.isfinite().all():
-        raise ModelError(f"layer {name} has weights that are NaN or infinite; check the checkpoint")
+        raise ModelError(
+            f"layer {name} has weights that are NaN or infinite; check the checkpoint", code="weights_not_finite"
+        )
+    tensors: dict[str, Tensor] = {}
+    report: dict[str, Any] = {}
     scale = None
     if scheme.smooth:
-        scale = torch.ones(layer.in_features) if inputs is None else input_scale(inputs.highest)
+        scale = torch.ones(layer.in_features) if inputs is None else outlier_scale(inputs.highest)
         weight = weight / scale
-    about: dict[str, Any] = {} if scale is None else {"scaled inputs": int((scale < 1).sum())}
-    if form is not PackedLayout.GRAINS:
-        whole, channel_scale = eight_bits(weight)
-        wrong = whole.float().mul_(channel_scale[:, None]).sub_(weight).square().sum() / weight.square().sum()
-        packed = pack_planes(whole) if form is PackedLayout.PLANES else pack_bytes(whole)
-        tensors = {"weight": packed, "channel_scale": channel_scale}
-        about |= {"bits": 8, "error": float(wrong)}
+        tensors["input_scale"], report["scaled inputs"] = scale, int((scale < 1).sum())
+    if layout is not PackedLayout.GRAINS:
+        integers, channel_scale = quantize_int8(weight)
+        error = integers.float().mul_(channel_scale[:, None]).sub_(weight).square().sum() / weight.square().sum()
+        packed = pack_planes(integers) if layout is PackedLayout.PLANES else pack_bytes(integers)
+        tensors |= {"weight": packed, "channel_scale": channel_scale}
+        return tensors, report | {"bits": 8, "error": float(error)}
+    size = scheme.group_size
+    scaled = None if inputs is None else inputs.scaled(scale)
+    if scaled is not None and scaled.full:
+        best = quantize_gptq(weight, size, scaled.gram, search=search.ranges)
     else:
-        size = scheme.group_size
-        given = None if inputs is None else inputs.scaled(scale)
-        if given is not None and search.compensate:
-            best = compensate(weight, size, given.sums, search=search.ranges)
-        else:
-            gram = None if given is None else given.within_groups().sums
-            best = dual_grained(weight, size, gram, search=search.ranges)
-        packed, groups = pack(best.codes, best.fine, best.zero, size)
-        tensors = {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
-        about |= {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}
-    return (tensors if scale is None else tensors | {"input_scale": scale}), about
+        gram = None if scaled is None else scaled.gram
+        best = quantize_dual_grained(weight, size, gram, search=search.ranges)
+    packed, groups = pack(best.codes, best.fine, best.zero, size)
+    tensors |= {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
+    return tensors, report | {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}
 
 
-def _bytes(model: nn.Module) -> int:
-    """Bytes of all parameters, shared ones once."""
+def _count_bytes(model: nn.Module) -> int:
+    """Bytes of all parameters; shared ones count once."""
     return sum(p.numel() * p.element_size() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""`tersely quantize`, from a checkpoint to a quantized one beside it; whole or not at all, and resumable."""
+"""The work of `tersely quantize`: write a quantized copy of a checkpoint, all or nothing, and resumable."""
 
 from __future__ import annotations
 
@@ -12,139 +12,136 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
+from torch import Tensor
 
 from ...errors import ModelError, OptionError
 from ...io import WriteError, check_new_folder, write
 from ..grouped_attention import use_grouped
+from .calibration import cache_reference, kl_to_reference
 from .calibration_text import CalibrationText
-from .checks import check_model
 from .config import ScaleSearch, Scheme
-from .kl_divergence import cache_reference, kl_to_reference
-from .layer_checkpoints import LayerCheckpoints
-from .linear import settle_scales
-from .model import quantize_model
+from .linear import resolve_scheme
+from .model import LayerCheckpoints, check_model, quantize_model
 
 REPORT = "quantization_report.json"
 
 
 class QuantizationCheck(Protocol):
-    """Questions that a model is asked before and after."""
+    """A test that a model takes before and after quantization; `evaluation.accuracy_check` implements it."""
 
     @property
     def digest(self) -> str:
-        """What decides its outcome beside the model, hashed."""
+        """A hash of everything that determines the outcome, except the model."""
         ...
 
     def check(self, model: Any, tokenizer: Any) -> None:
-        """Raise TerselyError for what cannot be asked."""
+        """Raise TerselyError if the test cannot run on this model."""
         ...
 
     def run(self, model: Any, tokenizer: Any) -> list[bool]:
-        """Which of them a model gets right."""
+        """Whether the model answers each question correctly."""
         ...
 
     def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-        """What there is to report."""
+        """The section of the report."""
         ...
 
 
-def quantize_into(
+def quantize_checkpoint(
     source: str,
     out: Path,
     scheme: Scheme,
     text: CalibrationText,
     search: ScaleSearch | None = None,
     progress: Callable[[str], None] = lambda text: None,
-    exam: QuantizationCheck | None = None,
+    test: QuantizationCheck | None = None,
 ) -> dict[str, Any]:
-    """Quantize a checkpoint into a new folder; returns the report, which is in the folder too.
+    """Quantize a checkpoint, by folder or hub name, into a new folder; returns the report, which is also written there.
 
-    Until all is done, everything lies in `<out>.part`, from which a later run goes on. exam: taken before and after.
-    Raises ModelError for a source that cannot be quantized, OptionError for an `out` that is there already, WriteError
-    where there is no room, and what `exam.check` raises.
+    Until the end, everything is in `<out>.part`, from which a later run resumes. A test runs before and after.
+
+    Raises:
+        ModelError: the source cannot be quantized.
+        OptionError: `out` already exists, or there is too little text.
+        WriteError: `out` cannot be written.
+        TerselyError: raised by `test.check`.
     """
     search = search or ScaleSearch()
-    check_goal(out)
+    check_out(out)
     model, tokenizer = load(source)
     check_model(model, scheme)
-    scheme = settle_scales(model, scheme)
-    use_grouped(model)  # for what it is to write
-    if exam is not None:
-        exam.check(model, tokenizer)
-    plan = {
-        "model": source,
-        "scheme": scheme.written(),
-        "search": asdict(search),
-        "text": text.written(),
-    }
-    pieces = LayerCheckpoints(out.with_name(f"{out.name}.part"), plan)
-    try:
-        rows, _ = pieces.piece("text", lambda: (text.split(model, tokenizer, progress), {}))
-    except OptionError:
-        pieces.drop_plan()
-        raise
-    calibrating, measured = rows["calibrating"], rows["measured"]
+    scheme = resolve_scheme(model, scheme)
+    use_grouped(model)  # for the text that it generates
+    if test is not None:
+        test.check(model, tokenizer)
+    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": text.to_dict()}
+    checkpoints = LayerCheckpoints(out.with_name(f"{out.name}.part"), plan)
+    calibrating, measured = _split_text(text, model, tokenizer, checkpoints, progress)
     progress(f"measuring on {measured.numel()} tokens")
-    expected, before = pieces.piece("before", lambda: cache_reference(model, measured))
-    retake = _examined(exam, model, tokenizer, pieces, progress)
-    done = quantize_model(model, calibrating, scheme, search, pieces, progress)
+    reference, before = checkpoints.load_or_make("before", lambda: cache_reference(model, measured))
+    right = _run_test(test, "right", model, tokenizer, checkpoints, progress)
+    result = quantize_model(model, calibrating, scheme, search, checkpoints, progress)
     progress("measuring again")
-    divergences, losses = kl_to_reference(model, measured, expected)
+    divergences, losses = kl_to_reference(model, measured, reference)
     report = {
         "scheme": "w4a8-dgq",
-        **scheme.written(),
+        **scheme.to_dict(),
         "search": asdict(search),
         "calibrated on": text.source,
         "tokens": {"calibration": calibrating.numel(), "perplexity": measured.numel()},
         "perplexity": {"before": before["perplexity"], "after": exp(fmean(losses))},
         "divergence": fmean(divergences),
-        **retake(),
-        "bytes": {"before": done.bytes_before, "after": done.bytes_after},
-        "layers": done.layers,
     }
+    if test is not None:
+        right_again = _run_test(test, "right-again", model, tokenizer, checkpoints, progress)
+        report["task"] = test.compare(right, right_again)
+    report["bytes"] = {"before": result.bytes_before, "after": result.bytes_after}
+    report["layers"] = result.layers
     progress("saving")
-    _save(model, tokenizer, report, pieces.folder, out)
+    _save(model, tokenizer, report, checkpoints.folder, out)
     return report
 
 
-def _examined(
-    exam: QuantizationCheck | None,
+def _split_text(
+    text: CalibrationText, model: Any, tokenizer: Any, checkpoints: LayerCheckpoints, progress: Callable[[str], None]
+) -> tuple[Tensor, Tensor]:
+    """Rows for calibration and for measuring, from an earlier run if there was one."""
+    try:
+        rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
+    except OptionError:
+        checkpoints.discard_if_empty()
+        raise
+    return rows["calibrating"], rows["measured"]
+
+
+def _run_test(
+    test: QuantizationCheck | None,
+    name: str,
     model: Any,
     tokenizer: Any,
-    pieces: LayerCheckpoints,
+    checkpoints: LayerCheckpoints,
     progress: Callable[[str], None],
-) -> Callable[[], dict[str, Any]]:
-    """Take the exam now; what is returned takes it again, and makes the part of the report.
-
-    It decides nothing about the layers, so it may be another when a run goes on.
-    """
-    if exam is None:
-        return dict
+) -> list[bool]:
+    """Run the test, unless its result is already saved. A resumed run may use another test: no layer depends on it."""
+    if test is None:
+        return []
     progress("answering questions")
-
-    def take(name: str) -> list[bool]:
-        _, told = pieces.piece(f"{name}-{exam.digest}", lambda: ({}, {"right": exam.run(model, tokenizer)}))
-        right: list[bool] = told["right"]
-        return right
-
-    before = take("right")
-
-    def retake() -> dict[str, Any]:
-        progress("answering them again")
-        return {"task": exam.compare(before, take("right-again"))}
-
-    return retake
+    _, data = checkpoints.load_or_make(f"{name}-{test.digest}", lambda: ({}, {"right": test.run(model, tokenizer)}))
+    right: list[bool] = data["right"]
+    return right
 
 
 def load(source: str) -> tuple[Any, Any]:
-    """A causal language model and its tokenizer, as saved; raises ModelError."""
+    """Load a causal language model in its own dtype, and its tokenizer; raises ModelError."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     try:
         config = AutoConfig.from_pretrained(source)
         if getattr(config, "quantization_config", None) is not None:
             method = dict(config.quantization_config).get("quant_method", "unknown")
-            raise ModelError(f"{source!r} is quantized already ({method}); give the checkpoint that it was made from")
+            raise ModelError(
+                f"{source!r} is already quantized ({method}); give the original checkpoint", code="already_quantized"
+            )
         tokenizer = AutoTokenizer.from_pretrained(source)
         return AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval(), tokenizer
     except ModelError:
@@ -153,58 +150,57 @@ def load(source: str) -> tuple[Any, Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
             f"{source!r} cannot be loaded: {reason}; accepted: a causal language model with its tokenizer, in a folder "
-            "written by save_pretrained or on the hub"
+            "written by save_pretrained or on the hub",
+            code="not_loadable",
         ) from error
 
 
-def check_goal(out: Path) -> None:
-    """Raise OptionError for a folder that is there already, WriteError where none can be made."""
+def check_out(out: Path) -> None:
+    """Raise OptionError if the folder already exists, WriteError if it cannot be created."""
     check_new_folder(out)
     if not out.absolute().parent.is_dir():
-        raise WriteError(f"{out} cannot be written; accepted: a place in a folder that exists")
+        raise WriteError(f"{out} cannot be written; accepted: a new folder inside one that exists")
 
 
 def _save(model: Any, tokenizer: Any, report: dict[str, Any], folder: Path, out: Path) -> None:
-    """Write the checkpoint aside, and put it in its place once it is whole."""
-    made = folder / "checkpoint"
+    """Write the checkpoint to a temporary folder, and move it to `out` when it is complete."""
+    checkpoint = folder / "checkpoint"
     try:
-        shutil.rmtree(made, ignore_errors=True)
-        model.save_pretrained(made)
-        tokenizer.save_pretrained(made)
-        write(made / REPORT, json.dumps(report, indent=1) + "\n")
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        write(checkpoint / REPORT, json.dumps(report, indent=1) + "\n")
         if out.exists():
             out.rmdir()
-        made.rename(out)
+        checkpoint.rename(out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise WriteError(f"{out} cannot be written: {reason}; what is done waits in {folder}") from None
+        raise WriteError(f"{out} cannot be written: {reason}; finished layers are in {folder}, run again") from None
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def as_text(report: dict[str, Any]) -> str:
-    """A report for a terminal: sums, and the layers that lost most."""
+def format_report(report: dict[str, Any]) -> str:
+    """Format a report for a terminal: totals, and the layers with the largest errors."""
     perplexity, size = report["perplexity"], report["bytes"]
     change = perplexity["after"] / perplexity["before"] - 1
     worst = sorted((layer for layer in report["layers"] if layer["bits"] == 4), key=lambda layer: -layer["error"])[:5]
     lines = [
         f"perplexity  {perplexity['before']:.4g} -> {perplexity['after']:.4g} ({change:+.1%}), "
         f"on {report['tokens']['perplexity']} tokens of {report['calibrated on']}",
-        f"divergence  {report['divergence']:.4f} nats a token there, of next tokens from what they were",
-        *([_right(report["task"])] if "task" in report else ()),
+        f"divergence  {report['divergence']:.4f} nats per token (KL of the next-token distributions), on the same",
+    ]
+    if "task" in report:
+        task = report["task"]
+        right, (points, low, high) = task["right"], (100 * value for value in task["change"])
+        lines.append(
+            f"accuracy    {right['before']:.1%} -> {right['after']:.1%}, {points:+.1f} points "
+            f"[{low:+.1f}, {high:+.1f}], on {task['questions']} questions of {task['name']}"
+        )
+    lines += [
         f"size        {size['before'] / 1e6:.4g} -> {size['after'] / 1e6:.4g} MB",
-        "layers of 4 bits that lost most, as shares of the square of their outputs (plain rounding):",
+        "4-bit layers with the largest relative output errors (in parentheses: plain rounding):",
     ]
     for layer in worst:
         plain = layer.get("error of plain rounding")
         lines.append(f"  {layer['error']:.3%} ({'-' if plain is None else f'{plain:.3%}'})  {layer['name']}")
     return "\n".join(lines)
-
-
-def _right(task: dict[str, Any]) -> str:
-    """Right answers before and after."""
-    change, low, high = (100 * value for value in task["change"])
-    right = task["right"]
-    return (
-        f"right       {right['before']:.1%} -> {right['after']:.1%}, {change:+.1f} points [{low:+.1f}, {high:+.1f}], "
-        f"of {task['questions']} questions of {task['name']}"
-    )

@@ -1,7 +1,7 @@
-"""How vLLM loads a quantized checkpoint: importing this registers the method, as the package's entry point does.
+"""Loading of quantized checkpoints in vLLM: importing this file registers the method, as the entry point does.
 
-The kernel is the same as under transformers, seen by vLLM's compiler as one op. Layers that vLLM joins, such as
-queries, keys and values, are joined as they lie: their parts have to be whole tiles of outputs.
+The kernel is the same as in transformers; vLLM's compiler treats it as one op. Layers that vLLM fuses, such as queries,
+keys and values, are concatenated without repacking, so each part must consist of whole tiles of outputs.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from .linear import parameter_shapes
 
 
 def register() -> None:
-    """What the entry point names; by then, the import has registered the method."""
-    if os.environ.get(SWITCH):  # what it imports are inner names of vLLM, on which nothing else should depend
-        from .vllm_int4 import register_if_asked
+    """The package's entry point for vLLM; importing this file has already registered the method."""
+    if os.environ.get(SWITCH):  # imported only on request, because it depends on internals of vLLM
+        from .vllm_int4 import register_if_enabled
 
-        register_if_asked()
+        register_if_enabled()
 
 
 @register_quantization_config(METHOD)
 class VLLMW4A8Config(QuantizationConfig):
-    """The `quantization_config` of a checkpoint, as vLLM keeps it."""
+    """The `quantization_config` of a checkpoint in vLLM."""
 
     def __init__(self, scheme: Scheme) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class VLLMW4A8Config(QuantizationConfig):
 
     @staticmethod
     def get_config_filenames() -> list[str]:
-        """See vLLM; all is in config.json."""
+        """See vLLM; everything is in config.json."""
         return []
 
     @classmethod
@@ -73,27 +73,30 @@ class VLLMW4A8Config(QuantizationConfig):
         return cls(read_scheme(config))
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> LinearMethodBase | None:
-        """The kernel for linear layers and for a head that is quantized."""
+        """The method for linear layers and a quantized head."""
         scheme = self.scheme
         if isinstance(layer, ParallelLMHead):
-            return None if scheme.head == "keep" else W4A8Method(scheme.form_of(prefix, head=True), scheme)
+            return None if scheme.head == "keep" else W4A8Method(scheme.choose_layout(prefix, head=True), scheme)
         if not isinstance(layer, LinearBase):
             return None
         if scheme.keys == "int8":
             if isinstance(layer, QKVParallelLinear):
-                return TwoForms(scheme)
-            joined = self.packed_modules_mapping.get(prefix.rpartition(".")[2], ())
-            if {*joined} & {*KEY_LAYERS}:
-                raise ModelError(f"vLLM joins {', '.join(joined)} to {prefix}; quantize the model with --keys int4")
-        return W4A8Method(scheme.form_of(prefix), scheme)
+                return MixedQKVMethod(scheme)
+            fused = self.packed_modules_mapping.get(prefix.rpartition(".")[2], ())
+            if {*fused} & {*KEY_LAYERS}:
+                raise ModelError(
+                    f"vLLM fuses {', '.join(fused)} into {prefix}; quantize the model with --keys int4",
+                    code="fused_layers",
+                )
+        return W4A8Method(scheme.choose_layout(prefix), scheme)
 
 
 @register_weight_loader_v2_supported_method
 class W4A8Method(LinearMethodBase):
-    """Makes a layer's parameters, in a form, and multiplies with them."""
+    """A linear layer whose weights are all in one layout."""
 
-    def __init__(self, form: PackedLayout, scheme: Scheme) -> None:
-        self.form, self.scheme = form, scheme
+    def __init__(self, layout: PackedLayout, scheme: Scheme) -> None:
+        self.layout, self.scheme = layout, scheme
 
     def create_weights(
         self,
@@ -105,17 +108,21 @@ class W4A8Method(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra: Any,
     ) -> None:
-        """See vLLM; raises ModelError for parts that cannot be joined or divided."""
+        """See vLLM; raises ModelError for parts that cannot be fused or sharded."""
         inputs, outputs = input_size_per_partition, sum(output_partition_sizes)
-        _check_joined(output_partition_sizes)
-        size = self.scheme.group_size if self.form is PackedLayout.GRAINS else self.form.inputs
+        _check_fused(output_partition_sizes)
+        size = self.scheme.group_size if self.layout is PackedLayout.GRAINS else self.layout.inputs
         if inputs != input_size and inputs % size:
-            raise ModelError(f"{inputs} inputs a device; accepted: whole groups of {size}; use fewer devices")
+            raise ModelError(
+                f"{inputs} inputs per device; accepted: multiples of {size}; use fewer devices", code="cannot_shard"
+            )
         if outputs != output_size and outputs % TILE:
-            raise ModelError(f"{outputs} outputs a device; accepted: multiples of {TILE}; use fewer devices")
+            raise ModelError(
+                f"{outputs} outputs per device; accepted: multiples of {TILE}; use fewer devices", code="cannot_shard"
+            )
         head = isinstance(layer, ParallelLMHead)
-        loader = _head_loader(layer, self.form) if head else extra.get("weight_loader")
-        for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.form, self.scheme).items():
+        loader = _head_loader(layer, self.layout) if head else extra.get("weight_loader")
+        for name, (shape, dtype) in parameter_shapes(inputs, outputs, self.layout, self.scheme).items():
             data = zeros(shape, dtype)
             if head:
                 parameter = torch.nn.Parameter(data, requires_grad=False)
@@ -133,13 +140,13 @@ class W4A8Method(LinearMethodBase):
             layer.register_parameter(name, None)
 
     def apply(self, layer: torch.nn.Module, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
+        """Compute [..., outputs] from [..., inputs]."""
         out: Tensor = w4a8_op(x, layer.weight, layer.groups, layer.channel_scale, layer.input_scale, bias)
         return out
 
 
-class TwoForms(LinearMethodBase):
-    """Queries in 4 bits, and beside them keys and values in 8, which vLLM joins into one layer."""
+class MixedQKVMethod(LinearMethodBase):
+    """The fused layer of queries with 4-bit weights, and keys and values with 8-bit weights."""
 
     def __init__(self, scheme: Scheme) -> None:
         self.scheme = scheme
@@ -154,55 +161,64 @@ class TwoForms(LinearMethodBase):
         params_dtype: torch.dtype,
         **extra: Any,
     ) -> None:
-        """See vLLM; raises ModelError for parts that cannot be joined."""
-        _check_joined(output_partition_sizes)
-        queries, *others = output_partition_sizes  # keys, values
+        """See vLLM; raises ModelError for parts that cannot be fused."""
+        _check_fused(output_partition_sizes)
+        queries, *key_sizes = output_partition_sizes  # of keys and values
         shapes = parameter_shapes(input_size_per_partition, queries, PackedLayout.GRAINS, self.scheme)
-        of_keys = parameter_shapes(input_size_per_partition, sum(others), PackedLayout.BYTES, self.scheme)
+        key_shapes = parameter_shapes(input_size_per_partition, sum(key_sizes), PackedLayout.BYTES, self.scheme)
         for name, (shape, dtype) in shapes.items():
             parameter = torch.nn.Parameter(zeros(shape, dtype), requires_grad=False)
             layer.register_parameter(name, parameter)
             keys = f"keys_{name}"
-            if name in of_keys and name != "input_scale":  # which is the same for all
-                layer.register_buffer(keys, zeros(*of_keys[name]))
-            set_weight_attrs(parameter, {"weight_loader": _part_loader(layer, keys, others)})
+            if name in key_shapes and name != "input_scale":  # all parts share the input scale
+                layer.register_buffer(keys, zeros(*key_shapes[name]))
+            set_weight_attrs(parameter, {"weight_loader": _part_loader(layer, keys, key_sizes)})
         if "input_scale" not in shapes:
             layer.register_parameter("input_scale", None)
 
     def apply(self, layer: Any, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
+        """Compute [..., outputs] from [..., inputs]."""
         queries = layer.weight, layer.groups, layer.channel_scale, layer.input_scale
         out: Tensor = w4a8_op(x, *queries, bias, layer.keys_weight, layer.keys_channel_scale)
         return out
 
 
-def _check_joined(parts: list[int]) -> None:
-    """Raise ModelError for layers that cannot be joined as they lie."""
+def _check_fused(parts: list[int]) -> None:
+    """Raise ModelError for layers that cannot be concatenated without repacking."""
     if any(part % TILE for part in parts) and len(parts) > 1:
-        raise ModelError(f"layers of {parts} outputs are joined by vLLM; accepted: multiples of {TILE}")
+        raise ModelError(f"vLLM fuses layers of {parts} outputs; accepted: multiples of {TILE}", code="fused_layers")
 
 
 def _part_loader(layer: Any, buffer: str, sizes: list[int]) -> Callable[[Tensor, Tensor, str], None]:
-    """Loads what this device has of queries into a parameter, of keys and values (sizes) into a buffer if any."""
+    """A weight loader for this device's share of queries, into the parameter, and of keys and values, into the buffer.
+
+    Args:
+        layer: the fused layer.
+        buffer: name of the buffer, if the layer has it.
+        sizes: outputs of keys and of values.
+    """
 
     def load(param: Tensor, loaded: Tensor, part: str) -> None:
         keys = getattr(layer, buffer, None)
-        rank, to = layer.tp_rank, param.data
+        rank, target = layer.tp_rank, param.data
         if part != "q" and keys is not None:
             first = len(keys) * sizes[0] // sum(sizes)
-            rank, to = rank // layer.num_kv_head_replicas, keys[first:] if part == "v" else keys[:first]
-        if to.shape == loaded.shape:
+            rank, target = rank // layer.num_kv_head_replicas, keys[first:] if part == "v" else keys[:first]
+        if target.shape == loaded.shape:
             rank = 0
-        mine = loaded[rank * len(to) : (rank + 1) * len(to)]
-        if mine.shape != to.shape:
-            raise ModelError(f"{part} has {tuple(loaded.shape)} in the file; accepted: parts of {tuple(to.shape)}")
-        to.copy_(mine)
+        shard = loaded[rank * len(target) : (rank + 1) * len(target)]
+        if shard.shape != target.shape:
+            raise ModelError(
+                f"{part} has shape {tuple(loaded.shape)} in the file; accepted: shards of {tuple(target.shape)}",
+                code="shape_mismatch",
+            )
+        target.copy_(shard)
 
     return load
 
 
-def _head_loader(layer: Any, form: PackedLayout) -> Callable[[Tensor, Tensor], None]:
-    """Loads the part of a head that this device has; what vLLM pads vocabularies with stays zero."""
+def _head_loader(layer: Any, layout: PackedLayout) -> Callable[[Tensor, Tensor], None]:
+    """A weight loader for this device's share of the head; the padding of the vocabulary stays zero."""
 
     def load(parameter: Tensor, loaded: Tensor) -> None:
         if parameter.shape == loaded.shape:
@@ -210,9 +226,11 @@ def _head_loader(layer: Any, form: PackedLayout) -> Callable[[Tensor, Tensor], N
             return
         per_row = 1 if parameter.ndim == 1 else TILE
         start = layer.shard_indices.org_vocab_start_index // per_row
-        planes = form is PackedLayout.PLANES and parameter.ndim == 4  # they come before the tiles
-        to, given = (parameter.data.transpose(0, 1), loaded.transpose(0, 1)) if planes else (parameter.data, loaded)
-        part = given[start : start + len(to)]
-        to[: len(part)].copy_(part)
+        planes = layout is PackedLayout.PLANES and parameter.ndim == 4  # the planes are the first dimension
+        target = parameter.data
+        if planes:
+            target, loaded = target.transpose(0, 1), loaded.transpose(0, 1)
+        part = loaded[start : start + len(target)]
+        target[: len(part)].copy_(part)
 
     return load

@@ -1,1 +1,1 @@
-"""Operations of papers that nothing here depends on, exact and measured."""
+"""Operations from papers that nothing else in the package uses: exact, tested and measured."""

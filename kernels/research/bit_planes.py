@@ -1,9 +1,9 @@
-"""Products of whole numbers of 1 to 8 bits, any width on either side, from nothing but `xor` and counted bits.
+"""Matrix products of 1- to 8-bit integers, any width on either side, using only `xor` and `popcount`.
 
-A code of p bits stands for 2 * code - (2^p - 1): each bit i is +2^i or -2^i and never zero, so an odd width costs no
-more than its bits (bipolar-INT, arXiv:2409.17870; APT-LLM, arXiv:2508.19087). Two rows of signs of length K have the
-product K - 2 * (bits in which they differ); a product of p bits and q bits is p * q of these, that of bits i and j
-worth 2^(i + j). Nothing but integers occurs, so all implementations agree.
+A p-bit code represents 2 * code - (2^p - 1): each bit i contributes +2^i or -2^i, never zero, so odd widths cost no
+more than their bits (bipolar-INT, arXiv:2409.17870; APT-LLM, arXiv:2508.19087). The dot product of two sign vectors of
+length K is K - 2 * popcount(a xor b). A product of p-bit and q-bit codes is the sum of p * q of these; the one of bits
+i and j has the weight 2^(i + j). All arithmetic is in integers, so all implementations agree.
 """
 
 from __future__ import annotations
@@ -23,18 +23,16 @@ from ..native import library, share_rows
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
 LINE = 512
-"""Bits that a line of a plane is filled up to."""
+"""Lines of a plane are padded to a multiple of this many bits."""
 
 
 @dataclass(frozen=True, slots=True)
 class BitPlanes:
-    """Rows of codes, bit by bit.
-
-    words: int64 [rows, bits, inputs / 64, filled up to whole lines of 8 words]; bit k % 64 of word k / 64 of plane i is
-    bit i of code k, and what fills the last line is zeros. Raises OptionError for a tensor that does not fit.
-    """
+    """Rows of codes as bit planes. Raises OptionError for a tensor that does not fit."""
 
     words: Tensor
+    """int64 [rows, bits, words], zero-padded to whole lines of 8 words. Bit k % 64 of word k / 64 of plane i is bit i
+    of code k."""
     inputs: int
 
     def __post_init__(self) -> None:
@@ -42,8 +40,8 @@ class BitPlanes:
         fits = words.ndim == 3 and words.dtype == torch.int64 and words.is_contiguous() and words.shape[1] in BITS
         if not fits or self.inputs < 1 or words.shape[2] != -(-self.inputs // LINE) * LINE // 64:
             raise OptionError(
-                f"planes of {self.inputs} inputs got words {words.dtype} {list(words.shape)}; accepted: what `pack` "
-                "makes, contiguous, of at least one input"
+                f"planes of {self.inputs} inputs got words {words.dtype} {list(words.shape)}; accepted: the contiguous "
+                "output of `pack`, with at least one input"
             )
 
     @property
@@ -53,34 +51,29 @@ class BitPlanes:
 
 
 def pack(codes: Tensor, bits: int) -> BitPlanes:
-    """Planes of codes 0..2^bits - 1, whole numbers [rows, inputs].
-
-    Raises OptionError for a width, codes or a shape that is not accepted.
-    """
+    """Pack integer codes 0..2^bits - 1 [rows, inputs]; raises OptionError for other codes, widths or shapes."""
     _check_bits(bits)
     if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or not codes.shape[1]:
-        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: whole numbers [rows, inputs]")
+        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: integers [rows, inputs]")
     if codes.numel():
         _check_codes(bits, int(codes.min()), int(codes.max()))
     inputs = codes.shape[1]
     bit_of = F.pad(codes.long(), (0, -inputs % LINE)).unflatten(1, (-1, 64))
-    at = torch.arange(64, device=codes.device)
-    words = [((bit_of >> i & 1) << at).sum(dim=-1) for i in range(bits)]  # each bit once: nothing is carried
+    shifts = torch.arange(64, device=codes.device)
+    words = [((bit_of >> i & 1) << shifts).sum(dim=-1) for i in range(bits)]  # each bit once, so nothing is carried
     return BitPlanes(torch.stack(words, dim=1), inputs)
 
 
 def unpack(planes: BitPlanes) -> Tensor:
-    """The whole numbers that the codes stand for, int16 [rows, inputs]."""
-    worth = 1 << torch.arange(planes.bits, dtype=torch.int16, device=planes.words.device)
-    return torch.stack([_signs(planes, i).to(torch.int16) * worth[i] for i in range(planes.bits)]).sum(
-        dim=0, dtype=torch.int16
-    )
+    """The integers that the codes represent, int16 [rows, inputs]."""
+    parts = [_signs(planes, i).to(torch.int16) << i for i in range(planes.bits)]
+    return torch.stack(parts).sum(dim=0, dtype=torch.int16)
 
 
 def _signs(planes: BitPlanes, i: int) -> Tensor:
     """Plane i as float32 [rows, inputs] of +1 and -1."""
-    at = torch.arange(64, device=planes.words.device)
-    bit_of = (planes.words[:, i, :, None] >> at & 1).flatten(1)[:, : planes.inputs]
+    shifts = torch.arange(64, device=planes.words.device)
+    bit_of = (planes.words[:, i, :, None] >> shifts & 1).flatten(1)[:, : planes.inputs]
     return (2 * bit_of - 1).float()
 
 
@@ -91,21 +84,30 @@ def _check_bits(bits: int) -> None:
 
 def _check_codes(bits: int, low: int, high: int) -> None:
     if low < 0 or high >= 1 << bits:
-        raise OptionError(f"codes of {bits} bits go from {low} to {high}; accepted: 0 to {(1 << bits) - 1}")
+        raise OptionError(f"{bits}-bit codes range from {low} to {high}; accepted: 0 to {(1 << bits) - 1}")
 
 
 def bit_plane_linear(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
-    """The sums of activations times weights, int32 [..., outputs], of the numbers that codes of both stand for.
+    """Multiply the integers that activation codes and weight codes represent.
 
-    codes: uint8 [..., inputs], 0..2^bits - 1. Raises OptionError for other codes, dtypes, shapes or devices, and where
-    sums might leave 32 bits: 33,025 inputs of 8 by 8 bits, twice as many for a bit less on one side.
+    Args:
+        codes: activations, uint8 [..., inputs], 0..2^bits - 1.
+        bits: the width of the activations.
+        weight: the packed weights.
+
+    Returns:
+        int32 [..., outputs].
+
+    Raises:
+        OptionError: codes, dtype, shape or device do not fit, or sums could overflow 32 bits: with 8 by 8 bits above
+            33,025 inputs, and with each bit less on one side about twice as many.
     """
     _check_bits(bits)
     inputs, device = weight.inputs, weight.words.device
     if codes.dtype != torch.uint8 or not codes.ndim or codes.shape[-1] != inputs or codes.device != device:
         raise OptionError(
             f"activations are {codes.dtype} {list(codes.shape)} on {codes.device}; accepted: uint8 [..., {inputs}] on "
-            f"{device}, where the weights are"
+            f"{device}, the device of the weights"
         )
     most = ((1 << 31) - 1) // (((1 << bits) - 1) * ((1 << weight.bits) - 1))
     if inputs > most:
@@ -115,19 +117,19 @@ def bit_plane_linear(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
 
 
 def reference(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
-    """The definition of `bit_plane_linear` on rows; float64 adds such numbers up without rounding."""
+    """The definition of `bit_plane_linear` on rows; exact in float64."""
     values = 2 * codes.double() - ((1 << bits) - 1)
     return (values @ unpack(weight).double().T).to(torch.int32)
 
 
 @cache
 def _implementation(device: str) -> Callable[[Tensor, int, BitPlanes], Tensor]:
-    """The product of rows, for tensors on a kind of device."""
+    """The fastest implementation for a type of device."""
     return in_c if device == "cpu" and hasattr(library(), "tersely_planes_rows") else in_torch
 
 
 def in_torch(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
-    """The product where nothing compiled is at hand: each pair of planes as a product of signs, exact in float32."""
+    """The product in plain torch: each pair of planes is a product of signs, exact in float32."""
     planes = pack(codes, bits)
     left = [_signs(planes, i) for i in range(bits)]
     out = torch.zeros(len(codes), len(weight.words), dtype=torch.int32, device=codes.device)
@@ -139,7 +141,7 @@ def in_torch(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
 
 
 def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) -> Tensor:
-    """The product from the native library, with its best vectors or those of a lower level (for tests)."""
+    """The product from the native library; `level` chooses its vector instructions, for tests."""
     codes = codes if codes.stride(1) == 1 else codes.contiguous()
     native, best = _native()
     (rows, inputs), (outputs, _, words) = codes.shape, weight.words.shape
@@ -149,21 +151,20 @@ def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) 
     if seen >> bits:
         _check_codes(bits, 0, int(codes.max()))
     left, right = (planes.data_ptr(), rows, bits), (weight.words.data_ptr(), outputs, weight.bits)
-    given = (*left, *right, words, inputs, out.data_ptr())
+    arguments = (*left, *right, words, inputs, out.data_ptr())
     level = best if level is None else level
-    share_rows(lambda start, stop: native.tersely_planes_rows(*given, start, stop, level), outputs, rows * inputs)
+    share_rows(lambda start, stop: native.tersely_planes_rows(*arguments, start, stop, level), outputs, rows * inputs)
     return out
 
 
 @cache
 def _native() -> tuple[Any, int]:
-    """The library, and its best level here."""
-    found = library()
-    assert found, "in_c is only for machines with the native library"
-    pointer, number = c_void_p, c_int64
-    found.tersely_planes_pack.argtypes = (pointer, *[number] * 4, pointer, number)
-    found.tersely_planes_pack.restype = c_int
-    side = (pointer, number, number)
-    found.tersely_planes_rows.argtypes = (*side, *side, number, number, pointer, number, number, c_int)
-    found.tersely_planes_rows.restype = None
-    return found, found.tersely_planes_level()
+    """The library, and the best level of this machine."""
+    native = library()
+    assert native, "in_c needs the native library"
+    native.tersely_planes_pack.argtypes = (c_void_p, *[c_int64] * 4, c_void_p, c_int64)
+    native.tersely_planes_pack.restype = c_int
+    side = (c_void_p, c_int64, c_int64)
+    native.tersely_planes_rows.argtypes = (*side, *side, c_int64, c_int64, c_void_p, c_int64, c_int64, c_int)
+    native.tersely_planes_rows.restype = None
+    return native, native.tersely_planes_level()

@@ -1,9 +1,9 @@
-"""Products of 1- to 4-bit weights and 8-bit activations that look sums up where others multiply.
+"""Products of 1- to 4-bit weights and 8-bit activations by table lookup in place of multiplication.
 
-The weight of a code is 2 * code - (2^bits - 1), an odd number: 2^p times the sign of each bit p, added up. So four
-inputs take part in a product as one of 16 sums of x[k] with either sign, and what a bit of four weights asks for is an
-index. Of the 16 sums 8 are kept, for LUT[~i] = -LUT[i] (LUT Tensor Core, arXiv:2408.06003, where the weights' side of
-this is worked out beforehand, as `pack` does). Nothing but integers occurs, so all implementations agree.
+The weight of a code is 2 * code - (2^bits - 1), an odd number: the sum over its bits p of +2^p or -2^p. So four inputs
+contribute one of the 16 sums of x[k] with either sign, and one bit of four weights is an index into a table of these
+sums. Only 8 of them are stored, because LUT[~i] = -LUT[i] (LUT Tensor Core, arXiv:2408.06003; as there, `pack` prepares
+the weights' side). All arithmetic is in integers, so all implementations agree.
 """
 
 from __future__ import annotations
@@ -23,20 +23,18 @@ from ..native import library, share_rows
 
 BITS = (1, 2, 3, 4)
 DEEPEST = 1 << 20
-"""Inputs of a layer: with more, sums might leave 32 bits."""
+"""Most inputs of a layer; with more, sums could overflow 32 bits."""
 TILE, GROUP, CHUNK = 32, 4, 16
 
 
 @dataclass(frozen=True, slots=True)
 class LutWeight:
-    """Weights as their indices lie in memory.
-
-    lines: uint8 [tiles of 32 outputs, chunks of 16 inputs, bits, 64]; bytes 2 n and 2 n + 1 of a line are for output n
-    of the tile, their halves from low to high for the chunk's four groups of four inputs. The three low bits of a half
-    are an index, the fourth says that what is found there is taken away. Raises OptionError for what does not fit.
-    """
+    """Weights as table indices. Raises OptionError for a tensor that does not fit."""
 
     lines: Tensor
+    """uint8 [tiles of 32 outputs, chunks of 16 inputs, bits, 64]. Bytes 2 n and 2 n + 1 of a line belong to output n of
+    the tile; their halves, from low to high, belong to the chunk's four groups of four inputs. The three low bits of a
+    half are the index; the fourth means that the sum is subtracted."""
     outputs: int
     inputs: int
 
@@ -47,7 +45,7 @@ class LutWeight:
         if not fits or bits not in BITS or self.outputs < 1 or not 0 < self.inputs <= DEEPEST:
             raise OptionError(
                 f"weights of {self.outputs} outputs and {self.inputs} inputs got lines {self.lines.dtype} "
-                f"{list(self.lines.shape)}; accepted: what `pack` makes, contiguous, of 1 to {DEEPEST} inputs"
+                f"{list(self.lines.shape)}; accepted: the contiguous output of `pack`, with 1 to {DEEPEST} inputs"
             )
 
     @property
@@ -57,17 +55,14 @@ class LutWeight:
 
 
 def pack(codes: Tensor, bits: int) -> LutWeight:
-    """Weights from codes 0..2^bits - 1, whole numbers [outputs, inputs].
-
-    Raises OptionError for a width, codes or a shape that is not accepted.
-    """
+    """Pack integer codes 0..2^bits - 1 [outputs, inputs]; raises OptionError for other codes, widths or shapes."""
     if bits not in BITS:
         raise OptionError(f"weights of {bits} bits; accepted: {', '.join(map(str, BITS))}")
     if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or not codes.numel():
-        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: whole numbers [outputs, inputs]")
+        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: integers [outputs, inputs]")
     low, high = codes.min().item(), codes.max().item()
     if low < 0 or high >= 1 << bits:
-        raise OptionError(f"codes of {bits} bits go from {low} to {high}; accepted: 0 to {(1 << bits) - 1}")
+        raise OptionError(f"{bits}-bit codes range from {low} to {high}; accepted: 0 to {(1 << bits) - 1}")
     outputs, inputs = codes.shape
     padded = F.pad(codes.to(torch.uint8), (0, -inputs % CHUNK, 0, -outputs % TILE))
     parts = torch.arange(bits, dtype=torch.uint8, device=codes.device)
@@ -82,54 +77,56 @@ def pack(codes: Tensor, bits: int) -> LutWeight:
 
 
 def unpack(weight: LutWeight) -> Tensor:
-    """The whole numbers of the weights, int8 [outputs, inputs]."""
-    found = _halves(weight.lines)  # [outputs, groups, bits]
-    last = found >> 3
-    bit_of = torch.stack([*((found >> k & 1) ^ last for k in range(3)), last], dim=2).to(torch.int8)
-    worth = 1 << torch.arange(weight.bits, dtype=torch.int8, device=found.device)
-    whole: Tensor = ((2 * bit_of - 1) * worth).sum(dim=-1, dtype=torch.int8).flatten(1)
-    return whole[: weight.outputs, : weight.inputs]
+    """The integer weights, int8 [outputs, inputs]."""
+    halves = _halves(weight.lines)  # [outputs, groups, bits]
+    last = halves >> 3
+    bit_of = torch.stack([*((halves >> k & 1) ^ last for k in range(3)), last], dim=2).to(torch.int8)
+    powers = 1 << torch.arange(weight.bits, dtype=torch.int8, device=halves.device)
+    integers: Tensor = ((2 * bit_of - 1) * powers).sum(dim=-1, dtype=torch.int8).flatten(1)
+    return integers[: weight.outputs, : weight.inputs]
 
 
 def _halves(lines: Tensor) -> Tensor:
-    """The halves of bytes in the order of groups, uint8 [outputs, groups, bits], with the padding of both."""
+    """The halves of bytes in the order of groups, uint8 [outputs, groups, bits], including padding."""
     halves: Tensor = torch.stack((lines & 15, lines >> 4), dim=-1).unflatten(3, (TILE, 2))
     return halves.permute(0, 3, 1, 4, 5, 2).flatten(2, 4).flatten(0, 1)
 
 
 def lut_linear(x: Tensor, weight: LutWeight) -> Tensor:
-    """The sums of x [..., inputs], int8, times the weights: int32 [..., outputs].
+    """Multiply int8 activations [..., inputs] with the weights: int32 [..., outputs].
 
-    Weights code - zero are half of this, plus (2^bits - 1 - 2 * zero) / 2 times the sum of x. Raises OptionError for
-    another dtype, shape or device.
+    With weights of code - zero the product is half of this, plus (2^bits - 1 - 2 * zero) / 2 times the sum of x.
+
+    Raises:
+        OptionError: dtype, shape or device do not fit.
     """
     if x.dtype != torch.int8 or not x.ndim or x.shape[-1] != weight.inputs or x.device != weight.lines.device:
         raise OptionError(
             f"activations are {x.dtype} {list(x.shape)} on {x.device}; accepted: int8 [..., {weight.inputs}] on "
-            f"{weight.lines.device}, where the weights are"
+            f"{weight.lines.device}, the device of the weights"
         )
     out = _implementation(x.device.type)(x.reshape(-1, weight.inputs), weight)
     return out.reshape(*x.shape[:-1], weight.outputs)
 
 
 def reference(x: Tensor, weight: LutWeight) -> Tensor:
-    """The definition of `lut_linear` on rows; float64 adds such numbers up without rounding."""
+    """The definition of `lut_linear` on rows; exact in float64."""
     return (x.double() @ unpack(weight).double().T).to(torch.int32)
 
 
 @cache
 def _implementation(device: str) -> Callable[[Tensor, LutWeight], Tensor]:
-    """The product of rows, for tensors on a kind of device."""
+    """The fastest implementation for a type of device."""
     return in_c if device == "cpu" and hasattr(library(), "tersely_lut_tiles") else in_torch
 
 
 def in_torch(x: Tensor, weight: LutWeight) -> Tensor:
-    """The product where nothing compiled is at hand: the same tables, a tile of outputs at a time."""
+    """The product in plain torch: the same tables, one tile of outputs at a time."""
     groups = F.pad(x, (0, -weight.inputs % CHUNK)).unflatten(1, (-1, GROUP)).to(torch.int16)
-    at = torch.arange(8, device=x.device)
-    half = torch.stack([2 * (at >> k & 1) - 1 for k in range(3)] + [torch.full_like(at, -1)]).to(torch.int16)
-    kept = (groups[..., None] * half).sum(dim=2, dtype=torch.int16)  # [rows, groups, 8]
-    tables = torch.cat((kept, -kept), dim=2)
+    index = torch.arange(8, device=x.device)
+    signs = torch.stack([2 * (index >> k & 1) - 1 for k in range(3)] + [torch.full_like(index, -1)]).to(torch.int16)
+    sums = (groups[..., None] * signs).sum(dim=2, dtype=torch.int16)  # [rows, groups, 8]
+    tables = torch.cat((sums, -sums), dim=2)
     each = torch.arange(tables.shape[1], device=x.device)
     out = torch.zeros(len(x), len(weight.lines) * TILE, dtype=torch.int32, device=x.device)
     for tile in range(len(weight.lines)):
@@ -140,26 +137,27 @@ def in_torch(x: Tensor, weight: LutWeight) -> Tensor:
 
 
 def in_c(x: Tensor, weight: LutWeight, level: int | None = None) -> Tensor:
-    """The product from the native library, with its best vectors or those of a lower level (for tests)."""
+    """The product from the native library; `level` chooses its vector instructions, for tests."""
     x = x if x.stride(1) == 1 else x.contiguous()
     native, best = _native()
     (rows, columns), (tiles, chunks, bits, _) = x.shape, weight.lines.shape
     tables = torch.empty(rows, chunks * 4, 8, dtype=torch.int16)
     out = torch.empty(rows, weight.outputs, dtype=torch.int32)
     native.tersely_lut_tables(x.data_ptr(), rows, columns, x.stride(0), tables.data_ptr(), chunks)
-    given = (tables.data_ptr(), rows, weight.lines.data_ptr(), chunks, bits, weight.outputs, out.data_ptr())
+    arguments = (tables.data_ptr(), rows, weight.lines.data_ptr(), chunks, bits, weight.outputs, out.data_ptr())
     level = best if level is None else level
-    share_rows(lambda start, stop: native.tersely_lut_tiles(*given, start, stop, level), tiles, rows * columns * TILE)
+    share_rows(
+        lambda start, stop: native.tersely_lut_tiles(*arguments, start, stop, level), tiles, rows * columns * TILE
+    )
     return out
 
 
 @cache
 def _native() -> tuple[Any, int]:
-    """The library, and its best level here."""
-    found = library()
-    assert found, "in_c is only for machines with the native library"
-    pointer, number = c_void_p, c_int64
-    found.tersely_lut_tables.argtypes = (pointer, number, number, number, pointer, number)
-    found.tersely_lut_tiles.argtypes = (pointer, number, pointer, *[number] * 3, pointer, number, number, c_int)
-    found.tersely_lut_tables.restype = found.tersely_lut_tiles.restype = None
-    return found, found.tersely_lut_level()
+    """The library, and the best level of this machine."""
+    native = library()
+    assert native, "in_c needs the native library"
+    native.tersely_lut_tables.argtypes = (c_void_p, *[c_int64] * 3, c_void_p, c_int64)
+    native.tersely_lut_tiles.argtypes = (c_void_p, c_int64, c_void_p, *[c_int64] * 3, c_void_p, c_int64, c_int64, c_int)
+    native.tersely_lut_tables.restype = native.tersely_lut_tiles.restype = None
+    return native, native.tersely_lut_level()

@@ -1,8 +1,8 @@
-"""Attention of a decoding step over a prefix that all rows share, and over what each has of its own after it.
+"""Decoding attention for rows that share a prefix (Hydragen, arXiv:2402.05099).
 
-Hydragen (arXiv 2402.05099): the prefix is read once, by the queries of all rows as if they were those of one sequence,
-and each row's suffix by itself. Each part gives its output and the log-sum-exp of its logits; what the softmax over
-both would have given is the mean of the outputs, weighted by exp(log-sum-exp - the higher one).
+The prefix is read once: the queries of all rows are treated as queries of one sequence. Each row's own suffix is
+attended to separately. Both parts return their output and the log-sum-exp of their logits. The attention over both is
+the mean of the outputs, weighted by exp(log-sum-exp - the higher one).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ...errors import OptionError
 from ..native import KINDS
 
 Part = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
-"""Queries [rows, heads, queries, dim], keys and values [rows, heads, keys, dim], what of them is seen, the scale: the
-output, and the log-sum-exp of the logits, float32 [rows, heads, queries]."""
+"""From queries [rows, heads, queries, dim], keys and values [rows, heads, keys, dim], the mask of visible keys and the
+scale, to the output and the log-sum-exp of the logits, float32 [rows, heads, queries]."""
 
 
 def shared_prefix_attention(
@@ -31,12 +31,22 @@ def shared_prefix_attention(
     lengths: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Attention of query [rows, heads, 1, dim] over both parts; gives the same shape and dtype, without gradients.
+    """Attend to a shared prefix and to each row's suffix. Without gradients; a row without any key gives NaN.
 
-    prefix_keys, prefix_values: [kv_heads, prefix, dim]; suffix_keys, suffix_values: [rows, kv_heads, suffix, dim]; each
-    key is shared by heads / kv_heads query heads in a row. lengths: whole numbers [rows], how much of its suffix a row
-    has, None for all. scale: of the logits, None for 1 / sqrt(dim). A row that sees no key at all gives NaN. Raises
-    OptionError for shapes and dtypes that do not fit: float32, bfloat16 or float16, the same throughout.
+    Args:
+        query: [rows, heads, 1, dim]; each key is shared by heads / kv_heads consecutive query heads.
+        prefix_keys: [kv_heads, prefix, dim], as `prefix_values`.
+        prefix_values: see `prefix_keys`.
+        suffix_keys: [rows, kv_heads, suffix, dim], as `suffix_values`.
+        suffix_values: see `suffix_keys`.
+        lengths: integers [rows], the length of each row's suffix; None for all of it.
+        scale: scale of the logits; None for 1 / sqrt(dim).
+
+    Returns:
+        Shape and dtype of the query.
+
+    Raises:
+        OptionError: shapes, devices or dtypes do not fit; the dtype must be float32, bfloat16 or float16 throughout.
     """
     _check(query, prefix_keys, prefix_values, suffix_keys, suffix_values, lengths)
     rows, heads, _, dim = query.shape
@@ -59,16 +69,16 @@ def shared_prefix_attention(
 
 
 def _over_prefix(part: Part, packed: Tensor, keys: Tensor, values: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The prefix's part for packed queries [rows, kv_heads, groups, dim], in one product a key-value head."""
+    """Attend to the prefix for packed queries [rows, kv_heads, groups, dim], in one product per key-value head."""
     rows, kv_heads, groups, dim = packed.shape
-    as_one = packed.transpose(0, 1).reshape(1, kv_heads, rows * groups, dim)
-    out, total = part(as_one, keys[None], values[None], None, scale)
+    queries = packed.transpose(0, 1).reshape(1, kv_heads, rows * groups, dim)
+    out, total = part(queries, keys[None], values[None], None, scale)
     shape = (kv_heads, rows, groups)
     return out.reshape(*shape, dim).transpose(0, 1), total.reshape(shape).transpose(0, 1)
 
 
 def _seen(lengths: Tensor, columns: int) -> Tensor:
-    """Which keys a row has, [rows, 1, 1, columns]."""
+    """The mask of a row's visible keys, [rows, 1, 1, columns]."""
     return (torch.arange(columns, device=lengths.device) < lengths[:, None])[:, None, None]
 
 
@@ -82,7 +92,7 @@ def reference(
     lengths: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """The definition of `shared_prefix_attention`: torch's own on a cache with a copy of the prefix in each row."""
+    """The definition of `shared_prefix_attention`: torch's attention with a copy of the prefix in each row."""
     rows, heads = query.shape[:2]
     keys, values = (
         torch.cat([shared.expand(rows, *shared.shape), own], dim=2).repeat_interleave(heads // len(shared), dim=1)
@@ -95,42 +105,42 @@ def reference(
 
 
 def merge(outputs: tuple[Tensor, ...], totals: tuple[Tensor, ...]) -> Tensor:
-    """One attention of several over different keys, float32: outputs [..., dim] and log-sum-exps [...] of each."""
+    """Combine attention over disjoint keys, in float32: outputs [..., dim] and log-sum-exps [...] of each part."""
     stacked = torch.stack(totals)
-    weights = (stacked - stacked.amax(dim=0)).exp()  # of nothing at all, -inf - -inf: NaN, which is right
+    weights = (stacked - stacked.amax(dim=0)).exp()  # without any key, -inf - -inf is NaN, as intended
     weights = weights / weights.sum(dim=0)
-    # A part in which nothing is seen may put out anything; zero times that might be NaN.
+    # The output of a part without visible keys is undefined; zero times it might be NaN.
     terms = [torch.where(w[..., None] == 0, 0.0, w[..., None] * out) for w, out in zip(weights, outputs, strict=True)]
     return torch.stack(terms).sum(dim=0)
 
 
 @cache
 def _implementation(device: str) -> Part:
-    """The fastest way to the two results of a part, on a kind of device."""
+    """The fastest implementation of a part on a type of device."""
     if device == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"):
         return in_flash
     return in_torch
 
 
 def in_torch(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """A part by matrix products in float32."""
+    """Compute a part by matrix products in float32."""
     logits = (query.float() * scale) @ keys.float().transpose(-2, -1)
     if seen is not None:
         logits = logits.masked_fill(~seen, -torch.inf)
-    # Not exp(logits - log-sum-exp): of logits of 1e4, the latter is right to a thousandth only.
+    # Not exp(logits - log-sum-exp): for logits of 1e4, float32 log-sum-exps are only exact to 0.001.
     return logits.softmax(dim=-1) @ values.float(), logits.logsumexp(dim=-1)
 
 
 def in_flash(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """A part by the kernel under torch's attention on CPUs, which has the log-sum-exp that the public one keeps."""
-    # Below the public function nobody checks: with another stride the kernel would read what it should not.
+    """Compute a part with torch's internal CPU kernel, which also returns the log-sum-exp."""
+    # The internal kernel checks nothing: with another stride it would read the wrong memory.
     query, keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, keys, values))
     mask = None
     if seen is not None:
         mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
     operation = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, total = operation(query, keys, values, attn_mask=mask, scale=scale)
-    if seen is not None:  # the kernel gives 0 where nothing is seen
+    if seen is not None:  # the kernel returns 0 where no key is visible
         total = total.masked_fill(~seen.any(dim=-1), -torch.inf)
     return out, total
 
@@ -138,14 +148,14 @@ def in_flash(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, s
 def _check(
     query: Tensor, keys: Tensor, values: Tensor, own_keys: Tensor, own_values: Tensor, lengths: Tensor | None
 ) -> None:
-    """Raise OptionError for what does not fit together."""
+    """Raise OptionError for tensors that do not fit together."""
     parts = (query, keys, values, own_keys, own_values)
     names = ("query", "prefix_keys", "prefix_values", "suffix_keys", "suffix_values")
     got = ", ".join(f"{name} {list(part.shape)}" for name, part in zip(names, parts, strict=True))
     kinds = {part.dtype for part in parts}
     if len(kinds) > 1 or query.dtype not in KINDS or len({part.device for part in parts}) > 1:
-        found = ", ".join(f"{name} {part.dtype} on {part.device}" for name, part in zip(names, parts, strict=True))
-        raise OptionError(f"got {found}; accepted: float32, bfloat16 or float16, one of them throughout, on one device")
+        got = ", ".join(f"{name} {part.dtype} on {part.device}" for name, part in zip(names, parts, strict=True))
+        raise OptionError(f"got {got}; accepted: float32, bfloat16 or float16, the same for all, on one device")
     fits = query.ndim == 4 and keys.ndim == 3 and own_keys.ndim == 4
     fits = fits and query.shape[2] == 1 and keys.shape == values.shape and own_keys.shape == own_values.shape
     if fits:
@@ -161,7 +171,9 @@ def _check(
         return
     if lengths.shape != query.shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise OptionError(
-            f"lengths are {lengths.dtype} {list(lengths.shape)}; accepted: whole numbers [{len(query)}], one a row"
+            f"lengths are {lengths.dtype} {list(lengths.shape)}; accepted: integers [{len(query)}], one per row"
         )
     if len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= own_keys.shape[2]:
-        raise OptionError(f"lengths are {lengths.tolist()}; accepted: 0 to {own_keys.shape[2]}, what the suffix holds")
+        raise OptionError(
+            f"lengths are {lengths.tolist()}; accepted: 0 to {own_keys.shape[2]}, the length of the suffix"
+        )

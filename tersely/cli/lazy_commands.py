@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import OptionError, TerselyError, unknown
-from ..training.methods import METHODS
 
-train_app = typer.Typer(help="Train a model to think where that helps, or the embedded models from nothing.")
+COMMAND_ENTRY_POINTS = "tersely.commands"
+"""Entry-point group of further commands: the name is a dotted path such as `train.blend`, the value a function."""
 
 
 class SizeName(StrEnum):
@@ -52,7 +54,7 @@ def collect(context: typer.Context) -> None:
 
 
 def quantize(context: typer.Context) -> None:
-    """Write a checkpoint in low-bit weights for CPUs; `tersely quantize --help` tells the options."""
+    """Write a checkpoint with low-bit weights for CPUs; see `tersely quantize --help` for the options."""
     from .quantize import quantize as command
 
     _hand_over("quantize", command, context)
@@ -74,19 +76,16 @@ def roofline(context: typer.Context) -> None:
 
 def serve(context: typer.Context) -> None:
     """Serve a model to clients of the OpenAI API: `tersely serve MODEL [--engine vllm]`; --help tells the options."""
-    engine, arguments = _engine(list(context.args))
-    if arguments and not arguments[0].startswith("-"):
-        arguments.insert(0, "--model")
-    context.args = arguments
-    if engine == "vllm":
-        from ..controller.serving.vllm_cli import PASSED_ON
-        from ..controller.serving.vllm_cli import serve as on_vllm
-
-        _hand_over("serve", on_vllm, context, **PASSED_ON)
-        return
+    from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve_vllm
     from ..controller.serving.cli import serve as command
 
-    _hand_over("serve", command, context)
+    engine, context.args = _engine(list(context.args))
+    if engine != "vllm":
+        _hand_over("serve", command, context)
+        return
+    if not context.args or context.args[0].startswith("-"):  # or vLLM's first option would be taken for the model
+        context.args.insert(0, DEFAULT_MODEL)
+    _hand_over("serve", serve_vllm, context, **PASSED_ON)
 
 
 def _engine(arguments: list[str]) -> tuple[str, list[str]]:
@@ -129,15 +128,22 @@ def view(context: typer.Context) -> None:
 
 def _hand_over(name: str, command: Callable[..., None], context: typer.Context, **settings: bool) -> None:
     """Run a command on the arguments that were left alone for it."""
-    inner = typer.Typer(add_completion=False)
-    inner.command(name=name, context_settings=settings)(command)
-    parsed = typer.main.get_command(inner)
+    parsed = _make_command(name, command, settings=settings)
     with parsed.make_context(f"tersely {name}", list(context.args)) as inner_context:
         parsed.invoke(inner_context)
 
 
-def _mount(name: str, what: str) -> None:
-    """Make a command of a training method."""
+def _make_command(
+    name: str, function: Callable[..., None], what: str | None = None, settings: dict[str, bool] | None = None
+) -> Any:
+    """A click command made from a function with Typer's annotations; `settings` are those of its context."""
+    inner = typer.Typer(add_completion=False)
+    inner.command(name=name, help=what, context_settings=settings)(function)
+    return typer.main.get_command(inner)
+
+
+def _make_train_command(name: str, what: str) -> Any:
+    """The command of a training method."""
 
     def command(
         config: Annotated[
@@ -146,54 +152,62 @@ def _mount(name: str, what: str) -> None:
         changes: Annotated[
             list[str] | None,
             typer.Option(
-                "--set", metavar="KEY=VALUE", help="In place of what it says, as in optimiser.steps=20; may repeat."
+                "--set", metavar="KEY=VALUE", help="Override a key, as in optimiser.steps=20; may be repeated."
             ),
         ] = None,
         dry_run: Annotated[
             bool, typer.Option("--dry-run", help="Check data, template, markers, lengths and memory, and stop.")
         ] = False,
-        resume: Annotated[bool, typer.Option("--resume", help="Go on from the last good checkpoint in `out`.")] = False,
+        resume: Annotated[bool, typer.Option("--resume", help="Continue from the last good checkpoint.")] = False,
     ) -> None:
         from ..training.run import train
 
         train(name, config, changes=changes or (), dry_run=dry_run, resume=resume)
 
-    train_app.command(name, help=what)(command)
+    return _make_command(name, command, what)
 
 
-for _name, _what in METHODS.items():
-    _mount(_name, _what)
+class TrainGroup(TyperGroup):
+    """The commands of `tersely train`: the training methods, and those of entry points, found when they are needed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the help."""
+        from ..training.methods import list_methods
+
+        return [*list_methods(), *_find_commands("train"), *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name; None if there is none."""
+        from ..training.methods import list_methods
+
+        if (command := super().get_command(ctx, cmd_name)) is not None:
+            return command
+        if (what := list_methods().get(cmd_name)) is not None:
+            return _make_train_command(cmd_name, what)
+        point = _find_commands("train").get(cmd_name)
+        return None if point is None else _make_command(cmd_name, point.load())
 
 
-@train_app.command()
-def blend(
-    model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    weight: Annotated[
-        list[str], typer.Option("--weight", metavar="NAME=WEIGHT", help="How much an objective counts; may repeat.")
-    ],
-) -> None:
-    """Mix the heads of a model by weights of their objectives, into an ordinary model (MAH-DPO)."""
-    from ..training.research.heads import blend_into
+def _find_commands(group: str) -> dict[str, EntryPoint]:
+    """The commands that entry points add to a group, by name."""
+    from ..training.methods import find_entry_points
 
-    weights: dict[str, float] = {}
-    for given in weight:
-        name, _, value = given.partition("=")
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            raise OptionError(f"--weight is {given!r}; accepted: NAME=WEIGHT, as in accuracy=1") from None
-    blend_into(model, out, weights)
-    print(f"saved to {out}")
+    points = find_entry_points(COMMAND_ENTRY_POINTS)
+    return {name.removeprefix(f"{group}."): point for name, point in points.items() if name.startswith(f"{group}.")}
+
+
+train_app = typer.Typer(
+    cls=TrainGroup, help="Train a model to think only where that helps, or an embedded model from scratch."
+)
 
 
 @train_app.command()
 def tiny(
     size: Annotated[SizeName, typer.Option("--size", help="Which of the models.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; a checkpoint in it is resumed.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write; resumes from a checkpoint in it.")],
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the data and the weights.")] = 0,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Training tokens; by default those of the size.")
+        int | None, typer.Option("--tokens", min=1, help="Training tokens; the default depends on the size.")
     ] = None,
     wall_minutes: Annotated[
         float, typer.Option("--wall-minutes", min=0.0, help="Stop with a checkpoint after this long.")

@@ -136,7 +136,7 @@ def _answer(args: RunArgs) -> None:
 def _answer_on(engine: Interruptible, args: RunArgs) -> None:
     session = open_session(engine, args.source)
     session.helper, session.verifier = resolve_helper(args.helper), resolve_verifier(args.verifier)
-    show = None if args.as_json or args.quiet else TerminalRenderer(session.markers, *writer())
+    show = None if args.as_json or args.quiet else TerminalRenderer(*writer())
     done = session.run([args.prompt], args.options, show)[0]
     if engine.interrupted:
         done = replace(done, finish_reason="interrupted")

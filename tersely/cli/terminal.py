@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 from ..controller.streaming import TextDeltaEvent
 from ..controller.text.answers import extract_answer, normalize_answer
-from ..controller.text.markers import Markers
 from ..controller.trace import Decision, GenerationResult
 
 Write = Callable[[str, str], None]
@@ -43,32 +42,22 @@ def _harmless(text: str) -> str:
 
 
 class TerminalRenderer:
-    """An event sink that shows one row; call `finish` at the end.
+    """An event sink that shows one row; call `finish` at the end."""
 
-    Marker texts are not shown. They may arrive in pieces or fused with their neighbours, so text that could be the
-    start of one is held back until the next event decides.
-    """
-
-    def __init__(self, markers: Markers, write: Write, styled: bool) -> None:
-        self.markers, self.styled = markers, styled
+    def __init__(self, write: Write, styled: bool) -> None:
+        self.styled = styled
         self._write = write
-        self._held = ""
-        self._part: str | None = None
         self._shown: str | None = None
         self._tail = "\n\n"  # the last characters written
         encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
         self.sign, self.arrow = ("◆", "→") if encoding.startswith("utf") else ("*", "->")
 
     def __call__(self, event: TextDeltaEvent) -> None:
-        """See `stream.EventSink`."""
+        """Show an event; see `streaming.EventSink`."""
         if event.decision is None:
-            self._feed(event)
-            return
-        self._flush()
-        words = event.text.replace(self.markers.close, "").strip()
-        self.mark(f"{event.decision.policy}: {event.decision.reason}", words)
-        if self.markers.close in event.text:
-            self._part = "answer"
+            self._show(event.text, event.channel)
+        else:
+            self.mark(f"{event.decision.policy}: {event.decision.reason}", event.text.strip())
 
     def mark(self, text: str, forced: str = "") -> None:
         """A line about something that the model did not write itself, with the text that was put into its mouth."""
@@ -79,45 +68,20 @@ class TerminalRenderer:
         self._put("\n")
 
     def finish(self) -> None:
-        """Show what was held back and end the line."""
-        self._flush()
+        """End the line."""
         self._end_line()
 
-    def _feed(self, event: TextDeltaEvent) -> None:
-        self._held += event.text
-        if self._part is None:
-            start, opening = self._held.lstrip(), self.markers.open
-            if len(start) < len(opening) and opening.startswith(start):
-                return
-            self._part = "thinking" if start.startswith(opening) else event.part
-            self._held = start.removeprefix(opening)
-        if self._part == "thinking":
-            before, found, after = self._held.partition(self.markers.close)
-            keep = "" if found else _start_of(self.markers.close, before)
-            self._show(before.removesuffix(keep), "thinking")
-            self._held = after if found else keep
-            if not found:
-                return
-            self._part = "answer"
-        self._flush()
-
-    def _flush(self) -> None:
-        self._show(self._held, self._part or "answer")
-        self._held = ""
-
-    def _show(self, text: str, part: str) -> None:
-        if self._shown != part:
-            text = text.lstrip()
-            if not text:
-                return
+    def _show(self, text: str, channel: str) -> None:
+        if self._tail.endswith("\n"):
+            text = text.lstrip("\n")
+        if self._shown != channel:
             self._end_line()
             if self._tail != "\n\n":
                 self._put("\n")
             if not self.styled:
-                self._put(f"[{part}]\n")
-            self._shown = part
-        if text:
-            self._put(text, "dim" if part == "thinking" else "bold")
+                self._put(f"[{channel}]\n")
+            self._shown = channel
+        self._put(text, "dim" if channel == "thinking" else "bold")
 
     def _put(self, text: str, style: str = "") -> None:
         self._write(text, style)
@@ -126,12 +90,6 @@ class TerminalRenderer:
     def _end_line(self) -> None:
         if not self._tail.endswith("\n"):
             self._put("\n")
-
-
-def _start_of(marker: str, text: str) -> str:
-    """The longest end of `text` that is a start of `marker`."""
-    sizes = range(min(len(marker) - 1, len(text)), 0, -1)
-    return next((marker[:n] for n in sizes if text.endswith(marker[:n])), "")
 
 
 def format_outcome(done: GenerationResult) -> str | None:

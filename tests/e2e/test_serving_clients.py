@@ -1,4 +1,4 @@
-"""The clients that people use, unchanged, against a real server."""
+"""Unmodified clients against a real server."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_openai_chat_stream(client: Any) -> None:
 
 def test_openai_extra_body(client: Any) -> None:
     fields = {"thinking_token_budget": 50, "tersely": {"policies": ["hint"], "trace": True}}
-    told = chat(client, extra_body=fields).choices[0].tersely
-    assert told["budget"] == 50 and told["usage"]["thinking"] <= 50
-    assert told["decisions"][-1]["policy"] == "budget"
+    metadata = chat(client, extra_body=fields).choices[0].tersely
+    assert metadata["budget"] == 50 and metadata["usage"]["thinking"] <= 50
+    assert metadata["decisions"][-1]["policy"] == "budget"
 
 
 def test_openai_errors(client: Any) -> None:
@@ -70,7 +70,7 @@ def test_openai_errors(client: Any) -> None:
         client.chat.completions.create(model="tersely-tiny-smal", messages=MESSAGES)
 
 
-def test_openai_async_stream_that_is_closed(server: Served) -> None:
+def test_openai_async_stream_can_be_closed_early(server: Served) -> None:
     async def ask() -> int:
         async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any") as client:
             stream = await client.chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
@@ -121,14 +121,14 @@ def test_openai_responses_stream(client: Any) -> None:
     assert len([e for e in events if e.type == "response.output_item.done"]) == 2
 
 
-def test_openai_responses_stream_put_together(client: Any) -> None:
+def test_openai_responses_stream_helper(client: Any) -> None:
     with client.responses.stream(model=MODEL, input=QUESTION, reasoning={"effort": "low"}) as stream:
         for _ in stream:
             pass
         assert "boxed" in stream.get_final_response().output_text
 
 
-def test_openai_responses_that_are_cut(client: Any) -> None:
+def test_openai_responses_can_be_incomplete(client: Any) -> None:
     reply = respond(client, "none", max_output_tokens=3)
     assert (reply.status, reply.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     *_, last = respond(client, "none", max_output_tokens=3, stream=True)
@@ -148,7 +148,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "param"), REFUSED)
-def test_openai_responses_that_are_refused(client: Any, fields: dict[str, Any], param: str) -> None:
+def test_openai_responses_refuses(client: Any, fields: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         client.responses.create(**{"model": MODEL, "input": QUESTION, **fields})
     assert bad.value.param == param

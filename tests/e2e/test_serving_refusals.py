@@ -1,4 +1,4 @@
-"""What a server refuses: every time with the status, the field, what was got and what is accepted."""
+"""What the server refuses, with which status and which field."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def server() -> Iterator[Served]:
 
 
 FIELDS: list[tuple[dict[str, Any], str, str]] = [
-    ({"reasoning_effort": "hgih"}, "reasoning_effort", "unknown effort 'hgih'; did you mean 'high'?"),
+    ({"reasoning_effort": "hgih"}, "reasoning_effort", "'high'"),
     ({"reasoning_effort": 3}, "reasoning_effort", "not 3"),
-    ({"tersely": {"preset": "balancd"}}, "tersely.preset", "did you mean 'balanced'?"),
-    ({"tersely": {"policies": ["budgte"]}}, "tersely.policies", "did you mean 'budget'?"),
-    ({"tersely": {"policies": ["budget", "budget"]}}, "tersely.policies", "given twice"),
-    ({"tersely": {"policies": ["hint"], "preset": "fast"}}, "tersely.policies", "give one of them"),
-    ({"tersely": {"polices": []}}, "tersely.polices", "did you mean 'policies'?"),
-    ({"tersely": {"policies": ["escalate"]}}, "tersely", "nobody to delegate to"),
-    ({"tersely": {"effort": "low"}, "reasoning_effort": "high"}, "reasoning_effort", "give one of them"),
-    ({"tersely": {"shadow": True}, "thinking_token_budget": 60}, "thinking_token_budget", "shadow mode"),
-    ({"reasoning_efort": "low"}, "reasoning_efort", "did you mean 'reasoning_effort'?"),
+    ({"tersely": {"preset": "balancd"}}, "tersely.preset", "'balanced'"),
+    ({"tersely": {"policies": ["budgte"]}}, "tersely.policies", "'budget'"),
+    ({"tersely": {"policies": ["budget", "budget"]}}, "tersely.policies", "budget, budget"),
+    ({"tersely": {"policies": ["hint"], "preset": "fast"}}, "tersely.policies", "tersely.preset"),
+    ({"tersely": {"polices": []}}, "tersely.polices", "'policies'"),
+    ({"tersely": {"policies": ["escalate"]}}, "tersely", "helper"),
+    ({"tersely": {"effort": "low"}, "reasoning_effort": "high"}, "reasoning_effort", "'low'"),
+    ({"tersely": {"shadow": True}, "thinking_token_budget": 60}, "thinking_token_budget", "shadow"),
+    ({"reasoning_efort": "low"}, "reasoning_efort", "'reasoning_effort'"),
     ({"temperature": "hot"}, "temperature", "not 'hot'"),
     ({"temperature": -1}, "temperature", "not -1"),
     ({"temperature": True}, "temperature", "not True"),
@@ -55,38 +55,39 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"thinking": {"type": "enabled"}}, "thinking", "required"),
     ({"thinking": {"type": "on"}}, "thinking.type", "'disabled'"),
     ({"response_format": {"type": "json_object"}}, "response_format.type", "'text'"),
-    ({"logprobs": True}, "logprobs", "False"),
+    ({"logprobs": True}, "logprobs", "accepted: False"),
     ({"presence_penalty": 0.5}, "presence_penalty", "equal to 0"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "at most 4"),
     ({"stop": ""}, "stop", "at least 1"),
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "knows no tools"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "tools"),
     ({"tool_choice": "required"}, "tool_choice", "'none' or 'auto'"),
     ({"stream": "yes"}, "stream", "not 'yes'"),
     ({"messages": []}, "messages", "at least 1"),
     ({"messages": "hello"}, "messages", "not 'hello'"),
     ({"messages": [{"role": "usr", "content": "x"}]}, "messages[0].role", "not 'usr'"),
-    ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", "unknown"),
-    ({"messages": [{"role": "user", "content": " "}]}, "messages", "the prompt is empty"),
+    ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", "field"),
+    ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
     ({"messages": [{"role": "user", "content": QUESTION * 9}]}, "messages", "accepted: at most 200"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "'image_url'"),
 ]
 
 
-@pytest.mark.parametrize(("fields", "param", "said"), FIELDS, ids=[json.dumps(f)[:50] for f, _, _ in FIELDS])
+@pytest.mark.parametrize(("fields", "param", "value"), FIELDS, ids=[json.dumps(f)[:50] for f, _, _ in FIELDS])
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_field_is_refused(server: Served, fields: dict[str, Any], param: str, said: str, stream: bool) -> None:
+def test_a_field_is_refused(server: Served, fields: dict[str, Any], param: str, value: str, stream: bool) -> None:
     error = server.refused(**{"stream": stream, **fields})
     assert (error["type"], error["param"]) == ("invalid_request_error", param)
-    assert said in error["message"]
+    assert value in error["message"]
 
 
-def test_limits_that_differ_are_refused(server: Served) -> None:
-    assert "give one of them" in server.refused(max_tokens=100, max_completion_tokens=101)["message"]
+def test_contradictory_limits_are_refused(server: Served) -> None:
+    error = server.refused(max_tokens=100, max_completion_tokens=101)
+    assert "max_tokens and max_completion_tokens" in error["message"]
     budgets: dict[str, Any] = {"thinking_token_budget": 60, "thinking": {"type": "enabled", "budget_tokens": 61}}
-    assert "thinking.budget_tokens is 61; give one" in server.refused(**budgets)["message"]
+    assert server.refused(**budgets)["param"] == "thinking.budget_tokens"
 
 
-def test_the_schema_says_which_model_there_is(server: Served) -> None:
+def test_the_schema_names_the_model(server: Served) -> None:
     schemas = httpx.get(f"{server.url}/openapi.json").json()["components"]["schemas"]
     for name in ("ChatRequest", "ResponsesRequest"):
         assert schemas[name]["properties"]["model"]["enum"] == ["tersely-tiny-small"]
@@ -95,7 +96,7 @@ def test_the_schema_says_which_model_there_is(server: Served) -> None:
 def test_an_unknown_model_is_not_found(server: Served) -> None:
     error = server.refused(404, model="tersely-tiny-smal")
     assert (error["param"], error["code"]) == ("model", "model_not_found")
-    assert "did you mean 'tersely-tiny-small'?" in error["message"]
+    assert "'tersely-tiny-small'" in error["message"]
     assert "required" in error_of(server.http.post("/v1/chat/completions", json={"messages": []}), 400)["message"]
     error_of(server.http.get("/v1/models/gpt-9"), 404)
 
@@ -105,7 +106,7 @@ BODIES = [b"", b"{", b"[]", b"null", b'"x"', b"\xff\xfe", b'{"model": "a", "mess
 
 @pytest.mark.parametrize("content", BODIES)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
-def test_what_is_no_json_object_is_refused(server: Served, path: str, content: bytes) -> None:
+def test_bodies_that_are_not_json_objects_are_refused(server: Served, path: str, content: bytes) -> None:
     response = server.http.post(path, content=content, headers={"content-type": "application/json"})
     assert error_of(response, 400)["type"] == "invalid_request_error"
 
@@ -118,14 +119,14 @@ def test_other_content_types_are_refused(server: Served, kind: str | None) -> No
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb"])
-def test_text_that_is_no_text_is_refused(server: Served, text: str) -> None:
+def test_lone_surrogates_are_refused(server: Served, text: str) -> None:
     for fields in ({"messages": [{"role": "user", "content": text}]}, {"metadata": {"a": text}}):
         content = json.dumps(body(**fields)).encode()
         headers = {"content-type": "application/json"}
         error_of(server.http.post("/v1/chat/completions", content=content, headers=headers), 400)
 
 
-def test_a_large_body_is_refused_whether_or_not_it_says_how_large_it_is(server: Served) -> None:
+def test_large_bodies_are_refused_with_and_without_content_length(server: Served) -> None:
     large = json.dumps(body("x" * 30_000)).encode()
     headers = {"content-type": "application/json"}
     error = error_of(server.http.post("/v1/chat/completions", content=large, headers=headers), 413)
@@ -135,38 +136,38 @@ def test_a_large_body_is_refused_whether_or_not_it_says_how_large_it_is(server: 
     assert server.http.get("/health").status_code == 200
 
 
-def test_paths_and_methods_that_are_not_there(server: Served) -> None:
+def test_unknown_paths_and_methods(server: Served) -> None:
     assert "GET /v1/nothing" in error_of(server.http.get("/v1/nothing"), 404)["message"]
     response = server.http.get("/v1/chat/completions")
     error_of(response, 405)
     assert response.headers["allow"] == "POST"
 
 
-def test_the_server_goes_by_its_own_names_alone(server: Served) -> None:
+def test_other_host_headers_are_refused(server: Served) -> None:
     response = server.http.get("/v1/models", headers={"host": "evil.example:80"})
     assert "evil.example" in error_of(response, 403)["message"]
     assert server.http.get("/v1/models", headers={"host": "localhost:1"}).status_code == 200
 
 
-def test_pages_of_others_get_no_permission(server: Served) -> None:
+def test_there_are_no_cors_headers(server: Served) -> None:
     headers = {"origin": "http://evil.example", "access-control-request-method": "POST"}
     response = server.http.options("/v1/chat/completions", headers=headers)
     assert response.status_code == 405
     assert not [name for name in response.headers if name.startswith("access-control")]
 
 
-def test_a_key_is_needed_where_there_is_one(engine: TransformersEngine) -> None:
-    with served(engine, ServerSettings(MODEL, api_key=KEY)) as running, httpx.Client(base_url=running.url) as stranger:
+def test_the_api_key_is_required(engine: TransformersEngine) -> None:
+    with served(engine, ServerSettings(MODEL, api_key=KEY)) as running, httpx.Client(base_url=running.url) as anonymous:
         assert running.http.get("/v1/models").status_code == 200
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": KEY}, {"x-api-key": "wrong"}):
             for path in ("/v1/models", "/metrics"):
-                response = stranger.get(path, headers=headers)
+                response = anonymous.get(path, headers=headers)
                 error = error_of(response, 401)
                 assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
                 assert response.headers["www-authenticate"] == "Bearer" and KEY not in response.text
-        assert stranger.post("/v1/chat/completions", json=body()).status_code == 401
-        assert stranger.get("/v1/models", headers={"x-api-key": KEY}).status_code == 200
-        assert [stranger.get(path).status_code for path in ("/health", "/version")] == [200, 200]
+        assert anonymous.post("/v1/chat/completions", json=body()).status_code == 401
+        assert anonymous.get("/v1/models", headers={"x-api-key": KEY}).status_code == 200
+        assert [anonymous.get(path).status_code for path in ("/health", "/version")] == [200, 200]
 
 
 NEEDS_THINKING: list[dict[str, Any]] = [
@@ -178,19 +179,19 @@ NEEDS_THINKING: list[dict[str, Any]] = [
 ]
 
 
-def test_a_model_that_does_not_think_has_no_effort() -> None:
+def test_efforts_are_refused_for_a_model_that_does_not_think() -> None:
     engine = load_engine(MODEL)
     engine.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with served(engine, ServerSettings(MODEL, limits=ServerLimits(tokens=30)), thinks=False) as running:
         for fields in NEEDS_THINKING:
-            assert "does not think" in running.refused(**fields)["message"]
+            assert running.refused(**fields)["param"].startswith(next(iter(fields)))
         reply = running.answered(reasoning_effort="none")
         assert reply["choices"][0]["message"]["content"]
         assert reply["usage"]["completion_tokens_details"]["reasoning_tokens"] == 0
         assert running.http.get("/v1/models").json()["data"][0]["tersely"]["thinks"] is False
 
 
-def test_a_template_that_refuses_messages_is_quoted() -> None:
+def test_errors_of_the_chat_template_are_quoted() -> None:
     engine = load_engine(MODEL)
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
     engine.tokenizer.chat_template = refusing + str(engine.tokenizer.chat_template)
@@ -201,13 +202,13 @@ def test_a_template_that_refuses_messages_is_quoted() -> None:
         assert running.answered(reasoning_effort="none")["choices"]
 
 
-def test_tools_are_told_to_a_template_that_knows_them() -> None:
+def test_tools_are_rendered_by_the_chat_template() -> None:
     engine = load_engine(MODEL)
     telling = "{% if tools %}{% for t in tools %}{{ t.function.name }} {% endfor %}{% endif %}"
     engine.tokenizer.chat_template = telling + str(engine.tokenizer.chat_template)
     tools = [{"type": "function", "function": {"name": "look up the answer in the book"}}]
     with served(engine) as running:
         plain = running.answered(reasoning_effort="none")["usage"]["prompt_tokens"]
-        told = running.answered(reasoning_effort="none", tools=tools)["usage"]["prompt_tokens"]
+        with_tools = running.answered(reasoning_effort="none", tools=tools)["usage"]["prompt_tokens"]
         off = running.answered(reasoning_effort="none", tools=tools, tool_choice="none")["usage"]["prompt_tokens"]
-        assert told > plain == off
+        assert with_tools > plain == off

@@ -1,4 +1,4 @@
-"""Calls of tools in replies of the server, on an engine that says what a script says."""
+"""Tool calls in the replies of the server, on a scripted engine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from ..integrations.test_tools import SaidEngine, call
 from ..support.serving import Served, served, texts_of
+from ..support.text_engine import TextEngine, format_call
 
 TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
-SAID = "I add them.\n</think>\n\nLet me see.\n" + call("add", a=12, b=7) + "\n" + call("add", a=1, b=2)
+OUTPUT = "I add them.\n</think>\n\nLet me see.\n" + format_call("add", a=12, b=7) + "\n" + format_call("add", a=1, b=2)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served(SaidEngine(lambda prompt: SAID)) as running:
+    with served(TextEngine(lambda prompt: OUTPUT)) as running:
         yield running
 
 
@@ -28,7 +28,7 @@ def names_of(calls: list[dict[str, Any]]) -> list[tuple[str, Any]]:
 EXPECTED = [("add", {"a": 12, "b": 7}), ("add", {"a": 1, "b": 2})]
 
 
-def test_calls_come_in_openais_form(server: Served) -> None:
+def test_tool_calls_have_openais_form(server: Served) -> None:
     (choice,) = server.answered(tools=TOOLS)["choices"]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"]["content"] == "Let me see."
@@ -37,7 +37,7 @@ def test_calls_come_in_openais_form(server: Served) -> None:
     assert len({one["id"] for one in choice["message"]["tool_calls"]}) == 2
 
 
-def test_a_stream_shows_no_call_as_text(server: Served) -> None:
+def test_a_stream_does_not_show_tool_calls_as_text(server: Served) -> None:
     from ..support.serving import body, chunks_of
 
     fields = body(tools=TOOLS, stream=True)
@@ -51,7 +51,7 @@ def test_a_stream_shows_no_call_as_text(server: Served) -> None:
     assert chunks[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
-def test_without_tools_or_a_whole_call_it_is_text(server: Served) -> None:
+def test_malformed_or_unrequested_calls_stay_text(server: Served) -> None:
     (choice,) = server.answered()["choices"]
     assert choice["finish_reason"] == "stop"
     assert "<tool_call>" in choice["message"]["content"]

@@ -1,4 +1,4 @@
-"""vLLM's own server with control in it: what clients of three APIs ask is done, told, counted, and refused clearly."""
+"""vLLM's own server under control: three APIs, their metadata, metrics and refusals."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def http(server: VllmServer) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def client(server: VllmServer) -> Iterator[Any]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=180) as made:
-        yield made
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0, timeout=180) as client:
+        yield client
 
 
 def body(problem: str = PROBLEMS[0], **fields: Any) -> dict[str, Any]:
@@ -56,23 +56,23 @@ def body(problem: str = PROBLEMS[0], **fields: Any) -> dict[str, Any]:
 def answered(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     response = http.post("/v1/chat/completions", json=body(**fields))
     assert response.status_code == 200, response.text
-    made: dict[str, Any] = response.json()
-    return made
+    reply: dict[str, Any] = response.json()
+    return reply
 
 
-def test_a_reply_says_what_was_done(http: httpx.Client) -> None:
+def test_replies_have_control_metadata(http: httpx.Client) -> None:
     reply = answered(http)
     (choice,) = reply["choices"]
-    message, told = choice["message"], choice["tersely"]
+    message, metadata = choice["message"], choice["tersely"]
     assert "boxed" in message["content"] and "</think>" not in message["content"]
     assert message["reasoning"] == message["reasoning_content"] != ""
     assert 0 < reply["usage"]["completion_tokens_details"]["reasoning_tokens"] < reply["usage"]["completion_tokens"]
-    assert (told["tier"], told["shadow"]) == ("normal", False)
-    assert told["decisions"][0]["policy"] == "readiness"
+    assert (metadata["tier"], metadata["shadow"]) == ("normal", False)
+    assert metadata["decisions"][0]["policy"] == "readiness"
     assert "decisions" not in answered(http, tersely={"trace": False})["choices"][0]["tersely"]
 
 
-def test_off_and_shadow_are_the_plain_server(http: httpx.Client) -> None:
+def test_off_and_shadow_change_nothing(http: httpx.Client) -> None:
     plain = answered(http, tersely={"preset": "off"})["choices"][0]
     shadow = answered(http, tersely={"shadow": True})["choices"][0]
     assert plain["message"] == shadow["message"]
@@ -84,7 +84,7 @@ def thinking(reply: dict[str, Any]) -> int:
     return int(reply["usage"]["completion_tokens_details"]["reasoning_tokens"])
 
 
-def test_efforts_and_budgets_are_really_budgets(http: httpx.Client) -> None:
+def test_efforts_and_budgets_are_kept(http: httpx.Client) -> None:
     long = PROBLEMS[5]
     assert thinking(answered(http, problem=long, reasoning_effort="none")) == 0
     assert answered(http, problem=long, reasoning_effort="none")["choices"][0]["message"]["content"]
@@ -118,7 +118,7 @@ def test_openai_streams(client: Any) -> None:
     assert wanted[-1].usage.completion_tokens_details.reasoning_tokens <= 40
 
 
-def test_several_samples_have_decisions_of_their_own(client: Any) -> None:
+def test_each_sample_has_its_own_decisions(client: Any) -> None:
     reply = client.chat.completions.create(
         model=NAME, messages=body(PROBLEMS[5])["messages"], n=8, temperature=1.0, max_tokens=400, extra_body=SHORT
     )
@@ -133,13 +133,13 @@ def test_responses_and_messages(client: Any, http: httpx.Client) -> None:
     events = list(client.responses.create(model=NAME, input=PROBLEMS[5], temperature=0, stream=True))
     assert events[-1].response.tersely["tier"] == "normal"
     asked = {"model": NAME, "max_tokens": 400, "messages": body(PROBLEMS[5])["messages"], **SHORT}
-    made = http.post("/v1/messages", json=asked)
-    assert made.status_code == 200, made.text
-    assert made.json()["tersely"]["decisions"][0]["policy"] == "budget"
-    assert made.json()["content"][-1]["text"].strip()
+    response = http.post("/v1/messages", json=asked)
+    assert response.status_code == 200, response.text
+    assert response.json()["tersely"]["decisions"][0]["policy"] == "budget"
+    assert response.json()["content"][-1]["text"].strip()
 
 
-def test_completions_are_controlled_where_they_ask_for_it(http: httpx.Client) -> None:
+def test_completions_are_controlled_on_request(http: httpx.Client) -> None:
     prompt = f"<|im_start|>user\n{PROBLEMS[5]}\n/normal<|im_end|>\n<|im_start|>assistant\n<think>\n"
     asked: dict[str, Any] = {"model": NAME, "prompt": prompt, "max_tokens": 200, "temperature": 0}
     plain = http.post("/v1/completions", json=asked).json()["choices"][0]
@@ -150,9 +150,9 @@ def test_completions_are_controlled_where_they_ask_for_it(http: httpx.Client) ->
 
 def test_langchain_and_curl(server: VllmServer) -> None:
     langchain = pytest.importorskip("langchain_openai")
-    made = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key=KEY, model=NAME, temperature=0, max_tokens=400)
-    assert "boxed" in made.invoke(PROBLEMS[0]).text
-    assert "boxed" in "".join(chunk.text for chunk in made.stream(PROBLEMS[0]))
+    model = langchain.ChatOpenAI(base_url=f"{server.url}/v1", api_key=KEY, model=NAME, temperature=0, max_tokens=400)
+    assert "boxed" in model.invoke(PROBLEMS[0]).text
+    assert "boxed" in "".join(chunk.text for chunk in model.stream(PROBLEMS[0]))
     command = ["curl", "-sN", f"{server.url}/v1/chat/completions", "-H", f"authorization: Bearer {KEY}"]
     command += ["-H", "content-type: application/json", "-d", json.dumps(body(stream=True))]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180).stdout.split("\n\n")
@@ -161,27 +161,27 @@ def test_langchain_and_curl(server: VllmServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "message"),
+    ("fields", "param", "value"),
     [
-        ({"tersely": {"preset": "fats"}}, "tersely.preset", "did you mean 'fast'"),
-        ({"tersely": {"presett": "fast"}}, "tersely.presett", "did you mean 'preset'"),
-        ({"tersely": {"policies": ["reconsider"]}}, "tersely", "needs retract"),
-        ({"reasoning_effort": "hihg"}, "reasoning_effort", "did you mean 'high'"),
-        ({"thinking_token_budget": "many"}, "thinking_token_budget", "accepted: tokens"),
+        ({"tersely": {"preset": "fats"}}, "tersely.preset", "'fast'"),
+        ({"tersely": {"presett": "fast"}}, "tersely.presett", "'preset'"),
+        ({"tersely": {"policies": ["reconsider"]}}, "tersely", "retract"),
+        ({"reasoning_effort": "hihg"}, "reasoning_effort", "'high'"),
+        ({"thinking_token_budget": "many"}, "thinking_token_budget", "'many'"),
         ({"thinking": {"type": "enabled"}}, "thinking", "budget_tokens"),
-        ({"vllm_xargs": {"tersely": "balanecd"}}, "tersely", "did you mean 'balanced'"),
-        ({"vllm_xargs": {"tersely": '{"driver": "row 1"}'}}, "tersely", "unknown setting"),
+        ({"vllm_xargs": {"tersely": "balanecd"}}, "tersely", "'balanced'"),
+        ({"vllm_xargs": {"tersely": '{"driver": "row 1"}'}}, "tersely", "'driver'"),
     ],
 )
-def test_wrong_fields_are_refused_by_name(http: httpx.Client, fields: dict[str, Any], param: str, message: str) -> None:
+def test_wrong_fields_are_refused(http: httpx.Client, fields: dict[str, Any], param: str, value: str) -> None:
     response = http.post("/v1/chat/completions", json=body(**fields))
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param
-    assert message in error["message"]
+    assert value in error["message"]
 
 
-def test_other_mistakes_are_refused_as_vllm_does(server: VllmServer, http: httpx.Client) -> None:
+def test_other_mistakes_are_refused_by_vllm(server: VllmServer, http: httpx.Client) -> None:
     assert httpx.post(f"{server.url}/v1/chat/completions", json=body()).status_code == 401
     assert http.post("/v1/chat/completions", json=body(model="other")).status_code == 404
     assert http.post("/v1/chat/completions", content=b"{").status_code == 400
@@ -194,7 +194,7 @@ def test_other_mistakes_are_refused_as_vllm_does(server: VllmServer, http: httpx
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: port {port} on 127.0.0.1 is in use")
 
 
-def test_a_storm_leaves_nothing_behind(server: VllmServer) -> None:
+def test_many_disconnects_leave_no_requests_behind(server: VllmServer) -> None:
     draw = random.Random(3)
 
     async def one(http: httpx.AsyncClient, number: int) -> bool | None:
@@ -226,7 +226,7 @@ def test_a_storm_leaves_nothing_behind(server: VllmServer) -> None:
         time.sleep(0.2)
 
 
-def test_the_command_line_answers_by_a_server(
+def test_tersely_run_and_doctor_use_the_server(
     server: VllmServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TERSELY_API_KEY", KEY)
@@ -234,14 +234,14 @@ def test_the_command_line_answers_by_a_server(
 
     where = ["--engine", "openai", "--base-url", server.url, "--tokenizer", MODEL]
     assert main(["run", PROBLEMS[0], *where, "--json", "--temperature", "0", "--max-new-tokens", "400"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert made["answer"] and made["decisions"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["answer"] and output["decisions"]
     assert main(["doctor", *where, "--json"]) == 0
     checks = {check["name"]: check["status"] for check in json.loads(capsys.readouterr().out)["checks"]}
     assert checks["cut"] == checks["hint"] == checks["off"] == "ok"
 
 
-def test_metrics_of_both_are_there(http: httpx.Client) -> None:
+def test_metrics_of_vllm_and_tersely(http: httpx.Client) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     families = {family.name: family for family in text_string_to_metric_families(http.get("/metrics").text)}
@@ -250,7 +250,7 @@ def test_metrics_of_both_are_there(http: httpx.Client) -> None:
     assert "vllm:num_requests_running" in families
 
 
-def test_an_engine_that_dies_in_the_middle_leaves_nobody_waiting(server: VllmServer, http: httpx.Client) -> None:
+def test_clients_do_not_hang_when_the_engine_dies(server: VllmServer, http: httpx.Client) -> None:
     """The last test here: the server does not live on."""
     fields = body(PROBLEMS[5], stream=True, tersely={"preset": "off"}, ignore_eos=True, max_tokens=900)
     began = time.monotonic()

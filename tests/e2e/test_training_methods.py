@@ -1,4 +1,4 @@
-"""Every method on TRL's own trainers: a few steps of an adapter end, move it, and leave a model that answers."""
+"""Every method on TRL's trainers: a few steps of an adapter change it and write a model that answers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.training import training_run as running
 from tersely.training.methods import adar1
-from tersely.training.methods.vsrm import Prober, StepRollouts
-from tersely.training.preflight import check
+from tersely.training.methods.vsrm import CutProber, StepRollouts
+from tersely.training.preflight import check_recipe
 from tersely.training.rewards import Correctness
-from tersely.training.sampling import CompletionRequest, Sampler
-from tersely.training.saving import MODEL
+from tersely.training.sampling import CompletionRequest, RolloutSampler
 from tersely.training.trainer import AdaptiveTrainer
+from tersely.training.training_run import MODEL
 
-from ..support.trainings import recipe, train
+from ..support.trainings import make_recipe, train
 
 LORA = {"rank": 2, "alpha": 4}
 QUICK: dict[str, Any] = {
@@ -56,7 +56,7 @@ def test_a_few_steps_of_an_adapter(name: str, tmp_path: Path) -> None:
     assert [log["step"] for log in logs] == [1, 2]
     assert any(log["grad_norm"] > 0 for log in logs), logs
     assert name not in ("adaptthink", "ser") or all("rewards/group_brevity/mean" in log for log in logs), logs
-    # Advantages of tokens sum to nothing, and so does the loss while the policy is that which drew them.
+    # Token advantages sum to zero, and so does the loss while the policy is the one that drew them.
     assert name == "vsrm" or any(log["loss"] != 0 for log in logs), logs
     weights = load_file(out / "adapter" / "adapter_model.safetensors")
     assert any(bool(w.abs().max() > 0) for key, w in weights.items() if "lora_B" in key)
@@ -67,7 +67,7 @@ def test_a_few_steps_of_an_adapter(name: str, tmp_path: Path) -> None:
     assert any("s/step" in line and "left" in line for line in said)
 
 
-def test_adar1_goes_through_its_stages_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adar1_goes_through_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, models, most = tmp_path / "adar1", WeakSet[torch.nn.Module](), 0
 
     def counted(*arguments: Any) -> TransformersEngine:
@@ -90,18 +90,18 @@ def test_adar1_goes_through_its_stages_once(tmp_path: Path, monkeypatch: pytest.
     assert logs[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), abs=0.05), "policy and reference agree"
     assert [name in " ".join(said) for name in ("merged 80%", "long-answers: 4/4", "short-answers: 4/4")] == [True] * 3
     assert (out / "short" / MODEL).is_dir() and (out / MODEL).is_dir()
-    assert most == 2, "models that lie in memory at once, as the dry run foretells"
+    assert most == 2, "models in memory at once, as estimated"
 
 
-def test_vsrm_pays_steps_and_charges_what_does_not_end(tmp_path: Path) -> None:
-    made = recipe("vsrm", tmp_path, rollouts={"max_new_tokens": 120}, **OWN["vsrm"])
-    rows = check(made).rows
-    sampler = Sampler(load_engine(made.model), made.rollouts)
+def test_vsrm_rewards_steps_and_penalises_unfinished_completions(tmp_path: Path) -> None:
+    made = make_recipe("vsrm", tmp_path, rollouts={"max_new_tokens": 120}, **OWN["vsrm"])
+    rows = check_recipe(made).rows
+    sampler = RolloutSampler(load_engine(made.model), made.rollouts)
     with Correctness(sampler.session.markers.close) as correct:
-        rollouts = StepRollouts(sampler, Prober(sampler, made.vsrm, correct), 4, made.seed)
+        rollouts = StepRollouts(sampler, CutProber(sampler, made.vsrm, correct), 4, made.seed)
         asked = [row for row in rows for _ in range(4)]
         done = rollouts.sample([CompletionRequest(row["prompt"], row["tier"]) for row in asked], asked, 0)
-        more = rollouts.more(done, asked, 0)
+        more = rollouts.extra_columns(done, asked, 0)
         rewards, values = more["token_rewards"], more["token_values"]
     assert all(
         0 <= chance <= 1 and place <= one.thinking_tokens
@@ -120,26 +120,26 @@ Places = list[tuple[int, float]]
 
 
 def advantages(scores: list[float], steps: list[Places], values: list[Places], sizes: list[int]) -> torch.Tensor:
-    """What the trainer makes of two questions' completions, two each."""
+    """The advantages of two questions' completions, two each."""
     from accelerate import Accelerator
 
     trainer = object.__new__(AdaptiveTrainer)
     trainer.accelerator, trainer.num_generations, trainer.reward_weights = Accelerator(cpu=True), 2, torch.ones(1)
-    trainer._scored = torch.tensor(scores)[:, None]
+    trainer._rewards = torch.tensor(scores)[:, None]
     trainer.rollout_inputs = [
         {"token_rewards": rewards, "token_values": known} for rewards, known in zip(steps, values, strict=True)
     ]
     mask = torch.tensor([[1] * size + [0] * (max(sizes) - size) for size in sizes])
-    return trainer._returns(trainer.rollout_inputs, {"completion_mask": mask})
+    return trainer._token_advantages(trainer.rollout_inputs, {"completion_mask": mask})
 
 
-def test_tokens_are_held_against_what_was_to_be_expected() -> None:
+def test_token_advantages_are_relative_to_their_baseline() -> None:
     none: list[Places] = [[], [], [], []]
-    assert (advantages([1, 1, 0, 0], none, none, [3, 2, 3, 3]) == 0).all(), "a hard question is nobody's fault"
+    assert (advantages([1, 1, 0, 0], none, none, [3, 2, 3, 3]) == 0).all(), "the mean of a question is its baseline"
     made = advantages([1, 0, 0, 0], none, none, [2, 2, 4, 2])
     assert (made[0, :2] > 0).all() and (made[1, :2] == -made[0, :2]).all()
     assert (made[2:] == 0).all() and (made[:2, 2:] == 0).all(), "padding has none"
-    # The first brings 1.5, 1.5, 1 and 1 where 1.25 was to be expected, and from its third token on 0.8.
+    # The first returns 1.5, 1.5, 1 and 1; the baseline is 1.25, and 0.8 from its third token on.
     made = advantages([1, 1, 0, 0], [[(1, 0.5)], [], [], []], [[(2, 0.8)], [], [], []], [4, 2, 2, 2])
     wanted = torch.tensor([0.25, 0.25, 0.2, 0.2, -0.25, -0.25])
     scale = (wanted.square().sum() / 10).sqrt()
@@ -152,5 +152,5 @@ def test_the_analysis_of_vsrm_trains_nothing(tmp_path: Path) -> None:
     said = train("vsrm", out, **own, rollouts={"max_new_tokens": 400})
     found = json.loads((out / "analysis.json").read_text("utf-8"))
     assert found["completions"] + found["without"] == 8 and found["completions"] > 3
-    assert found["cuts"] > 1 and 0 < found["wasted"] < 1, "the embedded models check what stands already"
+    assert found["cuts"] > 1 and 0 < found["wasted"] < 1, "the embedded models re-check finished answers"
     assert not list(out.glob("checkpoint-*")) and "thinking tokens came after" in said[-1]

@@ -1,4 +1,4 @@
-"""Several processes of one training: they share out what is sampled and learnt, and come to what one comes to."""
+"""Several processes of one run: they divide sampling and training, with the results of a single process."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from safetensors.numpy import load_file
 from tersely.checkpoint_log import CheckpointLogError
 from tersely.training.config import RecipeError
 from tersely.training.processes import rank0_only, resumable_map
-from tersely.training.saving import MODEL
+from tersely.training.training_run import MODEL
 
-from ..support.trainings import plain, train
+from ..support.trainings import recipe_values, train
 from ..support.vllm_server import free_port
 from .test_training_methods import curve
 
@@ -37,19 +37,19 @@ SFT: dict[str, Any] = {
 
 
 def environment(process: int, count: int, port: int) -> dict[str, str]:
-    """What launchers tell a process."""
+    """The environment variables that launchers set."""
     here = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": count, "MASTER_PORT": port}
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in here.items()}}
 
 
 def together(work: Callable[[int], Any], count: int = 2) -> list[Any]:
-    """What each of several processes makes of `work`, or the error that it raises."""
+    """The result of `work` in each of several processes, or the error that it raises."""
 
     def one(process: int, port: int, to: Any) -> None:
         from accelerate import PartialState
         from torch.distributed import GroupMember
 
-        GroupMember.WORLD = None  # what an engine of an earlier test left in the parent: vLLM's, a group of one
+        GroupMember.WORLD = None  # left in the parent by an earlier test's vLLM: a group of one
         os.environ.update(environment(process, count, port))
         PartialState._reset_state()
         try:
@@ -83,7 +83,7 @@ def pieces(path: Path, log: Path, **identity: Any) -> list[str]:
     return resumable_map(path, identity, ROWS, 3, make)
 
 
-def test_pieces_are_shared_out_and_all_get_the_whole(tmp_path: Path) -> None:
+def test_chunks_are_divided_and_all_processes_get_all_results(tmp_path: Path) -> None:
     path, log = tmp_path / "traces.jsonl", tmp_path / "log"
     assert together(lambda process: pieces(path, log)) == [[row.upper() for row in ROWS]] * 2
     starts, makers = zip(*(line.split() for line in log.read_text().splitlines()), strict=True)
@@ -92,46 +92,52 @@ def test_pieces_are_shared_out_and_all_get_the_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_another_number_of_processes_goes_on_with_what_is_missing(tmp_path: Path, count: int) -> None:
+def test_another_number_of_processes_resumes_with_the_missing_chunks(tmp_path: Path, count: int) -> None:
     path, log = tmp_path / "traces.jsonl", tmp_path / "log"
     together(lambda process: pieces(path, log))
     other = tmp_path / "traces-1.jsonl"
-    other.write_bytes(other.read_bytes()[:-9])  # what kill -9 leaves of its last piece
+    other.write_bytes(other.read_bytes()[:-9])  # the last chunk was interrupted
     log.unlink()
     assert together(lambda process: pieces(path, log), count) == [[row.upper() for row in ROWS]] * count
     assert [line.split()[0] for line in log.read_text().splitlines()] == ["3"]
-    with pytest.raises(CheckpointLogError, match="belongs to another run"):
+    with pytest.raises(CheckpointLogError):
         pieces(path, log, seed=1)
 
 
-def test_what_the_first_makes_or_cannot_make_is_so_for_all() -> None:
+def test_rank0_only_shares_results_and_errors() -> None:
     assert together(lambda process: rank0_only(lambda: process)) == [0, 0]
 
     def refuse() -> None:
-        raise RecipeError("there is a training already")
+        raise RecipeError("already", code="run_exists")
 
     for found in together(lambda process: rank0_only(refuse)):
         assert isinstance(found, RecipeError) and "already" in str(found)
 
 
 @pytest.mark.parametrize(
-    ("told", "values", "says"),
+    ("variables", "values", "expected"),
     [
-        ({"WORLD_SIZE": "3"}, {}, "in each of 3 processes"),
-        ({"WORLD_SIZE": "2"}, {"rollouts": {"engine": "vllm"}}, "each would hold a vLLM"),
-        ({"WORLD_SIZE": "4"}, {"rollouts": {"prompts": 6}, "optimiser": {"micro_batch": 2}}, "cannot share"),
-        ({"ACCELERATE_USE_FSDP": "true"}, {}, "divides the model"),
-        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "divides the model"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "is up to the recipe"),
+        ({"WORLD_SIZE": "3"}, {}, "inconsistent_recipe: 3 processes"),
+        ({"WORLD_SIZE": "2"}, {"rollouts": {"engine": "vllm"}}, "vllm_in_several_processes: 2 processes"),
+        (
+            {"WORLD_SIZE": "4"},
+            {"rollouts": {"prompts": 6}, "optimiser": {"micro_batch": 2}},
+            "inconsistent_recipe: rollouts.prompts is 6",
+        ),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "sharded_model: FSDP"),
+        ({"ACCELERATE_USE_PARALLELISM_CONFIG": "true"}, {}, "sharded_model: PARALLELISM_CONFIG"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "launcher_precision: bf16"),
     ],
 )
-def test_what_several_cannot_do_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], values: dict[str, Any], says: str
+def test_unsupported_launches_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], values: dict[str, Any], expected: str
 ) -> None:
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(RecipeError, match=says):
+    code, value = expected.split(": ")
+    with pytest.raises(RecipeError, match=value) as error:
         train("sft", tmp_path / "out", **(values or SFT))
+    assert error.value.code == code
     assert not (tmp_path / "out").exists()
 
 
@@ -158,7 +164,7 @@ SER: dict[str, Any] = {"rollouts": {"max_new_tokens": 120}, "optimiser": {"micro
 
 
 def in_two_processes(*configs: Path) -> list[str]:
-    """Train by each of these, of which the names are their methods; what is said."""
+    """Train with each of these recipes, named after their methods; returns the logged lines."""
     port = free_port()
     told = json.dumps([environment(process, 2, port) for process in range(2)])
     command = [sys.executable, "-P", "-c", PROGRAM, told, *map(str, configs)]
@@ -169,7 +175,7 @@ def in_two_processes(*configs: Path) -> list[str]:
         said, complained = running.communicate(timeout=300)
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(running.pid, signal.SIGKILL)  # one may wait for another that is gone
+            os.killpg(running.pid, signal.SIGKILL)  # one may wait for the other
     assert running.returncode == 0, complained
     return said.splitlines()
 
@@ -178,14 +184,14 @@ def learning(folder: Path) -> list[dict[str, float]]:
     return [{name: log[name] for name in ("loss", "grad_norm", "num_tokens")} for log in curve(folder)]
 
 
-def test_two_learn_what_one_learns_and_one_may_go_on(tmp_path: Path) -> None:
+def test_two_processes_train_like_one_and_one_may_resume(tmp_path: Path) -> None:
     one, two, rewarded = tmp_path / "one", tmp_path / "two", tmp_path / "rewarded"
     said = train("sft", one, **SFT)
-    configs = {"sft": plain("sft", two, **SFT), "ser": plain("ser", rewarded, **SER)}
+    configs = {"sft": recipe_values("sft", two, **SFT), "ser": recipe_values("ser", rewarded, **SER)}
     for name, values in configs.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values), "utf-8")
     spoken = in_two_processes(*(tmp_path / f"{name}.yaml" for name in configs))
-    alike = [line for line in said if line.startswith(("data:", "steps:", "learns"))]
+    alike = [line for line in said if line.startswith(("data:", "steps:", "learning"))]
     assert len(alike) == 3 and all(line in spoken for line in alike)
     assert spoken.count(f"wrote {two / MODEL}") == 1 and spoken[-1] == f"wrote {rewarded / MODEL}"
     assert (two / "traces-1.jsonl").exists()

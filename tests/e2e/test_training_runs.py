@@ -1,4 +1,4 @@
-"""Trainings that are killed, that diverge, that collapse."""
+"""Runs that are killed, diverge, collapse, or are resumed."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
-from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, last_good
-from tersely.training.config import Alarm, RecipeError
+from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, prune_checkpoints
+from tersely.training.config import Alarm, Recipe, RecipeError
+from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
-from tersely.training.run_dir import open_folder
+from tersely.training.run import prepare_folder
 from tersely.training.sampling import DivergedError
 
-from ..support.trainings import plain, recipe, train
+from ..support.trainings import make_recipe, recipe_values, train
 from .test_training_methods import curve
 
 QUICK: dict[str, Any] = {
@@ -43,11 +44,11 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
     ]
 
 
-def test_a_killed_training_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_with_identical_results(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("adaptthink", whole, **QUICK)
     config = killed.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(plain("adaptthink", killed, **QUICK)), "utf-8")
+    config.write_text(yaml.safe_dump(recipe_values("adaptthink", killed, **QUICK)), "utf-8")
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", PROGRAM, str(config)],
         stdout=subprocess.DEVNULL,
@@ -63,14 +64,14 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(tmp_path: Path) -> No
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert len(curve(killed)) < 4
-    (killed / "checkpoint-99").mkdir()  # what a crash in the middle of writing leaves
+    (killed / "checkpoint-99").mkdir()  # a half-written checkpoint
     (killed / "checkpoint-99" / "model.safetensors").write_bytes(b"half")
     said = train("adaptthink", killed, resume=True, **QUICK)
-    assert any(line.startswith("goes on from") and "checkpoint-99" not in line for line in said)
+    assert any(line.startswith("resuming from") and "checkpoint-99" not in line for line in said)
     assert figures(killed) == figures(whole) and len(figures(whole)) == 4
 
 
-def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_the_weights(
+def test_a_non_finite_loss_ends_the_run_before_it_changes_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
@@ -83,21 +84,21 @@ def test_a_loss_that_is_no_number_ends_the_training_before_it_reaches_the_weight
 
     monkeypatch.setattr(Correctness, "__call__", broken)
     out = tmp_path / "out"
-    with pytest.raises(DivergedError, match="loss of step 3"):
+    with pytest.raises(DivergedError, match="step 3"):
         train("adaptthink", out, **QUICK)
-    good = last_good(out)
+    good = prune_checkpoints(out)
     assert good is not None and good.name == "checkpoint-1"
     train("adaptthink", out, resume=True, **QUICK)
     assert [log["step"] for log in curve(out)] == [1, 2, 3, 4]
 
 
-def test_a_checkpoint_of_weights_that_blew_up_is_not_good(tmp_path: Path) -> None:
-    with pytest.raises(DivergedError, match="no longer"):
+def test_a_checkpoint_of_diverged_weights_is_not_good(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError):
         train("adaptthink", tmp_path / "out", **{**QUICK, "optimiser": {"steps": 3, "learning_rate": 1e30}})
-    assert (tmp_path / "out" / "checkpoint-1").is_dir() and last_good(tmp_path / "out") is None
+    assert (tmp_path / "out" / "checkpoint-1").is_dir() and prune_checkpoints(tmp_path / "out") is None
 
 
-def test_a_policy_that_always_thinks_stops_the_training(tmp_path: Path) -> None:
+def test_a_policy_that_always_thinks_stops_the_run(tmp_path: Path) -> None:
     said: list[str] = []
     with pytest.raises(CollapseError, match="always thinks"):
         train("adaptthink", tmp_path / "out", said, **QUICK, alarm={"grace": 0, "window": 2, "all_think": 0.01})
@@ -120,12 +121,12 @@ def log(step: int, no_think: float, empty: float = 0.0) -> dict[str, Any]:
         ([log(11, 0.001), log(12, 0.001)], None),  # too few
     ],
 )
-def test_what_is_a_collapse(logs: list[dict[str, Any]], reason: str | None) -> None:
-    found = CollapseAlarm(Alarm(grace=10, window=3)).reason(logs)
+def test_collapses_are_found(logs: list[dict[str, Any]], reason: str | None) -> None:
+    found = CollapseAlarm(Alarm(grace=10, window=3)).find_collapse(logs)
     assert found is None if reason is None else found is not None and reason in found
 
 
-def test_progress_counts_from_where_it_went_on() -> None:
+def test_progress_counts_from_the_resumed_step() -> None:
     said: list[str] = []
     now = iter([100.0, 130.0])
     progress = Progress(said.append, lambda: next(now))
@@ -135,77 +136,79 @@ def test_progress_counts_from_where_it_went_on() -> None:
     assert said == ["step 13/16 (81%)  loss 0.5  reward 0.25  10.0 s/step, 0 min left"]
 
 
-def test_what_a_folder_holds_decides_how_to_begin(tmp_path: Path) -> None:
+def prepare(recipe: Recipe, resume: bool = False) -> Path | None:
+    return prepare_folder(recipe, load_method(recipe.method), resume=resume)
+
+
+def test_runs_are_started_or_resumed_by_what_the_folder_holds(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(RecipeError, match=r"no training in .* leave --resume out"):
+    with pytest.raises(RecipeError) as error:
         train("adaptthink", out, resume=True, **QUICK)
+    assert error.value.code == "no_run"
     out.mkdir()
     (out / "recipe.json").write_text(json.dumps({"seed": 1}), "utf-8")
-    with pytest.raises(RecipeError, match="holds a training already; add --resume"):
+    with pytest.raises(RecipeError) as error:
         train("adaptthink", out, **QUICK)
-    with pytest.raises(RecipeError, match=r"begun with another adaptthink, .* may change is out, saving, alarm"):
+    assert error.value.code == "run_exists"
+    with pytest.raises(RecipeError, match=r"adaptthink, .*out, saving, alarm") as error:
         train("adaptthink", out, resume=True, **QUICK)
+    assert error.value.code == "recipe_changed"
 
 
-def test_what_lies_in_the_folder_already_is_left_alone(tmp_path: Path) -> None:
+def test_folders_with_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "checkpoint-500").mkdir(parents=True)
     (out / "model").mkdir()
     for resume in (False, True):
-        with pytest.raises(RecipeError, match="holds no training but checkpoint-500, model; choose another out"):
+        with pytest.raises(RecipeError, match="checkpoint-500, model") as error:
             train("adaptthink", out, resume=resume, **QUICK)
+        assert error.value.code == "out_occupied"
     assert sorted(place.name for place in out.iterdir()) == ["checkpoint-500", "model"]
     (tmp_path / "file").touch()
-    for place, message in (
-        (tmp_path / "file" / "out", "file is a file"),
-        (Path("/proc/nowhere/out"), "cannot be made"),
-    ):
-        with pytest.raises(RecipeError, match=message):
-            open_folder(recipe("adaptthink", place), resume=False)
+    for path in (tmp_path / "file" / "out", Path("/proc/nowhere/out")):
+        with pytest.raises(RecipeError) as error:
+            prepare(make_recipe("adaptthink", path))
+        assert error.value.code == "out_unusable"
 
 
-def test_how_to_learn_may_change_until_something_is_learnt(tmp_path: Path) -> None:
+def test_the_optimiser_may_change_until_training_starts(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert open_folder(recipe("sft", out), resume=False) is None
-    other = recipe("sft", out, optimiser={"learning_rate": 0.5})
-    assert open_folder(other, resume=True) is None
+    assert prepare(make_recipe("sft", out)) is None
+    other = make_recipe("sft", out, optimiser={"learning_rate": 0.5})
+    assert prepare(other, resume=True) is None
     assert json.loads((out / "recipe.json").read_text("utf-8"))["optimiser"]["learning_rate"] == 0.5
-    with pytest.raises(
-        RecipeError, match=r"begun with another optimiser.dtype \('auto', now 'float32'\); .* until something is"
-    ):
-        open_folder(recipe("sft", out, optimiser={"dtype": "float32"}), resume=True)
+    with pytest.raises(RecipeError, match=r"optimiser.dtype \('auto', now 'float32'\)"):
+        prepare(make_recipe("sft", out, optimiser={"dtype": "float32"}), resume=True)
     (out / "checkpoint-1").mkdir()
     (out / "checkpoint-1" / "complete.json").write_text("{}", "utf-8")
-    with pytest.raises(
-        RecipeError,
-        match=r"another optimiser.learning_rate \(0.5, now 0.0001\); what may change is out, saving, alarm;",
-    ):
-        open_folder(recipe("sft", out), resume=True)
-    assert open_folder(other, resume=True) == out / "checkpoint-1"
+    with pytest.raises(RecipeError, match=r"optimiser.learning_rate \(0.5, now 0.0001\)"):
+        prepare(make_recipe("sft", out), resume=True)
+    assert prepare(other, resume=True) == out / "checkpoint-1"
 
 
-def test_an_older_training_on_ones_own_completions_goes_on(tmp_path: Path) -> None:
+def test_an_older_sft_run_can_be_resumed(tmp_path: Path) -> None:
     hinted = {"policies": {"hint": {"limit": 1}}}
     for rollouts, imitate in (({}, True), (hinted, False)):
-        begun = recipe("sft", tmp_path / f"{imitate}", rollouts=rollouts, sft={"imitate": imitate})
-        assert open_folder(begun, resume=False) is None
+        begun = make_recipe("sft", tmp_path / f"{imitate}", rollouts=rollouts, sft={"imitate": imitate})
+        assert prepare(begun) is None
         file = begun.out / "recipe.json"
-        told = json.loads(file.read_text("utf-8"))
-        del told["sft"]["imitate"]  # which did not exist yet
-        file.write_text(json.dumps(told), "utf-8")
-        assert open_folder(begun, resume=True) is None
-    with pytest.raises(RecipeError, match=r"another sft.imitate \(False, now True\).*set it back"):
-        open_folder(recipe("sft", begun.out, rollouts=hinted), resume=True)
+        saved = json.loads(file.read_text("utf-8"))
+        del saved["sft"]["imitate"]  # added later
+        file.write_text(json.dumps(saved), "utf-8")
+        assert prepare(begun, resume=True) is None
+    with pytest.raises(RecipeError, match=r"sft.imitate \(False, now True\)"):
+        prepare(make_recipe("sft", begun.out, rollouts=hinted), resume=True)
 
 
-def test_a_training_of_an_older_release_goes_on(tmp_path: Path) -> None:
-    begun = recipe("mahdpo", tmp_path / "out")
-    assert open_folder(begun, resume=False) is None
+def test_runs_of_older_releases_can_be_resumed(tmp_path: Path) -> None:
+    begun = make_recipe("mahdpo", tmp_path / "out")
+    assert prepare(begun) is None
     file = tmp_path / "out" / "recipe.json"
-    told = json.loads(file.read_text("utf-8"))
-    del told["mahdpo"]["frozen"]  # which did not exist yet
-    file.write_text(json.dumps(told), "utf-8")
-    assert open_folder(begun, resume=True) is None, "nothing saved yet, but the same training"
-    file.write_text(json.dumps({**told, "mahdpo": {**told["mahdpo"], "beta": 0.5}}), "utf-8")
-    with pytest.raises(RecipeError, match=r"begun with another mahdpo.beta \(0.5, now 0.1\);"):
-        open_folder(begun, resume=True)
+    saved = json.loads(file.read_text("utf-8"))
+    del saved["mahdpo"]["frozen"]  # added later
+    saved["mahdpo"]["least"] = saved["mahdpo"].pop("min_accuracy")  # renamed later
+    file.write_text(json.dumps(saved), "utf-8")
+    assert prepare(begun, resume=True) is None, "no checkpoint yet, but the same run"
+    file.write_text(json.dumps({**saved, "mahdpo": {**saved["mahdpo"], "beta": 0.5}}), "utf-8")
+    with pytest.raises(RecipeError, match=r"mahdpo.beta \(0.5, now 0.1\)"):
+        prepare(begun, resume=True)

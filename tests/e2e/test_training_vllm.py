@@ -1,4 +1,4 @@
-"""Rollouts of a training on a real vLLM: it writes with the policy's weights, as they are after each step."""
+"""Rollouts of a real vLLM, which decodes with the policy's current weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import OptionError
 from tersely.training.config import Rollouts
-from tersely.training.options import build_options
-from tersely.training.sampling import CompletionRequest, Sampler
+from tersely.training.sampling import CompletionRequest, RolloutSampler, build_options
 from tersely.training.vllm_sampler import VllmSampler, read_weights
 
 from ..support.trainings import train
@@ -50,7 +49,7 @@ def shake(model: Any, names: str = "") -> None:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
 
 
-def test_what_is_written_follows_the_weights(policy: TransformersEngine, writer: VllmSampler) -> None:
+def test_completions_follow_the_weights(policy: TransformersEngine, writer: VllmSampler) -> None:
     asked = requests(policy)
     before = writer.generate(policy.model, asked, GREEDY)
     assert [one.token_ids for one in before] == [one.token_ids for one in policy.generate(asked, GREEDY)]
@@ -65,7 +64,7 @@ def test_what_is_written_follows_the_weights(policy: TransformersEngine, writer:
         policy.model.load_state_dict(saved)
 
 
-def test_adapters_are_merged_in_and_stay_apart(policy: TransformersEngine, writer: VllmSampler) -> None:
+def test_adapters_are_merged_in_vllm_only(policy: TransformersEngine, writer: VllmSampler) -> None:
     engine = load_engine(BASE)
     adapted: Any = get_peft_model(engine.model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     shake(adapted, "lora_B")
@@ -80,19 +79,19 @@ def test_adapters_are_merged_in_and_stay_apart(policy: TransformersEngine, write
     assert merged.keys() == dict(read_weights(policy.model)).keys()
 
 
-def test_begun_completions_and_budgets_come_from_vllm(policy: TransformersEngine, writer: VllmSampler) -> None:
+def test_forced_starts_and_budgets_work_on_vllm(policy: TransformersEngine, writer: VllmSampler) -> None:
     settings = Rollouts(max_new_tokens=96, thinking_budget=20, engine="vllm")
-    sampler = Sampler(policy, settings, share=0.5)
-    sampler._writer = writer
-    asks = [CompletionRequest("What is 12 times 7?", begun=begun) for begun in ("free", "think", "no_think")]
+    sampler = RolloutSampler(policy, settings, share=0.5)
+    sampler._vllm = writer
+    asks = [CompletionRequest("What is 12 times 7?", start_mode=begun) for begun in ("free", "think", "no_think")]
     free, think, instant = sampler(asks, 0)
     assert instant.mode == "no_think" and instant.ids[0] == sampler.close
-    assert think.drawn is not None and free.drawn is None
+    assert think.first_token_logprob is not None and free.first_token_logprob is None
     assert any(think.forced) and think.thinking_tokens <= 40
     assert [one.ids for one in sampler(asks, 0)] == [free.ids, think.ids, instant.ids]
 
 
-def test_a_training_on_vllm(tmp_path: Path, writer: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_on_vllm(tmp_path: Path, writer: VllmSampler, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"engine": "vllm", "max_new_tokens": 120}
     monkeypatch.setattr("tersely.training.vllm_sampler.VllmSampler", lambda *_: writer)
     said = train("ser", tmp_path / "run", rollouts=options)
@@ -100,10 +99,12 @@ def test_a_training_on_vllm(tmp_path: Path, writer: VllmSampler, monkeypatch: py
     assert (tmp_path / "run" / "model" / "config.json").exists()
 
 
-def test_what_vllm_cannot_do_is_refused(policy: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match="did you mean 'max_model_len'"):
+def test_unsupported_vllm_arguments_are_refused(policy: TransformersEngine) -> None:
+    with pytest.raises(OptionError, match="'max_model_len'"):
         VllmSampler(policy, 2, {"max_model_length": 3})
-    with pytest.raises(OptionError, match="is up to the training"):
+    with pytest.raises(OptionError, match="dtype") as error:
         build_options(Rollouts(engine="vllm", vllm={"dtype": "float16"}))
-    with pytest.raises(OptionError, match="add `engine: vllm`"):
+    assert error.value.code == "reserved_vllm_argument"
+    with pytest.raises(OptionError) as error:
         build_options(Rollouts(vllm={"gpu_memory_utilization": 0.3}))
+    assert error.value.code == "unused_vllm_arguments"

@@ -1,4 +1,4 @@
-"""vLLM's AsyncLLM in this process, through the loop that servers go through."""
+"""vLLM's AsyncLLM in this process, through the same loop as servers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SETTINGS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "g
 
 @pytest.fixture(scope="session")
 def engine() -> Iterator[RemoteEngine]:
-    """Kept to the end, since vLLM takes all engines of a process down with the first that goes."""
+    """Kept to the end, as vLLM shuts down all engines of a process with the first one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn
         engine = load_async_llm(MODEL, **SETTINGS)
@@ -46,7 +46,7 @@ def engine() -> Iterator[RemoteEngine]:
 
 
 @pytest.mark.parametrize("preset", ["off", "fast"])
-def test_greedy_answers_are_those_of_transformers(engine: RemoteEngine, preset: str) -> None:
+def test_greedy_answers_are_the_same_as_on_transformers(engine: RemoteEngine, preset: str) -> None:
     options = replace(GREEDY, preset=preset)
     local = load_engine(MODEL, dtype="float32")
     expected, found = (Session(one).run(PROBLEMS, options) for one in (local, engine))
@@ -58,7 +58,7 @@ def test_greedy_answers_are_those_of_transformers(engine: RemoteEngine, preset: 
     assert any(done.trace for done in found) == (preset != "off")
 
 
-def test_signals_are_those_of_transformers(engine: RemoteEngine) -> None:
+def test_signals_are_the_same_as_on_transformers(engine: RemoteEngine) -> None:
     request = Request(Session(engine).prepare(PROBLEMS[:1], GREEDY)[0].request.prompt_ids, 30, signals=True)
     local = load_engine(MODEL, dtype="float32")
     expected, found = (one.generate([request], GREEDY.sampling)[0].signals for one in (local, engine))
@@ -85,23 +85,23 @@ def test_a_closed_stream_is_aborted(engine: RemoteEngine) -> None:
     asyncio.run(cancelled())
     end = time.monotonic() + 10
     while backend._llm.get_num_unfinished_requests():
-        assert time.monotonic() < end, "vLLM goes on with what nobody listens to"
+        assert time.monotonic() < end, "vLLM is still running an aborted request"
         time.sleep(0.02)
 
 
-def test_what_vllm_refuses_is_said(engine: RemoteEngine) -> None:
-    with pytest.raises(ModelError, match=r"vLLM refuses the request: .*123456"):
+def test_requests_that_vllm_refuses_are_errors(engine: RemoteEngine) -> None:
+    with pytest.raises(ModelError, match="123456"):
         engine.generate([Request((5, 123456), 5)], GREEDY.sampling)
 
 
-def test_options_and_engines_that_do_not_fit(engine: RemoteEngine) -> None:
+def test_unfit_options_and_engines_are_refused(engine: RemoteEngine) -> None:
     backend = engine.backend
     assert isinstance(backend, AsyncLLMBackend)
-    with pytest.raises(OptionError, match="works in an event loop already"):
+    with pytest.raises(OptionError):
         load_async_llm(backend._llm)
-    with pytest.raises(OptionError, match="options dtype came with a vLLM that is started already"):
+    with pytest.raises(OptionError, match="dtype"):
         load_async_llm(backend._llm, dtype="float32")
-    with pytest.raises(OptionError, match=r"vLLM takes other options: .*temprature"):
+    with pytest.raises(OptionError, match="temprature"):
         load_async_llm(MODEL, temprature=1)
-    with pytest.raises(ModelError, match="did you mean 'tersely-tiny-small'"):
+    with pytest.raises(ModelError, match="'tersely-tiny-small'"):
         load_async_llm("tersely-tiny-smal")

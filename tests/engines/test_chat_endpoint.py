@@ -1,4 +1,4 @@
-"""Chat endpoints: what can be asked of them, and what cannot."""
+"""Chat endpoints: results, efforts, and what they refuse."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tersely.controller.chat_endpoint import ChatOnlyEndpoint
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.types import SamplingParams
-from tersely.errors import CapabilityError, ModelError, OptionError
+from tersely.errors import CapabilityError, ModelError, OptionError, TerselyError
 
 from ..support.remote_servers import TextServer
 
@@ -30,20 +30,20 @@ def reply(message: dict[str, Any], thinking: int | None = None) -> dict[str, Any
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
-def test_reasoning_is_read_under_both_its_names(engine: TransformersEngine, name: str) -> None:
-    with TextServer(engine, chat=reply({"content": "It is 4.", name: "2 and 2\n"}, thinking=22)).up() as server:
+def test_reasoning_is_read_from_both_fields(engine: TransformersEngine, name: str) -> None:
+    with TextServer(engine, chat=reply({"content": "It is 4.", name: "2 and 2\n"}, thinking=22)).serve() as server:
         done = ChatOnlyEndpoint(server.url).run(["What is 2+2?", [{"role": "user", "content": "And 3+3?"}]], OFF)
         assert [(one.thinking, one.answer) for one in done] == [("2 and 2", "It is 4.")] * 2
         assert (done[0].usage.prompt, done[0].usage.thinking, done[0].usage.answer) == (9, 22, 8)
         assert done[0].trace == ()
-        one, other = sorted(server.asked, key=lambda body: str(body["messages"]), reverse=True)
+        one, other = sorted(server.requests, key=lambda body: str(body["messages"]), reverse=True)
         assert one["messages"] == [{"role": "user", "content": "What is 2+2?"}]
         assert other["messages"] == [{"role": "user", "content": "And 3+3?"}]
         assert (one["max_tokens"], one["temperature"], one["seed"]) == (100, 0.0, 3)
 
 
-def test_thinking_that_stands_in_the_answer_is_parted_from_it(engine: TransformersEngine) -> None:
-    with TextServer(engine, chat=reply({"content": "<think>\n2 and 2</think>\n\nIt is 4."})).up() as server:
+def test_thinking_within_the_content_is_split_off(engine: TransformersEngine) -> None:
+    with TextServer(engine, chat=reply({"content": "<think>\n2 and 2</think>\n\nIt is 4."})).serve() as server:
         done = ChatOnlyEndpoint(server.url).run(["What is 2+2?"], OFF)[0]
         assert (done.thinking, done.answer) == ("2 and 2", "It is 4.")
         assert "does not say how many tokens were thinking" in done.trace[0].reason
@@ -53,9 +53,9 @@ def test_thinking_that_stands_in_the_answer_is_parted_from_it(engine: Transforme
         assert (done.thinking, done.answer, done.trace) == ("", "It is 4.", ())
 
 
-def test_efforts_are_told_by_their_common_names(engine: TransformersEngine) -> None:
-    with TextServer(engine, chat=reply({"content": "4"})).up() as server:
-        for effort, told, tier in (
+def test_efforts_are_sent_by_their_openai_names(engine: TransformersEngine) -> None:
+    with TextServer(engine, chat=reply({"content": "4"})).serve() as server:
+        for effort, name, tier in (
             ("none", "none", "none"),
             ("easy", "low", "easy"),
             ("normal", "medium", "normal"),
@@ -63,20 +63,20 @@ def test_efforts_are_told_by_their_common_names(engine: TransformersEngine) -> N
             ("auto", "low", "easy"),
         ):
             done = ChatOnlyEndpoint(server.url).run(["2+2?"], replace(OFF, effort=effort))[0]
-            assert (server.asked[-1]["reasoning_effort"], done.tier) == (told, tier)
+            assert (server.requests[-1]["reasoning_effort"], done.tier) == (name, tier)
         assert "by the prompt's length" in done.trace[0].reason
-        with pytest.raises(OptionError, match="unknown effort"):
-            ChatOnlyEndpoint(server.url).run(["2+2?"], replace(OFF, effort="hardest"))
+        with pytest.raises(ValueError, match="'hardest'"):
+            replace(OFF, effort="hardest")
 
 
-def test_the_cap_goes_by_the_name_that_the_server_wants(engine: TransformersEngine) -> None:
-    class Newer(TextServer):
-        def refusal(self, body: dict[str, Any]) -> str | None:
+def test_the_token_limit_has_the_name_that_the_server_wants(engine: TransformersEngine) -> None:
+    class NewerServer(TextServer):
+        def find_problem(self, body: dict[str, Any]) -> str | None:
             return "use 'max_completion_tokens' instead" if "max_tokens" in body else None
 
-    with Newer(engine, chat=reply({"content": "4"})).up() as server:
+    with NewerServer(engine, chat=reply({"content": "4"})).serve() as server:
         assert ChatOnlyEndpoint(server.url).run(["2+2?"], OFF)[0].answer == "4"
-        assert [set(body) & {"max_tokens", "max_completion_tokens"} for body in server.asked] == [
+        assert [set(body) & {"max_tokens", "max_completion_tokens"} for body in server.requests] == [
             {"max_tokens"},
             {"max_completion_tokens"},
         ]
@@ -89,28 +89,29 @@ def test_the_cap_goes_by_the_name_that_the_server_wants(engine: TransformersEngi
         ({"preset": "certified"}, "the policies budget, readiness"),
         ({"policies": ("trim",)}, "the policies trim"),
         ({"shadow": True}, "shadow mode"),
+        ({"modifiers": ("steer",)}, "forward modifiers"),
         ({"signals": True, "answer_reserve": 9}, "signals, an answer reserve"),
         ({"strategy": "diffadapt"}, "a strategy"),
         ({"record": "folder", "probes": "folder"}, "recording, probes"),
     ],
 )
-def test_what_cannot_work_is_named(changed: dict[str, Any], named: str) -> None:
-    with pytest.raises(CapabilityError, match=rf"which {named} would need; accepted: preset 'off'"):
+def test_unsupported_options_are_named(changed: dict[str, Any], named: str) -> None:
+    with pytest.raises(CapabilityError, match=named) as error:
         ChatOnlyEndpoint("http://127.0.0.1:9").run(["2+2?"], replace(OFF, **changed))
+    assert error.value.code == "chat_endpoint_only"
 
 
-def test_what_may_be_wrong_with_a_server(engine: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match="no URL"):
-        ChatOnlyEndpoint("localhost")
-    with pytest.raises(ModelError, match="no server answers at"):
-        ChatOnlyEndpoint("http://127.0.0.1:9").run(["2+2?"], OFF)
-    with TextServer(engine, key="sesame").up() as server:
-        with pytest.raises(ModelError, match="refuses the API key"):
-            ChatOnlyEndpoint(server.url, api_key="mellon").run(["2+2?"], OFF)
-        with pytest.raises(ModelError, match="no model 'tyni'; did you mean 'tiny'"):
-            ChatOnlyEndpoint(server.url, "tyni", "sesame").run(["2+2?"], OFF)
-        with pytest.raises(ModelError, match="another kind of endpoint"):
-            ChatOnlyEndpoint(server.url, "tiny", "sesame").run(["2+2?"], OFF)
+def test_wrong_servers_keys_and_models_are_refused(engine: TransformersEngine) -> None:
+    def refused(kind: type[TerselyError], *args: Any) -> str:
+        with pytest.raises(kind) as error:
+            ChatOnlyEndpoint(*args).run(["2+2?"], OFF)
+        return error.value.code
+
+    assert refused(OptionError, "localhost") == "invalid_url"
+    assert refused(ModelError, "http://127.0.0.1:9") == "server_unreachable"
+    with TextServer(engine, key="sesame").serve() as server:
+        assert refused(ModelError, server.url, None, "mellon") == "invalid_api_key"
+        assert refused(ModelError, server.url, "tyni", "sesame") == "unknown_model"
+        assert refused(ModelError, server.url, "tiny", "sesame") == "no_endpoint"
         server.chat = {"choices": []}
-        with pytest.raises(ModelError, match="answers with no choice"):
-            ChatOnlyEndpoint(server.url, "tiny", "sesame").run(["2+2?"], OFF)
+        assert refused(ModelError, server.url, "tiny", "sesame") == "invalid_reply"

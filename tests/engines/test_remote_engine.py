@@ -1,4 +1,4 @@
-"""The continuing engine: what it makes of directives is what the transformers engine makes of them."""
+"""The remote engine: directives have the same effect as on the transformers engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +18,16 @@ import pytest
 from tersely.controller.engines.openai.backend import Chunk, ServerLostError, StreamError
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, Signals, StepInfo
+from tersely.controller.types import (
+    KEEP,
+    Capability,
+    Completion,
+    Directive,
+    Request,
+    SamplingParams,
+    Signals,
+    StepInfo,
+)
 from tersely.errors import CapabilityError, ModelError, OptionError, PromptError
 
 from ..support.models import VOCABULARY, letters, random_model
@@ -29,18 +39,24 @@ PROMPTS = [tuple(random.Random(row).choices(range(3, 29), k=3 + row)) for row in
 
 @dataclass
 class ModelBackend:
-    """Writes what a small model writes on, `size` tokens at a time; breaks off where `breaks` says so."""
+    """Generates with a small model, `size` tokens at a time.
+
+    Attributes:
+        breaks: after how many tokens each stream breaks, by its number; None for never.
+        cap: most tokens of a stream.
+        gate: waited for after the first tokens.
+    """
 
     size: int = 1
     context_length: int | None = None
-    chances: bool = True
+    has_logprobs: bool = True
     breaks: Callable[[int], int | None] = lambda number: None
     cap: int = 1 << 20
     name: str = "a small model"
     tokenizer: Any = field(default_factory=letters)
     open_streams: int = 0
     closed: bool = False
-    asked: list[tuple[tuple[int, ...], int, SamplingParams]] = field(default_factory=list)
+    requests: list[tuple[tuple[int, ...], int, SamplingParams]] = field(default_factory=list)
     gate: asyncio.Event | None = None
 
     async def open(self) -> None:
@@ -52,8 +68,8 @@ class ModelBackend:
     async def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
-        number = len(self.asked)
-        self.asked.append((tuple(ids), limit, sampling))
+        number = len(self.requests)
+        self.requests.append((tuple(ids), limit, sampling))
         self.open_streams += 1
         try:
             left = self.breaks(number)
@@ -65,15 +81,15 @@ class ModelBackend:
                 if left is not None and written >= left:
                     raise StreamError("cut")
                 size = min(self.size, limit - written, self.cap - written)
-                draws = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + written)
-                done = ENGINE.generate([Request(tuple(ids), size, signals=signals)], draws)[0]
+                seeded = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + written)
+                done = ENGINE.generate([Request(tuple(ids), size, signals=signals)], seeded)[0]
                 stop = done.finish_reason == "stop"
-                made, said = (*done.token_ids, *[1] * stop), tuple(s for s in done.signals if s)
-                ids, written = (*ids, *made), written + len(made)
+                new_ids, known = (*done.token_ids, *[1] * stop), tuple(s for s in done.signals if s)
+                ids, written = (*ids, *new_ids), written + len(new_ids)
                 full = written >= min(limit, self.cap)
                 yield Chunk(
-                    made,
-                    (*said, *[Signals(0.0, 1.0, 1.0)] * (stop and signals)),
+                    new_ids,
+                    (*known, *[Signals(0.0, 1.0, 1.0)] * (stop and signals)),
                     "stop" if stop else "length" if full else None,
                 )
                 if stop or full:
@@ -83,7 +99,7 @@ class ModelBackend:
 
 
 @contextmanager
-def engine_on(backend: ModelBackend, **options: Any) -> Any:
+def open_engine(backend: ModelBackend, **options: Any) -> Any:
     engine = RemoteEngine(backend, **options)
     try:
         yield engine
@@ -92,17 +108,17 @@ def engine_on(backend: ModelBackend, **options: Any) -> Any:
         assert backend.open_streams == 0 and backend.closed
 
 
-class Wild:
-    """Forces, drops, rests and tries as a seed draws."""
+class RandomWatcher:
+    """Forces, retracts, suspends and tries at random, by a seed."""
 
     def __init__(self, seed: int, rate: float = 0.15) -> None:
         self.rng, self.rate, self.size, self.trial = random.Random(seed), rate, 0, 0
-        self.coming: tuple[int, ...] = ()
-        self.back = 0
-        self.heard: list[int] = []
+        self.next_force: tuple[int, ...] = ()
+        self.next_retract = 0
+        self.observed: list[int] = []
 
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        self.heard.append(token)
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        self.observed.append(token)
         self.size += 1
         if self.trial:
             self.trial += 1
@@ -110,70 +126,64 @@ class Wild:
                 return KEEP
             size, self.trial = self.trial, 0
             self.size -= size
-            return Directive(self._some(), drop=size, trial=False) if size else KEEP
+            return Directive(self._some(), retract=size, trial=False) if size else KEEP
         if self.rng.random() > self.rate:
             return KEEP
-        drop = min(self.rng.randint(0, 4), self.size)
-        kind, force = self.rng.choice(("force", "rest", "trial")), self._some()
+        retract = min(self.rng.randint(0, 4), self.size)
+        kind, force = self.rng.choice(("force", "wait", "trial")), self._some()
         if kind == "trial":
             self.trial = len(force)
             self.size += len(force)
             return Directive(force, trial=True)
-        self.size += len(force) - drop
-        if kind == "rest":
-            self.back = min(self.rng.randint(0, 4), self.size)
-            self.coming = self._some()
-            self.size += len(self.coming) - self.back
-            return Directive(force, drop, until=Done())
-        return Directive(force, drop)
+        self.size += len(force) - retract
+        if kind == "wait":
+            self.next_retract = min(self.rng.randint(0, 4), self.size)
+            self.next_force = self._some()
+            self.size += len(self.next_force) - self.next_retract
+            done: Future[None] = Future()
+            done.set_result(None)
+            return Directive(force, retract, wait_for=done)
+        return Directive(force, retract)
 
     def resume(self) -> Directive:
-        return Directive(self.coming, self.back)
+        return Directive(self.next_force, self.next_retract)
 
     def _some(self) -> tuple[int, ...]:
         return tuple(self.rng.choices(range(3, VOCABULARY), k=self.rng.randint(1, 5)))
 
 
-@dataclass
-class Done:
-    done: bool = True
+class ScriptedWatcher:
+    """Returns directives after given numbers of tokens; keeps what it observed and how the sequence ended."""
 
-    def wait(self) -> None:
-        pass
+    def __init__(self, directives: dict[int, Directive], resume: Directive = KEEP) -> None:
+        self.directives, self.after_wait = directives, resume
+        self.observed: list[int] = []
+        self.steps: list[StepInfo | None] = []
+        self.completion: Completion | None = None
 
-
-class Script:
-    """Does given directives after given numbers of tokens; notes what it heard and how the row ended."""
-
-    def __init__(self, at: dict[int, Directive], resume: Directive = KEEP) -> None:
-        self.at, self.then = at, resume
-        self.heard: list[int] = []
-        self.seen: list[StepInfo | None] = []
-        self.end: Completion | None = None
-
-    def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
-        self.heard.append(token)
-        self.seen.append(seen)
-        return self.at.get(len(self.heard), KEEP)
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        self.observed.append(token)
+        self.steps.append(step)
+        return self.directives.get(len(self.observed), KEEP)
 
     def resume(self) -> Directive:
-        return self.then
+        return self.after_wait
 
-    def ended(self, done: Completion) -> None:
-        self.end = done
-
-
-def plain(done: Completion) -> Completion:
-    """Without what only a continuing engine counts."""
-    return replace(done, reprefilled=0)
+    def on_finish(self, completion: Completion) -> None:
+        self.completion = completion
 
 
-def wild(seed: int = 0) -> list[Request]:
-    return [Request(prompt, 60, Wild(seed + row)) for row, prompt in enumerate(PROMPTS)]
+def without_recomputed(completion: Completion) -> Completion:
+    """Without what only a remote engine counts."""
+    return replace(completion, recomputed=0)
 
 
-def test_all_directives_come_to_what_the_transformers_engine_makes_of_them() -> None:
-    with engine_on(ModelBackend()) as engine:
+def random_requests(seed: int = 0) -> list[Request]:
+    return [Request(prompt, 60, RandomWatcher(seed + index)) for index, prompt in enumerate(PROMPTS)]
+
+
+def test_directives_have_the_same_effect_as_on_transformers() -> None:
+    with open_engine(ModelBackend()) as engine:
         for seed in range(0, 24, 6):
             told: list[list[tuple[int, bool]]] = [[] for _ in PROMPTS]
 
@@ -182,192 +192,212 @@ def test_all_directives_come_to_what_the_transformers_engine_makes_of_them() -> 
                 if not tokens:
                     told[row].pop()
 
-            expected, requests = ENGINE.generate(wild(seed), GREEDY), wild(seed)
+            expected, requests = ENGINE.generate(random_requests(seed), GREEDY), random_requests(seed)
             found = engine.generate(requests, GREEDY, sink)
-            assert [plain(done) for done in found] == expected
+            assert [without_recomputed(done) for done in found] == expected
             for done, row in zip(found, told, strict=True):
                 assert tuple(token for token, _ in row)[: len(done.token_ids)] == done.token_ids
                 assert tuple(forced for _, forced in row)[: len(done.token_ids)] == done.forced
     assert sum(done.trial for done in found) > 0 and sum(done.dropped for done in found) > 0
 
 
-def test_tokens_that_came_too_late_are_shown_to_nobody_and_counted() -> None:
-    expected, finest = wild(), wild()
+def test_late_tokens_are_not_observed_but_counted() -> None:
+    expected, finest = random_requests(), random_requests()
     known = ENGINE.generate(expected, GREEDY)
-    with engine_on(ModelBackend(size=7)) as engine:
+    with open_engine(ModelBackend(size=7)) as engine:
         found = engine.generate(finest, GREEDY)
     assert [(d.token_ids, d.forced, d.finish_reason) for d in found] == [
         (d.token_ids, d.forced, d.finish_reason) for d in known
     ]
-    assert [r.watcher.heard for r in finest] == [r.watcher.heard for r in expected]  # type: ignore[union-attr]
+    assert [r.watcher.observed for r in finest] == [r.watcher.observed for r in expected]  # type: ignore[union-attr]
     assert sum(d.dropped for d in found) > sum(d.dropped for d in known)
-    with engine_on(ModelBackend(size=5)) as engine:
-        script = Script({7: Directive((9, 9), drop=2)})
+    with open_engine(ModelBackend(size=5)) as engine:
+        script = ScriptedWatcher({7: Directive((9, 9), retract=2)})
         done = engine.generate([Request(PROMPTS[0], 20, script)], GREEDY)[0]
-    assert done.dropped == 2 + 3, "two taken back, and three of the ten that had come"
-    assert done.reprefilled == len(PROMPTS[0]) + 5, "all but what was forced is read once more"
-    assert script.end == done
+    assert done.dropped == 2 + 3, "two retracted, and three of the ten that had arrived"
+    assert done.recomputed == len(PROMPTS[0]) + 5, "all but the forced tokens is read once more"
+    assert script.completion == done
 
 
-def test_trials_are_greedy_taken_back_and_counted() -> None:
+def test_trials_are_greedy_dropped_and_counted() -> None:
     backend = ModelBackend(size=4)
-    trial = {3: Directive((8, 9), trial=True), 6: Directive(drop=5, trial=False)}
-    with engine_on(backend) as engine:
-        done = engine.generate([Request(PROMPTS[0], 12, Script(trial))], SamplingParams(temperature=1.0, seed=4))[0]
-    warm, cold, after = (sampling for _, _, sampling in backend.asked)
+    trial = {3: Directive((8, 9), trial=True), 6: Directive(retract=5, trial=False)}
+    with open_engine(backend) as engine:
+        done = engine.generate(
+            [Request(PROMPTS[0], 12, ScriptedWatcher(trial))], SamplingParams(temperature=1.0, seed=4)
+        )[0]
+    warm, cold, after = (sampling for _, _, sampling in backend.requests)
     assert cold.temperature == 0 and cold.seed is None
     assert warm.temperature == after.temperature == 1.0 and warm.seed != after.seed
-    assert backend.asked[2][0] == (*PROMPTS[0], *done.token_ids[:3])
-    assert (done.trial, done.dropped) == (5 + 1, 1), "of two streams of four the last token came too late"
+    assert backend.requests[2][0] == (*PROMPTS[0], *done.token_ids[:3])
+    assert (done.trial, done.dropped) == (5 + 1, 1), "the last token of each of two streams of four was late"
 
 
-def test_a_seed_decides_what_is_drawn_and_rows_draw_apart() -> None:
+def test_a_seed_decides_the_tokens_and_sequences_differ() -> None:
     twice = [Request(PROMPTS[3], 20), Request(PROMPTS[3], 20, temperature=0.7)]
-    with engine_on(ModelBackend()) as engine:
+    with open_engine(ModelBackend()) as engine:
         one, other, again = (engine.generate(twice, SamplingParams(temperature=1.5, seed=s)) for s in (1, 2, 1))
         assert [d.token_ids for d in one] == [d.token_ids for d in again] != [d.token_ids for d in other]
         assert one[0].token_ids != one[1].token_ids
-        assert {sampling.temperature for _, _, sampling in engine.backend.asked} == {1.5, 0.7}
-        engine.backend.asked.clear()
+        assert {sampling.temperature for _, _, sampling in engine.backend.requests} == {1.5, 0.7}
+        engine.backend.requests.clear()
         engine.generate(twice, GREEDY)
-        assert {sampling.temperature for _, _, sampling in engine.backend.asked} == {0}
+        assert {sampling.temperature for _, _, sampling in engine.backend.requests} == {0}
 
 
-class Wakes:
-    """Done once it is told to be; waited for in a thread of its own."""
+class RecordingFuture(Future[None]):
+    """Keeps the name of the thread that waited for it."""
 
-    def __init__(self) -> None:
-        self.done, self.event, self.thread = False, threading.Event(), ""
+    thread = ""
 
-    def wait(self) -> None:
-        self.thread = threading.current_thread().name
-        self.done = self.event.wait(20)
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        self.thread = self.thread or threading.current_thread().name
+        return super().exception(timeout)
 
 
-def test_a_row_rests_while_others_go_on() -> None:
-    pending = Wakes()
-    resting = Script({4: Directive((7,), until=pending)}, Directive((9, 9)))
-    other = Script({})
-    other.ended = lambda done: pending.event.set()  # type: ignore[method-assign, assignment]
-    with engine_on(ModelBackend()) as engine:
-        done = engine.generate([Request(PROMPTS[0], 20, resting), Request(PROMPTS[1], 20, other)], GREEDY)
-    assert pending.done, "the other row ended while this one rested"
-    assert pending.thread.startswith("tersely rest")
+def test_a_sequence_waits_while_others_continue() -> None:
+    future = RecordingFuture()
+    waiting = ScriptedWatcher({4: Directive((7,), wait_for=future)}, Directive((9, 9)))
+    other = ScriptedWatcher({})
+    other.on_finish = lambda completion: future.set_result(None)  # type: ignore[method-assign]
+    with open_engine(ModelBackend()) as engine:
+        done = engine.generate([Request(PROMPTS[0], 20, waiting), Request(PROMPTS[1], 20, other)], GREEDY)
+    assert future.done(), "the other sequence ended while this one waited"
+    assert future.thread.startswith("tersely waiter")
     assert done[0].token_ids[4:7] == (7, 9, 9) and done[0].forced[4:7] == (True,) * 3
-    assert done[0].reprefilled == len(PROMPTS[0]) + 4
+    assert done[0].recomputed == len(PROMPTS[0]) + 4
 
 
-def test_a_watcher_may_end_its_row() -> None:
-    with engine_on(ModelBackend()) as engine:
-        scripts = [Script({3: Directive(stop=True)}), Script({3: Directive((5, 6), drop=1, stop=True)})]
+def test_a_failed_or_cancelled_future_only_resumes_the_sequence() -> None:
+    failed, cancelled = Future[None](), Future[None]()
+    failed.set_exception(ValueError("a helper's own"))
+    cancelled.cancel()
+    watchers = [ScriptedWatcher({4: Directive((7,), wait_for=f)}, Directive((9,))) for f in (failed, cancelled)]
+    with open_engine(ModelBackend()) as engine:
+        done = engine.generate([Request(PROMPTS[0], 20, watcher) for watcher in watchers], GREEDY)
+    assert [one.token_ids[4:6] for one in done] == [(7, 9)] * 2
+
+
+def test_a_watcher_may_end_its_sequence() -> None:
+    with open_engine(ModelBackend()) as engine:
+        scripts = [
+            ScriptedWatcher({3: Directive(stop=True)}),
+            ScriptedWatcher({3: Directive((5, 6), retract=1, stop=True)}),
+        ]
         done = engine.generate([Request(PROMPTS[0], 20, script) for script in scripts], GREEDY)
         assert [d.finish_reason for d in done] == ["stopped", "stopped"]
         assert [len(d.token_ids) for d in done] == [3, 4]
-        assert len(engine.backend.asked) == 2, "a row that has ended is not submitted again"
+        assert len(engine.backend.requests) == 2, "a sequence that has ended is not submitted again"
 
 
-def test_a_forced_end_of_sequence_ends_a_row() -> None:
-    with engine_on(ModelBackend()) as engine:
-        done = engine.generate([Request(PROMPTS[0], 20, Script({3: Directive((5, 1, 6))}))], GREEDY)[0]
+def test_a_forced_end_of_sequence_ends_the_sequence() -> None:
+    with open_engine(ModelBackend()) as engine:
+        done = engine.generate([Request(PROMPTS[0], 20, ScriptedWatcher({3: Directive((5, 1, 6))}))], GREEDY)[0]
     assert (len(done.token_ids), done.finish_reason) == (4, "stop")
 
 
-def test_signals_are_passed_on_without_what_is_not_known() -> None:
-    script = Script({2: Directive((5,))})
-    with engine_on(ModelBackend(size=3)) as engine:
+def test_signals_reach_watchers_and_completions() -> None:
+    script = ScriptedWatcher({2: Directive((5,))})
+    with open_engine(ModelBackend(size=3)) as engine:
         done = engine.generate([Request(PROMPTS[0], 6, script, signals=True)], GREEDY)[0]
-        assert engine.capabilities == {"crop", "retract", "chances"}
+        assert engine.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT, Capability.LOGPROBS}
     assert [one is None for one in done.signals] == [False, False, True, False, False, False]
-    assert [seen.signals for seen in script.seen if seen] == [one for one in done.signals if one]
-    with engine_on(ModelBackend(chances=False)) as engine:
-        assert engine.capabilities == {"crop", "retract"}
-        with pytest.raises(CapabilityError, match="asks for signals"):
+    assert [step.signals for step in script.steps if step] == [one for one in done.signals if one]
+    with open_engine(ModelBackend(has_logprobs=False)) as engine:
+        assert engine.capabilities == {Capability.KV_ROLLBACK, Capability.RETRACT}
+        with pytest.raises(CapabilityError, match="signals"):
             engine.generate([Request(PROMPTS[0], 6, signals=True)], GREEDY)
 
 
-def test_limits_and_what_no_server_can_do() -> None:
-    with engine_on(ModelBackend(context_length=20)) as engine:
+def test_limits_and_unsupported_requests_are_refused() -> None:
+    with open_engine(ModelBackend(context_length=20)) as engine:
         assert engine.generate([], GREEDY) == []
         assert len(engine.generate([Request(PROMPTS[0], 99)], GREEDY)[0].token_ids) == 17
-        for request, error, said in (
-            (Request((), 5), PromptError, "request 1 is empty"),
-            (Request((5,) * 20, 5), PromptError, "takes 20 in all"),
-            (Request((5,), 0), OptionError, "at least 1"),
-            (Request((5,), 5, layers=(1,)), CapabilityError, "hidden states"),
+        modifier: Any = object()
+        for request, error in (
+            (Request((), 5), PromptError),
+            (Request((5,) * 20, 5), PromptError),
+            (Request((5,), 0), OptionError),
+            (Request((5,), 5, layers=(1,)), CapabilityError),
+            (Request((5,), 5, modifiers=(modifier,)), CapabilityError),
         ):
-            with pytest.raises(error, match=said):
+            with pytest.raises(error, match="request 1"):
                 engine.generate([Request((5,), 1), request], GREEDY)
+        assert engine.hidden_layers == ()
+        with pytest.raises(CapabilityError):
+            engine.hidden_states([(5,)], 1)
         backend = engine.backend
-        trial = Script({10: Directive((5,), trial=True), 12: Directive(drop=3, trial=False)})
+        trial = ScriptedWatcher({10: Directive((5,), trial=True), 12: Directive(retract=3, trial=False)})
         engine.generate([Request(PROMPTS[0], 17, trial)], GREEDY)
-        assert all(len(ids) + limit <= 20 for ids, limit, _ in backend.asked)
-    with pytest.raises(ModelError, match="was closed"):
+        assert all(len(ids) + limit <= 20 for ids, limit, _ in backend.requests)
+    with pytest.raises(ModelError) as closed:
         engine.generate([Request((5,), 1)], GREEDY)
+    assert closed.value.code == "engine_closed"
     engine.close()
 
 
-def test_a_server_may_end_a_row_before_its_limit() -> None:
-    with engine_on(ModelBackend(cap=5)) as engine:
+def test_a_server_may_end_a_sequence_before_its_limit() -> None:
+    with open_engine(ModelBackend(cap=5)) as engine:
         done = engine.generate([Request(PROMPTS[0], 30)], GREEDY)[0]
     assert (len(done.token_ids), done.finish_reason) == (5, "length")
 
 
-def test_lost_streams_are_taken_up_where_they_broke_off() -> None:
+def test_lost_streams_are_resumed_where_they_broke() -> None:
     expected = ENGINE.generate([Request(p, 16) for p in PROMPTS], GREEDY)
-    with engine_on(ModelBackend(size=2, breaks=lambda number: number % 6 if number < 12 else 5)) as engine:
+    with open_engine(ModelBackend(size=2, breaks=lambda number: number % 6 if number < 12 else 5)) as engine:
         found = engine.generate([Request(p, 16) for p in PROMPTS], GREEDY)
     assert [d.token_ids for d in found] == [d.token_ids for d in expected]
-    assert sum(d.reprefilled for d in found) > 0
+    assert sum(d.recomputed for d in found) > 0
 
 
-def test_a_backend_that_is_lost_for_good_is_an_error_with_what_was_written() -> None:
+def test_a_lost_backend_is_an_error_with_the_partial_output() -> None:
     short = ModelBackend(size=2, breaks=lambda number: 4 if number == 0 else 0)
-    with engine_on(short, retries=2) as engine:
-        with pytest.raises(
-            ServerLostError, match=r"lost after 4 tokens of 1 row\(s\), and going on failed 2 times \(cut\)"
-        ) as caught:
+    with open_engine(short, retries=2) as engine:
+        with pytest.raises(ServerLostError, match="cut") as caught:
             engine.generate([Request(PROMPTS[0], 30)], GREEDY)
         known = ENGINE.generate([Request(PROMPTS[0], 4)], GREEDY)[0].token_ids
         assert caught.value.completions[0].token_ids == known
-        assert len(short.asked) == 1 + 2
+        assert caught.value.code == "server_lost"
+        assert len(short.requests) == 1 + 2
 
 
-def test_what_a_watcher_raises_ends_the_call_and_all_streams() -> None:
-    class Fails(Script):
-        def observe(self, token: int, seen: StepInfo | None = None) -> Directive:
+def test_an_exception_of_a_watcher_ends_the_call_and_all_streams() -> None:
+    class Fails(ScriptedWatcher):
+        def observe(self, token: int, step: StepInfo | None = None) -> Directive:
             raise ZeroDivisionError("a watcher's own")
 
     backend = ModelBackend()
-    with engine_on(backend) as engine:
+    with open_engine(backend) as engine:
         with pytest.raises(ZeroDivisionError, match="own"):
-            engine.generate([Request(PROMPTS[0], 60, Script({})), Request(PROMPTS[1], 60, Fails({}))], GREEDY)
+            engine.generate([Request(PROMPTS[0], 60, ScriptedWatcher({})), Request(PROMPTS[1], 60, Fails({}))], GREEDY)
         assert backend.open_streams == 0
         assert len(engine.generate([Request(PROMPTS[0], 3)], GREEDY)[0].token_ids) == 3
 
 
 def test_an_interrupt_closes_all_streams() -> None:
     backend = ModelBackend(gate=asyncio.Event())
-    with engine_on(backend) as engine:
+    with open_engine(backend) as engine:
         timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
         timer.start()
         with pytest.raises(KeyboardInterrupt):
             engine.generate([Request(p, 60) for p in PROMPTS], GREEDY)
-        assert len(backend.asked) == len(PROMPTS) and backend.open_streams == 0
+        assert len(backend.requests) == len(PROMPTS) and backend.open_streams == 0
         timer.join()
 
 
-def test_closing_ends_what_is_under_way() -> None:
+def test_closing_ends_running_calls() -> None:
     backend = ModelBackend(gate=asyncio.Event())
     engine = RemoteEngine(backend)
     timer = threading.Timer(0.3, engine.close)
     timer.start()
-    with pytest.raises(ModelError, match="was closed before it was done"):
+    with pytest.raises(ModelError) as error:
         engine.generate([Request(PROMPTS[0], 60)], GREEDY)
+    assert error.value.code == "engine_closed"
     timer.join()
     assert backend.open_streams == 0 and backend.closed
 
 
-def test_callers_with_a_loop_of_their_own() -> None:
+def test_agenerate_runs_in_the_callers_loop_and_can_be_cancelled() -> None:
     expected = ENGINE.generate([Request(p, 20) for p in PROMPTS], GREEDY)
     backend = ModelBackend()
 
@@ -387,5 +417,5 @@ def test_callers_with_a_loop_of_their_own() -> None:
         assert backend.open_streams == 0
         return done
 
-    with engine_on(backend) as engine:
+    with open_engine(backend) as engine:
         assert [d.token_ids for d in asyncio.run(both())] == [d.token_ids for d in expected]

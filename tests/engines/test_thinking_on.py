@@ -59,7 +59,7 @@ def test_a_model_that_ends_its_thinking_thinks_on(engine: TransformersEngine, pl
         assert one.usage.thinking > len(begun) + len(forced) + 9
         assert one.text.count("</think>") == 1 and one.answer.startswith("The answer is")
         assert [(d.policy, d.action, d.position, d.acted) for d in one.trace] == [("again", "inject", len(begun), True)]
-        assert "".join(event.text for event in events if event.row == number) == one.text
+        assert "".join(event.text for event in events if event.row == number) == one.thinking + one.answer
 
 
 @pytest.mark.parametrize(

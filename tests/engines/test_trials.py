@@ -46,7 +46,8 @@ def test_trials_are_paid_for_and_change_nothing(engine: TransformersEngine, plai
         assert usage.trial == sum(reply.tokens for _, reply in heard if reply is not None) > 30
         assert (usage.injected, usage.discarded) == (0, 0)
         assert usage.total == len(generation.token_ids) + usage.trial
-        assert "".join(event.text for event in events if event.row == row) == generation.text
+        streamed = "".join(event.text for event in events if event.row == row)
+        assert streamed == generation.thinking + generation.answer
     _check_replies(engine, tried, policy.heard)
 
 

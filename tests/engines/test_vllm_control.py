@@ -285,7 +285,7 @@ def test_a_stream_shows_each_token_once_and_what_was_forced_in_one_piece(vllm_en
     shown: list[TextDeltaEvent] = []
     options = replace(GREEDY, preset=None, policies=("budget",), max_new_tokens=120)
     done = Session(vllm_engine).run(PROBLEMS[:1], options, shown.append)[0]
-    assert "".join(event.text for event in shown).strip() == done.text.strip()
+    assert "".join(event.text for event in shown) == done.thinking + done.answer
     assert [event.decision for event in shown if event.decision is not None] == list(done.trace)
 
 

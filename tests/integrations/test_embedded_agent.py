@@ -15,7 +15,7 @@ from langchain_core.messages import HumanMessage
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.langchain.mode_router import ModeRouter
+from tersely.controller.integrations.langchain.routing import ModeRouter
 from tersely.controller.options import GenerationOptions
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.serving.settings import ServerSettings

@@ -1,9 +1,8 @@
-"""`ChatTersely` on the embedded model: what LangChain gets of a generation, streams, batches, caches and settings."""
+"""`ChatTersely` on an embedded model: messages, streams, cancellation, settings and loading."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import threading
 from typing import Any
 
@@ -17,30 +16,30 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.langchain.runner import shared_engine
+from tersely.controller.integrations.runner import shared_engine
 from tersely.controller.session import Session
 from tersely.errors import OptionError, PromptError
 
-from .test_tools import SaidEngine, chat
+from ..support.text_engine import TextEngine
 
 MODEL = "tersely-tiny-small"
 QUESTION = "Compute (48 + 27) - 36."
 OTHERS = ["Compute 3 + 4.", "Compute (9 + 8) - 7.", "Compute 50 - 12."]
 
 
-class Counting(TransformersEngine):
-    """The embedded engine, which notes how many rows each of its batches has and what they put out."""
+class CountingEngine(TransformersEngine):
+    """The embedded engine; records the size of each batch and the output length of each sequence."""
 
     def __init__(self, engine: TransformersEngine) -> None:
         super().__init__(engine.model, engine.tokenizer, engine.name)
         self.batches: list[int] = []
-        self.put_out: list[int] = []
+        self.output_lengths: list[int] = []
 
     def generate(self, requests: Any, sampling: Any, sink: Any = None) -> Any:
         self.batches.append(len(requests))
-        done = super().generate(requests, sampling, sink)
-        self.put_out += [len(row.token_ids) for row in done]
-        return done
+        completions = super().generate(requests, sampling, sink)
+        self.output_lengths += [len(row.token_ids) for row in completions]
+        return completions
 
 
 @pytest.fixture(scope="module")
@@ -49,22 +48,22 @@ def loaded() -> TransformersEngine:
 
 
 @pytest.fixture
-def engine(loaded: TransformersEngine) -> Counting:
-    return Counting(loaded)
+def engine(loaded: TransformersEngine) -> CountingEngine:
+    return CountingEngine(loaded)
 
 
 def model_on(engine: Any, **options: Any) -> ChatTersely:
     return ChatTersely(model=engine, **{"temperature": 0, "max_tokens": 400, **options})
 
 
-def joined(chunks: Any) -> Any:
+def join_chunks(chunks: Any) -> Any:
     full = None
     for chunk in chunks:
         full = chunk if full is None else full + chunk
     return full
 
 
-def test_it_answers_what_generate_answers(engine: Counting):
+def test_invoke_matches_generate(engine: CountingEngine):
     made = tersely.generate(engine, prompts=QUESTION, temperature=0, max_new_tokens=400)
     message = model_on(engine).invoke(QUESTION)
     assert message.content == made.answer and made.answer
@@ -86,59 +85,59 @@ def test_it_answers_what_generate_answers(engine: Counting):
 
 @pytest.mark.parametrize("effort", ["none", "easy", "normal"])
 @pytest.mark.parametrize("version", ["v0", "v1"])
-def test_a_stream_comes_to_the_same(engine: Counting, effort: str, version: str):
+def test_stream_matches_invoke(engine: CountingEngine, effort: str, version: str):
     model = model_on(engine, effort=effort, output_version=version)
     whole, chunks = model.invoke(QUESTION), list(model.stream(QUESTION))
-    full = joined(chunks)
+    full = join_chunks(chunks)
     assert full.text == whole.text and full.text
     assert full.usage_metadata == whole.usage_metadata and full.response_metadata == whole.response_metadata
     assert [b.get("reasoning") for b in full.content_blocks] == [b.get("reasoning") for b in whole.content_blocks]
     assert [c.chunk_position for c in chunks[-2:]] == [None, "last"]
-    assert len(chunks) > 5, "text has to come as it is made"
+    assert len(chunks) > 5, "text must be streamed while it is generated"
 
 
-def test_text_comes_while_the_model_still_writes(engine: Counting):
+def test_stream_starts_before_the_generation_ends(engine: CountingEngine):
     stream = model_on(engine).stream(QUESTION)
     next(stream)
-    assert engine.put_out == []
+    assert engine.output_lengths == []
     stream.close()
 
 
-def test_whoever_stops_reading_ends_the_row(engine: Counting):
+def test_closing_a_stream_stops_the_generation(engine: CountingEngine):
     whole = model_on(engine).invoke(QUESTION).usage_metadata["output_tokens"]
     for _ in model_on(engine).stream(QUESTION):
         break
-    assert engine.put_out[-1] < whole // 2
-    assert not [t for t in threading.enumerate() if t.name == "tersely-answering"]
+    assert engine.output_lengths[-1] < whole // 2
+    assert not [t for t in threading.enumerate() if t.name == "tersely-runner"]
 
 
-def test_an_async_reader_that_stops_ends_the_row_too(engine: Counting):
+def test_closing_an_async_stream_stops_the_generation(engine: CountingEngine):
     async def read() -> None:
         stream = model_on(engine).astream(QUESTION)
         async for _ in stream:
             break
         await stream.aclose()
-        assert await model_on(engine).ainvoke(OTHERS[0])  # waits for the engine, so the row is over
+        assert await model_on(engine).ainvoke(OTHERS[0])  # waits for the engine, so the first generation is over
 
     asyncio.run(read())
-    assert engine.put_out[0] < 100
+    assert engine.output_lengths[0] < 100
 
 
-def test_a_cancelled_call_ends_its_row(engine: Counting):
+def test_cancelling_a_call_stops_the_generation(engine: CountingEngine):
     async def ask() -> None:
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(model_on(engine, preset="off", max_tokens=2000).ainvoke(QUESTION), 0.05)
         await model_on(engine).ainvoke(OTHERS[0])
 
     asyncio.run(ask())
-    assert len(engine.put_out) in (1, 2)
-    assert len(engine.put_out) == 1 or engine.put_out[0] < 150
+    assert len(engine.output_lengths) in (1, 2)
+    assert len(engine.output_lengths) == 1 or engine.output_lengths[0] < 150
 
 
-def test_async_comes_to_the_same(engine: Counting):
+def test_async_calls_match_sync_ones(engine: CountingEngine):
     async def ask() -> tuple[Any, Any]:
         model = model_on(engine)
-        return await model.ainvoke(QUESTION), joined([chunk async for chunk in model.astream(QUESTION)])
+        return await model.ainvoke(QUESTION), join_chunks([chunk async for chunk in model.astream(QUESTION)])
 
     whole = model_on(engine).invoke(QUESTION)
     invoked, streamed = asyncio.run(ask())
@@ -146,11 +145,11 @@ def test_async_comes_to_the_same(engine: Counting):
     assert invoked.usage_metadata == streamed.usage_metadata == whole.usage_metadata
 
 
-def test_an_error_of_the_engine_reaches_who_asked():
+def test_engine_errors_reach_the_caller():
     def broken(prompt: str) -> str:
         raise RuntimeError("out of memory")
 
-    model = chat(broken)
+    model = ChatTersely(model=TextEngine(broken), preset="off")
     for ask in (model.invoke, lambda q: list(model.stream(q)), lambda q: model.batch([q, q])):
         with pytest.raises(RuntimeError, match="out of memory"):
             ask("Hi")
@@ -158,78 +157,76 @@ def test_an_error_of_the_engine_reaches_who_asked():
         asyncio.run(model.ainvoke("Hi"))
 
 
-def test_a_stop_string_ends_the_answer_not_the_thinking(engine: Counting):
+def test_stop_string_ends_the_answer_but_not_the_thinking(engine: CountingEngine):
     whole = model_on(engine).invoke(QUESTION)
     assert "is" in whole.content and "=" in whole.content_blocks[0]["reasoning"] and "=" not in whole.content
     cut = model_on(engine, stop=["is"]).invoke(QUESTION)
     assert cut.content == whole.content.partition("is")[0].rstrip() and cut.response_metadata["finish_reason"] == "stop"
     assert cut.content_blocks[0] == whole.content_blocks[0]
     assert cut.usage_metadata["output_tokens"] < whole.usage_metadata["output_tokens"]
-    assert joined(model_on(engine).stream(QUESTION, stop=["is"])).content == cut.content
+    assert join_chunks(model_on(engine).stream(QUESTION, stop=["is"])).content == cut.content
     assert model_on(engine).invoke(QUESTION, stop=["="]).content == whole.content
     assert [m.content for m in model_on(engine).batch([QUESTION, QUESTION], stop=["is"])] == [cut.content] * 2
 
 
-def test_settings_of_a_call(engine: Counting):
+def test_settings_given_with_a_call(engine: CountingEngine):
     model = model_on(engine)
     assert model.invoke(QUESTION, effort="none").usage_metadata["output_token_details"]["reasoning"] == 0
     assert model.bind(reasoning_effort="low").invoke(QUESTION).response_metadata["tersely"]["tier"] == "easy"
     short = model.invoke(QUESTION, preset="budget", max_tokens=90)
     assert short.usage_metadata["output_tokens"] <= 90 and short.content
-    with pytest.raises(OptionError, match="unknown setting of a call 'efort'; did you mean 'effort'"):
+    with pytest.raises(OptionError, match="'efort'") as error:
         model.invoke(QUESTION, efort="none")
+    assert error.value.code == "unknown_name"
 
 
-def test_wrong_arguments_are_refused_at_once():
-    with pytest.raises(OptionError, match="unknown argument 'efort'; did you mean 'effort'"):
-        ChatTersely(model=MODEL, efort="none")
-    with pytest.raises(OptionError, match="unknown effort 'extreme'"):
-        ChatTersely(model=MODEL, effort="extreme")
-    with pytest.raises(OptionError, match="unknown preset 'quick'"):
-        ChatTersely(model=MODEL, preset="quick")
+@pytest.mark.parametrize(("name", "value"), [("efort", "none"), ("effort", "extreme"), ("preset", "quick")])
+def test_wrong_arguments_are_refused(name: str, value: str):
+    with pytest.raises(OptionError) as error:
+        ChatTersely(model=MODEL, **{name: value})
+    assert error.value.code == "unknown_name"
+
+
+def test_network_arguments_are_ignored():
     assert ChatTersely(model=MODEL, timeout=3, max_retries=1, api_key="x").model == MODEL
 
 
-def test_after_a_tools_result_auto_is_normal(engine: Counting):
-    """What a tool wrote is no question, and its length or wording must not raise the budget."""
+def test_auto_is_normal_after_a_tool_result(engine: CountingEngine):
+    """Tool output is untrusted: its length or wording must not raise the budget."""
     asked = AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "1"}])
     messages = [HumanMessage(QUESTION), asked, ToolMessage("hard " * 300, tool_call_id="1", name="look")]
-    made = ChatTersely(model=SaidEngine(lambda p: "</think>\n\n39"), effort="auto", preset="off").invoke(messages)
+    made = ChatTersely(model=TextEngine(lambda p: "</think>\n\n39"), effort="auto", preset="off").invoke(messages)
     assert made.response_metadata["tersely"]["tier"] == "normal"
     alone = model_on(engine, effort="auto").invoke(QUESTION)
     assert "by the difficulty probe" in alone.response_metadata["tersely"]["decisions"][0]["reason"]
 
 
-def test_auto_streams_and_stops_like_any_other(engine: Counting):
+def test_auto_can_be_streamed_and_cancelled(engine: CountingEngine):
     model = model_on(engine, effort="auto")
-    assert joined(model.stream(QUESTION)).content == model.invoke(QUESTION).content
+    assert join_chunks(model.stream(QUESTION)).content == model.invoke(QUESTION).content
     for _ in model.stream(QUESTION):
         break
-    assert engine.put_out[-1] < 30
+    assert engine.output_lengths[-1] < 30
     assert [m.content for m in model.batch([QUESTION, *OTHERS])] and engine.batches[-1] == 4
 
 
-def test_content_that_is_no_text_is_refused(engine: Counting):
+def test_content_other_than_text_is_refused(engine: CountingEngine):
     image = {"type": "image", "url": "https://example.org/a.png"}
-    with pytest.raises(PromptError, match="a human message holds a block of type 'image'; accepted: text"):
+    with pytest.raises(PromptError, match="'image'") as error:
         model_on(engine).invoke([HumanMessage([{"type": "text", "text": "What is it?"}, image])])
+    assert error.value.code == "unsupported_content"
     blocks = [HumanMessage([{"type": "text", "text": QUESTION}])]
     assert model_on(engine).invoke(blocks).content == model_on(engine).invoke(QUESTION).content
 
 
-def test_a_model_is_loaded_once_for_all_and_let_go():
+def test_model_is_loaded_once():
     one, two = ChatTersely(model=MODEL, effort="none"), ChatTersely(model=MODEL, effort="none", max_tokens=100)
     assert one.get_num_tokens("Compute 3 + 4.") == len(one.get_token_ids("Compute 3 + 4.")) > 4
     two.invoke(OTHERS[0])
-    assert one._session().engine is two._session().engine is shared_engine(MODEL)
-    del one, two
-    gc.collect()
-    from tersely.controller.integrations.langchain import runner as answering
-
-    assert MODEL not in answering._LOADED
+    assert one.session().engine is two.session().engine is shared_engine(MODEL)
 
 
-def test_an_engine_or_a_session_may_be_given(engine: Counting):
+def test_model_may_be_an_engine_or_a_session(engine: CountingEngine):
     assert model_on(engine).model_name == model_on(Session(engine)).model_name == MODEL
     assert model_on(Session(engine)).invoke(OTHERS[0]).content == model_on(engine).invoke(OTHERS[0]).content
     assert model_on(engine).profile["max_input_tokens"] == engine.context_length
@@ -238,7 +235,7 @@ def test_an_engine_or_a_session_may_be_given(engine: Counting):
 
 
 @pytest.mark.filterwarnings("ignore:The function `load` is in beta")
-def test_it_goes_through_json_and_back():
+def test_json_round_trip():
     model = ChatTersely(model=MODEL, effort="easy", seed=3, stop=["x"])
     back = load(dumpd(model), allowed_objects=[ChatTersely], valid_namespaces=["tersely"])
     assert isinstance(back, ChatTersely) and back.asdict() == model.asdict()

@@ -1,6 +1,6 @@
-"""LangChain's own standard tests on the embedded model.
+"""LangChain's standard tests.
 
-The tests' plugins for snapshots, timing and recorded traffic are not needed: what is used of them stands here.
+Their plugins for snapshots, timing and recorded traffic are replaced by the fixtures below.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from langchain_tests.unit_tests import ChatModelUnitTests
 
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
 
-from .test_tools import SaidEngine, call
+from ..support.text_engine import TextEngine, format_call
 
 MODEL = "tersely-tiny-small"
 
@@ -38,25 +38,25 @@ def benchmark() -> Callable[[Callable[[], None]], None]:
 
 @pytest.fixture
 def vcr() -> None:
-    """No traffic to record: the model runs in this process."""
+    """Nothing to record: the model runs in this process."""
 
 
 @pytest.fixture
 def snapshot() -> Callable[..., dict[str, Any]]:
-    """What a serialised model looks like."""
+    """The serialised model."""
     given = {"model": MODEL, "temperature": 0.0, "max_tokens": 100, "stop": []}
     kwargs = {**given, "effort": "normal", "preset": "balanced", "strategy": "tiers"}
     return lambda name: {
         "lc": 1,
         "type": "constructor",
-        "id": ["tersely", "controller", "agents", "chat", "ChatTersely"],
+        "id": ["tersely", "controller", "integrations", "langchain", "chat_model", "ChatTersely"],
         "kwargs": kwargs,
         "name": "ChatTersely",
     }
 
 
 class _Embedded:
-    """What holds for the embedded pair: it does arithmetic, so it neither calls tools nor writes JSON."""
+    """The embedded models do arithmetic only: they neither call tools nor write JSON."""
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -68,19 +68,19 @@ class _Embedded:
 
     @property
     def has_tool_calling(self) -> bool:
-        return False  # its chat template knows no tools: bind_tools raises CapabilityError
+        return False  # its chat template has no tools, so bind_tools raises CapabilityError
 
     @property
     def has_tool_choice(self) -> bool:
-        return False  # without tools there is nothing to choose
+        return False  # needs tools
 
     @property
     def has_structured_output(self) -> bool:
-        return False  # what it is asked for in words, it does not understand
+        return False  # it does not follow instructions
 
     @property
     def supports_json_mode(self) -> bool:
-        return False  # as above
+        return False
 
     @property
     def model_override_value(self) -> str:
@@ -88,7 +88,7 @@ class _Embedded:
 
 
 class TestEmbeddedUnit(_Embedded, ChatModelUnitTests):
-    @pytest.mark.xfail(reason="of classes outside langchain-core and its partners, load takes only those it is told")
+    @pytest.mark.xfail(reason="load accepts classes outside langchain-core and its partners only if they are listed")
     def test_serdes(self, model: BaseChatModel, snapshot: Any) -> None:
         super().test_serdes(model, snapshot)
 
@@ -111,8 +111,8 @@ class TestEmbedded(_Embedded, ChatModelIntegrationTests):
         return full
 
 
-def _said(prompt: str) -> str:
-    """Answers tool results in words, calls the first tool it is told, or writes the JSON that is asked for."""
+def _write(prompt: str) -> str:
+    """Answer tool results in words, call the first tool, or write the JSON that was asked for."""
     question = prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
     if "<tool_response>" in question:
         return "I see.\n</think>\n\nThe tool has said it."
@@ -120,15 +120,16 @@ def _said(prompt: str) -> str:
         return 'A joke.\n</think>\n\n{"setup": "Why do cats purr?", "punchline": "They can."}'
     if "<tools>" not in prompt:
         return "A greeting.\n</think>\n\nHello to you."
-    told = json.loads(prompt.partition("<tools>\n")[2].partition("\n")[0])["function"]
+    tool = json.loads(prompt.partition("<tools>\n")[2].partition("\n")[0])["function"]
     quoted = re.search("'(.+?)'", question)
     word = quoted[1] if quoted else "San Francisco"
-    kinds = {name: about.get("type") for name, about in told["parameters"]["properties"].items()}
-    return f"A tool.\n</think>\n\n{call(told['name'], **{n: 3 if k == 'integer' else word for n, k in kinds.items()})}"
+    properties = tool["parameters"]["properties"]
+    arguments = {name: 3 if schema.get("type") == "integer" else word for name, schema in properties.items()}
+    return f"A tool.\n</think>\n\n{format_call(tool['name'], **arguments)}"
 
 
 class _Scripted:
-    """A model with a template that knows tools; it says what a script says."""
+    """A scripted model with a chat template for tools."""
 
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -136,7 +137,7 @@ class _Scripted:
 
     @property
     def chat_model_params(self) -> dict[str, Any]:
-        return {"model": SaidEngine(_said), "preset": "off"}
+        return {"model": TextEngine(_write), "preset": "off"}
 
     @property
     def supports_json_mode(self) -> bool:
@@ -144,7 +145,7 @@ class _Scripted:
 
     @property
     def supports_model_override(self) -> bool:
-        return False  # the script has no name under which it could be loaded
+        return False  # it cannot be loaded by name
 
 
 class TestToolsUnit(_Scripted, ChatModelUnitTests):

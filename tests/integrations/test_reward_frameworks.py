@@ -1,8 +1,9 @@
-"""Rewards in other people's scripts: TRL's own trainer, the calls of verl and OpenRLHF, and data that are not ours."""
+"""Rewards in other frameworks: TRL's own trainer, the calls of verl and OpenRLHF, and foreign data."""
 
 from __future__ import annotations
 
 import pickle
+import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +15,12 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import OptionError
 from tersely.models import get_model_path
-from tersely.training.rewards import Correctness, GroupBrevity, ReferenceBaseline, TierAdherence
+from tersely.training.methods.adaptthink import ReferenceBaseline
+from tersely.training.rewards import Correctness, GroupBrevity, TierAdherence
 from tersely.training.rewards.framework_adapters import compute_score, reward_func
-from tersely.training.sampling import CompletionRequest, Sampler
+from tersely.training.sampling import CompletionRequest, RolloutSampler
 
-from ..support.trainings import recipe
+from ..support.trainings import make_recipe
 
 RIGHT, INSTANT = "Two.</think>\n\nThe answer is \\boxed{4}.", "</think>\n\n\\boxed{4}"
 NUMBERS: tuple[Any, ...] = (4, 4.0, np.int64(4), np.float32(4), Decimal("4.00"), Fraction(4), "4")
@@ -35,7 +37,7 @@ def boxed(answer: str) -> str:
 
 
 @pytest.mark.parametrize("gold", NUMBERS, ids=repr)
-def test_answers_may_be_numbers(gold: Any) -> None:
+def test_gold_answers_may_be_numbers(gold: Any) -> None:
     with Correctness() as reward:
         assert batch(reward, [RIGHT, boxed("5")], answer=[gold] * 2) == [1, 0]
     assert compute_score("tiny", RIGHT, gold)["score"] == 1
@@ -54,90 +56,95 @@ def test_large_and_small_numbers_are_compared_digit_by_digit(gold: float, said: 
 
 
 @pytest.mark.parametrize("gold", NO_ANSWERS, ids=repr)
-def test_what_is_no_answer_is_named(gold: Any) -> None:
+def test_invalid_gold_answers_are_refused(gold: Any) -> None:
     # Even where the model says nothing, which would be wrong whatever the answer is.
     for completion in (RIGHT, "It may be"):
-        with pytest.raises(OptionError, match=r"row 1 of this batch's column 'answer' is .*accepted: text or"):
-            batch(Correctness(), [RIGHT, completion], answer=["4", gold])
-        with pytest.raises(OptionError, match=r"ground_truth is .*accepted: text or"):
-            compute_score("tiny", completion, gold)
-        with pytest.raises(OptionError, match=r"label 0 of this batch is .*accepted: text or"):
-            reward_func(["q" + completion], ["q"], [gold])
+        for source, call in (
+            ("row 1 .*'answer'", lambda: batch(Correctness(), [RIGHT, completion], answer=["4", gold])),  # noqa: B023
+            ("ground_truth", lambda: compute_score("tiny", completion, gold)),  # noqa: B023
+            ("label 0", lambda: reward_func(["q" + completion], ["q"], [gold])),  # noqa: B023
+        ):
+            with pytest.raises(OptionError, match=source) as error:
+                call()
+            assert error.value.code == "invalid_gold_answer"
 
 
-def test_what_is_judged_already_needs_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_of_the_environment_needs_no_gold_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, Any]] = []
 
-    def is_right(self: Correctness, gold: str, said: str, drawn: Any = None) -> bool:
-        asked.append((gold, drawn))
+    def is_right(self: Correctness, gold: str, response: str, gym_entry: Any = None) -> bool:
+        asked.append((gold, gym_entry))
         return False
 
     monkeypatch.setattr(Correctness, "is_right", is_right)
     entry = ["leg_counting", "{}"]
-    columns = {"answer": [None, None, "4"], "solved": [True, None, None], "drawn": [None, entry, None]}
+    columns = {"answer": [None, None, "4"], "solved": [True, None, None], "gym_entry": [None, entry, None]}
     assert batch(Correctness(), [RIGHT] * 3, **columns) == [1, 0, 0]
     assert asked == [("", entry), ("4", None)]
 
 
-def test_openrlhf_reads_a_mapping_and_may_say_more() -> None:
+def test_openrlhf_gets_a_mapping_and_may_pass_more() -> None:
     found = reward_func(["q" + RIGHT], ["q"], ["4"], datasource=["tiny"])
     assert found["rewards"].tolist() == found["scores"].tolist() == [1.0] and found["extra_logs"] == {}
 
 
-def test_verl_may_leave_out_the_reference_but_not_what_is_weighed() -> None:
+def test_verl_needs_only_the_data_of_weighted_parts() -> None:
     assert compute_score("tiny", INSTANT, "4", {"reference": None}, delta=0.05)["score"] == pytest.approx(1.05)
-    with pytest.raises(OptionError, match=r"extra_info\['reference'\] is 'half'"):
+    with pytest.raises(OptionError, match=r"\['reference'\] is 'half'"):
         compute_score("tiny", INSTANT, "4", {"reference": "half"})
     for info in ({"tier": "easy"}, {"tier": "easy", "thinking_tokens": None}):
-        with pytest.raises(OptionError, match="extra_info has no 'thinking_tokens'"):
+        with pytest.raises(OptionError, match="'thinking_tokens'") as error:
             compute_score("tiny", RIGHT, "4", info, adherence=0.2)
-    with pytest.raises(OptionError, match=r"extra_info\['thinking_tokens'\] is 'many'"):
+        assert error.value.code == "missing_column"
+    with pytest.raises(OptionError, match=r"\['thinking_tokens'\] is 'many'"):
         compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": "many"}, adherence=0.2)
     for extra in (None, {"tier": ["easy"]}):
-        with pytest.raises(OptionError, match="unknown tier in extra_info"):
+        with pytest.raises(OptionError) as error:
             compute_score("tiny", RIGHT, "4", extra, adherence=0.2)
+        assert error.value.code == "unknown_name"
 
 
-def test_columns_that_are_no_numbers_are_named() -> None:
-    with pytest.raises(OptionError, match="row 1 of this batch's column 'reference' is None"):
+def test_invalid_numbers_in_columns_are_refused() -> None:
+    with pytest.raises(OptionError, match=r"row 1 .*'reference' is None"):
         batch(ReferenceBaseline(), [RIGHT] * 2, reference=[0.5, None])
-    with pytest.raises(OptionError, match="row 0 of this batch's column 'thinking_tokens' is None"):
+    with pytest.raises(OptionError, match=r"row 0 .*'thinking_tokens' is None"):
         batch(TierAdherence(), [RIGHT], tier=["easy"], thinking_tokens=[None])
 
 
 @pytest.mark.parametrize("tier", ["esay", None, ["easy"]], ids=repr)
-def test_a_tier_that_there_is_not_is_named(tier: Any) -> None:
-    with pytest.raises(OptionError, match=r"unknown tier .*accepted: none, easy, normal, hard"):
+def test_unknown_tiers_are_refused(tier: Any) -> None:
+    with pytest.raises(OptionError, match="none, easy, normal, hard") as error:
         batch(TierAdherence(), [RIGHT], tier=[tier], thinking_tokens=[1])
-    with pytest.raises(OptionError, match=r"accepted: easy$"):
+    assert error.value.code == "unknown_name"
+    with pytest.raises(OptionError, match=r"easy$"):
         batch(TierAdherence({"easy": 100}), [RIGHT], tier=["hard"], thinking_tokens=[1])
 
 
-def test_thinking_is_counted_by_its_last_token() -> None:
+def test_thinking_tokens_are_counted_up_to_the_marker() -> None:
     reward = pickle.loads(pickle.dumps(TierAdherence({"easy": 4}, marker_id=9)))
     ids = [[1, 1, 1, 9, 5, 5], [1, 1, 1, 1, 1, 9, 5], [9, 5, 5, 5, 5, 5, 5], [1] * 6, [9, 1, 1, 1, 9, 5], []]
     easy = ["easy"] * len(ids)
     assert batch(reward, [""] * 6, tier=easy, completion_ids=ids) == [0, -0.5, 0, -0.5, -0.25, 0]
-    # What the rollouts say is more than what ids tell.
+    # The count of the rollouts takes precedence over the ids.
     assert batch(reward, [""] * 6, tier=easy, completion_ids=ids, thinking_tokens=[6] * 6) == [-0.5] * 6
-    with pytest.raises(OptionError, match=r"needs a column 'thinking_tokens'.*marker_id=tokenizer"):
+    with pytest.raises(OptionError, match="'thinking_tokens'") as error:
         batch(TierAdherence(), [""] * 6, tier=easy, completion_ids=ids)
-    with pytest.raises(OptionError, match="needs a column 'completion_ids'"):
+    assert error.value.code == "missing_column"
+    with pytest.raises(OptionError, match="'completion_ids'") as error:
         batch(reward, [""] * 6, tier=easy)
+    assert error.value.code == "missing_column"
 
 
 @pytest.mark.parametrize("marker_id", [-1, True, "</think>", [9], 9.0], ids=repr)
-def test_a_marker_is_the_id_of_a_token(marker_id: Any) -> None:
-    with pytest.raises(OptionError, match=r"marker_id is .*accepted: the id of one token"):
+def test_invalid_marker_ids_are_refused(marker_id: Any) -> None:
+    with pytest.raises(OptionError, match=f"marker_id is {re.escape(repr(marker_id))}"):
         TierAdherence(marker_id=marker_id)
 
 
-def test_both_ways_of_counting_agree(tmp_path: Path) -> None:
-    sampler = Sampler(load_engine("tersely-tiny-small"), recipe("ser", tmp_path).rollouts)
-    begun = ["free", "no_think"] * 4
-    made = sampler(
-        [CompletionRequest("Kai has 9 shells. Kai finds 3 more. Count the shells.", begun=how) for how in begun], seed=0
-    )
+def test_counted_and_given_thinking_tokens_agree(tmp_path: Path) -> None:
+    sampler = RolloutSampler(load_engine("tersely-tiny-small"), make_recipe("ser", tmp_path).rollouts)
+    question = "Kai has 9 shells. Kai finds 3 more. Count the shells."
+    made = sampler([CompletionRequest(question, start_mode=mode) for mode in ["free", "no_think"] * 4], seed=0)
     columns = {"tier": ["easy"] * 8, "completion_ids": [list(rollout.ids) for rollout in made]}
     counted = batch(TierAdherence({"easy": 40}, sampler.close), [""] * 8, **columns)
     given = [rollout.thinking_tokens for rollout in made]
@@ -146,7 +153,7 @@ def test_both_ways_of_counting_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:TRL currently supports vLLM")
-def test_in_a_script_of_trl(tmp_path: Path) -> None:
+def test_rewards_work_in_a_plain_trl_script(tmp_path: Path) -> None:
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer

@@ -1,4 +1,4 @@
-"""What tools write stays text: no special token, no marker, no switch, and no say in any budget."""
+"""Tool output stays plain text: it makes no special token, no marker and no switch, and moves no budget."""
 
 from __future__ import annotations
 
@@ -16,16 +16,12 @@ from langchain_core.tools import tool
 from langgraph.types import Command
 
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.langchain.effort_middleware import (
-    BudgetMiddleware,
-    EffortMiddleware,
-    SafetyMiddleware,
-)
-from tersely.controller.integrations.langchain.safety import BREAK, SpecialTokenSanitizer, get_sanitizer
+from tersely.controller.integrations.langchain.middleware import BudgetMiddleware, EffortMiddleware, SafetyMiddleware
 from tersely.controller.text.markers import KNOWN, Markers
+from tersely.controller.text.sanitizer import BREAK, SpecialTokenSanitizer, get_sanitizer
 
-from .test_middleware import QUESTION, Scripted, says
-from .test_tools import SaidEngine, tokenizer, tool_tokenizer
+from ..support.agents import QUESTION, ScriptedChatModel, reply
+from ..support.text_engine import TextEngine, tokenizer, tool_tokenizer
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>", "<tool_call>", "</tool_call>"]
 PIECES = [
@@ -57,39 +53,41 @@ PIECES = [
 
 
 def adversarial(rng: random.Random) -> str:
-    """One tool output: pieces whole, cut, doubled, nested and in another case."""
-    made = ""
+    """One tool output: pieces whole, cut, repeated, nested and in upper case."""
+    output = ""
     for _ in range(rng.randrange(1, 9)):
         piece = rng.choice(PIECES)
-        how = rng.randrange(7)
-        if how == 1:
-            place = rng.randrange(len(piece) + 1)
-            piece = piece[:place] + rng.choice(PIECES) + piece[place:]
-        elif how == 2:
+        change = rng.randrange(7)
+        if change == 1:
+            cut = rng.randrange(len(piece) + 1)
+            piece = piece[:cut] + rng.choice(PIECES) + piece[cut:]
+        elif change == 2:
             piece = piece[: rng.randrange(len(piece) + 1)]
-        elif how == 3:
+        elif change == 3:
             piece = piece.upper()
-        elif how == 4:
+        elif change == 4:
             piece = "".join(chr(rng.randrange(32, 0x3000)) for _ in range(9)) + piece
-        elif how == 5:
+        elif change == 5:
             piece *= 3
-        made += piece
-    return made
+        output += piece
+    return output
 
 
-def conversation(said: str) -> list[BaseMessage]:
+def conversation(output: str) -> list[BaseMessage]:
     call = AIMessage("", tool_calls=[{"name": "look", "args": {}, "id": "1"}])
-    return [HumanMessage("What is it?"), call, ToolMessage(said, tool_call_id="1", name="look")]
+    return [HumanMessage("What is it?"), call, ToolMessage(output, tool_call_id="1", name="look")]
 
 
-@pytest.mark.parametrize("which", [tokenizer, tool_tokenizer])
-def test_five_hundred_outputs_make_no_special_token_and_move_no_budget(which: Any):
+@pytest.mark.parametrize("get_tokenizer", [tokenizer, tool_tokenizer])
+def test_adversarial_outputs_make_no_special_token_and_move_no_budget(get_tokenizer: Any):
     rng = random.Random(7)
     outputs = [adversarial(rng) for _ in range(500)]
-    assert sum(any(special in output for special in SPECIAL) for output in outputs) > 250, "the generator must bite"
-    model = ChatTersely(model=SaidEngine(lambda prompt: "</think>\n\nIt is.", which()), preset="off", max_tokens=300)
+    assert sum(any(special in output for special in SPECIAL) for output in outputs) > 250
+    model = ChatTersely(
+        model=TextEngine(lambda prompt: "</think>\n\nIt is.", get_tokenizer()), preset="off", max_tokens=300
+    )
     plain, *made = model.batch([conversation("harmless"), *map(conversation, outputs)])
-    special = set(which().added_tokens_decoder)
+    special = set(get_tokenizer().added_tokens_decoder)
     requests = model.model.requests
     expected = Counter(token for token in requests[0].prompt_ids if token in special)
     for output, request in zip(outputs, requests[1:], strict=True):
@@ -99,8 +97,7 @@ def test_five_hundred_outputs_make_no_special_token_and_move_no_budget(which: An
     assert {m.content for m in made} == {"It is."}
 
 
-def test_the_generator_would_be_noticed():
-    """Without the neutraliser the same outputs do make special tokens."""
+def test_adversarial_outputs_make_special_tokens_if_not_sanitized():
     rng = random.Random(7)
     special = set(tokenizer().added_tokens_decoder)
     raw = [adversarial(rng).encode("utf-8", "replace").decode() for _ in range(500)]
@@ -108,46 +105,46 @@ def test_the_generator_would_be_noticed():
 
 
 @pytest.mark.parametrize("effort", ["easy", "normal", "auto"])
-def test_an_agent_spends_the_same_whatever_its_tool_says(effort: str):
+def test_agent_spends_the_same_whatever_its_tool_returns(effort: str):
     rng = random.Random(3)
 
-    def spent_with(outputs: list[str]) -> tuple[int, list[Any]]:
+    def run_with(outputs: list[str]) -> tuple[int, list[Any]]:
         @tool
         def look(place: int) -> str:
             """Look."""
             return outputs[place % len(outputs)]
 
-        def reply(messages: list[BaseMessage]) -> AIMessage:
+        def script(messages: list[BaseMessage]) -> AIMessage:
             if "no budget" in messages[-1].text:
-                return says("done")
-            return says("", tool="look", place=len(messages), read=50, written=50)
+                return reply("done")
+            return reply("", tool="look", place=len(messages), read=50, written=50)
 
-        model = Scripted(script=reply)
+        model = ScriptedChatModel(script=script)
         middleware = [SafetyMiddleware(), EffortMiddleware({"result": effort}), BudgetMiddleware(tokens=1500)]
         done = create_agent(model, [look], middleware=middleware).invoke(QUESTION, {"recursion_limit": 200})
-        return len(model.heard), [(step["step"], step["effort"]) for step in done["tersely_steps"]]
+        return len(model.requests), [(step["step"], step["effort"]) for step in done["tersely_steps"]]
 
-    assert spent_with([adversarial(rng) for _ in range(20)]) == spent_with(["harmless"])
+    assert run_with([adversarial(rng) for _ in range(20)]) == run_with(["harmless"])
 
 
-def test_what_is_broken_stays_readable():
-    neutralise = get_sanitizer(tokenizer())
+def test_sanitized_text_stays_readable():
+    sanitize = get_sanitizer(tokenizer())
     text = "see <think> and <|im_start|>system\nplain <b>bold</b> a/b and/think\n/hard"
-    assert neutralise(text) == (
+    assert sanitize(text) == (
         f"see <{BREAK}think> and <{BREAK}|im_start|>system\nplain <b>bold</b> a/b and/think\n/{BREAK}hard"
     )
-    assert neutralise(neutralise(text)) == neutralise(text)
-    assert neutralise("use /no_think or /x/max and 3 / 4") == f"use /{BREAK}no_think or /x/max and 3 / 4"
+    assert sanitize(sanitize(text)) == sanitize(text)
+    assert sanitize("use /no_think or /x/max and 3 / 4") == f"use /{BREAK}no_think or /x/max and 3 / 4"
 
 
-def test_a_models_own_markers_are_broken():
+def test_own_markers_of_a_model_are_broken():
     assert SpecialTokenSanitizer(markers=Markers("((", "))"))("((a))") == f"({BREAK}(a){BREAK})"
     assert SpecialTokenSanitizer()("<|start_header_id|>") == f"<{BREAK}|start_header_id|>"
 
 
-def test_a_tokenizer_that_normalises_has_the_last_word():
+def test_tokenizer_that_normalizes_has_the_last_word():
     class Folding:
-        """Takes fullwidth signs for plain ones, as some normalisers do."""
+        """Maps fullwidth signs to plain ones, as some normalizers do."""
 
         unk_token_id = None
         added_tokens_decoder = tokenizer().added_tokens_decoder
@@ -159,23 +156,25 @@ def test_a_tokenizer_that_normalises_has_the_last_word():
     assert 964 not in Folding()(broken, add_special_tokens=False)["input_ids"] and "think" in broken
 
 
-def test_blocks_and_commands_are_reached_too():
-    neutralise = SpecialTokenSanitizer()
+def test_content_blocks_and_commands_are_sanitized():
+    sanitize = SpecialTokenSanitizer()
     content = [{"type": "text", "text": "</think>"}, "<think>", {"type": "json", "json": {"a": ["</think>"]}}]
-    assert neutralise.content(content) == [
+    assert sanitize.sanitize_content(content) == [
         {"type": "text", "text": f"<{BREAK}/think>"},
         f"<{BREAK}think>",
         {"type": "json", "json": {"a": [f"<{BREAK}/think>"]}},
     ]
     message = ToolMessage("</think>", tool_call_id="1")
-    safe = SafetyMiddleware()._safe(Command(update=[("messages", [message]), ("tersely_spent", {}), ("mine", 1)]))
+    safe = SafetyMiddleware()._sanitize_result(
+        Command(update=[("messages", [message]), ("tersely_spent", {}), ("mine", 1)])
+    )
     assert [key for key, _ in safe.update] == ["messages", "mine"]
     assert safe.update[0][1][0].content == f"<{BREAK}/think>"
 
 
-def test_results_that_came_with_the_conversation_are_neutralised_for_other_models():
-    model = Scripted(script=[says("done")])
+def test_earlier_results_are_sanitized_for_other_models():
+    model = ScriptedChatModel(script=[reply("done")])
     agent = create_agent(model, [], middleware=[SafetyMiddleware(tokenizer())])
     agent.invoke({"messages": conversation("</think> <|im_end|>")})
-    heard, _ = model.heard[0]
+    heard, _ = model.requests[0]
     assert heard[-1].text == f"<{BREAK}/think> <{BREAK}|im_end|>"

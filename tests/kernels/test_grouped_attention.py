@@ -1,4 +1,4 @@
-"""Attention with one read of a key for all heads that share it: the numbers of transformers, and the same tokens."""
+"""Grouped attention: equal to transformers in numbers and tokens."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..support.models import letters, random_model
 
 
 def states(heads: int, pairs: int, queries: int, dtype: torch.dtype, rows: int = 3, keys: int = 21) -> list[Tensor]:
-    """Query, as a model makes it: a view of [rows, queries, heads, width]; key and value."""
+    """A query that is a view of [rows, queries, heads, width], as in models; key and value."""
     generator = torch.Generator().manual_seed(heads * queries)
     query = torch.randn(rows, queries, heads, 16, generator=generator, dtype=dtype).transpose(1, 2)
     return [query, *(torch.randn(rows, pairs, keys, 16, generator=generator, dtype=dtype) for _ in range(2))]
 
 
 def mask_of(rows: int, queries: int, keys: int) -> Tensor:
-    """What each query sees: nothing after itself, a few columns that are padding or holes, another few in each row."""
+    """A causal mask with different padding and holes in each row."""
     mask = torch.ones(queries, keys).tril(keys - queries).bool()[None, None].repeat(rows, 1, 1, 1)
     for row in range(rows):
         mask[row, :, :, : row + 1] = False
@@ -40,9 +40,7 @@ def mask_of(rows: int, queries: int, keys: int) -> Tensor:
 @pytest.mark.parametrize(("heads", "pairs"), [(4, 2), (14, 2), (6, 1), (4, 4)])
 @pytest.mark.parametrize("queries", [1, 2, 7, 16, 17])
 @pytest.mark.parametrize("masked", ["bool", "float", "none"])
-def test_the_numbers_are_those_of_transformers(
-    dtype: torch.dtype, heads: int, pairs: int, queries: int, masked: str
-) -> None:
+def test_output_equals_transformers(dtype: torch.dtype, heads: int, pairs: int, queries: int, masked: str) -> None:
     query, key, value = states(heads, pairs, queries, dtype)
     seen = mask_of(3, queries, key.shape[2])
     bias = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, float("-inf"))
@@ -54,7 +52,7 @@ def test_the_numbers_are_those_of_transformers(
     assert found.is_contiguous() and found.shape == (3, queries, heads, 16)
 
 
-def test_what_it_does_not_know_is_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_cases_are_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     query, key, value = states(4, 2, 1, torch.float32)
     module: Any = SimpleNamespace(num_key_value_groups=2, is_causal=True, training=True)
     asked: list[dict[str, Any]] = []
@@ -78,9 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_we_load_decodes_by_it_and_still_as_generate_does(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_grouped_decoding_equals_generate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert load_engine(folder).model.config._attn_implementation == "sdpa", "it is asked for"
     engine = load_engine(folder, grouped=True)
     assert engine.model.config._attn_implementation == NAME and can_be_ragged(engine.model)
@@ -102,5 +98,5 @@ def test_a_model_we_load_decodes_by_it_and_still_as_generate_does(
         assert [list(row.token_ids) for row in done] == [[t for t in row if t not in (0, 126)] for row in wanted]
 
 
-def test_heads_of_their_own_are_left_as_they_are() -> None:
+def test_models_without_shared_keys_are_unchanged() -> None:
     assert load_engine("tersely-tiny-small", grouped=True).model.config._attn_implementation == "sdpa"

@@ -1,4 +1,4 @@
-"""Weights in large pages: what tensors there are, and what happens where the system has none."""
+"""Tensors in huge pages, and systems without them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from tersely.kernels import huge_pages as pages
 
-from ..support.mapped import lies_in_large_pages, needs_large_pages
+from ..support.mapped import is_in_huge_pages, needs_huge_pages
 
 SIZES = [(3,), (), (0, 4), (5, 7, 2), (1 << 10, 64), (40 << 20,)]
 
 
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32], ids=str)
-def test_zeros_are_like_those_of_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_zeros_equal_torch(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     made = pages.zeros(shape, dtype)
     assert torch.equal(made, torch.zeros(shape, dtype=dtype)) and made.dtype == dtype
     assert made.data_ptr() % 64 == 0 and made.is_contiguous()
@@ -32,24 +32,24 @@ def test_zeros_are_like_those_of_torch(shape: tuple[int, ...], dtype: torch.dtyp
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No room with place left."""
+    """No arena yet."""
     monkeypatch.setattr(pages, "_open", None)
 
 
-@needs_large_pages
-def test_they_lie_in_large_pages_small_ones_side_by_side(fresh: None) -> None:
+@needs_huge_pages
+def test_small_tensors_share_huge_pages(fresh: None) -> None:
     few, many = pages.zeros((100,), torch.uint8), pages.zeros((40 << 20,), torch.uint8)
     more = pages.zeros((100,), torch.uint8)
-    assert all(map(lies_in_large_pages, (few, many, more)))
+    assert all(map(is_in_huge_pages, (few, many, more)))
     assert more.data_ptr() - few.data_ptr() == 128, "on lines of their own"
 
 
-def test_none_lies_on_another(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_do_not_overlap(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(size: int) -> mmap.mmap:
         time.sleep(0.05)
         return mmap.mmap(-1, size)
 
-    monkeypatch.setattr(pages, "_ask", slowly)
+    monkeypatch.setattr(pages, "_map", slowly)
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(lambda i: pages.zeros((1 + i * 37 % 4000,), torch.int64).fill_(i), range(400)))
     assert all(bool((tensor == i).all()) for i, tensor in enumerate(made))
@@ -58,7 +58,7 @@ def test_none_lies_on_another(fresh: None, monkeypatch: pytest.MonkeyPatch) -> N
     assert places[-1][0] - places[0][0] < 64 << 20, "one room has place for all"
 
 
-def test_what_is_moved_is_the_same() -> None:
+def test_copies_are_equal() -> None:
     given = torch.randn(30, 50, dtype=torch.bfloat16).T
     made = pages.to_huge_pages(given)
     assert torch.equal(made, given) and made.is_contiguous() and made.data_ptr() != given.data_ptr()
@@ -70,7 +70,7 @@ def test_what_is_moved_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("size", [100, 40 << 20], ids=["small", "large"])
-def test_memory_is_given_back(fresh: None, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+def test_memory_is_freed(fresh: None, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     rooms: list[weakref.ref[mmap.mmap]] = []
 
     def ask(size: int) -> mmap.mmap:
@@ -78,7 +78,7 @@ def test_memory_is_given_back(fresh: None, monkeypatch: pytest.MonkeyPatch, size
         rooms.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(pages, "_ask", ask)
+    monkeypatch.setattr(pages, "_map", ask)
     many: Tensor | None = pages.zeros((size,), torch.uint8)
     part = many[5:] if many is not None else None
     del many
@@ -90,7 +90,7 @@ def test_memory_is_given_back(fresh: None, monkeypatch: pytest.MonkeyPatch, size
 
 
 @pytest.mark.parametrize("why", ["another system", "a kernel without them"])
-def test_where_there_are_no_large_pages(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+def test_systems_without_huge_pages(monkeypatch: pytest.MonkeyPatch, why: str) -> None:
     if why == "another system":
         monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
     else:
@@ -101,9 +101,9 @@ def test_where_there_are_no_large_pages(monkeypatch: pytest.MonkeyPatch, why: st
     assert torch.equal(pages.to_huge_pages(given), given)
 
 
-def test_where_there_is_no_room_torch_is_asked(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_to_torch_if_mapping_fails(fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(size: int) -> mmap.mmap:
         raise OSError(12, f"cannot map {size} bytes")
 
-    monkeypatch.setattr(pages, "_ask", refuse)
+    monkeypatch.setattr(pages, "_map", refuse)
     assert torch.equal(pages.zeros((5,), torch.uint8), torch.zeros(5, dtype=torch.uint8))

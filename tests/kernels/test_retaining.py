@@ -1,4 +1,4 @@
-"""A cache that evicts by what retaining heads score: what it keeps, how heads learn, and their files."""
+"""Retaining heads: eviction, training and files."""
 
 from __future__ import annotations
 
@@ -13,11 +13,26 @@ from transformers import DynamicCache
 
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.errors import CapabilityError, ModelError, OptionError
-from tersely.kernels.research.retaining import RetainingHeads, Scorer, retaining
-from tersely.kernels.research.retaining_files import ABOUT, NUMBERS, load_heads, save_heads
-from tersely.kernels.research.retaining_fit import AFAR, explained, fit, importance, lesson, retaining_loss
+from tersely.kernels.research.retaining import (
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    RetainingHeads,
+    Scorer,
+    load_heads,
+    retaining,
+    save_heads,
+)
+from tersely.kernels.research.retaining_fit import (
+    MIN_DISTANCE,
+    collect,
+    explained_variance,
+    fit,
+    importance,
+    retaining_loss,
+)
 
 from ..support.models import random_model
+from ..support.refusals import refused
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +69,7 @@ def by_chance(seed: int) -> Scorer:
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("chunk", [None, 8])
-def test_with_room_for_everything_tokens_are_those_of_generate(
-    engine: TransformersEngine, sampled: bool, chunk: int | None
-) -> None:
+def test_without_eviction_tokens_equal_generate(engine: TransformersEngine, sampled: bool, chunk: int | None) -> None:
     model = engine.model
     inputs, heads = batch(model), RetainingHeads(4, 384, 8, 2)
     plain: dict[str, Any] = {"max_new_tokens": 40, "do_sample": sampled}
@@ -72,12 +85,12 @@ def test_with_room_for_everything_tokens_are_those_of_generate(
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_heads_that_share_keys_keep_their_own_units(shared_heads: Any) -> None:
+def test_heads_keep_their_own_units(shared_heads: Any) -> None:
     inputs = batch(shared_heads)
     budget, near = 12, 3
     with retaining(shared_heads, by_chance(1), budget, near) as cache, torch.no_grad():
         shared_heads(**inputs, past_key_values=cache, use_cache=True)
-        places = cache.layers[1].places
+        folders = cache.layers[1].positions
         step = torch.tensor([[7], [8], [9]])
         more = torch.cat([inputs["attention_mask"], torch.ones(3, 1, dtype=torch.long)], dim=1)
         at = more.sum(dim=1, keepdim=True) - 1
@@ -86,12 +99,12 @@ def test_heads_that_share_keys_keep_their_own_units(shared_heads: Any) -> None:
     for row, length in enumerate((21, 33, 9)):
         for head in range(2):
             real = range(33 - length, 33)
-            first = sorted(real, key=lambda place: (place < 33 - near, -table[row, place, head]))[:budget]
-            kept = [place for place in places[row, head].tolist() if place in real]
+            first = sorted(real, key=lambda folder: (folder < 33 - near, -table[row, folder, head]))[:budget]
+            kept = [folder for folder in folders[row, head].tolist() if folder in real]
             assert kept == sorted(first)
     # The same step on a full cache, with all that was evicted out of sight.
     full = DynamicCache(config=shared_heads.config)
-    seen = torch.zeros(3, 2, 1, 34, dtype=torch.bool).scatter(-1, places[:, :, None], True)
+    seen = torch.zeros(3, 2, 1, 34, dtype=torch.bool).scatter(-1, folders[:, :, None], True)
     seen[..., 33] = True
     seen &= more[:, None, None].bool()
     with torch.no_grad():
@@ -102,7 +115,7 @@ def test_heads_that_share_keys_keep_their_own_units(shared_heads: Any) -> None:
 
 
 @pytest.mark.parametrize("near", [0, 5, 16])
-def test_the_budget_holds_in_chunks_and_steps(engine: TransformersEngine, near: int) -> None:
+def test_the_budget_is_kept_in_chunks_and_steps(engine: TransformersEngine, near: int) -> None:
     inputs = batch(engine.model)
     with retaining(engine.model, by_chance(2), 16, near) as cache:
         out = engine.model.generate(
@@ -111,60 +124,56 @@ def test_the_budget_holds_in_chunks_and_steps(engine: TransformersEngine, near: 
     assert out.shape == (3, 53) and cache.get_seq_length() == 52
     for layer in cache.layers:
         assert layer.keys.shape == layer.values.shape == (3, 2, 16, 64)
-        assert (layer.places.diff(dim=-1) > 0).all()
-        newest = layer.places[..., 16 - near :]
+        assert (layer.positions.diff(dim=-1) > 0).all()
+        newest = layer.positions[..., 16 - near :]
         assert (newest == torch.arange(52 - near, 52)).all()
 
 
-def test_rows_of_a_cache_can_be_chosen_but_not_cut(engine: TransformersEngine) -> None:
+def test_caches_can_be_indexed_but_not_cropped(engine: TransformersEngine) -> None:
     with retaining(engine.model, by_chance(2), 8) as cache, torch.no_grad():
         engine.model(**batch(engine.model), past_key_values=cache)
         layer = cache.layers[2]
-        before = [layer.keys.clone(), layer.places.clone(), layer.scores.clone()]
+        before = [layer.keys.clone(), layer.positions.clone(), layer.scores.clone()]
         layer.batch_repeat_interleave(2)
         layer.batch_select_indices(torch.tensor([5, 0]))
-        after = [layer.keys, layer.places, layer.scores]
+        after = [layer.keys, layer.positions, layer.scores]
         assert all(torch.equal(new, old[[2, 0]]) for new, old in zip(after, before, strict=True))
-        with pytest.raises(CapabilityError, match="cannot be cropped"):
+        with pytest.raises(CapabilityError):
             cache.crop(-1)
 
 
-def test_budgets_and_models_that_do_not_fit_are_refused(engine: TransformersEngine) -> None:
-    for budget, near, said in (
-        (0, None, "budget is 0"),
-        (-3, None, "budget is -3"),
-        (4, 5, "stabilizers are 5; accepted: 0 to 4"),
-    ):
-        with pytest.raises(OptionError, match=said), retaining(engine.model, by_chance(0), budget, near):
+def test_invalid_budgets_and_models_are_refused(engine: TransformersEngine) -> None:
+    for budget, near, value in ((0, None, "0"), (-3, None, "-3"), (4, 5, "5")):
+        with pytest.raises(OptionError, match=value), retaining(engine.model, by_chance(0), budget, near):
             pass
-    with pytest.raises(CapabilityError, match="some do not attend to everything"):
+    with pytest.raises(CapabilityError):
         retaining(random_model("sliding"), by_chance(0), 8).__enter__()
 
 
-def test_importance_is_the_highest_logit_that_comes_from_afar() -> None:
-    tokens, generator = AFAR + 4, torch.Generator().manual_seed(1)
+def test_importance_by_hand() -> None:
+    tokens, generator = MIN_DISTANCE + 4, torch.Generator().manual_seed(1)
     query, key = torch.randn(4, tokens, 8, generator=generator), torch.randn(2, tokens, 8, generator=generator)
-    found = {target: importance(query, key, 0.5, target) for target in ("logit", "chance")}
+    found = {target: importance(query, key, 0.5, target) for target in ("logit", "log_prob")}
     for head in range(2):
         for unit in range(tokens):
-            pairs = [(h, q) for h in (2 * head, 2 * head + 1) for q in range(unit + AFAR, tokens)]
+            pairs = [(h, q) for h in (2 * head, 2 * head + 1) for q in range(unit + MIN_DISTANCE, tokens)]
             logits = [query[h, :, :] @ key[head].T * 0.5 for h in range(4)]
             wanted = max((logits[h][q, unit].item() for h, q in pairs), default=-torch.inf)
             assert found["logit"][head, unit].item() == pytest.approx(wanted, abs=1e-5)
             chances = [logits[h][q, unit] - logits[h][q, : q + 1].logsumexp(0) for h, q in pairs]
             wanted = max((chance.item() for chance in chances), default=-torch.inf)
-            assert found["chance"][head, unit].item() == pytest.approx(wanted, abs=1e-5)
+            assert found["log_prob"][head, unit].item() == pytest.approx(wanted, abs=1e-5)
 
 
-def test_heads_learn_from_texts_and_leave_the_model_as_it_was(engine: TransformersEngine) -> None:
+def test_training_reduces_the_loss_and_keeps_the_model(engine: TransformersEngine) -> None:
     before, frozen = engine.fingerprint(), engine.model.config._attn_implementation
     texts = [batch(engine.model, (60,))["input_ids"][0].roll(at).tolist() for at in range(4)]
-    lessons = [lesson(engine.model, text, "chance") for text in texts]
-    assert lessons[0].projected.shape == (4, 60 - AFAR, 384)
-    assert lessons[0].importance.shape == (4, 60 - AFAR, 2) and lessons[0].importance.isfinite().all()
+    lessons = [collect(engine.model, text, "log_prob") for text in texts]
+    assert lessons[0].projected.shape == (4, 60 - MIN_DISTANCE, 384)
+    assert lessons[0].importance.shape == (4, 60 - MIN_DISTANCE, 2) and lessons[0].importance.isfinite().all()
     heads = [fit(lessons, hidden=16, steps=steps) for steps in (1, 30)]
     first, later = (float(retaining_loss(one, lessons[0])) for one in heads)
-    assert later < first / 2 and min(explained(heads[1], lessons)) > 0.3
+    assert later < first / 2 and min(explained_variance(heads[1], lessons)) > 0.3
     again = fit(lessons, hidden=16, steps=30)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), heads[1].parameters(), strict=True))
     assert engine.model.config._attn_implementation == frozen
@@ -172,46 +181,46 @@ def test_heads_learn_from_texts_and_leave_the_model_as_it_was(engine: Transforme
     assert not any(module._forward_hooks for module in engine.model.modules())
 
 
-def test_lessons_that_teach_nothing_are_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match=f"a text has {AFAR} tokens"):
-        lesson(engine.model, [5] * AFAR)
-    with pytest.raises(OptionError, match="did you mean 'logit'"):
-        lesson(engine.model, [5] * 40, "logits")
-    with pytest.raises(OptionError, match="no lessons"):
+def test_unusable_training_texts_are_refused(engine: TransformersEngine) -> None:
+    with pytest.raises(OptionError, match=str(MIN_DISTANCE)):
+        collect(engine.model, [5] * MIN_DISTANCE)
+    with refused(OptionError, "unknown_name"):
+        collect(engine.model, [5] * 40, "logits")
+    with pytest.raises(OptionError):
         fit([])
 
 
-def test_heads_come_back_from_their_files_and_serve_no_other_model(tmp_path: Path) -> None:
+def test_heads_are_saved_and_loaded_for_their_model_only(tmp_path: Path) -> None:
     heads = RetainingHeads(2, 12, 5, 2)
     save_heads(heads, tmp_path / "heads", {"name": "one", "fingerprint": "a" * 64}, {"steps": 3})
-    assert sorted(path.name for path in (tmp_path / "heads").iterdir()) == [ABOUT, NUMBERS]
+    assert sorted(path.name for path in (tmp_path / "heads").iterdir()) == [METADATA_FILE, WEIGHTS_FILE]
     loaded = load_heads(tmp_path / "heads", "a" * 64)
     projected = torch.randn(3, 12)
     assert all(torch.equal(loaded(layer, projected), heads(layer, projected)) for layer in range(2))
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    with pytest.raises(ModelError, match=r"was learnt on one \(aaaaaaaaaaaa\) and this model is another one \(bbbb"):
+    with refused(ModelError, "heads_of_another_model"):
         load_heads(tmp_path / "heads", "b" * 64)
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "code"),
     [
-        (lambda place: (place / NUMBERS).unlink(), "holds no retaining heads"),
-        (lambda place: (place / ABOUT).write_text("{"), "holds no retaining heads"),
-        (lambda place: (place / ABOUT).write_text("[]"), "not written as this tersely does"),
-        (lambda place: (place / NUMBERS).write_bytes(b"0" * 99), "is not the file that"),
-        (lambda place: _change(place, shape=[2, 13, 5, 2]), "no heads that can be used"),
-        (lambda place: _change(place, shape=[2]), "no heads that can be used"),
-        (lambda place: _change(place, format=2), "not written as this tersely does"),
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), "heads_missing"),
+        (lambda folder: (folder / METADATA_FILE).write_text("{"), "heads_missing"),
+        (lambda folder: (folder / METADATA_FILE).write_text("[]"), "heads_format"),
+        (lambda folder: (folder / WEIGHTS_FILE).write_bytes(b"0" * 99), "heads_changed"),
+        (lambda folder: _change(folder, shape=[2, 13, 5, 2]), "heads_unusable"),
+        (lambda folder: _change(folder, shape=[2]), "heads_unusable"),
+        (lambda folder: _change(folder, format=2), "heads_format"),
     ],
 )
-def test_damaged_heads_are_refused(tmp_path: Path, damage: Any, said: str) -> None:
+def test_damaged_heads_are_refused(tmp_path: Path, damage: Any, code: str) -> None:
     save_heads(RetainingHeads(2, 12, 5, 2), tmp_path, {"name": "one", "fingerprint": "a"})
     damage(tmp_path)
-    with pytest.raises(ModelError, match=said):
+    with refused(ModelError, code):
         load_heads(tmp_path, "a")
 
 
-def _change(place: Path, **facts: Any) -> None:
-    about = json.loads((place / ABOUT).read_text())
-    (place / ABOUT).write_text(json.dumps(about | facts))
+def _change(folder: Path, **facts: Any) -> None:
+    about = json.loads((folder / METADATA_FILE).read_text())
+    (folder / METADATA_FILE).write_text(json.dumps(about | facts))

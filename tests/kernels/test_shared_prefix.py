@@ -1,4 +1,4 @@
-"""Attention with a shared prefix read once: that of the expanded cache, whatever the shapes and strides."""
+"""Shared-prefix attention equals attention on the expanded cache."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def ragged(rows: int, suffix: int) -> Tensor:
 
 
 def assert_right(given: list[Tensor], lengths: Tensor | None = None) -> None:
-    """Within 1e-5 of torch on the expanded cache, in float32, and as near to the truth as bfloat16 can be."""
+    """Assert closeness to torch on the expanded cache, depending on the dtype."""
     found = shared_prefix_attention(*given, lengths=lengths)
     assert found.shape == given[0].shape and found.dtype == given[0].dtype
     if found.dtype == torch.float32:
@@ -53,7 +53,7 @@ def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_shared_prefix_gives_the_attention_of_the_expanded_cache(shape: Shape, dtype: torch.dtype) -> None:
+def test_output_equals_attention_on_the_expanded_cache(shape: Shape, dtype: torch.dtype) -> None:
     given = parts(shape, dtype)
     assert_right(given)
     assert_right(given, ragged(shape[0], shape[4]))
@@ -61,7 +61,7 @@ def test_a_shared_prefix_gives_the_attention_of_the_expanded_cache(shape: Shape,
 
 
 @pytest.mark.usefixtures("implementation")
-def test_a_shared_prefix_in_strides_of_any_kind() -> None:
+def test_strides() -> None:
     given = parts((3, 6, 2, 12, 5, 16))
     for axes in ((0, 1), (1, 2), (0, 2)):
         turned = [part.transpose(*axes).contiguous().transpose(*axes) for part in given]
@@ -75,7 +75,7 @@ def test_a_shared_prefix_in_strides_of_any_kind() -> None:
 
 
 @pytest.mark.usefixtures("implementation")
-def test_a_part_may_be_empty() -> None:
+def test_empty_parts() -> None:
     assert shared_prefix_attention(*parts((0, 4, 2, 7, 3, 8))).shape == (0, 4, 1, 8)
     assert_right(parts((3, 4, 2, 0, 6, 8)))
     assert_right(parts((3, 4, 2, 0, 6, 8)), torch.tensor([1, 6, 3]))
@@ -99,7 +99,7 @@ def test_extreme_logits_overflow_nothing() -> None:
     torch.testing.assert_close(shared_prefix_attention(*tiny)[0, 0, 0], torch.cat([tiny[2][0], tiny[4][0, 0]]).mean(0))
 
 
-def test_the_scale_can_be_given_and_gradients_stay_out() -> None:
+def test_scale_and_no_gradients() -> None:
     given = parts((2, 4, 2, 9, 4, 16))
     found = shared_prefix_attention(given[0].requires_grad_(), *given[1:], scale=0.7)
     torch.testing.assert_close(found, reference(*given, scale=0.7).detach(), atol=1e-5, rtol=1e-5)
@@ -135,13 +135,13 @@ def test_shapes_that_do_not_fit_are_refused(change: dict[int, tuple[int, ...]], 
 
 def test_dtypes_and_lengths_that_do_not_fit_are_refused() -> None:
     given = parts((3, 6, 2, 7, 4, 8))
-    with pytest.raises(OptionError, match=r"query torch\.bfloat16 on cpu.*accepted: float32, bfloat16 or float16, one"):
+    with pytest.raises(OptionError, match=r"torch\.bfloat16"):
         shared_prefix_attention(given[0].bfloat16(), *given[1:])
     with pytest.raises(OptionError, match=r"torch\.float64"):
         shared_prefix_attention(*(part.double() for part in given))
     for lengths in (torch.zeros(3), torch.zeros(2, dtype=torch.long), torch.ones(3, dtype=torch.bool)):
-        with pytest.raises(OptionError, match=r"lengths are .*accepted: whole numbers \[3\]"):
+        with pytest.raises(OptionError, match="lengths"):
             shared_prefix_attention(*given, lengths=lengths)
     for number in (-1, 5):
-        with pytest.raises(OptionError, match="accepted: 0 to 4"):
+        with pytest.raises(OptionError, match="lengths"):
             shared_prefix_attention(*given, lengths=torch.tensor([1, 2, number]))

@@ -1,4 +1,4 @@
-"""Low-bit linear layers: every implementation against the definition in float64, at the edges of what it may get."""
+"""The W4A8 layer: every implementation against the float64 reference, including edge cases."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from tersely.kernels.w4a8 import MARGIN, in_torch, quantize_rows, reference, w4a8_linear
 from tersely.kernels.w4a8_layout import DEEPEST, pack, pack_bytes, pack_planes, preview, unpack
 
-from ..support.vectors import AMX, BEST, FOUND, LEVELS, emulated, vectors_of
+from ..support.vectors import AMX, BEST, FOUND, LEVELS, count_emulated, use_vectors
 
 
 def in_vectors(level: int) -> Callable[..., Tensor]:
-    """The compiled layer by vectors that this machine need not have."""
+    """The compiled layer with specific vector instructions, possibly emulated."""
 
     def layer(*tensors: Tensor) -> Tensor:
-        with vectors_of(level):
+        with use_vectors(level):
             return w4a8_linear(*tensors)
 
     return layer
@@ -37,7 +37,7 @@ SHAPES = ((1, 1), (3, 5), (16, 128), (17, 129), (31, 64), (33, 260), (48, 896), 
 
 @dataclass
 class Layer:
-    """The tensors that an implementation takes beside activations."""
+    """The arguments after the activations."""
 
     weight: Tensor
     groups: Tensor | None
@@ -54,7 +54,7 @@ sizes = pytest.mark.parametrize("size", [32, None, "planes"])
 
 
 def random_layer(outputs: int, inputs: int, size: Size, extras: bool = False) -> Layer:
-    """A layer whose codes span all that is allowed; size None: 8-bit weights, "planes": those in planes."""
+    """A layer with all allowed codes; size None means 8-bit weights, "planes" 8-bit weights in planes."""
     generator = torch.Generator().manual_seed(outputs * 10_007 + inputs)
 
     def draw(low: int, high: int, *shape: int) -> Tensor:
@@ -80,7 +80,7 @@ def random_layer(outputs: int, inputs: int, size: Size, extras: bool = False) ->
 
 
 def assert_right(found: Tensor, x: Tensor, layer: Layer) -> None:
-    """Within the rounding of its dtype of the definition."""
+    """Assert equality with the reference up to the rounding of the dtype."""
     expected = reference(x, *layer.tensors())  # type: ignore[arg-type]
     assert found.dtype == x.dtype
     assert found.shape == expected.shape
@@ -96,7 +96,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_the_definition_on_a_case_by_hand() -> None:
+def test_reference_by_hand() -> None:
     weight, groups = pack(torch.tensor([[3, 9], [0, 15]]), torch.tensor([[2], [5]]), torch.tensor([[4], [8]]), 32)
     assert unpack(weight, groups)[:2, :2].tolist() == [[-2, 10], [-40, 35]]
     # 127 and 64 are what 8 bits make of 1 and 0.5.
@@ -135,7 +135,7 @@ def test_planes_byte_by_byte() -> None:
 
 
 @each
-def test_planes_are_bytes_where_results_are_high(implementation: Callable[..., Tensor]) -> None:
+def test_planes_equal_bytes_where_results_are_high(implementation: Callable[..., Tensor]) -> None:
     layer, x = random_layer(970, 260, "planes"), torch.randn(5, 260)
     found = implementation(x, *layer.tensors())
     whole = reference(x, pack_bytes(unpack(layer.weight, None)[:970, :260]), None, layer.channel_scale)
@@ -147,7 +147,7 @@ def test_planes_are_bytes_where_results_are_high(implementation: Callable[..., T
 
 
 @each
-def test_outputs_without_a_scale_do_not_count_as_high(implementation: Callable[..., Tensor]) -> None:
+def test_outputs_of_scale_zero_are_ignored_for_the_maximum(implementation: Callable[..., Tensor]) -> None:
     layer, x = random_layer(970, 260, "planes"), torch.randn(5, 260)
     layer.channel_scale[-64:] = 0  # what fills up a vocabulary, highest where all others are below 0
     layer.bias = torch.full((970,), -100.0)
@@ -160,7 +160,7 @@ def test_outputs_without_a_scale_do_not_count_as_high(implementation: Callable[.
 
 
 @each
-def test_rows_that_have_no_highest(implementation: Callable[..., Tensor]) -> None:
+def test_rows_without_a_maximum(implementation: Callable[..., Tensor]) -> None:
     layer, x = random_layer(40, 60, "planes"), torch.randn(2, 60)
     layer.bias = torch.full((40,), -torch.inf)
     assert (implementation(x, *layer.tensors()) == -torch.inf).all()
@@ -170,7 +170,7 @@ def test_rows_that_have_no_highest(implementation: Callable[..., Tensor]) -> Non
 
 @each
 @pytest.mark.parametrize("size", [32, 64, 128, None, "planes"])
-def test_against_the_definition(implementation: Callable[..., Tensor], size: Size) -> None:
+def test_equals_the_reference(implementation: Callable[..., Tensor], size: Size) -> None:
     for outputs, inputs in SHAPES:
         plain = random_layer(outputs, inputs, size)
         whole = random_layer(outputs, inputs, size, extras=True)
@@ -195,7 +195,7 @@ def test_dtypes(implementation: Callable[..., Tensor], dtype: torch.dtype, size:
 
 @pytest.mark.parametrize("size", [32, 128, None, "planes"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_all_come_to_the_same_bits(size: Size, dtype: torch.dtype) -> None:
+def test_implementations_agree_bit_for_bit(size: Size, dtype: torch.dtype) -> None:
     for outputs, inputs in SHAPES:
         layer = random_layer(outputs, inputs, size)
         layer.input_scale = torch.rand(inputs) + 0.5
@@ -222,7 +222,7 @@ def test_the_largest_sums(implementation: Callable[..., Tensor]) -> None:
 @each
 @sizes
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_every_character(implementation: Callable[..., Tensor], size: Size, dtype: torch.dtype) -> None:
+def test_special_rows(implementation: Callable[..., Tensor], size: Size, dtype: torch.dtype) -> None:
     layer = random_layer(20, 100, size)
     least, most = torch.finfo(dtype).smallest_normal, torch.finfo(dtype).max
     x = torch.randn(10, 100).to(dtype)
@@ -267,7 +267,7 @@ def test_no_rows(implementation: Callable[..., Tensor], size: Size) -> None:
     assert implementation(torch.empty(0, 100), *layer.tensors()).shape == (0, 20)
 
 
-def test_what_is_written_stays_inside() -> None:
+def test_no_out_of_bounds_writes_with_strides() -> None:
     layer = random_layer(21, 70, 32)
     for implementation in COMPILED.values():
         x = torch.randn(3, 70)
@@ -281,15 +281,15 @@ def test_what_is_written_stays_inside() -> None:
 
 @pytest.mark.skipif(BEST == AMX or "amx" not in LEVELS, reason="real AMX, which counts nothing, or no emulator for it")
 @sizes
-def test_many_rows_are_multiplied_by_amx(size: Size) -> None:
+def test_amx_is_used_for_many_rows(size: Size) -> None:
     assert FOUND is not None
-    with vectors_of(AMX):
+    with use_vectors(AMX):
         assert FOUND.tersely_w4a8_amx_agrees() == 1
     layer = random_layer(33, 260, size)
     for rows, by_amx in ((4, False), (5, True), (33, True)):
-        before = emulated()
+        before = count_emulated()
         COMPILED["amx"](torch.randn(rows, 260), *layer.tensors())
-        assert (emulated() > before) is by_amx
+        assert (count_emulated() > before) is by_amx
 
 
 def test_the_public_function() -> None:
@@ -304,7 +304,7 @@ def test_the_public_function() -> None:
 
 
 @pytest.mark.parametrize("size", [128, None, "planes"])
-def test_a_row_does_not_depend_on_its_company(size: Size) -> None:
+def test_rows_are_independent(size: Size) -> None:
     layer = random_layer(50, 300, size)
     x = torch.randn(11, 300)
     together = w4a8_linear(x, *layer.tensors())  # type: ignore[arg-type]
@@ -319,7 +319,7 @@ def test_activations_round_to_even() -> None:
 
 
 @each
-def test_no_number_stays_none_in_16_bits(implementation: Callable[..., Tensor]) -> None:
+def test_nan_in_16_bits(implementation: Callable[..., Tensor]) -> None:
     layer = random_layer(20, 40, 32)
     # All bits of the fraction: rounding by itself would carry into the sign, and come to a zero.
     layer.bias = torch.tensor([0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32).repeat(10)
@@ -336,7 +336,7 @@ def test_results_round_to_even(implementation: Callable[..., Tensor]) -> None:
 
 
 @each
-def test_float16_at_its_edges(implementation: Callable[..., Tensor]) -> None:
+def test_float16_limits(implementation: Callable[..., Tensor]) -> None:
     steps = torch.arange(-(2**25), 2**25, 4099, dtype=torch.float64).float()
     ties = torch.tensor([2049.0, 2051.0, -2049.0, 65519.0, 65520.0, -65520.0, 2.0**-25, 3 * 2.0**-25, -(2.0**-26)])
     wanted = torch.cat((ties, *(steps * 2.0**power for power in (-40, -37, -25, -9))))

@@ -1,4 +1,4 @@
-"""What Linux says of the memory that a tensor lies in."""
+"""Whether a tensor is in huge pages, according to Linux."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 _MAPS = Path("/proc/self/smaps")
 
 
-def lies_in_large_pages(tensor: Tensor) -> bool:
-    """Whether large pages were asked for where it begins; whether there were any left is the system's affair."""
-    return _asked_for(tensor.data_ptr())
+def is_in_huge_pages(tensor: Tensor) -> bool:
+    """Whether huge pages were requested at its address; the system may still have none left."""
+    return _is_requested(tensor.data_ptr())
 
 
-def _asked_for(address: int) -> bool:
+def _is_requested(address: int) -> bool:
     here = False
     for line in _MAPS.read_text().splitlines():
         first = line.split(maxsplit=1)[0]
@@ -29,19 +29,19 @@ def _asked_for(address: int) -> bool:
     return False
 
 
-def _found_out() -> bool:
+def _detect() -> bool:
     if not (_MAPS.exists() and hasattr(mmap, "MADV_HUGEPAGE")):
         return False
-    with mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as room:
+    with mmap.mmap(-1, 4 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
         try:
-            room.madvise(mmap.MADV_HUGEPAGE)
+            mapping.madvise(mmap.MADV_HUGEPAGE)
         except OSError:
             return False
-        first = ctypes.c_char.from_buffer(room)
-        asked = _asked_for(ctypes.addressof(first))
-        del first  # a mapping that is in use cannot be closed
+        first = ctypes.c_char.from_buffer(mapping)
+        asked = _is_requested(ctypes.addressof(first))
+        del first  # so that the mapping can be closed
         return asked
 
 
-GIVES_LARGE_PAGES = _found_out()
-needs_large_pages = pytest.mark.skipif(not GIVES_LARGE_PAGES, reason="this system has no large pages for who asks")
+HAS_HUGE_PAGES = _detect()
+needs_huge_pages = pytest.mark.skipif(not HAS_HUGE_PAGES, reason="this system has no huge pages")

@@ -1,4 +1,4 @@
-"""Real servers on an embedded model, in a thread of this process, and how to ask them."""
+"""Real servers on an embedded model in a thread of this process, with a client."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from typing import Any
 
 import httpx
 
-from tersely.controller.serving.app import create_app
+from tersely.controller.serving.app import UvicornServer, create_app, serve
 from tersely.controller.serving.batch_worker import BatchWorker
-from tersely.controller.serving.loading import ReasoningMode, open_session
+from tersely.controller.serving.cli import open_session
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.server import UvicornServer, serve
 from tersely.controller.serving.settings import ServerSettings
 from tersely.controller.serving.sockets import bind_socket
 from tersely.controller.types import Engine
@@ -28,7 +27,7 @@ PATIENCE = 180.0
 
 @dataclass
 class Served:
-    """A server that runs; `http` asks it."""
+    """A running server; `http` is its client."""
 
     url: str
     worker: BatchWorker
@@ -41,8 +40,8 @@ class Served:
     def answered(self, content: str = QUESTION, **fields: Any) -> dict[str, Any]:
         response = self.chat(content, **fields)
         assert response.status_code == 200, response.text
-        found: dict[str, Any] = response.json()
-        return found
+        reply: dict[str, Any] = response.json()
+        return reply
 
     def refused(self, status: int = 400, **fields: Any) -> dict[str, Any]:
         return error_of(self.chat(**fields), status)
@@ -64,7 +63,7 @@ def body(content: str = QUESTION, **fields: Any) -> dict[str, Any]:
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error in a response, which has OpenAI's shape and this status."""
+    """The error in a response, after checking its shape and status."""
     assert response.status_code == status, response.text
     assert set(response.json()) == {"error"}
     error: dict[str, Any] = response.json()["error"]
@@ -73,7 +72,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 def chunks_of(lines: Iterator[str]) -> list[dict[str, Any]]:
-    """The chunks of a stream of server-sent events, whose form is checked."""
+    """The chunks of a stream, after checking its form."""
     events = list(lines)
     assert events[-2:] == ["data: [DONE]", ""]
     assert events[1::2] == [""] * (len(events) // 2)
@@ -82,17 +81,17 @@ def chunks_of(lines: Iterator[str]) -> list[dict[str, Any]]:
 
 
 def texts_of(chunks: list[dict[str, Any]], row: int = 0) -> tuple[str, str]:
-    """Thinking and answer of one row, put together."""
+    """Thinking and answer of one row."""
     deltas = [c["choices"][0]["delta"] for c in chunks if c["choices"] and c["choices"][0]["index"] == row]
     assert all(d.get("reasoning") == d.get("reasoning_content") for d in deltas)
     return "".join(d.get("reasoning") or "" for d in deltas), "".join(d.get("content") or "" for d in deltas)
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that is to happen."""
+    """Wait until a condition holds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.01)
 
 
@@ -100,10 +99,10 @@ def until(condition: Callable[[], bool]) -> None:
 def served(
     engine: Engine, settings: ServerSettings | None = None, *, drain: float = 10.0, thinks: bool = True
 ) -> Iterator[Served]:
-    """Serve for as long as the context lasts; afterwards nothing of it is left."""
+    """Serve while the context lasts."""
     settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
-    worker = BatchWorker(open_session(engine, ReasoningMode(thinks=thinks)), settings.limits, metrics, thinks)
+    worker = BatchWorker(open_session(engine, thinks=thinks), settings.limits, metrics, thinks)
     server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
     bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"

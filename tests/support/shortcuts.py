@@ -27,7 +27,7 @@ def engine() -> TransformersEngine:
 
 
 def arrays(width: int, seed: int = 0, size: float = 0.0) -> dict[str, np.ndarray]:
-    """An adapter that changes nothing, or states by so much, and a gate by chance."""
+    """A random gate, and an adapter that changes states by about `size`."""
     draw = np.random.default_rng(seed)
     return {
         "down": draw.normal(size=(8, width)),
@@ -42,6 +42,7 @@ def arrays(width: int, seed: int = 0, size: float = 0.0) -> dict[str, np.ndarray
 
 
 def shortcut(engine: TransformersEngine, **changes: Any) -> Shortcut:
+    """A valid shortcut with some of its fields changed."""
     facts: dict[str, Any] = {
         "layer": 2,
         "layers": 4,
@@ -53,6 +54,7 @@ def shortcut(engine: TransformersEngine, **changes: Any) -> Shortcut:
 
 
 def ask(engine: TransformersEngine, *modifiers: ForwardModifier, **options: Any) -> list[GenerationResult]:
+    """Answer the problems greedily with these modifiers."""
     settings = {
         "preset": "off",
         "modifiers": modifiers,
@@ -61,9 +63,9 @@ def ask(engine: TransformersEngine, *modifiers: ForwardModifier, **options: Any)
         "probes": None,
         "prompts": PROBLEMS,
     }
-    made: list[GenerationResult] = tersely.generate(engine, **{**settings, **options})
-    return made
+    results: list[GenerationResult] = tersely.generate(engine, **{**settings, **options})
+    return results
 
 
-def tokens(made: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
-    return [one.token_ids for one in made]
+def tokens(results: Sequence[GenerationResult]) -> list[tuple[int, ...]]:
+    return [result.token_ids for result in results]

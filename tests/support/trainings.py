@@ -1,4 +1,4 @@
-"""Small trainings of the embedded model, for tests."""
+"""Small training runs of an embedded model, for tests."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.training.config import Recipe, checked
-from tersely.training.methods import method
+from tersely.training.config import Alarm, Recipe, validate_recipe_values
+from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
-from tersely.training.sampling import Sampler
+from tersely.training.sampling import RolloutSampler
 from tersely.training.trainer import AdaptiveTrainer
 from tersely.training.training_run import TrainingRun
 
@@ -23,8 +23,8 @@ SMALL: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def plain(name: str, folder: Path, **values: Any) -> dict[str, Any]:
-    """The small recipe of a method as plain values; sections are laid over its own, key by key."""
+def recipe_values(name: str, folder: Path, **values: Any) -> dict[str, Any]:
+    """The small recipe of a method as plain values; the keys of given sections override its own."""
     merged = {
         key: {**SMALL.get(key, {}), **value} if isinstance(value, Mapping) else value
         for key, value in {**SMALL, **values}.items()
@@ -32,28 +32,27 @@ def plain(name: str, folder: Path, **values: Any) -> dict[str, Any]:
     return {"method": name, "out": str(folder), **merged}
 
 
-def recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
+def make_recipe(name: str, folder: Path, **sections: Mapping[str, Any]) -> Any:
     """The small recipe of a method."""
-    return checked(plain(name, folder, **sections), method(name).RECIPE, "the test")
+    return validate_recipe_values(recipe_values(name, folder, **sections), load_method(name).recipe, "the test")
 
 
-def trainer_of(
-    made: Recipe, rows: list[dict[str, Any]], plan: list[str], rewards: list[Any] | None = None, **options: Any
-) -> tuple[AdaptiveTrainer, Sampler]:
-    """A trainer that has not begun, and its sampler."""
-    from tersely.training.config import Alarm
-
-    sampler = Sampler(load_engine(made.model), made.rollouts, share=0.5)
-    running = TrainingRun(made.out, None, lambda line: None)
-    trainer, _ = running.build(
-        made,
+def build_trainer(
+    recipe: Recipe, rows: list[dict[str, Any]], plan: list[str], rewards: list[Any] | None = None, **options: Any
+) -> tuple[AdaptiveTrainer, RolloutSampler]:
+    """A trainer that has not started, and its sampler."""
+    sampler = RolloutSampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
+    trainer = TrainingRun(recipe.out, None, lambda line: None).build_grpo_trainer(
+        recipe,
         sampler,
-        GroupRollouts(sampler, plan, made.seed),
+        GroupRollouts(sampler, plan, recipe.seed),
         rewards or [Correctness()],
         rows,
         credit="reward",
         alarm=Alarm(),
-        options={"loss_type": "grpo", "scale_rewards": "none", **options},
+        loss_type="grpo",
+        scale_rewards="none",
+        **options,
     )
     return trainer, sampler
 
@@ -61,13 +60,13 @@ def trainer_of(
 def train(
     name: str, folder: Path, lines: list[str] | None = None, *, resume: bool = False, **sections: Any
 ) -> list[str]:
-    """Run a small recipe as the command does; what it says."""
+    """Run a small recipe as the command does; returns the logged lines."""
     import yaml
 
     from tersely.training.run import train as run
 
-    said = [] if lines is None else lines
+    logged = [] if lines is None else lines
     config = folder.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(plain(name, folder, **sections)), "utf-8")
-    run(name, config, resume=resume, say=said.append)
-    return said
+    config.write_text(yaml.safe_dump(recipe_values(name, folder, **sections)), "utf-8")
+    run(name, config, resume=resume, log=logged.append)
+    return logged

@@ -1,4 +1,4 @@
-"""The kinds of vectors of the compiled low-bit layers, poorer ones than this machine has, and AMX where it has none."""
+"""Vector instructions of the compiled layers: those this machine has, lesser ones, and emulated AMX."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ LEVELS = {name: level for level, name in enumerate(NAMES) if level <= BEST or (l
 
 
 @contextmanager
-def vectors_of(level: int) -> Iterator[None]:
-    """Layers by these vectors; by AMX in software where this machine has none."""
+def use_vectors(level: int) -> Iterator[None]:
+    """Use these vector instructions while the context lasts; AMX is emulated if necessary."""
     assert FOUND is not None
     used = ctypes.c_int64.in_dll(FOUND, "tersely_w4a8_vectors")
     emulating = level > BEST
@@ -45,17 +45,17 @@ def vectors_of(level: int) -> Iterator[None]:
             emulator().amx_emulate(False)
 
 
-def emulated() -> int:
-    """Instructions that were carried out in software so far."""
+def count_emulated() -> int:
+    """The number of instructions emulated so far."""
     return int(emulator().amx_emulated())
 
 
 @cache
 def emulator() -> ctypes.CDLL:
-    """amx_emulator.c, compiled."""
+    """The compiled amx_emulator.c."""
     assert COMPILER is not None
     with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "emulator.so"
+        library = Path(folder) / "emulator.so"
         source = Path(__file__).with_name("amx_emulator.c")
-        subprocess.run([COMPILER, "-O2", "-fPIC", "-shared", str(source), "-o", str(made)], check=True)
-        return ctypes.CDLL(str(made))
+        subprocess.run([COMPILER, "-O2", "-fPIC", "-shared", str(source), "-o", str(library)], check=True)
+        return ctypes.CDLL(str(library))

@@ -1,29 +1,99 @@
-"""The methods by name; each module has `RECIPE`, `validate_recipe` and `run`."""
+"""The registry of training methods.
+
+The methods of this folder are listed here; others, such as those of `training/research`, are found by the entry-point
+group `tersely.training_methods`. A method is a module with a `Method` named METHOD. The first line of the module's
+docstring is its help text if it comes from an entry point.
+"""
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from ...errors import unknown
+from ...errors import CapabilityError, unknown
+from ..config import Recipe
 
+if TYPE_CHECKING:
+    from ..preflight import CheckedRecipe
+    from ..training_run import TrainingRun
+
+R = TypeVar("R", bound=Recipe)
+
+ENTRY_POINTS = "tersely.training_methods"
 METHODS = {
-    "adaptthink": "Learn by RL to answer at once where thinking adds nothing (AdaptThink).",
-    "adar1": "Mix long and short thinking, and learn from pairs which a question wants (AdaR1).",
-    "apo": "Learn by RL on forced and free completions to think only where that pays (APO).",
-    "mahdpo": "Learn a head for each objective by DPO, to be weighed at inference (MAH-DPO).",
-    "hint": "Learn the embeddings of a hint, and nothing else (ConciseHint-T).",
-    "ser": "Learn by RL to be right and brief, measured by one's own answers (SER-RL).",
-    "sft": "Learn one's own shortest right completions, or those that a controller shortened.",
-    "shortcut": "Learn an adapter by which easy tokens leave the model early, and nothing else (System-1.5).",
-    "vsrm": "Learn by RL with a reward for every step of the thinking, or analyse where it is wasted (VSRM).",
+    "adaptthink": "Learn by RL to answer at once where thinking does not help (AdaptThink).",
+    "adar1": "Merge a long and a short thinker, then learn by DPO when to think (AdaR1).",
+    "hint": "Learn the embeddings of a hint, with the model frozen (ConciseHint-T).",
+    "ser": "Learn by RL to be right and brief, relative to the model's own answers (SER-RL).",
+    "sft": "Learn the model's own shortest right completions, or those a controller shortened.",
+    "vsrm": "Learn by RL with a reward for every thinking step, or analyse where thinking is wasted (VSRM).",
 }
-"""Method -> what it does, for the help of `tersely train`."""
+"""Name -> help text of the methods in this folder; the module has the method's name."""
 
 
-def method(name: str) -> Any:
-    """The module of a method; raises OptionError for an unknown one."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    home = "..research." if name in ("mahdpo", "shortcut") else "."
-    return import_module(f"{home}{name}", __name__)
+@dataclass(frozen=True, slots=True)
+class Method(Generic[R]):
+    """A training method.
+
+    Attributes:
+        recipe: the class of its recipes.
+        validate: checks a recipe before any work is done; raises RecipeError.
+        train: runs the training, or resumes it.
+        results: names of files in the run's folder that show that training has started, besides models and adapters.
+        renamed: old -> new keys of the method's section in recipes that older releases saved.
+        added: computes keys of that section that older releases did not have, with the values that keep the old
+            behaviour, from the saved recipe.
+    """
+
+    recipe: type[R]
+    validate: Callable[[R], CheckedRecipe]
+    train: Callable[[R, CheckedRecipe, TrainingRun], None]
+    results: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    added: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda saved: {}
+
+
+def list_methods() -> dict[str, str]:
+    """All methods by name, each with its help text."""
+    plugins = find_entry_points(ENTRY_POINTS)
+    return METHODS | {name: _read_help(point.module) for name, point in plugins.items() if name not in METHODS}
+
+
+def load_method(name: str) -> Method[Any]:
+    """Load a method; raises OptionError for an unknown one, CapabilityError if it lacks a dependency."""
+    modules = {own: f"{__name__}.{own}" for own in METHODS}
+    if name not in modules:
+        modules |= {plugin: point.module for plugin, point in find_entry_points(ENTRY_POINTS).items()}
+    if name not in modules:
+        raise unknown("method", name, modules)
+    try:
+        method: Method[Any] = import_module(modules[name]).METHOD
+    except ModuleNotFoundError as error:
+        raise CapabilityError(f"method {name!r} cannot be imported: {error}; install what is missing") from None
+    return method
+
+
+def find_entry_points(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name. Those whose module does not exist are skipped; nothing is imported."""
+    return {point.name: point for point in sorted(entry_points(group=group)) if _find_source(point.module) is not None}
+
+
+def _find_source(module: str) -> Path | None:
+    try:
+        spec = find_spec(module)
+    except ImportError:  # its package is missing
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def _read_help(module: str) -> str:
+    """The first line of a module's docstring, without importing the module."""
+    path = _find_source(module)
+    docstring = None if path is None else ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    return (docstring or module).splitlines()[0]

@@ -1,37 +1,45 @@
-"""AdaptThink (arXiv 2505.13417): learn, question by question, whether to think at all.
+"""AdaptThink (arXiv 2505.13417): learn for each question whether to think at all.
 
-Of the completions of a question one share is begun with the end of the thinking, the others with anything else. Their
-advantage is `correct + delta * (not thinking) - reference`, not compared with the group; the ratio of the loss is that
-to how they were drawn, so that the forced first tokens teach the policy what it would learn from its own.
+A share of the completions of a question is forced to skip the thinking, the others are forced to think. Their
+advantage is `correct + delta * (no thinking) - reference`, not relative to the group. The importance ratio of the loss
+is relative to how the completions were really drawn, so the forced first tokens teach the policy what its own would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
+from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
-from ..data import schedule
-from ..preflight import CheckedRecipe, check
-from ..reference import reference_shares
-from ..rewards import Correctness, GroupBrevity, NoThinkBonus, ReferenceBaseline
-from ..rewards.base import NO_THINK, THINK, Reward
+from ..data import Row
+from ..preflight import CheckedRecipe, check_recipe
+from ..processes import resumable_map
+from ..rewards import Correctness, GroupBrevity, Reward
+from ..rewards.base import NO_THINK, THINK, get_modes, parse_number, require_column
 from ..rollouts import GroupRollouts
-from ..sampling import Sampler
+from ..sampling import CompletionRequest, RolloutSampler
+from ..traces import rollout_identity
 from ..training_run import TrainingRun
+from . import Method
 
 
 class AdaptThink(Section):
-    """delta: what not thinking is worth, in accuracy. share: of completions begun without thinking.
+    """Settings.
 
-    importance: "sequence" as in the paper, the ratio's geometric mean over a completion's tokens, which lets a mode
-    that the policy never takes be learnt; "token" is unbiased but for clipping. clip: how far ratios count from 1.
-    brevity: what the shortest right thinking of a question is worth more than the longest; 0 in the paper, which
-    leaves thinking as long as it is. start: text of one token that begins thinking, the paper's "Alright"; without it
-    the model draws its own.
-    no_think_tokens: most tokens of an answer without thinking.
+    Attributes:
+        delta: reward for not thinking, in units of accuracy.
+        share: of the completions of a group that are forced not to think.
+        brevity: reward difference between the shortest and the longest right thinking of a question; 0 in the paper.
+        reference_samples: completions per question that measure the accuracy before training.
+        importance: "sequence" (as in the paper) takes the geometric mean of the ratio over a completion, with which
+            even a mode that the policy never takes is learned; "token" is unbiased except for clipping.
+        clip: clipping range of the importance ratio.
+        start: one-token text that starts forced thinking (the paper's "Alright"); by default the token is sampled.
+        no_think_tokens: token limit of completions forced not to think.
     """
 
     delta: float = Field(default=0.05, ge=0, le=1)
@@ -51,54 +59,116 @@ class AdaptThinkRecipe(Recipe):
     alarm: Alarm = Alarm()
 
 
-def plan(generations: int, share: float) -> list[str]:
-    """How the completions of a group are begun: both modes, whatever the share."""
-    without = min(generations - 1, max(1, round(generations * share)))
-    return [NO_THINK] * without + [THINK] * (generations - without)
+class NoThinkBonus(Reward):
+    """`delta` for a completion without thinking, 0 for one that thinks.
+
+    Not thinking wins on a question if thinking improves its accuracy by less than `delta`.
+    """
+
+    name = "no_think_bonus"
+
+    def __init__(self, delta: float = 0.05, marker: str = "</think>") -> None:
+        """Prepare the reward; `marker` closes the thinking, and shows the mode without a column `mode`."""
+        if not 0 <= delta <= 1:
+            raise OptionError(f"delta is {delta}; accepted: a number from 0 to 1")
+        self.delta, self.marker = delta, marker
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        return [self.delta * (mode == NO_THINK) for mode in get_modes(completions, columns, self.marker)]
+
+
+class ReferenceBaseline(Reward):
+    """Minus the accuracy of the model before training when it thinks; column `reference`."""
+
+    name = "reference_baseline"
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        shares = require_column(columns, "reference", self.name)
+        return [-parse_number(share, f"row {i} of this batch's column 'reference'") for i, share in enumerate(shares)]
+
+
+def plan_group(generations: int, share: float) -> list[str]:
+    """The start modes of a group; both modes occur, whatever the share."""
+    no_think = min(generations - 1, max(1, round(generations * share)))
+    return [NO_THINK] * no_think + [THINK] * (generations - no_think)
+
+
+def measure_reference(
+    sampler: RolloutSampler,
+    rows: Sequence[Row],
+    samples: int,
+    path: Path,
+    seed: int,
+    correct: Correctness,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[float]:
+    """The share of `samples` thinking completions that are right, for each row; resumed from `path`.
+
+    Raises:
+        CheckpointLogError: if the file belongs to another model, other questions or other settings.
+    """
+
+    def measure(part: Sequence[Row], start: int) -> list[float]:
+        requests = [CompletionRequest(row["prompt"], row["tier"], THINK) for row in part for _ in range(samples)]
+        right = [
+            correct.is_right(part[i // samples]["answer"], rollout.response, part[i // samples]["gym_entry"])
+            for i, rollout in enumerate(sampler(requests, seed + start))
+        ]
+        return [sum(right[at : at + samples]) / samples for at in range(0, len(right), samples)]
+
+    return resumable_map(
+        path,
+        rollout_identity(sampler, rows, samples, seed),
+        rows,
+        max(1, sampler.settings.batch // samples),
+        measure,
+        lambda done: log(f"reference accuracy: {done}/{len(rows)} questions"),
+    )
 
 
 def validate_recipe(recipe: AdaptThinkRecipe) -> CheckedRecipe:
-    """See `checks.check`."""
-    return check(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
+    """See `Method.validate`."""
+    return check_recipe(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
 
 
-def run(recipe: AdaptThinkRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Train, or go on training."""
-    own = recipe.adaptthink
-    begun = plan(recipe.rollouts.generations, own.share)
-    engine = running.load(recipe)
-    sampler = Sampler(
-        engine,
+def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
+    settings, close = recipe.adaptthink, checked.markers.close
+    plan = plan_group(recipe.rollouts.generations, settings.share)
+    sampler = RolloutSampler(
+        run.load_model(recipe),
         recipe.rollouts,
-        ground.markers,
-        share=begun.count(NO_THINK) / len(begun),
-        start=own.start,
-        no_think_tokens=own.no_think_tokens,
+        checked.markers,
+        share=plan.count(NO_THINK) / len(plan),
+        start=settings.start,
+        no_think_tokens=settings.no_think_tokens,
     )
-    with Correctness(ground.markers.close) as correct:
-        shares = reference_shares(
-            sampler, ground.rows, own.reference_samples, recipe.out / "reference.jsonl", recipe.seed, correct, say
+    with Correctness(close) as correct:
+        path = recipe.out / "reference.jsonl"
+        accuracies = measure_reference(
+            sampler, checked.rows, settings.reference_samples, path, recipe.seed, correct, run.log
         )
-        rows = [{**row, "reference": share} for row, share in zip(ground.rows, shares, strict=True)]
-        say(f"the model before training is right on {sum(shares) / len(shares):.1%} when it thinks")
-        rewards: list[Reward] = [correct, NoThinkBonus(own.delta, ground.markers.close), ReferenceBaseline()]
-        if own.brevity:
-            rewards.append(GroupBrevity(correct, own.brevity, thinking_only=True))
-        running.reinforce(
+        rows = [{**row, "reference": accuracy} for row, accuracy in zip(checked.rows, accuracies, strict=True)]
+        run.log(f"before training, {sum(accuracies) / len(accuracies):.1%} of thinking completions are right")
+        rewards: list[Reward] = [correct, NoThinkBonus(settings.delta, close), ReferenceBaseline()]
+        if settings.brevity:
+            rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))
+        trainer = run.build_grpo_trainer(
             recipe,
             sampler,
-            GroupRollouts(sampler, begun, recipe.seed),
+            GroupRollouts(sampler, plan, recipe.seed),
             rewards,
-            schedule(rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
+            rows,
             credit="reward",
             alarm=recipe.alarm,
-            options={
-                "importance_sampling_level": own.importance,
-                "epsilon": own.clip,
-                "loss_type": "grpo",
-                "scale_rewards": "none",
-            },
+            importance_sampling_level=settings.importance,
+            epsilon=settings.clip,
+            loss_type="grpo",
+            scale_rewards="none",
         )
+        run.train_grpo(trainer, recipe)
 
 
-RECIPE = AdaptThinkRecipe
+METHOD = Method(recipe=AdaptThinkRecipe, validate=validate_recipe, train=train)

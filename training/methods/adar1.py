@@ -1,12 +1,12 @@
-"""AdaR1 (arXiv 2504.21659): merge a model with its short-thinking sister, and teach it by DPO when to think.
+"""AdaR1 (arXiv 2504.21659): merge a model with a short-thinking copy, then learn by DPO when to think long.
 
-Stages, each kept in its own place and done once: short completions are learnt (`short/`), the weights are mixed
-(`merged/`), both parents answer the questions, and pairs of their completions are what DPO learns from.
+The stages, each finished once and kept in the folder of the run: the copy learns short completions (`short/`), the
+weights are merged (`merged/`), both parents answer the questions, and DPO learns from pairs of their completions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -17,23 +17,27 @@ from pydantic import Field
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..config import Optimiser, Recipe, RecipeError, Section
 from ..memory import ResidentModels
-from ..pairs import make_pairs
-from ..preflight import CheckedRecipe, check, check_effort
+from ..preflight import CheckedRecipe, check_effort, check_recipe
 from ..processes import rank0_only
-from ..rewards import Correctness
-from ..sampling import Sampler
-from ..saving import MODEL, write_model
-from ..traces import SampledTrace, collect, shortest_right
-from ..training_run import TrainingRun
+from ..sampling import RolloutSampler
+from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
+from ..training_run import MODEL, TrainingRun, write_model
+from . import Method
 
 
 class AdaR1(Section):
-    """share: of the long model's weights in the merged one. samples: of each parent and question. beta: of DPO.
+    """Settings.
 
-    groups, instances: most pairs of a question at each level. least: the share of right answers below which a question
-    teaches no brevity. likelihood: of the loss of chosen completions, beside that of DPO, by which they become less
-    likely, too. Both are ours, 0 the paper's. short_effort: the tier in which short completions are sampled, for
-    the short parent to learn them under the usual prompt; short: how it learns them.
+    Attributes:
+        share: of the long model's weights in the merged model.
+        samples: completions per question by each parent.
+        beta: of DPO.
+        groups: most pairs per question that compare long with short thinking.
+        instances: most pairs per question that compare completions of one kind.
+        min_accuracy: the share of right answers below which a question teaches no brevity; ours, 0 in the paper.
+        nll_weight: see `build_dpo_trainer`; ours, 0 in the paper.
+        short_effort: the tier in which the short completions are sampled.
+        short: how the short parent learns them, under the usual prompt.
     """
 
     share: float = Field(default=0.8, gt=0, lt=1)
@@ -41,8 +45,8 @@ class AdaR1(Section):
     beta: float = Field(default=0.1, gt=0)
     groups: int = Field(default=4, ge=0)
     instances: int = Field(default=2, ge=0)
-    least: float = Field(default=0.5, ge=0, le=1)
-    likelihood: float = Field(default=0.0, ge=0)
+    min_accuracy: float = Field(default=0.5, ge=0, le=1)
+    nll_weight: float = Field(default=0.0, ge=0)
     short_effort: str = "easy"
     short: Optimiser = Optimiser()
 
@@ -54,108 +58,141 @@ class AdaR1Recipe(Recipe):
 
 
 def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
-    """See `checks.check`."""
+    """See `Method.validate`."""
     check_effort("adar1.short_effort", recipe.adar1.short_effort)
-    return check(
+    return check_recipe(
         recipe,
         completions=1,
         stages={"adar1.short": recipe.adar1.short},
-        held=ResidentModels(models=2, reference=True, texts=2),
-        learns=f"pairs, from {recipe.adar1.samples} completions for each question by each parent",
+        resident=ResidentModels(models=2, reference=True, sequences=2),
+        step_content=f"pairs, from {recipe.adar1.samples} completions for each question by each parent",
     )
 
 
-def run(recipe: AdaR1Recipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Go through the stages, from the first that is not done."""
-    from ..offline import train_dpo
+def train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
+    from ..offline import build_dpo_trainer, schedule_examples, to_dpo_example
 
-    own, out = recipe.adar1, recipe.out
-    with (
-        Correctness(ground.markers.close) as correct,
-        closing(running.load(recipe)) as long,
-        closing(_short(recipe, ground, long, correct, running, say)) as short,
-    ):
-        answers = [
-            collect(
-                Sampler(engine, recipe.rollouts, ground.markers),
-                ground.rows,
-                own.samples,
-                out / f"{name}.jsonl",
-                seed=recipe.seed,
-                correct=correct,
-                say=say,
+    settings, merged_folder = recipe.adar1, recipe.out / "merged" / MODEL
+    with closing(run.load_model(recipe)) as long, closing(_train_short_parent(recipe, checked, long, run)) as short:
+        long_traces, short_traces = (
+            collect_traces(
+                recipe,
+                checked,
+                RolloutSampler(engine, recipe.rollouts, checked.markers),
+                settings.samples,
+                f"{kind}-answers",
+                run.log,
             )
-            for name, engine in (("long-answers", long), ("short-answers", short))
-        ]
-        rank0_only(lambda: _mix(recipe, long, short, out / "merged" / MODEL, say))
+            for kind, engine in (("long", long), ("short", short))
+        )
+        rank0_only(lambda: _write_merged(recipe, long, short, merged_folder, run))
     rng = Random(f"pairs:{recipe.seed}")
     pairs = [
         pair
-        for a, b in zip(*answers, strict=True)
-        for pair in make_pairs(a, b, rng, own.groups, own.instances, own.least)
+        for group in zip(long_traces, short_traces, strict=True)
+        for pair in make_pairs(*group, rng, settings.groups, settings.instances, settings.min_accuracy)
     ]
     if not pairs:
         raise RecipeError(
-            "no question gives a pair: neither parent answers one right, or too few of their samples are right to "
-            f"prefer brief ones (adar1.least is {own.least}); ask easier questions"
+            "no question gives a pair: neither parent answers any right, or too few samples are right to prefer brief "
+            f"ones (adar1.min_accuracy is {settings.min_accuracy}); use easier questions",
+            code="nothing_to_learn",
         )
-    say(f"prefers by {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of them about the kind of thinking")
-    merged = load_engine(out / "merged" / MODEL, recipe.optimiser.dtype)
-    train_dpo(running, recipe, merged.model, merged.tokenizer, pairs, own.beta, own.likelihood)
+    run.log(f"learning {len(pairs)} pairs, {sum(p.level == 'group' for p in pairs)} of long against short thinking")
+    merged = load_engine(merged_folder, recipe.optimiser.dtype)
+    trainer = build_dpo_trainer(
+        run,
+        recipe,
+        merged.model,
+        merged.tokenizer,
+        schedule_examples([to_dpo_example(pair) for pair in pairs], recipe),
+        beta=settings.beta,
+        nll_weight=settings.nll_weight,
+    )
+    run.run_trainer(trainer, recipe)
 
 
-def _short(
-    recipe: AdaR1Recipe,
-    ground: CheckedRecipe,
-    long: TransformersEngine,
-    correct: Correctness,
-    running: TrainingRun,
-    say: Callable[[str], None],
+def _train_short_parent(
+    recipe: AdaR1Recipe, checked: CheckedRecipe, long: TransformersEngine, run: TrainingRun
 ) -> TransformersEngine:
-    """The parent that thinks briefly: the model after learning its own short right completions."""
+    """The model after learning its own short right completions."""
     from ..offline import train_sft
 
     folder = recipe.out / "short"
     if not rank0_only((folder / MODEL).is_dir):
-        sampler = Sampler(long, recipe.rollouts, ground.markers)
-        found = collect(
-            sampler,
-            ground.rows,
-            1,
-            recipe.out / "short-traces.jsonl",
-            seed=recipe.seed,
-            correct=correct,
-            effort=recipe.adar1.short_effort,
-            say=say,
-        )
-        kept: list[SampledTrace] = [trace for traces in found for trace in shortest_right(traces, 1)]
+        sampler = RolloutSampler(long, recipe.rollouts, checked.markers)
+        sampled = collect_traces(recipe, checked, sampler, 1, "short-traces", run.log, effort=recipe.adar1.short_effort)
+        kept = [trace for group in sampled for trace in shortest_right(group, 1)]
         if not kept:
-            raise RecipeError(f"no short completion of {len(found)} questions is right; ask easier questions")
-        say(f"the short parent learns {len(kept)} completions")
-        settings = recipe.model_copy(update={"optimiser": recipe.adar1.short})
-        with closing(running.load(recipe)) as student:
-            train_sft(TrainingRun.stage(folder, say), settings, student.model, student.tokenizer, kept)
+            raise RecipeError(
+                f"no short completion of {len(sampled)} questions is right; use easier questions",
+                code="nothing_to_learn",
+            )
+        run.log(f"the short parent learns {len(kept)} completions")
+        stage = recipe.model_copy(update={"optimiser": recipe.adar1.short})
+        with closing(run.load_model(recipe)) as student:
+            train_sft(run.make_stage("short"), stage, student.model, student.tokenizer, kept)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 
-def _mix(
-    recipe: AdaR1Recipe, long: TransformersEngine, short: TransformersEngine, folder: Path, say: Callable[[str], None]
+def _write_merged(
+    recipe: AdaR1Recipe, long: TransformersEngine, short: TransformersEngine, folder: Path, run: TrainingRun
 ) -> None:
-    """Write the mixture of both parents, which the DPO trainer can load its reference from; `long` is used up."""
+    """Write the merged model, from which DPO also loads its reference; overwrites the weights of `long`."""
     if not folder.is_dir():
-        merge(long.model, short.model, recipe.adar1.share)
+        merge_weights(long.model, short.model, recipe.adar1.share)
         write_model(long.model, long.tokenizer, folder)
-        say(f"merged {recipe.adar1.share:.0%} of the long model with its short sister")
+        run.log(f"merged {recipe.adar1.share:.0%} of the long model with the short one")
 
 
-def merge(long: Any, short: Any, share: float) -> None:
-    """Mix the weights of a model into another's, `share` of which stays; in place, since both may be large."""
+def merge_weights(long: Any, short: Any, share: float) -> None:
+    """Average the weights of two models into the first, with `share` for the first; in place to save memory."""
     import torch
 
-    others = dict(short.named_parameters())  # tied weights once
+    others = dict(short.named_parameters())  # lists tied weights once
     with torch.no_grad():
         for name, weight in long.named_parameters():
             weight.copy_(share * weight.float() + (1 - share) * others[name].float())
 
 
-RECIPE = AdaR1Recipe
+def make_pairs(
+    long: Sequence[SampledTrace],
+    short: Sequence[SampledTrace],
+    rng: Random,
+    groups: int = 4,
+    instances: int = 2,
+    min_accuracy: float = 0.0,
+) -> list[PreferencePair]:
+    """The preference pairs of one question, from as many long as short completions.
+
+    Long thinking is preferred only if its accuracy is higher by more than half a sample. Chosen completions are right;
+    rejected ones are wrong if any are. No pairs are made if neither kind is ever right, and none for brevity if less
+    than `min_accuracy` of the preferred kind is right: a question that is not learned yet must not be learned short.
+    """
+    right_long, right_short = sum(t.right for t in long), sum(t.right for t in short)
+    if not right_long and not right_short:
+        return []
+    margin = 1 / (2 * len(long))
+    better, worse = (long, short) if right_long / len(long) - right_short / len(short) > margin else (short, long)
+    solved = sum(t.right for t in better) >= min_accuracy * len(better)
+    if better is short and not solved:
+        return []
+    good, bad = [t for t in better if t.right and t.finished], [t for t in worse if not t.right] or list(worse)
+    candidates = [(chosen, rejected) for chosen in good for rejected in bad]
+    pairs = [PreferencePair("group", *both) for both in rng.sample(candidates, min(groups, len(candidates)))]
+    if good and solved:
+        winner = min(good, key=lambda t: t.length)
+        losers = [t for t in better if not t.right] or [t for t in good if t.length > winner.length]
+        losers = sorted(losers, key=lambda t: -t.length)[:instances]
+        pairs += [PreferencePair("instance", winner, loser) for loser in losers]
+    return pairs
+
+
+METHOD = Method(
+    recipe=AdaR1Recipe,
+    validate=validate_recipe,
+    train=train,
+    renamed={"least": "min_accuracy", "likelihood": "nll_weight"},
+    added=lambda saved: {"min_accuracy": 0.0, "nll_weight": 0.0},
+)

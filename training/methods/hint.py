@@ -1,35 +1,41 @@
-"""ConciseHint-T (arXiv 2506.18810): a hint that is learnt, as embeddings of tokens of its own; the model stays frozen.
+"""ConciseHint-T (arXiv 2506.18810): learn a hint as the embeddings of new tokens; the model stays frozen.
 
-Completions are sampled with the hint in words, as `rollouts.policies` sets it; of each question the shortest right ones
-are kept, its words and the line breaks behind them are replaced by tokens that begin with their embeddings, and these
-alone are trained. On a quantized model the same is a soft prompt that gives back some of what quantizing cost
-(Compress, Then Prompt, arXiv 2305.11186): gradients go through layers of whole numbers.
+Completions are sampled with the hint in words, as set by `rollouts.policies`. In the shortest right ones, the words and
+the line break after them are replaced by new tokens, initialised with the embeddings of the words, and only these are
+trained. On a quantized model this is a soft prompt that regains some of the accuracy lost by quantization (Compress,
+Then Prompt, arXiv 2305.11186): gradients pass through the integer layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from ...controller.policies.base import PARAGRAPH
-from ...controller.policies.hint import ConciseHint, learnt_hint
+from ...controller.policies.hint import HINT_TOKEN, ConciseHint, learnt_hint
 from ..config import Recipe, RecipeError, Section
-from ..embeddings import add_tokens, blend, check_room, freeze_but
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check
-from ..rewards import Correctness
-from ..sampling import Sampler
-from ..traces import SampledTrace, collect, shortest_right, to_rewritten
+from ..preflight import CheckedRecipe, check_recipe
+from ..sampling import RolloutSampler
+from ..traces import SampledTrace, collect_traces, shortest_right, split_by_mask
 from ..training_run import TrainingRun
+from . import Method
 
 POLICY = "hint"
 
 
 class Hint(Section):
-    """samples: of each question, of which the `keep` shortest right ones with a hint in them are learnt. strength: how
-    much of the learnt embeddings is kept beside those of the words, the paper's gamma; above 1 goes beyond them."""
+    """Settings.
+
+    Attributes:
+        samples: completions per question, of which the `keep` shortest right ones with a hint are learned.
+        strength: of the learned change of the embeddings, the paper's gamma; above 1 extrapolates.
+    """
 
     samples: int = Field(default=8, ge=1)
     keep: int = Field(default=1, ge=1)
@@ -43,69 +49,135 @@ class HintRecipe(Recipe):
 
 
 def validate_recipe(recipe: HintRecipe) -> CheckedRecipe:
-    """See `checks.check`; raises RecipeError where no hint is given in the rollouts."""
-    policy(recipe)
-    own = recipe.hint
-    learns = f"completions with a hint, for each question the {own.keep} shortest right of {own.samples}"
-    return check(recipe, completions=1, held=ResidentModels(trained="embeddings"), learns=learns)
+    """See `Method.validate`."""
+    make_policy(recipe)
+    settings = recipe.hint
+    content = f"completions with a hint, the {settings.keep} shortest right of {settings.samples} for each question"
+    return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
 
 
-def policy(recipe: HintRecipe) -> ConciseHint:
-    """The hint in words that the learnt one is to replace."""
-    found: Mapping[str, Any] | None = recipe.rollouts.policies.get(POLICY)
-    if found is None:
+def make_policy(recipe: HintRecipe) -> ConciseHint:
+    """The policy that gives the hint in words; raises RecipeError."""
+    settings = recipe.rollouts.policies.get(POLICY)
+    if settings is None:
         raise RecipeError(
-            "rollouts.policies has no hint to learn from; accepted: `policies: {hint: {}}`, with settings of the "
-            "policy where they are to be others"
+            "rollouts.policies has no hint to learn; add `policies: {hint: {}}`, with settings of the policy if needed",
+            code="no_hint_policy",
         )
     if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, and a learnt hint leaves them alone; leave it out")
+        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
     if recipe.optimiser.weight_decay:
-        raise RecipeError("optimiser.weight_decay would wear down what is not trained; accepted: 0")
-    return ConciseHint(**found)
+        raise RecipeError(
+            "optimiser.weight_decay would shrink embeddings that are not trained; accepted: 0", code="no_weight_decay"
+        )
+    return ConciseHint(**settings)
 
 
-def run(recipe: HintRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Sample, keep the shortest right ones, and train the hint on them; or go on with that."""
+def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
     from ..offline import train_sft
 
-    engine, own, words = running.load(recipe), recipe.hint, policy(recipe).text + PARAGRAPH
+    engine, settings, words = run.load_model(recipe), recipe.hint, make_policy(recipe).text + PARAGRAPH
     if learnt_hint(engine.tokenizer):
-        raise RecipeError(f"{recipe.model} has learnt a hint already; train from the model without it")
-    check_room(engine.model, engine.tokenizer, words)
-    with Correctness(ground.markers.close) as correct:
-        found = collect(
-            Sampler(engine, recipe.rollouts, ground.markers),
-            ground.rows,
-            own.samples,
-            recipe.out / "traces.jsonl",
-            seed=recipe.seed,
-            correct=correct,
-            say=say,
+        raise RecipeError(
+            f"{recipe.model} already has a learned hint; train from the model without it", code="hint_exists"
         )
-    ids = add_tokens(engine.model, engine.tokenizer, words)
-    before, learnt = engine.model.get_input_embeddings().weight[ids].clone().detach(), learnt_hint(engine.tokenizer)
-    freeze_but(engine.model, ids)
-
-    def hinted(traces: list[SampledTrace]) -> list[SampledTrace]:
-        made = (to_rewritten(trace, engine.tokenizer, words, learnt) for trace in traces)
-        return [trace for trace in made if trace is not None]
-
-    kept = [trace for traces in found for trace in shortest_right(hinted(traces), own.keep)]
+    check_free_rows(engine.model, engine.tokenizer, words)
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
+    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
+    ids = add_hint_tokens(engine.model, engine.tokenizer, words)
+    before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), learnt_hint(engine.tokenizer)
+    freeze_except(engine.model, ids)
+    kept: list[SampledTrace] = []
+    for group in sampled:
+        rewritten = (replace_forced_words(trace, engine.tokenizer, words, hint) for trace in group)
+        kept += shortest_right([trace for trace in rewritten if trace is not None], settings.keep)
     if not kept:
         raise RecipeError(
-            f"none of {own.samples} completions of {len(found)} questions is right, ended by the model and was given a "
-            "hint; set the hint earlier, ask easier questions, or raise rollouts.max_new_tokens"
+            f"none of {settings.samples} completions of {len(sampled)} questions is right, was ended by the model and "
+            "has a hint; give the hint earlier, use easier questions, or raise rollouts.max_new_tokens",
+            code="nothing_to_learn",
         )
-    say(f"learns {len(ids)} embeddings from {len(kept)} completions with a hint")
+    run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
     train_sft(
-        running,
+        run,
         recipe,
         engine.model,
         engine.tokenizer,
         kept,
-        finish=lambda model, folder: blend(model, ids, before, own.strength),
+        finish=lambda model, folder: scale_change(model, ids, before, settings.strength),
     )
 
 
-RECIPE = HintRecipe
+def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: str) -> SampledTrace | None:
+    """The completion with `words` replaced in the text that a policy wrote; None if they are not in it."""
+    ids: list[int] = []
+    loss_mask: list[int] = []
+    replaced = False
+    for mask, tokens in split_by_mask(trace):
+        if not mask:
+            text = tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            if words in text:
+                replaced = True
+                tokens = tokenizer.encode(text.replace(words, new), add_special_tokens=False)
+        ids += tokens
+        loss_mask += [mask] * len(tokens)
+    return replace(trace, ids=ids, loss_mask=loss_mask) if replaced else None
+
+
+@torch.no_grad()
+def add_hint_tokens(model: Any, tokenizer: Any, words: str) -> list[int]:
+    """Add one token per token of the words, with their embeddings, and return the new ids.
+
+    In a separate output head the new tokens get zero weights. If the head is tied to the embeddings, they start as
+    likely as the words, and the model learns not to write them along with everything else.
+    """
+    from tokenizers import AddedToken
+
+    ids = tokenizer.encode(words, add_special_tokens=False)
+    names = [HINT_TOKEN.format(number) for number in range(len(ids))]
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in names])
+    added: list[int] = tokenizer.convert_tokens_to_ids(names)
+    if max(added) >= model.get_input_embeddings().weight.shape[0]:
+        model.resize_token_embeddings(max(added) + 1, mean_resizing=False)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    table[added] = table[ids]
+    if isinstance(head, torch.nn.Linear) and head.weight is not table:
+        head.weight[added] = 0
+    return added
+
+
+def check_free_rows(model: Any, tokenizer: Any, words: str) -> None:
+    """Raise RecipeError if the embedding table would have to grow and the quantized head cannot grow with it."""
+    needed = len(tokenizer) + len(tokenizer.encode(words, add_special_tokens=False))
+    head, rows = model.get_output_embeddings(), model.get_input_embeddings().weight.shape[0]
+    if needed > rows and head is not None and not isinstance(head, torch.nn.Linear):
+        raise RecipeError(
+            f"the embedding table has no free rows ({rows} in all), and the quantized head cannot grow; quantize the "
+            "model with --head keep",
+            code="quantized_head",
+        )
+
+
+def freeze_except(model: Any, ids: Sequence[int]) -> None:
+    """Train only the embeddings of these tokens.
+
+    The optimizer gets the full table. Without gradient and weight decay, the other rows stay exactly as they are.
+    """
+    model.requires_grad_(False)
+    table = model.get_input_embeddings().weight
+    chosen = torch.zeros(table.shape[0], 1, dtype=table.dtype)
+    chosen[list(ids)] = 1
+    table.requires_grad_(True)
+    table.register_hook(lambda gradient: gradient * chosen.to(gradient.device))
+
+
+@torch.no_grad()
+def scale_change(model: Any, ids: Sequence[int], before: Tensor, strength: float) -> None:
+    """Scale the change of these embeddings since `before`."""
+    table = model.get_input_embeddings().weight
+    rows = list(ids)
+    table[rows] = before + strength * (table[rows] - before)
+
+
+METHOD = Method(recipe=HintRecipe, validate=validate_recipe, train=train)

@@ -1,37 +1,39 @@
-"""SER-RL (arXiv 2506.15647): be right, and among one's own right answers to a question rather brief than long.
+"""SER-RL (arXiv 2506.15647): be right, and brief relative to one's own right answers to the same question.
 
-GRPO on free completions. The paper's reward is not published; `GroupBrevity` is ours.
+GRPO on free completions. The reward of the paper is unpublished; `GroupBrevity` is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pydantic import Field
 
 from ..config import AlwaysThinks, Recipe, RecipeError, Section
-from ..data import schedule
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check
-from ..rewards import Correctness, GroupBrevity, HintBudget, TierAdherence
-from ..rewards.base import Reward
+from ..preflight import CheckedRecipe, check_recipe
+from ..rewards import Correctness, GroupBrevity, HintBudget, Reward, TierAdherence
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, Sampler
+from ..sampling import FREE, RolloutSampler
 from ..training_run import TrainingRun
+from . import Method
 
 
 class Ser(Section):
-    """brevity: its weight beside being right; least: the share of a group that has to be right before it counts.
+    """Settings.
 
-    adherence: weight of keeping to the tier's budget, hints: of being brief after a hint, 0 for neither. after_hint:
-    tokens that are brief. kl: weight of staying near the model before training.
+    Attributes:
+        brevity: its weight, relative to 1 for a right answer.
+        min_accuracy: the share of a group that has to be right before brevity counts.
+        adherence: weight of keeping to the tier's budget; 0 for none.
+        hint_weight: weight of being brief after a hint; 0 for none.
+        after_hint_tokens: thinking tokens after a hint that are still brief.
+        kl: weight of the KL divergence from the model before training.
     """
 
     brevity: float = Field(default=0.2, gt=0, lt=1)
-    least: float = Field(default=0.5, ge=0, le=1)
+    min_accuracy: float = Field(default=0.5, ge=0, le=1)
     adherence: float = Field(default=0.0, ge=0)
-    hints: float = Field(default=0.0, ge=0)
-    after_hint: int = Field(default=128, ge=1)
+    hint_weight: float = Field(default=0.0, ge=0)
+    after_hint_tokens: int = Field(default=128, ge=1)
     kl: float = Field(default=0.0, ge=0)
 
 
@@ -43,33 +45,46 @@ class SerRecipe(Recipe):
 
 
 def validate_recipe(recipe: SerRecipe) -> CheckedRecipe:
-    """See `checks.check`."""
-    if recipe.ser.hints and "hint" not in recipe.rollouts.policies:
+    """See `Method.validate`."""
+    if recipe.ser.hint_weight and "hint" not in recipe.rollouts.policies:
         raise RecipeError(
-            f"ser.hints is {recipe.ser.hints:g}, and rollouts.policies gives no hint to be brief after; accepted: "
-            "`policies: {hint: {}}`, or 0"
+            f"ser.hint_weight is {recipe.ser.hint_weight:g}, but rollouts.policies has no hint; add "
+            "`policies: {hint: {}}`, or set it to 0",
+            code="no_hint_policy",
         )
-    return check(recipe, held=ResidentModels(reference=bool(recipe.ser.kl)))
+    return check_recipe(recipe, resident=ResidentModels(reference=bool(recipe.ser.kl)))
 
 
-def run(recipe: SerRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Train, or go on training."""
-    own = recipe.ser
-    sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)
-    with Correctness(ground.markers.close) as correct:
-        weighed: list[tuple[Reward, float]] = [(correct, 1.0), (GroupBrevity(correct, own.brevity, own.least), 1.0)]
-        weighed += [(TierAdherence(), own.adherence)] if own.adherence else []
-        weighed += [(HintBudget(own.after_hint), own.hints)] if own.hints else []
-        running.reinforce(
+def train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
+    settings = recipe.ser
+    sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
+    with Correctness(checked.markers.close) as correct:
+        weighted: list[tuple[Reward, float]] = [
+            (correct, 1.0),
+            (GroupBrevity(correct, settings.brevity, settings.min_accuracy), 1.0),
+        ]
+        if settings.adherence:
+            weighted.append((TierAdherence(), settings.adherence))
+        if settings.hint_weight:
+            weighted.append((HintBudget(settings.after_hint_tokens), settings.hint_weight))
+        trainer = run.build_grpo_trainer(
             recipe,
             sampler,
             GroupRollouts(sampler, [FREE] * recipe.rollouts.generations, recipe.seed),
-            [reward for reward, _ in weighed],
-            schedule(ground.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
+            [reward for reward, _ in weighted],
+            checked.rows,
             credit="group",
             alarm=recipe.alarm,
-            options={"reward_weights": [weight for _, weight in weighed], "beta": own.kl},
+            reward_weights=[weight for _, weight in weighted],
+            beta=settings.kl,
         )
+        run.train_grpo(trainer, recipe)
 
 
-RECIPE = SerRecipe
+METHOD = Method(
+    recipe=SerRecipe,
+    validate=validate_recipe,
+    train=train,
+    renamed={"least": "min_accuracy", "hints": "hint_weight", "after_hint": "after_hint_tokens"},
+)

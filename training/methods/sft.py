@@ -1,28 +1,34 @@
-"""Supervised fine-tuning on one's own completions: the shortest right ones, or those that a controller shortened.
+"""Supervised fine-tuning on the model's own completions: the shortest right ones, or those a controller shortened.
 
-Self-distillation bakes in what costs several samples, or a controller at run time: its ends of the thinking are learnt,
-and completions are learnt without the hints that made them short.
+Self-distillation makes permanent what otherwise takes several samples, or a controller at run time: the controller's
+closings of the thinking are learned, and its hints are removed from the completions that they made short.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 from pydantic import Field
 
 from ..config import Recipe, RecipeError, Section
-from ..preflight import CheckedRecipe, check, check_effort
-from ..rewards import Correctness
-from ..sampling import Sampler
-from ..traces import collect, shortest_right, to_sft
+from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..sampling import RolloutSampler
+from ..traces import collect_traces, shortest_right, to_sft
 from ..training_run import TrainingRun
+from . import Method
 
 
 class Sft(Section):
-    """samples: of each question, of which the `keep` shortest right ones are learnt. effort: the tier they are sampled
-    in, None for the one they are learnt for. Policies of `rollouts` make them a controller's traces; imitate: see
-    `traces.to_sft`; with False what a controller wrote is read and not learnt, and the model waits for it."""
+    """Settings. With `rollouts.policies`, the completions are those of a controller.
+
+    Attributes:
+        samples: completions per question, of which the `keep` shortest right ones are learned.
+        effort: the tier to sample in; by default the tier that is trained.
+        imitate: learn what the controller did, see `traces.to_sft`. If False, its text is only masked from the loss,
+            and the model learns to wait for the controller.
+    """
 
     samples: int = Field(default=8, ge=1)
     keep: int = Field(default=1, ge=1)
@@ -37,41 +43,43 @@ class SftRecipe(Recipe):
 
 
 def validate_recipe(recipe: SftRecipe) -> CheckedRecipe:
-    """See `checks.check`."""
-    own = recipe.sft
-    check_effort("sft.effort", own.effort)
-    learns = f"completions, for each question the {own.keep} shortest right of {own.samples}"
-    return check(recipe, completions=1, learns=learns)
+    """See `Method.validate`."""
+    settings = recipe.sft
+    check_effort("sft.effort", settings.effort)
+    content = f"completions, the {settings.keep} shortest right of {settings.samples} for each question"
+    return check_recipe(recipe, completions=1, step_content=content)
 
 
-def run(recipe: SftRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Sample, keep the shortest right ones, and train on them; or go on with that."""
+def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
     from ..offline import train_sft
 
-    engine, own = running.load(recipe), recipe.sft
-    sampler = Sampler(engine, recipe.rollouts, ground.markers)
-    with Correctness(ground.markers.close) as correct:
-        found = collect(
-            sampler,
-            ground.rows,
-            own.samples,
-            recipe.out / "traces.jsonl",
-            seed=recipe.seed,
-            correct=correct,
-            effort=own.effort,
-            say=say,
-        )
-    made = [[to_sft(trace, sampler.close) if own.imitate else trace for trace in traces] for traces in found]
-    kept = [trace for traces in made for trace in shortest_right(traces, own.keep)]
+    engine, settings = run.load_model(recipe), recipe.sft
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
+    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log, settings.effort)
+    traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
+    kept = [trace for group in traces for trace in shortest_right(group, settings.keep)]
     if not kept:
         raise RecipeError(
-            f"none of {own.samples} completions of {len(found)} questions is right and ended by the model; ask easier "
-            "questions, or raise rollouts.max_new_tokens"
+            f"none of {settings.samples} completions of {len(sampled)} questions is right and was ended by the model; "
+            "use easier questions, or raise rollouts.max_new_tokens",
+            code="nothing_to_learn",
         )
-    before = fmean(trace.length for traces in found for trace in traces)
+    before = fmean(trace.length for group in sampled for trace in group)
     after = fmean(trace.length for trace in kept)
-    say(f"learns {len(kept)} completions of {after:.0f} tokens on average; those sampled had {before:.0f}")
-    train_sft(running, recipe, engine.model, engine.tokenizer, kept)
+    run.log(f"learning {len(kept)} completions of {after:.0f} tokens on average; all sampled ones have {before:.0f}")
+    train_sft(run, recipe, engine.model, engine.tokenizer, kept)
 
 
-RECIPE = SftRecipe
+def _has_forced_text(saved: Mapping[str, Any]) -> bool:
+    """Whether a controller wrote into the completions; only then does `imitate` change anything."""
+    rollouts = saved.get("rollouts") or {}
+    return bool(rollouts.get("policies") or rollouts.get("thinking_budget"))
+
+
+METHOD = Method(
+    recipe=SftRecipe,
+    validate=validate_recipe,
+    train=train,
+    added=lambda saved: {"imitate": not _has_forced_text(saved)},
+)

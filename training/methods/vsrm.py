@@ -1,15 +1,20 @@
-"""VSRM (arXiv 2508.10293): every step of the thinking is paid what it changed in the chance of being right.
+"""VSRM (arXiv 2508.10293): reward every thinking step by how much it changed the probability of a right answer.
 
-The chance at a cut is found by ending the thinking there a few times. Training is Reinforce, token by token, by what is
-still to come, and the same chances are its baseline, in the place of a critic. With `train: false` nothing is trained,
-and they say where thinking was wasted.
+The probability at a cut is estimated by ending the thinking there a few times. Training is Reinforce with the return of
+each token, and the same probabilities are its baseline, instead of a critic. With `train: false` nothing is trained,
+and they show where thinking was wasted.
+
+Cues and constants are the paper's. The paper rewards a step at its first token; we do at its last, so that the returns
+of the step's own tokens include it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
@@ -20,25 +25,42 @@ from ...evaluation.runner import batch_seed
 from ...evaluation.trace_analysis import tokens_until
 from ...io import write
 from ..config import AlwaysThinks, Recipe, Section
-from ..data import schedule
-from ..memory import ALONE, ResidentModels
-from ..preflight import CheckedRecipe, check
+from ..memory import ONE_MODEL, ResidentModels
+from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
 from ..rewards import Correctness
 from ..rewards.base import NO_THINK
-from ..rewards.stepwise import FLOOR, LOOK_AHEAD, SPACING, cuts, settled_at, step_rewards
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, Sampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
 from ..training_run import TrainingRun
+from . import Method
+
+CUES = (
+    *("wait", "but", "alternatively", "however", "hmm", "let me double-check", "but wait", "hold on", "looking back"),
+    *("seems solid", "similarly", "that's correct but", "that seems right", "wait but", "So"),
+)
+"""Words that begin a step; those in lower case also match capitalised."""
+FLOOR, SPACING = 1000, 400
+"""Characters before the first cut, and between two."""
+LOOK_AHEAD, DECAY = 4, 0.7
+_NO_CHANGE = 1e-5
+_SENTENCE_END = re.compile(r"[.!?\n]\s*")
 
 
 class Vsrm(Section):
-    """answers: drawn at each cut, of at most answer_tokens tokens. floor, spacing: characters before the first cut and
-    between two. look_ahead: steps within which a change pays those before it that changed nothing, 0 for none of them.
-    unfinished: what a completion loses that runs into its limit or has no answer; ten in the authors' code, where a
-    right one earns one. ineffective: what a step loses that changes nothing while the answer is right already. It is
-    ours; with 0, as in the paper, such a step earns nothing, and neither does leaving it out. train: False only
-    analyses `samples` completions of each question and writes analysis.json."""
+    """Settings.
+
+    Attributes:
+        answers: sampled at each cut, with at most `answer_tokens` tokens each.
+        floor: characters before the first cut.
+        spacing: characters between two cuts.
+        look_ahead: a step without effect shares in the effect of the next steps, up to this many; 0 for none.
+        unfinished_penalty: for a completion that reaches its limit or has no answer; ten in the authors' code, where a
+            right answer is worth one.
+        ineffective_penalty: for a step without effect while the answer is right already. Ours; in the paper it is 0,
+            and such a step is worth as much as leaving it out.
+        train: if False, only analyse `samples` completions per question and write analysis.json.
+    """
 
     answers: int = Field(default=5, ge=1)
     answer_tokens: int = Field(default=64, ge=2)
@@ -46,8 +68,8 @@ class Vsrm(Section):
     floor: int = Field(default=FLOOR, ge=0)
     spacing: int = Field(default=SPACING, ge=1)
     look_ahead: int = Field(default=LOOK_AHEAD, ge=0)
-    unfinished: float = Field(default=10.0, ge=0)
-    ineffective: float = Field(default=0.0, ge=0)
+    unfinished_penalty: float = Field(default=10.0, ge=0)
+    ineffective_penalty: float = Field(default=0.0, ge=0)
     train: bool = True
     samples: int = Field(default=1, ge=1)
 
@@ -59,152 +81,198 @@ class VsrmRecipe(Recipe):
     alarm: AlwaysThinks = AlwaysThinks()
 
 
+def find_cuts(thinking: str, floor: int = FLOOR, spacing: int = SPACING, cues: Sequence[str] = CUES) -> list[int]:
+    """The characters at which the thinking is cut into steps, each after the last sentence before a cue."""
+    forms = {form for cue in cues for form in (cue, cue[:1].upper() + cue[1:])}
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, sorted(forms, key=len, reverse=True)))})\b")
+    ends = [match.end() for match in _SENTENCE_END.finditer(thinking)]
+    cuts: list[int] = []
+    for cue in pattern.finditer(thinking, floor):
+        cut = max((end for end in ends if end <= cue.start()), default=0)
+        if 0 < cut < len(thinking.rstrip()) and cut - (cuts[-1] if cuts else -spacing) >= spacing:
+            cuts.append(cut)
+    return cuts
+
+
+def step_rewards(accuracies: Sequence[float], look_ahead: int = LOOK_AHEAD, penalty: float = 0.0) -> list[float]:
+    """The reward of each step between two cuts, from the accuracy at each cut, the last being the end of the thinking.
+
+    A step without effect gets a discounted share of the effect within the next `look_ahead` steps. If there is none,
+    and the answer was right at least half of the time, it gets minus `penalty`.
+    """
+    changes = [after - before for before, after in pairwise(accuracies)]
+    rewards = [_step_reward(accuracies, changes, step, look_ahead) for step in range(len(changes))]
+    return [-penalty if not r and before >= 0.5 else r for before, r in zip(accuracies, rewards, strict=False)]
+
+
+def _step_reward(accuracies: Sequence[float], changes: Sequence[float], step: int, look_ahead: int) -> float:
+    for later in range(step, len(changes)):
+        if abs(changes[later]) >= _NO_CHANGE:
+            return changes[later] * DECAY ** (later - step)
+        if later - step == look_ahead:
+            return 0.0
+    return float((accuracies[-1] - accuracies[step]) * DECAY ** (len(changes) - step - 1))
+
+
+def find_settled(accuracies: Sequence[float], tolerance: float = 0.1) -> int:
+    """The earliest cut at which stopping is as good as thinking to the end; thinking after it is wasted."""
+    return next(i for i, accuracy in enumerate(accuracies) if accuracy >= accuracies[-1] - tolerance)
+
+
 @dataclass(frozen=True, slots=True)
-class StepCurve:
-    """The chance of being right if a completion's thinking ended at each of these tokens, the last its own end."""
+class AccuracyCurve:
+    """The accuracy of a completion if its thinking ended before each of these tokens, the last being its own end."""
 
-    places: tuple[int, ...]
-    chances: tuple[float, ...]
+    positions: tuple[int, ...]
+    accuracies: tuple[float, ...]
 
-    def rewards(self, own: Vsrm) -> list[tuple[int, float]]:
-        """The last token of each step, and its reward; see `step_rewards`."""
-        steps = zip(self.places[1:], step_rewards(self.chances, own.look_ahead, own.ineffective), strict=True)
-        return [(place - 1, reward) for place, reward in steps]
+    def token_rewards(self, settings: Vsrm) -> list[tuple[int, float]]:
+        """The last token of each step and the step's reward, see `step_rewards`."""
+        rewards = step_rewards(self.accuracies, settings.look_ahead, settings.ineffective_penalty)
+        return [(position - 1, reward) for position, reward in zip(self.positions[1:], rewards, strict=True)]
 
     @property
-    def values(self) -> list[tuple[int, float]]:
-        """The first token after each cut, and the chance there."""
-        return list(zip(self.places, self.chances, strict=True))
+    def token_values(self) -> list[tuple[int, float]]:
+        """The first token after each cut and the accuracy there."""
+        return list(zip(self.positions, self.accuracies, strict=True))
 
     @property
     def settled(self) -> int:
-        """The token from which going on changed nothing more."""
-        return self.places[settled_at(self.chances)]
+        """The token from which thinking changed nothing more."""
+        return self.positions[find_settled(self.accuracies)]
 
 
-class Prober:
-    """Finds the curves of completions by drawing answers at their cuts."""
+class CutProber:
+    """Measures accuracy curves by sampling answers at the cuts of completions."""
 
-    def __init__(self, sampler: Sampler, own: Vsrm, correct: Correctness) -> None:
-        self.sampler, self.own, self.correct = sampler, own, correct
+    def __init__(self, sampler: RolloutSampler, settings: Vsrm, correct: Correctness) -> None:
+        self.sampler, self.settings, self.correct = sampler, settings, correct
         self.codec, self.markers = sampler.session.codec, sampler.session.markers
 
-    def __call__(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> list[StepCurve]:
-        """One curve for each completion; one that did not think, or did not end its thinking, has none to speak of."""
-        places = [self._places(rollout) for rollout in made]
-        requests, sources = [], []
+    def __call__(
+        self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int
+    ) -> list[AccuracyCurve]:
+        """One curve per completion; empty for one that did not think, or did not finish its thinking."""
+        repeats = self.settings.answers
+        positions = [self._find_positions(rollout) for rollout in rollouts]
         closing = self.codec.encode(f"{self.markers.close}{self.markers.close_suffix}")
-        for number, (rollout, cut) in enumerate(zip(made, places, strict=True)):
-            for place in cut:
-                prompt = (*rollout.prompt_ids, *rollout.ids[:place], *closing)
-                requests += [Request(prompt, self.own.answer_tokens)] * self.own.answers
-                sources += [number] * self.own.answers
-        said = self._answers(requests, seed)
+        requests, sources = [], []
+        for number, (rollout, cuts) in enumerate(zip(rollouts, positions, strict=True)):
+            for cut in cuts:
+                prompt = (*rollout.prompt_ids, *rollout.ids[:cut], *closing)
+                requests += [Request(prompt, self.settings.answer_tokens)] * repeats
+                sources += [number] * repeats
         right = [
-            self.correct.is_right(rows[number]["answer"], text, rows[number]["drawn"])
-            for number, text in zip(sources, said, strict=True)
+            self.correct.is_right(rows[number]["answer"], answer, rows[number]["gym_entry"])
+            for number, answer in zip(sources, self._sample_answers(requests, seed), strict=True)
         ]
+        shares = [fmean(map(float, right[at : at + repeats])) for at in range(0, len(right), repeats)]
         curves, at = [], 0
-        for cut in places:
-            size = len(cut) * self.own.answers
-            shares = [right[i : i + self.own.answers] for i in range(at, at + size, self.own.answers)]
-            curves.append(StepCurve(tuple(cut), tuple(fmean(map(float, share)) for share in shares)))
-            at += size
+        for cuts in positions:
+            curves.append(AccuracyCurve(tuple(cuts), tuple(shares[at : at + len(cuts)])))
+            at += len(cuts)
         return curves
 
-    def _places(self, rollout: Rollout) -> list[int]:
+    def _find_positions(self, rollout: Rollout) -> list[int]:
         """Tokens before each cut, and last those before the closing marker."""
         if rollout.mode == NO_THINK or not rollout.response:
             return []
         text = self.codec.decode(rollout.ids[: rollout.thinking_tokens])
         text = text[: text.index(self.markers.close)]
-        found = [*cuts(text, self.own.floor, self.own.spacing), len(text.rstrip())]
-        return list(dict.fromkeys(tokens_until(rollout.ids, self.codec, place) for place in found))
+        cuts = [*find_cuts(text, self.settings.floor, self.settings.spacing), len(text.rstrip())]
+        return list(dict.fromkeys(tokens_until(rollout.ids, self.codec, cut) for cut in cuts))
 
-    def _answers(self, requests: Sequence[Request], seed: int) -> list[str]:
-        said: list[str] = []
+    def _sample_answers(self, requests: Sequence[Request], seed: int) -> list[str]:
+        answers: list[str] = []
         size = self.sampler.settings.batch
         with plain_sampling(self.sampler.engine.model):
             for at in range(0, len(requests), size):
-                sampling = SamplingParams(self.own.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse=True)
-                done = self.sampler.decode(requests[at : at + size], sampling)
-                said += [self.codec.decode(one.token_ids).strip() for one in done]
-        return said
+                sampling = SamplingParams(
+                    self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse=True
+                )
+                completions = self.sampler.decode(requests[at : at + size], sampling)
+                answers += [self.codec.decode(completion.token_ids).strip() for completion in completions]
+        return answers
 
 
 class StepRollouts(GroupRollouts):
-    """Free completions, the rewards of their steps and the chances at their cuts: see `AdaptiveTrainer._returns`."""
+    """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: Sampler, prober: Prober, size: int, seed: int) -> None:
+    def __init__(self, sampler: RolloutSampler, prober: CutProber, size: int, seed: int) -> None:
         super().__init__(sampler, [FREE] * size, seed)
         self.prober = prober
 
-    def more(self, made: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, list[Any]]:
-        """See `GroupRollouts.more`."""
-        own, curves = self.prober.own, self.prober(made, rows, seed)
-        rewards = [curve.rewards(own) for curve in curves]
-        for rollout, steps in zip(made, rewards, strict=True):
+    def extra_columns(
+        self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int
+    ) -> dict[str, list[Any]]:
+        """See `GroupRollouts.extra_columns` and `AdaptiveTrainer._token_advantages`."""
+        settings, curves = self.prober.settings, self.prober(rollouts, rows, seed)
+        rewards = [curve.token_rewards(settings) for curve in curves]
+        for rollout, steps in zip(rollouts, rewards, strict=True):
             if rollout.finish_reason == "length" or not rollout.response:
-                steps.append((len(rollout.ids) - 1, -own.unfinished))
-        return {"token_rewards": rewards, "token_values": [curve.values for curve in curves]}
+                steps.append((len(rollout.ids) - 1, -settings.unfinished_penalty))
+        return {"token_rewards": rewards, "token_values": [curve.token_values for curve in curves]}
 
 
 def validate_recipe(recipe: VsrmRecipe) -> CheckedRecipe:
-    """See `checks.check`."""
-    return check(recipe, held=ALONE if recipe.vsrm.train else ResidentModels(trained="nothing"))
+    """See `Method.validate`."""
+    return check_recipe(recipe, resident=ONE_MODEL if recipe.vsrm.train else ResidentModels(trained="nothing"))
 
 
-def run(recipe: VsrmRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Train, go on training, or only analyse."""
-    sampler = Sampler(running.load(recipe), recipe.rollouts, ground.markers)
-    with Correctness(ground.markers.close) as correct:
-        prober = Prober(sampler, recipe.vsrm, correct)
+def train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
+    sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
+    with Correctness(checked.markers.close) as correct:
+        prober = CutProber(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            rank0_only(lambda: _analysed(sampler, prober, ground.rows, recipe, say))
+            rank0_only(lambda: _write_analysis(prober, checked.rows, recipe, run))
             return
-        running.reinforce(
+        trainer = run.build_grpo_trainer(
             recipe,
             sampler,
             StepRollouts(sampler, prober, recipe.rollouts.generations, recipe.seed),
             [correct],
-            schedule(ground.rows, recipe.optimiser.steps, recipe.rollouts.prompts, recipe.seed),
+            checked.rows,
             credit="tokens",
             alarm=recipe.alarm,
-            options={"loss_type": "dapo"},
+            loss_type="dapo",
         )
+        run.train_grpo(trainer, recipe)
 
 
-def _analysed(
-    sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe, say: Callable[[str], None]
-) -> None:
-    """Analyse, write it down, and say what it comes to."""
-    found = analyse(sampler, prober, rows, recipe)
-    write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n")
-    say(
-        f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
-        f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
+def _write_analysis(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe, run: TrainingRun) -> None:
+    analysis = analyse(prober, rows, recipe)
+    write(recipe.out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
+    run.log(
+        f"{analysis['wasted']:.1%} of {analysis['thinking_tokens']:.0f} thinking tokens came after the answer was "
+        f"settled ({analysis['completions']} completions, {analysis['cuts']:.1f} cuts each)"
     )
 
 
-def analyse(sampler: Sampler, prober: Prober, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
-    """Where the thinking of these questions was settled: shares over completions that thought and answered."""
-    asked = [row for row in rows for _ in range(recipe.vsrm.samples)]
-    made = sampler([CompletionRequest(row["prompt"], row["tier"]) for row in asked], recipe.seed)
-    curves = prober(made, asked, recipe.seed)
-    whole = [(row, rollout, curve) for row, rollout, curve in zip(asked, made, curves, strict=True) if curve.places]
-    details = [
-        {"id": row["id"], "tokens": curve.places[-1], "settled": curve.settled, "chances": curve.chances}
-        for row, _, curve in whole
-    ]
-    tokens = sum(curve.places[-1] for _, _, curve in whole)
+def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
+    """Where the thinking was settled, over all completions that thought and answered."""
+    repeated = [row for row in rows for _ in range(recipe.vsrm.samples)]
+    rollouts = prober.sampler([CompletionRequest(row["prompt"], row["tier"]) for row in repeated], recipe.seed)
+    all_curves = zip(repeated, prober(rollouts, repeated, recipe.seed), strict=True)
+    curves = [(row, curve) for row, curve in all_curves if curve.positions]
+    tokens = sum(curve.positions[-1] for _, curve in curves)
     return {
-        "completions": len(whole),
-        "without": len(made) - len(whole),
-        "cuts": fmean(len(curve.places) - 1 for _, _, curve in whole) if whole else 0.0,
-        "thinking_tokens": tokens / len(whole) if whole else 0.0,
-        "wasted": sum(curve.places[-1] - curve.settled for _, _, curve in whole) / tokens if tokens else 0.0,
-        "details": details,
+        "completions": len(curves),
+        "without": len(rollouts) - len(curves),
+        "cuts": fmean(len(curve.positions) - 1 for _, curve in curves) if curves else 0.0,
+        "thinking_tokens": tokens / len(curves) if curves else 0.0,
+        "wasted": sum(curve.positions[-1] - curve.settled for _, curve in curves) / tokens if tokens else 0.0,
+        "details": [
+            {"id": row["id"], "tokens": curve.positions[-1], "settled": curve.settled, "chances": curve.accuracies}
+            for row, curve in curves
+        ],
     }
 
 
-RECIPE = VsrmRecipe
+METHOD = Method(
+    recipe=VsrmRecipe,
+    validate=validate_recipe,
+    train=train,
+    renamed={"unfinished": "unfinished_penalty", "ineffective": "ineffective_penalty"},
+    added=lambda saved: {"ineffective_penalty": 0.0},
+)

@@ -1,1 +1,1 @@
-"""Training methods of papers that ordinary use does not need."""
+"""Training methods of papers that ordinary users do not need; found by entry points only."""

@@ -1,39 +1,45 @@
-"""Vector rewards (MAH-DPO of Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards).
+"""Learn a head for each objective by DPO, to be weighted at inference (MAH-DPO).
 
-A head for each objective on one trunk, taught by DPO on pairs of one's own completions that differ in it: right before
-wrong, brief before long among the right ones, ended with an answer before broken off. How much each objective counts is
-chosen afterwards: `tersely train blend MODEL OUT --weight accuracy=1 --weight brevity=2`.
+From the paper Simultaneous Multi-objective Alignment Across Verifiable and Non-verifiable Rewards: one head per
+objective on a shared trunk, each taught by DPO on pairs of the model's own completions that differ in it: right over
+wrong, brief over long among the right ones, finished over cut off. The weights of the objectives are chosen afterwards:
+`tersely train blend MODEL OUT --weight accuracy=1 --weight brevity=2`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
-from ..pairs import objective_pairs
-from ..preflight import CheckedRecipe, check
-from ..rewards import Correctness
-from ..sampling import Sampler
-from ..traces import collect
+from ..methods import Method
+from ..preflight import CheckedRecipe, check_recipe
+from ..sampling import RolloutSampler
+from ..traces import PreferencePair, SampledTrace, collect_traces
 from ..training_run import TrainingRun
-from .heads import close_heads, put_heads
+from .heads import Heads, install_heads, save_heads
 
 Objective = Literal["accuracy", "brevity", "format"]
+OBJECTIVE = "objective"
+"""Column of the training examples: the index of the head that learns them."""
 
 
 class MahDpo(Section):
-    """samples: of each question. pairs: most of a question and objective. beta: of DPO.
+    """Settings.
 
-    gap: the share by which a long completion has to be longer than the brief one that is preferred to it. least: the
-    share of right answers below which a question teaches no brevity; ours, 0 takes all questions. likelihood:
-    how much the mean loss of chosen tokens counts beside that of DPO, much as in arXiv 2404.19733; DPO by itself makes
-    them less likely as well, only not as much as the rejected ones. frozen: heads alone learn, on the model as it is;
-    the paper has the trunk that they share learn from all objectives, which then pull it different ways.
+    Attributes:
+        samples: completions per question.
+        pairs: most pairs per question and objective.
+        beta: of DPO.
+        gap: how much longer (as a share) the rejected completion of a brevity pair has to be.
+        min_accuracy: the share of right answers below which a question teaches no brevity; ours, 0 takes all.
+        nll_weight: see `build_dpo_trainer`; much as in arXiv 2404.19733.
+        frozen: train only the heads. In the paper the shared trunk learns from all objectives, which pull it in
+            different directions.
     """
 
     objectives: tuple[Objective, ...] = Field(default=("accuracy", "brevity", "format"), min_length=2)
@@ -41,13 +47,13 @@ class MahDpo(Section):
     pairs: int = Field(default=4, ge=1)
     beta: float = Field(default=0.1, gt=0)
     gap: float = Field(default=0.2, ge=0)
-    least: float = Field(default=0.5, ge=0, le=1)
-    likelihood: float = Field(default=0.0, ge=0)
+    min_accuracy: float = Field(default=0.5, ge=0, le=1)
+    nll_weight: float = Field(default=0.0, ge=0)
     frozen: bool = False
 
     @field_validator("objectives")
     @classmethod
-    def _each_once(cls, given: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def _check_unique(cls, given: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if len(set(given)) < len(given):
             raise ValueError("an objective is named twice")
         return given
@@ -60,56 +66,112 @@ class MahDpoRecipe(Recipe):
 
 
 def validate_recipe(recipe: MahDpoRecipe) -> CheckedRecipe:
-    """See `checks.check`; raises RecipeError."""
+    """See `Method.validate`."""
     if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains adapters, and heads are whole matrices; leave it out")
-    own = recipe.mahdpo
-    trained: Literal["heads", "model"] = "heads" if own.frozen else "model"
-    held = ResidentModels(reference=True, texts=2, heads=len(own.objectives), trained=trained)
-    learns = f"pairs of one objective each, from {own.samples} completions for each question"
-    return check(recipe, completions=1, held=held, learns=learns)
+        raise RecipeError("optimiser.lora trains adapters, but heads are full matrices; remove it", code="no_lora")
+    settings = recipe.mahdpo
+    trained: Literal["heads", "model"] = "heads" if settings.frozen else "model"
+    resident = ResidentModels(reference=True, sequences=2, heads=len(settings.objectives), trained=trained)
+    content = f"pairs of one objective each, from {settings.samples} completions for each question"
+    return check_recipe(recipe, completions=1, resident=resident, step_content=content)
 
 
-def run(recipe: MahDpoRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Sample, pair, and teach each head its pairs; or go on with that."""
-    from ..offline import train_mo_dpo
-
-    own, engine = recipe.mahdpo, running.load(recipe)
-    with Correctness(ground.markers.close) as correct:
-        answers = collect(
-            Sampler(engine, recipe.rollouts, ground.markers),
-            ground.rows,
-            own.samples,
-            recipe.out / "answers.jsonl",
-            seed=recipe.seed,
-            correct=correct,
-            say=say,
-        )
+def train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
+    settings, engine = recipe.mahdpo, run.load_model(recipe)
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
+    sampled = collect_traces(recipe, checked, sampler, settings.samples, "answers", run.log)
     rng = Random(f"objectives:{recipe.seed}")
-    made = {
-        name: [p for traces in answers for p in objective_pairs(name, traces, rng, own.pairs, own.gap, own.least)]
-        for name in own.objectives
+    pairs = {
+        name: [
+            pair
+            for traces in sampled
+            for pair in make_objective_pairs(name, traces, rng, settings.pairs, settings.gap, settings.min_accuracy)
+        ]
+        for name in settings.objectives
     }
-    if missing := [name for name, pairs in made.items() if not pairs]:
+    if missing := [name for name, found in pairs.items() if not found]:
         raise RecipeError(
-            f"no two completions of a question differ in {' or '.join(missing)}; sample more of them, choose other "
-            "questions or a lower rollouts.max_new_tokens, or leave that out of mahdpo.objectives"
+            f"no two completions of a question differ in {' or '.join(missing)}; sample more of them, use other "
+            "questions or a lower rollouts.max_new_tokens, or remove it from mahdpo.objectives",
+            code="nothing_to_learn",
         )
-    say("learns from " + ", ".join(f"{len(pairs)} pairs of {name}" for name, pairs in made.items()))
-    if own.frozen:
+    run.log("learning " + ", ".join(f"{len(found)} pairs of {name}" for name, found in pairs.items()))
+    if settings.frozen:
         engine.model.requires_grad_(False)
-    heads = put_heads(engine.model, own.objectives)
-    train_mo_dpo(
-        running,
+    heads = install_heads(engine.model, settings.objectives)
+    trainer = build_headed_trainer(run, recipe, engine.model, engine.tokenizer, list(pairs.values()), heads)
+    run.run_trainer(trainer, recipe, finish=lambda model, folder: save_heads(model, heads, folder))
+
+
+def build_headed_trainer(
+    run: TrainingRun,
+    recipe: MahDpoRecipe,
+    model: Any,
+    tokenizer: Any,
+    pairs: Sequence[Sequence[PreferencePair]],
+    heads: Heads,
+) -> Any:
+    """Build a DPO trainer for the pairs of each head; micro batches have one objective each, in turn."""
+    from ..offline import TokenCollator, TokenDPOTrainer, build_dpo_trainer, schedule_examples, to_dpo_example
+
+    class HeadedCollator(TokenCollator):
+        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+            return {**super().torch_call(examples), OBJECTIVE: examples[0][OBJECTIVE]}
+
+    class HeadedDPOTrainer(TokenDPOTrainer):
+        collator = HeadedCollator
+        extra_columns = (*TokenDPOTrainer.extra_columns, OBJECTIVE)
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+            heads.active = inputs[OBJECTIVE]
+            rest = {key: value for key, value in inputs.items() if key != OBJECTIVE}
+            return super()._compute_loss(model, rest, return_outputs)
+
+    size = recipe.optimiser.micro_batch
+    scheduled = [schedule_examples([to_dpo_example(pair) for pair in same], recipe) for same in pairs]
+    examples: list[dict[str, Any]] = []
+    for number in range(recipe.optimiser.steps * recipe.rollouts.prompts // size):
+        turn, objective = divmod(number, len(scheduled))
+        batch = scheduled[objective][turn * size : (turn + 1) * size]
+        examples += [{**example, OBJECTIVE: objective} for example in batch]
+    return build_dpo_trainer(
+        run,
         recipe,
-        engine.model,
-        engine.tokenizer,
-        list(made.values()),
-        heads,
-        own.beta,
-        own.likelihood,
-        finish=lambda model, folder: close_heads(model, heads, folder),
+        model,
+        tokenizer,
+        examples,
+        beta=recipe.mahdpo.beta,
+        nll_weight=recipe.mahdpo.nll_weight,
+        trainer_class=HeadedDPOTrainer,
+        ddp_find_unused_parameters=True,  # a batch passes through only one of the heads
     )
 
 
-RECIPE = MahDpoRecipe
+def make_objective_pairs(
+    objective: str, traces: Sequence[SampledTrace], rng: Random, most: int, gap: float, min_accuracy: float = 0.0
+) -> list[PreferencePair]:
+    """At most `most` pairs of one question's completions that differ in one objective.
+
+    accuracy: right over wrong. brevity: among right ones, over those longer by the share `gap`, if at least the share
+    `min_accuracy` is right. format: ended by the model over cut off.
+    """
+    finished = [t for t in traces if t.finished]
+    right = [t for t in finished if t.right]
+    if objective == "accuracy":
+        candidates = [(good, bad) for good in right for bad in finished if not bad.right]
+    elif objective == "brevity":
+        usable = right if len(right) >= min_accuracy * len(traces) else []
+        candidates = [(brief, long) for brief in usable for long in usable if long.length > (1 + gap) * brief.length]
+    else:
+        candidates = [(good, bad) for good in finished for bad in traces if not bad.finished]
+    return [PreferencePair(objective, *both) for both in rng.sample(candidates, min(most, len(candidates)))]
+
+
+METHOD = Method(
+    recipe=MahDpoRecipe,
+    validate=validate_recipe,
+    train=train,
+    renamed={"least": "min_accuracy", "likelihood": "nll_weight"},
+    added=lambda saved: {"nll_weight": 0.0, "frozen": False},
+)

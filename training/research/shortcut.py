@@ -1,14 +1,14 @@
-"""A depth shortcut, after System-1.5 Reasoning (arXiv 2505.18962): easy tokens of the thinking leave the model early.
+"""Learn an adapter with which easy thinking tokens leave the model early (a depth shortcut, after System-1.5).
 
-The paper trains the model to skip layers; here it stays frozen. An adapter after one layer learns the model's own
-distributions at the thinking tokens of its own completions, a gate learns where the two agree, and the threshold is the
-lowest at which they do on questions that nothing was learnt from.
+System-1.5 Reasoning (arXiv 2505.18962) trains the model to skip layers; here it stays frozen. An adapter after one
+layer learns the model's own distributions at the thinking tokens of its own completions, a gate learns where the two
+agree, and the threshold is the lowest at which they do on held-out questions.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -21,20 +21,26 @@ from ...probes.research.shortcut import KIND, Shortcut, save_shortcut
 from ..config import Recipe, RecipeError, Section
 from ..data import Row
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check, meta_engine
+from ..methods import Method
+from ..preflight import CheckedRecipe, check_recipe, load_meta_engine
 from ..processes import rank0_only
-from ..rewards import Correctness
-from ..sampling import Sampler
-from ..traces import SampledTrace, collect
+from ..sampling import RolloutSampler
+from ..traces import SampledTrace, collect_traces
 from ..training_run import TrainingRun
 
 
 class ShortcutSettings(Section):
-    """layer: after which tokens leave, 1 the first. samples: completions of each question, right or wrong.
+    """Settings.
 
-    held_out: the share of questions that the threshold is chosen on. agreement: the least share of likeliest tokens
-    that must be the model's, of those that leave and of those that stay. width, gate: of the adapter and of the gate;
-    None takes the model's own for the adapter. tokens: of a step of the optimiser.
+    Attributes:
+        layer: the layer after which tokens leave; the first is 1.
+        samples: completions per question, right or wrong.
+        held_out: the share of questions for choosing the threshold.
+        agreement: the least share of tokens whose most likely next token has to be the model's, of those that leave
+            and of those that stay.
+        width: of the adapter; by default the model's.
+        gate: width of the gate.
+        tokens: per optimizer step.
     """
 
     layer: int = Field(ge=1)
@@ -53,115 +59,114 @@ class ShortcutRecipe(Recipe):
 
 
 def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
-    """See `checks.check`; raises RecipeError for a model or a layer that nothing can leave after."""
+    """See `Method.validate`."""
     if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, and a shortcut leaves them alone; leave it out")
+        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
     if recipe.optimiser.weight_decay:
-        raise RecipeError("optimiser.weight_decay is of no use to a shortcut this small; accepted: 0")
-    config = meta_engine(recipe.model).model.config.get_text_config(decoder=True)
+        raise RecipeError("optimiser.weight_decay is not supported by this method; accepted: 0", code="no_weight_decay")
+    config = load_meta_engine(recipe.model).model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
         raise RecipeError(
-            f"tokens of a {config.model_type!r} model ({recipe.model}) cannot leave early; accepted: "
-            f"{', '.join(FAMILIES)}"
+            f"{recipe.model} is a {config.model_type!r} model, which does not support early exits; accepted: "
+            f"{', '.join(FAMILIES)}",
+            code="unsupported_model",
         )
     if recipe.shortcut.layer >= config.num_hidden_layers:
         raise RecipeError(
-            f"shortcut.layer is {recipe.shortcut.layer} and {recipe.model} has {config.num_hidden_layers} layers; "
-            f"accepted: 1 to {config.num_hidden_layers - 1}"
+            f"shortcut.layer is {recipe.shortcut.layer}, but {recipe.model} has {config.num_hidden_layers} layers; "
+            f"accepted: 1 to {config.num_hidden_layers - 1}",
+            code="layer_out_of_range",
         )
-    ground = check(recipe, completions=1, held=ResidentModels(trained="nothing"))
-    if not 0 < round(recipe.shortcut.held_out * len(ground.rows)) < len(ground.rows):
+    checked = check_recipe(recipe, completions=1, resident=ResidentModels(trained="nothing"))
+    if not 0 < round(recipe.shortcut.held_out * len(checked.rows)) < len(checked.rows):
         raise RecipeError(
-            f"shortcut.held_out is {recipe.shortcut.held_out:g} of {len(ground.rows)} questions, which leaves one part "
-            "empty; ask more questions (data.questions)"
+            f"shortcut.held_out is {recipe.shortcut.held_out:g} of {len(checked.rows)} questions, which leaves one "
+            "part empty; use more questions (data.questions)",
+            code="too_few_questions",
         )
     steps = f"steps: {recipe.optimiser.steps} of {recipe.shortcut.tokens} thinking tokens each"
-    return replace(ground, findings=[steps if line.startswith("steps:") else line for line in ground.findings])
+    return replace(checked, findings=[steps if line.startswith("steps:") else line for line in checked.findings])
 
 
-def run(recipe: ShortcutRecipe, ground: CheckedRecipe, running: TrainingRun, say: Callable[[str], None]) -> None:
-    """Sample, learn adapter and gate, choose the threshold, and write `shortcut` into the folder.
-
-    Completions are kept, so going on samples none twice; the rest takes minutes and begins anew.
-    """
-    engine, own = running.load(recipe), recipe.shortcut
-    sampler = Sampler(engine, recipe.rollouts, ground.markers)
-    with Correctness(ground.markers.close) as correct:
-        found = collect(
-            sampler, ground.rows, own.samples, recipe.out / "traces.jsonl", seed=recipe.seed, correct=correct, say=say
-        )
-    rank0_only(lambda: _learn(recipe, ground, engine, sampler, found, say))
-    say(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
+def train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`. A resumed run keeps its completions; training itself takes minutes and starts again."""
+    engine, settings = run.load_model(recipe), recipe.shortcut
+    sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
+    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
+    rank0_only(lambda: _train_shortcut(recipe, checked, engine, sampler.close, sampled, run))
+    run.log(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
 
 
-def _learn(
+def _train_shortcut(
     recipe: ShortcutRecipe,
-    ground: CheckedRecipe,
+    checked: CheckedRecipe,
     engine: TransformersEngine,
-    sampler: Sampler,
-    found: Sequence[Sequence[SampledTrace]],
-    say: Callable[[str], None],
+    close: int,
+    sampled: Sequence[Sequence[SampledTrace]],
+    run: TrainingRun,
 ) -> None:
-    """Learn from completions, and write what was learnt."""
-    from .early_exit_training import choose, learn, read
+    from .early_exit_training import AdapterSettings, choose_threshold, collect_states, train_adapter
 
-    own = recipe.shortcut
-    fit, held = divided(found, own.held_out, recipe.seed)
-    readings = read(engine.model, fit, own.layer, sampler.close)
-    if not len(readings.early):
-        raise RecipeError("no completion has a token of thinking to learn from; train from a model that thinks")
-    say(f"learns from {len(readings.early)} thinking tokens after layer {own.layer}")
-    parts = learn(
-        engine.model,
-        readings,
-        width=own.width or readings.early.shape[1],
-        gate=own.gate,
-        steps=recipe.optimiser.steps,
-        tokens=own.tokens,
-        rate=recipe.optimiser.learning_rate,
-        warmup=recipe.optimiser.warmup,
-        clip=recipe.optimiser.clip_gradients,
-        seed=recipe.seed,
-        say=say,
+    settings, optimiser, model = recipe.shortcut, recipe.optimiser, engine.model
+    fit, held_out = split_questions(sampled, settings.held_out, recipe.seed)
+    states = collect_states(model, fit, settings.layer, close)
+    if not len(states.early):
+        raise RecipeError(
+            "no completion has a thinking token to learn from; use a model that thinks", code="nothing_to_learn"
+        )
+    run.log(f"learning {len(states.early)} thinking tokens after layer {settings.layer}")
+    arrays = train_adapter(
+        model,
+        states,
+        AdapterSettings(
+            width=settings.width or states.early.shape[1],
+            gate=settings.gate,
+            steps=optimiser.steps,
+            tokens=settings.tokens,
+            learning_rate=optimiser.learning_rate,
+            warmup=optimiser.warmup,
+            clip=optimiser.clip_gradients,
+            seed=recipe.seed,
+        ),
+        run.log,
     )
-    chosen = choose(engine.model, parts, held, own.layer, sampler.close, own.agreement)
-    layers = engine.model.config.get_text_config(decoder=True).num_hidden_layers
+    chosen = choose_threshold(model, arrays, held_out, settings.layer, close, settings.agreement)
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
     shortcut = Shortcut(
-        layer=own.layer,
+        layer=settings.layer,
         layers=layers,
-        arrays={name: part.cpu().numpy() for name, part in parts.items()},
+        arrays={name: array.cpu().numpy() for name, array in arrays.items()},
         base={"name": recipe.model, "fingerprint": engine.fingerprint()},
         threshold=chosen.threshold,
-        provenance=provenance(recipe, ground.rows),
+        provenance=make_provenance(recipe, checked.rows),
         metrics=asdict(chosen),
     )
     save_shortcut(shortcut, recipe.out / KIND)
     if chosen.threshold is None:
-        say(f"no threshold has {own.agreement:.2%} of tokens agree; train longer, or leave after a later layer")
+        run.log(f"no threshold reaches an agreement of {settings.agreement:.2%}; train longer, or use a later layer")
     else:
-        say(
-            f"of {chosen.tokens} tokens held out {chosen.left:.1%} leave after layer {own.layer} of {layers}; "
+        run.log(
+            f"{chosen.left:.1%} of {chosen.tokens} held-out tokens leave after layer {settings.layer} of {layers}; "
             f"{chosen.agreement_left:.2%} of them agree, and {chosen.agreement_stayed:.2%} of those that stay"
         )
 
 
-def divided(
-    found: Sequence[Sequence[SampledTrace]], held_out: float, seed: int
+def split_questions(
+    sampled: Sequence[Sequence[SampledTrace]], held_out: float, seed: int
 ) -> tuple[list[SampledTrace], list[SampledTrace]]:
-    """The completions to learn from, and those held out, by question."""
-    order = list(range(len(found)))
+    """The completions to learn from, and those of held-out questions."""
+    order = list(range(len(sampled)))
     random.Random(f"held out:{seed}").shuffle(order)
     count = round(held_out * len(order))
-    held, fit = order[:count], order[count:]
-    return [trace for i in fit for trace in found[i]], [trace for i in held for trace in found[i]]
+    return [trace for i in order[count:] for trace in sampled[i]], [t for i in order[:count] for t in sampled[i]]
 
 
-def provenance(recipe: ShortcutRecipe, rows: Sequence[Row]) -> dict[str, Any]:
-    """What a shortcut was made from."""
+def make_provenance(recipe: ShortcutRecipe, rows: Sequence[Row]) -> dict[str, Any]:
+    """The recipe and the hashes of the questions that a shortcut was trained on."""
     return {
         "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
         "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in rows}),
     }
 
 
-RECIPE = ShortcutRecipe
+METHOD = Method(recipe=ShortcutRecipe, validate=validate_recipe, train=train, results=(KIND,))

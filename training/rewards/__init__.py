@@ -1,21 +1,11 @@
-"""Rewards as picklable callables with TRL's signature; `plain` has the same for verl and OpenRLHF."""
+"""Rewards shared by several methods: picklable callables with TRL's signature.
+
+Rewards of a single method are in that method's module. `framework_adapters` has rewards for verl and OpenRLHF.
+"""
 
 from __future__ import annotations
 
-from .adaptthink import NoThinkBonus, ReferenceBaseline
-from .adherence import HintBudget, TierAdherence
-from .apo import AdaptiveDiscount
-from .base import Reward
-from .brevity import GroupBrevity
-from .correctness import Correctness
+from .base import Correctness, Reward
+from .length import GroupBrevity, HintBudget, TierAdherence
 
-__all__ = [
-    "AdaptiveDiscount",
-    "Correctness",
-    "GroupBrevity",
-    "HintBudget",
-    "NoThinkBonus",
-    "ReferenceBaseline",
-    "Reward",
-    "TierAdherence",
-]
+__all__ = ["Correctness", "GroupBrevity", "HintBudget", "Reward", "TierAdherence"]

@@ -1,1 +1,1 @@
-"""The embedded reasoning models from nothing: traces, tokenizer, batches, training."""
+"""Training of the embedded reasoning models from scratch: traces, tokenizer, batches, training loop."""

@@ -13,9 +13,8 @@ from ...evaluation.agents.tasks import Task, stream_tasks
 from ...evaluation.agents.tools import TOOL_SCHEMAS, World
 from ...evaluation.tasks.toy_problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.toy_programs import Work, draw_work, run
-from .responses import respond
 from .steps import AgentStep, respond_to
-from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, ToyTrace
+from .traces import CAREFUL, CHOICE, COPY, DIRECT, FAST, FINAL, PLAIN, READ, SLIP, VERDICT, ToyTrace, respond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -35,16 +34,16 @@ WEIGHTS = {
 MIX = {"normal": 0.34, "easy": 0.16, "hard": 0.14, "quiz": 0.10, "none": 0.08, "hint": 0.10, "cut": 0.08}
 BRIEF_MIX = {"normal": 0.22, "easy": 0.20, "hard": 0.28, "quiz": 0.14, "none": 0.08, "hint": 0.04, "cut": 0.04}
 BRIEF = 0.6
-"""The share of training in which thinking is brief: getting a pass right takes long to learn, checking it does not."""
+"""The share of training with brief thinking: a correct pass takes long to learn, checking it does not."""
 DRILL = 0.25
-"""The share of training over which drills give way to the full family."""
+"""The share of training over which drills are replaced by the full task family."""
 QUIZ = 5
 STEPS = 0.7
-"""The share of rows with steps of an agent, where it is one that is trained."""
+"""The share of rows with agent steps, when training an agent."""
 STEP_MIX = {"easy": 0.4, "hard": 0.25, "normal": 0.15, "none": 0.2}
 TOOLLESS = 0.08
 LISTS, PAGES = 0.12, 0.26
-"""The shares of an agent's training up to which it copies names, and over which reading pages gives way to steps."""
+"""The shares of an agent's training up to which it copies names, and by which reading pages is replaced by steps."""
 CAPS = (20, 50, 99, 250, 600, 999)
 
 Row = tuple[list[int], list[int]]  # token ids, and the trace class of each
@@ -52,7 +51,7 @@ Row = tuple[list[int], list[int]]  # token ids, and the trace class of each
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded ids [B, T], loss weights [B, T] and trace classes [B, T] (-1 where there is no loss)."""
+    """Right-padded ids [B, T], loss weights [B, T] and trace classes [B, T] (-1 without loss)."""
 
     ids: torch.Tensor
     weights: torch.Tensor
@@ -64,8 +63,8 @@ class Batch:
         return self.ids.numel()
 
 
-def drills(seed: int, progress: list[float]) -> Iterator[Problem]:
-    """Problems of few steps with numbers of every size, at first without any padding: what the others are made of."""
+def drill_problems(seed: int, progress: list[float]) -> Iterator[Problem]:
+    """Short problems with numbers of every size, at first without padding: the building blocks of the others."""
     rng = Random(f"drill:{seed}")
     while True:
         kind = rng.choice(KINDS)
@@ -81,26 +80,26 @@ def encode(
     """A problem and its response in a mode."""
     effort = {"easy": "easy", "hard": "hard", "none": "none"}.get(mode, "normal")
     messages = [{"role": "user", "content": problem.problem}]
-    return turn(tokenizer, messages, effort, respond(problem, mode, rng, brief), tools)
+    return encode_turn(tokenizer, messages, effort, respond(problem, mode, rng, brief), tools)
 
 
 def encode_lesson(tokenizer: PreTrainedTokenizerFast, task: Task, progress: float, rng: Random) -> Row:
-    """What an agent learns at this share of its training: to copy names, then to read pages, then to take steps."""
+    """A row for this share of an agent's training: first copying names, then reading pages, then taking steps."""
     if progress < LISTS:
-        return _spoken(tokenizer, [_list(task.world, rng)])
+        return _encode_answers(tokenizer, [_list(task.world, rng)])
     if rng.random() < max(0.1, 1.0 - (progress - LISTS) / (PAGES - LISTS)):
-        return _spoken(tokenizer, [_list(task.world, rng), *_questions(task.world, rng)])
+        return _encode_answers(tokenizer, [_list(task.world, rng), *_questions(task.world, rng)])
     return encode_step(tokenizer, task, rng)
 
 
 def _list(world: World, rng: Random) -> tuple[str, str]:
-    """Names, to be said again."""
+    """Names to copy."""
     names = "; ".join(rng.sample(sorted(world.pages), rng.randint(6, 16)))
     return names, names
 
 
 def _questions(world: World, rng: Random) -> Iterator[tuple[str, str]]:
-    """Pages, and questions for single lines of them."""
+    """Pages, and questions about single lines."""
     pages = rng.sample(list(world.pages.values()), rng.randint(2, 5))
     yield "\n\n".join(page.text for page in pages) + "\n\nName all.", "; ".join(page.name for page in pages)
     for page in rng.sample(pages, len(pages)):
@@ -108,26 +107,28 @@ def _questions(world: World, rng: Random) -> Iterator[tuple[str, str]]:
         yield f"{page.name}: {key}?", "; ".join(page.facts[key])
 
 
-def _spoken(tokenizer: PreTrainedTokenizerFast, said: Sequence[tuple[str, str]]) -> Row:
-    """Questions answered at once, one after the other."""
+def _encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> Row:
+    """Questions answered without thinking, in one row."""
     row: Row = ([], [])
-    for question, answer in said:
-        more = turn(tokenizer, [{"role": "user", "content": question}], "none", ToyTrace([(answer, READ)]))
+    for question, answer in pairs:
+        more = encode_turn(tokenizer, [{"role": "user", "content": question}], "none", ToyTrace([(answer, READ)]))
         row[0].extend(more[0])
         row[1].extend(more[1])
     return row
 
 
 def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> Row:
-    """Some step of a task with tools, and the response to it; now and then without tools, where nothing can be done."""
+    """A random step of an agent task with its response; sometimes without tools, when nothing can be done."""
     effort = rng.choices(list(STEP_MIX), list(STEP_MIX.values()))[0]
     last = len(task.calls)
     done = rng.choices([0, last - 1, last, rng.randrange(last + 1)], (0.15, 0.2, 0.25, 0.4))[0]
     step = AgentStep(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else AgentStep(task, done)
-    return turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.told)
+    return encode_turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.template_tools)
 
 
-def turn(tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: ToyTrace, tools: Any = None) -> Row:
+def encode_turn(
+    tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: ToyTrace, tools: Any = None
+) -> Row:
     """Token ids of a conversation and of the response to it, and the trace class of each (-1 for the conversation)."""
     prompt = tokenizer.apply_chat_template(
         messages, tools=tools, tokenize=False, add_generation_prompt=True, reasoning_effort=effort
@@ -148,8 +149,8 @@ def turn(tokenizer: PreTrainedTokenizerFast, messages: Any, effort: str, trace: 
     return head + body.ids, [-1] * len(head) + tags
 
 
-def quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Row:
-    """Several short questions in one row, answered without thinking: one answer a row is too few to learn from."""
+def encode_quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Row:
+    """Several short questions in one row, answered without thinking; one answer per row is too little to learn from."""
     ids: list[int] = []
     tags: list[int] = []
     for _ in range(QUIZ):
@@ -166,11 +167,13 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches of about `size` padded tokens.
 
-    `progress[0]` (share of training done) moves the mixture from short traces over drills to the full family. agent:
-    steps with tools among them.
+    Args:
+        progress: `progress[0]` is the share of training done, which moves the mixture from short traces and drills to
+            the full task family.
+        agent: include steps with tools.
     """
     rng = Random(f"batches:{seed}")
-    full, drill = stream("train", 1000 + seed), drills(seed, progress)
+    full, drill = stream("train", 1000 + seed), drill_problems(seed, progress)
     light = stream("train", 2000 + seed, levels=(1, 1, 1, 2))
     tasks = stream_tasks("train", 3000 + seed, ("lookup", "calculate", "collect", "calculate", "collect"))
     while True:
@@ -182,7 +185,7 @@ def batches(
                 pool.append(encode_lesson(tokenizer, next(tasks), progress[0], rng))
                 continue
             if mode == "quiz":
-                pool.append(quiz(tokenizer, rng))
+                pool.append(encode_quiz(tokenizer, rng))
                 continue
             drilled = rng.random() < (0.1 if agent else max(0.1, 1.0 - progress[0] / DRILL))
             source = light if mode == "none" and (agent or progress[0] > 0.1) else drill if drilled else full

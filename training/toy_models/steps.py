@@ -1,9 +1,8 @@
-"""Steps of an agent as the embedded model for them learns them: what has been read so far, thinking, and what is next.
+"""Agent steps as the embedded agent model learns them: the pages read so far, thinking, and the next call or answer.
 
-A step sees the question and the pages read, not the thinking of earlier steps. `easy` says what the last page brought,
-then whatever decides the next step, and the step; a model this small has to have that side by side. `normal` says first
-how the question is to be taken; `hard` does so twice, checks it and goes through all pages once more, which is what a
-plan may be worth and what a look at a result is not.
+A step sees the question and the pages read, but not the thinking of earlier steps. Thinking of the tier `easy` restates
+the result of the last call, then the facts that decide the next step, and that step; a model this small needs these
+side by side. `normal` starts with a plan; `hard` plans twice, compares the plans, and goes through all pages again.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ...evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, ToyTrace
 
 CALLED = ("lookup", "calculator")
-"""The tools that tasks need; search is never called."""
+"""The tools that tasks need; `search` is never called."""
 UNKNOWN = "I cannot know that."
 ABOVE = {"person": "Team", "team": "Firm"}
 _COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)
@@ -27,7 +26,7 @@ _COUNTED = frozenset(key for keys in NUMBERS.values() for key in keys)
 
 @dataclass(frozen=True, slots=True)
 class AgentStep:
-    """One step of a task: after so many of its calls; tools: whether there are any."""
+    """One step of a task, after `done` of its calls."""
 
     task: Task
     done: int
@@ -36,30 +35,32 @@ class AgentStep:
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The conversation up to this step."""
-        said: list[dict[str, Any]] = [{"role": "user", "content": self.task.question}]
+        messages: list[dict[str, Any]] = [{"role": "user", "content": self.task.question}]
         for number in range(self.done):
             tool, argument = self.task.calls[number]
             call = {"name": tool, "arguments": {TOOLS[tool].argument: argument}}
-            said.append({"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]})
-            said.append({"role": "tool", "content": self._result(number)})
-        return said
+            messages.append(
+                {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+            )
+            messages.append({"role": "tool", "content": self._result(number)})
+        return messages
 
     @property
-    def told(self) -> list[dict[str, Any]] | None:
-        """The tools, for a chat template."""
+    def template_tools(self) -> list[dict[str, Any]] | None:
+        """The tools for the chat template."""
         return TOOL_SCHEMAS if self.tools else None
 
     @property
-    def known(self) -> bool:
-        """Whether everything has been read."""
+    def complete(self) -> bool:
+        """Whether all calls have been made."""
         return self.done == len(self.task.calls)
 
     def _result(self, number: int) -> str:
         tool, argument = self.task.calls[number]
         return self.task.world.pages[argument].text if tool == "lookup" else next(iter(self.task.gold))
 
-    def found(self, number: int) -> str:
-        """What a call was for, in words."""
+    def extract(self, number: int) -> str:
+        """The part of a call's result that the task needs."""
         tool, argument = self.task.calls[number]
         if tool == "calculator":
             return self._result(number)
@@ -67,18 +68,18 @@ class AgentStep:
 
 
 def respond_to(step: AgentStep, effort: str, rng: Random) -> ToyTrace:
-    """The response to a step: thinking by effort (the template has closed it for `none`), then a call or the answer."""
+    """The response to a step: thinking by effort (closed by the template for `none`), then a call or the answer."""
     trace = ToyTrace()
     if effort != "none":
         _think(step, effort, trace, rng)
         trace.add("</think>", CHOICE)
         trace.add("\n\n")
-    if not step.known and step.tools:
+    if not step.complete and step.tools:
         tool, argument = step.task.calls[step.done]
         trace.add('<tool_call>{"name": "' + tool + '", "arguments": ', CHOICE)
         trace.add(json.dumps({TOOLS[tool].argument: argument}) + "}", DIRECT if effort == "none" else FINAL)
         trace.add("</tool_call>")
-    elif not step.known:
+    elif not step.complete:
         trace.add(UNKNOWN, CHOICE)
     else:
         trace.add("The answer is \\boxed{", CHOICE)
@@ -88,7 +89,7 @@ def respond_to(step: AgentStep, effort: str, rng: Random) -> ToyTrace:
 
 
 def _answer(task: Task) -> Sequence[str]:
-    """The answer in the order in which it was read."""
+    """The parts of the answer in the order in which they were read."""
     if task.kind != "collect":
         return sorted(task.gold)
     members = [name for key, (_, page) in zip(task.keys, task.calls, strict=True) if key == "Members"
@@ -107,9 +108,9 @@ def _think(step: AgentStep, effort: str, trace: ToyTrace, rng: Random) -> None:
         _read(step, trace, [step.done - 1])
         if step.task.kind == "collect":
             _whose(step, trace)
-    if not step.tools and not step.known:
+    if not step.tools and not step.complete:
         trace.add("There is no tool to look it up.\n", CHOICE)
-    elif step.known:
+    elif step.complete:
         trace.add("All is known.\n", CHOICE)
         if step.task.kind == "collect" and step.done > 1:
             _read(step, trace, range(step.done))
@@ -126,7 +127,7 @@ def _think(step: AgentStep, effort: str, trace: ToyTrace, rng: Random) -> None:
 
 
 def _plan(step: AgentStep, trace: ToyTrace, lead: str) -> None:
-    """How the question is to be taken: from where, along which lines of the pages."""
+    """The plan: where to start, and which lines of the pages to follow."""
     trace.add(lead + ": ")
     task = step.task
     if task.kind == "collect":
@@ -140,7 +141,7 @@ def _plan(step: AgentStep, trace: ToyTrace, lead: str) -> None:
 
 
 def _paths(task: Task) -> list[str]:
-    """Each path of a task, as a start and the keys that lead on."""
+    """Each path of a task: a start and the keys that lead on."""
     paths: list[list[str]] = []
     expected = None
     for key, (tool, argument) in zip(task.keys, task.calls, strict=True):
@@ -154,7 +155,7 @@ def _paths(task: Task) -> list[str]:
 
 
 def _whose(step: AgentStep, trace: ToyTrace) -> None:
-    """The lists that the page read last and the next one stand in, from which it is seen what is left to read."""
+    """The lists that contain the last page and the next one, which show what is left to read."""
     pages = step.task.world.pages
     read = [argument for _, argument in step.task.calls[: step.done]]
     around = [pages[argument] for _, argument in step.task.calls[step.done - 1 : step.done + 1]]
@@ -164,10 +165,10 @@ def _whose(step: AgentStep, trace: ToyTrace) -> None:
 
 
 def _read(step: AgentStep, trace: ToyTrace, numbers: Sequence[int]) -> None:
-    """What has been read by these calls."""
+    """The results of these calls."""
     for number in numbers:
         trace.add(f"{step.task.calls[number][1]}: {step.task.keys[number]}: ", COPY)
-        trace.add(step.found(number), READ)
+        trace.add(step.extract(number), READ)
         if step.task.keys[number] == "Wage" and step.task.kind == "collect":
             trace.add(", yes" if step.task.calls[number][1] in step.task.gold else ", no", FINAL)
         trace.add(".\n", PLAIN)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ...evaluation.agents.tools import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS, TOOLS
 from ...evaluation.tasks.toy_problems import stream
 from ...models import get_model_path
-from .responses import RESPONSES, respond
 from .steps import CALLED
+from .traces import RESPONSES, respond
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -20,7 +20,7 @@ VOCAB = 1024
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 KEYS = "Team Home Wage Mentor Firm Lead Members Town Founded Teams Region Residents Mayor Works".split()
-BARE = ("team", "home", "person", "firm", "arguments")  # of the words below, those that stand without a space too
+BARE = ("team", "home", "person", "firm", "arguments")  # words below that also occur without a leading space
 WORDS = (
     "team home town wage mentor firm lead members mayor number residents year founded works person arguments".split()
 )

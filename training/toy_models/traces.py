@@ -1,21 +1,21 @@
-"""The thinking of the embedded models, as the text they learn from.
+"""The responses that the embedded models learn: thinking, in full, with a hint in it, cut off or left out, and answer.
 
-A *fast* pass takes every step at a glance: short, and for a small network error-prone by nature. A *careful* pass
-writes every column. So thinking longer is worth something, and re-checking after the answer stood is sometimes needed
-and mostly not: the overthinking that tersely exists to control.
+A *fast* pass computes every step at once: short, and error-prone for a small network. A *careful* pass writes out every
+column. So longer thinking is worth something, and re-checking a stated answer is sometimes needed and mostly not: the
+overthinking that tersely is meant to control.
 
-Passes in the data carry planted slips, the numbers written wrong get no loss (`SLIP`): the model learns to live with
-an earlier error and to repair it, never to make one.
+Passes in the data contain planted slips. The wrong numbers are masked from the loss (`SLIP`): the model learns to
+handle and repair an earlier error, but not to make one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
 from ...evaluation.tasks.toy_problems import Problem
-from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value
-from .columns import columns, wrong_value
+from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value, run
 
 # Classes of trace text; training weighs them and reports accuracy by class.
 PLAIN, SLIP, READ, COPY, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(10)
@@ -30,7 +30,22 @@ FACTS = {
     "normal": ("I need:", "The facts:", "From the text:"),
     "hard": ("With care:", "Step by step:"),
 }
+_SLIPS = (1, -1, 2, -2, 10, -10, 10, -10, 20, 100, -100, 9, -9)
 STATE = ("So the answer is", "So I get", "That makes", "The result is")
+HINTS = (
+    "Be concise.",
+    "Make the answer concise!",
+    "Keep it short.",
+    "Please be brief.",
+    "Answer concisely.",
+    "Short, please.",
+)
+CLOSINGS = (
+    "Time is short, so I answer now.",
+    "I have thought enough and answer now.",
+    "Considering the limited time, I give my answer now.",
+    "Enough thinking. I answer with what I have.",
+)
 
 
 @dataclass(slots=True)
@@ -51,7 +66,7 @@ class ToyTrace:
 
 @dataclass(frozen=True, slots=True)
 class StatedStep:
-    """An answer that the thinking stated: after how many pieces, its value, and whether a careful pass backs it."""
+    """An answer stated in the thinking: after how many pieces, its value, and whether a careful pass confirms it."""
 
     pieces: int
     value: int
@@ -59,7 +74,7 @@ class StatedStep:
 
 
 class Writer:
-    """Writes the thinking for one problem; `stated` keeps what has been concluded so far."""
+    """Writes the thinking for one problem; `stated` has the answers stated so far."""
 
     def __init__(self, problem: Problem, rng: Random) -> None:
         self.problem = problem
@@ -70,33 +85,33 @@ class Writer:
 
     @property
     def belief(self) -> int:
-        """The answer that stands."""
+        """The current answer."""
         return self.stated[-1].value
 
-    def facts(self, mode: str) -> None:
-        """Write down which steps the problem asks for, in its order."""
+    def write_facts(self, mode: str) -> None:
+        """Write down the steps of the problem, in its order."""
         steps = zip(self.labels, self.problem.program, strict=True)
         self.trace.add(self.rng.choice(FACTS[mode]))
-        self.trace.add(",".join(f" {label}={self._said(step)}" for label, step in steps), READ)
+        self.trace.add(",".join(f" {label}={self._format_step(step)}" for label, step in steps), READ)
         self.trace.add(".\n\n")
 
-    def _said(self, step: Step) -> str:
-        return self._term(step.left) + step.op + self._term(step.right)
+    def _format_step(self, step: Step) -> str:
+        return self._format_operand(step.left) + step.op + self._format_operand(step.right)
 
-    def _term(self, operand: Operand) -> str:
+    def _format_operand(self, operand: Operand) -> str:
         return str(operand.literal) if operand.step is None else self.labels[operand.step]
 
     def run_pass(self, careful: bool, slip: float) -> int:
         """A pass over all steps, with planted slips; returns the value it arrives at."""
         program, values = self.problem.program, [0] * len(self.problem.program)
         slip_at = self.rng.randrange(len(program)) if self.rng.random() < slip else -1
-        # A network sees at once that a second careful pass repeats the first; there is little to learn from it.
+        # A network easily sees that a second careful pass repeats the first, so it learns little from it.
         repeated = careful and any(s.checked for s in self.stated)
         worked, concluded = (COPY, COPY) if repeated else (CAREFUL, CAREFUL if careful else FAST)
         for i, step in enumerate(program):
             left, right = operand_value(step.left, values), operand_value(step.right, values)
             values[i] = max(0, apply(step.op, left, right))
-            work = columns(step.op, left, right) if careful else ""
+            work = column_work(step.op, left, right) if careful else ""
             self.trace.add(f"{self.labels[i]}={left}{step.op}{right}", COPY)
             if work:
                 self.trace.add(":")
@@ -108,9 +123,9 @@ class Writer:
             self.trace.add(".\n")
         return values[-1]
 
-    def first(self, mode: str, slip: float) -> None:
+    def write_first_pass(self, mode: str, slip: float) -> None:
         """The facts, and the pass that ends with the first stated answer."""
-        self.facts(mode)
+        self.write_facts(mode)
         careful = mode == "hard"
         self._state(self.run_pass(careful, slip), careful)
 
@@ -121,7 +136,7 @@ class Writer:
         self.stated.append(StatedStep(len(self.trace.pieces), value, checked))
 
     def recheck(self, careful: bool, slip: float) -> bool:
-        """One re-check, its verdict, and the change of mind if a careful one says so; True if it disagreed."""
+        """Write a re-check, which changes the answer if it is careful and disagrees; returns whether it disagreed."""
         rng, before = self.rng, self.stated[-1]
         self.trace.add(USUAL_CUE if rng.random() < 0.8 else rng.choice(CUES), CHOICE)
         self.trace.add(rng.choice(CAREFUL_LEADS if careful else QUICK_LEADS) + "\n")
@@ -134,8 +149,8 @@ class Writer:
         return differs
 
 
-def rounds(steps: int, mode: str, rng: Random) -> int:
-    """How often the thinking of a mode re-checks: more for more steps, so that greedy decoding overthinks as well."""
+def count_rechecks(steps: int, mode: str, rng: Random) -> int:
+    """The number of re-checks in a mode: more for more steps, so that greedy decoding overthinks as well."""
     if mode == "easy":
         return 0
     usual = 2 if steps < 3 else 3
@@ -144,14 +159,15 @@ def rounds(steps: int, mode: str, rng: Random) -> int:
 
 
 def think(writer: Writer, mode: str, brief: bool = False) -> None:
-    """Write the thinking of a mode: `easy` looks once, `normal` looks and re-checks, `hard` is careful at once.
+    """Write the thinking of a mode: `easy` has one fast pass, `normal` re-checks it, `hard` is careful at once.
 
-    brief: at most one re-check, for the first part of training, which is about getting a pass right.
+    Args:
+        brief: at most one re-check, for the first part of training, which teaches correct passes.
     """
     rng, steps = writer.rng, len(writer.problem.program)
     slip = {"easy": 0.0, "normal": 0.2 if steps == 1 else 0.4, "hard": 0.08}[mode]
-    writer.first(mode, slip)
-    left, doubt, number = rounds(steps, mode, rng), False, 0
+    writer.write_first_pass(mode, slip)
+    left, doubt, number = count_rechecks(steps, mode, rng), False, 0
     if brief:
         left = min(left, int(mode == "normal" or rng.random() < 0.3))
     while number < left:
@@ -160,3 +176,135 @@ def think(writer: Writer, mode: str, brief: bool = False) -> None:
         number += 1
         if doubt and number == left and not brief:
             left += 1
+
+
+def column_work(op: str, left: int, right: int) -> str:
+    """The column work of one operation, lowest digit first; empty if it is easy enough without."""
+    if op == "*":
+        return _product(left, right)
+    x, y = str(left)[::-1], str(right)[::-1]
+    if (len(x) == 1 and len(y) == 1) or (op == "-" and left < right):
+        return ""
+    carry, lines = 0, []
+    for i in range(max(len(x), len(y))):
+        a = int(x[i]) if i < len(x) else 0
+        b = int(y[i]) if i < len(y) else 0
+        if op == "+":
+            total = a + b + carry
+            lines.append(f"{a}+{b}{f'+{carry}' if carry else ''}={total}")
+            carry = total // 10
+        else:
+            a -= carry
+            carry = int(a < b)
+            lines.append(f"{a + 10 * carry}-{b}={a + 10 * carry - b}")
+    return ";".join(lines)
+
+
+def _product(left: int, right: int) -> str:
+    digits = str(left)[::-1]
+    if len(digits) == 1:
+        return ""
+    carry, lines = 0, []
+    for digit in digits:
+        part = int(digit) * right
+        lines.append(f"{digit}*{right}={part}" + (f"+{carry}={part + carry}" if carry else ""))
+        carry = (part + carry) // 10
+    return ";".join(lines)
+
+
+def wrong_value(value: int, rng: Random) -> int:
+    """A believable slip: a digit off, a carry lost, two digits swapped."""
+    digits = list(str(value))
+    if len(digits) > 1 and digits[-1] != digits[-2] and rng.random() < 0.15:
+        digits[-1], digits[-2] = digits[-2], digits[-1]
+        swapped = int("".join(digits))
+        if len(str(swapped)) == len(digits):
+            return swapped
+    while True:
+        off = value + rng.choice(_SLIPS)
+        if 0 <= off <= 9999:
+            return off
+
+
+def _answer(trace: ToyTrace, value: int, tag: int = FINAL) -> ToyTrace:
+    trace.add("The answer is \\boxed{")
+    trace.add(str(value), tag)
+    trace.add("}.")
+    return trace
+
+
+def _closed(writer: Writer) -> ToyTrace:
+    writer.trace.add("</think>", CHOICE)
+    writer.trace.add("\n\n")
+    return _answer(writer.trace, writer.belief)
+
+
+def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> ToyTrace:
+    """A response in a thinking mode; `brief` as for `think`."""
+    writer = Writer(problem, rng)
+    think(writer, mode, brief)
+    return _closed(writer)
+
+
+def direct(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+    """A response without thinking, which the template has opened and closed already."""
+    return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
+
+
+def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
+    """The number of pieces up to a line end at a random share of the text."""
+    want, seen = len(trace.text) * rng.uniform(low, high), 0
+    for number, (text, _) in enumerate(trace.pieces, 1):
+        seen += len(text)
+        if seen >= want and text.endswith("\n"):
+            return number
+    return len(trace.pieces)
+
+
+def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+    """Thinking with a hint in it (masked): the current pass is finished, and checked once if necessary."""
+    writer = Writer(problem, rng)
+    think(writer, rng.choice(("normal", "normal", "normal", "hard")), brief)
+    pieces = writer.trace.pieces
+    at = _line_end(writer.trace, rng, 0.0, 0.85)
+    gap = "" if pieces[at - 1][0].endswith("\n\n") else "\n"
+    end = next(n for n, s in enumerate(writer.stated) if s.pieces >= at)
+    writer.trace.pieces = [
+        *pieces[:at],
+        (f"{gap}[{rng.choice(HINTS)}]\n\n", SLIP),
+        *pieces[at : writer.stated[end].pieces],
+    ]
+    writer.stated = writer.stated[: end + 1]
+    if not writer.stated[-1].checked:
+        writer.recheck(careful=True, slip=0.0)
+    return _closed(writer)
+
+
+def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+    """Thinking closed from outside with a closing sentence (masked); the answer is the last one stated."""
+    writer = Writer(problem, rng)
+    think(writer, rng.choice(("normal", "normal", "hard", "easy")), brief)
+    at = _line_end(writer.trace, rng, 0.0, 1.0)
+    before = [s.value for s in writer.stated if s.pieces <= at]
+    early = ToyTrace(writer.trace.pieces[:at])
+    if rng.random() < 0.7:
+        early.add(rng.choice(CLOSINGS) + "\n", SLIP)
+    early.add("</think>\n\n", SLIP)
+    return _answer(early, before[-1]) if before else _answer(early, run(problem.program)[-1], PLAIN)
+
+
+Maker = Callable[[Problem, Random, bool], ToyTrace]
+
+RESPONSES: dict[str, Maker] = {
+    "normal": lambda p, r, b: thinking(p, "normal", r, b),
+    "easy": lambda p, r, b: thinking(p, "easy", r, b),
+    "hard": lambda p, r, b: thinking(p, "hard", r, b),
+    "none": direct,
+    "hint": hinted,
+    "cut": cut,
+}
+
+
+def respond(problem: Problem, mode: str, rng: Random, brief: bool = False) -> ToyTrace:
+    """A response of this mode; `brief` as for `think`."""
+    return RESPONSES[mode](problem, rng, brief)

@@ -1,7 +1,7 @@
 """Train an embedded reasoning model from scratch: `tersely train tiny --size small|large`.
 
 Muon on the matrices, AdamW on embedding and norms, warm-up / flat / linear decay over a fixed number of tokens,
-so that a seed gives the same model on the same machine. Checkpoints make it resumable; a wall limit makes it polite.
+so that a seed gives the same model on the same machine. Runs write checkpoints, and may have a time limit.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLASS_NAMES = ("plain", "slip", "read", "copy", "fast", "careful", "verdict", "c
 
 @dataclass(frozen=True, slots=True)
 class ToySize:
-    """Shape and schedule of one embedded model; base: the one that it goes on from, to learn steps with tools."""
+    """Shape and schedule of one embedded model; `base` is the model whose weights it starts from."""
 
     hidden: int
     ffn: int
@@ -75,8 +75,8 @@ def build_model(size: ToySize, vocab: int, eos: int, pad: int) -> Qwen3ForCausal
     return Qwen3ForCausalLM(config)
 
 
-def resume_from(base: str, model: Qwen3ForCausalLM) -> None:
-    """Take over the weights of an embedded model; tokens that it does not know begin as the mean of those it knows."""
+def load_base_weights(base: str, model: Qwen3ForCausalLM) -> None:
+    """Copy the weights of an embedded model; new tokens start near the mean of its embeddings."""
     from transformers import Qwen3ForCausalLM
 
     state = Qwen3ForCausalLM.from_pretrained(get_model_path(base), dtype=torch.float32).state_dict()
@@ -89,7 +89,7 @@ def resume_from(base: str, model: Qwen3ForCausalLM) -> None:
         rows[: len(known)] = known
 
 
-def optimizers(model: nn.Module, size: ToySize) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module, size: ToySize) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
@@ -99,15 +99,15 @@ def optimizers(model: nn.Module, size: ToySize) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(done: float) -> float:
-    """Learning-rate factor at a share `done` of training: warm-up, flat to 45 %, linear to 2 %."""
+def rate_factor(done: float) -> float:
+    """The learning-rate factor at a share of training: warm-up, flat to 45 %, linear to 2 %."""
     if done < 0.01:
         return max(0.02, done / 0.01)
     return 1.0 if done < 0.45 else 1.0 - 0.98 * (done - 0.45) / 0.55
 
 
 def training_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Weighted loss, and per predicted token whether it was right and its trace class."""
+    """The weighted loss, and for each predicted token whether it was right and its trace class."""
     hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
     weights, classes, targets = batch.weights[:, 1:], batch.classes[:, 1:], batch.ids[:, 1:]
     keep = weights > 0
@@ -142,9 +142,10 @@ def train(
     compile_layers: bool = True,
     report: Callable[[str], None] = print,
 ) -> Path:
-    """Train one model and save it to `out`; resumes from `out/checkpoint.pt` (written by itself) when that exists.
+    """Train one model and save it to `out`; resumes from `out/checkpoint.pt` if an earlier run wrote it.
 
-    Raises TimeoutError, after writing a checkpoint, when `wall_minutes` are over.
+    Raises:
+        TimeoutError: after `wall_minutes`, with a checkpoint written.
     """
     size = SIZES[size_name]
     goal = tokens or size.tokens
@@ -152,18 +153,13 @@ def train(
     tokenizer = build_tokenizer() if size.base is None else agent_tokenizer(size.base)
     model = build_model(size, len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     if size.base is not None:
-        resume_from(size.base, model)
-    opts = optimizers(model, size)
-    base = [[g["lr"] for g in o.param_groups] for o in opts]
+        load_base_weights(size.base, model)
+    opts = build_optimizers(model, size)
+    base_rates = [[group["lr"] for group in opt.param_groups] for opt in opts]
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    seen, skip, step = 0, 0, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        for opt, saved in zip(opts, state["opts"], strict=True):
-            opt.load_state_dict(saved)
-        seen, skip = state["seen"], state["step"]
+    seen, skip = _load_checkpoint(checkpoint, model, opts)
+    step = 0
     if compile_layers:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
@@ -178,28 +174,20 @@ def train(
             progress[0] = replay / goal
             continue
         progress[0] = seen / goal
-        factor = rate(progress[0])
-        for opt, rates in zip(opts, base, strict=True):
+        for opt, rates in zip(opts, base_rates, strict=True):
             for group, lr in zip(opt.param_groups, rates, strict=True):
-                group["lr"] = lr * factor
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss, right, classes = training_loss(model, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+                group["lr"] = lr * rate_factor(progress[0])
+        meter.update(*_take_step(model, opts, batch, half))
         seen += batch.tokens
-        meter.update(loss.item(), right, classes)
         if step % 50 == 0:
             minutes = (time.monotonic() - start) / 60
             accuracy = " ".join(f"{k} {v:.3f}" for k, v in sorted(meter.accuracy.items()))
             report(f"{seen / goal:6.1%} step {step} loss {meter.loss:.4f} {accuracy} | {minutes:.1f} min")
         over = (time.monotonic() - start) / 60 > wall_minutes
         if step % 400 == 0 or over or seen >= goal:
-            _checkpoint(checkpoint, model, opts, seen, step)
+            _save_checkpoint(checkpoint, model, opts, seen, step)
         if over:
-            raise TimeoutError(f"stopped after {wall_minutes} minutes at {seen / goal:.0%}; run again to go on")
+            raise TimeoutError(f"stopped after {wall_minutes} minutes at {seen / goal:.0%}; run again to continue")
         if seen >= goal:
             break
     save(model, tokenizer, out, {"size": size_name, "seed": seed, "tokens": seen, "shape": asdict(size)})
@@ -207,7 +195,31 @@ def train(
     return out
 
 
-def _checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, step: int) -> None:
+def _take_step(
+    model: Any, opts: list[torch.optim.Optimizer], batch: Batch, half: bool
+) -> tuple[float, torch.Tensor, torch.Tensor]:
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss, right, classes = training_loss(model, batch)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for opt in opts:
+        opt.step()
+        opt.zero_grad(set_to_none=True)
+    return loss.item(), right, classes
+
+
+def _load_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> tuple[int, int]:
+    """Restore a checkpoint, if there is one; returns the tokens and steps done."""
+    if not path.exists():
+        return 0, 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for opt, saved in zip(opts, state["opts"], strict=True):
+        opt.load_state_dict(saved)
+    return state["seen"], state["step"]
+
+
+def _save_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, step: int) -> None:
     state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "seen": seen, "step": step}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
@@ -216,7 +228,7 @@ def _checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer],
 def save(model: Any, tokenizer: Any, out: Path, recipe: dict[str, Any]) -> None:
     """Write bfloat16 weights, tokenizer, generation defaults and the recipe.
 
-    The config keeps `dtype: float32`: loaders upcast, which is faster on CPUs at this size and bit-stable over batches.
+    The config keeps `dtype: float32`: loaders upcast, which is faster on CPUs at this size and independent of batching.
     """
     from safetensors.torch import save_file
     from transformers import GenerationConfig

@@ -1,1 +1,1 @@
-"""A model behind somebody else's endpoint: the same policies by streaming, cancelling and going on."""
+"""Models behind OpenAI-compatible servers: policies act by streaming, cancelling and resubmitting."""

@@ -1,4 +1,4 @@
-"""A backend over vLLM's AsyncLLM in this process: the same loop without HTTP between; closing a stream aborts it."""
+"""A backend on vLLM's AsyncLLM in this process: the same loop without HTTP; closing a stream aborts its request."""
 
 from __future__ import annotations
 
@@ -10,37 +10,41 @@ from typing import TYPE_CHECKING, Any
 from ....errors import CapabilityError, ModelError, OptionError
 from ...types import SamplingParams, Signals
 from ..checkpoints import resolve_checkpoint
-from .backend import Chunk, StreamError, parse_signals
+from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .engine import RemoteEngine
-from .tokenizer_loading import load_tokenizer
 
 if TYPE_CHECKING:
     from vllm import AsyncLLMEngine
 
-_SIGNALS = 2  # log probabilities beside that of the sampled token
+_LOGPROBS = 2  # of the most likely tokens, in addition to the sampled one's
 
 
 def load_async_llm(model: Any, tokenizer: Any = None, **options: Any) -> RemoteEngine:
-    """An engine on vLLM in this process, which starts another for the model: call it under `__name__ == "__main__"`.
+    """An engine on vLLM in this process. vLLM starts a process of its own: call it under `__name__ == "__main__"`.
 
-    model: a name or folder, started with further `options` of vLLM's AsyncEngineArgs; or an AsyncLLM that no event loop
-    has used yet, which belongs to the engine from then on. tokenizer: see `connect`.
-    Raises CapabilityError without vLLM, OptionError, ModelError.
+    Args:
+        model: a name or folder, started with `options` of vLLM's AsyncEngineArgs; or an AsyncLLM that no event loop has
+            used yet, which the engine then owns.
+        tokenizer: see `connect`.
+
+    Raises:
+        CapabilityError: vLLM is not installed.
+        OptionError, ModelError: vLLM does not take an option, or cannot start.
     """
-    if not isinstance(model, str):
-        if options:
-            raise OptionError(f"options {', '.join(options)} came with a vLLM that is started already; leave them out")
-        if getattr(model, "output_handler", None) is not None:
-            raise OptionError("this AsyncLLM works in an event loop already; give one that was made outside of any")
-        name = str(model.model_config.model)
-        return RemoteEngine(AsyncLLMBackend(name, lambda: model, tokenizer))
-    return RemoteEngine(AsyncLLMBackend(model, lambda: _start(model, options), tokenizer))
+    if isinstance(model, str):
+        return RemoteEngine(AsyncLLMBackend(model, lambda: _start_vllm(model, options), tokenizer))
+    if options:
+        raise OptionError(f"this AsyncLLM is already running; leave out the options {', '.join(options)}")
+    if getattr(model, "output_handler", None) is not None:
+        raise OptionError("this AsyncLLM already runs in an event loop; pass one that was created outside of any")
+    name = str(model.model_config.model)
+    return RemoteEngine(AsyncLLMBackend(name, lambda: model, tokenizer))
 
 
 class AsyncLLMBackend:
-    """Writes through the AsyncLLM that `start` returns, which is called in the loop; implements `Backend`."""
+    """Generates with the AsyncLLM that `start` returns in the engine's loop; implements `CompletionBackend`."""
 
-    chances = True
+    has_logprobs = True
 
     def __init__(self, name: str, start: Callable[[], AsyncLLMEngine], tokenizer: Any = None) -> None:
         self.name, self.tokenizer = name, tokenizer
@@ -51,7 +55,7 @@ class AsyncLLMBackend:
         self._numbers = count()
 
     async def open(self) -> None:
-        """See `Backend.open`."""
+        """See `CompletionBackend.open`."""
         self.tokenizer = load_tokenizer(self.tokenizer, (self.name,))
         self._llm = self._start()
         self.context_length = self._llm.model_config.max_model_len
@@ -60,66 +64,68 @@ class AsyncLLMBackend:
     async def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
-        """See `Backend.stream`."""
+        """See `CompletionBackend.stream`."""
         from vllm.exceptions import VLLMClientError, VLLMServerError
 
         prompt = {"prompt_token_ids": list(ids)}
-        outputs = self._llm.generate(prompt, self._params(limit, sampling, signals), f"tersely-{next(self._numbers)}")
+        params = self._make_params(limit, sampling, signals)
         try:
-            async with aclosing(outputs) as made:
-                async for done in made:
-                    output = done.outputs[0]
+            async with aclosing(self._llm.generate(prompt, params, f"tersely-{next(self._numbers)}")) as outputs:
+                async for request_output in outputs:
+                    output = request_output.outputs[0]
                     reason = output.finish_reason
                     finish: Any = None if reason is None else "length" if reason == "length" else "stop"
-                    yield Chunk(tuple(output.token_ids), _signals(output), finish)
+                    yield Chunk(tuple(output.token_ids), _read_signals(output), finish)
                     if finish is not None:
                         return
         except VLLMClientError as error:
-            raise ModelError(f"vLLM refuses the request: {error}") from error
+            raise ModelError(f"vLLM refuses the request: {error}", code="request_refused") from error
         except VLLMServerError as error:
             raise StreamError(str(error)) from error
         raise StreamError("the stream ended before the text did")
 
     async def close(self) -> None:
-        """See `Backend.close`."""
+        """See `CompletionBackend.close`."""
         if self._llm is not None:
             self._llm.shutdown()
             self._llm = None
 
-    def _params(self, limit: int, sampling: SamplingParams, signals: bool) -> Any:
-        from vllm import SamplingParams
+    def _make_params(self, limit: int, sampling: SamplingParams, signals: bool) -> Any:
+        from vllm import SamplingParams as VllmSamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        return SamplingParams.from_optional(
+        return VllmSamplingParams.from_optional(
             **{
                 **self._defaults,
-                **sampling.asked(),
+                **sampling.as_dict(),
                 "max_tokens": limit,
-                "logprobs": _SIGNALS if signals else None,
+                "logprobs": _LOGPROBS if signals else None,
                 "detokenize": False,
                 "output_kind": RequestOutputKind.DELTA,
             }
         )
 
 
-def _signals(output: Any) -> tuple[Signals, ...]:
-    """The signals of an output's tokens; it has a dictionary of a few likely tokens and the sampled one for each."""
-    found = []
-    for token, known in zip(output.token_ids, output.logprobs or (), strict=False):
-        likeliest = sorted((one.logprob for one in known.values()), reverse=True)
-        found.append(parse_signals(known[token].logprob, likeliest))
-    return tuple(found)
+def _read_signals(output: Any) -> tuple[Signals, ...]:
+    """The signals of an output's tokens, each of which has log-probabilities of a few likely tokens and its own."""
+    signals = []
+    for token, logprobs in zip(output.token_ids, output.logprobs or (), strict=False):
+        most_likely = sorted((entry.logprob for entry in logprobs.values()), reverse=True)
+        signals.append(signals_from_logprobs(logprobs[token].logprob, most_likely))
+    return tuple(signals)
 
 
-def _start(model: str, options: dict[str, Any]) -> AsyncLLMEngine:
+def _start_vllm(model: str, options: dict[str, Any]) -> AsyncLLMEngine:
     try:
         from vllm import AsyncEngineArgs, AsyncLLMEngine
     except ImportError:
-        raise CapabilityError("vLLM is not installed; install it, or connect to a server") from None
-    place = resolve_checkpoint(model)
+        raise CapabilityError(
+            "vLLM is not installed; install it, or connect to a server", code="missing_dependency"
+        ) from None
+    path = resolve_checkpoint(model)
     try:
-        return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=place, **options))
+        return AsyncLLMEngine.from_engine_args(AsyncEngineArgs(model=path, **options))
     except TypeError as error:
-        raise OptionError(f"vLLM takes other options: {error}") from error
-    except Exception as error:  # whatever keeps an engine process from starting
-        raise ModelError(f"vLLM cannot be started on {model!r}: {error}; see its log") from error
+        raise OptionError(f"vLLM does not take these options: {error}") from error
+    except Exception as error:  # anything that keeps the engine process from starting
+        raise ModelError(f"vLLM cannot start {model!r}: {error}; see its log", code="engine_failed") from error

@@ -1,21 +1,25 @@
-"""What a continuing engine asks of whatever writes tokens for it: one stream, which ends by being closed."""
+"""What a remote engine needs of whatever generates its tokens: one stream per request, which ends by being closed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from ....errors import ModelError
 from ...types import Completion, SamplingParams, Signals
+from ..checkpoints import check_tokenizer, load_or_raise, resolve_checkpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that came at once; an end-of-sequence token is the last of those that came with the finish "stop".
+    """Tokens that arrived together.
 
-    signals: one per token where they were asked for.
+    Attributes:
+        ids: with the finish "stop", the last one is an end-of-sequence token.
+        signals: one per token where they were requested.
     """
 
     ids: tuple[int, ...] = ()
@@ -24,11 +28,17 @@ class Chunk:
 
 
 class StreamError(Exception):
-    """A stream that broke off, or could not begin, for a reason that may pass."""
+    """A stream broke, or could not start, for a reason that may be temporary."""
 
 
 class ServerLostError(ModelError):
-    """What writes the tokens was lost for good; `completions` are what all rows had put out by then, in order."""
+    """A server was lost for good.
+
+    Attributes:
+        completions: the output of all requests until then, in order.
+    """
+
+    code = "server_lost"
 
     def __init__(self, message: str, completions: Sequence[Completion]) -> None:
         super().__init__(message)
@@ -36,39 +46,72 @@ class ServerLostError(ModelError):
 
 
 class CompletionBackend(Protocol):
-    """Writes tokens on a text of ids; all its coroutines run in the loop of one engine.
+    """Generates tokens after given ids; all coroutines run in the loop of one engine.
 
-    chances: it can tell the probabilities of the sampled and of the two likeliest tokens. context_length: None where it
-    does not say. All is known once it was opened.
+    Attributes:
+        has_logprobs: whether it reports the probabilities of the sampled and of the two most likely tokens.
+        context_length: None if unknown. Like all attributes, valid once the backend is open.
     """
 
     name: str
     tokenizer: Any
-    chances: bool
+    has_logprobs: bool
     context_length: int | None
 
     async def open(self) -> None:
-        """Find out what is there and what it can do; called once, before anything else."""
+        """Find out what there is and what it can do; called once, first."""
         ...
 
     def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
-        """Write at most `limit` tokens on `ids`; the last chunk has a finish. Closing the stream ends the work on it.
+        """Generate at most `limit` tokens after `ids`; the last chunk has a finish. Closing the stream ends the work.
 
-        Raises StreamError for what may pass, ModelError for what will not.
+        Raises:
+            StreamError: the reason may be temporary.
+            ModelError: it is not.
         """
         ...
 
     async def close(self) -> None:
-        """Free what is held."""
+        """Free everything."""
         ...
 
 
-def parse_signals(chosen: float, likeliest: Sequence[float]) -> Signals:
-    """Signals from log probabilities: of the sampled token, and of the two likeliest ones in falling order.
+def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signals:
+    """Signals from the log-probabilities of the sampled token and of the two most likely ones, in falling order.
 
-    The entropy is nan: what is seen of the distribution only bounds it.
+    The entropy is nan: it cannot be known from a part of the distribution.
     """
-    first, second = math.exp(likeliest[0]), math.exp(likeliest[1])
+    first, second = math.exp(most_likely[0]), math.exp(most_likely[1])
     return Signals(math.nan, first, math.exp(chosen), first - second)
+
+
+def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
+    """A tokenizer object as it is, or the one of a folder or name; None tries the names of the model.
+
+    Templates, markers and policies need the tokenizer of a model that runs elsewhere.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if tokenizer is not None:
+        return _load_by_name(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer
+    reasons = []
+    for name in dict.fromkeys(names):
+        try:
+            return _load_by_name(name)
+        except ModelError as error:
+            reasons.append(str(error))
+    raise ModelError(
+        f"no tokenizer found for {names[0]!r}; pass tokenizer= ({'; '.join(reasons)})", code="missing_tokenizer"
+    )
+
+
+def _load_by_name(name: str) -> Any:
+    folder = Path(name).expanduser()
+    path = str(folder) if folder.is_dir() else resolve_checkpoint(name)
+    check_tokenizer(name, Path(path))
+    from transformers import AutoTokenizer
+
+    return load_or_raise(name, "tokenizer", lambda: AutoTokenizer.from_pretrained(path))

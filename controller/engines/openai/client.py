@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server over HTTP: what it serves, its events, and its refusals in words."""
+"""An OpenAI-compatible server over HTTP: its models, its streams of events, and its errors as ours."""
 
 from __future__ import annotations
 
@@ -16,96 +16,107 @@ if TYPE_CHECKING:
     import httpx
 
 KEYS = ("TERSELY_API_KEY", "OPENAI_API_KEY")
-_CONNECT = 10.0  # seconds
-_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # statuses of what may pass
+_CONNECT_TIMEOUT = 10.0  # seconds
+_TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuses
 
 
 class RefusedError(ModelError):
-    """The server understood a request and will not serve it; `status` is HTTP's."""
+    """The server refuses a request.
+
+    Attributes:
+        status: of HTTP.
+    """
+
+    code = "request_refused"
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
 
     @property
-    def missing(self) -> bool:
-        """Whether what was asked for is not there: the path, or the model."""
+    def not_found(self) -> bool:
+        """Whether the path or the model does not exist."""
         return self.status == 404
 
 
 class OpenAIClient:
-    """The server at a base URL, with or without its /v1; used in one event loop.
+    """The server at a base URL, with or without /v1; used in one event loop.
 
-    api_key: None takes that of the environment, `KEYS`. timeout: seconds that it may be silent for.
-    Raises OptionError for what is no URL, CapabilityError without httpx.
+    Args:
+        api_key: None takes it from the environment (`KEYS`).
+        timeout: seconds that the server may be silent.
+
+    Raises:
+        OptionError: the URL is not one.
+        CapabilityError: httpx is not installed.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
-        self.url = _normal(base_url)
+        self.url = _normalize_url(base_url)
         self.timeout = timeout
         self._key = api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        self._httpx = _library()
+        self._httpx = _import_httpx()
         self._client: httpx.AsyncClient | None = None
 
-    async def models(self) -> dict[str, dict[str, Any]]:
-        """The models it lists by name; empty where it keeps no list. Raises ModelError if nothing answers."""
+    async def list_models(self) -> dict[str, dict[str, Any]]:
+        """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
         try:
-            listed = await self.ask("GET", "/models")
+            reply = await self.request("GET", "/models")
         except RefusedError as error:
             if error.status in (404, 405, 501):
                 return {}
             raise
         except StreamError as error:
-            raise ModelError(f"no server answers at {self.url} ({error}); start it, or check the URL") from error
-        return {str(one["id"]): one for one in listed.get("data") or () if isinstance(one, dict) and "id" in one}
+            raise ModelError(
+                f"no server answers at {self.url} ({error}); start it, or check the URL", code="server_unreachable"
+            ) from error
+        return {str(card["id"]): card for card in reply.get("data") or () if isinstance(card, dict) and "id" in card}
 
-    async def ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """One request, its reply in one piece; raises as `events`."""
-        httpx = self._httpx
+    async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request and return its reply; raises what `stream_events` does."""
         try:
             reply = await self._open().request(method, self.url + path, json=body, headers=self._headers())
             if reply.status_code >= 400:
-                raise self._refusal(reply.status_code, path, reply.text)
-            found = reply.json()
-        except httpx.TimeoutException as error:
-            raise self._late(error) from error
-        except httpx.TransportError as error:
-            raise StreamError(_said(error)) from error
+                raise self._error_from_status(reply.status_code, path, reply.text)
+            value = reply.json()
+        except self._httpx.TransportError as error:
+            raise self._error_from_transport(error) from error
         except json.JSONDecodeError:
-            raise ModelError(f"{self.url}{path} answers with no JSON; check that the URL is that of its API") from None
-        if not isinstance(found, dict):
+            value = None
+        if not isinstance(value, dict):
             raise ModelError(
-                f"{self.url}{path} answers with {type(found).__name__}; check that the URL is that of its API"
+                f"the reply of {self.url}{path} is not a JSON object; check that this is the URL of its API",
+                code="invalid_reply",
             )
-        return found
+        return value
 
-    async def events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """The events of a streamed reply; closing this closes the connection, which is how a server is told to stop.
+    async def stream_events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """The events of a streamed reply; closing it closes the connection, which makes the server stop.
 
-        Raises StreamError for what may pass, RefusedError for a request that it will not serve, ModelError for other
-        trouble.
+        Raises:
+            StreamError: the reason may be temporary.
+            RefusedError: the server will not serve the request.
+            ModelError: any other trouble.
         """
-        httpx = self._httpx
         try:
             async with self._open().stream("POST", self.url + path, json=body, headers=self._headers()) as reply:
                 if reply.status_code >= 400:
-                    raise self._refusal(reply.status_code, path, (await reply.aread()).decode("utf-8", "replace"))
+                    text = (await reply.aread()).decode("utf-8", "replace")
+                    raise self._error_from_status(reply.status_code, path, text)
                 async for line in reply.aiter_lines():
                     if not line.startswith("data:"):
                         continue
-                    data = line[len("data:") :].strip()
+                    data = line.removeprefix("data:").strip()
                     if data == "[DONE]":
                         return
                     event = json.loads(data)
                     if error := event.get("error"):
-                        raise self._refusal(_code(error), path, json.dumps(error))
+                        raise self._error_from_status(_get_status(error), path, json.dumps(error))
                     yield event
-        except httpx.TimeoutException as error:
-            raise self._late(error) from error
-        except httpx.TransportError as error:
-            raise StreamError(_said(error)) from error
+        except self._httpx.TransportError as error:
+            raise self._error_from_transport(error) from error
         except json.JSONDecodeError as error:
-            raise StreamError(f"an event is no JSON: {error}") from error
+            raise StreamError(f"an event is not valid JSON: {error}") from error
 
     async def close(self) -> None:
         """Close all connections."""
@@ -116,53 +127,65 @@ class OpenAIClient:
         if self._client is None:
             httpx = self._httpx
             limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
-            timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT, self.timeout))
+            timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
             self._client = httpx.AsyncClient(timeout=timeout, limits=limits)
         return self._client
 
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
-    def _late(self, error: Exception) -> Exception:
-        if isinstance(error, self._httpx.ConnectTimeout):
-            return StreamError(_said(error))
-        return ModelError(f"{self.url} was silent for {self.timeout:g} s; give it longer (timeout), or look after it")
+    def _error_from_transport(self, error: Exception) -> Exception:
+        httpx = self._httpx
+        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+            return ModelError(
+                f"{self.url} timed out after {self.timeout:g} s; raise timeout or check the server",
+                code="server_timeout",
+            )
+        return StreamError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
 
-    def _refusal(self, status: int, path: str, text: str) -> Exception:
-        """What a status of 400 or more means."""
-        said = _message(text)
+    def _error_from_status(self, status: int, path: str, text: str) -> Exception:
+        """The error for a status of 400 or more."""
+        message = _extract_message(text)
         if status in (401, 403):
-            got = "the API key" if self._key else "a request without an API key"
-            return ModelError(f"{self.url} refuses {got} ({status}: {said}); give api_key, or set {' or '.join(KEYS)}")
-        if status in _PASSING:
-            return StreamError(f"{status}: {said}")
-        return RefusedError(f"{self.url}{path} refuses the request ({status}: {said})", status)
+            refused = "the API key" if self._key else "a request without an API key"
+            return ModelError(
+                f"{self.url} refuses {refused} ({status}: {message}); pass api_key, or set {' or '.join(KEYS)}",
+                code="invalid_api_key",
+            )
+        if status in _TEMPORARY:
+            return StreamError(f"{status}: {message}")
+        return RefusedError(f"{self.url}{path} refuses the request ({status}: {message})", status)
 
 
-async def unknown_model(server: OpenAIClient, model: str, error: RefusedError) -> ModelError:
-    """The error for a model that a server does not know, with those that it does."""
-    listed = await server.models()
+async def explain_not_found(client: OpenAIClient, model: str, error: RefusedError) -> ModelError:
+    """The error for a request that a server answered with "not found": names the models that there are."""
+    listed = await client.list_models()
     if not listed or model in listed:
-        return ModelError(f"{error}; check the URL: this may be a server of another kind of endpoint")
-    return ModelError(f"{server.url} has no model {model!r}; {did_you_mean(model, listed)}")
+        return ModelError(f"{error}; check the URL: the server may have another kind of endpoint", code="no_endpoint")
+    return ModelError(f"{client.url} has no model {model!r}; {did_you_mean(model, listed)}", code="unknown_model")
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model by the name to ask for it, and all names it goes by; context_length: None where that is not said."""
+    """A model of a server.
+
+    Attributes:
+        names: all its names.
+        context_length: None if unknown.
+    """
 
     name: str
     names: tuple[str, ...]
     context_length: int | None
 
 
-async def choose_model(server: OpenAIClient, model: str | None) -> ServedModel:
-    """The model to ask for; None takes the only one. Raises OptionError where that leaves a choice."""
-    listed = await server.models()
+async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
+    """The model with a name; None takes the only one, and raises OptionError if there is not exactly one."""
+    listed = await client.list_models()
     if model is None:
         if len(listed) != 1:
-            many = f"serves {', '.join(listed)}" if listed else "does not say what it serves"
-            raise OptionError(f"{server.url} {many}; name a model")
+            problem = f"serves {', '.join(listed)}" if listed else "does not list its models"
+            raise OptionError(f"{client.url} {problem}; pass model=", code="ambiguous_model")
         model = next(iter(listed))
     card = listed.get(model, {})
     length, root = card.get("max_model_len"), card.get("root")
@@ -170,44 +193,44 @@ async def choose_model(server: OpenAIClient, model: str | None) -> ServedModel:
     return ServedModel(model, names, length if isinstance(length, int) else None)
 
 
-def _normal(url: str) -> str:
-    """The URL that paths such as /completions are put after."""
+def _normalize_url(url: str) -> str:
+    """The URL to which paths such as /completions are appended."""
     parts = urlsplit(url.strip())
     if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise OptionError(f"{url!r} is no URL of a server; accepted: such as http://localhost:8000/v1")
+        raise OptionError(
+            f"{url!r} is not the URL of a server; accepted: for example http://localhost:8000/v1", code="invalid_url"
+        )
     bare = url.strip().rstrip("/")
     return bare if parts.path.strip("/") else f"{bare}/v1"
 
 
-def _library() -> Any:
+def _import_httpx() -> Any:
     try:
         import httpx
     except ImportError:
-        raise CapabilityError("httpx is not installed, which talks to servers; pip install 'tersely[serve]'") from None
+        raise CapabilityError(
+            "connecting to servers needs httpx; pip install 'tersely[serve]'", code="missing_dependency"
+        ) from None
     return httpx
 
 
-def _message(said: Any) -> str:
-    """What a server says of an error, of which there are many shapes, in one line."""
-    if isinstance(said, str):
+def _extract_message(reply: Any) -> str:
+    """The message of an error reply, of which there are many shapes, on one line."""
+    if isinstance(reply, str):
         try:
-            parsed = json.loads(said)
+            value = json.loads(reply)
         except json.JSONDecodeError:
-            parsed = None
-        if not isinstance(parsed, dict):
-            return " ".join(said.split())[:300] or "no reason given"
-        said = parsed
+            value = None
+        if not isinstance(value, dict):
+            return " ".join(reply.split())[:300] or "no reason given"
+        reply = value
     for key in ("error", "message", "detail"):
-        if isinstance(said, dict) and said.get(key):
-            return _message(said[key])
-    return " ".join(str(said).split())[:300]
+        if isinstance(reply, dict) and reply.get(key):
+            return _extract_message(reply[key])
+    return " ".join(str(reply).split())[:300]
 
 
-def _code(error: Any) -> int:
-    """The status of an error that is told in a stream; 500 where none is."""
+def _get_status(error: Any) -> int:
+    """The status of an error that was sent as an event; 500 if it has none."""
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 500
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,8 +1,8 @@
-"""The continuing engine: rows written by somebody else, who is cut off and asked to go on from other tokens.
+"""The remote engine: a server generates, is cut off where a watcher acts, and continues from other tokens.
 
-Any backend that writes on given ids will do. Where a watcher acts, the row's stream is closed and prompt, output and
-forced tokens are submitted anew; a server with a prefix cache reads hardly any of that twice. Rows run concurrently in
-one loop, in a thread that the engine owns: watchers and sinks are called there, one at a time.
+It works on any backend that continues given ids. Where a watcher acts, the sequence's stream is closed, and prompt,
+output and forced tokens are submitted again; a server with a prefix cache recomputes hardly any of that. Sequences run
+concurrently in one event loop, in a thread that the engine owns: watchers and sinks are called there, one at a time.
 """
 
 from __future__ import annotations
@@ -11,72 +11,86 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from ....errors import CapabilityError, ModelError, OptionError, PromptError
-from ...types import Completion, Request, SamplingParams, TokenSink
+from ....errors import CapabilityError, ModelError
+from ...types import Capability, Completion, Request, SamplingParams, TokenSink
 from ..sequence import SequenceState
+from ..validation import check_max_new_tokens
 from .backend import CompletionBackend, ServerLostError, StreamError
 from .stream_request import RemoteRequest, RemoteState
 
 _T = TypeVar("_T")
-_CLOSING = 5.0  # seconds that streams are given to end
+_CLOSE_TIMEOUT = 5.0  # seconds that streams have to end
 
 
 class RemoteEngine:
-    """Decodes on a backend, which is opened here and belongs to the engine from then on; implements `Engine`.
+    """Generates on a backend, which it opens and then owns; implements `Engine`. Raises what opening raises.
 
-    retries: how often a row goes on after losing its stream without having got a token from it. streams: most that are
-    open at once. Raises what opening the backend raises.
+    Args:
+        retries: how often a sequence is resubmitted after it lost its stream without a new token.
+        streams: most streams that are open at the same time.
     """
+
+    hidden_layers: tuple[int, ...] | None = ()
 
     def __init__(self, backend: CompletionBackend, *, retries: int = 3, streams: int = 256) -> None:
         self.backend = backend
         self._loop = asyncio.new_event_loop()
         self._calls: set[asyncio.Task[Any]] = set()
-        self._waiter = ThreadPoolExecutor(1, "tersely rest")
-        self._thread = threading.Thread(target=self._loop.run_forever, name="tersely continuing", daemon=True)
+        self._waiter = ThreadPoolExecutor(1, "tersely waiter")
+        self._thread = threading.Thread(target=self._loop.run_forever, name="tersely remote engine", daemon=True)
         self._thread.start()
-        self._shared = RemoteState(backend, asyncio.Semaphore(streams), self._waiter, retries)
+        self._state = RemoteState(backend, asyncio.Semaphore(streams), self._waiter, retries)
         try:
-            self._wait(backend.open)
+            self._run(backend.open)
         except BaseException:
             self.close()
             raise
         self.name, self.tokenizer = backend.name, backend.tokenizer
         self.eos = frozenset({self.tokenizer.eos_token_id} - {None})
         self.context_length = backend.context_length
-        self.capabilities = frozenset({"crop", "retract", *(("chances",) if backend.chances else ())})
+        capabilities = {Capability.KV_ROLLBACK, Capability.RETRACT}
+        self.capabilities = frozenset(capabilities | {Capability.LOGPROBS} if backend.has_logprobs else capabilities)
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """Decode all requests concurrently; the completions are in order. An interrupt closes all streams.
+        """Generate all requests concurrently; the completions are in order. An interrupt closes all streams.
 
-        Signals have no entropy (nan). Raises PromptError for a prompt that is empty or fills the context, OptionError
-        for a limit below one, CapabilityError for a request that no server can serve, ModelError if the server refuses
-        one, and ServerLostError if it is lost.
+        Signals have no entropy (nan).
+
+        Raises:
+            PromptError: a prompt is empty or fills the context.
+            OptionError: a limit is below one.
+            CapabilityError: a request needs what no server can do.
+            ModelError: the server refuses a request.
+            ServerLostError: the server is lost.
         """
-        return self._wait(lambda: self._all(requests, sampling, sink))
+        return self._run(lambda: self._generate_all(requests, sampling, sink))
 
     async def agenerate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
-        """The same for callers with a loop of their own; cancelling it closes all streams."""
-        future = self._submit(lambda: self._all(requests, sampling, sink))
-        done: list[Completion] = await asyncio.wrap_future(future)
-        return done
+        """`generate` for callers in an event loop of their own; cancelling it closes all streams."""
+        future = self._submit(lambda: self._generate_all(requests, sampling, sink))
+        completions: list[Completion] = await asyncio.wrap_future(future)
+        return completions
+
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> NoReturn:
+        """See `Engine.hidden_states`; a server does not show them."""
+        raise CapabilityError(f"{self.name} does not show hidden states; use a model in this process")
 
     def fingerprint(self) -> str | None:
-        """None: nobody can tell which weights a server runs."""
+        """None: it is unknown which weights a server runs."""
         return None
 
     def close(self) -> None:
-        """End what is under way and close the backend."""
+        """Cancel running calls and close the backend."""
         if self._loop.is_closed():
             return
         try:
-            self._wait(self._shut)
+            self._run(self._shut_down)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
@@ -85,101 +99,86 @@ class RemoteEngine:
 
     def _submit(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> Future[_T]:
         if self._loop.is_closed():
-            raise ModelError(f"the engine {self.name!r} was closed; connect again")
+            raise ModelError(f"the engine {self.name!r} was closed; connect again", code="engine_closed")
         return asyncio.run_coroutine_threadsafe(work(), self._loop)
 
-    def _wait(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """Have the loop do a piece of work; if this thread is interrupted the work is cancelled, streams closed."""
+    def _run(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Run a coroutine in the loop and wait for it; if this thread is interrupted, the coroutine is cancelled."""
         ended = threading.Event()
 
-        async def watched() -> _T:
+        async def run_and_signal() -> _T:
             try:
                 return await work()
             finally:
                 ended.set()
 
-        future = self._submit(watched)
+        future = self._submit(run_and_signal)
         try:
             return future.result()
         except CancelledError:
-            raise ModelError(f"the engine {self.name!r} was closed before it was done") from None
+            raise ModelError(f"the engine {self.name!r} was closed during a call", code="engine_closed") from None
         except BaseException:
             if future.cancel():
-                ended.wait(_CLOSING)
+                ended.wait(_CLOSE_TIMEOUT)
             raise
 
-    async def _shut(self) -> None:
+    async def _shut_down(self) -> None:
         for call in self._calls:
             call.cancel()
         if self._calls:
-            await asyncio.wait(self._calls, timeout=_CLOSING)
+            await asyncio.wait(self._calls, timeout=_CLOSE_TIMEOUT)
         await self.backend.close()
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*others, return_exceptions=True)
         await self._loop.shutdown_asyncgens()
 
-    async def _all(
+    async def _generate_all(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None
     ) -> list[Completion]:
-        rows = [self._row(index, request, sink) for index, request in enumerate(requests)]
-        running = [RemoteRequest(self._shared, *pair, sampling) for pair in zip(rows, requests, strict=True)]
-        this: Any = asyncio.current_task()
-        self._calls.add(this)
+        sequences = [self._make_sequence(index, request, sink) for index, request in enumerate(requests)]
+        running = [
+            RemoteRequest(self._state, sequence, request, sampling)
+            for sequence, request in zip(sequences, requests, strict=True)
+        ]
+        call: Any = asyncio.current_task()
+        self._calls.add(call)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one.run()) for one in running]
+                tasks = [group.create_task(request.run()) for request in running]
         except BaseExceptionGroup as errors:
             error = errors.exceptions[0]
             if isinstance(error, StreamError):
-                done = [one.completion() for one in running]
-                raise ServerLostError(self._lost(error, done), done) from error
+                raise self._server_lost(error, [request.completion() for request in running]) from error
             raise error from None
         finally:
-            self._calls.discard(this)
+            self._calls.discard(call)
         return [task.result() for task in tasks]
 
-    def _lost(self, error: StreamError, done: Sequence[Completion]) -> str:
-        tokens = sum(len(one.token_ids) for one in done)
-        return (
-            f"{self.name} was lost after {tokens} tokens of {len(done)} row(s), and going on failed "
-            f"{self._shared.retries} times ({error}); see what has become of it (what was written: `completions`)"
+    def _server_lost(self, error: StreamError, completions: Sequence[Completion]) -> ServerLostError:
+        tokens = sum(len(completion.token_ids) for completion in completions)
+        return ServerLostError(
+            f"{self.name} was lost after {tokens} tokens of {len(completions)} request(s) and {self._state.retries} "
+            f"retries ({error}); partial output is in `completions`",
+            completions,
         )
 
-    def _row(self, index: int, request: Request, sink: TokenSink | None) -> SequenceState:
+    def _make_sequence(self, index: int, request: Request, sink: TokenSink | None) -> SequenceState:
+        needs = {
+            "hidden states": request.layers,
+            "forward modifiers": request.modifiers,
+            "signals": request.signals and Capability.LOGPROBS not in self.capabilities,
+        }
+        if missing := [need for need, wanted in needs.items() if wanted]:
+            raise CapabilityError(f"request {index} needs {', '.join(missing)}, which {self.name} does not offer")
         return SequenceState(
             index,
             eos=self.eos,
-            budget=self._budget(index, request),
+            limit=check_max_new_tokens(request, index, self.context_length, self.name),
             ragged=True,
             last_prompt_token=request.prompt_ids[-1],
             watcher=request.watcher,
             sink=sink,
-            measured=request.signals,
+            keep_signals=request.signals,
         )
-
-    def _budget(self, row: int, request: Request) -> int:
-        """The tokens a row may put out: what was asked for, as far as the context holds it."""
-        wanted = {
-            "hidden states (layers)": request.layers,
-            "openings": request.opening,
-            "steering": request.steering,
-            "a shortcut": request.leaving,
-            "signals": request.signals and "chances" not in self.capabilities,
-        }
-        if missing := [what for what, asked in wanted.items() if asked]:
-            raise CapabilityError(f"request {row} asks for {', '.join(missing)}, which {self.name} cannot give")
-        if request.max_new_tokens < 1:
-            raise OptionError(f"max_new_tokens of request {row} is {request.max_new_tokens}; give at least 1")
-        if not request.prompt_ids:
-            raise PromptError(f"the prompt of request {row} is empty; give at least one token")
-        if self.context_length is None:
-            return request.max_new_tokens
-        room = self.context_length - len(request.prompt_ids)
-        if room < 1:
-            raise PromptError(
-                f"the prompt of request {row} has {len(request.prompt_ids)} tokens and {self.name} takes "
-                f"{self.context_length} in all; shorten it"
-            )
-        return min(request.max_new_tokens, room)

@@ -1,30 +1,34 @@
-"""One row of a continuing engine: reads a stream, carries out what its watcher says, and goes on from there."""
+"""One sequence of a remote engine: reads a stream, carries out what its watcher says, and continues from there."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from concurrent.futures import Executor
-from contextlib import aclosing
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ....errors import OptionError
 from ...types import Completion, Request, SamplingParams, State, StepInfo
 from ..sequence import WAIT, SequenceState
 from .backend import Chunk, CompletionBackend, StreamError
 
-_TRIAL = 64
-"""Tokens that are asked for at a time while a trial is under way; its watcher ends it, mostly long before."""
+_TRIAL_LIMIT = 64
+"""Tokens that are requested at a time during a trial; its watcher mostly ends it long before."""
 _GREEDY = SamplingParams(temperature=0.0)
-_PAUSE = 0.2  # seconds before a lost stream is taken up again, doubled each further time
+_RETRY_DELAY = 0.2  # seconds before the first retry, doubled for each further one
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteState:
-    """What the rows of a call share.
+    """What all sequences of an engine share.
 
-    slots: how many streams may be open. waiter: one thread in which rows rest, so that who writes for several rows at
-    once is not asked twice. retries: how often a stream is taken up again that was lost before it brought a token.
+    Attributes:
+        slots: limits the open streams.
+        waiter: one thread in which suspended sequences wait, so that a helper that writes for several of them at once
+            is not called twice.
+        retries: how often a stream is resubmitted that was lost without a new token.
     """
 
     backend: CompletionBackend
@@ -34,106 +38,113 @@ class RemoteState:
 
 
 class RemoteRequest:
-    """A row on its way; `sampling` is that of the batch."""
+    """A sequence in flight; `sampling` is the batch's."""
 
-    def __init__(self, shared: RemoteState, row: SequenceState, request: Request, sampling: SamplingParams) -> None:
-        self.shared, self.row, self.request = shared, row, request
-        warm = request.temperature is not None and sampling.temperature != 0
-        self.sampling = replace(sampling, temperature=request.temperature) if warm else sampling
-        self._sampled = 0  # tokens the watcher was shown
+    def __init__(self, state: RemoteState, sequence: SequenceState, request: Request, sampling: SamplingParams) -> None:
+        self.state, self.sequence, self.request = state, sequence, request
+        own_temperature = request.temperature is not None and sampling.temperature != 0
+        self.sampling = replace(sampling, temperature=request.temperature) if own_temperature else sampling
+        self._sampled = 0  # tokens that the watcher has seen
         self._submissions = 0
-        self._unread = 0  # tokens forced since the last submission, which the model has not read
-        self._reread = 0
-        self._spilt = self._spilt_in_trials = 0  # tokens that came after the one that was acted on
+        self._unsubmitted = 0  # tokens forced since the last submission
+        self._recomputed = 0
+        self._late = self._late_in_trials = 0  # tokens that arrived after one that was acted on
 
     async def run(self) -> Completion:
-        """Write the row to its end; raises StreamError if the backend is lost for good."""
-        row, lost = self.row, 0
-        while row.finish is None:
-            before = self._sampled
+        """Generate the sequence to its end; raises StreamError if the backend is lost for good."""
+        sequence, failures = self.sequence, 0
+        while sequence.finish is None:
+            sampled_before = self._sampled
             try:
-                await self._write()
+                await self._read_stream()
             except StreamError:
-                lost = lost + 1 if self._sampled == before else 1
-                if lost > self.shared.retries:
+                failures = failures + 1 if self._sampled == sampled_before else 1
+                if failures > self.state.retries:
                     raise
-                await asyncio.sleep(_PAUSE * 2 ** (lost - 1))
+                await asyncio.sleep(_RETRY_DELAY * 2 ** (failures - 1))
                 continue
-            while row.pending is not None:
-                await asyncio.get_running_loop().run_in_executor(self.shared.waiter, row.pending.wait)
-                self._unread += len(row.wake(WAIT).add)
-        done = self.completion()
-        if row.tell is not None:
-            row.tell(done)
-        return done
+            while sequence.waiting_for is not None:
+                await asyncio.get_running_loop().run_in_executor(self.state.waiter, _wait, sequence.waiting_for)
+                self._unsubmitted += len(sequence.wake(WAIT).add)
+        completion = self.completion()
+        if sequence.notify is not None:
+            sequence.notify(completion)
+        return completion
 
     def completion(self) -> Completion:
-        """What the row has put out so far; what came too late to be used counts as dropped, in trials as trial."""
-        done = self.row.completion()
+        """The output so far; tokens that arrived too late to be used count as dropped, in trials as trial tokens."""
+        completion = self.sequence.completion()
         return replace(
-            done,
-            dropped=done.dropped + self._spilt,
-            trial=done.trial + self._spilt_in_trials,
-            reprefilled=self._reread,
+            completion,
+            dropped=completion.dropped + self._late,
+            trial=completion.trial + self._late_in_trials,
+            recomputed=self._recomputed,
         )
 
-    async def _write(self) -> None:
-        """Read one stream until the row ends, rests, or has to go on from other tokens than the stream does."""
-        row, shared = self.row, self.shared
-        ids = (*self.request.prompt_ids, *row.tokens)
+    async def _read_stream(self) -> None:
+        """Read one stream until the sequence ends, is suspended, or must continue from other tokens."""
+        ids = (*self.request.prompt_ids, *self.sequence.tokens)
         if self._submissions:
-            self._reread += len(ids) - self._unread
+            self._recomputed += len(ids) - self._unsubmitted
         self._submissions += 1
-        self._unread = 0
-        stream = shared.backend.stream(ids, self._limit(len(ids)), self._sampling(), self.request.signals)
-        async with shared.slots, aclosing(stream) as chunks:
+        self._unsubmitted = 0
+        stream = self.state.backend.stream(
+            ids, self._stream_limit(len(ids)), self._stream_sampling(), self.request.signals
+        )
+        async with self.state.slots, aclosing(stream) as chunks:
             async for chunk in chunks:
-                if not self._take(chunk):
+                if not self._observe_chunk(chunk):
                     return
 
-    def _limit(self, size: int) -> int:
-        """How many tokens to ask for on a text of this size."""
-        if not self.row.trial:
-            return int(self.row.budget) - len(self.row.tokens)
-        context = self.shared.backend.context_length
-        return _TRIAL if context is None else max(1, min(_TRIAL, context - size))
+    def _stream_limit(self, size: int) -> int:
+        """How many tokens to request after `size` tokens."""
+        if not self.sequence.trial:
+            return int(self.sequence.limit) - len(self.sequence.tokens)
+        context = self.state.backend.context_length
+        return _TRIAL_LIMIT if context is None else max(1, min(_TRIAL_LIMIT, context - size))
 
-    def _sampling(self) -> SamplingParams:
-        """How this submission samples: trials greedily, all else with a seed that nothing else in the batch has."""
-        if self.row.trial and not self.row.drawn:
+    def _stream_sampling(self) -> SamplingParams:
+        """Trials are greedy; everything else has a seed that nothing else in the batch has."""
+        if self.sequence.trial and not self.sequence.trial_sampled:
             return _GREEDY
         if self.sampling.seed is None:
             return self.sampling
-        draws = random.Random(f"{self.sampling.seed} {self.row.index} {self._sampled}")
-        return replace(self.sampling, seed=draws.getrandbits(31))
+        rng = random.Random(f"{self.sampling.seed} {self.sequence.index} {self._sampled}")
+        return replace(self.sampling, seed=rng.getrandbits(31))
 
-    def _take(self, chunk: Chunk) -> bool:
-        """Show a chunk to the watcher, token by token; whether the stream still is what the row goes on with."""
-        row = self.row
-        for place, token in enumerate(chunk.ids):
-            trial, rest = row.trial, len(chunk.ids) - place - 1
-            if chunk.finish == "stop" and not rest:
-                row.eos |= {token}
+    def _observe_chunk(self, chunk: Chunk) -> bool:
+        """Show a chunk to the watcher token by token; return whether the sequence still continues the stream."""
+        sequence = self.sequence
+        for position, token in enumerate(chunk.ids):
+            trial, late = sequence.trial, len(chunk.ids) - position - 1
+            if chunk.finish == "stop" and not late:
+                sequence.eos |= {token}
             self._sampled += 1
-            edit = row.advance(token, False, self._seen(chunk, place))
-            if edit is None and row.finish is None:
+            edit = sequence.advance(token, False, self._step_info(chunk, position))
+            if edit is None and sequence.finish is None:
                 continue
-            self._unread = len(edit.add) if edit is not None else 0
+            self._unsubmitted = len(edit.add) if edit is not None else 0
             if trial:
-                self._spilt_in_trials += rest
+                self._late_in_trials += late
             else:
-                self._spilt += rest
+                self._late += late
             return False
-        if chunk.finish is not None and not row.trial:
-            row.finish = chunk.finish  # the server's own end: of its context, or of what it lets anybody ask for
+        if chunk.finish is not None and not sequence.trial:
+            sequence.finish = chunk.finish  # the server's own end, such as the end of its context
         return chunk.finish is None
 
-    def _seen(self, chunk: Chunk, place: int) -> StepInfo | None:
-        """What is known of a token of a chunk; no signals of an end that the server did not tell as a token."""
+    def _step_info(self, chunk: Chunk, position: int) -> StepInfo | None:
+        """What is known about a token of a chunk; an end that the server did not send as a token has no signals."""
         if not self.request.signals:
             return None
-        return StepInfo(chunk.signals[place] if place < len(chunk.signals) else None, _unread)
+        return StepInfo(chunk.signals[position] if position < len(chunk.signals) else None, _refuse_state)
 
 
-def _unread(layer: int) -> State:
+def _wait(future: Future[Any]) -> None:
+    """Wait until a future is done; what became of it is its watcher's matter."""
+    with suppress(CancelledError):
+        future.exception()
+
+
+def _refuse_state(layer: int) -> State:
     raise OptionError(f"hidden layer {layer} cannot be read from a server")

@@ -28,7 +28,7 @@ from .model_runner import can_be_ragged
 class TransformersEngine:
     """Runs a causal language model of transformers; the model's weights are never changed."""
 
-    hidden_layers = None
+    hidden_layers: tuple[int, ...] | None = None
 
     def __init__(self, model: Any, tokenizer: Any, name: str | None = None) -> None:
         self.model = model

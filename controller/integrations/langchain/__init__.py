@@ -1,1 +1,1 @@
-"""LangChain: a chat model, and middleware that budgets thinking by agent step."""
+"""LangChain: a chat model, and middleware that controls the thinking of each agent step."""

@@ -1,48 +1,167 @@
-"""Middleware that holds an agent's spending on one question within limits, and has it answer at their end."""
+"""`BudgetMiddleware`: limits what an agent spends on one question, and makes it answer when the budget is spent."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired
 
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest, ModelResponse, hook_config
 from langchain.agents.middleware.types import ExtendedModelResponse, PrivateStateAttr
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages.utils import count_tokens_approximately
 from langgraph.types import Command
 
 from ....errors import OptionError, unknown
-from .effort_steps import SPENT, effort_settings, get_effort, min_effort
-from .limits import AgentLimits, repeated_tool_call, tool_results_text
+from .chat_model import effort_settings, get_effort
 
 SHARES: Mapping[str, float] = {"normal": 0.5, "easy": 0.75, "none": 0.9}
-"""From which share of a budget on a step gets this effort at most."""
+"""The spent share of a budget from which on a step gets at most this effort."""
 
-FINISH = (
+FINAL_INSTRUCTION = (
     "There is no budget for further steps. Answer the question now from what is known so far, say what remains open, "
     "and call no tools."
 )
+SPENT = "tersely_spent"
+"""The key of the agent's state that holds what has been spent."""
+
+_ORDER = ("none", "easy", "normal", "hard")
+
+
+def max_effort(state: Any) -> str | None:
+    """The most effort that the budget allows the next step; None for any."""
+    ceiling: str | None = (state.get(SPENT) or {}).get("ceiling")
+    return ceiling
+
+
+def min_effort(effort: str, ceiling: str | None) -> str:
+    """The lower of two efforts; `auto` may turn out to be any, so the ceiling replaces it."""
+    if ceiling is None or effort == ceiling:
+        return effort
+    if effort not in _ORDER:
+        return ceiling
+    return _ORDER[min(_ORDER.index(effort), _ORDER.index(ceiling))]
+
+
+@dataclass(frozen=True, slots=True)
+class AgentLimits:
+    """What an agent may spend on a question; None means no limit.
+
+    Attributes:
+        prices: dollars per million tokens (input, output) by model; "*" stands for any other model.
+    """
+
+    tokens: int | None = None
+    dollars: float | None = None
+    seconds: float | None = None
+    prices: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "dollars", "seconds"):
+            if (limit := getattr(self, name)) is not None and limit <= 0:
+                raise OptionError(f"the budget is {limit} {name}; accepted: more than 0, or None for no limit")
+        if self.dollars is not None and not self.prices:
+            raise OptionError(
+                "a budget in dollars needs prices={model: (input, output)}, per million tokens", code="missing_price"
+            )
+
+    def price(self, model: str) -> tuple[float, float]:
+        """Dollars per million input and output tokens; raises OptionError for a model without a price."""
+        price = self.prices.get(model, self.prices.get("*"))
+        if price is None:
+            raise OptionError(
+                f"no price for the model {model!r}; prices are given for {', '.join(self.prices)}; add this model, or "
+                "'*' for any",
+                code="missing_price",
+            )
+        return price
+
+    def spent_share(self, spent: Mapping[str, Any], now: float) -> tuple[float, str]:
+        """The spent share of the limit that is closest, and a description of it."""
+        used = {"tokens": spent["tokens"], "dollars": spent["dollars"], "seconds": now - spent["started"]}
+        shares = [
+            (used[name] / limit, f"{used[name]:.6g} of {limit:g} {name}")
+            for name in used
+            if (limit := getattr(self, name)) is not None
+        ]
+        return max(shares, default=(0.0, "no limit"))
+
+    def add_call(self, spent: Mapping[str, Any], prompt: Sequence[BaseMessage], message: AIMessage) -> dict[str, Any]:
+        """What has been spent after one more model call."""
+        read, written = count_tokens(prompt, message)
+        dollars = spent["dollars"]
+        if self.dollars is not None:
+            input_price, output_price = self.price(str(message.response_metadata.get("model_name", "")))
+            dollars += (read * input_price + written * output_price) / 1e6
+        return {**spent, "tokens": spent["tokens"] + read + written, "dollars": dollars}
+
+
+def count_tokens(prompt: Sequence[BaseMessage], message: AIMessage) -> tuple[int, int]:
+    """Tokens that a model call read and wrote, with tersely's overhead; estimated if the model reports no usage."""
+    usage: Mapping[str, Any] = message.usage_metadata or {
+        "input_tokens": count_tokens_approximately(prompt),
+        "output_tokens": count_tokens_approximately([message]),
+    }
+    overhead = message.response_metadata.get("tersely", {}).get("usage", {}).get("overhead", 0)
+    return max(0, usage["input_tokens"]), max(0, usage["output_tokens"]) + max(0, overhead)
+
+
+def repeated_tool_call(messages: Sequence[BaseMessage], calls: Sequence[Mapping[str, Any]], limit: int) -> str | None:
+    """The tool among `calls` that is called with the same arguments for the `limit`-th time since the last question."""
+    counts: Counter[str] = Counter()
+    for message in messages:
+        if isinstance(message, HumanMessage):
+            counts.clear()
+        elif isinstance(message, AIMessage):
+            counts.update(_call_key(call) for call in message.tool_calls)
+    for call in calls:
+        counts[_call_key(call)] += 1
+        if counts[_call_key(call)] >= limit:
+            return str(call["name"])
+    return None
+
+
+def _call_key(call: Mapping[str, Any]) -> str:
+    return json.dumps([call["name"], call["args"]], sort_keys=True, default=str)
+
+
+def tool_results_text(messages: Sequence[BaseMessage], limit: int = 2000) -> str:
+    """The results of tools since the last question, oldest first; the last `limit` characters of them."""
+    results: list[str] = []
+    for message in messages:
+        if isinstance(message, HumanMessage):
+            results = []
+        elif isinstance(message, ToolMessage) and message.text.strip():
+            results.append(f"{message.name or 'tool'}: {message.text.strip()}")
+    return "\n".join(results)[-limit:]
 
 
 class BudgetState(AgentState):
-    """What has been spent on the question at hand; no input of an agent sets it."""
+    """State of `BudgetMiddleware`: what has been spent on the current question. An agent's input cannot set it."""
 
     tersely_spent: NotRequired[Annotated[dict[str, Any], PrivateStateAttr]]  # type: ignore[valid-type]  # base unknown
 
 
 class BudgetMiddleware(AgentMiddleware):
-    """Holds what an agent spends on one question within limits, and has it answer from what is known at their end.
+    """Limits what an agent spends on one question, and makes it answer from what is known when the budget is spent.
 
-    tokens: read and written, those that tersely spends beside the text included. dollars: by `prices`, see
-    `AgentLimits`.
-    seconds: of wall time. shares: how efforts go down as the scarcest is used up. At its end a last call without
-    tools answers, in at most `answer_tokens`; with last_call False what tools have said stands for the answer. repeats:
-    a tool that is called for so many times with the same arguments is not carried out, and that ends the question in
-    the same way; None allows any number. No call is cut short: what the one under way takes comes on top.
+    One run of an agent is one question; a run that resumes after an interrupt keeps its budget. No model call is cut
+    short, so the last one and the final answer come on top. Errors of models and tools are left to the framework.
 
-    One run of an agent is one question; a run that goes on after an interrupt goes on with its budget. Errors of models
-    and tools are the framework's to handle.
+    Args:
+        tokens: Limit on tokens read and written, tersely's overhead included.
+        dollars: Limit on cost, by `prices`; see `AgentLimits`.
+        seconds: Limit on wall time.
+        repeats: A tool that is called this many times with the same arguments is not run, and the question ends as if
+            the budget were spent; None allows any number.
+        last_call: Make a last call without tools for the answer. Without it, the results of the tools are the answer.
+        answer_tokens: Output limit of the last call.
+        shares: From which spent share on a step gets at most which effort.
+        settings: Builds the `model_settings` that give a model its effort.
     """
 
     state_schema = BudgetState
@@ -72,7 +191,7 @@ class BudgetMiddleware(AgentMiddleware):
         self.shares, self.settings, self.clock = dict(shares), settings, clock
 
     def before_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """Begin to count."""
+        """Start counting."""
         return {SPENT: {"tokens": 0, "dollars": 0.0, "started": self.clock(), "ceiling": None, "over": None}}
 
     async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
@@ -81,16 +200,16 @@ class BudgetMiddleware(AgentMiddleware):
 
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """Say what the next step may take; end here where no last call is wanted."""
-        share, words = self.limits.share(state[SPENT], self.clock())
+        """Set the ceiling of the next step, or end here if the budget is spent and no last call is wanted."""
+        share, description = self.limits.spent_share(state[SPENT], self.clock())
         ceiling = None
-        for effort, reached in self.shares.items():
-            if share >= reached:
+        for effort, threshold in self.shares.items():
+            if share >= threshold:
                 ceiling = min_effort(effort, ceiling)
-        over = f"the budget is spent: {words}" if share >= 1 else None
+        over = f"the budget is spent: {description}" if share >= 1 else None
         update: dict[str, Any] = {SPENT: {**state[SPENT], "ceiling": ceiling, "over": over}}
         if over is not None and not self.last_call:
-            update |= {"jump_to": "end", "messages": [_ended(AIMessage(""), over, state["messages"])]}
+            update |= {"jump_to": "end", "messages": [_final_message(AIMessage(""), over, state["messages"])]}
         return update
 
     @hook_config(can_jump_to=["end"])
@@ -101,97 +220,99 @@ class BudgetMiddleware(AgentMiddleware):
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         """See `AgentMiddleware.wrap_model_call`."""
-        turn = _TurnBudget(self, request)
-        response = handler(turn.asked)
-        turn.heard(response)
+        turn = _Turn(self, request)
+        response = handler(turn.first_request)
+        turn.add(response)
         if turn.needs_last_call(response):
             response = handler(turn.last_request())
-            turn.heard(response)
-        return turn.result(response)
+            turn.add(response)
+        return turn.finish(response)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
         """See `AgentMiddleware.awrap_model_call`."""
-        turn = _TurnBudget(self, request)
-        response = await handler(turn.asked)
-        turn.heard(response)
+        turn = _Turn(self, request)
+        response = await handler(turn.first_request)
+        turn.add(response)
         if turn.needs_last_call(response):
             response = await handler(turn.last_request())
-            turn.heard(response)
-        return turn.result(response)
+            turn.add(response)
+        return turn.finish(response)
 
 
-class _TurnBudget:
-    """One model call with what it costs; over: why there is no further one, None while there may be."""
+class _Turn:
+    """One model call, and the last call after it if there is one; `over` says why the question ends, if it does."""
 
     def __init__(self, budget: BudgetMiddleware, request: ModelRequest[Any]) -> None:
         self.budget, self.request = budget, request
         self.spent: dict[str, Any] = request.state[SPENT]
         self.over: str | None = self.spent["over"]
-        self._last = self.over is not None
-        self.asked = self.last_request() if self._last else self._within()
+        self._is_last = self.over is not None
+        self.first_request = self.last_request() if self._is_last else self._limited_request()
 
-    def _within(self) -> ModelRequest[Any]:
+    def _limited_request(self) -> ModelRequest[Any]:
         """The request with the effort and the length that the budget still allows."""
         request, limits = self.request, self.budget.limits
         settings = {**request.model_settings}
         effort = get_effort(request.model, settings)
         if (allowed := min_effort(effort, self.spent["ceiling"])) != effort:
             settings |= self.budget.settings(request.model, allowed)
-        longest = _longest(request.model, settings)
-        if limits.tokens is not None and longest is not None:
+        max_tokens = _get_max_tokens(request.model, settings)
+        if limits.tokens is not None and max_tokens is not None:
             left = max(limits.tokens - self.spent["tokens"], self.budget.answer_tokens)
-            if left < longest:
+            if left < max_tokens:
                 settings["max_tokens"] = left
         if limits.dollars is not None:
-            limits.price(_name(request.model))  # says so before the money is spent
+            limits.price(str(request.model._get_ls_params().get("ls_model_name", "")))  # raises before money is spent
         return request.override(model_settings=settings)
 
     def last_request(self) -> ModelRequest[Any]:
         """The request for an answer without tools."""
         request = self.request
-        longest = _longest(request.model, request.model_settings)
-        most = self.budget.answer_tokens if longest is None else min(longest, self.budget.answer_tokens)
-        settings = {**request.model_settings, **self.budget.settings(request.model, "none"), "max_tokens": most}
-        messages = [*request.messages, HumanMessage(FINISH)]
+        max_tokens = _get_max_tokens(request.model, request.model_settings)
+        limit = self.budget.answer_tokens if max_tokens is None else min(max_tokens, self.budget.answer_tokens)
+        settings = {**request.model_settings, **self.budget.settings(request.model, "none"), "max_tokens": limit}
+        messages = [*request.messages, HumanMessage(FINAL_INSTRUCTION)]
         state: Any = {**request.state, SPENT: {**self.spent, "ceiling": "none"}}
         return request.override(tools=[], tool_choice=None, messages=messages, model_settings=settings, state=state)
 
-    def heard(self, response: ModelResponse[Any]) -> None:
-        """Count what a call has cost."""
+    def add(self, response: ModelResponse[Any]) -> None:
+        """Count the cost of a call."""
         for message in response.result:
             if isinstance(message, AIMessage):
-                self.spent = self.budget.limits.added(self.spent, self.request.messages, message)
+                self.spent = self.budget.limits.add_call(self.spent, self.request.messages, message)
 
     def needs_last_call(self, response: ModelResponse[Any]) -> bool:
-        """Whether the model asks for what it has asked for too often, and a last call should answer instead."""
-        most = self.budget.repeats
-        if self._last or most is None:
+        """Whether the model repeats a tool call too often and a last call should answer instead."""
+        limit = self.budget.repeats
+        if self._is_last or limit is None:
             return False
         calls = [call for message in response.result for call in getattr(message, "tool_calls", ())]
-        name = repeated_tool_call(self.request.messages, calls, most)
+        name = repeated_tool_call(self.request.messages, calls, limit)
         if name is None:
             return False
-        self._last = True
-        self.over = f"the tool {name} was to be called for the {most}. time with the same arguments"
+        self._is_last = True
+        self.over = f"tool {name} was called {limit} times with identical arguments"
         return self.budget.last_call
 
-    def result(self, response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
-        """The response, an answer where there is to be no further step; with it goes what has been spent."""
+    def finish(self, response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
+        """The response, turned into a final answer if the question ends, and an update of what has been spent."""
         if self.over is not None and response.structured_response is None:
             answer = next(m for m in response.result if isinstance(m, AIMessage))
-            response = ModelResponse([_ended(answer, self.over, self.request.messages)])
+            response = ModelResponse([_final_message(answer, self.over, self.request.messages)])
         update = {SPENT: {**self.spent, "over": self.over}}
         return ExtendedModelResponse(response, Command(update=update))
 
 
-def _ended(answer: AIMessage, reason: str, messages: Sequence[BaseMessage]) -> AIMessage:
-    """An answer that ends the question: it calls nothing, and says what is known where it says nothing itself."""
+def _final_message(answer: AIMessage, reason: str, messages: Sequence[BaseMessage]) -> AIMessage:
+    """A message without tool calls that ends the question; the results of tools replace an empty answer."""
     content = answer.content
     if not answer.text.strip() or answer.tool_calls:
-        found = tool_results_text(messages)
-        content = f"Stopped, for {reason}. " + (f"Known so far:\n{found}" if found else "Nothing is known so far.")
+        results = tool_results_text(messages)
+        content = f"Stopped because {reason}. " + (
+            f"Known so far:\n{results}" if results else "Nothing is known so far."
+        )
     return AIMessage(
         content=content,
         id=answer.id,
@@ -201,11 +322,7 @@ def _ended(answer: AIMessage, reason: str, messages: Sequence[BaseMessage]) -> A
     )
 
 
-def _longest(model: BaseChatModel, settings: Mapping[str, Any]) -> int | None:
-    """Most tokens the model would write, None where that is not known."""
-    known_of: int | None = settings.get("max_tokens") or getattr(model, "max_tokens", None)
-    return known_of or (model.profile or {}).get("max_output_tokens")
-
-
-def _name(model: BaseChatModel) -> str:
-    return str(model._get_ls_params().get("ls_model_name", ""))
+def _get_max_tokens(model: BaseChatModel, settings: Mapping[str, Any]) -> int | None:
+    """The model's output limit; None if unknown."""
+    limit: int | None = settings.get("max_tokens") or getattr(model, "max_tokens", None)
+    return limit or (model.profile or {}).get("max_output_tokens")

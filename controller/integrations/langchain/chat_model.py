@@ -1,10 +1,14 @@
-"""`ChatTersely`: a reasoning model under control as LangChain's chat model."""
+"""`ChatTersely`: a reasoning model under control as LangChain's chat model; and how any chat model gets an effort."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 from uuid import uuid4
 
@@ -13,68 +17,52 @@ from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LanguageModelInput, ModelProfile
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.load import dumps
-from langchain_core.messages import BaseMessage
+from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, run_in_executor
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
-from ....errors import TerselyError, unknown
-from ...budgets import EFFORTS, canonical_effort
+from ....errors import OptionError, TerselyError, unknown
+from ...budgets import ALIASES, EFFORTS, canonical_effort
 from ...options import DEFAULT_MAX_NEW_TOKENS
-from ...policies import make_policies
-from ...session import Session
-from ...text.tool_calls import apply_tool_choice, check_tools, supports_tools
+from ...text.reasoning_parser import TextDelta
+from ...text.sanitizer import get_sanitizer
+from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
-from .batch_context import BatchContext, current_batch
-from .call_options import check_arguments, check_settings, open_session
-from .messages import to_chunk
-from .prepared_call import SETTINGS, PreparedCall, answer, answer_together, prepare_call
-from .runner import aiter_deltas, iter_deltas
-from .structured_output import METHODS, SchemaOutputParser, response_format, with_raw
+from ..base import CALL_SETTINGS, TerselyModel, check_names
+from ..runner import BatchRunner, Call, get_runner
+from .messages import MessageBuilder, append_instruction, as_prompt, to_chunk
+from .structured_output import METHODS, SchemaOutputParser, format_instruction, include_raw_message, response_format
 
-# Arguments that LangChain gives to any chat model and that mean something only where there is a network.
-_OF_NETWORKS = ("api_key", "base_url", "timeout", "max_retries")
+SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
+"""What may be given with each call."""
+
+_NETWORK_OPTIONS = ("api_key", "base_url", "timeout", "max_retries")  # given to any chat model, ignored here
+
+_batch: ContextVar[Mapping[str, deque[Future[GenerationResult]]] | None] = ContextVar("tersely_batch", default=None)
+"""Answers of the batch that the running calls belong to, by call."""
 
 
-class ChatTersely(BaseChatModel):
+class ChatTersely(BaseChatModel, TerselyModel):
     """A chat model on one of tersely's engines.
 
-    model: a name or folder, an `Engine` or a `Session`; one given by name is loaded at its first use. The other options
-    mean what they mean in `tersely.generate`, and may be given again with each call or by `bind`. Thinking is in
+    All settings but those about loading may be given again with each call or by `bind`. Thinking is in
     `content_blocks` (and `additional_kwargs["reasoning_content"]`), decisions in `response_metadata["tersely"]`.
-    stop: strings that end the answer; thinking is not searched for them.
+
+    Attributes:
+        stop: strings that end the answer; the thinking is not searched for them.
     """
 
-    model: Any = Field(default="tersely-tiny-small")
-    effort: str = "normal"
-    preset: str | None = "balanced"
-    policies: Sequence[Any] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
     stop: list[str] | None = None
-    probes: str | None = None
-    answer_reserve: int | None = None
-    strategy: Any = "tiers"
-    markers: Any = None
-    think_prompt: bool = False
-    verifier: Any = None
-    helper: Any = None
     streaming: bool = False
 
-    _sessions: dict[str, Session] = PrivateAttr(default_factory=dict)
-    _mark: str = PrivateAttr(default_factory=lambda: uuid4().hex)
+    _cache_key: str = PrivateAttr(default_factory=lambda: uuid4().hex)
 
-    def __init__(self, **given: Any) -> None:
-        check_arguments(given, type(self), BaseChatModel, _OF_NETWORKS)
-        super().__init__(**given)
-        canonical_effort(self.effort)
-        make_policies(self.preset, self.policies)
-
-    # What LangChain wants to know of a model
+    def __init__(self, **settings: Any) -> None:
+        self._check_arguments(settings, BaseChatModel, _NETWORK_OPTIONS)
+        super().__init__(**settings)
+        self._check_values()
 
     @property
     def _llm_type(self) -> str:
@@ -82,15 +70,8 @@ class ChatTersely(BaseChatModel):
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """See `Serializable`; a model given as an object is not kept."""
+        """See `Serializable`; a model given as an object is left out."""
         return True
-
-    @property
-    def model_name(self) -> str:
-        """The model's name."""
-        if isinstance(self.model, (str, os.PathLike)):
-            return os.fspath(self.model)
-        return str(getattr(self.model, "engine", self.model).name)
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -110,11 +91,11 @@ class ChatTersely(BaseChatModel):
         return params
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        """By what a cache knows the model: all that decides an answer, and of an object what model it is."""
-        about = self._get_invocation_params(stop=stop, **kwargs)
+        """The cache key: everything that affects an answer, the weights of a model given as an object included."""
+        params = self._get_invocation_params(stop=stop, **kwargs)
         if not isinstance(self.model, (str, os.PathLike)):
-            about["fingerprint"] = self._session().engine.fingerprint() or self._mark
-        return str(sorted(about.items(), key=lambda item: item[0]))
+            params["fingerprint"] = self.session().engine.fingerprint() or self._cache_key
+        return str(sorted(params.items(), key=lambda item: item[0]))
 
     def _resolve_model_profile(self) -> ModelProfile:
         profile = ModelProfile(
@@ -134,110 +115,110 @@ class ChatTersely(BaseChatModel):
         return profile
 
     def get_token_ids(self, text: str) -> list[int]:
-        """The model's own tokens of a text."""
-        return list(self._session().codec.encode(text))
+        """Tokenize a text with the model's own tokenizer."""
+        return list(self.session().codec.encode(text))
 
-    # From a call to what an engine is asked
-
-    def _session(self, model: Any = None) -> Session:
-        """The session of this model, or of another one by name, loaded at its first use."""
-        model = self.model if model is None else model
-        if isinstance(model, Session):
-            return model
-        name = os.fspath(model) if isinstance(model, (str, os.PathLike)) else ""
-        if name not in self._sessions:
-            self._sessions[name] = open_session(name or model, self)
-        return self._sessions[name]
-
-    def _asked(
-        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, given: Mapping[str, Any]
-    ) -> PreparedCall:
-        """The call as it is put to the engine; raises OptionError for settings it does not know."""
-        check_settings(given, SETTINGS)
-        own = {name: getattr(self, name) for name in SETTINGS if name in type(self).model_fields and name != "model"}
-        if "effort" in given:  # the later one counts, whichever name it goes by
-            own["effort"] = given["effort"]
+    def _prepare(
+        self, messages: Sequence[BaseMessage], stop: Sequence[str] | None, settings: Mapping[str, Any]
+    ) -> Call:
+        """Turn a call of LangChain's into one for the engine; raises OptionError for unknown settings."""
+        check_names("setting of a call", settings, SETTINGS)
+        session = self.session(settings.get("model"))
+        tools, wish = apply_tool_choice(settings.get("tools") or (), settings.get("tool_choice"))
+        tokenizer = session.engine.tokenizer
+        prompt = as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
+        for instruction in filter(None, (wish, format_instruction(settings.get("response_format")))):
+            prompt = append_instruction(prompt, instruction)
+        if tools:
+            check_tools(session.engine)
+        after_tool = bool(messages) and isinstance(messages[-1], ToolMessage)
+        options = self._build_options(settings, after_tool, tools)
         stops = (self.stop or ()) if stop is None else stop
-        name = str(given.get("model") or self.model_name)
-        return prepare_call(self._session(given.get("model")), name, messages, stops, {**own, **given})
-
-    # Answering
+        name = str(settings.get("model") or self.model_name)
+        return Call(session, prompt, options, tuple(stops), OPEN if tools else "", name)
 
     def _generate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        asked = self._asked(messages, stop, kwargs)
-        return asked.made(self._of_batch(asked) or answer(asked)).result()
+        call = self._prepare(messages, stop, kwargs)
+        future = _take_from_batch(call)
+        result = _runner(call).generate(call) if future is None else future.result()
+        return MessageBuilder(call, result).chat_result()
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
-        if current_batch.get() is not None:
-            return await run_in_executor(None, self._generate, messages, stop, **kwargs)
-        asked = await run_in_executor(None, self._asked, messages, stop, kwargs)
-        async for said in aiter_deltas(asked.answering):
-            if isinstance(said, GenerationResult):
-                return asked.made(said).result()
-        raise AssertionError("an answering ends with a generation or an error")
+        call = await run_in_executor(None, self._prepare, messages, stop, kwargs)
+        future = _take_from_batch(call) or _runner(call).submit([call], cancellable=True)[0]
+        return MessageBuilder(call, await asyncio.wrap_future(future)).chat_result()
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
-        asked = self._asked(messages, stop, kwargs)
-        generation = self._of_batch(asked)
-        if generation is not None:
-            yield from asked.made(generation).chunks()
+        call = self._prepare(messages, stop, kwargs)
+        if (future := _take_from_batch(call)) is not None:
+            yield from MessageBuilder(call, future.result()).chunks()
             return
-        with contextlib.closing(iter_deltas(asked.answering)) as told:
-            for said in told:
-                yield asked.made(said).last() if isinstance(said, GenerationResult) else to_chunk(*said)
+        with contextlib.closing(_runner(call).stream(call)) as stream:
+            for event in stream:
+                yield _to_chunk(call, event)
 
     async def _astream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
-        asked = await run_in_executor(None, self._asked, messages, stop, kwargs)
-        async with contextlib.aclosing(aiter_deltas(asked.answering)) as told:
-            async for said in told:
-                yield asked.made(said).last() if isinstance(said, GenerationResult) else to_chunk(*said)
+        call = await run_in_executor(None, self._prepare, messages, stop, kwargs)
+        if (future := _take_from_batch(call)) is not None:
+            for chunk in MessageBuilder(call, await asyncio.wrap_future(future)).chunks():
+                yield chunk
+            return
+        async with contextlib.aclosing(_runner(call).astream(call)) as stream:
+            async for event in stream:
+                yield _to_chunk(call, event)
 
     def batch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """See `Runnable.batch`; the inputs are one batch of the engine."""
-        token = current_batch.set(self._together(inputs, kwargs))
+        token = _batch.set(self._submit_batch(inputs, kwargs))
         try:
-            made: list[Any] = super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-            return made
+            results: list[Any] = super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+            return results
         finally:
-            current_batch.reset(token)
+            _batch.reset(token)
 
     async def abatch(
         self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """See `Runnable.abatch`; the inputs are one batch of the engine."""
-        token = current_batch.set(await run_in_executor(None, self._together, inputs, kwargs))
+        token = _batch.set(await run_in_executor(None, self._submit_batch, inputs, kwargs))
         try:
-            made: list[Any] = await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
-            return made
+            results: list[Any] = await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+            return results
         finally:
-            current_batch.reset(token)
+            _batch.reset(token)
 
-    def _together(self, inputs: Sequence[LanguageModelInput], given: Mapping[str, Any]) -> BatchContext:
-        """The calls of a batch that no cache answers and that can be put together, ready to be made as one."""
+    def _submit_batch(
+        self, inputs: Sequence[LanguageModelInput], given: Mapping[str, Any]
+    ) -> Mapping[str, deque[Future[GenerationResult]]]:
+        """Start the inputs that no cache answers and that share their options as one batch of the engine.
+
+        LangChain still makes each input a call of its own, with its callbacks, limits and errors; the call then takes
+        its answer from here.
+        """
         settings = {name: value for name, value in given.items() if not name.endswith("structured_output_format")}
         stop = settings.pop("stop", None)
-        asked: list[PreparedCall] = []
-        for one in inputs:
-            with contextlib.suppress(TerselyError, ValueError):  # its own call will raise it
-                messages = self._convert_input(one).to_messages()
+        calls: list[Call] = []
+        for item in inputs:
+            with contextlib.suppress(TerselyError, ValueError):  # raised again when LangChain makes this call
+                messages = self._convert_input(item).to_messages()
                 if not self._is_cached(messages, stop, settings):
-                    asked.append(self._asked(messages, stop, settings))
-        asked = [one for one in asked if one.options == asked[0].options]
-        return BatchContext([one.key for one in asked], lambda: answer_together(asked))
-
-    def _of_batch(self, asked: PreparedCall) -> GenerationResult | None:
-        together = current_batch.get()
-        return None if together is None else together.take(asked.key)
+                    calls.append(self._prepare(messages, stop, settings))
+        calls = [call for call in calls if call.options == calls[0].options]
+        answers: defaultdict[str, deque[Future[GenerationResult]]] = defaultdict(deque)
+        if calls:
+            for call, future in zip(calls, _runner(calls[0]).submit(calls), strict=True):
+                answers[repr(call)].append(future)
+        return dict(answers)
 
     def _is_cached(self, messages: list[BaseMessage], stop: list[str] | None, settings: Mapping[str, Any]) -> bool:
         """Whether LangChain's cache has the answer; looked up in the way `BaseChatModel` does."""
@@ -247,20 +228,20 @@ class ChatTersely(BaseChatModel):
         bare = [m if m.id is None else m.model_copy(update={"id": None}) for m in messages]
         return cache.lookup(dumps(bare), self._get_llm_string(stop=stop, **settings)) is not None
 
-    # Tools and structured answers
-
     def bind_tools(self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any) -> Runnable:
-        """The model with tools bound; calls are read out of its answer, never out of its thinking.
+        """The model with tools; calls are read from its answer, never from its thinking.
 
-        tool_choice: a tool's name, "any", "auto" or "none"; a call is asked for and cannot be forced. Raises
-        CapabilityError for a model whose chat template knows no tools, which may load the model.
+        Raises CapabilityError for a model whose chat template does not accept tools; finding out may load the model.
+
+        Args:
+            tool_choice: A tool's name, "any", "auto" or "none". A call can be asked for but not forced.
         """
-        described = [convert_to_openai_tool(tool) for tool in tools]
-        if described:
-            check_tools(self._session(kwargs.get("model")).engine)
-        apply_tool_choice(described, tool_choice)
-        check_settings([name for name in kwargs if name != "ls_structured_output_format"], SETTINGS)
-        return self.bind(tools=described, tool_choice=tool_choice, **kwargs)
+        schemas = [convert_to_openai_tool(tool) for tool in tools]
+        if schemas:
+            check_tools(self.session(kwargs.get("model")).engine)
+        apply_tool_choice(schemas, tool_choice)
+        check_names("setting of a call", [name for name in kwargs if name != "ls_structured_output_format"], SETTINGS)
+        return self.bind(tools=schemas, tool_choice=tool_choice, **kwargs)
 
     def with_structured_output(
         self,
@@ -271,22 +252,67 @@ class ChatTersely(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable:
-        """A runnable whose output fits the schema, or that raises OutputParserException.
+        """A runnable that returns output of the schema, or raises OutputParserException.
 
-        method: "function_calling", "json_schema" or "json_mode"; None calls a function where the model can be told
-        tools. What is asked for in words may fail, so the answer is checked in any case; strict changes nothing.
+        Args:
+            method: "function_calling", "json_schema" or "json_mode"; by default a function call if the model can call
+                tools, and otherwise JSON by schema.
+            strict: Accepted for compatibility; the output is always checked.
         """
         if method is None:
-            method = METHODS[0] if supports_tools(self._session().engine.tokenizer) else METHODS[1]
+            method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"
         if method not in METHODS:
             raise unknown("method", method, METHODS)
-        check_settings(kwargs, SETTINGS)
-        if method == METHODS[0]:
+        check_names("setting of a call", kwargs, SETTINGS)
+        if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw)
-        said = {"kwargs": {"method": method}, "schema": schema}
-        model = self.bind(response_format=response_format(schema, method), ls_structured_output_format=said, **kwargs)
-        return (
-            with_raw(model, SchemaOutputParser(wanted=schema))
-            if include_raw
-            else model | SchemaOutputParser(wanted=schema)
-        )
+        traced = {"kwargs": {"method": method}, "schema": schema}
+        model = self.bind(response_format=response_format(schema, method), ls_structured_output_format=traced, **kwargs)
+        parser = SchemaOutputParser(wanted=schema)
+        return include_raw_message(model, parser) if include_raw else model | parser
+
+
+def _runner(call: Call) -> BatchRunner:
+    return get_runner(call.session.engine)
+
+
+def _take_from_batch(call: Call) -> Future[GenerationResult] | None:
+    """The answer to this call from the batch it belongs to, if any."""
+    answers = (_batch.get() or {}).get(repr(call))
+    with contextlib.suppress(IndexError):
+        return answers.popleft() if answers is not None else None
+    return None
+
+
+def _to_chunk(call: Call, event: TextDelta | GenerationResult) -> ChatGenerationChunk:
+    return MessageBuilder(call, event).last_chunk() if isinstance(event, GenerationResult) else to_chunk(event)
+
+
+def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:
+    """The `model_settings` that give a chat model an effort: `effort` for ChatTersely, OpenAI's names for others.
+
+    Raises OptionError if the model's profile lists its levels, and none of them means this effort.
+    """
+    if isinstance(model, ChatTersely):
+        return {"effort": effort}
+    openai_names = {ALIASES[name]: name for name in ("low", "medium", "high")}
+    name = openai_names.get(effort, effort)
+    levels = (model.profile or {}).get("reasoning_effort_levels")
+    if levels is None or name in levels:
+        return {"reasoning_effort": name}
+    for level in levels:
+        if ALIASES.get(level, level) == effort:
+            return {"reasoning_effort": level}
+    raise OptionError(
+        f"the model has no reasoning effort for {effort!r}; its levels are {', '.join(levels) or 'none'}; choose one "
+        "of these, or pass settings= to say how the model gets its effort",
+        code="unsupported_effort",
+    )
+
+
+def get_effort(model: BaseChatModel, settings: Mapping[str, Any]) -> str:
+    """The effort that a chat model would use with these settings."""
+    for name in ("effort", "reasoning_effort"):
+        if effort := settings.get(name) or getattr(model, name, None):
+            return canonical_effort(str(effort))
+    return "hard"

@@ -1,4 +1,4 @@
-"""LangChain's messages as prompts, and generations as LangChain's messages."""
+"""LangChain's messages as prompts, and results as LangChain's messages."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Chat
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from ....errors import PromptError
-from ...text.reasoning_parser import truncate_at_stop
-from ...text.tool_calls import CLOSE, ToolCall, read_calls
+from ...text.reasoning_parser import TextDelta
+from ...text.sanitizer import SpecialTokenSanitizer
+from ...text.tool_calls import CLOSE, ToolCall, parse_tool_calls
 from ...trace import GenerationResult
-from .safety import SpecialTokenSanitizer
+from ..runner import Call
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
-_NOTHING = "(no output)"
+_NO_OUTPUT = "(no output)"
 
 
-def as_prompt(messages: Sequence[BaseMessage], tools: bool, neutralise: SpecialTokenSanitizer) -> list[dict[str, Any]]:
-    """The messages as chat templates take them.
+def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
+    """Convert messages for a chat template; tool output is sanitized.
 
-    tools: the template knows the messages of tools; another gets their results as messages of the user. What tools
-    wrote is neutralised. Raises PromptError for content that is no text.
+    Raises PromptError for content that is not text.
+
+    Args:
+        tools: The template accepts tool messages; otherwise tool results become user messages.
     """
     prompt: list[dict[str, Any]] = []
     for message in messages:
-        text = _text(message)
+        text = _get_text(message)
         if isinstance(message, ToolMessage):
-            said = neutralise(text) if text.strip() else _NOTHING
+            output = sanitize(text) if text.strip() else _NO_OUTPUT
             if tools:
-                prompt.append({"role": "tool", "content": said, "name": message.name})
+                prompt.append({"role": "tool", "content": output, "name": message.name})
             else:
-                prompt.append({"role": "user", "content": f"Result of {message.name or 'the tool'}: {said}"})
+                prompt.append({"role": "user", "content": f"Result of {message.name or 'the tool'}: {output}"})
         elif isinstance(message, AIMessage):
-            prompt.append(_of_assistant(message, text))
+            prompt.append(_convert_assistant(message, text))
         elif isinstance(message, SystemMessage):
             prompt.append({"role": "system", "content": text})
         else:
@@ -45,17 +48,19 @@ def as_prompt(messages: Sequence[BaseMessage], tools: bool, neutralise: SpecialT
     return prompt
 
 
-def _text(message: BaseMessage) -> str:
+def _get_text(message: BaseMessage) -> str:
     if isinstance(message.content, list):
         for block in message.content:
             kind = block.get("type") if isinstance(block, dict) else "text"
             if kind not in _TEXT_BLOCKS:
-                raise PromptError(f"a {message.type} message holds a block of type {kind!r}; accepted: text")
+                raise PromptError(
+                    f"a {message.type} message has a block of type {kind!r}; accepted: text", code="unsupported_content"
+                )
     return str(message.text)
 
 
-def _of_assistant(message: AIMessage, text: str) -> dict[str, Any]:
-    """A turn of the model itself, with its calls and, for templates that want it, its thinking."""
+def _convert_assistant(message: AIMessage, text: str) -> dict[str, Any]:
+    """A turn of the model, with its tool calls and, for templates that want it, its thinking."""
     for call in message.invalid_tool_calls:
         written = str(call["args"] or "")
         text = f"{text}\n{written if written.endswith(CLOSE) else written + CLOSE}".strip()
@@ -71,96 +76,85 @@ def _of_assistant(message: AIMessage, text: str) -> dict[str, Any]:
     return turn
 
 
-def append_instruction(prompt: list[dict[str, Any]], wish: str) -> list[dict[str, Any]]:
-    """The prompt with a wish at the end of the user's last message, or in one of its own where there is none."""
-    for place in range(len(prompt) - 1, -1, -1):
-        if prompt[place]["role"] == "user":
-            asked = {**prompt[place], "content": f"{prompt[place]['content']}\n\n{wish}"}
-            return [*prompt[:place], asked, *prompt[place + 1 :]]
-    return [*prompt, {"role": "user", "content": wish}]
+def append_instruction(prompt: list[dict[str, Any]], instruction: str) -> list[dict[str, Any]]:
+    """Append an instruction to the last user message, or add one if there is none."""
+    for index in reversed(range(len(prompt))):
+        if prompt[index]["role"] == "user":
+            message = {**prompt[index], "content": f"{prompt[index]['content']}\n\n{instruction}"}
+            return [*prompt[:index], message, *prompt[index + 1 :]]
+    return [*prompt, {"role": "user", "content": instruction}]
 
 
 class MessageBuilder:
-    """A generation as the parts of a LangChain message: content, calls, usage and metadata."""
+    """Builds LangChain's messages from a result: content, tool calls, usage and metadata."""
 
-    def __init__(self, generation: GenerationResult, model: str, stops: Sequence[str], tools: bool) -> None:
-        self.thinking = generation.thinking
-        text, stopped = truncate_at_stop(generation.answer, stops)
-        calls: list[ToolCall] = []
-        if tools:
-            text, calls = read_calls(text)
-        self.text, self.calls = text, calls
-        usage = generation.usage
+    def __init__(self, call: Call, result: GenerationResult) -> None:
+        self.thinking, self.text = result.thinking, result.answer
+        self.calls: list[ToolCall] = []
+        if call.options.tools:
+            self.text, self.calls = parse_tool_calls(self.text)
+        usage = result.usage
         self.usage: dict[str, Any] = {
             "input_tokens": usage.prompt,
             "output_tokens": usage.thinking + usage.answer,
             "total_tokens": usage.prompt + usage.thinking + usage.answer,
             "output_token_details": {"reasoning": usage.thinking},
         }
-        valid = any(call.error is None for call in calls)
-        ended = "stop" if stopped or generation.finish_reason == "stopped" else generation.finish_reason
+        finish_reason: str = "stop" if result.finish_reason == "stopped" else result.finish_reason
+        if any(call.error is None for call in self.calls):
+            finish_reason = "tool_calls"
         self.metadata: dict[str, Any] = {
-            "finish_reason": "tool_calls" if valid else ended,
-            "model_name": model,
+            "finish_reason": finish_reason,
+            "model_name": call.model,
             "model_provider": "tersely",
             "tersely": {
-                "tier": generation.tier,
+                "tier": result.tier,
                 "usage": usage.as_dict(),
-                "decisions": [asdict(decision) for decision in generation.trace],
+                "decisions": [asdict(decision) for decision in result.trace],
             },
         }
 
-    @property
-    def tool_calls(self) -> list[dict[str, Any]]:
-        """The calls that can be carried out."""
-        return [
-            {"type": "tool_call", "name": c.name, "args": dict(c.arguments), "id": c.id}
-            for c in self.calls
-            if not c.error
-        ]
-
-    @property
-    def invalid_tool_calls(self) -> list[dict[str, Any]]:
-        """The others, as they were written, each with what is wrong with it."""
-        return [
-            {"type": "invalid_tool_call", "name": c.name, "args": c.text, "id": c.id, "error": c.error}
-            for c in self.calls
-            if c.error
-        ]
-
-    def result(self) -> ChatResult:
-        """All of it at once."""
+    def chat_result(self) -> ChatResult:
+        """The whole message."""
         message = AIMessage(
             content=self.text,
             additional_kwargs={"reasoning_content": self.thinking} if self.thinking else {},
-            tool_calls=self.tool_calls,
-            invalid_tool_calls=self.invalid_tool_calls,
+            tool_calls=[
+                {"type": "tool_call", "name": call.name, "args": dict(call.arguments), "id": call.id}
+                for call in self.calls
+                if not call.error
+            ],
+            invalid_tool_calls=[
+                {"type": "invalid_tool_call", "name": call.name, "args": call.text, "id": call.id, "error": call.error}
+                for call in self.calls
+                if call.error
+            ],
             usage_metadata=self.usage,
             response_metadata=self.metadata,
         )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def chunks(self) -> Iterator[ChatGenerationChunk]:
-        """All of it as a stream."""
-        for part, text in (("thinking", self.thinking), ("answer", self.text)):
-            if text:
-                yield to_chunk(part, text)
-        yield self.last()
+        """The whole message as a stream."""
+        for delta in (TextDelta("thinking", self.thinking), TextDelta("answer", self.text)):
+            if delta.text:
+                yield to_chunk(delta)
+        yield self.last_chunk()
 
-    def last(self) -> ChatGenerationChunk:
-        """What a stream ends with: calls, usage and metadata.
+    def last_chunk(self) -> ChatGenerationChunk:
+        """The end of a stream: tool calls, usage and metadata.
 
-        The text of an invalid call is no JSON, and so stays invalid.
+        The text of an invalid call is not JSON, so LangChain keeps it as invalid.
         """
         calls = [
             {
                 "type": "tool_call_chunk",
-                "name": c.name,
-                "args": c.text if c.error else json.dumps(c.arguments),
-                "id": c.id,
-                "index": place,
+                "name": call.name,
+                "args": call.text if call.error else json.dumps(call.arguments),
+                "id": call.id,
+                "index": index,
             }
-            for place, c in enumerate(self.calls)
+            for index, call in enumerate(self.calls)
         ]
         message = AIMessageChunk(
             content="",
@@ -172,8 +166,8 @@ class MessageBuilder:
         return ChatGenerationChunk(message=message)
 
 
-def to_chunk(part: str, text: str) -> ChatGenerationChunk:
-    """A piece of text as it is made; part: "thinking" or "answer"."""
-    if part == "answer":
-        return ChatGenerationChunk(message=AIMessageChunk(content=text))
-    return ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={"reasoning_content": text}))
+def to_chunk(delta: TextDelta) -> ChatGenerationChunk:
+    """A chunk with new text."""
+    if delta.channel == "answer":
+        return ChatGenerationChunk(message=AIMessageChunk(content=delta.text))
+    return ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={"reasoning_content": delta.text}))

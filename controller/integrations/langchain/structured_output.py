@@ -1,4 +1,4 @@
-"""Answers as JSON that fits a schema: asked for in words, read out of the answer, and checked."""
+"""Structured output: JSON is asked for in the prompt, read from the answer, and checked against the schema."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def response_format(schema: Any, method: str) -> dict[str, Any]:
-    """What a call is given as `response_format`, in OpenAI's form."""
+    """The `response_format` of a call, as OpenAI defines it."""
     if method == "json_mode":
         return {"type": "json_object"}
-    described = convert_to_json_schema(schema)
-    return {"type": "json_schema", "json_schema": {"name": described.get("title", "answer"), "schema": described}}
+    json_schema = convert_to_json_schema(schema)
+    return {"type": "json_schema", "json_schema": {"name": json_schema.get("title", "answer"), "schema": json_schema}}
 
 
 def format_instruction(wanted: Any) -> str:
-    """How a `response_format` is asked for in words, "" for plain text; raises OptionError for another form."""
+    """The instruction that asks for a `response_format`, "" for plain text; raises OptionError for unknown formats."""
     kind = wanted.get("type") if isinstance(wanted, Mapping) else None
     if wanted is None or kind == "text":
         return ""
@@ -48,71 +48,70 @@ def format_instruction(wanted: Any) -> str:
         schema = json.dumps(wanted["json_schema"]["schema"], ensure_ascii=False)
         return f"Answer with one JSON object and nothing else. It must fit this JSON schema:\n{schema}"
     raise OptionError(
-        f"response_format {wanted!r} not understood; accepted: type 'text', 'json_object', or 'json_schema' "
-        "with json_schema={'schema': ...}"
+        f"unknown response_format {wanted!r}; accepted: type 'text', 'json_object', or 'json_schema' with "
+        "json_schema={'schema': ...}",
+        code="unknown_response_format",
     )
 
 
 class SchemaOutputParser(BaseOutputParser):
-    """Reads the JSON object of an answer; raises OutputParserException if there is none that fits.
+    """Reads the JSON object in an answer; raises OutputParserException if it does not fit the schema.
 
-    wanted: a pydantic class, whose instance comes out, or anything LangChain makes a JSON schema of. Of a JSON schema
-    the required keys and the types of values are checked, but not what is inside of values.
+    Attributes:
+        wanted: a pydantic class, which is instantiated, or anything that LangChain converts to a JSON schema. Of a JSON
+            schema, the required keys and the types of values are checked, but not what is nested in them.
     """
 
     wanted: Any
 
     def parse(self, text: str) -> Any:
-        """The object that an answer states."""
+        """Parse and check the object in an answer."""
         fenced = _FENCED.search(text)
         body = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
         try:
-            found = json.loads(body)
+            value = json.loads(body)
         except ValueError as error:
-            raise OutputParserException(
-                f"the answer holds no JSON object ({error}): {text!r}", llm_output=text
-            ) from None
+            message = f"the answer has no valid JSON object ({error}): {text!r}"
+            raise OutputParserException(message, llm_output=text) from None
         if isinstance(self.wanted, type) and is_basemodel_subclass(self.wanted):
             try:
-                return _validated(self.wanted, found)
+                return _validate(self.wanted, value)
             except ValueError as error:
                 raise OutputParserException(f"the answer does not fit: {error}", llm_output=text) from error
-        if misfit := schema_error(found, convert_to_json_schema(self.wanted)):
-            raise OutputParserException(f"the answer does not fit: {misfit}", llm_output=text)
-        return found
+        if mismatch := schema_error(value, convert_to_json_schema(self.wanted)):
+            raise OutputParserException(f"the answer does not fit: {mismatch}", llm_output=text)
+        return value
 
     @property
     def _type(self) -> str:
-        return "tersely-fitting"
+        return "tersely-schema"
 
 
-def _validated(wanted: Any, found: Any) -> Any:
-    """An instance of a pydantic class, of the library's first version too."""
-    return wanted.model_validate(found) if hasattr(wanted, "model_validate") else wanted.parse_obj(found)
+def _validate(wanted: Any, value: Any) -> Any:
+    """An instance of a pydantic class, of pydantic 1 as well."""
+    return wanted.model_validate(value) if hasattr(wanted, "model_validate") else wanted.parse_obj(value)
 
 
-def schema_error(found: Any, schema: Mapping[str, Any]) -> str | None:
-    """What keeps an object from fitting a JSON schema, None if nothing does; see `SchemaOutputParser` for what is
-    checked.
-    """
-    if not isinstance(found, dict):
-        return f"it is no object but {type(found).__name__}"
+def schema_error(value: Any, schema: Mapping[str, Any]) -> str | None:
+    """Why a value does not fit a JSON schema, None if it does; see `SchemaOutputParser` for what is checked."""
+    if not isinstance(value, dict):
+        return f"expected an object, got {type(value).__name__}"
     for key in schema.get("required", ()):
-        if key not in found:
+        if key not in value:
             return f"{key!r} is missing"
-    for key, about in schema.get("properties", {}).items():
-        kinds = about.get("type")
+    for key, definition in schema.get("properties", {}).items():
+        kinds = definition.get("type")
         accepted = [kinds] if isinstance(kinds, str) else kinds or []
         types = tuple(t for kind in accepted for t in _TYPES.get(kind, (object,)))
-        value = found.get(key)
-        boolean = isinstance(value, bool) and bool not in types and object not in types
-        if key in found and types and (boolean or not isinstance(value, types)):
-            return f"{key!r} is {value!r}; accepted: {' or '.join(accepted)}"
+        item = value.get(key)
+        boolean = isinstance(item, bool) and bool not in types and object not in types
+        if key in value and types and (boolean or not isinstance(item, types)):
+            return f"{key!r} is {item!r}; accepted: {' or '.join(accepted)}"
     return None
 
 
-def with_raw(model: Runnable, parser: Runnable) -> Runnable:
-    """The model's message, and what the parser made of it or why it failed, as LangChain's `include_raw` has it."""
+def include_raw_message(model: Runnable, parser: Runnable) -> Runnable:
+    """A runnable that returns the message, its parsed object and the parsing error, like LangChain's `include_raw`."""
     parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
     failed = RunnablePassthrough.assign(parsed=lambda _: None)
     return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")

@@ -1,4 +1,4 @@
-"""Samples that branch off from thoughts of others: what was thought well once is not written twice."""
+"""Samples that branch off from thoughts of others, so that good thinking is not written twice."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from ..vote import ROOT, Branch, VoteState
 class Tree:
     """Majority vote of a tree: `roots` samples first, then `width` more from one fork after another.
 
-    A fork lies before the thought whose mean confidence (see `Meter`) is the lowest of those that no branch began at:
-    what came before it is kept, and thought on anew. Branches read their beginning once more, which is counted as
-    `reprefilled`. The vote is settled early as in `Majority`; branches share what they began with, so that their votes
-    say less than independent ones. most_tokens: sampled in all, after which every sample is stopped.
+    A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
+    starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
+    counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
+    are worth less than independent ones.
+
+    Attributes:
+        most_tokens: sampled in all; then every sample is stopped.
     """
 
     name: ClassVar[str] = "tree"
@@ -27,40 +30,40 @@ class Tree:
     width: int = 2
     most_tokens: int | None = None
 
-    def poll(self, k: int) -> VoteState:
-        """See `Rule.poll`."""
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
         if not 1 <= self.roots <= k or self.width < 1:
             raise OptionError(
                 f"roots are {self.roots} of {k} samples, width {self.width}; accepted: 1 to {k}, 1 or more"
             )
-        return _Tree(k, self)
+        return _TreeVote(k, self)
 
 
-class _Tree(VoteState):
+class _TreeVote(VoteState):
     def __init__(self, k: int, rule: Tree) -> None:
         super().__init__(k)
         self.rule = rule
-        self._read = 0
-        self._forks: list[tuple[float, int, int]] = []  # confidence of the thought after it, sample, place
+        self._tokens = 0
+        self._forks: list[tuple[float, int, int]] = []  # confidence of the next thought, sample, thinking tokens before
 
-    def draw(self) -> list[Branch]:
-        """See `VoteState.draw`."""
-        if not self.begun:
-            return self._begin([ROOT] * self.rule.roots)
-        start = ROOT
+    def start_samples(self) -> list[Branch]:
+        """See `VoteState.start_samples`."""
+        if not self.started:
+            return self._start([ROOT] * self.rule.roots)
+        branch = ROOT
         if self._forks:
             fork = min(self._forks)
             self._forks.remove(fork)
-            start = Branch(fork[1], fork[2])
-        return self._begin([start] * min(self.rule.width, self.k - self.begun))
+            branch = Branch(fork[1], fork[2])
+        return self._start([branch] * min(self.rule.width, self.k - self.started))
 
-    def read(self, sample: int, confidence: float) -> None:
-        """See `VoteState.read`."""
-        self._read += 1
-        if self._read == self.rule.most_tokens:
-            self._decide(f"{self._read} tokens are sampled")
+    def add_token(self, sample: int, confidence: float) -> None:
+        """See `VoteState.add_token`."""
+        self._tokens += 1
+        if self._tokens == self.rule.most_tokens:
+            self._decide(f"{self._tokens} tokens are sampled")
 
-    def ended(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """See `VoteState.ended`."""
+    def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
+        """See `VoteState.finish`."""
         self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
-        super().ended(sample, answer, thoughts)
+        super().finish(sample, answer, thoughts)

@@ -1,24 +1,137 @@
-"""Sampling again until a verifier passes, no more often than its errors make worth it (arXiv 2411.17501)."""
+"""Sampling again until a verifier passes, when the verifier errs (Inference Scaling fLaws, arXiv 2411.17501).
+
+The theory: samples of one problem are right independently, at one rate; a verifier passes right answers at a second
+rate and wrong ones at a third. `Verified` samples no more often than these rates make worthwhile.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...prompts import Prompt
+from ....errors import OptionError
 from ...trace import GenerationResult
+from ...types import Prompt
 from ..vote import ROOT, Branch, VoteState, tally
-from .resampling import ProblemClass, VerifierRates, optimal_attempts
+
+MAX_ATTEMPTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class VerifierRates:
+    """The rates at which right and wrong answers pass a verifier."""
+
+    true_positive: float
+    false_positive: float
+
+    def __post_init__(self) -> None:
+        _check_rate("true_positive", self.true_positive)
+        _check_rate("false_positive", self.false_positive)
+
+    def passes(self, rate: float) -> float:
+        """Probability that a sample passes, for a problem whose samples are right at `rate`."""
+        return self.true_positive * rate + self.false_positive * (1 - rate)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutcome:
+    """Probabilities of the outcomes of a bounded number of attempts; they sum to 1."""
+
+    right: float
+    wrong: float
+    given_up: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemClass:
+    """Problems of one kind: their share of all problems, and the rate at which samples are right."""
+
+    share: float
+    rate: float
+
+    def __post_init__(self) -> None:
+        _check_rate("share", self.share)
+        _check_rate("rate", self.rate)
+
+
+def policy_outcome(rate: float, verifier: VerifierRates, attempts: int) -> PolicyOutcome:
+    """The outcome for one problem if the first of `attempts` samples that passes is returned."""
+    _check_rate("rate", rate)
+    if attempts < 0:
+        raise OptionError(f"attempts is {attempts}; accepted: 0 or more")
+    passing = verifier.passes(rate)
+    returned = 1 - (1 - passing) ** attempts
+    right = returned * verifier.true_positive * rate / passing if passing else 0.0
+    return PolicyOutcome(right, returned - right, 1 - returned)
+
+
+def accuracy_limit(rate: float, verifier: VerifierRates) -> float:
+    """Accuracy on one problem with unlimited attempts, P(right | passed); NaN if nothing ever passes.
+
+    No number of attempts makes a model better than one whose single sample is right more often than this.
+    """
+    _check_rate("rate", rate)
+    passing = verifier.passes(rate)
+    return verifier.true_positive * rate / passing if passing else math.nan
+
+
+def accuracy_ceiling(kinds: Sequence[ProblemClass], verifier: VerifierRates) -> float:
+    """The accuracy limit of a data set: the mean over problems that can ever pass."""
+    _check_shares(kinds)
+    able = [kind for kind in kinds if kind.share and verifier.passes(kind.rate)]
+    if not able:
+        raise OptionError("nothing can ever pass this verifier; accepted: rates at which something does")
+    return sum(kind.share * accuracy_limit(kind.rate, verifier) for kind in able) / sum(kind.share for kind in able)
+
+
+def attempt_value(attempt: int, kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float) -> float:
+    """Expected gain of attempt number `attempt` (from 1), made only if all earlier ones were rejected.
+
+    A right answer that passes earns 1, a wrong one costs `penalty` (C/B in the paper), giving up earns nothing.
+    """
+    _check_shares(kinds)
+    if penalty < 0 or attempt < 1:
+        raise OptionError(f"penalty is {penalty} and attempt {attempt}; accepted: 0 or more, and 1 or more")
+    return sum(
+        kind.share
+        * (1 - verifier.passes(kind.rate)) ** (attempt - 1)
+        * (verifier.true_positive * kind.rate - penalty * verifier.false_positive * (1 - kind.rate))
+        for kind in kinds
+    )
+
+
+def optimal_attempts(
+    kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float, most: int = MAX_ATTEMPTS
+) -> int | None:
+    """The most attempts before giving up; None if no attempt up to number `most` is a loss.
+
+    Each rejection makes it more likely that the problem is of a hard kind, so every attempt after a loss is a loss too.
+    That holds only for a verifier that passes right answers at least as often as wrong ones, which is required.
+    """
+    if verifier.true_positive < verifier.false_positive:
+        raise OptionError(
+            f"the verifier passes wrong answers more often ({verifier.false_positive}) than right ones "
+            f"({verifier.true_positive}); accepted: one that does not, or its opposite"
+        )
+    for attempt in range(1, most + 1):
+        if attempt_value(attempt, kinds, verifier, penalty) < 0:
+            return attempt - 1
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """The first sample that `passes`; none, so an empty answer, if the next attempt is expected to lose.
+    """The first sample that `passes`; if the next attempt is expected to be a loss, none, so an empty answer.
 
-    A verifier that errs passes wrong answers too, the more likely the harder the problem has turned out to be: see
-    `resampling.attempt_value`. verifier: its rates. kinds: what problems there are. penalty: what a wrong answer that
-    passes costs, where a right one earns 1. What `passes` itself costs is not counted.
+    A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
+    `attempt_value`. The cost of `passes` itself is not counted.
+
+    Attributes:
+        verifier: its rates.
+        kinds: the problems that there are.
+        penalty: what a wrong answer that passes costs, where a right one earns 1.
     """
 
     name: ClassVar[str] = "verified"
@@ -28,15 +141,16 @@ class Verified:
     kinds: Sequence[ProblemClass]
     penalty: float = 1.0
 
-    def poll(self, k: int) -> VoteState:
-        """See `Rule.poll`; at most k attempts."""
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`; at most k attempts."""
         return VerifiedVote(k, self)
 
 
 class VerifiedVote(VoteState):
-    """One attempt after another; `judge` looks at each that has ended.
+    """One attempt after another; each is judged when it has finished.
 
-    best: the number of attempts after which one more would lose; None if that is more than are allowed.
+    Attributes:
+        best: the number of attempts after which one more would be a loss; None if that is more than k.
     """
 
     def __init__(self, k: int, rule: Verified) -> None:
@@ -45,21 +159,32 @@ class VerifiedVote(VoteState):
         self._passes = rule.passes
         self._passed: int | None = None
 
-    def draw(self) -> list[Branch]:
-        """See `VoteState.draw`."""
-        return self._begin([ROOT][: self.k - self.begun])
+    def start_samples(self) -> list[Branch]:
+        """See `VoteState.start_samples`."""
+        return self._start([ROOT][: self.k - self.started])
 
-    def judge(self, sample: int, prompt: Prompt, generation: GenerationResult) -> None:
-        """Ask the verifier about a sample that has ended."""
-        if self._passes(prompt, generation):
+    def judge(self, sample: int, prompt: Prompt, result: GenerationResult) -> None:
+        """See `VoteState.judge`; asks the verifier."""
+        if self._passes(prompt, result):
             self._passed = sample
             self._decide(f"attempt {sample + 1} passed")
 
-    def votes(self) -> dict[str, float]:
-        """See `VoteState.votes`; only an answer that passed has any."""
-        return tally(ballot for ballot in self.ballots if ballot.sample == self._passed)
+    def tally(self) -> dict[str, float]:
+        """See `VoteState.tally`; only an answer that passed counts."""
+        return tally(vote for vote in self.votes if vote.sample == self._passed)
 
-    def verdict(self) -> str:
-        """See `VoteState.verdict`."""
+    def explain(self) -> str:
+        """See `VoteState.explain`."""
         why = "no more are allowed" if self.best is None else "one more would be a loss"
-        return self.decided or f"given up after {self.begun} attempts: {why}"
+        return self.decision or f"given up after {self.started} attempts: {why}"
+
+
+def _check_rate(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise OptionError(f"{name} is {value}; accepted: a share from 0 to 1")
+
+
+def _check_shares(kinds: Sequence[ProblemClass]) -> None:
+    total = sum(kind.share for kind in kinds)
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise OptionError(f"the shares of the kinds add up to {total:g}; accepted: 1")

@@ -80,13 +80,12 @@ def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> Non
     assert not any(d.acted for d in ask(engine, shadow=True).trace)
 
 
-def test_events_reassemble_the_text_and_explain_what_was_forced(engine: TransformersEngine) -> None:
+def test_events_add_up_to_thinking_and_answer_and_explain_forced_text(engine: TransformersEngine) -> None:
     events: list[TextDeltaEvent] = []
     result = ask(engine, on_event=events.append)
-    assert "".join(e.text for e in events) == result.text
+    assert "".join(e.text for e in events if e.channel == "thinking") == result.thinking
     assert [e.decision for e in events if e.decision] == list(result.trace)
-    answer = "".join(e.text for e in events if e.part == "answer")
-    assert answer.strip() == result.answer
+    assert "".join(e.text for e in events if e.channel == "answer") == result.answer
 
 
 def test_messages_and_single_prompts_are_told_apart(engine: TransformersEngine) -> None:

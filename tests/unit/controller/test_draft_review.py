@@ -1,4 +1,4 @@
-"""A helper that looks over what the model thinks: what it keeps stands, what it does not believe is rewritten."""
+"""A helper that reviews the thinking: what it keeps stands, what it rejects is rewritten."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from tersely.controller.delegation import HelperFuture, HelperRequest, HelperText, PrefixKey
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers import draft_reviewer as reviewing
-from tersely.controller.helpers.cached_scorer import CachedScorer
-from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest, PrefixKey
+from tersely.controller.helpers import draft_reviewer
+from tersely.controller.helpers.draft_reviewer import CachedScorer
+from tersely.controller.helpers.engine_helper import EngineHelper
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies import PRESETS, make_policies
+from tersely.controller.policies import get_presets, make_policies
 from tersely.controller.policies.draft_review import Sirius, SpecReason
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
@@ -40,22 +41,22 @@ def large() -> TransformersEngine:
     return load_engine("tersely-tiny-large")
 
 
-class Fake:
-    """Looks a draft over as a function of its place says: a text keeps that much of it, and goes on with the rest."""
+class FakeReviewer:
+    """Replaces each draft by the next of its texts; None, or no text left, keeps the draft."""
 
     reviews = True
 
     def __init__(self, *texts: str | None) -> None:
         self.texts = list(texts)
-        self.asked: list[HelperRequest] = []
+        self.requests: list[HelperRequest] = []
 
-    def write(self, stretch: HelperRequest) -> HelperFuture:
-        self.asked.append(stretch)
+    def write(self, request: HelperRequest) -> HelperFuture:
+        self.requests.append(request)
         text = self.texts.pop(0) if self.texts else None
-        made = HelperFuture()
-        if text is not None:
-            made.tokens = 1
-        return made.settle(stretch.draft if text is None else text, closed=False)
+        future = HelperFuture()
+        future.tokens = 0 if text is None else 1
+        future.set_result(HelperText(request.draft if text is None else text, closed=False))
+        return future
 
 
 def run(
@@ -70,83 +71,85 @@ def plain(small: TransformersEngine) -> list[GenerationResult]:
     return run(small, None)
 
 
-def test_what_is_kept_is_not_touched(small: TransformersEngine, plain: list[GenerationResult]) -> None:
-    helper = Fake()
+def test_kept_drafts_are_not_touched(small: TransformersEngine, plain: list[GenerationResult]) -> None:
+    helper = FakeReviewer()
     done = run(small, helper, Sirius(every=8))
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
-    assert all(d.usage.forced == d.usage.discarded == 0 for d in done)
+    assert all(d.usage.injected == d.usage.discarded == 0 for d in done)
     assert {decision.action for d in done for decision in d.trace} == {"review"}
     assert "keeps the last 8 tokens" in done[0].trace[0].reason
-    drafts = [stretch for stretch in helper.asked if stretch.prompt == SHELLS]
+    drafts = [request for request in helper.requests if request.prompt == SHELLS]
     assert len(drafts) == plain[0].usage.thinking // 8
     for one, other in pairwise(drafts):
         assert other.thinking == one.thinking + one.draft
 
 
-def test_from_the_first_token_that_is_not_believed_on(small: TransformersEngine, plain: list[GenerationResult]) -> None:
+def test_drafts_are_rewritten_from_the_first_rejected_token_on(
+    small: TransformersEngine, plain: list[GenerationResult]
+) -> None:
     first = small.tokenizer.decode(plain[0].token_ids[:5])
     draft = small.tokenizer.decode(plain[0].token_ids[:8])
     events: list[TextDeltaEvent] = []
-    helper = Fake(first + " So")
+    helper = FakeReviewer(first + " So")
     (done,) = run(small, helper, Sirius(every=8), prompts=(SHELLS,), emit=events.append)
-    assert helper.asked[0].draft == draft
+    assert helper.requests[0].draft == draft
     assert done.token_ids[:5] == plain[0].token_ids[:5]
     assert done.thinking.startswith(f"{first} So")
     assert done.usage.discarded == 3
     assert done.trace[0].action == "delegate" and done.trace[0].text == first + " So"
-    assert helper.asked[1].thinking == first + " So"
+    assert helper.requests[1].thinking == first + " So"
     assert done.answer
 
 
-def test_more_rewritings_than_may_be_come_to_an_end(small: TransformersEngine) -> None:
-    helper = Fake(*["Hm. "] * 900)
+def test_endless_rewriting_ends(small: TransformersEngine) -> None:
+    helper = FakeReviewer(*["Hm. "] * 900)
     (done,) = run(small, helper, Sirius(every=1, tokens=4), prompts=(SHELLS,))
     assert done.answer
     assert done.usage.thinking + done.usage.answer <= 400
 
 
-def test_chances_are_those_of_the_model(large: TransformersEngine) -> None:
-    """A text that grows, is cut and grows otherwise, against one forward over all of it; little is read twice."""
+def test_scores_are_the_probabilities_of_the_model(large: TransformersEngine) -> None:
+    """A text that grows, is cut and continues differently, against one forward pass over all of it."""
     whole = large.tokenizer(SHELLS)["input_ids"]
     other = [*whole[:12], *large.tokenizer(OTHER)["input_ids"]]
-    reader, text = CachedScorer(large.model), PrefixKey()
+    scorer, key = CachedScorer(large.model), PrefixKey()
     for ids, start, tokens in ((whole[:8], 4, 8), (whole, 8, len(whole) - 7), (other, 12, len(other) - 11)):
-        found = reader.read(text, ids, start)
+        scores = scorer.score(key, ids, start)
         with torch.no_grad():
             logits = large.model(torch.tensor([ids])).logits[0].softmax(-1)
         expected = [logits[i - 1, ids[i]].item() for i in range(start, len(ids))]
-        assert found.chances == pytest.approx(expected, rel=1e-3, abs=1e-6)
-        assert list(found.likeliest) == logits[start - 1 : -1].argmax(-1).tolist()
-        assert found.tokens == tokens
-    assert reader.read(None, other, 12).tokens == len(other)
-    del text
-    assert not reader._known, "a text that is gone is forgotten"
+        assert scores.probabilities == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert list(scores.most_likely) == logits[start - 1 : -1].argmax(-1).tolist()
+        assert scores.read == tokens
+    assert scorer.score(None, other, 12).read == len(other)
+    del key
+    assert not scorer._cached, "the cache entry dies with its key"
 
 
 def test_the_large_model_corrects_the_small_one(small: TransformersEngine, large: TransformersEngine) -> None:
     helper = EngineHelper(Session(large), sampling=GREEDY)
-    both = run(small, helper, Sirius(least=0.5))
-    alone = [run(small, helper, Sirius(least=0.5), prompts=(p,))[0] for p in (SHELLS, OTHER)]
+    both = run(small, helper, Sirius(min_probability=0.5))
+    alone = [run(small, helper, Sirius(min_probability=0.5), prompts=(p,))[0] for p in (SHELLS, OTHER)]
     assert [b.token_ids for b in both] == [a.token_ids for a in alone]
     actions = [decision.action for b in both for decision in b.trace]
     assert "review" in actions and "delegate" in actions
     for done in both:
         corrected = sum(decision.action == "delegate" for decision in done.trace)
-        assert done.usage.delegated == corrected and done.usage.consulted > 0 and done.answer
+        assert done.usage.helper_completion == corrected and done.usage.helper_prompt > 0 and done.answer
 
 
-def test_a_helper_that_is_the_model_itself_believes_it(
-    small: TransformersEngine, plain: list[GenerationResult]
-) -> None:
+def test_a_model_accepts_its_own_drafts(small: TransformersEngine, plain: list[GenerationResult]) -> None:
     helper = EngineHelper(Session(small), sampling=GREEDY)
-    done = run(small, helper, Sirius(every=16, least=0.05))
+    done = run(small, helper, Sirius(every=16, min_probability=0.05))
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
-    rewritten = run(small, helper, Sirius(every=16, least=1.1))
+    rewritten = run(small, helper, Sirius(every=16, min_probability=1.1))
     assert all(d.trace[0].action == "delegate" for d in rewritten), "no chance is that high"
-    assert all("taken back more than the thinking may hold" in d.trace[-1].reason and d.answer for d in rewritten)
+    assert all("dropped more tokens than the thinking may have" in d.trace[-1].reason and d.answer for d in rewritten)
 
 
-def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_with_low_grades_are_rewritten(
+    small: TransformersEngine, large: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The embedded models cannot grade, so the digits are a script; what follows from them is real."""
     grades = iter([9.0, 2.0])
     seen: list[str] = []
@@ -156,7 +159,7 @@ def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatc
         best = int(next(grades, 9.0))
         return [tuple(0.8 if digit == best else 0.01 for digit in range(10)) for _ in prompts]
 
-    monkeypatch.setattr(reviewing, "next_token_probs", digits)
+    monkeypatch.setattr(draft_reviewer, "next_token_probs", digits)
     (done,) = run(small, EngineHelper(Session(large), sampling=GREEDY), SpecReason(), prompts=(SHELLS,))
     assert [decision.action for decision in done.trace][:2] == ["review", "delegate"]
     assert done.trace[1].text.endswith("\n\n"), "the helper writes one thought"
@@ -164,22 +167,26 @@ def test_grades(small: TransformersEngine, large: TransformersEngine, monkeypatc
     assert done.answer
 
 
-def test_grades_that_are_none_change_nothing(
+def test_replies_that_are_not_grades_change_nothing(
     small: TransformersEngine, large: TransformersEngine, plain: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reviewing, "next_token_probs", lambda *args: [(0.001,) * 10 for _ in args[1]])
+    monkeypatch.setattr(draft_reviewer, "next_token_probs", lambda *args: [(0.001,) * 10 for _ in args[1]])
     done = run(small, EngineHelper(Session(large)), SpecReason())
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
-    assert all("garbage: digits have 0.010" in decision.reason for d in done for decision in d.trace)
+    assert all("digits have probability 0.010" in decision.reason for d in done for decision in d.trace)
 
 
-def test_the_presets_name_the_papers(small: TransformersEngine) -> None:
-    assert PRESETS["sirius"]["correct"] == PRESETS["specreason"]["grade"] == {}
+def test_presets_have_the_values_of_the_papers(small: TransformersEngine) -> None:
+    assert list(get_presets()["sirius"]) == ["budget", "sirius"] and list(get_presets()["specreason"]) == [
+        "budget",
+        "specreason",
+    ]
     (_, correction), (_, grading) = make_policies("sirius"), make_policies("specreason")
-    assert correction == Sirius(every=16, least=0.1, tokens=1)
-    assert grading == SpecReason(least=7.0)
-    helper = Fake()
+    assert correction == Sirius(every=16, min_probability=0.1, tokens=1)
+    assert grading == SpecReason(min_grade=7.0)
+    helper = FakeReviewer()
     helper.reviews = False
-    with pytest.raises(CapabilityError, match="look over drafts"):
+    with pytest.raises(CapabilityError) as error:
         run(small, helper, correction)
+    assert error.value.code == "missing_draft_review"
     assert replace(ReviewCriterion(0.1), by="grade") == ReviewCriterion(0.1, "grade")

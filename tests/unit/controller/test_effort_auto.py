@@ -164,10 +164,10 @@ def test_events_tell_parts_by_the_chosen_tier(engine: TransformersEngine, tmp_pa
     assert [one.tier for one in done] == ["none", "easy"]
     for row, one in enumerate(done):
         told = [event for event in events if event.row == row]
-        assert "".join(event.text for event in told) == one.text
-        assert "".join(event.text for event in told if event.part == "answer").strip() == one.answer
-    assert {event.part for event in events if event.row == 0} == {"answer"}
-    assert {event.part for event in events if event.row == 1} == {"thinking", "answer"}
+        assert "".join(event.text for event in told if event.channel == "thinking") == one.thinking
+        assert "".join(event.text for event in told if event.channel == "answer") == one.answer
+    assert {event.channel for event in events if event.row == 0} == {"answer"}
+    assert {event.channel for event in events if event.row == 1} == {"thinking", "answer"}
 
 
 def test_shadow_and_messages_change_nothing_of_the_choice(engine: TransformersEngine, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_shadow_mode_records_beside_what_it_would_do(
     found = read_records(tmp_path)
     for name, column in recorded.records.columns.items():
         np.testing.assert_allclose(found[name], column, atol=1e-4, err_msg=name)
-    assert "".join(e.text for e in events if e.row == 1) == plain[1].text
+    assert "".join(e.text for e in events if e.row == 1) == plain[1].thinking + plain[1].answer
 
 
 def test_each_call_adds_a_part(engine: TransformersEngine, tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers.utils import logging
 
+from tersely.controller.delegation import HelperError, HelperFuture, HelperRequest, HelperText
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper, HelperFuture, HelperRequest
+from tersely.controller.helpers.engine_helper import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.research.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
 from tersely.controller.session import Session
@@ -45,11 +46,15 @@ class Planner:
         self.reply = reply
         self.asked: list[HelperRequest] = []
 
-    def write(self, stretch: HelperRequest) -> HelperFuture:
-        self.asked.append(stretch)
-        made = HelperFuture()
-        made.tokens, made.read = 30, 90
-        return made.fail("down") if self.reply is None else made.settle(self.reply, closed=False)
+    def write(self, request: HelperRequest) -> HelperFuture:
+        self.asked.append(request)
+        future = HelperFuture()
+        future.tokens, future.read = 30, 90
+        if self.reply is None:
+            future.set_exception(HelperError("down"))
+        else:
+            future.set_result(HelperText(self.reply, closed=False))
+        return future
 
 
 def run(engine: Any, helper: Any, policy: PlanAndBudget) -> GenerationResult:

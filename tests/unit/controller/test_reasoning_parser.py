@@ -1,4 +1,4 @@
-"""Text parted while it is written reads as the whole does, however it comes in pieces."""
+"""Splitting thinking from answer gives the same texts however the output arrives."""
 
 from __future__ import annotations
 
@@ -7,30 +7,10 @@ import random
 import pytest
 
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.reasoning_parser import StreamingReasoningParser, truncate_at_stop
+from tersely.controller.text.reasoning_parser import ReasoningParser, TextDelta, split_text, truncate_at_stop
 
 MARKERS = Markers("<think>", "</think>")
 THINKING, ANSWER = "One < two.\n\nSo </thin is no end.", "It is \\boxed{3}.\n\nDone <br>."
-
-
-def parted(
-    text: str, state: str, stops: tuple[str, ...], sizes: random.Random
-) -> tuple[dict[str, str], StreamingReasoningParser, int]:
-    """What was said of each part, and how much of that only in the end."""
-    parting = StreamingReasoningParser(MARKERS, state, stops)
-    said = {"thinking": "", "answer": ""}
-    while text:
-        size = sizes.randint(1, 7)
-        piece, text = text[:size], text[size:]
-        for part, new in parting.feed(piece):
-            assert new
-            said[part] += new
-    before = sum(map(len, said.values()))
-    for part, new in parting.finish(THINKING, truncate_at_stop(ANSWER, stops)[0]):
-        said[part] += new
-    return said, parting, sum(map(len, said.values())) - before
-
-
 TEXTS = {
     "before": f"\n<think>\n{THINKING}\n</think>\n\n{ANSWER}\n",
     "thinking": f"\n{THINKING}\n\n</think>\n\n{ANSWER}",
@@ -38,45 +18,97 @@ TEXTS = {
 }
 
 
+def pieces(text: str, seed: int) -> list[str]:
+    """A text in pieces of random length."""
+    sizes, cut = random.Random(seed), list[str]()
+    while text:
+        size = sizes.randint(1, 7)
+        cut.append(text[:size])
+        text = text[size:]
+    return cut
+
+
+def feed(parser: ReasoningParser, text: str, seed: int) -> dict[str, str]:
+    """The text of each channel, as emitted while a text arrives."""
+    emitted = {"thinking": "", "answer": ""}
+    for piece in pieces(text, seed):
+        for delta in parser.feed(piece):
+            assert delta.text
+            emitted[delta.channel] += delta.text
+    return emitted
+
+
+@pytest.mark.parametrize("given_final", [True, False])
 @pytest.mark.parametrize("state", TEXTS)
 @pytest.mark.parametrize("stops", [(), ("Done",), (".\n\nD", "zzz"), ("<br>.", "\n\n"), ("It is",)])
 @pytest.mark.parametrize("seed", range(5))
-def test_pieces_make_up_the_parts(state: str, stops: tuple[str, ...], seed: int) -> None:
-    said, parting, late = parted(TEXTS[state], state, stops, random.Random(seed))
-    assert said["answer"] == truncate_at_stop(ANSWER, stops)[0]
-    assert parting.stopped == bool(stops)
-    if state != "answer":
-        assert said["thinking"] == THINKING
-        assert late <= 8
+def test_deltas_add_up_to_the_channels(state: str, stops: tuple[str, ...], seed: int, given_final: bool) -> None:
+    parser = ReasoningParser(MARKERS, state, stops)
+    emitted = feed(parser, TEXTS[state], seed)
+    thinking, answer = "" if state == "answer" else THINKING, truncate_at_stop(ANSWER, stops)[0]
+    late = parser.finish(thinking, answer) if given_final else parser.finish()
+    for delta in late:
+        emitted[delta.channel] += delta.text
+    assert emitted == {"thinking": thinking, "answer": answer} == {"thinking": parser.thinking, "answer": parser.answer}
+    assert parser.stopped == bool(stops)
+    assert sum(len(delta.text) for delta in late) <= 8
 
 
-def test_a_model_that_does_not_open_its_thinking_has_answered() -> None:
-    parting = StreamingReasoningParser(MARKERS, "before")
-    assert parting.feed("<thin") == []
-    assert parting.feed("ner> walls") == [("answer", "<thinner> walls")]
+@pytest.mark.parametrize("state", TEXTS)
+def test_a_whole_output_is_split_alike(state: str) -> None:
+    assert split_text(TEXTS[state], MARKERS, state) == ("" if state == "answer" else THINKING, ANSWER)
 
 
-def test_what_was_taken_back_is_not_unsaid() -> None:
-    parting = StreamingReasoningParser(MARKERS, "thinking")
-    assert parting.feed("It is 5. ") == [("thinking", "It is 5.")]
-    assert parting.finish("It is 7.", "7") == [("answer", "7")]
+@pytest.mark.parametrize(
+    ("text", "state", "parts"),
+    [
+        ("no marker", "thinking", ("no marker", "")),
+        ("half a </thi", "thinking", ("half a </thi", "")),
+        ("<thi", "before", ("", "<thi")),
+        (" \n", "before", ("", "")),
+        ("a</think>b</think>c", "thinking", ("a", "b</think>c")),
+        ("b</think>c", "before", ("", "b</think>c")),
+        ("Sure. <think>a</think> b", "before", ("a", "b")),
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_unusual_outputs(text: str, state: str, parts: tuple[str, str], seed: int) -> None:
+    assert split_text(text, MARKERS, state) == parts
+    parser = ReasoningParser(MARKERS, state)
+    feed(parser, text, seed)
+    parser.finish()
+    assert (parser.thinking, parser.answer) == parts
+
+
+def test_an_output_that_does_not_open_its_thinking_is_an_answer() -> None:
+    parser = ReasoningParser(MARKERS, "before")
+    assert parser.feed("<thin") == []
+    assert parser.feed("ner> walls") == [TextDelta("answer", "<thinner> walls")]
+
+
+def test_text_before_a_late_opening_marker_is_streamed_as_answer() -> None:
+    parser = ReasoningParser(MARKERS, "before")
+    assert parser.feed("Sure. <thi") == [TextDelta("answer", "Sure.")]
+    assert parser.feed("nk>So 7.</think>7") == [TextDelta("thinking", "So 7."), TextDelta("answer", "7")]
+    assert parser.answer == "7"
+
+
+def test_retracted_text_is_not_corrected() -> None:
+    parser = ReasoningParser(MARKERS, "thinking")
+    assert parser.feed("It is 5. ") == [TextDelta("thinking", "It is 5.")]
+    assert parser.finish("It is 7.", "7") == [TextDelta("answer", "7")]
 
 
 @pytest.mark.parametrize(
     ("stops", "kept"),
     [((), "a b c b"), (("",), "a b c b"), (("b",), "a"), (("c", "b c"), "a"), (("z",), "a b c b"), (("a",), "")],
 )
-def test_an_answer_is_cut_at_the_first_of_its_stops(stops: tuple[str, ...], kept: str) -> None:
+def test_an_answer_is_cut_at_its_first_stop_string(stops: tuple[str, ...], kept: str) -> None:
     assert truncate_at_stop("a b c b", stops) == (kept, kept != "a b c b")
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_hidden_is_still_searched_for_stops(seed: int) -> None:
-    parting, sizes = StreamingReasoningParser(MARKERS, "answer", ("END",), hide="<call>"), random.Random(seed)
-    text, said = "So: <ca of <call>{} END x", ""
-    while text:
-        size = sizes.randint(1, 5)
-        said += "".join(new for _, new in parting.feed(text[:size]))
-        text = text[size:]
-    assert said == "So: <ca of"
-    assert parting.stopped
+def test_hidden_text_is_still_searched_for_stop_strings(seed: int) -> None:
+    parser = ReasoningParser(MARKERS, "answer", ("END",), hide="<call>")
+    assert feed(parser, "So: <ca of <call>{} END x", seed)["answer"] == "So: <ca of"
+    assert parser.stopped

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.research.resampling import (
+from tersely.controller.sampling.research.verified import (
     ProblemClass,
     VerifierRates,
     accuracy_ceiling,
@@ -83,7 +83,7 @@ def test_rates_are_shares() -> None:
         (lambda: ProblemClass(0.5, -0.1), "rate is -0.1"),
         (lambda: accuracy_ceiling([ProblemClass(0.5, 0.5)], HUMAN_EVAL), "add up to 0.5"),
         (lambda: attempt_value(1, LLAMA_8B, HUMAN_EVAL, -1), "penalty is -1"),
-        (lambda: policy_outcome(0.5, HUMAN_EVAL, -1), "attempts are -1"),
+        (lambda: policy_outcome(0.5, HUMAN_EVAL, -1), "attempts is -1"),
         (lambda: optimal_attempts(LLAMA_8B, VerifierRates(0.1, 0.2), 1), "more often"),
     ):
         with pytest.raises(OptionError, match=said):

@@ -35,7 +35,7 @@ from tersely.evaluation.runner import load_runner
 from tersely.evaluation.tasks.questions import Question
 from tersely.evaluation.tasks.toy_problems import Problem, stream
 from tersely.evaluation.trace_analysis import Statement, TraceReading
-from tersely.training.toy_models.responses import respond
+from tersely.training.toy_models.traces import respond
 
 from .test_trace_analysis import MARKERS, MIND_CHANGED, codec, generation
 

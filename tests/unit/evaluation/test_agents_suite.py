@@ -17,8 +17,8 @@ from langchain_core.outputs import ChatGeneration, ChatResult
 
 from tersely.checkpoint_log import CheckpointLog
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.integrations.langchain.mode_middleware import ModeMiddleware, correctness_within_budget
-from tersely.controller.integrations.langchain.mode_router import ModeRouter, prompt_hidden_states
+from tersely.controller.integrations.langchain.middleware import ModeMiddleware
+from tersely.controller.integrations.langchain.routing import ModeRouter, prompt_hidden_states
 from tersely.controller.session import Session
 from tersely.errors import OptionError
 from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, judge_episode, run_episode
@@ -195,13 +195,6 @@ def test_a_gate_can_remove_the_tools():
     assert (done.calls, done.answer, done.mode) == (1, "I do not know.", "agentic")
 
 
-def test_utility_discounts_costly_modes_where_instant_suffices():
-    hard = correctness_within_budget({"instant": 0.4, "reasoning": 0.8, "agentic": 0.9})
-    assert hard == {"instant": 0.4, "reasoning": 0.8, "agentic": 0.9}
-    easy = correctness_within_budget({"instant": 0.9, "reasoning": 1.0, "agentic": 1.0})
-    assert max(easy, key=lambda mode: easy[mode]) == "instant" and easy["agentic"] == pytest.approx(0.19)
-
-
 @pytest.fixture(scope="module")
 def session() -> Session:
     return Session(load_engine("tersely-tiny-small"))
@@ -231,8 +224,9 @@ def test_a_router_is_trained_from_episodes_and_saved(session: Session, tmp_path:
     assert sum(c == w for c, w in zip(chosen, wanted, strict=True)) / len(TASKS) > 0.85
     with pytest.raises(ArtifactError):
         ModeRouter("tersely-tiny-large", str(tmp_path / "router"))
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError) as e:
         router([AIMessage("hello")])
+    assert e.value.code == "no_question"
 
 
 def test_hidden_states_do_not_depend_on_the_batch(session: Session):

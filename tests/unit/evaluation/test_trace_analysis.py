@@ -7,13 +7,13 @@ from itertools import islice
 from random import Random
 
 from tersely.controller.text.markers import Markers
-from tersely.controller.text.split_output import split_reasoning
+from tersely.controller.text.reasoning_parser import split_reasoning
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import GenerationResult, Usage
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.evaluation.trace_analysis import TraceReading, read, tokens_until
-from tersely.training.toy_models.responses import respond
 from tersely.training.toy_models.tokenizer import build_tokenizer
+from tersely.training.toy_models.traces import respond
 
 MARKERS = Markers("<think>", "</think>")
 MIND_CHANGED = (

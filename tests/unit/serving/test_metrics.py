@@ -1,8 +1,7 @@
-"""What is counted: parsed as Prometheus does, and equal to what the replies said."""
+"""Metrics agree with the replies; requests are OpenTelemetry spans."""
 
 from __future__ import annotations
 
-import builtins
 import sys
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
@@ -26,43 +25,45 @@ def server() -> Iterator[Served]:
         yield running
 
 
-def risen(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """What rose, without when it was first seen and without the buckets."""
+def increases(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """The counters that increased, without buckets and creation times."""
     kept = {k: v - before.get(k, 0.0) for k, v in after.items() if "_created" not in k and "_bucket" not in k}
     return {k.removeprefix("tersely_"): v for k, v in kept.items() if v}
 
 
-def test_counts_are_what_the_replies_said(server: Served) -> None:
+def test_counters_agree_with_the_replies(server: Served) -> None:
     before = server.metrics()
     one = server.answered(thinking_token_budget=50)
     two = server.answered(reasoning_effort="low", n=2)
     server.answered(reasoning_effort="none")
     server.refused(reasoning_effort="hgih")
-    rose = risen(before, server.metrics())
-    told = [choice["tersely"] for choice in two["choices"]]
-    assert rose['thinking_tokens_total{tier="normal"}'] == one["choices"][0]["tersely"]["usage"]["thinking"]
-    assert rose['thinking_tokens_total{tier="easy"}'] == sum(t["usage"]["thinking"] for t in told)
-    assert 'thinking_tokens_total{tier="none"}' not in rose and rose['answer_tokens_total{tier="none"}'] > 0
-    assert rose['exits_total{reason="budget"}'] == 1
-    assert sum(v for k, v in rose.items() if k.startswith("exits_total")) == 3
-    assert (rose['requests_total{status="200"}'], rose['requests_total{status="400"}']) == (3, 1)
-    assert (rose["budget_tokens_count"], rose["budget_tokens_sum"]) == (4, 50 + 2 * 448)
-    assert rose["request_latency_seconds_count"] == 4 and rose["request_latency_seconds_sum"] > 0
+    delta = increases(before, server.metrics())
+    metadata = [choice["tersely"] for choice in two["choices"]]
+    assert delta['thinking_tokens_total{tier="normal"}'] == one["choices"][0]["tersely"]["usage"]["thinking"]
+    assert delta['thinking_tokens_total{tier="easy"}'] == sum(t["usage"]["thinking"] for t in metadata)
+    assert 'thinking_tokens_total{tier="none"}' not in delta and delta['answer_tokens_total{tier="none"}'] > 0
+    assert delta['exits_total{reason="budget"}'] == 1
+    assert sum(v for k, v in delta.items() if k.startswith("exits_total")) == 3
+    assert (delta['requests_total{status="200"}'], delta['requests_total{status="400"}']) == (3, 1)
+    assert (delta["budget_tokens_count"], delta["budget_tokens_sum"]) == (4, 50 + 2 * 448)
+    assert delta["request_latency_seconds_count"] == 4 and delta["request_latency_seconds_sum"] > 0
     assert server.metrics()["tersely_requests_in_flight"] == 0
 
 
-def test_shadow_counts_what_would_have_been_kept(server: Served) -> None:
+def test_shadow_mode_counts_kept_thinking(server: Served) -> None:
     before = server.metrics()
-    told = server.answered(tersely={"shadow": True}, seed=3)["choices"][0]["tersely"]
-    rose = risen(before, server.metrics())
-    (close,) = [d for d in told["decisions"] if d["action"] == "close"]
-    assert rose['shadow_exits_total{reason="readiness"}'] == 1
-    assert rose['shadow_thinking_tokens_total{tier="normal"}'] == told["usage"]["thinking"]
-    assert rose['shadow_kept_thinking_tokens_total{tier="normal"}'] == close["position"] < told["usage"]["thinking"]
-    assert rose['exits_total{reason="model"}'] == 1
+    metadata = server.answered(tersely={"shadow": True}, seed=3)["choices"][0]["tersely"]
+    delta = increases(before, server.metrics())
+    (close,) = [d for d in metadata["decisions"] if d["action"] == "close"]
+    assert delta['shadow_exits_total{reason="readiness"}'] == 1
+    assert delta['shadow_thinking_tokens_total{tier="normal"}'] == metadata["usage"]["thinking"]
+    assert (
+        delta['shadow_kept_thinking_tokens_total{tier="normal"}'] == close["position"] < metadata["usage"]["thinking"]
+    )
+    assert delta['exits_total{reason="model"}'] == 1
 
 
-def test_a_share_of_requests_is_answered_untouched() -> None:
+def test_shadow_share_leaves_seeds_and_budgets_alone() -> None:
     with served(load_engine(MODEL), ServerSettings(MODEL, shadow_share=1.0, limits=ServerLimits(tokens=256))) as server:
         assert server.answered()["choices"][0]["tersely"]["shadow"]
         promised: list[dict[str, Any]] = [{"seed": 1}, {"thinking_token_budget": 60}]
@@ -70,7 +71,7 @@ def test_a_share_of_requests_is_answered_untouched() -> None:
             assert not server.answered(**fields)["choices"][0]["tersely"]["shadow"]
 
 
-def test_names_say_what_they_are(server: Served) -> None:
+def test_metric_names_types_and_labels(server: Served) -> None:
     from prometheus_client.parser import text_string_to_metric_families
 
     response = server.http.get("/metrics")
@@ -85,55 +86,49 @@ def test_names_say_what_they_are(server: Served) -> None:
     assert labels <= {"tier", "kind", "reason", "status", "le"}
 
 
-def test_without_the_library_nothing_is_counted_and_all_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> ModuleType:
-        if name == "prometheus_client":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with served(load_engine(MODEL)) as server:
-        assert server.answered(reasoning_effort="none")
-        response = server.http.get("/metrics")
-    assert response.status_code == 501 and "prometheus-client" in response.json()["error"]["message"]
-
-
-MADE = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, probe=4, discarded=2))
+RESULT = GenerationResult("", "", "", "stop", "easy", Usage(prompt=3, thinking=9, answer=1, trial=4, discarded=2))
 
 
 @pytest.mark.parametrize(
-    ("made", "reason"),
+    ("result", "reason"),
     [
-        (MADE, "model"),
+        (RESULT, "model"),
         (GenerationResult("", "", "", "length", "easy", Usage(thinking=9)), "limit"),
-        (GenerationResult("", "", "", "stop", "easy", MADE.usage, (Decision("budget", "close", "", 9),)), "budget"),
+        (GenerationResult("", "", "", "stop", "easy", RESULT.usage, (Decision("budget", "close", "", 9),)), "budget"),
         (
-            GenerationResult("", "", "", "stop", "easy", MADE.usage, (Decision("x", "close", "", 9, acted=False),)),
+            GenerationResult("", "", "", "stop", "easy", RESULT.usage, (Decision("x", "close", "", 9, acted=False),)),
             "model",
         ),
         (GenerationResult("", "", "", "stop", "none", Usage(answer=3)), None),
     ],
 )
-def test_how_thinking_ended(made: GenerationResult, reason: str | None) -> None:
+def test_exits_are_counted_by_reason(result: GenerationResult, reason: str | None) -> None:
     metrics = Metrics()
-    metrics.row(made, 64, shadow=False)
-    lines = [line for line in (metrics.text() or "").splitlines() if line.startswith("tersely_exits_total")]
+    metrics.add_result(result, 64, shadow=False)
+    lines = [line for line in metrics.render().decode().splitlines() if line.startswith("tersely_exits_total")]
     assert lines == ([] if reason is None else [f'tersely_exits_total{{reason="{reason}"}} 1.0'])
 
 
 def test_overhead_is_counted_by_kind() -> None:
     metrics = Metrics()
     for _ in range(2):
-        metrics.row(MADE, 64, shadow=False)
-    lines = [line for line in (metrics.text() or "").splitlines() if line.startswith("tersely_overhead_tokens_total")]
+        metrics.add_result(RESULT, 64, shadow=False)
+    lines = [
+        line for line in metrics.render().decode().splitlines() if line.startswith("tersely_overhead_tokens_total")
+    ]
     counted = {line.partition('"')[2].partition('"')[0]: float(line.rpartition(" ")[2]) for line in lines}
-    assert counted == {"probe": 8, "discarded": 4, "verifier": 0, "delegated": 0, "consulted": 0, "reprefilled": 0}
+    assert counted == {
+        "discarded": 4,
+        "trial": 8,
+        "verifier": 0,
+        "helper_completion": 0,
+        "helper_prompt": 0,
+        "recomputed": 0,
+    }
 
 
-class Spanned:
-    """A stand-in for opentelemetry's `trace`, which is no dependency: keeps the spans that were made."""
+class FakeTrace:
+    """Replaces `opentelemetry.trace`, which is not a dependency, and keeps the spans."""
 
     SpanKind = SimpleNamespace(SERVER="server")
 
@@ -141,7 +136,7 @@ class Spanned:
         self.spans: list[tuple[str, dict[str, Any]]] = []
         self.ended = 0
 
-    def get_tracer(self, name: str) -> Spanned:
+    def get_tracer(self, name: str) -> FakeTrace:
         return self
 
     def start_span(self, name: str, kind: str, attributes: dict[str, Any]) -> Any:
@@ -153,17 +148,17 @@ class Spanned:
         self.ended += 1
 
 
-def test_requests_are_spans_where_there_is_opentelemetry(monkeypatch: pytest.MonkeyPatch) -> None:
-    spanned = Spanned()
+def test_each_request_is_an_opentelemetry_span(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeTrace()
     monkeypatch.setitem(sys.modules, "opentelemetry", ModuleType("opentelemetry"))
-    monkeypatch.setitem(sys.modules, "opentelemetry.trace", spanned)
+    monkeypatch.setitem(sys.modules, "opentelemetry.trace", fake)
     with served(load_engine(MODEL), ServerSettings(MODEL, limits=ServerLimits(tokens=256))) as server:
         usage = server.answered(reasoning_effort="low")["usage"]
         with server.http.stream("POST", "/v1/chat/completions", json=body(stream=True)) as response:
             response.read()
         server.refused(messages=[{"role": "user", "content": ""}])
-    (name, about), (_, streamed), (_, failed) = spanned.spans
-    assert (name, spanned.ended) == (f"chat {MODEL}", 3)
+    (name, about), (_, streamed), (_, failed) = fake.spans
+    assert (name, fake.ended) == (f"chat {MODEL}", 3)
     assert (about["gen_ai.operation.name"], about["gen_ai.request.model"]) == ("chat", MODEL)
     assert about["gen_ai.usage.output_tokens"] == usage["completion_tokens"]
     assert about["gen_ai.usage.reasoning.output_tokens"] == usage["completion_tokens_details"]["reasoning_tokens"]

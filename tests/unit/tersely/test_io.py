@@ -8,7 +8,7 @@ import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.io import WriteError, atomic_dir
-from tersely.training.saving import MODEL, save_model, write_model
+from tersely.training.training_run import MODEL, save_model, write_model
 
 from ...support.disk import files_no_longer_than
 

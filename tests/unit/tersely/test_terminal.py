@@ -1,4 +1,4 @@
-"""How `tersely run` shows a generation: markers in pieces, forced text, the comparison."""
+"""How `tersely run` shows a generation: thinking and answer, forced text, the comparison."""
 
 from __future__ import annotations
 
@@ -12,10 +12,7 @@ import pytest
 
 from tersely.cli.terminal import TerminalRenderer, comparison, format_outcome
 from tersely.controller.streaming import TextDeltaEvent
-from tersely.controller.text.markers import Markers
 from tersely.controller.trace import Decision, GenerationResult, Usage
-
-THINK = Markers("<think>", "</think>")
 
 
 def shown(events: Sequence[TextDeltaEvent], styled: bool = True) -> list[tuple[str, str]]:
@@ -27,7 +24,7 @@ def shown(events: Sequence[TextDeltaEvent], styled: bool = True) -> list[tuple[s
             text = written.pop()[0] + text
         written.append((text, style))
 
-    show = TerminalRenderer(THINK, write, styled)
+    show = TerminalRenderer(write, styled)
     for event in events:
         show(event)
     show.finish()
@@ -38,27 +35,16 @@ def thinking(*texts: str) -> list[TextDeltaEvent]:
     return [TextDeltaEvent(0, text, "thinking") for text in texts]
 
 
-@pytest.mark.parametrize(
-    "events",
-    [
-        thinking("So 7.", "</think>", "\n\n", "It is 7."),
-        thinking("\n", "So", " 7.</", "thi", "nk>\n\nIt is", " 7."),
-        thinking("<thi", "nk>\nSo 7.", "</think>\n\nIt is 7."),
-        [*thinking("So 7.", "\n</think>"), TextDeltaEvent(0, "\n\nIt is 7.", "answer")],
-    ],
-)
-def test_markers_are_found_however_they_arrive(events: list[TextDeltaEvent]) -> None:
-    texts = [(text.strip(), style) for text, style in shown(events) if text.strip()]
-    assert texts == [("So 7.", "dim"), ("It is 7.", "bold")]
-
-
-def test_what_only_looks_like_a_marker_is_shown() -> None:
-    assert shown(thinking("a </", "b> c <")) == [("a </b> c <", "dim"), ("\n", "")]
+def test_thinking_and_answer_have_their_own_styles() -> None:
+    events = [*thinking("So", " 7."), TextDeltaEvent(0, "It is", "answer"), TextDeltaEvent(0, " 7.", "answer")]
+    assert shown(events) == [("So 7.", "dim"), ("\n\n", ""), ("It is 7.", "bold"), ("\n", "")]
+    plain = "".join(text for text, _ in shown(events, styled=False))
+    assert plain == "[thinking]\nSo 7.\n\n[answer]\nIt is 7.\n"
 
 
 def test_forced_text_stands_out_with_its_reason() -> None:
     hint = Decision("hint", "inject", "hint 1", 4, "Be brief.")
-    events = [*thinking("So"), TextDeltaEvent(0, "\n\nBe brief.\n\n", "thinking", hint), *thinking("7.")]
+    events = [*thinking("So"), TextDeltaEvent(0, "\n\nBe brief.", "thinking", hint), *thinking("\n\n7.")]
     assert shown(events) == [
         ("So", "dim"),
         ("\n", ""),
@@ -72,7 +58,7 @@ def test_forced_text_stands_out_with_its_reason() -> None:
 
 def test_an_encoding_without_the_sign_gets_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert TerminalRenderer(THINK, lambda text, style: None, False).sign == "*"
+    assert TerminalRenderer(lambda text, style: None, False).sign == "*"
 
 
 def generation(answer: str, total: int, finish: str = "stop") -> GenerationResult:

@@ -1,4 +1,4 @@
-"""Episodes with tools in a training: on the embedded model for agents, whose calls are carried out."""
+"""APO's episodes with tools and its alignment, on the embedded model for agents."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ from typing import Any
 import pytest
 
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.text.tool_calls import OPEN, ToolCall, read_calls
+from tersely.controller.text.tool_calls import OPEN, ToolCall, parse_tool_calls
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOOL_SCHEMAS
 from tersely.training.config import Data, RecipeError, Rollouts
-from tersely.training.data import load_rows
-from tersely.training.environment import Environment, load_environment, load_tasks
-from tersely.training.episodes import EpisodeRollouts, TrainingEpisode, run_episode
-from tersely.training.methods import method
-from tersely.training.research.mode_alignment import cheapest, to_trace
+from tersely.training.data import load_rows, load_tasks
+from tersely.training.methods import load_method
+from tersely.training.research.apo import choose_cheapest, to_alignment_trace
+from tersely.training.research.episodes import (
+    Environment,
+    EpisodeRollouts,
+    EpisodeRunner,
+    TrainingEpisode,
+    load_environment,
+)
 from tersely.training.rewards.base import AGENTIC, NO_THINK, THINK
-from tersely.training.sampling import FREE, CompletionRequest, Rollout, Sampler
-from tersely.training.saving import MODEL
+from tersely.training.sampling import FREE, CompletionRequest, Rollout, RolloutSampler
+from tersely.training.training_run import MODEL
 
-from ...support.trainings import recipe, train
+from ...support.trainings import make_recipe, train
 
 DATA = Data(task="agents:lookup,instant", questions=4, efforts=("easy",))
 MODEL_NAME = "tersely-tiny-agent"
@@ -33,10 +38,10 @@ ROLLOUT = Rollout(
     prompt_ids=(1,),
     ids=(2, 3),
     forced=(False, False),
-    begun=FREE,
+    start_mode=FREE,
     mode=THINK,
-    drawn=None,
-    chance=0.1,
+    first_token_logprob=None,
+    p_no_think=0.1,
     thinking="t",
     response="r",
     thinking_tokens=1,
@@ -47,9 +52,9 @@ ROLLOUT = Rollout(
 
 
 @pytest.fixture(scope="module")
-def sampler() -> Sampler:
+def sampler() -> RolloutSampler:
     settings = Rollouts(max_new_tokens=160, temperature=0.3)
-    return Sampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOOL_SCHEMAS)
+    return RolloutSampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOOL_SCHEMAS)
 
 
 def environment() -> Environment:
@@ -58,61 +63,69 @@ def environment() -> Environment:
     return found
 
 
-def played(sampler: Sampler, begun: str) -> list[TrainingEpisode]:
-    asks = [CompletionRequest(row["prompt"], row["tier"], begun) for row in ROWS]
-    return run_episode(sampler, asks, ROWS, environment(), later="easy", steps=6, seed=1)
+def runner(sampler: RolloutSampler) -> EpisodeRunner:
+    return EpisodeRunner(sampler, environment(), "easy", 6)
 
 
-def test_other_models_are_told_the_form_of_an_answer_as_in_use() -> None:
+def played(sampler: RolloutSampler, start_mode: str) -> list[TrainingEpisode]:
+    asks = [CompletionRequest(row["prompt"], row["tier"], start_mode) for row in ROWS]
+    return runner(sampler)(asks, ROWS, 1)
+
+
+def test_the_system_prompt_depends_on_the_model_as_in_use() -> None:
     assert [m["role"] for m in load_rows(DATA, "some/model")[0]["prompt"]] == ["system", "user"]
     assert [m["role"] for m in load_rows(DATA, MODEL_NAME)[0]["prompt"]] == ["user"]
     assert [m["role"] for m in load_rows(Data(questions=1), "some/model")[0]["prompt"]] == ["user"]
 
 
-def test_free_episodes_call_what_they_need_and_read_the_results(sampler: Sampler) -> None:
+def test_free_episodes_call_tools_and_read_the_results(sampler: RolloutSampler) -> None:
     found = played(sampler, FREE)
     for one in found:
         looked_up = one.row["level"] == "lookup"
-        assert one.mode == (AGENTIC if looked_up else THINK) and one.stayed
+        assert one.mode == (AGENTIC if looked_up else THINK) and one.followed_start
         assert len(one.steps) == one.calls + 1 and (one.calls > 0) == looked_up
         assert [m["role"] for m in one.messages] == ["user", *["assistant", "tool"] * one.calls]
-    solved = [environment().solved(one.row["id"], one.answer) for one in found]
+    solved = [environment().is_solved(one.row["id"], one.answer) for one in found]
     assert sum(solved) >= 3, [one.answer for one in found]
-    # Each step is asked by the conversation so far, in which no thinking stands.
+    # The prompt of each step is the conversation so far, without thinking.
     last = next(one for one in found if one.calls)
     prompt = sampler.session.codec.decode(last.steps[-1].prompt_ids)
     assert last.messages[-1]["content"] in prompt and last.steps[0].thinking[:20] not in prompt
 
 
 @pytest.mark.parametrize("words", [1980, 2500], ids=["no room for a step", "nor for an answer"])
-def test_an_episode_ends_where_the_context_does(words: int, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_episodes_end_when_the_context_is_full(
+    words: int, sampler: RolloutSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def looked_up_at_length(self: Environment, task: str, said: str, calls: list[ToolCall]) -> list[dict[str, Any]]:
         return [{"role": "assistant", "content": ""}, {"role": "tool", "content": "12 " * words}]
 
-    monkeypatch.setattr(Environment, "turns", looked_up_at_length)
+    monkeypatch.setattr(Environment, "run_calls", looked_up_at_length)
     for one in played(sampler, FREE):
         assert len(one.steps) == 1 and one.calls == (one.row["level"] == "lookup")
 
 
-def test_modes_without_tools_have_none_and_a_call_is_opened_where_one_was_to_be(sampler: Sampler) -> None:
-    for begun in (THINK, NO_THINK):
-        for one in played(sampler, begun):
+def test_only_agentic_and_free_episodes_call_tools(sampler: RolloutSampler) -> None:
+    for start_mode in (THINK, NO_THINK):
+        for one in played(sampler, start_mode):
             assert one.calls == 0 and len(one.steps) == 1
             if one.row["level"] == "lookup":
-                assert one.mode == AGENTIC and one.answer == "" and not one.stayed
+                assert one.mode == AGENTIC and one.answer == "" and not one.followed_start
     for one in played(sampler, AGENTIC):
-        assert one.mode == AGENTIC and one.stayed and one.begun == AGENTIC
+        assert one.mode == AGENTIC and one.followed_start and one.start_mode == AGENTIC
         if one.row["level"] == "instant":
             first = one.steps[0]
             opened = sampler.session.codec.decode([i for i, was in zip(first.ids, first.forced, strict=True) if was])
             assert opened.strip() == OPEN and first.thinking and len(first.forced) == len(first.ids)
-            trace = to_trace(one, sampler.close)
-            assert tuple(trace.ids) == first.ids[: len(trace.ids)] and trace.learnt[0] == 1
-            assert sum(trace.learnt) == 1 + sum(first.forced), "to call is what it is to learn"
+            trace = to_alignment_trace(one, sampler.close)
+            assert tuple(trace.ids) == first.ids[: len(trace.ids)] and trace.loss_mask[0] == 1
+            assert sum(trace.loss_mask) == 1 + sum(first.forced), "only the first token and the call are learned"
 
 
-def test_thinking_after_the_end_of_thinking_is_no_answer_at_once(sampler: Sampler) -> None:
-    free = Sampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOOL_SCHEMAS)
+def test_thinking_that_is_closed_twice_counts_as_thinking(sampler: RolloutSampler) -> None:
+    free = RolloutSampler(
+        sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOOL_SCHEMAS
+    )
     found = free([CompletionRequest(row["prompt"], "hard", NO_THINK) for row in ROWS for _ in range(3)], 0)
     twice = [one for one in found if one.ids.count(free.close) > 1]
     assert twice, "this model thinks on when its thinking is ended at once"
@@ -121,64 +134,64 @@ def test_thinking_after_the_end_of_thinking_is_no_answer_at_once(sampler: Sample
         assert (one.thinking_tokens > 5) == (one in twice)
 
 
-def test_an_episode_is_learnt_from_one_of_its_steps_on_average_from_all() -> None:
+def test_one_weighted_step_stands_for_all_steps_on_average() -> None:
     steps = [replace(ROLLOUT, ids=(2,) * n, thinking_tokens=n) for n in (1, 2, 3)]
     one = TrainingEpisode({"id": "a"}, AGENTIC, steps, called=True)
-    drawn = [one.learnt_from(place, True) for place in range(3)]
-    # What the loss adds up, the tokens of a step with its weight, is on average that of all steps.
+    drawn = [one.to_rollout(place, True) for place in range(3)]
+    # The weighted tokens of a step are on average those of all steps.
     assert fmean(r.weight * len(r.ids) for r in drawn) == one.tokens == 6
     assert all(r.thinking_tokens == 6 and r.solved and r.mode == AGENTIC for r in drawn)
-    assert TrainingEpisode({"id": "a"}, NO_THINK, steps, called=True).learnt_from(0, False).weight == 0
-    assert TrainingEpisode({"id": "a"}, FREE, steps, called=True).learnt_from(0, False).weight == 3
+    assert TrainingEpisode({"id": "a"}, NO_THINK, steps, called=True).to_rollout(0, False).weight == 0
+    assert TrainingEpisode({"id": "a"}, FREE, steps, called=True).to_rollout(0, False).weight == 3
 
 
-def test_what_opened_a_call_has_no_loss(sampler: Sampler) -> None:
+def test_an_opened_call_is_masked_from_the_loss(sampler: RolloutSampler) -> None:
     plan = [AGENTIC, NO_THINK]
-    rollouts = EpisodeRollouts(sampler, plan, 0, environment(), later="easy", steps=6)
+    rollouts = EpisodeRollouts(runner(sampler), plan, 0)
     rows = [ROWS[1], ROWS[1]]
     assert rows[0]["level"] == "instant"
-    made = rollouts.sample([CompletionRequest(rows[0]["prompt"], "easy", begun) for begun in plan], rows, 0)
+    made = rollouts.sample([CompletionRequest(rows[0]["prompt"], "easy", start_mode) for start_mode in plan], rows, 0)
     for one in made:
-        mask = rollouts.learnt(one)
+        mask = rollouts.loss_mask(one)
         assert len(mask) == len(one.ids)
         assert all(mask[i] == 0 for i, forced in enumerate(one.forced) if forced)
-        assert mask[0] == 0 or one.drawn is None, "the beginning was forced"
+        assert mask[0] == 0 or one.first_token_logprob is None, "the start was forced"
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        ({"name": "lookup", "arguments": {"name": "Nobody"}}, "there is no page 'Nobody'"),
-        ({"name": "lookup", "arguments": {"title": "x"}}, "accepted: 'name'"),
-        ({"name": "look", "arguments": {}}, "did you mean 'lookup'"),
-        ({"name": "calculator", "arguments": {"expression": "2**9"}}, "no arithmetic"),
+        ({"name": "lookup", "arguments": {"name": "Nobody"}}, "Nobody"),
+        ({"name": "lookup", "arguments": {"title": "x"}}, "name"),
+        ({"name": "look", "arguments": {}}, "lookup"),
+        ({"name": "calculator", "arguments": {"expression": "2**9"}}, "2**9"),
     ],
 )
-def test_what_a_call_cannot_do_is_its_result(call: dict[str, Any], says: str) -> None:
-    _, calls = read_calls(f"{OPEN}{json.dumps(call)}</tool_call>")
-    own, result = environment().turns(ROWS[0]["id"], "", calls)
+def test_the_result_of_a_failed_call_is_its_error(call: dict[str, Any], says: str) -> None:
+    _, calls = parse_tool_calls(f"{OPEN}{json.dumps(call)}</tool_call>")
+    own, result = environment().run_calls(ROWS[0]["id"], "", calls)
     assert own["tool_calls"][0]["function"] == call and says in result["content"]
 
 
-def test_what_is_no_call_is_answered_too() -> None:
-    own, result = environment().turns(ROWS[0]["id"], "Well.", [ToolCall(None, {}, f"{OPEN}hm", "no JSON")])
+def test_an_invalid_call_is_answered_with_its_error() -> None:
+    own, result = environment().run_calls(ROWS[0]["id"], "Well.", [ToolCall(None, {}, f"{OPEN}hm", "no JSON")])
     assert own["content"] == f"Well.{OPEN}hm" and "tool_calls" not in own
-    assert result == {"role": "tool", "content": "that is no call: no JSON"}
+    assert result == {"role": "tool", "content": "invalid tool call: no JSON"}
 
 
-def test_the_cheapest_mode_that_does_is_chosen() -> None:
-    def made(begun: str, tokens: int, mode: str = "", finish: str = "stop") -> TrainingEpisode:
-        step = replace(ROLLOUT, ids=(1,) * tokens, mode=mode or begun, finish_reason=finish)
-        return TrainingEpisode({"id": "a"}, begun, [step], called=begun == AGENTIC)
+def test_the_cheapest_sufficient_mode_is_chosen() -> None:
+    def made(start_mode: str, tokens: int, mode: str = "", finish: str = "stop") -> TrainingEpisode:
+        step = replace(ROLLOUT, ids=(1,) * tokens, mode=mode or start_mode, finish_reason=finish)
+        return TrainingEpisode({"id": "a"}, start_mode, [step], called=start_mode == AGENTIC)
 
     modes, right = (NO_THINK, THINK, AGENTIC), lambda one: one.tokens < 10
     both = [made(NO_THINK, 3), made(NO_THINK, 20), made(THINK, 5), made(THINK, 4)]
-    assert cheapest(both, modes, 0.5, right) is both[0]
-    assert cheapest(both, modes, 0.6, right) is both[3]
-    assert cheapest([made(NO_THINK, 3, THINK), made(THINK, 20)], modes, 0.5, right) is None, "it thought all the same"
-    assert cheapest([made(THINK, 3, finish="length")], modes, 0.5, right) is None
+    assert choose_cheapest(both, modes, 0.5, right) is both[0]
+    assert choose_cheapest(both, modes, 0.6, right) is both[3]
+    assert choose_cheapest([made(NO_THINK, 3, THINK), made(THINK, 20)], modes, 0.5, right) is None, "it thought"
+    assert choose_cheapest([made(THINK, 3, finish="length")], modes, 0.5, right) is None
     agentic = [made(THINK, 20), made(AGENTIC, 9)]
-    assert cheapest(agentic, modes, 0.5, right) is agentic[1]
+    assert choose_cheapest(agentic, modes, 0.5, right) is agentic[1]
 
 
 def test_apo_with_three_modes(tmp_path: Path) -> None:
@@ -200,49 +213,49 @@ def test_apo_with_three_modes(tmp_path: Path) -> None:
     steps = [log for log in logs if "loss" in log]
     assert [log["step"] for log in steps] == [1, 2] and any(log["grad_norm"] > 0 for log in steps)
     assert all("modes/agentic/accuracy" in log and "level/lookup/accuracy" in log for log in steps)
-    assert "played 4/4 questions" in said and any("agentic" in line for line in said if line.startswith("routed ")), (
-        said
-    )
+    assert "alignment: 4/4 questions" in said
+    assert any(line.startswith("routed ") and "agentic" in line for line in said), said
     assert (out / "aligned" / MODEL).is_dir() and (out / MODEL).is_dir()
 
 
-def test_tasks_with_tools_need_a_method_and_a_model_that_have_them(tmp_path: Path) -> None:
+def test_recipes_for_tasks_with_tools_are_checked(tmp_path: Path) -> None:
     assert load_tasks(Data(task="tiny")) is None
     agents = {"task": "agents", "questions": 4}
-    with pytest.raises(RecipeError, match="'ser' has no tools"):
-        method("ser").validate_recipe(recipe("ser", tmp_path / "a", data=agents))
-    with pytest.raises(CapabilityError, match="cannot call tools"):
-        method("apo").validate_recipe(recipe("apo", tmp_path / "b", data=agents, apo={"forced": 1}))
-    with pytest.raises(OptionError, match="did you mean 'lookup'"):
+    with pytest.raises(RecipeError) as error:
+        load_method("ser").validate(make_recipe("ser", tmp_path / "a", data=agents))
+    assert error.value.code == "no_tools"
+    with pytest.raises(CapabilityError, match="tools"):
+        load_method("apo").validate(make_recipe("apo", tmp_path / "b", data=agents, apo={"forced": 1}))
+    with pytest.raises(OptionError, match="'lookup'"):
         load_rows(Data(task="agents:lokup"))
-    with pytest.raises(RecipeError, match="each of 3 modes"):
-        recipe("apo", tmp_path / "c", data=agents, apo={"forced": 2}, rollouts={"generations": 6})
-    with pytest.raises(RecipeError, match="accepted: easy, normal or hard"):
-        method("apo").validate_recipe(recipe("apo", tmp_path / "d", apo={"forced": 1, "later": "none"}))
+    with pytest.raises(RecipeError, match=r"apo\.forced is 2"):
+        make_recipe("apo", tmp_path / "c", data=agents, apo={"forced": 2}, rollouts={"generations": 6})
+    with pytest.raises(RecipeError, match="easy, normal or hard") as error:
+        load_method("apo").validate(make_recipe("apo", tmp_path / "d", apo={"forced": 1, "followup_effort": "none"}))
     align: dict[str, Any] = {"optimiser": {"micro_batch": 3}}
     with pytest.raises(RecipeError, match=r"apo\.align\.optimiser\.micro_batch"):
-        method("apo").validate_recipe(recipe("apo", tmp_path / "e", apo={"forced": 1, "align": align}))
+        load_method("apo").validate(make_recipe("apo", tmp_path / "e", apo={"forced": 1, "align": align}))
     wrong: dict[str, Any]
     for wrong, says in (
-        ({"lora": {"merge": False}}, r"lora\.merge is false"),
-        ({"dtype": "bfloat16"}, r"dtype is 'bfloat16'"),
+        ({"lora": {"merge": False}}, r"align\.optimiser\.lora\.merge"),
+        ({"dtype": "bfloat16"}, r"align\.optimiser\.dtype is 'bfloat16'"),
     ):
         align = {"optimiser": {"micro_batch": 2, **wrong}}
         with pytest.raises(RecipeError, match=says):
-            method("apo").validate_recipe(recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
-    with pytest.raises(RecipeError, match="kl is not weighed"):
-        method("apo").validate_recipe(recipe("apo", tmp_path / "g", data=agents, apo={"forced": 1, "kl": 0.1}))
+            load_method("apo").validate(make_recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
+    with pytest.raises(RecipeError, match=r"apo\.kl"):
+        load_method("apo").validate(make_recipe("apo", tmp_path / "g", data=agents, apo={"forced": 1, "kl": 0.1}))
 
 
 @pytest.mark.parametrize(("mode", "learnt"), [(THINK, [1]), (NO_THINK, [1, 1, 1, 1])])
-def test_only_what_decides_is_learnt(mode: str, learnt: list[int]) -> None:
+def test_alignment_learns_only_the_deciding_tokens(mode: str, learnt: list[int]) -> None:
     step = replace(ROLLOUT, ids=(5, 6, 7, 8), forced=(False,) * 4, mode=mode)
-    trace = to_trace(TrainingEpisode({"id": "a"}, mode, [step]), close=9)
-    assert trace.ids == [5, 6, 7, 8][: len(learnt)] and trace.learnt == learnt
+    trace = to_alignment_trace(TrainingEpisode({"id": "a"}, mode, [step]), close=9)
+    assert trace.ids == [5, 6, 7, 8][: len(learnt)] and trace.loss_mask == learnt
 
 
-def test_what_policies_wrote_is_not_learnt() -> None:
-    # A budget that ends the thinking (7, 9) and a call that is opened after it (3, 4).
+def test_alignment_masks_text_of_policies() -> None:
+    # A budget closes the thinking (7, 9), and a call is opened after it (3, 4).
     step = replace(ROLLOUT, ids=(5, 6, 7, 9, 3, 4, 8), forced=(False, False, True, True, True, True, False))
-    trace = to_trace(TrainingEpisode({"id": "a"}, AGENTIC, [step], called=True), close=9)
-    assert trace.ids == [5, 6, 7, 9, 3, 4] and trace.learnt == [1, 0, 0, 0, 1, 1]
+    trace = to_alignment_trace(TrainingEpisode({"id": "a"}, AGENTIC, [step], called=True), close=9)
+    assert trace.ids == [5, 6, 7, 9, 3, 4] and trace.loss_mask == [1, 0, 0, 0, 1, 1]

@@ -1,4 +1,4 @@
-"""Vector rewards: pairs by objective, a head for each, and their mixtures as ordinary models."""
+"""MAH-DPO: pairs by objective, one head for each, and their mixtures as ordinary models."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import ModelError, OptionError
 from tersely.training.config import RecipeError
-from tersely.training.pairs import objective_pairs
-from tersely.training.research.heads import FILE, Heads, mix_heads, put_heads, read_heads, weigh_heads
-from tersely.training.saving import MODEL
+from tersely.training.research.heads import FILE, Heads, install_heads, load_heads, mix_heads, set_head_weights
+from tersely.training.research.mahdpo import make_objective_pairs
 from tersely.training.traces import SampledTrace
+from tersely.training.training_run import MODEL
 
 from ...support.trainings import train
 
@@ -34,8 +34,8 @@ OWN: dict[str, Any] = {
 }
 
 
-def trace(length: int, right: bool = True, whole: bool = True) -> SampledTrace:
-    return SampledTrace([1], [2] * length, [1] * length, right, whole)
+def trace(length: int, right: bool = True, finished: bool = True) -> SampledTrace:
+    return SampledTrace([1], [2] * length, [1] * length, right, finished)
 
 
 def first_loss(out: Path) -> float:
@@ -43,63 +43,65 @@ def first_loss(out: Path) -> float:
 
 
 def test_pairs_differ_in_their_objective() -> None:
-    brief, long, wrong, broken = trace(10), trace(20), trace(15, right=False), trace(30, right=False, whole=False)
+    brief, long, wrong, broken = trace(10), trace(20), trace(15, right=False), trace(30, right=False, finished=False)
     traces = [brief, long, wrong, broken]
 
     def found(objective: str) -> list[tuple[int, int]]:
-        pairs = objective_pairs(objective, traces, Random(0), 9, 0.2)
+        pairs = make_objective_pairs(objective, traces, Random(0), 9, 0.2)
         return sorted((p.chosen.length, p.rejected.length) for p in pairs)
 
     assert found("accuracy") == [(10, 15), (20, 15)]
     assert found("brevity") == [(10, 20)]
     assert found("format") == [(10, 30), (15, 30), (20, 30)]
-    assert len(objective_pairs("format", traces, Random(0), 2, 0.2)) == 2
-    assert not objective_pairs("brevity", [brief, trace(11)], Random(0), 9, 0.2)
+    assert len(make_objective_pairs("format", traces, Random(0), 2, 0.2)) == 2
+    assert not make_objective_pairs("brevity", [brief, trace(11)], Random(0), 9, 0.2)
 
 
-def test_what_is_seldom_right_teaches_no_brevity() -> None:
+def test_questions_rarely_answered_right_teach_no_brevity() -> None:
     traces = [trace(10), trace(20), trace(15, right=False), trace(15, right=False), trace(15, right=False)]
-    assert len(objective_pairs("brevity", traces, Random(0), 9, 0.2, least=0.4)) == 1
-    assert not objective_pairs("brevity", traces, Random(0), 9, 0.2, least=0.5)
-    assert objective_pairs("accuracy", traces, Random(0), 9, 0.2, least=0.5)
+    assert len(make_objective_pairs("brevity", traces, Random(0), 9, 0.2, min_accuracy=0.4)) == 1
+    assert not make_objective_pairs("brevity", traces, Random(0), 9, 0.2, min_accuracy=0.5)
+    assert make_objective_pairs("accuracy", traces, Random(0), 9, 0.2, min_accuracy=0.5)
 
 
-def test_the_mixture_of_heads_is_that_of_their_logits() -> None:
+def test_mixed_heads_give_mixed_logits() -> None:
     names, x = ("accuracy", "brevity", "format"), torch.randn(5, 8)
     heads = Heads(torch.randn(30, 8), names)
     with torch.no_grad():
-        for weight in heads.each:
+        for weight in heads.heads:
             weight.add_(torch.randn(30, 8))
     logits = []
-    for heads.used in range(3):
+    for heads.active in range(3):
         logits.append(heads(x))
     weights: dict[str, Any] = {"accuracy": np.float32(3), "format": np.int64(1)}
-    found = mix_heads(dict(zip(names, heads.each, strict=True)), weights)
+    found = mix_heads(dict(zip(names, heads.heads, strict=True)), weights)
     torch.testing.assert_close(x @ found.T, 0.75 * logits[0] + 0.25 * logits[2])
 
 
 @pytest.mark.parametrize(
-    ("weights", "said"),
+    ("weights", "code"),
     [
-        ({"acuracy": 1.0}, "did you mean 'accuracy'"),
-        ({"accuracy": -1.0}, "0 and more"),
-        ({"accuracy": math.nan}, "0 and more"),
-        ({"accuracy": 0.0}, "weigh 0"),
-        ({"accuracy": "1"}, "objective 'accuracy' weighs '1'; accepted: a number"),
-        ({"accuracy": True}, "weighs True; accepted: a number"),
-        ({"accuracy": None}, "weighs None; accepted: a number"),
+        ({"acuracy": 1.0}, "unknown_name"),
+        ({"accuracy": -1.0}, "invalid_weight"),
+        ({"accuracy": math.nan}, "invalid_weight"),
+        ({"accuracy": 0.0}, "invalid_weight"),
+        ({"accuracy": "1"}, "invalid_weight"),
+        ({"accuracy": True}, "invalid_weight"),
+        ({"accuracy": None}, "invalid_weight"),
     ],
 )
-def test_weights_that_are_none_are_refused(weights: dict[str, Any], said: str) -> None:
-    with pytest.raises(OptionError, match=said):
+def test_invalid_weights_are_refused(weights: dict[str, Any], code: str) -> None:
+    with pytest.raises(OptionError, match="accuracy") as error:
         mix_heads({"accuracy": torch.zeros(2, 2), "brevity": torch.zeros(2, 2)}, weights)
+    assert error.value.code == code
 
 
-def test_a_head_that_is_the_embedding_too_is_left_alone() -> None:
+def test_a_tied_head_is_refused_and_unchanged() -> None:
     model = load_engine(BASE).model
     before = model.get_input_embeddings().weight.detach().clone()
-    with pytest.raises(ModelError, match=r"input embedding as well .*the folder `model` .*from_pretrained\(folder\)"):
-        weigh_heads(model, {"accuracy": torch.zeros_like(before)}, {"accuracy": 1.0})
+    with pytest.raises(ModelError) as error:
+        set_head_weights(model, {"accuracy": torch.zeros_like(before)}, {"accuracy": 1.0})
+    assert error.value.code == "tied_head"
     assert torch.equal(model.get_input_embeddings().weight, before)
 
 
@@ -107,30 +109,32 @@ def test_a_head_that_is_the_embedding_too_is_left_alone() -> None:
 def test_heads_of_another_model_are_refused(shape: tuple[int, int]) -> None:
     model = load_engine(BASE).model
     names = ("accuracy", "brevity")
-    put_heads(model, names)
+    install_heads(model, names)
     before = model.get_output_embeddings().weight.detach().clone()
-    both = rf"'brevity' is {shape[0]} x {shape[1]} and that of the model 970 x 128 .*`tersely train mahdpo` wrote"
+    both = rf"'brevity' is {shape[0]} x {shape[1]} and .* 970 x 128 "
     heads = dict(zip(names, (torch.zeros_like(before), torch.zeros(shape)), strict=True))
     for name in names:
-        with pytest.raises(ModelError, match=both):
-            weigh_heads(model, heads, {name: 1.0})
+        with pytest.raises(ModelError, match=both) as error:
+            set_head_weights(model, heads, {name: 1.0})
+        assert error.value.code == "other_model"
     assert torch.equal(model.get_output_embeddings().weight, before)
 
 
-def test_what_is_no_folder_of_heads(tmp_path: Path) -> None:
+def test_a_folder_without_heads_is_refused(tmp_path: Path) -> None:
     for folder in (tmp_path, str(tmp_path)):
-        with pytest.raises(ModelError, match=r"has no heads .*accepted: the folder `model` of `tersely train mahdpo`"):
-            read_heads(folder)
+        with pytest.raises(ModelError) as error:
+            load_heads(folder)
+        assert error.value.code == "no_heads"
 
 
-def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_are_trained_and_blended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "heads"
     said = train("mahdpo", out, **OWN)
     assert any("pairs of brevity" in line for line in said), said
-    assert first_loss(out) == pytest.approx(math.log(2), rel=1e-3), "DPO's, for nothing has moved yet"
-    heads = read_heads(str(out / MODEL))
+    assert first_loss(out) == pytest.approx(math.log(2), rel=1e-3), "DPO's loss before anything has changed"
+    heads = load_heads(str(out / MODEL))
     assert sorted(heads) == ["accuracy", "brevity", "format"]
-    # Batches take turns, and each has moved its own head alone, from the same beginning.
+    # Batches take turns, and each has changed only its own head, from the same start.
     before = load_engine(BASE).model.get_output_embeddings().weight
     moved = {name: (head - before).abs().max().item() for name, head in heads.items()}
     assert all(0 < change < 0.1 for change in moved.values()), moved
@@ -142,25 +146,25 @@ def test_a_training_of_heads(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     engine = load_engine(str(folder))
     assert torch.equal(engine.model.get_output_embeddings().weight, heads["brevity"])
     assert not (folder / FILE).exists()
-    weigh_heads(engine.model, heads, {"accuracy": 1})
+    set_head_weights(engine.model, heads, {"accuracy": 1})
     assert torch.equal(engine.model.get_output_embeddings().weight, heads["accuracy"])
     assert tersely.generate(str(folder), prompts="Kai has 9 shells. Kai finds 3 more. Count the shells.").text
     capsys.readouterr()
     for arguments, complaint in (
-        ([str(out / MODEL), str(folder), "--weight", "brevity=2"], "is there already"),
-        ([str(out / MODEL), str(tmp_path / "x"), "--weight", "brevity"], "accepted: NAME=WEIGHT"),
-        ([str(folder), str(tmp_path / "x"), "--weight", "brevity=1"], "has no heads"),
+        ([str(out / MODEL), str(folder), "--weight", "brevity=2"], str(folder)),
+        ([str(out / MODEL), str(tmp_path / "x"), "--weight", "brevity"], "NAME=WEIGHT"),
+        ([str(folder), str(tmp_path / "x"), "--weight", "brevity=1"], FILE),
     ):
         assert main(["train", "blend", *arguments]) == 2
         assert complaint in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
 
 
-def test_frozen_the_heads_alone_learn_and_what_is_chosen_may_count(tmp_path: Path) -> None:
+def test_frozen_models_train_only_heads_and_nll_is_weighted(tmp_path: Path) -> None:
     few = {**OWN, "optimiser": {**OWN["optimiser"], "steps": 1}}
     for weight in (0.5, 1.0):
         out = tmp_path / str(weight)
-        train("mahdpo", out, **{**few, "mahdpo": {**OWN["mahdpo"], "frozen": True, "likelihood": weight}})
+        train("mahdpo", out, **{**few, "mahdpo": {**OWN["mahdpo"], "frozen": True, "nll_weight": weight}})
     half, whole = (first_loss(tmp_path / name) - math.log(2) for name in ("0.5", "1.0"))
     assert half > 0.02 and whole == pytest.approx(2 * half, rel=1e-3)
     before = load_engine(BASE).model.state_dict()
@@ -169,12 +173,14 @@ def test_frozen_the_heads_alone_learn_and_what_is_chosen_may_count(tmp_path: Pat
     assert moved == ["lm_head.weight"]
 
 
-def test_what_cannot_have_heads(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="heads are whole matrices"):
+def test_recipes_and_models_that_cannot_have_heads_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as error:
         train("mahdpo", tmp_path / "a", **{**OWN, "optimiser": {"lora": {"rank": 2}}})
-    with pytest.raises(RecipeError, match="named twice"):
+    assert error.value.code == "no_lora"
+    with pytest.raises(RecipeError, match=r"mahdpo\.objectives"):
         train("mahdpo", tmp_path / "b", **{**OWN, "mahdpo": {"objectives": ["format", "format"]}})
     model = load_engine(BASE).model
-    put_heads(model, ("accuracy", "brevity"))
-    with pytest.raises(ModelError, match="accepted: a linear layer"):
-        put_heads(model, ("accuracy", "brevity"))
+    install_heads(model, ("accuracy", "brevity"))
+    with pytest.raises(ModelError) as unsupported:
+        install_heads(model, ("accuracy", "brevity"))
+    assert unsupported.value.code == "unsupported_head"

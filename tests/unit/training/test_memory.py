@@ -1,4 +1,4 @@
-"""Recipes for models that are not here: a dry run on their shapes accepts them, and foretells what they state."""
+"""Recipes for real models: a dry run on their shapes accepts them and estimates the memory that they state."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import yaml
 
 from tersely.models import get_model_path
 from tersely.training.config import read_recipe
-from tersely.training.memory import ALONE, Estimate, ResidentModels, estimate
-from tersely.training.methods import method
-from tersely.training.preflight import meta_engine
-from tersely.training.research.heads import put_heads
+from tersely.training.memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
+from tersely.training.methods import load_method
+from tersely.training.preflight import load_meta_engine
+from tersely.training.research.heads import install_heads
 
-from ...support.trainings import recipe
+from ...support.trainings import make_recipe
 
 RECIPES = [
     path
@@ -43,7 +43,7 @@ SHAPES: dict[str, tuple[tuple[int, int, int, int], dict[str, Any]]] = {
 
 
 def stand_in(name: str, folder: Path) -> Path:
-    """The configuration of a model, beside the tokenizer of one that is here."""
+    """The configuration of a model with the tokenizer of an embedded one."""
     from transformers import Qwen2Config, Qwen3Config
 
     shutil.copytree(
@@ -58,7 +58,7 @@ def stand_in(name: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_states_the_memory_that_a_dry_run_foretells(
+def test_recipes_state_the_memory_that_a_dry_run_estimates(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = path.read_text("utf-8")
@@ -66,25 +66,25 @@ def test_a_recipe_states_the_memory_that_a_dry_run_foretells(
     monkeypatch.chdir(tmp_path)
     lines = [json.dumps({"id": i, "problem": f"What is {i} + 1?", "answer": str(i + 1)}) for i in range(128)]
     Path("questions.jsonl").write_text("\n".join(lines), "utf-8")
-    kind = method(values["method"])
+    method = load_method(values["method"])
     changes = [f"model={stand_in(values['model'], tmp_path / 'model')}"]
     if "start" in values.get("adaptthink", {}):
-        changes.append("adaptthink.start=null")  # a word that is no token of the small tokenizer
-    found = kind.validate_recipe(read_recipe(path, kind.RECIPE, values["method"], changes)).findings
-    (foretold,) = re.findall(r"memory: about ([\d.]+) GiB", "\n".join(found))
+        changes.append("adaptthink.start=null")  # not a single token of the small tokenizer
+    found = method.validate(read_recipe(path, method.recipe, values["method"], changes)).findings
+    (estimated,) = re.findall(r"memory: about ([\d.]+) GiB", "\n".join(found))
     (stated,) = re.findall(r"[Aa]bout ([\d.]+) GiB with short prompts", text)
-    assert foretold == stated
-    assert float(stated) < 75, "a card of 80 GB holds it"
+    assert estimated == stated
+    assert float(stated) < 75, "it fits a GPU of 80 GB"
 
 
-def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
-    model = meta_engine("tersely-tiny-small").model
+def test_resident_models_are_counted(tmp_path: Path) -> None:
+    model = load_meta_engine("tersely-tiny-small").model
 
-    def counted(held: ResidentModels = ALONE, **sections: Any) -> Estimate:
-        return estimate(model, recipe("ser", tmp_path, **sections), 300, held)
+    def counted(held: ResidentModels = ONE_MODEL, **sections: Any) -> MemoryEstimate:
+        return estimate_memory(model, make_recipe("ser", tmp_path, **sections), 300, held)
 
     every = sum(weight.numel() for weight in model.parameters())
-    alone, pairs = counted(), counted(ResidentModels(reference=True, texts=2))
+    alone, pairs = counted(), counted(ResidentModels(reference=True, sequences=2))
     assert (pairs.weights, pairs.activations) == (2 * alone.weights, 2 * alone.activations)
     assert pairs.cache == alone.cache > 0
     assert counted(ResidentModels(models=3)).weights == 3 * alone.weights
@@ -101,13 +101,13 @@ def test_what_a_method_keeps_is_counted(tmp_path: Path) -> None:
     inside_vllm = counted(rollouts={"engine": "vllm"})
     assert (inside_vllm.cache, inside_vllm.weights) == (0, 2 * alone.weights)
     size = alone.weights / every
-    foretold = counted(ResidentModels(heads=3)).weights / size
-    put_heads(model, ("accuracy", "brevity", "format"))
-    assert foretold == sum(weight.numel() for weight in model.parameters())
+    estimated = counted(ResidentModels(heads=3)).weights / size
+    install_heads(model, ("accuracy", "brevity", "format"))
+    assert estimated == sum(weight.numel() for weight in model.parameters())
 
 
-def kept(config: Any, *, dtype: str, lora: bool, autocast: bool) -> float:
-    """Bytes that PyTorch keeps of each token for the backward pass through the layers, weights left out."""
+def saved_bytes(config: Any, *, dtype: str, lora: bool, autocast: bool) -> float:
+    """Bytes per token that PyTorch saves for the backward pass through the layers, without weights."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -135,21 +135,23 @@ def kept(config: Any, *, dtype: str, lora: bool, autocast: bool) -> float:
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize(("dtype", "lora"), [("bfloat16", True), ("float32", True), ("float32", False)])
 @pytest.mark.parametrize("kind", ["Qwen2", "Qwen3"])
-def test_what_the_backward_pass_needs_is_about_what_is_foretold(
+def test_activation_memory_is_close_to_the_estimate(
     kind: str, dtype: str, lora: bool, autocast: bool, tmp_path: Path
 ) -> None:
     import torch
     import transformers
 
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "num_key_value_heads": 2}
-    made = recipe("ser", tmp_path, optimiser={"micro_batch": 1, "lora": {"rank": 8} if lora else None, "dtype": dtype})
-    measured, foretold = [], []
+    made = make_recipe(
+        "ser", tmp_path, optimiser={"micro_batch": 1, "lora": {"rank": 8} if lora else None, "dtype": dtype}
+    )
+    measured, estimated = [], []
     for layers in (2, 4):
         kinds = getattr(transformers, f"{kind}Config")
         config = kinds(**sizes, head_dim=64, num_hidden_layers=layers, vocab_size=64, tie_word_embeddings=True)
-        measured.append(kept(config, dtype=dtype, lora=lora, autocast=autocast))
+        measured.append(saved_bytes(config, dtype=dtype, lora=lora, autocast=autocast))
         with torch.device("meta"):
             bare = transformers.AutoModelForCausalLM.from_config(config)
-        foretold.append(estimate(bare, made, 1).activations)
-    ratio = (foretold[1] - foretold[0]) / (measured[1] - measured[0])
-    assert 0.9 < ratio < 1.45, "too little ends in a card that is full, too much keeps people from what fits"
+        estimated.append(estimate_memory(bare, made, 1).activations)
+    ratio = (estimated[1] - estimated[0]) / (measured[1] - measured[0])
+    assert 0.9 < ratio < 1.45, "neither out of memory nor overly cautious"

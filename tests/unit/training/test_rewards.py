@@ -1,4 +1,4 @@
-"""Rewards: their values, their calling convention, and that they can be sent to another process."""
+"""Rewards and statistics of rollouts: values, calling convention, pickling."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ import pytest
 import torch
 
 from tersely.errors import OptionError
-from tersely.training.rewards import (
-    AdaptiveDiscount,
-    Correctness,
-    GroupBrevity,
-    HintBudget,
-    NoThinkBonus,
-    ReferenceBaseline,
-    Reward,
-    TierAdherence,
-)
+from tersely.training.methods.adaptthink import NoThinkBonus, ReferenceBaseline
+from tersely.training.methods.vsrm import find_cuts, find_settled, step_rewards
+from tersely.training.research.apo import AdaptiveDiscount
+from tersely.training.rewards import Correctness, GroupBrevity, HintBudget, Reward, TierAdherence
 from tersely.training.rewards.framework_adapters import compute_score, reward_func
-from tersely.training.rewards.stepwise import cuts, settled_at, step_rewards
-from tersely.training.statistics import statistics
+from tersely.training.rollouts import rollout_statistics
 
 RIGHT, WRONG, OPEN = "Two.</think>\n\nThe answer is \\boxed{4}.", "Two.</think>\n\n\\boxed{5}", "It may be \\boxed{4}."
 INSTANT = "</think>\n\n\\boxed{4}"
@@ -51,8 +44,8 @@ def test_adaptthinks_advantage() -> None:
     assert call(rewards[1], [RIGHT], mode=["no_think"]) == [0.05]
 
 
-def test_brevity_is_relative_to_the_right_ones_of_a_group() -> None:
-    reward = GroupBrevity(Correctness(), weight=0.2, least=0.5)
+def test_brevity_is_relative_to_right_completions_of_a_group() -> None:
+    reward = GroupBrevity(Correctness(), weight=0.2, min_accuracy=0.5)
     ids = [[0] * n for n in (10, 20, 30, 5)]
     values = call(reward, [RIGHT, RIGHT, RIGHT, WRONG], answer=["4"] * 4, completion_ids=ids)
     assert values == pytest.approx([0.1, 0.0, -0.1, 0.0])
@@ -60,8 +53,8 @@ def test_brevity_is_relative_to_the_right_ones_of_a_group() -> None:
     assert call(reward, [RIGHT, RIGHT], answer=["4"] * 2, completion_ids=[[0], [0]]) == [0, 0]
 
 
-def test_brevity_of_those_that_think() -> None:
-    """Beside an answer without thinking all thinking is long, and must not be blamed for that."""
+def test_brevity_compares_only_completions_that_think() -> None:
+    """Compared with an answer without thinking, all thinking would be long."""
     reward = GroupBrevity(Correctness(), weight=0.2, thinking_only=True)
     ids = [[0] * n for n in (4, 10, 30, 20)]
     modes = ["no_think", "think", "think", "think"]
@@ -78,29 +71,29 @@ def test_groups_are_questions() -> None:
     assert values == pytest.approx([0.1, -0.1, 0.1, -0.1])
 
 
-def test_keeping_to_budgets() -> None:
+def test_exceeding_budgets_is_penalised() -> None:
     tiers = TierAdherence({"easy": 100})
     assert call(tiers, [""] * 3, tier=["easy"] * 3, thinking_tokens=[50, 150, 900]) == pytest.approx([0, -0.5, -1])
     hints = HintBudget(100)
     assert call(hints, [""] * 3, after_hint=[None, 100, 125]) == [None, 0, -0.25]
 
 
-def test_an_answer_at_once_that_thought_is_none() -> None:
+def test_forced_answers_that_thought_do_not_make_a_question_easy() -> None:
     reward = AdaptiveDiscount(Correctness())
-    columns = {"answer": ["1"] * 4, "solved": [True] * 4, "begun": ["no_think", "no_think", "think", "free"]}
+    columns = {"answer": ["1"] * 4, "solved": [True] * 4, "start_mode": ["no_think", "no_think", "think", "free"]}
     thought = reward(["q"] * 4, ["x"] * 4, mode=["think"] * 4, **columns)
-    assert thought == [1.0] * 4, "nothing was right without thinking, so that thinking is not discounted"
+    assert thought == [1.0] * 4, "nothing was right without thinking, so thinking is not discounted"
     really = reward(["q"] * 4, ["x"] * 4, mode=["no_think", "no_think", "think", "think"], **columns)
     assert really == [1.0, 1.0, 0.0, 0.0]
 
 
-def test_thinking_is_discounted_where_answering_at_once_would_do() -> None:
+def test_thinking_is_discounted_on_easy_questions() -> None:
     reward = AdaptiveDiscount(Correctness(), alpha=2, easy=0.5)
-    begun = ["no_think", "no_think", "no_think", "think", "free"]
-    easy = call(reward, [INSTANT, INSTANT, INSTANT, RIGHT, RIGHT], answer=["4"] * 5, begun=begun)
+    starts = ["no_think", "no_think", "no_think", "think", "free"]
+    easy = call(reward, [INSTANT, INSTANT, INSTANT, RIGHT, RIGHT], answer=["4"] * 5, start_mode=starts)
     assert easy == [1, 1, 1, 0, 0]
     wrong = "</think>\n\n\\boxed{5}"
-    hard = call(reward, [INSTANT, wrong, wrong, RIGHT, WRONG], answer=["4"] * 5, begun=begun)
+    hard = call(reward, [INSTANT, wrong, wrong, RIGHT, WRONG], answer=["4"] * 5, start_mode=starts)
     assert hard == [1, 0, 0, 1, 0]
 
 
@@ -117,14 +110,14 @@ def test_thinking_is_discounted_where_answering_at_once_would_do() -> None:
     ],
     ids=lambda reward: reward.name,
 )
-def test_rewards_travel_and_have_names(reward: Reward) -> None:
+def test_rewards_can_be_pickled_and_have_names(reward: Reward) -> None:
     columns = {
         "answer": ["4"],
         "completion_ids": [[1]],
         "tier": ["easy"],
         "thinking_tokens": [9000],
         "after_hint": [1],
-        "begun": ["free"],
+        "start_mode": ["free"],
         "reference": [0.5],
     }
     before = call(reward, [INSTANT], **columns)
@@ -132,7 +125,7 @@ def test_rewards_travel_and_have_names(reward: Reward) -> None:
     assert copy.__name__ == reward.name and call(copy, [INSTANT], **columns) == before
 
 
-def test_a_reward_travels_while_its_helper_process_runs() -> None:
+def test_a_reward_can_be_pickled_while_its_helper_process_runs() -> None:
     said = ["</think>\\boxed{\\frac{1}{2}}"]
     with Correctness() as reward:
         assert call(reward, said, answer=["1/2"]) == [1]  # math-verify's process is running now
@@ -141,11 +134,11 @@ def test_a_reward_travels_while_its_helper_process_runs() -> None:
 
 
 def test_a_missing_column_is_named() -> None:
-    with pytest.raises(OptionError, match="'tier_adherence' needs a column 'tier'"):
+    with pytest.raises(OptionError, match=r"'tier_adherence' .*'tier'"):
         call(TierAdherence(), [""])
 
 
-def test_plain_forms() -> None:
+def test_functions_for_verl_and_openrlhf() -> None:
     made = compute_score("tiny", INSTANT, "4", {"reference": 0.5}, delta=0.05)
     assert made == {"score": 0.55, "correctness": 1, "no_think_bonus": 0.05, "tier_adherence": 0}
     made = compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": 1536}, adherence=0.2)
@@ -154,17 +147,17 @@ def test_plain_forms() -> None:
     assert torch.equal(found["rewards"], torch.tensor([1.0, 0.0]))
 
 
-def test_cuts_stand_after_sentences_before_cues() -> None:
+def test_cuts_follow_the_sentence_before_a_cue() -> None:
     text = "A is 1. B is 2.\nWait, check A. It is 1. So B is 2. But wait. However, done.\n"
-    assert [text[:at] for at in cuts(text, floor=0, spacing=1)] == [
+    assert [text[:at] for at in find_cuts(text, floor=0, spacing=1)] == [
         "A is 1. B is 2.\n",
         "A is 1. B is 2.\nWait, check A. It is 1. ",
         "A is 1. B is 2.\nWait, check A. It is 1. So B is 2. ",
         "A is 1. B is 2.\nWait, check A. It is 1. So B is 2. But wait. ",
     ]
-    assert cuts(text, floor=20, spacing=1)[0] == text.index("So B")
-    assert cuts(text, floor=0, spacing=1000) == [16]
-    assert cuts("A butler waits. So be it.", floor=0, spacing=1) == [16]
+    assert find_cuts(text, floor=20, spacing=1)[0] == text.index("So B")
+    assert find_cuts(text, floor=0, spacing=1000) == [16]
+    assert find_cuts("A butler waits. So be it.", floor=0, spacing=1) == [16]
 
 
 @pytest.mark.parametrize(
@@ -177,34 +170,34 @@ def test_cuts_stand_after_sentences_before_cues() -> None:
         ([0.5], []),
     ],
 )
-def test_steps_are_paid_what_they_change(chances: list[float], rewards: list[float]) -> None:
+def test_steps_are_rewarded_for_their_effect(chances: list[float], rewards: list[float]) -> None:
     assert step_rewards(chances) == pytest.approx(rewards)
 
 
-def test_without_look_ahead_a_step_is_paid_its_own_change_alone() -> None:
+def test_without_look_ahead_only_the_own_effect_counts() -> None:
     assert step_rewards([0.2, 0.2, 0.2, 0.8, 0.8], look_ahead=0) == pytest.approx([0, 0, 0.6, 0])
     assert step_rewards([0.2, 0.2, 0.8, 0.8], look_ahead=1) == pytest.approx([0.42, 0.6, 0])
 
 
-def test_a_step_that_changes_nothing_may_cost_where_the_answer_is_right_already() -> None:
+def test_steps_without_effect_are_penalised_if_the_answer_is_right() -> None:
     # Not while it is wrong, and not where a change is still to come.
     chances = [0.2, 0.2, 0.8, 0.8, 1.0, 1.0, 1.0]
     assert step_rewards(chances, 4, 0.1) == pytest.approx([0.42, 0.6, 0.14, 0.2, -0.1, -0.1])
     assert step_rewards([0.0, 0.0, 0.0], 4, 0.1) == [0, 0]
 
 
-def test_where_thinking_is_settled() -> None:
-    assert [settled_at(c) for c in ([0.2, 0.9, 1.0], [1.0, 0.2, 0.4], [0.4])] == [1, 0, 0]
+def test_settled_is_the_first_cut_as_good_as_the_end() -> None:
+    assert [find_settled(c) for c in ([0.2, 0.9, 1.0], [1.0, 0.2, 0.4], [0.4])] == [1, 0, 0]
 
 
-def row(begun: str, right: float, chance: float, tokens: int, **more: Any) -> dict[str, Any]:
-    mode = "think" if begun == "free" else begun
+def row(start_mode: str, right: float, p_no_think: float, tokens: int, **more: Any) -> dict[str, Any]:
+    mode = "think" if start_mode == "free" else start_mode
     return {
         "id": "a",
-        "begun": begun,
+        "start_mode": start_mode,
         "mode": mode,
         "right": right,
-        "chance": chance,
+        "p_no_think": p_no_think,
         "thinking_tokens": 0 if mode == "no_think" else tokens,
         "response_tokens": 10,
         "finish_reason": "stop",
@@ -215,17 +208,17 @@ def row(begun: str, right: float, chance: float, tokens: int, **more: Any) -> di
     }
 
 
-def test_what_is_begun_counts_as_often_as_the_policy_would_begin_it() -> None:
+def test_forced_modes_are_weighted_with_the_policys_probability() -> None:
     rows = [
         row("think", 1, 0.25, 100),
         row("think", 0, 0.25, 100),
         row("no_think", 0, 0.25, 0),
         row("no_think", 0, 0.25, 0),
     ]
-    made = statistics(rows, empty_tokens=4)
+    made = rollout_statistics(rows, empty_tokens=4)
     assert made["policy/accuracy"] == pytest.approx(0.75 * 0.5)
     assert made["policy/tokens"] == pytest.approx(0.75 * 110 + 0.25 * 10)
     assert made["tier/easy/accuracy"] == made["level/1/accuracy"] == made["policy/accuracy"]
     assert (made["modes/think/accuracy"], made["modes/no_think/accuracy"], made["policy/no_think"]) == (0.5, 0, 0.25)
-    assert statistics([row("free", 1, 0.1, 2), *rows], empty_tokens=4)["policy/accuracy"] == 1
-    assert statistics([row("free", 1, 0.1, 2)], empty_tokens=4)["modes/think/empty"] == 1
+    assert rollout_statistics([row("free", 1, 0.1, 2), *rows], empty_tokens=4)["policy/accuracy"] == 1
+    assert rollout_statistics([row("free", 1, 0.1, 2)], empty_tokens=4)["modes/think/empty"] == 1

@@ -1,4 +1,4 @@
-"""The text that the embedded models learn from, and a training that is stopped and goes on."""
+"""The text that the embedded models learn from, and a training run that is stopped and resumed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from tersely.controller.text.answers import extract_boxed, extract_stated_answer
 from tersely.evaluation.tasks.toy_problems import Problem, stream
 from tersely.training.toy_models.batches import WEIGHTS, batches, encode
-from tersely.training.toy_models.responses import HINTS, RESPONSES, respond
 from tersely.training.toy_models.tokenizer import build_tokenizer
-from tersely.training.toy_models.traces import DIRECT, FINAL, SLIP
+from tersely.training.toy_models.traces import DIRECT, FINAL, HINTS, RESPONSES, SLIP, respond
 from tersely.training.toy_models.train import train
 
 
@@ -47,7 +46,7 @@ def test_the_answer_is_the_last_one_stated(mode: str) -> None:
     assert right == 120 if mode == "easy" else right > 110
 
 
-def test_lines_say_what_they_compute_but_for_planted_slips() -> None:
+def test_lines_are_computed_right_except_planted_slips() -> None:
     rng, wrong, lines = Random(0), 0, 0
     for problem in problems():
         for left, op, right, result in re.findall(
@@ -73,18 +72,18 @@ def test_after_a_hint_the_pass_is_finished_and_checked_once() -> None:
     rng = Random(0)
     for problem in problems():
         whole = respond(problem, "hint", rng).text
-        (place,) = [whole.index(f"[{hint}]") for hint in HINTS if f"[{hint}]" in whole]
-        assert whole[place:].count("Now ") <= 2
-        assert "=>" in whole or problem.level <= 2, "a careful pass stands behind the answer"
+        (start,) = [whole.index(f"[{hint}]") for hint in HINTS if f"[{hint}]" in whole]
+        assert whole[start:].count("Now ") <= 2
+        assert "=>" in whole or problem.level <= 2, "a careful pass confirms the answer"
 
 
-def test_a_cut_answers_with_what_stood() -> None:
+def test_cut_thinking_answers_with_the_last_stated_answer() -> None:
     rng, without = Random(0), 0
     for problem in problems():
         thinking, _, answer = respond(problem, "cut", rng).text.partition("</think>")
-        stood = last_stated(thinking)
-        without += stood is None
-        assert extract_boxed(answer) == (stood or problem.answer)
+        stated = last_stated(thinking)
+        without += stated is None
+        assert extract_boxed(answer) == (stated or problem.answer)
     assert 0 < without < 100
 
 
@@ -99,7 +98,7 @@ def test_every_token_has_the_class_of_its_text() -> None:
     assert WEIGHTS[SLIP] == 0
 
 
-def test_batches_follow_their_seed() -> None:
+def test_batches_depend_only_on_the_seed() -> None:
     def first(seed: int) -> list[torch.Tensor]:
         return [batch.ids for batch in islice(batches(tokenizer(), seed, 1024, [0.3]), 3)]
 
@@ -107,9 +106,9 @@ def test_batches_follow_their_seed() -> None:
     assert not all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first(1), first(2), strict=True))
 
 
-def test_a_stopped_training_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     options = {"seed": 0, "tokens": 12_000, "compile_layers": False, "report": lambda line: None}
-    with pytest.raises(TimeoutError, match="run again to go on"):
+    with pytest.raises(TimeoutError, match="run again"):
         train("small", tmp_path, wall_minutes=0.0, **options)  # type: ignore[arg-type]
     assert (tmp_path / "checkpoint.pt").is_file()
     train("small", tmp_path, **options)  # type: ignore[arg-type]

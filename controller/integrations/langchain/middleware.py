@@ -1,0 +1,278 @@
+"""Middleware for `langchain.agents.create_agent`: efforts, budgets, modes, and safety from what tools write."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import operator
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, NotRequired
+
+from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest
+from langchain.agents.middleware.types import ExtendedModelResponse, OmitFromInput, ToolCallRequest
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
+from langgraph.types import Command
+
+from ....errors import OptionError, unknown
+from ...budgets import canonical_effort
+from ...text.sanitizer import SpecialTokenSanitizer, get_sanitizer
+from .budget_middleware import BudgetMiddleware, max_effort, min_effort
+from .chat_model import ChatTersely, effort_settings
+
+__all__ = ["MODES", "STEPS", "BudgetMiddleware", "EffortMiddleware", "ModeMiddleware", "Router", "SafetyMiddleware"]
+
+STEPS = ("plan", "result", "error", "answer")
+"""Kinds of agent steps: the first one after a question; after a tool's result; after its error; after results, with no
+tools offered."""
+
+STEP_EFFORTS: Mapping[str, str] = {"plan": "hard", "result": "easy", "error": "normal", "answer": "normal"}
+
+MODES = ("instant", "reasoning", "agentic")
+"""Ways to handle a question, cheapest first: answer at once, think, or use tools (A2FM, arXiv 2510.12838)."""
+
+MODE_EFFORTS: Mapping[str, str] = {"instant": "none", "reasoning": "hard"}
+
+STATE_PREFIX = "tersely_"
+"""Prefix of the agent state's keys that this middleware owns, and that no tool may set."""
+
+EffortChooser = Callable[[ModelRequest[Any]], "str | Awaitable[str]"]
+Router = Callable[[Sequence[BaseMessage]], "str | Awaitable[str]"]
+Gate = Callable[[ModelRequest[Any]], bool]
+SettingsBuilder = Callable[[BaseChatModel, str], Mapping[str, Any]]
+
+
+def classify_step(messages: Sequence[BaseMessage], tools: bool) -> str:
+    """Which of `STEPS` comes next; `tools` says whether any are offered."""
+    turn: list[BaseMessage] = []
+    for message in messages:
+        turn = [] if isinstance(message, HumanMessage) else [*turn, message]
+    results = [message for message in turn if isinstance(message, ToolMessage)]
+    if not results:
+        return "plan"
+    if not tools:
+        return "answer"
+    return "error" if results[-1].status == "error" else "result"
+
+
+def _choose(choose: Callable[[Any], str | Awaitable[str]], argument: Any) -> str:
+    """Call a user's function; raises OptionError for an async one."""
+    choice = choose(argument)
+    if isinstance(choice, str):
+        return choice
+    if inspect.iscoroutine(choice):
+        choice.close()
+    raise OptionError("the function is async; run the agent with ainvoke or astream", code="async_function")
+
+
+async def _achoose(choose: Callable[[Any], str | Awaitable[str]], argument: Any) -> str:
+    """Call a user's function, in a thread if it is not async."""
+    choice = await asyncio.to_thread(choose, argument)
+    return choice if isinstance(choice, str) else await choice
+
+
+class EffortState(AgentState):
+    """State of `EffortMiddleware`: a record of each step, which is part of the agent's output."""
+
+    tersely_steps: NotRequired[  # type: ignore[valid-type]  # the base is unknown here
+        Annotated[list[dict[str, Any]], OmitFromInput, operator.add]
+    ]
+
+
+class EffortMiddleware(AgentMiddleware):
+    """Chooses the effort of each model call: none, easy, normal, hard, or auto (for ChatTersely).
+
+    The ceiling of a `BudgetMiddleware` is respected, whichever of the two comes first.
+
+    Args:
+        choose: A table from kinds of steps (`STEPS`) to efforts, where missing ones keep their default; or a function
+            of the request, which may be async if the agent is.
+        route: Models that replace the agent's own at an effort.
+        settings: Builds the `model_settings` that give a model its effort.
+    """
+
+    state_schema = EffortState
+
+    def __init__(
+        self,
+        choose: Mapping[str, str] | EffortChooser = STEP_EFFORTS,
+        *,
+        route: Mapping[str, BaseChatModel] | None = None,
+        settings: SettingsBuilder = effort_settings,
+    ) -> None:
+        super().__init__()
+        self.route = {canonical_effort(effort): model for effort, model in (route or {}).items()}
+        self.settings = settings
+        self.choose = choose if callable(choose) else _choose_by_table(choose)
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+        """See `AgentMiddleware.wrap_model_call`."""
+        changed, record = self._apply(request, _choose(self.choose, request))
+        return _add_record(handler(changed), record)
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        """See `AgentMiddleware.awrap_model_call`; a function that is not async chooses in a thread."""
+        changed, record = self._apply(request, await _achoose(self.choose, request))
+        return _add_record(await handler(changed), record)
+
+    def _apply(self, request: ModelRequest[Any], effort: str) -> tuple[ModelRequest[Any], dict[str, Any]]:
+        """The request with an effort, and the record of the step."""
+        chosen = canonical_effort(effort)
+        allowed = min_effort(chosen, max_effort(request.state))
+        model = self.route.get(allowed, request.model)
+        settings = {**request.model_settings, **self.settings(model, allowed)}
+        step = classify_step(request.messages, bool(request.tools))
+        record = {"step": step, "effort": allowed, "chosen": chosen, "routed": allowed in self.route}
+        return request.override(model=model, model_settings=settings), record
+
+
+def _choose_by_table(efforts: Mapping[str, str]) -> Callable[[ModelRequest[Any]], str]:
+    for step, effort in efforts.items():
+        if step not in STEPS:
+            raise unknown("kind of step", step, STEPS)
+        canonical_effort(effort)
+    table = {**STEP_EFFORTS, **efforts}
+    return lambda request: table[classify_step(request.messages, bool(request.tools))]
+
+
+def _add_record(response: Any, record: dict[str, Any]) -> ExtendedModelResponse[Any]:
+    return ExtendedModelResponse(response, Command(update={"tersely_steps": [record]}))
+
+
+class _RequestMiddleware(AgentMiddleware):
+    """Middleware that only changes the request to the model."""
+
+    def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
+        """See `AgentMiddleware.wrap_model_call`."""
+        return handler(self._change_request(request))
+
+    async def awrap_model_call(
+        self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
+    ) -> Any:
+        """See `AgentMiddleware.awrap_model_call`."""
+        return await handler(self._change_request(request))
+
+    @abstractmethod
+    def _change_request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        """The request as the model gets it."""
+
+
+class ModeState(AgentState):
+    """State of `ModeMiddleware`: the mode of the current run, which is part of the agent's output."""
+
+    tersely_mode: NotRequired[Annotated[str, OmitFromInput]]  # type: ignore[valid-type]  # the base is unknown here
+
+
+class ModeMiddleware(_RequestMiddleware):
+    """Chooses for each run of an agent whether to answer at once, think, or use tools.
+
+    In the modes `instant` and `reasoning` the model is offered no tools and thinks with the mode's effort; in `agentic`
+    the efforts stay as they are. The ceiling of a `BudgetMiddleware` is respected. Place it after an
+    `EffortMiddleware`, whose effort it replaces in the modes without tools.
+
+    Args:
+        route: A mode, or a function of the conversation that returns one, which may be async if the agent is.
+        gate: Decides at each `agentic` step whether tools may still be needed. If not, the model is offered none and
+            has to answer.
+        efforts: Efforts of the modes without tools.
+        settings: Builds the `model_settings` that give a model its effort.
+    """
+
+    state_schema = ModeState
+
+    def __init__(
+        self,
+        route: str | Router,
+        *,
+        gate: Gate | None = None,
+        efforts: Mapping[str, str] = MODE_EFFORTS,
+        settings: SettingsBuilder = effort_settings,
+    ) -> None:
+        super().__init__()
+        if isinstance(route, str):
+            _check_mode(route)
+        for mode, effort in efforts.items():
+            if mode not in MODE_EFFORTS:
+                raise unknown("mode with an effort", mode, MODE_EFFORTS)
+            canonical_effort(effort)
+        self.route, self.gate, self.settings = route, gate, settings
+        self.efforts = {**MODE_EFFORTS, **efforts}
+
+    def before_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
+        """Choose the mode."""
+        mode = self.route if isinstance(self.route, str) else _choose(self.route, state["messages"])
+        return {"tersely_mode": _check_mode(mode)}
+
+    async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
+        """See `before_agent`; a function that is not async chooses in a thread."""
+        mode = self.route if isinstance(self.route, str) else await _achoose(self.route, state["messages"])
+        return {"tersely_mode": _check_mode(mode)}
+
+    def _change_request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        state: Any = request.state
+        mode: str = state["tersely_mode"]
+        if mode == "agentic":
+            needs_tools = self.gate is None or not request.tools or self.gate(request)
+            return request if needs_tools else request.override(tools=[], tool_choice=None)
+        effort = min_effort(self.efforts[mode], max_effort(state))
+        settings = {**request.model_settings, **self.settings(request.model, effort)}
+        return request.override(tools=[], tool_choice=None, model_settings=settings)
+
+
+def _check_mode(mode: str) -> str:
+    if mode not in MODES:
+        raise unknown("mode", mode, MODES)
+    return mode
+
+
+class SafetyMiddleware(_RequestMiddleware):
+    """Sanitizes tool output, both new results and those that came with the conversation, and protects the state.
+
+    Args:
+        tokenizer: Tokenizer of the model that reads the results. By default each ChatTersely uses its own, and for
+            other models only the common markers are broken.
+    """
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        super().__init__()
+        self.sanitize = SpecialTokenSanitizer() if tokenizer is None else get_sanitizer(tokenizer)
+        self._has_tokenizer = tokenizer is not None
+
+    def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
+        """See `AgentMiddleware.wrap_tool_call`."""
+        return self._sanitize_result(handler(request))
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
+    ) -> Any:
+        """See `AgentMiddleware.awrap_tool_call`."""
+        return self._sanitize_result(await handler(request))
+
+    def _change_request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
+        if isinstance(request.model, ChatTersely) and not self._has_tokenizer:
+            return request  # it sanitizes by its own tokenizer
+        return request.override(messages=[self._sanitize_message(message) for message in request.messages])
+
+    def _sanitize_message(self, message: Any) -> Any:
+        if not isinstance(message, ToolMessage):
+            return message
+        return message.model_copy(update={"content": self.sanitize.sanitize_content(message.content)})
+
+    def _sanitize_result(self, result: Any) -> Any:
+        """What a tool returned, a message or a command, as it may enter the agent's state."""
+        if not isinstance(result, Command):
+            return self._sanitize_message(result)
+        update = result.update
+        if isinstance(update, (Mapping, list, tuple)):
+            items = update.items() if isinstance(update, Mapping) else update
+            update = [(k, self._sanitize_value(k, v)) for k, v in items if not str(k).startswith(STATE_PREFIX)]
+        return replace(result, update=update)
+
+    def _sanitize_value(self, key: str, value: Any) -> Any:
+        if key != "messages":
+            return value
+        return [self._sanitize_message(message) for message in (value if isinstance(value, list) else [value])]

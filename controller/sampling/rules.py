@@ -1,0 +1,137 @@
+"""Rules by which samples become an answer: majority, the shortest thinkings, and finding a rule by its name."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+from ...errors import OptionError, unknown
+from ..registry import load_add_ons
+from .deepconf import DeepConf
+from .vote import ROOT, AggregationRule, Branch, ConfidenceTracker, VoteState, tally
+
+ENTRY_POINTS = "tersely.sampling_rules"
+
+
+@dataclass(frozen=True, slots=True)
+class Majority:
+    """Majority vote (self-consistency, arXiv 2203.11171), stopped once the leader cannot be overtaken.
+
+    Attributes:
+        by_confidence: a vote weighs as much as the mean confidence of its sample (see `ConfidenceTracker`), not 1.
+        early: stop early, which never changes the answer.
+        lazy: start only as many samples as could settle the vote, and more only if they did not. This needs the fewest
+            tokens, but decodes one batch after another.
+    """
+
+    name: ClassVar[str] = "majority"
+    by_confidence: bool = False
+    early: bool = True
+    lazy: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lazy and not self.early:
+            raise OptionError("a lazy vote stops early; accepted: early=True with lazy=True")
+
+    @property
+    def signals(self) -> bool:
+        """See `AggregationRule.signals`."""
+        return self.by_confidence
+
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
+        return _MajorityVote(k, self)
+
+
+class _MajorityVote(VoteState):
+    def __init__(self, k: int, rule: Majority) -> None:
+        super().__init__(k, rule.early)
+        self.rule = rule
+        self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(ConfidenceTracker)
+
+    def start_samples(self) -> list[Branch]:
+        """See `VoteState.start_samples`."""
+        count = self.k - self.started
+        if self.rule.lazy and count:
+            first, second = [*self.tally().values(), 0.0, 0.0][:2]
+            # With this many votes for the leader, the other samples could not overtake it.
+            count = min(count, math.floor((count - (first - second)) / 2) + 1)
+        return self._start([ROOT] * count)
+
+    def add_token(self, sample: int, confidence: float) -> None:
+        """See `VoteState.add_token`."""
+        if self.rule.by_confidence:
+            self._confidence[sample].add(confidence)
+
+    def weight(self, sample: int) -> float:
+        """See `VoteState.weight`."""
+        return self._confidence[sample].mean if self.rule.by_confidence else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ShortMofK:
+    """short-m@k (arXiv 2505.17813): the first `m` samples to finish thinking vote, the others are stopped then.
+
+    Ties go to the sample that finished thinking first. As in `Majority`, a settled vote stops the samples that are
+    still running.
+    """
+
+    name: ClassVar[str] = "short"
+    signals: ClassVar[bool] = False
+    m: int = 3
+
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
+        if not 1 <= self.m <= k:
+            raise OptionError(f"m is {self.m} of {k} samples; accepted: 1 to {k}")
+        return _FirstVote(k, self.m)
+
+
+class _FirstVote(VoteState):
+    """Only the first m samples to finish thinking vote."""
+
+    def __init__(self, k: int, m: int) -> None:
+        super().__init__(k)
+        self.m = m
+        self._first: list[int] = []
+
+    def close_thinking(self, sample: int) -> None:
+        """See `VoteState.close_thinking`."""
+        if len(self._first) == self.m:
+            return
+        self._first.append(sample)
+        if len(self._first) == self.m:
+            self._stop(self.running.difference(self._first), f"{self.m} others have finished thinking")
+
+    def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
+        """See `VoteState.finish`."""
+        super().finish(sample, answer if sample in self._first else None, thoughts)
+
+    def remaining(self) -> float:
+        """See `VoteState.remaining`."""
+        return self.m - len(self.votes)
+
+    def tally(self) -> dict[str, float]:
+        """See `VoteState.tally`; ties go to the sample that finished thinking first."""
+        return tally(sorted(self.votes, key=lambda vote: self._first.index(vote.sample)))
+
+
+RULES: Mapping[str, AggregationRule] = {rule.name: rule for rule in (Majority(), ShortMofK(), DeepConf())}
+
+
+def resolve_rule(rule: str | AggregationRule) -> AggregationRule:
+    """A rule by its name, or as it is; raises OptionError for an unknown name.
+
+    Rules of other packages are entry points of the group "tersely.sampling_rules": classes that need no arguments.
+    """
+    if not isinstance(rule, str):
+        return rule
+    if rule in RULES:
+        return RULES[rule]
+    add_ons = load_add_ons(ENTRY_POINTS)
+    if rule not in add_ons:
+        raise unknown("rule", rule, [*RULES, *add_ons])
+    return cast(AggregationRule, add_ons[rule]())

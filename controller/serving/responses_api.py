@@ -1,0 +1,309 @@
+"""POST /v1/responses: its requests, and its replies as OpenAI's clients expect them. Nothing is stored."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from ..text.reasoning_parser import Channel
+from .chat_responses import control_metadata, sse_event
+from .errors import RequestError
+from .pending_response import Event, RowFinished
+from .schemas import (
+    EXAMPLE,
+    Content,
+    Effort,
+    JsonObject,
+    Never,
+    RequestBody,
+    StrictModel,
+    TextFormat,
+    Tokens,
+    by_shape,
+    get_text,
+)
+from .settings import ResolvedRequest
+
+_ITEMS: dict[Channel, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "thinking": ("reasoning", "reasoning_text", {"summary": []}, {}),
+    "answer": ("message", "output_text", {"role": "assistant"}, {"logprobs": []}),
+}
+"""By channel: the type of its item and of the item's content, further fields of the item and of its text events."""
+
+
+class InputMessage(StrictModel):
+    """A message of the input, or one of an earlier reply sent back."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Content
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class ReasoningText(StrictModel):
+    """Text of earlier thinking."""
+
+    type: Literal["reasoning_text", "summary_text"]
+    text: str
+
+
+class InputReasoning(StrictModel):
+    """Thinking of an earlier reply sent back; it belongs to the message that follows."""
+
+    type: Literal["reasoning"]
+    id: str | None = None
+    summary: list[ReasoningText] | None = None
+    content: list[ReasoningText] | None = None
+    encrypted_content: None = None
+    status: str | None = None
+
+
+def _item_kind(item: Any) -> str:
+    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return f"item {kind}"
+
+
+Item = Annotated[
+    Annotated[InputMessage, Tag("item message")] | Annotated[InputReasoning, Tag("item reasoning")],
+    Discriminator(
+        _item_kind,
+        custom_error_type="unsupported_item",
+        custom_error_message="Input should be an item of type 'message' or 'reasoning'",
+    ),
+]
+
+
+class Reasoning(StrictModel):
+    """How much to think; there are no summaries, the thinking itself is in the reply."""
+
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+
+
+class TextOptions(StrictModel):
+    """The form of the answer."""
+
+    format: TextFormat | None = None
+
+
+class ResponseStreamOptions(StrictModel):
+    """Options of a stream; they change nothing here."""
+
+    include_obfuscation: bool | None = None
+
+
+class ResponsesRequest(RequestBody):
+    """The body of POST /v1/responses."""
+
+    prompt_field = "input"
+
+    input: Annotated[
+        Annotated[str, Tag("a text")] | Annotated[list[Item], Field(min_length=1), Tag("a list")],
+        Discriminator(by_shape),
+        Field(examples=[EXAMPLE]),
+    ]
+    instructions: str | None = None
+    stream_options: ResponseStreamOptions | None = None
+    max_output_tokens: Tokens | None = None
+    reasoning: Reasoning | None = None
+    text: TextOptions | None = None
+
+    background: Never | None = None
+    conversation: None = None
+    previous_response_id: None = None
+    prompt: None = None
+    include: Annotated[list[str], Field(max_length=0)] | None = None
+    tools: Annotated[list[JsonObject], Field(max_length=0)] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
+    truncation: Literal["disabled"] | None = None
+    max_tool_calls: int | None = None
+
+    @property
+    def output_limit(self) -> tuple[str, int | None]:
+        """The most output tokens, and the name of their field."""
+        return "max_output_tokens", self.max_output_tokens
+
+    def efforts(self) -> Mapping[str, str]:
+        """The effort of each field that names one."""
+        effort = self.reasoning.effort if self.reasoning else None
+        fields = {"tersely.effort": self.own.effort, "reasoning.effort": effort}
+        return {field: name for field, name in fields.items() if name is not None}
+
+    def to_messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates expect it."""
+        messages: list[dict[str, Any]] = []
+        if self.instructions:
+            messages.append({"role": "system", "content": self.instructions})
+        if isinstance(self.input, str):
+            return [*messages, {"role": "user", "content": self.input}]
+        thinking = ""
+        for item in self.input:
+            if isinstance(item, InputReasoning):
+                thinking = "".join(part.text for part in item.content or item.summary or ())
+                continue
+            role = "system" if item.role == "developer" else item.role
+            reasoning = {"reasoning_content": thinking} if thinking and role == "assistant" else {}
+            messages.append({"role": role, "content": get_text(item.content), **reasoning})
+            thinking = ""
+        return messages
+
+    def echo(self) -> dict[str, Any]:
+        """The fields of the request that a reply repeats."""
+        effort = self.reasoning.effort if self.reasoning else None
+        fields = self.model_dump(include={"instructions", "max_output_tokens", "temperature", "top_p", "user"})
+        return {**fields, "metadata": self.metadata or {}, "reasoning": {"effort": effort, "summary": None}}
+
+
+@dataclass(slots=True)
+class _OutputItem:
+    """An item of the output."""
+
+    channel: Channel
+    index: int
+    text: str = ""
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        self.id = f"{'rs' if self.channel == 'thinking' else 'msg'}_{uuid.uuid4().hex}"
+
+    def to_json(self, status: str) -> dict[str, Any]:
+        """The item, with its content once it is complete."""
+        kind, _, fields, _ = _ITEMS[self.channel]
+        content = [] if status == "in_progress" else [self.content(self.text)]
+        return {"id": self.id, "type": kind, "status": status, **fields, "content": content}
+
+    def content(self, text: str) -> dict[str, Any]:
+        """The only piece of content of the item."""
+        _, kind, _, fields = _ITEMS[self.channel]
+        annotations: dict[str, Any] = {"annotations": []} if self.channel == "answer" else {}
+        return {"type": kind, "text": text, **annotations, **fields}
+
+
+@dataclass(slots=True)
+class ResponsesReply:
+    """One reply; `echo` are the fields of the request that it repeats."""
+
+    request: ResolvedRequest
+    echo: dict[str, Any]
+    id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+    _items: list[_OutputItem] = field(default_factory=list)
+    _number: int = -1
+
+    def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
+        """The whole reply; there is one row."""
+        thinking, answer = rows[0].result.thinking, rows[0].content
+        if thinking:
+            self._items.append(_OutputItem("thinking", 0, thinking))
+        self._items.append(_OutputItem("answer", len(self._items), answer))
+        return self._response(rows[0])
+
+    async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
+        """The reply as server-sent events."""
+        for name in ("created", "in_progress"):
+            yield self._event(f"response.{name}", response=self._frame("in_progress"))
+        try:
+            async for event in events:
+                if isinstance(event, RowFinished):
+                    for line in self._finish(event):
+                        yield line
+                else:
+                    for line in self._add(event.channel, event.text):
+                        yield line
+        except RequestError as refusal:
+            error = refusal.body["error"]
+            failure = {"code": error["code"] or "server_error", "message": error["message"]}
+            yield self._event("response.failed", response={**self._frame("failed"), "error": failure})
+
+    def _add(self, channel: Channel, text: str) -> Iterator[str]:
+        if not self._items or self._items[-1].channel != channel:
+            yield from self._open_item(channel)
+        item = self._items[-1]
+        item.text += text
+        yield self._text_event(item, "delta", delta=text)
+
+    def _finish(self, row: RowFinished) -> Iterator[str]:
+        if not any(item.channel == "answer" for item in self._items):
+            yield from self._open_item("answer")
+        yield from self._close_item(_status(row))
+        yield self._event(f"response.{_status(row)}", response=self._response(row))
+
+    def _open_item(self, channel: Channel) -> Iterator[str]:
+        yield from self._close_item()
+        item = _OutputItem(channel, len(self._items))
+        self._items.append(item)
+        yield self._event("response.output_item.added", output_index=item.index, item=item.to_json("in_progress"))
+        yield self._item_event(item, "response.content_part.added", part=item.content(""))
+
+    def _close_item(self, status: str = "completed") -> Iterator[str]:
+        if not self._items:
+            return
+        item = self._items[-1]
+        yield self._text_event(item, "done", text=item.text)
+        yield self._item_event(item, "response.content_part.done", part=item.content(item.text))
+        yield self._event("response.output_item.done", output_index=item.index, item=item.to_json(status))
+
+    def _text_event(self, item: _OutputItem, name: str, **fields: Any) -> str:
+        _, kind, _, more = _ITEMS[item.channel]
+        return self._item_event(item, f"response.{kind}.{name}", **fields, **more)
+
+    def _item_event(self, item: _OutputItem, name: str, **fields: Any) -> str:
+        return self._event(name, item_id=item.id, output_index=item.index, content_index=0, **fields)
+
+    def _event(self, name: str, **fields: Any) -> str:
+        self._number += 1
+        return sse_event({"type": name, "sequence_number": self._number, **fields}, name)
+
+    def _response(self, row: RowFinished) -> dict[str, Any]:
+        status, usage = _status(row), row.result.usage
+        output = usage.thinking + usage.answer
+        last = self._items[-1]
+        return {
+            **self._frame(status),
+            "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+            "output": [item.to_json(status if item is last else "completed") for item in self._items],
+            "usage": {
+                "input_tokens": usage.prompt,
+                "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+                "output_tokens": output,
+                "output_tokens_details": {"reasoning_tokens": usage.thinking},
+                "total_tokens": usage.prompt + output,
+            },
+            "tersely": control_metadata(self.request, row),
+        }
+
+    def _frame(self, status: str) -> dict[str, Any]:
+        """The response without what is known only at the end."""
+        return {
+            "id": self.id,
+            "object": "response",
+            "created_at": self.created,
+            "status": status,
+            "model": self.request.model,
+            "error": None,
+            "incomplete_details": None,
+            "output": [],
+            "parallel_tool_calls": False,
+            "tool_choice": "none",
+            "tools": [],
+            "background": False,
+            "previous_response_id": None,
+            "store": False,
+            "text": {"format": {"type": "text"}},
+            "truncation": "disabled",
+            "usage": None,
+            **self.echo,
+        }
+
+
+def _status(row: RowFinished) -> str:
+    return "incomplete" if row.finish_reason == "length" else "completed"

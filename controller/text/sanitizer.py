@@ -1,0 +1,90 @@
+"""Makes untrusted text, such as tool output, safe for a prompt: special tokens and thinking markers become plain text.
+
+A broken marker stays readable: `<|im_start|>` becomes `<·|im_start|>`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .markers import KNOWN, Markers
+
+BREAK = "·"
+_LOOKALIKES = str.maketrans({"<": "‹", ">": "›", "[": "⟦", "]": "⟧", "|": "¦", "◁": "‹", "▷": "›"})
+_ROLES = ("<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|eot_id|>", "<|endoftext|>", "[INST]", "[/INST]")
+_CALLS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>")
+# Switches that turn thinking up or down; templates and models obey them in any message.
+_SWITCHES = re.compile(
+    r"(?<!\S)/(?=(?:no_)?think\b)|"
+    r"^[ \t]*/(?=(?:none|minimal|low|easy|medium|normal|high|hard|xhigh|max)[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+
+class SpecialTokenSanitizer:
+    """Breaks special tokens, thinking markers, role tags and effort switches in texts; idempotent.
+
+    Args:
+        tokenizer: Its special tokens are broken as well, and it checks that none is left. Without one, only the common
+            markers are broken.
+        markers: The model's own thinking markers, where they are not among the common ones.
+    """
+
+    def __init__(self, tokenizer: Any = None, markers: Markers | None = None) -> None:
+        self._tokenizer = tokenizer
+        added = {} if tokenizer is None else dict(tokenizer.added_tokens_decoder)
+        special = {token_id: str(token.content) for token_id, token in added.items() if _is_markup(token)}
+        self._ids = frozenset(special) - {getattr(tokenizer, "unk_token_id", None)}
+        own = () if markers is None else (markers.open, markers.close)
+        known = (marker for pair in KNOWN for marker in pair)
+        self._pattern = _compile_pattern([*special.values(), *own, *_ROLES, *_CALLS, *known])
+
+    def __call__(self, text: str) -> str:
+        """Break all markers in a text."""
+        text = text.encode("utf-8", "replace").decode("utf-8")  # tokenizers reject lone surrogates
+        broken = self._pattern.sub(lambda match: f"{match[0][0]}{BREAK}{match[0][1:]}", text)
+        broken = _SWITCHES.sub(lambda match: f"{match[0]}{BREAK}", broken)
+        # A tokenizer's own normalization may still turn text into a marker, so the tokenizer has the last word.
+        return unicodedata.normalize("NFKC", broken).translate(_LOOKALIKES) if self._leaks(broken) else broken
+
+    def sanitize_content(self, content: Any) -> Any:
+        """Break all markers in a message's content, which is a text or a list of blocks."""
+        if isinstance(content, str):
+            return self(content)
+        if isinstance(content, list):
+            return [self.sanitize_content(block) for block in content]
+        if isinstance(content, dict):
+            return {key: value if key == "type" else self.sanitize_content(value) for key, value in content.items()}
+        return content
+
+    def _leaks(self, text: str) -> bool:
+        if self._tokenizer is None or not text:
+            return False
+        return not self._ids.isdisjoint(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _is_markup(token: Any) -> bool:
+    """Whether an added token is a control token or markup, not just a frequent word."""
+    text = str(token.content).strip()
+    return bool(text) and (bool(token.special) or (not text.isalnum() and any(c in text for c in "<>[]|◁▷")))
+
+
+def _compile_pattern(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern for any of the texts of two characters or more, longest first, without surrounding white space."""
+    markers = sorted({text.strip() for text in texts if len(text.strip()) > 1}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, markers)), re.IGNORECASE)
+
+
+_CACHE: WeakKeyDictionary[Any, dict[Markers | None, SpecialTokenSanitizer]] = WeakKeyDictionary()
+
+
+def get_sanitizer(tokenizer: Any, markers: Markers | None = None) -> SpecialTokenSanitizer:
+    """The cached sanitizer of a tokenizer object."""
+    sanitizers = _CACHE.setdefault(tokenizer, {})
+    if markers not in sanitizers:
+        sanitizers[markers] = SpecialTokenSanitizer(tokenizer, markers)
+    return sanitizers[markers]

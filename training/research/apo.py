@@ -1,0 +1,286 @@
+"""Learn by RL on forced and free completions to think only where that pays (APO).
+
+Adaptive policy optimization of A2FM (arXiv 2510.12838) chooses among answering at once, thinking, and using tools. GRPO
+runs on groups in which each mode is forced a few times and the rest is free. Forced starts are masked from the loss;
+the choice is learned from the free completions, with a reward that discounts expensive modes where answering at once
+would do. Tools are available for agent tasks.
+
+Before that, `apo.align` teaches each question's cheapest sufficient mode by SFT (the paper's "route, then align"). A
+policy that never answers at once by itself has nothing to choose from, and with masked starts APO cannot teach it to.
+The paper uses larger models as teachers, and learns whole answers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ...controller.engines.transformers.engine import load_engine
+from ...errors import OptionError
+from ...evaluation.agents.tools import TOOL_SCHEMAS
+from ...io import write
+from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section
+from ..data import Row, load_tasks
+from ..memory import ResidentModels
+from ..methods import Method
+from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..processes import rank0_only, resumable_map
+from ..rewards import Correctness, Reward
+from ..rewards.base import AGENTIC, NO_THINK, THINK, get_modes, group_by_prompt, require_column
+from ..sampling import FREE, CompletionRequest, RolloutSampler
+from ..traces import SampledTrace
+from ..training_run import MODEL, TrainingRun
+from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode, load_environment
+
+ALIGNED = "aligned.json"
+
+
+class Align(Section):
+    """Settings of the alignment.
+
+    Attributes:
+        samples: episodes per question and mode.
+        min_accuracy: the share of right episodes from which a mode is sufficient.
+        optimiser: for learning the chosen completions.
+    """
+
+    samples: int = Field(default=4, ge=1)
+    min_accuracy: float = Field(default=0.5, gt=0, le=1)
+    optimiser: Optimiser = Optimiser()
+
+
+class Apo(Section):
+    """Settings.
+
+    Attributes:
+        forced: completions of a group forced into each mode; the rest is free.
+        alpha: see `AdaptiveDiscount`.
+        easy: see `AdaptiveDiscount`.
+        kl: weight of the KL divergence from the model before training.
+        no_think_tokens: token limit of completions forced not to think.
+        max_steps: of an episode with tools.
+        followup_effort: the tier of steps that follow a tool result.
+        align: learn first which mode is sufficient for which question.
+    """
+
+    forced: int = Field(default=3, ge=1)
+    alpha: float = Field(default=2.0, gt=0)
+    easy: float = Field(default=0.5, ge=0, le=1)
+    kl: float = Field(default=0.0, ge=0)
+    no_think_tokens: int | None = Field(default=None, ge=2)
+    max_steps: int = Field(default=8, ge=2)
+    followup_effort: str = "easy"
+    align: Align | None = None
+
+
+class ApoRecipe(Recipe):
+    """The recipe of this method."""
+
+    apo: Apo = Apo()
+    alarm: Alarm = Alarm()
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The modes, from cheapest to most expensive."""
+        return (NO_THINK, THINK) if load_tasks(self.data) is None else (NO_THINK, THINK, AGENTIC)
+
+    @model_validator(mode="after")
+    def _leave_some_free(self) -> ApoRecipe:
+        if len(self.modes) * self.apo.forced >= self.rollouts.generations:
+            raise OptionError(
+                f"apo.forced is {self.apo.forced} for each of {len(self.modes)} modes and rollouts.generations is "
+                f"{self.rollouts.generations}, which leaves no free completions to learn the choice from; raise "
+                "rollouts.generations"
+            )
+        return self
+
+
+class AdaptiveDiscount(Reward):
+    """Correctness, of which thinking keeps `1 - p ** alpha` on an easy question; 0 without an answer.
+
+    A question is easy if p, the share of completions forced not to think that are right, is above `easy`. (The paper
+    gives no value, and sources differ on which completions p counts.) Column `start_mode` shows what was forced.
+    """
+
+    name = "adaptive"
+
+    def __init__(self, correct: Correctness, alpha: float = 2.0, easy: float = 0.5, marker: str = "</think>") -> None:
+        if alpha <= 0 or not 0 <= easy <= 1:
+            raise OptionError(f"alpha is {alpha} and easy is {easy}; accepted: alpha above 0, and easy from 0 to 1")
+        self.correct, self.alpha, self.easy, self.marker = correct, alpha, easy, marker
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        right = self.correct(prompts, completions, **columns)
+        modes = get_modes(completions, columns, self.marker)
+        starts = require_column(columns, "start_mode", self.name)
+        rewards: list[float | None] = []
+        for group in group_by_prompt(prompts):
+            instant = [(right[i] or 0.0) * (modes[i] == NO_THINK) for i in group if starts[i] == NO_THINK]
+            p = sum(instant) / len(instant) if instant else 0.0
+            factor = 1 - p**self.alpha if p > self.easy else 1.0
+            rewards += [(right[i] or 0.0) * (1.0 if modes[i] == NO_THINK else factor) for i in group]
+        return rewards
+
+
+def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
+    """See `Method.validate`."""
+    settings = recipe.apo
+    check_effort("apo.followup_effort", settings.followup_effort)
+    if settings.kl and load_tasks(recipe.data) is not None:
+        raise RecipeError(
+            "apo.kl does not take the weights of episodes into account; remove it for tasks with tools",
+            code="no_kl_with_tools",
+        )
+    return check_recipe(
+        recipe,
+        no_think_tokens=settings.no_think_tokens,
+        tools=True,
+        stages={} if settings.align is None else {"apo.align.optimiser": settings.align.optimiser},
+        resident=ResidentModels(reference=bool(settings.kl)),
+    )
+
+
+def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+    """See `Method.train`."""
+    settings, close = recipe.apo, checked.markers.close
+    environment = load_environment(recipe.data)
+    forced = [mode for mode in recipe.modes for _ in range(settings.forced)]
+    plan = forced + [FREE] * (recipe.rollouts.generations - len(forced))
+    with Correctness(close) as correct:
+        sampler = RolloutSampler(
+            run.load_model(recipe),
+            recipe.rollouts,
+            checked.markers,
+            no_think_tokens=settings.no_think_tokens,
+            tools=() if environment is None else TOOL_SCHEMAS,
+        )
+        runner = EpisodeRunner(sampler, environment, settings.followup_effort, settings.max_steps)
+        if settings.align is not None:
+            Alignment(recipe, settings.align, runner, checked.rows, correct, run).align()
+        trainer = run.build_grpo_trainer(
+            recipe,
+            sampler,
+            EpisodeRollouts(runner, plan, recipe.seed),
+            [correct, AdaptiveDiscount(correct, settings.alpha, settings.easy, close)],
+            checked.rows,
+            credit="group",
+            alarm=recipe.alarm,
+            # The discounted reward includes correctness, which is only logged.
+            reward_weights=[0.0, 1.0],
+            beta=settings.kl,
+        )
+        run.train_grpo(trainer, recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """The first stage: learn by SFT, for each question, its cheapest sufficient mode."""
+
+    recipe: ApoRecipe
+    settings: Align
+    runner: EpisodeRunner
+    rows: Sequence[Row]
+    correct: Correctness
+    run: TrainingRun
+
+    def align(self) -> None:
+        """Train the sampler's model, or load the result of an earlier run from `aligned/`.
+
+        Raises:
+            RecipeError: if no mode is sufficient for any question.
+        """
+        engine = self.runner.sampler.engine
+        folder = self.recipe.out / "aligned"
+        done = folder / ALIGNED
+        if not rank0_only(done.exists):
+            traces = self._choose_traces()
+            if not traces:
+                raise RecipeError(
+                    f"no mode is sufficient for any of {len(self.rows)} questions; use easier ones, or lower "
+                    "apo.align.min_accuracy",
+                    code="nothing_to_learn",
+                )
+            from ..offline import train_sft
+
+            stage = self.recipe.model_copy(update={"optimiser": self.settings.optimiser})
+            train_sft(self.run.make_stage("aligned"), stage, engine.model, engine.tokenizer, traces)
+            rank0_only(lambda: write(done, "{}\n"))  # last, so that a half-written model does not count
+        engine.model = load_engine(folder / MODEL, self.recipe.optimiser.dtype).model
+
+    def _choose_traces(self) -> list[SampledTrace]:
+        modes, samples, sampler = self.recipe.modes, self.settings.samples, self.runner.sampler
+        min_accuracy = self.settings.min_accuracy
+
+        def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
+            starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]
+            requests = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in starts]
+            episodes = self.runner(requests, [row for row, _ in starts], self.recipe.seed + start)
+            chosen = [
+                choose_cheapest([e for e in episodes if e.row is row], modes, min_accuracy, self._is_right)
+                for row in part
+            ]
+            return [(e.mode, asdict(to_alignment_trace(e, sampler.close))) for e in chosen if e is not None]
+
+        stored = resumable_map(
+            self.recipe.out / "aligned.jsonl",
+            {
+                "fingerprint": sampler.engine.fingerprint(),
+                "recipe": self.recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
+            },
+            self.rows,
+            max(1, self.recipe.rollouts.batch // (samples * len(modes))),
+            make,
+            lambda done: self.run.log(f"alignment: {done}/{len(self.rows)} questions"),
+            key="align ",
+        )
+        counts = Counter(mode for mode, _ in stored)
+        routed = ", ".join(f"{counts[mode]} {mode}" for mode in modes)
+        self.run.log(f"routed {len(stored)} of {len(self.rows)} questions: {routed}")
+        return [SampledTrace.from_json(values) for _, values in stored]
+
+    def _is_right(self, episode: TrainingEpisode) -> bool:
+        row: Any = episode.row
+        if self.runner.environment is not None:
+            return self.runner.environment.is_solved(row["id"], episode.answer)
+        return self.correct.is_right(row["answer"], episode.answer, row["gym_entry"])
+
+
+def choose_cheapest(
+    episodes: Sequence[TrainingEpisode],
+    modes: Sequence[str],
+    min_accuracy: float,
+    is_right: Callable[[TrainingEpisode], bool],
+) -> TrainingEpisode | None:
+    """The shortest right episode in the first sufficient mode; None if no mode is sufficient."""
+    for mode in modes:
+        started = [e for e in episodes if e.start_mode == mode]
+        good = [e for e in started if e.followed_start and e.steps[-1].finish_reason == "stop" and is_right(e)]
+        if good and len(good) >= min_accuracy * len(started):
+            return min(good, key=lambda e: e.tokens)
+    return None
+
+
+def to_alignment_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
+    """The tokens that decide on a mode: the first token, an opened tool call, or all of an answer at once.
+
+    The model knows how to continue, and the hundreds of tokens of that would drown out the deciding ones. Text of
+    policies before the closing token is masked; a call is opened after it.
+    """
+    step = episode.steps[0]
+    answer = step.ids.index(close) + 1 if close in step.ids else len(step.ids)
+    mask = [int(i == 0 or episode.mode == NO_THINK or (forced and i >= answer)) for i, forced in enumerate(step.forced)]
+    end = len(mask) - mask[::-1].index(1)
+    return SampledTrace(list(step.prompt_ids), list(step.ids[:end]), mask[:end], right=True, finished=end == len(mask))
+
+
+METHOD = Method(
+    recipe=ApoRecipe,
+    validate=validate_recipe,
+    train=train,
+    renamed={"steps": "max_steps", "later": "followup_effort", "least": "min_accuracy"},
+)
