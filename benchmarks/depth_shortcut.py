@@ -26,7 +26,7 @@ from tersely.controller.engines.transformers.research.early_exit import DepthSho
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import BindContext, SamplingParams
-from tersely.evaluation.bench.fairness import check_unseen
+from tersely.evaluation.bench.arms import check_unseen
 from tersely.evaluation.runner import SessionRunner, answer_all
 from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers

@@ -1,7 +1,7 @@
-"""Our presets beside vLLM's own `thinking_token_budget` at the same tokens: same questions, same vLLM, greedy.
+"""Our presets compared with vLLM's own `thinking_token_budget` at equal tokens: same questions, same vLLM, greedy.
 
-A fixed budget is sought that costs as many tokens as a preset does; accuracies are then paired by question. A positive
-difference is in favour of the preset. Tokens are all that was put out, forced ones included.
+It searches the fixed budget that costs as many tokens as a preset, and pairs the accuracies by question. A positive
+difference favours the preset. Tokens are all output tokens, forced ones included.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Bench:
         )
 
     def run(self, budget: int | None = None, **control: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and rights of each question."""
+        """Tokens and correctness of each question."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=self.max_tokens, skip_special_tokens=False)
@@ -57,7 +57,7 @@ class Bench:
         return np.array([len(output.token_ids) for output in outputs], float), np.array(rights, float)
 
     def matched(self, tokens: float) -> tuple[int, np.ndarray, np.ndarray]:
-        """The fixed budget that costs about so many tokens a question, and what it gives."""
+        """The fixed budget that costs about this many tokens per question, and its results."""
         low, high = 8, self.max_tokens
         best: tuple[int, np.ndarray, np.ndarray] | None = None
         for _ in range(TRIES):

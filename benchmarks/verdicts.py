@@ -1,7 +1,7 @@
-"""How often the evaluation's intervals hold the truth, and how often its verdict is right: arms with planted effects.
+"""Coverage of the evaluation's intervals, and accuracy of its verdict, on simulated arms with planted effects.
 
-Every simulated bench asks `n` questions. `shared` structures have easy and hard questions, which both arms feel; in
-`rare` ones the arms differ on few answers only, as when both are greedy. Each figure is a share of all simulations.
+Every simulated benchmark has `n` questions. In `shared` worlds, some questions are hard for both arms; in `rare` worlds
+the arms differ on few answers, as with greedy decoding. Each figure is a share of all simulations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from tersely.evaluation.bench.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
+from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, judge
 from tersely.evaluation.iso_accuracy import iso_saving
 from tersely.evaluation.stats import (
     Array,
@@ -27,28 +27,35 @@ from tersely.evaluation.stats import (
     rate_interval,
     ratio_bootstrap,
     studentized_bootstrap,
-    upper_bound,
 )
+from tersely.probes.stats import binomial_upper_bound
 
 RIGHT = 0.7
-"""Accuracy of the baseline, where the arms do not agree by construction."""
+"""Accuracy of the baseline, unless the world is `rare`."""
 TOKENS = 300.0
 """Mean tokens of the baseline."""
 CUTS = np.array([0.15, 0.3, 0.45, 0.6, 0.8, 1.0])
 """Budgets of the curve, as shares of the baseline's tokens."""
-KEPT = np.array([0.35, 0.6, 0.75, 0.85, 0.95, 1.0])
-"""Share of right answers that each budget keeps."""
-ANEW = 0.15
-"""Share of questions that an arm finds as hard as it would another question."""
+PRESERVED = np.array([0.35, 0.6, 0.75, 0.85, 0.95, 1.0])
+"""Share of right answers that each budget preserves."""
+INDEPENDENT = 0.15
+"""Share of questions whose difficulty is independent between the arms."""
 _BETA = (0.7, 0.3)
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """A structure with its truth: `delta` of accuracy, `saving` of tokens.
+    """A simulated world and its true effects.
 
-    discordance: share of answers on which the arms differ; None draws their answers apart, given the question.
-    shared: difficulty is shared by the arms. skewed: the arm's ratio of tokens is, else it lies around its mean.
+    Attributes:
+        name: Name in the table.
+        n: Questions.
+        rollouts: Generations per question and arm.
+        shared: Whether the difficulty of questions is shared by the arms.
+        discordance: Share of answers on which the arms differ; None draws them independently, given the question.
+        skewed: Whether the arm's token ratio is skewed rather than spread around its mean.
+        delta: True change of accuracy.
+        saving: True saving of tokens.
     """
 
     name: str
@@ -68,24 +75,24 @@ class World:
 
     @property
     def harm(self) -> float:
-        """True share of answers that only the baseline has right."""
+        """True share of questions that only the baseline answers correctly."""
         if self.discordance is not None:
             return (self.discordance - self.delta) / 2
         a, b = _BETA
         spread = a * b / (a + b + 1) if self.shared else 0.0  # a + b = 1
-        both = (RIGHT**2 + (1 - ANEW) * spread) * (1 + self.delta / RIGHT)
+        both = (RIGHT**2 + (1 - INDEPENDENT) * spread) * (1 + self.delta / RIGHT)
         return RIGHT - both
 
     @property
     def iso_saving(self) -> float:
         """True saving against the curve of budgets at the arm's accuracy."""
-        share = np.interp((self.base_right + self.delta) / self.base_right, KEPT, np.log(CUTS))
+        share = np.interp((self.base_right + self.delta) / self.base_right, PRESERVED, np.log(CUTS))
         return 1 - (1 - self.saving) / float(np.exp(share))
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One simulated bench: right answers and tokens of both arms, [questions, rollouts]."""
+    """One simulated benchmark: right answers and tokens of both arms, [questions, rollouts]."""
 
     base_right: Array
     our_right: Array
@@ -94,12 +101,12 @@ class Run:
 
 
 def draw(world: World, rng: np.random.Generator) -> Run:
-    """Simulate one bench."""
+    """Simulate one benchmark."""
     shape = (world.n, world.rollouts)
     luck = rng.random(shape)
     chance = _chances(world, rng)[:, None]
     if world.discordance is None:
-        theirs = np.where(rng.random((world.n, 1)) < ANEW, _chances(world, rng)[:, None], chance)
+        theirs = np.where(rng.random((world.n, 1)) < INDEPENDENT, _chances(world, rng)[:, None], chance)
         base, ours = luck < chance, rng.random(shape) < theirs * (1 + world.delta / RIGHT)
     else:
         turn, lost = rng.random(shape), (world.discordance - world.delta) / 2
@@ -124,10 +131,10 @@ def _lognormal(rng: np.random.Generator, sigma: float, shape: tuple[int, ...]) -
 
 
 def against_curve(world: World, run: Run, rng: np.random.Generator, resamples: int, seed: int) -> Interval:
-    """The iso-accuracy saving against budgets that cut the baseline."""
+    """The iso-accuracy saving against budgets that truncate the baseline."""
     reach = rng.random(run.base_right.shape)
     tokens = [cut * run.base_tokens.mean(axis=1) for cut in CUTS]
-    right = [(run.base_right * (reach < kept)).mean(axis=1) for kept in KEPT]
+    right = [(run.base_right * (reach < kept)).mean(axis=1) for kept in PRESERVED]
     ours = run.our_tokens.mean(axis=1), run.our_right.mean(axis=1)
     found = iso_saving(tokens, right, *ours, resamples=resamples, seed=seed)
     low, high = found.interval or (-np.inf, 1.0)
@@ -137,12 +144,12 @@ def against_curve(world: World, run: Run, rng: np.random.Generator, resamples: i
 def intervals(
     world: World, run: Run, rng: np.random.Generator, resamples: int, seed: int
 ) -> Iterable[tuple[str, Interval, float]]:
-    """Name, interval and truth of every figure of one bench."""
+    """Name, interval and true value of every figure of one benchmark."""
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     accuracy = paired_bootstrap(run.our_right - run.base_right, **options)
     tokens = studentized_bootstrap(run.our_tokens - run.base_tokens, **options)
     harm = (run.base_right * (1 - run.our_right)).mean(axis=1)
-    most_harm = Interval(float(harm.mean()), 0.0, upper_bound(float(harm.sum()), world.n))
+    most_harm = Interval(float(harm.mean()), 0.0, binomial_upper_bound(float(harm.sum()), world.n, 0.05))
     yield "accuracy", rate_interval(run.our_right), world.base_right + world.delta
     yield "delta_accuracy", accuracy, world.delta
     yield "delta_total", tokens, -world.saving * TOKENS
@@ -152,7 +159,7 @@ def intervals(
 
 
 def coverage(world: World, sims: int, resamples: int) -> dict[str, float]:
-    """How often each interval holds its truth; one that says nothing holds it."""
+    """How often each interval covers the truth; an undefined one counts as covering it."""
     rng, held = np.random.default_rng(1), Counter[str]()
     for seed in range(sims):
         for name, found, truth in intervals(world, draw(world, rng), rng, resamples, seed):
@@ -197,7 +204,7 @@ EDGES = (
 
 
 def cases(world: World, margin: float) -> dict[str, World]:
-    """The truths at which a structure's verdict is tried."""
+    """The true effects for which a world's verdict is simulated."""
 
     def at(delta: float, saving: float = 0.3) -> World:
         rare = world.discordance
@@ -207,7 +214,7 @@ def cases(world: World, margin: float) -> dict[str, World]:
 
 
 def measure(sims: int, resamples: int) -> dict[str, Any]:
-    """Coverage in all worlds and verdicts at all edges, on all cores."""
+    """Coverage in all worlds and verdicts at all margins, on all cores."""
     edges = [(at, margin, truth) for world, margin in EDGES for truth, at in cases(world, margin).items()]
     with ProcessPoolExecutor() as pool:
         covered = [pool.submit(coverage, world, sims, resamples) for world in WORLDS]
@@ -247,8 +254,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sims", type=int, default=1000, help="simulations of each row (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=500, help="of each bootstrap (default: %(default)s)")
+    parser.add_argument("--sims", type=int, default=1000, help="simulations per row (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=500, help="resamples of each bootstrap (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(argv)
     found = measure(options.sims, options.resamples)

@@ -1,1 +1,1 @@
-"""Tasks with gold answers, the paired benchmark, its statistics, and the model card."""
+"""Tasks with gold answers, the paired benchmark and its statistics, and the commands built on them."""

@@ -1,4 +1,4 @@
-"""Right answers of a model as it stands, without control: what changes to its weights are measured by."""
+"""The accuracy of a model without control, used to measure what a change to its weights costs."""
 
 from __future__ import annotations
 
@@ -17,66 +17,70 @@ from .stats import paired_bootstrap
 from .tasks.equality import AnswerChecker, right_answers
 from .tasks.questions import Question, fingerprint, load
 
-_TOGETHER = 32  # questions that are answered at a time
+_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class AccuracyCheck:
-    """Questions that are asked as they stand and answered greedily; implements
-    `kernels.quantization.run.QuantizationCheck`.
+    """Questions answered greedily, without control; implements `kernels.quantization.run.QuantizationCheck`.
 
-    Else a model decodes by its own generation defaults. An answer that is broken off counts by the last number in it.
-    name: of the task. tokens: at most, of an answer.
+    If an answer is cut off, the last number in it counts.
+
+    Attributes:
+        name: The task's name.
+        questions: Its questions.
+        max_new_tokens: Limit of each answer.
     """
 
     name: str
     questions: Sequence[Question]
-    tokens: int
+    max_new_tokens: int
 
     @classmethod
-    def of(cls, task: str, limit: int | None, tokens: int) -> AccuracyCheck:
-        """The first questions of a task's test split; raises TaskError."""
-        return cls(task, load(task, "test", limit, 0), tokens)
+    def load(cls, task: str, limit: int | None, max_new_tokens: int) -> AccuracyCheck:
+        """Load the first questions of a task's test split; raises TaskError."""
+        return cls(task, load(task, "test", limit, 0), max_new_tokens)
 
     @property
     def digest(self) -> str:
-        """What decides its outcome beside the model, hashed."""
-        return hashlib.sha256(f"{fingerprint(self.questions)}:{self.tokens}".encode()).hexdigest()[:16]
+        """A hash of everything that determines the outcome, except the model."""
+        return hashlib.sha256(f"{fingerprint(self.questions)}:{self.max_new_tokens}".encode()).hexdigest()[:16]
 
     def check(self, model: Any, tokenizer: Any) -> None:
-        """Raise OptionError or PromptError where a question cannot be asked."""
+        """Raise OptionError or PromptError if a question does not fit this model."""
         engine = TransformersEngine(model, tokenizer)
         for row, request in enumerate(self._requests(tokenizer)):
             check_max_new_tokens(request, row, engine.context_length, engine.name)
 
     def run(self, model: Any, tokenizer: Any) -> list[bool]:
-        """Which of the questions a model answers rightly."""
-        engine, asked, said = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
-        for rows in batches(self.questions, _TOGETHER):
-            done = engine.generate([asked[row] for row in rows], SamplingParams(temperature=0))
-            said.update({row: tokenizer.decode(one.token_ids) for row, one in zip(rows, done, strict=True)})
-        answers = [normalize_answer(extract_answer(said[row])) for row in range(len(self.questions))]
+        """Whether the model answers each question correctly."""
+        engine, requests, texts = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
+        for rows in batches(self.questions, _BATCH_SIZE):
+            completions = engine.generate([requests[row] for row in rows], SamplingParams(temperature=0))
+            texts.update({row: tokenizer.decode(one.token_ids) for row, one in zip(rows, completions, strict=True)})
+        answers = [normalize_answer(extract_answer(texts[row])) for row in range(len(self.questions))]
         with AnswerChecker() as checker:
             return right_answers(list(zip(self.questions, answers, strict=True)), checker)
 
     def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-        """Shares of right answers, and the change with its interval over questions."""
+        """Accuracy before and after, and the change with its interval over questions."""
         change = paired_bootstrap([float(b) - float(a) for a, b in zip(before, after, strict=True)])
         return {
             "name": self.name,
             "questions": len(self.questions),
-            "tokens": self.tokens,
+            "tokens": self.max_new_tokens,
             "graded by": AnswerChecker().method,
             "right": {"before": sum(before) / len(before), "after": sum(after) / len(after)},
             "change": [change.estimate, change.low, change.high],
         }
 
     def _requests(self, tokenizer: Any) -> list[Request]:
-        return [Request(tuple(_prompt(tokenizer, question.problem)), self.tokens) for question in self.questions]
+        prompts = (_encode_prompt(tokenizer, question.problem) for question in self.questions)
+        return [Request(tuple(prompt), self.max_new_tokens) for prompt in prompts]
 
 
-def _prompt(tokenizer: Any, problem: str) -> list[int]:
-    """A question as the chat template has it, or as it stands where there is none."""
+def _encode_prompt(tokenizer: Any, problem: str) -> list[int]:
+    """The question in the chat template, or as plain text if there is none."""
     if getattr(tokenizer, "chat_template", None):
         return render_question(tokenizer, problem)
     plain: list[int] = tokenizer(problem)["input_ids"]

@@ -1,7 +1,7 @@
-"""Accuracy against tokens: the area under a family of points, and what an arm saves against a curve of budgets.
+"""Accuracy over tokens: the area under a curve of points, and an arm's saving against a curve of budgets.
 
-A family's curve is its best accuracy so far, going from few tokens to many, linear in the logarithm of tokens between
-points and flat beyond them: a user may always take the cheaper point that was as good.
+A curve is the best accuracy up to a number of tokens: linear in the logarithm of tokens between points and flat beyond
+them, because a user can always choose the cheaper point that was as good.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from ..errors import OptionError
 from .stats import LEVEL, RESAMPLES, Array, percentile_ends, resampled_means
 
 Point = tuple[float, float]
-"""Mean tokens of a generation, and accuracy."""
+"""(mean tokens of a generation, accuracy)."""
 
 
 @dataclass(frozen=True, slots=True)
 class IsoSaving:
-    """The share of tokens saved against the curve at the same accuracy, and its interval; None if not known.
+    """The share of tokens saved against the curve at the same accuracy, with its interval; None if undefined.
 
-    Where the whole curve is less accurate than the arm, the saving is counted against its dearest point and is a lower
-    bound; the interval then ends at 1, the saving against a budget that never gets there.
+    If the whole curve is less accurate than the arm, the saving is measured against its most expensive point and is a
+    lower bound; the interval then ends at 1.
     """
 
     saving: float | None
     interval: tuple[float, float] | None
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form."""
+        """The fields of a benchmark result."""
         return {"iso_saving": self.saving, "iso_saving_ci": self.interval and list(self.interval)}
 
 
 def common_range(*families: Sequence[Point]) -> tuple[float, float] | None:
-    """From where to where, in tokens, every family has points; None if there is no such stretch."""
+    """The range of tokens that all families of points cover; None if there is none."""
     tokens = [[point[0] for point in family] for family in families]
     low, high = max(map(min, tokens)), min(map(max, tokens))
     return (low, high) if low < high else None
@@ -47,7 +47,7 @@ def common_range(*families: Sequence[Point]) -> tuple[float, float] | None:
 def area(points: Sequence[Point], low: float, high: float) -> float:
     """Mean accuracy of the points' curve over the logarithm of tokens, from `low` to `high` tokens."""
     if not 0 < low < high or not points or min(points)[0] <= 0:
-        raise OptionError(f"the range is {low:g} to {high:g} tokens; accepted: a stretch above 0, and points above 0")
+        raise OptionError(f"the range is {low:g} to {high:g} tokens; accepted: a range above 0, and points above 0")
     knots: dict[float, float] = {}
     for tokens, accuracy in sorted(points):
         knots[tokens] = max(accuracy, *knots.values(), -math.inf)
@@ -66,21 +66,21 @@ def iso_saving(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> IsoSaving:
-    """What an arm saves, 1 - ours / the curve's tokens at our accuracy, with a bootstrap interval over questions.
+    """An arm's saving, 1 - ours / the curve's tokens at our accuracy, with a bootstrap interval over questions.
 
-    All arrays are means over rollouts of the same questions, [questions]; the curve's come one for each budget. An arm
-    less accurate than the cheapest budget has no counterpart on the curve: its saving is None, and an interval that
-    reaches that far is None too; so are both against no curve, or one that is free on some question.
+    All arrays are means over rollouts of the same questions, [questions]; the curve has one per budget. The saving is
+    None for an arm that is less accurate than the cheapest budget, and the interval is None if it reaches that far.
+    Both are None without a curve, or if a budget costs nothing on some question.
     """
     k = len(curve_tokens)
     table = np.stack([*curve_tokens, *curve_right, our_tokens, our_right], axis=1)
     if not k or (table[:, :k] <= 0).any():
         return IsoSaving(None, None)
     least, _ = _savings(table.mean(axis=0)[None], k)
-    drawn_least, drawn_most = _savings(resampled_means(table, resamples, seed), k)
+    resampled_least, resampled_most = _savings(resampled_means(table, resamples, seed), k)
     ends = percentile_ends(len(table), level)
-    low = np.quantile(drawn_least, ends[0], method="inverted_cdf")  # between infinities nothing can be interpolated
-    high = np.quantile(drawn_most, ends[1], method="inverted_cdf")
+    low = np.quantile(resampled_least, ends[0], method="inverted_cdf")  # values may be infinite, so no interpolation
+    high = np.quantile(resampled_most, ends[1], method="inverted_cdf")
     saving = float(least[0])
     if not math.isfinite(saving):
         return IsoSaving(None, None)
@@ -88,7 +88,7 @@ def iso_saving(
 
 
 def _savings(means: Array, k: int) -> tuple[Array, Array]:
-    """The least and the most that may be saved, by rows of [k tokens, k accuracies, our tokens, our accuracy]."""
+    """The least and the greatest possible saving of each row [k tokens, k accuracies, our tokens, our accuracy]."""
     least, most = _needed(means[:, :k], means[:, k : 2 * k], means[:, -1])
     ours = means[:, -2]
     share = np.divide(ours, least, out=np.full_like(ours, math.inf), where=least > 0)
@@ -96,7 +96,7 @@ def _savings(means: Array, k: int) -> tuple[Array, Array]:
 
 
 def _needed(tokens: Array, right: Array, target: Array) -> tuple[Array, Array]:
-    """Between which numbers of tokens each row's curve [rows, k] reaches its target [rows]; equal on the curve."""
+    """The range of tokens in which each row's curve [rows, k] reaches its target accuracy [rows]."""
     order = tokens.argsort(axis=1, kind="stable")
     logs = np.log(np.take_along_axis(tokens, order, axis=1))
     best = np.maximum.accumulate(np.take_along_axis(right, order, axis=1), axis=1)
@@ -109,5 +109,5 @@ def _needed(tokens: Array, right: Array, target: Array) -> tuple[Array, Array]:
 
     rise = at(best, after) - at(best, before)
     share = np.clip(np.divide(target - at(best, before), rise, out=np.ones_like(rise), where=rise > 0), 0, 1)
-    found = np.exp(at(logs, before) + share * (at(logs, after) - at(logs, before)))
-    return np.where(below, 0.0, found), np.where(beyond, math.inf, found)
+    needed = np.exp(at(logs, before) + share * (at(logs, after) - at(logs, before)))
+    return np.where(below, 0.0, needed), np.where(beyond, math.inf, needed)

@@ -1,24 +1,29 @@
-"""The statistics of a paired comparison: plain arrays in, plain numbers out.
+"""Statistics of paired comparisons on plain arrays.
 
-The unit of everything is the question. Rollouts of one question are averaged before they come here, so that asking
-the same question more often never makes an interval look surer than the number of questions allows.
+The unit is the question: rollouts of one question are averaged first, so that repeating a question never makes an
+interval narrower than the number of questions allows.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from ..errors import OptionError
+from ..probes.stats import auroc, calibration_bins, expected_calibration_error
+
 Array = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
-_CHUNK = 50_000  # drawn indices held at a time: what a processor's cache takes
-_IMAGINED = (1.0, 1.0, -1.0, -1.0)
+_CHUNK = 50_000  # resampled indices per block, to stay in the CPU cache
+_PSEUDO_QUESTIONS = (1.0, 1.0, -1.0, -1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,10 @@ def resampled_means(columns: ArrayLike, resamples: int = RESAMPLES, seed: int = 
 
 @cache
 def percentile_ends(n: int, level: float = LEVEL) -> tuple[float, float]:
-    """The quantiles of bootstrap means of `n` questions between which an interval lies.
+    """The two quantiles of the bootstrap means of `n` questions that bound the confidence interval.
 
-    They are moved outwards as Student's t is from the normal (the expanded percentile interval of Hesterberg,
-    "What Teachers Should Know About the Bootstrap", 2015): means of few questions vary less than they should.
+    This is Hesterberg's expanded percentile interval ("What Teachers Should Know About the Bootstrap", 2015): with
+    few questions, bootstrap means vary too little, so the quantiles are widened as Student's t widens the normal.
     """
     z = stats.t.ppf((1 - level) / 2, n - 1) * math.sqrt(n / (n - 1)) if n > 1 else -math.inf
     low = float(stats.norm.cdf(z))
@@ -67,33 +72,32 @@ def paired_bootstrap(
 ) -> Interval:
     """The mean of paired differences with its percentile bootstrap interval; [questions] or [questions, rollouts].
 
-    bounded: the differences are of scores within 0..1, and four imagined questions, two won and two lost, are added to
-    those resampled, after Bonett and Price's adjustment (J. Educ. Behav. Stat. 2012), which imagines two. Without them,
-    ten questions that happen to agree would prove that two arms are equal; with two, harm that is rare would still be
-    overlooked too often at the edge of a margin.
+    `bounded` says that the scores lie within 0..1. Then four pseudo-questions, two won and two lost, are added before
+    resampling, after Bonett and Price (J. Educ. Behav. Stat. 2012), who add two. Without them, ten questions that
+    happen to agree would prove two arms equal; with only two, rare harm near the margin is missed too often.
     """
     values = question_means(differences)
-    drawn_from = np.concatenate([values, _IMAGINED]) if bounded else values
-    means = resampled_means(drawn_from[:, None], resamples, seed)[:, 0]
-    low, high = np.quantile(means, percentile_ends(len(drawn_from), level))
+    sample = np.concatenate([values, _PSEUDO_QUESTIONS]) if bounded else values
+    means = resampled_means(sample[:, None], resamples, seed)[:, 0]
+    low, high = np.quantile(means, percentile_ends(len(sample), level))
     return Interval(float(values.mean()), float(low), float(high))
 
 
 def studentized_bootstrap(
     differences: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The mean of paired differences that know no bounds, such as tokens; [questions] or [questions, rollouts].
+    """The mean of unbounded paired differences (tokens) with its interval; [questions] or [questions, rollouts].
 
-    The symmetric studentized bootstrap (Hall, J. R. Stat. Soc. B 1988): it makes up for the few long generations that
-    decide both the mean and its error, of which a percentile interval over a hundred questions sees too little. One
-    more imagined question that varies as all do keeps a resample without any variation from having no error.
+    The symmetric studentized bootstrap (Hall, J. R. Stat. Soc. B 1988): a few long generations dominate both the mean
+    and its error, and a percentile interval over a hundred questions is then too narrow. One pseudo-question with the
+    variance of the whole sample keeps the error of a resample without variation above zero.
     """
     values = question_means(differences)
     n, mean, variance = len(values), values.mean(), values.var()
     if variance == 0:
         return Interval(float(mean), float(mean), float(mean))
-    apart = values - mean
-    drift, square = resampled_means(np.stack([apart, apart**2], axis=1), resamples, seed).T
+    centred = values - mean
+    drift, square = resampled_means(np.stack([centred, centred**2], axis=1), resamples, seed).T
     errors = np.sqrt((n * (square - drift**2) + variance) / (n + 1))
     half = float(np.quantile(np.abs(drift) / errors, level) * np.sqrt(variance))
     return Interval(float(mean), float(mean - half), float(mean + half))
@@ -102,23 +106,13 @@ def studentized_bootstrap(
 def ratio_bootstrap(
     ours: ArrayLike, base: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The saving 1 - mean(ours) / mean(base) over paired questions, resampled together."""
+    """The saving 1 - mean(ours) / mean(base) with its bootstrap interval; pairs are resampled together."""
     table = np.stack([question_means(ours), question_means(base)], axis=1)
     means = resampled_means(table, resamples, seed)
     savings = 1 - means[:, 0] / means[:, 1]
     low, high = np.quantile(savings, percentile_ends(len(table), level))
     total = table.mean(axis=0)
     return Interval(float(1 - total[0] / total[1]), float(low), float(high))
-
-
-def upper_bound(events: float, n: int, level: float = LEVEL) -> float:
-    """One-sided Clopper-Pearson upper bound of a rate; `events` may be a fraction (a mean over rollouts, summed)."""
-    return 1.0 if events >= n else float(stats.beta.ppf(level, events + 1, n - events))
-
-
-def lower_bound(events: float, n: int, level: float = LEVEL) -> float:
-    """One-sided Clopper-Pearson lower bound of a rate."""
-    return 0.0 if events <= 0 else float(stats.beta.ppf(1 - level, events, n - events + 1))
 
 
 def mcnemar(differences: ArrayLike) -> float:
@@ -132,7 +126,7 @@ def mcnemar(differences: ArrayLike) -> float:
 
 
 def wilson(rate: float, n: float, level: float = LEVEL) -> Interval:
-    """A rate over `n` questions, each asked once, with Wilson's interval."""
+    """A rate over `n` questions, each asked once, with Wilson's interval; both may be fractional."""
     z = float(stats.norm.ppf((1 + level) / 2))
     centre = (rate + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
@@ -142,8 +136,8 @@ def wilson(rate: float, n: float, level: float = LEVEL) -> Interval:
 def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
     """The mean of right (1) and wrong (0) with Wilson's interval; [questions] or [questions, rollouts].
 
-    With rollouts, `n` is the number of questions asked once that would vary as much, between the number of questions
-    and that of answers (the effective sample size of Korn and Graubard, Survey Methodology 1998).
+    With rollouts, `n` is the effective sample size (Korn and Graubard, Survey Methodology 1998): between the number of
+    questions and the number of answers.
     """
     answers, means = np.asarray(rights, np.float64), question_means(rights)
     rate, variance = float(means.mean()), float(means.var())
@@ -153,21 +147,14 @@ def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
     return wilson(rate, min(effective, answers.size), level)
 
 
-def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """Chance that a positive scores above a negative, ties half; NaN if one class is missing."""
-    values, positive = np.asarray(scores, np.float64), np.asarray(labels, bool)
-    n_pos = int(positive.sum())
-    n_neg = len(positive) - n_pos
-    if not n_pos or not n_neg:
-        return math.nan
-    ranks = stats.rankdata(values)
-    return float((ranks[positive].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
-
-
 def needed_questions(deviation: float, distance: float, level: float = LEVEL, power: float = 0.8) -> int | None:
-    """Questions after which an interval around a mean `distance` away from a line misses the line with this power.
+    """Number of questions at which the interval excludes a threshold `distance` away from the mean, with this power.
 
-    deviation: standard deviation of the per-question differences. None if the mean lies on the line: no number will do.
+    Args:
+        deviation: Standard deviation of the per-question differences.
+        distance: Distance between the true mean and the threshold; at 0 no number suffices, and None is returned.
+        level: Confidence level of the interval.
+        power: Probability that the interval excludes the threshold.
     """
     if distance <= 0:
         return None
@@ -176,5 +163,26 @@ def needed_questions(deviation: float, distance: float, level: float = LEVEL, po
 
 
 def smoothed_deviation(differences: ArrayLike) -> float:
-    """Standard deviation of per-question score differences, kept from being 0 by one question won and one lost."""
+    """Standard deviation of per-question score differences, with one won and one lost question added to avoid 0."""
     return float(np.concatenate([question_means(differences), [1.0, -1.0]]).std())
+
+
+def reliability(confidences: Sequence[float], correct: Sequence[bool], bins: int = 10) -> dict[str, Any]:
+    """Calibration of stated confidences: `n`, `ece`, `auroc` and the non-empty `bins` (equal width).
+
+    The expected calibration error (Naeini et al. 2015) is the mean distance between a bin's confidence and its
+    accuracy, weighted by its size. AUROC is None if all answers are right or all are wrong.
+    """
+    stated, right = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
+    if stated.shape != right.shape or not stated.size:
+        raise OptionError(f"got {stated.size} confidences for {right.size} answers; accepted: one each, at least one")
+    if not ((stated >= 0) & (stated <= 1)).all():
+        raise OptionError(f"confidences range from {stated.min():g} to {stated.max():g}; accepted: 0 to 1")
+    cells = calibration_bins(right, stated, bins, equal_width=True)
+    area = auroc(right > 0, stated)
+    return {
+        "n": len(stated),
+        "ece": expected_calibration_error(cells),
+        "auroc": None if math.isnan(area) else area,
+        "bins": [asdict(cell) for cell in cells],
+    }

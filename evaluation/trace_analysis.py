@@ -1,7 +1,4 @@
-"""Reading a generation: which answers its thinking stated, where, and what became of the first one.
-
-Plain text analysis over what was generated; it knows neither the model nor the gold answer.
-"""
+"""Analysis of a generation's text: the answers that its thinking states, where, and the final answer."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ _VERDICT = re.compile(r"\bNow (\d+), before (\d+): (?:the )?(same|different)\b")
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """An answer that the thinking stated; `end` counts thinking tokens up to the end of the stating line."""
+    """An answer stated in the thinking; `end` is the end of its line, in thinking tokens."""
 
     answer: str
     end: int
@@ -28,9 +25,13 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class TraceReading:
-    """One generation read: `tokens` of thinking, the statements in it, and the final answer.
+    """One analysed generation.
 
-    verdicts: for each re-check of the embedded models' form, whether its verdict fits the two numbers it names.
+    Attributes:
+        final: The final answer, normalized; "" if there is none.
+        tokens: Tokens of thinking.
+        statements: Answers stated in the thinking, in order.
+        verdicts: For each re-check in the embedded models' form, whether its verdict fits the two numbers it names.
     """
 
     final: str
@@ -40,12 +41,12 @@ class TraceReading:
 
     @property
     def first(self) -> str:
-        """The first stated answer; the final one where the thinking stated none, as nothing else could be taken."""
+        """The first stated answer; the final one if the thinking states none."""
         return self.statements[0].answer if self.statements else self.final
 
     @property
     def settled(self) -> int:
-        """Thinking tokens when the final answer was stated and never changed again; all of them if it never was."""
+        """Thinking tokens until the final answer was stated for good; all of them if it never was."""
         at = self.tokens
         for statement in reversed(self.statements):
             if statement.answer != self.final:
@@ -55,18 +56,18 @@ class TraceReading:
 
     @property
     def after(self) -> int:
-        """Thinking tokens spent after the answer last changed."""
+        """Thinking tokens after the answer last changed."""
         return self.tokens - self.settled
 
     def changes(self, gold: str) -> tuple[int, int]:
-        """How often a statement turned a wrong answer right, and a right one wrong."""
+        """How often a statement corrected a wrong answer, and how often it broke a right one."""
         right = [s.answer == gold for s in self.statements]
         pairs = list(pairwise(right))
         return pairs.count((False, True)), pairs.count((True, False))
 
 
 def read(generation: GenerationResult, codec: TokenizerAdapter) -> TraceReading:
-    """Read one generation; without a final answer (cut off, say) its `final` is empty."""
+    """Analyse one generation."""
     tokens = generation.usage.thinking
     ids = generation.token_ids[:tokens]
     text = codec.decode(ids)
@@ -75,17 +76,17 @@ def read(generation: GenerationResult, codec: TokenizerAdapter) -> TraceReading:
         answer = extract_stated_answer(line.group())
         if answer is not None:
             statements.append(Statement(answer, tokens_until(ids, codec, line.end())))
-    verdicts = [(now == before) == (said == "same") for now, before, said in _VERDICT.findall(text)]
+    verdicts = [(now == before) == (word == "same") for now, before, word in _VERDICT.findall(text)]
     return TraceReading(final_answer(generation), tokens, tuple(statements), tuple(verdicts))
 
 
 def final_answer(generation: GenerationResult) -> str:
-    """The answer a generation ends with, in one spelling; empty if it gave none."""
+    """The normalized final answer of a generation; "" if there is none."""
     return normalize_answer(extract_answer(generation.answer)) if generation.answer else ""
 
 
 def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:
-    """The fewest first tokens whose text has at least this many characters."""
+    """The smallest number of leading tokens whose text has at least this many characters."""
     low, high = 0, len(ids)
     while low < high:
         middle = (low + high) // 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-from ..evaluation.agents.tasks import KINDS, Task, system_for, tasks
+from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.tasks.questions import Question, load
 from .config import Data
 
@@ -23,7 +23,7 @@ def load_tasks(data: Data) -> list[Task] | None:
     if name != AGENTS:
         return None
     chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
-    return tasks(data.split, data.seed, data.questions, chosen)
+    return draw_tasks(data.split, data.seed, data.questions, chosen)
 
 
 def load_rows(data: Data, model: str = "") -> list[Row]:
@@ -36,7 +36,7 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
     if agent_tasks is None:
         questions, system = load(data.task, data.split, data.questions, data.seed), None
     else:
-        questions, system = [_to_question(task) for task in agent_tasks], system_for(model)
+        questions, system = [_to_question(task) for task in agent_tasks], get_system_prompt(model)
     head = [] if system is None else [{"role": "system", "content": system}]
     return [_to_row(question, data.efforts[i % len(data.efforts)], head) for i, question in enumerate(questions)]
 

@@ -18,7 +18,7 @@ from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
-from ..evaluation.agents.tools import TOLD, TOOLS
+from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from .config import Optimiser, Recipe, RecipeError
 from .data import Row, load_rows, load_tasks
 from .memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
@@ -79,7 +79,7 @@ def check_recipe(
         markers,
         no_think_tokens=no_think_tokens,
         start=start,
-        tools=TOLD if agentic else (),
+        tools=TOOL_SCHEMAS if agentic else (),
     )
     completions = completions or recipe.rollouts.generations
     dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"

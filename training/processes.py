@@ -12,8 +12,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..checkpoint_log import CheckpointLog
 from ..errors import TerselyError
-from ..evaluation.bench.checkpoint_log import CheckpointLog
 from .config import RecipeError
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def resumable_map(
     for number, at in enumerate(missing[state.process_index :: state.num_processes]):
         left = missing[number * state.num_processes :]
         on_progress(len(rows) - sum(len(rows[start : start + size]) for start in left))
-        own.piece(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
+        own.get_or_compute(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
     state.wait_for_everyone()
     on_progress(len(rows))
     done = _read_chunks(path, identity)
@@ -151,4 +151,4 @@ def _process_path(path: Path, process: int) -> Path:
 def _read_chunks(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     """The chunks that any process has finished, by key."""
     paths = (path, *path.parent.glob(f"{path.stem}-[0-9]*{path.suffix}"))
-    return {key: value for part in paths for key, value in CheckpointLog(part, identity).done.items()}
+    return {key: value for part in paths for key, value in CheckpointLog(part, identity).completed.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -97,10 +98,11 @@ def load_policy(spec: str) -> Policy:
     source, _, class_name = spec.rpartition(":")
     try:
         if source.endswith(".py"):
-            found = importlib.util.spec_from_file_location(Path(source).stem, source)
+            found = importlib.util.spec_from_file_location(f"tersely_policy_{Path(source).stem}", source)
             if found is None or found.loader is None:
                 raise ImportError(f"{source} is not a Python file")
             module = importlib.util.module_from_spec(found)
+            sys.modules[found.name] = module  # dataclasses look their module up there
             found.loader.exec_module(module)
         else:
             module = importlib.import_module(source)

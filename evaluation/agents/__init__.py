@@ -1,1 +1,1 @@
-"""Tasks for agents with real tools, what an episode of one came to, and arms to compare."""
+"""Tasks for agents with real tools, and the comparison of agents on them."""

@@ -1,8 +1,9 @@
-"""`tersely agents`: what ways of thinking and of using tools cost an agent, and what they bring."""
+"""The command `tersely agents`."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,104 +12,108 @@ import typer
 
 from ...errors import OptionError
 from ...io import check_writable, write
-from ..cli_parsing import parse_names, split_list
+from ..cli_utils import parse_names, show_progress, split_list
 
 DEFAULT_ARMS = "always-think,agentic"
 
 
 def agents(
-    model: Annotated[str, typer.Option("--model", help="Embedded model, folder or hub name.")],
-    url: Annotated[str | None, typer.Option("--url", help="Ask an OpenAI-compatible endpoint for it.")] = None,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")],
+    url: Annotated[str | None, typer.Option("--url", help="Use an OpenAI-compatible endpoint.")] = None,
     arms: Annotated[
-        str, typer.Option("--arms", help="Ways to go about it, the baseline first; WAY+PRESET too.")
+        str, typer.Option("--arms", help="Arms to compare, the baseline first; MODE or MODE+PRESET.")
     ] = DEFAULT_ARMS,
-    kinds: Annotated[str | None, typer.Option("--kinds", help="Kinds of tasks, by commas; by default all.")] = None,
+    kinds: Annotated[
+        str | None, typer.Option("--kinds", help="Kinds of tasks, comma-separated; by default all.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test",
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Tasks.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the tasks and of sampling.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Number of tasks.")] = 100,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the tasks and for sampling.")] = 0,
     router: Annotated[
-        Path | None, typer.Option("--router", help="Folder of a router; by default the released one.")
+        Path | None, typer.Option("--router", help="Folder of a router; by default the pretrained one.")
     ] = None,
     router_out: Annotated[
-        Path | None, typer.Option("--router-out", help="Learn a router from these episodes into this folder.")
+        Path | None, typer.Option("--router-out", help="Folder for a router trained on these episodes.")
     ] = None,
-    preset: Annotated[str, typer.Option("--preset", help="Of arms that name none; not with --url.")] = "off",
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=2, help="Most tokens of one step.")] = 2048,
-    steps: Annotated[int, typer.Option("--steps", min=2, help="Most steps of an episode's graph.")] = 60,
-    price: Annotated[str | None, typer.Option("--price", help="Price of the tokens: a name in the table.")] = None,
+    preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off",
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per step.")] = 2048,
+    steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60,
+    price: Annotated[str | None, typer.Option("--price", help="The model's price: a name in the price table.")] = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the report; a killed run goes on.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="JSON file for the report; an interrupted run resumes.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Play tasks with tools in several ways, paired: success, tokens for each solved task, steps, duplicate calls.
+    """Compare ways for an agent to think and to use tools: success, tokens per solved task, steps, repeated calls.
 
-    Tasks are made up: arithmetic that needs no tool, look-ups over several pages, sums of what stands there, and
-    lists of all that is under a root. The model has to know tools by its chat template.
+    Tasks are generated: arithmetic that needs no tool, look-ups over several pages, sums of looked-up numbers, and
+    lists of everything under a root. The model's chat template must support tools.
     """
     from ..economics.prices import load_prices
-    from ..progress import show_progress
-    from .arms import ROUTED, resolve_mode
-    from .result import as_text, compared
-    from .run import AgentsPlan, modes_among, open_log, play_all
-    from .tasks import KINDS, system_for
+    from .episodes import as_text, compare_arms
+    from .run import ROUTED, AgentsPlan, open_log, parse_arm, run_all, select_modes, train_router
+    from .tasks import KINDS, get_system_prompt
 
     names = split_list("--arms", arms)
-    ways = {resolve_mode(name) for name in names}
-    routed = any(way == ROUTED for way, _ in ways)
-    prompt = system_for(model) if system is None else system or None
+    parsed = [parse_arm(name) for name in names]
+    routed = any(mode == ROUTED for mode, _ in parsed)
+    prompt = get_system_prompt(model) if system is None else system or None
     chosen = KINDS if kinds is None else parse_names("--kinds", "kind of task", kinds, KINDS)
     plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
-    cost = None if price is None else load_prices().get(price)
+    token_price = None if price is None else load_prices().get(price)
     if router_out is not None:
-        modes_among(dict.fromkeys(names, ()))
-    if url is not None and any(chosen is not None for _, chosen in ways):
-        raise OptionError("an endpoint thinks under its own preset; leave out --url, or +PRESET in --arms")
-    if url is not None and (routed or router_out is not None):
-        raise OptionError(
-            "a router reads hidden states, which an endpoint does not show; leave out --url or the router"
-        )
-    drawn = plan.tasks()
-    chat, session = _model(model, url, preset, max_tokens, seed)
-    route = _router(session, router) if routed else None
-    journal = open_log(plan, out, {"preset": preset, "max_tokens": max_tokens, "router": str(router)})
+        select_modes(dict.fromkeys(names, ()))
+    if url is not None:
+        _check_remote([preset for _, preset in parsed], routed or router_out is not None)
+    tasks = plan.tasks()
+    chat, session = _load_model(model, url, preset, max_new_tokens, seed)
+    route = _load_router(session, router) if routed else None
+    settings = {"preset": preset, "max_tokens": max_new_tokens, "router": str(router)}
+    checkpoints = open_log(plan, out, settings)
     with show_progress(len(names) * limit) as advance:
-        played = play_all(plan, drawn, chat, journal, route, advance)
-    report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compared(played, cost, seed)}
-    report["episodes"] = {arm: [one.record() for one in episodes] for arm, episodes in played.items()}
+        episodes = run_all(plan, tasks, chat, checkpoints, route, advance)
+    report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
+    report["episodes"] = {arm: [one.as_dict() for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:
-        from .learning import train_router
-
-        train_router(session, drawn, modes_among(played)).save(router_out)
+        train_router(session, tasks, select_modes(episodes)).save(router_out)
     if out is not None:
         write(out, json.dumps(report))
-    journal.remove()
+    checkpoints.remove()
     typer.echo(json.dumps(report) if as_json else as_text(report))
 
 
-def _model(model: str, url: str | None, preset: str, max_tokens: int, seed: int) -> tuple[Any, Any]:
-    """The chat model, and its session where it is loaded here."""
+def _check_remote(presets: list[str | None], needs_router: bool) -> None:
+    """Refuse what an endpoint cannot do."""
+    if any(preset is not None for preset in presets):
+        raise OptionError(
+            "an endpoint uses its own preset; leave out --url, or +PRESET in --arms", code="preset_needs_local"
+        )
+    if needs_router:
+        raise OptionError(
+            "a router reads hidden states, which an endpoint does not return; leave out --url or the router",
+            code="router_needs_local",
+        )
+
+
+def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, seed: int) -> tuple[Any, Any]:
+    """The chat model, and its session if it runs locally."""
     if url is not None:
         from langchain_openai import ChatOpenAI
 
-        settings: Any = {"model": model, "base_url": url, "max_tokens": max_tokens, "seed": seed}
-        return ChatOpenAI(**settings, api_key=lambda: _key()), None
+        settings: Any = {"model": model, "base_url": url, "max_tokens": max_new_tokens, "seed": seed}
+        return ChatOpenAI(**settings, api_key=lambda: os.environ.get("OPENAI_API_KEY", "none")), None
     from ...controller.integrations.langchain.chat_model import ChatTersely
     from ...controller.integrations.runner import shared_engine
     from ...controller.session import Session
 
     session = Session(shared_engine(model))
-    return ChatTersely(model=session, preset=preset, max_tokens=max_tokens, seed=seed), session
+    return ChatTersely(model=session, preset=preset, max_tokens=max_new_tokens, seed=seed), session
 
 
-def _key() -> str:
-    import os
-
-    return os.environ.get("OPENAI_API_KEY", "none")
-
-
-def _router(session: Any, folder: Path | None) -> Callable[..., str]:
+def _load_router(session: Any, folder: Path | None) -> Callable[..., str]:
     from ...controller.integrations.langchain.routing import ModeRouter
 
     return ModeRouter(session, None if folder is None else str(folder))

@@ -1,29 +1,47 @@
-"""What an episode of an agent came to: whether it solved its task, what it spent, and how it went about it."""
+"""Episodes of agents: running one, judging it, and comparing arms on the same tasks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
-from ..economics.cost_metrics import SearchScore, duplicate_rate
+from ..economics.cost_metrics import SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
+from ..economics.prices import Price
+from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One task and what an agent made of it.
+    """One run of an agent on a task.
 
-    written: tokens, thinking and what tersely spent beside the text included. read: tokens of all prompts, which grow
-    with every step. steps: calls of the model; calls: of tools, duplicates: the share of them made before. isr, ise:
-    WebLeaper's (arXiv 2510.24697), of pages read, None for tasks without any. mode: where one was chosen. error: what
-    ended the episode before the agent did.
+    Attributes:
+        id: The task's id.
+        kind: The task's kind.
+        solved: Whether the answer is correct.
+        answer: The last message's text; "" if there is none.
+        written: Generated tokens, thinking and tersely's own trials included.
+        read: Tokens of all prompts, which grow with every step.
+        thinking: Tokens of thinking.
+        steps: Calls of the model.
+        calls: Tool calls.
+        failed_calls: Tool calls with an error as result.
+        duplicates: Share of tool calls that repeat an earlier one.
+        isr: WebLeaper's information-seeking rate (arXiv 2510.24697); None for tasks without pages.
+        ise: WebLeaper's information-seeking efficiency.
+        seconds: Wall time.
+        mode: The mode that was chosen, if any.
+        error: Why the episode ended before the agent did, if so.
     """
 
     id: str
@@ -43,54 +61,54 @@ class Episode:
     mode: str | None = None
     error: str | None = None
 
-    def record(self) -> dict[str, Any]:
-        """The episode as JSON has it."""
+    def as_dict(self) -> dict[str, Any]:
+        """The episode as a JSON object."""
         return asdict(self)
 
 
 def run_episode(
     task: Task, agent: Any, recursion_limit: int = 50, clock: Callable[[], float] = perf_counter
 ) -> Episode:
-    """Have an agent of `create_agent` do a task.
+    """Run an agent of LangChain's `create_agent` on a task.
 
-    An agent that does not come to an end in `recursion_limit` steps of its graph has not solved it. Errors of the model
-    are raised: they are no result.
+    An agent that does not finish within `recursion_limit` graph steps has not solved it. Errors of the model are
+    raised, because they are not a result.
     """
-    began = clock()
+    started = clock()
     state: dict[str, Any] = {}
     error = None
     try:
-        asked = {"messages": [HumanMessage(task.question)]}
-        for reached in agent.stream(asked, {"recursion_limit": recursion_limit}, stream_mode="values"):
-            state = reached
+        inputs = {"messages": [HumanMessage(task.question)]}
+        for values in agent.stream(inputs, {"recursion_limit": recursion_limit}, stream_mode="values"):
+            state = values
     except GraphRecursionError:
-        error = f"no end after {recursion_limit} steps of the graph"
-    return episode(task, state.get("messages", []), clock() - began, state.get("tersely_mode"), error)
+        error = f"not finished after {recursion_limit} graph steps"
+    return judge_episode(task, state.get("messages", []), clock() - started, state.get("tersely_mode"), error)
 
 
-def episode(
+def judge_episode(
     task: Task, messages: Sequence[BaseMessage], seconds: float, mode: str | None = None, error: str | None = None
 ) -> Episode:
-    """Judge the messages of one run of an agent; what was said last is the answer if nothing is called there."""
-    said = [message for message in messages if isinstance(message, AIMessage)]
+    """Judge the messages of one run; the last message is the answer, unless it calls tools."""
+    replies = [message for message in messages if isinstance(message, AIMessage)]
     results = [message for message in messages if isinstance(message, ToolMessage)]
-    actions = [(call["name"], json.dumps(call["args"], sort_keys=True)) for reply in said for call in reply.tool_calls]
+    calls = [(call["name"], json.dumps(call["args"], sort_keys=True)) for reply in replies for call in reply.tool_calls]
     last = messages[-1] if messages else None
     answer = last.text if isinstance(last, AIMessage) and not last.tool_calls and error is None else ""
-    spent = [count_tokens(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
-    search = _search(task, said, results)
+    tokens = [count_tokens(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
+    search = _score_search(task, replies, results)
     return Episode(
         id=task.id,
         kind=task.kind,
         solved=task.solved_by(answer),
         answer=answer,
-        written=sum(written for _, written in spent),
-        read=sum(read for read, _ in spent),
-        thinking=sum((m.usage_metadata or {}).get("output_token_details", {}).get("reasoning", 0) for m in said),
-        steps=len(said),
-        calls=len(actions),
+        written=sum(written for _, written in tokens),
+        read=sum(read for read, _ in tokens),
+        thinking=sum((m.usage_metadata or {}).get("output_token_details", {}).get("reasoning", 0) for m in replies),
+        steps=len(replies),
+        calls=len(calls),
         failed_calls=sum(result.status == "error" for result in results),
-        duplicates=duplicate_rate(actions),
+        duplicates=duplicate_rate(calls),
         isr=None if search is None else search.isr,
         ise=None if search is None else search.ise,
         seconds=seconds,
@@ -99,12 +117,150 @@ def episode(
     )
 
 
-def _search(task: Task, said: Sequence[AIMessage], results: Sequence[ToolMessage]) -> SearchScore | None:
-    """What was read of what had to be; a step is a call of a tool, as several fit into one reply."""
+def _score_search(task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]) -> SearchScore | None:
+    """Which of the required pages were read; each tool call is a step, as one reply may have several."""
     if not task.pages:
         return None
-    asked = {
-        call["id"]: call["args"].get("name", "") for m in said for call in m.tool_calls if call["name"] == "lookup"
+    lookups = {
+        call["id"]: call["args"].get("name", "") for m in replies for call in m.tool_calls if call["name"] == "lookup"
     }
-    seen = {str(asked[r.tool_call_id]).strip() for r in results if r.tool_call_id in asked and r.status != "error"}
-    return SearchScore(task.pages, frozenset(seen), max(1, len(results)))
+    read = {str(lookups[r.tool_call_id]).strip() for r in results if r.tool_call_id in lookups and r.status != "error"}
+    return SearchScore(task.pages, frozenset(read), max(1, len(results)))
+
+
+# -- comparison --------------------------------------------------------------------------------------------------------
+
+
+def compare_arms(arms: Mapping[str, Sequence[Episode]], price: Price | None = None, seed: int = 0) -> dict[str, Any]:
+    """Figures of all arms on the same tasks, in the same order; the first arm is the baseline.
+
+    Infinite costs become None.
+    """
+    base = next(iter(arms.values()))
+    rows = [
+        {
+            "arm": name,
+            **_summarize(episodes, price, seed),
+            **({} if episodes is base else _differences(episodes, base, seed)),
+        }
+        for name, episodes in arms.items()
+    ]
+    return {"tasks": len(base), "arms": rows}
+
+
+def _summarize(episodes: Sequence[Episode], price: Price | None, seed: int) -> dict[str, Any]:
+    solved, written = _columns(episodes)
+    rate, per_solved = wilson(fmean(solved), len(solved)), set_cost_of_pass(written, solved, seed=seed)
+    successes = [e for e in episodes if e.solved]
+    searches = [(e.isr, e.ise) for e in episodes if e.isr is not None and e.ise is not None]
+    modes = sorted({e.mode for e in episodes if e.mode is not None})
+    kinds = list(dict.fromkeys(e.kind for e in episodes))
+    return {
+        "solved": rate.estimate,
+        "solved_ci": [rate.low, rate.high],
+        "written": fmean(written),
+        "read": fmean(e.read for e in episodes),
+        "thinking": fmean(e.thinking for e in episodes),
+        "written_per_solved": _finite(per_solved.estimate),
+        "written_per_solved_ci": [_finite(per_solved.low), _finite(per_solved.high)],
+        "steps_per_solved": fmean(e.steps for e in successes) if successes else None,
+        "calls": fmean(e.calls for e in episodes),
+        "failed_calls": fmean(e.failed_calls for e in episodes),
+        "duplicates": fmean(e.duplicates for e in episodes),
+        "isr": fmean(isr for isr, _ in searches) if searches else None,
+        "ise": fmean(ise for _, ise in searches) if searches else None,
+        "seconds": fmean(e.seconds for e in episodes),
+        "unended": sum(e.error is not None for e in episodes),
+        "kinds": {kind: _summarize_group([e for e in episodes if e.kind == kind], price) for kind in kinds},
+        "modes": {mode: _summarize_group([e for e in episodes if e.mode == mode], price) for mode in modes},
+        "usd_per_solved": _usd(episodes, price),
+    }
+
+
+def _summarize_group(episodes: Sequence[Episode], price: Price | None) -> dict[str, Any]:
+    """Size, success and cost-of-pass (arXiv 2504.13359) of some episodes, in tokens written and in US dollars."""
+    solved, written = _columns(episodes)
+    return {
+        "n": len(episodes),
+        "solved": fmean(solved),
+        "written": fmean(written),
+        "written_per_solved": _finite(cost_of_pass(written, solved)),
+        "usd_per_solved": _usd(episodes, price),
+    }
+
+
+def _differences(episodes: Sequence[Episode], base: Sequence[Episode], seed: int) -> dict[str, Any]:
+    """Differences from the baseline: success as a share of 1, and the saving of tokens per solved task."""
+    (solved, written), (was_solved, was_written) = _columns(episodes), _columns(base)
+    gain = paired_bootstrap(np.subtract(solved, was_solved), seed=seed)
+    success = {"delta_solved": gain.estimate, "delta_solved_ci": [gain.low, gain.high]}
+    if not sum(solved) or not sum(was_solved):
+        return {**success, "saved": None, "saved_ci": None}
+    saved = 1 - cost_of_pass(written, solved) / cost_of_pass(was_written, was_solved)
+    means = resampled_means(np.stack([written, solved, was_written, was_solved], axis=1), seed=seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        resampled = 1 - (means[:, 0] / means[:, 1]) / (means[:, 2] / means[:, 3])
+    low, high = np.quantile(resampled[np.isfinite(resampled)], percentile_ends(len(solved)))
+    return {**success, "saved": saved, "saved_ci": [float(low), float(high)]}
+
+
+def _columns(episodes: Sequence[Episode]) -> tuple[list[float], list[float]]:
+    return [float(e.solved) for e in episodes], [float(e.written) for e in episodes]
+
+
+def _usd(episodes: Sequence[Episode], price: Price | None) -> float | None:
+    if price is None:
+        return None
+    costs = [price.cost(e.read, e.written) for e in episodes]
+    return _finite(cost_of_pass(costs, [float(e.solved) for e in episodes]))
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+# -- text --------------------------------------------------------------------------------------------------------------
+
+_HEADER = (
+    f"{'arm':<13} {'solved % [95% CI]':>19} {'Δ points':>18} {'written':>8} {'per solved':>10} {'saved % [95% CI]':>19}"
+    f" {'read':>7} {'steps':>6} {'dup %':>6} {'ISR':>5} {'ISE':>5}"
+)
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The table of arms, followed by each arm by kind of task and by mode."""
+    lines = [_HEADER, *map(_format_arm, report["arms"])]
+    for arm in report["arms"]:
+        for grouping in ("kinds", "modes"):
+            if len(arm[grouping]) > (grouping == "modes"):
+                groups = (_format_group(name, group) for name, group in arm[grouping].items())
+                lines += ["", f"{arm['arm']}, by {grouping[:-1]}", *groups]
+    return "\n".join(lines)
+
+
+def _format_arm(arm: Mapping[str, Any]) -> str:
+    low, high = arm["solved_ci"]
+    delta = saved = ""
+    if "delta_solved" in arm:
+        worst, best = arm["delta_solved_ci"]
+        delta = f"{100 * arm['delta_solved']:+.1f} [{100 * worst:+.1f},{100 * best:+.1f}]"
+        if arm["saved"] is not None:
+            least, most = arm["saved_ci"]
+            saved = f"{100 * arm['saved']:.1f} [{100 * least:.1f},{100 * most:.1f}]"
+    return (
+        f"{arm['arm']:<13} {100 * arm['solved']:>6.1f} [{100 * low:.1f},{100 * high:.1f}] {delta:>18} "
+        f"{arm['written']:>8.1f} {_format(arm['written_per_solved'], 10, 1)} {saved:>19} {arm['read']:>7.0f} "
+        f"{_format(arm['steps_per_solved'], 6, 1)} {100 * arm['duplicates']:>6.1f} {_format(arm['isr'], 5, 2)} "
+        f"{_format(arm['ise'], 5, 2)}"
+    )
+
+
+def _format_group(name: str, group: Mapping[str, Any]) -> str:
+    usd, written = group["usd_per_solved"], group["written_per_solved"]
+    dollars = "" if usd is None else f", {usd:.6f} USD"
+    tokens = "none solved" if written is None else f"{written:.1f} tokens per solved"
+    return f"  {name:<10} {group['n']:>5} tasks, {100 * group['solved']:5.1f}% solved, {tokens}{dollars}"
+
+
+def _format(value: float | None, width: int, digits: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"

@@ -1,28 +1,52 @@
-"""Play every arm on the same tasks, each episode once whatever happens in between, and compare."""
+"""Arms of an agent (how much it thinks, and whether it uses tools), run on the same tasks, and a router from them."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from langchain.agents import create_agent
 from langchain_core.language_models import BaseChatModel
 
-from ...controller.integrations.langchain.middleware import MODES, Router
-from ...errors import OptionError
-from ..bench.checkpoint_log import CheckpointLog
-from .arms import make_agents
+from ...checkpoint_log import CheckpointLog
+from ...controller.integrations.langchain.chat_model import ChatTersely
+from ...controller.integrations.langchain.middleware import (
+    MODES,
+    BudgetMiddleware,
+    EffortMiddleware,
+    ModeMiddleware,
+    Router,
+    SafetyMiddleware,
+)
+from ...controller.integrations.langchain.routing import LAYER, prompt_hidden_states
+from ...controller.policies import make_policies
+from ...controller.session import Session
+from ...errors import OptionError, unknown
+from ...probes.estimator import ProbeClassifier
+from ...probes.io import ModeProbe
+from ...probes.tier_selector import label_tiers
 from .episodes import Episode, run_episode
-from .tasks import FORM, KINDS, Task, tasks
+from .tasks import FORM, KINDS, Task, draw_tasks
+from .tools import langchain_tools
 
 Advance = Callable[[str, float], None]
+
+ALWAYS, ROUTED = "always-think", "routed"
+ARMS = (ALWAYS, *MODES, ROUTED)
+MAX_REPEATS = 3
+MIN_ROUTER_TASKS = 20
+
+_ALL_HARD = {"plan": "hard", "result": "hard", "error": "hard", "answer": "hard"}
 
 
 @dataclass(frozen=True, slots=True)
 class AgentsPlan:
-    """What is played by which model, `served` where."""
+    """The model, the arms and the tasks of a comparison; `served` is the URL of an endpoint, if it is not local."""
 
     model: str
     arms: tuple[str, ...]
@@ -36,42 +60,123 @@ class AgentsPlan:
 
     def tasks(self) -> list[Task]:
         """The tasks, the same for all arms."""
-        return tasks(self.split, self.seed, self.limit, self.kinds)
+        return draw_tasks(self.split, self.seed, self.limit, self.kinds)
 
 
-def play_all(
+def parse_arm(arm: str) -> tuple[str, str | None]:
+    """Split an arm into its mode and its preset, if it names one; raises OptionError for unknown ones."""
+    mode, plus, preset = arm.partition("+")
+    if mode not in ARMS:
+        raise unknown("arm", mode, ARMS)
+    if plus:
+        make_policies(preset)
+    return mode, preset if plus else None
+
+
+def make_agents(
+    arm: str, model: BaseChatModel, router: Router | None = None, system: str | None = FORM
+) -> Callable[[Task], Any]:
+    """A function that makes an arm's agent for a task, with the tools of the task's world.
+
+    `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
+    results; `instant` and `reasoning` have no tools; `routed` is one of these three, chosen by the router for each
+    task. With `+PRESET` appended, the arm's ChatTersely uses that preset.
+
+    Raises:
+        OptionError: If the arm or preset is unknown, or the arm needs a router and there is none.
+    """
+    mode, preset = parse_arm(arm)
+    if mode == ROUTED and router is None:
+        raise OptionError(
+            f"arm {ROUTED!r} needs a router; train one with --router-out, and pass its folder with --router",
+            code="missing_router",
+        )
+    route = router if mode == ROUTED and router is not None else mode
+    if preset is not None:
+        if not isinstance(model, ChatTersely):
+            raise OptionError(
+                f"arm {arm!r} names a preset, which only a local model can use", code="preset_needs_local"
+            )
+        model = model.model_copy(update={"preset": preset})
+
+    def make_agent(task: Task) -> Any:
+        middleware = [
+            SafetyMiddleware(),
+            BudgetMiddleware(repeats=MAX_REPEATS),
+            *([EffortMiddleware(_ALL_HARD)] if mode == ALWAYS else [EffortMiddleware(), ModeMiddleware(route)]),
+        ]
+        return create_agent(model, langchain_tools(task.world), middleware=middleware, system_prompt=system)
+
+    return make_agent
+
+
+def run_all(
     plan: AgentsPlan,
-    drawn: Sequence[Task],
+    tasks: Sequence[Task],
     model: BaseChatModel,
-    journal: CheckpointLog,
+    checkpoints: CheckpointLog,
     router: Router | None = None,
     advance: Advance | None = None,
 ) -> dict[str, list[Episode]]:
-    """The episodes of each arm, in the order of the tasks that were drawn."""
+    """The episodes of each arm, in the order of the tasks."""
     agents = {arm: make_agents(arm, model, router, plan.system) for arm in plan.arms}
-    found: dict[str, list[Episode]] = {}
-    for arm, agent in agents.items():
-        found[arm] = []
-        for task in drawn:
-            record = journal.piece(f"{arm} {task.id}", partial(_played, task, agent, plan.recursion_limit))
-            found[arm].append(Episode(**record))
+    episodes: dict[str, list[Episode]] = {}
+    for arm, make_agent in agents.items():
+        episodes[arm] = []
+        for task in tasks:
+            compute = partial(_run_one, task, make_agent, plan.recursion_limit)
+            episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", compute)))
             if advance is not None:
                 advance(arm, 1)
-    return found
+    return episodes
 
 
-def _played(task: Task, agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
-    return run_episode(task, agent(task), recursion_limit).record()
+def _run_one(task: Task, make_agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
+    return run_episode(task, make_agent(task), recursion_limit).as_dict()
 
 
-def modes_among(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:
-    """The episodes of each mode; raises OptionError where one was not played."""
+def open_log(plan: AgentsPlan, out: Path | None, settings: Mapping[str, Any]) -> CheckpointLog:
+    """The checkpoint log of a run, next to its output."""
+    path = None if out is None else out.with_name(f"{out.name}.journal")
+    return CheckpointLog(path, {**asdict(plan), **settings})
+
+
+def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:
+    """The episodes of each mode; raises OptionError if a mode is not among the arms."""
     if missing := [mode for mode in MODES if mode not in arms]:
-        raise OptionError(f"a router is learnt from all modes, and {', '.join(missing)} is not among --arms")
+        raise OptionError(f"a router is trained on all modes; add {', '.join(missing)} to --arms", code="missing_modes")
     return {mode: arms[mode] for mode in MODES}
 
 
-def open_log(plan: AgentsPlan, out: Path | None, about: Mapping[str, Any]) -> CheckpointLog:
-    """Where finished episodes are kept until all are."""
-    path = None if out is None else out.with_name(f"{out.name}.journal")
-    return CheckpointLog(path, {**asdict(plan), **about})
+def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, Sequence[Episode]]) -> ModeProbe:
+    """Train a probe for the cheapest mode that solves a task, from episodes of the same tasks in each of `MODES`.
+
+    Tasks that no mode solved are left out: labelled with the cheapest mode, they would teach that trying is useless.
+
+    Raises:
+        OptionError: If there are too few tasks, or one mode is the best for all of them.
+    """
+    solved = np.array([[float(e.solved) for e in by_mode[mode]] for mode in MODES]).T
+    written = np.array([[float(e.written) for e in by_mode[mode]] for mode in MODES]).T
+    usable = np.asarray(solved.any(axis=1))
+    if usable.sum() < MIN_ROUTER_TASKS:
+        raise OptionError(
+            f"only {usable.sum()} tasks were solved in some mode; a router needs {MIN_ROUTER_TASKS} or more",
+            code="too_few_tasks",
+        )
+    tasks = [task for task, use in zip(tasks, usable, strict=True) if use]
+    labels = label_tiers(solved[usable], written[usable].mean(axis=0), tiers=MODES)
+    counts = Counter(labels.tolist())
+    if len(counts) < 2:
+        raise OptionError(
+            f"mode {labels[0]!r} is the best for all {len(tasks)} tasks, so a router has nothing to choose",
+            code="single_mode",
+        )
+    classifier = ProbeClassifier().fit(prompt_hidden_states(session, [task.question for task in tasks]), labels)
+    return ModeProbe.from_estimator(
+        classifier,
+        layer=LAYER,
+        base={"name": session.engine.name, "fingerprint": str(session.engine.fingerprint())},
+        provenance={"tasks": len(tasks), "labels": dict(counts)},
+        metrics={"held_out_loss": classifier.held_out_loss_},
+    )

@@ -1,8 +1,8 @@
-"""Tasks for an agent, of five kinds: two that need no tool, and three that need the pages of a world.
+"""Tasks for an agent: two kinds that need no tool, and three that need the pages of a world.
 
-`instant` and `reasoning` are problems of the embedded family, of the level that needs no thought and of those that do.
-`lookup` follows links from page to page, `calculate` reckons with numbers that stand on several pages, and `collect`
-names all entities under a root (a tree of pages, after WebLeaper, arXiv 2510.24697).
+`instant` and `reasoning` are problems of the embedded family, of the easiest level and of harder ones. `lookup` follows
+links between pages, `calculate` does arithmetic with numbers from several pages, and `collect` names all entities under
+a root (a tree of pages, after WebLeaper, arXiv 2510.24697).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import unknown
 from ...models import NAMES
 from ..tasks.toy_problems import SPLITS, get_split, stream
-from .world import World, build
+from .tools import World, build_world
 
 Call = tuple[str, str]  # a tool and its argument
 
@@ -40,16 +40,23 @@ NUMBERS = {
 }
 
 
-def system_for(model: str) -> str | None:
-    """What asks a model for the form of an answer; the embedded ones know it, and no system prompt."""
+def get_system_prompt(model: str) -> str | None:
+    """The system prompt that asks for the answer format; None for the embedded models, which were trained on it."""
     return None if model in NAMES else FORM
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A question with what is right and the calls that would find it out, in order.
+    """A question with its gold answer and the calls that find it.
 
-    gold: one number or name, or for `collect` all names; keys: what each call is for, the line of the page to go by.
+    Attributes:
+        id: Unique id.
+        kind: One of `KINDS`.
+        question: The text of the task.
+        gold: The correct number or name; all names for `collect`.
+        world: The pages to look up.
+        calls: The calls that lead to the answer, in order.
+        keys: The fact of the page that each call is for.
     """
 
     id: str
@@ -62,45 +69,45 @@ class Task:
 
     @property
     def pages(self) -> frozenset[str]:
-        """The pages that have to be read."""
+        """The pages that must be read."""
         return frozenset(argument for tool, argument in self.calls if tool == "lookup")
 
     def solved_by(self, answer: str) -> bool:
-        """Whether an answer, its boxed part or else its last line, says what is right and no more."""
+        """Whether an answer (its boxed part, else its last line) states the gold answer and nothing else."""
         lines = answer.strip().splitlines()
-        said = extract_boxed(answer) or (lines[-1] if lines else "")
+        stated = extract_boxed(answer) or (lines[-1] if lines else "")
         if self.gold <= self.world.pages.keys():
-            return self.world.mentioned(said) == self.gold
-        return {normalize_answer(said)} == {normalize_answer(gold) for gold in self.gold}
+            return self.world.find_names(stated) == self.gold
+        return {normalize_answer(stated)} == {normalize_answer(gold) for gold in self.gold}
 
 
 @dataclass(frozen=True, slots=True)
-class AgentAnswer:
-    """A thing in words, its value, and the calls that lead to it."""
+class _Path:
+    """A phrase that describes a value by links between pages, with the calls and facts that lead to it."""
 
-    words: str
+    phrase: str
     value: str
     calls: tuple[Call, ...] = ()
     keys: tuple[str, ...] = ()
 
 
-def tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) -> list[Task]:
-    """So many tasks, no question twice; see `stream_tasks`."""
-    made: dict[str, Task] = {}
+def draw_tasks(split: str, seed: int, limit: int, kinds: Sequence[str] = KINDS) -> list[Task]:
+    """The first tasks with distinct questions; see `stream_tasks`."""
+    distinct: dict[str, Task] = {}
     for task in stream_tasks(split, seed, kinds):
-        if len(made) == limit:
+        if len(distinct) == limit:
             break
-        made.setdefault(task.question, task)
-    return list(made.values())
+        distinct.setdefault(task.question, task)
+    return list(distinct.values())
 
 
 def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterator[Task]:
-    """Endless tasks, their kinds in turn; raises OptionError for an unknown split or kind.
+    """Endless tasks, cycling through the kinds; raises OptionError for an unknown split or kind.
 
-    A question belongs to the split that the hash of its text says, so splits share none.
+    The hash of a question decides its split, so splits are disjoint.
     """
-    for what, got, accepted in (("split", [split], SPLITS), ("kind of task", kinds, KINDS)):
-        for name in got:
+    for what, names, accepted in (("split", [split], SPLITS), ("kind of task", kinds, KINDS)):
+        for name in names:
             if name not in accepted:
                 raise unknown(what, name, accepted)
     problems = {"instant": stream(split, seed, (1,)), "reasoning": stream(split, seed, (3, 4, 5, 6))}
@@ -108,46 +115,46 @@ def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterato
         kind, name = kinds[number % len(kinds)], f"{split}-{seed}-{number}"
         if kind in NO_TOOL:
             problem = next(problems[kind])
-            yield Task(name, kind, problem.problem, frozenset({problem.answer}), build(name))
+            yield Task(name, kind, problem.problem, frozenset({problem.answer}), build_world(name))
         else:
-            yield next(task for task in _drawn(kind, name) if get_split(task.question) == split)
+            yield next(task for task in _attempts(kind, name) if get_split(task.question) == split)
 
 
-def _drawn(kind: str, name: str) -> Iterator[Task]:
-    """Tasks of a kind, each in a world of its own."""
-    for again in count():
-        place = f"{name}:{again}"
-        yield _MAKERS[kind](name, build(place), Random(f"tersely:tasks:{place}"))
+def _attempts(kind: str, name: str) -> Iterator[Task]:
+    """Endless tasks of a kind, each in a new world."""
+    for number in count():
+        attempt = f"{name}:{number}"
+        yield _MAKERS[kind](name, build_world(attempt), Random(f"tersely:tasks:{attempt}"))
 
 
-def _step(world: World, found: AgentAnswer, relations: Mapping[str, Mapping[str, str]], rng: Random) -> AgentAnswer:
-    """One page further."""
-    page = world.pages[found.value]
+def _follow_link(world: World, path: _Path, relations: Mapping[str, Mapping[str, str]], rng: Random) -> _Path:
+    """Extend a path by one page."""
+    page = world.pages[path.value]
     key = rng.choice(sorted(relations[page.kind]))
-    words = relations[page.kind][key].format(found.words)
-    return AgentAnswer(words, page.all(key)[0], (*found.calls, ("lookup", page.name)), (*found.keys, key))
+    phrase = relations[page.kind][key].format(path.phrase)
+    return _Path(phrase, page.facts[key][0], (*path.calls, ("lookup", page.name)), (*path.keys, key))
 
 
-def _path(world: World, hops: int, rng: Random, number: bool) -> AgentAnswer:
-    """A thing that many pages away; no page twice on the way, and none that the question names itself."""
+def _draw_path(world: World, hops: int, rng: Random, number: bool) -> _Path:
+    """A path over `hops` distinct pages; its value is a number, or a name that the question does not give away."""
     while True:
         start = rng.choice(sorted(world.pages))
-        found = AgentAnswer(start, start)
+        path = _Path(start, start)
         for hop in range(hops):
             last = number and hop == hops - 1
             relations = NUMBERS if last else LINKS
-            if world.pages[found.value].kind not in relations:
+            if world.pages[path.value].kind not in relations:
                 break
-            found = _step(world, found, relations, rng)
-        read = [argument for _, argument in found.calls]
-        if len(read) == hops == len(set(read)) and found.value not in {*read, start}:
-            return found
+            path = _follow_link(world, path, relations, rng)
+        read = [argument for _, argument in path.calls]
+        if len(read) == hops == len(set(read)) and path.value not in {*read, start}:
+            return path
 
 
 def _lookup(name: str, world: World, rng: Random) -> Task:
-    found = _path(world, rng.choice(HOPS), rng, number=rng.random() < 0.3)
-    question = f"What is {found.words}?"
-    return Task(name, "lookup", question, frozenset({found.value}), world, found.calls, found.keys)
+    path = _draw_path(world, rng.choice(HOPS), rng, number=rng.random() < 0.3)
+    question = f"What is {path.phrase}?"
+    return Task(name, "lookup", question, frozenset({path.value}), world, path.calls, path.keys)
 
 
 OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
@@ -155,33 +162,33 @@ OPERATIONS: dict[str, tuple[str, Callable[[int, int], int]]] = {
     "-": ("minus", operator.sub),
     "*": ("times", operator.mul),
 }
-"""Signs of the calculator, in words and as what they do."""
+"""Signs of the calculator, with their words and functions."""
 
 
 def _calculate(name: str, world: World, rng: Random) -> Task:
-    one, other = (_path(world, rng.choice(HOPS[:2]), rng, number=True) for _ in range(2))
+    one, other = (_draw_path(world, rng.choice(HOPS[:2]), rng, number=True) for _ in range(2))
     while set(one.calls) & set(other.calls):
-        other = _path(world, rng.choice(HOPS[:2]), rng, number=True)
+        other = _draw_path(world, rng.choice(HOPS[:2]), rng, number=True)
     sign = rng.choice(sorted(OPERATIONS))
     word, operate = OPERATIONS[sign]
     value = str(operate(int(one.value), int(other.value)))
     calls = (*one.calls, *other.calls, ("calculator", f"{one.value} {sign} {other.value}"))
-    question = f"How much is {one.words} {word} {other.words}?"
+    question = f"How much is {one.phrase} {word} {other.phrase}?"
     return Task(name, "calculate", question, frozenset({value}), world, calls, (*one.keys, *other.keys, "result"))
 
 
 def _collect(name: str, world: World, rng: Random) -> Task:
-    """Everyone under a root: the members of a team, of a firm, of two firms; or those of a firm who earn enough."""
-    form = rng.choice(("team", "firm", "union", "filter"))
-    if form == "team":
-        team = rng.choice(world.of("team"))
-        question, gold = f"Who are the members of {team.name}?", frozenset(team.all("Members"))
+    """All people of a team, of a firm, or of two firms; or those of a firm with at least some wage."""
+    scope = rng.choice(("team", "firm", "union", "filter"))
+    if scope == "team":
+        team = rng.choice(world.pages_of("team"))
+        question, gold = f"Who are the members of {team.name}?", frozenset(team.facts["Members"])
         return Task(name, "collect", question, gold, world, (("lookup", team.name),), ("Members",))
-    roots = rng.sample(world.of("firm"), 2 if form == "union" else 1)
-    teams = [world.pages[team] for root in roots for team in root.all("Teams")]
-    staff = [world.pages[person] for team in teams for person in team.all("Members")]
+    roots = rng.sample(world.pages_of("firm"), 2 if scope == "union" else 1)
+    teams = [world.pages[team] for root in roots for team in root.facts["Teams"]]
+    staff = [world.pages[person] for team in teams for person in team.facts["Members"]]
     who, read = f"Who works at {' or at '.join(root.name for root in roots)}", [*roots, *teams]
-    if form == "filter":
+    if scope == "filter":
         read += staff
         least = sorted(person.number("Wage") for person in staff)[len(staff) // 2]
         staff = [person for person in staff if person.number("Wage") >= least]
@@ -191,7 +198,7 @@ def _collect(name: str, world: World, rng: Random) -> Task:
 
 
 NEXT = {"firm": "Teams", "team": "Members", "person": "Wage"}
-"""The line of a page that a `collect` task goes by."""
+"""The fact of each page that a `collect` task needs."""
 
 
 _MAKERS: dict[str, Callable[[str, World, Random], Task]] = {

@@ -1,0 +1,1 @@
+"""The paired benchmark, `tersely bench`."""

@@ -1,15 +1,28 @@
-"""The arms of a benchmark: ways of answering that are run, and counterfactual ones cut from the baseline's thinking."""
+"""The arms of a benchmark, and the checks that keep their comparison fair.
+
+An arm is a way of answering all questions. Most arms are run; some baselines are made by truncating the thinking of
+the uncontrolled arm.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ...controller.options import GenerationOptions
-from ...controller.policies import POLICIES, PRESETS
+from ...controller.policies import get_presets, list_policies, load_policy
+from ...controller.policies.base import Policy
+from ...controller.registry import load_add_ons
+from ...controller.session import Session
 from ...controller.tuned_config import TunedConfig
-from ...errors import OptionError, unknown
+from ...controller.types import ForwardModifier
+from ...errors import OptionError, TerselyError, unknown
+from ...probes.tier_selector import TierProbe
+from ..tasks.questions import Question, hash_question
+from .records import ArmRecords
 
 BASELINE = "full"
 NO_THINK = "no-think"
@@ -23,65 +36,183 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "hard": {"preset": "off", "effort": "hard"},
     "auto": {"preset": "off", "effort": "auto"},
     "auto-balanced": {"preset": "balanced", "effort": "auto"},
-    **{name: {"preset": name} for name in PRESETS if name != "off"},
-    **{name: {"policies": ("budget", name)} for name in POLICIES if name not in PRESETS},
+    **{name: {"policies": ("budget",), "modifiers": (name,)} for name in load_add_ons("tersely.forward_modifiers")},
+    **{name: {"policies": ("budget", name)} for name in list_policies()},
+    **{name: {"preset": name} for name in get_presets() if name != "off"},
 }
-"""Arm that is run -> what it changes in the options common to all arms: each preset, and each policy by itself."""
+"""Options that each arm changes; one arm for each preset, and for each other policy and modifier on its own."""
 
 FIXED, CONFIDENCE, RANDOM, ORACLE = "fixed-budget", "confidence", "random-stop", "first-correct"
-CUTS: Mapping[str, str] = {
-    FIXED: "thinking ends at one budget for all questions, as dear on average as the judged arm",
-    CONFIDENCE: "thinking ends once a trial answer is confident enough, as dear on average as the judged arm",
-    RANDOM: "thinking ends after a random thought, as dear on average as the judged arm",
-    ORACLE: "thinking ends at the first thought after which a trial answer is right: no controller knows which that is",
+TRUNCATED_ARMS: Mapping[str, str] = {
+    FIXED: "thinking ends at the same budget for all questions; as many tokens on average as the judged arm",
+    CONFIDENCE: "thinking ends once a trial answer is confident enough; as many tokens on average as the judged arm",
+    RANDOM: "thinking ends after a random thought; as many tokens on average as the judged arm",
+    ORACLE: "thinking ends at the first thought with a correct trial answer; needs the gold answer, so it is an upper "
+    "bound",
 }
-"""Arm cut from the baseline's thinking -> what it is; these and `no-think` stand beside every judged arm."""
+"""Baselines made by truncating the baseline arm's thinking; every benchmark has these and `no-think`."""
+
+_SHOWN_IDS = 3
+_ROUNDING = 1e-6
+
+
+class CheckError(TerselyError, ValueError):
+    """A comparison would be unfair."""
+
+    code = "unfair_comparison"
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of answering all questions, run on the model, or on the helper."""
+    """One way of answering all questions.
+
+    Attributes:
+        name: The arm's name; `helper` runs on the helper model.
+        options: How it answers.
+        source: Where a user's own policy comes from, with a hash of its file.
+    """
 
     name: str
     options: GenerationOptions
+    source: str = ""
 
     @property
     def on_helper(self) -> bool:
-        """Whether the helper answers, alone."""
+        """Whether the helper model answers alone."""
         return self.name == HELPER
 
 
-def make_arm(name: str, common: GenerationOptions, config: TunedConfig | None = None) -> Arm:
-    """An arm by name; raises OptionError for an unknown one."""
+def make_arm(
+    name: str, common: GenerationOptions, config: TunedConfig | None = None, own: Mapping[str, Arm] | None = None
+) -> Arm:
+    """Make an arm by name; `own` are arms with the user's policies. Raises OptionError for an unknown name."""
+    if own and name in own:
+        return own[name]
     if name == TUNED:
         if config is None:
-            raise OptionError(f"arm {TUNED!r} needs a configuration; name its file with --config")
+            raise OptionError(f"arm {TUNED!r} needs a config file; pass it with --config", code="missing_config")
         return Arm(name, replace(common, **config.options()))
-    if name in CUTS:
-        raise OptionError(f"arm {name!r} is cut from the baseline and always there; leave it out")
+    if name in TRUNCATED_ARMS:
+        raise OptionError(f"arm {name!r} is a baseline that is always included; leave it out", code="implied_arm")
     if name == HELPER:
         return Arm(name, replace(common, preset="off"))
     if name not in ARMS:
-        raise unknown("arm", name, (*ARMS, TUNED))
+        raise unknown("arm", name, (*ARMS, TUNED, *(own or ())))
     return Arm(name, replace(common, **ARMS[name]))
 
 
 def make_arms(
-    names: str, common: GenerationOptions, *, helper: bool = False, config: TunedConfig | None = None
+    names: str,
+    common: GenerationOptions,
+    *,
+    helper: bool = False,
+    config: TunedConfig | None = None,
+    own: Mapping[str, Arm] | None = None,
 ) -> list[Arm]:
-    """Arms from a comma-separated list: the baseline, the one judged against it, then others.
+    """Make arms from a comma-separated list: the baseline, the arm to judge, then any others.
 
-    `no-think` is added if it is not there, and so is the helper if there is one. Raises OptionError if there are fewer
-    than two, or one twice.
+    Arms in `own` that are not listed follow the listed ones. `no-think` is added, and the helper if there is one.
+
+    Raises:
+        OptionError: If there are fewer than two arms, an arm is repeated, or the first is not the baseline.
     """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    if len(wanted) < 2:
+    listed = [name.strip() for name in names.split(",") if name.strip()]
+    listed += [name for name in own or () if name not in listed]
+    if len(listed) < 2:
         raise OptionError(f"arms are {names!r}; accepted: two or more, the baseline first, as in {BASELINE},balanced")
-    if wanted[0] != BASELINE:
-        raise OptionError(f"the first arm is {wanted[0]!r}; accepted: {BASELINE!r}, with which the others are compared")
-    if len(set(wanted)) < len(wanted):
-        raise OptionError(f"arms are {names!r}; accepted: each arm at most once")
-    if HELPER in wanted and not helper:
-        raise OptionError(f"arm {HELPER!r} needs a helper model; name one with --helper")
-    wanted += [name for name in (NO_THINK, *[HELPER] * helper) if name not in wanted]
-    return [make_arm(name, common, config) for name in wanted]
+    if listed[0] != BASELINE:
+        raise OptionError(f"the first arm is {listed[0]!r}; accepted: {BASELINE!r}, the baseline of the comparison")
+    if len(set(listed)) < len(listed):
+        raise OptionError(f"arms are {names!r}; accepted: each arm at most once", code="repeated_value")
+    if HELPER in listed and not helper:
+        raise OptionError(f"arm {HELPER!r} needs a helper model; name one with --helper", code="missing_helper")
+    listed += [name for name in (NO_THINK, *[HELPER] * helper) if name not in listed]
+    return [make_arm(name, common, config, own) for name in listed]
+
+
+def load_own_arms(specs: Sequence[str], common: GenerationOptions) -> dict[str, Arm]:
+    """Make an arm for each of the user's policies ("own.py:ClassName"), by the policies' names; raises OptionError."""
+    arms: dict[str, Arm] = {}
+    for spec in specs:
+        policy = load_policy(spec)
+        name = policy.name
+        if name in arms or name in (*ARMS, *TRUNCATED_ARMS, HELPER, TUNED) or "," in name:
+            raise OptionError(
+                f"policy {spec!r} has the name {name!r}, which is another arm's or holds a comma; rename it",
+                code="invalid_policy",
+            )
+        file = Path(spec.rpartition(":")[0])
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else ""
+        arms[name] = Arm(name, replace(common, policies=("budget", policy)), f"{spec} {digest}".strip())
+    return arms
+
+
+def check_comparable(records: Sequence[ArmRecords]) -> None:
+    """Raise CheckError unless all arms answered the same questions and count every token of their engines."""
+    base = records[0]
+    expected = [(row.id, row.rollout) for row in base.rows]
+    for arm in records:
+        if [(row.id, row.rollout) for row in arm.rows] != expected:
+            raise CheckError(
+                f"arm {arm.arm!r} answered other questions than {base.arm!r}; give both the same",
+                code="different_questions",
+            )
+        _check_counts(arm)
+
+
+def _check_counts(arm: ArmRecords) -> None:
+    """Check that each row's total covers its parts, and that all rows cover the engine's own count."""
+    for row in arm.rows:
+        written = 0 if arm.arm == HELPER else row.thinking + row.answer_tokens  # the helper's own tokens are weighted
+        if row.total + _ROUNDING < written + row.overhead or row.overhead + _ROUNDING < row.probe + row.discarded:
+            raise CheckError(
+                f"arm {arm.arm!r}: the total of question {row.id!r} leaves tokens out; count all of them",
+                code="uncounted_tokens",
+            )
+    if arm.engine_tokens is None:
+        return
+    counted = sum(row.thinking + row.answer_tokens + row.discarded + row.probe for row in arm.rows)
+    if counted < arm.engine_tokens:
+        raise CheckError(
+            f"arm {arm.arm!r} counts {counted} tokens, but its engine generated {arm.engine_tokens}; count probes, "
+            "trials and discarded tokens too",
+            code="uncounted_tokens",
+        )
+
+
+def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
+    """Raise CheckError if a question appears twice, within a split or across splits, whatever its id."""
+    owners: dict[str, tuple[str, Question]] = {}
+    for name, questions in splits.items():
+        for question in questions:
+            owner, first = owners.setdefault(hash_question(question), (name, question))
+            if owner != name:
+                raise CheckError(
+                    f"question {question.id!r} of split {name!r} is also in split {owner!r}; splits must be disjoint",
+                    code="overlapping_splits",
+                )
+            if first is not question:
+                raise CheckError(
+                    f"questions {first.id!r} and {question.id!r} are the same; remove one", code="repeated_question"
+                )
+
+
+def check_resolved(session: Session, options: GenerationOptions, questions: Sequence[Question]) -> None:
+    """`check_unseen` for everything that a session uses with these options; raises CheckError, ProbeError."""
+    resolved = session.resolve(options)
+    probes = [] if resolved.tier_probe is None else [resolved.tier_probe]
+    check_unseen([*resolved.policies, *resolved.modifiers, *probes], questions)
+
+
+def check_unseen(learned: Iterable[Policy | ForwardModifier | TierProbe], questions: Sequence[Question]) -> None:
+    """Raise CheckError if something was trained on one of these questions (see `Policy.provenance`)."""
+    ids = {hash_question(question): question.id for question in questions}
+    for one in learned:
+        hashes = one.learned_from if isinstance(one, TierProbe) else one.provenance
+        seen = [ids[key] for key in hashes if key in ids]
+        if seen:
+            shown = ", ".join(sorted(seen)[:_SHOWN_IDS])
+            raise CheckError(
+                f"{one.name!r} was trained on {len(seen)} of the test questions ({shown}); test on others",
+                code="train_test_overlap",
+            )

@@ -1,71 +1,40 @@
-"""A paired comparison: every arm answered the same questions with the same seeds, and every token counts."""
+"""Paired comparison of arms: the verdict, each arm's figures, and the table for the terminal.
+
+All arms answer the same questions with the same seeds, and every token counts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
+from ...probes.stats import binomial_lower_bound, binomial_upper_bound
 from ..stats import (
+    LEVEL,
+    Array,
     Interval,
-    lower_bound,
     mcnemar,
+    needed_questions,
     paired_bootstrap,
     rate_interval,
     ratio_bootstrap,
+    smoothed_deviation,
     studentized_bootstrap,
-    upper_bound,
 )
-from .fairness import check_comparable
+from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
-from .verdict import judge
 
-
-def compare(records: Sequence[ArmRecords], margin: float, seed: int) -> dict[str, Any]:
-    """The `arms`, `verdict` and `needed_n` of the result; the first arm is the baseline, the second is judged.
-
-    Raises CheckError if the arms were not asked the same questions in the same order, or tokens are missing.
-    """
-    check_comparable(records)
-    base, judged = records[0], records[1]
-    accuracy, tokens = (judged.means(kind) - base.means(kind) for kind in ("right", "total"))
-    arms = [summary(r, None if r is base else base, seed) for r in records]
-    found = judge(accuracy, _interval(arms[1], "delta_accuracy"), tokens, _interval(arms[1], "delta_total"), margin)
-    return {
-        "arms": arms,
-        "verdict": found.word,
-        "needed_n": found.needed_n,
-        "judged": judged.arm,
-        "baseline": base.arm,
-    }
-
-
-def _interval(arm: Mapping[str, Any], name: str) -> Interval:
-    return Interval(arm[name], *arm[f"{name}_ci"])
-
-
-def summary(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str, Any]:
-    """One arm's entry: tokens are means of one generation, deltas are ours minus the baseline (None for itself)."""
-    right = ours.means("right")
-    n = len(right)
-    return {
-        "name": ours.arm,
-        "kind": "cut" if ours.cut else "run",
-        "setting": ours.setting,
-        "n": n,
-        "accuracy": float(right.mean()),
-        "accuracy_ci": pair(rate_interval(ours.column("right"))),
-        "tokens": {kind: _mean(ours, kind) for kind in KINDS},
-        "overhead": {kind: _mean(ours, kind) for kind in OVERHEADS},
-        "forced": _mean(ours, "forced"),
-        "prompt": _mean(ours, "prompt"),
-        **(dict.fromkeys(_PAIRED) if base is None else _paired(ours, base, seed)),
-        "seconds": ours.seconds,
-        "capped": _mean(ours, "capped"),
-        "unanswered": sum(row.outcome == "unparsable" for row in ours.rows) / len(ours.rows),
-        "per_level": _cells(ours, lambda row: row.level),
-        "per_tier": _cells(ours, lambda row: row.tier),
-    }
-
+MIN_QUESTIONS = 10
+"""Fewer questions decide nothing: if their tokens happen to agree, the interval has no width."""
+GOOD = "non-inferior and saving"
+INFERIOR = "inferior"
+WASTEFUL = "not saving"
+OPEN = "inconclusive"
+EXIT_CODES = {GOOD: 0, INFERIOR: 1, WASTEFUL: 1, OPEN: 2}
 
 _PAIRED = (
     "delta_accuracy",
@@ -82,6 +51,83 @@ _PAIRED = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The verdict, and if it is inconclusive the number of questions that would decide it (None if unknown)."""
+
+    word: str
+    needed_n: int | None = None
+
+
+def judge(accuracy: Array, accuracy_ci: Interval, tokens: Array, tokens_ci: Interval, margin: float) -> Verdict:
+    """Judge per-question differences (ours minus baseline) by their intervals.
+
+    The margin must be fixed before the run. `needed_n` is the number of questions at which the interval decides with a
+    probability of 80 %, if the true difference is the observed one (observed gains in accuracy are not counted on).
+    """
+    few = len(accuracy) < MIN_QUESTIONS
+    if accuracy_ci.high < -margin and not few:
+        return Verdict(INFERIOR)
+    if tokens_ci.low >= 0 and not few:
+        return Verdict(WASTEFUL)
+    needs: list[int | None] = [MIN_QUESTIONS] if few else []
+    if accuracy_ci.low <= -margin:
+        distance = abs(margin + min(accuracy_ci.estimate, 0.0))
+        needs.append(needed_questions(smoothed_deviation(accuracy), distance))
+    if tokens_ci.high >= 0:
+        needs.append(needed_questions(float(tokens.std()), abs(tokens_ci.estimate)))
+    if not needs:
+        return Verdict(GOOD)
+    finite = [n for n in needs if n is not None]
+    return Verdict(OPEN, max(*finite, len(accuracy) + 1) if len(finite) == len(needs) else None)
+
+
+def compare(records: Sequence[ArmRecords], margin: float, seed: int) -> dict[str, Any]:
+    """The `arms`, `verdict` and `needed_n` of a result; the first arm is the baseline, the second is judged.
+
+    Raises CheckError if the arms did not answer the same questions in the same order, or tokens are not counted.
+    """
+    check_comparable(records)
+    base, judged = records[0], records[1]
+    accuracy, tokens = (judged.means(kind) - base.means(kind) for kind in ("right", "total"))
+    arms = [summarize(r, None if r is base else base, seed) for r in records]
+    verdict = judge(accuracy, _interval(arms[1], "delta_accuracy"), tokens, _interval(arms[1], "delta_total"), margin)
+    return {
+        "arms": arms,
+        "verdict": verdict.word,
+        "needed_n": verdict.needed_n,
+        "judged": judged.arm,
+        "baseline": base.arm,
+    }
+
+
+def _interval(arm: Mapping[str, Any], name: str) -> Interval:
+    return Interval(arm[name], *arm[f"{name}_ci"])
+
+
+def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str, Any]:
+    """One arm's figures: means per generation, and differences ours minus baseline (None for the baseline)."""
+    right = ours.means("right")
+    return {
+        "name": ours.arm,
+        "kind": "cut" if ours.truncated else "run",
+        "setting": ours.setting,
+        "n": len(right),
+        "accuracy": float(right.mean()),
+        "accuracy_ci": _ends(rate_interval(ours.column("right"))),
+        "tokens": {kind: ours.mean(kind) for kind in KINDS},
+        "overhead": {kind: ours.mean(kind) for kind in OVERHEADS},
+        "forced": ours.mean("forced"),
+        "prompt": ours.mean("prompt"),
+        **(dict.fromkeys(_PAIRED) if base is None else _paired(ours, base, seed)),
+        "seconds": ours.seconds,
+        "capped": ours.mean("capped"),
+        "unanswered": sum(row.outcome == "unparsable" for row in ours.rows) / len(ours.rows),
+        "per_level": _group(ours, lambda row: row.level),
+        "per_tier": _group(ours, lambda row: row.tier),
+    }
+
+
 def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
@@ -91,38 +137,108 @@ def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     harms, helps = (both.mean(axis=1) for both in (was_right * (1 - right), right * (1 - was_right)))
     values = (
         accuracy.estimate,
-        pair(accuracy),
+        _ends(accuracy),
         tokens.estimate,
-        pair(tokens),
+        _ends(tokens),
         float(harms.mean()),
-        upper_bound(float(harms.sum()), len(harms)),
+        binomial_upper_bound(float(harms.sum()), len(harms), 1 - LEVEL),
         float(helps.mean()),
-        lower_bound(float(helps.sum()), len(helps)),
+        binomial_lower_bound(float(helps.sum()), len(helps), 1 - LEVEL),
         mcnemar(right - was_right),
         saving.estimate,
-        pair(saving),
+        _ends(saving),
     )
     return dict(zip(_PAIRED, values, strict=True))
 
 
-def _cells(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> dict[str, dict[str, float]]:
-    """Accuracy and tokens of the rows of each level or tier."""
-    out = {}
+def _group(records: ArmRecords, key: Callable[[BenchRow], int | str | None]) -> dict[str, dict[str, float]]:
+    """Accuracy and tokens by level or tier."""
+    groups = {}
     for value in sorted({key(row) for row in records.rows} - {None}, key=str):
         rows = [row for row in records.rows if key(row) == value]
-        out[str(value)] = {
+        groups[str(value)] = {
             "n": len({row.id for row in rows}),
             "accuracy": sum(row.right for row in rows) / len(rows),
             "thinking": sum(row.thinking for row in rows) / len(rows),
             "total": sum(row.total for row in rows) / len(rows),
         }
-    return out
+    return groups
 
 
-def _mean(records: ArmRecords, name: str) -> float:
-    return float(records.column(name).mean())
-
-
-def pair(interval: Interval) -> list[float]:
-    """The ends of an interval in JSON form."""
+def _ends(interval: Interval) -> list[float]:
     return [interval.low, interval.high]
+
+
+# -- the terminal ------------------------------------------------------------------------------------------------------
+
+_TOKENS = ("thinking", "answer", "overhead", "total")
+_GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
+_COSTS = ("arm", *_TOKENS, "iso-saved", "cut %", "no ans %", "seconds")
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print a benchmark's result and its verdict, within 80 columns."""
+    arms = result["arms"]
+    _print(console, _title(result))
+    for header, cells in ((_GAINS, _gains), (_COSTS, _costs)):
+        console.print()
+        console.print(_table(header, [cells(arm) for arm in arms]))
+    settings = [f"{arm['name']}: {arm['setting']}" for arm in arms if arm["setting"]]
+    for lines in (settings, result["notes"], [verdict_line(result)]):
+        if lines:
+            console.print()
+        for line in lines:
+            _print(console, line)
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _title(result: Mapping[str, Any]) -> str:
+    splits = ", ".join(f"{name} {split['n']} (sha {split['sha256']})" for name, split in result["splits"].items())
+    runs = f"{result['rollouts']} rollout(s), seed {result['seed']}"
+    return f"{result['model']} on {', '.join(result['tasks'])}, {runs}\nsplits, no question in two: {splits}"
+
+
+def _gains(arm: Mapping[str, Any]) -> list[str]:
+    cells = [arm["name"], _percent(arm["accuracy"])]
+    if arm["delta_accuracy"] is None:
+        return [*cells, "", "", "", ""]
+    delta = f"{100 * arm['delta_accuracy']:+.1f} {_percent_range(arm['delta_accuracy_ci'], '+.1f')}"
+    saved = f"{_percent(arm['saving'])} {_percent_range(arm['saving_ci'], '.1f')}"
+    return [*cells, delta, saved, f"{_percent(arm['harm'])} ({_percent(arm['harm_upper'])})", _percent(arm["help"])]
+
+
+def _costs(arm: Mapping[str, Any]) -> list[str]:
+    counts = [f"{arm['tokens'][kind]:.1f}" for kind in _TOKENS]
+    seconds = "" if arm["seconds"] is None else f"{arm['seconds']:.0f}"
+    shares = [_percent(arm[name]) for name in ("iso_saving", "capped", "unanswered")]
+    return [arm["name"], *counts, *shares, seconds]
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
+def _percent_range(ends: Sequence[float], form: str) -> str:
+    return f"[{100 * ends[0]:{form}},{100 * ends[1]:{form}}]"
+
+
+def verdict_line(result: Mapping[str, Any]) -> str:
+    """The verdict as one sentence."""
+    sides = f"{result['judged']} against {result['baseline']}"
+    line = f"VERDICT: {sides} at a margin of {100 * result['margin']:g} point(s): {result['verdict']}"
+    if result["verdict"] != OPEN:
+        return line
+    needed = result["needed_n"]
+    return f"{line} ({f'about {needed} questions would decide it' if needed else 'exactly at the margin'})"

@@ -1,7 +1,12 @@
-"""The baselines cut from one arm's thinking: what it wrote up to the cut stands, the answer is written anew."""
+"""Baselines made by truncating one arm's thinking: the output up to the cut is kept, and a new answer is sampled.
+
+Some rules need trial answers at the ends of recorded thoughts, asked for as `controller.trial_answers` does live. A
+trial costs its forced and its sampled tokens; the text before it is not paid for again.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
@@ -9,197 +14,250 @@ from statistics import fmean
 from typing import Any
 
 from ...controller.request_builder import PreparedRequest
+from ...controller.text.answers import find_closing_brace
+from ...controller.text.tokenizer_adapter import TokenizerAdapter
+from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 from ...controller.types import Completion, SamplingParams
-from ..runner import batch_seed
+from ..runner import Continuation, batch_seed
 from ..tasks.questions import Question
-from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, Arm
+from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm
 from .records import ArmRecords, BenchRow, to_row
-from .run import Bench, piece_name
-from .trial_answers import GREEDY, LEAD, MOST_TRIALS, TrialAnswers
+from .run import Bench, run_batch
 from .truncation import (
     Recording,
     TrialPoint,
     Truncation,
     TruncationBaseline,
     bisect_to_cost,
-    budgets,
     confident_stop,
-    cost,
+    curve_budgets,
+    estimate_cost,
     first_correct,
+    pick_evenly,
     random_stop,
-    spread,
 )
 
 NEVER = 2.0
-"""A confidence that no trial answer has."""
+"""A confidence that no trial answer reaches."""
 CURVE = 8
 """Budgets on the fixed-budget curve."""
+MAX_TRIALS = 12
+"""Trial answers of one generation, at thoughts evenly spread over it."""
+GREEDY = SamplingParams(temperature=0.0)
 TRIALS = "trial answers"
-"""What `advance` is told while trial answers are asked for."""
-_WORDS_OFF = 0.02
-"""How far from the target, as a share of it, a matched arm may be before it says so."""
+"""The description that `advance` gets while trial answers are sampled."""
+_TOLERANCE = 0.02
+"""Relative distance from the target cost above which an arm's setting says so."""
+_TRIAL_WORK, _TRUNCATION_WORK = 0.3, 0.1
+"""Time of one generation's trial answers, and of truncating it once, relative to the generation itself."""
+
+WORK = {TRIALS: _TRIAL_WORK, **dict.fromkeys(TRUNCATED_ARMS, _TRUNCATION_WORK)}
+"""Work of each step for one generation; that of a budget of the curve is the same as that of a truncated arm."""
+TOTAL_WORK = _TRIAL_WORK + _TRUNCATION_WORK * (len(TRUNCATED_ARMS) + CURVE)
 
 Choice = Callable[[Recording, int], tuple[Truncation | None, int]]
-"""Called as `choose(source, rollout)`: where to cut (None: not at all), and tokens paid for trial answers."""
+"""Called as `choose(recording, rollout)`; returns the truncation (None: not at all) and tokens paid for trials."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
-    """One batch of the arm that is cut."""
+class _Batch:
+    """One batch of the arm that is truncated."""
 
     rollout: int
     number: int
     questions: Sequence[Question]
     prepared: Sequence[PreparedRequest]
     rows: Sequence[BenchRow]
-    sources: Sequence[Recording]
+    recordings: Sequence[Recording]
 
 
 class Counterfactual:
-    """Cuts one arm, which has been run."""
+    """Truncates the thinking of an arm that has been run."""
 
     def __init__(self, bench: Bench, arm: Arm) -> None:
         self.bench, self.arm = bench, arm
-        session = bench.answerer.session
-        self._cutter = TruncationBaseline(session.codec, session.markers)
-        self._lead = session.codec.encode(LEAD)
-        self._at = cache(self._cutter.at)  # settings are sought by trying many
-        self._units = [self._unit(*unit) for unit in bench.units()]
-        self._all = [(source, unit.rollout) for unit in self._units for source in unit.sources]
+        session = bench.runner.session
+        self._truncator = TruncationBaseline(session.codec, session.markers)
+        self._lead = session.codec.encode(ANSWER_PREFIX)
+        self._truncate_at = cache(self._truncator.truncate_at)  # the searches try many settings
+        self._batches = [self._load_batch(*batch) for batch in bench.batches()]
+        self._all = [(recording, batch.rollout) for batch in self._batches for recording in batch.recordings]
 
     @property
-    def sources(self) -> list[Recording]:
-        """Everything that is cut."""
-        return [source for source, _ in self._all]
+    def recordings(self) -> list[Recording]:
+        """All recorded generations."""
+        return [recording for recording, _ in self._all]
 
     def baselines(self, target: float) -> list[ArmRecords]:
-        """The baselines, those that can be matched costing `target` tokens on average, as near as they come."""
-        budget = round(self._match(lambda b: self._at_budget(round(b)), target, 1, max(s.total for s in self.sources)))
-        # Cost falls as the chance rises, so its complement is what is matched.
-        chance = 1 - self._match(lambda rest: self._at_random(1 - rest), target, 0, 1)
-        # Confidences crowd just below 1, where no even scale tells them apart.
-        stated = [*sorted({trial.confidence for source in self.sources for trial in source.trials}), NEVER]
-        threshold = stated[
-            round(self._match(lambda i: self._at_confidence(stated[round(i)]), target, 0, len(stated) - 1))
-        ]
-        found = [
+        """All truncated arms; those with a setting cost as near to `target` tokens on average as possible."""
+        longest = max(recording.total for recording in self.recordings)
+        budget = round(self._match(lambda b: self._at_budget(round(b)), target, 1, longest))
+        # The cost falls as the probability rises, so its complement is searched.
+        probability = 1 - self._match(lambda rest: self._at_random(1 - rest), target, 0, 1)
+        # Most confidences are just below 1, so the search is over observed values rather than an even scale.
+        observed = [*sorted({trial.confidence for recording in self.recordings for trial in recording.trials}), NEVER]
+        index = self._match(lambda i: self._at_confidence(observed[round(i)]), target, 0, len(observed) - 1)
+        threshold = observed[round(index)]
+        searched = [
             (FIXED, self._at_budget(budget), f"at {budget} thinking tokens"),
             (
                 CONFIDENCE,
                 self._at_confidence(threshold),
                 "never" if threshold == NEVER else f"from a confidence of {threshold:.7g} on",
             ),
-            (RANDOM, self._at_random(chance), f"with a chance of {chance:.3f} after each thought"),
+            (RANDOM, self._at_random(probability), f"with a probability of {probability:.3f} after each thought"),
         ]
-        made = [self._cut(name, choose, setting) for name, choose, setting in found]
-        made = [self._owned_up(records, target) for records in made]
-        return [*made, self._cut(ORACLE, self._at_first_correct, "", GREEDY)]
+        matched = [self._note_mismatch(self._truncate(*arm), target) for arm in searched]
+        return [*matched, self._truncate(ORACLE, self._at_first_correct, "", GREEDY)]
 
     def curve(self) -> list[tuple[int, ArmRecords]]:
-        """Fixed budgets from small to large."""
-        return [(b, self._cut(f"budget {b}", self._at_budget(b), "")) for b in budgets(self.sources, CURVE)]
+        """Fixed budgets, from small to large."""
+        budgets = curve_budgets(self.recordings, CURVE)
+        return [(b, self._truncate(f"budget {b}", self._at_budget(b), "")) for b in budgets]
 
     # -- rules -------------------------------------------------------------------------------------------------------
 
     def _at_budget(self, budget: int) -> Choice:
-        return lambda source, _: (self._cutter.at_budget(source, budget), 0)
+        return lambda recording, _: (self._truncator.truncate_to_budget(recording, budget), 0)
 
-    def _at_random(self, chance: float) -> Choice:
-        return lambda source, rollout: (
-            self._end(source, random_stop(source, chance, self.bench.seed, rollout)),
+    def _at_random(self, probability: float) -> Choice:
+        return lambda recording, rollout: (
+            self._at_end(recording, random_stop(recording, probability, self.bench.seed, rollout)),
             0,
         )
 
     def _at_confidence(self, threshold: float) -> Choice:
-        def choose(source: Recording, _: int) -> tuple[Truncation | None, int]:
-            end, paid = confident_stop(source, threshold)
-            return self._end(source, end), paid
+        def choose(recording: Recording, _: int) -> tuple[Truncation | None, int]:
+            end, paid = confident_stop(recording, threshold)
+            return self._at_end(recording, end), paid
 
         return choose
 
-    def _at_first_correct(self, source: Recording, _: int) -> tuple[Truncation | None, int]:
-        """Cut where the trial answer was first right, and answer as the trial did."""
-        cut = self._end(source, first_correct(source))
+    def _at_first_correct(self, recording: Recording, _: int) -> tuple[Truncation | None, int]:
+        """Truncate at the first correct trial answer, and answer as the trial did."""
+        cut = self._at_end(recording, first_correct(recording))
         return cut and Truncation((*cut.ids, *self._lead), cut.forced + len(self._lead)), 0
 
-    def _end(self, source: Recording, end: int | None) -> Truncation | None:
-        return None if end is None else self._at(source, end)
+    def _at_end(self, recording: Recording, end: int | None) -> Truncation | None:
+        return None if end is None else self._truncate_at(recording, end)
 
     def _match(self, rule: Callable[[float], Choice], target: float, low: float, high: float) -> float:
         def mean_cost(setting: float) -> float:
             choose = rule(setting)
-            return fmean(cost(source, *choose(source, rollout)) for source, rollout in self._all)
+            return fmean(estimate_cost(recording, *choose(recording, rollout)) for recording, rollout in self._all)
 
         return bisect_to_cost(mean_cost, target, low, high)
 
-    def _owned_up(self, records: ArmRecords, target: float) -> ArmRecords:
-        """Say so where an arm could not be made as dear as it should be."""
-        off = records.total() / target - 1
-        if abs(off) <= _WORDS_OFF:
+    def _note_mismatch(self, records: ArmRecords, target: float) -> ArmRecords:
+        """Add a note to the setting if the arm does not cost what it should."""
+        difference = records.mean("total") / target - 1
+        if abs(difference) <= _TOLERANCE:
             return records
-        return replace(records, setting=f"{records.setting}; {off:+.0%} tokens against the judged arm")
+        return replace(records, setting=f"{records.setting}; {difference:+.0%} tokens against the judged arm")
 
     # -- pieces of work ----------------------------------------------------------------------------------------------
 
-    def _unit(self, rollout: int, number: int, indices: Sequence[int]) -> _Unit:
+    def _load_batch(self, rollout: int, number: int, indices: Sequence[int]) -> _Batch:
+        """One batch of the arm, with its trial answers."""
         bench = self.bench
-        piece = piece_name(bench, self.arm, rollout, number, indices)
+        piece = run_batch(bench, self.arm, rollout, number, indices)
         questions = [bench.questions[i] for i in indices]
-        prepared = bench.answerer.session.prepare([q.problem for q in questions], self.arm.options)
+        prepared = bench.runner.session.prepare([q.problem for q in questions], self.arm.options)
         rows = [BenchRow(**row) for row in piece["rows"]]
-        sources = [self._source(*one) for one in zip(rows, piece["ids"], prepared, strict=True)]
+        recordings = [self._record(*one) for one in zip(rows, piece["ids"], prepared, strict=True)]
 
-        def ask() -> list[Any]:
-            prompts = [ready.request.prompt_ids for ready in prepared]
-            found = TrialAnswers(bench.answerer, bench.checker, bench.batch).ask(
-                list(zip(questions, sources, strict=True)), prompts
-            )
-            return [[asdict(trial) for trial in trials] for trials in found]
+        def compute() -> list[Any]:
+            prompts = [one.request.prompt_ids for one in prepared]
+            trials = ask_trials(bench, list(zip(questions, recordings, prompts, strict=True)))
+            return [[asdict(trial) for trial in row] for row in trials]
 
-        trials = bench.journal.piece(f"trials of {self.arm.name}/{rollout}/{number}", ask)
+        trials = bench.checkpoints.get_or_compute(f"trials of {self.arm.name}/{rollout}/{number}", compute)
         bench.advance(TRIALS, len(indices))
-        tried = [
-            replace(source, trials=tuple(TrialPoint(**trial) for trial in row))
-            for source, row in zip(sources, trials, strict=True)
+        complete = [
+            replace(recording, trials=tuple(TrialPoint(**trial) for trial in row))
+            for recording, row in zip(recordings, trials, strict=True)
         ]
-        return _Unit(rollout, number, questions, prepared, rows, tried)
+        return _Batch(rollout, number, questions, prepared, rows, complete)
 
-    def _source(self, row: BenchRow, ids: Sequence[int], ready: PreparedRequest) -> Recording:
-        # The baseline is bound by no tier, so neither are the budgets that it is cut at.
-        room = replace(ready.budget, thinking=ready.request.max_new_tokens - ready.budget.reserve)
-        opened = ready.rendered.state == "thinking"
-        source = Recording(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
-        ends = self._cutter.ends(source)
-        return replace(source, ends=ends, tries=spread(ends, MOST_TRIALS))
+    def _record(self, row: BenchRow, ids: Sequence[int], prepared: PreparedRequest) -> Recording:
+        # The baseline has no budget of a tier, so neither have its truncations.
+        room = replace(prepared.budget, thinking=prepared.request.max_new_tokens - prepared.budget.reserve)
+        opened = prepared.rendered.state == "thinking"
+        recording = Recording(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
+        ends = self._truncator.find_ends(recording)
+        return replace(recording, ends=ends, trial_ends=pick_evenly(ends, MAX_TRIALS))
 
-    def _cut(self, name: str, choose: Choice, setting: str, sampling: SamplingParams | None = None) -> ArmRecords:
-        """One cut arm; its answers are sampled as the cut arm's own, if nothing else is said."""
+    def _truncate(self, name: str, choose: Choice, setting: str, sampling: SamplingParams | None = None) -> ArmRecords:
+        """One truncated arm; by default its answers are sampled as the original arm's."""
         rows: list[BenchRow] = []
-        for unit in self._units:
-            make = partial(self._written, name, unit, choose, sampling or self.arm.options.sampling)
-            # The setting is in the key: it follows from what was run before.
-            piece = self.bench.journal.piece(f"{name}/{setting}/{unit.rollout}/{unit.number}", make)
-            self.bench.advance(name, len(unit.rows))
-            rows += [BenchRow(**row) for row in piece]
-        return ArmRecords(name, self.bench.ordered(rows), self.bench.rollouts, setting=setting, cut=True)
+        for batch in self._batches:
+            compute = partial(self._answer_batch, name, batch, choose, sampling or self.arm.options.sampling)
+            # The key includes the setting, which depends on the arms that ran before.
+            key = f"{name}/{setting}/{batch.rollout}/{batch.number}"
+            rows += [BenchRow(**row) for row in self.bench.checkpoints.get_or_compute(key, compute)]
+            self.bench.advance(name, len(batch.rows))
+        return ArmRecords(name, self.bench.sort(rows), self.bench.rollouts, setting=setting, truncated=True)
 
-    def _written(self, name: str, unit: _Unit, choose: Choice, sampling: SamplingParams) -> list[dict[str, Any]]:
-        """Rows of one batch: those that were cut with a new answer, the others as they were."""
-        bench, chosen = self.bench, [choose(source, unit.rollout) for source in unit.sources]
-        rows: list[BenchRow] = [_unchanged(row, name, paid) for row, (_, paid) in zip(unit.rows, chosen, strict=True)]
-        cut = [(i, where, paid) for i, (where, paid) in enumerate(chosen) if where is not None]
-        seed = batch_seed(bench.seed, unit.rollout, unit.number, name)
-        texts = [(*unit.prepared[i].request.prompt_ids, *where.ids) for i, where, _ in cut]
-        limits = [max(1, unit.prepared[i].request.max_new_tokens - len(where.ids)) for i, where, _ in cut]
-        written = bench.answerer.write_on(texts, limits, replace(sampling, seed=seed)) if texts else []
-        for (i, where, paid), more in zip(cut, written, strict=True):
-            forced = [False] * (len(where.ids) - where.forced) + [True] * where.forced + [False] * len(more.token_ids)
-            done = Completion((*where.ids, *more.token_ids), tuple(forced), more.finish_reason)
-            whole = bench.answerer.session.finish(unit.prepared[i], done)
-            whole = replace(whole, usage=replace(whole.usage, probe=paid))
-            rows[i] = to_row(unit.questions[i], name, unit.rollout, whole, bench.checker, bench.weights)
+    def _answer_batch(self, name: str, batch: _Batch, choose: Choice, sampling: SamplingParams) -> list[dict[str, Any]]:
+        """Rows of one batch: a new answer for the truncated ones, the others unchanged."""
+        bench, choices = self.bench, [choose(recording, batch.rollout) for recording in batch.recordings]
+        rows = [_relabel(row, name, paid) for row, (_, paid) in zip(batch.rows, choices, strict=True)]
+        cuts = [(i, cut, paid) for i, (cut, paid) in enumerate(choices) if cut is not None]
+        seed = batch_seed(bench.seed, batch.rollout, batch.number, name)
+        texts = [(*batch.prepared[i].request.prompt_ids, *cut.ids) for i, cut, _ in cuts]
+        limits = [max(1, batch.prepared[i].request.max_new_tokens - len(cut.ids)) for i, cut, _ in cuts]
+        answers = bench.runner.continue_from(texts, limits, replace(sampling, seed=seed)) if texts else []
+        for (i, cut, paid), answer in zip(cuts, answers, strict=True):
+            kept = len(cut.ids) - cut.forced
+            forced = (*[False] * kept, *[True] * cut.forced, *[False] * len(answer.token_ids))
+            completion = Completion((*cut.ids, *answer.token_ids), forced, answer.finish_reason)
+            result = bench.runner.session.finish(batch.prepared[i], completion)
+            result = replace(result, usage=replace(result.usage, trial=paid))
+            rows[i] = to_row(batch.questions[i], name, batch.rollout, result, bench.checker, bench.weights)
         return [asdict(row) for row in rows]
 
 
-def _unchanged(row: BenchRow, name: str, paid: int) -> BenchRow:
+def _relabel(row: BenchRow, name: str, paid: int) -> BenchRow:
+    """The row of a generation that was not truncated, with the cost of its trials."""
     return replace(row, arm=name, probe=row.probe + paid, overhead=row.overhead + paid, total=row.total + paid)
+
+
+def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[int]]]) -> list[list[TrialPoint]]:
+    """Trial answers of recordings at their `trial_ends`; each row is (question, recording, prompt token ids)."""
+    session = bench.runner.session
+    truncator, lead = TruncationBaseline(session.codec, session.markers), session.codec.encode(ANSWER_PREFIX)
+    owners, texts, forced = [], [], []
+    for owner, (_, recording, prompt) in enumerate(rows):
+        for end in recording.trial_ends:
+            cut = truncator.truncate_at(recording, end)
+            if cut is not None:
+                owners.append(owner)
+                texts.append((*prompt, *cut.ids, *lead))
+                forced.append(cut.forced + len(lead))
+    replies: list[Continuation] = []
+    for start in range(0, len(texts), bench.batch_size):
+        some = texts[start : start + bench.batch_size]
+        replies += bench.runner.continue_from(some, [MAX_TRIAL_TOKENS] * len(some), GREEDY)
+    trials: list[list[TrialPoint]] = [[] for _ in rows]
+    for owner, extra, reply in zip(owners, forced, replies, strict=True):
+        size = _boxed_tokens(reply, session.codec)
+        text = session.codec.decode(reply.token_ids[:size])
+        answer = f"{ANSWER_PREFIX}{text[: find_closing_brace(text)]}}}"
+        right = bench.checker.grade(rows[owner][0], answer).equal
+        trials[owner].append(TrialPoint(_mean_probability(reply.probabilities[:size]), extra + size, right))
+    return trials
+
+
+def _mean_probability(probabilities: Sequence[float]) -> float:
+    """The geometric mean; 0 for none."""
+    return math.exp(fmean(math.log(max(p, 1e-12)) for p in probabilities)) if probabilities else 0.0
+
+
+def _boxed_tokens(reply: Continuation, codec: TokenizerAdapter) -> int:
+    """Number of tokens until the brace that `ANSWER_PREFIX` opened is closed; all of them if it never is."""
+    text = ""
+    for count, token in enumerate(reply.token_ids, 1):
+        text += codec.decode([token])
+        if find_closing_brace(text) is not None:
+            return count
+    return len(reply.token_ids)

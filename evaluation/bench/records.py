@@ -1,4 +1,4 @@
-"""What is kept of a generation: one row of counts, and the rows of an arm as arrays."""
+"""Benchmark rows: the token counts and the grade of one generation, and all rows of an arm as arrays."""
 
 from __future__ import annotations
 
@@ -16,15 +16,27 @@ from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
 
 KINDS = ("thinking", "answer", "overhead", "total")
-OVERHEADS = ("discarded", "probe", "verifier", "delegated", "consulted", "reprefilled")
+OVERHEADS: Mapping[str, str] = {
+    "discarded": "discarded",
+    "probe": "trial",
+    "verifier": "verifier",
+    "delegated": "helper_completion",
+    "consulted": "helper_prompt",
+    "reprefilled": "recomputed",
+}
+"""Kinds of overhead by their name in a row, with their name in `Usage`."""
 _COLUMNS: Mapping[str, str] = {"answer": "answer_tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a token of another model, or one read instead of written, weighs beside a decoded one of the model's own.
+    """Cost of other tokens relative to one token that the model itself decodes.
 
-    helper: one that the helper writes; consulted: one that it reads.
+    Attributes:
+        helper: A token that the helper writes.
+        consulted: A token that the helper reads.
+        verifier: A token of the verifier.
+        reprefilled: A token that the model reads again.
     """
 
     helper: float = 1.0
@@ -40,9 +52,10 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class BenchRow:
-    """One generation of one arm: counts in tokens; overhead and total are weighted, the kinds of overhead are not.
+    """One generation of one arm; counts are tokens.
 
-    outcome: what comparing the answer came to, see `equality`.
+    `overhead` and `total` are weighted, the single kinds of overhead are not. `outcome` is the answer checker's, see
+    `tasks.equality`.
     """
 
     id: str
@@ -78,18 +91,18 @@ def to_row(
     weights: Weights,
     own: float = 1.0,
 ) -> BenchRow:
-    """Count one generation, each of whose written tokens weighs `own`, and grade its answer."""
+    """Grade one generation and count its tokens; `own` is the weight of each token that the arm's model writes."""
     usage = generation.usage
-    # A model that ended its turn within its thinking may have put its answer there; no arm is to lose by that.
+    # A model that ends its turn while thinking may have stated its answer there; that must not count against an arm.
     answer = extract_answer(generation.answer) if generation.answer else extract_boxed(generation.thinking) or ""
     graded = checker.grade(question, answer)
     overhead = (
         usage.discarded
-        + usage.probe
+        + usage.trial
         + weights.verifier * usage.verifier
-        + weights.helper * usage.delegated
-        + weights.consulted * usage.consulted
-        + weights.reprefilled * usage.reprefilled
+        + weights.helper * usage.helper_completion
+        + weights.consulted * usage.helper_prompt
+        + weights.reprefilled * usage.recomputed
     )
     return BenchRow(
         id=question.id,
@@ -105,8 +118,8 @@ def to_row(
         prompt=usage.prompt,
         thinking=usage.thinking,
         answer_tokens=usage.answer,
-        forced=usage.forced,
-        **{kind: getattr(usage, kind) for kind in OVERHEADS},
+        forced=usage.injected,
+        **{kind: getattr(usage, field) for kind, field in OVERHEADS.items()},
         overhead=overhead,
         total=own * (usage.thinking + usage.answer) + overhead,
     )
@@ -114,35 +127,41 @@ def to_row(
 
 @dataclass(frozen=True, slots=True)
 class ArmRecords:
-    """All rows of one arm, ordered by rollout and then by question.
+    """All rows of one arm, ordered by rollout, then by question.
 
-    seconds: wall time. made: tokens its engine put out by the engine's own count. Both are None where the arm was not
-    run. setting: what was found for it, in words. cut: it was cut from the baseline's thinking.
+    Attributes:
+        arm: The arm's name.
+        rows: Its rows.
+        rollouts: Generations of each question.
+        seconds: Wall time; None for a truncated arm.
+        engine_tokens: Tokens generated, by the engine's own count; None for a truncated arm.
+        setting: The setting that was searched for this arm, as text.
+        truncated: Whether the arm was made by truncating the baseline's thinking.
     """
 
     arm: str
     rows: Sequence[BenchRow]
     rollouts: int
     seconds: float | None = None
-    made: int | None = None
+    engine_tokens: int | None = None
     setting: str = ""
-    cut: bool = False
+    truncated: bool = False
 
     def column(self, name: str) -> Array:
-        """One field as [questions, rollouts]."""
+        """One field as an array [questions, rollouts]."""
         flat = np.array([getattr(row, _COLUMNS.get(name, name)) for row in self.rows], np.float64)
         return flat.reshape(self.rollouts, -1).T
 
     def means(self, name: str) -> Array:
-        """One field's means over rollouts, [questions]."""
+        """One field averaged over rollouts, [questions]."""
         means: Array = self.column(name).mean(axis=1)
         return means
 
-    def total(self) -> float:
-        """Mean tokens of one generation."""
-        return float(self.column("total").mean())
+    def mean(self, name: str) -> float:
+        """One field averaged over all generations."""
+        return float(self.column(name).mean())
 
 
 def row_dicts(records: Sequence[ArmRecords]) -> list[dict[str, Any]]:
-    """All rows in JSON form."""
+    """All rows as JSON objects."""
     return [asdict(row) for one in records for row in one.rows]

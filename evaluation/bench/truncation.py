@@ -1,8 +1,8 @@
-"""Where the baseline's thinking would have been cut: rules that need no model, only what it wrote and trial answers.
+"""Rules that decide where to truncate a recorded generation; they need no model.
 
-A cut is decided on recorded output by the controller that would have watched it live, so it falls where a live policy
-could have cut, and never falls inside mathematics or code. A budget closes with the sentence that budget forcing
-writes; the other rules close with the marker alone.
+The decision is made by a controller that watches the recording, so a cut is where a live policy could have made it, and
+never inside mathematics or code. A budget closes the thinking with the budget-forcing sentence, the other rules with
+the marker alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ...controller.budgets import Budget
-from ...controller.controller import Controller
+from ...controller.controller import Controller, ControllerState
 from ...controller.policies.base import Close, Policy, PolicyView, Wait, Watching
 from ...controller.policies.budget import BudgetForcing
 from ...controller.text.markers import Markers
@@ -24,7 +24,7 @@ from ...controller.text.tokenizer_adapter import TokenizerAdapter
 
 @dataclass(frozen=True, slots=True)
 class TrialPoint:
-    """A trial answer after one thought: its confidence (geometric mean probability), its cost in tokens, its truth."""
+    """A trial answer after one thought: confidence (geometric mean probability), cost in tokens, and correctness."""
 
     confidence: float
     tokens: int
@@ -33,11 +33,18 @@ class TrialPoint:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One generation of the baseline that can be cut.
+    """One generation of the baseline that can be truncated.
 
-    ids: its output; thinking and answer_tokens count them. opened: the prompt had opened the thinking. budget: all that
-    there was room for, the answer's reserve kept. ends: thinking tokens at the ends of thoughts. tries: those of the
-    ends at which trial answers were asked for.
+    Attributes:
+        id: The question's id.
+        ids: The output token ids; `thinking` and `answer_tokens` count them.
+        thinking: Tokens of thinking.
+        answer_tokens: Tokens of the answer.
+        opened: Whether the prompt already opened the thinking.
+        budget: All room for thinking that leaves the answer its reserve.
+        ends: Ends of thoughts, in thinking tokens.
+        trial_ends: Those of the ends after which trial answers were asked for.
+        trials: The trial answers.
     """
 
     id: str
@@ -47,29 +54,28 @@ class Recording:
     opened: bool
     budget: Budget
     ends: tuple[int, ...] = ()
-    tries: tuple[int, ...] = ()
+    trial_ends: tuple[int, ...] = ()
     trials: tuple[TrialPoint, ...] = ()
 
     @property
     def total(self) -> int:
-        """Tokens of the whole."""
+        """All output tokens."""
         return self.thinking + self.answer_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Truncation:
-    """What is kept of a source's output, and the `forced` last tokens of it that close the thinking."""
+    """A truncated output; its last `forced` tokens close the thinking."""
 
     ids: tuple[int, ...]
     forced: int
 
 
 @dataclass(frozen=True, slots=True)
-class StopAt:
-    """Close as soon as so many tokens were thought."""
+class StopAt(Policy):
+    """A policy that closes the thinking after a number of tokens."""
 
     name: ClassVar[str] = "stop at"
-    needs: ClassVar[frozenset[str]] = frozenset()
     at: int
 
     def watch(self, view: PolicyView) -> Watching:
@@ -79,70 +85,73 @@ class StopAt:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ends:
-    """Notes where thoughts end, and never acts."""
+class _RecordEnds(Policy):
+    """A policy that records where thoughts end, and never acts."""
 
     name: ClassVar[str] = "ends"
-    needs: ClassVar[frozenset[str]] = frozenset()
-    found: list[int]
+    ends: list[int]
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         while True:
-            view = yield Wait(at=view.tokens + 1, boundary="thought")
-            self.found.append(view.tokens)
+            yield Wait(at=view.tokens + 1, boundary="thought")
+            self.ends.append(view.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class TruncationBaseline:
-    """Cuts sources as a controller on this tokenizer and these markers would."""
+    """Truncates recordings as a controller with this tokenizer and these markers would."""
 
     codec: TokenizerAdapter
     markers: Markers
 
-    def ends(self, source: Recording) -> tuple[int, ...]:
-        """Thinking tokens at the ends of thoughts after which there is room for an answer, the last left out."""
-        found: list[int] = []
-        self._watch(source, _Ends(found), source.budget)
-        return tuple(end for end in found if end < source.thinking - 1 and end <= source.budget.thinking)
+    def find_ends(self, recording: Recording) -> tuple[int, ...]:
+        """Ends of thoughts, in thinking tokens, that leave room for an answer; without the last."""
+        ends: list[int] = []
+        self._watch(recording, _RecordEnds(ends), recording.budget)
+        return tuple(end for end in ends if end < recording.thinking - 1 and end <= recording.budget.thinking)
 
-    def at(self, source: Recording, tokens: int) -> Truncation | None:
-        """Cut after so many thinking tokens; None if the thinking was over before."""
-        return self._watch(source, StopAt(tokens), source.budget)
+    def truncate_at(self, recording: Recording, tokens: int) -> Truncation | None:
+        """Truncate after a number of thinking tokens; None if the thinking ended before."""
+        return self._watch(recording, StopAt(tokens), recording.budget)
 
-    def at_budget(self, source: Recording, budget: int) -> Truncation | None:
-        """Cut as budget forcing would; None if the thinking kept to the budget."""
-        tight = Budget(source.budget.tier, min(budget, source.budget.thinking), source.budget.reserve)
-        return self._watch(source, BudgetForcing(), tight)
+    def truncate_to_budget(self, recording: Recording, budget: int) -> Truncation | None:
+        """Truncate as budget forcing would; None if the thinking stayed within the budget."""
+        full = recording.budget
+        tight = Budget(full.tier, min(budget, full.thinking), full.reserve)
+        return self._watch(recording, BudgetForcing(), tight)
 
-    def _watch(self, source: Recording, policy: Policy, budget: Budget) -> Truncation | None:
-        controller = Controller([policy], self.codec, self.markers, budget, opened=source.opened)
-        for place, token in enumerate(source.ids, 1):
+    def _watch(self, recording: Recording, policy: Policy, budget: Budget) -> Truncation | None:
+        controller = Controller([policy], self.codec, self.markers, budget, opened=recording.opened)
+        for position, token in enumerate(recording.ids, 1):
             directive = controller.observe(token)
             if directive.force:
-                return Truncation((*source.ids[: place - directive.drop], *directive.force), len(directive.force))
-            if controller.phase == "answer":
+                ids = (*recording.ids[: position - directive.retract], *directive.force)
+                return Truncation(ids, len(directive.force))
+            if controller.state is ControllerState.ANSWER:
                 break
         return None
 
 
-def spread(ends: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most so many of the ends, evenly spread."""
+def pick_evenly(ends: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most this many of the ends, evenly spaced."""
     if len(ends) <= most:
         return tuple(ends)
     return tuple(ends[i] for i in np.linspace(0, len(ends) - 1, most).round().astype(int))
 
 
-def cost(source: Recording, cut: Truncation | None, probe: int) -> int:
-    """Tokens of a cut source with what trials cost, its answer taken to be as long as the source's own."""
-    return probe + (source.total if cut is None else len(cut.ids) + source.answer_tokens)
+def estimate_cost(recording: Recording, truncation: Truncation | None, trial_tokens: int) -> int:
+    """Tokens of a truncated recording and its trials, assuming an answer as long as the recorded one."""
+    if truncation is None:
+        return trial_tokens + recording.total
+    return trial_tokens + len(truncation.ids) + recording.answer_tokens
 
 
 def bisect_to_cost(costs: Callable[[float], float], target: float, low: float, high: float, steps: int = 12) -> float:
-    """The setting in low..high whose mean cost, rising with it, comes nearest to the target (bisection)."""
+    """The setting in low..high whose mean cost, which must rise with it, is nearest to the target."""
     tried: dict[float, float] = {}
 
-    def of(setting: float) -> float:
+    def cost(setting: float) -> float:
         if setting not in tried:
             tried[setting] = costs(setting)
         return tried[setting]
@@ -150,41 +159,42 @@ def bisect_to_cost(costs: Callable[[float], float], target: float, low: float, h
     below, above = low, high
     for _ in range(steps):
         middle = (below + above) / 2
-        if of(middle) < target:
+        if cost(middle) < target:
             below = middle
         else:
             above = middle
-    of(low), of(high)
+    cost(low), cost(high)
     return min(tried, key=lambda setting: (abs(tried[setting] - target), setting))
 
 
-def random_stop(source: Recording, chance: float, seed: int, rollout: int) -> int | None:
-    """The end after which a coin of this chance, thrown after each thought, ends the thinking; None: none does.
+def random_stop(recording: Recording, probability: float, seed: int, rollout: int) -> int | None:
+    """The end after which a biased coin, tossed after each thought, stops the thinking; None if it never does.
 
-    The throws of one source are the same whatever the chance, so that costs fall as it rises.
+    The tosses of a recording do not depend on the probability, so the cost falls as the probability rises.
     """
-    coin = random.Random(f"{seed}:{rollout}:{source.id}")
-    return next((end for end in source.ends if coin.random() < chance), None)
+    coin = random.Random(f"{seed}:{rollout}:{recording.id}")
+    return next((end for end in recording.ends if coin.random() < probability), None)
 
 
-def confident_stop(source: Recording, threshold: float) -> tuple[int | None, int]:
-    """The first end whose trial answer is at least so confident, and what all trials up to it cost."""
+def confident_stop(recording: Recording, threshold: float) -> tuple[int | None, int]:
+    """The first end with a trial answer of at least this confidence, and the cost of all trials up to it."""
     paid = 0
-    for end, trial in zip(source.tries, source.trials, strict=True):
+    for end, trial in zip(recording.trial_ends, recording.trials, strict=True):
         paid += trial.tokens
         if trial.confidence >= threshold:
             return end, paid
     return None, paid
 
 
-def first_correct(source: Recording) -> int | None:
-    """The first end after which a trial answer is right."""
-    return next((end for end, trial in zip(source.tries, source.trials, strict=True) if trial.right), None)
+def first_correct(recording: Recording) -> int | None:
+    """The first end with a correct trial answer."""
+    pairs = zip(recording.trial_ends, recording.trials, strict=True)
+    return next((end for end, trial in pairs if trial.right), None)
 
 
-def budgets(sources: Sequence[Recording], count: int) -> list[int]:
-    """Budgets for a curve, evenly spaced on a log scale, from one that cuts nearly all to one that cuts few."""
-    lengths = np.array([source.thinking for source in sources if source.thinking])
+def curve_budgets(recordings: Sequence[Recording], count: int) -> list[int]:
+    """Budgets for a curve, evenly spaced on a log scale, from one that truncates most to one that truncates few."""
+    lengths = np.array([recording.thinking for recording in recordings if recording.thinking])
     if not len(lengths):
         return []
     low, high = np.quantile(lengths, [0.02, 0.95])

@@ -1,1 +1,1 @@
-"""The model `tersely` for lm-evaluation-harness, and the command that registers it."""
+"""The model `tersely` for EleutherAI's lm-evaluation-harness, and the command that registers it."""

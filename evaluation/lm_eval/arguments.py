@@ -1,4 +1,4 @@
-"""What the model may be told by `--model_args`, and a request by its task; both are checked before a token is made."""
+"""The arguments of lm-eval: `--model_args` of the model and `generation_kwargs` of a task, checked before any work."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...validation import FrozenModel, parse_json
 
 
 class ModelArguments(FrozenModel):
-    """The keys of `--model_args`; batch size and device arrive here too, from options of lm-eval's own."""
+    """The keys of `--model_args`; lm-eval adds its options for batch size and device."""
 
     pretrained: str = Field(min_length=1)
     preset: str = "balanced"
@@ -33,20 +33,20 @@ class ModelArguments(FrozenModel):
     batch_size: int = Field(default=1, ge=1)
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> ModelArguments:
-        """Check arguments as lm-eval hands them over; raises OptionError."""
-        made = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
-        canonical_effort(made.effort)
-        make_policies(made.preset, made.policies)
-        return made
+    def parse(cls, arguments: Mapping[str, Any]) -> ModelArguments:
+        """Check arguments from lm-eval; raises OptionError."""
+        parsed = parse_json(cls, json.dumps(arguments, default=str), "model_args", OptionError)
+        canonical_effort(parsed.effort)
+        make_policies(parsed.preset, parsed.policies)
+        return parsed
 
     def as_markers(self) -> Markers | None:
-        """The markers given, if any; raises OptionError."""
+        """The thinking markers, if given; raises OptionError."""
         return None if self.markers is None else parse_markers(self.markers)
 
 
 class TaskArguments(FrozenModel):
-    """The `generation_kwargs` of a task, after `--gen_kwargs`; the limit goes by any of four names."""
+    """The `generation_kwargs` of a task, after `--gen_kwargs`; the token limit has four names."""
 
     until: str | list[str] | None = None
     max_gen_toks: int | None = None
@@ -60,42 +60,45 @@ class TaskArguments(FrozenModel):
     num_beams: Literal[1] = 1
 
     @classmethod
-    def of(cls, task: str, arguments: Mapping[str, Any]) -> TaskArguments:
-        """Check arguments as they come with a request; raises OptionError for what cannot be honoured."""
+    def parse(cls, task: str, arguments: Mapping[str, Any]) -> TaskArguments:
+        """Check the arguments of a request; raises OptionError for those that are not supported."""
         return parse_json(cls, json.dumps(arguments, default=str), f"generation_kwargs of task {task!r}", OptionError)
 
     @property
     def limit(self) -> int:
-        """The most output tokens, thinking included."""
+        """Maximum new tokens, thinking included."""
         given = (self.max_gen_toks, self.max_new_tokens, self.max_tokens, self.max_completion_tokens)
         return next((limit for limit in given if limit is not None), DEFAULT_MAX_NEW_TOKENS)
 
     @property
     def sampling(self) -> SamplingParams:
-        """Greedy where neither `do_sample` nor a temperature says otherwise, as in all of lm-eval."""
+        """Greedy unless `do_sample` or a temperature is given, as everywhere in lm-eval."""
         if self.do_sample is False or (self.do_sample is None and not self.temperature):
             return SamplingParams(temperature=0.0)
         return SamplingParams(self.temperature, self.top_p, self.top_k)
 
-    def cut(self, answer: str) -> str:
-        """The answer up to the first of the stop strings; empty ones stop nothing."""
+    def truncate(self, answer: str) -> str:
+        """The answer up to the first stop string; empty ones are ignored."""
         stops = [self.until] if isinstance(self.until, str) else self.until or []
         return answer[: min((answer.find(stop) for stop in stops if stop and stop in answer), default=len(answer))]
 
 
-def build_options(task: str, model: ModelArguments, wanted: TaskArguments) -> GenerationOptions:
-    """How to answer the requests of a task; raises OptionError."""
-    if wanted.do_sample and not wanted.temperature:
-        raise OptionError(f"task {task!r} samples at no temperature; give --gen_kwargs do_sample=true,temperature=0.6")
+def build_options(task: str, model: ModelArguments, arguments: TaskArguments) -> GenerationOptions:
+    """The options for the requests of a task; raises OptionError."""
+    if arguments.do_sample and not arguments.temperature:
+        raise OptionError(
+            f"task {task!r} samples without a temperature; pass --gen_kwargs do_sample=true,temperature=0.6",
+            code="missing_temperature",
+        )
     try:
-        fit_budget("normal", wanted.limit, model.answer_reserve)
+        fit_budget("normal", arguments.limit, model.answer_reserve)
     except OptionError as error:
-        raise OptionError(f"task {task!r}: {error}; for the task: --gen_kwargs max_gen_toks=2048") from None
+        raise OptionError(f"task {task!r}: {error}; to change it, pass --gen_kwargs max_gen_toks=2048") from None
     return GenerationOptions(
         effort=model.effort,
         preset=model.preset,
         policies=model.policies,
-        max_new_tokens=wanted.limit,
+        max_new_tokens=arguments.limit,
         answer_reserve=model.answer_reserve,
-        sampling=wanted.sampling,
+        sampling=arguments.sampling,
     )

@@ -1,4 +1,4 @@
-"""The command `tersely-lm-eval`: lm-eval's own command line, with the model `tersely` among its models."""
+"""The command `tersely-lm-eval`: lm-eval's own command line, with the model `tersely` registered."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ USAGE, INTERRUPTED = 2, 130
 
 
 def main() -> int:
-    """Run lm-eval on `sys.argv`, then print what the requests cost; returns the exit code."""
+    """Run lm-eval on `sys.argv`, then print the token usage; returns the exit code."""
     if find_spec("lm_eval") is None:
-        return _complain("lm-eval is not installed; pip install 'tersely[lm-eval]'")
+        return _report_error("lm-eval is not installed; install it: pip install 'tersely[lm-eval]'")
     from lm_eval._cli import HarnessCLI
     from lm_eval.utils import setup_logging
 
@@ -25,22 +25,22 @@ def main() -> int:
     setup_logging()
     command = HarnessCLI()
     arguments = command.parse_args()
-    TerselyLM.shared = ledger = UsageLog(_output_path(arguments))
+    TerselyLM.shared_usage = usage = UsageLog(_output_path(arguments))
     try:
         command.execute(arguments)
     except TerselyError as error:
-        return _complain(str(error))
+        return _report_error(str(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     finally:
-        if ledger.lines:
-            print(ledger.summary())
+        if usage.lines:
+            print(usage.summary())
     return 0
 
 
 def _output_path(arguments: Namespace) -> Path | None:
-    """Where lm-eval will write, which it does not tell its models: an option, or a line of its file of settings."""
+    """lm-eval's output path, from its option or its config file; it does not pass it to models."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
     path = getattr(arguments, "output_path", None)
@@ -50,6 +50,6 @@ def _output_path(arguments: Namespace) -> Path | None:
     return Path(path) if path else None
 
 
-def _complain(message: str) -> int:
+def _report_error(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return USAGE

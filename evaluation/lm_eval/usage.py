@@ -1,4 +1,4 @@
-"""What the requests of a run cost: a line for each in a file beside lm-eval's results, and the means by task."""
+"""Token usage of an lm-eval run: one line per request in a file next to the results, and the means by task."""
 
 from __future__ import annotations
 
@@ -12,13 +12,24 @@ from typing import Any
 from ...controller.trace import GenerationResult
 from ...io import WriteError, append_line, check_writable
 
-KINDS = ("prompt", "thinking", "answer", "forced", "overhead", "total")
+KINDS: Mapping[str, str] = {
+    "prompt": "prompt",
+    "thinking": "thinking",
+    "answer": "answer",
+    "forced": "injected",
+    "overhead": "overhead",
+    "total": "total",
+}
+"""Kinds of tokens by their name in the usage file, with their name in `Usage`."""
 
 
 class UsageLog:
-    """The lines of one run, kept and, where lm-eval writes results, appended to a file as they are made.
+    """The usage of each request of one run, appended to a file if lm-eval writes results.
 
-    output_path: as lm-eval's; path: the file, once `open` has placed it.
+    Attributes:
+        output_path: lm-eval's `--output_path`.
+        path: The usage file, once it is open.
+        lines: All entries.
     """
 
     def __init__(self, output_path: Path | None = None) -> None:
@@ -28,27 +39,27 @@ class UsageLog:
         self._repeats: Counter[tuple[str, int]] = Counter()
 
     def open(self, model: str) -> None:
-        """Place the file where lm-eval puts the results of a model of this name; raises WriteError."""
+        """Choose a file where lm-eval puts this model's results; raises WriteError."""
         if self.output_path is None:
             return
         folder = self.output_path.parent if self.output_path.suffix == ".json" else self.output_path / model
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise WriteError(f"--output_path {folder} cannot be made: {error.strerror}; choose another") from None
+            raise WriteError(f"cannot create --output_path {folder}: {error.strerror}; choose another") from None
         self.path = folder / f"usage_{datetime.now().isoformat().replace(':', '-')}.jsonl"
         check_writable(self.path, "--output_path")
 
-    def add(self, task: str, doc_id: int, made: GenerationResult) -> None:
-        """Take down one answered request; its line is in the file when this returns."""
-        usage = made.usage.as_dict()
+    def add(self, task: str, doc_id: int, result: GenerationResult) -> None:
+        """Record one answered request."""
+        usage = result.usage.as_dict()
         line = {
             "task": task,
             "doc_id": doc_id,
             "repeat": self._repeats[task, doc_id],
-            **{kind: usage[kind] for kind in KINDS},
-            "tier": made.tier,
-            "finish_reason": made.finish_reason,
+            **{kind: usage[field] for kind, field in KINDS.items()},
+            "tier": result.tier,
+            "finish_reason": result.finish_reason,
         }
         self._repeats[task, doc_id] += 1
         self.lines.append(line)
@@ -56,7 +67,7 @@ class UsageLog:
             append_line(self.path, json.dumps(line).encode())
 
     def means(self) -> dict[str, dict[str, float]]:
-        """By task: requests, those cut off by their limit, and mean tokens of a request by kind."""
+        """By task: the number of requests, those cut off by their limit, and mean tokens per request by kind."""
         tasks: dict[str, dict[str, float]] = {}
         for task in dict.fromkeys(line["task"] for line in self.lines):
             lines = [line for line in self.lines if line["task"] == task]
@@ -66,14 +77,16 @@ class UsageLog:
         return tasks
 
     def summary(self) -> str:
-        """A table of the means, and where the lines are."""
+        """The means as a table, and the path of the file."""
         means = self.means()
         width = max(map(len, ("task", *means)))
-        head = " ".join(f"{name:>9}" for name in ("requests", "cut off", *KINDS))
+        header = " ".join(f"{name:>9}" for name in ("requests", "cut off", *KINDS))
         rows = [
-            f"{task:<{width}} {told['requests']:>9} {told['cut_off']:>9} "
-            + " ".join(f"{told[kind]:>9.1f}" for kind in KINDS)
-            for task, told in means.items()
+            f"{task:<{width}} {row['requests']:>9} {row['cut_off']:>9} "
+            + " ".join(f"{row[kind]:>9.1f}" for kind in KINDS)
+            for task, row in means.items()
         ]
-        where = f"each request: {self.path}" if self.path else "--output_path DIR keeps the tokens of each request"
-        return "\n".join(("mean tokens of a request", f"{'task':<{width}} {head}", *rows, where))
+        where = (
+            f"each request: {self.path}" if self.path else "pass --output_path DIR to keep the tokens of each request"
+        )
+        return "\n".join(("mean tokens per request", f"{'task':<{width}} {header}", *rows, where))

@@ -1,1 +1,1 @@
-"""Measurements that only research features need."""
+"""Methods of papers that ordinary users do not need."""

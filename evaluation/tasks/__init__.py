@@ -1,1 +1,1 @@
-"""The embedded task family and questions from files."""
+"""Questions with gold answers, and checking answers against them."""

@@ -1,7 +1,7 @@
-r"""Whether an answer equals the gold one, beyond spelling: `\dfrac12` and `0.5`, sets in any order, units left out.
+r"""Whether an answer equals the gold one mathematically: `\dfrac12` and `0.5`, sets in any order, units left out.
 
-Exact match settles most. The rest goes to math-verify in a process with a deadline, because some texts make it
-compute for ever (its issue 65) and its own timeouts only work in a main thread.
+Exact match settles most pairs. The rest goes to math-verify in a sandbox process with a deadline, because some texts
+make it compute forever (its issue 65) and its own timeouts only work in a main thread.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any, Literal
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import OptionError
 from .questions import Question
-from .sandbox import AnswerError, AnswerTimeoutError, Closing, CrashError, SandboxProcess
+from .sandbox import CallError, Closing, CrashError, DeadlineError, SandboxProcess
 
 DEADLINE = 5.0
-"""Seconds for one comparison; math-verify needs some hundredths."""
+"""Seconds for one comparison; math-verify usually needs a few hundredths."""
 LONGEST = 10_000
-"""Characters of an answer that are still worth reading; the longest gold answers are some thousands."""
-RIGHT = 0.99
-"""What reasoning-gym's scores have to reach: 1 is right, but some are sums of shares."""
+"""Longest answer that is compared, in characters; the longest gold answers have a few thousand."""
+PASS_SCORE = 0.99
+"""Score of reasoning-gym that counts as correct; 1 is full marks, but some scores are sums of fractions."""
 
-_WORD = 3
-"""Letters that make a word, where fewer may be a product."""
+_WORD_LETTERS = 3
+"""Fewest letters of a word; fewer may be a product of variables."""
 
 Outcome = Literal["equal", "different", "unparsable", "timeout", "crash"]
 Method = Literal["exact", "math-verify", "score_answer"]
@@ -35,7 +35,7 @@ _WORDS = re.compile(r"[^\W\d_]+(?:[ ,'’-]+[^\W\d_]+)*")
 _PLAIN = re.compile(r"-?\d+(?:\.\d+)?")
 _BASE = re.compile(r"_\{?(\d+)\}?$")
 _SPELLINGS = (
-    (re.compile(r",\s*\\!\s*|\{,\}"), ","),  # how LaTeX sets thousands
+    (re.compile(r",\s*\\!\s*|\{,\}"), ","),  # LaTeX's thousands separators
     (re.compile(r"(?<!\\)\\[ ;:!]|\\quad(?![A-Za-z])"), " "),
     (re.compile(r",(?!\d{3}(?!\d))"), ", "),  # any other comma separates: -2,1 is not -21
 )
@@ -50,125 +50,127 @@ _REWRITES = (
 
 @dataclass(frozen=True, slots=True)
 class Equality:
-    """What one comparison found, and what settled it; a timeout or a crash is no equality."""
+    """The outcome of one comparison, and the method that decided it."""
 
     outcome: Outcome
     method: Method = "exact"
 
     @property
     def equal(self) -> bool:
-        """Whether the answer is right."""
+        """Whether the answer is correct; a timeout or a crash counts as incorrect."""
         return self.outcome == "equal"
 
 
 class AnswerChecker(Closing):
-    """Compares answers; keeps a helper process and what it found, from the first doubtful pair until the end of `with`.
+    """Compares answers and caches the outcomes; its sandbox processes run until the end of `with`.
 
-    deadline: seconds for one comparison. Threads may share a checker; they take turns at what is not yet known.
+    Threads may share a checker; they take turns at new comparisons.
+
+    Args:
+        deadline: Seconds for one comparison.
     """
 
     def __init__(self, deadline: float = DEADLINE) -> None:
         if not deadline > 0:
-            raise OptionError(f"deadline is {deadline}; accepted: seconds above 0")
+            raise OptionError(f"deadline is {deadline}; accepted: more than 0 seconds")
         self.deadline = deadline
         self.method: Method = "math-verify" if find_spec("math_verify") else "exact"
-        self._workers = {library: SandboxProcess(library) for library in ("math_verify", "reasoning_gym")}
-        self._known: dict[tuple[str, ...], Equality] = {}
+        self._sandboxes = {library: SandboxProcess(library) for library in ("math_verify", "reasoning_gym")}
+        self._cache: dict[tuple[str, ...], Equality] = {}
 
     def check(self, gold: str, answer: str) -> Equality:
-        r"""Compare an answer with the gold one; not symmetric: `(2,\infty)` will do for `x > 2`, not the reverse."""
-        return self._remember((gold, answer), self._compare)
+        r"""Compare an answer with the gold one; not symmetric: `(2,\infty)` is fine for `x > 2`, not the reverse."""
+        return self._cached((gold, answer), self._compare)
 
     def grade(self, question: Question, answer: str) -> Equality:
-        """Compare an answer, as written or its boxed part, with a question's, by the question's own scorer if any."""
+        """Grade an answer (or its boxed part) to a question, by the question's own scorer if it has one."""
         if question.drawn is None:
             return self.check(question.answer, answer)
-        return self._remember((question.drawn.name, question.drawn.entry, extract_boxed(answer) or answer), self._score)
+        key = (question.drawn.name, question.drawn.entry, extract_boxed(answer) or answer)
+        return self._cached(key, self._score)
 
     def close(self) -> None:
-        """End the helper processes; what they found stays."""
-        for worker in self._workers.values():
-            worker.close()
+        """End the sandbox processes; cached outcomes stay."""
+        for sandbox in self._sandboxes.values():
+            sandbox.close()
 
-    def _remember(self, key: tuple[str, ...], find: Callable[..., Equality]) -> Equality:
-        if key not in self._known:
-            self._known[key] = find(*key)
-        return self._known[key]
+    def _cached(self, key: tuple[str, ...], compute: Callable[..., Equality]) -> Equality:
+        if key not in self._cache:
+            self._cache[key] = compute(*key)
+        return self._cache[key]
 
     def _compare(self, gold: str, answer: str) -> Equality:
         if max(len(gold), len(answer)) > LONGEST:
             return Equality("equal" if answer == gold else "unparsable")
-        gold, answer = _spelling(gold), _spelling(answer)
+        gold, answer = _normalize(gold), _normalize(answer)
         if answer and answer == gold:
             return Equality("equal")
-        outcome = _by_sight(gold, answer)
+        outcome = _compare_text(gold, answer)
         if outcome is not None or self.method == "exact":
             return Equality(outcome or "different")
-        return Equality(
-            self._ask("math_verify", "compare", *(_rewritten(text, _REWRITES) for text in (gold, answer))),
-            "math-verify",
-        )
+        rewritten = (_substitute(text, _REWRITES) for text in (gold, answer))
+        return Equality(self._call("math_verify", "compare", *rewritten), "math-verify")
 
     def _score(self, name: str, entry: str, answer: str) -> Equality:
         if len(answer) > LONGEST or not answer.strip():
             return Equality("unparsable", "score_answer")
-        whole = _WRAPPED.fullmatch(answer.strip())
-        score = self._ask("reasoning_gym", "score", name, entry, whole[1] if whole else answer)
+        wrapped = _WRAPPED.fullmatch(answer.strip())
+        score = self._call("reasoning_gym", "score", name, entry, wrapped[1] if wrapped else answer)
         if isinstance(score, float):
-            score = "equal" if score >= RIGHT else "different"
+            score = "equal" if score >= PASS_SCORE else "different"
         return Equality(score, "score_answer")
 
-    def _ask(self, library: str, *request: str) -> Any:
-        """What the helper says, or the outcome that its silence amounts to."""
+    def _call(self, library: str, *request: str) -> Any:
+        """Call the sandbox; a failed call becomes an outcome."""
         try:
-            return self._workers[library].ask(*request, seconds=self.deadline)
-        except AnswerTimeoutError:
+            return self._sandboxes[library].call(*request, seconds=self.deadline)
+        except DeadlineError:
             return "timeout"
         except CrashError:
             return "crash"
-        except AnswerError:
-            return "unparsable"  # the library tripped over the text
+        except CallError:
+            return "unparsable"  # the library failed to parse the text
 
 
-def right_answers(asked: Sequence[tuple[Question, str]], checker: AnswerChecker) -> list[bool]:
-    """Which of these answers are right, each beside its question."""
-    return [checker.grade(question, answer).equal for question, answer in asked]
+def right_answers(pairs: Sequence[tuple[Question, str]], checker: AnswerChecker) -> list[bool]:
+    """Whether each answer to its question is correct."""
+    return [checker.grade(question, answer).equal for question, answer in pairs]
 
 
-def _spelling(text: str) -> str:
-    return normalize_answer(_rewritten(extract_boxed(text) or text, _SPELLINGS))
+def _normalize(text: str) -> str:
+    return normalize_answer(_substitute(extract_boxed(text) or text, _SPELLINGS))
 
 
-def _rewritten(text: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
+def _substitute(text: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
     for pattern, new in rules:
         text = pattern.sub(new, text)
     return text
 
 
-def _by_sight(gold: str, answer: str) -> Outcome | None:
-    """What needs no mathematics: words, which algebra would take for products of letters, and bases of numbers."""
+def _compare_text(gold: str, answer: str) -> Outcome | None:
+    """Decide without mathematics, if possible: words (algebra would read products of letters) and number bases."""
     if not answer:
         return "unparsable"
     if _PLAIN.fullmatch(answer) and _PLAIN.fullmatch(gold):
-        return "different"  # both are in the one spelling that `normalise` gives
-    said, wanted = _words(answer), _words(gold)
-    if said is not None and wanted is not None:
-        return "equal" if said == wanted else "different"
-    if said is not None and _is_long(said):
+        return "different"  # both are normalized
+    answer_words, gold_words = _extract_words(answer), _extract_words(gold)
+    if answer_words is not None and gold_words is not None:
+        return "equal" if answer_words == gold_words else "different"
+    if answer_words is not None and _has_long_word(answer_words):
         return "unparsable"
-    bases = [found[1] for found in map(_BASE.search, (gold, answer)) if found]
-    return "different" if len(set(bases)) == 2 else None  # math-verify leaves subscripts out
+    bases = [match[1] for match in map(_BASE.search, (gold, answer)) if match]
+    return "different" if len(set(bases)) == 2 else None  # math-verify ignores subscripts
 
 
-def _words(text: str) -> str | None:
-    r"""The words of a text that is nothing else, folded; None for mathematics, which `xy` is and `\text{E}` is not."""
+def _extract_words(text: str) -> str | None:
+    r"""The case-folded words of a text of words only; None for mathematics, such as `xy` (but not `\text{E}`)."""
     bare = _WRAPPED.sub(r" \1 ", text)
     plain = bare.strip(" .()*")
     if not _WORDS.fullmatch(plain):
         return None
     folded = " ".join(plain.casefold().split())
-    return folded if bare != text or _is_long(folded) else None
+    return folded if bare != text or _has_long_word(folded) else None
 
 
-def _is_long(words: str) -> bool:
-    return max(map(len, re.findall(r"\w+", words))) >= _WORD
+def _has_long_word(words: str) -> bool:
+    return max(map(len, re.findall(r"\w+", words))) >= _WORD_LETTERS

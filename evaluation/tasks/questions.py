@@ -1,4 +1,8 @@
-"""The questions of a benchmark: the embedded family or reasoning-gym by name, or a JSONL of {id, problem, answer}."""
+"""Questions of a benchmark: the embedded family `tiny`, reasoning-gym by name, or JSONL files of your own.
+
+Questions of reasoning-gym are generated in disjoint splits and scored by its own rules. The package runs in a sandbox
+process only: it is slow to import, some generators search for long, and some scorers evaluate the answers they get.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,18 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
 from ...probes.fingerprint import question_hash
+from .sandbox import SandboxError, SandboxProcess
 from .toy_problems import SPLITS, stream
 
 TINY = "tiny"
@@ -22,14 +29,23 @@ GYM = "gym:"
 DEFAULT_LIMIT = 200
 _FORM = '{"id": ..., "problem": ..., "answer": ...} with an optional whole number "level"'
 
+_GYM_BATCH = 50
+"""Problems drawn from one seed."""
+_GYM_PATIENCE = 4
+"""Batches in a row without a new problem after which a generator counts as exhausted."""
+_GYM_NAMES_SECONDS, _GYM_DRAW_SECONDS = 10.0, 180.0
+"""Time limits for the list of names, and for one batch of the slowest generators."""
+
 
 class TaskError(TerselyError, ValueError):
-    """A task cannot be used: no such file, a line that is not a question, two of one id, or nothing in it."""
+    """A task cannot be used: no such file, an invalid line, a repeated id, or no questions."""
+
+    code = "invalid_task"
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Where reasoning-gym scores the answers itself: the name of its task, and its entry, packed by `worker.py`."""
+    """A question's reasoning-gym task, and its entry as packed by `sandbox_main`; scores are computed from it."""
 
     name: str
     entry: str = field(repr=False)
@@ -37,9 +53,16 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its gold answer; level and kind are None where the task knows none, `task` names that task.
+    """One question with its gold answer.
 
-    drawn: for questions of reasoning-gym, whose gold answer may be one of many, or empty.
+    Attributes:
+        id: Unique id.
+        problem: The text of the question.
+        answer: The gold answer.
+        level: Difficulty, if the task has levels.
+        kind: Kind of problem, if the task has kinds.
+        drawn: Set for reasoning-gym, where the gold answer may be one of many, or empty.
+        task: The task's name.
     """
 
     id: str
@@ -52,32 +75,30 @@ class Question:
 
 
 def load(task: str, split: str, limit: int | None, seed: int) -> list[Question]:
-    """The first `limit` questions of a task.
+    """Load the first `limit` questions of a task; raises TaskError.
 
-    `tiny` and `gym:NAME` draw fresh problems of the split from the seed (200 if no limit is given). A file is read as
-    it stands: whoever made it decides what split it is.
+    `tiny` and `gym:NAME` generate problems of the split from the seed (200 by default). A file is read as it is: it has
+    no splits.
     """
     if limit is not None and limit < 1:
         raise TaskError(f"limit is {limit}; accepted: 1 or more questions")
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     if task == TINY:
-        drawn = islice(stream(split, seed), limit or DEFAULT_LIMIT)
-        return [Question(p.id, p.problem, p.answer, p.level, p.kind) for p in drawn]
+        problems = islice(stream(split, seed), limit or DEFAULT_LIMIT)
+        return [Question(p.id, p.problem, p.answer, p.level, p.kind) for p in problems]
     if task.startswith(GYM):
-        from . import gym
-
-        return gym.load(task.removeprefix(GYM), split, limit or DEFAULT_LIMIT, seed)
+        return _draw_from_gym(task.removeprefix(GYM), split, limit or DEFAULT_LIMIT, seed)
     path = Path(task)
-    if not os.path.isfile(path):  # unlike Path.is_file, it raises for no name at all
+    if not os.path.isfile(path):  # unlike Path.is_file, it accepts null bytes
         accepted = f"{TINY!r}, '{GYM}NAME' for a task of reasoning-gym, or the path of a JSONL file of {_FORM}"
         raise TaskError(f"no task {task!r}; accepted: {accepted}")
-    questions = [replace(question, task=path.stem) for question in _read(path)]
+    questions = [replace(question, task=path.stem) for question in _read_jsonl(path)]
     return questions if limit is None else questions[:limit]
 
 
 def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> list[Question]:
-    """The questions of several tasks, each at most `limit`; raises TaskError if none is named or two share an id."""
+    """Load the questions of several tasks, at most `limit` of each; raises TaskError, also for repeated ids."""
     if not tasks:
         raise TaskError(f"no task given; accepted: {TINY!r}, '{GYM}NAME' or paths of JSONL files, separated by commas")
     questions: dict[str, Question] = {}
@@ -89,13 +110,33 @@ def load_all(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> 
     return list(questions.values())
 
 
-def _read(path: Path) -> list[Question]:
+def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> list[list[Question]]:
+    """Load disjoint pools of questions, one for each split in `sizes`, e.g. {"fit": 100, "calibrate": 50}.
+
+    Files have no splits: all of their questions form one shuffled pool. Raises TaskError, also if files and generated
+    tasks are mixed.
+    """
+    generated = {task == TINY or task.startswith(GYM) for task in tasks}
+    if len(generated) > 1:
+        raise TaskError(f"tasks are {', '.join(tasks)}; accepted: either generated tasks or files", code="mixed_tasks")
+    if generated == {True}:
+        pools = [load_all(tasks, split, size, seed) for split, size in sizes.items()]
+        if len(tasks) == 1:
+            return pools
+    else:
+        pools = [load_all(tasks, next(iter(sizes)), None, seed)]
+    for pool in pools:
+        Random(seed).shuffle(pool)
+    return [pool[:size] for pool, size in zip(pools, sizes.values(), strict=True)] if generated == {True} else pools
+
+
+def _read_jsonl(path: Path) -> list[Question]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
-        raise TaskError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from None
+        raise TaskError(f"cannot read {path}: {error.strerror}; check the file and its permissions") from None
     seen: dict[str, int] = {}
     questions = []
     for number, line in enumerate(lines, 1):
@@ -103,12 +144,12 @@ def _read(path: Path) -> list[Question]:
             continue
         question = _parse(line, f"{path}, line {number}")
         if question.id in seen:
-            used = f"was used in line {seen[question.id]}"
-            raise TaskError(f"{path}, line {number}: id {question.id!r} {used}; make ids unique")
+            first = f"is already used in line {seen[question.id]}"
+            raise TaskError(f"{path}, line {number}: id {question.id!r} {first}; make ids unique")
         seen[question.id] = number
         questions.append(question)
     if not questions:
-        raise TaskError(f"{path} holds no questions; accepted: one a line, {_FORM}")
+        raise TaskError(f"{path} has no questions; accepted: one per line, {_FORM}")
     return questions
 
 
@@ -116,21 +157,21 @@ def _parse(line: str, where: str) -> Question:
     try:
         item: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TaskError(f"{where}: not JSON ({error}); accepted: {_FORM}") from None
+        raise TaskError(f"{where}: not valid JSON ({error}); accepted: {_FORM}") from None
     if not isinstance(item, dict):
         raise TaskError(f"{where}: got a {type(item).__name__}, not an object; accepted: {_FORM}")
     for key in ("id", "problem", "answer"):
-        if not _says_something(item.get(key)):
+        if not _is_text_or_number(item.get(key)):
             got = f"is {item[key]!r}" if key in item else "is missing"
             raise TaskError(f"{where}: {key!r} {got}; accepted: {_FORM}")
     level = item.get("level")
     if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
-        raise TaskError(f"{where}: 'level' is {level!r}; accepted: a whole number or no level")
+        raise TaskError(f"{where}: 'level' is {level!r}; accepted: a whole number, or leave it out")
     return Question(str(item["id"]), str(item["problem"]), str(item["answer"]), level)
 
 
-def _says_something(value: object) -> bool:
-    """Whether a value is a number, or text that is not blank; half a surrogate pair is JSON, but no text."""
+def _is_text_or_number(value: object) -> bool:
+    """Whether a value is a finite number, or valid text that is not blank (JSON allows lone surrogates)."""
     if isinstance(value, str):
         return bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
     if isinstance(value, float):
@@ -138,17 +179,62 @@ def _says_something(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Question]:
+    """The first `limit` problems of a generator's split, fewer if it has no more; deterministic in the seed.
+
+    Raises OptionError for an unknown name, TaskError if reasoning-gym is missing or the generator fails.
+    """
+    if find_spec("reasoning_gym") is None:
+        raise TaskError(f"task {GYM + name!r} needs reasoning-gym; install it: pip install 'tersely[gym]'")
+    questions: list[Question] = []
+    try:
+        with SandboxProcess("reasoning_gym") as sandbox:
+            names = sandbox.call("names", seconds=_GYM_NAMES_SECONDS)
+            if name not in names:
+                raise unknown("task of reasoning-gym", name, names)
+            for text, answer, level, entry in islice(_stream_gym(sandbox, name, split, seed), limit):
+                question_id = f"{GYM}{name}-{split}-{seed}-{len(questions)}"
+                questions.append(Question(question_id, text, answer, level, name, Drawn(name, entry), GYM + name))
+    except SandboxError as error:
+        raise TaskError(f"{GYM}{name} cannot be generated: {error}; choose another task or seed") from None
+    if not questions:
+        raise TaskError(f"{GYM}{name} has no problem in split {split!r}; choose another split or task")
+    return questions
+
+
+def _stream_gym(
+    sandbox: SandboxProcess, name: str, split: str, seed: int
+) -> Iterator[tuple[str, str, int | None, str]]:
+    """Distinct problems of one split; the hash of a problem's text decides its split, whatever the seed."""
+    seen: set[str] = set()
+    batch = stale = 0
+    while stale < _GYM_PATIENCE:
+        start = int.from_bytes(_sha256(f"tersely:{name}:{split}:{seed}:{batch}")[:4]) % 2**31
+        stale += 1
+        for problem in sandbox.call("draw", name, start, _GYM_BATCH, seconds=_GYM_DRAW_SECONDS):
+            text = problem[0]
+            if SPLITS[_sha256(text)[0] % len(SPLITS)] == split and text not in seen:
+                seen.add(text)
+                stale = 0
+                yield problem
+        batch += 1
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
 def fingerprint(questions: Sequence[Question]) -> str:
-    """A hash of the questions and gold answers, so that two runs can be told to have asked the same."""
+    """A hash of questions and gold answers, equal for runs on the same questions."""
     text = json.dumps([[q.id, q.problem, q.answer] for q in questions], ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def hash_question(question: Question) -> str:
-    """A hash of one question's text, by which it is known again in another split or file."""
+    """A hash of a question's text, which identifies it in any split or file."""
     return question_hash(question.problem)
 
 
 def is_right(answer: str, gold: str) -> bool:
-    """Whether an answer equals the gold one by exact match of one spelling of both; see `equality` for more."""
+    """Whether a normalized answer matches the gold one exactly; see `equality` for mathematical equality."""
     return bool(answer) and answer == normalize_answer(extract_boxed(gold) or gold)

@@ -1,4 +1,4 @@
-"""A helper process with a deadline for every question: what hangs in it is killed, what crashes it is survived."""
+"""A sandbox process with a deadline for every call: a call that hangs is killed, and a crash is survived."""
 
 from __future__ import annotations
 
@@ -14,32 +14,40 @@ from typing import Any, Self
 
 from ...errors import TerselyError
 
-_START = 180.0
-"""Seconds to import a library in; long, because it is never the libraries that hang, only a busy machine."""
-_END = 10.0
+_START_SECONDS = 180.0
+"""Time to import a library; generous, because imports never hang, but the machine may be busy."""
+_END_SECONDS = 10.0
 
 
-class HelperError(TerselyError, RuntimeError):
-    """A helper process cannot be started, or did not answer."""
+class SandboxError(TerselyError, RuntimeError):
+    """A sandbox process cannot be started, or did not answer."""
+
+    code = "sandbox_failed"
 
 
-class AnswerError(HelperError):
-    """The function that was asked raised an error."""
+class CallError(SandboxError):
+    """The called function raised an error."""
+
+    code = "sandbox_call_failed"
 
 
-class AnswerTimeoutError(HelperError):
-    """The helper process did not answer in time and was killed."""
+class DeadlineError(SandboxError):
+    """The sandbox process did not answer in time and was killed."""
+
+    code = "sandbox_timeout"
 
 
-class CrashError(HelperError):
-    """The helper process ended without an answer."""
+class CrashError(SandboxError):
+    """The sandbox process ended without an answer."""
+
+    code = "sandbox_crashed"
 
 
 class Closing:
-    """What is closed at the end of `with`."""
+    """Base of context managers that close themselves at the end of `with`."""
 
     def close(self) -> None:
-        """End what it holds."""
+        """Release all resources."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -52,10 +60,10 @@ class Closing:
 
 
 class SandboxProcess(Closing):
-    """A process that answers one question at a time; it starts with the first and is replaced when it is lost.
+    """A process that executes one call at a time; it starts with the first call and is replaced when it is lost.
 
-    An interpreter of its own, not a fork: the caller may have threads, a GPU, or a script without a main guard.
-    Threads take turns.
+    It is a new interpreter rather than a fork, because the caller may have threads, a GPU, or a script without a main
+    guard. Threads take turns.
     """
 
     def __init__(self, library: str) -> None:
@@ -63,8 +71,8 @@ class SandboxProcess(Closing):
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
-    def ask(self, function: str, *arguments: Any, seconds: float) -> Any:
-        """What a function of `worker.py` returns; raises LateError, CrashError, or AnswerError if it raised."""
+    def call(self, function: str, *arguments: Any, seconds: float) -> Any:
+        """Call a function of `sandbox_main`; raises DeadlineError, CrashError, or CallError if the function raises."""
         request = json.dumps([function, seconds, *arguments]).encode() + b"\n"
         with self._lock:
             if self._process is None or self._process.poll() is not None:
@@ -73,8 +81,8 @@ class SandboxProcess(Closing):
 
     def _start(self) -> None:
         self._drop()
-        # -P, or modules beside the script would hide installed ones of their name. The hash seed is fixed because
-        # some generators go through sets.
+        # -P, because modules next to the script would shadow installed ones of the same name. The hash seed is fixed
+        # because some generators iterate over sets.
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("sandbox_main.py")), self._library],
             stdin=subprocess.PIPE,
@@ -84,14 +92,14 @@ class SandboxProcess(Closing):
             | {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "ignore"},
         )
         try:
-            self._exchange(b"", _START)
-        except HelperError as error:
+            self._exchange(b"", _START_SECONDS)
+        except SandboxError as error:
             self._drop()
             name = self._library.replace("_", "-")
-            raise HelperError(f"{name} does not start ({error}); reinstall it") from None
+            raise SandboxError(f"{name} does not start ({error}); reinstall it") from None
 
     def _exchange(self, request: bytes, seconds: float) -> Any:
-        """Send, receive, and kill the process unless all of it is over in time."""
+        """Send the request and receive the reply; kill the process if that takes too long."""
         process, late = self._process, threading.Event()
         assert process is not None and process.stdin is not None and process.stdout is not None
 
@@ -109,19 +117,19 @@ class SandboxProcess(Closing):
                 process.stdin.flush()
                 reply = process.stdout.readline()
         except BaseException:
-            self._drop()  # an interrupt between question and answer would make later answers one too late
+            self._drop()  # after an interrupt, the next call would read this call's reply
             raise
         finally:
             timer.cancel()
-            timer.join()  # or it might still kill the process during the next question
+            timer.join()  # or it might still kill the process during the next call
         if late.is_set() or not reply.endswith(b"\n"):
             self._drop()
             if late.is_set():
-                raise AnswerTimeoutError(f"no answer within {seconds:g} s")
+                raise DeadlineError(f"no answer within {seconds:g} s")
             raise CrashError("its process ended without an answer")
         value, error = json.loads(reply)
         if error is not None:
-            raise AnswerError(error)
+            raise CallError(error)
         return value
 
     def _drop(self) -> None:
@@ -130,13 +138,13 @@ class SandboxProcess(Closing):
             return
         process.kill()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # closing flushes what a dead process cannot take
+            with contextlib.suppress(OSError):  # closing flushes, which fails for a dead process
                 if pipe is not None:
                     pipe.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in the hands of the system; not to be waited for
-            process.wait(_END)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in the kernel; do not wait any longer
+            process.wait(_END_SECONDS)
 
     def close(self) -> None:
-        """End the process; a later question starts another."""
+        """End the process; a later call starts another."""
         with self._lock:
             self._drop()

@@ -1,8 +1,8 @@
-"""The far side of `deadline.Worker`: comparing, drawing and scoring, in a process that may be killed at any moment.
+"""The child process of `sandbox.SandboxProcess`: compares, generates and scores; it may be killed at any moment.
 
-Run as a script, so that it starts without importing anything of ours; it reads one JSON request a line,
-`[function, *arguments]`, and writes one JSON reply a line, `[value, error]`. It trusts no text it is given: some
-scorers of reasoning-gym evaluate an answer as Python.
+It runs as a script, so that it starts without importing any of our modules. It reads one JSON request per line,
+`[function, seconds, *arguments]`, and writes one JSON reply per line, `[value, error]`. It trusts no text that it
+gets: some scorers of reasoning-gym evaluate an answer as Python.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from pathlib import Path
 from typing import Any
 
 _MEMORY = 2 * 2**30
-"""Bytes that one request may take on top of the libraries."""
+"""Bytes of memory that one request may use in addition to the libraries."""
 _PLACES = 6
-"""Decimal places, and digits of small numbers, that count where one side is a decimal fraction."""
-_LEFT_OUT = {
-    "codeio",  # runs code from the web to make its problems, and gives others each time
-    "composite",  # is nothing without settings
+"""Decimal places, or significant digits of small numbers, that are compared if one side is a decimal fraction."""
+_EXCLUDED = {
+    "codeio",  # runs code from the web to make its problems, and makes others each time
+    "composite",  # needs settings
 }
-_HARMFUL = (
+_HARMFUL_EVENTS = (
     *("ctypes.", "os.chmod", "os.chown", "os.exec", "os.fork", "os.kill", "os.link", "os.mkdir", "os.posix_spawn"),
     *("os.remove", "os.rename", "os.rmdir", "os.spawn", "os.startfile", "os.symlink", "os.system", "os.truncate"),
     *("pty.", "shutil.", "socket.", "subprocess.", "webbrowser."),
 )
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 def compare(gold: str, answer: str) -> str:
-    """Compare two LaTeX texts with math-verify: `equal`, `different`, or `unparsable` if the answer says nothing."""
+    """Compare two LaTeX texts with math-verify: `equal`, `different`, or `unparsable` if the answer has no content."""
     from math_verify import parse, verify
 
-    # The timeouts are off because they rest on SIGALRM: the near side keeps the time.
+    # Its timeouts use SIGALRM and are off: the parent process keeps the time.
     wanted, got = (parse(f"${text}$", parsing_timeout=None) for text in (gold, answer))
     if verify(wanted, got, float_rounding=_places(wanted), timeout_seconds=None):
         return "equal"
@@ -47,40 +47,40 @@ def compare(gold: str, answer: str) -> str:
 
 
 def _places(parsed: list[Any]) -> int:
-    """Decimal places to compare: six digits of a number below 1, where six places would take 0.00199 for 2/1005."""
+    """Decimal places to compare: six significant digits below 1, where six places would equate 0.00199 and 2/1005."""
     try:
         size = abs(float(parsed[0]))
         return max(_PLACES, _PLACES - 1 - math.floor(math.log10(size)))
-    except (IndexError, TypeError, ValueError, OverflowError):  # no number, or zero, or infinite
+    except (IndexError, TypeError, ValueError, OverflowError):  # not a number, zero, or infinite
         return _PLACES
 
 
 def names() -> list[str]:
-    """The tasks of reasoning-gym that give the same problems for the same seed, with no further settings."""
+    """Tasks of reasoning-gym that are deterministic in the seed and need no settings."""
     from reasoning_gym.factory import DATASETS
 
-    return sorted(DATASETS.keys() - _LEFT_OUT)
+    return sorted(DATASETS.keys() - _EXCLUDED)
 
 
 def draw(name: str, seed: int, count: int) -> list[tuple[str, str, int | None, str]]:
-    """The first `count` problems of a seed: question, gold answer (may be empty), level, and the entry to score with.
+    """The first `count` problems of a seed: question, gold answer (may be empty), level, and packed entry for scoring.
 
-    Drawn one after another from a new generator: some keep state, so that one item alone would differ.
+    They are generated in order by a new generator, because some generators keep state.
     """
     import reasoning_gym
 
     random.seed(seed)
     dataset = reasoning_gym.create_dataset(name, seed=seed, size=count)
-    drawn = []
+    problems = []
     for index in range(count):
         entry = dataset[index]
         packed = base64.b64encode(pickle.dumps(entry)).decode()
-        drawn.append((str(entry["question"]), str(entry["answer"] or ""), level(entry["metadata"]), packed))
-    return drawn
+        problems.append((str(entry["question"]), str(entry["answer"] or ""), level(entry["metadata"]), packed))
+    return problems
 
 
 def level(metadata: dict[str, Any]) -> int | None:
-    """1 to 5: where a problem lies within the ranges its generator drew from, averaged over those it names."""
+    """Difficulty from 1 to 5: a problem's mean position within the ranges that its generator drew from."""
     ranges = metadata.get("difficulty")
     shares = []
     for key, span in ranges.items() if isinstance(ranges, dict) else ():
@@ -95,10 +95,10 @@ def level(metadata: dict[str, Any]) -> int | None:
 
 
 def score(name: str, packed: str, answer: str) -> float:
-    """What reasoning-gym's own `score_answer` gives for an answer to an entry that `draw` packed."""
+    """The score that reasoning-gym's own `score_answer` gives an answer to an entry packed by `draw`."""
     from reasoning_gym import get_score_answer_fn
 
-    # Packed by this file in another process of ours; it never leaves the machine.
+    # Packed by this script in another sandbox process; it never leaves the machine.
     return float(get_score_answer_fn(name)(answer, pickle.loads(base64.b64decode(packed))))
 
 
@@ -107,7 +107,7 @@ _WARM_UP: dict[str, Callable[[], object]] = {"math_verify": lambda: compare("1",
 
 
 def _cap_memory() -> None:
-    """Let a power tower fail by itself instead of filling the machine until the deadline; where the system can."""
+    """Limit memory where the system can, so that a power tower fails instead of filling the machine."""
     try:
         import resource
 
@@ -118,20 +118,20 @@ def _cap_memory() -> None:
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook: whatever an evaluated answer tries, it writes no file, starts no process, opens no connection."""
-    writes = event == "open" and bool((arguments[2] or 0) & _WRITING)
-    if writes or event.startswith(_HARMFUL):
-        raise PermissionError(f"{event} is not allowed while answers are compared")
+    """Audit hook that stops evaluated answers from writing files, starting processes and opening connections."""
+    writes = event == "open" and bool((arguments[2] or 0) & _WRITE_FLAGS)
+    if writes or event.startswith(_HARMFUL_EVENTS):
+        raise PermissionError(f"{event} is not allowed in the sandbox")
 
 
 def _answer(request: list[Any]) -> list[Any]:
     function, seconds, *arguments = request
     if hasattr(signal, "alarm"):
-        # Unhandled on purpose: the system ends this process even if nobody is left to kill it.
+        # Unhandled on purpose: the system ends this process even if its parent is gone.
         signal.alarm(math.ceil(seconds) + 5)
     try:
         return [FUNCTIONS[function](*arguments), None]
-    except Exception as error:  # whatever a library makes of a hostile text
+    except Exception as error:  # a library may raise anything on hostile text
         return [None, f"{type(error).__name__}: {error}"[:500]]
     finally:
         if hasattr(signal, "alarm"):
@@ -139,10 +139,10 @@ def _answer(request: list[Any]) -> list[Any]:
 
 
 def serve(library: str) -> None:
-    """Import a library, say so, and answer requests until the near side closes its end."""
+    """Import a library, report that it is ready, and answer requests until the parent closes its end."""
     replies = os.fdopen(os.dup(1), "w", encoding="ascii")
-    os.dup2(2, 1)  # what libraries print must not be taken for a reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the near side's business
+    os.dup2(2, 1)  # what libraries print must not be read as a reply
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         _WARM_UP[library]()
         ready: list[Any] = [True, None]

@@ -1,9 +1,10 @@
-"""The embedded task family: unlimited graded word problems in disjoint splits.
+"""The embedded task family `tiny`: unlimited graded word problems in disjoint splits.
 
-Four kinds (`story`, `chain`, `expr`, `basket`) over the programs of `programs.py`. Every problem begins with one of the
-same kind that is then called off, and is padded with distractors, towards a length drawn independently of its level. So
-what counts is what comes after a turn in the middle: neither length nor kind nor the words, in a bag, give the level
-away.
+Four kinds (`story`, `chain`, `expr`, `basket`) are built on the programs of `toy_programs`. Every problem starts with
+another one of the same kind that is then called off, and is padded with distractors to a length that does not depend on
+its level. So only the part after the turn matters: length, kind and bag of words do not reveal the level.
+
+The embedded models are trained on these texts; changing a template changes the task.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from ...errors import unknown
-from . import templates as w
 from .toy_programs import LEVELS, Operand, Program, Work, draw_basket, draw_chain, draw_tree, draw_work, run
 
 KINDS = ("story", "chain", "expr", "basket")
@@ -24,10 +24,60 @@ _LENGTHS = (76, 104)
 _BARE = 0.3
 _NOISE_CAPS = (10, 40, 80, 200, 300, 600)
 
+NAMES = (
+    "Mia Tom Ana Ben Lea Max Ida Sam Eva Leo Zoe Jon Amy Kai Nia Rob Uma Ted Joy Ian".split()
+)  # fmt: skip
+THINGS = (
+    "shells coins cards books pens stamps apples stones beads tickets keys boxes cups toys seeds maps".split()
+)  # fmt: skip
+GOODS = "pears plums figs lemons melons onions leeks beans eggs loaves cakes jars lamps ropes brushes candles".split()
+VARIABLES = "a b c d e f g h k m n p q r s t u v w x y z".split()
+
+LEADS = ("", "", "Then ", "Later ", "Next ")
+START = ("has", "owns", "holds", "keeps")
+EVENTS = {"+": ("finds", "gets", "buys", "wins"), "-": ("loses", "sells", "breaks", "drops")}
+STORY = "{lead}{p} {verb} {n} {o}."
+STORY_TIMES = "{lead}{p} makes {n} times the {o}."
+ASK_STORY = (
+    "How many {o} are there in the end, with {p}?",
+    "Count the {o} that belong to {p}.",
+    "What is the number of {o} now, for {p}?",
+    "How many {o} remain, counting those of {p}?",
+)
+DEFINE = ("{v} = {e}.", "Let {v} be {e}.", "So {v} is {e}.", "Set {v} to {e}.")
+ASK_CHAIN = ("What is {v}?", "Find {v}.", "Give the value of {v}.", "How much is {v}?")
+ASK_EXPR = ("Compute {e}.", "What is {e}?", "Work out {e}.", "Find the value of {e}.")
+BUY = ("{p} buys {k} {g} at {n} each.", "{p} takes {k} {g} for {n} each.", "{p} orders {k} {g}, {n} coins each.")
+CHARGE = ("The bag costs {n} on top.", "The delivery costs {n} more.", "The fee is {n} on top.")
+ASK_BASKET = (
+    "What is the bill of {p}?",
+    "How much is it in all, for {p}?",
+    "Find the total of {p}.",
+    "Add it up for {p}.",
+)
+CALL_OFF = ("Forget all that.", "Start anew.", "None of that counts.", "Erase it and begin again.")
+CALL_OFF_EXPR = ("Do not compute {e}.", "Leave out {e}.", "Never mind {e}.")
+NOISE = (
+    "The shop opens at {n}.",
+    "Bus {n} is late.",
+    "There are {n} chairs in the room.",
+    "The street has {n} trees.",
+    "It is day {n} of the year.",
+    "Page {n} is missing.",
+    "A dog walked {n} steps.",
+    "The hall seats {n} people.",
+    "The train has {n} seats.",
+    "Room {n} is empty today.",
+    "{p} is {n} years old.",
+    "{p} counts {n} birds.",
+    "{p} waits {n} minutes.",
+    "{p} lives in house {n}.",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One question with its gold answer; `labels` names the program's steps in the words of the problem."""
+    """One question with its gold answer; `labels` are the problem's own names of the program's steps."""
 
     id: str
     problem: str
@@ -38,12 +88,36 @@ class Problem:
     labels: tuple[str, ...] = ()
 
 
-Draft = tuple[list[str], str, Program, tuple[str, ...]]  # sentences that count, question, program, labels
+Draft = tuple[list[str], str, Program, tuple[str, ...]]  # relevant sentences, question, program, labels
+
+
+def count_tokens(sentence: str) -> int:
+    """Approximate length in tokens: words plus digits."""
+    return sum(1 + sum(c.isdigit() for c in word) for word in sentence.split())
+
+
+def draw_noise(cap: int, rng: Random) -> str:
+    """An irrelevant sentence with a number of the size of the problem's own."""
+    return rng.choice(NOISE).format(n=rng.randint(2, max(12, cap)), p=rng.choice(NAMES))
+
+
+def scatter(core: list[str], extra: list[str], rng: Random) -> list[str]:
+    """Merge `extra` into `core` at random positions, keeping the order of `core`."""
+    slots = sorted(rng.randint(0, len(core)) for _ in extra)
+    out: list[str] = []
+    used = 0
+    for i in range(len(core) + 1):
+        while used < len(extra) and slots[used] == i:
+            out.append(extra[used])
+            used += 1
+        if i < len(core):
+            out.append(core[i])
+    return out
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Who and what a problem and the one before it are about, so that both use the same words."""
+    """Names and words that a problem shares with the called-off one before it."""
 
     name: str
     thing: str
@@ -55,28 +129,28 @@ class Cast:
 
 def _cast(rng: Random) -> Cast:
     return Cast(
-        rng.choice(w.NAMES),
-        rng.choice(w.THINGS),
-        tuple(rng.sample(w.GOODS, len(w.GOODS))),
-        tuple(rng.sample(w.VARIABLES, len(w.VARIABLES))),
-        rng.choice(w.DEFINE),
-        rng.choice(w.BUY),
+        rng.choice(NAMES),
+        rng.choice(THINGS),
+        tuple(rng.sample(GOODS, len(GOODS))),
+        tuple(rng.sample(VARIABLES, len(VARIABLES))),
+        rng.choice(DEFINE),
+        rng.choice(BUY),
     )
 
 
 def _event(op: str, name: str, thing: str, number: int, rng: Random) -> str:
-    lead = rng.choice(w.LEADS)
+    lead = rng.choice(LEADS)
     if op == "*":
-        return w.STORY_TIMES.format(lead=lead, p=name, n=number, o=thing)
-    return w.STORY.format(lead=lead, p=name, verb=rng.choice(w.EVENTS[op]), n=number, o=thing)
+        return STORY_TIMES.format(lead=lead, p=name, n=number, o=thing)
+    return STORY.format(lead=lead, p=name, verb=rng.choice(EVENTS[op]), n=number, o=thing)
 
 
 def _story(work: Work, cast: Cast, rng: Random) -> Draft:
     program = draw_chain(work, rng)
     p, o = cast.name, cast.thing
-    core = [w.STORY.format(lead="", p=p, verb=rng.choice(w.START), o=o, n=program[0].left.literal)]
+    core = [STORY.format(lead="", p=p, verb=rng.choice(START), o=o, n=program[0].left.literal)]
     core += [_event(step.op, p, o, step.right.literal, rng) for step in program]
-    return core, rng.choice(w.ASK_STORY).format(p=p, o=o), program, ("",) * len(program)
+    return core, rng.choice(ASK_STORY).format(p=p, o=o), program, ("",) * len(program)
 
 
 def _term(operand: Operand, names: Sequence[str]) -> str:
@@ -91,11 +165,11 @@ def _chain(work: Work, cast: Cast, rng: Random) -> Draft:
     for name, step in zip(names, program, strict=True):
         text = f"{_term(step.left, names)} {step.op} {_term(step.right, names)}"
         core.append(style.format(v=name, e=text))
-    return core, rng.choice(w.ASK_CHAIN).format(v=names[-1]), program, tuple(names)
+    return core, rng.choice(ASK_CHAIN).format(v=names[-1]), program, tuple(names)
 
 
 def expression(program: Program, index: int, top: bool = True) -> str:
-    """A program as one nested expression, with parentheses except around the whole."""
+    """A program as one nested expression, with parentheses inside."""
     step = program[index]
     left, right = (
         str(o.literal) if o.step is None else expression(program, o.step, top=False) for o in (step.left, step.right)
@@ -106,7 +180,7 @@ def expression(program: Program, index: int, top: bool = True) -> str:
 
 def _expr(work: Work, cast: Cast, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.3 else draw_chain(work, rng)
-    question = rng.choice(w.ASK_EXPR).format(e=expression(program, len(program) - 1))
+    question = rng.choice(ASK_EXPR).format(e=expression(program, len(program) - 1))
     return [], question, program, ("",) * len(program)
 
 
@@ -115,8 +189,8 @@ def _basket(work: Work, cast: Cast, rng: Random) -> Draft:
     p, buy = cast.name, cast.buy
     core = [buy.format(p=p, k=count, g=g, n=price) for g, (price, count) in zip(cast.goods, lines, strict=False)]
     if charge is not None:
-        core.append(rng.choice(w.CHARGE).format(n=charge))
-    return core, rng.choice(w.ASK_BASKET).format(p=p), program, ("",) * len(program)
+        core.append(rng.choice(CHARGE).format(n=charge))
+    return core, rng.choice(ASK_BASKET).format(p=p), program, ("",) * len(program)
 
 
 _MAKERS: dict[str, Callable[[Work, Cast, Random], Draft]] = {
@@ -130,64 +204,68 @@ _MAKERS: dict[str, Callable[[Work, Cast, Random], Draft]] = {
 def draw(
     kind: str, work: Work, rng: Random, padding: float = 1.0, contrast: int | None = None
 ) -> tuple[str, Program, tuple[str, ...]]:
-    """One problem text of this kind and work, with its program and step labels.
+    """One problem text with its program and step labels.
 
-    padding: below 1 shortens what does not count; up to 0.3 nothing is called off, at 0 there is none. contrast: the
-    level of what is called off, by default any.
+    Args:
+        kind: One of `KINDS`.
+        work: Size of the program.
+        rng: Source of randomness.
+        padding: Share of the full padding; at 0.3 and below without a called-off problem, at 0 without any padding.
+        contrast: Level of the called-off problem; by default random.
     """
     cast = _cast(rng)
     core, question, program, labels = _MAKERS[kind](work, cast, rng)
     target = int(rng.randint(*_LENGTHS) * padding)
-    room = target - sum(map(w.size, core)) - w.size(question)
+    room = target - sum(map(count_tokens, core)) - count_tokens(question)
     before: list[str] = []
     if padding > _BARE:
         before = _called_off(kind, cast, len(program), contrast or rng.choice(LEVELS), room, rng)
-        room -= sum(map(w.size, before))
+        room -= sum(map(count_tokens, before))
     extra: list[str] = []
     while room > 6:
-        extra.append(w.noise(rng.choice(_NOISE_CAPS), rng))
-        room -= w.size(extra[-1])
+        extra.append(draw_noise(rng.choice(_NOISE_CAPS), rng))
+        room -= count_tokens(extra[-1])
     early = sum(rng.random() < len(before) / (len(before) + len(core) + 1) for _ in extra)
-    sentences = [*w.scatter(before[:-1], extra[:early], rng), *before[-1:], *w.scatter(core, extra[early:], rng)]
+    sentences = [*scatter(before[:-1], extra[:early], rng), *before[-1:], *scatter(core, extra[early:], rng)]
     return " ".join([*sentences, question]), program, labels
 
 
 def _called_off(kind: str, cast: Cast, used: int, level: int, room: int, rng: Random) -> list[str]:
-    """A problem of the same kind that does not count, as long as fits into the room, and last what calls it off."""
-    other = replace(cast, variables=cast.variables[used:], goods=cast.goods[used:])
+    """A problem of the same kind that fits into `room` tokens; its last sentence calls it off."""
+    rest = replace(cast, variables=cast.variables[used:], goods=cast.goods[used:])
     work = draw_work(level, rng)
-    found: list[str] = []
+    sentences: list[str] = []
     for steps in range(work.steps, 0, -1):
-        core, _, program, _ = _MAKERS[kind](replace(work, steps=steps), other, rng)
-        off = rng.choice(w.CALL_OFF_EXPR).format(e=expression(program, len(program) - 1))
-        found = [off] if kind == "expr" else [*core, rng.choice(w.CALL_OFF)]
-        if sum(map(w.size, found)) <= room:
+        core, _, program, _ = _MAKERS[kind](replace(work, steps=steps), rest, rng)
+        off = rng.choice(CALL_OFF_EXPR).format(e=expression(program, len(program) - 1))
+        sentences = [off] if kind == "expr" else [*core, rng.choice(CALL_OFF)]
+        if sum(map(count_tokens, sentences)) <= room:
             break
-    return found
+    return sentences
 
 
 def get_split(text: str) -> str:
-    """The split that a question belongs to, by the hash of its text."""
+    """The split of a question, by the hash of its text."""
     bucket = hashlib.sha256(text.encode()).digest()[0] % 16
     return next(name for name, share in _SHARES.items() if bucket in share)
 
 
 def stream(split: str, seed: int, levels: Sequence[int] = LEVELS, kinds: Sequence[str] = KINDS) -> Iterator[Problem]:
-    """Endless problems of one split.
+    """Endless problems of one split, cycling through levels and kinds.
 
-    A problem belongs to the split that the hash of its text says, so splits are disjoint whatever the seeds.
-    Levels and kinds go round evenly. Raises OptionError (a ValueError) for an unknown split, level or kind.
+    The hash of a problem's text decides its split, so splits are disjoint for all seeds. Raises OptionError for an
+    unknown split, level or kind.
     """
-    for what, got, known in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
-        wrong = [x for x in got if x not in known]
+    for what, got, accepted in (("split", [split], SPLITS), ("level", levels, LEVELS), ("kind", kinds, KINDS)):
+        wrong = [x for x in got if x not in accepted]
         if wrong:
-            raise unknown(what, str(wrong[0]), map(str, known))
+            raise unknown(what, str(wrong[0]), map(str, accepted))
     rng = Random(f"tersely:{split}:{seed}")
     count = 0
     while True:
         level = levels[count % len(levels)]
         kind = kinds[(count // len(levels)) % len(kinds)]
-        # With an easy one before a hard one and the other way round, a bag of all words holds much the same.
+        # An easy problem before a hard one, and vice versa, keeps the bag of words similar.
         contrast = min(6, max(1, 7 - level + rng.choice((-1, 0, 0, 1))))
         text, program, labels = draw(kind, draw_work(level, rng), rng, contrast=contrast)
         if get_split(text) != split:

@@ -1,7 +1,7 @@
 """Straight-line arithmetic programs: the hidden structure of every embedded problem.
 
-A program is a list of binary steps over literals and earlier steps. Difficulty is the *work* in it (number of
-steps, size of the numbers, products), never the amount of text: wording and padding are added elsewhere.
+A program is a list of binary steps over literals and earlier steps. Its difficulty is the work in it (number of steps,
+size of the numbers, products), not the amount of text: wording and padding are added by `toy_problems`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run(program: Program) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a level asks for: how many steps, numbers up to `cap`, how often a product."""
+    """Size of a problem: number of steps, largest number, and probability of a product."""
 
     steps: int
     cap: int
@@ -64,7 +64,7 @@ class Work:
 
 
 def draw_work(level: int, rng: Random) -> Work:
-    """Sample the work of one problem; levels overlap in shape (short but hard, long but light) on purpose."""
+    """Sample the work of one problem; the shapes of levels overlap on purpose (short but hard, long but easy)."""
     twist = rng.random() < 0.3
     if level == 1:
         return Work(1, 10, 0.15)
@@ -80,7 +80,7 @@ def draw_work(level: int, rng: Random) -> Work:
 
 
 def draw_literal(cap: int, rng: Random) -> int:
-    """A starting number: most of the range of the level, never trivial on hard ones."""
+    """A starting number from most of the level's range, never trivial on hard levels."""
     return rng.randint(max(2, cap // 12), max(6, int(cap * 0.6)))
 
 

@@ -1,0 +1,1 @@
+"""The search for a cheaper configuration, `tersely tune`."""

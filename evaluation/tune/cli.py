@@ -1,169 +1,181 @@
-"""`tersely tune`: search for the cheapest way of answering that loses nothing, and write it down."""
+"""The command `tersely tune`: find the cheapest configuration that loses no accuracy, and write it to a file."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Annotated, Any
 
 import typer
 
+from ...checkpoint_log import CheckpointLog
 from ...controller.options import GenerationOptions
 from ...controller.tuned_config import TunedConfig
+from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable
-from ..bench.arms import BASELINE, Arm
-from ..bench.checkpoint_log import CheckpointLog
+from ..bench.arms import BASELINE, Arm, check_disjoint, check_resolved
 from ..bench.costs import load_cost_model
-from ..bench.fairness import check_disjoint, check_unseen
 from ..bench.records import ArmRecords
 from ..bench.run import Bench, run_arm
-from ..economics.prices import load_prices
-from ..progress import show_progress
+from ..cli_utils import show_progress, split_list
+from ..economics.prices import Price, load_prices
 from ..runner import ENGINES, EvalRunner, load_runner
 from ..stats import Array, question_means
 from ..tasks.equality import AnswerChecker
-from ..tasks.questions import GYM, TINY, Question, load
-from .search import FIRST, Finding, chosen, prove, search
-from .space import Candidate, default_space, read_space
+from ..tasks.questions import Question, load_pools
+from .search import FIRST_ROUND, Candidate, Finding, choose, default_space, read_space, search, validate
 
-NONE_FOUND = 1
+NOTHING_FOUND = 1
 _OFF = GenerationOptions(preset="off", policies=None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
-    """Lets the model answer parts of the questions; each piece is done once, see `CheckpointLog`."""
+    """Answers ranges of the questions with a candidate; see `search.Ask`."""
 
-    answerer: EvalRunner
-    parts: dict[str, Sequence[Question]]
+    runner: EvalRunner
+    parts: Mapping[str, Sequence[Question]]
     checker: AnswerChecker
-    journal: CheckpointLog
+    checkpoints: CheckpointLog
     seed: int
-    batch: int
+    batch_size: int
     common: GenerationOptions
-    advance: Any
+    advance: Callable[[str, float], None]
 
     def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
         options = _OFF if candidate is None else GenerationOptions(**candidate.config.options())
         options = replace(options, max_new_tokens=self.common.max_new_tokens, probes=self.common.probes)
         name = BASELINE if candidate is None else candidate.name
         bench = Bench(
-            answerer=self.answerer,
+            runner=self.runner,
             questions=self.parts[part][start:stop],
             checker=self.checker,
-            journal=self.journal,
+            checkpoints=self.checkpoints,
             seed=self.seed + start,
-            batch=self.batch,
-            advance=lambda what, rows: self.advance(what, rows),
+            batch_size=self.batch_size,
+            advance=self.advance,
         )
         return run_arm(bench, Arm(f"{part} {start} {name}", options))
 
 
 def tune(
-    out: Annotated[Path, typer.Option(help="The configuration to write; a killed run goes on.")],
-    model: Annotated[str, typer.Option(help="Name or folder of the model.")] = "tersely-tiny-small",
-    task: Annotated[str, typer.Option(help="tiny, gym:NAME, or a JSONL file of {id, problem, answer}.")] = "tiny",
-    limit: Annotated[int, typer.Option(min=FIRST, help="Questions to search on, of the split fit.")] = 256,
-    proof: Annotated[int, typer.Option(min=10, help="Questions to prove it on, of the split calibrate.")] = 512,
-    space: Annotated[Path | None, typer.Option(help="JSON {effort, policies, strategy}, each a list.")] = None,
-    objective: Annotated[str, typer.Option(help="What is to fall: tokens, or usd by --price.")] = "tokens",
-    price: Annotated[str | None, typer.Option(help="Price of the model's tokens: a name in the table.")] = None,
-    margin: Annotated[float, typer.Option(help="Loss of accuracy that still counts as none.")] = 0.01,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the questions drawn and of sampling.")] = 0,
-    probes: Annotated[str | None, typer.Option(help="Folder of tersely calibrate.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens of one generation.")] = 2048,
-    engine: Annotated[str, typer.Option(help="transformers, or vllm.")] = "transformers",
-    batch: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
-    think_prompt: Annotated[bool, typer.Option(help="Make a model without thinking markers think.")] = False,
+    out: Annotated[Path, typer.Option(help="Config file to write; an interrupted run resumes.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")] = "tersely-tiny-small",
+    tasks: Annotated[
+        str, typer.Option(help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")
+    ] = "tiny",
+    limit: Annotated[int, typer.Option(min=FIRST_ROUND, help="Questions to search on (split fit).")] = 256,
+    validation_questions: Annotated[
+        int, typer.Option(min=10, help="Held-out questions for the final comparison (split calibrate).")
+    ] = 512,
+    space: Annotated[Path | None, typer.Option(help="JSON file {effort, policies, strategy}, each a list.")] = None,
+    objective: Annotated[str, typer.Option(help="What to minimize: tokens, or usd (with --price).")] = "tokens",
+    price: Annotated[str | None, typer.Option(help="The model's price: a name in the price table.")] = None,
+    margin: Annotated[float, typer.Option(help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")] = 0.01,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing questions and for sampling.")] = 0,
+    probes: Annotated[
+        str | None, typer.Option(help="Folder of `tersely calibrate`, instead of the pretrained probes.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = 2048,
+    engine: Annotated[str, typer.Option(help="Engine: transformers, or the faster vllm.")] = "transformers",
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
+    think_prompt: Annotated[bool, typer.Option(help="Prompt a model without thinking markers to think.")] = False,
 ) -> None:
     """Search efforts, strategies and policies for the cheapest that loses no accuracy beyond the margin.
 
-    Exit code 0: one was found and written; 1: none could be shown to be better than no control, and nothing is written.
+    Exit code 0: the config file was written; 1: no candidate was shown to save tokens without loss.
     """
     _check(objective, price, margin, engine, out)
     candidates = None if space is None else read_space(space)
-    parts = _parts(task, limit, proof, seed)
-    economy, _ = load_cost_model(model, None, load_prices(None), price, None)
-    answerer = load_runner(model, engine, think_prompt=think_prompt)
+    parts = _load_parts(split_list("--tasks", tasks), limit, validation_questions, seed)
+    costs, _ = load_cost_model(model, None, load_prices(None), price, None)
+    runner = load_runner(model, engine, think_prompt=think_prompt)
     common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
     if candidates is None:
-        candidates = default_space(_has_probes(answerer, common))
-    made_from = {"model": model, "task": task, "seed": seed, "objective": objective, "margin": margin, "engine": engine}
-    identity = {**made_from, "limit": limit, "proof": proof, "probes": probes, "max_new_tokens": max_new_tokens}
-    identity |= {"price": price, "batch": batch, "space": [candidate.name for candidate in candidates]}
-    journal = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
-
-    def cost(records: ArmRecords) -> Array:
-        if objective == "tokens":
-            return records.means("total")
-        assert economy.price is not None  # `_check` refuses it otherwise
-        return question_means([economy.price.cost(row.prompt, row.total) for row in records.rows])
-
-    work = len(candidates) * FIRST + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
+        candidates = default_space(_has_probes(runner, common))
+    made_from = {
+        "model": model,
+        "task": tasks,
+        "seed": seed,
+        "objective": objective,
+        "margin": margin,
+        "engine": engine,
+    }
+    identity = {**made_from, "limit": limit, "proof": validation_questions, "probes": probes}
+    identity |= {"max_new_tokens": max_new_tokens, "price": price, "batch": batch_size}
+    identity["space"] = [candidate.name for candidate in candidates]
+    checkpoints = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
+    cost = _cost_function(costs.price if objective == "usd" else None)
+    work = len(candidates) * FIRST_ROUND + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
     with AnswerChecker() as checker, show_progress(work) as advance:
-        ask = _Objective(answerer, parts, checker, journal, seed, batch, common, advance)
-        for candidate in candidates:  # what cannot be asked fails now, not in the last round
-            _refuse_learnt(answerer, GenerationOptions(**candidate.config.options(), probes=probes), parts)
+        ask = _Objective(runner, parts, checker, checkpoints, seed, batch_size, common, advance)
+        for candidate in candidates:  # so that errors appear now, not in the last round
+            _check_candidate(runner, GenerationOptions(**candidate.config.options(), probes=probes), parts)
         finalists = search(candidates, ask, cost, len(parts["search"]), margin)
-        findings = prove(finalists, ask, cost, len(parts["prove"]), margin, seed)
+        findings = validate(finalists, ask, cost, len(parts["prove"]), margin, seed)
     _finish(out, candidates, findings, made_from)
-    journal.remove()
-    if chosen(findings) is None:
-        raise typer.Exit(NONE_FOUND)
+    checkpoints.remove()
+    if choose(findings) is None:
+        raise typer.Exit(NOTHING_FOUND)
 
 
-def _parts(task: str, limit: int, proof: int, seed: int) -> dict[str, Sequence[Question]]:
-    """Questions to search on and others to prove it on: of two splits, or a user's file divided by chance."""
-    if task == TINY or task.startswith(GYM):
-        parts = {"search": load(task, "fit", limit, seed), "prove": load(task, "calibrate", proof, seed)}
-    else:
-        drawn = load(task, "fit", None, seed)
-        Random(seed).shuffle(drawn)
-        half = min(limit, len(drawn) // 2)
-        parts = {"search": drawn[:half], "prove": drawn[half : half + proof]}
+def _load_parts(tasks: Sequence[str], limit: int, validation: int, seed: int) -> dict[str, Sequence[Question]]:
+    """Disjoint questions to search on and to validate on; a pool from files is divided."""
+    pools = load_pools(tasks, {"fit": limit, "calibrate": validation}, seed)
+    if len(pools) == 1:
+        (pool,) = pools
+        size = min(limit, len(pool) // 2)
+        pools = [pool[:size], pool[size : size + validation]]
+    parts: dict[str, Sequence[Question]] = dict(zip(("search", "prove"), pools, strict=True))
     check_disjoint(parts)
-    return {name: tuple(questions) for name, questions in parts.items()}
+    return parts
+
+
+def _cost_function(price: Price | None) -> Callable[[ArmRecords], Array]:
+    """Cost per question in US dollars, or in tokens without a price."""
+    if price is None:
+        return lambda records: records.means("total")
+    return lambda records: question_means([price.cost(row.prompt, row.total) for row in records.rows])
 
 
 def _check(objective: str, price: str | None, margin: float, engine: str, out: Path) -> None:
     if objective not in ("tokens", "usd"):
         raise unknown("objective", objective, ("tokens", "usd"))
     if objective == "usd" and price is None:
-        raise OptionError("the objective is usd and no --price is given; accepted: a name in the price table")
+        raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
     if not 0 <= margin < 1:
-        raise OptionError(f"margin is {margin}; accepted: a share from 0 up to 1, as 0.01 for one point")
+        raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     check_writable(out)
 
 
-def _has_probes(answerer: EvalRunner, common: GenerationOptions) -> bool:
-    """Whether learnt policies can be used on this model and engine."""
+def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
+    """Whether policies with probes work on this model and engine."""
     from ...controller.probe_registry import ProbeError
 
-    session = answerer.session
-    if not {"signals", "hidden"} <= session.engine.capabilities:
+    session = runner.session
+    if not {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES} <= session.engine.capabilities:
         return False
     try:
-        session.learnt(replace(common, effort="auto", preset="certified"))
+        session.resolve(replace(common, effort="auto", preset="certified"))
     except ProbeError:
         return False
     return True
 
 
-def _refuse_learnt(answerer: EvalRunner, options: GenerationOptions, parts: dict[str, Sequence[Question]]) -> None:
-    policies, probe = answerer.session.learnt(options)
+def _check_candidate(runner: EvalRunner, options: GenerationOptions, parts: Mapping[str, Sequence[Question]]) -> None:
+    """Refuse a candidate that cannot run, or that was trained on these questions."""
     for questions in parts.values():
-        check_unseen([*policies, *([] if probe is None else [probe])], questions)
-    answerer.session.prepare([questions[0].problem for questions in parts.values()], options)
+        check_resolved(runner.session, options, questions)
+    runner.session.prepare([questions[0].problem for questions in parts.values()], options)
 
 
 def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Finding], made_from: dict[str, Any]) -> None:
-    """Say what was found, and write it if it is any good."""
-    best = chosen(findings)
+    """Print the findings, and write the chosen configuration if there is one."""
+    best = choose(findings)
     for finding in findings:
         change, low, high = (100 * value for value in finding.accuracy_change)
         saving, least, most = (100 * value for value in finding.saving)
@@ -173,9 +185,9 @@ def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Findi
             f"[{low:+.1f}, {high:+.1f}], {finding.verdict}"
         )
     if best is None:
-        typer.echo(f"none of {len(candidates)} could be shown to save without loss on {findings[0].n} questions")
+        typer.echo(f"none of {len(candidates)} candidates was shown to save without loss on {findings[0].n} questions")
         return
     config = next(c.config for c in candidates if c.name == best.name)
-    found = {**made_from, "tried": len(candidates), "findings": [asdict(finding) for finding in findings]}
-    TunedConfig(config.effort, config.policies, config.strategy, found).save(out)
+    provenance = {**made_from, "tried": len(candidates), "findings": [asdict(finding) for finding in findings]}
+    TunedConfig(config.effort, config.policies, config.strategy, provenance).save(out)
     typer.echo(f"wrote {out}; use it with `tersely run --config {out}`")

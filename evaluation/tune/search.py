@@ -1,51 +1,134 @@
-"""Searching a space: many candidates on few questions, few on many, and a proof on questions of their own.
+"""The search of `tersely tune`: the candidates, the search itself, and the validation of what it finds.
 
-Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): each round doubles the questions and keeps the better
-half. What looked best in a search looks better than it is, so the last few are judged anew on fresh questions, with
-intervals widened for their number, and only what passes there is chosen.
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): each round doubles the number of questions and keeps the
+better half of the candidates. The best of a search look better than they are, so the last few are judged on fresh
+questions, with intervals widened for their number, and only a candidate that passes there is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...errors import OptionError
+from ...controller.tuned_config import TunedConfig
+from ...errors import OptionError, unknown
+from ..bench.compare import GOOD, judge
 from ..bench.records import ArmRecords
-from ..bench.verdict import GOOD, judge
 from ..stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
-from .space import Candidate
 
 FINALISTS = 3
-FIRST = 32
+FIRST_ROUND = 32
 """Questions of the first round."""
 
+_KEYS = ("effort", "policies", "strategy")
+_AGREE_TWICE = {"convergence": {"agree": 2}}
+_AGREE_THRICE = {"convergence": {"agree": 3}}
+_WITHOUT_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
+    {},
+    _AGREE_TWICE,
+    _AGREE_THRICE,
+    {"hint": {}},
+    {"hint": {}, **_AGREE_TWICE},
+    {"hint": {}, **_AGREE_THRICE},
+    {"trimr": {}, "repetition": {}},
+)
+_WITH_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
+    {"readiness": {}},
+    {"readiness": {}, **_AGREE_TWICE},
+    {"readiness": {}, "reconsider": {}},
+    {"readiness": {}, "hint": {}},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A configuration with a descriptive name."""
+
+    name: str
+    config: TunedConfig
+
+
+def named_candidate(config: TunedConfig) -> Candidate:
+    """Name a configuration after its settings."""
+    parts = [config.effort] if isinstance(config.strategy, str) else [config.effort, json.dumps(config.strategy)]
+    if isinstance(config.strategy, str) and config.strategy != "tiers":
+        parts.append(config.strategy)
+    for policy, settings in config.policies.items():
+        if policy != "budget":
+            text = ", ".join(f"{key}={value}" for key, value in settings.items())
+            parts.append(f"{policy}({text})" if text else policy)
+    return Candidate(" + ".join(parts), config)
+
+
+def default_space(has_probes: bool) -> list[Candidate]:
+    """Efforts and sets of policies worth trying on any model, or on a model with probes."""
+    sets = [*_WITHOUT_PROBES, *(_WITH_PROBES if has_probes else ())]
+    configs = [TunedConfig("normal", {"budget": {}, **policies}) for policies in sets]
+    configs.append(TunedConfig("easy", {"budget": {}}))
+    if has_probes:
+        configs += [TunedConfig("auto", {"budget": {}, **policies}) for policies in ({}, _AGREE_TWICE)]
+        configs.append(TunedConfig("auto", {"budget": {}}, "diffadapt"))
+    return [named_candidate(config) for config in configs]
+
+
+def read_space(path: Path) -> list[Candidate]:
+    """Every combination of a JSON file {effort: [...], policies: [{name: settings}, ...], strategy: [...]}.
+
+    Keys are optional. Raises OptionError (code "invalid_space") if the file is not such an object, or is empty.
+    """
+    try:
+        axes = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"cannot read {path} as JSON: {error}", code="invalid_space") from None
+    if not isinstance(axes, dict) or not all(isinstance(values, list) for values in axes.values()):
+        raise OptionError(
+            f"{path} is not a search space; accepted: an object of lists, with the keys {', '.join(_KEYS)}",
+            code="invalid_space",
+        )
+    for key in axes:
+        if key not in _KEYS:
+            raise unknown(f"key in {path}:", key, _KEYS)
+    combinations = product(*axes.values())
+    try:
+        candidates = [named_candidate(TunedConfig(**dict(zip(axes, values, strict=True)))) for values in combinations]
+    except (TypeError, AttributeError) as error:
+        raise OptionError(f"{path} is not a search space: {error}", code="invalid_space") from None
+    if not candidates:
+        raise OptionError(f"{path} has no candidates; accepted: at least one value per key", code="invalid_space")
+    return list({candidate.name: candidate for candidate in candidates}.values())
+
+
 Ask = Callable[[str, Candidate | None, int, int], ArmRecords]
-"""`ask(part, candidate, start, stop)` answers those questions of a part; None is the uncontrolled model."""
+"""`ask(part, candidate, start, stop)` answers these questions of a part; None is the uncontrolled model."""
 Cost = Callable[[ArmRecords], Array]
-"""What each question cost, [questions]."""
+"""The cost of each question, [questions]."""
 
 
 @dataclass(slots=True)
 class Scores:
-    """What is known of one candidate: accuracy and cost of the questions so far."""
+    """Accuracy and cost of one candidate on the questions so far."""
 
     right: Array = field(default_factory=lambda: np.zeros(0))
     cost: Array = field(default_factory=lambda: np.zeros(0))
 
     def add(self, records: ArmRecords, cost: Cost) -> None:
-        """Take in the answers to further questions."""
+        """Add the answers to further questions."""
         self.right = np.concatenate([self.right, records.means("right")])
         self.cost = np.concatenate([self.cost, cost(records)])
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One candidate on questions that the search has not seen, against the uncontrolled model.
+    """One candidate compared with the uncontrolled model on fresh questions.
 
-    saving and accuracy change with intervals at `level`, wider than 95 % where several were judged.
+    `accuracy_change` and `saving` are (estimate, low, high), with intervals at `level`, which is above 95 % if several
+    candidates are judged.
     """
 
     name: str
@@ -58,27 +141,29 @@ class Finding:
 
     @property
     def passed(self) -> bool:
-        """Whether it saves and loses nothing beyond the margin."""
+        """Whether it saves and loses no accuracy beyond the margin."""
         return self.verdict == GOOD
 
 
 def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, margin: float) -> list[Candidate]:
-    """The best few of the candidates after `limit` questions, the cheapest first.
+    """The best few candidates after `limit` questions, the cheapest first.
 
-    Better is who loses at most `margin` as far as is seen, and then who costs less.
+    Candidates whose observed loss is within the margin rank first, then cheaper ones.
     """
-    if limit < FIRST:
-        raise OptionError(f"{limit} questions to search on; accepted: {FIRST} or more")
-    base, known = Scores(), {candidate.name: Scores() for candidate in candidates}
-    left, start, stop = list(candidates), 0, FIRST
+    if limit < FIRST_ROUND:
+        raise OptionError(
+            f"got {limit} questions to search on; accepted: {FIRST_ROUND} or more", code="too_few_questions"
+        )
+    base, scores = Scores(), {candidate.name: Scores() for candidate in candidates}
+    left, start, stop = list(candidates), 0, FIRST_ROUND
     while True:
         base.add(ask("search", None, start, stop), cost)
         for candidate in left:
-            known[candidate.name].add(ask("search", candidate, start, stop), cost)
+            scores[candidate.name].add(ask("search", candidate, start, stop), cost)
 
         def rank(candidate: Candidate) -> tuple[bool, float]:
-            scores = known[candidate.name]
-            return bool((scores.right - base.right).mean() < -margin), float(scores.cost.mean())
+            ours = scores[candidate.name]
+            return bool((ours.right - base.right).mean() < -margin), float(ours.cost.mean())
 
         left.sort(key=rank)
         if stop == limit:
@@ -87,12 +172,12 @@ def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, ma
         start, stop = stop, min(2 * stop, limit)
 
 
-def prove(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margin: float, seed: int) -> list[Finding]:
-    """Judge finalists on n fresh questions; together they are wrong as rarely as one judged at 95 %."""
+def validate(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margin: float, seed: int) -> list[Finding]:
+    """Judge finalists on n fresh questions, with a joint error rate of one candidate judged at 95 %."""
     base = Scores()
     base.add(ask("prove", None, 0, n), cost)
     level = 1 - (1 - LEVEL) / len(finalists)
-    found = []
+    findings = []
     for candidate in finalists:
         scores = Scores()
         scores.add(ask("prove", candidate, 0, n), cost)
@@ -100,7 +185,7 @@ def prove(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margin: 
         accuracy = paired_bootstrap(change, level=level, seed=seed)
         tokens = studentized_bootstrap(spent, level=level, seed=seed)
         saving = ratio_bootstrap(scores.cost, base.cost, level=level, seed=seed)
-        found.append(
+        findings.append(
             Finding(
                 name=candidate.name,
                 verdict=judge(change, accuracy, spent, tokens, margin).word,
@@ -111,10 +196,10 @@ def prove(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margin: 
                 level=level,
             )
         )
-    return found
+    return findings
 
 
-def chosen(findings: Sequence[Finding]) -> Finding | None:
-    """The one that saves most of those that passed; None if none did."""
+def choose(findings: Sequence[Finding]) -> Finding | None:
+    """The finding that passed with the largest saving; None if none passed."""
     passed = [finding for finding in findings if finding.passed]
     return max(passed, key=lambda finding: finding.saving[0], default=None)

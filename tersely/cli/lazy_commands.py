@@ -48,7 +48,7 @@ def calibrate(context: typer.Context) -> None:
 
 def collect(context: typer.Context) -> None:
     """Sample rollouts and keep what probes learn from; `tersely collect --help` tells the options."""
-    from ..evaluation.collect.cli import collect as command
+    from ..evaluation.collect import collect as command
 
     _hand_over("collect", command, context)
 

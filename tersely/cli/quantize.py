@@ -74,7 +74,7 @@ def quantize(
     if tasks is None and (limit or max_new_tokens):
         raise OptionError("--limit and --max-new-tokens require --tasks", code="missing_option")
     check_out(out)
-    test = None if tasks is None else AccuracyCheck.of(tasks, limit or 100, max_new_tokens or 512)
+    test = None if tasks is None else AccuracyCheck.load(tasks, limit or 100, max_new_tokens or 512)
     source = str(get_model_path(model)) if model in NAMES else model
     text = CalibrationText(calib, questions, rows, length, seed)
     with _status() as progress:

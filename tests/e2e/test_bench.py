@@ -1,4 +1,4 @@
-"""The benchmark: what it counts and concludes, on a scripted session, and once on the embedded model."""
+"""The benchmark: its counts and verdicts on a scripted model, and the command on the embedded model."""
 
 from __future__ import annotations
 
@@ -13,23 +13,29 @@ import typer
 from rich.console import Console
 
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.base import PolicyView, Wait, Watching
+from tersely.controller.policies.base import Policy, PolicyView, Wait, Watching
 from tersely.controller.trace import GenerationResult
 from tersely.errors import OptionError, TerselyError
 from tersely.evaluation.bench import arms as arms_module
-from tersely.evaluation.bench.arms import ARMS, CUTS, make_arm, make_arms
+from tersely.evaluation.bench.arms import (
+    ARMS,
+    TRUNCATED_ARMS,
+    CheckError,
+    check_disjoint,
+    check_unseen,
+    load_own_arms,
+    make_arm,
+    make_arms,
+)
 from tersely.evaluation.bench.cli import bench
-from tersely.evaluation.bench.compare import compare
+from tersely.evaluation.bench.compare import EXIT_CODES, GOOD, INFERIOR, OPEN, compare, show
 from tersely.evaluation.bench.costs import CostModel
-from tersely.evaluation.bench.fairness import CheckError, check_disjoint, check_unseen
 from tersely.evaluation.bench.records import ArmRecords
-from tersely.evaluation.bench.table import show
-from tersely.evaluation.bench.verdict import EXIT_CODES, GOOD, INFERIOR, OPEN
 from tersely.evaluation.economics.prices import Price
 from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.questions import Question, hash_question
 
-from ..support.scripted import ScriptedAnswers, asked, bench_of, outcome, run_both
+from ..support.scripted import ScriptedAnswers, compare_both, make_bench, make_questions, run_both
 
 KEYS = {
     "name", "n", "accuracy", "accuracy_ci", "tokens", "delta_accuracy", "delta_accuracy_ci", "delta_total",
@@ -39,7 +45,7 @@ EMBEDDED = "tersely-tiny-small"
 
 
 def test_a_saving_without_loss_is_found() -> None:
-    result = outcome(ScriptedAnswers(), 300)
+    result = compare_both(ScriptedAnswers(), 300)
     full, ours = result["arms"]
     assert result["verdict"] == GOOD
     assert result["needed_n"] is None
@@ -55,7 +61,7 @@ def test_a_saving_without_loss_is_found() -> None:
 
 
 def test_lost_answers_are_found_and_counted_as_harm() -> None:
-    result = outcome(ScriptedAnswers(errs=5), 300)
+    result = compare_both(ScriptedAnswers(errs=5), 300)
     ours = result["arms"][1]
     assert result["verdict"] == INFERIOR
     assert ours["harm"] == pytest.approx(0.2)
@@ -64,33 +70,33 @@ def test_lost_answers_are_found_and_counted_as_harm() -> None:
 
 
 def test_overhead_counts_against_the_saving() -> None:
-    ours = outcome(ScriptedAnswers(cost=1.0), 60)["arms"][1]
+    ours = compare_both(ScriptedAnswers(cost=1.0), 60)["arms"][1]
     assert ours["delta_total"] == pytest.approx(3)
     assert ours["saving"] < 0
 
 
 def test_few_questions_stay_open_and_say_how_many_are_needed() -> None:
-    result = outcome(ScriptedAnswers(), 20)
+    result = compare_both(ScriptedAnswers(), 20)
     assert result["verdict"] == OPEN
     assert result["needed_n"] > 20
 
 
 @pytest.mark.parametrize("cost", [0.5, 1.0])
-def test_a_handful_of_questions_decides_nothing(cost: float) -> None:
-    result = outcome(ScriptedAnswers(errs=1, cost=cost), 9)
+def test_fewer_than_ten_questions_decide_nothing(cost: float) -> None:
+    result = compare_both(ScriptedAnswers(errs=1, cost=cost), 9)
     assert result["verdict"] == OPEN
 
 
-def test_rollouts_do_not_pass_for_questions() -> None:
-    once, thrice = (outcome(ScriptedAnswers(errs=10), 60, rollouts=r)["arms"][1] for r in (1, 3))
+def test_rollouts_do_not_count_as_questions() -> None:
+    once, thrice = (compare_both(ScriptedAnswers(errs=10), 60, rollouts=r)["arms"][1] for r in (1, 3))
     assert thrice["n"] == 60
     for key in ("accuracy_ci", "delta_accuracy_ci", "harm_upper"):
         assert thrice[key] == pytest.approx(once[key])
 
 
-def test_arms_get_the_same_batches_and_seeds_and_rollouts_others() -> None:
+def test_arms_share_batches_and_seeds_and_rollouts_do_not() -> None:
     session = ScriptedAnswers()
-    outcome(session, 40, rollouts=2)
+    compare_both(session, 40, rollouts=2)
     full = [(seed, prompts) for preset, seed, prompts in session.calls if preset == "off"]
     ours = [(seed, prompts) for preset, seed, prompts in session.calls if preset == "balanced"]
     assert full == ours
@@ -98,8 +104,8 @@ def test_arms_get_the_same_batches_and_seeds_and_rollouts_others() -> None:
     assert len({seed for seed, _ in full}) == 6
 
 
-def test_batches_hold_every_question_once_and_like_with_like() -> None:
-    questions = asked(50)
+def test_batches_hold_every_question_once_sorted_by_level() -> None:
+    questions = make_questions(50)
     made = batches(questions, 16)
     assert sorted(i for rows in made for i in rows) == list(range(50))
     levels = [questions[i].level or 0 for rows in made for i in rows]
@@ -109,72 +115,82 @@ def test_batches_hold_every_question_once_and_like_with_like() -> None:
 
 def test_answers_cut_off_count_as_wrong_and_are_reported() -> None:
     class Cut(ScriptedAnswers):
-        def one(self, prompt: str, options: GenerationOptions) -> GenerationResult:
-            return replace(super().one(prompt, options), answer="", finish_reason="length")
+        def answer_one(self, prompt: str, options: GenerationOptions) -> GenerationResult:
+            return replace(super().answer_one(prompt, options), answer="", finish_reason="length")
 
-    full = outcome(Cut(), 12)["arms"][0]
+    full = compare_both(Cut(), 12)["arms"][0]
     assert (full["accuracy"], full["capped"], full["unanswered"]) == (0.0, 1.0, 1.0)
 
 
-# -- flatterers ----------------------------------------------------------------------------------------------------
+# -- fairness ----------------------------------------------------------------------------------------------------
 
 
 def test_arms_that_answered_other_questions_are_not_compared() -> None:
-    (first, _), (second, _) = (run_both(bench_of(ScriptedAnswers(), n)) for n in (10, 11))
+    (first, _), (second, _) = (run_both(make_bench(ScriptedAnswers(), n)) for n in (10, 11))
     shuffled = ArmRecords("balanced", list(reversed(first.rows)), 1, 0.0)
     for other in (second, shuffled):
-        with pytest.raises(CheckError, match="asked other questions"):
+        with pytest.raises(CheckError) as e:
             compare([first, other], 0.01, 0)
+        assert e.value.code == "different_questions"
 
 
-def test_an_arm_that_does_not_count_its_probes_is_caught() -> None:
-    with pytest.raises(CheckError, match="counts 1124 tokens, but its engine put out 1144"):
-        compare(run_both(bench_of(ScriptedAnswers(hidden=2), 10)), 0.01, 0)
+def test_an_arm_with_uncounted_tokens_is_refused() -> None:
+    with pytest.raises(CheckError, match=r"1124 .* 1144") as e:
+        compare(run_both(make_bench(ScriptedAnswers(hidden=2), 10)), 0.01, 0)
+    assert e.value.code == "uncounted_tokens"
 
 
-def test_a_row_whose_total_leaves_out_a_part_is_caught() -> None:
-    full, ours = run_both(bench_of(ScriptedAnswers(), 10))
+def test_a_total_that_leaves_out_a_part_is_refused() -> None:
+    full, ours = run_both(make_bench(ScriptedAnswers(), 10))
     row = ours.rows[3]
-    for flattered in (replace(row, total=row.total - 3), replace(row, overhead=0.0)):
-        rows = [*ours.rows[:3], flattered, *ours.rows[4:]]
-        with pytest.raises(CheckError, match="'q3'"):
+    for wrong in (replace(row, total=row.total - 3), replace(row, overhead=0.0)):
+        rows = [*ours.rows[:3], wrong, *ours.rows[4:]]
+        with pytest.raises(CheckError, match="'q3'") as e:
             compare([full, replace(ours, rows=rows)], 0.01, 0)
+        assert e.value.code == "uncounted_tokens"
 
 
 @dataclass(frozen=True)
-class Peeker:
-    """Says that it has seen what it is tested on."""
+class Peeker(Policy):
+    """A policy that was trained on the test questions."""
 
-    learned_from: tuple[str, ...]
+    hashes: frozenset[str]
     name: ClassVar[str] = "peeker"
-    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def provenance(self) -> frozenset[str]:
+        return self.hashes
 
     def watch(self, view: PolicyView) -> Watching:
         yield Wait(1)
 
 
-def test_a_policy_that_learnt_from_the_test_is_refused_before_a_model_is_loaded(
+def test_a_policy_trained_on_the_test_questions_is_refused_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    peeker = Peeker(tuple(hash_question(question) for question in asked(4)))
+    peeker = Peeker(frozenset(hash_question(question) for question in make_questions(4)))
     check_unseen([peeker], [Question("other", "What is 9 ?", "9")])
-    with pytest.raises(CheckError, match="'peeker' has learnt from 1 of the questions"):
+    with pytest.raises(CheckError, match=r"'peeker' .* 1 of") as e:
         check_unseen([peeker], [Question("renamed", "What  is 3?", "3")])
+    assert e.value.code == "train_test_overlap"
     task = tmp_path / "t.jsonl"
     task.write_text(
-        "".join(json.dumps({"id": q.id, "problem": q.problem, "answer": q.answer}) + "\n" for q in asked(9))
+        "".join(json.dumps({"id": q.id, "problem": q.problem, "answer": q.answer}) + "\n" for q in make_questions(9))
     )
     monkeypatch.setitem(arms_module.ARMS, "peeker", {"preset": None, "policies": (peeker,)})  # type: ignore[arg-type]
-    with pytest.raises(CheckError, match=r"from 4 of the questions .*test on others"):
+    with pytest.raises(CheckError, match="4 of") as e:
         bench(model="/no/such/model", arms="full,peeker", tasks=str(task))
+    assert e.value.code == "train_test_overlap"
 
 
-def test_a_question_in_two_splits_is_found_under_any_name() -> None:
-    check_disjoint({"fit": asked(4), "test": asked(9)[4:]})
-    with pytest.raises(CheckError, match="'q1' and 'x' are one"):
-        check_disjoint({"test": [*asked(3), Question("x", "What is 1?", "1")]})
-    with pytest.raises(CheckError, match="'x' of split 'test' is also in split 'fit'"):
-        check_disjoint({"fit": asked(4), "test": [Question("x", "What is  2?", "2")]})
+def test_a_question_in_two_splits_is_found_whatever_its_id() -> None:
+    check_disjoint({"fit": make_questions(4), "test": make_questions(9)[4:]})
+    with pytest.raises(CheckError, match="'q1' and 'x'") as e:
+        check_disjoint({"test": [*make_questions(3), Question("x", "What is 1?", "1")]})
+    assert e.value.code == "repeated_question"
+    with pytest.raises(CheckError, match=r"'x' .* 'test' .* 'fit'") as e:
+        check_disjoint({"fit": make_questions(4), "test": [Question("x", "What is  2?", "2")]})
+    assert e.value.code == "overlapping_splits"
 
 
 # -- arms and options ----------------------------------------------------------------------------------------------
@@ -188,36 +204,108 @@ def test_every_arm_is_made_and_keeps_the_common_options() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arms", "says"),
+    ("arms", "code"),
     [
-        ("full,balansed", "did you mean 'balanced'"),
-        ("full", "two or more"),
-        ("full,full", "at most once"),
-        ("", "two or"),
-        ("full,random-stop", "leave it out"),
-        ("balanced,full", "the first arm is 'balanced'; accepted: 'full'"),
-        ("full,helper", "--helper"),
+        ("full,balansed", "unknown_name"),
+        ("full", "invalid_option"),
+        ("full,full", "repeated_value"),
+        ("", "invalid_option"),
+        ("full,random-stop", "implied_arm"),
+        ("balanced,full", "invalid_option"),
+        ("full,helper", "missing_helper"),
+        ("full,tuned", "missing_config"),
     ],
 )
-def test_bad_arms_are_refused(arms: str, says: str) -> None:
-    with pytest.raises(OptionError, match=says):
+def test_bad_arms_are_refused(arms: str, code: str) -> None:
+    with pytest.raises(OptionError) as e:
         make_arms(arms, GenerationOptions())
+    assert e.value.code == code
+
+
+OWN_POLICY = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tersely.controller.policies.base import Close, Policy, Wait
+
+
+@dataclass(frozen=True)
+class StopEarly(Policy):
+    name: ClassVar[str] = "stop-early"
+    at: int = 40
+
+    def watch(self, view):
+        yield Wait(at=self.at)
+        yield Close("enough")
+
+
+class Nameless:
+    pass
+
+
+class Balanced(StopEarly):
+    name = "balanced"
+
+
+class NeedsSettings(StopEarly):
+    def __init__(self, at):
+        super().__init__(at)
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(OWN_POLICY)
+    return path
+
+
+def test_a_policy_of_ones_own_is_an_arm(own_file: Path) -> None:
+    common = GenerationOptions(max_new_tokens=77)
+    own = load_own_arms([f"{own_file}:StopEarly"], common)
+    judged = make_arms("full", common, own=own)[1]
+    assert (judged.name, judged.options.max_new_tokens) == ("stop-early", 77)
+    assert [arm.name for arm in make_arms("full,balanced,stop-early", common, own=own)][:3] == [
+        "full",
+        "balanced",
+        "stop-early",
+    ]
+    before = judged.source
+    own_file.write_text(OWN_POLICY.replace("40", "50"))
+    assert load_own_arms([f"{own_file}:StopEarly"], common)["stop-early"].source != before, "the log must not be reused"
+
+
+@pytest.mark.parametrize("name", ["Missing", "Nameless", "Balanced", "NeedsSettings"])
+def test_classes_that_are_not_usable_policies_are_refused(own_file: Path, name: str) -> None:
+    with pytest.raises(OptionError, match=name) as e:
+        load_own_arms([f"{own_file}:{name}"], GenerationOptions())
+    assert e.value.code == "invalid_policy"
+
+
+@pytest.mark.parametrize("spec", ["own.py", "", "/no/such/own.py:A", "no.such.module:A"])
+def test_policies_that_cannot_be_loaded_are_refused(spec: str) -> None:
+    with pytest.raises(OptionError) as e:
+        load_own_arms([spec], GenerationOptions())
+    assert e.value.code == "invalid_policy"
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"rollouts": 0}, "rollouts is 0"),
-        ({"batch": 0}, "batch is 0"),
-        ({"margin": 1.5}, "margin is 1.5"),
-        ({"out": Path("/no/such/folder/r.json")}, "cannot be written"),
-        ({"effort": "hrad"}, "did you mean 'hard'"),
+        ({"rollouts": 0}, "--rollouts is 0"),
+        ({"batch_size": 0}, "--batch-size is 0"),
+        ({"margin": 1.5}, "--margin is 1.5"),
+        ({"out": Path("/no/such/folder/r.json")}, "/no/such/folder/r.json"),
+        ({"effort": "hrad"}, "'hard'"),
         ({"max_new_tokens": 3}, "max_new_tokens is 3"),
-        ({"engine": "vlm"}, "did you mean 'vllm'"),
-        ({"verifier": "m"}, "would never be asked"),
+        ({"engine": "vlm"}, "'vllm'"),
+        ({"verifier": "m"}, "verifier 'm'"),
         ({"price": "gpt-9"}, "gpt-9"),
-        ({"arms": "full,fats"}, "did you mean 'fast'"),
-        ({"tasks": "none.jsonl"}, "no task 'none.jsonl'"),
+        ({"arms": "full,fats"}, "'fast'"),
+        ({"policy": ["own.py:Missing"]}, "'own.py:Missing'"),
+        ({"tasks": "none.jsonl"}, "'none.jsonl'"),
     ],
 )
 def test_bad_options_are_refused_before_a_model_is_loaded(options: dict[str, object], says: str) -> None:
@@ -227,7 +315,7 @@ def test_bad_options_are_refused_before_a_model_is_loaded(options: dict[str, obj
 
 @pytest.mark.parametrize(("n", "says"), [(300, "non-inferior and saving"), (20, "questions would decide it")])
 def test_the_table_shows_arms_and_verdict(n: int, says: str) -> None:
-    result = outcome(ScriptedAnswers(), n)
+    result = compare_both(ScriptedAnswers(), n)
     for arm in result["arms"]:
         arm["iso_saving"] = None
     result["arms"][1]["setting"] = "with [brackets]"
@@ -240,23 +328,23 @@ def test_the_table_shows_arms_and_verdict(n: int, says: str) -> None:
     assert "…" not in text.getvalue(), "nothing is cut at 80 columns"
 
 
-def test_costs_are_priced_and_right_answers_divide_them() -> None:
-    full, ours = run_both(bench_of(ScriptedAnswers(errs=2), 10))
+def test_costs_and_cost_of_pass() -> None:
+    full, ours = run_both(make_bench(ScriptedAnswers(errs=2), 10))
     price = Price(prompt=1.0, output=10.0, as_of="2026-01-01")  # type: ignore[arg-type]
-    figures = CostModel(price=price).of(ours)
-    usd = (5 * 1.0 + ours.total() * 10.0) / 1e6
+    figures = CostModel(price=price).measure(ours)
+    usd = (5 * 1.0 + ours.mean("total") * 10.0) / 1e6
     assert figures["usd"] == pytest.approx(usd)
     assert figures["cost_of_pass"] == pytest.approx(usd / 0.5)
-    assert figures["e3"] == pytest.approx(50**2 / ours.total())
-    nobody = replace(full, rows=[replace(row, right=False) for row in full.rows])
-    assert CostModel(price=price).of(nobody)["cost_of_pass"] is None
+    assert figures["e3"] == pytest.approx(50**2 / ours.mean("total"))
+    all_wrong = replace(full, rows=[replace(row, right=False) for row in full.rows])
+    assert CostModel(price=price).measure(all_wrong)["cost_of_pass"] is None
 
 
 # -- with a model --------------------------------------------------------------------------------------------------
 
 
-def test_arms_that_have_a_helper_review_and_a_verifier_decide(capsys: pytest.CaptureFixture[str]) -> None:
-    """The meter that counts tokens must not hide the helper's model from those that read with it."""
+def test_arms_with_a_helper_and_a_verifier(capsys: pytest.CaptureFixture[str]) -> None:
+    """The token counter must not hide the helper's model from policies that read with it."""
     large = "tersely-tiny-large"
     with pytest.raises(typer.Exit):
         bench(
@@ -264,7 +352,7 @@ def test_arms_that_have_a_helper_review_and_a_verifier_decide(capsys: pytest.Cap
             arms="full,sirius,trimr",
             baselines=False,
             limit=4,
-            batch=4,
+            batch_size=4,
             max_new_tokens=400,
             as_json=True,
             helper=large,
@@ -280,13 +368,13 @@ def test_arms_that_have_a_helper_review_and_a_verifier_decide(capsys: pytest.Cap
 
 def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "result.json"
-    options: dict[str, Any] = {"limit": 12, "batch": 12, "max_new_tokens": 600, "out": out}
+    options: dict[str, Any] = {"limit": 12, "batch_size": 12, "max_new_tokens": 600, "out": out}
     with pytest.raises(typer.Exit) as ended:
         bench(model=EMBEDDED, arms="full,balanced", as_json=True, **options)
     result = json.loads(capsys.readouterr().out)
     assert ended.value.exit_code == EXIT_CODES[result["verdict"]]
     assert set(result) >= {"tasks", "model", "splits", "margin", "arms", "verdict", "needed_n"}
-    assert {arm["name"] for arm in result["arms"]} == {"full", "balanced", "no-think", *CUTS}
+    assert {arm["name"] for arm in result["arms"]} == {"full", "balanced", "no-think", *TRUNCATED_ARMS}
     assert all(set(arm) >= KEYS for arm in result["arms"])
     full, ours, none = result["arms"][:3]
     oracle = result["arms"][-1]
@@ -299,4 +387,4 @@ def test_the_command_runs_the_embedded_model(tmp_path: Path, capsys: pytest.Capt
     written = json.loads(out.read_text(encoding="utf-8"))
     assert len(written["rows"]) == 12 * len(result["arms"])
     assert {key: value for key, value in written.items() if key != "rows"} == result
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "the journal has to go"
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"], "the checkpoint log is removed"

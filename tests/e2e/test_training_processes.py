@@ -18,7 +18,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from tersely.evaluation.bench.checkpoint_log import CheckpointLogError
+from tersely.checkpoint_log import CheckpointLogError
 from tersely.training.config import RecipeError
 from tersely.training.processes import rank0_only, resumable_map
 from tersely.training.training_run import MODEL

@@ -1,4 +1,4 @@
-"""Searching for a configuration: planted arms are told apart, what is chosen is proven, and its file is used."""
+"""`tersely tune`: the search finds planted candidates, the validation chooses, and the config file is usable."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tersely.controller.policies.convergence import Convergence
 from tersely.controller.tuned_config import ConfigError, TunedConfig, load_config, read_config
 from tersely.errors import OptionError
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow
-from tersely.evaluation.tune.search import FINALISTS, chosen, prove, search
-from tersely.evaluation.tune.space import Candidate, default_space, read_space
+from tersely.evaluation.tune.search import FINALISTS, Candidate, choose, default_space, read_space, search, validate
 
 from ..support.commands import refused
 
@@ -30,7 +29,7 @@ def row(number: str, right: bool, total: float) -> BenchRow:
 
 
 class Planted:
-    """Arms with a known accuracy and cost; `None` is the uncontrolled model."""
+    """Candidates with a known accuracy and cost; `None` is the uncontrolled model."""
 
     def __init__(self, arms: dict[str | None, tuple[float, float]]) -> None:
         self.arms = arms
@@ -40,7 +39,7 @@ class Planted:
         name = candidate.name if candidate else None
         self.asked[part, name] = self.asked.get((part, name), 0) + stop - start
         accuracy, cost = self.arms[name]
-        # The same questions are hard for all arms, as they are in truth.
+        # The same questions are hard for all candidates, as in reality.
         hard = np.random.default_rng([start, len(part)]).random(stop - start)
         rows = [row(f"{part} {start + i}", right=bool(h < accuracy), total=cost) for i, h in enumerate(hard)]
         return ArmRecords(str(name), rows, 1)
@@ -54,82 +53,83 @@ def candidates(*names: str) -> list[Candidate]:
     return [Candidate(name, TunedConfig()) for name in names]
 
 
-ARMS = {None: (0.8, 100.0), "good": (0.8, 60.0), "dear": (0.8, 90.0), "harmful": (0.5, 20.0), "worse": (0.8, 120.0)}
+ARMS = {None: (0.8, 100.0), "good": (0.8, 60.0), "costly": (0.8, 90.0), "harmful": (0.5, 20.0), "worse": (0.8, 120.0)}
 
 
-def test_the_cheapest_that_loses_nothing_is_found_and_proven() -> None:
-    ask = Planted({**ARMS, **{f"dear {i}": (0.8, 95.0) for i in range(8)}})
+def test_the_cheapest_without_loss_is_found_and_validated() -> None:
+    ask = Planted({**ARMS, **{f"costly {i}": (0.8, 95.0) for i in range(8)}})
     names = [name for name in ask.arms if name is not None]
     finalists = search(candidates(*names), ask, cost, 256, 0.01)
     assert finalists[0].name == "good"
     assert len(finalists) == FINALISTS
-    findings = prove(finalists, ask, cost, 2000, 0.01, 0)
-    best = chosen(findings)
+    findings = validate(finalists, ask, cost, 2000, 0.01, 0)
+    best = choose(findings)
     assert best is not None and best.name == "good"
     assert best.saving[0] == pytest.approx(0.4)
     assert best.level == pytest.approx(1 - 0.05 / FINALISTS)
     assert ask.asked["search", "good"] == 256
-    assert ask.asked["search", "worse"] < 256, "what looks bad is not asked on"
+    assert ask.asked["search", "worse"] < 256, "bad candidates are dropped early"
     assert ask.asked["prove", "good"] == ask.asked["prove", None] == 2000
 
 
-def test_nothing_is_chosen_where_all_lose_or_cost_more() -> None:
+def test_nothing_is_chosen_if_all_lose_or_cost_more() -> None:
     ask = Planted(ARMS)
-    findings = prove(candidates("harmful", "worse"), ask, cost, 500, 0.01, 0)
+    findings = validate(candidates("harmful", "worse"), ask, cost, 500, 0.01, 0)
     assert [finding.verdict for finding in findings] == ["inferior", "not saving"]
-    assert chosen(findings) is None
+    assert choose(findings) is None
 
 
 def test_too_few_questions_are_refused() -> None:
-    with pytest.raises(OptionError, match="8 questions to search on; accepted: 32 or more"):
+    with pytest.raises(OptionError) as e:
         search(candidates("good"), Planted(ARMS), cost, 8, 0.01)
+    assert e.value.code == "too_few_questions"
 
 
-def test_the_default_space_holds_learnt_policies_where_there_are_probes() -> None:
-    plain, learnt = ({c.name for c in default_space(has)} for has in (False, True))
+def test_the_default_space_has_probe_policies_only_with_probes() -> None:
+    plain, with_probes = ({c.name for c in default_space(has)} for has in (False, True))
     assert "normal + hint + convergence(agree=2)" in plain
     assert not any("readiness" in name or "auto" in name for name in plain)
-    assert {"normal + readiness", "auto", "auto + diffadapt"} <= learnt
+    assert {"normal + readiness", "auto", "auto + diffadapt"} <= with_probes
 
 
-def test_a_space_of_ones_own(tmp_path: Path) -> None:
+def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "space.json"
     cool = {"normal": {"temperature": 0.5}}
     path.write_text(json.dumps({"effort": ["easy", "normal"], "policies": [{"hint": {}}], "strategy": ["tiers", cool]}))
-    made = read_space(path)
-    assert [c.name for c in made] == [
+    space = read_space(path)
+    assert [c.name for c in space] == [
         "easy + hint",
         'easy + {"normal": {"temperature": 0.5}} + hint',
         "normal + hint",
         'normal + {"normal": {"temperature": 0.5}} + hint',
     ]
-    strategy = made[3].config.options()["strategy"]
+    strategy = space[3].config.options()["strategy"]
     assert strategy["normal"] == Budget("normal", 2048, temperature=0.5)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "code", "suggestion"),
     [
-        ("[", "cannot be read as JSON"),
-        ('{"effort": "easy"}', "an object whose values are lists"),
-        ('{"efort": ["easy"]}', "did you mean 'effort'?"),
-        ('{"effort": ["eazy"]}', "did you mean 'easy'?"),
-        ('{"policies": [{"hnt": {}}]}', "did you mean 'hint'?"),
-        ('{"policies": [{"hint": {"alfa": 1}}]}', "did you mean 'alpha'?"),
-        ('{"strategy": [{"normal": {"temprature": 1}}]}', "did you mean 'temperature'?"),
-        ('{"strategy": [{"norm": {}}]}', "did you mean 'normal'?"),
-        ('{"effort": []}', "there is nothing to try"),
+        ("[", "invalid_space", ""),
+        ('{"effort": "easy"}', "invalid_space", ""),
+        ('{"effort": []}', "invalid_space", ""),
+        ('{"efort": ["easy"]}', "unknown_name", "'effort'"),
+        ('{"effort": ["eazy"]}', "unknown_name", "'easy'"),
+        ('{"policies": [{"hnt": {}}]}', "unknown_name", "'hint'"),
+        ('{"policies": [{"hint": {"alfa": 1}}]}', "unknown_name", "'alpha'"),
+        ('{"strategy": [{"normal": {"temprature": 1}}]}', "unknown_name", "'temperature'"),
+        ('{"strategy": [{"norm": {}}]}', "unknown_name", "'normal'"),
     ],
 )
-def test_spaces_that_are_none(text: str, says: str, tmp_path: Path) -> None:
+def test_invalid_spaces_are_refused(text: str, code: str, suggestion: str, tmp_path: Path) -> None:
     path = tmp_path / "space.json"
     path.write_text(text)
-    with pytest.raises(OptionError) as caught:
+    with pytest.raises(OptionError) as e:
         read_space(path)
-    assert says in str(caught.value)
+    assert e.value.code == code and suggestion in str(e.value)
 
 
-def test_a_configuration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_a_config_file_round_trips(tmp_path: Path) -> None:
     config = TunedConfig("easy", {"convergence": {"agree": 3}}, {"easy": {"thinking": 99}}, {"n": 3})
     config.save(tmp_path / "c.json")
     again = read_config(tmp_path / "c.json")
@@ -156,7 +156,7 @@ def test_a_configuration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         ('{"format": 1, "strategy": "fast"}', OptionError),
     ],
 )
-def test_files_that_are_no_configuration(text: str, error: type[Exception], tmp_path: Path) -> None:
+def test_invalid_config_files_are_refused(text: str, error: type[Exception], tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     path.write_text(text)
     with pytest.raises(error):
@@ -164,33 +164,35 @@ def test_files_that_are_no_configuration(text: str, error: type[Exception], tmp_
 
 
 def test_tune_on_the_embedded_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole command: a small search, a small proof, and the file used by run and bench."""
+    """The whole command: a small search, a small validation, and the file used by run."""
     space, out = tmp_path / "space.json", tmp_path / "tuned.json"
     space.write_text('{"policies": [{"convergence": {"agree": 2}}, {"hint": {}}]}')
-    few = ("--limit", "32", "--proof", "24", "--margin", "0.6", "--max-new-tokens", "240")
+    few = ("--limit", "32", "--validation-questions", "24", "--margin", "0.6", "--max-new-tokens", "240")
     assert main(["tune", "--out", str(out), "--space", str(space), *few]) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     config = read_config(out)
-    best = next(line for line in said.splitlines() if line.startswith("* "))
+    best = next(line for line in printed.splitlines() if line.startswith("* "))
     assert ("convergence" in config.policies) == ("convergence" in best)
     assert {finding["n"] for finding in config.found["findings"]} == {24}
     assert not out.with_name("tuned.json.journal").exists()
     assert main(["run", "What is 7 * 6?", "--config", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["answer"]
     assert "leave out --effort" in refused(capsys, "run", "2 + 2?", "--config", str(out), "--effort", "easy")
-    assert "needs a configuration" in refused(capsys, "bench", "--arms", "full,tuned")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "shown"),
     [
-        (["--objective", "dollars"], "unknown objective 'dollars'"),
-        (["--objective", "usd"], "no --price is given"),
-        (["--margin", "2"], "margin is 2.0; accepted"),
-        (["--engine", "vlm"], "did you mean 'vllm'?"),
-        (["--task", "nowhere.jsonl"], "no task 'nowhere.jsonl'"),
+        (["--objective", "dollars"], "'dollars'"),
+        (["--objective", "usd"], "--price"),
+        (["--margin", "2"], "--margin is 2.0"),
+        (["--engine", "vlm"], "'vllm'"),
+        (["--tasks", "nowhere.jsonl"], "'nowhere.jsonl'"),
+        (["--tasks", "tiny,tiny"], "'tiny,tiny'"),
     ],
 )
-def test_bad_options(arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert says in refused(capsys, "tune", "--out", str(tmp_path / "t.json"), *arguments)
+def test_bad_options_are_refused(
+    arguments: list[str], shown: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert shown in refused(capsys, "tune", "--out", str(tmp_path / "t.json"), *arguments)
     assert not (tmp_path / "t.json").exists()

@@ -14,7 +14,7 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.bench.fairness import CheckError, check_unseen
+from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 
@@ -114,5 +114,5 @@ def test_a_benchmark_knows_what_it_was_learnt_from(engine: TransformersEngine) -
     question = Question("q", "What is 2 + 2?", "4")
     found = shortcut(engine, provenance={"learned_from": [hash_question(question)]})
     resolved = Session(engine).resolve(GenerationOptions(modifiers=(DepthShortcut(shortcut=found),)))
-    with pytest.raises(CheckError, match="'shortcut' has learnt from 1 of the questions"):
+    with pytest.raises(CheckError, match=r"'shortcut' .* 1 of"):
         check_unseen(resolved.modifiers, [question])

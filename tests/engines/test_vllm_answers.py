@@ -63,9 +63,9 @@ def test_what_is_written_on_has_the_probabilities_that_transformers_gives_it(
 ) -> None:
     prepared = ours.session.prepare(PROBLEMS, replace(GREEDY, preset="off"))
     texts, limits = [row.request.prompt_ids for row in prepared], [40] * len(prepared)
-    expected, found = (answers.write_on(texts, limits, GREEDY.sampling) for answers in (ours, theirs))
+    expected, found = (answers.continue_from(texts, limits, GREEDY.sampling) for answers in (ours, theirs))
     for one, other in zip(expected, found, strict=True):
         assert other.token_ids == one.token_ids
-        assert other.chances == pytest.approx(one.chances, abs=1e-3)
+        assert other.probabilities == pytest.approx(one.probabilities, abs=1e-3)
         assert other.finish_reason == one.finish_reason
-    assert min(min(one.chances) for one in found) < 0.9, "all certain: nothing was compared"
+    assert min(min(one.probabilities) for one in found) < 0.9, "all certain: nothing was compared"

@@ -19,9 +19,9 @@ from tersely.controller.integrations.langchain.routing import ModeRouter
 from tersely.controller.options import GenerationOptions
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.serving.settings import ServerSettings
-from tersely.evaluation.agents.arms import make_agents
 from tersely.evaluation.agents.episodes import Episode, run_episode
-from tersely.evaluation.agents.tasks import Task, tasks
+from tersely.evaluation.agents.run import make_agents
+from tersely.evaluation.agents.tasks import Task, draw_tasks
 
 from ..support.serving import served
 
@@ -29,43 +29,45 @@ MODEL = "tersely-tiny-agent"
 KINDS = ("lookup", "calculate", "collect")
 
 
-def played(chat: Any, arm: str, drawn: list[Task]) -> list[Episode]:
+def run_arm(chat: Any, arm: str, tasks: list[Task]) -> list[Episode]:
     agent = make_agents(arm, chat, system=None)
-    return [run_episode(task, agent(task)) for task in drawn]
+    return [run_episode(task, agent(task)) for task in tasks]
 
 
 @pytest.fixture(scope="module")
 def here() -> list[Episode]:
-    return played(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", tasks("test", 7, 6, KINDS))
+    return run_arm(ChatTersely(model=MODEL, preset="off", temperature=0), "agentic", draw_tasks("test", 7, 6, KINDS))
 
 
-def test_an_agent_reads_what_it_needs_and_answers(here: list[Episode]) -> None:
+def test_an_agent_looks_up_pages_and_answers(here: list[Episode]) -> None:
     assert sum(episode.solved for episode in here) >= 4
     assert all(episode.error is None and episode.answer for episode in here)
     assert sum(episode.calls for episode in here) > 10 and sum(e.failed_calls for e in here) < 8
     assert all(episode.thinking > 0 for episode in here)
 
 
-def test_a_served_model_goes_about_it_in_the_same_way(here: list[Episode]) -> None:
+def test_a_served_model_takes_the_same_steps(here: list[Episode]) -> None:
     from langchain_openai import ChatOpenAI
 
     with served(load_engine(MODEL), ServerSettings(MODEL, GenerationOptions(preset="off"))) as server:
         chat = ChatOpenAI(model=MODEL, base_url=f"{server.url}/v1", api_key=lambda: "none", temperature=0)
-        there = played(chat, "agentic", tasks("test", 7, 3, KINDS))
+        there = run_arm(chat, "agentic", draw_tasks("test", 7, 3, KINDS))
     for ours, theirs in zip(here, there, strict=False):
         assert (theirs.answer, theirs.calls, theirs.steps) == (ours.answer, ours.calls, ours.steps)
         assert theirs.written == ours.written
 
 
-def test_thinking_little_after_results_costs_less_and_solves_as_much(here: list[Episode]) -> None:
-    always = played(ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", tasks("test", 7, 6, KINDS))
+def test_thinking_less_after_results_saves_tokens_and_solves_as_many(here: list[Episode]) -> None:
+    always = run_arm(
+        ChatTersely(model=MODEL, preset="off", temperature=0), "always-think", draw_tasks("test", 7, 6, KINDS)
+    )
     assert sum(e.written for e in here) < 0.8 * sum(e.written for e in always)
     assert sum(e.solved for e in here) >= sum(e.solved for e in always) - 1
 
 
-def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_trains_a_router_and_uses_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     router, out = tmp_path / "router", tmp_path / "out.json"
-    options = ["agents", "--model", MODEL, "--kinds", "instant,lookup"]
+    options = ["agents", MODEL, "--kinds", "instant,lookup"]
     fit = ["--split", "fit", "--limit", "20", "--arms", "instant,reasoning,agentic", "--router-out", str(router)]
     assert main([*options, *fit]) == 0
     assert "agentic, by kind" in capsys.readouterr().out
@@ -80,10 +82,10 @@ def test_the_command_plays_learns_a_router_and_follows_it(tmp_path: Path, capsys
     assert {episode["mode"] for episode in report["episodes"]["routed"]} >= {"agentic"}
 
 
-def test_the_released_router_tells_what_needs_no_tool() -> None:
+def test_the_pretrained_router_knows_what_needs_no_tool() -> None:
     router = ModeRouter(MODEL)
     for kind, wanted in (("instant", "instant"), ("reasoning", "reasoning"), ("lookup", "agentic")):
-        modes = [router([HumanMessage(task.question)]) for task in tasks("test", 5, 12, (kind,))]
+        modes = [router([HumanMessage(task.question)]) for task in draw_tasks("test", 5, 12, (kind,))]
         assert modes.count(wanted) >= 10, (kind, modes)
-    with pytest.raises(ProbeError, match="learn one with"):
+    with pytest.raises(ProbeError, match="'tersely-tiny-small'"):
         ModeRouter("tersely-tiny-small")

@@ -1,4 +1,4 @@
-"""A disk without room, for tests of what is then lost."""
+"""Simulates a full disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def files_no_longer_than(size: int) -> Iterator[None]:
-    """A disk that is full once a file reaches `size` bytes."""
+    """Limit files to `size` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

@@ -1,4 +1,4 @@
-"""Planted results of a benchmark: invented generations, and the figures that the benchmark computes from them."""
+"""Planted results of a benchmark: made-up rows, with all figures computed by the benchmark itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ANSWER = 11  # tokens of every answer
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """An arm: the share of thinking that it keeps, the need of thinking that it meets, and its probe tokens."""
+    """An arm: share of thinking kept, largest need of thinking that it meets, probe tokens per question."""
 
     kept: float
     meets: float
@@ -46,7 +46,7 @@ RUN = {
 }
 CUT = {
     "confidence": Planted(0.58, 0.8, probe=30, setting="from a confidence of 0.912 on"),
-    "random-stop": Planted(0.68, 0.55, setting="with a chance of 0.182 after each thought"),
+    "random-stop": Planted(0.68, 0.55, setting="with a probability of 0.182 after each thought"),
     "first-correct": Planted(0.42, 1.0),
 }
 ORIGIN = {
@@ -59,18 +59,18 @@ ORIGIN = {
 
 
 def planted(n: int = 200, **changes: Any) -> dict[str, Any]:
-    """A result as in its JSON file, with some fields replaced."""
-    result: dict[str, Any] = json.loads(_build(n))
+    """A result as a JSON object; `changes` replace its fields."""
+    result: dict[str, Any] = json.loads(_made(n))
     return result | changes
 
 
 @cache
-def _build(n: int) -> str:
-    """The JSON of a result, computed once for all tests because its intervals are slow."""
+def _made(n: int) -> str:
+    """The JSON of a result, cached because its intervals are slow to compute."""
     rng = np.random.default_rng(0)
     questions = Questions(n, rng)
     records = [questions.run(name, arm, cut=name in CUT) for name, arm in (RUN | CUT).items()]
-    fixed = replace(questions.budget(220), arm="fixed-budget", setting="at 220 thinking tokens", cut=True)
+    fixed = replace(questions.budget(220), arm="fixed-budget", setting="at 220 thinking tokens", truncated=True)
     records.insert(len(RUN), fixed)
     curve = [(b, questions.budget(b)) for b in (16, 32, 64, 96, 128, 192, 256, 384, 512)]
     plan = BenchPlan(
@@ -87,7 +87,7 @@ def _build(n: int) -> str:
         baselines=True,
         seed=0,
         rollouts=1,
-        batch=64,
+        batch_size=64,
         margin=0.03,
         weights=Weights(),
     )
@@ -97,14 +97,14 @@ def _build(n: int) -> str:
     for arm in figures["arms"]:
         arm["flops"] = 6.3e6 * arm["tokens"]["total"]
     answers = {"method": "math-verify", "deadline": 5.0, "unparsable": 3, "timeouts": 1, "crashes": 0}
-    command = ["tersely", "bench", "--model", "tersely-tiny-large", "--arms", ",".join(RUN), "--limit", str(n)]
-    notes = ["The machine was not idle, so seconds are approximate."]
-    rest = {"answers": answers, "notes": notes, "command": command, "rows": row_dicts(records)}
-    return json.dumps(ORIGIN | plan.frame() | figures | rest)
+    command = ["tersely", "bench", "tersely-tiny-large", "--arms", ",".join(RUN), "--limit", str(n)]
+    notes = ["Seconds are those of a machine that did other work too."]
+    whole = {"answers": answers, "notes": notes, "command": command, "rows": row_dicts(records)}
+    return json.dumps(ORIGIN | plan.settings() | figures | whole)
 
 
 def bare() -> dict[str, Any]:
-    """A result without any optional part."""
+    """A result without its optional parts."""
     small = planted(rows=[], budget_curve=[], auc=None, calibration=None, notes=[])
     for arm in small["arms"]:
         arm |= {"per_level": {}, "per_tier": {}, "seconds": None, "flops": None, "usd": None, "cost_of_pass": None}
@@ -119,7 +119,7 @@ def write_planted(path: Path, **changes: Any) -> Path:
 
 
 class Questions:
-    """Questions of six levels; each has a length of thinking and the share of it that a right answer needs."""
+    """Questions of six levels; each has a length of thinking, and a share of it that is needed for a right answer."""
 
     def __init__(self, n: int, rng: np.random.Generator) -> None:
         self.level = np.arange(n) % 6 + 1
@@ -133,8 +133,8 @@ class Questions:
         """All rows of an arm."""
         right = (self.need <= arm.meets) & self.solvable | (self.lucky & (arm.probe > 0))
         records = self._records(name, arm.kept * self.length, right, arm.probe)
-        seconds = None if cut else records.total() * len(self.asked) / 900
-        return replace(records, cut=cut, setting=arm.setting, seconds=seconds)
+        seconds = None if cut else records.mean("total") * len(self.asked) / 900
+        return replace(records, truncated=cut, setting=arm.setting, seconds=seconds)
 
     def budget(self, budget: int) -> ArmRecords:
         """The baseline under a fixed budget of thinking."""
@@ -168,7 +168,7 @@ class Questions:
 
 
 def _source(rng: np.random.Generator) -> Recording:
-    """Trial answers that are a little overconfident."""
+    """Trial answers that are slightly overconfident."""
     confidence = rng.beta(3, 1.6, 900)
     trials = tuple(TrialPoint(float(c), 12, bool(rng.random() < c**1.4)) for c in confidence)
     return Recording("test-0", (), 0, 0, True, Budget("normal", 1024, 128), trials=trials)

@@ -1,4 +1,4 @@
-"""Models that follow a script, so that what a benchmark should find is known beforehand."""
+"""Models that follow a script, so that the correct result of a benchmark is known."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, cast
 
+from tersely.checkpoint_log import CheckpointLog
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
-from tersely.controller.types import Completion, Directive, Request, SamplingParams, Signals, TokenSink
+from tersely.controller.types import Capability, Completion, Directive, Request, SamplingParams, Signals, TokenSink
 from tersely.evaluation.bench.arms import make_arms
-from tersely.evaluation.bench.checkpoint_log import CheckpointLog
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.bench.run import Bench, run_arm
@@ -22,30 +22,30 @@ from tersely.evaluation.tasks.questions import Question
 from tersely.models import get_model_path
 
 
-def asked(n: int) -> list[Question]:
+def make_questions(n: int) -> list[Question]:
     return [Question(f"q{i}", f"What is {i}?", str(i), 1 + i % 3) for i in range(n)]
 
 
 class ScriptedAnswers:
-    """Answers `What is K?` with K; the balanced preset errs at every `errs`-th K and thinks `cost` as much.
+    """Answers `What is K?` with K; the balanced preset errs at every `errs`-th K and thinks `cost` times as much.
 
-    hidden: tokens of each answer that the engine puts out and nobody counts.
+    `hidden` tokens of each answer are generated and not counted.
     """
 
     session = cast(Session, None)
 
     def __init__(self, errs: int = 0, cost: float = 0.5, hidden: int = 0) -> None:
         self.errs, self.cost, self.hidden = errs, cost, hidden
-        self.made = 0
+        self.generated_tokens = 0
         self.calls: list[tuple[str | None, int | None, list[str]]] = []
 
     def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
         self.calls.append((options.preset, options.sampling.seed, list(problems)))
-        done = [self.one(problem, options) for problem in problems]
-        self.made += sum(g.usage.thinking + g.usage.answer + g.usage.discarded + self.hidden for g in done)
+        done = [self.answer_one(problem, options) for problem in problems]
+        self.generated_tokens += sum(g.usage.thinking + g.usage.answer + g.usage.discarded + self.hidden for g in done)
         return done
 
-    def one(self, prompt: str, options: GenerationOptions) -> GenerationResult:
+    def answer_one(self, prompt: str, options: GenerationOptions) -> GenerationResult:
         number = int(re.findall(r"\d+", prompt)[0])
         ours = options.preset == "balanced"
         wrong = ours and self.errs and number % self.errs == 0
@@ -54,27 +54,25 @@ class ScriptedAnswers:
         answer = f"The answer is \\boxed{{{number + bool(wrong)}}}."
         return GenerationResult(answer, "", answer, "stop", "normal", usage)
 
-    def write_on(
+    def continue_from(
         self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
     ) -> list[Continuation]:
         raise NotImplementedError
 
 
-def bench_of(answerer: Any, n: int, journal: CheckpointLog | None = None, **options: Any) -> Bench:
+def make_bench(runner: Any, n: int, checkpoints: CheckpointLog | None = None, **options: Any) -> Bench:
     """A benchmark of n questions on a scripted model."""
-    options = {"seed": 3, "batch": 16, **options}
-    return Bench(
-        answerer, asked(n), AnswerChecker(), CheckpointLog(None, {}) if journal is None else journal, **options
-    )
+    options = {"seed": 3, "batch_size": 16, **options}
+    return Bench(runner, make_questions(n), AnswerChecker(), checkpoints or CheckpointLog(None, {}), **options)
 
 
 def run_both(bench: Bench) -> list[ArmRecords]:
     return [run_arm(bench, arm) for arm in make_arms("full,balanced", GenerationOptions())[:2]]
 
 
-def outcome(answerer: Any, n: int, *, rollouts: int = 1, margin: float = 0.02) -> dict[str, Any]:
-    """What the comparison of `balanced` with `full` comes to."""
-    return compare(run_both(bench_of(answerer, n, rollouts=rollouts)), margin, seed=3)
+def compare_both(runner: Any, n: int, *, rollouts: int = 1, margin: float = 0.02) -> dict[str, Any]:
+    """The comparison of `balanced` with `full`."""
+    return compare(run_both(make_bench(runner, n, rollouts=rollouts)), margin, seed=3)
 
 
 @cache
@@ -91,7 +89,8 @@ class ScriptedEngine:
     """
 
     name = "scripted"
-    capabilities = frozenset({"crop", "ragged", "signals"})
+    capabilities = frozenset({Capability.KV_ROLLBACK, Capability.RAGGED_BATCH, Capability.LOGIT_SIGNALS})
+    hidden_layers: tuple[int, ...] | None = None
     context_length: int | None = None
 
     def __init__(self, script: Callable[[int], Sequence[int]]) -> None:
@@ -123,7 +122,7 @@ class ScriptedEngine:
         return Completion(tuple(ids), tuple(forced), "length" if queue else "stop", signals=signals)
 
     def _rest(self, text: str) -> list[int]:
-        """What the script has to follow on this."""
+        """The rest of the script after this text."""
         number = int(re.findall(r"What is (\d+)", text)[0])
         values = self.script(number)
         body, closed, tail = text.rpartition("assistant\n")[2].partition("</think>")
@@ -135,6 +134,9 @@ class ScriptedEngine:
             thoughts = [f"Wait, look at {i}, so it is {v}.\n\n" for i, v in enumerate(values)][thought:]
             rest = "".join([*thoughts, f"</think>\n\nThe answer is \\boxed{{{values[-1]}}}."])
         return list(self.tokenizer.encode(rest))
+
+    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> Any:
+        raise NotImplementedError
 
     def fingerprint(self) -> str | None:
         return None

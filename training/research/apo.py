@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from ...controller.engines.transformers.engine import load_engine
 from ...errors import OptionError
-from ...evaluation.agents.tools import TOLD
+from ...evaluation.agents.tools import TOOL_SCHEMAS
 from ...io import write
 from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section
 from ..data import Row, load_tasks
@@ -157,7 +157,7 @@ def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             recipe.rollouts,
             checked.markers,
             no_think_tokens=settings.no_think_tokens,
-            tools=() if environment is None else TOLD,
+            tools=() if environment is None else TOOL_SCHEMAS,
         )
         runner = EpisodeRunner(sampler, environment, settings.followup_effort, settings.max_steps)
         if settings.align is not None:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...evaluation.agents.tasks import Task, stream_tasks
-from ...evaluation.agents.tools import TOLD
-from ...evaluation.agents.world import World
+from ...evaluation.agents.tools import TOOL_SCHEMAS, World
 from ...evaluation.tasks.toy_problems import KINDS, Problem, draw, stream
 from ...evaluation.tasks.toy_programs import Work, draw_work, run
 from .steps import AgentStep, respond_to
@@ -105,7 +104,7 @@ def _questions(world: World, rng: Random) -> Iterator[tuple[str, str]]:
     yield "\n\n".join(page.text for page in pages) + "\n\nName all.", "; ".join(page.name for page in pages)
     for page in rng.sample(pages, len(pages)):
         key = rng.choice(sorted(page.facts))
-        yield f"{page.name}: {key}?", "; ".join(page.all(key))
+        yield f"{page.name}: {key}?", "; ".join(page.facts[key])
 
 
 def _encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> Row:
@@ -190,7 +189,7 @@ def batches(
                 continue
             drilled = rng.random() < (0.1 if agent else max(0.1, 1.0 - progress[0] / DRILL))
             source = light if mode == "none" and (agent or progress[0] > 0.1) else drill if drilled else full
-            tools = TOLD if agent and rng.random() < 0.5 else None
+            tools = TOOL_SCHEMAS if agent and rng.random() < 0.5 else None
             pool.append(encode(tokenizer, next(source), mode, rng, brief, tools))
         pool.sort(key=lambda item: len(item[0]))
         groups: list[list[Row]] = []

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
-from ...evaluation.agents.tools import TOLD, TOOLS
+from ...evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, ToyTrace
 
 CALLED = ("lookup", "calculator")
@@ -48,7 +48,7 @@ class AgentStep:
     @property
     def template_tools(self) -> list[dict[str, Any]] | None:
         """The tools for the chat template."""
-        return TOLD if self.tools else None
+        return TOOL_SCHEMAS if self.tools else None
 
     @property
     def complete(self) -> bool:
@@ -64,7 +64,7 @@ class AgentStep:
         tool, argument = self.task.calls[number]
         if tool == "calculator":
             return self._result(number)
-        return "; ".join(self.task.world.pages[argument].all(self.task.keys[number]))
+        return "; ".join(self.task.world.pages[argument].facts[self.task.keys[number]])
 
 
 def respond_to(step: AgentStep, effort: str, rng: Random) -> ToyTrace:
@@ -93,7 +93,7 @@ def _answer(task: Task) -> Sequence[str]:
     if task.kind != "collect":
         return sorted(task.gold)
     members = [name for key, (_, page) in zip(task.keys, task.calls, strict=True) if key == "Members"
-               for name in task.world.pages[page].all(key)]  # fmt: skip
+               for name in task.world.pages[page].facts[key]]  # fmt: skip
     return [name for name in members if name in task.gold]
 
 
@@ -150,7 +150,7 @@ def _paths(task: Task) -> list[str]:
         if argument != expected:
             paths.append([argument])
         paths[-1].append(key)
-        expected = task.world.pages[argument].all(key)[0]
+        expected = task.world.pages[argument].facts[key][0]
     return [" > ".join(path) for path in paths]
 
 
@@ -159,9 +159,9 @@ def _whose(step: AgentStep, trace: ToyTrace) -> None:
     pages = step.task.world.pages
     read = [argument for _, argument in step.task.calls[: step.done]]
     around = [pages[argument] for _, argument in step.task.calls[step.done - 1 : step.done + 1]]
-    for parent in dict.fromkeys(page.all(ABOVE[page.kind])[0] for page in around if page.kind in ABOVE):
+    for parent in dict.fromkeys(page.facts[ABOVE[page.kind]][0] for page in around if page.kind in ABOVE):
         if parent in read[:-1]:
-            trace.add(f"{parent}: {'; '.join(pages[parent].all(NEXT[pages[parent].kind]))}.\n", READ)
+            trace.add(f"{parent}: {'; '.join(pages[parent].facts[NEXT[pages[parent].kind]])}.\n", READ)
 
 
 def _read(step: AgentStep, trace: ToyTrace, numbers: Sequence[int]) -> None:

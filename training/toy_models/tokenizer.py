@@ -7,8 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
-from ...evaluation.agents.tools import TOOLS
-from ...evaluation.agents.world import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS
+from ...evaluation.agents.tools import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS, TOOLS
 from ...evaluation.tasks.toy_problems import stream
 from ...models import get_model_path
 from .steps import CALLED

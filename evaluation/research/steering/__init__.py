@@ -1,1 +1,1 @@
-"""Finding a direction that shortens a model's thinking, and proving that it does."""
+"""Finding and validating a steering vector that shortens a model's thinking (Efficiency Steering, arXiv 2506.15647)."""

@@ -1,36 +1,101 @@
-"""Which layer and strength to steer with, and whether it is the direction that shortens or only its size."""
+"""Steering vectors: pairs of short and long correct thinking, the search for layer and strength, and its validation."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ....controller.options import GenerationOptions
-from ....controller.policies.research.steer import Steer
-from ....probes.research.steering import Direction
-from ...bench.arms import Arm
-from ...bench.compare import summary
-from ...bench.records import ArmRecords
-from ...bench.run import Bench, run_arm
+import numpy as np
 
+from ....controller.engines.transformers.research.steering import Steer
+from ....controller.options import GenerationOptions
+from ....controller.text.thoughts import ThinkingState
+from ....controller.text.tokenizer_adapter import TokenizerAdapter
+from ....probes.research.steering import Direction, Pair
+from ...bench.arms import Arm
+from ...bench.compare import summarize
+from ...bench.records import ArmRecords
+from ...bench.run import Bench, run_arm, run_batch
+
+CONTRAST = 1.25
+"""Least ratio of the longest to the shortest thinking; below it they differ mostly by chance."""
 MARGIN = 0.01
-"""Accuracy that steering may cost where it is chosen."""
+"""Largest acceptable accuracy loss."""
 STRENGTHS: Mapping[str, tuple[float, ...]] = {"tokens": (0.02, 0.05, 0.1, 0.2), "ends": (0.1, 0.2, 0.4, 0.8)}
-"""By place; at the ends of thoughts, states lie much farther apart, and nothing is computed that could be disturbed."""
+"""Strengths to try by place; at the ends of thoughts, states differ more and steering disturbs less."""
 _FEW_LAYERS = 8
 
 SHORTENS = "the direction shortens: +a is shorter, -a is longer"
 COSTLY = "the direction shortens, but it costs accuracy beyond the margin"
 MAGNITUDE = "driven by magnitude: both signs change the length the same way, so the direction is not usable"
 BACKWARDS = "the direction does not shorten: +a is longer"
-ONE_SIDED = "one-sided: +a is shorter, but it is not shown that -a is longer; ask more questions"
-NOTHING = "it is not shown that +a changes the length; ask more questions, or steer elsewhere"
+ONE_SIDED = "one-sided: +a is shorter, but it is not shown that -a is longer; use more questions"
+NOTHING = "it is not shown that +a changes the length; use more questions, or steer elsewhere"
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SampledThinking:
+    """Pairs of thinking, the accuracy of all samples, and the mean tokens of the pairs' short and long side."""
+
+    pairs: tuple[Pair, ...]
+    accuracy: float
+    short: float
+    long: float
+
+
+def sample_pairs(bench: Bench, options: GenerationOptions, place: str) -> SampledThinking:
+    """Answer each question `bench.rollouts` times without control, and pair correct answers; for `place` see `Pair`."""
+    session, correct = bench.runner.session, 0
+    closing = len(session.codec.encode(session.markers.close))
+    thinkings: dict[int, list[Ids]] = defaultdict(list)
+    for rollout, number, indices in bench.batches():
+        piece = run_batch(bench, Arm("sample", options), rollout, number, indices)
+        for index, row, ids in zip(indices, piece["rows"], piece["ids"], strict=True):
+            correct += row["right"]
+            # If the answer was found within the thinking, the thinking has no end to compare.
+            if row["right"] and row["answer_tokens"]:
+                thinkings[index].append(tuple(ids[: row["thinking"] - closing]))
+        bench.advance("sampling", len(indices))
+    pairs, lengths = [], []
+    for index, samples in sorted(thinkings.items()):
+        short, long = min(samples, key=len), max(samples, key=len)
+        prompt = session.prepare([bench.questions[index].problem], options)[0].rendered.ids
+        if (pair := _make_pair(prompt, short, long, place, session.codec)) is not None:
+            pairs.append(pair)
+            lengths.append((len(short), len(long)))
+    short_mean, long_mean = np.mean(lengths or [(0, 0)], axis=0)
+    accuracy = correct / (len(bench.questions) * bench.rollouts)
+    return SampledThinking(tuple(pairs), accuracy, float(short_mean), float(long_mean))
+
+
+def _make_pair(prompt: Ids, short: Ids, long: Ids, place: str, codec: TokenizerAdapter) -> Pair | None:
+    """The pair to compare; None if the two are too similar."""
+    if place == "tokens":
+        return Pair(prompt, short, long) if short and len(long) >= CONTRAST * len(short) else None
+    short_ends, long_ends = find_ends(short, codec), find_ends(long, codec)
+    if not short_ends or len(long_ends) <= len(short_ends):
+        return None
+    # After the same number of thoughts, the short one ended and the long one did not.
+    return Pair(prompt, short[: short_ends[-1]], long[: long_ends[len(short_ends) - 1]])
+
+
+def find_ends(ids: Ids, codec: TokenizerAdapter) -> list[int]:
+    """The ends of thoughts, in tokens."""
+    thinking, ends = ThinkingState(codec), []
+    for token in ids:
+        thinking.add(token)
+        if thinking.boundary == "thought":
+            ends.append(len(thinking))
+    return ends
 
 
 @dataclass(frozen=True, slots=True)
 class TriedDirection:
-    """One way of steering on the questions of the search: mean tokens of an answer, and the share of right ones."""
+    """One layer and strength on the search questions: mean tokens, and accuracy."""
 
     layer: int
     strength: float
@@ -39,7 +104,7 @@ class TriedDirection:
 
 
 def default_layers(blocks: int) -> tuple[int, ...]:
-    """The middle third of the layers between so many blocks; all of them where there are few."""
+    """The middle third of the layers of a model with this many blocks; all inner layers if there are few."""
     if blocks <= _FEW_LAYERS:
         return tuple(range(1, blocks))
     return tuple(range(-(-blocks // 3), 2 * blocks // 3 + 1))
@@ -48,52 +113,54 @@ def default_layers(blocks: int) -> tuple[int, ...]:
 def search(
     bench: Bench, direction: Direction, layers: Sequence[int], strengths: Sequence[float], common: GenerationOptions
 ) -> list[TriedDirection]:
-    """Try every layer with every strength; the first entry is no steering, by the same controller."""
-    tried = [_tried(0, 0.0, run_arm(bench, _arm("dev", direction, layers[0], 0.0, common)))]
-    for layer in layers:
-        for strength in strengths:
-            arm = _arm("dev", direction, layer, strength, common)
-            tried.append(_tried(layer, strength, run_arm(bench, arm)))
+    """Try every layer with every strength; the first entry is strength 0, with the same controller."""
+
+    def run(layer: int, strength: float) -> ArmRecords:
+        return run_arm(bench, _make_arm("dev", direction, layer, strength, common))
+
+    tried = [_to_tried(0, 0.0, run(layers[0], 0.0))]
+    tried += [_to_tried(layer, strength, run(layer, strength)) for layer in layers for strength in strengths]
     return tried
 
 
-def cheapest(tried: Sequence[TriedDirection]) -> TriedDirection | None:
-    """The shortest that costs no more accuracy than `MARGIN`, if any is shorter than no steering."""
+def choose(tried: Sequence[TriedDirection]) -> TriedDirection | None:
+    """The shortest that loses at most `MARGIN` of accuracy; None if none is shorter than no steering."""
     base = tried[0]
     fit = [t for t in tried[1:] if t.accuracy >= base.accuracy - MARGIN and t.tokens < base.tokens]
     return min(fit, key=lambda t: t.tokens, default=None)
 
 
-def prove(bench: Bench, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> dict[str, Any]:
-    """Steer both ways on questions that nothing was chosen on: {base, plus, minus: see `compare.summary`, verdict}."""
+def validate(
+    bench: Bench, direction: Direction, layer: int, strength: float, common: GenerationOptions
+) -> dict[str, Any]:
+    """Steer in both directions on held-out questions: {base, plus, minus: see `compare.summarize`, verdict}."""
     base, plus, minus = (
-        run_arm(bench, _arm("proof", direction, layer, signed, common)) for signed in (0.0, strength, -strength)
+        run_arm(bench, _make_arm("proof", direction, layer, signed, common)) for signed in (0.0, strength, -strength)
     )
-    both = {"plus": plus, "minus": minus}
-    found = {name: summary(records, base, bench.seed) for name, records in both.items()}
-    tokens = found["plus"]["delta_total_ci"], found["minus"]["delta_total_ci"]
-    word = verdict(*tokens, found["plus"]["delta_accuracy_ci"])
-    return {"base": summary(base, None, bench.seed), **found, "verdict": word}
+    sides = {name: summarize(arm, base, bench.seed) for name, arm in (("plus", plus), ("minus", minus))}
+    tokens = sides["plus"]["delta_total_ci"], sides["minus"]["delta_total_ci"]
+    word = judge(*tokens, sides["plus"]["delta_accuracy_ci"])
+    return {"base": summarize(base, None, bench.seed), **sides, "verdict": word}
 
 
-def verdict(plus: Sequence[float], minus: Sequence[float], accuracy: Sequence[float]) -> str:
-    """What the intervals say, each [low, high]: of the changes in tokens, and of that in accuracy by +a."""
-    mine, other = ((low > 0) - (high < 0) for low, high in (plus, minus))
-    if not mine:
+def judge(plus: Sequence[float], minus: Sequence[float], accuracy: Sequence[float]) -> str:
+    """The verdict from intervals [low, high]: the changes in tokens by +a and -a, and that in accuracy by +a."""
+    plus_sign, minus_sign = ((low > 0) - (high < 0) for low, high in (plus, minus))
+    if not plus_sign:
         return NOTHING
-    if mine == other:
+    if plus_sign == minus_sign:
         return MAGNITUDE
-    if mine > 0:
+    if plus_sign > 0:
         return BACKWARDS
     if accuracy[1] < -MARGIN:
         return COSTLY
-    return SHORTENS if other else ONE_SIDED
+    return SHORTENS if minus_sign else ONE_SIDED
 
 
-def _arm(part: str, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> Arm:
-    policy = Steer(direction=direction, layer=layer, strength=strength)
-    return Arm(f"{part} layer {layer} strength {strength:+g}", replace(common, preset=None, policies=(policy,)))
+def _make_arm(part: str, direction: Direction, layer: int, strength: float, common: GenerationOptions) -> Arm:
+    modifier = Steer(direction=direction, layer=layer, strength=strength)
+    return Arm(f"{part} layer {layer} strength {strength:+g}", replace(common, preset=None, modifiers=(modifier,)))
 
 
-def _tried(layer: int, strength: float, records: ArmRecords) -> TriedDirection:
-    return TriedDirection(layer, strength, records.total(), float(records.means("right").mean()))
+def _to_tried(layer: int, strength: float, records: ArmRecords) -> TriedDirection:
+    return TriedDirection(layer, strength, records.mean("total"), float(records.means("right").mean()))

@@ -27,8 +27,8 @@ from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import BindContext, Capability
 from tersely.errors import CapabilityError
+from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.bench.cli import bench
-from tersely.evaluation.bench.fairness import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
@@ -291,7 +291,7 @@ def test_a_policy_is_not_tested_on_what_it_learnt_from(engine: TransformersEngin
     context = BindContext(engine, probes)
     policies = [policy.bind(context) for policy in (Readiness(), Reconsider(), make_policy("budget"))]
     for policy in policies[:2]:
-        with pytest.raises(CheckError, match=rf"'{policy.name}' has learnt from 1 of the questions .* \(q2\)"):
+        with pytest.raises(CheckError, match=rf"'{policy.name}' was trained on 1 of .* \(q2\)"):
             check_unseen([policies[2], policy], questions)
         check_unseen([policy], questions[:1])
 
@@ -302,7 +302,7 @@ def test_a_benchmark_refuses_probes_that_know_its_questions(engine: Transformers
     task.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     options: dict[str, Any] = {"tasks": str(task), "arms": "full,certified", "max_new_tokens": 100, "baselines": False}
     seen = store(tmp_path / "seen", engine, learned_from=[hash_question(Question("", PROBLEM, ""))])
-    with pytest.raises(CheckError, match=r"'readiness' has learnt from 1 of the questions .* \(q0\); test on others"):
+    with pytest.raises(CheckError, match=r"'readiness' was trained on 1 of .* \(q0\)"):
         bench(**options, probes=seen)
     unseen = store(tmp_path / "unseen", engine, learned_from=["ab" * 8])
     with pytest.raises(typer.Exit):

@@ -26,7 +26,7 @@ from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability, ForwardModifier
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.bench.fairness import CheckError, check_unseen
+from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 from tersely.probes.research.steering import Direction, save_direction
@@ -216,7 +216,7 @@ def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> N
     question = Question("q", "What is 2 + 2?", "4")
     found = direction(engine, provenance={"learned_from": [hash_question(question)]})
     resolved = Session(engine).resolve(GenerationOptions(modifiers=(Steer(direction=found),)))
-    with pytest.raises(CheckError, match="'steer' has learnt from 1 of the questions"):
+    with pytest.raises(CheckError, match=r"'steer' .* 1 of"):
         check_unseen(resolved.modifiers, [question])
 
 

@@ -93,9 +93,9 @@ def test_what_cannot_be_asked_leaves_nothing_behind(tmp_path: Path, capsys: pyte
 
 
 def test_questions_count_with_their_answers_and_the_limit() -> None:
-    exam, few = AccuracyCheck.of("tiny", 4, 60), AccuracyCheck.of("tiny", 3, 60)
-    assert len({exam.digest, few.digest, AccuracyCheck.of("tiny", 4, 50).digest}) == 3
-    assert exam.digest == AccuracyCheck.of("tiny", 4, 60).digest
+    exam, few = AccuracyCheck.load("tiny", 4, 60), AccuracyCheck.load("tiny", 3, 60)
+    assert len({exam.digest, few.digest, AccuracyCheck.load("tiny", 4, 50).digest}) == 3
+    assert exam.digest == AccuracyCheck.load("tiny", 4, 60).digest
     model, tokenizer = AutoModelForCausalLM.from_pretrained(SMALL).eval(), AutoTokenizer.from_pretrained(SMALL)
     tokenizer.chat_template = "{{ raise_exception('only with a system prompt') }}"
     with refused(OptionError, "chat_template_failed"):

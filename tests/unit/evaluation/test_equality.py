@@ -1,4 +1,4 @@
-"""Answers compared beyond spelling, and the process that compares them: nothing may hang or crash the caller."""
+"""Mathematical equality of answers, and the sandbox process: nothing may hang or crash the caller."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tersely.errors import OptionError
 from tersely.evaluation.tasks import equality
 from tersely.evaluation.tasks.equality import LONGEST, AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question
-from tersely.evaluation.tasks.sandbox import AnswerError, AnswerTimeoutError, CrashError, HelperError, SandboxProcess
+from tersely.evaluation.tasks.sandbox import CallError, CrashError, DeadlineError, SandboxError, SandboxProcess
 from tersely.evaluation.tasks.sandbox_main import level
 
 TOWER = "9^{9^{9^{9}}}"
-PATIENT = 60.0  # no right answer may depend on how busy the machine is
+PATIENT = 60.0  # results must not depend on the load of the machine
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> AnswerChecker:
     return AnswerChecker()
 
 
-# -- what is equal -------------------------------------------------------------------------------------------------
+# -- equality -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> AnswerChecker:
         (r"\text{even}", "Even."),
     ],
 )
-def test_other_spellings_are_equal(checker: AnswerChecker, gold: str, answer: str) -> None:
+def test_equal_answers(checker: AnswerChecker, gold: str, answer: str) -> None:
     assert checker.check(gold, answer).outcome == "equal"
 
 
@@ -101,34 +101,34 @@ def test_other_spellings_are_equal(checker: AnswerChecker, gold: str, answer: st
         (r"\pi", "3.14"),
     ],
 )
-def test_near_misses_are_wrong(checker: AnswerChecker, gold: str, answer: str) -> None:
+def test_different_answers(checker: AnswerChecker, gold: str, answer: str) -> None:
     assert checker.check(gold, answer).outcome == "different"
 
 
 @pytest.mark.parametrize("answer", ["", "   ", "I cannot tell", "x^2+", r"\frac{1}{", "}{", "1" + "+1" * LONGEST])
-def test_what_says_nothing_is_told_apart_from_what_is_wrong(checker: AnswerChecker, answer: str) -> None:
+def test_unparsable_answers(checker: AnswerChecker, answer: str) -> None:
     assert checker.check("5", answer).outcome == "unparsable"
 
 
-def test_gold_comes_first(checker: AnswerChecker) -> None:
+def test_comparison_is_not_symmetric(checker: AnswerChecker) -> None:
     assert checker.check("x>2", r"(2,\infty)").equal
     assert not checker.check(r"(2,\infty)", "x>2").equal
 
 
-def test_each_comparison_says_what_settled_it(checker: AnswerChecker) -> None:
+def test_the_method_is_reported(checker: AnswerChecker) -> None:
     assert checker.check("1,200", "1200").method == "exact"
     assert checker.check("x", "\\mathrm{x}").method == "math-verify"
     assert checker.method == "math-verify"
 
 
-def test_without_math_verify_only_spelling_counts(exact: AnswerChecker) -> None:
+def test_without_math_verify_only_exact_matches_count(exact: AnswerChecker) -> None:
     assert exact.method == "exact"
     assert exact.check("1,200", r"\boxed{1200}").equal
     assert exact.check(r"\frac{1}{2}", "0.5") == equality.Equality("different", "exact")
     assert exact.check("5", "").outcome == "unparsable"
 
 
-def test_a_benchmark_asks_in_one_line(checker: AnswerChecker) -> None:
+def test_right_answers_grades_a_list(checker: AnswerChecker) -> None:
     asked = [(Question("a", "?", r"\frac12"), "0.5"), (Question("b", "?", "7"), "8"), (Question("c", "?", "7"), "7.")]
     assert right_answers(asked, checker) == [True, False, True]
 
@@ -136,7 +136,7 @@ def test_a_benchmark_asks_in_one_line(checker: AnswerChecker) -> None:
 # -- nothing hangs -------------------------------------------------------------------------------------------------
 
 
-def test_a_hanging_comparison_is_given_up_and_not_tried_again() -> None:
+def test_a_hanging_comparison_times_out_and_is_not_repeated() -> None:
     pytest.importorskip("math_verify")
     with AnswerChecker(deadline=1.0) as checker:
         checker.check("1", "x")  # the libraries are loaded outside the deadline
@@ -145,7 +145,7 @@ def test_a_hanging_comparison_is_given_up_and_not_tried_again() -> None:
         assert not checker.check("5", TOWER).equal
         assert time.monotonic() - started < 0.5
         checker.deadline = PATIENT
-        assert checker.check(r"\frac12", "0.5").equal, "a killed process has to be replaced"
+        assert checker.check(r"\frac12", "0.5").equal, "a killed process is replaced"
 
 
 @pytest.mark.parametrize(
@@ -178,16 +178,16 @@ def test_threads_share_a_checker(checker: AnswerChecker) -> None:
     assert found == [True, False] * (len(pairs))
 
 
-def test_a_checker_starts_nothing_before_it_must_and_leaves_nothing_behind() -> None:
+def test_the_process_starts_late_and_ends_with_the_checker() -> None:
     pytest.importorskip("math_verify")
     with AnswerChecker(PATIENT) as checker:
         assert checker.check("5", "5").equal
-        worker = checker._workers["math_verify"]
-        assert worker._process is None
+        sandbox = checker._sandboxes["math_verify"]
+        assert sandbox._process is None
         assert checker.check("5", "10/2").equal
-        process = worker._process
+        process = sandbox._process
         assert process is not None and process.poll() is None
-        assert checker.check("6", "12/2").equal and worker._process is process
+        assert checker.check("6", "12/2").equal and sandbox._process is process
     assert process.poll() is not None
 
 
@@ -203,74 +203,73 @@ def test_a_script_without_a_main_guard_can_compare(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-def test_a_deadline_has_to_be_one() -> None:
+def test_bad_deadlines_are_refused() -> None:
     for wrong in (0, -1, float("nan")):
-        with pytest.raises(OptionError, match="accepted: seconds above 0"):
+        with pytest.raises(OptionError, match=f"deadline is {wrong}"):
             AnswerChecker(wrong)
 
 
-# -- the helper process --------------------------------------------------------------------------------------------
+# -- the sandbox process --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def worker() -> Iterator[SandboxProcess]:
+def sandbox() -> Iterator[SandboxProcess]:
     pytest.importorskip("math_verify")
-    with SandboxProcess("math_verify") as worker:
-        yield worker
+    with SandboxProcess("math_verify") as sandbox:
+        yield sandbox
 
 
-def test_silence_is_told_apart_from_a_crash_and_an_error(worker: SandboxProcess) -> None:
-    with pytest.raises(AnswerTimeoutError, match=r"no answer within 0\.5 s"):
-        worker.ask("compare", "5", TOWER, seconds=0.5)
-    with pytest.raises(AnswerError, match="KeyError"):
-        worker.ask("guess", seconds=PATIENT)
-    worker.ask("compare", "5", "5", seconds=PATIENT)
-    assert worker._process is not None
-    timer = threading.Timer(0.5, worker._process.kill)
+def test_timeouts_crashes_and_errors_are_distinguished(sandbox: SandboxProcess) -> None:
+    with pytest.raises(DeadlineError, match=r"0\.5 s"):
+        sandbox.call("compare", "5", TOWER, seconds=0.5)
+    with pytest.raises(CallError, match="KeyError"):
+        sandbox.call("guess", seconds=PATIENT)
+    sandbox.call("compare", "5", "5", seconds=PATIENT)
+    assert sandbox._process is not None
+    timer = threading.Timer(0.5, sandbox._process.kill)
     timer.start()
-    with pytest.raises(CrashError, match="ended without an answer"):
-        worker.ask("compare", "5", TOWER, seconds=PATIENT)
+    with pytest.raises(CrashError):
+        sandbox.call("compare", "5", TOWER, seconds=PATIENT)
     timer.join()
-    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
-def test_a_process_lost_while_idle_is_replaced(worker: SandboxProcess) -> None:
-    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
-    assert worker._process is not None
-    worker._process.kill()
-    worker._process.wait()
-    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+def test_a_process_lost_while_idle_is_replaced(sandbox: SandboxProcess) -> None:
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
+    assert sandbox._process is not None
+    sandbox._process.kill()
+    sandbox._process.wait()
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no signals to one thread")
-def test_an_interrupted_question_leaves_no_answer_behind(worker: SandboxProcess) -> None:
-    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+def test_an_interrupted_call_leaves_no_reply_behind(sandbox: SandboxProcess) -> None:
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
     main = threading.main_thread().ident
     assert main is not None
-    # Started in the background, a process may have been told to ignore it.
+    # A process started in the background may ignore it.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        worker.ask("compare", "5", TOWER, seconds=PATIENT)
+        sandbox.call("compare", "5", TOWER, seconds=PATIENT)
     timer.join()
     signal.signal(signal.SIGINT, before)
-    assert worker.ask("compare", "5", "5", seconds=PATIENT) == "equal"
+    assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
 def test_a_library_that_does_not_start_is_named() -> None:
-    with SandboxProcess("no_such") as worker, pytest.raises(HelperError, match=r"no-such does not start .*reinstall"):
-        worker.ask("compare", "1", "1", seconds=1)
+    with SandboxProcess("no_such") as sandbox, pytest.raises(SandboxError, match="no-such"):
+        sandbox.call("compare", "1", "1", seconds=1)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="rests on signals")
-def test_a_helper_ends_itself_when_nobody_is_left_to_kill_it() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
+def test_the_sandbox_ends_itself_when_its_parent_is_gone() -> None:
     pytest.importorskip("math_verify")
     code = (
-        "import os, sys\n"
-        "from tersely.evaluation.tasks.sandbox import SandboxProcess\n"
+        "import os, sys\nfrom tersely.evaluation.tasks.sandbox import SandboxProcess\n"
         "w = SandboxProcess('math_verify')\n"
-        "w.ask('compare', '1', '1', seconds=60)\nprint(w._process.pid, flush=True)\n"
+        "w.call('compare', '1', '1', seconds=60)\nprint(w._process.pid, flush=True)\n"
         f'w._process.stdin.write(b\'["compare", 0.1, "5", "{TOWER}"]\\n\'); w._process.stdin.flush(); os._exit(0)'
     )
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
@@ -281,10 +280,10 @@ def test_a_helper_ends_itself_when_nobody_is_left_to_kill_it() -> None:
         except ProcessLookupError:
             return
         time.sleep(0.1)
-    pytest.fail("the helper is still computing")
+    pytest.fail("the sandbox is still computing")
 
 
-def test_levels_follow_what_a_problem_says_of_its_ranges() -> None:
+def test_gym_levels_come_from_the_ranges_of_a_problem() -> None:
     ranges = {"terms": (2, 6), "digits": (1, 4), "fixed": (3, 3), "name": "x"}
     assert level({"difficulty": ranges, "terms": 2, "digits": 1}) == 1
     assert level({"difficulty": ranges, "terms": 6, "digits": 4}) == 5

@@ -1,4 +1,4 @@
-"""Tasks of reasoning-gym: the same problems for the same seed, none in two splits, scored by their own rules."""
+"""Tasks of reasoning-gym: deterministic, with disjoint splits, scored by their own rules."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tersely.errors import OptionError
-from tersely.evaluation.tasks import gym
+from tersely.evaluation.tasks import questions as module
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, TaskError, load
 from tersely.evaluation.tasks.sandbox import SandboxProcess
@@ -40,7 +40,7 @@ def test_a_seed_gives_the_same_questions_and_another_gives_others(sums: list[Que
     assert [q.problem for q in load("gym:chain_sum", "test", 40, 1)] != [q.problem for q in sums]
 
 
-def test_questions_look_like_those_of_any_task(sums: list[Question]) -> None:
+def test_fields_of_gym_questions(sums: list[Question]) -> None:
     assert len({q.id for q in sums}) == len(sums) == 40
     assert sums[3].id == "gym:chain_sum-test-0-3"
     assert {q.kind for q in sums} == {"chain_sum"}
@@ -48,7 +48,7 @@ def test_questions_look_like_those_of_any_task(sums: list[Question]) -> None:
     assert all(q.problem.startswith("State the final answer") and q.answer.lstrip("-").isdigit() for q in sums)
 
 
-def test_a_small_pool_is_shared_out_between_the_splits_without_repeats() -> None:
+def test_splits_of_a_small_generator_are_disjoint() -> None:
     need_package()
     # 216 problems in all, whatever the seed: to ask for more gives those of the split, each once.
     texts = {split: [q.problem for q in load("gym:string_splitting", split, 500, 0)] for split in SPLITS}
@@ -59,7 +59,7 @@ def test_a_small_pool_is_shared_out_between_the_splits_without_repeats() -> None
     assert all(len(texts[split]) > 30 for split in SPLITS)
 
 
-def test_own_scorers_decide(sums: list[Question], checker: AnswerChecker) -> None:
+def test_gym_scores_its_own_answers(sums: list[Question], checker: AnswerChecker) -> None:
     asked = [(q, q.answer) for q in sums[:5]] + [(q, f"{q.answer}7") for q in sums[:5]]
     assert right_answers(asked, checker) == [True] * 5 + [False] * 5
     assert checker.grade(sums[0], rf"So it is \boxed{{{sums[0].answer}}}.").equal
@@ -72,7 +72,7 @@ def test_one_of_many_right_answers_is_right(checker: AnswerChecker) -> None:
     assert not checker.grade(question, f"{question.answer} + 1").equal
 
 
-def test_lines_of_an_answer_are_kept(checker: AnswerChecker) -> None:
+def test_multi_line_answers(checker: AnswerChecker) -> None:
     (question,) = load("gym:rotate_matrix", "test", 1, 0)
     assert "\n" in question.answer
     assert checker.grade(question, rf"\boxed{{{question.answer}}}").equal
@@ -80,7 +80,7 @@ def test_lines_of_an_answer_are_kept(checker: AnswerChecker) -> None:
     assert checker.grade(question, rf"\boxed{{\text{{{question.answer}}}}}").equal
 
 
-def test_a_hostile_answer_neither_hangs_nor_does_anything(tmp_path: Path) -> None:
+def test_hostile_answers_have_no_effect(tmp_path: Path) -> None:
     need_package()
     (question,) = load("gym:countdown", "test", 1, 0)  # its scorer evaluates what it is given
     mark = tmp_path / "mark"
@@ -96,39 +96,39 @@ def test_a_hostile_answer_neither_hangs_nor_does_anything(tmp_path: Path) -> Non
         assert checker.grade(question, question.answer).equal
 
 
-def test_a_scorer_that_trips_over_an_answer_calls_it_unparsable(checker: AnswerChecker) -> None:
+def test_an_error_of_the_scorer_means_unparsable(checker: AnswerChecker) -> None:
     (question,) = load("gym:prime_factorization", "test", 1, 0)
     assert checker.grade(question, "no idea").outcome == "unparsable"
     assert checker.grade(question, question.answer).equal
 
 
-def test_unknown_names_are_met_with_the_nearest_and_all() -> None:
+def test_unknown_names_are_refused_with_suggestions() -> None:
     need_package()
-    with pytest.raises(OptionError, match=r"'chain_summ'; did you mean 'chain_sum'\? accepted: .*zebra_puzzles"):
+    with pytest.raises(OptionError, match=r"'chain_sum'.*zebra_puzzles"):
         load("gym:chain_summ", "test", 3, 0)
-    with pytest.raises(OptionError, match="unknown split"):
+    with pytest.raises(OptionError, match="'tset'"):
         load("gym:chain_sum", "tset", 3, 0)
     with pytest.raises(OptionError, match="'codeio'"):
         load("gym:codeio", "test", 3, 0)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gym, "find_spec", lambda name: None)
-    with pytest.raises(TaskError, match=r"'gym:chain_sum' needs reasoning-gym; .*'tersely\[gym\]'"):
+def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(TaskError, match=r"tersely\[gym\]"):
         load("gym:chain_sum", "test", 3, 0)
 
 
-def test_a_generator_that_fails_is_an_error_of_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_generator_is_a_task_error(monkeypatch: pytest.MonkeyPatch) -> None:
     need_package()
-    monkeypatch.setattr(gym, "_DRAWING", 0.0)
-    with pytest.raises(TaskError, match="gym:chain_sum cannot be drawn: no answer within 0 s"):
+    monkeypatch.setattr(module, "_GYM_DRAW_SECONDS", 0.0)
+    with pytest.raises(TaskError, match="gym:chain_sum"):
         load("gym:chain_sum", "test", 3, 0)
 
 
-def test_every_process_draws_the_same() -> None:
+def test_generation_does_not_depend_on_the_process() -> None:
     need_package()
     names = ("acre", "list_functions", "zebra_puzzles", "family_relationships", "word_ladder")  # sets, state, chance
     with SandboxProcess("reasoning_gym") as one, SandboxProcess("reasoning_gym") as other:
         for name in names:
-            first, second = (worker.ask("draw", name, 5, 8, seconds=PATIENT) for worker in (one, other))
+            first, second = (sandbox.call("draw", name, 5, 8, seconds=PATIENT) for sandbox in (one, other))
             assert first == second, name

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.evaluation.bench.verdict import GOOD, INFERIOR
+from tersely.evaluation.bench.compare import GOOD, INFERIOR
 from tersely.evaluation.stats import studentized_bootstrap
 
 SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "verdicts.py"

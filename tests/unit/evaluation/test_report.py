@@ -94,7 +94,7 @@ def test_page_has_the_verdict_the_numbers_and_the_command() -> None:
     kinds = " ".join(f"{arm['tokens'][kind]:.1f}" for kind in ("thinking", "answer", "overhead", "total"))
     helped = f"{100 * arm['help']:.1f} % at least {100 * arm['help_lower']:.1f}"
     assert f"{helped} {kinds} careful" in text
-    assert "tersely bench --model tersely-tiny-large --arms full,balanced,careful,fast,no-think --limit 200" in text
+    assert "tersely bench tersely-tiny-large --arms full,balanced,careful,fast,no-think --limit 200" in text
     for split in planted()["splits"].values():
         assert split["sha256"] in text
     assert "left out" not in text and "not known" not in text

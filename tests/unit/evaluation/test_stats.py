@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.evaluation.bench.verdict import GOOD, INFERIOR, OPEN, WASTEFUL, judge
-from tersely.evaluation.calibration import reliability
+from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, judge
 from tersely.evaluation.iso_accuracy import area, common_range, iso_saving
 from tersely.evaluation.stats import (
     Interval,
-    auroc,
-    lower_bound,
     mcnemar,
     needed_questions,
     paired_bootstrap,
     question_means,
     rate_interval,
     ratio_bootstrap,
+    reliability,
     resampled_means,
     studentized_bootstrap,
-    upper_bound,
     wilson,
 )
 
@@ -34,7 +30,7 @@ def paired_runs(rng: np.random.Generator, n: int, loss: float, gain: float, roll
     return rng.choice([-1.0, 0.0, 1.0], p=[loss, 1 - loss - gain, gain], size=(n, rollouts))
 
 
-def test_agreement_on_few_questions_proves_nothing() -> None:
+def test_agreement_on_few_questions_leaves_a_wide_interval() -> None:
     found = paired_bootstrap(np.zeros(30))
     assert found.estimate == 0
     assert found.low < -0.05
@@ -43,7 +39,7 @@ def test_agreement_on_few_questions_proves_nothing() -> None:
     assert -0.002 < many.low < 0
 
 
-def test_asking_again_does_not_make_questions_more() -> None:
+def test_rollouts_do_not_narrow_the_interval() -> None:
     values = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], size=80)
     once, thrice = paired_bootstrap(values), paired_bootstrap(np.repeat(values[:, None], 3, axis=1))
     assert once == thrice
@@ -58,7 +54,7 @@ def test_columns_are_resampled_together_and_by_seed() -> None:
     assert not np.array_equal(means, resampled_means(np.stack([column, 2 * column], axis=1), 500, seed=4))
 
 
-def test_a_studentized_interval_stays_finite_where_hardly_anything_differs() -> None:
+def test_a_studentized_interval_is_finite_for_nearly_equal_values() -> None:
     assert studentized_bootstrap(np.full(5, -3.0)) == Interval(-3.0, -3.0, -3.0)
     found = studentized_bootstrap([0.0] * 30 + [-31.0], resamples=500)
     assert found.estimate == -1
@@ -79,16 +75,6 @@ def test_saving_is_a_ratio_of_sums() -> None:
     assert ratio_bootstrap([[10.0, 30.0]], [[20.0, 20.0]]).estimate == 0
 
 
-def test_clopper_pearson_is_exact() -> None:
-    assert upper_bound(0, 100) == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert lower_bound(100, 100) == pytest.approx(0.05 ** (1 / 100))
-    assert (lower_bound(0, 9), upper_bound(9, 9)) == (0.0, 1.0)
-    bound = upper_bound(3, 50)
-    below = sum(math.comb(50, k) * bound**k * (1 - bound) ** (50 - k) for k in range(4))
-    assert below == pytest.approx(0.05)
-    assert lower_bound(3, 50) == pytest.approx(1 - upper_bound(47, 50))
-
-
 def test_mcnemar_is_exact() -> None:
     assert mcnemar([-1.0] * 9 + [1.0] + [0.0] * 90) == pytest.approx(22 / 1024)
     assert mcnemar([0.0] * 10) == 1.0
@@ -102,7 +88,7 @@ def test_wilson_matches_its_published_example() -> None:
     assert wilson(1.0, 10).high == pytest.approx(1.0)
 
 
-def test_rollouts_narrow_a_rate_as_far_as_they_tell_something_new() -> None:
+def test_rollouts_narrow_a_rate_by_their_effective_number() -> None:
     answers = np.random.default_rng(0).random((200, 1)) < 0.6
     once = rate_interval(answers)
     assert once == wilson(answers.mean(), 200)
@@ -110,14 +96,6 @@ def test_rollouts_narrow_a_rate_as_far_as_they_tell_something_new() -> None:
     fresh = np.random.default_rng(1).random((200, 4)) < 0.6
     assert rate_interval(fresh).high - rate_interval(fresh).low < 0.6 * (once.high - once.low)
     assert rate_interval(np.ones((10, 4))) == wilson(1.0, 10)
-
-
-def test_auroc_is_the_share_of_ordered_pairs() -> None:
-    rng = np.random.default_rng(0)
-    labels, scores = rng.random(60) < 0.4, rng.integers(0, 8, 60)
-    pairs = [(p > n) + 0.5 * (p == n) for p in scores[labels] for n in scores[~labels]]
-    assert auroc(scores, labels) == pytest.approx(np.mean(pairs))
-    assert math.isnan(auroc([1.0, 2.0], [True, True]))
 
 
 def test_question_means_keep_single_rollouts_as_they_are() -> None:
@@ -164,23 +142,23 @@ def test_a_saving_within_the_noise_stays_open() -> None:
     assert needed > 1000
 
 
-def test_no_number_of_questions_decides_what_lies_on_the_line() -> None:
+def test_no_number_of_questions_decides_a_difference_at_the_margin() -> None:
     assert needed_questions(0.3, 0.0) is None
     assert needed_questions(0.5, 0.1) == 197
 
 
-def test_a_lower_bound_on_the_margin_proves_nothing() -> None:
+def test_an_interval_that_ends_at_the_margin_is_inconclusive() -> None:
     tokens = np.full(10, -5.0)
     assert judge(np.zeros(10), Interval(0, -0.01, 0.01), tokens, Interval(-5, -6, -4), 0.01).word == OPEN
     assert judge(np.zeros(10), Interval(0, -0.0099, 0.01), tokens, Interval(-5, -6, -4), 0.01).word == GOOD
 
 
 def test_area_is_the_mean_of_the_best_so_far_over_log_tokens() -> None:
-    points = [(1000, 0.5), (10, 0.2), (100, 0.6)]  # the dearest is worse than the one before: it adds nothing
+    points = [(1000, 0.5), (10, 0.2), (100, 0.6)]  # the most expensive is worse than the one before, so it adds nothing
     assert area(points, 10, 1000) == pytest.approx((0.4 + 0.6) / 2)
     assert area(points, 100, 10_000) == pytest.approx(0.6)
     assert area([(10, 0.2), (10, 0.4), (1000, 0.4)], 1, 1000) == pytest.approx(0.4)
-    with pytest.raises(OptionError, match="accepted: a stretch above 0"):
+    with pytest.raises(OptionError):
         area(points, 10, 10)
 
 
@@ -219,5 +197,5 @@ def test_reliability_is_the_distance_of_confidence_from_accuracy() -> None:
     assert found["ece"] == pytest.approx((0.05 + 2 * 0.33 + 2 * 0.025) / 5)
     assert found["auroc"] == 1.0
     assert reliability([0.5, 0.6], [True, True])["auroc"] is None
-    with pytest.raises(OptionError, match="accepted: 0 to 1"):
+    with pytest.raises(OptionError):
         reliability([1.5], [True])

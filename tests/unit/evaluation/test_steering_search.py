@@ -1,4 +1,4 @@
-"""Finding a direction: pairs of right answers, the choice of layer and strength, both signs, and the command."""
+"""`tersely steer`: pairs of correct thinking, the choice of layer and strength, the verdict, and the command."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 from transformers.utils import logging
 
+from tersely.checkpoint_log import CheckpointLog
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Completion
-from tersely.evaluation.bench.checkpoint_log import CheckpointLog
 from tersely.evaluation.bench.run import Bench
 from tersely.evaluation.research.steering import run as running
-from tersely.evaluation.research.steering.pairs import SampledThinking, ends, sample
-from tersely.evaluation.research.steering.report import as_text
+from tersely.evaluation.research.steering.cli import as_text
 from tersely.evaluation.research.steering.search import (
     BACKWARDS,
     COSTLY,
@@ -28,12 +27,15 @@ from tersely.evaluation.research.steering.search import (
     NOTHING,
     ONE_SIDED,
     SHORTENS,
+    SampledThinking,
     TriedDirection,
-    cheapest,
+    choose,
     default_layers,
-    prove,
+    find_ends,
+    judge,
+    sample_pairs,
     search,
-    verdict,
+    validate,
 )
 from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
@@ -52,9 +54,9 @@ def engine() -> TransformersEngine:
 
 
 class Scripted:
-    """Answers each question by what is written for it, one text a call."""
+    """Answers each question with the texts written for it, one per call."""
 
-    made = 0
+    generated_tokens = 0
 
     def __init__(self, engine: TransformersEngine, texts: dict[str, list[str]]) -> None:
         self.session, self.texts, self.calls = Session(engine), texts, 0
@@ -80,15 +82,15 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("place", ["tokens", "ends"])
-def test_the_shortest_and_the_longest_right_answers_are_paired(engine: TransformersEngine, place: str) -> None:
-    answerer: Any = Scripted(engine, TEXTS)
+def test_shortest_and_longest_correct_thinking_are_paired(engine: TransformersEngine, place: str) -> None:
+    runner: Any = Scripted(engine, TEXTS)
     questions = [Question(f"q{i}", problem, "10") for i, problem in enumerate(TEXTS)]
     with AnswerChecker() as checker:
-        bench = Bench(answerer, questions, checker, CheckpointLog(None, {}), rollouts=4)
-        found = sample(bench, GenerationOptions(preset="off"), place)
-    codec = answerer.session.codec
+        bench = Bench(runner, questions, checker, CheckpointLog(None, {}), rollouts=4)
+        found = sample_pairs(bench, GenerationOptions(preset="off"), place)
+    codec = runner.session.codec
     (pair,) = found.pairs
-    (row,) = answerer.session.prepare(["four lengths"], GenerationOptions(preset="off"))
+    (row,) = runner.session.prepare(["four lengths"], GenerationOptions(preset="off"))
     assert pair.prompt == row.rendered.ids
     assert codec.decode(pair.short) == SHORT
     # Cut after as many thoughts, or left whole: then both are cut to as many tokens where they are read.
@@ -97,35 +99,35 @@ def test_the_shortest_and_the_longest_right_answers_are_paired(engine: Transform
     assert (found.short, found.long) == (len(codec.encode(SHORT)), len(codec.encode(SHORT + 3 * LONG)))
 
 
-def test_ends_are_those_that_are_steered(engine: TransformersEngine) -> None:
+def test_find_ends_gives_the_ends_of_thoughts(engine: TransformersEngine) -> None:
     codec = Session(engine).codec
     ids = tuple(codec.encode("It is 3.5.\nSo it is.\n\nWait.\n\nNo end"))
-    assert [codec.decode(ids[:end]) for end in ends(ids, codec)] == [
+    assert [codec.decode(ids[:end]) for end in find_ends(ids, codec)] == [
         "It is 3.5.\nSo it is.\n\n",
         "It is 3.5.\nSo it is.\n\nWait.\n\n",
     ]
 
 
-def test_what_is_proved_is_asked_anew(engine: TransformersEngine) -> None:
+def test_validation_uses_other_questions(engine: TransformersEngine) -> None:
     base = {"name": "tersely-tiny-small", "fingerprint": engine.fingerprint()}
     direction = Direction("ends", (1, 2), np.eye(2, 128, dtype=np.float32), np.ones(2, np.float32), base)
-    answerer: Any = Scripted(engine, {"easy": [wrote(2)] * 9, "hard": [wrote(3, answer=9)] * 9})
-    journal, common = CheckpointLog(None, {}), GenerationOptions(preset="off")
+    runner: Any = Scripted(engine, {"easy": [wrote(2)] * 9, "hard": [wrote(3, answer=9)] * 9})
+    log, common = CheckpointLog(None, {}), GenerationOptions(preset="off")
     with AnswerChecker() as checker:
         easy, hard = (
-            Bench(answerer, [Question(f"{name}{i}", name, "10") for i in range(3)], checker, journal)
+            Bench(runner, [Question(f"{name}{i}", name, "10") for i in range(3)], checker, log)
             for name in ("easy", "hard")
         )
         tried = search(easy, direction, (1, 2), (0.1, 0.2), common)
-        proof = prove(hard, direction, 2, 0.1, common)
+        proof = validate(hard, direction, 2, 0.1, common)
     assert [(t.layer, t.strength) for t in tried] == [(0, 0.0), (1, 0.1), (1, 0.2), (2, 0.1), (2, 0.2)]
     assert {t.accuracy for t in tried} == {1.0}
     assert [proof[name]["accuracy"] for name in ("base", "plus", "minus")] == [0.0] * 3
     assert proof["verdict"] == NOTHING
-    assert answerer.calls == 8
+    assert runner.calls == 8
 
 
-def test_the_cheapest_that_costs_no_accuracy_is_chosen() -> None:
+def test_the_shortest_without_loss_is_chosen() -> None:
     base = TriedDirection(0, 0.0, 300.0, 0.80)
     good, better, costly, longer = (
         TriedDirection(1, 0.1, 290.0, 0.79),
@@ -133,19 +135,19 @@ def test_the_cheapest_that_costs_no_accuracy_is_chosen() -> None:
         TriedDirection(2, 0.4, 200.0, 0.78),
         TriedDirection(1, 0.4, 310.0, 0.90),
     )
-    assert cheapest([base, good, better, costly, longer]) == better
-    assert cheapest([base, good, costly, longer]) == good
-    assert cheapest([base, costly, longer]) is None
+    assert choose([base, good, better, costly, longer]) == better
+    assert choose([base, good, costly, longer]) == good
+    assert choose([base, costly, longer]) is None
 
 
-def test_both_signs_decide_what_a_direction_is_worth() -> None:
+def test_the_verdict_depends_on_both_signs() -> None:
     down, up, open_, same, worse = (-9.0, -2.0), (2.0, 9.0), (-3.0, 4.0), (-0.03, 0.02), (-0.09, -0.02)
-    assert verdict(down, up, same) == SHORTENS
-    assert verdict(down, up, worse) == COSTLY
-    assert verdict(down, down, same) == verdict(up, up, worse) == MAGNITUDE
-    assert verdict(up, down, same) == verdict(up, open_, same) == BACKWARDS
-    assert verdict(down, open_, same) == ONE_SIDED
-    assert verdict(open_, up, same) == verdict(open_, open_, worse) == NOTHING
+    assert judge(down, up, same) == SHORTENS
+    assert judge(down, up, worse) == COSTLY
+    assert judge(down, down, same) == judge(up, up, worse) == MAGNITUDE
+    assert judge(up, down, same) == judge(up, open_, same) == BACKWARDS
+    assert judge(down, open_, same) == ONE_SIDED
+    assert judge(open_, up, same) == judge(open_, open_, worse) == NOTHING
 
 
 def test_layers_by_default_are_the_middle_third() -> None:
@@ -154,30 +156,39 @@ def test_layers_by_default_are_the_middle_third() -> None:
     assert default_layers(9) == (3, 4, 5, 6)
 
 
-def command(out: Path, **options: Any) -> list[str]:
-    settings = {"questions": 20, "samples": 2, "dev": 10, "proof": 10, "layers": "2", "max_new_tokens": 120, **options}
+def command(out: Path, model: str = "tersely-tiny-small", **options: Any) -> list[str]:
+    settings = {
+        "questions": 20,
+        "samples": 2,
+        "search_questions": 10,
+        "validation_questions": 10,
+        "layers": "2",
+        "max_new_tokens": 120,
+        **options,
+    }
     words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    return ["steer", "--out", str(out), *words]
+    return ["steer", model, "--out", str(out), *words]
 
 
 def planted(bench: Bench, options: GenerationOptions, place: str) -> SampledThinking:
-    """Pairs that differ in whether a thinking ends or goes on."""
-    session = bench.answerer.session
+    """Pairs that differ in whether the thinking ends or continues."""
+    session = bench.runner.session
     prompts = [row.rendered.ids for row in session.prepare([q.problem for q in bench.questions], options)]
     short, long = (tuple(session.codec.encode(text)) for text in (SHORT, LONG))
     return SampledThinking(tuple(Pair(prompt, short, long) for prompt in prompts), 0.9, len(short), len(long))
 
 
-def test_the_command_keeps_what_it_found(
+def test_the_command_saves_the_direction(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logging.disable_progress_bar()
-    monkeypatch.setattr(running, "sample", planted)
+    monkeypatch.setattr(running, "sample_pairs", planted)
     words = command(tmp_path, strengths="0.3,8")
     code = main([*words, "--json"])
     report = json.loads(capsys.readouterr().out)
     assert code == (0 if report["usable"] else 1)
-    assert report["notes"] == ["20 questions with 2 answers each are few for a direction; 200 with 8 are better"]
+    (note,) = report["notes"]
+    assert "20 questions with 2" in note
     assert [(t["layer"], t["strength"]) for t in report["search"]["tried"]] == [(0, 0.0), (2, 0.3), (2, 8.0)]
     found = load_direction(tmp_path / "steering", load_engine("tersely-tiny-small").fingerprint())
     assert (found.place, found.layers) == ("ends", (1, 2, 3))
@@ -214,7 +225,7 @@ def report_of(word: str) -> dict[str, Any]:
     }
 
 
-def test_the_report_says_what_both_signs_do() -> None:
+def test_the_report_shows_both_signs() -> None:
     lines = as_text(report_of(SHORTENS)).splitlines()
     assert lines[-1] == f"verdict: {SHORTENS}"
     assert lines[-3] == "  strength +0.4: -50.0 tokens [-60.0, -40.0], accuracy +1.0 points [-2.0, +3.0]"
@@ -223,32 +234,32 @@ def test_the_report_says_what_both_signs_do() -> None:
     assert as_text(nothing).splitlines()[-1] == "nothing is shorter without losing more than 1% of accuracy: not usable"
 
 
-def test_too_few_pairs_are_refused_and_the_answers_kept(
+def test_too_few_pairs_are_refused_and_the_samples_stay_in_the_log(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logging.disable_progress_bar()
-    said = refused(capsys, *command(tmp_path, max_new_tokens=80))
-    assert f"accepted: {MIN_PAIRS} or more" in said
-    monkeypatch.setattr(SessionRunner, "answer", None)  # a second run has nothing left to ask
-    assert refused(capsys, *command(tmp_path, max_new_tokens=80)) == said
+    error = refused(capsys, *command(tmp_path, max_new_tokens=80))
+    assert f"{MIN_PAIRS} or more" in error
+    monkeypatch.setattr(SessionRunner, "answer", None)  # a second run finds everything in the log
+    assert refused(capsys, *command(tmp_path, max_new_tokens=80)) == error
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "shown"),
     [
-        ({"place": "middle"}, "unknown place 'middle'; accepted: ends, tokens"),
-        ({"effort": "none"}, "accepted: easy, normal, hard"),
-        ({"layers": "two"}, "--layers 'two' not understood"),
-        ({"strengths": "0.1,0.1"}, "names one twice"),
-        ({"layers": "4"}, "layer 4 cannot be steered; accepted: 1 to 3"),
+        ({"place": "middle"}, "'middle'"),
+        ({"effort": "none"}, "--effort is 'none'"),
+        ({"layers": "two"}, "--layers is 'two'"),
+        ({"strengths": "0.1,0.1"}, "'0.1,0.1'"),
+        ({"layers": "4"}, "layer 4"),
         ({"questions": 5}, "20"),
         ({"model": "nobody"}, "nobody"),
     ],
 )
 def test_bad_options_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], says: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: dict[str, Any], shown: str
 ) -> None:
-    assert says in refused(capsys, *command(tmp_path / "out", **options))
+    assert shown in refused(capsys, *command(tmp_path / "out", **options))
     assert not (tmp_path / "out").exists()
 
 
@@ -256,4 +267,5 @@ def test_a_file_must_hold_enough_questions(tmp_path: Path, capsys: pytest.Captur
     rows = [{"id": str(i), "problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(39)]
     path = tmp_path / "few.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert "has 39 questions and 40 are wanted" in refused(capsys, *command(tmp_path / "out", task=path))
+    error = refused(capsys, *command(tmp_path / "out", tasks=path))
+    assert "39" in error and "40" in error

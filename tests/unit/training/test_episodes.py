@@ -13,7 +13,7 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.text.tool_calls import OPEN, ToolCall, parse_tool_calls
 from tersely.errors import CapabilityError, OptionError
-from tersely.evaluation.agents.tools import TOLD
+from tersely.evaluation.agents.tools import TOOL_SCHEMAS
 from tersely.training.config import Data, RecipeError, Rollouts
 from tersely.training.data import load_rows, load_tasks
 from tersely.training.methods import load_method
@@ -54,7 +54,7 @@ ROLLOUT = Rollout(
 @pytest.fixture(scope="module")
 def sampler() -> RolloutSampler:
     settings = Rollouts(max_new_tokens=160, temperature=0.3)
-    return RolloutSampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOLD)
+    return RolloutSampler(load_engine(MODEL_NAME), settings, no_think_tokens=48, tools=TOOL_SCHEMAS)
 
 
 def environment() -> Environment:
@@ -123,7 +123,9 @@ def test_only_agentic_and_free_episodes_call_tools(sampler: RolloutSampler) -> N
 
 
 def test_thinking_that_is_closed_twice_counts_as_thinking(sampler: RolloutSampler) -> None:
-    free = RolloutSampler(sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOLD)
+    free = RolloutSampler(
+        sampler.engine, sampler.settings.model_copy(update={"max_new_tokens": 400}), tools=TOOL_SCHEMAS
+    )
     found = free([CompletionRequest(row["prompt"], "hard", NO_THINK) for row in ROWS for _ in range(3)], 0)
     twice = [one for one in found if one.ids.count(free.close) > 1]
     assert twice, "this model thinks on when its thinking is ended at once"

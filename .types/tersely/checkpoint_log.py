@@ -1,0 +1,1 @@
+../../tersely/checkpoint_log.py

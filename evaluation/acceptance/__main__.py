@@ -1,5 +1,0 @@
-"""Run as `python -m tersely.evaluation.acceptance`."""
-
-from .cli import main
-
-main()

@@ -1,0 +1,218 @@
+"""The command `tersely collect`: sample rollouts at several efforts, and store what probes are trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from ..controller.budgets import EFFORTS, fit_budget
+from ..controller.effort import find_prefix
+from ..controller.options import GenerationOptions, with_seed
+from ..controller.policies.record import AnswerIds, PassiveRecorder, ThoughtRecord, mean_entropy
+from ..controller.prompts import render
+from ..controller.session import Session
+from ..controller.text.answers import extract_answer, normalize_answer
+from ..controller.trace import GenerationResult
+from ..controller.types import State
+from ..probes.features import FEATURES
+from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
+from .cli_utils import parse_names, parse_numbers, show_progress, split_list
+from .runner import batch_seed, batches
+from .tasks.equality import AnswerChecker
+from .tasks.questions import Question, hash_question, load_all
+
+
+def collect(
+    out: Annotated[Path, typer.Option("--out", help="Output folder; an existing collection in it is resumed.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")] = "tersely-tiny-large",
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")
+    ] = "tiny",
+    split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = 400,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing questions and for sampling.")] = 0,
+    tiers: Annotated[
+        str, typer.Option("--tiers", help="Efforts to sample at, comma-separated.")
+    ] = "none,easy,normal,hard",
+    rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Rollouts per question and effort.")] = 1,
+    layers: Annotated[
+        str, typer.Option("--layers", help="Hidden layers to store, comma-separated; -1 is the last.")
+    ] = "-1",
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded at a time.")] = 32,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per generation.")
+    ] = 2048,
+    think_prompt: Annotated[
+        bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")
+    ] = False,
+) -> None:
+    """Collect the training data of `tersely calibrate`: signals, hidden states and trial answers after each thought.
+
+    The rollouts are not controlled. Trial answers cost tokens here, but not when the probes are used.
+    """
+    plan = CollectPlan(
+        model=model,
+        task=tasks,
+        split=split,
+        limit=limit,
+        seed=seed,
+        tiers=parse_names("--tiers", "tier", tiers, EFFORTS[:-1]),
+        rollouts=rollouts,
+        layers=parse_numbers("--layers", layers, int, "whole numbers"),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        think_prompt=think_prompt,
+    )
+    typer.echo(collect_into(out, plan))
+
+
+@dataclass(frozen=True, slots=True)
+class CollectPlan:
+    """Everything that decides what is collected; `task` may name several, comma-separated."""
+
+    model: str
+    task: str
+    split: str
+    limit: int | None
+    seed: int
+    tiers: tuple[str, ...]
+    rollouts: int
+    layers: tuple[int, ...]
+    batch_size: int
+    max_new_tokens: int
+    think_prompt: bool = False
+
+
+def collect_into(folder: Path, plan: CollectPlan) -> str:
+    """Collect into a folder, skipping batches that are already there; returns a summary."""
+    from ..controller.engines.transformers.engine import load_engine
+
+    questions = load_all(split_list("--tasks", plan.task), plan.split, plan.limit, plan.seed)
+    engine = load_engine(plan.model, grouped=True)
+    session = Session(engine, think_prompt=plan.think_prompt)
+    closing = len(
+        session.codec.encode(session.markers.close + session.markers.close_suffix + session.markers.answer_prefix)
+    )
+    settings = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}
+    store = RecordStore(folder, {**asdict(plan), **settings})
+    groups = batches(questions, plan.batch_size)
+    trial_tokens = 0
+    per_question = len(plan.tiers) * plan.rollouts
+    with AnswerChecker() as checker, show_progress(per_question * len(questions)) as advance:
+        collector = Collector(session, checker, plan.tiers, plan.rollouts, plan.layers, plan.max_new_tokens, plan.seed)
+        # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
+        for number in Random(plan.seed).sample(range(len(groups)), len(groups)):
+            indices = groups[number]
+            if store.has(number):
+                advance("skipping", per_question * len(indices))
+                continue
+            rows = [questions[i] for i in indices]
+            columns, texts = collector.collect_batch(number, rows, lambda n: advance("collecting", n))
+            store.put(number, columns, texts)
+            trial_tokens += int(columns["boundaries.trial"].sum())
+    trials = f"; trial answers cost {trial_tokens} tokens" if trial_tokens else ""
+    return f"{folder} holds {per_question} rollouts of each of {len(questions)} questions{trials}"
+
+
+@dataclass(frozen=True, slots=True)
+class Collector:
+    """Collects on one session; the columns hold `tiers` by their index."""
+
+    session: Session
+    checker: AnswerChecker
+    tiers: Sequence[str]
+    rollouts: int
+    layers: tuple[int, ...]
+    max_new_tokens: int
+    seed: int
+
+    def collect_batch(
+        self, number: int, questions: Sequence[Question], advance: Callable[[int], None]
+    ) -> tuple[dict[str, Array], dict[str, list[str]]]:
+        """Columns and texts of one batch; `advance` is called with the number of finished rollouts."""
+        rollouts, boundaries = RecordRows("rollouts"), RecordRows("boundaries")
+        states: dict[int, list[State]] = {layer: [] for layer in self.layers}
+        for tier_index, tier in enumerate(self.tiers):
+            for rollout in range(self.rollouts):
+                seed = batch_seed(self.seed, tier, rollout, number)
+                for index, (result, thoughts) in enumerate(self._answer(questions, tier, seed)):
+                    question, rollout_row = questions[index], len(rollouts)
+                    final = normalize_answer(extract_answer(result.answer))
+                    right = self._grade(question, result.answer)
+                    entropy, finished = mean_entropy(result.signals), result.finish_reason == "stop"
+                    tokens = result.usage.thinking, result.usage.answer
+                    rollouts.add(index, tier_index, rollout, right, *tokens, entropy, finished)
+                    answer_ids = AnswerIds()
+                    for thought in thoughts:
+                        labels = self._label(question, thought, right, final, answer_ids)
+                        boundaries.add(rollout_row, thought.end, thought.features, *labels)
+                        for layer in self.layers:
+                            states[layer].append(thought.states[layer])
+                advance(len(questions))
+        columns = {**self._question_columns(questions), **rollouts.columns(), **boundaries.columns()}
+        for layer in self.layers:
+            width = columns[f"questions.state.{layer}"].shape[1]
+            columns[f"boundaries.state.{layer}"] = np.array(states[layer], dtype=np.float32).reshape(-1, width)
+        texts = {
+            "hash": [hash_question(q) for q in questions],
+            "problem": [q.problem for q in questions],
+            "kind": [q.kind or "" for q in questions],
+        }
+        return columns, texts
+
+    def _answer(
+        self, questions: Sequence[Question], tier: str, seed: int
+    ) -> list[tuple[GenerationResult, list[ThoughtRecord]]]:
+        """The result of each question, and its thoughts."""
+        rows: list[list[ThoughtRecord]] = []
+
+        def start_row() -> Callable[[ThoughtRecord], None]:
+            rows.append([])
+            return rows[-1].append
+
+        plain = with_seed(GenerationOptions(effort=tier, preset="off", max_new_tokens=self.max_new_tokens), seed)
+        policies = (PassiveRecorder(start_row, self.layers),) if tier != "none" else ()
+        options = replace(plain, policies=policies, signals=True)
+        results = self.session.run([question.problem for question in questions], options)
+        return list(zip(results, rows or [[] for _ in results], strict=True))
+
+    def _question_columns(self, questions: Sequence[Question]) -> dict[str, Array]:
+        """The columns of the questions, with the hidden states from which tiers are chosen."""
+        prefixes = [self._shared_prefix(question.problem) for question in questions]
+        states = {
+            f"questions.state.{layer}": np.stack(self.session.engine.hidden_states(prefixes, layer))
+            for layer in self.layers
+        }
+        level = np.array([UNKNOWN if q.level is None else q.level for q in questions], dtype=np.int64)
+        words = np.array([len(q.problem.split()) for q in questions], dtype=np.int32)
+        return {"questions.level": level, "questions.words": words, **states}
+
+    def _shared_prefix(self, problem: str) -> tuple[int, ...]:
+        """The token ids with which the prompts of all tiers start."""
+        session, renderings = self.session, {}
+        for tier in self.tiers:
+            budget = fit_budget(tier, self.max_new_tokens)
+            renderings[tier] = render(session.engine.tokenizer, problem, budget, session.markers)
+        return find_prefix(session.codec, problem, renderings)
+
+    def _grade(self, question: Question, answer: str) -> int:
+        return int(self.checker.grade(question, answer).equal)
+
+    def _label(
+        self, question: Question, thought: ThoughtRecord, right: int, final: str, answer_ids: AnswerIds
+    ) -> tuple[int, int, int, int, float, int]:
+        """The columns `right`, `same`, `stated`, `said`, `confidence` and `trial` of a boundary."""
+        stated = answer_ids.get(thought.stated)
+        if thought.trial is None:  # there was no room for one, so the thinking is practically over
+            return right, 1, stated, UNKNOWN, 0.0, 0
+        sampled = thought.trial.sampled or ""
+        same = normalize_answer(extract_answer(sampled)) == final
+        right_now = right if same else self._grade(question, sampled)
+        greedy = answer_ids.get(thought.trial.answer)
+        return right_now, int(same), stated, greedy, thought.trial.confidence, thought.trial.tokens
