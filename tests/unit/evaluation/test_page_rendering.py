@@ -40,7 +40,7 @@ def build_run(kinds: str, size: int = 4, **more: Any) -> dict[str, Any]:
         "answer": "7",
         "tier": "easy",
         "finish_reason": "stop",
-        "usage": Usage(thinking=len(tokens) - 1, answer=1, forced=size),
+        "usage": Usage(thinking=len(tokens) - 1, answer=1, injected=size),
         "segments": tuple(segments),
         "tokens": tuple(TokenView(text=text) for text in tokens),
         **more,

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 import tersely
-from tersely.controller.replay import WordTokenizer
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision, GenerationResult, Span, Usage
 from tersely.controller.types import Signals
@@ -28,6 +27,7 @@ from tersely.io import WriteError
 from tersely.models import get_model_path
 
 from ...support.disk import files_no_longer_than
+from ...support.word_tokenizer import WordTokenizer
 
 HINT = Decision("hint", "inject", "hint 1, block of 128 tokens", 4, "\n\nBe brief.\n\n")
 LINE: dict[str, Any] = {
@@ -236,7 +236,7 @@ def test_decisions_stand_where_they_were_taken() -> None:
     spans = (("sampled", "a b."), ("forced", HINT.text), ("sampled", "So 7."))
     shadow = replace(HINT, position=2, acted=False)
     late = replace(HINT, position=99, acted=False)
-    done, codec = words(*spans, usage=Usage(thinking=12, forced=5), trace=(shadow, HINT, late))
+    done, codec = words(*spans, usage=Usage(thinking=12, injected=5), trace=(shadow, HINT, late))
     run = display(done, "q", codec=codec)
     assert show(run) == "a [1]b.[2]\n\nBe brief.\n\nSo 7.[3]"
     assert [placed.exact for placed in run.decisions] == [True, True, True]

@@ -221,7 +221,7 @@ def test_run_appends_its_record_with_the_uncontrolled_run(tmp_path: Path, capsys
     assert [d.reason for d in alone.decisions] == [d["reason"] for d in found["decisions"]]
     for run in (alone, compared.uncontrolled):
         surprises = [token.entropy for token in run.tokens if token.entropy is not None]
-        assert len(surprises) == len(run.tokens) - run.usage.forced, "all but forced tokens have one"
+        assert len(surprises) == len(run.tokens) - run.usage.injected, "all but forced tokens have one"
         assert max(surprises) > 0.5 > min(surprises) >= 0
     assert main(["view", str(path)]) == 0
 
