@@ -87,7 +87,7 @@ def test_the_token_limit_has_the_name_that_the_server_wants(engine: Transformers
     [
         ({"preset": "fast"}, "the policies budget, hint, convergence"),
         ({"preset": "certified"}, "the policies budget, readiness"),
-        ({"policies": ("trim",)}, "the policies trim"),
+        ({"policies": ("trimr",)}, "the policies trimr"),
         ({"shadow": True}, "shadow mode"),
         ({"modifiers": ("steer",)}, "forward modifiers"),
         ({"signals": True, "answer_reserve": 9}, "signals, an answer reserve"),
