@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
 from .controller import Controller
 from .text.markers import Markers
-from .text.reasoning_parser import build_spans, split_reasoning
+from .text.reasoning_parser import split_reasoning
 from .text.tokenizer_adapter import TokenizerAdapter
-from .trace import Decision, GenerationResult, Usage
+from .trace import Decision, GenerationResult, Span, Usage
 from .types import Completion
 
 
@@ -54,3 +55,11 @@ def build_result(
         token_ids=done.token_ids,
         signals=done.signals,
     )
+
+
+def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdapter) -> tuple[Span, ...]:
+    """Group an output into runs of sampled and of forced text."""
+    spans = []
+    for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):
+        spans.append(Span("forced" if is_forced else "sampled", codec.decode([token for token, _ in run])))
+    return tuple(spans)

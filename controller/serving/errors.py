@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 
 from ...errors import TerselyError, did_you_mean
+from ...validation import format_error_details, format_location
 
 CLIENT_LEFT = 499
 """Status of a request whose client disconnected; only the metrics see it."""
@@ -62,55 +62,18 @@ def unknown_model(name: str, known: Iterable[str]) -> RequestError:
 def from_validation_error(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None) -> RequestError:
     """The refusal of a body in which pydantic found errors; `model` is what the body should have been."""
     error = errors[0]
-    location = [step for step in error["loc"] if step != "body"]
+    location = [step for step in error["loc"] if isinstance(step, int) or _is_field(step)]
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "not understood")
         return RequestError(f"the request body is not valid JSON: {reason}", code="invalid_json")
-    if not location and error["type"] == "value_error":
-        return RequestError(str(error["ctx"]["error"]))
-    if not location:
-        message = f"the request body is not accepted: {error['msg']}; send a JSON object as application/json"
-        return RequestError(message)
-    param = _format_location(location)
-    return RequestError(f"{param}: {_explain(error, location, model)}", param=param, code=error["type"])
-
-
-def _explain(error: Mapping[str, Any], location: Sequence[Any], model: type[BaseModel] | None) -> str:
-    if error["type"] == "extra_forbidden":
-        fields = _fields_at(model, location[:-1])
-        return f"unknown or unsupported field; {did_you_mean(str(location[-1]), fields)}" if fields else "unknown field"
+    if location:
+        message = format_error_details({**error, "loc": location}, model)
+        return RequestError(message, param=format_location(location), code=error["type"])
     if error["type"] == "value_error":
-        return str(error["ctx"]["error"])
-    if error["type"] == "missing":
-        return "this field is required"
-    value = error.get("input")
-    shown = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
-    return f"{error['msg']}, not {shown if len(shown) <= 80 else shown[:77] + '...'}"
+        return RequestError(str(error["ctx"]["error"]))
+    return RequestError(f"the request body is not accepted: {error['msg']}; send a JSON object as application/json")
 
 
-def _format_location(location: Sequence[Any]) -> str:
-    """A location as clients write it, without the steps that pydantic adds for the members of a union."""
-    text = ""
-    for step in location:
-        if isinstance(step, int):
-            text += f"[{step}]"
-        elif step.isidentifier() and not step[0].isupper() and step not in ("str", "int", "float", "bool"):
-            text += f".{step}" if text else step
-    return text
-
-
-def _fields_at(model: type[BaseModel] | None, location: Sequence[Any]) -> list[str]:
-    """The fields of the model at a location, [] if they cannot be determined."""
-    for step in location:
-        if model is None or isinstance(step, int) or step not in model.model_fields:
-            continue
-        model = _model_in(model.model_fields[step].annotation)
-    return [] if model is None else list(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The only model in an annotation."""
-    if isinstance(annotation, type) and not isinstance(annotation, UnionType) and get_origin(annotation) is None:
-        return annotation if issubclass(annotation, BaseModel) else None
-    models = {model for part in get_args(annotation) if (model := _model_in(part)) is not None}
-    return models.pop() if len(models) == 1 else None
+def _is_field(step: str) -> bool:
+    """Whether a step of a location is a field, and not what pydantic adds for the members of a union."""
+    return step.isidentifier() and not step[0].isupper() and step not in ("body", "str", "int", "float", "bool")

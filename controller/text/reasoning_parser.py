@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Literal
 
-from ..trace import Span
 from .markers import Markers
 from .tokenizer_adapter import TokenizerAdapter
 
@@ -202,14 +200,6 @@ def _shortest_prefix_with(ids: Sequence[int], codec: TokenizerAdapter, marker: s
         else:
             low = middle + 1
     return low
-
-
-def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdapter) -> tuple[Span, ...]:
-    """Group an output into runs of sampled and of forced text."""
-    spans = []
-    for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):
-        spans.append(Span("forced" if is_forced else "sampled", codec.decode([token for token, _ in run])))
-    return tuple(spans)
 
 
 def truncate_at_stop(answer: str, stops: Sequence[str]) -> tuple[str, bool]:
