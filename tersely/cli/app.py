@@ -14,20 +14,7 @@ import typer
 
 from ..errors import TerselyError
 from .doctor import doctor
-from .lazy_commands import (
-    agents,
-    bench,
-    calibrate,
-    collect,
-    quantize,
-    report,
-    roofline,
-    serve,
-    steer,
-    train_app,
-    tune,
-    view,
-)
+from .lazy_commands import RootGroup, train_app
 from .loading import silence_libraries
 from .run import run
 from .tasks import tasks
@@ -36,6 +23,7 @@ OK, USAGE, INTERRUPTED, CLOSED_PIPE = 0, 2, 130, 141
 
 app = typer.Typer(
     name="tersely",
+    cls=RootGroup,
     help="The answer a reasoning model would have given, with less thinking.",
     add_completion=False,
     invoke_without_command=True,
@@ -43,10 +31,6 @@ app = typer.Typer(
 app.command()(run)
 app.command()(doctor)
 app.command()(tasks)
-for mounted in (agents, bench, calibrate, collect, quantize, report, roofline, serve, steer, tune, view):
-    app.command(
-        context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-    )(mounted)
 app.add_typer(train_app, name="train")
 
 
@@ -84,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read us has gone; what is still buffered must not raise again when Python shuts down.
+        # The reader has gone; what is still buffered must not raise again when Python shuts down.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CLOSED_PIPE
 

@@ -1,20 +1,33 @@
-"""Commands that live elsewhere in the package, mounted so that naming them in the help costs nothing."""
+"""Commands that live elsewhere in the package, imported only when they run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..errors import OptionError, TerselyError, unknown
 
-COMMAND_ENTRY_POINTS = "tersely.commands"
-"""Entry-point group of further commands: the name is a dotted path such as `train.blend`, the value a function."""
+ENTRY_POINTS = "tersely.commands"
+"""Entry-point group of further commands: the name is `steer` or, below a group, `train.blend`; the value a function."""
+COMMANDS = {
+    "agents": ("evaluation.agents.cli", "Compare ways for an agent to think and to use tools."),
+    "bench": ("evaluation.bench.cli", "Compare presets with the uncontrolled model on paired tasks."),
+    "calibrate": ("probes.calibrate.cli", "Train probes on collected data and certify them."),
+    "collect": ("evaluation.collect", "Sample rollouts and store what probes are trained on."),
+    "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
+    "report": ("evaluation.report.cli", "Make tables, pictures and a page of benchmark results."),
+    "roofline": ("evaluation.economics.cli", "Estimate what bounds a model on a device, and its highest speed."),
+    "tune": ("evaluation.tune.cli", "Search for the cheapest settings that lose no accuracy."),
+    "view": ("evaluation.view.cli", "Show a trace file as one HTML page."),
+}
+"""The function of the command's name in a module of the package, and its line in the list of commands."""
 
 
 class SizeName(StrEnum):
@@ -25,79 +38,105 @@ class SizeName(StrEnum):
     agent = "agent"
 
 
-def agents(context: typer.Context) -> None:
-    """Compare ways for an agent to think and to use tools; `tersely agents --help` tells the options."""
-    from ..evaluation.agents.cli import agents as command
+class LazyCommand(TyperCommand):
+    """A command that is made from its function when it is parsed."""
 
-    _hand_over("agents", command, context)
+    def __init__(self, name: str, summary: str, make: Callable[[list[str]], Any]) -> None:
+        """`make` gets the arguments, which it may change, and returns the command."""
+        super().__init__(name, help=summary)
+        self._make = make
 
-
-def bench(context: typer.Context) -> None:
-    """Compare presets with the uncontrolled model on paired tasks; `tersely bench --help` tells the options."""
-    from ..evaluation.bench.cli import bench as command
-
-    _hand_over("bench", command, context)
-
-
-def calibrate(context: typer.Context) -> None:
-    """Learn probes from collected data and certify them; `tersely calibrate --help` tells the options."""
-    from ..probes.calibrate.cli import calibrate as command
-
-    _hand_over("calibrate", command, context)
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the command itself, which is what the caller invokes."""
+        return self._make(args).make_context(info_name, args, parent, **extra)
 
 
-def collect(context: typer.Context) -> None:
-    """Sample rollouts and keep what probes learn from; `tersely collect --help` tells the options."""
-    from ..evaluation.collect import collect as command
+class RootGroup(TyperGroup):
+    """The commands of `tersely`: its own, then those of entry points."""
 
-    _hand_over("collect", command, context)
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the help."""
+        own = sorted({*super().list_commands(ctx), *COMMANDS, "serve"})
+        return [*own, *(name for name in _find_plugins("") if name not in own)]
 
-
-def quantize(context: typer.Context) -> None:
-    """Write a checkpoint with low-bit weights for CPUs; see `tersely quantize --help` for the options."""
-    from .quantize import quantize as command
-
-    _hand_over("quantize", command, context)
-
-
-def report(context: typer.Context) -> None:
-    """Make tables, pictures and a page of benchmark results; `tersely report --help` tells the options."""
-    from ..evaluation.report.cli import report as command
-
-    _hand_over("report", command, context)
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name; None if there is none."""
+        if cmd_name in COMMANDS:
+            module, summary = COMMANDS[cmd_name]
+            point = EntryPoint(cmd_name, f"tersely.{module}:{cmd_name}", ENTRY_POINTS)
+            return LazyCommand(cmd_name, summary, partial(_load_command, cmd_name, point))
+        if cmd_name == "serve":
+            return LazyCommand(cmd_name, "Serve a model to clients of the OpenAI API.", _make_serve)
+        return super().get_command(ctx, cmd_name) or _find_plugins("").get(cmd_name)
 
 
-def roofline(context: typer.Context) -> None:
-    """Tell what bounds a model on a device, and tokens/s at most; `tersely roofline --help` tells the options."""
-    from ..evaluation.economics.cli import roofline as command
+class TrainGroup(TyperGroup):
+    """The commands of `tersely train`: the training methods, and those of entry points."""
 
-    _hand_over("roofline", command, context)
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the help."""
+        from ..training.methods import list_methods
+
+        return [*list_methods(), *_find_plugins("train."), *super().list_commands(ctx)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of this name; None if there is none."""
+        from ..training.methods import list_methods
+
+        if (command := super().get_command(ctx, cmd_name)) is not None:
+            return command
+        if (summary := list_methods().get(cmd_name)) is not None:
+            return _make_train_command(cmd_name, summary)
+        return _find_plugins("train.").get(cmd_name)
 
 
-def serve(context: typer.Context) -> None:
-    """Serve a model to clients of the OpenAI API: `tersely serve MODEL [--engine vllm]`; --help tells the options."""
-    from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve_vllm
-    from ..controller.serving.cli import serve as command
+def _find_plugins(prefix: str) -> dict[str, LazyCommand]:
+    """The commands of entry points whose name is this prefix and one more word."""
+    from ..controller.registry import find_entry_points, read_help
 
-    engine, context.args = _engine(list(context.args))
+    commands = {}
+    for dotted, point in find_entry_points(ENTRY_POINTS).items():
+        group, dot, name = dotted.rpartition(".")
+        if group + dot == prefix:
+            commands[name] = LazyCommand(name, read_help(point), partial(_load_command, name, point))
+    return commands
+
+
+def _load_command(name: str, point: EntryPoint, _arguments: list[str]) -> Any:
+    return _make_command(name, point.load())
+
+
+def _make_command(
+    name: str, function: Callable[..., None], summary: str | None = None, settings: dict[str, bool] | None = None
+) -> Any:
+    """A click command made from a function with Typer's annotations; `settings` are those of its context."""
+    inner = typer.Typer(add_completion=False)
+    inner.command(name=name, help=summary, context_settings=settings)(function)
+    return typer.main.get_command(inner)
+
+
+def _make_serve(arguments: list[str]) -> Any:
+    """The command of the engine that the arguments name with --engine, which is removed from them."""
+    from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve, serve_vllm
+
+    engine, arguments[:] = _split_engine(arguments)
     if engine != "vllm":
-        _hand_over("serve", command, context)
-        return
-    if not context.args or context.args[0].startswith("-"):  # or vLLM's first option would be taken for the model
-        context.args.insert(0, DEFAULT_MODEL)
-    _hand_over("serve", serve_vllm, context, **PASSED_ON)
+        return _make_command("serve", serve)
+    if not arguments or (arguments[0].startswith("-") and "--help" not in arguments):
+        arguments.insert(0, DEFAULT_MODEL)  # or vLLM's first option would be taken for the model
+    return _make_command("serve", serve_vllm, settings=PASSED_ON)
 
 
-def _engine(arguments: list[str]) -> tuple[str, list[str]]:
-    """The engine that arguments name, and the rest of them."""
+def _split_engine(arguments: list[str]) -> tuple[str, list[str]]:
+    """The engine that arguments name, and the other arguments."""
     from .loading import ENGINES
 
     engine, rest = ENGINES[0], []
-    given = iter(arguments)
-    for argument in given:
+    remaining = iter(arguments)
+    for argument in remaining:
         name, equals, value = argument.partition("=")
         if name == "--engine":
-            engine = value if equals else next(given, "")
+            engine = value if equals else next(remaining, "")
         else:
             rest.append(argument)
     if engine not in ENGINES:
@@ -105,44 +144,7 @@ def _engine(arguments: list[str]) -> tuple[str, list[str]]:
     return engine, rest
 
 
-def steer(context: typer.Context) -> None:
-    """Find a direction that shortens the thinking of a model; `tersely steer --help` tells the options."""
-    from ..evaluation.research.steering.cli import steer as command
-
-    _hand_over("steer", command, context)
-
-
-def tune(context: typer.Context) -> None:
-    """Search for the cheapest way of answering that loses nothing; `tersely tune --help` tells the options."""
-    from ..evaluation.tune.cli import tune as command
-
-    _hand_over("tune", command, context)
-
-
-def view(context: typer.Context) -> None:
-    """Show a trace file as one HTML page; `tersely view --help` tells the options."""
-    from ..evaluation.view.cli import view as command
-
-    _hand_over("view", command, context)
-
-
-def _hand_over(name: str, command: Callable[..., None], context: typer.Context, **settings: bool) -> None:
-    """Run a command on the arguments that were left alone for it."""
-    parsed = _make_command(name, command, settings=settings)
-    with parsed.make_context(f"tersely {name}", list(context.args)) as inner_context:
-        parsed.invoke(inner_context)
-
-
-def _make_command(
-    name: str, function: Callable[..., None], what: str | None = None, settings: dict[str, bool] | None = None
-) -> Any:
-    """A click command made from a function with Typer's annotations; `settings` are those of its context."""
-    inner = typer.Typer(add_completion=False)
-    inner.command(name=name, help=what, context_settings=settings)(function)
-    return typer.main.get_command(inner)
-
-
-def _make_train_command(name: str, what: str) -> Any:
+def _make_train_command(name: str, summary: str) -> Any:
     """The command of a training method."""
 
     def command(
@@ -164,36 +166,7 @@ def _make_train_command(name: str, what: str) -> Any:
 
         train(name, config, changes=changes or (), dry_run=dry_run, resume=resume)
 
-    return _make_command(name, command, what)
-
-
-class TrainGroup(TyperGroup):
-    """The commands of `tersely train`: the training methods, and those of entry points, found when they are needed."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Names in the order of the help."""
-        from ..training.methods import list_methods
-
-        return [*list_methods(), *_find_commands("train"), *super().list_commands(ctx)]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of this name; None if there is none."""
-        from ..training.methods import list_methods
-
-        if (command := super().get_command(ctx, cmd_name)) is not None:
-            return command
-        if (what := list_methods().get(cmd_name)) is not None:
-            return _make_train_command(cmd_name, what)
-        point = _find_commands("train").get(cmd_name)
-        return None if point is None else _make_command(cmd_name, point.load())
-
-
-def _find_commands(group: str) -> dict[str, EntryPoint]:
-    """The commands that entry points add to a group, by name."""
-    from ..training.methods import find_entry_points
-
-    points = find_entry_points(COMMAND_ENTRY_POINTS)
-    return {name.removeprefix(f"{group}."): point for name, point in points.items() if name.startswith(f"{group}.")}
+    return _make_command(name, command, summary)
 
 
 train_app = typer.Typer(

@@ -7,15 +7,12 @@ docstring is its help text if it comes from an entry point.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from ...controller.registry import find_entry_points, read_help
 from ...errors import CapabilityError, unknown
 from ..config import Recipe
 
@@ -62,7 +59,7 @@ class Method(Generic[R]):
 def list_methods() -> dict[str, str]:
     """All methods by name, each with its help text."""
     plugins = find_entry_points(ENTRY_POINTS)
-    return METHODS | {name: _read_help(point.module) for name, point in plugins.items() if name not in METHODS}
+    return METHODS | {name: read_help(point) for name, point in plugins.items() if name not in METHODS}
 
 
 def load_method(name: str) -> Method[Any]:
@@ -77,23 +74,3 @@ def load_method(name: str) -> Method[Any]:
     except ModuleNotFoundError as error:
         raise CapabilityError(f"method {name!r} cannot be imported: {error}; install what is missing") from None
     return method
-
-
-def find_entry_points(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by name. Those whose module does not exist are skipped; nothing is imported."""
-    return {point.name: point for point in sorted(entry_points(group=group)) if _find_source(point.module) is not None}
-
-
-def _find_source(module: str) -> Path | None:
-    try:
-        spec = find_spec(module)
-    except ImportError:  # its package is missing
-        return None
-    return None if spec is None or spec.origin is None else Path(spec.origin)
-
-
-def _read_help(module: str) -> str:
-    """The first line of a module's docstring, without importing the module."""
-    path = _find_source(module)
-    docstring = None if path is None else ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    return (docstring or module).splitlines()[0]
