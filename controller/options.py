@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Annotated, Any, TypedDict
@@ -34,6 +35,11 @@ def _as_tuple(values: object) -> object:
     if not isinstance(values, Sequence):
         raise ValueError("should be a list")
     return tuple(values)
+
+
+def _as_path_text(path: object) -> object:
+    """A path object as text."""
+    return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
@@ -69,10 +75,14 @@ class GenerationOptions:
     shadow: Annotated[bool, Field(description="Only record what would be done.")] = False
     signals: Annotated[bool, Field(description="Report entropy and probabilities of each token.")] = False
     probes: Annotated[
-        str | None, Field(description="Folder of `tersely calibrate`; None uses the model's pretrained probes.")
+        str | None,
+        BeforeValidator(_as_path_text),
+        Field(description="Folder of `tersely calibrate`; None uses the model's pretrained probes."),
     ] = None
     record: Annotated[
-        str | None, Field(description="Folder for what probes can learn from; needs preset off, or shadow.")
+        str | None,
+        BeforeValidator(_as_path_text),
+        Field(description="Folder for what probes can learn from; needs preset off, or shadow."),
     ] = None
     tools: Annotated[
         SkipValidation[tuple[Mapping[str, Any], ...]],
@@ -96,8 +106,8 @@ class OptionsDict(TypedDict, total=False):
     strategy: Strategy
     shadow: bool
     signals: bool
-    probes: str | None
-    record: str | None
+    probes: str | os.PathLike[str] | None
+    record: str | os.PathLike[str] | None
     tools: Sequence[Mapping[str, Any]]
     temperature: float | None
     top_p: float | None

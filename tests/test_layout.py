@@ -82,9 +82,16 @@ def test_packages_are_the_folders_with_code() -> None:
     assert set(SETUPTOOLS["packages"]) == found
 
 
+def _folder(package: str) -> Path:
+    """The folder of a package, by its longest parent in `package-dir`."""
+    home = next(p for p in sorted(FOLDERS, key=len, reverse=True) if package == p or package.startswith(f"{p}."))
+    folder: Path = FOLDERS[home]
+    return folder.joinpath(*package.removeprefix(home).split(".")[1:])
+
+
 def test_every_data_file_is_packaged() -> None:
     globs = [
-        f"{FOLDERS['.'.join(package.split('.')[:2])].joinpath(*package.split('.')[2:])}/{pattern}"
+        f"{_folder(package)}/{pattern}"
         for package, patterns in SETUPTOOLS["package-data"].items()
         for pattern in patterns
     ]
@@ -94,7 +101,7 @@ def test_every_data_file_is_packaged() -> None:
 
 
 def test_type_checkers_see_the_same_tree() -> None:
-    links = {p.name: p.resolve() for p in (ROOT / ".types" / "tersely").iterdir()}
+    links = {p.name: p.resolve() for p in (ROOT / ".types" / "tersely").iterdir() if p.name != "__pycache__"}
     siblings = {package.removeprefix("tersely."): f for package, f in FOLDERS.items() if package != "tersely"}
     own = {p.name: p for p in (ROOT / "tersely").iterdir() if p.name != "__pycache__"}
     assert links == siblings | own

@@ -8,12 +8,15 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..controller.session import Session
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.types import Completion, Engine, Request, SamplingParams, State, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from ..controller.session import Session
 
 ENGINES = ("transformers", "vllm", "openai")
 
@@ -86,6 +89,8 @@ def _load_vllm(model: str) -> Engine:
 
 def open_session(engine: Engine, wanted: ModelSource) -> Session:
     """The session of a loaded model; raises MarkerError if its thinking markers are unknown."""
+    from ..controller.session import Session
+
     return Session(engine, wanted.markers, wanted.think_prompt)
 
 

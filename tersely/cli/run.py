@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from ..controller.api import resolve_helper, resolve_verifier
 from ..controller.budgets import canonical_effort, fit_budget
 from ..controller.modifiers import resolve_modifier
 from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, make_options
@@ -135,6 +134,8 @@ def _answer(args: RunArgs) -> None:
 
 def _answer_on(engine: Interruptible, args: RunArgs) -> None:
     session = open_session(engine, args.source)
+    from ..controller.api import resolve_helper, resolve_verifier
+
     session.helper, session.verifier = resolve_helper(args.helper), resolve_verifier(args.verifier)
     show = None if args.as_json or args.quiet else TerminalRenderer(*writer())
     done = session.run([args.prompt], args.options, show)[0]

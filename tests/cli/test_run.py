@@ -73,7 +73,7 @@ def test_json_is_one_object_with_usage_and_decisions(cli: Cli) -> None:
     usage = found["usage"]
     assert usage["total"] == usage["thinking"] + usage["answer"] + usage["overhead"]
     assert usage["thinking"] <= 36
-    assert 0 < usage["forced"] < usage["thinking"] + 4
+    assert 0 < usage["injected"] < usage["thinking"] + 4
     [decision] = found["decisions"]
     assert (decision["policy"], decision["action"], decision["acted"]) == ("budget", "close", True)
     assert decision["reason"]
@@ -96,7 +96,7 @@ def test_shadow_changes_no_token_and_tells_what_it_would_do(cli: Cli) -> None:
     off, shadow = as_object(cli, "--preset", "off", *CUT[2:]), as_object(cli, *CUT, "--shadow")
     assert off["text"] == shadow["text"]
     assert [d["acted"] for d in shadow["decisions"]] == [False]
-    assert shadow["usage"]["forced"] == 0
+    assert shadow["usage"]["injected"] == 0
     _, out, _ = cli("run", QUESTION, "--shadow", *CUT, "--no-compare")
     assert "◆ shadow: at " in out
 
@@ -137,6 +137,7 @@ class _Interrupted:
         self.engine, self.left = engine, after
         self.name, self.tokenizer = engine.name, engine.tokenizer
         self.capabilities, self.context_length = engine.capabilities, engine.context_length
+        self.hidden_layers = engine.hidden_layers
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
@@ -189,11 +190,12 @@ def test_ctrl_c_and_a_closed_pipe_end_quietly(cli: Cli) -> None:
         assert unread.stdout is not None
         assert unread.stderr is not None
         unread.stdout.close()  # now, while the model loads: a short answer could be written whole before later
-        assert stopped.stdout.readline() == "[thinking]\n"
+        shown = stopped.stdout.readline()
+        assert shown == "[thinking]\n"
         stopped.send_signal(signal.SIGINT)
         out, err = stopped.communicate(timeout=180)
         assert (stopped.returncode, err) == (130, "interrupted\n")
-        assert out.endswith("\n")
+        assert (shown + out).endswith("\n")
         assert unread.stderr.read() == ""
         assert unread.wait(180) == 141
 

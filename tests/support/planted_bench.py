@@ -98,7 +98,7 @@ def _made(n: int) -> str:
         arm["flops"] = 6.3e6 * arm["tokens"]["total"]
     answers = {"method": "math-verify", "deadline": 5.0, "unparsable": 3, "timeouts": 1, "crashes": 0}
     command = ["tersely", "bench", "tersely-tiny-large", "--arms", ",".join(RUN), "--limit", str(n)]
-    notes = ["Seconds are those of a machine that did other work too."]
+    notes = ["The machine was busy, so seconds are approximate."]
     whole = {"answers": answers, "notes": notes, "command": command, "rows": row_dicts(records)}
     return json.dumps(ORIGIN | plan.settings() | figures | whole)
 

@@ -164,7 +164,7 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
     plain.tokenizer = NoMarkers()
     with pytest.raises(MarkerError, match="think-prompt"):
         Session(plain)
-    with pytest.raises(CapabilityError, match="draft_review"):
+    with pytest.raises(CapabilityError, match="drafts"):
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 

@@ -270,7 +270,7 @@ def test_a_layer_that_the_model_lacks_is_refused(engine: TransformersEngine, tmp
     [
         ({"max_new_tokens": 64}, OptionError, "max_new_tokens is 64 but 64 tokens are reserved"),
         ({"max_new_tokens": 0}, OptionError, "max_new_tokens is 0"),
-        ({"answer_reserve": 0}, OptionError, "answer reserve is 0"),
+        ({"answer_reserve": 0}, OptionError, "answer_reserve is 0"),
         ({"prompts": "  "}, PromptError, "the prompt is empty"),
         ({"prompts": "word " * 5000}, PromptError, "4096"),
         ({"strategy": "tier"}, OptionError, "unknown strategy 'tier'; did you mean 'tiers'"),

@@ -198,9 +198,9 @@ def test_what_does_not_belong_is_refused(engine: TransformersEngine) -> None:
     other = {"name": "another", "fingerprint": "ab" * 32}
     with pytest.raises(ArtifactError, match="another"):
         ask(engine, Steer(direction=direction(engine, base=other)))
-    with pytest.raises(OptionError, match="found no steering that is of use"):
+    with pytest.raises(OptionError, match="no useful steering"):
         ask(engine, Steer(direction=direction(engine, layer=None, strength=None)))
-    with pytest.raises(OptionError, match="no layer 4; accepted: 1, 2, 3"):
+    with pytest.raises(OptionError, match="4.*accepted: 1, 2, 3"):
         ask(engine, Steer(direction=direction(engine), layer=4))
     with pytest.raises(TypeError, match="bound"):
         Steer().attach(lambda: "thought")

@@ -98,7 +98,7 @@ def test_page_has_the_verdict_the_numbers_and_the_command() -> None:
     for split in planted()["splits"].values():
         assert split["sha256"] in text
     assert "left out" not in text and "not known" not in text
-    assert "The machine was not idle, so seconds are approximate." in text
+    assert "The machine was busy, so seconds are approximate." in text
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_the_embedded_model_passes(capsys: pytest.CaptureFixture[str]) -> None:
     assert {name: check["status"] for name, check in found.items() if check["status"] != "ok"} == {}
     assert found["markers"]["detail"] == "<think> ... </think> (tokenizer)"
     assert found["context"]["detail"] == "4096 tokens"
-    assert found["chat template"]["detail"] == "knows efforts"
+    assert found["chat template"]["detail"] == "supports efforts"
     assert "identical" in found["off"]["detail"]
     assert "forced at" in found["cut"]["detail"]
     assert found["torch"]["detail"] == metadata.version("torch")
