@@ -200,7 +200,7 @@ def test_what_does_not_belong_is_refused(engine: TransformersEngine) -> None:
         ask(engine, Steer(direction=direction(engine, base=other)))
     with pytest.raises(OptionError, match="no useful steering"):
         ask(engine, Steer(direction=direction(engine, layer=None, strength=None)))
-    with pytest.raises(OptionError, match="4.*accepted: 1, 2, 3"):
+    with pytest.raises(OptionError, match=r"4.*accepted: 1, 2, 3"):
         ask(engine, Steer(direction=direction(engine), layer=4))
     with pytest.raises(TypeError, match="bound"):
         Steer().attach(lambda: "thought")
