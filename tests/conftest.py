@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -34,24 +34,18 @@ os.environ.update(
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_FIRST = (
-    "test_vllm_scale.py",
-    "test_decode_identity.py",
-    "test_serving_vllm.py",
-    "test_remote_vllm.py",
-    "test_vllm_control.py",
-    "test_vllm_answers.py",
-    "test_vllm_llm.py",
-    "test_vllm_loads.py",
-)
+IN_PROCESS_VLLM = ("start_vllm", "vllm_engine", "vllm_llm", "tersely_llm")
+"""Fixtures that start a vLLM in the test process."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest, so that no process is left alone with one of them at the end.
-
-    And with those that share a vLLM: a file that ends one of its own takes down all others of the process.
-    """
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
+    """Keep the tests of a file in one process, and those of all files that start a vLLM in it (group "vllm")."""
+    with_vllm = {item.path for item in items if {*IN_PROCESS_VLLM} & {*getattr(item, "fixturenames", ())}}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group("vllm" if item.path in with_vllm else str(item.path)))
+    return (yield)
 
 
 @pytest.fixture(scope="session")
