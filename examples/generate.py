@@ -5,10 +5,7 @@ python examples/generate.py
 
 import tersely
 
-QUESTION = (
-    "Mia has 48 shells. Then Mia finds 27 shells. Tom sells 12 shells. Mia loses 36 shells. "
-    "Count the shells that belong to Mia."
-)
+QUESTION = "Kai has 48 shells. Kai finds 31 shells. Count the shells that belong to Kai."
 
 if __name__ == "__main__":
     result = tersely.generate("tersely-tiny-small", QUESTION, preset="balanced", seed=0)

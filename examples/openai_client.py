@@ -1,6 +1,6 @@
 """The official OpenAI client against `tersely serve`: efforts, the thinking as it comes, and why it ended.
 
-tersely serve --port 8000
+tersely serve tersely-tiny-small --port 8000
 python examples/openai_client.py http://127.0.0.1:8000/v1
 """
 
@@ -10,7 +10,7 @@ import sys
 
 from openai import OpenAI
 
-QUESTION = "Mia has 48 shells. Mia finds 31 more shells. Mia gives away 26 shells. How many shells does Mia have now?"
+QUESTION = "Kai has 48 shells. Kai finds 31 shells. Count the shells that belong to Kai."
 
 
 def main(base_url: str) -> None:

@@ -8,15 +8,15 @@ import tersely
 
 
 class OneRecheck(tersely.Policy):
-    """Close the thinking at the end of the second reflective thought."""
+    """Close the thinking at the end of the first re-check."""
 
     name = "one-recheck"
 
     def watch(self, view):  # type: ignore[no-untyped-def]  # shown as a user would write it
         """See `tersely.Policy.watch`."""
-        while sum(thought.reflective for thought in view.thinking.thoughts) < 2:
+        while sum(thought.reflective for thought in view.thinking.thoughts) < 1:
             yield tersely.Wait(at=view.tokens + 1, boundary="thought")
-        yield tersely.Close("a second re-check begins", phrase="")
+        yield tersely.Close("one re-check is enough", phrase="")
 
 
 if __name__ == "__main__":
