@@ -19,8 +19,7 @@ from ...io import WriteError, write
 from ..w4a8_layout import DEEPEST, PackedLayout, pack, pack_bytes, pack_planes
 from .calibration import Inputs, capture_inputs, perplexity
 from .config import ScaleSearch, Scheme
-from .dgq import outlier_scale, quantize_dual_grained, quantize_int8
-from .gptq import quantize_gptq
+from .dual_grained import outlier_scale, quantize_dual_grained, quantize_gptq, quantize_int8
 from .linear import (
     W4A8Config,
     W4A8Quantizer,
