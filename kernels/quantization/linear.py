@@ -19,9 +19,8 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import ModelError
-from ..huge_pages import to_huge_pages
 from ..w4a8 import w4a8_linear, w4a8_op
-from ..w4a8_layout import LINE, TILE, PackedLayout, unpack
+from ..w4a8_layout import LINE, TILE, PackedLayout, to_huge_pages, unpack
 from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
 
 

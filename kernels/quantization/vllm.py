@@ -25,9 +25,8 @@ from vllm.model_executor.parameter import ChannelQuantScaleParameter, PackedvLLM
 from vllm.model_executor.utils import set_weight_attrs
 
 from ...errors import ModelError
-from ..huge_pages import zeros
 from ..w4a8 import w4a8_op
-from ..w4a8_layout import TILE, PackedLayout
+from ..w4a8_layout import TILE, PackedLayout, zeros
 from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
 from .int4 import SWITCH
 from .linear import parameter_shapes

@@ -22,10 +22,9 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import scalar_types
 
 from ...errors import unknown
-from ..huge_pages import to_huge_pages
 from ..native import KINDS
 from ..w4a8 import compiled, w4a8_op
-from ..w4a8_layout import DEEPEST, TILE
+from ..w4a8_layout import DEEPEST, TILE, to_huge_pages
 from .int4 import SWITCH, choose_group_size, repack, unpack_words
 
 WARN_ABOVE = 0.1
