@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ..evaluation.runner import batch_seed
-from .rewards.base import AGENTIC, NO_THINK, THINK
+from .rewards import AGENTIC, NO_THINK, THINK
 from .sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
 COLUMNS = (

@@ -15,11 +15,9 @@ from pydantic import Field
 
 from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
-from ..data import Row
-from ..preflight import CheckedRecipe, check_recipe
+from ..preflight import CheckedRecipe, Row, check_recipe
 from ..processes import resumable_map
-from ..rewards import Correctness, GroupBrevity, Reward
-from ..rewards.base import NO_THINK, THINK, get_modes, parse_number, require_column
+from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, parse_number, require_column
 from ..rollouts import GroupRollouts
 from ..sampling import CompletionRequest, RolloutSampler
 from ..traces import rollout_identity

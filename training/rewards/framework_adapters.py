@@ -12,8 +12,7 @@ from typing import Any
 
 from tersely.controller.budgets import TIERS
 from tersely.errors import OptionError, unknown
-from tersely.training.rewards.base import Correctness, answer_part, gold_text, parse_number
-from tersely.training.rewards.length import excess_penalty
+from tersely.training.rewards import Correctness, answer_part, excess_penalty, gold_text, parse_number
 
 CLOSE = "</think>"
 
