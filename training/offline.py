@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, tensor
 
-from .adapters import make_lora_config
 from .config import Recipe
+from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
 from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, check_finite
 from .training_run import Finish, TrainingRun, accumulation_steps, common_arguments

@@ -18,8 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...models import get_model_path
-from .batches import Batch, batches
-from .tokenizer import agent_tokenizer, build_tokenizer
+from .batches import Batch, agent_tokenizer, batches, build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
