@@ -64,16 +64,13 @@ def choose_layout(weight: Tensor, groups: Tensor | None) -> PackedLayout:
 
 
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Pack 4-bit weights; returns `weight` and `groups`.
+    """Pack 4-bit weights; returns `weight` and `groups`. Raises OptionError for a group size or shapes that do not fit.
 
     Args:
         codes: 0..15 [outputs, inputs].
         fine: fine scales [outputs, groups].
         zero: zeros [outputs, groups].
         size: inputs per group; the last group may have fewer.
-
-    Raises:
-        OptionError: the group size is not supported, or the shapes do not fit.
     """
     if size not in GROUP_SIZES:
         raise OptionError(f"groups of {size} inputs; accepted: {', '.join(map(str, GROUP_SIZES))}")

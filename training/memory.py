@@ -26,8 +26,7 @@ def make_lora_config(recipe: Recipe) -> Any:
 def count_adapter_parameters(model: Any, lora: Lora) -> int:
     """Parameters that PEFT would add to a model, which may be on the meta device.
 
-    Raises:
-        RecipeError: if a target matches no layer that can have an adapter.
+    Raises RecipeError if a target matches no layer that can have an adapter.
     """
     if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == _QUANTIZED:
         raise RecipeError(
@@ -142,10 +141,8 @@ class MemoryEstimate:
 def estimate_memory(model: Any, recipe: Recipe, longest: int, resident: ResidentModels = ONE_MODEL) -> MemoryEstimate:
     """Estimate the memory of a recipe on a model, which may be on the meta device.
 
-    Of a vLLM engine only the weights are counted; the rest depends on its own settings.
-
-    Args:
-        longest: tokens of the longest prompt with its completion.
+    Of a vLLM engine only the weights are counted; the rest depends on its own settings. `longest` is in tokens, of a
+    prompt with its completion.
     """
     config, lora = model.config.get_text_config(decoder=True), recipe.optimiser.lora
     bytes_per_weight = {

@@ -46,8 +46,7 @@ def load_tasks(data: Data) -> list[Task] | None:
 def load_rows(data: Data, model: str = "") -> list[Row]:
     """One row per question, with efforts assigned in turn; raises TaskError.
 
-    Args:
-        model: decides whether agent tasks get a system prompt that explains the answer format.
+    The model decides whether agent tasks get a system prompt that explains the answer format.
     """
     agent_tasks = load_tasks(data)
     if agent_tasks is None:
@@ -113,10 +112,10 @@ def check_recipe(
 ) -> CheckedRecipe:
     """Check what all methods share; raises RecipeError naming everything that is wrong.
 
+    `no_think_tokens` and `start` are those of `RolloutSampler`.
+
     Args:
         completions: that a step learns per question; by default those of a group.
-        no_think_tokens: see `RolloutSampler`.
-        start: see `RolloutSampler`.
         tools: whether the method can train on tasks with tools.
         stages: further optimisers by their keys, each for a stage that learns one completion per question of a step
             and whose full model is the start of the next stage.

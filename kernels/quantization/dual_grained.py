@@ -60,8 +60,6 @@ def quantize_dual_grained(weight: Tensor, size: int, gram: Tensor | None = None,
     """Quantize a weight matrix [outputs, inputs] in groups of `size` inputs.
 
     Args:
-        weight: the matrix.
-        size: inputs per group.
         gram: inner products of the inputs within each group, float32 [groups, size, size]; None weights all inputs
             equally.
         search: whether ranges are searched. Outputs that do not improve keep their full ranges.
@@ -185,13 +183,8 @@ def quantize_gptq(weight: Tensor, size: int, gram: Tensor, *, search: bool = Tru
     Outputs that compensation does not improve are rounded plainly. Errors are those of all inputs together.
 
     Args:
-        weight: the matrix.
-        size: inputs per group.
-        gram: inner products of all inputs, float32 [inputs, inputs].
+        gram: inner products of all inputs, float32 [inputs, inputs]; raises ModelError for NaN or infinity.
         search: whether ranges are searched; without, they are full.
-
-    Raises:
-        ModelError: `gram` contains NaN or infinity.
     """
     weight, order = weight.float(), _order(gram.diagonal(), size)
     plain = quantize_dual_grained(weight, size, search=False)

@@ -45,12 +45,7 @@ def parameter_shapes(
 class W4A8Linear(nn.Module):
     """A linear layer with 8-bit activations, and 4-bit or 8-bit weights, depending on the layout.
 
-    Args:
-        in_features: number of inputs.
-        out_features: number of outputs.
-        layout: how the weights are stored.
-        bias: dtype of the bias; None for no bias.
-        scheme: sets the group size and whether there is an input scale.
+    `bias` is the dtype of the bias, None for no bias; the scheme decides whether there is an input scale.
     """
 
     weight: Tensor

@@ -51,12 +51,7 @@ Piece = tuple[dict[str, Tensor], dict[str, Any]]
 class LayerCheckpoints:
     """A folder with one file for each finished layer, and for other results, so that a killed run can be resumed.
 
-    Args:
-        folder: is created if it does not exist.
-        plan: everything that determines the results, as JSON.
-
-    Raises:
-        OptionError: the folder was created with another plan.
+    `plan` is everything that determines the results, as JSON; raises OptionError for a folder of another plan.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
@@ -121,16 +116,12 @@ def quantize_model(
 ) -> QuantizationResult:
     """Replace the linear layers of a transformers model by W4A8Linear, in place; save_pretrained works afterwards.
 
+    Raises ModelError if the model cannot be quantized.
+
     Args:
-        model: the model.
         rows: token rows [rows, length] to calibrate on. Without them, all inputs count equally and none is scaled.
-        scheme: how to quantize.
-        search: how to find codes and scales.
         checkpoints: where finished layers are saved; None for nowhere.
         progress: is called with a description of each step.
-
-    Raises:
-        ModelError: the model cannot be quantized.
     """
     scheme, search = scheme or Scheme(), search or ScaleSearch()
     check_model(model, scheme)

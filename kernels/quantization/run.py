@@ -64,7 +64,6 @@ def quantize_checkpoint(
         ModelError: the source cannot be quantized.
         OptionError: `out` already exists, or there is too little text.
         WriteError: `out` cannot be written.
-        TerselyError: raised by `test.check`.
     """
     search = search or ScaleSearch()
     check_out(out)

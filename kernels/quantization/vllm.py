@@ -191,10 +191,7 @@ def _check_fused(parts: list[int]) -> None:
 def _part_loader(layer: Any, buffer: str, sizes: list[int]) -> Callable[[Tensor, Tensor, str], None]:
     """A weight loader for this device's share of queries, into the parameter, and of keys and values, into the buffer.
 
-    Args:
-        layer: the fused layer.
-        buffer: name of the buffer, if the layer has it.
-        sizes: outputs of keys and of values.
+    `buffer` is its name, if the layer has it; `sizes` are the outputs of keys and of values.
     """
 
     def load(param: Tensor, loaded: Tensor, part: str) -> None:

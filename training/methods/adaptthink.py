@@ -102,10 +102,9 @@ def measure_reference(
     correct: Correctness,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
-    """The share of `samples` thinking completions that are right, for each row; resumed from `path`.
+    """The share of `samples` thinking completions that are right, for each row.
 
-    Raises:
-        CheckpointLogError: if the file belongs to another model, other questions or other settings.
+    Resumed from `path`; raises CheckpointLogError if that has another model, other questions or other settings.
     """
 
     def measure(part: Sequence[Row], start: int) -> list[float]:

@@ -189,8 +189,7 @@ class Alignment:
     def align(self) -> None:
         """Train the sampler's model, or load the result of an earlier run from `aligned/`.
 
-        Raises:
-            RecipeError: if no mode is sufficient for any question.
+        Raises RecipeError if no mode is sufficient for any question.
         """
         engine = self.runner.sampler.engine
         folder = self.recipe.out / "aligned"

@@ -56,12 +56,7 @@ class Correctness(Reward, Closing):
     name = "correctness"
 
     def __init__(self, marker: str | None = "</think>", deadline: float = DEADLINE) -> None:
-        """Prepare the reward.
-
-        Args:
-            marker: ends the thinking; None if completions contain no thinking.
-            deadline: seconds for a comparison.
-        """
+        """`marker` ends the thinking, None if completions contain none; `deadline` is in seconds for a comparison."""
         self.marker, self.deadline = marker, deadline
         self._checker = AnswerChecker(deadline)
 
@@ -175,12 +170,9 @@ class GroupBrevity(Reward):
     def __init__(
         self, correct: Correctness, weight: float = 0.2, min_accuracy: float = 0.5, *, thinking_only: bool = False
     ) -> None:
-        """Prepare the reward.
+        """`min_accuracy` is the share of a group that has to be right.
 
-        Args:
-            correct: grades the completions.
-            min_accuracy: the share of a group that has to be right.
-            thinking_only: compare only completions that think, by the column `mode`; the others get 0.
+        With `thinking_only`, only completions that think are compared, by the column `mode`; the others get 0.
         """
         if not 0 < weight < 1:
             raise OptionError(
@@ -216,12 +208,9 @@ class TierAdherence(Reward):
     name = "tier_adherence"
 
     def __init__(self, budgets: Mapping[str, int] | None = None, marker_id: int | None = None) -> None:
-        """Prepare the reward.
+        """`budgets` are the thinking tokens of each tier, by default those of the controller.
 
-        Args:
-            budgets: thinking tokens of each tier; by default those of the controller.
-            marker_id: the token that closes the thinking. Without a column `thinking_tokens`, they are counted
-                in `completion_ids` with it.
+        Without a column `thinking_tokens`, they are counted in `completion_ids`, up to the token `marker_id`.
         """
         self.budgets = dict(budgets or {name: tier.thinking for name, tier in TIERS.items()})
         self.marker_id = marker_id

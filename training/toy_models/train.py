@@ -143,8 +143,7 @@ def train(
 ) -> Path:
     """Train one model and save it to `out`; resumes from `out/checkpoint.pt` if an earlier run wrote it.
 
-    Raises:
-        TimeoutError: after `wall_minutes`, with a checkpoint written.
+    Raises TimeoutError after `wall_minutes`, with a checkpoint written.
     """
     size = SIZES[size_name]
     goal = tokens or size.tokens
