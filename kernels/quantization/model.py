@@ -18,9 +18,10 @@ from ...errors import ModelError, OptionError
 from ...io import WriteError, write
 from ..w4a8_layout import DEEPEST, PackedLayout, pack, pack_bytes, pack_planes
 from .calibration import Inputs, capture_inputs, perplexity
-from .config import ScaleSearch, Scheme
 from .dual_grained import outlier_scale, quantize_dual_grained, quantize_gptq, quantize_int8
 from .linear import (
+    ScaleSearch,
+    Scheme,
     W4A8Config,
     W4A8Quantizer,
     empty_like,

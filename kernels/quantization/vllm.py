@@ -27,9 +27,8 @@ from vllm.model_executor.utils import set_weight_attrs
 from ...errors import ModelError
 from ..w4a8 import w4a8_op
 from ..w4a8_layout import TILE, PackedLayout, zeros
-from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
 from .int4 import SWITCH
-from .linear import parameter_shapes
+from .linear import KEY_LAYERS, METHOD, Scheme, parameter_shapes, read_scheme
 
 
 def register() -> None:
