@@ -28,7 +28,7 @@ class CheckpointLogError(TerselyError, ValueError):
 class CheckpointLog:
     """Finished pieces of work by key, in memory only if the path is None; `run` is everything that decides the results.
 
-    Raises CheckpointLogError if the file belongs to another run (code "checkpoint_mismatch") or is no checkpoint log.
+    Raises CheckpointLogError if the file belongs to another run (code "checkpoint_mismatch"), or is something else.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
