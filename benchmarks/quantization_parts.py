@@ -25,7 +25,7 @@ from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import tokenize_rows
-from tersely.kernels.quantization.config import ScaleSearch
+from tersely.kernels.quantization.linear import ScaleSearch
 from tersely.kernels.quantization.run import load
 
 PLAIN = ScaleSearch(ranges=False, compensate=False)

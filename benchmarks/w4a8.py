@@ -23,9 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tersely.kernels.huge_pages import to_huge_pages
 from tersely.kernels.w4a8 import compiled, w4a8_linear
-from tersely.kernels.w4a8_layout import LINE, TILE
+from tersely.kernels.w4a8_layout import LINE, TILE, to_huge_pages
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 SHAPES = {

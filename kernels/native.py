@@ -25,11 +25,7 @@ _MIN_ELEMENTS = 1 << 19
 
 @cache
 def torch_only() -> bool:
-    """Whether TERSELY_KERNELS=torch turns compiled operations off.
-
-    Raises:
-        OptionError: the variable is neither `torch` nor `auto`, the default.
-    """
+    """Whether TERSELY_KERNELS=torch turns compiled operations off; raises OptionError unless it is that or `auto`."""
     value = os.environ.get("TERSELY_KERNELS") or "auto"
     if value not in ("auto", "torch"):
         raise unknown("TERSELY_KERNELS", value, ("auto", "torch"))

@@ -38,10 +38,7 @@ def logit_signals(logits: Tensor) -> LogitSignals:
     """Compute the signals of logits [rows, vocabulary] in float32, without gradients.
 
     A logit of -inf is a probability of zero. For a row that contains NaN or +inf, or only -inf, all four are NaN.
-
-    Raises:
-        OptionError: the vocabulary is empty, the shape has other dimensions, or the dtype is not float32, bfloat16 or
-            float16.
+    Raises OptionError for an empty vocabulary, another number of dimensions or a dtype that is not in `native.KINDS`.
     """
     if logits.ndim != 2 or not logits.shape[1] or logits.dtype not in KINDS:
         raise OptionError(

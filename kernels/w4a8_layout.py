@@ -5,10 +5,20 @@ covers 8 inputs: for output n of the tile, byte 4 n + j holds the code of input 
 input 8 * line + j + 4 in its high half. `groups` is uint8 [tiles, groups, 2, 16]: fine scales, then zeros. With 8 bits,
 `groups` is None, a line covers 4 inputs, and byte 4 n + j is the weight of input 4 * line + j plus 128. In planes,
 `weight` is [2, tiles, lines, 64]: the high halves of these bytes, laid out as 4-bit codes, then the low halves.
+
+On Linux, weights are placed in huge pages of 2 MB. A decoding step reads every weight once. With pages of 4 KB, the
+processor has to translate every page's address and stops prefetching at its end; `benchmarks/w4a8.py` compares both.
+Linux provides transparent huge pages to programs that ask for them, unless they are turned off. Copies of such tensors,
+from `deepcopy` or another device, are in ordinary memory.
 """
 
 from __future__ import annotations
 
+import math
+import mmap
+import threading
+import weakref
+from contextlib import suppress
 from enum import IntEnum
 
 import torch
@@ -23,6 +33,11 @@ DEEPEST = 1 << 16
 """Most inputs of a layer. With more, sums could overflow 32 bits, in planes first: 2^31 / (256 * 127) = 66052."""
 GROUP_SIZES = (32, 64, 128)
 """How many inputs may share a fine scale and a zero."""
+_ALIGNMENT = 64
+_ARENA = 64 << 20
+"""Bytes mapped at once, so that small tensors share pages. Untouched pages take no memory."""
+_lock = threading.Lock()
+_open: tuple[weakref.ref[mmap.mmap], int] | None = None  # the current arena, and the bytes in use
 
 
 class PackedLayout(IntEnum):
@@ -49,16 +64,13 @@ def choose_layout(weight: Tensor, groups: Tensor | None) -> PackedLayout:
 
 
 def pack(codes: Tensor, fine: Tensor, zero: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Pack 4-bit weights; returns `weight` and `groups`.
+    """Pack 4-bit weights; returns `weight` and `groups`. Raises OptionError for a group size or shapes that do not fit.
 
     Args:
         codes: 0..15 [outputs, inputs].
         fine: fine scales [outputs, groups].
         zero: zeros [outputs, groups].
         size: inputs per group; the last group may have fewer.
-
-    Raises:
-        OptionError: the group size is not supported, or the shapes do not fit.
     """
     if size not in GROUP_SIZES:
         raise OptionError(f"groups of {size} inputs; accepted: {', '.join(map(str, GROUP_SIZES))}")
@@ -190,3 +202,48 @@ def _to_tiles(rows: Tensor) -> Tensor:
     """Rows [outputs, n] as tiles [tiles, 16, n], padded with zeros."""
     tiles: Tensor = F.pad(rows, (0, 0, 0, -len(rows) % TILE)).unflatten(0, (-1, TILE))
     return tiles
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros on torch's default device; in huge pages if that is the CPU and the system has them."""
+    size = math.prod(shape) * dtype.itemsize
+    allocated = _allocate(size) if torch.get_default_device().type == "cpu" and size else None
+    if allocated is None:
+        return torch.zeros(shape, dtype=dtype)
+    arena, offset = allocated
+    return torch.frombuffer(arena, dtype=torch.uint8, count=size, offset=offset).view(dtype).view(shape)
+
+
+def to_huge_pages(tensor: Tensor) -> Tensor:
+    """Copy a CPU tensor into huge pages. Other tensors, including sharded ones (DTensor), are returned as they are."""
+    if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
+        return tensor
+    with torch.device("cpu"):
+        return zeros(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+
+def _allocate(size: int) -> tuple[mmap.mmap, int] | None:
+    """Zeroed bytes, as a mapping and an offset; None if the system has no huge pages.
+
+    A mapping is freed when the last tensor in it is.
+    """
+    global _open
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return None
+    size += -size % _ALIGNMENT
+    with suppress(OSError), _lock:
+        if size > _ARENA // 2:
+            return _map(size), 0
+        arena, offset = (_open[0](), _open[1]) if _open is not None else (None, 0)
+        if arena is None or offset + size > _ARENA:
+            arena, offset = _map(_ARENA), 0
+        _open = weakref.ref(arena), offset + size
+        return arena, offset
+    return None
+
+
+def _map(size: int) -> mmap.mmap:
+    arena = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # this Linux has no huge pages: use ordinary ones
+        arena.madvise(mmap.MADV_HUGEPAGE)
+    return arena

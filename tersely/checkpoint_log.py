@@ -26,14 +26,9 @@ class CheckpointLogError(TerselyError, ValueError):
 
 
 class CheckpointLog:
-    """Finished pieces of work by key.
+    """Finished pieces of work by key, in memory only if the path is None; `run` is everything that decides the results.
 
-    Args:
-        path: The log file; None keeps results in memory only.
-        run: Everything that decides the results, as a JSON object.
-
-    Raises:
-        CheckpointLogError: If the file belongs to another run (code "checkpoint_mismatch") or is not a checkpoint log.
+    Raises CheckpointLogError if the file belongs to another run (code "checkpoint_mismatch"), or is something else.
     """
 
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:

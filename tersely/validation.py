@@ -29,9 +29,7 @@ _MAX_SHOWN = 60  # characters of a rejected value
 def format_validation_error(error: ValidationError, model: type | None = None) -> str:
     """Describe the most helpful of pydantic's errors in one line: where, what was got, what is accepted.
 
-    Args:
-        error: What pydantic raised.
-        model: The model that was validated, to list the fields it accepts.
+    `model` is what was validated, to list the fields that it accepts.
     """
     # A misspelt field is often also a missing one, and the misspelling explains both.
     first = min(error.errors(include_url=False), key=lambda details: details["type"] not in _UNKNOWN)
@@ -98,14 +96,7 @@ def _shorten(value: object) -> str:
 
 
 def parse_json(model: type[Model], text: str, source: str, error: type[TerselyError]) -> Model:
-    """Parse JSON into a model.
-
-    Args:
-        model: The model to build.
-        text: The JSON text.
-        source: Where the text is from; error messages begin with it.
-        error: The class of error to raise.
-    """
+    """Parse JSON into a model; raises `error` with a message that begins with `source`, where the text is from."""
     try:
         return model.model_validate_json(text)
     except ValidationError as failure:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from ..errors import TerselyError, did_you_mean
+from ..validation import FrozenModel
 
 CHANGEABLE = ("out", "saving", "alarm")
 """Keys of a recipe that may differ when a run is resumed."""
@@ -20,10 +21,8 @@ class RecipeError(TerselyError, ValueError):
     code = "invalid_recipe"
 
 
-class Section(BaseModel):
+class Section(FrozenModel):
     """A section of a recipe. Unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod

@@ -6,32 +6,19 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any, ClassVar
 
-from torch import Tensor, tensor
+from torch import tensor
 
-from .adapters import make_lora_config
 from .config import Recipe
+from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
-from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, check_finite
+from .trainer import CheckedTrainer, DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from .training_run import Finish, TrainingRun, accumulation_steps, common_arguments
 
 LOSS_MASK = "loss_mask"
 """Column of preference pairs: the masks of the chosen and the rejected completion."""
 
 
-class _CheckedTrainer:
-    """Raises DivergedError before a non-finite loss changes the weights. Sends no telemetry."""
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """See `Trainer`."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        check_finite(loss, self.state.global_step + 1)  # type: ignore[attr-defined]
-        return loss
-
-    def _send_telemetry(self) -> None:
-        """Send nothing."""
-
-
-class TokenSFTTrainer(_CheckedTrainer, SFTTrainer):  # type: ignore[misc]
+class TokenSFTTrainer(CheckedTrainer, SFTTrainer):  # type: ignore[misc]
     """SFT on token ids."""
 
 
@@ -48,7 +35,7 @@ class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class TokenDPOTrainer(_CheckedTrainer, DPOTrainer):  # type: ignore[misc]
+class TokenDPOTrainer(CheckedTrainer, DPOTrainer):  # type: ignore[misc]
     """DPO on token ids.
 
     Retokenizing the text could give other tokens, where the model wrote a word in unusual pieces or where the start of

@@ -1,4 +1,4 @@
-"""Pre-flight checks of a training run: data, chat template, markers, lengths, memory.
+"""The questions of a training run, and its pre-flight checks: data, chat template, markers, lengths, memory.
 
 No weights are loaded; the tokenizer and the configuration of the model are enough.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from random import Random
 from types import MappingProxyType
 from typing import Any
 
@@ -18,12 +19,73 @@ from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
 from ..errors import OptionError, PromptError, did_you_mean
+from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
-from .config import Optimiser, Recipe, RecipeError
-from .data import Row, load_rows, load_tasks
+from ..evaluation.tasks.questions import Question, load
+from .config import Data, Optimiser, Recipe, RecipeError
 from .memory import ONE_MODEL, MemoryEstimate, ResidentModels, estimate_memory
 from .processes import check_launcher, world_size
 from .sampling import CompletionRequest, RolloutSampler
+
+Row = dict[str, Any]
+"""A question. Columns: id, prompt (messages), answer, gym_entry (name and entry of a reasoning-gym task), tier, level
+(the kind, for agent tasks). Methods add columns of their own."""
+
+AGENTS = "agents"
+
+
+def load_tasks(data: Data) -> list[Task] | None:
+    """The tasks named by `agents` or `agents:KIND,KIND`; None for questions without tools. Raises OptionError."""
+    name, _, kinds = data.task.partition(":")
+    if name != AGENTS:
+        return None
+    chosen = tuple(kind.strip() for kind in kinds.split(",")) if kinds else KINDS
+    return draw_tasks(data.split, data.seed, data.questions, chosen)
+
+
+def load_rows(data: Data, model: str = "") -> list[Row]:
+    """One row per question, with efforts assigned in turn; raises TaskError.
+
+    The model decides whether agent tasks get a system prompt that explains the answer format.
+    """
+    agent_tasks = load_tasks(data)
+    if agent_tasks is None:
+        questions, system = load(data.task, data.split, data.questions, data.seed), None
+    else:
+        questions, system = [_to_question(task) for task in agent_tasks], get_system_prompt(model)
+    head = [] if system is None else [{"role": "system", "content": system}]
+    return [_to_row(question, data.efforts[i % len(data.efforts)], head) for i, question in enumerate(questions)]
+
+
+def _to_question(task: Task) -> Question:
+    return Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind)
+
+
+def _to_row(question: Question, tier: str, head: list[dict[str, str]]) -> Row:
+    entry = question.drawn
+    return {
+        "id": question.id,
+        "prompt": [*head, {"role": "user", "content": question.problem}],
+        "answer": question.answer,
+        "gym_entry": None if entry is None else [entry.name, entry.entry],
+        "tier": tier,
+        "level": question.kind if question.level is None else question.level,
+    }
+
+
+def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
+    """The rows of all steps, `size` distinct ones per step, in one shuffled pass after another.
+
+    The order is written out in full, so a resumed run continues in the same order.
+    """
+    rng, order = Random(f"schedule:{seed}"), list(range(len(rows)))
+    usable = len(rows) - len(rows) % size
+    scheduled: list[Row] = []
+    while len(scheduled) < steps * size:
+        rng.shuffle(order)
+        scheduled += [rows[i] for i in order[:usable]]
+    return scheduled[: steps * size]
+
 
 LIBRARIES = ("trl", "peft", "accelerate", "datasets")
 
@@ -50,10 +112,10 @@ def check_recipe(
 ) -> CheckedRecipe:
     """Check what all methods share; raises RecipeError naming everything that is wrong.
 
+    `no_think_tokens` and `start` are those of `RolloutSampler`.
+
     Args:
         completions: that a step learns per question; by default those of a group.
-        no_think_tokens: see `RolloutSampler`.
-        start: see `RolloutSampler`.
         tools: whether the method can train on tasks with tools.
         stages: further optimisers by their keys, each for a stage that learns one completion per question of a step
             and whose full model is the start of the next stage.

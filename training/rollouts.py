@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from ..evaluation.runner import batch_seed
-from .rewards.base import AGENTIC, NO_THINK, THINK
+from .rewards import AGENTIC, NO_THINK, THINK
 from .sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
 COLUMNS = (
@@ -26,11 +26,9 @@ class GroupRollouts:
     """
 
     def __init__(self, sampler: RolloutSampler, plan: Sequence[str], seed: int) -> None:
-        """Prepare rollouts.
+        """`plan` has the start modes of the completions of a group.
 
-        Args:
-            plan: start modes of the completions of a group. The first tokens of forced completions count in the loss,
-                because they are the choice to think.
+        The first tokens of forced completions count in the loss, because they are the choice to think.
         """
         self.sampler, self.plan, self.seed = sampler, tuple(plan), seed
 

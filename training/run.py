@@ -74,28 +74,23 @@ def holds_run(folder: Path) -> bool:
     try:
         return _holds_run(folder)
     except OSError as error:
-        raise RecipeError(
-            f"out is {str(folder)!r}, which cannot be read: {error.strerror}; choose another folder",
-            code="out_unusable",
-        ) from None
+        raise _unusable(folder, f"which cannot be read: {error.strerror}; choose another folder") from None
+
+
+def _unusable(folder: Path, reason: str) -> RecipeError:
+    return RecipeError(f"out is {str(folder)!r}, {reason}", code="out_unusable")
 
 
 def _holds_run(folder: Path) -> bool:
     if not folder.is_dir():
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
         if not nearest.is_dir():
-            raise RecipeError(
-                f"out is {str(folder)!r}, but {nearest} is a file; accepted: a folder", code="out_unusable"
-            )
+            raise _unusable(folder, f"but {nearest} is a file; accepted: a folder")
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise RecipeError(
-                f"out is {str(folder)!r}, but {nearest} is not writable; choose another folder", code="out_unusable"
-            )
+            raise _unusable(folder, f"but {nearest} is not writable; choose another folder")
         return False
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise RecipeError(
-            f"out is {str(folder)!r}, which is not readable and writable; choose another folder", code="out_unusable"
-        )
+        raise _unusable(folder, "which is not readable and writable; choose another folder")
     if (folder / RECIPE).is_file():
         return True
     if names := sorted(path.name for path in folder.iterdir() if not _LEFTOVER.match(path.name)):
@@ -140,10 +135,7 @@ def _write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RecipeError(
-            f"out is {str(folder)!r}, which cannot be created: {error.strerror}; choose another folder",
-            code="out_unusable",
-        ) from None
+        raise _unusable(folder, f"which cannot be created: {error.strerror}; choose another folder") from None
     write(folder / RECIPE, json.dumps(values, indent=1) + "\n")
 
 

@@ -29,7 +29,7 @@ from ..controller.types import Capability, Completion, Prompt, Request, Sampling
 from ..errors import CapabilityError, MarkerError, OptionError, TerselyError
 from ..evaluation.runner import batch_seed
 from .config import Rollouts
-from .rewards.base import NO_THINK, THINK
+from .rewards import NO_THINK, THINK
 
 if TYPE_CHECKING:
     from .vllm_sampler import VllmSampler

@@ -8,10 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from .config import Recipe
-from .data import Row
-from .preflight import CheckedRecipe
+from .preflight import CheckedRecipe, Row
 from .processes import resumable_map
-from .rewards.base import Correctness
+from .rewards import Correctness
 from .sampling import CompletionRequest, RolloutSampler
 
 _OLD_KEYS = {"learnt": "loss_mask", "whole": "finished"}

@@ -26,6 +26,7 @@ with warnings.catch_warnings():
 
 __all__ = [
     "AdaptiveTrainer",
+    "CheckedTrainer",
     "Credit",
     "DPOConfig",
     "DPOTrainer",
@@ -33,14 +34,32 @@ __all__ = [
     "GRPOConfig",
     "SFTConfig",
     "SFTTrainer",
-    "check_finite",
 ]
 
 Credit = Literal["group", "reward", "tokens"]
 """Advantages: rewards relative to their group, plain rewards, or the return of each token."""
 
 
-class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
+class CheckedTrainer:
+    """Raises DivergedError before a non-finite loss changes the weights. Sends no telemetry."""
+
+    state: Any
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """One forward and backward pass; see `Trainer`."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
+        if not bool(loss.isfinite().all()):
+            raise DivergedError(
+                f"the loss of step {self.state.global_step + 1} is {loss.item()}: training has diverged; the last good "
+                "checkpoint is kept, resume from it (--resume) with a lower learning rate"
+            )
+        return loss
+
+    def _send_telemetry(self) -> None:
+        """Send nothing."""
+
+
+class AdaptiveTrainer(CheckedTrainer, GRPOTrainer):  # type: ignore[misc]
     """See the module. One of the reward functions has to be `correctness`."""
 
     _buffered_inputs: Any
@@ -52,9 +71,6 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         self.rollout_inputs: list[dict[str, Any]] = []
         self._rewards: Tensor | None = None
         self._loss_inputs: dict[str, Any] | None = None  # of the current loss, while it has no old log-probabilities
-
-    def _send_telemetry(self) -> None:
-        """Send nothing."""
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         self.rollout_inputs = inputs
@@ -161,12 +177,6 @@ class AdaptiveTrainer(GRPOTrainer):  # type: ignore[misc]
         micro_batch: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return micro_batch
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; raises DivergedError before a non-finite loss changes the weights."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        check_finite(loss, self.state.global_step + 1)
-        return loss
-
 
 def _loss_mask(output: dict[str, Any]) -> Tensor:
     mask: Tensor = output["completion_mask"] * output.get("tool_mask", torch.ones_like(output["completion_mask"]))
@@ -193,12 +203,3 @@ def split_by_length(batch: dict[str, Any], size: int) -> Iterator[dict[str, Any]
             else value
             for key, value in part.items()
         }
-
-
-def check_finite(loss: Tensor, step: int) -> None:
-    """Raise DivergedError for a loss that is not finite."""
-    if not bool(loss.isfinite().all()):
-        raise DivergedError(
-            f"the loss of step {step} is {loss.item()}: training has diverged; the last good checkpoint is kept, "
-            "resume from it (--resume) with a lower learning rate"
-        )

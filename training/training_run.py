@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..io import WriteError, atomic_dir
-from .adapters import make_lora_config
 from .callbacks import (
     CheckpointMarker,
     CollapseAlarm,
@@ -22,11 +21,12 @@ from .callbacks import (
     prune_checkpoints,
 )
 from .config import Alarm, Lora, Recipe
-from .data import Row, schedule_rows
+from .memory import make_lora_config
+from .preflight import Row, schedule_rows
 from .processes import rank0_only, world_size
 
 if TYPE_CHECKING:
-    from .rewards.base import Reward
+    from .rewards import Reward
     from .rollouts import GroupRollouts
     from .sampling import RolloutSampler
     from .trainer import AdaptiveTrainer, Credit

@@ -24,15 +24,9 @@ class VllmSampler:
     """Decodes instead of a transformers engine, with that engine's weights."""
 
     def __init__(self, policy: TransformersEngine, rows: int, options: Mapping[str, Any]) -> None:
-        """Start vLLM.
+        """Start vLLM for at most `rows` completions at a time; `options` are further arguments of `vllm.LLM`.
 
-        Args:
-            rows: most completions at a time.
-            options: further arguments of `vllm.LLM`, such as gpu_memory_utilization.
-
-        Raises:
-            CapabilityError: if vLLM is not installed.
-            OptionError: for an unknown argument.
+        Raises CapabilityError if vLLM is not installed, OptionError for an unknown argument.
         """
         prepare_environment(on_cpu=not torch.cuda.is_available())
         check_arguments(options)

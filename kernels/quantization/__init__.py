@@ -6,8 +6,7 @@ to be called. For vLLM an entry point of the package does that.
 
 from __future__ import annotations
 
-from .config import Scheme
-from .linear import W4A8Config, W4A8Linear, W4A8Quantizer
+from .linear import Scheme, W4A8Config, W4A8Linear, W4A8Quantizer
 from .model import quantize_model
 
 __all__ = ["Scheme", "W4A8Config", "W4A8Linear", "W4A8Quantizer", "quantize_model"]

@@ -68,11 +68,7 @@ class CalibrationText:
 def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
     """Up to `count` rows of `length` tokens, evenly spread over a text file or all strings of a JSONL.
 
-    Returns:
-        int64 [rows, length].
-
-    Raises:
-        OptionError: the file cannot be read, or is too short for two rows.
+    Returns int64 [rows, length]; raises OptionError if the file cannot be read, or is too short for two rows.
     """
     text = "\n\n".join(map(_strings, _read_jsonl(file))) if file.suffix == ".jsonl" else _read_text(file)
     ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
@@ -162,10 +158,8 @@ def sample_answers(model: Any, tokenizer: Any, questions: Sequence[str], count: 
     """Up to `count` rows of `length` tokens of conversations in which a model answers questions; int64 [rows, length].
 
     This is what a chat model reads in use: its template and its own answers. They are sampled at the model's own
-    temperature until there are enough, and cut off after `length` tokens.
-
-    Raises:
-        OptionError: the tokenizer has no chat template, or there is too little text for two rows.
+    temperature until there are enough, and cut off after `length` tokens. Raises OptionError if the tokenizer has no
+    chat template, or if there is too little text for two rows.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError(

@@ -60,16 +60,13 @@ def choose_group_size(size: int, inputs: int) -> int | None:
 
 
 def repack(words: Tensor, scale: Tensor, zero: Tensor, size: int) -> Repacked:
-    """Convert a layer of int4 weights.
+    """Convert a layer of int4 weights; raises ModelError for scales that are NaN or infinite.
 
     Args:
         words: int32 [outputs, inputs / 8], see `unpack_words`.
         scale: [outputs, groups].
         zero: 0..15 [outputs, groups].
         size: inputs per group; `choose_group_size` must accept it.
-
-    Raises:
-        ModelError: scales are NaN or infinite.
     """
     outputs, inputs = len(words), words.shape[1] * 8
     ours = choose_group_size(size, inputs)

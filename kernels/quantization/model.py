@@ -18,10 +18,10 @@ from ...errors import ModelError, OptionError
 from ...io import WriteError, write
 from ..w4a8_layout import DEEPEST, PackedLayout, pack, pack_bytes, pack_planes
 from .calibration import Inputs, capture_inputs, perplexity
-from .config import ScaleSearch, Scheme
-from .dgq import outlier_scale, quantize_dual_grained, quantize_int8
-from .gptq import quantize_gptq
+from .dual_grained import outlier_scale, quantize_dual_grained, quantize_gptq, quantize_int8
 from .linear import (
+    ScaleSearch,
+    Scheme,
     W4A8Config,
     W4A8Quantizer,
     empty_like,
@@ -52,12 +52,7 @@ Piece = tuple[dict[str, Tensor], dict[str, Any]]
 class LayerCheckpoints:
     """A folder with one file for each finished layer, and for other results, so that a killed run can be resumed.
 
-    Args:
-        folder: is created if it does not exist.
-        plan: everything that determines the results, as JSON.
-
-    Raises:
-        OptionError: the folder was created with another plan.
+    `plan` is everything that determines the results, as JSON; raises OptionError for a folder of another plan.
     """
 
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
@@ -122,16 +117,12 @@ def quantize_model(
 ) -> QuantizationResult:
     """Replace the linear layers of a transformers model by W4A8Linear, in place; save_pretrained works afterwards.
 
+    Raises ModelError if the model cannot be quantized.
+
     Args:
-        model: the model.
         rows: token rows [rows, length] to calibrate on. Without them, all inputs count equally and none is scaled.
-        scheme: how to quantize.
-        search: how to find codes and scales.
         checkpoints: where finished layers are saved; None for nowhere.
         progress: is called with a description of each step.
-
-    Raises:
-        ModelError: the model cannot be quantized.
     """
     scheme, search = scheme or Scheme(), search or ScaleSearch()
     check_model(model, scheme)

@@ -19,8 +19,7 @@ from ...io import WriteError, check_new_folder, write
 from ..grouped_attention import use_grouped
 from .calibration import cache_reference, kl_to_reference
 from .calibration_text import CalibrationText
-from .config import ScaleSearch, Scheme
-from .linear import resolve_scheme
+from .linear import ScaleSearch, Scheme, resolve_scheme
 from .model import LayerCheckpoints, check_model, quantize_model
 
 REPORT = "quantization_report.json"
@@ -64,7 +63,6 @@ def quantize_checkpoint(
         ModelError: the source cannot be quantized.
         OptionError: `out` already exists, or there is too little text.
         WriteError: `out` cannot be written.
-        TerselyError: raised by `test.check`.
     """
     search = search or ScaleSearch()
     check_out(out)

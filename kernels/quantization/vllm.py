@@ -25,12 +25,10 @@ from vllm.model_executor.parameter import ChannelQuantScaleParameter, PackedvLLM
 from vllm.model_executor.utils import set_weight_attrs
 
 from ...errors import ModelError
-from ..huge_pages import zeros
 from ..w4a8 import w4a8_op
-from ..w4a8_layout import TILE, PackedLayout
-from .config import KEY_LAYERS, METHOD, Scheme, read_scheme
+from ..w4a8_layout import TILE, PackedLayout, zeros
 from .int4 import SWITCH
-from .linear import parameter_shapes
+from .linear import KEY_LAYERS, METHOD, Scheme, parameter_shapes, read_scheme
 
 
 def register() -> None:
@@ -192,10 +190,7 @@ def _check_fused(parts: list[int]) -> None:
 def _part_loader(layer: Any, buffer: str, sizes: list[int]) -> Callable[[Tensor, Tensor, str], None]:
     """A weight loader for this device's share of queries, into the parameter, and of keys and values, into the buffer.
 
-    Args:
-        layer: the fused layer.
-        buffer: name of the buffer, if the layer has it.
-        sizes: outputs of keys and of values.
+    `buffer` is its name, if the layer has it; `sizes` are the outputs of keys and of values.
     """
 
     def load(param: Tensor, loaded: Tensor, part: str) -> None:

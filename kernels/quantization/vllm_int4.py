@@ -22,10 +22,9 @@ from vllm.platforms import PlatformEnum, current_platform
 from vllm.scalar_type import scalar_types
 
 from ...errors import unknown
-from ..huge_pages import to_huge_pages
 from ..native import KINDS
 from ..w4a8 import compiled, w4a8_op
-from ..w4a8_layout import DEEPEST, TILE
+from ..w4a8_layout import DEEPEST, TILE, to_huge_pages
 from .int4 import SWITCH, choose_group_size, repack, unpack_words
 
 WARN_ABOVE = 0.1
@@ -89,8 +88,7 @@ class TerselyInt4LinearKernel(MPLinearKernel):
 def register_if_enabled() -> None:
     """Put the kernel first in vLLM's list for CPUs, once, if TERSELY_INT4_KERNEL=1.
 
-    Raises:
-        OptionError: the variable has a value other than 0 or 1.
+    Raises OptionError for a value other than 0 or 1.
     """
     value = os.environ.get(SWITCH) or "0"
     if value not in ("0", "1"):

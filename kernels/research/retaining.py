@@ -219,11 +219,7 @@ def save_heads(
 ) -> None:
     """Write both files, the JSON one last; raises WriteError.
 
-    Args:
-        heads: the heads to save.
-        folder: is created if it does not exist.
-        base: `name` and `fingerprint` of the model.
-        metrics: any JSON to keep with the heads.
+    `base` has the `name` and `fingerprint` of the model, `metrics` is any JSON to keep with the heads.
     """
     folder = Path(folder)
     weights = to_bytes({name: tensor.contiguous() for name, tensor in heads.state_dict().items()})
@@ -245,8 +241,7 @@ def save_heads(
 def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
     """Load heads for the model with this fingerprint (`probes.fingerprint`).
 
-    Raises:
-        ModelError: files are missing, damaged or do not belong together, or the heads were trained for another model.
+    Raises ModelError if files are missing, damaged or do not belong together, or the heads are those of another model.
     """
     folder = Path(folder)
     try:

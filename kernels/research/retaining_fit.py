@@ -42,9 +42,7 @@ class TrainingText:
 def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingText:
     """Run the model on one text, and record the projections and importances of its units.
 
-    Raises:
-        OptionError: the target is unknown, or the text has no more than `MIN_DISTANCE` tokens.
-        CapabilityError: as in `retaining`.
+    Raises OptionError for an unknown target, or a text of up to `MIN_DISTANCE` tokens; CapabilityError as `retaining`.
     """
     if target not in TARGETS:
         raise unknown("target", target, TARGETS)
@@ -121,10 +119,7 @@ def fit(
 ) -> RetainingHeads:
     """Train heads on texts of one model; each step takes `texts` of them, and the learning rate follows a cosine.
 
-    The initial weights of the first layers standardize their inputs.
-
-    Raises:
-        OptionError: `data` is empty.
+    The initial weights of the first layers standardize their inputs. Raises OptionError if `data` is empty.
     """
     if not data:
         raise OptionError("no training data; accepted: one or more texts of the model")

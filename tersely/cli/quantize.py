@@ -64,7 +64,7 @@ def quantize(
     """
     from ..evaluation.accuracy_check import AccuracyCheck
     from ..kernels.quantization.calibration_text import CalibrationText
-    from ..kernels.quantization.config import ScaleSearch, Scheme
+    from ..kernels.quantization.linear import ScaleSearch, Scheme
     from ..kernels.quantization.run import check_out, format_report, quantize_checkpoint
 
     if scheme not in SCHEMES:

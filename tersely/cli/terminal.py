@@ -61,21 +61,17 @@ class TerminalRenderer:
 
     def mark(self, text: str, forced: str = "") -> None:
         """A line about something that the model did not write itself, with the text that was put into its mouth."""
-        self._end_line()
+        self.finish()
         self._put(f"{self.sign} {text}", "bold yellow")
         if forced:
             self._put(f" {self.arrow} {forced}", "yellow")
         self._put("\n")
 
-    def finish(self) -> None:
-        """End the line."""
-        self._end_line()
-
     def _show(self, text: str, channel: str) -> None:
         if self._tail.endswith("\n"):
             text = text.lstrip("\n")
         if self._shown != channel:
-            self._end_line()
+            self.finish()
             if self._tail != "\n\n":
                 self._put("\n")
             if not self.styled:
@@ -87,7 +83,8 @@ class TerminalRenderer:
         self._write(text, style)
         self._tail = (self._tail + text)[-2:]
 
-    def _end_line(self) -> None:
+    def finish(self) -> None:
+        """End the line, if one is open."""
         if not self._tail.endswith("\n"):
             self._put("\n")
 

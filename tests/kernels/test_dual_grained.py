@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from tersely.errors import ModelError
-from tersely.kernels.quantization.dgq import (
+from tersely.kernels.quantization.dual_grained import (
     FINE_GRID,
     DualGrained,
     code_bounds,
+    fit_coarse,
     outlier_scale,
+    output_errors,
     quantize_dual_grained,
+    quantize_gptq,
     quantize_int8,
+    search_range,
 )
-from tersely.kernels.quantization.gptq import fit_coarse, output_errors, quantize_gptq, search_range
 
 from ..support.refusals import refused
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tersely.kernels import huge_pages as pages
+from tersely.kernels import w4a8_layout as pages
 
 from ..support.mapped import is_in_huge_pages, needs_huge_pages
 

@@ -22,7 +22,7 @@ from tersely.errors import ModelError, OptionError
 from tersely.io import WriteError
 from tersely.kernels.quantization import Scheme, W4A8Config
 from tersely.kernels.quantization import model as module_of_model
-from tersely.kernels.quantization.config import METHOD
+from tersely.kernels.quantization.linear import METHOD
 from tersely.kernels.quantization.run import REPORT
 from tersely.models import get_model_path
 

@@ -15,11 +15,9 @@ from pydantic import Field
 
 from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
-from ..data import Row
-from ..preflight import CheckedRecipe, check_recipe
+from ..preflight import CheckedRecipe, Row, check_recipe
 from ..processes import resumable_map
-from ..rewards import Correctness, GroupBrevity, Reward
-from ..rewards.base import NO_THINK, THINK, get_modes, parse_number, require_column
+from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, parse_number, require_column
 from ..rollouts import GroupRollouts
 from ..sampling import CompletionRequest, RolloutSampler
 from ..traces import rollout_identity
@@ -104,10 +102,9 @@ def measure_reference(
     correct: Correctness,
     log: Callable[[str], None] = lambda line: None,
 ) -> list[float]:
-    """The share of `samples` thinking completions that are right, for each row; resumed from `path`.
+    """The share of `samples` thinking completions that are right, for each row.
 
-    Raises:
-        CheckpointLogError: if the file belongs to another model, other questions or other settings.
+    Resumed from `path`; raises CheckpointLogError if that has another model, other questions or other settings.
     """
 
     def measure(part: Sequence[Row], start: int) -> list[float]:

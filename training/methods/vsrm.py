@@ -28,8 +28,7 @@ from ..config import AlwaysThinks, Recipe, Section
 from ..memory import ONE_MODEL, ResidentModels
 from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
-from ..rewards import Correctness
-from ..rewards.base import NO_THINK
+from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
 from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
 from ..training_run import TrainingRun

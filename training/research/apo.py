@@ -24,13 +24,11 @@ from ...errors import OptionError
 from ...evaluation.agents.tools import TOOL_SCHEMAS
 from ...io import write
 from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section
-from ..data import Row, load_tasks
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..preflight import CheckedRecipe, Row, check_effort, check_recipe, load_tasks
 from ..processes import rank0_only, resumable_map
-from ..rewards import Correctness, Reward
-from ..rewards.base import AGENTIC, NO_THINK, THINK, get_modes, group_by_prompt, require_column
+from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, group_by_prompt, require_column
 from ..sampling import FREE, CompletionRequest, RolloutSampler
 from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
@@ -191,8 +189,7 @@ class Alignment:
     def align(self) -> None:
         """Train the sampler's model, or load the result of an earlier run from `aligned/`.
 
-        Raises:
-            RecipeError: if no mode is sufficient for any question.
+        Raises RecipeError if no mode is sufficient for any question.
         """
         engine = self.runner.sampler.engine
         folder = self.recipe.out / "aligned"

@@ -137,9 +137,7 @@ def choose_threshold(
 ) -> ChosenThreshold:
     """Choose the lowest threshold at which both the tokens that leave and those that stay agree with the model.
 
-    Args:
-        traces: held out from training.
-        agreement: the share of tokens whose most likely next token has to be the model's.
+    `traces` are held out from training; `agreement` is the share of tokens whose likeliest next token is the model's.
     """
     states = collect_states(model, traces, layer, close)
     scores, right = _score_states(model, arrays, states)

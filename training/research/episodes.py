@@ -18,8 +18,8 @@ from ...evaluation.agents.tasks import Task
 from ...evaluation.agents.tools import ToolError, call_tool
 from ...evaluation.runner import batch_seed
 from ..config import Data
-from ..data import load_tasks
-from ..rewards.base import AGENTIC
+from ..preflight import load_tasks
+from ..rewards import AGENTIC
 from ..rollouts import GroupRollouts
 from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
 

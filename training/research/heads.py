@@ -89,8 +89,7 @@ def load_heads(folder: Path | str) -> dict[str, Tensor]:
 def mix_heads(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """The weighted mean of heads, [vocabulary, hidden]; objectives that are not named have weight 0.
 
-    Raises:
-        OptionError: for an unknown objective or an invalid weight.
+    Raises OptionError for an unknown objective or an invalid weight.
     """
     shares = _normalise_weights(heads, weights)
     mixed = sum((heads[name].float() * share for name, share in shares.items()), torch.zeros(()))
@@ -98,11 +97,7 @@ def mix_heads(heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tens
 
 
 def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[str, float]) -> None:
-    """Set the head of a loaded model to a mixture of these heads, in place.
-
-    Raises:
-        ModelError: if the heads do not fit the model.
-    """
+    """Set the head of a loaded model to a mixture of these heads, in place; raises ModelError if they do not fit."""
     weight = _get_head_weight(model)
     for name, head in heads.items():
         if head.shape != weight.shape:

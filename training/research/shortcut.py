@@ -19,10 +19,9 @@ from ...controller.engines.transformers.research.early_exit import FAMILIES
 from ...probes.fingerprint import question_hash
 from ...probes.research.shortcut import KIND, Shortcut, save_shortcut
 from ..config import Recipe, RecipeError, Section
-from ..data import Row
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, check_recipe, load_meta_engine
+from ..preflight import CheckedRecipe, Row, check_recipe, load_meta_engine
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
 from ..traces import SampledTrace, collect_traces

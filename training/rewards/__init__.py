@@ -1,11 +1,277 @@
-"""Rewards shared by several methods: picklable callables with TRL's signature.
+"""Rewards that several methods share, for right answers and for length, and helpers to read completions and columns.
 
-Rewards of a single method are in that method's module. `framework_adapters` has rewards for verl and OpenRLHF.
+TRL calls `reward(prompts=, completions=, completion_ids=, **columns)` with one entry per completion in each argument.
+Columns come from the dataset and from the rollouts. The result has one number per completion, or None where the reward
+does not apply. Rewards of a single method are in that method's module; `framework_adapters` has rewards for verl and
+OpenRLHF.
 """
 
 from __future__ import annotations
 
-from .base import Correctness, Reward
-from .length import GroupBrevity, HintBudget, TierAdherence
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal
+from itertools import groupby
+from numbers import Real
+from typing import Any, ClassVar
 
-__all__ = ["Correctness", "GroupBrevity", "HintBudget", "Reward", "TierAdherence"]
+from ...controller.budgets import TIERS
+from ...controller.text.answers import extract_answer
+from ...controller.text.markers import Markers
+from ...controller.text.reasoning_parser import split_text
+from ...errors import OptionError, did_you_mean, unknown
+from ...evaluation.tasks.equality import DEADLINE, AnswerChecker
+from ...evaluation.tasks.questions import Drawn, Question
+from ...evaluation.tasks.sandbox import Closing
+
+THINK, NO_THINK, AGENTIC = "think", "no_think", "agentic"
+"""Modes of a completion: it thinks, it answers at once, or it calls tools (with or without thinking)."""
+
+
+class Reward:
+    """A reward function. Its settings are plain values, so it can be pickled; TRL logs it under its `__name__`."""
+
+    name: ClassVar[str]
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """One reward per completion."""
+        raise NotImplementedError
+
+
+class Correctness(Reward, Closing):
+    """1 for a right answer, 0 for a wrong or missing one, by the equality that the benchmarks use.
+
+    Columns: `answer`, the gold answer, text or a number. Optional: `response`, the text after the thinking, if the
+    rollouts have split it off; `gym_entry`, name and entry of a reasoning-gym task; `solved`, a verdict of the
+    environment. With one of the last two, `answer` may be None.
+
+    A helper process is started when a comparison needs it; `close()` ends it.
+    """
+
+    name = "correctness"
+
+    def __init__(self, marker: str | None = "</think>", deadline: float = DEADLINE) -> None:
+        """`marker` ends the thinking, None if completions contain none; `deadline` is in seconds for a comparison."""
+        self.marker, self.deadline = marker, deadline
+        self._checker = AnswerChecker(deadline)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.marker, self.deadline)
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        gold = require_column(columns, "answer", self.name)
+        responses = columns.get("response") or [answer_part(get_text(c), self.marker) for c in completions]
+        entries, verdicts = (columns.get(name) or [None] * len(completions) for name in ("gym_entry", "solved"))
+        rewards: list[float | None] = []
+        for i, (answer, response, entry, solved) in enumerate(zip(gold, responses, entries, verdicts, strict=True)):
+            if solved is None:
+                text = "" if entry else gold_text(answer, f"row {i} of this batch's column 'answer'")
+                solved = self.is_right(text, response, entry)
+            rewards.append(float(solved))
+        return rewards
+
+    def is_right(self, gold: str, response: str, gym_entry: Sequence[str] | None = None) -> bool:
+        """Whether a response gives the gold answer, or solves a reasoning-gym entry."""
+        if not response:
+            return False
+        question = Question("", "", gold, drawn=Drawn(*gym_entry) if gym_entry else None)
+        return self._checker.grade(question, response if gym_entry else extract_answer(response)).equal
+
+    def close(self) -> None:
+        """End the helper process, if there is one."""
+        self._checker.close()
+
+
+def get_text(completion: Any) -> str:
+    """The text of a completion: a string, or the last of several messages."""
+    return completion if isinstance(completion, str) else str(completion[-1].get("content") or "")
+
+
+def answer_part(text: str, close: str | None) -> str:
+    """What follows the thinking; empty where that was never closed. close: None if the prompt has closed it."""
+    return text.strip() if close is None else split_text(text, Markers("", close), "thinking")[1]
+
+
+def require_column(columns: Mapping[str, Any], name: str, reward: str) -> Sequence[Any]:
+    """A column that a reward needs; raises OptionError."""
+    if columns.get(name) is None:
+        raise OptionError(
+            f"the reward {reward!r} needs the column {name!r}, from the dataset or from tersely's rollouts; "
+            f"{did_you_mean(name, sorted(columns))}",
+            code="missing_column",
+        )
+    column: Sequence[Any] = columns[name]
+    return column
+
+
+def gold_text(gold: Any, source: str) -> str:
+    """A gold answer as text, with numbers in plain digits; raises OptionError, naming its source."""
+    if isinstance(gold, str):
+        return gold
+    if not isinstance(gold, Real | Decimal) or isinstance(gold, bool) or not _is_finite(gold):
+        raise OptionError(
+            f"{source} is {gold!r}; accepted: text or a finite number; add it, or remove the row",
+            code="invalid_gold_answer",
+        )
+    text = str(gold)
+    return format(Decimal(text), "f") if "e" in text.lower() else text  # answers are not compared in 1e-05 notation
+
+
+def parse_number(value: Any, source: str) -> float:
+    """A value as a finite number; raises OptionError, naming its source."""
+    if _is_finite(value):
+        with suppress(OverflowError):  # an integer beyond the range of floats
+            return float(value)
+    raise OptionError(
+        f"{source} is {value!r}; accepted: a finite number; add it, or remove the row", code="invalid_number"
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and (isinstance(value, int) or math.isfinite(float(value)))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def get_modes(completions: Sequence[Any], columns: Mapping[str, Any], close: str) -> list[str]:
+    """The mode of each completion: from the column `mode`, else by whether it starts with the closing marker."""
+    if columns.get("mode") is not None:
+        return list(columns["mode"])
+    return [NO_THINK if get_text(c).lstrip().startswith(close) else THINK for c in completions]
+
+
+def group_by_prompt(prompts: Sequence[Any]) -> list[range]:
+    """The index ranges of equal prompts; the completions of a question are consecutive."""
+    groups, start = [], 0
+    for _, equal in groupby(prompts):
+        size = sum(1 for _ in equal)
+        groups.append(range(start, start + size))
+        start += size
+    return groups
+
+
+class GroupBrevity(Reward):
+    """From +weight/2 for the shortest right completion of a group down to -weight/2 for the longest (SER-RL).
+
+    0 for wrong completions, if all right ones are equally long, or if too few of the group are right: a question that
+    is not learned yet must not be learned short. The formula of the paper (arXiv 2506.15647) is unpublished; this one
+    is ours.
+    """
+
+    name = "group_brevity"
+
+    def __init__(
+        self, correct: Correctness, weight: float = 0.2, min_accuracy: float = 0.5, *, thinking_only: bool = False
+    ) -> None:
+        """`min_accuracy` is the share of a group that has to be right.
+
+        With `thinking_only`, only completions that think are compared, by the column `mode`; the others get 0.
+        """
+        if not 0 < weight < 1:
+            raise OptionError(
+                f"brevity weight is {weight}; accepted: above 0 and below 1, the reward for a right answer"
+            )
+        self.correct, self.weight, self.min_accuracy, self.thinking_only = correct, weight, min_accuracy, thinking_only
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        right = self.correct(prompts, completions, **columns)
+        lengths = [len(ids) for ids in require_column(columns, "completion_ids", self.name)]
+        rewards: list[float | None] = [0.0] * len(lengths)
+        modes = require_column(columns, "mode", self.name) if self.thinking_only else [THINK] * len(lengths)
+        for indices in group_by_prompt(prompts):
+            group = [i for i in indices if modes[i] == THINK]
+            good = [i for i in group if right[i]]
+            if not good or len(good) < self.min_accuracy * len(group):
+                continue
+            shortest, longest = min(lengths[i] for i in good), max(lengths[i] for i in good)
+            for i in good if shortest < longest else []:
+                rewards[i] = self.weight * (0.5 - (lengths[i] - shortest) / (longest - shortest))
+        return rewards
+
+
+def excess_penalty(tokens: int, allowed: int) -> float:
+    """0 within the allowed tokens, falling linearly to -1 at twice as many."""
+    return -min(1.0, max(0, tokens - allowed) / max(allowed, 1))
+
+
+class TierAdherence(Reward):
+    """0 for thinking within the tier's budget, down to -1 at twice that; columns `tier` and `thinking_tokens`."""
+
+    name = "tier_adherence"
+
+    def __init__(self, budgets: Mapping[str, int] | None = None, marker_id: int | None = None) -> None:
+        """`budgets` are the thinking tokens of each tier, by default those of the controller.
+
+        Without a column `thinking_tokens`, they are counted in `completion_ids`, up to the token `marker_id`.
+        """
+        self.budgets = dict(budgets or {name: tier.thinking for name, tier in TIERS.items()})
+        self.marker_id = marker_id
+        for tier in self.budgets:
+            if tier not in TIERS:
+                raise unknown("tier", tier, TIERS)
+        if marker_id is not None and (not isinstance(marker_id, int) or isinstance(marker_id, bool) or marker_id < 0):
+            raise OptionError(f"marker_id is {marker_id!r}; accepted: the id of one token, 0 or more")
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        tiers = require_column(columns, "tier", self.name)
+        for tier in tiers:
+            if not isinstance(tier, str) or tier not in self.budgets:
+                raise unknown("tier", str(tier), self.budgets)
+        counts = self._thinking_tokens(columns)
+        return [excess_penalty(count, self.budgets[tier]) for tier, count in zip(tiers, counts, strict=True)]
+
+    def _thinking_tokens(self, columns: Mapping[str, Any]) -> list[int]:
+        if (counts := columns.get("thinking_tokens")) is not None:
+            return [
+                int(parse_number(count, f"row {i} of this batch's column 'thinking_tokens'"))
+                for i, count in enumerate(counts)
+            ]
+        if self.marker_id is None:
+            raise OptionError(
+                f"the reward {self.name!r} needs the column 'thinking_tokens', as tersely's rollouts provide, or the "
+                "id of the token that closes the thinking: "
+                "TierAdherence(marker_id=tokenizer.convert_tokens_to_ids('</think>'))",
+                code="missing_column",
+            )
+        return [
+            count_thinking_tokens(ids, self.marker_id) for ids in require_column(columns, "completion_ids", self.name)
+        ]
+
+
+def count_thinking_tokens(ids: Sequence[int], marker: int) -> int:
+    """Thinking tokens including the closing marker, as the rollouts count them; 0 if the marker comes first.
+
+    All tokens count if the thinking is never closed. After a marker at the very start, a second one counts.
+    """
+    later = next((i for i, token in enumerate(ids) if i and token == marker), None)
+    if later is not None:
+        return later + 1
+    return 0 if len(ids) and ids[0] == marker else len(ids)
+
+
+class HintBudget(Reward):
+    """0 if thinking ends within `tokens` after its first hint, down to -1 at twice that; None without a hint.
+
+    Column `after_hint`: the model's own thinking tokens after the hint, None without one.
+    """
+
+    name = "hint_budget"
+
+    def __init__(self, tokens: int = 128) -> None:
+        if tokens < 1:
+            raise OptionError(f"tokens after a hint is {tokens}; accepted: 1 or more")
+        self.tokens = tokens
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        """See `Reward`."""
+        counts = require_column(columns, "after_hint", self.name)
+        return [None if count is None else excess_penalty(count, self.tokens) for count in counts]

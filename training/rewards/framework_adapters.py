@@ -12,8 +12,7 @@ from typing import Any
 
 from tersely.controller.budgets import TIERS
 from tersely.errors import OptionError, unknown
-from tersely.training.rewards.base import Correctness, answer_part, gold_text, parse_number
-from tersely.training.rewards.length import excess_penalty
+from tersely.training.rewards import Correctness, answer_part, excess_penalty, gold_text, parse_number
 
 CLOSE = "</think>"
 
@@ -33,15 +32,12 @@ def compute_score(
     adherence: float = 0.0,
     **_: Any,
 ) -> dict[str, float]:
-    """Verl's reward function: the sum as `score`, and its parts.
+    """Verl's reward function: the sum as `score`, and its parts; raises OptionError for missing or invalid data.
 
     Args:
         extra_info: if it has `reference`, that is subtracted as a baseline.
         delta: reward for not thinking.
         adherence: weight of keeping to the tier's budget; needs `tier` and `thinking_tokens` in `extra_info`.
-
-    Raises:
-        OptionError: for missing or invalid data.
     """
     info = extra_info or {}
     right = float(_correctness().is_right(gold_text(ground_truth, "ground_truth"), answer_part(solution_str, CLOSE)))

@@ -161,8 +161,7 @@ def count_rechecks(steps: int, mode: str, rng: Random) -> int:
 def think(writer: Writer, mode: str, brief: bool = False) -> None:
     """Write the thinking of a mode: `easy` has one fast pass, `normal` re-checks it, `hard` is careful at once.
 
-    Args:
-        brief: at most one re-check, for the first part of training, which teaches correct passes.
+    `brief` means at most one re-check, for the first part of training, which teaches correct passes.
     """
     rng, steps = writer.rng, len(writer.problem.program)
     slip = {"easy": 0.0, "normal": 0.2 if steps == 1 else 0.4, "hard": 0.08}[mode]

@@ -18,8 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...models import get_model_path
-from .batches import Batch, batches
-from .tokenizer import agent_tokenizer, build_tokenizer
+from .batches import Batch, agent_tokenizer, batches, build_tokenizer
 
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
@@ -144,8 +143,7 @@ def train(
 ) -> Path:
     """Train one model and save it to `out`; resumes from `out/checkpoint.pt` if an earlier run wrote it.
 
-    Raises:
-        TimeoutError: after `wall_minutes`, with a checkpoint written.
+    Raises TimeoutError after `wall_minutes`, with a checkpoint written.
     """
     size = SIZES[size_name]
     goal = tokens or size.tokens

@@ -12,7 +12,7 @@ from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import GenerationResult, Usage
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.evaluation.trace_analysis import TraceReading, read, tokens_until
-from tersely.training.toy_models.tokenizer import build_tokenizer
+from tersely.training.toy_models.batches import build_tokenizer
 from tersely.training.toy_models.traces import respond
 
 MARKERS = Markers("<think>", "</think>")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tersely.cli import doctor_checks as checks
+from tersely.cli import doctor as checks
 from tersely.cli.app import main
-from tersely.cli.doctor_checks import DoctorCheck
+from tersely.cli.doctor import DoctorCheck
 from tersely.controller.trace import Decision, GenerationResult, Span, Usage
 from tersely.models import get_model_path
 

@@ -15,8 +15,8 @@ from tersely.controller.text.tool_calls import OPEN, ToolCall, parse_tool_calls
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.agents.tools import TOOL_SCHEMAS
 from tersely.training.config import Data, RecipeError, Rollouts
-from tersely.training.data import load_rows, load_tasks
 from tersely.training.methods import load_method
+from tersely.training.preflight import load_rows, load_tasks
 from tersely.training.research.apo import choose_cheapest, to_alignment_trace
 from tersely.training.research.episodes import (
     Environment,
@@ -25,7 +25,7 @@ from tersely.training.research.episodes import (
     TrainingEpisode,
     load_environment,
 )
-from tersely.training.rewards.base import AGENTIC, NO_THINK, THINK
+from tersely.training.rewards import AGENTIC, NO_THINK, THINK
 from tersely.training.sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from tersely.training.training_run import MODEL
 

@@ -16,8 +16,8 @@ from tersely.errors import MarkerError, OptionError, TerselyError
 from tersely.evaluation.tasks.questions import TaskError
 from tersely.models import get_model_path
 from tersely.training import methods as methods_module
-from tersely.training.adapters import count_adapter_parameters
 from tersely.training.config import Recipe, RecipeError, read_recipe
+from tersely.training.memory import count_adapter_parameters
 from tersely.training.methods import METHODS, list_methods, load_method
 from tersely.training.preflight import load_meta_engine
 from tersely.training.run import train

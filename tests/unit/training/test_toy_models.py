@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tersely.controller.text.answers import extract_boxed, extract_stated_answer
 from tersely.evaluation.tasks.toy_problems import Problem, stream
-from tersely.training.toy_models.batches import WEIGHTS, batches, encode
-from tersely.training.toy_models.tokenizer import build_tokenizer
+from tersely.training.toy_models.batches import WEIGHTS, batches, build_tokenizer, encode
 from tersely.training.toy_models.traces import DIRECT, FINAL, HINTS, RESPONSES, SLIP, respond
 from tersely.training.toy_models.train import train
 

@@ -15,9 +15,8 @@ from tersely.controller.text.tool_calls import parse_tool_calls, supports_tools
 from tersely.evaluation.agents.tasks import Task, stream_tasks
 from tersely.evaluation.agents.tools import TOOLS
 from tersely.models import get_model_path
-from tersely.training.toy_models.batches import encode_step, encode_turn
+from tersely.training.toy_models.batches import agent_tokenizer, encode_step, encode_turn
 from tersely.training.toy_models.steps import UNKNOWN, AgentStep, respond_to
-from tersely.training.toy_models.tokenizer import agent_tokenizer
 from tersely.training.toy_models.train import SIZES, build_model, load_base_weights, train
 
 EFFORTS = ("none", "easy", "normal", "hard")

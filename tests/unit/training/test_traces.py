@@ -6,8 +6,7 @@ from pathlib import Path
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Data, Rollouts
-from tersely.training.data import load_rows
-from tersely.training.preflight import CheckedRecipe
+from tersely.training.preflight import CheckedRecipe, load_rows
 from tersely.training.sampling import RolloutSampler
 from tersely.training.traces import SampledTrace, collect_traces, to_sft
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tersely.training.data import load_rows
-from tersely.training.rewards.base import NO_THINK, THINK
+from tersely.training.preflight import load_rows
+from tersely.training.rewards import NO_THINK, THINK
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import FREE, CompletionRequest
 from tersely.training.trainer import AdaptiveTrainer
