@@ -16,8 +16,7 @@ from .policies import make_policies
 from .policies.base import Policy
 from .prompts import as_messages, thinking_state_after
 from .replay import bind_for_replay
-from .results import build_result
-from .session import Session
+from .session import Session, build_result
 from .streaming import EventSink
 from .text.markers import Markers, choose_markers
 from .text.tokenizer_adapter import get_adapter
@@ -265,7 +264,7 @@ class CustomGenerate:
         streamer: Any,
         stop_strings: Sequence[str] | None,
     ) -> None:
-        from .engines.transformers.custom_generate import as_custom_generate
+        from .engines.transformers.decode import as_custom_generate
 
         self.results: list[GenerationResult] = []
         self._codec, self._markers = get_adapter(tokenizer), markers

@@ -26,9 +26,7 @@ from .policies.base import (
 )
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
-from .text.closing import CLOSING_SENTENCE, closing_text, paragraph_separator
-from .text.marker_matcher import MarkerMatcher
-from .text.markers import Markers
+from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision

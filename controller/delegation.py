@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .policies.base import AskHelper, Delegate, HelperAction, ReviewDraft, TextAction
 from .policy_runner import PolicyTask
-from .text.closing import paragraph_separator
+from .text.markers import paragraph_separator
 from .text.thoughts import ThinkingState
 from .types import Directive, Prompt
 from .verification import ReviewCriterion, format_error

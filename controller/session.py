@@ -1,40 +1,37 @@
-"""A session: an engine and its markers, ready to answer prompts under an effort and a set of policies."""
+"""A session: an engine and its markers, ready to answer prompts under an effort and a set of policies.
+
+It makes the results as well, from what the engine and the controllers have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort
+from .controller import Controller
 from .delegation import Helper
-from .modifiers import resolve_modifier
 from .options import GenerationOptions
 from .policies import make_policies, make_policy
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
+from .registry import resolve_modifier
 from .request_builder import PreparedRequest, RequestBuilder
-from .results import build_result
 from .streaming import EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
-from .text.tokenizer_adapter import get_adapter
-from .trace import Decision, GenerationResult
-from .types import (
-    SESSION_CAPABILITIES,
-    BindContext,
-    Capability,
-    Completion,
-    Engine,
-    ForwardModifier,
-    Prompt,
-)
+from .text.reasoning_parser import split_reasoning
+from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from .trace import Decision, GenerationResult, Span, Usage
+from .types import SESSION_CAPABILITIES, BindContext, Capability, Completion, Engine, ForwardModifier, Prompt
 from .verification import Verifier
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
-    from .live_recorder import LiveRecorder
+    from .policies.record import LiveRecorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +184,7 @@ class Session:
             return None
         if not options.shadow and make_policies(options.preset, options.policies):
             raise OptionError("only uncontrolled thinking can be recorded; use shadow mode or preset 'off'")
-        from .live_recorder import LiveRecorder
+        from .policies.record import LiveRecorder
 
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
@@ -209,3 +206,55 @@ class Session:
         if probes not in self._tier_probes:
             self._tier_probes[probes] = load_tier_probe(self.engine, probes)
         return self._tier_probes[probes]
+
+
+def build_result(
+    done: Completion,
+    controller: Controller | None,
+    codec: TokenizerAdapter,
+    markers: Markers,
+    *,
+    state: str,
+    tier: str,
+    prompt_tokens: int,
+    recomputed: int = 0,
+    notes_before: Sequence[Decision] = (),
+    notes_after: Sequence[Decision] = (),
+) -> GenerationResult:
+    """The result of one sequence.
+
+    Args:
+        state: where the prompt left the model; see `prompts.RenderedPrompt`.
+    """
+    parts = split_reasoning(done.token_ids, codec, markers, state)
+    return GenerationResult(
+        text=codec.decode(done.token_ids),
+        thinking=parts.thinking,
+        answer=parts.answer,
+        finish_reason=done.finish_reason,
+        tier=tier,
+        usage=Usage(
+            prompt=prompt_tokens,
+            thinking=parts.thinking_tokens,
+            answer=parts.answer_tokens,
+            injected=sum(done.forced),
+            discarded=done.dropped,
+            trial=done.trial,
+            verifier=controller.verifier_tokens if controller else 0,
+            helper_completion=controller.delegations.tokens if controller else 0,
+            helper_prompt=controller.delegations.read if controller else 0,
+            recomputed=done.recomputed + recomputed,
+        ),
+        trace=(*notes_before, *(controller.decisions if controller else ()), *notes_after),
+        spans=build_spans(done.token_ids, done.forced, codec),
+        token_ids=done.token_ids,
+        signals=done.signals,
+    )
+
+
+def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdapter) -> tuple[Span, ...]:
+    """Group an output into runs of sampled and of forced text."""
+    spans = []
+    for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):
+        spans.append(Span("forced" if is_forced else "sampled", codec.decode([token for token, _ in run])))
+    return tuple(spans)

@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 
 from .policies.base import TrialAnswer
 from .text.answers import extract_boxed, find_closing_brace, normalize_answer
-from .text.closing import closing_text, paragraph_separator
-from .text.markers import Markers
+from .text.markers import Markers, closing_text, paragraph_separator
 from .text.tokenizer_adapter import TokenizerAdapter
 from .types import KEEP, Directive
 

@@ -15,17 +15,17 @@ from ..registry import load_add_ons
 from .base import BOUND, Policy
 
 _BUILT_IN = {
-    "auto_exit": "auto_exit:AutoExit",
-    "budget": "budget:BudgetForcing",
-    "convergence": "convergence:Convergence",
-    "escalate": "escalate:Escalate",
+    "auto_exit": "readiness:AutoExit",
+    "budget": "exits:BudgetForcing",
+    "convergence": "exits:Convergence",
+    "escalate": "second_look:Escalate",
     "hint": "hint:ConciseHint",
     "readiness": "readiness:Readiness",
-    "reconsider": "reconsider:Reconsider",
-    "repetition": "repetition:Repetition",
-    "sirius": "draft_review:Sirius",
-    "speculative": "speculative_thinking:SpeculativeThinking",
-    "specreason": "draft_review:SpecReason",
+    "reconsider": "second_look:Reconsider",
+    "repetition": "exits:Repetition",
+    "sirius": "speculative:Sirius",
+    "speculative": "speculative:SpeculativeThinking",
+    "specreason": "speculative:SpecReason",
     "trimr": "trimr:TrimR",
 }
 _PAPER_HINT = {"earliest": 0, "limit": 64, "whole": True, "clauses": True}

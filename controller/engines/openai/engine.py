@@ -15,8 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ....errors import CapabilityError, ModelError
 from ...types import Capability, Completion, Request, SamplingParams, TokenSink
-from ..sequence import SequenceState
-from ..validation import check_max_new_tokens
+from ..sequence import SequenceState, check_max_new_tokens
 from .backend import CompletionBackend, ServerLostError, StreamError
 from .stream_request import RemoteRequest, RemoteState
 

@@ -18,10 +18,9 @@ from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
 from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
 from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
-from ..validation import check_max_new_tokens
+from ..sequence import check_max_new_tokens
 from .decode import BatchDecoder, BatchSettings
-from .hidden_states import HiddenStates
-from .hooks import SignalsHook
+from .hooks import HiddenStates, SignalsHook
 from .model_runner import can_be_ragged
 
 

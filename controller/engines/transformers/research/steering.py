@@ -19,7 +19,7 @@ from .....probes.artifact import ArtifactError
 from .....probes.research.steering import KIND, Direction, load_direction
 from ....probe_registry import ProbeError, find_probe
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hidden_states import find_decoder_layers
+from ..hooks import find_decoder_layers
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""

@@ -1,8 +1,12 @@
-"""Speculative Thinking (arXiv 2504.12329): a larger model writes the reflective steps of a smaller one.
+"""A larger model writes or reviews parts of a smaller one's thinking.
 
-After each paragraph the small model drafts some tokens. If they sound like affirmation or reflection, the helper writes
-in their place; if the result verifies something, the helper writes some more; and after too much reflection it looks
-for the step that went wrong.
+`SpeculativeThinking` (arXiv 2504.12329): after each paragraph the small model drafts some tokens. If they sound like
+affirmation or reflection, the helper writes in their place; if the result verifies something, it writes some more; and
+after too much reflection it looks for the step that went wrong.
+
+`Sirius` (arXiv 2409.03856): every few tokens the larger model rewrites from the first token on that it finds too
+unlikely. `SpecReason` (arXiv 2504.07891): thought by thought, where its grade is too low. As long as the larger model
+agrees, both need a prefill of it and none of its decoding.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..types import Capability
-from .base import Action, Delegate, Policy, PolicyView, Wait, Watching
+from ..verification import ReviewCriterion
+from .base import Action, Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -118,3 +123,55 @@ class SpeculativeThinking(Policy):
         kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
         text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
         return drafted if text is None else text
+
+
+_REQUIRES = frozenset({Capability.KV_ROLLBACK, Capability.HELPER, Capability.DRAFT_REVIEW})
+
+
+@dataclass(frozen=True, slots=True)
+class Sirius(Policy):
+    """Let the helper check every `every` tokens.
+
+    Attributes:
+        min_probability: rewrite from the first token on that the helper gives less. The paper's value is 0.1.
+        tokens: how many it then writes, the first in place of the rejected one. The paper's value is 1.
+    """
+
+    name: ClassVar[str] = "sirius"
+    requires: ClassVar[frozenset[Capability]] = _REQUIRES
+    every: int = 16
+    min_probability: float = 0.1
+    tokens: int = 1
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        checked = 0
+        while True:
+            yield Wait(at=checked + self.every, boundary="token")
+            criterion = ReviewCriterion(self.min_probability)
+            yield ReviewDraft(self.tokens, "checked", view.tokens - checked, criterion)
+            checked = view.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SpecReason(Policy):
+    """Let the helper grade each thought from 0 to 9, and rewrite thoughts below `min_grade`.
+
+    Attributes:
+        min_grade: the paper's scripts accept from 7 on.
+        tokens: most that the helper writes for one thought.
+    """
+
+    name: ClassVar[str] = "specreason"
+    requires: ClassVar[frozenset[Capability]] = _REQUIRES
+    min_grade: float = 7.0
+    tokens: int = 256
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        graded = 0
+        while True:
+            yield Wait(at=graded + 1)
+            criterion = ReviewCriterion(self.min_grade, "grade")
+            yield ReviewDraft(self.tokens, "graded", view.tokens - graded, criterion, one_thought=True)
+            graded = view.tokens

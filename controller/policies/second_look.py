@@ -1,8 +1,10 @@
-"""Escalate: where thinking on will not repair what the model has, a larger model thinks instead.
+"""What the readiness probe does besides ending the thinking: it sends the model, or a larger one, on where it is wrong.
 
-The other end of the readiness probe. Where it ends the thinking because the answer stands, that is fine; where it ends
-it because all is lost, or where the model itself stops and is probably wrong, another model may do better. A cascade
-that decides by what the thinking shows, not by the question.
+`Escalate` is a cascade that decides by what the thinking shows, not by the question: where the probe would end the
+thinking because all is lost, or the model itself stops and is probably wrong, a larger model thinks instead.
+`Reconsider` updates the belief in a tier: a question that was taken for easy shows by its entropies that it is not,
+and gets a second look instead of a wrong answer. Budget forcing (s1, arXiv 2501.19393) appends "Wait" without a reason;
+here a probe gives one.
 """
 
 from __future__ import annotations
@@ -15,10 +17,9 @@ from ...probes.features import features
 from ...probes.io import StoredRule
 from ...probes.rule import RuleState
 from ..probe_registry import load_stop_rule
-from ..thought_features import FeatureTracker
 from ..types import BindContext, Capability
-from .base import BOUND, Delegate, Policy, PolicyView, Wait, Watching
-from .readiness import StopRulePolicy
+from .base import BOUND, Delegate, Inject, Policy, PolicyView, Wait, Watching
+from .readiness import FeatureTracker, StopRulePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +69,43 @@ class Escalate(StopRulePolicy):
                 prefix = "" if self.restart else self.prefix
                 yield Delegate(self.tokens, reason, prefix=prefix, restart=self.restart)
                 return
+
+
+@dataclass(frozen=True, slots=True)
+class Reconsider(StopRulePolicy):
+    """Continue the thinking where the readiness probe is not sure enough that it is complete.
+
+    Attributes:
+        probes: as for `Readiness`.
+        threshold: thinking continues below this score.
+        limit: how often at most.
+        cue: begins the second look.
+    """
+
+    name: ClassVar[str] = "reconsider"
+    requires: ClassVar[frozenset[Capability]] = frozenset(
+        {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
+    )
+    probes: str | None = None
+    threshold: float = 0.6
+    limit: int = 2
+    cue: str = "Wait,"
+    rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
+
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
+        return replace(self, rule=load_stop_rule(context.engine, self.probes or context.probes, trials=False))
+
+    def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
+        """See `StopRulePolicy.follow`."""
+        tracker = FeatureTracker()
+        for _ in range(self.limit):
+            yield Wait(boundary="close")
+            while not (thoughts := tracker.update(view.thinking)) or view.tokens >= view.budget.thinking // 2:
+                yield Wait(boundary="close")
+            score = RuleState(rule.rule).score_free(features(thoughts), view.state(rule.layer))
+            if score >= self.threshold:
+                continue
+            yield Inject(self.cue, f"thinking on may still help ({score:.4f} sure that it adds nothing)", after=" ")
