@@ -18,22 +18,19 @@ ANSWER_RESERVE = 64
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a tier allows.
-
-    Attributes:
-        thinking: most thinking tokens, forced ones included.
-        reserve: output tokens kept for the answer.
-        instruction: appended to the last user message where the chat template does not know efforts.
-        temperature: of sampling, above 0; None leaves the caller's or the model's.
-        share: most thinking tokens as a share of the available output tokens.
-    """
+    """What a tier allows."""
 
     tier: str
     thinking: int
+    """Most thinking tokens, forced ones included."""
     reserve: int = ANSWER_RESERVE
+    """Output tokens kept for the answer."""
     instruction: str = ""
+    """Appended to the last user message where the chat template does not know efforts."""
     temperature: float | None = None
+    """Of sampling, above 0; None leaves the caller's or the model's."""
     share: float = 1.0
+    """Most thinking tokens as a share of the available output tokens."""
 
 
 TIERS = {

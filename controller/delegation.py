@@ -23,26 +23,23 @@ class PrefixKey:
 
 @dataclass(frozen=True, slots=True)
 class HelperRequest:
-    """What a helper is asked for: at most `tokens` tokens, by its own count, that continue `thinking`.
-
-    Attributes:
-        one_thought: write no further than to the end of a thought.
-        reply: do not think at all, but reply to the prompt.
-        whole: write all of the thinking, under the helper's own control.
-        draft: text that stands already and is to be reviewed; the result begins with what is kept of it.
-        criterion: when the draft is kept; None where there is none.
-        prefix_key: identifies the growing text, so that what the helper has read of it is not read again.
-    """
+    """What a helper is asked for: at most `tokens` tokens, by its own count, that continue `thinking`."""
 
     prompt: Prompt
     thinking: str
     tokens: int
     one_thought: bool = False
+    """Write no further than to the end of a thought."""
     reply: bool = False
+    """Do not think at all, but reply to the prompt."""
     whole: bool = False
+    """Write all of the thinking, under the helper's own control."""
     draft: str = ""
+    """Text that stands already and is to be reviewed; the result begins with what is kept of it."""
     criterion: ReviewCriterion | None = None
+    """When the draft is kept; None where there is none."""
     prefix_key: PrefixKey | None = None
+    """Identifies the growing text, so that what the helper has read of it is not read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,32 +85,25 @@ class HelperError(Exception):
 
 
 class Helper(Protocol):
-    """Writes parts of a thinking; `write` returns at once and never raises for a request.
-
-    Attributes:
-        reviews: whether it can review drafts.
-    """
+    """Writes parts of a thinking; `write` returns at once and never raises for a request."""
 
     reviews: bool
+    """Whether it can review drafts."""
 
     def write(self, request: HelperRequest) -> HelperFuture:
         """Take a request."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """One request to the helper: which policy made it, where in the output, and what comes of it.
-
-    Attributes:
-        reviewed: how many of the latest tokens the helper was shown to keep or rewrite.
-    """
+    """One request to the helper: which policy made it, where in the output, and what comes of it."""
 
     task: PolicyTask
     action: HelperAction
     position: int
     future: HelperFuture
     reviewed: int
+    """How many of the latest tokens the helper was shown to keep or rewrite."""
 
     @property
     def kind(self) -> str:

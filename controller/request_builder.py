@@ -88,20 +88,17 @@ def find_prefix(codec: TokenizerAdapter, prompt: Prompt, renderings: Mapping[str
 
 @dataclass(slots=True)
 class PreparedRequest:
-    """A request that is ready for the engine, with what is needed to make a result of its completion.
-
-    Attributes:
-        controller: watches the sequence; None where there is nothing to control.
-        notes: decisions that no controller took.
-        recomputed: prompt tokens that were read once more to choose the tier.
-    """
+    """A request that is ready for the engine, with what is needed to make a result of its completion."""
 
     rendered: RenderedPrompt
     budget: Budget
     controller: Controller | None
+    """Watches the sequence; None where there is nothing to control."""
     request: Request
     notes: list[Decision] = field(default_factory=list)
+    """Decisions that no controller took."""
     recomputed: int = 0
+    """Prompt tokens that were read once more to choose the tier."""
 
     @property
     def state(self) -> str:

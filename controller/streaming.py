@@ -16,16 +16,13 @@ from .types import KEEP, Directive, Request, StepInfo, SuspendableWatcher, Watch
 
 @dataclass(frozen=True, slots=True)
 class TextDeltaEvent:
-    """New text of one row, without thinking markers.
-
-    Attributes:
-        decision: Explains text that the controller wrote; its text is empty where only a marker was written.
-    """
+    """New text of one row, without thinking markers."""
 
     row: int
     text: str
     channel: Channel
     decision: Decision | None = None
+    """Explains text that the controller wrote; its text is empty where only a marker was written."""
 
 
 EventSink = Callable[[TextDeltaEvent], None]
@@ -37,12 +34,10 @@ class StreamedRow(Protocol):
     @property
     def controller(self) -> Controller | None:
         """The controller whose last decision explains forced text, if any."""
-        ...
 
     @property
     def state(self) -> str:
         """Where the prompt leaves the model; see `ReasoningParser`."""
-        ...
 
 
 class StreamEmitter:

@@ -73,11 +73,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """The result of one request; `text` is everything after the prompt.
-
-    Attributes:
-        signals: one per token where they were requested, None at forced tokens; otherwise empty.
-    """
+    """The result of one request; `text` is everything after the prompt."""
 
     text: str
     thinking: str
@@ -89,6 +85,7 @@ class GenerationResult:
     spans: tuple[Span, ...] = field(default=(), repr=False)
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     signals: tuple[Signals | None, ...] = field(default=(), repr=False)
+    """One per token where they were requested, None at forced tokens; otherwise empty."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form of the command line."""

@@ -29,17 +29,14 @@ CERTAIN = 0.999
 
 @dataclass(frozen=True, slots=True)
 class SampledTrial:
-    """How an answer is sampled after the greedy one.
-
-    Attributes:
-        closing: token ids that close the thinking.
-        answer_prefix: text that comes before the answer.
-        tokens: longest answer.
-    """
+    """How an answer is sampled after the greedy one."""
 
     closing: tuple[int, ...]
+    """Token ids that close the thinking."""
     answer_prefix: str
+    """Text that comes before the answer."""
     tokens: int
+    """Longest answer."""
 
 
 class TrialDecoder:

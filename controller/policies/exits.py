@@ -15,13 +15,11 @@ class BudgetForcing(Policy):
     """Close the thinking so that it never exceeds `budget.thinking`, the closing itself counted.
 
     Budget forcing of s1 (arXiv 2501.19393) and the Qwen3 report (4.3).
-
-    Attributes:
-        slack: how many tokens before the limit the end of a sentence is good enough to stop at.
     """
 
     name: ClassVar[str] = "budget"
     slack: int = 24
+    """How many tokens before the limit the end of a sentence is good enough to stop at."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -35,14 +33,12 @@ class Convergence(Policy):
     """Close when `agree` successive stated answers are equal.
 
     The consensus rule of TrimR (arXiv 2505.17155) with equal strings in place of its verifier.
-
-    Attributes:
-        gap: an answer repeated within this many tokens counts once.
     """
 
     name: ClassVar[str] = "convergence"
     agree: int = 2
     gap: int = 12
+    """An answer repeated within this many tokens counts once."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -110,17 +106,14 @@ class RepeatCounter:
 
 @dataclass(frozen=True, slots=True)
 class Repetition(Policy):
-    """Close once the same `size` tokens have come `times` times within the last `window`; the paper gives no numbers.
-
-    Attributes:
-        every: tokens between two checks.
-    """
+    """Close once the same `size` tokens have come `times` times within the last `window`; the numbers are ours."""
 
     name: ClassVar[str] = "repetition"
     size: int = 32
     times: int = 3
     window: int = 1024
     every: int = 64
+    """Tokens between two checks."""
     phrase: str = "I have thought enough and answer now."
 
     def watch(self, view: PolicyView) -> Watching:

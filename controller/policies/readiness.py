@@ -127,7 +127,6 @@ class StopRulePolicy(Policy):
     @abstractmethod
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
         """Follow one sequence by this rule."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,19 +135,17 @@ class Readiness(StopRulePolicy):
 
     The score is the probability that thinking on would repair nothing: because the answer stands, or because it is out
     of reach, so that one threshold ends both.
-
-    Attributes:
-        probes: folder of `tersely calibrate`; None uses the pretrained probes of the model.
-        trials: whether to ask for trial answers where free evidence is undecided; None does what saved more on the
-            calibration split.
-        threshold: used in place of the certified one.
     """
 
     name: ClassVar[str] = "readiness"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
     probes: str | None = None
+    """Folder of `tersely calibrate`; None uses the pretrained probes of the model."""
     trials: bool | None = None
+    """Whether to ask for trial answers where free evidence is undecided; None does what saved more on the calibration
+    split."""
     threshold: float | None = None
+    """Used in place of the certified one."""
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
@@ -202,15 +199,13 @@ class AutoExit(Policy):
     """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
 
     The trace names the one that acts.
-
-    Attributes:
-        probes: as for `Readiness`.
-        agree: successive equal answers that end the thinking where there is no probe.
     """
 
     name: ClassVar[str] = "auto_exit"
     probes: str | None = None
+    """As for `Readiness`."""
     agree: int = 2
+    """Successive equal answers that end the thinking where there is no probe."""
 
     def bind(self, context: BindContext) -> Policy:
         """See `Policy.bind`.

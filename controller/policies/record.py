@@ -30,36 +30,30 @@ from .readiness import FeatureTracker
 
 @dataclass(frozen=True, slots=True)
 class ThoughtRecord:
-    """The end of one thought.
-
-    Attributes:
-        end: thinking tokens so far.
-        stated: the latest stated answer.
-        states: hidden states by layer.
-    """
+    """The end of one thought."""
 
     end: int
+    """Thinking tokens so far."""
     features: State
     stated: str | None
+    """The latest stated answer."""
     states: dict[int, State]
+    """Hidden states by layer."""
     trial: TrialAnswer | None
 
 
 @dataclass(frozen=True, slots=True)
 class PassiveRecorder(Policy):
-    """Report the end of each thought, with a trial answer at each.
-
-    Attributes:
-        begin: called when a sequence starts; what it returns is called with each record of that sequence.
-        layers: hidden layers to keep.
-    """
+    """Report the end of each thought, with a trial answer at each."""
 
     name: ClassVar[str] = "record"
     requires: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK}
     )
     begin: Callable[[], Callable[[ThoughtRecord], None]] = field(repr=False)
+    """Called when a sequence starts; what it returns is called with each record of that sequence."""
     layers: tuple[int, ...] = (-1,)
+    """Hidden layers to keep."""
     trials: bool = True
 
     @property

@@ -24,24 +24,21 @@ from .readiness import FeatureTracker, StopRulePolicy
 
 @dataclass(frozen=True, slots=True)
 class Escalate(StopRulePolicy):
-    """Hand the thinking to the helper where an answer is probably wrong and thinking on repairs nothing.
-
-    Attributes:
-        probes: as for `Readiness`.
-        min_right: the helper takes over below this probability of being right; the higher, the more goes to it.
-        tokens: most that the helper writes.
-        restart: the helper thinks from the question on, under its own control; otherwise it continues from there, after
-            `prefix`, and may believe what it reads.
-    """
+    """Hand the thinking to the helper where an answer is probably wrong and thinking on repairs nothing."""
 
     name: ClassVar[str] = "escalate"
     requires: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK, Capability.HELPER}
     )
     probes: str | None = None
+    """As for `Readiness`."""
     min_right: float = 0.5
+    """The helper takes over below this probability of being right; the higher, the more goes to it."""
     tokens: int = 1024
+    """Most that the helper writes."""
     restart: bool = True
+    """The helper thinks from the question on, under its own control; otherwise it continues from there, after `prefix`,
+    and may believe what it reads."""
     prefix: str = "Wait,"
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
@@ -73,23 +70,20 @@ class Escalate(StopRulePolicy):
 
 @dataclass(frozen=True, slots=True)
 class Reconsider(StopRulePolicy):
-    """Continue the thinking where the readiness probe is not sure enough that it is complete.
-
-    Attributes:
-        probes: as for `Readiness`.
-        threshold: thinking continues below this score.
-        limit: how often at most.
-        cue: begins the second look.
-    """
+    """Continue the thinking where the readiness probe is not sure enough that it is complete."""
 
     name: ClassVar[str] = "reconsider"
     requires: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
     )
     probes: str | None = None
+    """As for `Readiness`."""
     threshold: float = 0.6
+    """Thinking continues below this score."""
     limit: int = 2
+    """How often at most."""
     cue: str = "Wait,"
+    """Begins the second look."""
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
     def bind(self, context: BindContext) -> Policy:

@@ -43,17 +43,14 @@ def sentence_polarity(text: str) -> int:
 
 @dataclass(slots=True)
 class ReflectionBudget:
-    """Counts reflections, and sizes the helper's turn after too many of them.
-
-    Attributes:
-        limit: too many reflections; grows by `limit_step` up to `limit_max`.
-        tokens: for the helper's turn; grows by `tokens_step` up to `tokens_max`.
-    """
+    """Counts reflections, and sizes the helper's turn after too many of them."""
 
     limit: int = 15
+    """Too many reflections; grows by `limit_step` up to `limit_max`."""
     limit_step: int = 5
     limit_max: int = 30
     tokens: int = 125
+    """For the helper's turn; grows by `tokens_step` up to `tokens_max`."""
     tokens_step: int = 25
     tokens_max: int = 200
     count: int = 0
@@ -73,27 +70,24 @@ class ReflectionBudget:
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeThinking(Policy):
-    """Delegate reflective steps to the helper. A neutral draft is kept, where the paper's code rewrites it.
-
-    Attributes:
-        draft: tokens that the model writes after a paragraph before they are judged.
-        takeover: tokens that the helper writes in their place.
-        verify: further tokens after a verifying step.
-        begin: tokens that the helper writes first of all, for models that do not reason by themselves.
-        always: take over after each paragraph, whatever it sounds like.
-        excess: reflective steps after which the helper looks for the mistake.
-        prefix: what its text then begins with.
-    """
+    """Delegate reflective steps to the helper. A neutral draft is kept, where the paper's code rewrites it."""
 
     name: ClassVar[str] = "speculative"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
     draft: int = 20
+    """Tokens that the model writes after a paragraph before they are judged."""
     takeover: int = 20
+    """Tokens that the helper writes in their place."""
     verify: int = 125
+    """Further tokens after a verifying step."""
     begin: int = 0
+    """Tokens that the helper writes first of all, for models that do not reason by themselves."""
     always: bool = False
+    """Take over after each paragraph, whatever it sounds like."""
     excess: int = 15
+    """Reflective steps after which the helper looks for the mistake."""
     prefix: str = "Let me look for the step that went wrong."
+    """What its text then begins with."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -130,18 +124,15 @@ _REQUIRES = frozenset({Capability.KV_ROLLBACK, Capability.HELPER, Capability.DRA
 
 @dataclass(frozen=True, slots=True)
 class Sirius(Policy):
-    """Let the helper check every `every` tokens.
-
-    Attributes:
-        min_probability: rewrite from the first token on that the helper gives less. The paper's value is 0.1.
-        tokens: how many it then writes, the first in place of the rejected one. The paper's value is 1.
-    """
+    """Let the helper check every `every` tokens."""
 
     name: ClassVar[str] = "sirius"
     requires: ClassVar[frozenset[Capability]] = _REQUIRES
     every: int = 16
     min_probability: float = 0.1
+    """Rewrite from the first token on that the helper gives less. The paper's value is 0.1."""
     tokens: int = 1
+    """How many it then writes, the first in place of the rejected one. The paper's value is 1."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -155,17 +146,14 @@ class Sirius(Policy):
 
 @dataclass(frozen=True, slots=True)
 class SpecReason(Policy):
-    """Let the helper grade each thought from 0 to 9, and rewrite thoughts below `min_grade`.
-
-    Attributes:
-        min_grade: the paper's scripts accept from 7 on.
-        tokens: most that the helper writes for one thought.
-    """
+    """Let the helper grade each thought from 0 to 9, and rewrite thoughts below `min_grade`."""
 
     name: ClassVar[str] = "specreason"
     requires: ClassVar[frozenset[Capability]] = _REQUIRES
     min_grade: float = 7.0
+    """The paper's scripts accept from 7 on."""
     tokens: int = 256
+    """Most that the helper writes for one thought."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""

@@ -15,15 +15,12 @@ from ..checkpoints import check_tokenizer, load_or_raise, resolve_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that arrived together.
-
-    Attributes:
-        ids: with the finish "stop", the last one is an end-of-sequence token.
-        signals: one per token where they were requested.
-    """
+    """Tokens that arrived together."""
 
     ids: tuple[int, ...] = ()
+    """With the finish "stop", the last one is an end-of-sequence token."""
     signals: tuple[Signals, ...] = ()
+    """One per token where they were requested."""
     finish: Literal["stop", "length"] | None = None
 
 
@@ -46,21 +43,17 @@ class ServerLostError(ModelError):
 
 
 class CompletionBackend(Protocol):
-    """Generates tokens after given ids; all coroutines run in the loop of one engine.
-
-    Attributes:
-        has_logprobs: whether it reports the probabilities of the sampled and of the two most likely tokens.
-        context_length: None if unknown. Like all attributes, valid once the backend is open.
-    """
+    """Generates tokens after given ids; all coroutines run in the loop of one engine."""
 
     name: str
     tokenizer: Any
     has_logprobs: bool
+    """Whether it reports the probabilities of the sampled and of the two most likely tokens."""
     context_length: int | None
+    """None if unknown. Like all attributes, valid once the backend is open."""
 
     async def open(self) -> None:
         """Find out what there is and what it can do; called once, first."""
-        ...
 
     def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
@@ -71,11 +64,9 @@ class CompletionBackend(Protocol):
             StreamError: the reason may be temporary.
             ModelError: it is not.
         """
-        ...
 
     async def close(self) -> None:
         """Free everything."""
-        ...
 
 
 def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signals:

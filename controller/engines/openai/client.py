@@ -167,16 +167,13 @@ async def explain_not_found(client: OpenAIClient, model: str, error: RefusedErro
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model of a server.
-
-    Attributes:
-        names: all its names.
-        context_length: None if unknown.
-    """
+    """A model of a server."""
 
     name: str
     names: tuple[str, ...]
+    """All its names."""
     context_length: int | None
+    """None if unknown."""
 
 
 async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:

@@ -28,28 +28,25 @@ from .sampler import Sampler
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """What is particular to the sequences of a batch; the defaults are those of `generate`.
-
-    Attributes:
-        watchers: one per sequence.
-        max_new_tokens: of each sequence.
-        temperatures: of each sequence, in place of the batch's.
-        sink: notified of new tokens.
-        signals: sequences keep the signals of their tokens; needs a `SignalsHook`.
-        hooks: follow the decoding.
-        isolated: each sequence's prompt is read by itself even if others are equal, as hooks that change the forward
-            pass or keep hidden states require.
-        inverse_cdf: see `SamplingParams`.
-    """
+    """What is particular to the sequences of a batch; the defaults are those of `generate`."""
 
     watchers: Sequence[Watcher | None] | None = None
+    """One per sequence."""
     max_new_tokens: Sequence[int] | None = None
+    """Of each sequence."""
     temperatures: Sequence[float | None] = ()
+    """Of each sequence, in place of the batch's."""
     sink: TokenSink | None = None
+    """Notified of new tokens."""
     signals: bool = False
+    """Sequences keep the signals of their tokens; needs a `SignalsHook`."""
     hooks: Sequence[StepHook] = ()
+    """Follow the decoding."""
     isolated: bool = False
+    """Each sequence's prompt is read by itself even if others are equal, as hooks that change the forward pass or keep
+    hidden states require."""
     inverse_cdf: bool = False
+    """See `SamplingParams`."""
 
 
 class BatchDecoder:

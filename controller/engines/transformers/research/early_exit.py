@@ -174,17 +174,15 @@ class DepthShortcut(ForwardModifier):
 
     The result is the thinking of a slightly different model: hidden states above the layer, and certificates of
     policies, do not hold for tokens that left.
-
-    Attributes:
-        probes: folder of the training; None uses a pretrained shortcut.
-        threshold: used in place of the one that was chosen; a higher one lets fewer tokens leave.
-        shortcut: used in place of that of a folder.
     """
 
     name: ClassVar[str] = "shortcut"
     probes: str | None = None
+    """Folder of the training; None uses a pretrained shortcut."""
     threshold: float | None = None
+    """Used in place of the one that was chosen; a higher one lets fewer tokens leave."""
     shortcut: Shortcut | None = field(default=None, repr=False, hash=False)
+    """Used in place of that of a folder."""
 
     @property
     def provenance(self) -> frozenset[str]:

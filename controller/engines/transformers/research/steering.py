@@ -31,19 +31,17 @@ class Steer(ForwardModifier):
 
     Hidden states that policies read are then those of a steered model, so a certificate of the readiness exit does not
     hold for it.
-
-    Attributes:
-        probes: folder of `tersely steer`; None uses a pretrained direction.
-        layer: used in place of the one that the search chose.
-        strength: likewise; below 0 it lengthens thinking.
-        direction: used in place of that of a folder.
     """
 
     name: ClassVar[str] = "steer"
     probes: str | None = None
+    """Folder of `tersely steer`; None uses a pretrained direction."""
     layer: int | None = None
+    """Used in place of the one that the search chose."""
     strength: float | None = None
+    """Likewise; below 0 it lengthens thinking."""
     direction: Direction | None = field(default=None, repr=False, hash=False)
+    """Used in place of that of a folder."""
 
     @property
     def provenance(self) -> frozenset[str]:
@@ -108,14 +106,11 @@ class Steer(ForwardModifier):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SteeredSequence:
-    """What is added to the hidden states of one sequence, values [width], while `active()`.
-
-    Attributes:
-        layer: the output of this block, 1 the first.
-    """
+    """What is added to the hidden states of one sequence, values [width], while `active()`."""
 
     modifier: ForwardModifier
     layer: int
+    """The output of this block, 1 the first."""
     values: State
     active: Callable[[], bool]
 
