@@ -18,11 +18,11 @@ from .prompts import as_messages, thinking_state_after
 from .replay import bind_for_replay
 from .session import Session, build_result
 from .streaming import EventSink
-from .text.markers import Markers, choose_markers
+from .text.markers import Markers, choose_markers, parse_markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import GenerationResult
 from .types import Capability, Engine, Prompt, Watcher
-from .verification import Verifier
+from .verification import RuleVerifier, Verifier
 
 if TYPE_CHECKING:
     from .engines.transformers.decode import BatchDecoder
@@ -32,47 +32,27 @@ if TYPE_CHECKING:
 _CACHED_ENGINES = 2
 
 
+class GenerateArguments(OptionsDict, total=False):
+    """The keyword arguments of `generate`."""
+
+    tokenizer: Any
+    options: GenerationOptions | None
+    markers: Markers | str | Sequence[str] | None
+    think_prompt: bool
+    verifier: Any
+    helper: Any
+    on_event: EventSink | None
+
+
+@overload
+def generate(model: Any, prompts: str, **arguments: Unpack[GenerateArguments]) -> GenerationResult: ...
 @overload
 def generate(
-    model: Any,
-    prompts: str,
-    *,
-    tokenizer: Any = ...,
-    options: GenerationOptions | None = ...,
-    markers: Markers | str | Sequence[str] | None = ...,
-    think_prompt: bool = ...,
-    verifier: Any = ...,
-    helper: Any = ...,
-    on_event: EventSink | None = ...,
-    **overrides: Unpack[OptionsDict],
+    model: Any, prompts: Sequence[Mapping[str, Any]], **arguments: Unpack[GenerateArguments]
 ) -> GenerationResult: ...
 @overload
 def generate(
-    model: Any,
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    tokenizer: Any = ...,
-    options: GenerationOptions | None = ...,
-    markers: Markers | str | Sequence[str] | None = ...,
-    think_prompt: bool = ...,
-    verifier: Any = ...,
-    helper: Any = ...,
-    on_event: EventSink | None = ...,
-    **overrides: Unpack[OptionsDict],
-) -> GenerationResult: ...
-@overload
-def generate(
-    model: Any,
-    prompts: Sequence[Prompt],
-    *,
-    tokenizer: Any = ...,
-    options: GenerationOptions | None = ...,
-    markers: Markers | str | Sequence[str] | None = ...,
-    think_prompt: bool = ...,
-    verifier: Any = ...,
-    helper: Any = ...,
-    on_event: EventSink | None = ...,
-    **overrides: Unpack[OptionsDict],
+    model: Any, prompts: Sequence[Prompt], **arguments: Unpack[GenerateArguments]
 ) -> list[GenerationResult]: ...
 def generate(
     model: Any,
@@ -105,13 +85,7 @@ def generate(
     """
     batch, single = split_prompts(prompts)
     resolved = make_options(options, **overrides)
-    session = Session(
-        resolve_engine(model, tokenizer),
-        resolve_markers(markers),
-        think_prompt,
-        verifier=resolve_verifier(verifier),
-        helper=resolve_helper(helper),
-    )
+    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
     results = session.run(batch, resolved, on_event)
     return results[0] if single else results
 
@@ -162,15 +136,26 @@ def sample(
 
     batch, single = split_prompts(prompts)
     resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)
-    session = Session(
+    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
+    results = sample_all(session, batch, resolved, aggregation, k)
+    return results[0] if single else results
+
+
+def _open_session(
+    model: Any,
+    tokenizer: Any,
+    markers: Markers | str | Sequence[str] | None,
+    think_prompt: bool,
+    verifier: Any,
+    helper: Any,
+) -> Session:
+    return Session(
         resolve_engine(model, tokenizer),
         resolve_markers(markers),
         think_prompt,
         verifier=resolve_verifier(verifier),
         helper=resolve_helper(helper),
     )
-    results = sample_all(session, batch, resolved, aggregation, k)
-    return results[0] if single else results
 
 
 def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
@@ -194,8 +179,6 @@ def resolve_markers(markers: Markers | str | Sequence[str] | None) -> Markers | 
     if markers is None or isinstance(markers, Markers):
         return markers
     if isinstance(markers, str):
-        from .text.markers import parse_markers
-
         return parse_markers(markers)
     if not isinstance(markers, Sequence) or [type(text) for text in markers] != [str, str]:
         raise OptionError(f"markers is {markers!r}; accepted: Markers, (open, close) or 'OPEN,CLOSE'")
@@ -206,7 +189,6 @@ def resolve_verifier(verifier: Any) -> Verifier | None:
     """A verifier object as it is; a model as one that is asked what rules cannot decide."""
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
-    from .verification import RuleVerifier
     from .verifiers.llm_verifier import LLMVerifier
 
     return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
@@ -250,8 +232,7 @@ def _load_cached(name: str) -> Engine:
 class CustomGenerate:
     """A callable for `model.generate(custom_generate=...)`; made by `custom_generate`.
 
-    Attributes:
-        results: a `GenerationResult` with trace and usage for each sequence of the latest call.
+    After a call, `results` has a `GenerationResult` with trace and usage for each of its sequences.
     """
 
     def __init__(

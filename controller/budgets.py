@@ -83,8 +83,7 @@ Strategy: TypeAlias = str | Mapping[str, Budget]
 def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: Strategy = "tiers") -> Budget:
     """The budget of a tier within `max_new_tokens`, with the answer's reserve kept.
 
-    Raises:
-        OptionError: `max_new_tokens` leaves no room beyond the reserve, or the strategy is unknown.
+    Raises OptionError where no room is left beyond the reserve, or the strategy is unknown.
     """
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:

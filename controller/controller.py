@@ -63,18 +63,15 @@ class Proposal:
 class Controller:
     """Follows one sequence and directs it; implements `types.SuspendableWatcher`.
 
+    Raises TypeError for a policy that acts before it waits. What `Policy.watch` raises is not caught either.
+
     Args:
         policies: in the order of their precedence.
         opened: the prompt has opened the thinking already.
         shadow: record what would be done and do nothing.
         closing_sentence: of a `Close` that brings none.
-        prompt_tokens: length of the prompt, for policies.
         verifier: answers the policies' questions; None decides by rules only.
-        helper: writes what policies delegate.
         prompt: the text or messages, for policies and the helper.
-
-    Raises:
-        TypeError: a policy acts before it waits. What `Policy.watch` raises is not caught either.
     """
 
     def __init__(

@@ -53,9 +53,7 @@ class HelperText:
 class HelperFuture(Future[HelperText]):
     """The text to come; computed, together with all others that are pending, when the first of them is waited for.
 
-    Attributes:
-        tokens: what the helper wrote.
-        read: what it read for that, by its own count.
+    `tokens` is what the helper wrote, and `read` what it read for that, by its own count.
     """
 
     def __init__(self, compute: Callable[[], None] = lambda: None) -> None:
@@ -132,9 +130,7 @@ class DelegationManager:
     def begin(self, task: PolicyTask, action: HelperAction, position: int, room: int) -> Directive:
         """Send a request, and suspend the sequence until it is answered.
 
-        Args:
-            position: output tokens so far.
-            room: most tokens that the thinking may still grow by.
+        `position` counts output tokens so far; the thinking may still grow by `room` tokens.
         """
         if isinstance(action, ReviewDraft):
             return self._review(task, action, position, room)
@@ -191,11 +187,7 @@ class DelegationManager:
         return delegation
 
     def apply(self, delegation: Delegation, text: str, room: int) -> tuple[int, tuple[int, ...]]:
-        """Put the helper's text into the thinking; return how many tokens are retracted and which are added.
-
-        Args:
-            room: most tokens that the thinking may still grow by.
-        """
+        """Put the helper's text into the thinking; return how many tokens are retracted and which are added."""
         if delegation.kind in ("ask", "review"):
             return 0, ()
         thinking, codec, kept = self.thinking, self.thinking.codec, 0

@@ -117,8 +117,7 @@ class OptionsDict(TypedDict, total=False):
 def make_options(options: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
     """Build options, or replace some of `options`; takes the keywords of `OptionsDict`.
 
-    Raises:
-        OptionError: an option is unknown, or its value is not accepted.
+    Raises OptionError for an unknown option or a value that is not accepted.
     """
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     accepted = [f.name for f in fields(GenerationOptions)]

@@ -54,11 +54,7 @@ def choose_by_probe(
     prompts: Sequence[Prompt],
     renderings: Sequence[Mapping[str, RenderedPrompt]],
 ) -> list[TierChoice]:
-    """Choose the tier of each prompt by the difficulty probe.
-
-    Args:
-        renderings: of each prompt, as each tier of the probe has it.
-    """
+    """Choose the tier of each prompt by the difficulty probe; `renderings` has it for each of the probe's tiers."""
     prefixes = [find_prefix(codec, p, tiers) for p, tiers in zip(prompts, renderings, strict=True)]
     unique = list(dict.fromkeys(prefixes))  # samples of one prompt are read once
     states = engine.hidden_states(unique, probe.layer)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
     from .policies.record import LiveRecorder
 
+_Bindable = TypeVar("_Bindable", Policy, ForwardModifier)
+
 
 @dataclass(frozen=True, slots=True)
 class ResolvedOptions:
@@ -44,16 +46,13 @@ class ResolvedOptions:
 
 
 class Session:
-    """Answers prompts on one engine.
+    """Answers prompts on one engine. Raises MarkerError where the model's markers cannot be found.
 
     Args:
         markers: None finds them.
         think_prompt: make a model without markers think between <think> and </think>.
         verifier: answers the policies' questions; None decides by rules only.
         helper: writes what policies delegate.
-
-    Raises:
-        MarkerError: the model's markers cannot be found.
     """
 
     def __init__(
@@ -91,10 +90,8 @@ class Session:
     def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
         """Make prompts ready for the engine.
 
-        Raises:
-            OptionError: an option is not accepted.
-            PromptError: a prompt is empty or too long.
-            CapabilityError: the engine or the session lacks what a policy requires.
+        Raises OptionError for an option that is not accepted, PromptError for a prompt that is empty or too long, and
+        CapabilityError where the engine or the session lacks what a policy requires.
         """
         return self._prepare(prompts, options, ())
 
@@ -102,22 +99,19 @@ class Session:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
 
         With effort `auto`, the readiness exit joins the policies where the probe counts on it: the tier is a first
-        guess, which the thinking then corrects.
-
-        Raises:
-            ProbeError: a probe that a policy requires is missing.
-            ArtifactError: a probe belongs to another model.
+        guess, which the thinking then corrects. Raises ProbeError for a missing probe, ArtifactError for one of another
+        model.
         """
         auto = canonical_effort(options.effort) == "auto"
         tier_probe = self._load_tier_probe(options.probes) if auto else None
         policies = make_policies(options.preset, options.policies)
         if tier_probe is not None and tier_probe.exits:
-            bound = [self._bind_policy(policy, options.probes) for policy in policies]
+            bound = [self._bind(policy, options.probes) for policy in policies]
             if all(policy.name != "readiness" for policy in bound):
                 policies = (*policies, make_policy("readiness"))
         return ResolvedOptions(
-            tuple(self._bind_policy(policy, options.probes) for policy in policies),
-            tuple(self._bind_modifier(resolve_modifier(m), options.probes) for m in options.modifiers),
+            tuple(self._bind(policy, options.probes) for policy in policies),
+            tuple(self._bind(resolve_modifier(modifier), options.probes) for modifier in options.modifiers),
             tier_probe,
         )
 
@@ -188,19 +182,13 @@ class Session:
 
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
-    def _bind_policy(self, policy: Policy, probes: str | None) -> Policy:
-        if type(policy).bind is Policy.bind:
-            return policy  # the default binds nothing, and such a policy need not be hashable
-        key = policy, probes
+    def _bind(self, part: _Bindable, probes: str | None) -> _Bindable:
+        if type(part).bind is Policy.bind:
+            return part  # the default binds nothing, and such a policy need not be hashable
+        key = part, probes
         if key not in self._bound:
-            self._bound[key] = policy.bind(BindContext(self.engine, probes))
-        return self._bound[key]  # type: ignore[return-value]  # a policy's key holds a policy
-
-    def _bind_modifier(self, modifier: ForwardModifier, probes: str | None) -> ForwardModifier:
-        key = modifier, probes
-        if key not in self._bound:
-            self._bound[key] = modifier.bind(BindContext(self.engine, probes))
-        return self._bound[key]  # type: ignore[return-value]  # a modifier's key holds a modifier
+            self._bound[key] = part.bind(BindContext(self.engine, probes))
+        return self._bound[key]  # type: ignore[return-value]  # a policy's key holds a policy, a modifier's a modifier
 
     def _load_tier_probe(self, probes: str | None) -> TierProbe | None:
         if probes not in self._tier_probes:
@@ -221,11 +209,7 @@ def build_result(
     notes_before: Sequence[Decision] = (),
     notes_after: Sequence[Decision] = (),
 ) -> GenerationResult:
-    """The result of one sequence.
-
-    Args:
-        state: where the prompt left the model; see `prompts.RenderedPrompt`.
-    """
+    """The result of one sequence; `state` is where its prompt left the model (see `RenderedPrompt`)."""
     parts = split_reasoning(done.token_ids, codec, markers, state)
     return GenerationResult(
         text=codec.decode(done.token_ids),

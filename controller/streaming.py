@@ -44,10 +44,7 @@ class StreamEmitter:
     """A token sink that emits `TextDeltaEvent`s of whole characters.
 
     The texts of a channel add up to the result's `thinking` or `answer`, unless tokens were retracted after they had
-    been emitted.
-
-    Args:
-        parsers: The rows' parsers, e.g. with stop strings; by default without.
+    been emitted. `parsers` are those of the rows, for example with stop strings; by default without.
     """
 
     def __init__(

@@ -32,9 +32,7 @@ class SampledTrial:
     """How an answer is sampled after the greedy one."""
 
     closing: tuple[int, ...]
-    """Token ids that close the thinking."""
     answer_prefix: str
-    """Text that comes before the answer."""
     tokens: int
     """Longest answer."""
 
@@ -107,8 +105,7 @@ def start_trial(
 ) -> tuple[tuple[int, ...], TrialDecoder]:
     """Start a trial after a text that ends in `tail`; return the ids that open it, and the trial.
 
-    Args:
-        reserve: longest sampled answer, in tokens.
+    A sampled answer has at most `reserve` tokens.
     """
     separator = paragraph_separator(tail)
     forced = codec.encode(f"{separator}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}")

@@ -60,7 +60,6 @@ class Directive:
     """What to do after a sampled token: drop the last `retract` tokens of the output, then append `force`."""
 
     force: tuple[int, ...] = ()
-    """Token ids to append."""
     retract: int = 0
     """How many tokens to drop, the one just sampled included. Dropping only that one is free; more needs
     `Capability.KV_ROLLBACK`."""
@@ -88,7 +87,6 @@ class Signals:
     top: float
     """Probability of the most likely token."""
     chosen: float
-    """Probability of the sampled token."""
     margin: float = math.nan
     """How far `top` lies above the second most likely token."""
 
@@ -152,7 +150,6 @@ class Request:
     """One sequence to generate: at most `max_new_tokens` output tokens, sampled and forced ones together."""
 
     prompt_ids: tuple[int, ...]
-    """Token ids of the prompt."""
     max_new_tokens: int
     watcher: Watcher | None = None
     """Directs the sequence; None leaves it alone."""
@@ -164,7 +161,6 @@ class Request:
     temperature: float | None = None
     """Of this sequence where the batch is sampled, in place of the batch's."""
     modifiers: tuple[SequenceModifier, ...] = ()
-    """Change the forward pass for this sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +170,10 @@ class Completion:
     token_ids: tuple[int, ...]
     """The output without the end-of-sequence token."""
     forced: tuple[bool, ...]
-    """For each token, whether it was forced."""
     finish_reason: FinishReason
     dropped: int = 0
     """Tokens that were generated and taken back, except those of trials."""
     trial: int = 0
-    """Tokens of trials."""
     recomputed: int = 0
     """Prompt tokens that were read twice."""
     signals: tuple[Signals | None, ...] = ()

@@ -32,11 +32,7 @@ Question = AnswerStated | AnswersEqual
 
 
 class VerdictFuture(Future[float]):
-    """The verdict to come: P(yes) / (P(yes) + P(no)).
-
-    Attributes:
-        tokens: what the verifier reads for it.
-    """
+    """The verdict to come: P(yes) / (P(yes) + P(no)); `tokens` is what the verifier reads for it."""
 
     def __init__(self, tokens: int = 0) -> None:
         super().__init__()
@@ -48,7 +44,6 @@ class ReviewCriterion:
     """When a helper leaves a draft as it is."""
 
     at_least: float
-    """The limit."""
     by: Literal["probability", "grade"] = "probability"
     """"probability": keep the draft up to the first token that the helper gives a lower probability. "grade": keep all
     of it if the helper grades it that high, from 0 to 9, else nothing."""

@@ -57,36 +57,15 @@ WAIT = CacheEdit((), 0, 1, ())
 class SequenceState:
     """The output of one sequence; `tokens` includes an end-of-sequence token that ended it.
 
-    Attributes:
-        index: its number among the requests.
-        slot: its place in the batch, which moves up as others end.
-        queue: forced tokens that are fed one at a time.
-        waiting_for: the future that it is suspended for.
+    `index` is its number among the requests, and `slot` its place in the batch, which moves up as others end. A `queue`
+    of forced tokens is fed one at a time.
     """
 
-    __slots__ = (
-        "dropped",
-        "ended_by_eos",
-        "eos",
-        "finish",
-        "forced",
-        "index",
-        "keep_signals",
-        "last_prompt_token",
-        "limit",
-        "notify",
-        "observe",
-        "queue",
-        "ragged",
-        "resume",
-        "signals",
-        "sink",
-        "slot",
-        "tokens",
-        "trial",
-        "trial_sampled",
-        "trial_tokens",
-        "waiting_for",
+    __slots__ = tuple(
+        (
+            "dropped ended_by_eos eos finish forced index keep_signals last_prompt_token limit notify observe queue "
+            "ragged resume signals sink slot tokens trial trial_sampled trial_tokens waiting_for"
+        ).split()
     )
 
     def __init__(
@@ -279,12 +258,8 @@ class SequenceState:
 def check_max_new_tokens(request: Request, index: int, context: int | None, name: str) -> int:
     """Most tokens that a request may generate: what it asks for, as far as the model's context allows.
 
-    Args:
-        index, name: of the request and the model, for errors.
-
-    Raises:
-        PromptError: the prompt is empty or fills the context.
-        OptionError: the limit is below one.
+    Raises PromptError for a prompt that is empty or fills the context, OptionError for a limit below one; `index` and
+    `name` are those of the request and the model in these errors.
     """
     if request.max_new_tokens < 1:
         raise OptionError(f"max_new_tokens of request {index} is {request.max_new_tokens}; accepted: 1 or more")

@@ -38,12 +38,8 @@ BOUND: dict[str, Any] = {"bound": True}
 class PolicyView:
     """What a policy may look at when it runs; read-only.
 
-    Attributes:
-        thinking: tokens, thoughts and signals so far.
-        budget: of this sequence.
-        closing_cost: tokens that closing the thinking will force.
-        question: the text of the last user message, "" if unknown.
-        prompt_tokens: length of the whole prompt.
+    `thinking` has the tokens, thoughts and signals so far, `question` the text of the last user message ("" if
+    unknown). Closing the thinking will force `closing_cost` tokens; `prompt_tokens` counts the whole prompt.
     """
 
     __slots__ = ("_closing", "_step", "budget", "closing_cost", "prompt_tokens", "question", "thinking")
@@ -166,7 +162,6 @@ class TrialAnswer:
     confidence: float
     """Geometric mean probability of its tokens."""
     tokens: int
-    """What the trial cost."""
     sampled: str | None = None
     """The sampled answer in the model's own words, where it was asked for; its tokens are not counted."""
 

@@ -25,10 +25,8 @@ class ConciseHint(Policy):
 
     The position within a block moves from its head to 80 % of it as blocks grow, then to the next sentence end; a block
     without one gets no hint. The paper injects into a finished block and reads the rest again; here the hint is set
-    when its position is reached, so nothing is read again.
-
-    Raises:
-        OptionError: the model would read the text as more than words.
+    when its position is reached, so nothing is read again. A text that the model would read as more than words is an
+    OptionError.
     """
 
     name: ClassVar[str] = "hint"
@@ -40,7 +38,6 @@ class ConciseHint(Policy):
     """No hint before this many tokens. The paper's formula sets the first one at once, before there is anything to
     shorten."""
     limit: int = 16
-    """Most hints per thinking."""
     whole: bool = False
     """Length counts the prompt as well, as in the paper."""
     clauses: bool = False

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,7 @@ class StopRulePolicy(Policy):
     """A policy that reads the readiness probe; `bind` puts it into `rule`."""
 
     __slots__ = ()
+    probes: str | None
     rule: StoredRule | None
 
     @property
@@ -117,6 +118,13 @@ class StopRulePolicy(Policy):
     def provenance(self) -> frozenset[str]:
         """See `Policy`."""
         return frozenset() if self.rule is None else self.rule.learned_from
+
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
+        rule = load_stop_rule(context.engine, self.probes or context.probes, trials=False)
+        return cast(Policy, replace(cast(Any, self), rule=rule))
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -203,17 +211,11 @@ class AutoExit(Policy):
 
     name: ClassVar[str] = "auto_exit"
     probes: str | None = None
-    """As for `Readiness`."""
     agree: int = 2
     """Successive equal answers that end the thinking where there is no probe."""
 
     def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`.
-
-        Raises:
-            ProbeError: the folder does not exist.
-            ArtifactError: it holds another model's probe.
-        """
+        """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""
         if context.engine is None:
             return Convergence(self.agree)
         probes = self.probes or context.probes

@@ -36,9 +36,7 @@ class ThoughtRecord:
     """Thinking tokens so far."""
     features: State
     stated: str | None
-    """The latest stated answer."""
     states: dict[int, State]
-    """Hidden states by layer."""
     trial: TrialAnswer | None
 
 
@@ -53,7 +51,6 @@ class PassiveRecorder(Policy):
     begin: Callable[[], Callable[[ThoughtRecord], None]] = field(repr=False)
     """Called when a sequence starts; what it returns is called with each record of that sequence."""
     layers: tuple[int, ...] = (-1,)
-    """Hidden layers to keep."""
     trials: bool = True
 
     @property

@@ -9,16 +9,15 @@ here a probe gives one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from ...errors import OptionError
 from ...probes.features import features
 from ...probes.io import StoredRule
 from ...probes.rule import RuleState
-from ..probe_registry import load_stop_rule
-from ..types import BindContext, Capability
-from .base import BOUND, Delegate, Inject, Policy, PolicyView, Wait, Watching
+from ..types import Capability
+from .base import BOUND, Delegate, Inject, PolicyView, Wait, Watching
 from .readiness import FeatureTracker, StopRulePolicy
 
 
@@ -31,11 +30,9 @@ class Escalate(StopRulePolicy):
         {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.KV_ROLLBACK, Capability.HELPER}
     )
     probes: str | None = None
-    """As for `Readiness`."""
     min_right: float = 0.5
     """The helper takes over below this probability of being right; the higher, the more goes to it."""
     tokens: int = 1024
-    """Most that the helper writes."""
     restart: bool = True
     """The helper thinks from the question on, under its own control; otherwise it continues from there, after `prefix`,
     and may believe what it reads."""
@@ -45,12 +42,6 @@ class Escalate(StopRulePolicy):
     def __post_init__(self) -> None:
         if not 0 < self.min_right <= 1:
             raise OptionError(f"min_right is {self.min_right}; accepted: a probability above 0 and up to 1")
-
-    def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
-        if self.rule is not None:
-            return self
-        return replace(self, rule=load_stop_rule(context.engine, self.probes or context.probes, trials=False))
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
         """See `StopRulePolicy.follow`."""
@@ -77,20 +68,12 @@ class Reconsider(StopRulePolicy):
         {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
     )
     probes: str | None = None
-    """As for `Readiness`."""
     threshold: float = 0.6
     """Thinking continues below this score."""
     limit: int = 2
     """How often at most."""
     cue: str = "Wait,"
-    """Begins the second look."""
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
-
-    def bind(self, context: BindContext) -> Policy:
-        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
-        if self.rule is not None:
-            return self
-        return replace(self, rule=load_stop_rule(context.engine, self.probes or context.probes, trials=False))
 
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
         """See `StopRulePolicy.follow`."""

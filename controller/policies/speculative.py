@@ -153,7 +153,6 @@ class SpecReason(Policy):
     min_grade: float = 7.0
     """The paper's scripts accept from 7 on."""
     tokens: int = 256
-    """Most that the helper writes for one thought."""
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""

@@ -65,7 +65,6 @@ class TrimR(Policy):
     sentences: int = 5
     """Of a segment's ending."""
     cues: Sequence[str] = REFLECTION_CUES
-    """What opens a segment."""
     header: str | None = None
     """Makes the model conclude by itself once answers agree, as in the paper; None closes at once, which is shorter."""
     grace: int | None = 64

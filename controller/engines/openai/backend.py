@@ -29,11 +29,7 @@ class StreamError(Exception):
 
 
 class ServerLostError(ModelError):
-    """A server was lost for good.
-
-    Attributes:
-        completions: the output of all requests until then, in order.
-    """
+    """A server was lost for good; `completions` has the output of all requests until then, in order."""
 
     code = "server_lost"
 
@@ -60,9 +56,7 @@ class CompletionBackend(Protocol):
     ) -> AsyncGenerator[Chunk, None]:
         """Generate at most `limit` tokens after `ids`; the last chunk has a finish. Closing the stream ends the work.
 
-        Raises:
-            StreamError: the reason may be temporary.
-            ModelError: it is not.
+        Raises StreamError for a reason that may be temporary, ModelError for any other.
         """
 
     async def close(self) -> None:
@@ -81,10 +75,7 @@ def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signal
 def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
     """A tokenizer object as it is, or the one of a folder or name; None tries the names of the model.
 
-    Templates, markers and policies need the tokenizer of a model that runs elsewhere.
-
-    Raises:
-        ModelError: there is none.
+    Templates, markers and policies need the tokenizer of a model that runs elsewhere; without one it is a ModelError.
     """
     if tokenizer is not None:
         return _load_by_name(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer

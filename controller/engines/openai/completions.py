@@ -36,12 +36,8 @@ _EXTENSIONS: tuple[dict[str, Any], ...] = (
 class CompletionsBackend:
     """Generates through a server's completions endpoint; implements `CompletionBackend`.
 
-    Args:
-        model: the server's name for it; None takes the only one.
-        tokenizer: see `backend.load_tokenizer`.
-
-    Attributes:
-        takes_ids, returns_ids: whether prompts and outputs are token ids or text.
+    `takes_ids` and `returns_ids` tell whether prompts and outputs are token ids or text. For the arguments see
+    `connect`.
     """
 
     def __init__(self, client: OpenAIClient, model: str | None, tokenizer: Any) -> None:
@@ -205,14 +201,13 @@ def connect(
 ) -> RemoteEngine:
     """An engine on the completions endpoint of a server such as vLLM's, at `http://host:port/v1`.
 
+    Raises OptionError, ModelError or CapabilityError where server, model or tokenizer is not as it should be.
+
     Args:
         model: the server's name for it; None takes the only one.
         tokenizer: of the served model: an object, a folder or a name. None tries the model's name, then the path that
             the server reports.
         api_key: None takes TERSELY_API_KEY or OPENAI_API_KEY.
         timeout: seconds that the server may be silent.
-
-    Raises:
-        OptionError, ModelError, CapabilityError: the server, the model or the tokenizer is not as it should be.
     """
     return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))

@@ -31,17 +31,13 @@ class BatchSettings:
     """What is particular to the sequences of a batch; the defaults are those of `generate`."""
 
     watchers: Sequence[Watcher | None] | None = None
-    """One per sequence."""
     max_new_tokens: Sequence[int] | None = None
-    """Of each sequence."""
     temperatures: Sequence[float | None] = ()
     """Of each sequence, in place of the batch's."""
     sink: TokenSink | None = None
-    """Notified of new tokens."""
     signals: bool = False
     """Sequences keep the signals of their tokens; needs a `SignalsHook`."""
     hooks: Sequence[StepHook] = ()
-    """Follow the decoding."""
     isolated: bool = False
     """Each sequence's prompt is read by itself even if others are equal, as hooks that change the forward pass or keep
     hidden states require."""
@@ -52,10 +48,8 @@ class BatchSettings:
 class BatchDecoder:
     """Decodes one batch; a callable for `model.generate(custom_generate=...)`.
 
-    Attributes:
-        sequences: set by the call.
-        ids, cache, scores, logits: what `generate` may return; ids and cache are None where sequences have watchers or
-            limits of their own.
+    The call sets `sequences`, and in `ids`, `cache`, `scores` and `logits` what `generate` may return; ids and cache
+    are None where sequences have watchers or limits of their own.
     """
 
     def __init__(self, settings: BatchSettings, streamer: Any = None) -> None:
@@ -139,11 +133,8 @@ def as_custom_generate(
 ) -> Callable[..., Any]:
     """Return a callable for `generate(custom_generate=...)`, also within a text-generation pipeline.
 
-    With a callable, transformers drops `streamer` and `tokenizer` and refuses `stop_strings`: pass them here. Without
-    `make_watcher` the output is that of `generate`.
-
-    Raises:
-        OptionError: stop strings come without a tokenizer.
+    With a callable, transformers drops `streamer` and `tokenizer` and refuses `stop_strings`: pass them here. Stop
+    strings without a tokenizer are an OptionError. Without `make_watcher` the output is that of `generate`.
     """
     criterion = None
     if stop_strings:

@@ -72,13 +72,7 @@ _MAX_WAIT_STEPS = 32
 
 
 class DecodeLoop:
-    """Decodes one batch.
-
-    Args:
-        hooks: follow every step.
-        ids: what logits processors and stopping criteria see.
-        shrinks: whether ended sequences may leave the batch.
-    """
+    """Decodes one batch; `shrinks` tells whether ended sequences may leave it."""
 
     def __init__(
         self,

@@ -64,10 +64,7 @@ class HiddenStates(StepHook):
     """Keeps the states of the last token fed to each row, [rows, width] per layer, until the next forward pass.
 
     Layers are counted as by transformers: 0 is the embedding, k the output of block k, the last the output of the final
-    norm; negative ones count from the end.
-
-    Raises:
-        OptionError: the model has no such layer.
+    norm; negative ones count from the end. Another number is an OptionError.
     """
 
     def __init__(self, model: Any, layers: Collection[int]) -> None:

@@ -28,10 +28,8 @@ def argmax(scores: Tensor) -> Tensor:
 def inverse_cdf(probabilities: Tensor, numbers: Tensor) -> Tensor:
     """Draw one token per row: probabilities [rows, vocabulary], numbers [rows, 1] in [0, 1).
 
-    Probabilities need not sum to one, and a token without any is never drawn.
-
-    Raises:
-        ModelError: the probabilities are not finite.
+    Probabilities need not sum to one, and a token without any is never drawn; if they are not finite it is a
+    ModelError.
     """
     cumulative = probabilities.double().cumsum(dim=-1)  # faster than with cumsum's `dtype`
     if not bool(cumulative[:, -1].isfinite().all()):

@@ -80,9 +80,7 @@ class PlanAndBudget(Policy):
     total: int | None = None
     """Tokens for the whole question; None uses the plan's level."""
     schedule: Schedule = "cosine"
-    """How later steps get less."""
     template: str = "Next: {question}"
-    """How a sub-question is put."""
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

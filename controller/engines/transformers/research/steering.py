@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .....errors import OptionError
 from .....probes.artifact import ArtifactError
 from .....probes.research.steering import KIND, Direction, load_direction
-from ....probe_registry import ProbeError, find_probe
+from ....probe_registry import ProbeError, require_probe
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
 from ..hooks import find_decoder_layers
 
@@ -51,21 +51,15 @@ class Steer(ForwardModifier):
     def bind(self, context: BindContext) -> Steer:
         """See `ForwardModifier.bind`.
 
-        Raises:
-            ProbeError: there is no direction for this model.
-            OptionError: none of its strengths was useful, and none is given.
-            ArtifactError: the direction is another model's.
+        Raises ProbeError without a direction for this model, ArtifactError for another model's, and OptionError where
+        none of its strengths was useful and none is given.
         """
         engine, direction = context.engine, self.direction
         if engine is None:
             raise ProbeError("steering needs an engine; recorded output cannot be steered")
         if direction is None:
-            path = find_probe(engine, self.probes or context.probes, KIND)
-            if path is None:
-                raise ProbeError(
-                    f"there is no direction for {engine.name!r}; find one with `tersely steer`, and pass its folder "
-                    "(probes)"
-                )
+            remedy = "find one with `tersely steer`, and pass its folder (probes)"
+            path = require_probe(engine, self.probes or context.probes, KIND, "direction", remedy)
             direction = load_direction(path, engine.fingerprint(), engine.name)
         elif direction.base["fingerprint"] != engine.fingerprint():
             raise ArtifactError(f"the direction belongs to {direction.base['name']}, and the model is {engine.name!r}")
