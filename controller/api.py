@@ -45,11 +45,7 @@ class GenerateArguments(OptionsDict, total=False):
 
 
 @overload
-def generate(model: Any, prompts: str, **arguments: Unpack[GenerateArguments]) -> GenerationResult: ...
-@overload
-def generate(
-    model: Any, prompts: Sequence[Mapping[str, Any]], **arguments: Unpack[GenerateArguments]
-) -> GenerationResult: ...
+def generate(model: Any, prompts: Prompt, **arguments: Unpack[GenerateArguments]) -> GenerationResult: ...
 @overload
 def generate(
     model: Any, prompts: Sequence[Prompt], **arguments: Unpack[GenerateArguments]
@@ -92,16 +88,7 @@ def generate(
 
 @overload
 def sample(
-    model: Any, prompts: str, *, k: int = ..., rule: str | AggregationRule = ..., **settings: Any
-) -> SampleResult: ...
-@overload
-def sample(
-    model: Any,
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    k: int = ...,
-    rule: str | AggregationRule = ...,
-    **settings: Any,
+    model: Any, prompts: Prompt, *, k: int = ..., rule: str | AggregationRule = ..., **settings: Any
 ) -> SampleResult: ...
 @overload
 def sample(
@@ -170,7 +157,7 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
     if prompts and isinstance(prompts[0], Mapping):
         return [cast(Prompt, prompts)], True
     for prompt in prompts:
-        as_messages(cast(Prompt, prompt))  # raises for what is no prompt
+        as_messages(cast(Prompt, prompt))  # raises for anything else
     return list(cast("Sequence[Prompt]", prompts)), False
 
 

@@ -21,16 +21,11 @@ class Budget:
     """What a tier allows."""
 
     tier: str
-    thinking: int
-    """Most thinking tokens, forced ones included."""
-    reserve: int = ANSWER_RESERVE
-    """Output tokens kept for the answer."""
-    instruction: str = ""
-    """Appended to the last user message where the chat template does not know efforts."""
-    temperature: float | None = None
-    """Of sampling, above 0; None leaves the caller's or the model's."""
-    share: float = 1.0
-    """Most thinking tokens as a share of the available output tokens."""
+    thinking: int  # most thinking tokens, forced ones included
+    reserve: int = ANSWER_RESERVE  # output tokens kept for the answer
+    instruction: str = ""  # appended to the last user message where the chat template does not know efforts
+    temperature: float | None = None  # of sampling, above 0; None leaves the caller's or the model's
+    share: float = 1.0  # most thinking tokens as a share of the available output tokens
 
 
 TIERS = {

@@ -13,17 +13,7 @@ from typing import Any
 
 from .budgets import Budget
 from .delegation import DelegationManager, Helper, helper_error, without_retraction
-from .policies.base import (
-    Close,
-    HelperAction,
-    Inject,
-    Note,
-    Policy,
-    PolicyView,
-    ReviewDraft,
-    TextAction,
-    Trial,
-)
+from .policies.base import Close, HelperAction, Inject, Note, Policy, PolicyView, ReviewDraft, TextAction, Trial
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
 from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator

@@ -85,8 +85,7 @@ class HelperError(Exception):
 class Helper(Protocol):
     """Writes parts of a thinking; `write` returns at once and never raises for a request."""
 
-    reviews: bool
-    """Whether it can review drafts."""
+    reviews: bool  # whether it can review drafts
 
     def write(self, request: HelperRequest) -> HelperFuture:
         """Take a request."""
@@ -100,8 +99,7 @@ class Delegation:
     action: HelperAction
     position: int
     future: HelperFuture
-    reviewed: int
-    """How many of the latest tokens the helper was shown to keep or rewrite."""
+    reviewed: int  # how many of the latest tokens the helper was shown to keep or rewrite
 
     @property
     def kind(self) -> str:

@@ -156,7 +156,7 @@ _KEYS = ("format", "effort", "policies", "strategy", "found")
 
 
 class ConfigError(TerselyError, ValueError):
-    """A file is no configuration, or one that this version cannot use."""
+    """A file does not hold a configuration, or one that this version cannot use."""
 
 
 @dataclass(frozen=True, slots=True)

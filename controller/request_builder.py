@@ -88,13 +88,10 @@ class PreparedRequest:
 
     rendered: RenderedPrompt
     budget: Budget
-    controller: Controller | None
-    """Watches the sequence; None where there is nothing to control."""
+    controller: Controller | None  # watches the sequence; None where there is nothing to control
     request: Request
-    notes: list[Decision] = field(default_factory=list)
-    """Decisions that no controller took."""
-    recomputed: int = 0
-    """Prompt tokens that were read once more to choose the tier."""
+    notes: list[Decision] = field(default_factory=list)  # decisions that no controller took
+    recomputed: int = 0  # prompt tokens that were read once more to choose the tier
 
     @property
     def state(self) -> str:
@@ -153,12 +150,7 @@ class RequestBuilder:
         controller = self._make_controller(prompt, rendered, budget)
         layers = {layer for policy in self.policies for layer in policy.hidden_layers}
         request = Request(
-            rendered.ids,
-            limit,
-            controller,
-            self._wants_signals,
-            tuple(sorted(layers)),
-            budget.temperature,
+            rendered.ids, limit, controller, self._wants_signals, tuple(sorted(layers)), budget.temperature
         )
         notes = [Decision("effort", "tier", choice.reason, 0)] if choice.reason else []
         prepared = PreparedRequest(rendered, budget, controller, request, notes, choice.tokens)

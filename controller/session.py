@@ -148,14 +148,7 @@ class Session:
         required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
         self._check(required)
         builder = RequestBuilder(
-            self.engine,
-            self.codec,
-            self.markers,
-            options,
-            policies,
-            resolved.modifiers,
-            self.verifier,
-            self.helper,
+            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
         )
         return builder.build(prompts, resolved.tier_probe)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .text.answers import extract_answer
 from .types import Signals
 
 Kind = Literal["sampled", "forced"]
@@ -89,8 +90,6 @@ class GenerationResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form of the command line."""
-        from .text.answers import extract_answer
-
         return {
             "answer": extract_answer(self.answer),
             "text": self.text,

@@ -33,8 +33,7 @@ class SampledTrial:
 
     closing: tuple[int, ...]
     answer_prefix: str
-    tokens: int
-    """Longest answer."""
+    tokens: int  # longest answer
 
 
 class TrialDecoder:

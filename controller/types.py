@@ -82,13 +82,10 @@ KEEP = Directive()
 class Signals:
     """Facts about the distribution that a token was sampled from, before temperature and truncation."""
 
-    entropy: float
-    """In nats."""
-    top: float
-    """Probability of the most likely token."""
+    entropy: float  # in nats
+    top: float  # probability of the most likely token
     chosen: float
-    margin: float = math.nan
-    """How far `top` lies above the second most likely token."""
+    margin: float = math.nan  # how far `top` lies above the second most likely token
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +230,8 @@ class Engine(ModelHandle, Protocol):
 class BindContext:
     """What policies and modifiers are bound to."""
 
-    engine: ModelHandle | None
-    """The engine that runs the model; None where recorded output is replayed."""
-    probes: str | None = None
-    """Folder of `tersely calibrate`; None uses the pretrained probes of the model."""
+    engine: ModelHandle | None  # the engine that runs the model; None where recorded output is replayed
+    probes: str | None = None  # folder of `tersely calibrate`; None uses the pretrained probes of the model
 
 
 class StepHook:

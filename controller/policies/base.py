@@ -32,7 +32,7 @@ BOUNDARY_RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
 PARAGRAPH = "\n\n"
 NEVER = 1 << 60
 BOUND: dict[str, Any] = {"bound": True}
-"""Metadata of dataclass fields that `Policy.bind` fills in; they are no settings."""
+"""Metadata of dataclass fields that `Policy.bind` fills in; they are not settings."""
 
 
 class PolicyView:
@@ -138,8 +138,7 @@ class AskHelper:
     message: str
     tokens: int
     reason: str
-    retract: int = 0
-    """As in `Delegate`."""
+    retract: int = 0  # as in `Delegate`
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +148,7 @@ class Trial:
     Replies with None where there is no room for a trial, and in shadow mode.
     """
 
-    sampled: bool = False
-    """Also ask for an answer that is sampled like the rest of the output."""
+    sampled: bool = False  # also ask for an answer that is sampled like the rest of the output
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,7 @@ class BudgetForcing(Policy):
     """
 
     name: ClassVar[str] = "budget"
-    slack: int = 24
-    """How many tokens before the limit the end of a sentence is good enough to stop at."""
+    slack: int = 24  # how many tokens before the limit the end of a sentence is good enough to stop at
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -37,8 +36,7 @@ class Convergence(Policy):
 
     name: ClassVar[str] = "convergence"
     agree: int = 2
-    gap: int = 12
-    """An answer repeated within this many tokens counts once."""
+    gap: int = 12  # an answer repeated within this many tokens counts once
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -112,8 +110,7 @@ class Repetition(Policy):
     size: int = 32
     times: int = 3
     window: int = 1024
-    every: int = 64
-    """Tokens between two checks."""
+    every: int = 64  # tokens between two checks
     phrase: str = "I have thought enough and answer now."
 
     def watch(self, view: PolicyView) -> Watching:

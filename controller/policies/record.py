@@ -32,8 +32,7 @@ from .readiness import FeatureTracker
 class ThoughtRecord:
     """The end of one thought."""
 
-    end: int
-    """Thinking tokens so far."""
+    end: int  # thinking tokens so far
     features: State
     stated: str | None
     states: dict[int, State]

@@ -68,10 +68,8 @@ class Reconsider(StopRulePolicy):
         {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.RETRACT}
     )
     probes: str | None = None
-    threshold: float = 0.6
-    """Thinking continues below this score."""
-    limit: int = 2
-    """How often at most."""
+    threshold: float = 0.6  # thinking continues below this score
+    limit: int = 2  # how often at most
     cue: str = "Wait,"
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 

@@ -45,12 +45,10 @@ def sentence_polarity(text: str) -> int:
 class ReflectionBudget:
     """Counts reflections, and sizes the helper's turn after too many of them."""
 
-    limit: int = 15
-    """Too many reflections; grows by `limit_step` up to `limit_max`."""
+    limit: int = 15  # too many reflections; grows by `limit_step` up to `limit_max`
     limit_step: int = 5
     limit_max: int = 30
-    tokens: int = 125
-    """For the helper's turn; grows by `tokens_step` up to `tokens_max`."""
+    tokens: int = 125  # for the helper's turn; grows by `tokens_step` up to `tokens_max`
     tokens_step: int = 25
     tokens_max: int = 200
     count: int = 0
@@ -74,20 +72,13 @@ class SpeculativeThinking(Policy):
 
     name: ClassVar[str] = "speculative"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
-    draft: int = 20
-    """Tokens that the model writes after a paragraph before they are judged."""
-    takeover: int = 20
-    """Tokens that the helper writes in their place."""
-    verify: int = 125
-    """Further tokens after a verifying step."""
-    begin: int = 0
-    """Tokens that the helper writes first of all, for models that do not reason by themselves."""
-    always: bool = False
-    """Take over after each paragraph, whatever it sounds like."""
-    excess: int = 15
-    """Reflective steps after which the helper looks for the mistake."""
-    prefix: str = "Let me look for the step that went wrong."
-    """What its text then begins with."""
+    draft: int = 20  # tokens that the model writes after a paragraph before they are judged
+    takeover: int = 20  # tokens that the helper writes in their place
+    verify: int = 125  # further tokens after a verifying step
+    begin: int = 0  # tokens that the helper writes first of all, for models that do not reason by themselves
+    always: bool = False  # take over after each paragraph, whatever it sounds like
+    excess: int = 15  # reflective steps after which the helper looks for the mistake
+    prefix: str = "Let me look for the step that went wrong."  # what its text then begins with
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -150,8 +141,7 @@ class SpecReason(Policy):
 
     name: ClassVar[str] = "specreason"
     requires: ClassVar[frozenset[Capability]] = _REQUIRES
-    min_grade: float = 7.0
-    """The paper's scripts accept from 7 on."""
+    min_grade: float = 7.0  # the paper's scripts accept from 7 on
     tokens: int = 256
 
     def watch(self, view: PolicyView) -> Watching:

@@ -37,11 +37,9 @@ class Thought:
     """Thinking between two boundaries."""
 
     text: str
-    start: int
-    """First token, counted in thinking tokens; `end` is the one after the last."""
+    start: int  # first token, counted in thinking tokens; `end` is the one after the last
     end: int
-    reflective: bool
-    """Whether it opens with a reflection cue."""
+    reflective: bool  # whether it opens with a reflection cue
 
 
 def unclosed_region(text: str) -> str | None:

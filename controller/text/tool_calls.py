@@ -61,10 +61,8 @@ class ToolCall:
 
     name: str | None
     arguments: Mapping[str, Any]
-    text: str
-    """The call with its tags, exactly as written."""
-    error: str | None = None
-    """Why the call is invalid; None for a valid one."""
+    text: str  # the call with its tags, exactly as written
+    error: str | None = None  # why the call is invalid; None for a valid one
     id: str = ""
 
 

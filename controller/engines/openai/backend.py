@@ -17,10 +17,8 @@ from ..checkpoints import check_tokenizer, load_or_raise, resolve_checkpoint
 class Chunk:
     """Tokens that arrived together."""
 
-    ids: tuple[int, ...] = ()
-    """With the finish "stop", the last one is an end-of-sequence token."""
-    signals: tuple[Signals, ...] = ()
-    """One per token where they were requested."""
+    ids: tuple[int, ...] = ()  # with the finish "stop", the last one is an end-of-sequence token
+    signals: tuple[Signals, ...] = ()  # one per token where they were requested
     finish: Literal["stop", "length"] | None = None
 
 
@@ -43,10 +41,8 @@ class CompletionBackend(Protocol):
 
     name: str
     tokenizer: Any
-    has_logprobs: bool
-    """Whether it reports the probabilities of the sampled and of the two most likely tokens."""
-    context_length: int | None
-    """None if unknown. Like all attributes, valid once the backend is open."""
+    has_logprobs: bool  # whether it reports the probabilities of the sampled and of the two most likely tokens
+    context_length: int | None  # None if unknown; like all attributes, valid once the backend is open
 
     async def open(self) -> None:
         """Find out what there is and what it can do; called once, first."""

@@ -20,10 +20,9 @@ from ....errors import OptionError
 from ...types import StepHook, TokenSink, Watcher
 from ..sequence import SequenceState
 from .decode_loop import DecodeLoop, IdHistory
-from .generation_rules import GenerationRules, read_generation_rules, refuse_unsupported
 from .hooks import StreamerHook
 from .model_runner import CACHE_NAMES, ModelRunner, RaggedRunner, make_runner
-from .sampler import Sampler
+from .sampler import GenerationRules, Sampler, read_generation_rules, refuse_unsupported
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,18 @@ def _read(last: Mapping[int, Tensor], slot: int, layer: int) -> State:
     return state
 
 
+def _get_decoder(model: Any) -> nn.Module:
+    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return decoder
+
+
+def find_decoder_blocks(model: Any) -> nn.ModuleList | None:
+    """The list of a model's blocks; None if it has none of the right length."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = (part for part in _get_decoder(model).modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    return next(lists, None)
+
+
 class HookPoint(NamedTuple):
     """Where a hidden state appears: the output of a module, or its input."""
 
@@ -121,15 +133,13 @@ class HookPoint(NamedTuple):
 
 def find_decoder_layers(model: Any, layer: int) -> HookPoint:
     """Where the hidden state of a layer appears; raises OptionError, or CapabilityError if it cannot be found."""
-    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     index = layer + count + 1 if layer < 0 else layer
     if not 0 <= index <= count:
         raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
     if index == count:
-        return HookPoint(decoder)
-    lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
-    blocks = next(lists, None)
+        return HookPoint(_get_decoder(model))
+    blocks = find_decoder_blocks(model)
     if index == 0:
         # Learned positions are added after the embedding's module, so the first block's input is the better place.
         return HookPoint(model.get_input_embeddings()) if blocks is None else HookPoint(blocks[0], before=True)

@@ -77,8 +77,7 @@ class PlanAndBudget(Policy):
 
     name: ClassVar[str] = "plan"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
-    total: int | None = None
-    """Tokens for the whole question; None uses the plan's level."""
+    total: int | None = None  # tokens for the whole question; None uses the plan's level
     schedule: Schedule = "cosine"
     template: str = "Next: {question}"
 

@@ -24,6 +24,7 @@ from .....probes.artifact import ArtifactError
 from .....probes.research.shortcut import KIND, Shortcut, load_shortcut
 from ....probe_registry import ProbeError, require_probe
 from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
+from ..hooks import find_decoder_blocks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
@@ -69,7 +70,7 @@ def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose
     """
     if not supports_early_exit(model):
         raise _unsupported(model)
-    blocks = _blocks(model)
+    blocks: list[Any] = list(find_decoder_blocks(model) or ())
     if not 0 < layer < len(blocks):
         raise OptionError(f"nothing can leave after hidden layer {layer}; accepted: 1 to {len(blocks) - 1}")
     below, *upper = blocks[layer - 1 :]
@@ -87,13 +88,6 @@ def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose
                 block.forward = own
             else:
                 vars(block).pop("forward", None)
-
-
-def _blocks(model: Any) -> list[Any]:
-    decoder: nn.Module = model.get_decoder()
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
-    return list(next(lists))
 
 
 class _ExitState:

@@ -103,8 +103,7 @@ class SteeredSequence:
     """What is added to the hidden states of one sequence, values [width], while `active()`."""
 
     modifier: ForwardModifier
-    layer: int
-    """The output of this block, 1 the first."""
+    layer: int  # the output of this block, 1 the first
     values: State
     active: Callable[[], bool]
 
