@@ -161,16 +161,14 @@ class ConfigError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TunedConfig:
-    """How to answer.
+    """How to answer; `found` tells people where it comes from and what it was worth there.
 
-    policies: name -> settings, in the order of their precedence. strategy: a name, or tier -> changed fields of that
-    tier's `Budget`. found: where it comes from and what it was worth there, for people to read. Raises OptionError for
-    what is unknown.
+    Raises OptionError for what is unknown.
     """
 
     effort: str = "normal"
-    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    strategy: str | Mapping[str, Mapping[str, Any]] = "tiers"
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by name, in order of precedence
+    strategy: str | Mapping[str, Mapping[str, Any]] = "tiers"  # a name, or changed fields of a `Budget` by tier
     found: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:

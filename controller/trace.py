@@ -25,27 +25,18 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one generation by kind.
-
-    Attributes:
-        thinking, answer: what was written after the prompt; `injected` counts those of them that were not sampled.
-        discarded: sampled and dropped again.
-        trial: of trial answers.
-        verifier: read by the verifier.
-        helper_completion, helper_prompt: written and read by the helper.
-        recomputed: prompt tokens that were read twice.
-    """
+    """Tokens of one generation by kind."""
 
     prompt: int = 0
     thinking: int = 0
     answer: int = 0
-    injected: int = 0
-    discarded: int = 0
-    trial: int = 0
-    verifier: int = 0
-    helper_completion: int = 0
-    helper_prompt: int = 0
-    recomputed: int = 0
+    injected: int = 0  # those of the thinking and the answer that were not sampled
+    discarded: int = 0  # sampled and dropped again
+    trial: int = 0  # of trial answers
+    verifier: int = 0  # read by the verifier
+    helper_completion: int = 0  # written by the helper
+    helper_prompt: int = 0  # read by the helper
+    recomputed: int = 0  # prompt tokens that were read twice
 
     @property
     def overhead(self) -> int:

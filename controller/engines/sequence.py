@@ -26,18 +26,12 @@ from ..types import (
 
 @dataclass(frozen=True, slots=True)
 class CacheEdit:
-    """What a directive requires of the model's cache and of the ids that logits processors see.
+    """What a directive requires of the model's cache and of the ids that logits processors see."""
 
-    Attributes:
-        feed: tokens of the next forward pass.
-        unfeed: how many tokens already fed are removed first.
-        drop, add: the same for the sequence's ids, where the token just sampled already stands at the end.
-    """
-
-    feed: tuple[int, ...]
-    unfeed: int
-    drop: int
-    add: tuple[int, ...]
+    feed: tuple[int, ...]  # tokens of the next forward pass
+    unfeed: int  # how many tokens already fed are removed first
+    drop: int  # how many of the sequence's ids are removed, where the token just sampled already stands at the end
+    add: tuple[int, ...]  # ids that are then added
 
     def without(self, count: int) -> CacheEdit:
         """The same edit, followed by removing the last `count` tokens."""

@@ -31,7 +31,6 @@ class ReasoningParser:
     marker comes, that text no longer counts as part of the answer.
 
     Args:
-        markers: How the model opens and closes its thinking.
         state: Where the prompt left the model: "before" the thinking, in it ("thinking"), or past it ("answer").
         stops: Strings that end the answer; `stopped` is True once one was found, and the rest is dropped.
         hide: From this string on, the answer is held back until `finish`, e.g. the start of a tool call.

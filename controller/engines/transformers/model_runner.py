@@ -146,8 +146,7 @@ class RaggedRunner:
     def prefill(self, ids: Tensor, share: bool = False) -> Tensor:
         """Read the prompts, ids [rows, length], and return the logits after them, [rows, vocabulary].
 
-        Args:
-            share: read equal rows once and copy their cache.
+        Equal rows may `share` one reading, whose cache is copied.
         """
         self.rows, self.device = ids.shape[0], ids.device
         first, kinds = self._distinct(ids) if share else ([], [])
