@@ -55,12 +55,10 @@ class SequenceState:
     of forced tokens is fed one at a time.
     """
 
-    __slots__ = tuple(
-        (
-            "dropped ended_by_eos eos finish forced index keep_signals last_prompt_token limit notify observe queue "
-            "ragged resume signals sink slot tokens trial trial_sampled trial_tokens waiting_for"
-        ).split()
-    )
+    __slots__ = (
+        "dropped ended_by_eos eos finish forced index keep_signals last_prompt_token limit notify observe queue "
+        "ragged resume signals sink slot tokens trial trial_sampled trial_tokens waiting_for"
+    ).split()
 
     def __init__(
         self,
