@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
-from tersely.controller.engines.transformers.custom_generate import MakeWatcher, as_custom_generate
+from tersely.controller.engines.transformers.decode import MakeWatcher, as_custom_generate
 from tersely.controller.engines.transformers.sampler import inverse_cdf
 from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
 from tersely.kernels.grouped_attention import use_grouped

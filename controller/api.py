@@ -16,14 +16,13 @@ from .policies import make_policies
 from .policies.base import Policy
 from .prompts import as_messages, thinking_state_after
 from .replay import bind_for_replay
-from .results import build_result
-from .session import Session
+from .session import Session, build_result
 from .streaming import EventSink
-from .text.markers import Markers, choose_markers
+from .text.markers import Markers, choose_markers, parse_markers
 from .text.tokenizer_adapter import get_adapter
 from .trace import GenerationResult
 from .types import Capability, Engine, Prompt, Watcher
-from .verification import Verifier
+from .verification import RuleVerifier, Verifier
 
 if TYPE_CHECKING:
     from .engines.transformers.decode import BatchDecoder
@@ -33,47 +32,23 @@ if TYPE_CHECKING:
 _CACHED_ENGINES = 2
 
 
+class GenerateArguments(OptionsDict, total=False):
+    """The keyword arguments of `generate`."""
+
+    tokenizer: Any
+    options: GenerationOptions | None
+    markers: Markers | str | Sequence[str] | None
+    think_prompt: bool
+    verifier: Any
+    helper: Any
+    on_event: EventSink | None
+
+
+@overload
+def generate(model: Any, prompts: Prompt, **arguments: Unpack[GenerateArguments]) -> GenerationResult: ...
 @overload
 def generate(
-    model: Any,
-    prompts: str,
-    *,
-    tokenizer: Any = ...,
-    options: GenerationOptions | None = ...,
-    markers: Markers | str | Sequence[str] | None = ...,
-    think_prompt: bool = ...,
-    verifier: Any = ...,
-    helper: Any = ...,
-    on_event: EventSink | None = ...,
-    **overrides: Unpack[OptionsDict],
-) -> GenerationResult: ...
-@overload
-def generate(
-    model: Any,
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    tokenizer: Any = ...,
-    options: GenerationOptions | None = ...,
-    markers: Markers | str | Sequence[str] | None = ...,
-    think_prompt: bool = ...,
-    verifier: Any = ...,
-    helper: Any = ...,
-    on_event: EventSink | None = ...,
-    **overrides: Unpack[OptionsDict],
-) -> GenerationResult: ...
-@overload
-def generate(
-    model: Any,
-    prompts: Sequence[Prompt],
-    *,
-    tokenizer: Any = ...,
-    options: GenerationOptions | None = ...,
-    markers: Markers | str | Sequence[str] | None = ...,
-    think_prompt: bool = ...,
-    verifier: Any = ...,
-    helper: Any = ...,
-    on_event: EventSink | None = ...,
-    **overrides: Unpack[OptionsDict],
+    model: Any, prompts: Sequence[Prompt], **arguments: Unpack[GenerateArguments]
 ) -> list[GenerationResult]: ...
 def generate(
     model: Any,
@@ -106,29 +81,14 @@ def generate(
     """
     batch, single = split_prompts(prompts)
     resolved = make_options(options, **overrides)
-    session = Session(
-        resolve_engine(model, tokenizer),
-        resolve_markers(markers),
-        think_prompt,
-        verifier=resolve_verifier(verifier),
-        helper=resolve_helper(helper),
-    )
+    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
     results = session.run(batch, resolved, on_event)
     return results[0] if single else results
 
 
 @overload
 def sample(
-    model: Any, prompts: str, *, k: int = ..., rule: str | AggregationRule = ..., **settings: Any
-) -> SampleResult: ...
-@overload
-def sample(
-    model: Any,
-    prompts: Sequence[Mapping[str, Any]],
-    *,
-    k: int = ...,
-    rule: str | AggregationRule = ...,
-    **settings: Any,
+    model: Any, prompts: Prompt, *, k: int = ..., rule: str | AggregationRule = ..., **settings: Any
 ) -> SampleResult: ...
 @overload
 def sample(
@@ -163,15 +123,26 @@ def sample(
 
     batch, single = split_prompts(prompts)
     resolved, aggregation = make_options(options, **overrides), resolve_rule(rule)
-    session = Session(
+    session = _open_session(model, tokenizer, markers, think_prompt, verifier, helper)
+    results = sample_all(session, batch, resolved, aggregation, k)
+    return results[0] if single else results
+
+
+def _open_session(
+    model: Any,
+    tokenizer: Any,
+    markers: Markers | str | Sequence[str] | None,
+    think_prompt: bool,
+    verifier: Any,
+    helper: Any,
+) -> Session:
+    return Session(
         resolve_engine(model, tokenizer),
         resolve_markers(markers),
         think_prompt,
         verifier=resolve_verifier(verifier),
         helper=resolve_helper(helper),
     )
-    results = sample_all(session, batch, resolved, aggregation, k)
-    return results[0] if single else results
 
 
 def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
@@ -186,7 +157,7 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], boo
     if prompts and isinstance(prompts[0], Mapping):
         return [cast(Prompt, prompts)], True
     for prompt in prompts:
-        as_messages(cast(Prompt, prompt))  # raises for what is no prompt
+        as_messages(cast(Prompt, prompt))  # raises for anything else
     return list(cast("Sequence[Prompt]", prompts)), False
 
 
@@ -195,8 +166,6 @@ def resolve_markers(markers: Markers | str | Sequence[str] | None) -> Markers | 
     if markers is None or isinstance(markers, Markers):
         return markers
     if isinstance(markers, str):
-        from .text.markers import parse_markers
-
         return parse_markers(markers)
     if not isinstance(markers, Sequence) or [type(text) for text in markers] != [str, str]:
         raise OptionError(f"markers is {markers!r}; accepted: Markers, (open, close) or 'OPEN,CLOSE'")
@@ -207,7 +176,6 @@ def resolve_verifier(verifier: Any) -> Verifier | None:
     """A verifier object as it is; a model as one that is asked what rules cannot decide."""
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
-    from .verification import RuleVerifier
     from .verifiers.llm_verifier import LLMVerifier
 
     return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
@@ -251,8 +219,7 @@ def _load_cached(name: str) -> Engine:
 class CustomGenerate:
     """A callable for `model.generate(custom_generate=...)`; made by `custom_generate`.
 
-    Attributes:
-        results: a `GenerationResult` with trace and usage for each sequence of the latest call.
+    After a call, `results` has a `GenerationResult` with trace and usage for each of its sequences.
     """
 
     def __init__(
@@ -265,7 +232,7 @@ class CustomGenerate:
         streamer: Any,
         stop_strings: Sequence[str] | None,
     ) -> None:
-        from .engines.transformers.custom_generate import as_custom_generate
+        from .engines.transformers.decode import as_custom_generate
 
         self.results: list[GenerationResult] = []
         self._codec, self._markers = get_adapter(tokenizer), markers

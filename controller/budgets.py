@@ -18,22 +18,14 @@ ANSWER_RESERVE = 64
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a tier allows.
-
-    Attributes:
-        thinking: most thinking tokens, forced ones included.
-        reserve: output tokens kept for the answer.
-        instruction: appended to the last user message where the chat template does not know efforts.
-        temperature: of sampling, above 0; None leaves the caller's or the model's.
-        share: most thinking tokens as a share of the available output tokens.
-    """
+    """What a tier allows."""
 
     tier: str
-    thinking: int
-    reserve: int = ANSWER_RESERVE
-    instruction: str = ""
-    temperature: float | None = None
-    share: float = 1.0
+    thinking: int  # most thinking tokens, forced ones included
+    reserve: int = ANSWER_RESERVE  # output tokens kept for the answer
+    instruction: str = ""  # appended to the last user message where the chat template does not know efforts
+    temperature: float | None = None  # of sampling, above 0; None leaves the caller's or the model's
+    share: float = 1.0  # most thinking tokens as a share of the available output tokens
 
 
 TIERS = {
@@ -86,8 +78,7 @@ Strategy: TypeAlias = str | Mapping[str, Budget]
 def fit_budget(tier: str, max_new_tokens: int, reserve: int | None = None, strategy: Strategy = "tiers") -> Budget:
     """The budget of a tier within `max_new_tokens`, with the answer's reserve kept.
 
-    Raises:
-        OptionError: `max_new_tokens` leaves no room beyond the reserve, or the strategy is unknown.
+    Raises OptionError where no room is left beyond the reserve, or the strategy is unknown.
     """
     if isinstance(strategy, str):
         if strategy not in STRATEGIES:

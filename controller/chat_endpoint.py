@@ -26,13 +26,7 @@ _ATTEMPTS = 3
 
 
 class ChatOnlyEndpoint:
-    """Answers prompts through a server's chat completions.
-
-    Args:
-        streams: most requests that are open at the same time.
-
-    All other arguments are those of `connect`.
-    """
+    """Answers prompts through a server's chat completions, at most `streams` at the same time; see `connect`."""
 
     def __init__(
         self,
@@ -54,9 +48,7 @@ class ChatOnlyEndpoint:
     async def arun(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[GenerationResult]:
         """Answer all prompts, in order.
 
-        Raises:
-            CapabilityError: policies or options need more than a chat endpoint.
-            ModelError: the server does not answer or refuses a request.
+        Raises CapabilityError for what needs more than a chat endpoint, ModelError for trouble with the server.
         """
         check_options(options)
         client = OpenAIClient(self.base_url, self.api_key, self.timeout)

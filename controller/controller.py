@@ -13,22 +13,10 @@ from typing import Any
 
 from .budgets import Budget
 from .delegation import DelegationManager, Helper, helper_error, without_retraction
-from .policies.base import (
-    Close,
-    HelperAction,
-    Inject,
-    Note,
-    Policy,
-    PolicyView,
-    ReviewDraft,
-    TextAction,
-    Trial,
-)
+from .policies.base import Close, HelperAction, Inject, Note, Policy, PolicyView, ReviewDraft, TextAction, Trial
 from .policy_runner import PolicyScheduler, PolicyTask, SideEffect
 from .prompts import get_question
-from .text.closing import CLOSING_SENTENCE, closing_text, paragraph_separator
-from .text.marker_matcher import MarkerMatcher
-from .text.markers import Markers
+from .text.markers import CLOSING_SENTENCE, MarkerMatcher, Markers, closing_text, paragraph_separator
 from .text.thoughts import ThinkingState
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -65,18 +53,15 @@ class Proposal:
 class Controller:
     """Follows one sequence and directs it; implements `types.SuspendableWatcher`.
 
+    Raises TypeError for a policy that acts before it waits. What `Policy.watch` raises is not caught either.
+
     Args:
         policies: in the order of their precedence.
         opened: the prompt has opened the thinking already.
         shadow: record what would be done and do nothing.
         closing_sentence: of a `Close` that brings none.
-        prompt_tokens: length of the prompt, for policies.
         verifier: answers the policies' questions; None decides by rules only.
-        helper: writes what policies delegate.
         prompt: the text or messages, for policies and the helper.
-
-    Raises:
-        TypeError: a policy acts before it waits. What `Policy.watch` raises is not caught either.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from .policies.base import AskHelper, Delegate, HelperAction, ReviewDraft, TextAction
 from .policy_runner import PolicyTask
-from .text.closing import paragraph_separator
+from .text.markers import paragraph_separator
 from .text.thoughts import ThinkingState
 from .types import Directive, Prompt
 from .verification import ReviewCriterion, format_error
@@ -23,26 +23,23 @@ class PrefixKey:
 
 @dataclass(frozen=True, slots=True)
 class HelperRequest:
-    """What a helper is asked for: at most `tokens` tokens, by its own count, that continue `thinking`.
-
-    Attributes:
-        one_thought: write no further than to the end of a thought.
-        reply: do not think at all, but reply to the prompt.
-        whole: write all of the thinking, under the helper's own control.
-        draft: text that stands already and is to be reviewed; the result begins with what is kept of it.
-        criterion: when the draft is kept; None where there is none.
-        prefix_key: identifies the growing text, so that what the helper has read of it is not read again.
-    """
+    """What a helper is asked for: at most `tokens` tokens, by its own count, that continue `thinking`."""
 
     prompt: Prompt
     thinking: str
     tokens: int
     one_thought: bool = False
+    """Write no further than to the end of a thought."""
     reply: bool = False
+    """Do not think at all, but reply to the prompt."""
     whole: bool = False
+    """Write all of the thinking, under the helper's own control."""
     draft: str = ""
+    """Text that stands already and is to be reviewed; the result begins with what is kept of it."""
     criterion: ReviewCriterion | None = None
+    """When the draft is kept; None where there is none."""
     prefix_key: PrefixKey | None = None
+    """Identifies the growing text, so that what the helper has read of it is not read again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +53,7 @@ class HelperText:
 class HelperFuture(Future[HelperText]):
     """The text to come; computed, together with all others that are pending, when the first of them is waited for.
 
-    Attributes:
-        tokens: what the helper wrote.
-        read: what it read for that, by its own count.
+    `tokens` is what the helper wrote, and `read` what it read for that, by its own count.
     """
 
     def __init__(self, compute: Callable[[], None] = lambda: None) -> None:
@@ -88,32 +83,23 @@ class HelperError(Exception):
 
 
 class Helper(Protocol):
-    """Writes parts of a thinking; `write` returns at once and never raises for a request.
+    """Writes parts of a thinking; `write` returns at once and never raises for a request."""
 
-    Attributes:
-        reviews: whether it can review drafts.
-    """
-
-    reviews: bool
+    reviews: bool  # whether it can review drafts
 
     def write(self, request: HelperRequest) -> HelperFuture:
         """Take a request."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """One request to the helper: which policy made it, where in the output, and what comes of it.
-
-    Attributes:
-        reviewed: how many of the latest tokens the helper was shown to keep or rewrite.
-    """
+    """One request to the helper: which policy made it, where in the output, and what comes of it."""
 
     task: PolicyTask
     action: HelperAction
     position: int
     future: HelperFuture
-    reviewed: int
+    reviewed: int  # how many of the latest tokens the helper was shown to keep or rewrite
 
     @property
     def kind(self) -> str:
@@ -142,9 +128,7 @@ class DelegationManager:
     def begin(self, task: PolicyTask, action: HelperAction, position: int, room: int) -> Directive:
         """Send a request, and suspend the sequence until it is answered.
 
-        Args:
-            position: output tokens so far.
-            room: most tokens that the thinking may still grow by.
+        `position` counts output tokens so far; the thinking may still grow by `room` tokens.
         """
         if isinstance(action, ReviewDraft):
             return self._review(task, action, position, room)
@@ -201,11 +185,7 @@ class DelegationManager:
         return delegation
 
     def apply(self, delegation: Delegation, text: str, room: int) -> tuple[int, tuple[int, ...]]:
-        """Put the helper's text into the thinking; return how many tokens are retracted and which are added.
-
-        Args:
-            room: most tokens that the thinking may still grow by.
-        """
+        """Put the helper's text into the thinking; return how many tokens are retracted and which are added."""
         if delegation.kind in ("ask", "review"):
             return 0, ()
         thinking, codec, kept = self.thinking, self.thinking.codec, 0

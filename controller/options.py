@@ -1,18 +1,25 @@
-"""Everything a caller can choose about a generation; every surface embeds this one model."""
+"""Everything a caller can choose about a generation, and the JSON files that hold such choices.
+
+Every surface embeds `GenerationOptions`; `tersely tune` writes a `TunedConfig`, and people may.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from pydantic import BeforeValidator, ConfigDict, Field, SkipValidation, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import dataclasses as pydantic_dataclasses
 
 from ..errors import OptionError, TerselyError, unknown
+from ..io import write
 from ..validation import format_validation_error
-from .budgets import Strategy, canonical_effort
+from .budgets import STRATEGIES, Budget, Strategy, canonical_effort
+from .policies import make_policy
 from .policies.base import Policy
 from .types import ForwardModifier, SamplingParams
 
@@ -42,7 +49,9 @@ def _as_path_text(path: object) -> object:
     return os.fspath(path) if isinstance(path, os.PathLike) else path
 
 
-@dataclass(frozen=True, slots=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid"))
+@pydantic_dataclasses.dataclass(
+    frozen=True, slots=True, config=ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+)
 class GenerationOptions:
     """How to generate. Raises pydantic's ValidationError; `make_options` raises OptionError instead."""
 
@@ -118,8 +127,7 @@ class OptionsDict(TypedDict, total=False):
 def make_options(options: GenerationOptions | None = None, **overrides: Any) -> GenerationOptions:
     """Build options, or replace some of `options`; takes the keywords of `OptionsDict`.
 
-    Raises:
-        OptionError: an option is unknown, or its value is not accepted.
+    Raises OptionError for an unknown option or a value that is not accepted.
     """
     sampling = {name: overrides.pop(name) for name in SAMPLING_OPTIONS if name in overrides}
     accepted = [f.name for f in fields(GenerationOptions)]
@@ -151,3 +159,84 @@ def _option_error(error: ValidationError) -> TerselyError:
     """Our own error for what pydantic found: the one that a validator raised, else an OptionError."""
     cause = error.errors()[0].get("ctx", {}).get("error")
     return cause if isinstance(cause, TerselyError) else OptionError(format_validation_error(error))
+
+
+FORMAT = 1
+_KEYS = ("format", "effort", "policies", "strategy", "found")
+
+
+class ConfigError(TerselyError, ValueError):
+    """A file does not hold a configuration, or one that this version cannot use."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedConfig:
+    """How to answer; `found` tells people where it comes from and what it was worth there.
+
+    Raises OptionError for what is unknown.
+    """
+
+    effort: str = "normal"
+    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # settings by name, in order of precedence
+    strategy: str | Mapping[str, Mapping[str, Any]] = "tiers"  # a name, or changed fields of a `Budget` by tier
+    found: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        canonical_effort(self.effort)
+        self.options()
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments for `tersely.generate`, or `Options`."""
+        made = tuple(make_policy(name, settings) for name, settings in self.policies.items())
+        return {"effort": self.effort, "policies": made, "strategy": resolve_strategy(self.strategy)}
+
+    def as_json(self) -> str:
+        """The text of its file."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the file, whole or not at all; raises WriteError."""
+        write(path, self.as_json())
+
+
+def resolve_strategy(described: str | Mapping[str, Mapping[str, Any]]) -> Strategy:
+    """What tiers mean: a name as it is, changes of tiers as budgets; raises OptionError for an unknown one."""
+    if isinstance(described, str):
+        if described not in STRATEGIES:
+            raise unknown("strategy", described, STRATEGIES)
+        return described
+    made = dict(STRATEGIES["tiers"])
+    known = [f.name for f in fields(Budget) if f.name != "tier"]
+    for tier, changes in described.items():
+        if tier not in made:
+            raise unknown("tier", tier, made)
+        for key in changes:
+            if key not in known:
+                raise unknown(f"field of tier {tier!r}:", key, known)
+        made[tier] = Budget(**{**asdict(made[tier]), **changes})
+    return made
+
+
+def read_config(path: Path) -> TunedConfig:
+    """The configuration of a file; raises ConfigError for none, OptionError for unknown names in it."""
+    try:
+        about = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}; `tersely tune` writes one") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise ConfigError(f"{path} is no configuration of format {FORMAT}; `tersely tune` writes one")
+    for key in about:
+        if key not in _KEYS:
+            raise unknown(f"key in {path}:", key, _KEYS)
+    try:
+        return TunedConfig(**{key: value for key, value in about.items() if key != "format"})
+    except (TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is no configuration: {error}") from None
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Keyword arguments for `tersely.generate` from a configuration file, as in `generate(m, **load_config("t.json"))`.
+
+    Raises ConfigError, OptionError.
+    """
+    return read_config(Path(path)).options()

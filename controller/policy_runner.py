@@ -100,8 +100,7 @@ class PolicyTask:
 class PolicyScheduler:
     """The policies of one sequence.
 
-    Attributes:
-        next_wakeup: per boundary kind, the first token count at which any policy must run.
+    `next_wakeup` is, per boundary kind, the first token count at which any policy must run.
     """
 
     def __init__(self, policies: Sequence[Policy], view: PolicyView, on_side_effect: OnSideEffect) -> None:

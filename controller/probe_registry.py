@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, TerselyError
-from ..probes.io import find_pretrained
+from ..probes import io as probe_io
 from .types import Capability, ModelHandle
 
 if TYPE_CHECKING:
-    from ..probes.io import ModeProbe, StoredRule
     from ..probes.tier_selector import TierProbe
 
 
@@ -23,41 +22,29 @@ class ProbeError(TerselyError, ValueError):
 def load_tier_probe(engine: ModelHandle, folder: str | None) -> TierProbe | None:
     """The difficulty probe of a folder of `tersely calibrate`, or the pretrained one; None if there is none.
 
-    Raises:
-        ProbeError: the folder has none.
-        ArtifactError: it is another model's, or was changed.
+    Raises ProbeError for a folder without one, ArtifactError for one that is another model's or was changed.
     """
-    from ..probes.io import load_tier_probe
-
     path = find_probe(engine, folder, "difficulty")
     if path is None:
         return None
-    return load_tier_probe(path, engine.fingerprint())
+    return probe_io.load_tier_probe(path, engine.fingerprint())
 
 
-def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool | None) -> StoredRule:
+def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool | None) -> probe_io.StoredRule:
     """The readiness probe with its certified threshold.
+
+    Raises ProbeError if there is none for this model, CapabilityError if the engine does not show what it reads.
 
     Args:
         trials: with trial answers, without, or (None) whichever saves more; without where the engine cannot drop them.
-
-    Raises:
-        ProbeError: there is none for this model.
-        CapabilityError: the engine does not show the hidden states that it reads.
     """
-    from ..probes.io import load_stop_rule
-
     if engine is None or Capability.HIDDEN_STATES not in engine.capabilities:
         name = "recorded output" if engine is None else repr(engine.name)
         raise CapabilityError(f"a readiness probe reads hidden states, which {name} does not show")
-    path = find_probe(engine, folder, "readiness")
-    if path is None:
-        raise ProbeError(
-            f"there is no readiness probe for {engine.name!r}; make one with `tersely collect` and "
-            "`tersely calibrate`, and pass its folder (probes)"
-        )
+    remedy = "make one with `tersely collect` and `tersely calibrate`, and pass its folder (probes)"
+    path = require_probe(engine, folder, "readiness", "readiness probe", remedy)
     can_try = Capability.KV_ROLLBACK in engine.capabilities
-    rule = load_stop_rule(path, engine.fingerprint(), trials if can_try else False)
+    rule = probe_io.load_stop_rule(path, engine.fingerprint(), trials if can_try else False)
     if engine.hidden_layers is not None and rule.layer not in engine.hidden_layers:
         raise CapabilityError(
             f"the readiness probe reads hidden layer {rule.layer}; {engine.name!r} shows only the last one "
@@ -66,33 +53,35 @@ def load_stop_rule(engine: ModelHandle | None, folder: str | None, trials: bool 
     return rule
 
 
-def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> ModeProbe:
+def load_mode_probe(engine: ModelHandle, folder: str | None, layer: int) -> probe_io.ModeProbe:
     """The probe that `tersely agents --router-out` wrote into a folder, or the pretrained one.
 
-    Raises:
-        ProbeError: there is none for this model.
-        ArtifactError: it is another model's, or was changed.
+    Raises ProbeError if there is none for this model, ArtifactError if it is another model's or was changed.
     """
-    from ..probes.io import ModeProbe
-
-    path = find_probe(engine, None, ModeProbe.kind) if folder is None else Path(folder)
-    if path is None:
-        raise ProbeError(
-            f"there is no router for {engine.name!r}; train one with `tersely agents --router-out`, and pass its folder"
-        )
-    return ModeProbe.load(path, fingerprint=engine.fingerprint(), layer=layer)
+    remedy = "train one with `tersely agents --router-out`, and pass its folder"
+    path = (
+        Path(folder) if folder is not None else require_probe(engine, None, probe_io.ModeProbe.kind, "router", remedy)
+    )
+    return probe_io.ModeProbe.load(path, fingerprint=engine.fingerprint(), layer=layer)
 
 
 def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | None:
     """The folder of a model's probe: in `folder`, or pretrained; None if there is no pretrained one.
 
-    Raises:
-        ProbeError: the folder has no probe of this kind.
+    Raises ProbeError for a folder without a probe of this kind.
     """
     if folder is None:
         fingerprint = engine.fingerprint()
-        return None if fingerprint is None else find_pretrained(fingerprint, kind)
+        return None if fingerprint is None else probe_io.find_pretrained(fingerprint, kind)
     path = Path(folder) / kind
     if not path.is_dir():
         raise ProbeError(f"{folder} has no {kind} probe; accepted: a folder that `tersely calibrate` wrote")
+    return path
+
+
+def require_probe(engine: ModelHandle, folder: str | None, kind: str, what: str, remedy: str) -> Path:
+    """The folder of a model's probe; raises ProbeError if there is none, by these words."""
+    path = find_probe(engine, folder, kind)
+    if path is None:
+        raise ProbeError(f"there is no {what} for {engine.name!r}; {remedy}")
     return path

@@ -63,14 +63,11 @@ def get_question(prompt: Prompt) -> str:
 def render(
     tokenizer: Any, prompt: Prompt, budget: Budget, markers: Markers, tools: Sequence[Mapping[str, Any]] = ()
 ) -> RenderedPrompt:
-    """Render a prompt for a budget's tier.
+    """Render a prompt for a budget's tier, with tools for templates that know tools.
 
     A template that knows efforts gets the tier; otherwise the tier's instruction follows the question, so that the
     question's own prefix stays cacheable. With `markers.source == "prompted"` a system prompt of ours asks for
     thinking.
-
-    Args:
-        tools: for templates that know tools.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:

@@ -1,4 +1,7 @@
-"""Add-ons that installed packages register as entry points, tersely's own `research` folders among them."""
+"""Add-ons that installed packages register as entry points, tersely's own `research` folders among them.
+
+Forward modifiers come from add-ons only (`tersely.forward_modifiers`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from ..errors import OptionError, unknown
+from .types import ForwardModifier
 
 
 @cache
@@ -45,3 +51,15 @@ def _find_source(module: str) -> Path | None:
     except ImportError:  # its package is missing
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def resolve_modifier(modifier: ForwardModifier | str) -> ForwardModifier:
+    """A modifier object as it is, or one by name."""
+    if not isinstance(modifier, str):
+        if not hasattr(modifier, "install"):
+            raise OptionError(f"modifier {modifier!r} is a {type(modifier).__name__}; accepted: a name or a modifier")
+        return modifier
+    add_ons = load_add_ons("tersely.forward_modifiers")
+    if modifier not in add_ons:
+        raise unknown("modifier", modifier, add_ons)
+    return cast(ForwardModifier, add_ons[modifier]())

@@ -31,12 +31,8 @@ def replay(
 ) -> tuple[Decision, ...]:
     """The decisions that policies would have made on a recorded output; nothing is changed (shadow mode).
 
-    Args:
-        prompt, prompt_tokens, verifier: see `Controller`; verdicts are waited for, so that replays are reproducible.
-        steps: what the engine knew about the step of each token.
-
-    Raises:
-        CapabilityError: a policy needs `steps`, and there are none.
+    For the arguments see `Controller`; verdicts are waited for, so that replays are reproducible. `steps` is what the
+    engine knew about the step of each token; a policy that needs it and lacks it is a CapabilityError.
     """
     policies = bind_for_replay(policies)
     needs_steps = {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES}

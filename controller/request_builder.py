@@ -1,19 +1,24 @@
-"""From prompts and options to requests, each with its controller."""
+"""From prompts and options to requests, each with its controller.
+
+Effort `auto` chooses a tier by what the model makes of the question, before it starts to think. The prompts of all
+tiers begin alike, and the hidden state at the end of that prefix tells a difficulty probe which tier is enough (as in
+DiffAdapt, arXiv 2510.19669). Where tiers differ before the question, as where a system prompt says how to think, the
+largest tier's prompt is read instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ..errors import PromptError
-from .budgets import Budget, canonical_effort, fit_budget
+from .budgets import EFFORTS, Budget, canonical_effort, fit_budget, tier_by_length
 from .controller import Controller, ControllerState
 from .delegation import Helper
-from .effort import TierChoice, choose_by_length, choose_by_probe
 from .options import GenerationOptions
 from .policies.base import Policy
-from .prompts import RenderedPrompt, render
+from .prompts import RenderedPrompt, as_messages, get_question, render
 from .text.markers import Markers
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
@@ -23,23 +28,70 @@ from .verification import Verifier
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
 
+_SEAM = 8
+"""Characters at the end of a question that may share a token with what follows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierChoice:
+    """The tier of one prompt, why it was chosen, and the tokens that were read for that."""
+
+    tier: str
+    reason: str
+    tokens: int = 0
+
+
+def choose_by_length(prompt: Prompt) -> TierChoice:
+    """Choose a tier by the prompt's length, where there is no difficulty probe."""
+    tier = tier_by_length(str(as_messages(prompt)[-1]["content"]))
+    return TierChoice(tier, f"{tier}, by the prompt's length: there is no difficulty probe for this model")
+
+
+def choose_by_probe(
+    engine: Engine,
+    codec: TokenizerAdapter,
+    probe: TierProbe,
+    prompts: Sequence[Prompt],
+    renderings: Sequence[Mapping[str, RenderedPrompt]],
+) -> list[TierChoice]:
+    """Choose the tier of each prompt by the difficulty probe; `renderings` has it for each of the probe's tiers."""
+    prefixes = [find_prefix(codec, p, tiers) for p, tiers in zip(prompts, renderings, strict=True)]
+    unique = list(dict.fromkeys(prefixes))  # samples of one prompt are read once
+    states = engine.hidden_states(unique, probe.layer)
+    choices = {ids: probe.choose(state) for ids, state in zip(unique, states, strict=True)}
+    counted: set[tuple[int, ...]] = set()
+    tiers = []
+    for ids in prefixes:
+        tier, reason = choices[ids]
+        tiers.append(TierChoice(tier, reason, 0 if ids in counted else len(ids)))
+        counted.add(ids)
+    return tiers
+
+
+def find_prefix(codec: TokenizerAdapter, prompt: Prompt, renderings: Mapping[str, RenderedPrompt]) -> tuple[int, ...]:
+    """The ids that all tiers' prompts begin with if they contain the question, else the largest tier's prompt.
+
+    At least one token of each prompt is left out.
+    """
+    prompts = [rendered.ids for rendered in renderings.values()]
+    size = min(map(len, prompts)) - 1
+    size = next((i for i in range(size) if len({ids[i] for ids in prompts}) > 1), size)
+    prefix, question = prompts[0][:size], get_question(prompt).strip()
+    if question[: max(1, len(question) - _SEAM)] in codec.decode(prefix):
+        return prefix
+    return renderings[max(renderings, key=EFFORTS.index)].ids[:-1]
+
 
 @dataclass(slots=True)
 class PreparedRequest:
-    """A request that is ready for the engine, with what is needed to make a result of its completion.
-
-    Attributes:
-        controller: watches the sequence; None where there is nothing to control.
-        notes: decisions that no controller took.
-        recomputed: prompt tokens that were read once more to choose the tier.
-    """
+    """A request that is ready for the engine, with what is needed to make a result of its completion."""
 
     rendered: RenderedPrompt
     budget: Budget
-    controller: Controller | None
+    controller: Controller | None  # watches the sequence; None where there is nothing to control
     request: Request
-    notes: list[Decision] = field(default_factory=list)
-    recomputed: int = 0
+    notes: list[Decision] = field(default_factory=list)  # decisions that no controller took
+    recomputed: int = 0  # prompt tokens that were read once more to choose the tier
 
     @property
     def state(self) -> str:
@@ -98,12 +150,7 @@ class RequestBuilder:
         controller = self._make_controller(prompt, rendered, budget)
         layers = {layer for policy in self.policies for layer in policy.hidden_layers}
         request = Request(
-            rendered.ids,
-            limit,
-            controller,
-            self._wants_signals,
-            tuple(sorted(layers)),
-            budget.temperature,
+            rendered.ids, limit, controller, self._wants_signals, tuple(sorted(layers)), budget.temperature
         )
         notes = [Decision("effort", "tier", choice.reason, 0)] if choice.reason else []
         prepared = PreparedRequest(rendered, budget, controller, request, notes, choice.tokens)

@@ -1,40 +1,39 @@
-"""A session: an engine and its markers, ready to answer prompts under an effort and a set of policies."""
+"""A session: an engine and its markers, ready to answer prompts under an effort and a set of policies.
+
+It makes the results as well, from what the engine and the controllers have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, OptionError
 from .budgets import canonical_effort
+from .controller import Controller
 from .delegation import Helper
-from .modifiers import resolve_modifier
 from .options import GenerationOptions
 from .policies import make_policies, make_policy
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
+from .registry import resolve_modifier
 from .request_builder import PreparedRequest, RequestBuilder
-from .results import build_result
 from .streaming import EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
-from .text.tokenizer_adapter import get_adapter
-from .trace import Decision, GenerationResult
-from .types import (
-    SESSION_CAPABILITIES,
-    BindContext,
-    Capability,
-    Completion,
-    Engine,
-    ForwardModifier,
-    Prompt,
-)
+from .text.reasoning_parser import split_reasoning
+from .text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from .trace import Decision, GenerationResult, Span, Usage
+from .types import SESSION_CAPABILITIES, BindContext, Capability, Completion, Engine, ForwardModifier, Prompt
 from .verification import Verifier
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
-    from .live_recorder import LiveRecorder
+    from .policies.record import LiveRecorder
+
+_Bindable = TypeVar("_Bindable", Policy, ForwardModifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +46,13 @@ class ResolvedOptions:
 
 
 class Session:
-    """Answers prompts on one engine.
+    """Answers prompts on one engine. Raises MarkerError where the model's markers cannot be found.
 
     Args:
         markers: None finds them.
         think_prompt: make a model without markers think between <think> and </think>.
         verifier: answers the policies' questions; None decides by rules only.
         helper: writes what policies delegate.
-
-    Raises:
-        MarkerError: the model's markers cannot be found.
     """
 
     def __init__(
@@ -94,10 +90,8 @@ class Session:
     def prepare(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[PreparedRequest]:
         """Make prompts ready for the engine.
 
-        Raises:
-            OptionError: an option is not accepted.
-            PromptError: a prompt is empty or too long.
-            CapabilityError: the engine or the session lacks what a policy requires.
+        Raises OptionError for an option that is not accepted, PromptError for a prompt that is empty or too long, and
+        CapabilityError where the engine or the session lacks what a policy requires.
         """
         return self._prepare(prompts, options, ())
 
@@ -105,22 +99,19 @@ class Session:
         """Bind policies and modifiers to the engine, and load the probe that chooses tiers; both are cached.
 
         With effort `auto`, the readiness exit joins the policies where the probe counts on it: the tier is a first
-        guess, which the thinking then corrects.
-
-        Raises:
-            ProbeError: a probe that a policy requires is missing.
-            ArtifactError: a probe belongs to another model.
+        guess, which the thinking then corrects. Raises ProbeError for a missing probe, ArtifactError for one of another
+        model.
         """
         auto = canonical_effort(options.effort) == "auto"
         tier_probe = self._load_tier_probe(options.probes) if auto else None
         policies = make_policies(options.preset, options.policies)
         if tier_probe is not None and tier_probe.exits:
-            bound = [self._bind_policy(policy, options.probes) for policy in policies]
+            bound = [self._bind(policy, options.probes) for policy in policies]
             if all(policy.name != "readiness" for policy in bound):
                 policies = (*policies, make_policy("readiness"))
         return ResolvedOptions(
-            tuple(self._bind_policy(policy, options.probes) for policy in policies),
-            tuple(self._bind_modifier(resolve_modifier(m), options.probes) for m in options.modifiers),
+            tuple(self._bind(policy, options.probes) for policy in policies),
+            tuple(self._bind(resolve_modifier(modifier), options.probes) for modifier in options.modifiers),
             tier_probe,
         )
 
@@ -157,14 +148,7 @@ class Session:
         required |= {Capability.HIDDEN_STATES} if resolved.tier_probe is not None else set()
         self._check(required)
         builder = RequestBuilder(
-            self.engine,
-            self.codec,
-            self.markers,
-            options,
-            policies,
-            resolved.modifiers,
-            self.verifier,
-            self.helper,
+            self.engine, self.codec, self.markers, options, policies, resolved.modifiers, self.verifier, self.helper
         )
         return builder.build(prompts, resolved.tier_probe)
 
@@ -187,25 +171,67 @@ class Session:
             return None
         if not options.shadow and make_policies(options.preset, options.policies):
             raise OptionError("only uncontrolled thinking can be recorded; use shadow mode or preset 'off'")
-        from .live_recorder import LiveRecorder
+        from .policies.record import LiveRecorder
 
         return LiveRecorder(Path(options.record), self.engine, self.codec, self.markers)
 
-    def _bind_policy(self, policy: Policy, probes: str | None) -> Policy:
-        if type(policy).bind is Policy.bind:
-            return policy  # the default binds nothing, and such a policy need not be hashable
-        key = policy, probes
+    def _bind(self, part: _Bindable, probes: str | None) -> _Bindable:
+        if type(part).bind is Policy.bind:
+            return part  # the default binds nothing, and such a policy need not be hashable
+        key = part, probes
         if key not in self._bound:
-            self._bound[key] = policy.bind(BindContext(self.engine, probes))
-        return self._bound[key]  # type: ignore[return-value]  # a policy's key holds a policy
-
-    def _bind_modifier(self, modifier: ForwardModifier, probes: str | None) -> ForwardModifier:
-        key = modifier, probes
-        if key not in self._bound:
-            self._bound[key] = modifier.bind(BindContext(self.engine, probes))
-        return self._bound[key]  # type: ignore[return-value]  # a modifier's key holds a modifier
+            self._bound[key] = part.bind(BindContext(self.engine, probes))
+        return self._bound[key]  # type: ignore[return-value]  # a policy's key holds a policy, a modifier's a modifier
 
     def _load_tier_probe(self, probes: str | None) -> TierProbe | None:
         if probes not in self._tier_probes:
             self._tier_probes[probes] = load_tier_probe(self.engine, probes)
         return self._tier_probes[probes]
+
+
+def build_result(
+    done: Completion,
+    controller: Controller | None,
+    codec: TokenizerAdapter,
+    markers: Markers,
+    *,
+    state: str,
+    tier: str,
+    prompt_tokens: int,
+    recomputed: int = 0,
+    notes_before: Sequence[Decision] = (),
+    notes_after: Sequence[Decision] = (),
+) -> GenerationResult:
+    """The result of one sequence; `state` is where its prompt left the model (see `RenderedPrompt`)."""
+    parts = split_reasoning(done.token_ids, codec, markers, state)
+    return GenerationResult(
+        text=codec.decode(done.token_ids),
+        thinking=parts.thinking,
+        answer=parts.answer,
+        finish_reason=done.finish_reason,
+        tier=tier,
+        usage=Usage(
+            prompt=prompt_tokens,
+            thinking=parts.thinking_tokens,
+            answer=parts.answer_tokens,
+            injected=sum(done.forced),
+            discarded=done.dropped,
+            trial=done.trial,
+            verifier=controller.verifier_tokens if controller else 0,
+            helper_completion=controller.delegations.tokens if controller else 0,
+            helper_prompt=controller.delegations.read if controller else 0,
+            recomputed=done.recomputed + recomputed,
+        ),
+        trace=(*notes_before, *(controller.decisions if controller else ()), *notes_after),
+        spans=build_spans(done.token_ids, done.forced, codec),
+        token_ids=done.token_ids,
+        signals=done.signals,
+    )
+
+
+def build_spans(ids: Sequence[int], forced: Sequence[bool], codec: TokenizerAdapter) -> tuple[Span, ...]:
+    """Group an output into runs of sampled and of forced text."""
+    spans = []
+    for is_forced, run in groupby(zip(ids, forced, strict=True), key=lambda pair: pair[1]):
+        spans.append(Span("forced" if is_forced else "sampled", codec.decode([token for token, _ in run])))
+    return tuple(spans)

@@ -1,30 +1,28 @@
-"""Turns an engine's tokens into thinking and answer text while a generation runs."""
+"""Thinking and answer text while a generation runs, and a watcher by which its consumer can cancel it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 from .controller import Controller
 from .text.markers import Markers
 from .text.reasoning_parser import Channel, ReasoningParser, TextDelta
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
+from .types import KEEP, Directive, Request, StepInfo, SuspendableWatcher, Watcher
 
 
 @dataclass(frozen=True, slots=True)
 class TextDeltaEvent:
-    """New text of one row, without thinking markers.
-
-    Attributes:
-        decision: Explains text that the controller wrote; its text is empty where only a marker was written.
-    """
+    """New text of one row, without thinking markers."""
 
     row: int
     text: str
     channel: Channel
     decision: Decision | None = None
+    """Explains text that the controller wrote; its text is empty where only a marker was written."""
 
 
 EventSink = Callable[[TextDeltaEvent], None]
@@ -36,22 +34,17 @@ class StreamedRow(Protocol):
     @property
     def controller(self) -> Controller | None:
         """The controller whose last decision explains forced text, if any."""
-        ...
 
     @property
     def state(self) -> str:
         """Where the prompt leaves the model; see `ReasoningParser`."""
-        ...
 
 
 class StreamEmitter:
     """A token sink that emits `TextDeltaEvent`s of whole characters.
 
     The texts of a channel add up to the result's `thinking` or `answer`, unless tokens were retracted after they had
-    been emitted.
-
-    Args:
-        parsers: The rows' parsers, e.g. with stop strings; by default without.
+    been emitted. `parsers` are those of the rows, for example with stop strings; by default without.
     """
 
     def __init__(
@@ -105,3 +98,40 @@ class StreamEmitter:
         decisions = reversed(controller.decisions) if controller else ()
         decision = next((decision for decision in decisions if decision.text), None)
         self._emit(row, deltas or [TextDelta(channel, "")], decision)
+
+
+_STOP = Directive(stop=True)
+
+
+class CancellableWatcher:
+    """Wraps a sequence's watcher, and ends the sequence once `is_cancelled()`; implements `types.Watcher`."""
+
+    def __init__(self, is_cancelled: Callable[[], bool]) -> None:
+        self.is_cancelled = is_cancelled
+        self.inner: Watcher | None = None
+        self._trial_tokens = 0  # of the trial in progress
+
+    def wrap(self, request: Request) -> Request:
+        """The same request, watched by this watcher around its own."""
+        self.inner = request.watcher
+        return replace(request, watcher=self)
+
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        """See `Watcher.observe`."""
+        if self.is_cancelled():
+            if self._trial_tokens:
+                return Directive(retract=self._trial_tokens + 1, trial=False, stop=True)
+            return _STOP
+        if self.inner is None:
+            return KEEP
+        directive = self.inner.observe(token, step)
+        if directive.trial or (self._trial_tokens and directive.trial is None):
+            before = self._trial_tokens + 1 if self._trial_tokens else 0
+            self._trial_tokens = before - directive.retract + len(directive.force)
+        else:
+            self._trial_tokens = 0
+        return directive
+
+    def resume(self) -> Directive:
+        """See `SuspendableWatcher.resume`."""
+        return _STOP if self.is_cancelled() else cast(SuspendableWatcher, self.inner).resume()

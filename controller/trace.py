@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .text.answers import extract_answer
 from .types import Signals
 
 Kind = Literal["sampled", "forced"]
@@ -24,27 +25,18 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one generation by kind.
-
-    Attributes:
-        thinking, answer: what was written after the prompt; `injected` counts those of them that were not sampled.
-        discarded: sampled and dropped again.
-        trial: of trial answers.
-        verifier: read by the verifier.
-        helper_completion, helper_prompt: written and read by the helper.
-        recomputed: prompt tokens that were read twice.
-    """
+    """Tokens of one generation by kind."""
 
     prompt: int = 0
     thinking: int = 0
     answer: int = 0
-    injected: int = 0
-    discarded: int = 0
-    trial: int = 0
-    verifier: int = 0
-    helper_completion: int = 0
-    helper_prompt: int = 0
-    recomputed: int = 0
+    injected: int = 0  # those of the thinking and the answer that were not sampled
+    discarded: int = 0  # sampled and dropped again
+    trial: int = 0  # of trial answers
+    verifier: int = 0  # read by the verifier
+    helper_completion: int = 0  # written by the helper
+    helper_prompt: int = 0  # read by the helper
+    recomputed: int = 0  # prompt tokens that were read twice
 
     @property
     def overhead(self) -> int:
@@ -73,11 +65,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class GenerationResult:
-    """The result of one request; `text` is everything after the prompt.
-
-    Attributes:
-        signals: one per token where they were requested, None at forced tokens; otherwise empty.
-    """
+    """The result of one request; `text` is everything after the prompt."""
 
     text: str
     thinking: str
@@ -89,11 +77,10 @@ class GenerationResult:
     spans: tuple[Span, ...] = field(default=(), repr=False)
     token_ids: tuple[int, ...] = field(default=(), repr=False)
     signals: tuple[Signals | None, ...] = field(default=(), repr=False)
+    """One per token where they were requested, None at forced tokens; otherwise empty."""
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form of the command line."""
-        from .text.answers import extract_answer
-
         return {
             "answer": extract_answer(self.answer),
             "text": self.text,

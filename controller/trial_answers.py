@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 
 from .policies.base import TrialAnswer
 from .text.answers import extract_boxed, find_closing_brace, normalize_answer
-from .text.closing import closing_text, paragraph_separator
-from .text.markers import Markers
+from .text.markers import Markers, closing_text, paragraph_separator
 from .text.tokenizer_adapter import TokenizerAdapter
 from .types import KEEP, Directive
 
@@ -30,17 +29,11 @@ CERTAIN = 0.999
 
 @dataclass(frozen=True, slots=True)
 class SampledTrial:
-    """How an answer is sampled after the greedy one.
-
-    Attributes:
-        closing: token ids that close the thinking.
-        answer_prefix: text that comes before the answer.
-        tokens: longest answer.
-    """
+    """How an answer is sampled after the greedy one."""
 
     closing: tuple[int, ...]
     answer_prefix: str
-    tokens: int
+    tokens: int  # longest answer
 
 
 class TrialDecoder:
@@ -111,8 +104,7 @@ def start_trial(
 ) -> tuple[tuple[int, ...], TrialDecoder]:
     """Start a trial after a text that ends in `tail`; return the ids that open it, and the trial.
 
-    Args:
-        reserve: longest sampled answer, in tokens.
+    A sampled answer has at most `reserve` tokens.
     """
     separator = paragraph_separator(tail)
     forced = codec.encode(f"{separator}{markers.close}{markers.close_suffix}{ANSWER_PREFIX}")

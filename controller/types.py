@@ -57,25 +57,21 @@ SESSION_CAPABILITIES = frozenset({Capability.VERIFIER, Capability.HELPER, Capabi
 
 @dataclass(frozen=True, slots=True)
 class Directive:
-    """What to do after a sampled token: drop the last `retract` tokens of the output, then append `force`.
-
-    Attributes:
-        force: token ids to append.
-        retract: how many tokens to drop, the one just sampled included. Dropping only that one is free; more needs
-            `Capability.KV_ROLLBACK`.
-        trial: True starts (or restarts) a trial, False ends it. Tokens of a trial meet no stopping criterion and are
-            dropped at its end.
-        sampled: decode the trial by sampling instead of greedily.
-        stop: end the sequence after that. A trial in progress must be ended as well.
-        wait_for: suspend the sequence until this future is done; its watcher's `resume` then decides how it continues.
-    """
+    """What to do after a sampled token: drop the last `retract` tokens of the output, then append `force`."""
 
     force: tuple[int, ...] = ()
     retract: int = 0
+    """How many tokens to drop, the one just sampled included. Dropping only that one is free; more needs
+    `Capability.KV_ROLLBACK`."""
     trial: bool | None = None
+    """True starts (or restarts) a trial, False ends it. Tokens of a trial meet no stopping criterion and are dropped at
+    its end."""
     sampled: bool = False
+    """Decode the trial by sampling instead of greedily."""
     stop: bool = False
+    """End the sequence after that. A trial in progress must be ended as well."""
     wait_for: Future[Any] | None = None
+    """Suspend the sequence until this future is done; its watcher's `resume` then decides how it continues."""
 
 
 KEEP = Directive()
@@ -84,32 +80,22 @@ KEEP = Directive()
 
 @dataclass(frozen=True, slots=True)
 class Signals:
-    """Facts about the distribution that a token was sampled from, before temperature and truncation.
+    """Facts about the distribution that a token was sampled from, before temperature and truncation."""
 
-    Attributes:
-        entropy: in nats.
-        top: probability of the most likely token.
-        chosen: probability of the sampled token.
-        margin: how far `top` lies above the second most likely token.
-    """
-
-    entropy: float
-    top: float
+    entropy: float  # in nats
+    top: float  # probability of the most likely token
     chosen: float
-    margin: float = math.nan
+    margin: float = math.nan  # how far `top` lies above the second most likely token
 
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What the engine knows about the step that sampled a token.
-
-    Attributes:
-        signals: None unless the request asked for them.
-        state: reads the hidden state of a layer that the token was sampled from, which is that of the token before it.
-    """
+    """What the engine knows about the step that sampled a token."""
 
     signals: Signals | None
+    """None unless the request asked for them."""
     state: Callable[[int], State]
+    """Reads the hidden state of a layer that the token was sampled from, which is that of the token before it."""
 
 
 class Watcher(Protocol):
@@ -120,7 +106,6 @@ class Watcher(Protocol):
 
         `step` is given where the request asked for signals or layers.
         """
-        ...
 
 
 @runtime_checkable
@@ -129,7 +114,6 @@ class CompletionListener(Watcher, Protocol):
 
     def on_finish(self, completion: Completion) -> None:
         """Process the completion; called once, in the step that ends the sequence."""
-        ...
 
 
 class SuspendableWatcher(Watcher, Protocol):
@@ -137,24 +121,20 @@ class SuspendableWatcher(Watcher, Protocol):
 
     def resume(self) -> Directive:
         """Decide how the sequence continues now that its future is done: what to force, or to stop."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """Sampling options; None leaves the model's own generation default. `temperature=0` is greedy.
-
-    Attributes:
-        inverse_cdf: the transformers engine draws a token from one random number per sequence instead of one per
-            vocabulary entry as `generate` does, which on CPUs can cost more than the model. The distribution is the
-            same; a seed gives other tokens.
-    """
+    """Sampling options; None leaves the model's own generation default. `temperature=0` is greedy."""
 
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     seed: int | None = None
     inverse_cdf: bool = False
+    """The transformers engine draws a token from one random number per sequence instead of one per vocabulary entry as
+    `generate` does, which on CPUs can cost more than the model. The distribution is the same; a seed gives other
+    tokens."""
 
     def as_dict(self) -> dict[str, float]:
         """The options that are set, by the names that vLLM and OpenAI-compatible servers use."""
@@ -164,47 +144,37 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to generate: at most `max_new_tokens` output tokens, sampled and forced ones together.
-
-    Attributes:
-        prompt_ids: token ids of the prompt.
-        watcher: directs the sequence; None leaves it alone.
-        signals: report the signals of each sampled token, to the watcher as well.
-        layers: hidden layers that the watcher may read, counted as by transformers: 0 is the embedding, -1 the output
-            of the last norm.
-        temperature: of this sequence where the batch is sampled, in place of the batch's.
-        modifiers: change the forward pass for this sequence.
-    """
+    """One sequence to generate: at most `max_new_tokens` output tokens, sampled and forced ones together."""
 
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     watcher: Watcher | None = None
+    """Directs the sequence; None leaves it alone."""
     signals: bool = False
+    """Report the signals of each sampled token, to the watcher as well."""
     layers: tuple[int, ...] = ()
+    """Hidden layers that the watcher may read, counted as by transformers: 0 is the embedding, -1 the output of the
+    last norm."""
     temperature: float | None = None
+    """Of this sequence where the batch is sampled, in place of the batch's."""
     modifiers: tuple[SequenceModifier, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What an engine returns for one request.
-
-    Attributes:
-        token_ids: the output without the end-of-sequence token.
-        forced: for each token, whether it was forced.
-        dropped: tokens that were generated and taken back, except those of trials.
-        trial: tokens of trials.
-        recomputed: prompt tokens that were read twice.
-        signals: one per token where they were requested, None at forced tokens; otherwise empty.
-    """
+    """What an engine returns for one request."""
 
     token_ids: tuple[int, ...]
+    """The output without the end-of-sequence token."""
     forced: tuple[bool, ...]
     finish_reason: FinishReason
     dropped: int = 0
+    """Tokens that were generated and taken back, except those of trials."""
     trial: int = 0
     recomputed: int = 0
+    """Prompt tokens that were read twice."""
     signals: tuple[Signals | None, ...] = ()
+    """One per token where they were requested, None at forced tokens; otherwise empty."""
 
 
 TokenSink = Callable[[int, Sequence[int], bool], None]
@@ -220,26 +190,21 @@ class ModelHandle(Protocol):
     @property
     def name(self) -> str:
         """For error messages."""
-        ...
 
     @property
     def tokenizer(self) -> Any:
         """The model's tokenizer."""
-        ...
 
     @property
     def capabilities(self) -> frozenset[Capability]:
         """What the engine can do."""
-        ...
 
     @property
     def hidden_layers(self) -> tuple[int, ...] | None:
         """The layers whose states it can show; None means all of them."""
-        ...
 
     def fingerprint(self) -> str | None:
         """Identify the weights, so that probes find their model; see `probes.fingerprint`. None if unknown."""
-        ...
 
 
 class Engine(ModelHandle, Protocol):
@@ -248,34 +213,25 @@ class Engine(ModelHandle, Protocol):
     @property
     def context_length(self) -> int | None:
         """Most tokens of prompt and output together; None if unknown."""
-        ...
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """Decode all requests as one batch, in order."""
-        ...
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
         """Read prompts and return the hidden state of each one's last token."""
-        ...
 
     def close(self) -> None:
         """Free the model."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class BindContext:
-    """What policies and modifiers are bound to.
+    """What policies and modifiers are bound to."""
 
-    Attributes:
-        engine: the engine that runs the model; None where recorded output is replayed.
-        probes: folder of `tersely calibrate`; None uses the pretrained probes of the model.
-    """
-
-    engine: ModelHandle | None
-    probes: str | None = None
+    engine: ModelHandle | None  # the engine that runs the model; None where recorded output is replayed
+    probes: str | None = None  # folder of `tersely calibrate`; None uses the pretrained probes of the model
 
 
 class StepHook:
@@ -306,29 +262,25 @@ class SequenceView(Protocol):
     @property
     def sampling_next(self) -> bool:
         """Whether the next token is the model's own: not queued, not suspended, not ended."""
-        ...
 
 
 @dataclass(slots=True)
 class DecodeStep:
-    """One step of the decode loop as hooks see it.
-
-    Attributes:
-        logits: [slots, vocabulary], the model's own.
-        tokens: [slots], sampled or queued.
-        signals: by slot, set by a hook.
-        state_reader: by slot, reads a hidden layer; set by a hook.
-        edits: by slot, what watchers asked for.
-        hidden_slots: slots whose sampled token is not part of the output (queued for, or in a trial).
-    """
+    """One step of the decode loop as hooks see it."""
 
     logits: Tensor
+    """[slots, vocabulary], the model's own."""
     tokens: Tensor
+    """[slots], sampled or queued."""
     signals: Sequence[Signals | None] | None = None
+    """By slot, set by a hook."""
     state_reader: Callable[[int], Callable[[int], State]] | None = None
+    """By slot, reads a hidden layer; set by a hook."""
     sampled: Sequence[int] = ()
     edits: Mapping[int, Any] = field(default_factory=dict)
+    """By slot, what watchers asked for."""
     hidden_slots: frozenset[int] = frozenset()
+    """Slots whose sampled token is not part of the output (queued for, or in a trial)."""
 
 
 class SequenceModifier(Protocol):
@@ -337,11 +289,9 @@ class SequenceModifier(Protocol):
     @property
     def modifier(self) -> ForwardModifier:
         """What made it; the engine installs each modifier of a batch once."""
-        ...
 
     def summary(self) -> tuple[str, str] | None:
         """The action and reason for the trace once the sequence has ended; None for nothing."""
-        ...
 
 
 class ForwardModifier(Protocol):
@@ -352,20 +302,15 @@ class ForwardModifier(Protocol):
     @property
     def provenance(self) -> frozenset[str]:
         """Hashes of the questions it learned from."""
-        ...
 
     def bind(self, context: BindContext) -> ForwardModifier:
         """Return the modifier as it is used on this engine; may load what it learned."""
-        ...
 
     def describe(self) -> tuple[str, str] | None:
         """The action and reason for the trace when a sequence starts; None for nothing."""
-        ...
 
     def attach(self, boundary: Callable[[], str | None]) -> SequenceModifier:
         """Start on one sequence; `boundary()` is what its latest token ended, None where it does not think."""
-        ...
 
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> AbstractContextManager[StepHook]:
         """**Changes the model** until the end of the `with`; one entry per slot, None for sequences left alone."""
-        ...

@@ -32,11 +32,7 @@ Question = AnswerStated | AnswersEqual
 
 
 class VerdictFuture(Future[float]):
-    """The verdict to come: P(yes) / (P(yes) + P(no)).
-
-    Attributes:
-        tokens: what the verifier reads for it.
-    """
+    """The verdict to come: P(yes) / (P(yes) + P(no)); `tokens` is what the verifier reads for it."""
 
     def __init__(self, tokens: int = 0) -> None:
         super().__init__()
@@ -45,16 +41,12 @@ class VerdictFuture(Future[float]):
 
 @dataclass(frozen=True, slots=True)
 class ReviewCriterion:
-    """When a helper leaves a draft as it is.
-
-    Attributes:
-        at_least: the limit.
-        by: "probability": keep the draft up to the first token that the helper gives a lower probability.
-            "grade": keep all of it if the helper grades it that high, from 0 to 9, else nothing.
-    """
+    """When a helper leaves a draft as it is."""
 
     at_least: float
     by: Literal["probability", "grade"] = "probability"
+    """"probability": keep the draft up to the first token that the helper gives a lower probability. "grade": keep all
+    of it if the helper grades it that high, from 0 to 9, else nothing."""
 
 
 class NoVerdictError(Exception):
@@ -67,15 +59,12 @@ class Verifier(Protocol):
     @property
     def timeout(self) -> float | None:
         """Seconds after which a verdict no longer counts; None waits for ever."""
-        ...
 
     def submit(self, question: Question) -> VerdictFuture:
         """Take a question."""
-        ...
 
     def close(self) -> None:
         """Free what it holds; open questions end without a verdict."""
-        ...
 
 
 def get_verdict(future: VerdictFuture) -> float | None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..controller.engines.sequence import check_max_new_tokens
 from ..controller.engines.transformers.engine import TransformersEngine
-from ..controller.engines.validation import check_max_new_tokens
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.types import Request, SamplingParams
 from ..kernels.quantization.calibration_text import render_question

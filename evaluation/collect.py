@@ -12,10 +12,10 @@ import numpy as np
 import typer
 
 from ..controller.budgets import EFFORTS, fit_budget
-from ..controller.effort import find_prefix
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.policies.record import AnswerIds, PassiveRecorder, ThoughtRecord, mean_entropy
 from ..controller.prompts import render
+from ..controller.request_builder import find_prefix
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult

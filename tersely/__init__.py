@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .controller.api import custom_generate, generate, sample
     from .controller.budgets import Budget
-    from .controller.connect import connect
     from .controller.controller import Controller
+    from .controller.engines.openai.completions import connect
     from .controller.engines.transformers.engine import load_engine
     from .controller.integrations.langchain import middleware
     from .controller.integrations.langchain.chat_model import ChatTersely
-    from .controller.options import GenerationOptions
+    from .controller.options import GenerationOptions, load_config
     from .controller.policies.base import (
         AskHelper,
         AskVerifier,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     )
     from .controller.text.markers import Markers
     from .controller.trace import Decision, GenerationResult, Usage
-    from .controller.tuned_config import load_config
     from .controller.types import Capability
     from .controller.vllm.llm import LLM
     from .errors import TerselyError
@@ -52,10 +51,10 @@ _HOMES = {
     "Markers": "tersely.controller.text.markers",
     "TerselyError": "tersely.errors",
     "Usage": "tersely.controller.trace",
-    "connect": "tersely.controller.connect",
+    "connect": "tersely.controller.engines.openai.completions",
     "custom_generate": "tersely.controller.api",
     "generate": "tersely.controller.api",
-    "load_config": "tersely.controller.tuned_config",
+    "load_config": "tersely.controller.options",
     "load_engine": "tersely.controller.engines.transformers.engine",
     "middleware": "tersely.controller.integrations.langchain",
     "sample": "tersely.controller.api",

@@ -14,7 +14,7 @@ _HUB_TIMEOUT = 5.0  # seconds
 _TOKENIZER_FILES = ("*token*", "vocab.*", "*.model", "merges.txt", "tekken.json")
 _REMEDIES = {
     "configuration": "check its config.json",
-    "tokenizer": "save one beside the model with tokenizer.save_pretrained(folder)",
+    "tokenizer": "save one next to the model with tokenizer.save_pretrained(folder)",
     "weights": "check that they are complete and those of a causal language model",
 }
 
@@ -48,7 +48,7 @@ def _check_hub(name: str, hint: str) -> None:
         return
     remedy = f"give a local folder or an embedded model ({hint})"
     if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"{name!r} is no local folder and not in the hub cache, and offline mode is on; {remedy}")
+        raise ModelError(f"{name!r} is not a local folder and not in the hub cache, and offline mode is on; {remedy}")
     try:
         model_info(name, timeout=_HUB_TIMEOUT)
     except GatedRepoError as error:
@@ -57,7 +57,9 @@ def _check_hub(name: str, hint: str) -> None:
         raise ModelError(f"{name!r} is neither a local folder nor a model of the hub; {remedy}") from error
     except Exception as error:  # no connection, proxy trouble, a malformed reply: all mean the same here
         reason = type(error).__name__
-        raise ModelError(f"{name!r} is no local folder and the hub cannot be reached ({reason}); {remedy}") from error
+        raise ModelError(
+            f"{name!r} is not a local folder and the hub cannot be reached ({reason}); {remedy}"
+        ) from error
 
 
 def check_causal(name: str, config: Any) -> None:

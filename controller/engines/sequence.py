@@ -9,24 +9,29 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import CapabilityError, OptionError
-from ..types import KEEP, Completion, CompletionListener, Directive, FinishReason, Signals, StepInfo, TokenSink, Watcher
+from ...errors import CapabilityError, OptionError, PromptError
+from ..types import (
+    KEEP,
+    Completion,
+    CompletionListener,
+    Directive,
+    FinishReason,
+    Request,
+    Signals,
+    StepInfo,
+    TokenSink,
+    Watcher,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEdit:
-    """What a directive requires of the model's cache and of the ids that logits processors see.
+    """What a directive requires of the model's cache and of the ids that logits processors see."""
 
-    Attributes:
-        feed: tokens of the next forward pass.
-        unfeed: how many tokens already fed are removed first.
-        drop, add: the same for the sequence's ids, where the token just sampled already stands at the end.
-    """
-
-    feed: tuple[int, ...]
-    unfeed: int
-    drop: int
-    add: tuple[int, ...]
+    feed: tuple[int, ...]  # tokens of the next forward pass
+    unfeed: int  # how many tokens already fed are removed first
+    drop: int  # how many of the sequence's ids are removed, where the token just sampled already stands at the end
+    add: tuple[int, ...]  # ids that are then added
 
     def without(self, count: int) -> CacheEdit:
         """The same edit, followed by removing the last `count` tokens."""
@@ -46,37 +51,14 @@ WAIT = CacheEdit((), 0, 1, ())
 class SequenceState:
     """The output of one sequence; `tokens` includes an end-of-sequence token that ended it.
 
-    Attributes:
-        index: its number among the requests.
-        slot: its place in the batch, which moves up as others end.
-        queue: forced tokens that are fed one at a time.
-        waiting_for: the future that it is suspended for.
+    `index` is its number among the requests, and `slot` its place in the batch, which moves up as others end. A `queue`
+    of forced tokens is fed one at a time.
     """
 
     __slots__ = (
-        "dropped",
-        "ended_by_eos",
-        "eos",
-        "finish",
-        "forced",
-        "index",
-        "keep_signals",
-        "last_prompt_token",
-        "limit",
-        "notify",
-        "observe",
-        "queue",
-        "ragged",
-        "resume",
-        "signals",
-        "sink",
-        "slot",
-        "tokens",
-        "trial",
-        "trial_sampled",
-        "trial_tokens",
-        "waiting_for",
-    )
+        "dropped ended_by_eos eos finish forced index keep_signals last_prompt_token limit notify observe queue "
+        "ragged resume signals sink slot tokens trial trial_sampled trial_tokens waiting_for"
+    ).split()
 
     def __init__(
         self,
@@ -263,3 +245,24 @@ class SequenceState:
                 f"watchers dropped {self.dropped} tokens of sequence {self.index}, which may have {self.limit}; "
                 "the policy would never let it end"
             )
+
+
+def check_max_new_tokens(request: Request, index: int, context: int | None, name: str) -> int:
+    """Most tokens that a request may generate: what it asks for, as far as the model's context allows.
+
+    Raises PromptError for a prompt that is empty or fills the context, OptionError for a limit below one; `index` and
+    `name` are those of the request and the model in these errors.
+    """
+    if request.max_new_tokens < 1:
+        raise OptionError(f"max_new_tokens of request {index} is {request.max_new_tokens}; accepted: 1 or more")
+    if not request.prompt_ids:
+        raise PromptError(f"the prompt of request {index} is empty; pass at least one token")
+    if context is None:
+        return request.max_new_tokens
+    room = context - len(request.prompt_ids)
+    if room < 1:
+        raise PromptError(
+            f"the prompt of request {index} has {len(request.prompt_ids)} tokens and {name!r} takes {context} in all; "
+            "shorten it"
+        )
+    return min(request.max_new_tokens, room)

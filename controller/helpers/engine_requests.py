@@ -12,7 +12,7 @@ from ..controller import ControllerState
 from ..delegation import HelperRequest
 from ..options import GenerationOptions
 from ..prompts import render
-from ..text.marker_matcher import MarkerMatcher
+from ..text.markers import MarkerMatcher
 from ..text.tokenizer_adapter import TokenFlags
 from ..types import KEEP, Directive, Prompt, Request, StepInfo, Watcher
 

@@ -11,9 +11,9 @@ from pydantic import BaseModel, PrivateAttr
 from ...errors import unknown
 from ..api import resolve_helper, resolve_markers, resolve_verifier
 from ..budgets import canonical_effort
-from ..modifiers import resolve_modifier
 from ..options import DEFAULT_MAX_NEW_TOKENS, SAMPLING_OPTIONS, GenerationOptions, make_options
 from ..policies import make_policies
+from ..registry import resolve_modifier
 from ..session import Session
 from .runner import shared_engine
 

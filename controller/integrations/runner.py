@@ -14,11 +14,10 @@ from weakref import WeakKeyDictionary
 
 from ...errors import TerselyError
 from ..api import resolve_engine
-from ..cancellation import CancellableWatcher
 from ..options import GenerationOptions
 from ..request_builder import PreparedRequest
 from ..session import Session
-from ..streaming import StreamEmitter, TextDeltaEvent
+from ..streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
 from ..text.reasoning_parser import ReasoningParser, TextDelta, truncate_at_stop
 from ..trace import GenerationResult
 from ..types import Engine, Prompt, Request

@@ -15,17 +15,17 @@ from ..registry import load_add_ons
 from .base import BOUND, Policy
 
 _BUILT_IN = {
-    "auto_exit": "auto_exit:AutoExit",
-    "budget": "budget:BudgetForcing",
-    "convergence": "convergence:Convergence",
-    "escalate": "escalate:Escalate",
+    "auto_exit": "readiness:AutoExit",
+    "budget": "exits:BudgetForcing",
+    "convergence": "exits:Convergence",
+    "escalate": "second_look:Escalate",
     "hint": "hint:ConciseHint",
     "readiness": "readiness:Readiness",
-    "reconsider": "reconsider:Reconsider",
-    "repetition": "repetition:Repetition",
-    "sirius": "draft_review:Sirius",
-    "speculative": "speculative_thinking:SpeculativeThinking",
-    "specreason": "draft_review:SpecReason",
+    "reconsider": "second_look:Reconsider",
+    "repetition": "exits:Repetition",
+    "sirius": "speculative:Sirius",
+    "speculative": "speculative:SpeculativeThinking",
+    "specreason": "speculative:SpecReason",
     "trimr": "trimr:TrimR",
 }
 _PAPER_HINT = {"earliest": 0, "limit": 64, "whole": True, "clauses": True}
@@ -92,8 +92,7 @@ def make_policy(name: str, settings: Mapping[str, Any] | None = None) -> Policy:
 def load_policy(spec: str) -> Policy:
     """Build a policy from `file.py:Class` or `package.module:Class`.
 
-    Raises:
-        OptionError: there is no such file, module or class, or it is not a policy (code `invalid_policy`).
+    Raises OptionError (code `invalid_policy`) if there is no such file, module or class, or it is not a policy.
     """
     source, _, class_name = spec.rpartition(":")
     try:

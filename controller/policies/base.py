@@ -32,18 +32,14 @@ BOUNDARY_RANK = {"token": 0, "sentence": 1, "thought": 2, "close": 3}
 PARAGRAPH = "\n\n"
 NEVER = 1 << 60
 BOUND: dict[str, Any] = {"bound": True}
-"""Metadata of dataclass fields that `Policy.bind` fills in; they are no settings."""
+"""Metadata of dataclass fields that `Policy.bind` fills in; they are not settings."""
 
 
 class PolicyView:
     """What a policy may look at when it runs; read-only.
 
-    Attributes:
-        thinking: tokens, thoughts and signals so far.
-        budget: of this sequence.
-        closing_cost: tokens that closing the thinking will force.
-        question: the text of the last user message, "" if unknown.
-        prompt_tokens: length of the whole prompt.
+    `thinking` has the tokens, thoughts and signals so far, `question` the text of the last user message ("" if
+    unknown). Closing the thinking will force `closing_cost` tokens; `prompt_tokens` counts the whole prompt.
     """
 
     __slots__ = ("_closing", "_step", "budget", "closing_cost", "prompt_tokens", "question", "thinking")
@@ -75,17 +71,14 @@ class PolicyView:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Sleep until the first boundary of a kind at or after `at` thinking tokens, at the latest at `deadline`.
-
-    Attributes:
-        boundary: "close" is where the model itself ends its thinking; an `Inject` then makes it continue.
-        or_close: also wake where the model ends its thinking, wherever that is.
-    """
+    """Sleep until the first boundary of a kind at or after `at` thinking tokens, at the latest at `deadline`."""
 
     at: int = 0
     boundary: Boundary = "thought"
+    """"close" is where the model itself ends its thinking; an `Inject` then makes it continue."""
     deadline: int | None = None
     or_close: bool = False
+    """Also wake where the model ends its thinking, wherever that is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,52 +103,42 @@ class Delegate:
     """Let the helper write the next `tokens` tokens of the thinking. Replies with its text, or None.
 
     The model continues alone if there is no text, and in shadow mode. Where the helper ends the thinking it is closed.
-
-    Attributes:
-        retract: how many of the latest tokens go first, as far as the model wrote them itself.
-        prefix: text to put before the helper's.
-        restart: drop everything that the model wrote itself; the helper thinks from the question on, under its own
-            control.
     """
 
     tokens: int
     reason: str
     retract: int = 0
+    """How many of the latest tokens go first, as far as the model wrote them itself."""
     prefix: str = ""
+    """Text to put before the helper's."""
     restart: bool = False
+    """Drop everything that the model wrote itself; the helper thinks from the question on, under its own control."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReviewDraft:
-    """Let the helper check the latest tokens and rewrite what it rejects. Replies with the text that then stands.
-
-    Attributes:
-        tokens: most tokens that it writes, from the first rejected one on; it writes nothing if it accepts all.
-        latest: how many tokens it checks, as far as the model wrote them itself.
-        one_thought: write no further than to the end of a thought.
-    """
+    """Let the helper check the latest tokens and rewrite what it rejects. Replies with the text that then stands."""
 
     prefix: ClassVar[str] = ""
     tokens: int
+    """Most tokens that it writes, from the first rejected one on; it writes nothing if it accepts all."""
     reason: str
     latest: int
+    """How many tokens it checks, as far as the model wrote them itself."""
     criterion: ReviewCriterion
     one_thought: bool = False
+    """Write no further than to the end of a thought."""
 
 
 @dataclass(frozen=True, slots=True)
 class AskHelper:
-    """Let the helper answer a message without thinking. Replies with its text, or None; the thinking does not get it.
-
-    Attributes:
-        retract: as in `Delegate`.
-    """
+    """Let the helper answer a message without thinking. Replies with its text or None; the thinking does not get it."""
 
     prefix: ClassVar[str] = ""
     message: str
     tokens: int
     reason: str
-    retract: int = 0
+    retract: int = 0  # as in `Delegate`
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +146,22 @@ class Trial:
     """Ask what the model would answer if it had to stop here. Replies with a `TrialAnswer`; its tokens are dropped.
 
     Replies with None where there is no room for a trial, and in shadow mode.
-
-    Attributes:
-        sampled: also ask for an answer that is sampled like the rest of the output.
     """
 
-    sampled: bool = False
+    sampled: bool = False  # also ask for an answer that is sampled like the rest of the output
 
 
 @dataclass(frozen=True, slots=True)
 class TrialAnswer:
-    """What a trial said.
-
-    Attributes:
-        answer: normalized, so that equal answers are equal strings.
-        confidence: geometric mean probability of its tokens.
-        tokens: what the trial cost.
-        sampled: the sampled answer in the model's own words, where it was asked for; its tokens are not counted.
-    """
+    """What a trial said."""
 
     answer: str
+    """Normalized, so that equal answers are equal strings."""
     confidence: float
+    """Geometric mean probability of its tokens."""
     tokens: int
     sampled: str | None = None
+    """The sampled answer in the model's own words, where it was asked for; its tokens are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,15 +190,13 @@ class Policy(ABC):
     """One idea about when and how to act on the thinking of a sequence.
 
     A policy object holds settings only. The state of one sequence lives in the generator that `watch` returns.
-
-    Attributes:
-        name: unique among the policies of a sequence.
-        requires: what the engine and the session must be able to do.
     """
 
     __slots__ = ()
     name: ClassVar[str]
+    """Unique among the policies of a sequence."""
     requires: ClassVar[frozenset[Capability]] = frozenset()
+    """What the engine and the session must be able to do."""
 
     @property
     def hidden_layers(self) -> tuple[int, ...]:
@@ -252,7 +226,6 @@ class Policy(ABC):
         An exception of the generator disables the policy for this sequence and is put into its trace. A policy that
         finds its settings unfit for the model raises OptionError before it returns the generator.
         """
-        ...
 
 
 def unbound_error(policy: Policy) -> TypeError:

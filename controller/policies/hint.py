@@ -25,18 +25,8 @@ class ConciseHint(Policy):
 
     The position within a block moves from its head to 80 % of it as blocks grow, then to the next sentence end; a block
     without one gets no hint. The paper injects into a finished block and reads the rest again; here the hint is set
-    when its position is reached, so nothing is read again.
-
-    Attributes:
-        earliest: no hint before this many tokens. The paper's formula sets the first one at once, before there is
-            anything to shorten.
-        limit: most hints per thinking.
-        whole: length counts the prompt as well, as in the paper.
-        clauses: a comma is a sufficient boundary, as in the paper.
-        learned: use the hint that `tersely train hint` taught this model instead of `text`.
-
-    Raises:
-        OptionError: the model would read the text as more than words.
+    when its position is reached, so nothing is read again. A text that the model would read as more than words is an
+    OptionError.
     """
 
     name: ClassVar[str] = "hint"
@@ -45,10 +35,15 @@ class ConciseHint(Policy):
     beta: float = 0.2
     longest: int = 1024
     earliest: int = 32
+    """No hint before this many tokens. The paper's formula sets the first one at once, before there is anything to
+    shorten."""
     limit: int = 16
     whole: bool = False
+    """Length counts the prompt as well, as in the paper."""
     clauses: bool = False
+    """A comma is a sufficient boundary, as in the paper."""
     learned: bool = False
+    """Use the hint that `tersely train hint` taught this model instead of `text`."""
 
     def __post_init__(self) -> None:
         if not self.text.strip():

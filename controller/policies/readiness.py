@@ -8,23 +8,105 @@ the harm it can do (`probes.risk_control`).
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, cast
 
-from ...probes.features import features
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import CapabilityError
+from ...probes.drift import DriftMonitor, DriftState, Region
+from ...probes.features import ThoughtReading, features
 from ...probes.io import StoredRule
 from ...probes.rule import RuleState
-from ..drift import BatchDriftTracker
-from ..probe_registry import load_stop_rule
-from ..thought_features import FeatureTracker
-from ..types import BindContext, Capability
+from ..probe_registry import ProbeError, load_stop_rule
+from ..text.answers import extract_stated_answer
+from ..text.thoughts import ThinkingState, Thought
+from ..types import BindContext, Capability, Signals
 from .base import BOUND, Close, Policy, PolicyView, Trial, Wait, Watching, unbound_error
+from .exits import Convergence
+
+
+class FeatureTracker:
+    """The readings of growing thinking; each thought is read once."""
+
+    def __init__(self) -> None:
+        self.thoughts: list[ThoughtReading] = []
+
+    @property
+    def stated(self) -> str | None:
+        """The latest stated answer."""
+        return next((t.answer for t in reversed(self.thoughts) if t.answer is not None), None)
+
+    def update(self, thinking: ThinkingState) -> Sequence[ThoughtReading]:
+        """Read the thoughts that have ended since the last call; return all readings so far."""
+        for thought in thinking.thoughts[len(self.thoughts) :]:
+            self.thoughts.append(_read(thought, thinking.signals[thought.start : thought.end]))
+        return self.thoughts
+
+
+def _read(thought: Thought, signals: Sequence[Signals | None]) -> ThoughtReading:
+    values = [s for s in signals if s is not None]
+    if not values:  # none were requested: as certain as possible
+        values = [Signals(0.0, 1.0, 1.0, 1.0)]
+    entropies = [s.entropy for s in values]
+    return ThoughtReading(
+        tokens=thought.end - thought.start,
+        reflective=thought.reflective,
+        answer=extract_stated_answer(thought.text),
+        entropy_mean=sum(entropies) / len(entropies),
+        entropy_max=max(entropies),
+        entropy_last=entropies[-1],
+        top_min=min(s.top for s in values),
+        margin_mean=sum(s.margin for s in values) / len(values),
+    )
+
+
+Row = NDArray[np.float32]
+
+
+class BatchDriftTracker:
+    """Collects the first thought of each sequence of a batch and shows them to a monitor in the batch's order.
+
+    The order matters: the monitor's guarantee is for questions in an order that does not depend on their content, and
+    sequences with a short first thought would otherwise always come first.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.monitor = DriftMonitor(region)
+        self._slots: list[list[Row]] = []
+
+    def begin(self) -> Callable[[Row], None]:
+        """Start a sequence; call what is returned with its first thought, if there is one."""
+        self._slots.append([])
+        return self._slots[-1].append
+
+    def settle(self) -> DriftState:
+        """Show the thoughts of the batch to the monitor and return its state."""
+        slots, self._slots = self._slots, []
+        for row in (slot[0] for slot in slots if slot):
+            if np.isfinite(row).all():
+                self.monitor.observe(row)
+        return self.monitor.state
+
+    def end_batch(self) -> str | None:
+        """Settle, and return a note for the traces of the batch if questions have drifted."""
+        since = self.settle().since
+        if since is None:
+            return None
+        return (
+            f"since question {since} of this session, questions are unlike those that the threshold was certified on; "
+            "calibrate on questions like these"
+        )
 
 
 class StopRulePolicy(Policy):
     """A policy that reads the readiness probe; `bind` puts it into `rule`."""
 
     __slots__ = ()
+    probes: str | None
     rule: StoredRule | None
 
     @property
@@ -37,6 +119,13 @@ class StopRulePolicy(Policy):
         """See `Policy`."""
         return frozenset() if self.rule is None else self.rule.learned_from
 
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError if there is no probe for this model."""
+        if self.rule is not None:
+            return self
+        rule = load_stop_rule(context.engine, self.probes or context.probes, trials=False)
+        return cast(Policy, replace(cast(Any, self), rule=rule))
+
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
         if self.rule is None:
@@ -46,7 +135,6 @@ class StopRulePolicy(Policy):
     @abstractmethod
     def follow(self, view: PolicyView, rule: StoredRule) -> Watching:
         """Follow one sequence by this rule."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +143,17 @@ class Readiness(StopRulePolicy):
 
     The score is the probability that thinking on would repair nothing: because the answer stands, or because it is out
     of reach, so that one threshold ends both.
-
-    Attributes:
-        probes: folder of `tersely calibrate`; None uses the pretrained probes of the model.
-        trials: whether to ask for trial answers where free evidence is undecided; None does what saved more on the
-            calibration split.
-        threshold: used in place of the certified one.
     """
 
     name: ClassVar[str] = "readiness"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
     probes: str | None = None
+    """Folder of `tersely calibrate`; None uses the pretrained probes of the model."""
     trials: bool | None = None
+    """Whether to ask for trial answers where free evidence is undecided; None does what saved more on the calibration
+    split."""
     threshold: float | None = None
+    """Used in place of the certified one."""
     rule: StoredRule | None = field(default=None, repr=False, hash=False, metadata=BOUND)
     drift: BatchDriftTracker | None = field(default=None, repr=False, hash=False, metadata=BOUND)
 
@@ -114,3 +200,31 @@ def _explain(score: float, hopeless: float) -> str:
     if hopeless > score / 2:
         return f"hopeless: thinking on repairs nothing ({score:.4f}), the answer is out of reach ({hopeless:.2f})"
     return f"ready: thinking on adds nothing ({score:.4f})"
+
+
+@dataclass(frozen=True, slots=True)
+class AutoExit(Policy):
+    """Use `Readiness` where the model has a probe and its engine shows what it reads, else `Convergence`.
+
+    The trace names the one that acts.
+    """
+
+    name: ClassVar[str] = "auto_exit"
+    probes: str | None = None
+    agree: int = 2  # successive equal answers that end the thinking where there is no probe
+
+    def bind(self, context: BindContext) -> Policy:
+        """See `Policy.bind`; raises ProbeError for a missing folder, ArtifactError for another model's probe."""
+        if context.engine is None:
+            return Convergence(self.agree)
+        probes = self.probes or context.probes
+        try:
+            return Readiness(probes).bind(context)
+        except (ProbeError, CapabilityError):
+            if probes is not None and not Path(probes).is_dir():
+                raise
+            return Convergence(self.agree)
+
+    def watch(self, view: PolicyView) -> Watching:
+        """Refuse: `bind` returns the policy that acts."""
+        raise unbound_error(self)

@@ -49,33 +49,28 @@ class ThoughtSegmenter:
 
 @dataclass(frozen=True, slots=True)
 class TrimR(Policy):
-    """Close when `agree` of the last `window` stated answers are the same (overthinking), or none come to agree.
-
-    Attributes:
-        window: equal to `agree` it is the paper's counter, which one other answer resets.
-        share: without agreement, give up after this share of the budget ...
-        most: ... or this many segments, but not before `floor` segments; `both` requires both.
-        sentences: of a segment's ending.
-        cues: what opens a segment.
-        header: makes the model conclude by itself once answers agree, as in the paper; None closes at once, which is
-            shorter.
-        grace: tokens that it then has; None leaves it to the model.
-        phrase: closes a thinking that finds no agreement.
-    """
+    """Close when `agree` of the last `window` stated answers are the same (overthinking), or none come to agree."""
 
     name: ClassVar[str] = "trimr"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.VERIFIER})
     agree: int = 3
     window: int = 5
+    """Equal to `agree` it is the paper's counter, which one other answer resets."""
     share: float = 0.5
+    """Without agreement, give up after this share of the budget ..."""
     most: int = 20
+    """... or this many segments, but not before `floor` segments; `both` requires both."""
     floor: int = 4
     both: bool = False
     sentences: int = 5
+    """Of a segment's ending."""
     cues: Sequence[str] = REFLECTION_CUES
     header: str | None = None
+    """Makes the model conclude by itself once answers agree, as in the paper; None closes at once, which is shorter."""
     grace: int | None = 64
+    """Tokens that it then has; None leaves it to the model."""
     phrase: str = "I have thought enough and answer now."
+    """Closes a thinking that finds no agreement."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.agree <= self.window:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import fmean
 
-from ..cancellation import CancellableWatcher
 from ..controller import Controller, ControllerState
 from ..request_builder import PreparedRequest
 from ..session import Session
+from ..streaming import CancellableWatcher
 from ..text.answers import extract_answer, extract_boxed
 from ..text.reasoning_parser import split_reasoning
 from ..types import Completion, Directive, Request, StepInfo

@@ -16,12 +16,11 @@ from dataclasses import replace
 from jinja2 import TemplateError
 
 from ...errors import CapabilityError, PromptError, TerselyError
-from ..cancellation import CancellableWatcher
 from ..options import GenerationOptions
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest
 from ..session import Session
-from ..streaming import StreamEmitter, TextDeltaEvent
+from ..streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
 from ..text.reasoning_parser import ReasoningParser, truncate_at_stop
 from ..text.tool_calls import OPEN
 from ..trace import Decision, GenerationResult

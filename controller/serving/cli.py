@@ -11,11 +11,10 @@ import typer
 
 from ...errors import CapabilityError, OptionError
 from ..api import resolve_helper, resolve_verifier
-from ..options import GenerationOptions, make_options
+from ..options import GenerationOptions, load_config, make_options
 from ..policies import make_policies
 from ..session import Session
 from ..text.markers import Markers, parse_markers
-from ..tuned_config import load_config
 from ..types import Engine
 from .settings import EFFORT_CAPS, ServerLimits, ServerSettings, parse_effort_caps
 from .sockets import LOCAL, base_url, bind_socket, exposure_warning

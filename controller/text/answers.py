@@ -19,8 +19,9 @@ _VALUE = re.compile(r"(-?\d*\.?\d+)(?:/(-?\d*\.?\d+))?(%?)")
 _FRACTION = re.compile(r"(-?)\\[dt]?frac\{(-?[\d.]+)\}\{(-?[\d.]+)\}")
 
 
-def find_closing_brace(text: str, depth: int = 1) -> int | None:
-    """Index of the brace that closes the outermost of `depth` open ones; None if it stays open."""
+def find_closing_brace(text: str) -> int | None:
+    """Index of the brace that closes one opened before the text; None if it stays open."""
+    depth = 1
     for index, character in enumerate(text):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:

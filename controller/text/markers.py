@@ -1,4 +1,4 @@
-"""How a model opens and closes its thinking, found automatically or refused.
+"""How a model opens and closes its thinking: found automatically or refused, written, and noticed in its tokens.
 
 The order: what the caller says; pairs among the tokenizer's added tokens; pairs written in the chat template. A model
 with none is not a reasoning model; `PROMPTED` makes one think between text markers.
@@ -6,10 +6,12 @@ with none is not a reasoning model; `PROMPTED` makes one think between text mark
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import MarkerError, OptionError
+from .tokenizer_adapter import TokenizerAdapter
 
 KNOWN = (
     ("<think>", "</think>"),
@@ -93,3 +95,52 @@ def choose_markers(tokenizer: Any, markers: Markers | None, think_prompt: bool) 
     raise OptionError(
         f"this model has thinking markers of its own, {found.open} and {found.close}; leave think_prompt out"
     )
+
+
+CLOSING_SENTENCE = "Time is short, so I answer now."
+
+
+def paragraph_separator(tail: str) -> str:
+    """What to write before a new paragraph, after a text that ends in `tail`."""
+    return "" if tail.endswith("\n\n") or not tail else "\n" if tail.endswith("\n") else "\n\n"
+
+
+def closing_text(markers: Markers, sentence: str, separator: str) -> str:
+    """A closing sentence ("" for none) and everything that ends the thinking."""
+    words = f"{separator}{sentence}\n" if sentence else separator
+    return f"{words}{markers.close}{markers.close_suffix}{markers.answer_prefix}"
+
+
+_TAIL = 16
+
+
+class MarkerMatcher:
+    """Notices where a marker is complete, which may be several tokens long and fused with what follows."""
+
+    __slots__ = ("_codec", "_marker", "_recent", "id")
+
+    def __init__(self, codec: TokenizerAdapter, marker: str) -> None:
+        self._codec, self._marker = codec, marker
+        found = codec.tokenizer.get_added_vocab().get(marker)
+        self.id = None if found is None else int(found)  # of a marker that is one added token
+        self._recent: list[int] = []
+
+    def completes(self, token: int) -> bool:
+        """Whether this next token completes the marker."""
+        if self.id is not None:
+            return token == self.id
+        self._recent.append(token)
+        if not self._codec.holds(token, self._marker[-1]):
+            return False
+        del self._recent[:-_TAIL]
+        if self._marker not in self._codec.decode(self._recent):
+            return False
+        self._recent.clear()
+        return True
+
+    def size(self, ids: Sequence[int]) -> int:
+        """How many of the last of these tokens, which the marker completes, it began in."""
+        if self.id is not None:
+            return 1
+        last = ids[-_TAIL - 1 :]
+        return next((n for n in range(1, len(last)) if self._marker in self._codec.decode(last[-n:])), len(last))

@@ -31,7 +31,6 @@ class ReasoningParser:
     marker comes, that text no longer counts as part of the answer.
 
     Args:
-        markers: How the model opens and closes its thinking.
         state: Where the prompt left the model: "before" the thinking, in it ("thinking"), or past it ("answer").
         stops: Strings that end the answer; `stopped` is True once one was found, and the rest is dropped.
         hide: From this string on, the answer is held back until `finish`, e.g. the start of a tool call.
@@ -77,20 +76,17 @@ class ReasoningParser:
     def finish(self, thinking: str | None = None, answer: str | None = None) -> list[TextDelta]:
         """Return what was held back.
 
-        Args:
-            thinking: The final thinking where the caller knows it better, e.g. because tokens were retracted.
-            answer: The final answer, e.g. without tool calls. Text that contradicts what was already returned
-                cannot be taken back, so nothing of such a channel is added.
+        A caller may know the final thinking or answer better, e.g. because tokens were retracted, or without tool
+        calls. What was already returned cannot be taken back: a channel that contradicts it gets nothing more.
         """
+        deltas: list[TextDelta] = []
         if thinking is None and answer is None:
             held = "" if self.stopped or self._hidden else self._held.rstrip()
-            deltas: list[TextDelta] = []
             if self._state == "before":
                 held = held.lstrip()
             self._emit(self.channel, held, deltas)
             self._held = ""
             return deltas
-        deltas = []
         finals: tuple[tuple[Channel, str | None], ...] = (("thinking", thinking), ("answer", answer))
         for channel, final in finals:
             sent = "".join(self._sent[channel])

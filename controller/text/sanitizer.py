@@ -28,10 +28,8 @@ _SWITCHES = re.compile(
 class SpecialTokenSanitizer:
     """Breaks special tokens, thinking markers, role tags and effort switches in texts; idempotent.
 
-    Args:
-        tokenizer: Its special tokens are broken as well, and it checks that none is left. Without one, only the common
-            markers are broken.
-        markers: The model's own thinking markers, where they are not among the common ones.
+    The special tokens of a tokenizer are broken as well, and it checks that none is left; without one only the common
+    markers are, and the model's own `markers`.
     """
 
     def __init__(self, tokenizer: Any = None, markers: Markers | None = None) -> None:

@@ -34,17 +34,12 @@ _TAIL = 400
 
 @dataclass(frozen=True, slots=True)
 class Thought:
-    """Thinking between two boundaries.
-
-    Attributes:
-        start: first token, counted in thinking tokens; `end` is the one after the last.
-        reflective: whether it opens with a reflection cue.
-    """
+    """Thinking between two boundaries."""
 
     text: str
-    start: int
+    start: int  # first token, counted in thinking tokens; `end` is the one after the last
     end: int
-    reflective: bool
+    reflective: bool  # whether it opens with a reflection cue
 
 
 def unclosed_region(text: str) -> str | None:

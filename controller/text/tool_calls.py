@@ -57,17 +57,12 @@ def apply_tool_choice(tools: Sequence[Tool], choice: Any) -> tuple[Sequence[Tool
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call as the model wrote it.
-
-    Attributes:
-        text: the call with its tags, exactly as written.
-        error: why the call is invalid; None for a valid one.
-    """
+    """A tool call as the model wrote it."""
 
     name: str | None
     arguments: Mapping[str, Any]
-    text: str
-    error: str | None = None
+    text: str  # the call with its tags, exactly as written
+    error: str | None = None  # why the call is invalid; None for a valid one
     id: str = ""
 
 

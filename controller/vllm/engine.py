@@ -13,7 +13,7 @@ import torch
 
 from ...errors import CapabilityError, ModelError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
-from ..engines.validation import check_max_new_tokens
+from ..engines.sequence import check_max_new_tokens
 from ..types import Capability, Completion, Request, SamplingParams, State, TokenSink
 from .request_control import KEY
 from .request_controller import end_token_ids, last_layer

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import CapabilityError
 from ..controller import Controller, ControllerState
-from ..text.closing import closing_text, paragraph_separator
+from ..text.markers import closing_text, paragraph_separator
 from ..trace import Decision
 from ..types import Capability, Directive, Signals, State, StepInfo, Watcher
 

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...controller.options import GenerationOptions
+from ...controller.options import GenerationOptions, TunedConfig
 from ...controller.policies import get_presets, list_policies, load_policy
 from ...controller.policies.base import Policy
 from ...controller.registry import load_add_ons
 from ...controller.session import Session
-from ...controller.tuned_config import TunedConfig
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
 from ...probes.tier_selector import TierProbe

@@ -16,10 +16,9 @@ import typer
 from ...checkpoint_log import CheckpointLog
 from ...controller.api import resolve_verifier
 from ...controller.budgets import canonical_effort, fit_budget
-from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
+from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, read_config
 from ...controller.policies import make_policies
 from ...controller.session import Session
-from ...controller.tuned_config import read_config
 from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable, write

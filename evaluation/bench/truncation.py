@@ -17,7 +17,7 @@ import numpy as np
 from ...controller.budgets import Budget
 from ...controller.controller import Controller, ControllerState
 from ...controller.policies.base import Close, Policy, PolicyView, Wait, Watching
-from ...controller.policies.budget import BudgetForcing
+from ...controller.policies.exits import BudgetForcing
 from ...controller.text.markers import Markers
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 

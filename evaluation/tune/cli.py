@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from ...checkpoint_log import CheckpointLog
-from ...controller.options import GenerationOptions
-from ...controller.tuned_config import TunedConfig
+from ...controller.options import GenerationOptions, TunedConfig
 from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...controller.tuned_config import TunedConfig
+from ...controller.options import TunedConfig
 from ...errors import OptionError, unknown
 from ..bench.compare import GOOD, judge
 from ..bench.records import ArmRecords

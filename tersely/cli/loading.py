@@ -62,7 +62,7 @@ def source(
 def load(wanted: ModelSource) -> Engine:
     """Load the model; on a terminal a spinner on stderr says so."""
     if wanted.engine == "openai":
-        from ..controller.connect import connect
+        from ..controller.engines.openai.completions import connect
 
         return connect(wanted.base_url or "", wanted.model, wanted.tokenizer)
     model = wanted.model or DEFAULT_MODEL

@@ -11,12 +11,11 @@ from typing import Annotated
 import typer
 
 from ..controller.budgets import canonical_effort, fit_budget
-from ..controller.modifiers import resolve_modifier
-from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, make_options
+from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, load_config, make_options
 from ..controller.policies import make_policies
+from ..controller.registry import resolve_modifier
 from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
-from ..controller.tuned_config import load_config
 from ..errors import OptionError, PromptError
 from . import options as o
 from .loading import Interruptible, ModelSource, load, open_session, source, spinner

@@ -12,8 +12,8 @@ import pytest
 import tersely
 from tersely.cli.app import main
 from tersely.controller.budgets import Budget
-from tersely.controller.policies.convergence import Convergence
-from tersely.controller.tuned_config import ConfigError, TunedConfig, load_config, read_config
+from tersely.controller.options import ConfigError, TunedConfig, load_config, read_config
+from tersely.controller.policies.exits import Convergence
 from tersely.errors import OptionError
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow
 from tersely.evaluation.tune.search import FINALISTS, Candidate, choose, default_space, read_space, search, validate

@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
 from tersely.errors import CapabilityError, OptionError
 

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tersely.controller.engines.transformers import decode_loop as loop
-from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo, Watcher
 from tersely.errors import CapabilityError, OptionError

@@ -16,7 +16,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.types import KEEP, Directive, StepInfo
 from tersely.models import get_model_path
 

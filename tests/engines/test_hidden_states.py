@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.engines.transformers.hidden_states import find_decoder_layers
+from tersely.controller.engines.transformers.hooks import find_decoder_layers
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 

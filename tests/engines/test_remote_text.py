@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from tersely.controller.connect import connect
 from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.streaming_tokenizer import StreamingTokenizer
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions

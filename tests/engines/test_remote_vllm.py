@@ -15,8 +15,8 @@ from typing import ClassVar
 import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
-from tersely.controller.connect import connect
 from tersely.controller.engines.openai.backend import ServerLostError
+from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.helpers.engine_helper import EngineHelper

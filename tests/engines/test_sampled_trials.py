@@ -10,12 +10,12 @@ import pytest
 from transformers.utils import logging
 
 from tersely.controller import trial_answers as trial
-from tersely.controller.cancellation import CancellableWatcher
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.base import Close, Policy, PolicyView, TrialAnswer, Wait, Watching
 from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
 from tersely.controller.session import Session
+from tersely.controller.streaming import CancellableWatcher
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trial_answers import CERTAIN, SampledTrial, TrialDecoder
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, StepInfo

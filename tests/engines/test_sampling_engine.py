@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence
 from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo

@@ -13,7 +13,7 @@ import torch
 from transformers import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from tersely.controller.engines.transformers.custom_generate import as_custom_generate
+from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.base import Close, Inject, PolicyView, Trial, TrialAnswer, Wait, Watching

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.rate_limiters import InMemoryRateLimiter
 
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.policies.convergence import Convergence
+from tersely.controller.policies.exits import Convergence
 from tersely.errors import PromptError
 
 from ..support.text_engine import TextEngine

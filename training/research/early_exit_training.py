@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax
 
-from ...controller.engines.transformers.hidden_states import find_decoder_layers
+from ...controller.engines.transformers.hooks import find_decoder_layers
 from ...controller.engines.transformers.research.early_exit import apply_adapter, early_exit, score
 from ..sampling import DivergedError
 from ..traces import SampledTrace

@@ -22,14 +22,12 @@ _LOGPROBS = 2  # of the most likely tokens, in addition to the sampled one's
 def load_async_llm(model: Any, tokenizer: Any = None, **options: Any) -> RemoteEngine:
     """An engine on vLLM in this process. vLLM starts a process of its own: call it under `__name__ == "__main__"`.
 
+    Raises CapabilityError without vLLM, OptionError or ModelError where it does not take an option or cannot start.
+
     Args:
         model: a name or folder, started with `options` of vLLM's AsyncEngineArgs; or an AsyncLLM that no event loop has
             used yet, which the engine then owns.
         tokenizer: see `connect`.
-
-    Raises:
-        CapabilityError: vLLM is not installed.
-        OptionError, ModelError: vLLM does not take an option, or cannot start.
     """
     if isinstance(model, str):
         return RemoteEngine(AsyncLLMBackend(model, lambda: _start_vllm(model, options), tokenizer))

@@ -15,15 +15,10 @@ from ..checkpoints import check_tokenizer, load_or_raise, resolve_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Tokens that arrived together.
+    """Tokens that arrived together."""
 
-    Attributes:
-        ids: with the finish "stop", the last one is an end-of-sequence token.
-        signals: one per token where they were requested.
-    """
-
-    ids: tuple[int, ...] = ()
-    signals: tuple[Signals, ...] = ()
+    ids: tuple[int, ...] = ()  # with the finish "stop", the last one is an end-of-sequence token
+    signals: tuple[Signals, ...] = ()  # one per token where they were requested
     finish: Literal["stop", "length"] | None = None
 
 
@@ -32,11 +27,7 @@ class StreamError(Exception):
 
 
 class ServerLostError(ModelError):
-    """A server was lost for good.
-
-    Attributes:
-        completions: the output of all requests until then, in order.
-    """
+    """A server was lost for good; `completions` has the output of all requests until then, in order."""
 
     code = "server_lost"
 
@@ -46,36 +37,26 @@ class ServerLostError(ModelError):
 
 
 class CompletionBackend(Protocol):
-    """Generates tokens after given ids; all coroutines run in the loop of one engine.
-
-    Attributes:
-        has_logprobs: whether it reports the probabilities of the sampled and of the two most likely tokens.
-        context_length: None if unknown. Like all attributes, valid once the backend is open.
-    """
+    """Generates tokens after given ids; all coroutines run in the loop of one engine."""
 
     name: str
     tokenizer: Any
-    has_logprobs: bool
-    context_length: int | None
+    has_logprobs: bool  # whether it reports the probabilities of the sampled and of the two most likely tokens
+    context_length: int | None  # None if unknown; like all attributes, valid once the backend is open
 
     async def open(self) -> None:
         """Find out what there is and what it can do; called once, first."""
-        ...
 
     def stream(
         self, ids: Sequence[int], limit: int, sampling: SamplingParams, signals: bool
     ) -> AsyncGenerator[Chunk, None]:
         """Generate at most `limit` tokens after `ids`; the last chunk has a finish. Closing the stream ends the work.
 
-        Raises:
-            StreamError: the reason may be temporary.
-            ModelError: it is not.
+        Raises StreamError for a reason that may be temporary, ModelError for any other.
         """
-        ...
 
     async def close(self) -> None:
         """Free everything."""
-        ...
 
 
 def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signals:
@@ -90,10 +71,7 @@ def signals_from_logprobs(chosen: float, most_likely: Sequence[float]) -> Signal
 def load_tokenizer(tokenizer: Any, names: Sequence[str]) -> Any:
     """A tokenizer object as it is, or the one of a folder or name; None tries the names of the model.
 
-    Templates, markers and policies need the tokenizer of a model that runs elsewhere.
-
-    Raises:
-        ModelError: there is none.
+    Templates, markers and policies need the tokenizer of a model that runs elsewhere; without one it is a ModelError.
     """
     if tokenizer is not None:
         return _load_by_name(str(tokenizer)) if isinstance(tokenizer, (str, Path)) else tokenizer

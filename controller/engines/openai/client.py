@@ -21,11 +21,7 @@ _TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504})  # HTTP statuse
 
 
 class RefusedError(ModelError):
-    """The server refuses a request.
-
-    Attributes:
-        status: of HTTP.
-    """
+    """The server refuses a request, with this HTTP status."""
 
     code = "request_refused"
 
@@ -42,13 +38,11 @@ class RefusedError(ModelError):
 class OpenAIClient:
     """The server at a base URL, with or without /v1; used in one event loop.
 
+    Raises OptionError for anything but a URL, CapabilityError where httpx is not installed.
+
     Args:
         api_key: None takes it from the environment (`KEYS`).
         timeout: seconds that the server may be silent.
-
-    Raises:
-        OptionError: the URL is not one.
-        CapabilityError: httpx is not installed.
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
@@ -93,10 +87,8 @@ class OpenAIClient:
     async def stream_events(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """The events of a streamed reply; closing it closes the connection, which makes the server stop.
 
-        Raises:
-            StreamError: the reason may be temporary.
-            RefusedError: the server will not serve the request.
-            ModelError: any other trouble.
+        Raises StreamError for a reason that may be temporary, RefusedError for a request that the server will not
+        serve, and ModelError for any other trouble.
         """
         try:
             async with self._open().stream("POST", self.url + path, json=body, headers=self._headers()) as reply:
@@ -167,12 +159,7 @@ async def explain_not_found(client: OpenAIClient, model: str, error: RefusedErro
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model of a server.
-
-    Attributes:
-        names: all its names.
-        context_length: None if unknown.
-    """
+    """A model of a server."""
 
     name: str
     names: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""A backend over HTTP: the completions endpoint of vLLM, SGLang, llama.cpp's server and others.
+"""The engine behind a URL: the completions endpoint of vLLM, SGLang, llama.cpp's server and others.
 
 What a server can do is found out with requests for one token. At best it takes and returns token ids. The text of a
 server that returns only text is tokenized here, and one that takes only text gets text.
@@ -17,6 +17,7 @@ from ...text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...types import SamplingParams, Signals
 from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
+from .engine import RemoteEngine
 from .streaming_tokenizer import StreamingTokenizer, check_offsets
 
 _TEST_PROMPT = "The answer is 42."
@@ -35,12 +36,8 @@ _EXTENSIONS: tuple[dict[str, Any], ...] = (
 class CompletionsBackend:
     """Generates through a server's completions endpoint; implements `CompletionBackend`.
 
-    Args:
-        model: the server's name for it; None takes the only one.
-        tokenizer: see `backend.load_tokenizer`.
-
-    Attributes:
-        takes_ids, returns_ids: whether prompts and outputs are token ids or text.
+    `takes_ids` and `returns_ids` tell whether prompts and outputs are token ids or text. For the arguments see
+    `connect`.
     """
 
     def __init__(self, client: OpenAIClient, model: str | None, tokenizer: Any) -> None:
@@ -192,3 +189,25 @@ def _read_signals(choice: dict[str, Any]) -> tuple[Signals, ...]:
         signals_from_logprobs(logprob, sorted(top.values(), reverse=True))
         for logprob, top in zip(chosen, tops, strict=True)
     )
+
+
+def connect(
+    base_url: str,
+    model: str | None = None,
+    tokenizer: Any = None,
+    api_key: str | None = None,
+    *,
+    timeout: float = 120.0,
+) -> RemoteEngine:
+    """An engine on the completions endpoint of a server such as vLLM's, at `http://host:port/v1`.
+
+    Raises OptionError, ModelError or CapabilityError where server, model or tokenizer is not as it should be.
+
+    Args:
+        model: the server's name for it; None takes the only one.
+        tokenizer: of the served model: an object, a folder or a name. None tries the model's name, then the path that
+            the server reports.
+        api_key: None takes TERSELY_API_KEY or OPENAI_API_KEY.
+        timeout: seconds that the server may be silent.
+    """
+    return RemoteEngine(CompletionsBackend(OpenAIClient(base_url, api_key, timeout), model, tokenizer))

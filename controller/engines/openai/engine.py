@@ -15,8 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from ....errors import CapabilityError, ModelError
 from ...types import Capability, Completion, Request, SamplingParams, TokenSink
-from ..sequence import SequenceState
-from ..validation import check_max_new_tokens
+from ..sequence import SequenceState, check_max_new_tokens
 from .backend import CompletionBackend, ServerLostError, StreamError
 from .stream_request import RemoteRequest, RemoteState
 
@@ -61,11 +60,9 @@ class RemoteEngine:
         Signals have no entropy (nan).
 
         Raises:
-            PromptError: a prompt is empty or fills the context.
-            OptionError: a limit is below one.
+            PromptError, OptionError: a prompt is empty or fills the context, or a limit is below one.
             CapabilityError: a request needs what no server can do.
-            ModelError: the server refuses a request.
-            ServerLostError: the server is lost.
+            ModelError: the server refuses a request, or (ServerLostError) is lost.
         """
         return self._run(lambda: self._generate_all(requests, sampling, sink))
 

@@ -22,19 +22,16 @@ _RETRY_DELAY = 0.2  # seconds before the first retry, doubled for each further o
 
 @dataclass(frozen=True, slots=True)
 class RemoteState:
-    """What all sequences of an engine share.
-
-    Attributes:
-        slots: limits the open streams.
-        waiter: one thread in which suspended sequences wait, so that a helper that writes for several of them at once
-            is not called twice.
-        retries: how often a stream is resubmitted that was lost without a new token.
-    """
+    """What all sequences of an engine share."""
 
     backend: CompletionBackend
     slots: asyncio.Semaphore
+    """Limits the open streams."""
     waiter: Executor
+    """One thread in which suspended sequences wait, so that a helper that writes for several of them at once is not
+    called twice."""
     retries: int
+    """How often a stream is resubmitted that was lost without a new token."""
 
 
 class RemoteRequest:

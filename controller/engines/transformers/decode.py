@@ -1,62 +1,54 @@
-"""Decode a batch that `generate` has prepared.
+"""Decode a batch that `generate` has prepared, as a callable for `model.generate(custom_generate=...)`.
 
 Without watchers this gives what `model.generate` would, token for token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList, StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
 
+from ....errors import OptionError
 from ...types import StepHook, TokenSink, Watcher
 from ..sequence import SequenceState
-from .decode_loop import DecodeLoop
-from .generation_rules import GenerationRules, read_generation_rules, refuse_unsupported
+from .decode_loop import DecodeLoop, IdHistory
 from .hooks import StreamerHook
-from .id_history import IdHistory
-from .model_runner import ModelRunner, RaggedRunner, make_runner
-from .sampler import Sampler
+from .model_runner import CACHE_NAMES, ModelRunner, RaggedRunner, make_runner
+from .sampler import GenerationRules, Sampler, read_generation_rules, refuse_unsupported
 
 
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
-    """What is particular to the sequences of a batch; the defaults are those of `generate`.
-
-    Attributes:
-        watchers: one per sequence.
-        max_new_tokens: of each sequence.
-        temperatures: of each sequence, in place of the batch's.
-        sink: notified of new tokens.
-        signals: sequences keep the signals of their tokens; needs a `SignalsHook`.
-        hooks: follow the decoding.
-        isolated: each sequence's prompt is read by itself even if others are equal, as hooks that change the forward
-            pass or keep hidden states require.
-        inverse_cdf: see `SamplingParams`.
-    """
+    """What is particular to the sequences of a batch; the defaults are those of `generate`."""
 
     watchers: Sequence[Watcher | None] | None = None
     max_new_tokens: Sequence[int] | None = None
     temperatures: Sequence[float | None] = ()
+    """Of each sequence, in place of the batch's."""
     sink: TokenSink | None = None
     signals: bool = False
+    """Sequences keep the signals of their tokens; needs a `SignalsHook`."""
     hooks: Sequence[StepHook] = ()
     isolated: bool = False
+    """Each sequence's prompt is read by itself even if others are equal, as hooks that change the forward pass or keep
+    hidden states require."""
     inverse_cdf: bool = False
+    """See `SamplingParams`."""
 
 
 class BatchDecoder:
     """Decodes one batch; a callable for `model.generate(custom_generate=...)`.
 
-    Attributes:
-        sequences: set by the call.
-        ids, cache, scores, logits: what `generate` may return; ids and cache are None where sequences have watchers or
-            limits of their own.
+    The call sets `sequences`, and in `ids`, `cache`, `scores` and `logits` what `generate` may return; ids and cache
+    are None where sequences have watchers or limits of their own.
     """
 
     def __init__(self, settings: BatchSettings, streamer: Any = None) -> None:
@@ -123,3 +115,91 @@ class BatchDecoder:
             )
             for index, last in enumerate(input_ids[:, -1].tolist())
         ]
+
+
+MakeWatcher = Callable[[list[int]], Watcher | None]
+"""Makes the watcher of a sequence from its prompt ids without padding; None leaves it alone."""
+
+
+def as_custom_generate(
+    make_watcher: MakeWatcher | None = None,
+    *,
+    streamer: Any = None,
+    tokenizer: Any = None,
+    stop_strings: str | Sequence[str] | None = None,
+    sink: TokenSink | None = None,
+    on_decoded: Callable[[BatchDecoder], None] | None = None,
+) -> Callable[..., Any]:
+    """Return a callable for `generate(custom_generate=...)`, also within a text-generation pipeline.
+
+    With a callable, transformers drops `streamer` and `tokenizer` and refuses `stop_strings`: pass them here. Stop
+    strings without a tokenizer are an OptionError. Without `make_watcher` the output is that of `generate`.
+    """
+    criterion = None
+    if stop_strings:
+        if tokenizer is None:
+            raise OptionError("stop_strings need the model's tokenizer; pass tokenizer=")
+        strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings)
+        criterion = StopStringCriteria(tokenizer=tokenizer, stop_strings=strings)
+
+    def generate(
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Any:
+        # Refuse before a streamer gets anything.
+        refuse_unsupported(model, generation_config, model_kwargs, watched=False)
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        if criterion is not None:
+            stopping_criteria = StoppingCriteriaList([*stopping_criteria, criterion])
+        watchers = None
+        if make_watcher is not None:
+            prompts = unpadded(input_ids, model_kwargs.get("attention_mask"))
+            watchers = [make_watcher(prompt) for prompt in prompts]
+        decoder = BatchDecoder(BatchSettings(watchers, sink=sink), streamer)
+        decoder(
+            model,
+            input_ids,
+            logits_processor=logits_processor,
+            stopping_criteria=stopping_criteria,
+            generation_config=generation_config,
+            **model_kwargs,
+        )
+        if on_decoded is not None:
+            on_decoded(decoder)
+        return _as_generate_output(decoder, input_ids, generation_config)
+
+    return generate
+
+
+def unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+    """Return each row's ids [rows, length] without padding; the mask may reach further back over a given cache."""
+    rows: list[list[int]] = input_ids.tolist()
+    if attention_mask is None:
+        return rows
+    keep = attention_mask[:, -input_ids.shape[1] :].tolist()
+    return [list(compress(row, mask)) for row, mask in zip(rows, keep, strict=True)]
+
+
+def _as_generate_output(decoder: BatchDecoder, input_ids: Tensor, config: GenerationConfig) -> Any:
+    """A batch as `generate` returns it: ids padded on the right, or its output object."""
+    ids = decoder.ids
+    if ids is None:
+        width = max(len(sequence.tokens) for sequence in decoder.sequences)
+        pad = int(config._pad_token_tensor) if config._pad_token_tensor is not None else 0
+        padded = [sequence.tokens + [pad] * (width - len(sequence.tokens)) for sequence in decoder.sequences]
+        ids = torch.cat([input_ids, input_ids.new_tensor(padded, dtype=input_ids.dtype)], dim=1)
+    if not config.return_dict_in_generate:
+        return ids
+    known = {item.name for item in fields(GenerateDecoderOnlyOutput)}
+    values: dict[str, Any] = {
+        "sequences": ids,
+        "scores": tuple(decoder.scores) if config.output_scores else None,
+        "logits": tuple(decoder.logits) if config.output_logits else None,
+        next(name for name in CACHE_NAMES if name in known): decoder.cache,
+    }
+    return GenerateDecoderOnlyOutput(**values)

@@ -18,10 +18,9 @@ from ....errors import ModelError, OptionError, did_you_mean
 from ....kernels.grouped_attention import use_grouped
 from ...types import Capability, Completion, Request, SamplingParams, State, StepHook, TokenSink
 from ..checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
-from ..validation import check_max_new_tokens
+from ..sequence import check_max_new_tokens
 from .decode import BatchDecoder, BatchSettings
-from .hidden_states import HiddenStates
-from .hooks import SignalsHook
+from .hooks import HiddenStates, SignalsHook
 from .model_runner import can_be_ragged
 
 
@@ -53,9 +52,7 @@ class TransformersEngine:
     ) -> list[Completion]:
         """Decode all requests as one batch, in order; with a seed, global random state is left alone.
 
-        Raises:
-            PromptError: a prompt is empty or fills the context.
-            OptionError: a limit is below one.
+        Raises PromptError for a prompt that is empty or fills the context, OptionError for a limit below one.
         """
         if not requests:
             return []
@@ -175,14 +172,13 @@ def load_engine(
 ) -> TransformersEngine:
     """Load an embedded model by name, a folder, or a model of the Hugging Face hub.
 
+    Raises ModelError if there is no such model, it is not a causal language model, or it has no tokenizer.
+
     Args:
         dtype: "auto" (as saved) or a torch name such as "bfloat16".
         device: None uses a GPU if there is one.
         grouped: on a CPU, read keys once for all heads that share them. Faster, but it sums in another order, so not
             every token is the one that transformers gives.
-
-    Raises:
-        ModelError: there is no such model, it is not a causal language model, or it has no tokenizer.
     """
     name = os.fspath(model)
     place = resolve_checkpoint(name)

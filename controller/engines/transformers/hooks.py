@@ -1,15 +1,17 @@
-"""Step hooks of the engine: logit signals for watchers, and transformers' streamers."""
+"""Step hooks of the engine: logit signals and hidden states for watchers, and transformers' streamers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ....errors import CapabilityError, OptionError
 from ....kernels.signals import logit_signals
-from ...types import DecodeStep, SequenceView, Signals, StepHook
+from ...types import DecodeStep, SequenceView, Signals, State, StepHook
 
 
 class SignalsHook(StepHook):
@@ -56,3 +58,91 @@ class StreamerHook(StepHook):
     def finish(self) -> None:
         """See `StepHook.finish`."""
         self.streamer.end()
+
+
+class HiddenStates(StepHook):
+    """Keeps the states of the last token fed to each row, [rows, width] per layer, until the next forward pass.
+
+    Layers are counted as by transformers: 0 is the embedding, k the output of block k, the last the output of the final
+    norm; negative ones count from the end. Another number is an OptionError.
+    """
+
+    def __init__(self, model: Any, layers: Collection[int]) -> None:
+        self._last: dict[int, Tensor] = {}
+        points = {
+            layer: find_decoder_layers(model, layer) for layer in layers
+        }  # all or none, so that no hook is left behind
+        self._handles = [self._hook(point, layer) for layer, point in points.items()]
+
+    def _hook(self, point: HookPoint, layer: int) -> Any:
+        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+            value = output if isinstance(output, Tensor) else output[0]
+            self._last[layer] = value[:, -1]
+
+        def before(module: nn.Module, inputs: Any, named: Mapping[str, Any]) -> None:
+            value = inputs[0] if inputs else named["hidden_states"]
+            self._last[layer] = value[:, -1]
+
+        if point.before:
+            return point.module.register_forward_pre_hook(before, with_kwargs=True)
+        return point.module.register_forward_hook(after)
+
+    def after_sample(self, step: DecodeStep) -> None:
+        """See `StepHook.after_sample`."""
+        step.state_reader = self.reader
+
+    def read(self, layer: int, slot: int) -> State:
+        """The state of a row by its slot, [width] on the host; raises OptionError for another layer."""
+        return _read(self._last, slot, layer)
+
+    def reader(self, slot: int) -> Callable[[int], State]:
+        """A function that reads the present states of a row by layer, however many forward passes follow."""
+        return partial(_read, self._last.copy(), slot)
+
+    def close(self) -> None:
+        """Remove the hooks from the model."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def _read(last: Mapping[int, Tensor], slot: int, layer: int) -> State:
+    if layer not in last:
+        raise OptionError(f"hidden layer {layer} was not requested; the request's layers: {sorted(last)}")
+    state: State = last[layer][slot].detach().to("cpu", torch.float32, copy=True).numpy()
+    return state
+
+
+def _get_decoder(model: Any) -> nn.Module:
+    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    return decoder
+
+
+def find_decoder_blocks(model: Any) -> nn.ModuleList | None:
+    """The list of a model's blocks; None if it has none of the right length."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    lists = (part for part in _get_decoder(model).modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    return next(lists, None)
+
+
+class HookPoint(NamedTuple):
+    """Where a hidden state appears: the output of a module, or its input."""
+
+    module: nn.Module
+    before: bool = False
+
+
+def find_decoder_layers(model: Any, layer: int) -> HookPoint:
+    """Where the hidden state of a layer appears; raises OptionError, or CapabilityError if it cannot be found."""
+    count = model.config.get_text_config(decoder=True).num_hidden_layers
+    index = layer + count + 1 if layer < 0 else layer
+    if not 0 <= index <= count:
+        raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
+    if index == count:
+        return HookPoint(_get_decoder(model))
+    blocks = find_decoder_blocks(model)
+    if index == 0:
+        # Learned positions are added after the embedding's module, so the first block's input is the better place.
+        return HookPoint(model.get_input_embeddings()) if blocks is None else HookPoint(blocks[0], before=True)
+    if blocks is None:
+        raise CapabilityError(f"no list of {count} layers found in {type(model).__name__}; use layer -1")
+    return HookPoint(blocks[index - 1])

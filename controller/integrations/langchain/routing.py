@@ -14,10 +14,10 @@ from pydantic import Field, PrivateAttr
 
 from ....errors import CapabilityError, OptionError
 from ...budgets import ALIASES, EFFORTS, canonical_effort, fit_budget
-from ...effort import find_prefix
 from ...options import GenerationOptions
 from ...probe_registry import ProbeError, load_mode_probe
 from ...prompts import as_messages, render
+from ...request_builder import find_prefix
 from ...session import Session
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import supports_tools

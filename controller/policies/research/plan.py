@@ -73,16 +73,11 @@ class PlanAndBudget(Policy):
     """Have the helper plan, put its sub-questions one after the other, and give each its share of tokens.
 
     Without a readable plan the model thinks by itself, and the trace says so.
-
-    Attributes:
-        total: tokens for the whole question; None uses the plan's level.
-        schedule: how later steps get less.
-        template: how a sub-question is put.
     """
 
     name: ClassVar[str] = "plan"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
-    total: int | None = None
+    total: int | None = None  # tokens for the whole question; None uses the plan's level
     schedule: Schedule = "cosine"
     template: str = "Next: {question}"
 

@@ -11,8 +11,7 @@ from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller, ControllerState
 from tersely.controller.policies import make_policies
 from tersely.controller.policies.base import Close, Inject, Policy, PolicyView, Wait, Watching
-from tersely.controller.policies.budget import BudgetForcing
-from tersely.controller.policies.convergence import Convergence
+from tersely.controller.policies.exits import BudgetForcing, Convergence
 from tersely.controller.policies.hint import ConciseHint
 from tersely.controller.replay import replay
 from tersely.controller.text.markers import PROMPTED, Markers

@@ -16,7 +16,7 @@ from tersely.controller.helpers.engine_helper import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policy
 from tersely.controller.policies.base import Boundary, Close, Delegate, Policy, PolicyView, Wait, Watching
-from tersely.controller.policies.speculative_thinking import ReflectionBudget, SpeculativeThinking, sentence_polarity
+from tersely.controller.policies.speculative import ReflectionBudget, SpeculativeThinking, sentence_polarity
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability, SamplingParams

@@ -17,7 +17,7 @@ from tersely.controller.helpers.draft_reviewer import CachedScorer
 from tersely.controller.helpers.engine_helper import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import get_presets, make_policies
-from tersely.controller.policies.draft_review import Sirius, SpecReason
+from tersely.controller.policies.speculative import Sirius, SpecReason
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import GenerationResult

@@ -19,11 +19,11 @@ import tersely
 from tersely.cli.app import main
 from tersely.controller import probe_registry as probing
 from tersely.controller.budgets import fit_budget
-from tersely.controller.effort import find_prefix
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.probe_registry import ProbeError
 from tersely.controller.prompts import RenderedPrompt, render
+from tersely.controller.request_builder import find_prefix
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import GenerationResult

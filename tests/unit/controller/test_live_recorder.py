@@ -15,9 +15,8 @@ from transformers.utils import logging
 import tersely
 from tersely.controller.budgets import TIERS
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.live_recorder import LiveRecorder
 from tersely.controller.options import GenerationOptions
-from tersely.controller.policies.record import ThoughtRecord, mean_entropy
+from tersely.controller.policies.record import LiveRecorder, ThoughtRecord, mean_entropy
 from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers

@@ -8,8 +8,7 @@ from tersely.cli.app import main
 from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.text.marker_matcher import MarkerMatcher
-from tersely.controller.text.markers import Markers
+from tersely.controller.text.markers import MarkerMatcher, Markers
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 
 MARKERS = ("</think>", "[/THINK]", "<|end|>", "Answer", "Final answer:", "終わり", "思考。", "~~", "done\n")

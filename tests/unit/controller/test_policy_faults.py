@@ -11,8 +11,7 @@ import pytest
 from tersely.controller import controller as core
 from tersely.controller.controller import ControllerState
 from tersely.controller.policies.base import Close, Inject, Note, Policy, PolicyView, Trial, Wait, Watching
-from tersely.controller.policies.budget import BudgetForcing
-from tersely.controller.policies.convergence import Convergence
+from tersely.controller.policies.exits import BudgetForcing, Convergence
 
 from ...support.policy_feeding import Fed
 

@@ -6,8 +6,7 @@ from random import Random
 
 import pytest
 
-from tersely.controller.policies.budget import BudgetForcing
-from tersely.controller.policies.repetition import RepeatCounter, Repetition
+from tersely.controller.policies.exits import BudgetForcing, RepeatCounter, Repetition
 
 from ...support.policy_feeding import Fed
 

@@ -8,7 +8,7 @@ import pytest
 
 from tersely.controller.budgets import canonical_effort, fit_budget
 from tersely.controller.policies import get_presets, make_policies, make_policy
-from tersely.controller.results import build_spans
+from tersely.controller.session import build_spans
 from tersely.controller.text.answers import extract_answer, extract_boxed, extract_stated_answer, normalize_answer
 from tersely.controller.text.markers import Markers, find_markers, parse_markers
 from tersely.controller.text.reasoning_parser import split_reasoning

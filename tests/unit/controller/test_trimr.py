@@ -12,7 +12,7 @@ from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import get_presets, make_policies
-from tersely.controller.policies.budget import BudgetForcing
+from tersely.controller.policies.exits import BudgetForcing
 from tersely.controller.policies.trimr import TrimR
 from tersely.controller.session import Session
 from tersely.controller.types import Request, SamplingParams

@@ -14,11 +14,11 @@ from tersely.controller.budgets import Budget
 from tersely.controller.controller import Controller
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
 from tersely.controller.options import GenerationOptions
+from tersely.controller.policies.readiness import FeatureTracker
 from tersely.controller.policies.record import PassiveRecorder, ThoughtRecord
 from tersely.controller.session import Session
 from tersely.controller.text.thoughts import ThinkingState
 from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
-from tersely.controller.thought_features import FeatureTracker
 from tersely.controller.types import SamplingParams, Signals, StepInfo
 from tersely.probes.features import FEATURES, TRIAL_FEATURES, ThoughtReading, features, trial_features
 

@@ -22,8 +22,9 @@ from torch.nn.functional import linear, silu
 from .....errors import CapabilityError, OptionError
 from .....probes.artifact import ArtifactError
 from .....probes.research.shortcut import KIND, Shortcut, load_shortcut
-from ....probe_registry import ProbeError, find_probe
+from ....probe_registry import ProbeError, require_probe
 from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
+from ..hooks import find_decoder_blocks
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose blocks compute keys and values as `_fill` does; a test compares them."""
@@ -43,25 +44,6 @@ def _unsupported(model: Any) -> CapabilityError:
     return CapabilityError(f"tokens of a {kind!r} model cannot leave early; accepted: {', '.join(FAMILIES)}")
 
 
-class EarlyExitHead:
-    """The adapter and the gate of a shortcut as tensors, with the device and dtype of a model."""
-
-    def __init__(self, shortcut: Shortcut, like: Tensor) -> None:
-        self.parts = {
-            # A copy: torch does not take read-only arrays.
-            name: torch.from_numpy(array.copy()).to(like.device, like.dtype)
-            for name, array in shortcut.arrays.items()
-        }
-
-    def adapted(self, states: Tensor) -> Tensor:
-        """The input of the last norm, [..., width]."""
-        return apply_adapter(self.parts, states)
-
-    def score(self, states: Tensor) -> Tensor:
-        """The gate's score for leaving, [...]."""
-        return score(self.parts, states)
-
-
 def scaled(states: Tensor) -> Tensor:
     """States divided by their root mean square, as layers differ in scale by orders of magnitude."""
     return states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + EPS)
@@ -74,7 +56,7 @@ def apply_adapter(parts: Any, states: Tensor) -> Tensor:
 
 
 def score(parts: Any, states: Tensor) -> Tensor:
-    """The gate of `probes.shortcut.Shortcut`, on tensors by name."""
+    """The gate's score for leaving, [...]: that of `probes.shortcut.Shortcut`, on tensors by name."""
     inner = silu(linear(scaled(states), parts["gate_in"], parts["gate_in_bias"]))
     found: Tensor = inner @ parts["gate_out"] + parts["gate_out_bias"]
     return found
@@ -84,13 +66,11 @@ def score(parts: Any, states: Tensor) -> Tensor:
 def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose: Choose) -> Iterator[None]:
     """**Changes the forward of the upper blocks** until the end of the `with`: chosen tokens leave after the layer.
 
-    Raises:
-        CapabilityError: the model computes keys and values in another way.
-        OptionError: the model has no such layer.
+    Raises CapabilityError for a model that computes keys and values in another way, OptionError for an unknown layer.
     """
     if not supports_early_exit(model):
         raise _unsupported(model)
-    blocks = _blocks(model)
+    blocks: list[Any] = list(find_decoder_blocks(model) or ())
     if not 0 < layer < len(blocks):
         raise OptionError(f"nothing can leave after hidden layer {layer}; accepted: 1 to {len(blocks) - 1}")
     below, *upper = blocks[layer - 1 :]
@@ -108,13 +88,6 @@ def early_exit(model: Any, layer: int, adapt: Callable[[Tensor], Tensor], choose
                 block.forward = own
             else:
                 vars(block).pop("forward", None)
-
-
-def _blocks(model: Any) -> list[Any]:
-    decoder: nn.Module = model.get_decoder()
-    count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = (part for part in decoder.modules() if isinstance(part, nn.ModuleList) and len(part) == count)
-    return list(next(lists))
 
 
 class _ExitState:
@@ -174,17 +147,15 @@ class DepthShortcut(ForwardModifier):
 
     The result is the thinking of a slightly different model: hidden states above the layer, and certificates of
     policies, do not hold for tokens that left.
-
-    Attributes:
-        probes: folder of the training; None uses a pretrained shortcut.
-        threshold: used in place of the one that was chosen; a higher one lets fewer tokens leave.
-        shortcut: used in place of that of a folder.
     """
 
     name: ClassVar[str] = "shortcut"
     probes: str | None = None
+    """Folder of the training; None uses a pretrained shortcut."""
     threshold: float | None = None
+    """Used in place of the one that was chosen; a higher one lets fewer tokens leave."""
     shortcut: Shortcut | None = field(default=None, repr=False, hash=False)
+    """Used in place of that of a folder."""
 
     @property
     def provenance(self) -> frozenset[str]:
@@ -194,11 +165,8 @@ class DepthShortcut(ForwardModifier):
     def bind(self, context: BindContext) -> DepthShortcut:
         """See `ForwardModifier.bind`.
 
-        Raises:
-            ProbeError: there is no shortcut for this model.
-            OptionError: none of its thresholds was useful, and none is given.
-            ArtifactError: the shortcut is another model's.
-            CapabilityError: the architecture does not support it.
+        Raises ProbeError without a shortcut for this model, ArtifactError for another model's, OptionError where none
+        of its thresholds was useful and none is given, and CapabilityError for another architecture.
         """
         engine, shortcut = context.engine, self.shortcut
         if engine is None:
@@ -207,12 +175,8 @@ class DepthShortcut(ForwardModifier):
         if model is not None and not supports_early_exit(model):
             raise _unsupported(model)
         if shortcut is None:
-            path = find_probe(engine, self.probes or context.probes, KIND)
-            if path is None:
-                raise ProbeError(
-                    f"there is no shortcut for {engine.name!r}; train one with `tersely train shortcut`, and pass its "
-                    "folder (probes)"
-                )
+            remedy = "train one with `tersely train shortcut`, and pass its folder (probes)"
+            path = require_probe(engine, self.probes or context.probes, KIND, "shortcut", remedy)
             shortcut = load_shortcut(path, engine.fingerprint(), engine.name)
         elif shortcut.base["fingerprint"] != engine.fingerprint():
             raise ArtifactError(f"the shortcut belongs to {shortcut.base['name']}, and the model is {engine.name!r}")
@@ -266,7 +230,7 @@ class EarlyExitHook(StepHook):
         self.shortcut, self.threshold = shortcut, threshold
         self._leaving = list(leaving)
         self._sequences: list[SequenceView] = []
-        self._head: EarlyExitHead | None = None
+        self._parts: dict[str, Tensor] = {}  # of the shortcut, with the device and dtype of the model
 
     def start(self, sequences: Sequence[SequenceView]) -> None:
         """See `StepHook.start`."""
@@ -278,8 +242,8 @@ class EarlyExitHook(StepHook):
         self._sequences = [self._sequences[slot] for slot in slots]
 
     def adapt(self, states: Tensor) -> Tensor:
-        """See `EarlyExitHead.adapted`."""
-        return self._head_for(states).adapted(states)
+        """The input of the last norm, [..., width]."""
+        return apply_adapter(self._parts_like(states), states)
 
     def choose(self, states: Tensor) -> Tensor | None:
         """Of each sequence the last token fed, where the sequence thinks and the gate lets it go.
@@ -293,7 +257,7 @@ class EarlyExitHook(StepHook):
         ]
         if not any(may_leave):
             return None
-        leaves = (self._head_for(states).score(states[:, -1]) >= self.threshold).tolist()
+        leaves = (score(self._parts_like(states), states[:, -1]) >= self.threshold).tolist()
         leaves = [allowed and leaving for allowed, leaving in zip(may_leave, leaves, strict=True)]
         for one, allowed, leaving in zip(self._leaving, may_leave, leaves, strict=True):
             if one is not None and allowed:
@@ -304,7 +268,9 @@ class EarlyExitHook(StepHook):
         mask[:, -1] = torch.tensor(leaves)
         return mask.to(states.device)
 
-    def _head_for(self, states: Tensor) -> EarlyExitHead:
-        if self._head is None:
-            self._head = EarlyExitHead(self.shortcut, states)
-        return self._head
+    def _parts_like(self, states: Tensor) -> dict[str, Tensor]:
+        if not self._parts:
+            # Copies: torch does not take read-only arrays.
+            arrays = self.shortcut.arrays.items()
+            self._parts = {name: torch.from_numpy(array.copy()).to(states) for name, array in arrays}
+        return self._parts

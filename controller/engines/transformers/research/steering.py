@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from .....errors import OptionError
 from .....probes.artifact import ArtifactError
 from .....probes.research.steering import KIND, Direction, load_direction
-from ....probe_registry import ProbeError, find_probe
+from ....probe_registry import ProbeError, require_probe
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
-from ..hidden_states import find_decoder_layers
+from ..hooks import find_decoder_layers
 
 AddStates = Callable[[Tensor], Tensor | None]
 """Returns what to add to states [sequences, positions, width], of a shape that fits them; None for nothing."""
@@ -31,19 +31,17 @@ class Steer(ForwardModifier):
 
     Hidden states that policies read are then those of a steered model, so a certificate of the readiness exit does not
     hold for it.
-
-    Attributes:
-        probes: folder of `tersely steer`; None uses a pretrained direction.
-        layer: used in place of the one that the search chose.
-        strength: likewise; below 0 it lengthens thinking.
-        direction: used in place of that of a folder.
     """
 
     name: ClassVar[str] = "steer"
     probes: str | None = None
+    """Folder of `tersely steer`; None uses a pretrained direction."""
     layer: int | None = None
+    """Used in place of the one that the search chose."""
     strength: float | None = None
+    """Likewise; below 0 it lengthens thinking."""
     direction: Direction | None = field(default=None, repr=False, hash=False)
+    """Used in place of that of a folder."""
 
     @property
     def provenance(self) -> frozenset[str]:
@@ -53,21 +51,15 @@ class Steer(ForwardModifier):
     def bind(self, context: BindContext) -> Steer:
         """See `ForwardModifier.bind`.
 
-        Raises:
-            ProbeError: there is no direction for this model.
-            OptionError: none of its strengths was useful, and none is given.
-            ArtifactError: the direction is another model's.
+        Raises ProbeError without a direction for this model, ArtifactError for another model's, and OptionError where
+        none of its strengths was useful and none is given.
         """
         engine, direction = context.engine, self.direction
         if engine is None:
             raise ProbeError("steering needs an engine; recorded output cannot be steered")
         if direction is None:
-            path = find_probe(engine, self.probes or context.probes, KIND)
-            if path is None:
-                raise ProbeError(
-                    f"there is no direction for {engine.name!r}; find one with `tersely steer`, and pass its folder "
-                    "(probes)"
-                )
+            remedy = "find one with `tersely steer`, and pass its folder (probes)"
+            path = require_probe(engine, self.probes or context.probes, KIND, "direction", remedy)
             direction = load_direction(path, engine.fingerprint(), engine.name)
         elif direction.base["fingerprint"] != engine.fingerprint():
             raise ArtifactError(f"the direction belongs to {direction.base['name']}, and the model is {engine.name!r}")
@@ -108,14 +100,10 @@ class Steer(ForwardModifier):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SteeredSequence:
-    """What is added to the hidden states of one sequence, values [width], while `active()`.
-
-    Attributes:
-        layer: the output of this block, 1 the first.
-    """
+    """What is added to the hidden states of one sequence, values [width], while `active()`."""
 
     modifier: ForwardModifier
-    layer: int
+    layer: int  # the output of this block, 1 the first
     values: State
     active: Callable[[], bool]
 

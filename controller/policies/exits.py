@@ -1,4 +1,4 @@
-"""Repetition exit: end a thinking that runs in circles, found by a rolling hash as in TrimR (arXiv 2505.17155)."""
+"""Exits that need no probe: at the budget, where stated answers agree, and where thinking runs in circles."""
 
 from __future__ import annotations
 
@@ -6,7 +6,56 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ..text.answers import extract_stated_answer
 from .base import Close, Policy, PolicyView, Wait, Watching
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetForcing(Policy):
+    """Close the thinking so that it never exceeds `budget.thinking`, the closing itself counted.
+
+    Budget forcing of s1 (arXiv 2501.19393) and the Qwen3 report (4.3).
+    """
+
+    name: ClassVar[str] = "budget"
+    slack: int = 24  # how many tokens before the limit the end of a sentence is good enough to stop at
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        limit = max(1, view.budget.thinking - view.closing_cost)
+        yield Wait(at=max(1, limit - self.slack), boundary="sentence", deadline=limit)
+        yield Close(f"budget of {view.budget.thinking} thinking tokens ({view.budget.tier}) is used up")
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence(Policy):
+    """Close when `agree` successive stated answers are equal.
+
+    The consensus rule of TrimR (arXiv 2505.17155) with equal strings in place of its verifier.
+    """
+
+    name: ClassVar[str] = "convergence"
+    agree: int = 2
+    gap: int = 12  # an answer repeated within this many tokens counts once
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        read, run, last, last_at = 0, 0, "", -self.gap
+        while True:
+            yield Wait(at=view.tokens + 1, boundary="thought")
+            thoughts = view.thinking.thoughts
+            for thought in thoughts[read:]:
+                answer = extract_stated_answer(thought.text)
+                if answer is None or (answer == last and thought.end - last_at < self.gap):
+                    continue
+                run = run + 1 if answer == last else 1
+                last, last_at = answer, thought.end
+            read = len(thoughts)
+            if run >= self.agree:
+                reason = f"{run} successive answers agree on {last}" if run > 1 else f"the answer {last} was stated"
+                yield Close(reason, phrase="")
+                return
+
 
 _BASE, _PRIME = 1_000_003, (1 << 61) - 1
 
@@ -14,7 +63,7 @@ _BASE, _PRIME = 1_000_003, (1 << 61) - 1
 class RepeatCounter:
     """Counts how often the last `size` tokens occur within the last `window`; overlapping copies count once.
 
-    A few operations per token, however long the runs are.
+    A rolling hash as in TrimR (arXiv 2505.17155): a few operations per token, however long the runs are.
     """
 
     def __init__(self, size: int, window: int) -> None:
@@ -55,17 +104,13 @@ class RepeatCounter:
 
 @dataclass(frozen=True, slots=True)
 class Repetition(Policy):
-    """Close once the same `size` tokens have come `times` times within the last `window`; the paper gives no numbers.
-
-    Attributes:
-        every: tokens between two checks.
-    """
+    """Close once the same `size` tokens have come `times` times within the last `window`; the numbers are ours."""
 
     name: ClassVar[str] = "repetition"
     size: int = 32
     times: int = 3
     window: int = 1024
-    every: int = 64
+    every: int = 64  # tokens between two checks
     phrase: str = "I have thought enough and answer now."
 
     def watch(self, view: PolicyView) -> Watching:

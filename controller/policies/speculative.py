@@ -1,8 +1,12 @@
-"""Speculative Thinking (arXiv 2504.12329): a larger model writes the reflective steps of a smaller one.
+"""A larger model writes or reviews parts of a smaller one's thinking.
 
-After each paragraph the small model drafts some tokens. If they sound like affirmation or reflection, the helper writes
-in their place; if the result verifies something, the helper writes some more; and after too much reflection it looks
-for the step that went wrong.
+`SpeculativeThinking` (arXiv 2504.12329): after each paragraph the small model drafts some tokens. If they sound like
+affirmation or reflection, the helper writes in their place; if the result verifies something, it writes some more; and
+after too much reflection it looks for the step that went wrong.
+
+`Sirius` (arXiv 2409.03856): every few tokens the larger model rewrites from the first token on that it finds too
+unlikely. `SpecReason` (arXiv 2504.07891): thought by thought, where its grade is too low. As long as the larger model
+agrees, both need a prefill of it and none of its decoding.
 """
 
 from __future__ import annotations
@@ -13,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..types import Capability
-from .base import Action, Delegate, Policy, PolicyView, Wait, Watching
+from ..verification import ReviewCriterion
+from .base import Action, Delegate, Policy, PolicyView, ReviewDraft, Wait, Watching
 
 AFFIRMING = ("yeah", "yes", "final answer", "confident")
 REFLECTING = ("wait", "alternatively", "hold on", "another")
@@ -38,17 +43,12 @@ def sentence_polarity(text: str) -> int:
 
 @dataclass(slots=True)
 class ReflectionBudget:
-    """Counts reflections, and sizes the helper's turn after too many of them.
+    """Counts reflections, and sizes the helper's turn after too many of them."""
 
-    Attributes:
-        limit: too many reflections; grows by `limit_step` up to `limit_max`.
-        tokens: for the helper's turn; grows by `tokens_step` up to `tokens_max`.
-    """
-
-    limit: int = 15
+    limit: int = 15  # too many reflections; grows by `limit_step` up to `limit_max`
     limit_step: int = 5
     limit_max: int = 30
-    tokens: int = 125
+    tokens: int = 125  # for the helper's turn; grows by `tokens_step` up to `tokens_max`
     tokens_step: int = 25
     tokens_max: int = 200
     count: int = 0
@@ -68,27 +68,17 @@ class ReflectionBudget:
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeThinking(Policy):
-    """Delegate reflective steps to the helper. A neutral draft is kept, where the paper's code rewrites it.
-
-    Attributes:
-        draft: tokens that the model writes after a paragraph before they are judged.
-        takeover: tokens that the helper writes in their place.
-        verify: further tokens after a verifying step.
-        begin: tokens that the helper writes first of all, for models that do not reason by themselves.
-        always: take over after each paragraph, whatever it sounds like.
-        excess: reflective steps after which the helper looks for the mistake.
-        prefix: what its text then begins with.
-    """
+    """Delegate reflective steps to the helper. A neutral draft is kept, where the paper's code rewrites it."""
 
     name: ClassVar[str] = "speculative"
     requires: ClassVar[frozenset[Capability]] = frozenset({Capability.KV_ROLLBACK, Capability.HELPER})
-    draft: int = 20
-    takeover: int = 20
-    verify: int = 125
-    begin: int = 0
-    always: bool = False
-    excess: int = 15
-    prefix: str = "Let me look for the step that went wrong."
+    draft: int = 20  # tokens that the model writes after a paragraph before they are judged
+    takeover: int = 20  # tokens that the helper writes in their place
+    verify: int = 125  # further tokens after a verifying step
+    begin: int = 0  # tokens that the helper writes first of all, for models that do not reason by themselves
+    always: bool = False  # take over after each paragraph, whatever it sounds like
+    excess: int = 15  # reflective steps after which the helper looks for the mistake
+    prefix: str = "Let me look for the step that went wrong."  # what its text then begins with
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
@@ -118,3 +108,47 @@ class SpeculativeThinking(Policy):
         kind = {1: "an affirming step", 0: "a step", -1: "a reflective step"}[polarity]
         text: str | None = yield Delegate(self.takeover, kind, retract=view.tokens - start)
         return drafted if text is None else text
+
+
+_REQUIRES = frozenset({Capability.KV_ROLLBACK, Capability.HELPER, Capability.DRAFT_REVIEW})
+
+
+@dataclass(frozen=True, slots=True)
+class Sirius(Policy):
+    """Let the helper check every `every` tokens."""
+
+    name: ClassVar[str] = "sirius"
+    requires: ClassVar[frozenset[Capability]] = _REQUIRES
+    every: int = 16
+    min_probability: float = 0.1
+    """Rewrite from the first token on that the helper gives less. The paper's value is 0.1."""
+    tokens: int = 1
+    """How many it then writes, the first in place of the rejected one. The paper's value is 1."""
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        checked = 0
+        while True:
+            yield Wait(at=checked + self.every, boundary="token")
+            criterion = ReviewCriterion(self.min_probability)
+            yield ReviewDraft(self.tokens, "checked", view.tokens - checked, criterion)
+            checked = view.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SpecReason(Policy):
+    """Let the helper grade each thought from 0 to 9, and rewrite thoughts below `min_grade`."""
+
+    name: ClassVar[str] = "specreason"
+    requires: ClassVar[frozenset[Capability]] = _REQUIRES
+    min_grade: float = 7.0  # the paper's scripts accept from 7 on
+    tokens: int = 256
+
+    def watch(self, view: PolicyView) -> Watching:
+        """See `Policy.watch`."""
+        graded = 0
+        while True:
+            yield Wait(at=graded + 1)
+            criterion = ReviewCriterion(self.min_grade, "grade")
+            yield ReviewDraft(self.tokens, "graded", view.tokens - graded, criterion, one_thought=True)
+            graded = view.tokens
