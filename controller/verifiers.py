@@ -1,0 +1,175 @@
+"""Verdicts of a language model: one prefill for all pending questions, the verdict read off the next token.
+
+TrimR's verifier (arXiv 2505.17155) generates nothing either. We know of no published prompts or calibration, so the
+prompts are ours and P(yes) is normalized over yes and no.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import queue
+import threading
+from collections.abc import Sequence
+from concurrent.futures import InvalidStateError
+from typing import Any
+
+import torch
+
+from ..errors import CapabilityError
+from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture
+
+_YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
+_EXISTS = """Question:
+{question}
+
+The end of a piece of reasoning about it:
+{ending}
+
+Does this reasoning state an answer to the question? Reply with Yes or No only."""
+_SAME = """Question:
+{question}
+
+The ends of two pieces of reasoning about it:
+1. {first}
+2. {second}
+
+Do both come to the same answer? Reply with Yes or No only."""
+
+
+class LLMVerifier:
+    """Asks the model of a transformers engine, in a thread of its own; implements `Verifier`.
+
+    Args:
+        engine: may be the one that decodes, whose weights are then shared.
+        timeout: seconds after which a verdict no longer counts.
+        min_probability: yes and no together must be more likely than this, or the reply is not a verdict.
+        batch_size: most questions of one forward pass.
+
+    Raises:
+        CapabilityError: the engine has no model in this process, or yes and no begin with the same token.
+    """
+
+    def __init__(
+        self, engine: Any, *, timeout: float | None = 10.0, min_probability: float = 0.1, batch_size: int = 16
+    ) -> None:
+        model, self.tokenizer = getattr(engine, "model", None), engine.tokenizer
+        if model is None:
+            raise CapabilityError(
+                f"engine {engine.name!r} has no model in this process; use a transformers engine", code="no_local_model"
+            )
+        self.model = clone_sharing_weights(model)
+        self.timeout, self.min_probability, self.batch_size = timeout, min_probability, batch_size
+        self._ids = reply_ids(self.tokenizer)
+        self._queue: queue.SimpleQueue[tuple[list[int], VerdictFuture] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="tersely verifier", daemon=True)
+        self._thread.start()
+
+    def submit(self, question: Question) -> VerdictFuture:
+        """See `Verifier.submit`."""
+        if not self._thread.is_alive():
+            stopped = VerdictFuture()
+            stopped.set_exception(NoVerdictError("the verifier has stopped"))
+            return stopped
+        ids = encode_question(self.tokenizer, question)
+        future = VerdictFuture(len(ids))
+        self._queue.put((ids, future))
+        return future
+
+    def close(self) -> None:
+        """See `Verifier.close`."""
+        self._queue.put(None)
+        self._thread.join(self.timeout)
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            self._judge(batch)
+
+    def _next_batch(self) -> list[tuple[list[int], VerdictFuture]]:
+        """The next questions, at least one; empty once the verifier is closed."""
+        batch: list[tuple[list[int], VerdictFuture]] = []
+        while not batch or (len(batch) < self.batch_size and not self._queue.empty()):
+            item = self._queue.get()
+            if item is None:
+                for _, future in batch:
+                    _settle(future, NoVerdictError("the verifier was closed"))
+                return []
+            if item[1].done():
+                item[1].tokens = 0  # cancelled before it was read
+            else:
+                batch.append(item)
+        return batch
+
+    def _judge(self, batch: list[tuple[list[int], VerdictFuture]]) -> None:
+        try:
+            probabilities = next_token_probs(self.model, [ids for ids, _ in batch], self._ids)
+        except Exception as error:  # a broken verifier must not disturb the sequences that are decoded
+            for _, future in batch:
+                _settle(future, error)
+            return
+        for (_, future), (yes, no) in zip(batch, probabilities, strict=True):
+            if yes + no > self.min_probability:
+                _settle(future, yes / (yes + no))
+            else:
+                _settle(future, NoVerdictError(f"yes and no have {yes + no:.3f} of the next token's probability"))
+
+
+def _settle(future: VerdictFuture, outcome: float | Exception) -> None:
+    """Set a result or an exception, unless the future was cancelled meanwhile."""
+    with contextlib.suppress(InvalidStateError):
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+
+
+def clone_sharing_weights(model: Any) -> Any:
+    """Copy the modules but not the weights, so that hooks on the decoding model do not see the verifier's forwards."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, shared)
+
+
+def reply_ids(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The first tokens of the spellings of yes and of no, without bare spaces and shared ones."""
+    yes, no = ({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in (_YES, _NO))
+    yes, no = ({i for i in ids if tokenizer.decode([i]).strip()} for ids in (yes - no, no - yes))
+    if not yes or not no:
+        raise CapabilityError(
+            "yes and no begin with the same token in this tokenizer; use another verifier", code="same_reply_tokens"
+        )
+    return sorted(yes), sorted(no)
+
+
+def encode_question(tokenizer: Any, question: Question) -> list[int]:
+    """Token ids of the prompt that asks a question."""
+    if isinstance(question, AnswerStated):
+        text = _EXISTS.format(question=question.question, ending=question.ending)
+    else:
+        text = _SAME.format(question=question.question, first=question.first, second=question.second)
+    return encode_chat(tokenizer, text)
+
+
+def encode_chat(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a chat with this message and no thinking; a plain prompt where there is no chat template."""
+    if tokenizer.chat_template:
+        messages = [{"role": "user", "content": text}]
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        text = tokenizer.apply_chat_template(messages, **options)
+    else:
+        text = f"{text}\nReply:"
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@torch.no_grad()
+def next_token_probs(
+    model: Any, prompts: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]
+) -> list[tuple[float, ...]]:
+    """Probability that the token after each prompt begins each of the replies: one forward pass, padded right."""
+    lengths = [len(prompt) for prompt in prompts]
+    width = max(lengths)
+    ids = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=model.device)
+    mask = torch.arange(width)[None] < torch.tensor(lengths)[:, None]
+    last = torch.tensor([length - 1 for length in lengths], device=model.device)
+    logits = model(ids, attention_mask=mask.long().to(model.device), logits_to_keep=last, use_cache=False).logits
+    probabilities = logits.diagonal(dim1=0, dim2=1).T.float().softmax(-1)  # row i at the end of prompt i
+    return list(zip(*(probabilities[:, list(reply)].sum(-1).tolist() for reply in replies), strict=True))
