@@ -24,14 +24,13 @@ from starlette.exceptions import HTTPException
 
 from .auth_middleware import AuthMiddleware
 from .batch_worker import BatchWorker, shutting_down
-from .chat_responses import ChatReply
 from .completion_service import CompletionService
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
+from .replies import ChatReply
 from .responses_api import ResponsesReply, ResponsesRequest
 from .schemas import ChatRequest
-from .settings import ServerSettings
-from .sockets import bind_error
+from .settings import ServerSettings, bind_error
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 _KEEP_ALIVE = 75

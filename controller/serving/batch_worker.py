@@ -28,7 +28,7 @@ from ..trace import Decision, GenerationResult
 from ..types import Completion, Request
 from .errors import RequestError
 from .metrics import Metrics
-from .pending_response import PendingResponse, RowFinished, split_tool_calls
+from .replies import PendingResponse, RowFinished, split_tool_calls
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
 
 _log = logging.getLogger(__name__)

@@ -17,8 +17,16 @@ from ..session import Session
 from ..text.markers import Markers, parse_markers
 from ..tuned_config import load_config
 from ..types import Engine
-from .settings import EFFORT_CAPS, ServerLimits, ServerSettings, parse_effort_caps
-from .sockets import LOCAL, base_url, bind_socket, exposure_warning
+from .settings import (
+    EFFORT_CAPS,
+    LOCAL,
+    ServerLimits,
+    ServerSettings,
+    base_url,
+    bind_socket,
+    exposure_warning,
+    parse_effort_caps,
+)
 
 DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
