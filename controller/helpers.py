@@ -35,14 +35,8 @@ _Pending = tuple[HelperRequest, HelperFuture]
 class EngineHelper:
     """Lets an engine write; implements `Helper`.
 
-    All pending requests are written as one batch as soon as one of them is waited for.
-
-    Args:
-        session: of the larger model.
-        timeout: seconds after which a batch is given up.
-        sampling: None uses the model's own.
-        seed: of its sampling.
-        preset: controls it where it thinks from the question on.
+    All pending requests are written as one batch as soon as one of them is waited for; `timeout` is in seconds for the
+    whole batch. `preset` controls the model where it thinks from the question on.
     """
 
     def __init__(
@@ -135,13 +129,9 @@ _UNLIMITED = 1 << 20
 
 
 class StopAfter:
-    """Ends a sequence after `tokens` tokens, at the end of a thought or of the thinking, or after the deadline.
+    """Ends a sequence after `tokens` tokens, at the end of a thought or of the thinking, or once it is `late`.
 
-    Args:
-        inner: controls the sequence, which then ends where `thinking_ended()`.
-
-    Attributes:
-        late: whether the deadline has passed.
+    A sequence that `inner` controls ends where `thinking_ended()`.
     """
 
     def __init__(
@@ -170,11 +160,7 @@ class StopAfter:
 
 
 def make_request(session: Session, request: HelperRequest, deadline: float, preset: str) -> tuple[Request, StopAfter]:
-    """The engine's request, and the watcher that ends it.
-
-    Args:
-        preset: controls a thinking that the helper writes from the question on.
-    """
+    """The engine's request, and the watcher that ends it."""
     if request.whole:
         limit = request.tokens + TIERS["normal"].reserve
         (prepared,) = session.prepare([request.prompt], GenerationOptions(preset=preset, max_new_tokens=limit))
@@ -225,18 +211,12 @@ Grade this step from 0 (wrong or useless) to 9 (right and useful). Reply with on
 
 @dataclass(frozen=True, slots=True)
 class DraftReview:
-    """What a helper thinks of a draft.
+    """What a helper thinks of a draft."""
 
-    Attributes:
-        kept: the part of the draft that stands; None if there is no judgement, for the reason `error`.
-        read: how many tokens were read.
-        next_token: the token that should follow what stands, if that is known already.
-    """
-
-    kept: str | None
-    read: int
+    kept: str | None  # the part of the draft that stands; None if there is no judgement, for the reason `error`
+    read: int  # tokens
     error: str = ""
-    next_token: int | None = None
+    next_token: int | None = None  # the token that should follow what stands, if that is known already
 
 
 class DraftReviewer:
@@ -292,17 +272,11 @@ class DraftReviewer:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """How a model scores the tokens of a text from some position on.
-
-    Attributes:
-        probabilities: of each token.
-        most_likely: the token that the model would have written in its place.
-        read: how many tokens were read for that.
-    """
+    """How a model scores the tokens of a text from some position on."""
 
     probabilities: Sequence[float]
-    most_likely: Sequence[int]
-    read: int
+    most_likely: Sequence[int]  # the tokens that the model would have written in their places
+    read: int  # tokens
 
 
 class CachedScorer:

@@ -25,11 +25,8 @@ CALL_SETTINGS = ("effort", "reasoning_effort", "max_tokens", *_OPTIONS)
 class TerselyModel(BaseModel):
     """A chat model on one of tersely's engines, whatever the framework.
 
-    The settings mean what they mean in `tersely.generate`.
-
-    Attributes:
-        model: a name or folder, an `Engine` or a `Session`. A name is loaded at its first use, once per process.
-        max_tokens: `max_new_tokens` of `tersely.generate`.
+    The settings mean what they mean in `tersely.generate`; `max_tokens` is its `max_new_tokens`. A model is a name or
+    folder, an `Engine` or a `Session`; a name is loaded at its first use, once per process.
     """
 
     model: Any = "tersely-tiny-small"
@@ -91,12 +88,9 @@ class TerselyModel(BaseModel):
     def _build_options(
         self, settings: Mapping[str, Any], after_tool: bool, tools: Sequence[Mapping[str, Any]] = ()
     ) -> GenerationOptions:
-        """The options of a call.
+        """The options of a call, whose settings take the place of the model's.
 
-        Args:
-            settings: Settings of the call, which take the place of the model's.
-            after_tool: The last message is a tool's. Its text is untrusted, so it must not raise the budget, and
-                effort `auto` becomes `normal`.
+        The text of a tool is untrusted, so it must not raise the budget: `after_tool`, effort `auto` becomes `normal`.
         """
         own = {name: getattr(self, name) for name in CALL_SETTINGS if name in type(self).model_fields}
         settings = {**own, **settings}

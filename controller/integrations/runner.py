@@ -41,20 +41,14 @@ def get_runner(engine: Engine) -> BatchRunner:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One prompt to answer.
-
-    Attributes:
-        stops: strings that end the answer; the thinking is not searched for them.
-        hide: the answer is not streamed from this text on, such as the start of a tool call.
-        model: the name to report.
-    """
+    """One prompt to answer."""
 
     session: Session
     prompt: Prompt
     options: GenerationOptions
-    stops: tuple[str, ...] = ()
-    hide: str = ""
-    model: str = ""
+    stops: tuple[str, ...] = ()  # strings that end the answer; the thinking is not searched for them
+    hide: str = ""  # the answer is not streamed from this text on, such as the start of a tool call
+    model: str = ""  # the name to report
 
 
 class BatchRunner:
@@ -120,16 +114,11 @@ class BatchRunner:
 class _Batch:
     """Calls that are answered together, and the futures of their results.
 
-    Args:
-        emit: Receives the deltas of a single call, and None after the last one.
-        cancellable: Cancelled futures stop their sequences; always so with `emit`.
+    `emit` receives the deltas of a single call, and None after the last one; its sequence is always cancellable.
     """
 
     def __init__(
-        self,
-        calls: Sequence[Call],
-        emit: Callable[[TextDelta | None], None] | None = None,
-        cancellable: bool = False,
+        self, calls: Sequence[Call], emit: Callable[[TextDelta | None], None] | None = None, cancellable: bool = False
     ) -> None:
         self.calls, self.emit = calls, emit
         self.cancellable = cancellable or emit is not None

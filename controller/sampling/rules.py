@@ -24,16 +24,13 @@ WINDOW = 2048
 class Majority:
     """Majority vote (self-consistency, arXiv 2203.11171), stopped once the leader cannot be overtaken.
 
-    Attributes:
-        by_confidence: a vote weighs as much as the mean confidence of its sample (see `ConfidenceTracker`), not 1.
-        early: stop early, which never changes the answer.
-        lazy: start only as many samples as could settle the vote, and more only if they did not. This needs the fewest
-            tokens, but decodes one batch after another.
+    A `lazy` vote starts only as many samples as could settle it, and more only if they did not: this needs the fewest
+    tokens, but decodes one batch after another.
     """
 
     name: ClassVar[str] = "majority"
-    by_confidence: bool = False
-    early: bool = True
+    by_confidence: bool = False  # a vote weighs the mean confidence of its sample (see `ConfidenceTracker`), not 1
+    early: bool = True  # stop early, which never changes the answer
     lazy: bool = False
 
     def __post_init__(self) -> None:
@@ -134,19 +131,14 @@ class DeepConf:
     The paper measures the confidence of a token by the negative mean log-probability of the 20 most likely ones, which
     has no upper end. Here it is the probability of the most likely one (see `ConfidenceTracker`): that distinguishes
     confident tokens less well from very confident ones, but no engine has to report 20 numbers per token.
-
-    Attributes:
-        warmup: how many samples set the threshold; None means half of them, at most the paper's 16.
-        keep: per cent of the samples that would reach the threshold; 90 is the paper's "high", 10 its "low".
-        consensus: share of the votes that ends the vote, after the warm-up and after each later sample.
     """
 
     name: ClassVar[str] = "deepconf"
     signals: ClassVar[bool] = True
-    warmup: int | None = None
-    keep: float = 90.0
+    warmup: int | None = None  # samples that set the threshold; None means half of them, at most the paper's 16
+    keep: float = 90.0  # per cent of the samples that would reach it; 90 is the paper's "high", 10 its "low"
     window: int = WINDOW
-    consensus: float = 0.95
+    consensus: float = 0.95  # share of the votes that ends the vote, after the warm-up and each later sample
 
     def start_vote(self, k: int) -> VoteState:
         """See `AggregationRule.start_vote`."""
@@ -162,16 +154,12 @@ class DeepConf:
 
 
 class DeepConfVote(VoteState):
-    """The vote on one prompt.
-
-    Attributes:
-        threshold: None during the warm-up.
-    """
+    """The vote on one prompt."""
 
     def __init__(self, k: int, warmup: int, rule: DeepConf) -> None:
         super().__init__(k)
         self.warmup, self.rule = warmup, rule
-        self.threshold: float | None = None
+        self.threshold: float | None = None  # during the warm-up
         self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(partial(ConfidenceTracker, rule.window))
 
     def start_samples(self) -> list[Branch]:

@@ -33,29 +33,20 @@ class StopDecision:
 class SampleResult:
     """The answer to one prompt from several samples.
 
-    Attributes:
-        answer: empty if no sample gave one.
-        votes: weight of each answer, heaviest first.
-        samples: in the order they started. Those that were stopped have `finish_reason` "stopped". The tokens that a
-            branch shares with its parent count only as `recomputed`.
-        usage: of all samples. The prompt counts once per sample, though it may be read only once.
-        trace: which samples were stopped and why, then why the answer was accepted.
+    Samples that were stopped have `finish_reason` "stopped"; tokens that a branch shares with its parent count only as
+    `recomputed`. In `usage`, the prompt counts once per sample, though it may be read only once.
     """
 
-    answer: str
-    votes: dict[str, float]
-    samples: tuple[GenerationResult, ...]
+    answer: str  # empty if no sample gave one
+    votes: dict[str, float]  # weight of each answer, heaviest first
+    samples: tuple[GenerationResult, ...]  # in the order they started
     usage: Usage
-    trace: tuple[StopDecision, ...]
+    trace: tuple[StopDecision, ...]  # which samples were stopped, then why the answer was accepted
 
 
 @dataclass(slots=True)
 class _Sample:
-    """One sample.
-
-    Attributes:
-        head: the tokens of an earlier sample that it continues.
-    """
+    """One sample; `head` are the tokens of an earlier one that it continues."""
 
     prepared: PreparedRequest
     watcher: SampleWatcher
@@ -91,8 +82,7 @@ def sample_all(
 ) -> list[SampleResult]:
     """Answer each prompt from at most k samples under a rule, in order; see `api.sample`.
 
-    Raises:
-        OptionError: k is below 1, or several samples would be the same. Also what `Session.prepare` raises.
+    Raises OptionError if k is below 1 or several samples would be the same, and what `Session.prepare` raises.
     """
     if k < 1:
         raise OptionError(f"k is {k}; accepted: at least 1 sample", code="invalid_sample_count")
@@ -202,17 +192,13 @@ def _batch_seed(seed: int | None, batch: int) -> int | None:
 
 
 class SampleWatcher(CancellableWatcher):
-    """Watches a sample and ends it once its vote stops it; implements `types.CompletionListener`.
-
-    Attributes:
-        preamble: output tokens before the thinking, including the marker that opens it.
-    """
+    """Watches a sample: its controller acts first, then the vote learns what happened, and may end the sample."""
 
     def __init__(self, vote: VoteState, sample: int, session: Session, prepared: PreparedRequest) -> None:
         super().__init__(lambda: sample in vote.stopped)
         self.vote, self.sample, self.session, self.prepared = vote, sample, session, prepared
         self.controller = prepared.controller or _make_observer(session, prepared)
-        self.preamble = int(prepared.state == "before")
+        self.preamble = int(prepared.state == "before")  # tokens before the thinking, with the marker that opens it
         self._thinking_closed = False
 
     def wrap(self, request: Request) -> Request:

@@ -71,11 +71,7 @@ class ServedRow(CancellableWatcher):
             self.pending.send(replace(event, row=self.number))
 
     def on_finish(self, completion: Completion) -> None:
-        """Finish as soon as the row ends, without waiting for the others; see `types.CompletionListener`."""
-        self.finish(completion)
-
-    def finish(self, completion: Completion) -> None:
-        """Send the result, once."""
+        """Send the result, once, without waiting for other rows; see `types.CompletionListener`."""
         if self._finished:
             return
         self._finished = True
@@ -234,7 +230,7 @@ class BatchWorker:
         finally:
             self._drift.finish_batch([pending.request.options for pending in batch])
         for row, completion in zip(rows, completions, strict=True):
-            row.finish(completion)
+            row.on_finish(completion)
 
     def _prepare(self, pending: PendingResponse) -> list[ServedRow]:
         """The rows of a request; [] after telling the client why it cannot be answered."""

@@ -19,19 +19,13 @@ from .settings import ResolvedRequest
 
 @dataclass(frozen=True, slots=True)
 class RowFinished:
-    """The end of a row.
-
-    Attributes:
-        budget: Thinking tokens that the row was allowed.
-        content: The answer without tool calls.
-        tool_calls: The tool calls in OpenAI's form.
-    """
+    """The end of a row."""
 
     row: int
     result: GenerationResult
-    budget: int
-    content: str
-    tool_calls: Sequence[dict[str, object]] = ()
+    budget: int  # thinking tokens that the row was allowed
+    content: str  # the answer without tool calls
+    tool_calls: Sequence[dict[str, object]] = ()  # in OpenAI's form
 
     @property
     def finish_reason(self) -> str:
@@ -143,10 +137,10 @@ def sse_event(data: Mapping[str, Any], name: str | None = None) -> str:
 
 @dataclass(slots=True)
 class ChatReply:
-    """One reply; `include_usage`: a stream ends with the usage."""
+    """One reply."""
 
     request: ResolvedRequest
-    include_usage: bool = False
+    include_usage: bool = False  # at the end of a stream
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -58,10 +58,7 @@ def run_vllm_server(
 ) -> None:
     """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    Args:
-        default: The control of requests that say nothing.
-        caps: Thinking tokens of efforts that differ from `EFFORT_CAPS`.
-        flags: Further arguments of `vllm serve`.
+    `default` controls requests that say nothing, `caps` differ from `EFFORT_CAPS`, `flags` are those of `vllm serve`.
     """
     checkpoint = resolve_checkpoint(model)
     with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
@@ -166,7 +163,7 @@ class ResponseRewriter:
         self,
         send: Send,
         rewrite_body: Callable[[bytes], bytes],
-        rewrite_event: Callable[[bytes], bytes | None] | None = None,
+        rewrite_event: Callable[[bytes], bytes | None] = lambda event: event,
     ) -> None:
         self._send, self._rewrite_body, self._rewrite_event = send, rewrite_body, rewrite_event
         self._start: Message | None = None
@@ -189,13 +186,10 @@ class ResponseRewriter:
         if message["status"] == 200 and kind.startswith(("application/json", "text/plain")):
             self._start = message
             return
-        self._streams = (
-            message["status"] == 200 and kind.startswith("text/event-stream") and self._rewrite_event is not None
-        )
+        self._streams = message["status"] == 200 and kind.startswith("text/event-stream")
         await self._send(message)
 
     async def _send_events(self, message: Message) -> None:
-        assert self._rewrite_event is not None
         *events, self._held = (self._held + message.get("body", b"")).split(_EVENT_END)
         body = b"".join(new + _EVENT_END for event in events if (new := self._rewrite_event(event)) is not None)
         if not message.get("more_body"):

@@ -51,12 +51,9 @@ _NUMBERS = count()
 
 
 class VllmEngine:
-    """Runs a model on vLLM; implements `types.Engine`.
+    """Runs a model on a `vllm.LLM` of this process with `PROCESSOR`; implements `types.Engine`.
 
     Signals are computed before a token is sampled, so `Signals.chosen` is NaN where there is a watcher.
-
-    Args:
-        llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors.
     """
 
     capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
@@ -66,9 +63,8 @@ class VllmEngine:
         config = llm.llm_engine.model_config
         if PROCESSOR not in (config.logits_processors or ()):
             raise CapabilityError(
-                f"this vLLM was started without tersely's logits processor; "
-                f"pass logits_processors=[{PROCESSOR!r}] to it, or "
-                "use load_vllm"
+                f"this vLLM was started without tersely's logits processor; pass logits_processors=[{PROCESSOR!r}] to "
+                "it, or use load_vllm"
             )
         self.name = name or str(config.model)
         self.tokenizer = llm.get_tokenizer()
@@ -191,15 +187,10 @@ def load_vllm(
     max_model_len: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> VllmEngine:
-    """Start vLLM on a model, in this process, with control inside.
+    """Start vLLM on a model, in this process, with control inside; `options` are further arguments of `vllm.LLM`.
 
-    Args:
-        dtype: "auto" uses the saved one, where vLLM itself would turn float32 into half precision.
-        options: further arguments of `vllm.LLM`.
-
-    Raises:
-        CapabilityError: vLLM is not installed, or runs in processes of its own.
-        ModelError: there is no such model.
+    Dtype "auto" is the saved one, where vLLM itself would turn float32 into half precision. Raises CapabilityError if
+    vLLM is not installed or runs in processes of its own, ModelError if there is no such model.
     """
     name = os.fspath(model)
     place = resolve_checkpoint(name)

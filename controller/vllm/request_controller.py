@@ -49,16 +49,8 @@ class EosSwap:
 class RequestController:
     """Drives one watcher over a growing output.
 
-    Args:
-        end: the tokens that end a turn; vLLM ends the request at them before a watcher is called.
-        reads: which of signals and hidden states the watcher reads.
-        keep_signals: keep the signals of every token.
-
-    Attributes:
-        forced, signals: of each token that was read.
-        stopped: the watcher ended the sequence.
-        next_step: returns what the model says about the next token.
-        swap: whether the end of the turn was put in place of the closing's first token, and this row's number in it.
+    `end` are the tokens that end a turn: vLLM ends the request at them before a watcher is called. `reads` says which
+    of signals and hidden states the watcher reads; `keep_signals` keeps the signals of every token.
     """
 
     def __init__(
@@ -70,11 +62,11 @@ class RequestController:
     ) -> None:
         self.watcher, self.end, self.reads, self.keep_signals = watcher, tuple(end), reads, keep_signals
         self.controller = watcher if isinstance(watcher, Controller) else None
-        self.forced: list[bool] = []
+        self.forced: list[bool] = []  # of each token that was read
         self.signals: list[Signals | None] = []
-        self.stopped = False
-        self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP
-        self.swap: tuple[EosSwap, int] | None = None
+        self.stopped = False  # by the watcher
+        self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP  # what the model says about the next token
+        self.swap: tuple[EosSwap, int] | None = None  # with this row's number in it
         self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closings: dict[str, tuple[int, ...]] = {}
@@ -94,17 +86,14 @@ class RequestController:
     @property
     def thinks(self) -> bool:
         """Whether the sequence is thinking and chooses its next token itself."""
-        return not self._finished and not self._queue and self._in_thinking
+        thinking = self.controller is not None and self.controller.state is ControllerState.THINKING
+        return thinking and not self._finished and not self._queue
 
     @property
     def needs_step(self) -> bool:
         """Whether the next token's signals or hidden states will be read."""
         reads = bool(self.reads) and not self._finished and (self.controller is None or self.thinks)
         return self.keep_signals or reads
-
-    @property
-    def _in_thinking(self) -> bool:
-        return self.controller is not None and self.controller.state is ControllerState.THINKING
 
     def read(self, output: Sequence[int]) -> int | None:
         """Read what the output has grown by; return the token that must come next, None if any may."""
@@ -172,9 +161,7 @@ class RequestController:
         None where the sequence is not thinking, or nothing may be done.
         """
         controller = self.controller
-        if self._finished or self._queue or controller is None or not self._in_thinking:
-            return None
-        if controller.shadow or not self.end:
+        if controller is None or not self.thinks or controller.shadow or not self.end:
             return None
         separator = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
         if separator not in self._closings:

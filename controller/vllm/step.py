@@ -25,19 +25,14 @@ _CERTAIN = 1e9
 
 @dataclass(slots=True)
 class ControlledRow:
-    """A request under control, with its output so far.
-
-    Attributes:
-        tag, copy: identify its trace, see `trace_channel`.
-        sent: how many decisions of the trace were sent.
-    """
+    """A request under control, with its output so far; tag and copy identify its trace, see `trace_channel`."""
 
     controller: RequestController
     output: list[int]
     params: Any = None
     tag: str = ""
     copy: int = 0
-    sent: int = 0
+    sent: int = 0  # decisions of the trace that were sent
 
 
 def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:

@@ -94,11 +94,8 @@ class WorkerContext:
     ) -> RequestController | None:
         """The controller of a request; None where there is nothing to control.
 
-        Args:
-            prompt: its ids; None where it came as embeddings.
-
-        Raises:
-            OptionError, MarkerError: a setting is wrong, or the model has no markers.
+        `prompt` is None where it came as embeddings. Raises OptionError for a wrong setting, MarkerError for a model
+        without markers.
         """
         control = parse_control(extra_args, self.default)
         if control is None:

@@ -22,12 +22,9 @@ _NO_OUTPUT = "(no output)"
 
 
 def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
-    """Convert messages for a chat template; tool output is sanitized.
+    """Convert messages for a chat template; tool output is sanitized, and becomes user messages without `tools`.
 
     Raises PromptError for content that is not text.
-
-    Args:
-        tools: The template accepts tool messages; otherwise tool results become user messages.
     """
     prompt: list[dict[str, Any]] = []
     for message in messages:

@@ -57,9 +57,8 @@ def format_instruction(wanted: Any) -> str:
 class SchemaOutputParser(BaseOutputParser):
     """Reads the JSON object in an answer; raises OutputParserException if it does not fit the schema.
 
-    Attributes:
-        wanted: a pydantic class, which is instantiated, or anything that LangChain converts to a JSON schema. Of a JSON
-            schema, the required keys and the types of values are checked, but not what is nested in them.
+    `wanted` is a pydantic class, which is instantiated, or anything that LangChain converts to a JSON schema. Of a JSON
+    schema, the required keys and the types of values are checked, but not what is nested in them.
     """
 
     wanted: Any

@@ -22,16 +22,13 @@ class Tree:
     starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
     counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
     are worth less than independent ones.
-
-    Attributes:
-        most_tokens: sampled in all; then every sample is stopped.
     """
 
     name: ClassVar[str] = "tree"
     signals: ClassVar[bool] = True
     roots: int = 2
     width: int = 2
-    most_tokens: int | None = None
+    most_tokens: int | None = None  # sampled in all; then every sample is stopped
 
     def start_vote(self, k: int) -> VoteState:
         """See `AggregationRule.start_vote`."""
@@ -183,11 +180,6 @@ class Verified:
 
     A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
     `attempt_value`. The cost of `passes` itself is not counted.
-
-    Attributes:
-        verifier: its rates.
-        kinds: the problems that there are.
-        penalty: what a wrong answer that passes costs, where a right one earns 1.
     """
 
     name: ClassVar[str] = "verified"
@@ -195,7 +187,7 @@ class Verified:
     passes: Callable[[Prompt, GenerationResult], bool]
     verifier: VerifierRates
     kinds: Sequence[ProblemClass]
-    penalty: float = 1.0
+    penalty: float = 1.0  # what a wrong answer that passes costs, where a right one earns 1
 
     def start_vote(self, k: int) -> VoteState:
         """See `AggregationRule.start_vote`; at most k attempts."""
@@ -203,10 +195,9 @@ class Verified:
 
 
 class VerifiedVote(VoteState):
-    """One attempt after another; each is judged when it has finished.
+    """One attempt after another, each judged when it has finished.
 
-    Attributes:
-        best: the number of attempts after which one more would be a loss; None if that is more than k.
+    After `best` attempts one more would be a loss; None if that is more than k.
     """
 
     def __init__(self, k: int, rule: Verified) -> None:
