@@ -54,7 +54,6 @@ class _MajorityVote(VoteState):
         self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(ConfidenceTracker)
 
     def start_samples(self) -> list[Branch]:
-        """See `VoteState.start_samples`."""
         count = self.k - self.started
         if self.rule.lazy and count:
             first, second = [*self.tally().values(), 0.0, 0.0][:2]
@@ -63,12 +62,10 @@ class _MajorityVote(VoteState):
         return self._start([ROOT] * count)
 
     def add_token(self, sample: int, confidence: float) -> None:
-        """See `VoteState.add_token`."""
         if self.rule.by_confidence:
             self._confidence[sample].add(confidence)
 
     def weight(self, sample: int) -> float:
-        """See `VoteState.weight`."""
         return self._confidence[sample].mean if self.rule.by_confidence else 1.0
 
 
@@ -100,7 +97,6 @@ class _FirstVote(VoteState):
         self._first: list[int] = []
 
     def close_thinking(self, sample: int) -> None:
-        """See `VoteState.close_thinking`."""
         if len(self._first) == self.m:
             return
         self._first.append(sample)
@@ -108,11 +104,9 @@ class _FirstVote(VoteState):
             self._stop(self.running.difference(self._first), f"{self.m} others have finished thinking")
 
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """See `VoteState.finish`."""
         super().finish(sample, answer if sample in self._first else None, thoughts)
 
     def remaining(self) -> float:
-        """See `VoteState.remaining`."""
         return self.m - len(self.votes)
 
     def tally(self) -> dict[str, float]:

@@ -79,23 +79,14 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
         await asyncio.to_thread(worker.close)
 
     app = FastAPI(
-        title="tersely",
-        version=version("tersely"),
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        responses=_ERRORS,
+        title="tersely", version=version("tersely"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS
     )
     _install_error_handlers(app)
     _add_completion_routes(app, settings, worker)
     _add_info_routes(app, settings, worker, metrics)
     _describe_model(app, settings.model)
     app.add_middleware(
-        AuthMiddleware,
-        metrics=metrics,
-        max_body=settings.limits.body,
-        api_key=settings.api_key,
-        hosts=settings.hosts,
+        AuthMiddleware, metrics=metrics, max_body=settings.limits.body, api_key=settings.api_key, hosts=settings.hosts
     )
     return app
 

@@ -181,16 +181,9 @@ def serve_vllm(
     default, caps = default_control(preset, policy, effort), parse_effort_caps(budget or ())
     from .vllm_server import run_vllm_server
 
+    served = name or served_model_name(model)
     run_vllm_server(
-        model,
-        name or served_model_name(model),
-        host,
-        port,
-        default=default,
-        caps=caps,
-        max_body=max_body,
-        api_key=api_key,
-        flags=context.args,
+        model, served, host, port, default=default, caps=caps, max_body=max_body, api_key=api_key, flags=context.args
     )
 
 

@@ -1,7 +1,7 @@
 """What servers report about requests: Prometheus metrics, and OpenTelemetry spans where that is installed.
 
-There is no counter of saved tokens, since what an answer would have cost without control is not known. In shadow mode
-it is: `tersely_shadow_*` counts the thinking, and how much of it came before the point where it would have ended.
+Saved tokens are not counted, since what an answer would have cost without control is not known. In shadow mode it is:
+`tersely_shadow_*` counts the thinking, and how much of it came before the point where it would have ended.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RequestSpan:
             return
         usages = [result.usage for result in results]
         thinking = sum(usage.thinking for usage in usages)
-        attributes: dict[str, Any] = {
+        attributes = {
             "gen_ai.usage.input_tokens": usages[0].prompt,
             "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
             "gen_ai.usage.reasoning.output_tokens": thinking,
@@ -140,11 +140,7 @@ def request_span(model: str) -> Iterator[RequestSpan]:
     except ImportError:
         yield RequestSpan()
         return
-    attributes = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "tersely",
-        "gen_ai.request.model": model,
-    }
+    attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "tersely", "gen_ai.request.model": model}
     tracer = trace.get_tracer("tersely.serving")
     span = tracer.start_span(f"chat {model}", kind=trace.SpanKind.SERVER, attributes=attributes)
     try:

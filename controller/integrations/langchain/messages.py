@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, SystemMessage, ToolMessage
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from ....errors import PromptError
@@ -117,12 +118,12 @@ class MessageBuilder:
             content=self.text,
             additional_kwargs={"reasoning_content": self.thinking} if self.thinking else {},
             tool_calls=[
-                {"type": "tool_call", "name": call.name, "args": dict(call.arguments), "id": call.id}
+                tool_call(name=call.name, args=dict(call.arguments), id=call.id)
                 for call in self.calls
                 if not call.error
             ],
             invalid_tool_calls=[
-                {"type": "invalid_tool_call", "name": call.name, "args": call.text, "id": call.id, "error": call.error}
+                invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
                 for call in self.calls
                 if call.error
             ],
@@ -144,13 +145,9 @@ class MessageBuilder:
         The text of an invalid call is not JSON, so LangChain keeps it as invalid.
         """
         calls = [
-            {
-                "type": "tool_call_chunk",
-                "name": call.name,
-                "args": call.text if call.error else json.dumps(call.arguments),
-                "id": call.id,
-                "index": index,
-            }
+            tool_call_chunk(
+                name=call.name, args=call.text if call.error else json.dumps(call.arguments), id=call.id, index=index
+            )
             for index, call in enumerate(self.calls)
         ]
         message = AIMessageChunk(

@@ -47,7 +47,6 @@ class _TreeVote(VoteState):
         self._forks: list[tuple[float, int, int]] = []  # confidence of the next thought, sample, thinking tokens before
 
     def start_samples(self) -> list[Branch]:
-        """See `VoteState.start_samples`."""
         if not self.started:
             return self._start([ROOT] * self.rule.roots)
         branch = ROOT
@@ -58,13 +57,11 @@ class _TreeVote(VoteState):
         return self._start([branch] * min(self.rule.width, self.k - self.started))
 
     def add_token(self, sample: int, confidence: float) -> None:
-        """See `VoteState.add_token`."""
         self._tokens += 1
         if self._tokens == self.rule.most_tokens:
             self._decide(f"{self._tokens} tokens are sampled")
 
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """See `VoteState.finish`."""
         self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
         super().finish(sample, answer, thoughts)
 
