@@ -192,10 +192,6 @@ class BudgetMiddleware(AgentMiddleware):
         """Start counting."""
         return {SPENT: {"tokens": 0, "dollars": 0.0, "started": self.clock(), "ceiling": None, "over": None}}
 
-    async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """See `before_agent`."""
-        return self.before_agent(state, runtime)
-
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """Set the ceiling of the next step, or end here if the budget is spent and no last call is wanted."""
@@ -208,12 +204,6 @@ class BudgetMiddleware(AgentMiddleware):
         update: dict[str, Any] = {SPENT: {**state[SPENT], "ceiling": ceiling, "over": over}}
         if over is not None and not self.last_call:
             update |= {"jump_to": "end", "messages": [_final_message(AIMessage(""), over, state["messages"])]}
-        return update
-
-    @hook_config(can_jump_to=["end"])
-    async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """See `before_model`."""
-        update: dict[str, Any] = self.before_model(state, runtime)
         return update
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
