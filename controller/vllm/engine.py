@@ -32,7 +32,7 @@ from ..types import (
 )
 from .request_control import KEY
 from .request_controller import RequestController, end_token_ids, last_layer
-from .worker_context import register, unregister
+from .request_controller import register, unregister
 
 if TYPE_CHECKING:
     from vllm import LLM

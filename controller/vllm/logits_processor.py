@@ -23,7 +23,7 @@ from ..trace import Decision
 from .request_control import parse_control
 from .step import ControlledRow, apply_step, install_tap
 from .trace_channel import request_tag, send_trace
-from .worker_context import WorkerContext
+from .request_controller import WorkerContext
 
 _PARKED = 256
 """Most requests that left the batch and may come back; they look like those that ended."""

@@ -30,10 +30,18 @@ from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
-from ..base import CALL_SETTINGS, TerselyModel, check_names
-from ..runner import BatchRunner, Call, get_runner
-from .messages import MessageBuilder, append_instruction, as_prompt, to_chunk
-from .structured_output import METHODS, SchemaOutputParser, format_instruction, include_raw_message, response_format
+from ..base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, check_names, get_runner
+from .messages import (
+    METHODS,
+    MessageBuilder,
+    SchemaOutputParser,
+    append_instruction,
+    as_prompt,
+    format_instruction,
+    include_raw_message,
+    response_format,
+    to_chunk,
+)
 
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
 """What may be given with each call."""

@@ -22,7 +22,7 @@ from ...session import Session
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import supports_tools
 from ...types import Capability, Engine
-from ..runner import get_runner, shared_engine
+from ..base import get_runner, shared_engine
 from .messages import as_prompt
 
 LAYER = -1
