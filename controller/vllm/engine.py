@@ -8,7 +8,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count, groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,8 +30,7 @@ from ..types import (
     TokenSink,
 )
 from .request_control import KEY
-from .request_controller import RequestController, end_token_ids, last_layer
-from .request_controller import register, unregister
+from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -70,7 +68,7 @@ class VllmEngine:
         self.tokenizer = llm.get_tokenizer()
         self.context_length: int | None = config.max_model_len
         self.hidden_layers: tuple[int, ...] | None = last_layer(config)
-        self._folder = Path(config.model)
+        self._folder = config.model
         configured = config.try_get_generation_config()
         self._greedy = not configured.get("do_sample", False)
         self._end = end_token_ids(config, self.tokenizer)
@@ -137,7 +135,7 @@ class VllmEngine:
         if unfinished := [row.name for row in rows if row.finish is None]:
             self._running.abort_request(unfinished)
         for row in rows:
-            unregister(row.name)
+            DRIVERS.pop(row.name, None)
 
     def _params(self, row: VllmSequence, sampling: SamplingParams) -> Any:
         assert self.llm is not None
@@ -163,11 +161,7 @@ class VllmEngine:
 
     def fingerprint(self) -> str | None:
         """See `Engine.fingerprint`."""
-        if not self._folder.is_dir():
-            return None
-        from ...probes.fingerprint import checkpoint_fingerprint
-
-        return checkpoint_fingerprint(self._folder)
+        return folder_fingerprint(self._folder)
 
     def close(self) -> None:
         """Release the model. vLLM's own `shutdown` would end every other one in this process."""
@@ -256,7 +250,7 @@ class VllmSequence:
     def submit(self, engine: Any, params: Any) -> None:
         """Submit the request to vLLM."""
         if self.controller is not None:
-            register(self.name, self.controller)
+            DRIVERS[self.name] = self.controller
         engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
 
     def update(self, output: Any, sink: TokenSink | None) -> None:

@@ -21,9 +21,9 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 from ...errors import CapabilityError
 from ..trace import Decision
 from .request_control import parse_control
+from .request_controller import WorkerContext
 from .step import ControlledRow, apply_step, install_tap
 from .trace_channel import request_tag, send_trace
-from .request_controller import WorkerContext
 
 _PARKED = 256
 """Most requests that left the batch and may come back; they look like those that ended."""

@@ -7,28 +7,26 @@ never calls: chunked prefill and preemption make vLLM ask more often than it sam
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-from ...errors import CapabilityError
-from ..controller import Controller, ControllerState
-from ..text.closing import closing_text, paragraph_separator
-from ..trace import Decision
-from ..types import Capability, Directive, Signals, State, StepInfo, Watcher
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from ...errors import CapabilityError
 from ..budgets import canonical_effort, tier_by_length
-from ..controller import Controller
+from ..controller import Controller, ControllerState
 from ..policies.base import Policy
 from ..prompts import thinking_state_after
+from ..text.closing import closing_text, paragraph_separator
 from ..text.markers import Markers, find_markers
 from ..text.tokenizer_adapter import TokenizerAdapter, get_adapter
-from ..types import BindContext, Capability
+from ..trace import Decision
+from ..types import BindContext, Capability, Directive, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a turn of a model that vLLM serves, the tokenizer's first."""
@@ -40,6 +38,15 @@ def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
 def last_layer(model_config: Any) -> tuple[int, int]:
     """The only layer whose hidden states vLLM shows, by both of its numbers."""
     return -1, int(model_config.hf_text_config.num_hidden_layers)
+
+
+def folder_fingerprint(model: str) -> str | None:
+    """The fingerprint of a checkpoint; None unless it is a folder."""
+    if not Path(model).is_dir():
+        return None
+    from ...probes.fingerprint import checkpoint_fingerprint
+
+    return checkpoint_fingerprint(model)
 
 
 class EosSwap:
@@ -187,18 +194,8 @@ def _no_state(layer: int) -> State:
 _NO_STEP = StepInfo(None, _no_state)
 
 
-_HERE: dict[str, RequestController] = {}
+DRIVERS: dict[str, RequestController] = {}
 """Controllers of requests to an engine in this process, by the `driver` of their control."""
-
-
-def register(name: str, controller: RequestController) -> None:
-    """Let this controller drive the request whose control names it."""
-    _HERE[name] = controller
-
-
-def unregister(name: str) -> None:
-    """Forget a controller."""
-    _HERE.pop(name, None)
 
 
 class WorkerContext:
@@ -252,11 +249,8 @@ class WorkerContext:
         return None if self._default is None else read_control(self._default)
 
     def fingerprint(self) -> str | None:
-        """The fingerprint of the served checkpoint; None unless it is a folder."""
-        if self._fingerprint is None and Path(self.config.model).is_dir():
-            from ...probes.fingerprint import checkpoint_fingerprint
-
-            self._fingerprint = checkpoint_fingerprint(self.config.model)
+        """See `ModelHandle.fingerprint`."""
+        self._fingerprint = self._fingerprint or folder_fingerprint(self.config.model)
         return self._fingerprint
 
     def make_controller(
@@ -271,7 +265,7 @@ class WorkerContext:
         if control is None:
             return None
         if control.driver:
-            return _HERE[control.driver]
+            return DRIVERS[control.driver]
         state = thinking_state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
         if state == "answer":
             return None
