@@ -30,6 +30,22 @@ from .types import KEEP, Directive, Prompt, Request, SamplingParams, StepInfo, W
 from .verifiers import encode_chat, next_token_probs
 
 _Pending = tuple[HelperRequest, HelperFuture]
+_STOP = Directive(stop=True)
+_UNLIMITED = 1 << 20
+_BATCH_SIZE = 16
+"""Most drafts that are graded in one forward pass."""
+_MIN_PROBABILITY = 0.1
+"""All digits together must be more likely than this, or the reply is not a grade."""
+_GRADE = """Question:
+{question}
+
+A piece of reasoning about it:
+{thinking}
+
+The next step of it:
+{draft}
+
+Grade this step from 0 (wrong or useless) to 9 (right and useful). Reply with one digit only."""
 
 
 class EngineHelper:
@@ -124,10 +140,6 @@ class EngineHelper:
         future.set_result(HelperText(kept if closed else kept + text, closed))
 
 
-_STOP = Directive(stop=True)
-_UNLIMITED = 1 << 20
-
-
 class StopAfter:
     """Ends a sequence after `tokens` tokens, at the end of a thought or of the thinking, or once it is `late`.
 
@@ -191,22 +203,6 @@ def encode_thinking(session: Session, prompt: Prompt, *thinkings: str) -> list[t
     rendered = render(session.engine.tokenizer, prompt, fit_budget("normal", _UNLIMITED), session.markers)
     opening = "" if rendered.state == "thinking" else f"{session.markers.open}\n"
     return [(*rendered.ids, *session.codec.encode(f"{opening}{thinking}")) for thinking in thinkings]
-
-
-_BATCH_SIZE = 16
-"""Most drafts that are graded in one forward pass."""
-_MIN_PROBABILITY = 0.1
-"""All digits together must be more likely than this, or the reply is not a grade."""
-_GRADE = """Question:
-{question}
-
-A piece of reasoning about it:
-{thinking}
-
-The next step of it:
-{draft}
-
-Grade this step from 0 (wrong or useless) to 9 (right and useful). Reply with one digit only."""
 
 
 @dataclass(frozen=True, slots=True)

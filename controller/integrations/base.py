@@ -32,6 +32,8 @@ from ..types import Engine, Prompt, Request
 _OPTIONS = (*("preset", "policies", "modifiers", "answer_reserve", "strategy", "probes"), *SAMPLING_OPTIONS)
 CALL_SETTINGS = ("effort", "reasoning_effort", "max_tokens", *_OPTIONS)
 """Settings that may be given with each call."""
+_GUARD = threading.Lock()
+_RUNNERS: WeakKeyDictionary[Engine, BatchRunner] = WeakKeyDictionary()
 
 
 class TerselyModel(BaseModel):
@@ -123,10 +125,6 @@ def check_names(what: str, names: Iterable[str], accepted: Collection[str]) -> N
     for name in names:
         if name not in accepted:
             raise unknown(what, name, accepted)
-
-
-_GUARD = threading.Lock()
-_RUNNERS: WeakKeyDictionary[Engine, BatchRunner] = WeakKeyDictionary()
 
 
 def shared_engine(model: Any) -> Engine:

@@ -40,11 +40,11 @@ class ServedRow(CancellableWatcher):
     def __init__(
         self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
     ) -> None:
-        super().__init__(self._is_cancelled)
+        super().__init__(lambda: pending.cancelled or self.parser.stopped)
         self.pending, self.number, self.session, self.metrics = pending, number, session, metrics
         self.prepared = prepared
         self.emitter: StreamEmitter | None = None
-        self._index = 0
+        self.index = 0  # of the row in its batch, which the emitter knows it by
         self._finished = False
         request = pending.request
         hide = OPEN if request.options.tools else ""
@@ -61,10 +61,6 @@ class ServedRow(CancellableWatcher):
         limit = min(request.max_new_tokens, self.pending.request.max_tokens)
         return self.wrap(replace(request, max_new_tokens=limit))
 
-    def attach(self, emitter: StreamEmitter, index: int) -> None:
-        """Receive text from an emitter, in which the row has this index."""
-        self.emitter, self._index = emitter, index
-
     def send_text(self, event: TextDeltaEvent) -> None:
         """Send new text to the client."""
         if event.text and self.pending.streams:
@@ -79,13 +75,10 @@ class ServedRow(CancellableWatcher):
         result = self._result(completion)
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
         if self.emitter is not None:
-            self.emitter.finish_row(self._index, result.thinking, content)
+            self.emitter.finish_row(self.index, result.thinking, content)
         budget = self.prepared.budget.thinking
         self.metrics.add_result(result, budget, request.options.shadow)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
-
-    def _is_cancelled(self) -> bool:
-        return self.pending.cancelled or self.parser.stopped
 
     def _result(self, completion: Completion) -> GenerationResult:
         """The result, cut at the first stop string."""
@@ -223,7 +216,7 @@ class BatchWorker:
                 [row.parser for row in rows],
             )
             for index, row in enumerate(rows):
-                row.attach(emitter, index)
+                row.emitter, row.index = emitter, index
         sampling = batch[0].request.options.sampling
         try:
             completions = session.engine.generate([row.to_request() for row in rows], sampling, emitter)

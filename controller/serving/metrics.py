@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ..trace import Decision, GenerationResult
+from ..trace import GenerationResult
 from .errors import RequestError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -80,7 +80,8 @@ class Metrics:
         if shadow:
             close = next((d for d in result.trace if d.action == "close" and not d.acted), None)
             self._shadow.labels(result.tier).inc(usage.thinking)
-            self._shadow_kept.labels(result.tier).inc(kept_thinking(result, close))
+            kept = usage.thinking if close is None else min(close.position, usage.thinking)
+            self._shadow_kept.labels(result.tier).inc(kept)
             self._shadow_exits.labels("model" if close is None else close.policy).inc()
 
     def render(self) -> bytes:
@@ -94,11 +95,6 @@ def exit_reason(result: GenerationResult) -> str:
     if closes:
         return closes[-1]
     return "model" if result.usage.answer or result.finish_reason == "stop" else "limit"
-
-
-def kept_thinking(result: GenerationResult, close: Decision | None) -> int:
-    """Thinking tokens before the point where the thinking would have been closed."""
-    return result.usage.thinking if close is None else min(close.position, result.usage.thinking)
 
 
 class RequestSpan:

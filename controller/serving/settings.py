@@ -26,6 +26,8 @@ _TIERS = ("easy", "normal", "hard")
 EFFORT_NAMES = (*EFFORT_CAPS, "auto", *_TIERS)
 MIN_THINKING = 32
 """With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Names of a server that only this machine can reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +115,6 @@ def effort_budgets(caps: Mapping[str, int], effort: str, budget: int | None) -> 
 def answer_reserve(limit: int, reserve: int | None) -> int:
     """Tokens of `limit` that are reserved for the answer: the usual number, but at most half."""
     return min(ANSWER_RESERVE if reserve is None else reserve, max(1, limit // 2))
-
-
-LOCAL = ("127.0.0.1", "localhost", "::1")
-"""Names of a server that only this machine can reach."""
 
 
 def bind_socket(host: str, port: int) -> socket.socket:

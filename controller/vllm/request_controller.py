@@ -27,6 +27,9 @@ from .request_control import KEY, RequestControl, parse_control, read_control
 if TYPE_CHECKING:
     from torch import Tensor
 
+DRIVERS: dict[str, RequestController] = {}
+"""Controllers of requests to an engine in this process, by the `driver` of their control."""
+
 
 def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
     """The tokens that end a turn of a model that vLLM serves, the tokenizer's first."""
@@ -117,11 +120,9 @@ class RequestController:
         for index in range(len(self.forced), len(output)):
             latest = index == len(output) - 1
             step = self.next_step() if latest and (self.reads or self.keep_signals) else _NO_STEP
-            self._read_token(output[index], step, latest and self._was_swapped())
+            swapped = latest and self.swap is not None and self.swap[0].happened(self.swap[1])
+            self._read_token(output[index], step, swapped)
         return self._queue[0] if self._queue else None
-
-    def _was_swapped(self) -> bool:
-        return self.swap is not None and self.swap[0].happened(self.swap[1])
 
     def _read_token(self, token: int, step: StepInfo, swapped: bool) -> None:
         if self.keep_signals:
@@ -192,10 +193,6 @@ def _no_state(layer: int) -> State:
 
 
 _NO_STEP = StepInfo(None, _no_state)
-
-
-DRIVERS: dict[str, RequestController] = {}
-"""Controllers of requests to an engine in this process, by the `driver` of their control."""
 
 
 class WorkerContext:

@@ -21,6 +21,8 @@ from .trace_channel import send_trace
 
 _CERTAIN = 1e9
 """The logit of a forced token; what a grammar has forbidden stays forbidden."""
+_kept: list[Tensor] = []
+"""What the logits layer was given last: hidden states [rows, width]."""
 
 
 @dataclass(slots=True)
@@ -108,10 +110,6 @@ def _swap_eos(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
     for number, controller in enumerate(offers):
         controller.swap = swap, number
-
-
-_kept: list[Tensor] = []
-"""What the logits layer was given last: hidden states [rows, width]."""
 
 
 def last_hidden_states(rows: int) -> Tensor | None:

@@ -30,6 +30,17 @@ from ..base import Call
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
 _NO_OUTPUT = "(no output)"
+METHODS = ("function_calling", "json_schema", "json_mode")
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
 
 
 def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
@@ -175,19 +186,6 @@ def to_chunk(delta: TextDelta) -> ChatGenerationChunk:
     if delta.channel == "answer":
         return ChatGenerationChunk(message=AIMessageChunk(content=delta.text))
     return ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={"reasoning_content": delta.text}))
-
-
-METHODS = ("function_calling", "json_schema", "json_mode")
-_FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
-_TYPES: Mapping[str, tuple[type, ...]] = {
-    "string": (str,),
-    "integer": (int,),
-    "number": (int, float),
-    "boolean": (bool,),
-    "array": (list,),
-    "object": (dict,),
-    "null": (type(None),),
-}
 
 
 def response_format(schema: Any, method: str) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from ...trace import GenerationResult
 from ...types import Prompt
 from ..vote import ROOT, Branch, VoteState, tally
 
+MAX_ATTEMPTS = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -64,9 +66,6 @@ class _TreeVote(VoteState):
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
         self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
         super().finish(sample, answer, thoughts)
-
-
-MAX_ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
