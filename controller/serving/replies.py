@@ -41,7 +41,7 @@ Event = TextDeltaEvent | RowFinished
 class PendingResponse:
     """A request that waits or is being answered.
 
-    Created in the event loop. `send` and `fail` may be called from any thread, all else from the loop only.
+    Created in the event loop. `send` may be called from any thread, all else from the loop only.
     """
 
     def __init__(self, request: ResolvedRequest, streams: bool, timeout: float) -> None:
