@@ -13,9 +13,8 @@ from collections.abc import Mapping
 
 import tersely
 from tersely.controller.engines.transformers.engine import load_engine
-from tersely.controller.sampling.deepconf import DeepConf
-from tersely.controller.sampling.research.tree import Tree
-from tersely.controller.sampling.rules import Majority, ShortMofK
+from tersely.controller.sampling.research.rules import Tree
+from tersely.controller.sampling.rules import DeepConf, Majority, ShortMofK
 from tersely.controller.sampling.run import SampleResult
 from tersely.controller.sampling.vote import AggregationRule
 from tersely.evaluation.runner import batch_seed

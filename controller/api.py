@@ -176,7 +176,6 @@ def resolve_verifier(verifier: Any) -> Verifier | None:
     """A verifier object as it is; a model as one that is asked what rules cannot decide."""
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
-    from .verifiers.llm_verifier import LLMVerifier
 
     return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
 
@@ -185,7 +184,7 @@ def resolve_helper(helper: Any) -> Helper | None:
     """A helper object as it is; a model as one that writes and reviews."""
     if helper is None or hasattr(helper, "write"):
         return cast("Helper | None", helper)
-    from .helpers.engine_helper import EngineHelper
+    from .helpers import EngineHelper
 
     return EngineHelper(Session(resolve_engine(helper)))
 

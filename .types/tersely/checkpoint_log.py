@@ -1,1 +1,114 @@
-../../tersely/checkpoint_log.py
+"""A checkpoint log: finished pieces of work on disk, so that an interrupted run can resume.
+
+The file has one JSON line per piece, `{"key": ..., "value": ...}`, synced to disk before the next piece begins. The
+first line, `{"run": ...}`, identifies the run. An incomplete last line (after a crash) is dropped.
+
+Large results belong in files of their own: compute one, save it, and return its metadata as the value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import TerselyError
+from .io import WriteError, append_line
+
+_HEAD = "run"
+
+
+class CheckpointLogError(TerselyError, ValueError):
+    """A checkpoint log cannot be resumed: it belongs to another run, or the file is not a checkpoint log."""
+
+    code = "checkpoint_invalid"
+
+
+class CheckpointLog:
+    """Finished pieces of work by key, in memory only if the path is None; `run` is everything that decides the results.
+
+    Raises CheckpointLogError if the file belongs to another run (code "checkpoint_mismatch"), or is something else.
+    """
+
+    def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
+        self.path = path
+        self._head = {_HEAD: dict(run)}
+        self._completed: dict[str, Any] = {}
+        if path is not None and path.exists():
+            self._read(path, json.loads(json.dumps(self._head)))
+
+    @property
+    def completed(self) -> Mapping[str, Any]:
+        """Values of the finished pieces by key."""
+        return self._completed
+
+    def get_or_compute(self, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the stored value (JSON) of a piece, computing and storing it first if needed; raises WriteError."""
+        if key not in self._completed:
+            line = json.dumps({"key": key, "value": compute()})
+            if self.path is not None:
+                self._append(self.path, line)
+            self._completed[key] = json.loads(line)["value"]  # as a resumed run would read it
+        return self._completed[key]
+
+    def remove(self) -> None:
+        """Delete the file once the results are saved elsewhere."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _append(self, path: Path, line: str) -> None:
+        if not path.exists() or not path.stat().st_size:
+            append_line(path, json.dumps(self._head).encode(), to_disk=True)
+        append_line(path, line.encode(), to_disk=True)
+
+    def _read(self, path: Path, head: dict[str, Any]) -> None:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise WriteError(f"cannot read checkpoint log {path}: {error.strerror}; check its permissions") from None
+        complete = data[: data.rfind(b"\n") + 1]
+        lines = [self._parse(line, number) for number, line in enumerate(complete.splitlines(), 1)]
+        if lines:
+            self._check_run(lines[0], head)
+        elif data and not _starts_like_head(data):
+            raise CheckpointLogError(f"{path} is not a checkpoint log; move it away, or choose another --out")
+        self._completed = {line["key"]: line["value"] for line in lines[1:]}
+        if len(complete) < len(data):
+            with path.open("rb+") as file:
+                file.truncate(len(complete))
+
+    def _parse(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            item = json.loads(line)
+        except ValueError:
+            item = None
+        expected = {_HEAD} if number == 1 else {"key", "value"}
+        if not isinstance(item, dict) or set(item) != expected:
+            raise CheckpointLogError(
+                f"{self.path}, line {number}: not a line of a checkpoint log; move the file away, or choose another "
+                "--out"
+            )
+        return item
+
+    def _check_run(self, stored: dict[str, Any], head: dict[str, Any]) -> None:
+        ours, theirs = head[_HEAD], stored[_HEAD]
+        if ours == theirs:
+            return
+        keys = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+        changes = "; ".join(f"{key} was {_shorten(theirs.get(key))}, now {_shorten(ours.get(key))}" for key in keys[:3])
+        raise CheckpointLogError(
+            f"checkpoint log {self.path} belongs to another run ({changes}); repeat that run to finish it, "
+            "delete the file, or choose another --out",
+            code="checkpoint_mismatch",
+        )
+
+
+def _starts_like_head(data: bytes) -> bool:
+    """Whether these bytes may be the start of a first line that a crash cut off."""
+    return f'{{"{_HEAD}": '.encode().startswith(data[: len(_HEAD) + 5])
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

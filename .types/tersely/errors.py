@@ -1,1 +1,64 @@
-../../tersely/errors.py
+"""The error tree. Every message says what was given, what is accepted and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TerselyError(Exception):
+    """Base of all errors raised on purpose; `str(error)` is one line fit for a terminal.
+
+    Attributes:
+        code: a stable, machine-readable name. Each class has one; a raise may give a more specific one.
+    """
+
+    code: str = "error"
+
+    def __init__(self, message: str = "", *, code: str | None = None) -> None:
+        super().__init__(message)
+        if code is not None:
+            self.code = code
+
+
+class OptionError(TerselyError, ValueError):
+    """An argument or option is not accepted."""
+
+    code = "invalid_option"
+
+
+class MarkerError(TerselyError, ValueError):
+    """The thinking markers of a model are unknown."""
+
+    code = "unknown_markers"
+
+
+class ModelError(TerselyError, OSError):
+    """A model cannot be found or loaded."""
+
+    code = "model_unusable"
+
+
+class PromptError(TerselyError, ValueError):
+    """A prompt cannot be used: it is empty or too long for the context."""
+
+    code = "invalid_prompt"
+
+
+class CapabilityError(TerselyError, RuntimeError):
+    """An engine cannot do what a policy or an option needs."""
+
+    code = "missing_capability"
+
+
+def did_you_mean(got: str, known: Iterable[str]) -> str:
+    """Name the closest match, if any, and everything that is accepted."""
+    names = list(known)
+    near = difflib.get_close_matches(str(got), names, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}accepted: {', '.join(names)}"
+
+
+def unknown(what: str, got: str, known: Iterable[str]) -> OptionError:
+    """Build the error for an unknown name of some kind."""
+    return OptionError(f"unknown {what} {got!r}; {did_you_mean(got, known)}", code="unknown_name")

@@ -1,1 +1,123 @@
-../../tersely/io.py
+"""Writing and appending whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import OptionError, TerselyError
+
+
+class WriteError(TerselyError, OSError):
+    """A file cannot be written."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Write a text or bytes whole or not at all; a link is followed. Raises WriteError."""
+    goal = path.resolve()
+    partial = goal.with_name(f"{goal.name}.{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(goal)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise WriteError(f"{path} cannot be written: {error.strerror}; choose another place with --out") from None
+
+
+def check_writable(path: Path, option: str = "--out") -> None:
+    """Refuse, before any work is done, a place where a file cannot go; raises WriteError."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        raise WriteError(f"{option} {path} cannot be written; accepted: a file in a folder that exists")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise WriteError(f"{option} {path} cannot be written: no permission; choose another place")
+
+
+def check_new_folder(out: Path) -> None:
+    """Refuse a folder to write that holds something already, or is a file; raises OptionError."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
+
+
+@contextmanager
+def atomic_dir(out: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of `out` once that is done without an error; raises WriteError."""
+    goal = out.resolve()  # a link is followed
+    part, before = (goal.with_name(f"{goal.name}.{kind}") for kind in ("part", "before"))
+    try:
+        if before.exists() and not goal.exists():  # killed in between
+            before.rename(goal)
+        for left in (part, before):
+            shutil.rmtree(left, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        _replace(goal, part, before)
+    except BaseException as error:
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, TerselyError) or not isinstance(error, OSError):
+            raise
+        raise WriteError(f"{out} cannot be written: {error.strerror or error}; choose another place") from None
+
+
+def _replace(goal: Path, part: Path, before: Path) -> None:
+    """Put a folder in the place of another, which stands there again if that does not work."""
+    if goal.exists():
+        goal.rename(before)
+    try:
+        part.rename(goal)
+    except OSError:
+        if before.exists():
+            before.rename(goal)
+        raise
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:
+    """Append a line, whole or not at all; to_disk: return once it would survive a crash. Raises WriteError."""
+    try:
+        with path.open("ab+", buffering=0) as file:
+            _append(file, line + b"\n")
+            if to_disk:
+                os.fsync(file.fileno())
+    except OSError as error:
+        raise WriteError(f"{path} cannot be written: {error.strerror}; make room there") from None
+
+
+def _append(file: BinaryIO, line: bytes) -> None:
+    """Append under a lock, so that two runs may share a file; what is written by half is taken back."""
+    _lock(file)
+    if not file.seekable():
+        file.write(line)
+        return
+    end = file.seek(0, os.SEEK_END)
+    if end:
+        file.seek(end - 1)
+        if file.read(1) != b"\n":
+            line = b"\n" + line
+    try:
+        rest = memoryview(line)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        with suppress(OSError):  # a device has nothing to take back
+            file.truncate(end)
+        raise
+
+
+def _lock(file: BinaryIO) -> None:
+    """Wait for others that append; released when the file is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    fcntl.flock(file, fcntl.LOCK_EX)

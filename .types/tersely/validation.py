@@ -1,1 +1,115 @@
-../../tersely/validation.py
+"""Strict pydantic models, and one wording for everything that pydantic finds wrong.
+
+Low layers import this module, so it depends on nothing of ours but the errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from .errors import TerselyError, did_you_mean
+
+
+class FrozenModel(BaseModel):
+    """A frozen model that rejects unknown fields, infinities and NaN."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+_UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_MAX_SHOWN = 60  # characters of a rejected value
+
+
+def format_validation_error(error: ValidationError, model: type | None = None) -> str:
+    """Describe the most helpful of pydantic's errors in one line: where, what was got, what is accepted.
+
+    `model` is what was validated, to list the fields that it accepts.
+    """
+    # A misspelt field is often also a missing one, and the misspelling explains both.
+    first = min(error.errors(include_url=False), key=lambda details: details["type"] not in _UNKNOWN)
+    return format_error_details(first, model)
+
+
+def format_error_details(details: Mapping[str, Any], model: type | None = None) -> str:
+    """Describe one error of `ValidationError.errors()` in one line."""
+    location, message = details["loc"], details["msg"]
+    path = format_location(location)
+    match details["type"]:
+        case "json_invalid":
+            return f"not valid JSON ({message.removeprefix('Invalid JSON: ')})"
+        case "extra_forbidden" | "unexpected_keyword_argument":
+            accepted = list_fields(model, location[:-1])
+            hint = did_you_mean(str(location[-1]), accepted) if accepted else "remove it"
+            return f"unknown field {path!r}; {hint}"
+        case "missing" | "missing_argument":
+            return f"field {path!r} is missing; add it"
+        case "value_error":
+            reason = message.removeprefix("Value error, ")
+            return f"{path}: {reason}" if path else reason
+    subject = f"{path} is" if path else "got"
+    return f"{subject} {_shorten(details['input'])}; accepted: {_accepted(message)}"
+
+
+def format_location(location: Sequence[int | str]) -> str:
+    """Write a location as a path, such as `messages[0].content`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).removeprefix(".")
+
+
+def list_fields(model: type | None, location: Sequence[int | str] = ()) -> list[str]:
+    """List the fields accepted at a location of a model; empty if they are not known."""
+    for step in location:
+        fields = _field_types(model)
+        if step in fields:
+            model = _find_model(fields[str(step)])
+        # Any other step is an index or a key, which leads to a model that has been found already.
+    return list(_field_types(model))
+
+
+def _field_types(model: type | None) -> Mapping[str, Any]:
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        return {field.alias or name: field.annotation for name, field in model.model_fields.items()}
+    return get_type_hints(model) if is_dataclass(model) else {}
+
+
+def _find_model(annotation: Any) -> type | None:
+    """Return the first model or dataclass that an annotation names."""
+    if isinstance(annotation, type) and (is_dataclass(annotation) or issubclass(annotation, BaseModel)):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _find_model(part)) is not None), None)
+
+
+def _accepted(message: str) -> str:
+    """Return what a message of the form 'Input should be ...' asks for."""
+    wanted = message.partition(" should ")[2]
+    return wanted.removeprefix("be ").removeprefix("have ") or message
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def parse_json(model: type[Model], text: str, source: str, error: type[TerselyError]) -> Model:
+    """Parse JSON into a model; raises `error` with a message that begins with `source`, where the text is from."""
+    try:
+        return model.model_validate_json(text)
+    except ValidationError as failure:
+        raise error(f"{source}: {format_validation_error(failure, model)}") from None
+
+
+def read_text(path: Path, error: type[TerselyError]) -> str:
+    """Read a UTF-8 file, raising `error` if that is not possible."""
+    if not path.is_file():
+        raise error(f"file {str(path)!r} does not exist; check the path")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as failure:
+        raise error(f"{path} is not UTF-8 text (byte {failure.start}); save it as UTF-8") from None
+    except OSError as failure:
+        raise error(f"{path} cannot be read: {failure.strerror}; check the file and its permissions") from None

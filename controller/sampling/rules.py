@@ -1,4 +1,4 @@
-"""Rules by which samples become an answer: majority, the shortest thinkings, and finding a rule by its name."""
+"""Rules by which samples become an answer: majority, the shortest thinkings, DeepConf, and rules by name."""
 
 from __future__ import annotations
 
@@ -6,30 +6,31 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, cast
+
+import numpy as np
 
 from ...errors import OptionError, unknown
 from ..registry import load_add_ons
-from .deepconf import DeepConf
 from .vote import ROOT, AggregationRule, Branch, ConfidenceTracker, VoteState, tally
 
 ENTRY_POINTS = "tersely.sampling_rules"
+WARMUP = 16
+WINDOW = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class Majority:
     """Majority vote (self-consistency, arXiv 2203.11171), stopped once the leader cannot be overtaken.
 
-    Attributes:
-        by_confidence: a vote weighs as much as the mean confidence of its sample (see `ConfidenceTracker`), not 1.
-        early: stop early, which never changes the answer.
-        lazy: start only as many samples as could settle the vote, and more only if they did not. This needs the fewest
-            tokens, but decodes one batch after another.
+    A `lazy` vote starts only as many samples as could settle it, and more only if they did not: this needs the fewest
+    tokens, but decodes one batch after another.
     """
 
     name: ClassVar[str] = "majority"
-    by_confidence: bool = False
-    early: bool = True
+    by_confidence: bool = False  # a vote weighs the mean confidence of its sample (see `ConfidenceTracker`), not 1
+    early: bool = True  # stop early, which never changes the answer
     lazy: bool = False
 
     def __post_init__(self) -> None:
@@ -53,7 +54,6 @@ class _MajorityVote(VoteState):
         self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(ConfidenceTracker)
 
     def start_samples(self) -> list[Branch]:
-        """See `VoteState.start_samples`."""
         count = self.k - self.started
         if self.rule.lazy and count:
             first, second = [*self.tally().values(), 0.0, 0.0][:2]
@@ -62,12 +62,10 @@ class _MajorityVote(VoteState):
         return self._start([ROOT] * count)
 
     def add_token(self, sample: int, confidence: float) -> None:
-        """See `VoteState.add_token`."""
         if self.rule.by_confidence:
             self._confidence[sample].add(confidence)
 
     def weight(self, sample: int) -> float:
-        """See `VoteState.weight`."""
         return self._confidence[sample].mean if self.rule.by_confidence else 1.0
 
 
@@ -99,7 +97,6 @@ class _FirstVote(VoteState):
         self._first: list[int] = []
 
     def close_thinking(self, sample: int) -> None:
-        """See `VoteState.close_thinking`."""
         if len(self._first) == self.m:
             return
         self._first.append(sample)
@@ -107,16 +104,98 @@ class _FirstVote(VoteState):
             self._stop(self.running.difference(self._first), f"{self.m} others have finished thinking")
 
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """See `VoteState.finish`."""
         super().finish(sample, answer if sample in self._first else None, thoughts)
 
     def remaining(self) -> float:
-        """See `VoteState.remaining`."""
         return self.m - len(self.votes)
 
     def tally(self) -> dict[str, float]:
         """See `VoteState.tally`; ties go to the sample that finished thinking first."""
         return tally(sorted(self.votes, key=lambda vote: self._first.index(vote.sample)))
+
+
+@dataclass(frozen=True, slots=True)
+class DeepConf:
+    """DeepConf online: some samples run to their end and set a threshold; later ones are stopped if they fall below it.
+
+    The score of a sample is its lowest mean confidence over `window` tokens in a row; a sample shorter than that is
+    never stopped and scored as a whole. The threshold is the (100 - keep)th percentile of the scores of the warm-up.
+    Samples that reach it vote with their scores as weights.
+
+    The paper measures the confidence of a token by the negative mean log-probability of the 20 most likely ones, which
+    has no upper end. Here it is the probability of the most likely one (see `ConfidenceTracker`): that distinguishes
+    confident tokens less well from very confident ones, but no engine has to report 20 numbers per token.
+    """
+
+    name: ClassVar[str] = "deepconf"
+    signals: ClassVar[bool] = True
+    warmup: int | None = None  # samples that set the threshold; None means half of them, at most the paper's 16
+    keep: float = 90.0  # per cent of the samples that would reach it; 90 is the paper's "high", 10 its "low"
+    window: int = WINDOW
+    consensus: float = 0.95  # share of the votes that ends the vote, after the warm-up and each later sample
+
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
+        warmup = min(WARMUP, (k + 1) // 2) if self.warmup is None else self.warmup
+        if not 1 <= warmup < k:
+            raise OptionError(f"warmup is {warmup} of {k} samples; accepted: at least 1 and fewer than all")
+        if not 0 <= self.keep <= 100 or not 0 < self.consensus <= 1 or self.window < 1:
+            raise OptionError(
+                f"keep is {self.keep}, consensus {self.consensus} and window {self.window}; accepted: 0 to 100, "
+                "above 0 to 1, and at least 1 token"
+            )
+        return DeepConfVote(k, warmup, self)
+
+
+class DeepConfVote(VoteState):
+    """The vote on one prompt."""
+
+    def __init__(self, k: int, warmup: int, rule: DeepConf) -> None:
+        super().__init__(k)
+        self.warmup, self.rule = warmup, rule
+        self.threshold: float | None = None  # during the warm-up
+        self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(partial(ConfidenceTracker, rule.window))
+
+    def start_samples(self) -> list[Branch]:
+        """See `VoteState.start_samples`."""
+        if not self.started:
+            return self._start([ROOT] * self.warmup)
+        if self.threshold is None:
+            self.threshold = float(np.percentile([vote.weight for vote in self.votes], 100 - self.rule.keep))
+            self._settle()
+        return super().start_samples()
+
+    def add_token(self, sample: int, confidence: float) -> None:
+        """See `VoteState.add_token`."""
+        tracker = self._confidence[sample]
+        tracker.add(confidence)
+        if self.threshold is None or sample in self.stopped or not tracker.full:
+            return
+        if (mean := tracker.window_mean) < self.threshold:
+            self._stop(
+                [sample], f"confidence {mean:.3f} over {self.rule.window} tokens, threshold {self.threshold:.3f}"
+            )
+
+    def weight(self, sample: int) -> float:
+        """See `VoteState.weight`."""
+        return self._confidence[sample].lowest
+
+    def tally(self) -> dict[str, float]:
+        """See `VoteState.tally`; of the samples that reach the threshold, or of all if none of these has an answer."""
+        reaching = [vote for vote in self.votes if vote.weight >= (self.threshold or 0.0)]
+        weights = tally(sorted(reaching, key=lambda vote: vote.sample))
+        return weights if weights or self.remaining() else super().tally()
+
+    def _settle(self) -> None:
+        if self.threshold is None:
+            return
+        weights = self.tally()
+        total = sum(weights.values())
+        leader = next(iter(weights), "")
+        if total and self.remaining() and weights[leader] >= self.rule.consensus * total:
+            self._decide(f"{leader} has {weights[leader] / total:.0%} of the votes cast")
+        else:
+            super()._settle()
 
 
 RULES: Mapping[str, AggregationRule] = {rule.name: rule for rule in (Majority(), ShortMofK(), DeepConf())}

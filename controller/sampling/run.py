@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from statistics import fmean
 
 from ...errors import OptionError
+from ..controller import Controller, ControllerState
 from ..options import GenerationOptions, with_seed
 from ..request_builder import PreparedRequest
 from ..session import Session
+from ..streaming import CancellableWatcher
+from ..text.answers import extract_answer, extract_boxed
+from ..text.reasoning_parser import split_reasoning
 from ..trace import Decision, GenerationResult, Usage
-from ..types import Completion, Prompt, Request
-from .sample_watcher import SampleWatcher
+from ..types import Completion, Directive, Prompt, Request, StepInfo
 from .vote import AggregationRule, Branch, VoteState
 
 
@@ -29,29 +33,20 @@ class StopDecision:
 class SampleResult:
     """The answer to one prompt from several samples.
 
-    Attributes:
-        answer: empty if no sample gave one.
-        votes: weight of each answer, heaviest first.
-        samples: in the order they started. Those that were stopped have `finish_reason` "stopped". The tokens that a
-            branch shares with its parent count only as `recomputed`.
-        usage: of all samples. The prompt counts once per sample, though it may be read only once.
-        trace: which samples were stopped and why, then why the answer was accepted.
+    Samples that were stopped have `finish_reason` "stopped"; tokens that a branch shares with its parent count only as
+    `recomputed`. In `usage`, the prompt counts once per sample, though it may be read only once.
     """
 
-    answer: str
-    votes: dict[str, float]
-    samples: tuple[GenerationResult, ...]
+    answer: str  # empty if no sample gave one
+    votes: dict[str, float]  # weight of each answer, heaviest first
+    samples: tuple[GenerationResult, ...]  # in the order they started
     usage: Usage
-    trace: tuple[StopDecision, ...]
+    trace: tuple[StopDecision, ...]  # which samples were stopped, then why the answer was accepted
 
 
 @dataclass(slots=True)
 class _Sample:
-    """One sample.
-
-    Attributes:
-        head: the tokens of an earlier sample that it continues.
-    """
+    """One sample; `head` are the tokens of an earlier one that it continues."""
 
     prepared: PreparedRequest
     watcher: SampleWatcher
@@ -87,8 +82,7 @@ def sample_all(
 ) -> list[SampleResult]:
     """Answer each prompt from at most k samples under a rule, in order; see `api.sample`.
 
-    Raises:
-        OptionError: k is below 1, or several samples would be the same. Also what `Session.prepare` raises.
+    Raises OptionError if k is below 1 or several samples would be the same, and what `Session.prepare` raises.
     """
     if k < 1:
         raise OptionError(f"k is {k}; accepted: at least 1 sample", code="invalid_sample_count")
@@ -195,3 +189,72 @@ def sum_usage(usages: Iterable[Usage]) -> Usage:
 def _batch_seed(seed: int | None, batch: int) -> int | None:
     """The seed of a batch: the caller's for the first, derived ones for the next."""
     return seed if seed is None or batch == 0 else random.Random(f"{seed}:{batch}").getrandbits(31)
+
+
+class SampleWatcher(CancellableWatcher):
+    """Watches a sample: its controller acts first, then the vote learns what happened, and may end the sample."""
+
+    def __init__(self, vote: VoteState, sample: int, session: Session, prepared: PreparedRequest) -> None:
+        super().__init__(lambda: sample in vote.stopped)
+        self.vote, self.sample, self.session, self.prepared = vote, sample, session, prepared
+        self.controller = prepared.controller or _make_observer(session, prepared)
+        self.preamble = int(prepared.state == "before")  # tokens before the thinking, with the marker that opens it
+        self._thinking_closed = False
+
+    def wrap(self, request: Request) -> Request:
+        """See `CancellableWatcher.wrap`; a sample without control is observed as well."""
+        return super().wrap(replace(request, watcher=request.watcher or self.controller))
+
+    def continue_from(self, head: Completion, preamble: int) -> None:
+        """Start after the first tokens of another sample, `preamble` of which are not thinking."""
+        controller, self.preamble = self.controller, preamble or self.preamble
+        controller.state = ControllerState.THINKING
+        controller.position += len(head.token_ids)
+        signals = head.signals or (None,) * len(head.token_ids)
+        for token, of_token in list(zip(head.token_ids, signals, strict=True))[preamble:]:
+            controller.thinking.add(token, of_token)
+
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        """See `Watcher.observe`."""
+        cancelled, was_trial = self.is_cancelled(), self._trial_tokens > 0
+        directive = super().observe(token, step)
+        if cancelled:
+            return directive
+        if not was_trial and not directive.trial and step is not None and step.signals is not None:
+            self.vote.add_token(self.sample, step.signals.top)
+        state = self.controller.state
+        if state is ControllerState.BEFORE:
+            self.preamble += 1
+        elif state is ControllerState.ANSWER and not self._thinking_closed:
+            self._thinking_closed = True
+            self.vote.close_thinking(self.sample)
+        return directive
+
+    def on_finish(self, completion: Completion) -> None:
+        """See `CompletionListener.on_finish`."""
+        answer = None if completion.finish_reason == "stopped" else self._extract_answer(completion)
+        self.vote.finish(self.sample, answer, self._thought_confidences())
+
+    def _extract_answer(self, completion: Completion) -> str:
+        """The answer of the sample; a model that ended its turn within its thinking may have put it there."""
+        state = "thinking" if self.controller.thinking.ids else self.prepared.state
+        parts = split_reasoning(completion.token_ids, self.session.codec, self.session.markers, state)
+        return extract_answer(parts.answer) if parts.answer else extract_boxed(parts.thinking) or ""
+
+    def _thought_confidences(self) -> list[tuple[int, float]]:
+        """The end and the mean confidence of each thought whose tokens have signals."""
+        confidences = []
+        for thought in self.controller.thinking.thoughts:
+            signals = self.controller.thinking.signals[thought.start : thought.end]
+            if tops := [one.top for one in signals if one is not None]:
+                confidences.append((thought.end, fmean(tops)))
+        return confidences
+
+
+def _make_observer(session: Session, prepared: PreparedRequest) -> Controller:
+    """A controller that follows an uncontrolled sample and does nothing."""
+    opened = prepared.state == "thinking"
+    observer = Controller((), session.codec, session.markers, prepared.budget, opened=opened, shadow=True)
+    if prepared.state == "answer":
+        observer.state = ControllerState.ANSWER
+    return observer

@@ -60,23 +60,16 @@ def tally(votes: Iterable[Vote]) -> dict[str, float]:
 class VoteState:
     """A vote of `k` samples, numbered in the order they start; every sample that finishes votes.
 
-    Args:
-        early: stop once the leading answer cannot be overtaken.
-
-    Attributes:
-        running: the samples that have started and not finished.
-        votes: of the samples that finished, in that order.
-        stopped: the samples that stop at their next token, with the reasons.
-        decision: why no more samples are needed; empty until then.
+    An `early` vote stops once the leading answer cannot be overtaken.
     """
 
     def __init__(self, k: int, early: bool = True) -> None:
         self.k, self.early = k, early
         self.started = 0
-        self.running: set[int] = set()
-        self.votes: list[Vote] = []
-        self.stopped: dict[int, str] = {}
-        self.decision = ""
+        self.running: set[int] = set()  # have started and not finished
+        self.votes: list[Vote] = []  # in the order in which the samples finished
+        self.stopped: dict[int, str] = {}  # samples that stop at their next token, with the reasons
+        self.decision = ""  # why no more samples are needed
 
     # -- called by the run, in this order
 
@@ -91,11 +84,9 @@ class VoteState:
         """Process that a sample has finished thinking."""
 
     def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
-        """Process the end of a sample.
+        """Process the end of a sample, with an empty answer if it gave none, and None if it was stopped.
 
-        Args:
-            answer: empty if the sample gave none, None if it was stopped.
-            thoughts: of each of its own thoughts, the end in thinking tokens and the mean confidence.
+        `thoughts` are the end in thinking tokens and the mean confidence of each of its own thoughts.
         """
         self.running.discard(sample)
         if answer is not None:

@@ -24,14 +24,13 @@ from starlette.exceptions import HTTPException
 
 from .auth_middleware import AuthMiddleware
 from .batch_worker import BatchWorker, shutting_down
-from .chat_responses import ChatReply
 from .completion_service import CompletionService
 from .errors import RequestError, from_validation_error, unknown_model
 from .metrics import CONTENT_TYPE, Metrics
+from .replies import ChatReply
 from .responses_api import ResponsesReply, ResponsesRequest
 from .schemas import ChatRequest
-from .settings import ServerSettings
-from .sockets import bind_error
+from .settings import ServerSettings, bind_error
 
 _BODIES: Mapping[str, type[BaseModel]] = {"/v1/chat/completions": ChatRequest, "/v1/responses": ResponsesRequest}
 _KEEP_ALIVE = 75
@@ -80,23 +79,14 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
         await asyncio.to_thread(worker.close)
 
     app = FastAPI(
-        title="tersely",
-        version=version("tersely"),
-        lifespan=lifespan,
-        docs_url=None,
-        redoc_url=None,
-        responses=_ERRORS,
+        title="tersely", version=version("tersely"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS
     )
     _install_error_handlers(app)
     _add_completion_routes(app, settings, worker)
     _add_info_routes(app, settings, worker, metrics)
     _describe_model(app, settings.model)
     app.add_middleware(
-        AuthMiddleware,
-        metrics=metrics,
-        max_body=settings.limits.body,
-        api_key=settings.api_key,
-        hosts=settings.hosts,
+        AuthMiddleware, metrics=metrics, max_body=settings.limits.body, api_key=settings.api_key, hosts=settings.hosts
     )
     return app
 

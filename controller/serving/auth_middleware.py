@@ -19,10 +19,8 @@ _PROTECTED = ("/v1/", "/metrics")
 class AuthMiddleware:
     """Answers what it refuses itself; bodies and streams pass through untouched.
 
-    Args:
-        max_body: Most bytes of a request body, whatever the headers claim.
-        api_key: Required below `/v1/` and for `/metrics`.
-        hosts: Accepted Host headers, so that a web page cannot reach a local server under its own name.
+    A body has at most `max_body` bytes, whatever headers claim. The key is required below `/v1/` and for `/metrics`.
+    With `hosts`, a web page cannot reach a local server under its own name.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ from ..trace import Decision, GenerationResult
 from ..types import Completion, Request
 from .errors import RequestError
 from .metrics import Metrics
-from .pending_response import PendingResponse, RowFinished, split_tool_calls
+from .replies import PendingResponse, RowFinished, split_tool_calls
 from .settings import ModelInfo, ResolvedRequest, ServerLimits
 
 _log = logging.getLogger(__name__)
@@ -39,11 +39,11 @@ class ServedRow(CancellableWatcher):
     def __init__(
         self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
     ) -> None:
-        super().__init__(self._is_cancelled)
+        super().__init__(lambda: pending.cancelled or self.parser.stopped)
         self.pending, self.number, self.session, self.metrics = pending, number, session, metrics
         self.prepared = prepared
         self.emitter: StreamEmitter | None = None
-        self._index = 0
+        self.index = 0  # of the row in its batch, which the emitter knows it by
         self._finished = False
         request = pending.request
         hide = OPEN if request.options.tools else ""
@@ -60,21 +60,13 @@ class ServedRow(CancellableWatcher):
         limit = min(request.max_new_tokens, self.pending.request.max_tokens)
         return self.wrap(replace(request, max_new_tokens=limit))
 
-    def attach(self, emitter: StreamEmitter, index: int) -> None:
-        """Receive text from an emitter, in which the row has this index."""
-        self.emitter, self._index = emitter, index
-
     def send_text(self, event: TextDeltaEvent) -> None:
         """Send new text to the client."""
         if event.text and self.pending.streams:
             self.pending.send(replace(event, row=self.number))
 
     def on_finish(self, completion: Completion) -> None:
-        """Finish as soon as the row ends, without waiting for the others; see `types.CompletionListener`."""
-        self.finish(completion)
-
-    def finish(self, completion: Completion) -> None:
-        """Send the result, once."""
+        """Send the result, once, without waiting for other rows; see `types.CompletionListener`."""
         if self._finished:
             return
         self._finished = True
@@ -82,13 +74,10 @@ class ServedRow(CancellableWatcher):
         result = self._result(completion)
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
         if self.emitter is not None:
-            self.emitter.finish_row(self._index, result.thinking, content)
+            self.emitter.finish_row(self.index, result.thinking, content)
         budget = self.prepared.budget.thinking
         self.metrics.add_result(result, budget, request.options.shadow)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
-
-    def _is_cancelled(self) -> bool:
-        return self.pending.cancelled or self.parser.stopped
 
     def _result(self, completion: Completion) -> GenerationResult:
         """The result, cut at the first stop string."""
@@ -226,14 +215,14 @@ class BatchWorker:
                 [row.parser for row in rows],
             )
             for index, row in enumerate(rows):
-                row.attach(emitter, index)
+                row.emitter, row.index = emitter, index
         sampling = batch[0].request.options.sampling
         try:
             completions = session.engine.generate([row.to_request() for row in rows], sampling, emitter)
         finally:
             self._drift.finish_batch([pending.request.options for pending in batch])
         for row, completion in zip(rows, completions, strict=True):
-            row.finish(completion)
+            row.on_finish(completion)
 
     def _prepare(self, pending: PendingResponse) -> list[ServedRow]:
         """The rows of a request; [] after telling the client why it cannot be answered."""

@@ -16,8 +16,16 @@ from ..policies import make_policies
 from ..session import Session
 from ..text.markers import Markers, parse_markers
 from ..types import Engine
-from .settings import EFFORT_CAPS, ServerLimits, ServerSettings, parse_effort_caps
-from .sockets import LOCAL, base_url, bind_socket, exposure_warning
+from .settings import (
+    EFFORT_CAPS,
+    LOCAL,
+    ServerLimits,
+    ServerSettings,
+    base_url,
+    bind_socket,
+    exposure_warning,
+    parse_effort_caps,
+)
 
 DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -172,16 +180,9 @@ def serve_vllm(
     default, caps = default_control(preset, policy, effort), parse_effort_caps(budget or ())
     from .vllm_server import run_vllm_server
 
+    served = name or served_model_name(model)
     run_vllm_server(
-        model,
-        name or served_model_name(model),
-        host,
-        port,
-        default=default,
-        caps=caps,
-        max_body=max_body,
-        api_key=api_key,
-        flags=context.args,
+        model, served, host, port, default=default, caps=caps, max_body=max_body, api_key=api_key, flags=context.args
     )
 
 

@@ -17,7 +17,7 @@ from ..policies.base import Policy
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
 from .metrics import RequestSpan, request_span
-from .pending_response import Event, RowFinished
+from .replies import Event, RowFinished
 from .schemas import ChatRequest, RequestBody
 from .settings import (
     MIN_THINKING,

@@ -18,11 +18,7 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_
 class RequestError(TerselyError):
     """A request that is not answered.
 
-    Args:
-        status: The HTTP status.
-        param: The field at fault, as in `messages[0].content`.
-        code: The `code` of the error body; None sends null.
-        retry_after: Seconds after which trying again may help.
+    `param` is the field at fault, as in `messages[0].content`; `retry_after` seconds later trying again may help.
     """
 
     code = "invalid_request"

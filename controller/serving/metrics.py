@@ -1,7 +1,7 @@
 """What servers report about requests: Prometheus metrics, and OpenTelemetry spans where that is installed.
 
-There is no counter of saved tokens, since what an answer would have cost without control is not known. In shadow mode
-it is: `tersely_shadow_*` counts the thinking, and how much of it came before the point where it would have ended.
+Saved tokens are not counted, since what an answer would have cost without control is not known. In shadow mode it is:
+`tersely_shadow_*` counts the thinking, and how much of it came before the point where it would have ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from ..trace import Decision, GenerationResult
+from ..trace import GenerationResult
 from .errors import RequestError
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -80,7 +80,8 @@ class Metrics:
         if shadow:
             close = next((d for d in result.trace if d.action == "close" and not d.acted), None)
             self._shadow.labels(result.tier).inc(usage.thinking)
-            self._shadow_kept.labels(result.tier).inc(kept_thinking(result, close))
+            kept = usage.thinking if close is None else min(close.position, usage.thinking)
+            self._shadow_kept.labels(result.tier).inc(kept)
             self._shadow_exits.labels("model" if close is None else close.policy).inc()
 
     def render(self) -> bytes:
@@ -96,11 +97,6 @@ def exit_reason(result: GenerationResult) -> str:
     return "model" if result.usage.answer or result.finish_reason == "stop" else "limit"
 
 
-def kept_thinking(result: GenerationResult, close: Decision | None) -> int:
-    """Thinking tokens before the point where the thinking would have been closed."""
-    return result.usage.thinking if close is None else min(close.position, result.usage.thinking)
-
-
 class RequestSpan:
     """The OpenTelemetry span of one request; does nothing without opentelemetry-api."""
 
@@ -113,7 +109,7 @@ class RequestSpan:
             return
         usages = [result.usage for result in results]
         thinking = sum(usage.thinking for usage in usages)
-        attributes: dict[str, Any] = {
+        attributes = {
             "gen_ai.usage.input_tokens": usages[0].prompt,
             "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
             "gen_ai.usage.reasoning.output_tokens": thinking,
@@ -140,11 +136,7 @@ def request_span(model: str) -> Iterator[RequestSpan]:
     except ImportError:
         yield RequestSpan()
         return
-    attributes = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "tersely",
-        "gen_ai.request.model": model,
-    }
+    attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "tersely", "gen_ai.request.model": model}
     tracer = trace.get_tracer("tersely.serving")
     span = tracer.start_span(f"chat {model}", kind=trace.SpanKind.SERVER, attributes=attributes)
     try:

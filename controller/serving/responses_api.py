@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from ..text.reasoning_parser import Channel
-from .chat_responses import control_metadata, sse_event
 from .errors import RequestError
-from .pending_response import Event, RowFinished
+from .replies import Event, RowFinished, control_metadata, sse_event
 from .schemas import (
     EXAMPLE,
     Content,

@@ -1,7 +1,9 @@
-"""What a server is configured with, what its efforts mean in tokens, and what a request resolves to."""
+"""A server's settings and socket, what its efforts mean in tokens, and what a request resolves to."""
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,85 +26,60 @@ _TIERS = ("easy", "normal", "hard")
 EFFORT_NAMES = (*EFFORT_CAPS, "auto", *_TIERS)
 MIN_THINKING = 32
 """With fewer thinking tokens the model does not think at all, since closing the thinking takes about a dozen."""
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""Names of a server that only this machine can reach."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerLimits:
-    """What requests may take.
+    """What requests may take."""
 
-    Attributes:
-        batch: Rows decoded at once.
-        waiting: Requests that may wait for their turn.
-        batch_wait: Seconds to wait for further requests before a batch starts.
-        timeout: Seconds from a request's arrival to its last token.
-        tokens: Most output tokens of a row.
-        prompt: Most prompt tokens; None allows what the model's context holds.
-        body: Most bytes of a request body.
-    """
-
-    batch: int = 32
-    waiting: int = 256
-    batch_wait: float = 0.01
-    timeout: float = 600.0
-    tokens: int = 32768
-    prompt: int | None = None
-    body: int = 4 << 20
+    batch: int = 32  # rows decoded at once
+    waiting: int = 256  # requests in the queue
+    batch_wait: float = 0.01  # seconds to wait for further requests before a batch starts
+    timeout: float = 600.0  # seconds from a request's arrival to its last token
+    tokens: int = 32768  # output tokens of a row
+    prompt: int | None = None  # prompt tokens; None allows what the model's context holds
+    body: int = 4 << 20  # bytes of a request body
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How a server answers.
+    """How a server answers."""
 
-    Attributes:
-        model: The name under which the model is served.
-        defaults: Used for everything that a request leaves open.
-        tuned: `defaults` come from `tersely tune`; their budgets hold for requests that name no effort.
-        caps: Thinking tokens by OpenAI effort.
-        shadow_share: Share of requests that are answered in shadow mode, for the metrics.
-        hosts: Accepted Host headers; None accepts all.
-    """
-
-    model: str
-    defaults: GenerationOptions = field(default_factory=GenerationOptions)
-    tuned: bool = False
-    caps: Mapping[str, int] = field(default_factory=lambda: dict(EFFORT_CAPS))
+    model: str  # the name under which it is served
+    defaults: GenerationOptions = field(default_factory=GenerationOptions)  # for what a request leaves open
+    tuned: bool = False  # by `tersely tune`: the budgets of `defaults` hold for requests that name no effort
+    caps: Mapping[str, int] = field(default_factory=lambda: dict(EFFORT_CAPS))  # thinking tokens by OpenAI effort
     limits: ServerLimits = field(default_factory=ServerLimits)
     api_key: str | None = field(default=None, repr=False)
-    shadow_share: float = 0.0
-    hosts: tuple[str, ...] | None = None
+    shadow_share: float = 0.0  # share of requests that are answered in shadow mode, for the metrics
+    hosts: tuple[str, ...] | None = None  # accepted Host headers; None accepts all
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the served model can do; `tools`: its chat template accepts tools."""
+    """What the served model can do."""
 
     thinks: bool = True
-    tools: bool = False
+    tools: bool = False  # its chat template accepts tools
     context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRequest:
-    """A request with all its options decided.
-
-    Attributes:
-        options: Their `max_new_tokens` is at least 2, as an answer needs; `max_tokens` is what the client wants.
-        effort: By the name that the client used.
-        include_trace: Whether the reply lists the decisions.
-        note: Why there is less thinking than the client wants, or "".
-        prompt_field: The field of the request that holds the messages.
-    """
+    """A request with all its options decided."""
 
     model: str
     messages: Sequence[Mapping[str, Any]]
-    options: GenerationOptions
-    effort: str
-    max_tokens: int
+    options: GenerationOptions  # `max_new_tokens` is at least 2, as an answer needs
+    effort: str  # by the name that the client used
+    max_tokens: int  # what the client wants
     n: int = 1
     stops: tuple[str, ...] = ()
-    include_trace: bool = True
-    note: str = ""
-    prompt_field: str = "messages"
+    include_trace: bool = True  # whether the reply lists the decisions
+    note: str = ""  # why there is less thinking than the client wants
+    prompt_field: str = "messages"  # the field of the request that holds the messages
 
 
 def openai_effort(effort: str) -> str:
@@ -138,3 +115,44 @@ def effort_budgets(caps: Mapping[str, int], effort: str, budget: int | None) -> 
 def answer_reserve(limit: int, reserve: int | None) -> int:
     """Tokens of `limit` that are reserved for the answer: the usual number, but at most half."""
     return min(ANSWER_RESERVE if reserve is None else reserve, max(1, limit // 2))
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+    """A socket bound to an address; raises OptionError if that is impossible."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = addresses[0]
+        bound = socket.socket(family, kind)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", error)
+        raise OptionError(
+            f"cannot listen on {host!r}: {reason}; accepted: an address of this machine", code="cannot_listen"
+        ) from None
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise bind_error(host, port, error) from None
+    return bound
+
+
+def bind_error(host: str, port: int, error: OSError) -> OptionError:
+    """The error for an address that cannot be used."""
+    if error.errno == errno.EADDRINUSE:
+        message = f"port {port} on {host} is in use; choose another with --port, or 0 for any free port"
+        return OptionError(message, code="port_in_use")
+    message = f"cannot listen on {host}:{port}: {error.strerror}; choose others with --host and --port"
+    return OptionError(message, code="cannot_listen")
+
+
+def base_url(host: str, port: int) -> str:
+    """The URL for clients."""
+    return f"http://[{host}]:{port}/v1" if ":" in host else f"http://{host}:{port}/v1"
+
+
+def exposure_warning(host: str, api_key: str | None) -> str:
+    """A line for servers that anyone may use, or ""."""
+    if host in LOCAL or api_key is not None:
+        return ""
+    return "\nwarning: this address is public and unauthenticated; set --api-key"

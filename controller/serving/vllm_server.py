@@ -1,4 +1,9 @@
-"""Starts vLLM's own OpenAI server with control inside it and in front of it."""
+"""vLLM's own OpenAI server with control inside it and in front of it: how it starts, and ASGI middleware.
+
+The middleware translates requests on their way in, and adds what was done to replies. vLLM makes one
+`ControlMiddleware` in each of its API servers, from the settings that `tersely serve` leaves in the environment;
+everything else passes through untouched.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,28 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import CapabilityError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
+from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine import PROCESSOR
-from ..vllm.request_control import RequestControl
-from ..vllm.trace_channel import PLACE
-from .sockets import LOCAL, base_url, bind_socket, exposure_warning
-from .vllm_middleware import SETTINGS_VARIABLE, ControlMiddleware
+from ..vllm.request_control import RequestControl, read_control
+from ..vllm.trace_channel import PLACE, TraceStore
+from .auth_middleware import AuthMiddleware, send_error
+from .errors import RequestError
+from .metrics import Metrics
+from .settings import EFFORT_CAPS, LOCAL, ServerLimits, base_url, bind_socket, exposure_warning
+from .vllm_translation import CHAT, COMPLETIONS, MESSAGES, PATHS, RESPONSES, VllmRequestMapping, translate
 
-_MIDDLEWARE = f"{ControlMiddleware.__module__}.{ControlMiddleware.__qualname__}"
+SETTINGS_VARIABLE = "TERSELY_SERVE"
+_EVENT_END = b"\n\n"
+Trace = tuple[Decision, ...]
 _REASONING_PARSERS = {
     "<think>": "qwen3",
     "[THINK]": "mistral",
@@ -42,10 +58,7 @@ def run_vllm_server(
 ) -> None:
     """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    Args:
-        default: The control of requests that say nothing.
-        caps: Thinking tokens of efforts that differ from `EFFORT_CAPS`.
-        flags: Further arguments of `vllm serve`.
+    `default` controls requests that say nothing, `caps` differ from `EFFORT_CAPS`, `flags` are those of `vllm serve`.
     """
     checkpoint = resolve_checkpoint(model)
     with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
@@ -59,7 +72,7 @@ def run_vllm_server(
     except ImportError as error:
         raise CapabilityError(f"serving with vLLM needs {error.name!r}; pip install 'tersely[vllm]'") from None
     own_flags = ["--model", checkpoint, "--served-model-name", name, "--host", host, "--port", str(port)]
-    own_flags += ["--logits-processors", PROCESSOR, "--middleware", _MIDDLEWARE]
+    own_flags += ["--logits-processors", PROCESSOR, "--middleware", f"{__name__}.ControlMiddleware"]
     own_flags += [] if api_key is None else ["--api-key", api_key]
     if not any(flag.startswith("--reasoning-parser") for flag in flags):
         own_flags += _reasoning_parser_flags(checkpoint)
@@ -92,3 +105,218 @@ def _reasoning_parser_flags(checkpoint: str) -> list[str]:
     markers = find_markers(AutoTokenizer.from_pretrained(checkpoint))
     parser = _REASONING_PARSERS.get(markers.open)
     return [] if parser is None else ["--reasoning-parser", parser]
+
+
+class ControlMiddleware:
+    """Controls the requests of vLLM's application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
+        self.default = read_control(settings.get("default", {}))
+        self.caps: Mapping[str, int] = {**EFFORT_CAPS, **settings.get("caps", {})}
+        self.traces, self.metrics = TraceStore(), Metrics()
+        self.app = app
+        max_body, hosts = settings.get("max_body", ServerLimits().body), settings.get("hosts")
+        self.checked = AuthMiddleware(self._route, self.metrics, max_body, hosts=hosts)  # vLLM checks the key itself
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request; see ASGI."""
+        await (self.checked if scope["type"] == "http" else self.app)(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/metrics":
+            await self.app(scope, receive, ResponseRewriter(send, lambda body: body + self.metrics.render()).send)
+        elif scope["method"] == "POST" and scope["path"] in PATHS:
+            await self._control(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = await _read_body(receive)
+        tag = self.traces.tag()
+        try:
+            mapping = translate(scope["path"], json.loads(body), self.default, self.caps, tag)
+        except RequestError as refusal:
+            await send_error(refusal, scope, receive, send)
+            return
+        except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
+            await self.app(scope, _replay(body, receive), send)
+            return
+        reply = ReplyAnnotator(scope["path"], mapping, lambda: self.traces.take(tag), self.metrics)
+        text = json.dumps(mapping.body).encode()
+        inner = {**scope, "headers": list(scope["headers"])}
+        MutableHeaders(scope=inner)["content-length"] = str(len(text))
+        try:
+            rewriter = ResponseRewriter(send, reply.rewrite_body, reply.rewrite_event)
+            await self.app(inner, _replay(text, receive), rewriter.send)
+        finally:
+            self.traces.take(tag)  # of a client that disconnected
+
+
+class ResponseRewriter:
+    """Passes a successful response on, rewritten: a whole body by `rewrite_body`, or a stream event by event.
+
+    `rewrite_event` may return None to leave an event out.
+    """
+
+    def __init__(
+        self,
+        send: Send,
+        rewrite_body: Callable[[bytes], bytes],
+        rewrite_event: Callable[[bytes], bytes | None] = lambda event: event,
+    ) -> None:
+        self._send, self._rewrite_body, self._rewrite_event = send, rewrite_body, rewrite_event
+        self._start: Message | None = None
+        self._streams = False
+        self._held = b""
+
+    async def send(self, message: Message) -> None:
+        """Take the next message of the application; see ASGI."""
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] == "http.response.body" and self._streams:
+            await self._send_events(message)
+        elif message["type"] == "http.response.body" and self._start is not None:
+            await self._collect(message, self._start)
+        else:
+            await self._send(message)
+
+    async def _begin(self, message: Message) -> None:
+        kind = Headers(raw=message["headers"]).get("content-type", "")
+        if message["status"] == 200 and kind.startswith(("application/json", "text/plain")):
+            self._start = message
+            return
+        self._streams = message["status"] == 200 and kind.startswith("text/event-stream")
+        await self._send(message)
+
+    async def _send_events(self, message: Message) -> None:
+        *events, self._held = (self._held + message.get("body", b"")).split(_EVENT_END)
+        body = b"".join(new + _EVENT_END for event in events if (new := self._rewrite_event(event)) is not None)
+        if not message.get("more_body"):
+            body += self._held
+        if body or not message.get("more_body"):
+            await self._send({**message, "body": body})
+
+    async def _collect(self, message: Message, start: Message) -> None:
+        self._held += message.get("body", b"")
+        if message.get("more_body"):
+            return
+        body = self._rewrite_body(self._held)
+        MutableHeaders(scope=start)["content-length"] = str(len(body))
+        await self._send(start)
+        await self._send({**message, "body": body})
+
+
+class ReplyAnnotator:
+    """Adds the field `tersely`, and reasoning under both of its names, to the reply to one request, and counts it.
+
+    `take` returns the traces that have arrived since the last call.
+    """
+
+    def __init__(
+        self, path: str, mapping: VllmRequestMapping, take: Callable[[], Mapping[int, Trace]], metrics: Metrics
+    ) -> None:
+        self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
+        self._traces: dict[int, Trace] = {}
+
+    def rewrite_body(self, body: bytes) -> bytes:
+        """Annotate a whole reply."""
+        reply = json.loads(body)
+        if self.path in (CHAT, COMPLETIONS):
+            for choice in reply.get("choices", ()):
+                _add_reasoning_alias(choice.get("message"))
+                choice["tersely"] = self._metadata(choice.get("index", 0))
+        else:
+            reply["tersely"] = self._metadata(0)
+        self._count(reply)
+        return json.dumps(reply, ensure_ascii=False).encode()
+
+    def rewrite_event(self, event: bytes) -> bytes | None:
+        """Annotate an event of a stream; None for one that the client did not ask for."""
+        head, marker, data = event.rpartition(b"data: ")
+        if not marker or not data.startswith(b"{"):
+            return event
+        chunk = json.loads(data)
+        if self.path in (CHAT, COMPLETIONS):
+            if chunk.get("usage") and not chunk.get("choices"):
+                self._count(chunk)
+                return None if self.mapping.usage_added else event
+            for choice in chunk.get("choices", ()):
+                _add_reasoning_alias(choice.get("delta"))
+                if choice.get("finish_reason") is not None:
+                    choice["tersely"] = self._metadata(choice.get("index", 0))
+        elif not self._annotate_last(chunk):
+            return event
+        return head + marker + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _annotate_last(self, chunk: dict[str, Any]) -> bool:
+        """Annotate the last event of the other APIs; returns whether this is it."""
+        if self.path == RESPONSES and chunk.get("type") in ("response.completed", "response.incomplete"):
+            target = chunk["response"]
+        elif self.path == MESSAGES and chunk.get("type") == "message_delta":
+            target = chunk
+        else:
+            return False
+        target["tersely"] = self._metadata(0)
+        self._count(target)
+        return True
+
+    def _metadata(self, index: int) -> dict[str, Any]:
+        self._traces.update(self._take())
+        control = self.mapping.control
+        metadata = {
+            "effort": self.mapping.effort,
+            "tier": "none" if control is None else control.effort,
+            "budget": None if control is None else control.thinking,
+            "shadow": control is not None and control.shadow,
+        }
+        decisions = [asdict(decision) for decision in self._traces.get(index, ())]
+        return {**metadata, "decisions": decisions} if self.mapping.include_trace else metadata
+
+    def _count(self, reply: Mapping[str, Any]) -> None:
+        self._traces.update(self._take())
+        control, usage = self.mapping.control, _read_usage(reply)
+        result = GenerationResult(
+            text="",
+            thinking="",
+            answer="",
+            finish_reason="stop",
+            tier=self.mapping.effort if control is None else control.effort,
+            usage=usage,
+            trace=tuple(decision for trace in self._traces.values() for decision in trace),
+        )
+        budget = 0 if control is None or control.thinking is None else control.thinking
+        self.metrics.add_result(result, budget, control is not None and control.shadow)
+
+
+def _add_reasoning_alias(message: Any) -> None:
+    if isinstance(message, dict) and message.get("reasoning") is not None:
+        message.setdefault("reasoning_content", message["reasoning"])
+
+
+def _read_usage(reply: Mapping[str, Any]) -> Usage:
+    """The usage of a reply, whose names depend on the API."""
+    usage = reply.get("usage") or {}
+    read, written = ("input", "output") if "input_tokens" in usage else ("prompt", "completion")
+    thinking = (usage.get(f"{written}_tokens_details") or {}).get("reasoning_tokens") or 0
+    answer = max(0, (usage.get(f"{written}_tokens") or 0) - thinking)
+    return Usage(prompt=usage.get(f"{read}_tokens") or 0, thinking=thinking, answer=answer)
+
+
+async def _read_body(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        if not message.get("more_body") or message["type"] == "http.disconnect":
+            return b"".join(parts)
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A channel with this body, followed by what else arrives, such as a disconnect."""
+    waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return replay

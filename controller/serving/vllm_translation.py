@@ -16,31 +16,20 @@ from .errors import RequestError, from_validation_error
 from .schemas import ChatRequest, TerselyField, ThinkingOptions
 from .settings import EFFORT_NAMES, answer_reserve, openai_effort
 
-CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS = (
-    "/v1/chat/completions",
-    "/v1/responses",
-    "/v1/completions",
-    "/v1/messages",
-)
-
+PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/messages")
+CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS
 M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
 class VllmRequestMapping:
-    """A request as vLLM's server receives it.
-
-    Attributes:
-        control: None if nothing is controlled.
-        include_trace: Whether the reply lists the decisions.
-        usage_added: The usage at the end of a stream is for the metrics; the client did not ask for it.
-    """
+    """A request as vLLM's server receives it."""
 
     body: dict[str, Any]
     effort: str
-    control: RequestControl | None
-    include_trace: bool = True
-    usage_added: bool = False
+    control: RequestControl | None  # None if nothing is controlled
+    include_trace: bool = True  # whether the reply lists the decisions
+    usage_added: bool = False  # a stream ends with the usage for the metrics only; the client did not ask for it
 
 
 def translate(
@@ -48,10 +37,8 @@ def translate(
 ) -> VllmRequestMapping:
     """Translate a request; raises RequestError for errors in the fields that are ours.
 
-    Args:
-        default: The control of requests that say nothing.
-        caps: Thinking tokens by OpenAI effort.
-        tag: Identifies the request's trace.
+    `default` is the control of requests that say nothing, `caps` are thinking tokens by OpenAI effort, and `tag`
+    identifies the request's trace.
     """
     body = dict(given)
     own = _parse(TerselyField, KEY, body.pop(KEY, None)) or TerselyField()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Mapping, Sequence
-from itertools import count
-from pathlib import Path
+from dataclasses import replace
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,10 +15,22 @@ import torch
 from ...errors import CapabilityError, ModelError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
 from ..engines.sequence import check_max_new_tokens
-from ..types import Capability, Completion, Request, SamplingParams, State, TokenSink
+from ..types import (
+    KEEP,
+    Capability,
+    Completion,
+    CompletionListener,
+    Directive,
+    FinishReason,
+    Request,
+    SamplingParams,
+    Signals,
+    State,
+    StepInfo,
+    TokenSink,
+)
 from .request_control import KEY
-from .request_controller import end_token_ids, last_layer
-from .sequences import HiddenStateCapture, VllmSequence
+from .request_controller import DRIVERS, RequestController, end_token_ids, folder_fingerprint, last_layer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -36,12 +49,9 @@ _NUMBERS = count()
 
 
 class VllmEngine:
-    """Runs a model on vLLM; implements `types.Engine`.
+    """Runs a model on a `vllm.LLM` of this process with `PROCESSOR`; implements `types.Engine`.
 
     Signals are computed before a token is sampled, so `Signals.chosen` is NaN where there is a watcher.
-
-    Args:
-        llm: made by `load_vllm`, or a `vllm.LLM` of this process with `PROCESSOR` among its logits processors.
     """
 
     capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
@@ -51,15 +61,14 @@ class VllmEngine:
         config = llm.llm_engine.model_config
         if PROCESSOR not in (config.logits_processors or ()):
             raise CapabilityError(
-                f"this vLLM was started without tersely's logits processor; "
-                f"pass logits_processors=[{PROCESSOR!r}] to it, or "
-                "use load_vllm"
+                f"this vLLM was started without tersely's logits processor; pass logits_processors=[{PROCESSOR!r}] to "
+                "it, or use load_vllm"
             )
         self.name = name or str(config.model)
         self.tokenizer = llm.get_tokenizer()
         self.context_length: int | None = config.max_model_len
         self.hidden_layers: tuple[int, ...] | None = last_layer(config)
-        self._folder = Path(config.model)
+        self._folder = config.model
         configured = config.try_get_generation_config()
         self._greedy = not configured.get("do_sample", False)
         self._end = end_token_ids(config, self.tokenizer)
@@ -123,12 +132,10 @@ class VllmEngine:
 
     def _leave(self, rows: Sequence[VllmSequence]) -> None:
         """Forget all sequences; end those that still run after an error or Ctrl-C."""
-        from .worker_context import unregister
-
         if unfinished := [row.name for row in rows if row.finish is None]:
             self._running.abort_request(unfinished)
         for row in rows:
-            unregister(row.name)
+            DRIVERS.pop(row.name, None)
 
     def _params(self, row: VllmSequence, sampling: SamplingParams) -> Any:
         assert self.llm is not None
@@ -154,11 +161,7 @@ class VllmEngine:
 
     def fingerprint(self) -> str | None:
         """See `Engine.fingerprint`."""
-        if not self._folder.is_dir():
-            return None
-        from ...probes.fingerprint import checkpoint_fingerprint
-
-        return checkpoint_fingerprint(self._folder)
+        return folder_fingerprint(self._folder)
 
     def close(self) -> None:
         """Release the model. vLLM's own `shutdown` would end every other one in this process."""
@@ -178,15 +181,10 @@ def load_vllm(
     max_model_len: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> VllmEngine:
-    """Start vLLM on a model, in this process, with control inside.
+    """Start vLLM on a model, in this process, with control inside; `options` are further arguments of `vllm.LLM`.
 
-    Args:
-        dtype: "auto" uses the saved one, where vLLM itself would turn float32 into half precision.
-        options: further arguments of `vllm.LLM`.
-
-    Raises:
-        CapabilityError: vLLM is not installed, or runs in processes of its own.
-        ModelError: there is no such model.
+    Dtype "auto" is the saved one, where vLLM itself would turn float32 into half precision. Raises CapabilityError if
+    vLLM is not installed or runs in processes of its own, ModelError if there is no such model.
     """
     name = os.fspath(model)
     place = resolve_checkpoint(name)
@@ -213,3 +211,95 @@ def _saved_dtype(place: str) -> str:
 
     saved = getattr(AutoConfig.from_pretrained(place), "dtype", None)
     return "auto" if saved is None else str(saved).removeprefix("torch.")
+
+
+class HiddenStateCapture:
+    """Keeps the hidden state that the first token was sampled from."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+        self.state: State | None = None
+
+    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
+        """See `Watcher.observe`."""
+        if self.state is None and step is not None:
+            self.state = step.state(self.layer)
+        return KEEP
+
+
+class VllmSequence:
+    """One request in flight."""
+
+    def __init__(self, index: int, name: str, request: Request, limit: int, end: tuple[int, ...]) -> None:
+        self.index, self.name, self.request, self.limit, self.end = index, name, request, limit, end
+        self.ids: list[int] = []
+        self.finish: FinishReason | None = None
+        self.controller: RequestController | None = None
+        self._shown = 0
+        self._probabilities: list[float] = []
+        if request.watcher is not None or request.signals:
+            reads = {Capability.LOGIT_SIGNALS} if request.signals else set()
+            reads |= {Capability.HIDDEN_STATES} if request.layers else set()
+            self.controller = RequestController(request.watcher, end, frozenset(reads), keep_signals=request.signals)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether vLLM should report the probability of each token; for a watcher it would come too late."""
+        return self.request.signals and self.request.watcher is None
+
+    def submit(self, engine: Any, params: Any) -> None:
+        """Submit the request to vLLM."""
+        if self.controller is not None:
+            DRIVERS[self.name] = self.controller
+        engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
+
+    def update(self, output: Any, sink: TokenSink | None) -> None:
+        """Process the output of vLLM so far."""
+        done = output.outputs[0]
+        self.ids = list(done.token_ids)
+        if output.finished:
+            self.finish = "length" if done.finish_reason == "length" else "stop"
+            if self.controller is not None:
+                self.controller.read(self.ids)
+                if self.controller.stopped:
+                    self.finish = "stopped"
+            if self.wants_logprobs:
+                logs = zip(self.ids, done.logprobs, strict=True)
+                self._probabilities = [math.exp(known[token].logprob) for token, known in logs]
+            if self.ids and self.ids[-1] in self.end:
+                self.ids.pop()
+        if sink is not None:
+            self._show(sink)
+
+    def _show(self, sink: TokenSink) -> None:
+        """Announce new tokens, those that were forced together in one piece: the next step knows which were."""
+        known = len(self.ids) if self.controller is None or self.finish else min(len(self.ids), self.controller.settled)
+        for forced, run in groupby(range(self._shown, known), self._forced):
+            for ids in [[self.ids[place] for place in run]] if forced else ([self.ids[place]] for place in run):
+                sink(self.index, tuple(ids), forced)
+        self._shown = max(self._shown, known)
+
+    def _forced(self, place: int) -> bool:
+        forced = () if self.controller is None else self.controller.forced
+        return place < len(forced) and forced[place]
+
+    def notify(self) -> None:
+        """Notify a watcher that listens for the completion."""
+        if isinstance(self.request.watcher, CompletionListener):
+            self.request.watcher.on_finish(self.completion())
+
+    def completion(self) -> Completion:
+        """The output without the token that ended it."""
+        forced = tuple(self._forced(place) for place in range(len(self.ids)))
+        return Completion(tuple(self.ids), forced, self.finish or "length", signals=self._signals())
+
+    def _signals(self) -> tuple[Signals | None, ...]:
+        """Those of each token; None of one that was not seen before the row ended."""
+        if self.controller is None or not self.request.signals:
+            return ()
+        seen = self.controller.signals[: len(self.ids)]
+        seen = [*seen, *[None] * (len(self.ids) - len(seen))]
+        if not self._probabilities:
+            return tuple(seen)
+        chances = self._probabilities[: len(seen)]
+        return tuple(one and replace(one, chosen=chance) for one, chance in zip(seen, chances, strict=True))

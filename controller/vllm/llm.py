@@ -75,8 +75,6 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         `preset`, `policies`, `effort`, `thinking` (most thinking tokens), `answer_reserve` and `shadow` control it.
         """
         chosen, rest = self._chosen(options)
-        if sampling_params is None:
-            sampling_params = self.get_default_sampling_params()
         size = len(prompts) if isinstance(prompts, Sequence) and not isinstance(prompts, str) else 1
         marked = self._mark(sampling_params, chosen, size)
         return self._read(super().generate(prompts, marked, **rest), marked)
@@ -84,8 +82,6 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     def chat(self, messages: Any, sampling_params: Any = None, *args: Any, **options: Any) -> list[Any]:
         """See `vllm.LLM.chat`; controlled as `generate` is, with the effort passed to the chat template."""
         chosen, rest = self._chosen(options)
-        if sampling_params is None:
-            sampling_params = self.get_default_sampling_params()
         tier = canonical_effort(chosen.effort)
         template = (
             {"enable_thinking": False} if tier == "none" else {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
@@ -109,6 +105,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
 
     def _mark(self, params: Any, chosen: RequestControl, size: int) -> list[Any]:
         """Parameters of each prompt, each with its own tag."""
+        params = self.get_default_sampling_params() if params is None else params
         each = list(params) if isinstance(params, Sequence) else [params] * size
         if len(each) != size:
             raise OptionError(f"{len(each)} sampling parameters for {size} prompts; accepted: one, or one each")
@@ -117,8 +114,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
             copy = one.clone()
             given = copy.extra_args or {}
             if KEY not in given and not chosen.disabled:
-                told = replace(chosen, tag=self._traces.tag())
-                copy.extra_args = {**given, KEY: told.as_dict()}
+                tagged = replace(chosen, tag=self._traces.tag())
+                copy.extra_args = {**given, KEY: tagged.as_dict()}
             marked.append(copy)
         return marked
 

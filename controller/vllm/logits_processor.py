@@ -8,8 +8,10 @@ ones costs one dictionary lookup. No error of ours leaves `apply`, as it would e
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as RunnerV1
@@ -18,17 +20,15 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
 
 from ...errors import CapabilityError
 from ..trace import Decision
-from . import hidden_states as tap
-from . import trace_channel as traces
 from .request_control import parse_control
-from .step import ControlledRow, apply_step
-from .token_history import TokenHistory
-from .worker_context import WorkerContext
+from .request_controller import WorkerContext
+from .step import ControlledRow, apply_step, install_tap
+from .trace_channel import request_tag, send_trace
 
 _PARKED = 256
 """Most requests that left the batch and may come back; they look like those that ended."""
 
-tap.install()
+install_tap()
 
 
 class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
@@ -70,13 +70,13 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             controller = self.worker.make_controller(params.extra_args, prompt, params.max_tokens or 1 << 30)
         except Exception as error:  # it would end the engine
             reason = f"not controlled: {type(error).__name__}: {error}"
-            traces.send_trace(tag, copy, [Decision("engine", "error", reason, 0)])
+            send_trace(tag, copy, [Decision("engine", "error", reason, 0)])
             return None
         return None if controller is None else ControlledRow(controller, output, params, tag, copy)
 
     def _numbered(self, params: Any) -> tuple[str, int]:
         """The tag of a request, and which of its samples this is: they come in order and share their parameters."""
-        tag = traces.request_tag(params.extra_args)
+        tag = request_tag(params.extra_args)
         if not tag:
             return "", 0
         copy = self._copies.pop(tag, -1) + 1
@@ -153,3 +153,56 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
         self._begun.clear()
         if self.rows:
             self._history.fetch(list(self.rows))
+
+
+class TokenHistory:
+    """Prompts and outputs of slots under the V2 runner, which keeps them on the device.
+
+    The tokens of the previous step are copied while the forward pass runs, so that the device never waits. `states` is
+    vLLM's `LogitsProcRequestState`.
+    """
+
+    def __init__(self, states: Any) -> None:
+        self.states = states
+        self._outputs: dict[int, list[int]] = {}
+        self._slots: list[int] = []
+        self._copied: Tensor | None = None
+        self._there: Any = None
+        on_gpu = torch.device(states.device).type == "cuda"
+        self._stream = torch.cuda.Stream(states.device) if on_gpu else None
+
+    def begin(self, slot: int) -> tuple[list[int], list[int]]:
+        """The prompt of a new slot, and its output so far: a list that grows from now on."""
+        prompt = int(self.states.prompt_len.np[slot])
+        known = self.states.all_token_ids.gpu[slot, : int(self.states.prefill_len.np[slot])].tolist()
+        self._outputs[slot] = known[prompt:]
+        return known[:prompt], self._outputs[slot]
+
+    def fetch(self, slots: Sequence[int]) -> None:
+        """Start to fetch the latest token of these slots."""
+        self._slots = list(slots)
+        if self._stream is None:
+            self._copied = self._latest()
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self.states.device))
+        with torch.cuda.stream(self._stream):
+            self._copied = self._latest().to("cpu", non_blocking=True)
+            self._there = self._stream.record_event()
+
+    def _latest(self) -> Tensor:
+        """Length and last token of each slot, [slots, 2]."""
+        slots = torch.tensor(self._slots, device=self.states.device)
+        lengths = self.states.total_len.gpu[slots].long()
+        return torch.stack((lengths, self.states.all_token_ids.gpu[slots, lengths - 1].long()), dim=1)
+
+    def collect(self) -> None:
+        """Append what was fetched: at most one token per slot, where one has been sampled."""
+        if self._copied is None:
+            return
+        if self._there is not None:
+            self._there.synchronize()
+        for slot, (length, token) in zip(self._slots, self._copied.tolist(), strict=True):
+            output = self._outputs[slot]
+            if length > int(self.states.prompt_len.np[slot]) + len(output):
+                output.append(token)
+        self._copied = None

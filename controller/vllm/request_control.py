@@ -28,30 +28,20 @@ AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capab
 
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
 class RequestControl:
-    """How one request is controlled. `read_control` builds it from settings, with our own errors.
+    """How one request is controlled; see also `GenerationOptions`. `read_control` builds it from settings.
 
-    Attributes:
-        preset, effort, answer_reserve, shadow: see `GenerationOptions`. An effort sets only the budget, as the prompt
-            is the caller's.
-        policies: name -> settings, in the order of their precedence.
-        thinking: most thinking tokens, below what the effort allows.
-        question: the question, for policies that read it.
-        tag: identifies the trace.
-        driver: identifies a `RequestController` of this process.
-
-    Raises:
-        CapabilityError: a policy needs what vLLM does not offer.
+    Raises CapabilityError for a policy that needs what vLLM does not offer.
     """
 
     preset: str | None = None
-    policies: dict[str, dict[str, Any]] | None = None
-    effort: str = "normal"
-    thinking: Annotated[int | None, Field(ge=1)] = None
+    policies: dict[str, dict[str, Any]] | None = None  # name -> settings, in the order of their precedence
+    effort: str = "normal"  # sets only the budget, as the prompt is the caller's
+    thinking: Annotated[int | None, Field(ge=1)] = None  # most thinking tokens, below what the effort allows
     answer_reserve: int | None = None
     shadow: bool = False
-    question: str = ""
-    tag: str = ""
-    driver: str = field(default="", repr=False)
+    question: str = ""  # for policies that read it
+    tag: str = ""  # identifies the trace
+    driver: str = field(default="", repr=False)  # identifies a `RequestController` of this process
 
     def __post_init__(self) -> None:
         canonical_effort(self.effort)
@@ -59,8 +49,7 @@ class RequestControl:
             if missing := sorted(policy.requires - AVAILABLE):
                 raise CapabilityError(
                     f"policy {policy.name!r} needs {', '.join(missing)}, which vLLM does not offer inside; "
-                    "leave it out, "
-                    "or control vLLM from outside (AsyncLLM, or its server as an endpoint)"
+                    "leave it out, or control vLLM from outside (AsyncLLM, or its server as an endpoint)"
                 )
 
     def make_policies(self) -> tuple[Policy, ...]:

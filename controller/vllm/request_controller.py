@@ -1,23 +1,33 @@
-"""One request under control inside vLLM: reads its output, and says which token must come next.
+"""One request under control inside vLLM, and how a worker makes the controllers of requests.
 
-Only tokens that are in the output count, never calls: chunked prefill and preemption make vLLM ask more often than it
-samples. Knows no tensors.
+A controller reads its request's output, and says which token must come next. Only tokens that are in the output count,
+never calls: chunked prefill and preemption make vLLM ask more often than it samples. Knows no tensors.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import CapabilityError
+from ..budgets import canonical_effort, tier_by_length
 from ..controller import Controller, ControllerState
-from ..text.markers import closing_text, paragraph_separator
+from ..policies.base import Policy
+from ..prompts import thinking_state_after
+from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
+from ..text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ..trace import Decision
-from ..types import Capability, Directive, Signals, State, StepInfo, Watcher
+from ..types import BindContext, Capability, Directive, Signals, State, StepInfo, Watcher
+from .request_control import KEY, RequestControl, parse_control, read_control
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+DRIVERS: dict[str, RequestController] = {}
+"""Controllers of requests to an engine in this process, by the `driver` of their control."""
 
 
 def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -30,6 +40,15 @@ def end_token_ids(model_config: Any, tokenizer: Any) -> tuple[int, ...]:
 def last_layer(model_config: Any) -> tuple[int, int]:
     """The only layer whose hidden states vLLM shows, by both of its numbers."""
     return -1, int(model_config.hf_text_config.num_hidden_layers)
+
+
+def folder_fingerprint(model: str) -> str | None:
+    """The fingerprint of a checkpoint; None unless it is a folder."""
+    if not Path(model).is_dir():
+        return None
+    from ...probes.fingerprint import checkpoint_fingerprint
+
+    return checkpoint_fingerprint(model)
 
 
 class EosSwap:
@@ -49,16 +68,8 @@ class EosSwap:
 class RequestController:
     """Drives one watcher over a growing output.
 
-    Args:
-        end: the tokens that end a turn; vLLM ends the request at them before a watcher is called.
-        reads: which of signals and hidden states the watcher reads.
-        keep_signals: keep the signals of every token.
-
-    Attributes:
-        forced, signals: of each token that was read.
-        stopped: the watcher ended the sequence.
-        next_step: returns what the model says about the next token.
-        swap: whether the end of the turn was put in place of the closing's first token, and this row's number in it.
+    `end` are the tokens that end a turn: vLLM ends the request at them before a watcher is called. `reads` says which
+    of signals and hidden states the watcher reads; `keep_signals` keeps the signals of every token.
     """
 
     def __init__(
@@ -70,11 +81,11 @@ class RequestController:
     ) -> None:
         self.watcher, self.end, self.reads, self.keep_signals = watcher, tuple(end), reads, keep_signals
         self.controller = watcher if isinstance(watcher, Controller) else None
-        self.forced: list[bool] = []
+        self.forced: list[bool] = []  # of each token that was read
         self.signals: list[Signals | None] = []
-        self.stopped = False
-        self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP
-        self.swap: tuple[EosSwap, int] | None = None
+        self.stopped = False  # by the watcher
+        self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP  # what the model says about the next token
+        self.swap: tuple[EosSwap, int] | None = None  # with this row's number in it
         self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closings: dict[str, tuple[int, ...]] = {}
@@ -94,7 +105,8 @@ class RequestController:
     @property
     def thinks(self) -> bool:
         """Whether the sequence is thinking and chooses its next token itself."""
-        return not self._finished and not self._queue and self._in_thinking
+        thinking = self.controller is not None and self.controller.state is ControllerState.THINKING
+        return thinking and not self._finished and not self._queue
 
     @property
     def needs_step(self) -> bool:
@@ -102,20 +114,14 @@ class RequestController:
         reads = bool(self.reads) and not self._finished and (self.controller is None or self.thinks)
         return self.keep_signals or reads
 
-    @property
-    def _in_thinking(self) -> bool:
-        return self.controller is not None and self.controller.state is ControllerState.THINKING
-
     def read(self, output: Sequence[int]) -> int | None:
         """Read what the output has grown by; return the token that must come next, None if any may."""
         for index in range(len(self.forced), len(output)):
             latest = index == len(output) - 1
             step = self.next_step() if latest and (self.reads or self.keep_signals) else _NO_STEP
-            self._read_token(output[index], step, latest and self._was_swapped())
+            swapped = latest and self.swap is not None and self.swap[0].happened(self.swap[1])
+            self._read_token(output[index], step, swapped)
         return self._queue[0] if self._queue else None
-
-    def _was_swapped(self) -> bool:
-        return self.swap is not None and self.swap[0].happened(self.swap[1])
 
     def _read_token(self, token: int, step: StepInfo, swapped: bool) -> None:
         if self.keep_signals:
@@ -172,9 +178,7 @@ class RequestController:
         None where the sequence is not thinking, or nothing may be done.
         """
         controller = self.controller
-        if self._finished or self._queue or controller is None or not self._in_thinking:
-            return None
-        if controller.shadow or not self.end:
+        if controller is None or not self.thinks or controller.shadow or not self.end:
             return None
         separator = paragraph_separator(controller.thinking.tail(4)) if controller.thinking.ends_line else "\n\n"
         if separator not in self._closings:
@@ -188,3 +192,97 @@ def _no_state(layer: int) -> State:
 
 
 _NO_STEP = StepInfo(None, _no_state)
+
+
+class WorkerContext:
+    """The model of one vLLM worker: its tokenizer, markers, probes and default control.
+
+    `additional_config["tersely"]` of the engine may have `default`, the control of requests that bring none, and
+    `markers`, [open, close], where they cannot be found. Policies bind to it; implements `types.ModelHandle`.
+    """
+
+    capabilities = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES})
+
+    def __init__(self, vllm_config: Any) -> None:
+        self.config = vllm_config.model_config
+        self.name = str(self.config.served_model_name or self.config.model)
+        self.hidden_layers: tuple[int, ...] | None = last_layer(self.config)
+        settings = (vllm_config.additional_config or {}).get(KEY, {})
+        self._default = settings.get("default")
+        self._markers = settings.get("markers")
+        self._bound: dict[Policy, Policy] = {}
+        self._fingerprint: str | None = None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer, loaded when the first request is controlled."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(
+            self.config.tokenizer,
+            revision=self.config.tokenizer_revision,
+            trust_remote_code=self.config.trust_remote_code,
+        )
+
+    @cached_property
+    def codec(self) -> TokenizerAdapter:
+        """Text and ids of this model."""
+        return get_adapter(self.tokenizer)
+
+    @cached_property
+    def markers(self) -> Markers:
+        """How this model opens and closes its thinking; raises MarkerError if unknown."""
+        return Markers(*self._markers) if self._markers else find_markers(self.tokenizer)
+
+    @cached_property
+    def end(self) -> tuple[int, ...]:
+        """The tokens that end a turn."""
+        return end_token_ids(self.config, self.tokenizer)
+
+    @cached_property
+    def default(self) -> RequestControl | None:
+        """The control of a request that brings none."""
+        return None if self._default is None else read_control(self._default)
+
+    def fingerprint(self) -> str | None:
+        """See `ModelHandle.fingerprint`."""
+        self._fingerprint = self._fingerprint or folder_fingerprint(self.config.model)
+        return self._fingerprint
+
+    def make_controller(
+        self, extra_args: Mapping[str, Any] | None, prompt: Sequence[int] | None, max_tokens: int
+    ) -> RequestController | None:
+        """The controller of a request; None where there is nothing to control.
+
+        `prompt` is None where it came as embeddings. Raises OptionError for a wrong setting, MarkerError for a model
+        without markers.
+        """
+        control = parse_control(extra_args, self.default)
+        if control is None:
+            return None
+        if control.driver:
+            return DRIVERS[control.driver]
+        state = thinking_state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
+        if state == "answer":
+            return None
+        tier = canonical_effort(control.effort)
+        if tier == "auto":
+            tier = tier_by_length(self.codec.decode(list(prompt or ())))
+        policies = tuple(self._bind(policy) for policy in control.make_policies())
+        controller = Controller(
+            policies,
+            self.codec,
+            self.markers,
+            control.make_budget(tier, max_tokens),
+            opened=state == "thinking",
+            shadow=control.shadow,
+            prompt=control.question,
+            prompt_tokens=len(prompt or ()),
+        )
+        required = {need for policy in policies for need in policy.requires}
+        return RequestController(controller, self.end, frozenset(required & self.capabilities))
+
+    def _bind(self, policy: Policy) -> Policy:
+        if policy not in self._bound:
+            self._bound[policy] = policy.bind(BindContext(self))
+        return self._bound[policy]

@@ -10,33 +10,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..types import Signals, State, StepInfo
-from . import hidden_states as tap
-from . import trace_channel as traces
 from .request_controller import EosSwap, RequestController
+from .trace_channel import send_trace
 
 _CERTAIN = 1e9
 """The logit of a forced token; what a grammar has forbidden stays forbidden."""
+_kept: list[Tensor] = []
+"""What the logits layer was given last: hidden states [rows, width]."""
 
 
 @dataclass(slots=True)
 class ControlledRow:
-    """A request under control, with its output so far.
-
-    Attributes:
-        tag, copy: identify its trace, see `trace_channel`.
-        sent: how many decisions of the trace were sent.
-    """
+    """A request under control, with its output so far; tag and copy identify its trace, see `trace_channel`."""
 
     controller: RequestController
     output: list[int]
     params: Any = None
     tag: str = ""
     copy: int = 0
-    sent: int = 0
+    sent: int = 0  # decisions of the trace that were sent
 
 
 def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
@@ -49,7 +47,7 @@ def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     for row in rows.values():
         controller = row.controller.controller
         if controller is not None and len(controller.decisions) > row.sent:
-            row.sent = traces.send_trace(row.tag, row.copy, controller.decisions, row.sent)
+            row.sent = send_trace(row.tag, row.copy, controller.decisions, row.sent)
 
 
 def _read(row: ControlledRow) -> int | None:
@@ -73,7 +71,7 @@ def _read_logits(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
     all_rows = len(rows) == len(logits)
     found = logit_signals(logits if all_rows else logits[[place for place, _ in rows]])
     values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
-    hidden = tap.last_hidden_states(len(logits))
+    hidden = last_hidden_states(len(logits))
     for number, (place, row) in enumerate(rows):
         entropy, top, margin = values[place if all_rows else number]
         signals = Signals(entropy, top, math.nan, margin)
@@ -112,3 +110,24 @@ def _swap_eos(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
     for number, controller in enumerate(offers):
         controller.swap = swap, number
+
+
+def last_hidden_states(rows: int) -> Tensor | None:
+    """The hidden states of the latest logits; None if they are of other rows, or nothing is kept."""
+    return _kept[0] if _kept and _kept[0].shape[0] == rows else None
+
+
+class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]
+    """vLLM's logits layer, which also keeps a reference to what it was given: no copy, outside of compiled graphs."""
+
+    def forward(self, lm_head: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | None:
+        """See the class it replaces."""
+        _kept[:] = [hidden_states]
+        logits: Tensor | None = super().forward(lm_head, hidden_states, *args, **kwargs)
+        return logits
+
+
+def install_tap() -> None:
+    """Replace the logits layer of models that are built from now on, unless another plug-in has done so."""
+    if "LogitsProcessor" not in op_registry_oot:
+        PluggableLayer.register_oot(name="LogitsProcessor")(HiddenStateTap)

@@ -1,9 +1,8 @@
 """How decisions come back from vLLM's workers: as datagrams on a socket of the process that asked.
 
-vLLM hands nothing back per request but tokens. Whoever wants traces opens a `TraceStore` before vLLM starts its
-processes,
-which find its folder in their environment, and gives its requests tags of it; without that nothing is sent. Nobody ever
-waits for a datagram.
+vLLM hands nothing back per request but tokens. A process that wants traces opens a `TraceStore` before vLLM starts its
+own processes, which find its folder in their environment, and gives its requests tags from it. Nothing waits for a
+datagram.
 """
 
 from __future__ import annotations
@@ -30,30 +29,29 @@ PLACE = "TERSELY_TRACES"
 _NAME = re.compile(r"\d+-\d+")
 _NUMBERS = count()
 _MOST = 65_536
-"""Requests whose traces are kept for somebody to take."""
+"""Requests whose traces are kept until they are taken."""
 
 
 def request_tag(extra_args: Mapping[str, Any] | None) -> str:
-    """What a request is told apart by, "" where it has nothing."""
+    """The tag in a request's control, or ""."""
     given = (extra_args or {}).get(KEY)
     if isinstance(given, str) and given.lstrip()[:1] == "{":
         given = json.loads(given)
     return str(given.get("tag", "")) if isinstance(given, dict) else ""
 
 
-def send_trace(tag: str, copy: int, decisions: Sequence[Decision], told: int = 0) -> int:
-    """Send the decisions of a request beyond the first `told`; how many have been sent now.
+def send_trace(tag: str, copy: int, decisions: Sequence[Decision], sent: int = 0) -> int:
+    """Send the decisions of a request but the first `sent`; return how many there are.
 
-    copy: which of the samples of one prompt, counted from 0.
+    `copy` is the number of the sample among those of one prompt, from 0.
     """
     sender = _sender(tag.partition(".")[0])
-    for number in range(told, len(decisions)):
+    for number in range(sent, len(decisions)):
         if sender is None:
             break
-        about = {"tag": tag, "copy": copy, "number": number, "decision": asdict(decisions[number])}
-        # Where nobody listens fast enough, decisions are lost and nothing else.
-        with contextlib.suppress(OSError):
-            sender.send(json.dumps(about).encode())
+        message = {"tag": tag, "copy": copy, "number": number, "decision": asdict(decisions[number])}
+        with contextlib.suppress(OSError):  # decisions are lost if the listener is too slow
+            sender.send(json.dumps(message).encode())
     return len(decisions)
 
 
@@ -84,7 +82,7 @@ def _hang_up(name: str | None = None) -> None:
 
 
 class TraceStore:
-    """Takes in what workers send, from when it is opened; to be closed."""
+    """Receives the traces that workers send, until it is closed."""
 
     def __init__(self) -> None:
         self._folder = None if PLACE in os.environ else tempfile.TemporaryDirectory(prefix="tersely-")
@@ -106,7 +104,7 @@ class TraceStore:
         return f"{self._name}.{next(self._tags)}"
 
     def take(self, tag: str) -> dict[int, tuple[Decision, ...]]:
-        """The decisions of a request that has ended, of each of its samples, in order; they are then forgotten."""
+        """Remove and return the decisions of a finished request, by sample."""
         with self._lock:
             found = self._found.pop(tag, {})
         return {copy: tuple(made[number] for number in sorted(made)) for copy, made in found.items()}
@@ -126,8 +124,8 @@ class TraceStore:
     def _listen(self) -> None:
         while message := self._socket.recv(1 << 20):
             try:
-                told = json.loads(message)
-                tag, copy, number, decision = told["tag"], told["copy"], told["number"], Decision(**told["decision"])
+                sent = json.loads(message)
+                tag, copy, number, decision = sent["tag"], sent["copy"], sent["number"], Decision(**sent["decision"])
             except (ValueError, TypeError, KeyError):  # not one of ours
                 continue
             with self._lock:

@@ -198,7 +198,7 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
     runner = load_runner(plan.model, plan.engine, think_prompt=plan.think_prompt)
     helper = None if plan.helper is None else load_runner(plan.helper, plan.engine, think_prompt=plan.think_prompt)
     if helper is not None:
-        from ...controller.helpers.engine_helper import EngineHelper
+        from ...controller.helpers import EngineHelper
 
         # Without a time limit: results must not depend on the speed of the machine.
         session = Session(helper.engine, think_prompt=plan.think_prompt)

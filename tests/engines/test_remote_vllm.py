@@ -19,7 +19,7 @@ from tersely.controller.engines.openai.backend import ServerLostError
 from tersely.controller.engines.openai.completions import connect
 from tersely.controller.engines.openai.engine import RemoteEngine
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper
+from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.base import (
     Close,

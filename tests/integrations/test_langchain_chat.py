@@ -15,8 +15,8 @@ from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 
 import tersely
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
+from tersely.controller.integrations.base import shared_engine
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.runner import shared_engine
 from tersely.controller.session import Session
 from tersely.errors import OptionError, PromptError
 

@@ -16,7 +16,7 @@ from langchain_core.tools import tool
 from pydantic import BaseModel
 
 from tersely.controller.integrations.langchain.chat_model import ChatTersely
-from tersely.controller.integrations.langchain.structured_output import schema_error
+from tersely.controller.integrations.langchain.messages import schema_error
 from tersely.errors import CapabilityError, OptionError
 
 from ..support.text_engine import TextEngine, format_call, tokenizer

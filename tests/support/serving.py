@@ -16,8 +16,7 @@ from tersely.controller.serving.app import UvicornServer, create_app, serve
 from tersely.controller.serving.batch_worker import BatchWorker
 from tersely.controller.serving.cli import open_session
 from tersely.controller.serving.metrics import Metrics
-from tersely.controller.serving.settings import ServerSettings
-from tersely.controller.serving.sockets import bind_socket
+from tersely.controller.serving.settings import ServerSettings, bind_socket
 from tersely.controller.types import Engine
 
 MODEL = "tersely-tiny-small"

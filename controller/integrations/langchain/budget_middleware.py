@@ -51,8 +51,7 @@ def min_effort(effort: str, ceiling: str | None) -> str:
 class AgentLimits:
     """What an agent may spend on a question; None means no limit.
 
-    Attributes:
-        prices: dollars per million tokens (input, output) by model; "*" stands for any other model.
+    Prices are dollars per million tokens (input, output) by model; "*" stands for any other model.
     """
 
     tokens: int | None = None
@@ -153,13 +152,12 @@ class BudgetMiddleware(AgentMiddleware):
     short, so the last one and the final answer come on top. Errors of models and tools are left to the framework.
 
     Args:
-        tokens: Limit on tokens read and written, tersely's overhead included.
-        dollars: Limit on cost, by `prices`; see `AgentLimits`.
-        seconds: Limit on wall time.
+        tokens: Limit on tokens read and written, tersely's overhead included; `dollars` and `seconds` limit cost (by
+            `prices`, see `AgentLimits`) and wall time.
         repeats: A tool that is called this many times with the same arguments is not run, and the question ends as if
             the budget were spent; None allows any number.
-        last_call: Make a last call without tools for the answer. Without it, the results of the tools are the answer.
-        answer_tokens: Output limit of the last call.
+        last_call: Make a last call without tools, of at most `answer_tokens`, for the answer. Without it, the results
+            of the tools are the answer.
         shares: From which spent share on a step gets at most which effort.
         settings: Builds the `model_settings` that give a model its effort.
     """
@@ -194,10 +192,6 @@ class BudgetMiddleware(AgentMiddleware):
         """Start counting."""
         return {SPENT: {"tokens": 0, "dollars": 0.0, "started": self.clock(), "ceiling": None, "over": None}}
 
-    async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """See `before_agent`."""
-        return self.before_agent(state, runtime)
-
     @hook_config(can_jump_to=["end"])
     def before_model(self, state: Any, runtime: Any) -> dict[str, Any]:
         """Set the ceiling of the next step, or end here if the budget is spent and no last call is wanted."""
@@ -210,12 +204,6 @@ class BudgetMiddleware(AgentMiddleware):
         update: dict[str, Any] = {SPENT: {**state[SPENT], "ceiling": ceiling, "over": over}}
         if over is not None and not self.last_call:
             update |= {"jump_to": "end", "messages": [_final_message(AIMessage(""), over, state["messages"])]}
-        return update
-
-    @hook_config(can_jump_to=["end"])
-    async def abefore_model(self, state: Any, runtime: Any) -> dict[str, Any]:
-        """See `before_model`."""
-        update: dict[str, Any] = self.before_model(state, runtime)
         return update
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:

@@ -30,10 +30,18 @@ from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
-from ..base import CALL_SETTINGS, TerselyModel, check_names
-from ..runner import BatchRunner, Call, get_runner
-from .messages import MessageBuilder, append_instruction, as_prompt, to_chunk
-from .structured_output import METHODS, SchemaOutputParser, format_instruction, include_raw_message, response_format
+from ..base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, check_names, get_runner
+from .messages import (
+    METHODS,
+    MessageBuilder,
+    SchemaOutputParser,
+    append_instruction,
+    as_prompt,
+    format_instruction,
+    include_raw_message,
+    response_format,
+    to_chunk,
+)
 
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
 """What may be given with each call."""
@@ -49,12 +57,9 @@ class ChatTersely(BaseChatModel, TerselyModel):
 
     All settings but those about loading may be given again with each call or by `bind`. Thinking is in
     `content_blocks` (and `additional_kwargs["reasoning_content"]`), decisions in `response_metadata["tersely"]`.
-
-    Attributes:
-        stop: strings that end the answer; the thinking is not searched for them.
     """
 
-    stop: list[str] | None = None
+    stop: list[str] | None = None  # strings that end the answer; the thinking is not searched for them
     streaming: bool = False
 
     _cache_key: str = PrivateAttr(default_factory=lambda: uuid4().hex)
@@ -232,9 +237,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
         """The model with tools; calls are read from its answer, never from its thinking.
 
         Raises CapabilityError for a model whose chat template does not accept tools; finding out may load the model.
-
-        Args:
-            tool_choice: A tool's name, "any", "auto" or "none". A call can be asked for but not forced.
+        `tool_choice` is a tool's name, "any", "auto" or "none"; a call can be asked for but not forced.
         """
         schemas = [convert_to_openai_tool(tool) for tool in tools]
         if schemas:
@@ -254,10 +257,8 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> Runnable:
         """A runnable that returns output of the schema, or raises OutputParserException.
 
-        Args:
-            method: "function_calling", "json_schema" or "json_mode"; by default a function call if the model can call
-                tools, and otherwise JSON by schema.
-            strict: Accepted for compatibility; the output is always checked.
+        By default the method is a function call if the model can call tools, and otherwise JSON by schema. `strict` has
+        no effect, since the output is always checked.
         """
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"

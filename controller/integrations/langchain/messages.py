@@ -1,33 +1,52 @@
-"""LangChain's messages as prompts, and results as LangChain's messages."""
+"""LangChain's messages as prompts, results as its messages, and structured output.
+
+JSON is asked for in the prompt, read from the answer, and checked against the schema.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
+from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ChatMessage, SystemMessage, ToolMessage
+from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
+from langchain_core.output_parsers import BaseOutputParser
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.utils.function_calling import convert_to_json_schema
+from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from ....errors import PromptError
+from ....errors import OptionError, PromptError
 from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import SpecialTokenSanitizer
 from ...text.tool_calls import CLOSE, ToolCall, parse_tool_calls
 from ...trace import GenerationResult
-from ..runner import Call
+from ..base import Call
 
 _TEXT_BLOCKS = {"text", "reasoning", "thinking", "tool_call", "tool_use", "tool_call_chunk", "invalid_tool_call"}
 _NO_OUTPUT = "(no output)"
+METHODS = ("function_calling", "json_schema", "json_mode")
+_FENCED = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "array": (list,),
+    "object": (dict,),
+    "null": (type(None),),
+}
 
 
 def as_prompt(messages: Sequence[BaseMessage], tools: bool, sanitize: SpecialTokenSanitizer) -> list[dict[str, Any]]:
-    """Convert messages for a chat template; tool output is sanitized.
+    """Convert messages for a chat template; tool output is sanitized, and becomes user messages without `tools`.
 
     Raises PromptError for content that is not text.
-
-    Args:
-        tools: The template accepts tool messages; otherwise tool results become user messages.
     """
     prompt: list[dict[str, Any]] = []
     for message in messages:
@@ -120,12 +139,12 @@ class MessageBuilder:
             content=self.text,
             additional_kwargs={"reasoning_content": self.thinking} if self.thinking else {},
             tool_calls=[
-                {"type": "tool_call", "name": call.name, "args": dict(call.arguments), "id": call.id}
+                tool_call(name=call.name, args=dict(call.arguments), id=call.id)
                 for call in self.calls
                 if not call.error
             ],
             invalid_tool_calls=[
-                {"type": "invalid_tool_call", "name": call.name, "args": call.text, "id": call.id, "error": call.error}
+                invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
                 for call in self.calls
                 if call.error
             ],
@@ -147,13 +166,9 @@ class MessageBuilder:
         The text of an invalid call is not JSON, so LangChain keeps it as invalid.
         """
         calls = [
-            {
-                "type": "tool_call_chunk",
-                "name": call.name,
-                "args": call.text if call.error else json.dumps(call.arguments),
-                "id": call.id,
-                "index": index,
-            }
+            tool_call_chunk(
+                name=call.name, args=call.text if call.error else json.dumps(call.arguments), id=call.id, index=index
+            )
             for index, call in enumerate(self.calls)
         ]
         message = AIMessageChunk(
@@ -171,3 +186,90 @@ def to_chunk(delta: TextDelta) -> ChatGenerationChunk:
     if delta.channel == "answer":
         return ChatGenerationChunk(message=AIMessageChunk(content=delta.text))
     return ChatGenerationChunk(message=AIMessageChunk(content="", additional_kwargs={"reasoning_content": delta.text}))
+
+
+def response_format(schema: Any, method: str) -> dict[str, Any]:
+    """The `response_format` of a call, as OpenAI defines it."""
+    if method == "json_mode":
+        return {"type": "json_object"}
+    json_schema = convert_to_json_schema(schema)
+    return {"type": "json_schema", "json_schema": {"name": json_schema.get("title", "answer"), "schema": json_schema}}
+
+
+def format_instruction(wanted: Any) -> str:
+    """The instruction that asks for a `response_format`, "" for plain text; raises OptionError for unknown formats."""
+    kind = wanted.get("type") if isinstance(wanted, Mapping) else None
+    if wanted is None or kind == "text":
+        return ""
+    if kind == "json_object":
+        return "Answer with one JSON object and nothing else."
+    if kind == "json_schema" and isinstance(wanted["json_schema"].get("schema"), Mapping):
+        schema = json.dumps(wanted["json_schema"]["schema"], ensure_ascii=False)
+        return f"Answer with one JSON object and nothing else. It must fit this JSON schema:\n{schema}"
+    raise OptionError(
+        f"unknown response_format {wanted!r}; accepted: type 'text', 'json_object', or 'json_schema' with "
+        "json_schema={'schema': ...}",
+        code="unknown_response_format",
+    )
+
+
+class SchemaOutputParser(BaseOutputParser):
+    """Reads the JSON object in an answer; raises OutputParserException if it does not fit the schema.
+
+    `wanted` is a pydantic class, which is instantiated, or anything that LangChain converts to a JSON schema. Of a JSON
+    schema, the required keys and the types of values are checked, but not what is nested in them.
+    """
+
+    wanted: Any
+
+    def parse(self, text: str) -> Any:
+        """Parse and check the object in an answer."""
+        fenced = _FENCED.search(text)
+        body = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
+        try:
+            value = json.loads(body)
+        except ValueError as error:
+            message = f"the answer has no valid JSON object ({error}): {text!r}"
+            raise OutputParserException(message, llm_output=text) from None
+        if isinstance(self.wanted, type) and is_basemodel_subclass(self.wanted):
+            try:
+                return _validate(self.wanted, value)
+            except ValueError as error:
+                raise OutputParserException(f"the answer does not fit: {error}", llm_output=text) from error
+        if mismatch := schema_error(value, convert_to_json_schema(self.wanted)):
+            raise OutputParserException(f"the answer does not fit: {mismatch}", llm_output=text)
+        return value
+
+    @property
+    def _type(self) -> str:
+        return "tersely-schema"
+
+
+def _validate(wanted: Any, value: Any) -> Any:
+    """An instance of a pydantic class, of pydantic 1 as well."""
+    return wanted.model_validate(value) if hasattr(wanted, "model_validate") else wanted.parse_obj(value)
+
+
+def schema_error(value: Any, schema: Mapping[str, Any]) -> str | None:
+    """Why a value does not fit a JSON schema, None if it does; see `SchemaOutputParser` for what is checked."""
+    if not isinstance(value, dict):
+        return f"expected an object, got {type(value).__name__}"
+    for key in schema.get("required", ()):
+        if key not in value:
+            return f"{key!r} is missing"
+    for key, definition in schema.get("properties", {}).items():
+        kinds = definition.get("type")
+        accepted = [kinds] if isinstance(kinds, str) else kinds or []
+        types = tuple(t for kind in accepted for t in _TYPES.get(kind, (object,)))
+        item = value.get(key)
+        boolean = isinstance(item, bool) and bool not in types and object not in types
+        if key in value and types and (boolean or not isinstance(item, types)):
+            return f"{key!r} is {item!r}; accepted: {' or '.join(accepted)}"
+    return None
+
+
+def include_raw_message(model: Runnable, parser: Runnable) -> Runnable:
+    """A runnable that returns the message, its parsed object and the parsing error, like LangChain's `include_raw`."""
+    parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+    failed = RunnablePassthrough.assign(parsed=lambda _: None)
+    return RunnableMap(raw=model) | parsed.with_fallbacks([failed], exception_key="parsing_error")

@@ -147,13 +147,11 @@ class _RequestMiddleware(AgentMiddleware):
     """Middleware that only changes the request to the model."""
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
-        """See `AgentMiddleware.wrap_model_call`."""
         return handler(self._change_request(request))
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
-        """See `AgentMiddleware.awrap_model_call`."""
         return await handler(self._change_request(request))
 
     @abstractmethod

@@ -22,7 +22,7 @@ from ...session import Session
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import supports_tools
 from ...types import Capability, Engine
-from ..runner import get_runner, shared_engine
+from ..base import get_runner, shared_engine
 from .messages import as_prompt
 
 LAYER = -1
@@ -35,17 +35,11 @@ class DifficultyDecision(BaseDecisionModel):
     The probe estimates the probability that each tier is the cheapest sufficient one. A label's probability is the sum
     over its tiers, the most probable label is chosen, and its probability is the confidence. Costs one read of the
     question.
-
-    Attributes:
-        model: the name of a model with a difficulty probe.
-        engine: an `Engine` or `Session` of the model, if it is already loaded.
-        probes: folder of `tersely calibrate`; None uses the released probes.
-        routes: the tiers that each label stands for; without it, the labels must be tiers.
     """
 
-    engine: Any = Field(default=None, exclude=True)
-    probes: str | None = None
-    routes: Mapping[str, Sequence[str]] | None = None
+    engine: Any = Field(default=None, exclude=True)  # an `Engine` or `Session` of the model, if it is already loaded
+    probes: str | None = None  # folder of `tersely calibrate`; None uses the released probes
+    routes: Mapping[str, Sequence[str]] | None = None  # the tiers of each label; None if the labels are tiers
 
     _session: Session | None = PrivateAttr(default=None)
 
@@ -134,12 +128,9 @@ def difficulty_decision(decision: DifficultyDecision, after: str = "easy") -> Ca
 class ModeRouter:
     """Chooses the mode for a conversation by its latest question; for `ModeMiddleware`.
 
-    Costs one read of the question. Raises ProbeError for a model without a mode probe, ArtifactError for
-    another model's, CapabilityError for an engine without hidden states.
-
-    Args:
-        model: A name or folder, an `Engine` or a `Session`.
-        folder: A folder that `tersely agents --router-out` wrote; None uses the released probe.
+    Costs one read of the question. `folder` is one that `tersely agents --router-out` wrote; None uses the released
+    probe. Raises ProbeError for a model without a mode probe, ArtifactError for another model's, CapabilityError for an
+    engine without hidden states.
     """
 
     def __init__(self, model: str | Engine | Session, folder: str | None = None) -> None:
@@ -180,6 +171,4 @@ def last_hidden_states(engine: Engine, prompts: Sequence[Sequence[int]], layer: 
 
 def _open_session(model: Any) -> Session:
     """A session on a model given by name, as an engine, or as a session."""
-    if isinstance(model, Session):
-        return model
-    return Session(shared_engine(model))
+    return model if isinstance(model, Session) else Session(shared_engine(model))

@@ -10,11 +10,10 @@ import pytest
 import torch
 from transformers.utils import logging
 
+from tersely.controller import helpers
 from tersely.controller.delegation import HelperFuture, HelperRequest, HelperText, PrefixKey
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers import draft_reviewer
-from tersely.controller.helpers.draft_reviewer import CachedScorer
-from tersely.controller.helpers.engine_helper import EngineHelper
+from tersely.controller.helpers import CachedScorer, EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import get_presets, make_policies
 from tersely.controller.policies.speculative import Sirius, SpecReason
@@ -159,7 +158,7 @@ def test_drafts_with_low_grades_are_rewritten(
         best = int(next(grades, 9.0))
         return [tuple(0.8 if digit == best else 0.01 for digit in range(10)) for _ in prompts]
 
-    monkeypatch.setattr(draft_reviewer, "next_token_probs", digits)
+    monkeypatch.setattr(helpers, "next_token_probs", digits)
     (done,) = run(small, EngineHelper(Session(large), sampling=GREEDY), SpecReason(), prompts=(SHELLS,))
     assert [decision.action for decision in done.trace][:2] == ["review", "delegate"]
     assert done.trace[1].text.endswith("\n\n"), "the helper writes one thought"
@@ -170,7 +169,7 @@ def test_drafts_with_low_grades_are_rewritten(
 def test_replies_that_are_not_grades_change_nothing(
     small: TransformersEngine, large: TransformersEngine, plain: list[GenerationResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draft_reviewer, "next_token_probs", lambda *args: [(0.001,) * 10 for _ in args[1]])
+    monkeypatch.setattr(helpers, "next_token_probs", lambda *args: [(0.001,) * 10 for _ in args[1]])
     done = run(small, EngineHelper(Session(large)), SpecReason())
     assert [d.token_ids for d in done] == [p.token_ids for p in plain]
     assert all("digits have probability 0.010" in decision.reason for d in done for decision in d.trace)

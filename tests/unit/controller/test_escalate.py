@@ -11,7 +11,7 @@ from transformers.utils import logging
 
 from tersely.controller.delegation import HelperError, HelperFuture, HelperRequest, HelperText
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper
+from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies import make_policies, make_policy
 from tersely.controller.policies.second_look import Escalate

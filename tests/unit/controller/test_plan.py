@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 from tersely.controller.delegation import HelperError, HelperFuture, HelperRequest, HelperText
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.helpers.engine_helper import EngineHelper
+from tersely.controller.helpers import EngineHelper
 from tersely.controller.options import GenerationOptions
 from tersely.controller.policies.research.plan import LEVELS, SCHEDULES, Plan, PlanAndBudget, read_plan, shares
 from tersely.controller.session import Session

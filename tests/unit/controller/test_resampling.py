@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.research.verified import (
+from tersely.controller.sampling.research.rules import (
     ProblemClass,
     VerifierRates,
     accuracy_ceiling,

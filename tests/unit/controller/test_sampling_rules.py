@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.controller.sampling.deepconf import DeepConf, DeepConfVote
-from tersely.controller.sampling.research.tree import Tree
-from tersely.controller.sampling.research.verified import (
+from tersely.controller.sampling.research.rules import (
     ProblemClass,
+    Tree,
     Verified,
     VerifiedVote,
     VerifierRates,
     policy_outcome,
 )
-from tersely.controller.sampling.rules import Majority, ShortMofK, resolve_rule
+from tersely.controller.sampling.rules import DeepConf, DeepConfVote, Majority, ShortMofK, resolve_rule
 from tersely.controller.sampling.vote import (
     ROOT,
     AggregationRule,

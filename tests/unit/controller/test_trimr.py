@@ -24,7 +24,7 @@ from tersely.controller.verification import (
     RuleVerifier,
     VerdictFuture,
 )
-from tersely.controller.verifiers.llm_verifier import LLMVerifier
+from tersely.controller.verifiers import LLMVerifier
 from tersely.errors import OptionError
 
 from ...support.policy_feeding import Fed

@@ -28,7 +28,7 @@ from tersely.controller.verification import (
     VerdictFuture,
     get_verdict,
 )
-from tersely.controller.verifiers.llm_verifier import LLMVerifier, clone_sharing_weights, encode_question, reply_ids
+from tersely.controller.verifiers import LLMVerifier, clone_sharing_weights, encode_question, reply_ids
 from tersely.errors import CapabilityError
 
 from ...support.models import letters, random_model

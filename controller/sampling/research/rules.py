@@ -1,14 +1,11 @@
-"""Sampling again until a verifier passes, when the verifier errs (Inference Scaling fLaws, arXiv 2411.17501).
-
-The theory: samples of one problem are right independently, at one rate; a verifier passes right answers at a second
-rate and wrong ones at a third. `Verified` samples no more often than these rates make worthwhile.
-"""
+"""Rules of papers: trees of samples, and sampling again until a verifier that errs passes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 from ....errors import OptionError
@@ -17,6 +14,58 @@ from ...types import Prompt
 from ..vote import ROOT, Branch, VoteState, tally
 
 MAX_ATTEMPTS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Majority vote of a tree: `roots` samples first, then `width` more from one fork after another.
+
+    A fork lies before the thought with the lowest mean confidence (see `ConfidenceTracker`) among those where no branch
+    starts yet: the branch keeps what came before it and continues differently. Its beginning is read once more, which
+    counts as `recomputed`. The vote is settled early as in `Majority`; branches share their beginnings, so their votes
+    are worth less than independent ones.
+    """
+
+    name: ClassVar[str] = "tree"
+    signals: ClassVar[bool] = True
+    roots: int = 2
+    width: int = 2
+    most_tokens: int | None = None  # sampled in all; then every sample is stopped
+
+    def start_vote(self, k: int) -> VoteState:
+        """See `AggregationRule.start_vote`."""
+        if not 1 <= self.roots <= k or self.width < 1:
+            raise OptionError(
+                f"roots are {self.roots} of {k} samples, width {self.width}; accepted: 1 to {k}, 1 or more"
+            )
+        return _TreeVote(k, self)
+
+
+class _TreeVote(VoteState):
+    def __init__(self, k: int, rule: Tree) -> None:
+        super().__init__(k)
+        self.rule = rule
+        self._tokens = 0
+        self._forks: list[tuple[float, int, int]] = []  # confidence of the next thought, sample, thinking tokens before
+
+    def start_samples(self) -> list[Branch]:
+        if not self.started:
+            return self._start([ROOT] * self.rule.roots)
+        branch = ROOT
+        if self._forks:
+            fork = min(self._forks)
+            self._forks.remove(fork)
+            branch = Branch(fork[1], fork[2])
+        return self._start([branch] * min(self.rule.width, self.k - self.started))
+
+    def add_token(self, sample: int, confidence: float) -> None:
+        self._tokens += 1
+        if self._tokens == self.rule.most_tokens:
+            self._decide(f"{self._tokens} tokens are sampled")
+
+    def finish(self, sample: int, answer: str | None, thoughts: Sequence[tuple[int, float]] = ()) -> None:
+        self._forks += [(confidence, sample, end) for (end, _), (_, confidence) in pairwise(thoughts)]
+        super().finish(sample, answer, thoughts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +176,6 @@ class Verified:
 
     A verifier that errs passes wrong answers as well, and more likely the harder the problem has turned out to be; see
     `attempt_value`. The cost of `passes` itself is not counted.
-
-    Attributes:
-        verifier: its rates.
-        kinds: the problems that there are.
-        penalty: what a wrong answer that passes costs, where a right one earns 1.
     """
 
     name: ClassVar[str] = "verified"
@@ -139,7 +183,7 @@ class Verified:
     passes: Callable[[Prompt, GenerationResult], bool]
     verifier: VerifierRates
     kinds: Sequence[ProblemClass]
-    penalty: float = 1.0
+    penalty: float = 1.0  # what a wrong answer that passes costs, where a right one earns 1
 
     def start_vote(self, k: int) -> VoteState:
         """See `AggregationRule.start_vote`; at most k attempts."""
@@ -147,10 +191,9 @@ class Verified:
 
 
 class VerifiedVote(VoteState):
-    """One attempt after another; each is judged when it has finished.
+    """One attempt after another, each judged when it has finished.
 
-    Attributes:
-        best: the number of attempts after which one more would be a loss; None if that is more than k.
+    After `best` attempts one more would be a loss; None if that is more than k.
     """
 
     def __init__(self, k: int, rule: Verified) -> None:

@@ -1,7 +1,8 @@
-"""Replies of /v1/chat/completions, whole and streamed."""
+"""What the worker's thread sends back to the event loop, and chat completions made of it, whole and streamed."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -9,10 +10,97 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..streaming import TextDeltaEvent
+from ..text.tool_calls import parse_tool_calls
 from ..trace import GenerationResult
 from .errors import RequestError
-from .pending_response import Event, RowFinished
 from .settings import ResolvedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class RowFinished:
+    """The end of a row."""
+
+    row: int
+    result: GenerationResult
+    budget: int  # thinking tokens that the row was allowed
+    content: str  # the answer without tool calls
+    tool_calls: Sequence[dict[str, object]] = ()  # in OpenAI's form
+
+    @property
+    def finish_reason(self) -> str:
+        """The finish reason in OpenAI's words; how the thinking ended is in the trace."""
+        if self.tool_calls:
+            return "tool_calls"
+        return "length" if self.result.finish_reason == "length" else "stop"
+
+
+Event = TextDeltaEvent | RowFinished
+
+
+class PendingResponse:
+    """A request that waits or is being answered.
+
+    Created in the event loop. `send` may be called from any thread, all else from the loop only.
+    """
+
+    def __init__(self, request: ResolvedRequest, streams: bool, timeout: float) -> None:
+        self.request, self.streams = request, streams
+        self.cancelled = False
+        self._loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._deadline = self._loop.time() + timeout
+        self._events: asyncio.Queue[Event | RequestError] = asyncio.Queue()
+
+    def send(self, event: Event | RequestError) -> None:
+        """Hand an event, or the error that replaces all further ones, to the event loop."""
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the loop is closed
+            self.cancelled = True
+
+    def cancel(self) -> None:
+        """End the rows at their next token, or leave the queue."""
+        self.cancelled = True
+
+    async def next(self) -> Event:
+        """The next event; raises RequestError if there is none, or on timeout."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                event = await self._events.get()
+        except TimeoutError:
+            self.cancel()
+            raise RequestError(f"not answered within {self._timeout:g} s", 504, code="timeout") from None
+        if isinstance(event, RequestError):
+            raise event
+        return event
+
+    async def events(self, first: Event) -> AsyncIterator[Event]:
+        """All events, from the first one until every row has finished."""
+        event, open_rows = first, self.request.n
+        while True:
+            yield event
+            open_rows -= isinstance(event, RowFinished)
+            if not open_rows:
+                return
+            event = await self.next()
+
+
+def split_tool_calls(answer: str) -> tuple[str, list[dict[str, object]]]:
+    """An answer without its tool calls, and these in OpenAI's form; malformed calls stay text."""
+    text, calls = parse_tool_calls(answer)
+    for call in calls:
+        if call.error is not None:
+            text = f"{text}\n{call.text}".strip()
+    return text, [
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": json.dumps(dict(call.arguments), ensure_ascii=False)},
+        }
+        for call in calls
+        if call.error is None
+    ]
 
 
 def control_metadata(request: ResolvedRequest, row: RowFinished) -> dict[str, Any]:
@@ -49,10 +137,10 @@ def sse_event(data: Mapping[str, Any], name: str | None = None) -> str:
 
 @dataclass(slots=True)
 class ChatReply:
-    """One reply; `include_usage`: a stream ends with the usage."""
+    """One reply."""
 
     request: ResolvedRequest
-    include_usage: bool = False
+    include_usage: bool = False  # at the end of a stream
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 

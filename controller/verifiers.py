@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ...errors import CapabilityError
-from ..verification import AnswerStated, NoVerdictError, Question, VerdictFuture
+from ..errors import CapabilityError
+from .verification import AnswerStated, NoVerdictError, Question, VerdictFuture
 
 _YES, _NO = ("Yes", " Yes", "yes", " yes", "YES"), ("No", " No", "no", " no", "NO")
 _EXISTS = """Question:
@@ -40,14 +40,9 @@ Do both come to the same answer? Reply with Yes or No only."""
 class LLMVerifier:
     """Asks the model of a transformers engine, in a thread of its own; implements `Verifier`.
 
-    Args:
-        engine: may be the one that decodes, whose weights are then shared.
-        timeout: seconds after which a verdict no longer counts.
-        min_probability: yes and no together must be more likely than this, or the reply is not a verdict.
-        batch_size: most questions of one forward pass.
-
-    Raises:
-        CapabilityError: the engine has no model in this process, or yes and no begin with the same token.
+    The engine may be the one that decodes, whose weights are then shared. Verdicts count for `timeout` seconds; yes and
+    no together must be more likely than `min_probability`, or the reply is not a verdict. Raises CapabilityError if the
+    engine has no model in this process, or yes and no begin with the same token.
     """
 
     def __init__(

@@ -1,1 +1,0 @@
-"""Larger models that write or review parts of the thinking."""

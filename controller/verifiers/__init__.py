@@ -1,1 +1,0 @@
-"""Verifiers: they answer yes/no questions about a thinking while decoding continues."""
