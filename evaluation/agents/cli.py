@@ -50,7 +50,7 @@ def agents(
     Tasks are generated: arithmetic that needs no tool, look-ups over several pages, sums of looked-up numbers, and
     lists of everything under a root. The model's chat template must support tools.
     """
-    from ..economics.prices import load_prices
+    from ..economics.costs import load_prices
     from .episodes import as_text, compare_arms
     from .run import ROUTED, AgentsPlan, open_log, parse_arm, run_all, select_modes, train_router
     from .tasks import KINDS, get_system_prompt

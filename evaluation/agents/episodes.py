@@ -15,8 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
-from ..economics.cost_metrics import SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
-from ..economics.prices import Price
+from ..economics.costs import Price, SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task
 

@@ -24,18 +24,17 @@ from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable, write
 from ..cli_utils import show_progress
-from ..economics.prices import load_prices
+from ..economics.costs import load_prices
 from ..runner import ENGINES, EvalRunner, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
-from .arms import BASELINE, Arm, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
+from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, show
 from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, WORK
 from .records import ArmRecords, row_dicts
 from .result import BenchPlan, environment, measure
-from .run import Bench
 
 _LONGEST = 20
 _BATCH_SIZES = {"transformers": 64, "vllm": 512}

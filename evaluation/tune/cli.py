@@ -15,12 +15,11 @@ from ...controller.tuned_config import TunedConfig
 from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable
-from ..bench.arms import BASELINE, Arm, check_disjoint, check_resolved
+from ..bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
 from ..bench.costs import load_cost_model
 from ..bench.records import ArmRecords
-from ..bench.run import Bench, run_arm
 from ..cli_utils import show_progress, split_list
-from ..economics.prices import Price, load_prices
+from ..economics.costs import Price, load_prices
 from ..runner import ENGINES, EvalRunner, load_runner
 from ..stats import Array, question_means
 from ..tasks.equality import AnswerChecker

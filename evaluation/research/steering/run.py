@@ -14,8 +14,7 @@ from ....controller.types import SamplingParams
 from ....errors import OptionError
 from ....io import WriteError
 from ....probes.research.steering import KIND, Direction, extract, save_direction
-from ...bench.arms import check_disjoint
-from ...bench.run import Bench
+from ...bench.arms import Bench, check_disjoint
 from ...cli_utils import show_progress, split_list
 from ...runner import SessionRunner
 from ...tasks.equality import AnswerChecker
