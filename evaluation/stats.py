@@ -150,11 +150,7 @@ def rate_interval(rights: ArrayLike, level: float = LEVEL) -> Interval:
 def needed_questions(deviation: float, distance: float, level: float = LEVEL, power: float = 0.8) -> int | None:
     """Number of questions at which the interval excludes a threshold `distance` away from the mean, with this power.
 
-    Args:
-        deviation: Standard deviation of the per-question differences.
-        distance: Distance between the true mean and the threshold; at 0 no number suffices, and None is returned.
-        level: Confidence level of the interval.
-        power: Probability that the interval excludes the threshold.
+    `deviation` is that of the per-question differences. At a distance of 0 no number suffices, and None is returned.
     """
     if distance <= 0:
         return None

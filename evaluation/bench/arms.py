@@ -69,13 +69,7 @@ class CheckError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of answering all questions.
-
-    Attributes:
-        name: The arm's name; `helper` runs on the helper model.
-        options: How it answers.
-        source: Where a user's own policy comes from, with a hash of its file.
-    """
+    """One way of answering all questions; `source` is that of a user's own policy, with a hash of its file."""
 
     name: str
     options: GenerationOptions

@@ -97,12 +97,8 @@ def cost_of_pass(costs: ArrayLike, passes: ArrayLike, prior: float = 0.0) -> flo
     """Divide the mean cost of a generation by its mean success; infinite if nothing passed.
 
     For the runs of one problem this is the paper's v(m, p); for a whole set it is the cost of a right answer in it.
-
-    Args:
-        costs: Cost of each run.
-        passes: Success of each run, in the same shape.
-        prior: Successes and failures to add of each, so that a problem that never passed gets a bound instead of
-            infinity. 0.5 is add-half smoothing.
+    `prior` is a number of successes and of failures to add, so that a problem that never passed gets a bound instead of
+    infinity; 0.5 is add-half smoothing.
     """
     cost, right = _check_shapes(costs, passes)
     if not cost.size:
@@ -163,12 +159,9 @@ class Frontier:
 
 
 def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
-    """Compute the frontier of models and, optionally, a human expert.
+    """Compute the frontier of models, each with its cost-of-pass [questions], and of an expert at `human` USD a problem.
 
-    Args:
-        models: The cost-of-pass of each problem, [questions], by model. If empty, the human stands alone, on one
-            problem that represents all of them.
-        human: USD per problem of a human expert.
+    Without models, the human stands alone, on one problem that represents all of them.
     """
     columns = {name: np.asarray(column, np.float64) for name, column in models.items()}
     lengths = {len(column) for column in columns.values()} or {1}
@@ -226,11 +219,8 @@ def _check_finite(values: Array) -> Array:
 def e3(accuracy: float, tokens: float) -> float:
     """Compute E3 = A * (A / T), with A in percent and T the mean decoded tokens (Plan-and-Budget, arXiv 2505.16122).
 
-    Report both values with the score: it depends on the scale of A, and doubling A counts for more than halving T.
-
-    Args:
-        accuracy: A share from 0 to 1.
-        tokens: Mean tokens, including those of planners and verifiers.
+    `accuracy` is a share from 0 to 1, and `tokens` include those of planners and verifiers. Report both values with the
+    score: it depends on the scale of A, and doubling A counts for more than halving T.
     """
     if not 0 <= accuracy <= 1:
         raise OptionError(f"accuracy is {accuracy}; accepted: a share from 0 to 1")
@@ -243,13 +233,7 @@ def e3(accuracy: float, tokens: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SearchScore:
-    """The scores of a search for entities (WebLeaper, arXiv 2510.24697).
-
-    Attributes:
-        required: The entities to find.
-        obtained: The entities on the pages that the search visited.
-        steps: Steps of the search.
-    """
+    """The scores of a search for entities (WebLeaper, arXiv 2510.24697); `obtained` are those on the visited pages."""
 
     required: frozenset[Hashable]
     obtained: frozenset[Hashable]

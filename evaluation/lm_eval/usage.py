@@ -24,13 +24,7 @@ KINDS: Mapping[str, str] = {
 
 
 class UsageLog:
-    """The usage of each request of one run, appended to a file if lm-eval writes results.
-
-    Attributes:
-        output_path: lm-eval's `--output_path`.
-        path: The usage file, once it is open.
-        lines: All entries.
-    """
+    """The usage of each request of one run, appended to the file `path` if lm-eval has an `--output_path`."""
 
     def __init__(self, output_path: Path | None = None) -> None:
         self.output_path = output_path

@@ -53,17 +53,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its gold answer.
-
-    Attributes:
-        id: Unique id.
-        problem: The text of the question.
-        answer: The gold answer.
-        level: Difficulty, if the task has levels.
-        kind: Kind of problem, if the task has kinds.
-        drawn: Set for reasoning-gym, where the gold answer may be one of many, or empty.
-        task: The task's name.
-    """
+    """One question with its gold answer; for reasoning-gym (`drawn`) that may be one of many, or empty."""
 
     id: str
     problem: str

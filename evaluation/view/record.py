@@ -102,16 +102,9 @@ def build_record(
     name: str | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
 ) -> TraceRecord:
-    """Build the record of a generation.
+    """Build the record of a generation; without a tokenizer (`codec`) no tokens are recorded.
 
-    Args:
-        generation: The controlled run.
-        question: The prompt.
-        uncontrolled: The same prompt without control.
-        codec: The model's tokenizer; without it no tokens are recorded.
-        gold: The right answer.
-        name: The record's id; by default a hash of question and output.
-        probe: Probe values by name, one per output token.
+    `name` is the record's id, by default a hash of question and output. `probe` holds one value per output token.
     """
     run = _build_run(generation, codec, probe)
     return TraceRecord(
