@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +77,7 @@ def agents(
     with cli.show_progress(len(names) * limit) as advance:
         episodes = run_all(plan, tasks, chat, checkpoints, route, advance)
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
-    report["episodes"] = {arm: [one.as_dict() for one in rows] for arm, rows in episodes.items()}
+    report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:
         train_router(session, tasks, select_modes(episodes)).save(router_out)
     if out is not None:

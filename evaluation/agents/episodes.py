@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -46,10 +46,6 @@ class Episode:
     seconds: float
     mode: str | None = None
     error: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The episode as a JSON object."""
-        return asdict(self)
 
 
 def run_episode(

@@ -159,9 +159,9 @@ class Frontier:
 
 
 def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
-    """Compute the frontier of models, each with its cost-of-pass [questions], and of an expert at `human` USD a problem.
+    """Compute the frontier of models, each with its cost-of-pass [questions], and of an expert.
 
-    Without models, the human stands alone, on one problem that represents all of them.
+    The expert takes `human` USD a problem, and without models stands alone on one that represents all of them.
     """
     columns = {name: np.asarray(column, np.float64) for name, column in models.items()}
     lengths = {len(column) for column in columns.values()} or {1}

@@ -23,7 +23,6 @@ from ..artifact import (
     normalize_facts,
     read_artifact,
     require_fingerprint,
-    save,
 )
 
 KIND = "shortcut"
@@ -134,11 +133,6 @@ def _check_shapes(arrays: Mapping[str, Array]) -> None:
     for name, shape in wanted.items():
         if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
             raise ArtifactError(f"{name} has shape {arrays[name].shape}; accepted: {shape}, all numbers finite")
-
-
-def save_shortcut(shortcut: Shortcut, folder: Path | str) -> None:
-    """Write `probe.safetensors` and `probe.json`; raises WriteError."""
-    save(shortcut, folder)
 
 
 def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Shortcut:

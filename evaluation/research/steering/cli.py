@@ -17,7 +17,8 @@ from ....controller.options import GenerationOptions
 from ....controller.types import SamplingParams
 from ....errors import OptionError, unknown
 from ....io import WriteError
-from ....probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract, save_direction
+from ....probes.artifact import save
+from ....probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
 from ... import cli_utils as cli
 from ...bench.arms import Bench, check_disjoint
 from ...runner import SessionRunner
@@ -96,7 +97,7 @@ def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
             proof = validate(make_bench("proof", plan.seed + 2), direction, best.layer, best.strength, options)
     report = _make_report(plan, sampled, direction, tried, best, proof)
     hashes = sorted({hash_question(question) for questions in parts.values() for question in questions})
-    save_direction(_annotate(direction, report, {**asdict(plan), "learned_from": hashes}), out / KIND)
+    save(_annotate(direction, report, {**asdict(plan), "learned_from": hashes}), out / KIND)
     checkpoints.remove()
     return report
 
