@@ -111,9 +111,7 @@ def make_arms(
     """Make arms from a comma-separated list: the baseline, the arm to judge, then any others.
 
     Arms in `own` that are not listed follow the listed ones. `no-think` is added, and the helper if there is one.
-
-    Raises:
-        OptionError: If there are fewer than two arms, an arm is repeated, or the first is not the baseline.
+    Raises OptionError if there are fewer than two arms, an arm is repeated, or the first is not the baseline.
     """
     listed = [name.strip() for name in names.split(",") if name.strip()]
     listed += [name for name in own or () if name not in listed]

@@ -55,11 +55,9 @@ class Shortcut(StoredValue):
     score, a log-odds, is gate_out silu(gate_in n(h) + gate_in_bias) + gate_out_bias; matrices are [out, in]. Raises
     ArtifactError for what could not be saved and loaded again.
 
-    Attributes:
-        layer: hidden layer, numbered as in transformers, of so many `layers`.
-        base: `name` and `fingerprint` of the model.
-        threshold: score from which a token leaves; None if none was found at which these tokens agree with the model.
-        provenance: plain JSON, as `metrics`; numbers that are not finite become None.
+    `layer` is a hidden layer, numbered as in transformers, of so many `layers`; `base` has the `name` and `fingerprint`
+    of the model. From the threshold on a token leaves; it is None if none was found at which these tokens agree with
+    the model. `provenance` and `metrics` are plain JSON.
     """
 
     schema: ClassVar[ArtifactSchema] = _SCHEMA
