@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, judge
-from tersely.evaluation.iso_accuracy import iso_saving
 from tersely.evaluation.stats import (
     Array,
     Interval,
+    iso_saving,
     paired_bootstrap,
     rate_interval,
     ratio_bootstrap,

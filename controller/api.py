@@ -176,6 +176,7 @@ def resolve_verifier(verifier: Any) -> Verifier | None:
     """A verifier object as it is; a model as one that is asked what rules cannot decide."""
     if verifier is None or hasattr(verifier, "submit"):
         return cast("Verifier | None", verifier)
+    from .verifiers import LLMVerifier
 
     return RuleVerifier(LLMVerifier(resolve_engine(verifier)))
 

@@ -1,15 +1,36 @@
-"""Helpers of the evaluation commands: comma-separated lists, and a progress bar."""
+"""Helpers of the evaluation commands: options that several share, comma-separated lists, and a progress bar."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+import typer
 
 from ..errors import OptionError, unknown
 
 T = TypeVar("T", int, float)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
+Tasks = Annotated[str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing questions and for sampling.")]
+Probes = Annotated[
+    str | None, typer.Option("--probes", help="Folder of `tersely calibrate`, instead of the pretrained probes.")
+]
+Price = Annotated[str | None, typer.Option("--price", help="The model's price: a name in the price table.")]
+Margin = Annotated[float, typer.Option("--margin", help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")]
+Engine = Annotated[str, typer.Option("--engine", help="Engine: transformers, or the faster vllm.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded at a time.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per generation.")]
+ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
+
+
+def check_margin(margin: float) -> None:
+    """Raise OptionError unless the margin is a share from 0 to below 1."""
+    if not 0 <= margin < 1:
+        raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
 
 
 def split_list(option: str, text: str) -> tuple[str, ...]:

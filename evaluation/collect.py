@@ -22,7 +22,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import State
 from ..probes.features import FEATURES
 from ..probes.records import UNKNOWN, Array, RecordRows, RecordStore
-from .cli_utils import parse_names, parse_numbers, show_progress, split_list
+from . import cli_utils as cli
 from .runner import batch_seed, batches
 from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, hash_question, load_all
@@ -30,13 +30,11 @@ from .tasks.questions import Question, hash_question, load_all
 
 def collect(
     out: Annotated[Path, typer.Option("--out", help="Output folder; an existing collection in it is resumed.")],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")] = "tersely-tiny-large",
-    tasks: Annotated[
-        str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")
-    ] = "tiny",
+    model: cli.Model = "tersely-tiny-large",
+    tasks: cli.Tasks = "tiny",
     split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = 400,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for drawing questions and for sampling.")] = 0,
+    seed: cli.Seed = 0,
     tiers: Annotated[
         str, typer.Option("--tiers", help="Efforts to sample at, comma-separated.")
     ] = "none,easy,normal,hard",
@@ -44,13 +42,9 @@ def collect(
     layers: Annotated[
         str, typer.Option("--layers", help="Hidden layers to store, comma-separated; -1 is the last.")
     ] = "-1",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded at a time.")] = 32,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per generation.")
-    ] = 2048,
-    think_prompt: Annotated[
-        bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")
-    ] = False,
+    batch_size: cli.BatchSize = 32,
+    max_new_tokens: cli.MaxNewTokens = 2048,
+    think_prompt: cli.ThinkPrompt = False,
 ) -> None:
     """Collect the training data of `tersely calibrate`: signals, hidden states and trial answers after each thought.
 
@@ -62,9 +56,9 @@ def collect(
         split=split,
         limit=limit,
         seed=seed,
-        tiers=parse_names("--tiers", "tier", tiers, EFFORTS[:-1]),
+        tiers=cli.parse_names("--tiers", "tier", tiers, EFFORTS[:-1]),
         rollouts=rollouts,
-        layers=parse_numbers("--layers", layers, int, "whole numbers"),
+        layers=cli.parse_numbers("--layers", layers, int, "whole numbers"),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         think_prompt=think_prompt,
@@ -93,7 +87,7 @@ def collect_into(folder: Path, plan: CollectPlan) -> str:
     """Collect into a folder, skipping batches that are already there; returns a summary."""
     from ..controller.engines.transformers.engine import load_engine
 
-    questions = load_all(split_list("--tasks", plan.task), plan.split, plan.limit, plan.seed)
+    questions = load_all(cli.split_list("--tasks", plan.task), plan.split, plan.limit, plan.seed)
     engine = load_engine(plan.model, grouped=True)
     session = Session(engine, think_prompt=plan.think_prompt)
     closing = len(
@@ -104,7 +98,7 @@ def collect_into(folder: Path, plan: CollectPlan) -> str:
     groups = batches(questions, plan.batch_size)
     trial_tokens = 0
     per_question = len(plan.tiers) * plan.rollouts
-    with AnswerChecker() as checker, show_progress(per_question * len(questions)) as advance:
+    with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
         collector = Collector(session, checker, plan.tiers, plan.rollouts, plan.layers, plan.max_new_tokens, plan.seed)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
         for number in Random(plan.seed).sample(range(len(groups)), len(groups)):

@@ -27,16 +27,7 @@ def make_environment(package: str) -> Environment:
 def render_page(
     environment: Environment, template: str, *, package: str, style: str, script: str | None = None, **context: Any
 ) -> str:
-    """Render a template that extends `base.html`.
-
-    Args:
-        environment: The environment of the package.
-        template: Name of the template.
-        package: The package whose `page` folder holds the style sheet and the script.
-        style: Name of the style sheet, which follows the shared one.
-        script: Name of the script, if there is one.
-        context: Variables of the template.
-    """
+    """Render a template that extends `base.html`, with a style sheet and a script from the package's `page` folder."""
     css = files("tersely.evaluation").joinpath("page_assets", "base.css").read_text(encoding="utf-8")
     css += files(package).joinpath("page", style).read_text(encoding="utf-8")
     code = "" if script is None else files(package).joinpath("page", script).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Running a model on questions, on any engine, in batches of similar rows."""
+"""Running a model on questions, on any engine, in batches of similar rows, and a check of its accuracy."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..controller.engines.sequence import check_max_new_tokens
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
+from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
 from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, State, TokenSink
 from ..errors import unknown
-from .tasks.questions import Question
+from .stats import paired_bootstrap
+from .tasks.equality import AnswerChecker, right_answers
+from .tasks.questions import Question, fingerprint, load
 
 ENGINES = ("transformers", "vllm")
+_CHECK_BATCH_SIZE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +156,72 @@ def answer_all(
         if advance is not None:
             advance(len(indices))
     return [results[i] for i in range(len(questions))]
+
+
+@dataclass(frozen=True)
+class AccuracyCheck:
+    """A model's accuracy without control, before and after a change to its weights.
+
+    Implements `kernels.quantization.run.QuantizationCheck`. Questions are answered greedily; if an answer is cut off,
+    the last number in it counts.
+    """
+
+    name: str
+    questions: Sequence[Question]
+    max_new_tokens: int
+
+    @classmethod
+    def load(cls, task: str, limit: int | None, max_new_tokens: int) -> AccuracyCheck:
+        """Load the first questions of a task's test split; raises TaskError."""
+        return cls(task, load(task, "test", limit, 0), max_new_tokens)
+
+    @property
+    def digest(self) -> str:
+        """A hash of everything that determines the outcome, except the model."""
+        return hashlib.sha256(f"{fingerprint(self.questions)}:{self.max_new_tokens}".encode()).hexdigest()[:16]
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Raise OptionError or PromptError if a question does not fit this model."""
+        from ..controller.engines.transformers.engine import TransformersEngine
+
+        engine = TransformersEngine(model, tokenizer)
+        for row, request in enumerate(self._requests(tokenizer)):
+            check_max_new_tokens(request, row, engine.context_length, engine.name)
+
+    def run(self, model: Any, tokenizer: Any) -> list[bool]:
+        """Whether the model answers each question correctly."""
+        from ..controller.engines.transformers.engine import TransformersEngine
+
+        engine, requests, texts = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
+        for rows in batches(self.questions, _CHECK_BATCH_SIZE):
+            completions = engine.generate([requests[row] for row in rows], SamplingParams(temperature=0))
+            texts.update({row: tokenizer.decode(one.token_ids) for row, one in zip(rows, completions, strict=True)})
+        answers = [normalize_answer(extract_answer(texts[row])) for row in range(len(self.questions))]
+        with AnswerChecker() as checker:
+            return right_answers(list(zip(self.questions, answers, strict=True)), checker)
+
+    def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+        """Accuracy before and after, and the change with its interval over questions."""
+        change = paired_bootstrap([float(b) - float(a) for a, b in zip(before, after, strict=True)])
+        return {
+            "name": self.name,
+            "questions": len(self.questions),
+            "tokens": self.max_new_tokens,
+            "graded by": AnswerChecker().method,
+            "right": {"before": sum(before) / len(before), "after": sum(after) / len(after)},
+            "change": [change.estimate, change.low, change.high],
+        }
+
+    def _requests(self, tokenizer: Any) -> list[Request]:
+        prompts = (_encode_prompt(tokenizer, question.problem) for question in self.questions)
+        return [Request(tuple(prompt), self.max_new_tokens) for prompt in prompts]
+
+
+def _encode_prompt(tokenizer: Any, problem: str) -> list[int]:
+    """The question in the chat template, or as plain text if there is none."""
+    from ..kernels.quantization.calibration_text import render_question
+
+    if getattr(tokenizer, "chat_template", None):
+        return render_question(tokenizer, problem)
+    plain: list[int] = tokenizer(problem)["input_ids"]
+    return plain

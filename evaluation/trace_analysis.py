@@ -25,13 +25,9 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class TraceReading:
-    """One analysed generation.
+    """One analysed generation: its normalized final answer ("" for none) and its tokens of thinking.
 
-    Attributes:
-        final: The final answer, normalized; "" if there is none.
-        tokens: Tokens of thinking.
-        statements: Answers stated in the thinking, in order.
-        verdicts: For each re-check in the embedded models' form, whether its verdict fits the two numbers it names.
+    `verdicts` say, for each re-check in the embedded models' form, whether it fits the two numbers that it names.
     """
 
     final: str

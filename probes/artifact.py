@@ -40,12 +40,8 @@ class ArtifactError(TerselyError, ValueError):
 class ArtifactSchema:
     """The file format of one sort of learnt value.
 
-    Attributes:
-        kinds: accepted values of the fact `kind`.
-        format: version of the format.
-        facts: names and types of the facts in the JSON file, in addition to the version and the digests.
-        noun: what error messages call the value.
-        command: the command that makes one, for error messages.
+    `kinds` are the accepted values of the fact `kind`, and `facts` the names and types of all facts in the JSON file in
+    addition to the version and the digests. Error messages name the `noun`, and the `command` that makes one.
     """
 
     kinds: tuple[str, ...]
@@ -121,13 +117,8 @@ def read_artifact(
 ) -> Value:
     """Read the files of `save` and build the value from its facts and arrays.
 
-    Args:
-        fingerprint: fingerprint of the model that the value will be used on; None skips the comparison.
-        model: what error messages call that model.
-        build: called with the facts and the arrays.
-
-    Raises:
-        ArtifactError: if the files are missing, damaged, of another model, or do not hold such a value.
+    `fingerprint` is that of the model, `model` to its users, that the value will be used on; None skips the comparison.
+    Raises ArtifactError if the files are missing, damaged, of another model, or do not hold such a value.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode_arrays
@@ -334,10 +325,7 @@ def load(
 ) -> Artifact:
     """Read a probe; raises ArtifactError unless both files are complete and belong together.
 
-    Args:
-        fingerprint: fingerprint of the model it will be used on; None skips the comparison.
-        layer: the hidden layer it will be given; None skips the comparison.
-        model: what error messages call the model.
+    The model's fingerprint and the hidden layer are compared unless they are None; errors call the model `model`.
     """
     artifact = read_artifact(_SCHEMA, folder, fingerprint, model, _build)
     if layer is not None and layer != artifact.layer:

@@ -39,11 +39,7 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     epochs are chosen on the same questions; then all rows are trained on. With fewer than 40 questions nothing is held
     out and the probe stays linear.
 
-    Args:
-        hidden: number of hidden units.
-        epochs: maximum number of epochs.
-        held_out: share of questions held out to choose hyperparameters.
-        weight_decays: weight decays of AdamW to try.
+    `hidden` counts units, `epochs` is their maximum, and `held_out` the share of questions held out.
 
     Attributes:
         classes_: the classes, sorted.

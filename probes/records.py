@@ -49,13 +49,7 @@ class RecordsError(TerselyError, ValueError):
 
 @dataclass(frozen=True)
 class RecordTable:
-    """Collected data in memory.
-
-    Attributes:
-        plan: settings of the collection.
-        columns: by `table.column`; pointers are row numbers of these tables.
-        texts: hash, problem and kind of each question.
-    """
+    """Collected data in memory: columns by `table.column`, and hash, problem and kind of each question as texts."""
 
     plan: Mapping[str, Any]
     columns: Mapping[str, Array]

@@ -79,12 +79,7 @@ class RuleState:
         return rule.paid is not None and rule.low <= score < rule.high and self.trial_tokens <= rule.overhead * end
 
     def score_with_trial(self, answer: object, confidence: float, tokens: int, stated: object | None) -> float:
-        """Score the same boundary with a trial answer.
-
-        Args:
-            tokens: cost of the trial.
-            stated: the latest answer that the thinking states.
-        """
+        """Score the same boundary with a trial answer, its cost, and the latest answer that the thinking states."""
         assert self.rule.paid is not None
         self.answers.append(answer)
         self.trial_tokens += tokens

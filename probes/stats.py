@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,12 +73,9 @@ def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How well probabilities predict a binary outcome.
+    """How well probabilities predict a binary outcome, of which a `share` of the `n` is positive.
 
-    Attributes:
-        auroc: area under the ROC curve, with its 95 % interval from `low` to `high`.
-        ece: expected calibration error over ten bins of equal size.
-        share: share of positive outcomes among the `n`.
+    The 95 % interval of the AUROC is from `low` to `high`; the ECE is over ten bins of equal size.
     """
 
     auroc: float
@@ -89,10 +85,6 @@ class Quality:
     ece: float
     n: int
     share: float
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return asdict(self)
 
 
 def measure_quality(labels: NDArray[np.bool_], probabilities: Floats) -> Quality:

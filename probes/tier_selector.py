@@ -90,12 +90,8 @@ def label_tiers(
 ) -> NDArray[np.str_]:
     """Label each question with its cheapest tier whose accuracy is within `tolerance` of its best tier's.
 
-    The last tier is the label only if no other one is good enough, however few tokens it takes.
-
-    Args:
-        accuracy: [n, tiers].
-        tokens: [n, tiers] or [tiers].
-        tiers: names of the columns.
+    Accuracy is [n, tiers], tokens are [n, tiers] or [tiers], and `tiers` name the columns. The last tier is the label
+    only if no other one is good enough, however few tokens it takes.
     """
     right = np.asarray(accuracy, np.float64)
     if right.ndim != 2 or right.shape[1] != len(tiers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 
 from ...errors import OptionError
 from ...io import check_writable, write
-from ..cli_utils import parse_names, show_progress, split_list
+from .. import cli_utils as cli
 
 DEFAULT_ARMS = "always-think,agentic"
 
@@ -38,7 +39,7 @@ def agents(
     preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per step.")] = 2048,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60,
-    price: Annotated[str | None, typer.Option("--price", help="The model's price: a name in the price table.")] = None,
+    price: cli.Price = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="JSON file for the report; an interrupted run resumes.")
@@ -50,16 +51,16 @@ def agents(
     Tasks are generated: arithmetic that needs no tool, look-ups over several pages, sums of looked-up numbers, and
     lists of everything under a root. The model's chat template must support tools.
     """
-    from ..economics.prices import load_prices
+    from ..economics.costs import load_prices
     from .episodes import as_text, compare_arms
     from .run import ROUTED, AgentsPlan, open_log, parse_arm, run_all, select_modes, train_router
     from .tasks import KINDS, get_system_prompt
 
-    names = split_list("--arms", arms)
+    names = cli.split_list("--arms", arms)
     parsed = [parse_arm(name) for name in names]
     routed = any(mode == ROUTED for mode, _ in parsed)
     prompt = get_system_prompt(model) if system is None else system or None
-    chosen = KINDS if kinds is None else parse_names("--kinds", "kind of task", kinds, KINDS)
+    chosen = KINDS if kinds is None else cli.parse_names("--kinds", "kind of task", kinds, KINDS)
     plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
@@ -73,10 +74,10 @@ def agents(
     route = _load_router(session, router) if routed else None
     settings = {"preset": preset, "max_tokens": max_new_tokens, "router": str(router)}
     checkpoints = open_log(plan, out, settings)
-    with show_progress(len(names) * limit) as advance:
+    with cli.show_progress(len(names) * limit) as advance:
         episodes = run_all(plan, tasks, chat, checkpoints, route, advance)
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
-    report["episodes"] = {arm: [one.as_dict() for one in rows] for arm, rows in episodes.items()}
+    report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:
         train_router(session, tasks, select_modes(episodes)).save(router_out)
     if out is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -15,8 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
-from ..economics.cost_metrics import SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
-from ..economics.prices import Price
+from ..economics.costs import Price, SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task
 
@@ -25,23 +24,10 @@ from .tasks import Task
 class Episode:
     """One run of an agent on a task.
 
-    Attributes:
-        id: The task's id.
-        kind: The task's kind.
-        solved: Whether the answer is correct.
-        answer: The last message's text; "" if there is none.
-        written: Generated tokens, thinking and tersely's own trials included.
-        read: Tokens of all prompts, which grow with every step.
-        thinking: Tokens of thinking.
-        steps: Calls of the model.
-        calls: Tool calls.
-        failed_calls: Tool calls with an error as result.
-        duplicates: Share of tool calls that repeat an earlier one.
-        isr: WebLeaper's information-seeking rate (arXiv 2510.24697); None for tasks without pages.
-        ise: WebLeaper's information-seeking efficiency.
-        seconds: Wall time.
-        mode: The mode that was chosen, if any.
-        error: Why the episode ended before the agent did, if so.
+    `written` counts all generated tokens, tersely's own trials included, and `read` those of all prompts, which grow
+    with every step. `steps` are calls of the model, and `duplicates` is the share of tool calls that repeat an earlier
+    one. `isr` and `ise` are WebLeaper's scores (arXiv 2510.24697), None for tasks without pages. `error` says why the
+    episode ended before the agent did, if so.
     """
 
     id: str
@@ -60,10 +46,6 @@ class Episode:
     seconds: float
     mode: str | None = None
     error: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The episode as a JSON object."""
-        return asdict(self)
 
 
 def run_episode(

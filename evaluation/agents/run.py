@@ -80,10 +80,8 @@ def make_agents(
 
     `always-think` has tools and thinks hard at every step; `agentic` thinks hard when planning and little after
     results; `instant` and `reasoning` have no tools; `routed` is one of these three, chosen by the router for each
-    task. With `+PRESET` appended, the arm's ChatTersely uses that preset.
-
-    Raises:
-        OptionError: If the arm or preset is unknown, or the arm needs a router and there is none.
+    task. With `+PRESET` appended, the arm's ChatTersely uses that preset. Raises OptionError if the arm or preset is
+    unknown, or the arm needs a router and there is none.
     """
     mode, preset = parse_arm(arm)
     if mode == ROUTED and router is None:
@@ -132,7 +130,7 @@ def run_all(
 
 
 def _run_one(task: Task, make_agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
-    return run_episode(task, make_agent(task), recursion_limit).as_dict()
+    return asdict(run_episode(task, make_agent(task), recursion_limit))
 
 
 def open_log(plan: AgentsPlan, out: Path | None, settings: Mapping[str, Any]) -> CheckpointLog:
@@ -152,9 +150,7 @@ def train_router(session: Session, tasks: Sequence[Task], by_mode: Mapping[str, 
     """Train a probe for the cheapest mode that solves a task, from episodes of the same tasks in each of `MODES`.
 
     Tasks that no mode solved are left out: labelled with the cheapest mode, they would teach that trying is useless.
-
-    Raises:
-        OptionError: If there are too few tasks, or one mode is the best for all of them.
+    Raises OptionError if there are too few tasks, or one mode is the best for all of them.
     """
     solved = np.array([[float(e.solved) for e in by_mode[mode]] for mode in MODES]).T
     written = np.array([[float(e.written) for e in by_mode[mode]] for mode in MODES]).T

@@ -47,16 +47,9 @@ def get_system_prompt(model: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A question with its gold answer and the calls that find it.
+    """A question with its gold answer (all names for `collect`) and the calls that find it in a world of pages.
 
-    Attributes:
-        id: Unique id.
-        kind: One of `KINDS`.
-        question: The text of the task.
-        gold: The correct number or name; all names for `collect`.
-        world: The pages to look up.
-        calls: The calls that lead to the answer, in order.
-        keys: The fact of the page that each call is for.
+    `keys` name the fact of the page that each call is for.
     """
 
     id: str

@@ -180,14 +180,7 @@ def _value(node: ast.AST) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A tool with one argument.
-
-    Attributes:
-        name: The tool's name.
-        description: What it does, for the model.
-        argument: The name of its argument.
-        run: Called as `run(world, argument)`; returns the result.
-    """
+    """A tool with one argument, whose name is `argument`; called as `run(world, argument)`, it returns its result."""
 
     name: str
     description: str

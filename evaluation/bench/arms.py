@@ -1,18 +1,21 @@
 """The arms of a benchmark, and the checks that keep their comparison fair.
 
-An arm is a way of answering all questions. Most arms are run; some baselines are made by truncating the thinking of
-the uncontrolled arm.
+An arm is a way of answering all questions. Most arms are run, in batches; some baselines are made by truncating the
+thinking of the uncontrolled arm. Each batch is one piece of the checkpoint log, with a seed that depends only on its
+place, so a resumed run gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ...controller.options import GenerationOptions, TunedConfig
+from ...checkpoint_log import CheckpointLog
+from ...controller.options import GenerationOptions, TunedConfig, with_seed
 from ...controller.policies import get_presets, list_policies, load_policy
 from ...controller.policies.base import Policy
 from ...controller.registry import load_add_ons
@@ -20,8 +23,10 @@ from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
 from ...probes.tier_selector import TierProbe
+from ..runner import EvalRunner, batch_seed, batches
+from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question, hash_question
-from .records import ArmRecords
+from .records import ArmRecords, BenchRow, Weights, to_row
 
 BASELINE = "full"
 NO_THINK = "no-think"
@@ -63,13 +68,7 @@ class CheckError(TerselyError, ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of answering all questions.
-
-    Attributes:
-        name: The arm's name; `helper` runs on the helper model.
-        options: How it answers.
-        source: Where a user's own policy comes from, with a hash of its file.
-    """
+    """One way of answering all questions; `source` is that of a user's own policy, with a hash of its file."""
 
     name: str
     options: GenerationOptions
@@ -111,9 +110,7 @@ def make_arms(
     """Make arms from a comma-separated list: the baseline, the arm to judge, then any others.
 
     Arms in `own` that are not listed follow the listed ones. `no-think` is added, and the helper if there is one.
-
-    Raises:
-        OptionError: If there are fewer than two arms, an arm is repeated, or the first is not the baseline.
+    Raises OptionError if there are fewer than two arms, an arm is repeated, or the first is not the baseline.
     """
     listed = [name.strip() for name in names.split(",") if name.strip()]
     listed += [name for name in own or () if name not in listed]
@@ -215,3 +212,76 @@ def check_unseen(learned: Iterable[Policy | ForwardModifier | TierProbe], questi
                 f"{one.name!r} was trained on {len(seen)} of the test questions ({shown}); test on others",
                 code="train_test_overlap",
             )
+
+
+# -- running them ------------------------------------------------------------------------------------------------------
+
+Advance = Callable[[str, int], None]
+"""Called as `advance(description, rows)` after each batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all arms share.
+
+    `rollouts` are generations of each question, and `helper` is the model of the arm `helper`.
+    """
+
+    runner: EvalRunner
+    questions: Sequence[Question]
+    checker: AnswerChecker
+    checkpoints: CheckpointLog
+    seed: int = 0
+    rollouts: int = 1
+    batch_size: int = 64
+    weights: Weights = field(default_factory=Weights)
+    helper: EvalRunner | None = None
+    advance: Advance = lambda description, rows: None
+
+    def batches(self) -> list[tuple[int, int, list[int]]]:
+        """Every batch as (rollout, number, indices of its questions)."""
+        numbered = list(enumerate(batches(self.questions, self.batch_size)))
+        return [(rollout, number, indices) for rollout in range(self.rollouts) for number, indices in numbered]
+
+    def sort(self, rows: Sequence[BenchRow]) -> list[BenchRow]:
+        """Rows by rollout, then by question."""
+        positions = {question.id: i for i, question in enumerate(self.questions)}
+        return sorted(rows, key=lambda row: (row.rollout, positions[row.id]))
+
+
+def run_arm(bench: Bench, arm: Arm) -> ArmRecords:
+    """Answer all questions with one arm."""
+    pieces = []
+    for rollout, number, indices in bench.batches():
+        pieces.append(run_batch(bench, arm, rollout, number, indices))
+        bench.advance(arm.name, len(indices))
+    rows = [BenchRow(**row) for piece in pieces for row in piece["rows"]]
+    seconds, engine_tokens = (sum(piece[key] for piece in pieces) for key in ("seconds", "made"))
+    return ArmRecords(arm.name, bench.sort(rows), bench.rollouts, seconds, engine_tokens)
+
+
+def run_batch(bench: Bench, arm: Arm, rollout: int, number: int, indices: Sequence[int]) -> Any:
+    """Answer one batch: {rows, ids: output token ids, seconds, made: tokens by the engine's own count}."""
+    runner = bench.helper if arm.on_helper else bench.runner
+    assert runner is not None  # `make_arms` refuses the arm otherwise
+    questions = [bench.questions[i] for i in indices]
+    # The seed does not depend on the arm: arms that start alike sample alike.
+    options = with_seed(arm.options, batch_seed(bench.seed, rollout, number))
+    own = bench.weights.helper if arm.on_helper else 1.0
+
+    def compute() -> dict[str, Any]:
+        before, started = runner.generated_tokens, time.monotonic()
+        results = runner.answer([question.problem for question in questions], options)
+        seconds = time.monotonic() - started
+        rows = [
+            to_row(question, arm.name, rollout, result, bench.checker, bench.weights, own)
+            for question, result in zip(questions, results, strict=True)
+        ]
+        return {
+            "rows": [asdict(row) for row in rows],
+            "ids": [list(result.token_ids) for result in results],
+            "seconds": seconds,
+            "made": runner.generated_tokens - before,
+        }
+
+    return bench.checkpoints.get_or_compute(f"{arm.name}/{rollout}/{number}", compute)

@@ -22,26 +22,25 @@ from ...controller.session import Session
 from ...controller.types import Capability
 from ...errors import OptionError, unknown
 from ...io import check_writable, write
-from ..cli_utils import show_progress
-from ..economics.prices import load_prices
+from .. import cli_utils as cli
+from ..economics.costs import load_prices
 from ..runner import ENGINES, EvalRunner, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
-from .arms import BASELINE, Arm, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
+from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, show
 from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, WORK
 from .records import ArmRecords, row_dicts
 from .result import BenchPlan, environment, measure
-from .run import Bench
 
 _LONGEST = 20
 _BATCH_SIZES = {"transformers": 64, "vllm": 512}
 
 
 def bench(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")] = "tersely-tiny-small",
+    model: cli.Model = "tersely-tiny-small",
     arms: Annotated[
         str | None,
         typer.Option(
@@ -59,13 +58,11 @@ def bench(
     limit: Annotated[int | None, typer.Option(help="Maximum questions per task.")] = None,
     rollouts: Annotated[int, typer.Option(help="Generations per question and arm.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed for drawing questions and for sampling.")] = 0,
-    margin: Annotated[float, typer.Option(help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")] = 0.01,
+    margin: cli.Margin = 0.01,
     effort: Annotated[str, typer.Option(help="Effort of arms that do not set one.")] = "normal",
-    probes: Annotated[
-        str | None, typer.Option(help="Folder of `tersely calibrate`, instead of the pretrained probes.")
-    ] = None,
+    probes: cli.Probes = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = DEFAULT_MAX_NEW_TOKENS,
-    engine: Annotated[str, typer.Option(help="Engine: transformers, or the faster vllm.")] = ENGINES[0],
+    engine: cli.Engine = ENGINES[0],
     batch_size: Annotated[
         int | None, typer.Option(help="Rows decoded at a time; the default suits the engine.")
     ] = None,
@@ -73,7 +70,7 @@ def bench(
     verifier: Annotated[
         str | None, typer.Option(help="Verifier model, used by trimr where rules cannot decide.")
     ] = None,
-    price: Annotated[str | None, typer.Option(help="The model's price: a name in the price table.")] = None,
+    price: cli.Price = None,
     helper_price: Annotated[str | None, typer.Option(help="The helper's price.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of your own prices, added to the table.")] = None,
     config: Annotated[Path | None, typer.Option(help="Config file of `tersely tune`, for the arm `tuned`.")] = None,
@@ -141,8 +138,7 @@ def _check(rollouts: int, margin: float, batch_size: int | None, out: Path | Non
     for option, value in (("--rollouts", rollouts), ("--batch-size", batch_size)):
         if value is not None and value < 1:
             raise OptionError(f"{option} is {value}; accepted: 1 or more")
-    if not 0 <= margin < 1:
-        raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
+    cli.check_margin(margin)
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     if out is not None:
@@ -223,7 +219,7 @@ def _progress(plan: BenchPlan) -> Iterator[Any]:
     per_question = len(plan.arms) + TOTAL_WORK * plan.baselines
     work = {**WORK, **{arm.name: 1.0 for arm in plan.arms}}
     curve = min(WORK.values())
-    with show_progress(len(plan.questions) * plan.rollouts * per_question) as advance:
+    with cli.show_progress(len(plan.questions) * plan.rollouts * per_question) as advance:
         yield lambda description, rows: advance(description, rows * work.get(description, curve))
 
 

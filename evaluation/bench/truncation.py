@@ -33,18 +33,10 @@ class TrialPoint:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One generation of the baseline that can be truncated.
+    """One generation of the baseline that can be truncated; `ids` are its output tokens.
 
-    Attributes:
-        id: The question's id.
-        ids: The output token ids; `thinking` and `answer_tokens` count them.
-        thinking: Tokens of thinking.
-        answer_tokens: Tokens of the answer.
-        opened: Whether the prompt already opened the thinking.
-        budget: All room for thinking that leaves the answer its reserve.
-        ends: Ends of thoughts, in thinking tokens.
-        trial_ends: Those of the ends after which trial answers were asked for.
-        trials: The trial answers.
+    `opened` says that the prompt already opened the thinking, and `budget` is all room for thinking that leaves the
+    answer its reserve. `ends` of thoughts are in thinking tokens; trial answers were asked for after `trial_ends`.
     """
 
     id: str

@@ -128,12 +128,8 @@ def _read_windows(config: Any, name: str) -> tuple[float, ...]:
 def prefill_flops(shape: ModelShape, prompt: int, cached: int = 0) -> float:
     """Compute the FLOPs of reading a prompt; logits are computed for its last token only.
 
-    Text that the engine reads again after a splice counts as a prompt that is cached up to the splice.
-
-    Args:
-        shape: The model.
-        prompt: Tokens of the prompt.
-        cached: How many of its first tokens come from a cache.
+    The first `cached` tokens come from a cache. Text that the engine reads again after a splice counts as a prompt that
+    is cached up to the splice.
     """
     if not 0 <= cached <= prompt:
         raise OptionError(f"{cached} of {prompt} prompt tokens are cached; accepted: from 0 to all of them")

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ...errors import TerselyError
-from .usage import UsageLog
+from .requests import UsageLog
 
 USAGE, INTERRUPTED = 2, 130
 

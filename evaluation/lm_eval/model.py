@@ -24,8 +24,7 @@ from ...controller.trace import GenerationResult
 from ...controller.types import Prompt
 from ...errors import CapabilityError, OptionError
 from ..runner import batch_seed
-from .arguments import ModelArguments, TaskArguments, build_options
-from .usage import UsageLog
+from .requests import ModelArguments, TaskArguments, UsageLog, build_options
 
 
 class Chat(str):

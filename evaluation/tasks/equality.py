@@ -64,10 +64,7 @@ class Equality:
 class AnswerChecker(Closing):
     """Compares answers and caches the outcomes; its sandbox processes run until the end of `with`.
 
-    Threads may share a checker; they take turns at new comparisons.
-
-    Args:
-        deadline: Seconds for one comparison.
+    The deadline is in seconds for one comparison. Threads may share a checker; they take turns at new comparisons.
     """
 
     def __init__(self, deadline: float = DEADLINE) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
 from ...probes.fingerprint import question_hash
+from ...validation import read_text
 from .sandbox import SandboxError, SandboxProcess
 from .toy_problems import SPLITS, stream
 
@@ -53,17 +54,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question with its gold answer.
-
-    Attributes:
-        id: Unique id.
-        problem: The text of the question.
-        answer: The gold answer.
-        level: Difficulty, if the task has levels.
-        kind: Kind of problem, if the task has kinds.
-        drawn: Set for reasoning-gym, where the gold answer may be one of many, or empty.
-        task: The task's name.
-    """
+    """One question with its gold answer; for reasoning-gym (`drawn`) that may be one of many, or empty."""
 
     id: str
     problem: str
@@ -131,12 +122,7 @@ def load_pools(tasks: Sequence[str], sizes: Mapping[str, int], seed: int) -> lis
 
 
 def _read_jsonl(path: Path) -> list[Question]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except OSError as error:
-        raise TaskError(f"cannot read {path}: {error.strerror}; check the file and its permissions") from None
+    lines = read_text(path, TaskError).removeprefix("\ufeff").split("\n")
     seen: dict[str, int] = {}
     questions = []
     for number, line in enumerate(lines, 1):

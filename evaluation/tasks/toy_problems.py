@@ -206,12 +206,8 @@ def draw(
 ) -> tuple[str, Program, tuple[str, ...]]:
     """One problem text with its program and step labels.
 
-    Args:
-        kind: One of `KINDS`.
-        work: Size of the program.
-        rng: Source of randomness.
-        padding: Share of the full padding; at 0.3 and below without a called-off problem, at 0 without any padding.
-        contrast: Level of the called-off problem; by default random.
+    `padding` is a share of the full one; at 0.3 and below there is no called-off problem, at 0 no padding at all.
+    `contrast` is the level of the called-off problem, by default random.
     """
     cast = _cast(rng)
     core, question, program, labels = _MAKERS[kind](work, cast, rng)

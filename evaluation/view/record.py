@@ -1,20 +1,25 @@
-"""The record of one generation in a trace file: its text by origin, its decisions, and the uncontrolled run.
+"""Trace files with one record per line: a generation's text by origin, its decisions, and the uncontrolled run.
 
-The schema is versioned, and unknown fields are refused.
+The schema is versioned, and unknown fields are refused. Reading names the line of an error, and appending writes all
+or nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trace import Decision, GenerationResult, Span, Usage
-from ...validation import FrozenModel
+from ...errors import TerselyError
+from ...io import WriteError, append_line
+from ...validation import FrozenModel, format_validation_error
 from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
@@ -97,16 +102,9 @@ def build_record(
     name: str | None = None,
     probe: Mapping[str, Sequence[float]] | None = None,
 ) -> TraceRecord:
-    """Build the record of a generation.
+    """Build the record of a generation; without a tokenizer (`codec`) no tokens are recorded.
 
-    Args:
-        generation: The controlled run.
-        question: The prompt.
-        uncontrolled: The same prompt without control.
-        codec: The model's tokenizer; without it no tokens are recorded.
-        gold: The right answer.
-        name: The record's id; by default a hash of question and output.
-        probe: Probe values by name, one per output token.
+    `name` is the record's id, by default a hash of question and output. `probe` holds one value per output token.
     """
     run = _build_run(generation, codec, probe)
     return TraceRecord(
@@ -199,3 +197,74 @@ def _decode_pieces(ids: Sequence[int], wanted: str, codec: TokenizerAdapter) -> 
     if texts:
         texts[-1] += wanted[length:]  # a character that was never completed
     return texts
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+_HINT = "accepted: one record per line, as written by `tersely run PROMPT --trace FILE`"
+
+
+class TraceError(TerselyError, ValueError):
+    """A trace file cannot be read, or a line of it is not a record."""
+
+    code = "invalid_trace"
+
+
+def load_records(path: Path) -> list[TraceRecord]:
+    """Load all records of a trace file in order; blank lines are skipped. Raises TraceError."""
+    records = list(_iterate_records(path))
+    if not records:
+        raise TraceError(f"{path} holds no records; {_HINT}", code="empty_trace")
+    return records
+
+
+def _iterate_records(path: Path) -> Iterator[TraceRecord]:
+    if not path.exists():
+        raise TraceError(f"trace file {str(path)!r} does not exist; {_HINT}", code="no_such_file")
+    if path.is_dir():
+        raise TraceError(f"{path} is a folder; accepted: a trace file", code="not_a_file")
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield parse_record(line.removeprefix(b"\xef\xbb\xbf"), f"{path}, line {number}")
+    except OSError as error:
+        raise TraceError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from None
+
+
+def parse_record(line: bytes, source: str) -> TraceRecord:
+    """Parse one line; raises TraceError, whose message begins with the source."""
+    try:
+        return TraceRecord.model_validate_json(line.decode("utf-8").strip())
+    except UnicodeDecodeError as error:
+        message = f"{source}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
+        raise TraceError(message, code="not_utf8") from None
+    except ValidationError as error:
+        raise _explain(error, source) from None
+
+
+def _explain(error: ValidationError, source: str) -> TraceError:
+    """Build the error for an invalid record; another version explains everything else that is wrong."""
+    for details in error.errors(include_url=False):
+        if details["loc"] == ("version",) and details["type"] == "literal_error":
+            message = f"version is {details['input']!r}; accepted: {VERSION}; update tersely or the file"
+            return TraceError(f"{source}: {message}", code="unsupported_version")
+        if not details["loc"] and details["type"] in ("json_invalid", "model_type"):
+            return TraceError(f"{source}: {format_validation_error(error)}; {_HINT}", code="not_a_record")
+    return TraceError(f"{source}: {format_validation_error(error, TraceRecord)}")
+
+
+def check_appendable(path: Path) -> None:
+    """Refuse a place where no record can be appended, before any work is done; raises TraceError or WriteError."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise WriteError(f"--trace {path} cannot be written; accepted: a file, new or a trace, in a folder that exists")
+    if path.is_file() and path.stat().st_size and next(_iterate_records(path), None) is None:
+        raise TraceError(f"--trace {path} is not a trace; accepted: a file, new or a trace", code="empty_trace")
+    target = path if path.exists() else path.absolute().parent
+    if not os.access(target, os.W_OK):
+        raise WriteError(f"--trace {path} cannot be written: no permission; choose another place")
+
+
+def append_record(path: Path, record: TraceRecord) -> None:
+    """Append a record as one line, all or nothing; raises WriteError."""
+    append_line(path, record.model_dump_json(exclude_none=True).encode())

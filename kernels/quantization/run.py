@@ -26,7 +26,7 @@ REPORT = "quantization_report.json"
 
 
 class QuantizationCheck(Protocol):
-    """A test that a model takes before and after quantization; `evaluation.accuracy_check` implements it."""
+    """A test that a model takes before and after quantization; `evaluation.runner.AccuracyCheck` implements it."""
 
     @property
     def digest(self) -> str:

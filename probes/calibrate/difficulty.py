@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -113,12 +113,8 @@ def fit_difficulty(
     """Fit on one part, calibrate on another, and choose the largest price that costs at most `margin` accuracy.
 
     The price is found on the questions of both parts; those of the first are predicted by probes not trained on them.
-    Raises OptionError if one tier is best for all questions, or there are too few.
-
-    Args:
-        learn: questions of the first part, with tiers by themselves, which give the labels, and with tiers in use,
-            which give accuracy and cost.
-        tuning: questions of the second part, likewise.
+    Each part's questions come with tiers by themselves, which give the labels, and with tiers in use, which give
+    accuracy and cost. Raises OptionError if one tier is best for all questions, or there are too few.
     """
     (fit, fit_in_use), (tune, tune_in_use) = learn, tuning
     if len(fit) > 1 and not np.ptp(fit.state, axis=0).any():
@@ -201,10 +197,7 @@ def evaluate_probe(
     """Evaluate the probe on an unseen part, compared with baselines fitted on the same questions; JSON form.
 
     There are two targets: whether the question needs thinking at all (the tier without it fails), and whether it needs
-    more than the cheapest thinking tier.
-
-    Args:
-        in_use: the test part with tiers as they are in use.
+    more than the cheapest thinking tier. `in_use` is the test part with tiers as they are in use.
     """
     report: dict[str, Any] = {}
     order = [t for t in np.asarray(test.tiers)[np.argsort(test.tokens.mean(axis=0))] if t != BASE]
@@ -225,7 +218,7 @@ def evaluate_probe(
             "words": predict_by_words(fit.texts, fit_needs, test.texts),
         }
         report[f"{tier} fails"] = {
-            **{name: measure_quality(needs, values).as_dict() for name, values in predictions.items()},
+            **{name: asdict(measure_quality(needs, values)) for name, values in predictions.items()},
             "shuffled": {"auroc": float(np.mean(shuffled)), "draws": shuffled},
         }
     chosen = probe.table.choose(probe.network.proba(test.state), probe.price)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def evaluate_rules(
         scores = test.score(rule)
         outcomes = test.outcomes(scores.score, scores.trial_tokens)
         report[name] = {
-            "quality": measure_quality(harmless, scores.score).as_dict(),
+            "quality": asdict(measure_quality(harmless, scores.score)),
             **_measure_threshold(outcomes, certificates[name].threshold, alpha),
             "asked": float(scores.tried.sum() / len(test.full)),
             "resampled": _resample(rule, concatenate([calibrate, test]), tune, len(calibrate.full), alpha, delta),
@@ -153,7 +154,7 @@ def evaluate_rules(
     grid = threshold_grid(_score_by_confidence(tune)[0])
     certificate = certify(calibrate.outcomes(*_score_by_confidence(calibrate)), alpha, delta, grid)
     report["confidence"] = {
-        "quality": measure_quality(harmless, confidence[0]).as_dict(),
+        "quality": asdict(measure_quality(harmless, confidence[0])),
         **_measure_threshold(test.outcomes(*confidence), certificate.threshold, alpha),
         "asked": len(test) / len(test.full),
     }

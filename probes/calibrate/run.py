@@ -28,12 +28,8 @@ MIN_QUESTIONS = 40
 class CalibrationSettings:
     """Settings of a calibration.
 
-    Attributes:
-        alpha: share of questions that stopping early may harm.
-        delta: probability that more are harmed.
-        margin: accuracy that choosing tiers may cost.
-        layer: hidden layer to read; None chooses the best of those collected.
-        labels: one of `difficulty.LABELS`.
+    Stopping early may harm a share `alpha` of questions, and more with probability `delta`; choosing tiers may cost
+    `margin` accuracy. If `layer` is None, the best of those collected is chosen. `labels` are of `difficulty.LABELS`.
     """
 
     alpha: float = 0.02

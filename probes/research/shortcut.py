@@ -23,7 +23,6 @@ from ..artifact import (
     normalize_facts,
     read_artifact,
     require_fingerprint,
-    save,
 )
 
 KIND = "shortcut"
@@ -56,11 +55,9 @@ class Shortcut(StoredValue):
     score, a log-odds, is gate_out silu(gate_in n(h) + gate_in_bias) + gate_out_bias; matrices are [out, in]. Raises
     ArtifactError for what could not be saved and loaded again.
 
-    Attributes:
-        layer: hidden layer, numbered as in transformers, of so many `layers`.
-        base: `name` and `fingerprint` of the model.
-        threshold: score from which a token leaves; None if none was found at which these tokens agree with the model.
-        provenance: plain JSON, as `metrics`; numbers that are not finite become None.
+    `layer` is a hidden layer, numbered as in transformers, of so many `layers`; `base` has the `name` and `fingerprint`
+    of the model. From the threshold on a token leaves; it is None if none was found at which these tokens agree with
+    the model. `provenance` and `metrics` are plain JSON.
     """
 
     schema: ClassVar[ArtifactSchema] = _SCHEMA
@@ -134,11 +131,6 @@ def _check_shapes(arrays: Mapping[str, Array]) -> None:
     for name, shape in wanted.items():
         if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
             raise ArtifactError(f"{name} has shape {arrays[name].shape}; accepted: {shape}, all numbers finite")
-
-
-def save_shortcut(shortcut: Shortcut, folder: Path | str) -> None:
-    """Write `probe.safetensors` and `probe.json`; raises WriteError."""
-    save(shortcut, folder)
 
 
 def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Shortcut:

@@ -24,7 +24,6 @@ from ..artifact import (
     normalize_facts,
     read_artifact,
     require_fingerprint,
-    save,
 )
 
 KIND = "steering"
@@ -202,11 +201,6 @@ def _compare_states(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
     short, long = (window.mean(1).cpu().numpy() for window in windows)
     norms = [window.norm(dim=-1).mean(1).cpu().numpy() for window in windows]
     return short - long, (norms[0] + norms[1]) / 2
-
-
-def save_direction(direction: Direction, folder: Path | str) -> None:
-    """Write `probe.safetensors` and `probe.json`; raises WriteError."""
-    save(direction, folder)
 
 
 def load_direction(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Direction:

@@ -22,10 +22,10 @@ COMMANDS = {
     "calibrate": ("probes.calibrate.cli", "Train probes on collected data and certify them."),
     "collect": ("evaluation.collect", "Sample rollouts and store what probes are trained on."),
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
-    "report": ("evaluation.report.cli", "Make tables, pictures and a page of benchmark results."),
+    "report": ("evaluation.report.page", "Make tables, pictures and a page of benchmark results."),
     "roofline": ("evaluation.economics.cli", "Estimate what bounds a model on a device, and its highest speed."),
-    "tune": ("evaluation.tune.cli", "Search for the cheapest settings that lose no accuracy."),
-    "view": ("evaluation.view.cli", "Show a trace file as one HTML page."),
+    "tune": ("evaluation.tune", "Search for the cheapest settings that lose no accuracy."),
+    "view": ("evaluation.view.page", "Show a trace file as one HTML page."),
 }
 """The function of the command's name in a module of the package, and its line in the list of commands."""
 

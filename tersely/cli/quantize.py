@@ -62,7 +62,7 @@ def quantize(
 
     To load the result in transformers, `import tersely.kernels.quantization` before `from_pretrained`.
     """
-    from ..evaluation.accuracy_check import AccuracyCheck
+    from ..evaluation.runner import AccuracyCheck
     from ..kernels.quantization.calibration_text import CalibrationText
     from ..kernels.quantization.linear import ScaleSearch, Scheme
     from ..kernels.quantization.run import check_out, format_report, quantize_checkpoint

@@ -103,7 +103,7 @@ def _check(chosen: GenerationOptions, trace: Path | None) -> None:
     for modifier in chosen.modifiers:
         resolve_modifier(modifier)
     if trace is not None:
-        from ..evaluation.view.trace_file import check_appendable
+        from ..evaluation.view.record import check_appendable
 
         check_appendable(trace)
 
@@ -166,8 +166,7 @@ def _answer_on(engine: Interruptible, args: RunArgs) -> None:
 def _record(
     trace: Path, prompt: str, done: GenerationResult, plain: GenerationResult | None, codec: TokenizerAdapter
 ) -> None:
-    from ..evaluation.view.record import build_record
-    from ..evaluation.view.trace_file import append_record
+    from ..evaluation.view.record import append_record, build_record
 
     append_record(trace, build_record(done, prompt, plain, codec=codec))
 

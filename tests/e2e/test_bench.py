@@ -31,7 +31,7 @@ from tersely.evaluation.bench.cli import bench
 from tersely.evaluation.bench.compare import EXIT_CODES, GOOD, INFERIOR, OPEN, compare, show
 from tersely.evaluation.bench.costs import CostModel
 from tersely.evaluation.bench.records import ArmRecords
-from tersely.evaluation.economics.prices import Price
+from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.runner import batch_seed, batches
 from tersely.evaluation.tasks.questions import Question, hash_question
 

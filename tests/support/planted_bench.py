@@ -18,7 +18,7 @@ from tersely.evaluation.bench.costs import CostModel
 from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights, row_dicts
 from tersely.evaluation.bench.result import BenchPlan, assemble
 from tersely.evaluation.bench.truncation import Recording, TrialPoint
-from tersely.evaluation.economics.prices import Price
+from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.stats import Array
 from tersely.evaluation.tasks.questions import Question
 

@@ -12,10 +12,9 @@ from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult, Usage
 from tersely.controller.types import Capability, Completion, Directive, Request, SamplingParams, Signals, TokenSink
-from tersely.evaluation.bench.arms import make_arms
+from tersely.evaluation.bench.arms import Bench, make_arms, run_arm
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.records import ArmRecords
-from tersely.evaluation.bench.run import Bench, run_arm
 from tersely.evaluation.runner import Continuation
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question

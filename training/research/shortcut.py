@@ -16,8 +16,9 @@ from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine
 from ...controller.engines.transformers.research.early_exit import FAMILIES
+from ...probes.artifact import save
 from ...probes.fingerprint import question_hash
-from ...probes.research.shortcut import KIND, Shortcut, save_shortcut
+from ...probes.research.shortcut import KIND, Shortcut
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
@@ -140,7 +141,7 @@ def _train_shortcut(
         provenance=make_provenance(recipe, checked.rows),
         metrics=asdict(chosen),
     )
-    save_shortcut(shortcut, recipe.out / KIND)
+    save(shortcut, recipe.out / KIND)
     if chosen.threshold is None:
         run.log(f"no threshold reaches an agreement of {settings.agreement:.2%}; train longer, or use a later layer")
     else:

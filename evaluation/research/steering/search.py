@@ -14,10 +14,9 @@ from ....controller.options import GenerationOptions
 from ....controller.text.thoughts import ThinkingState
 from ....controller.text.tokenizer_adapter import TokenizerAdapter
 from ....probes.research.steering import Direction, Pair
-from ...bench.arms import Arm
+from ...bench.arms import Arm, Bench, run_arm, run_batch
 from ...bench.compare import summarize
 from ...bench.records import ArmRecords
-from ...bench.run import Bench, run_arm, run_batch
 
 CONTRAST = 1.25
 """Least ratio of the longest to the shortest thinking; below it they differ mostly by chance."""

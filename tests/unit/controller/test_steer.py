@@ -28,8 +28,8 @@ from tersely.controller.types import Capability, ForwardModifier
 from tersely.errors import CapabilityError, OptionError
 from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
-from tersely.probes.artifact import ArtifactError
-from tersely.probes.research.steering import Direction, save_direction
+from tersely.probes.artifact import ArtifactError, save
+from tersely.probes.research.steering import Direction
 
 from ...support.word_tokenizer import WordTokenizer
 
@@ -223,7 +223,7 @@ def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> N
 def test_the_command_line_takes_a_folder(
     engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_direction(direction(engine), tmp_path / "steering")
+    save(direction(engine), tmp_path / "steering")
     words = [
         "run",
         PROBLEMS[0],

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tersely.cli.app import main
 from tersely.errors import OptionError, PromptError
-from tersely.evaluation.accuracy_check import AccuracyCheck
+from tersely.evaluation.runner import AccuracyCheck
 from tersely.kernels.quantization import Scheme
 from tersely.kernels.quantization import run as module_of_run
 from tersely.kernels.quantization.calibration_text import CalibrationText

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError, TerselyError
-from tersely.evaluation.economics.cost_metrics import (
+from tersely.evaluation.economics.costs import (
     EXPERT_USD,
     HUMAN,
     EconomicsError,

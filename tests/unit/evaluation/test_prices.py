@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tersely.errors import OptionError
-from tersely.evaluation.economics.prices import PriceError, load_prices
+from tersely.evaluation.economics.costs import PriceError, load_prices
 
 
 def write_prices(folder: Path, data: object) -> Path:

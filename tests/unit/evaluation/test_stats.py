@@ -9,9 +9,11 @@ import pytest
 
 from tersely.errors import OptionError
 from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, judge
-from tersely.evaluation.iso_accuracy import area, common_range, iso_saving
 from tersely.evaluation.stats import (
     Interval,
+    area,
+    common_range,
+    iso_saving,
     mcnemar,
     needed_questions,
     paired_bootstrap,

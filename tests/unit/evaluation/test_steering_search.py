@@ -17,8 +17,8 @@ from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Completion
-from tersely.evaluation.bench.run import Bench
-from tersely.evaluation.research.steering import run as running
+from tersely.evaluation.bench.arms import Bench
+from tersely.evaluation.research.steering import cli as running
 from tersely.evaluation.research.steering.cli import as_text
 from tersely.evaluation.research.steering.search import (
     BACKWARDS,

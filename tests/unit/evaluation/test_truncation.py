@@ -11,11 +11,10 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trial_answers import ANSWER_PREFIX
-from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms
+from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms, run_arm
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.counterfactual import MAX_TRIALS, Counterfactual, ask_trials
 from tersely.evaluation.bench.records import ArmRecords
-from tersely.evaluation.bench.run import run_arm
 from tersely.evaluation.bench.truncation import (
     Recording,
     TrialPoint,

@@ -15,10 +15,13 @@ from tersely.controller.text.tokenizer_adapter import TokenizerAdapter
 from tersely.controller.trace import Decision, GenerationResult, Span, Usage
 from tersely.controller.types import Signals
 from tersely.evaluation.view.page import RunDisplay, display_record
-from tersely.evaluation.view.record import RunView, TokenView, TraceRecord, build_record
-from tersely.evaluation.view.trace_file import (
+from tersely.evaluation.view.record import (
+    RunView,
+    TokenView,
     TraceError,
+    TraceRecord,
     append_record,
+    build_record,
     check_appendable,
     load_records,
     parse_record,

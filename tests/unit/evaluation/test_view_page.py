@@ -19,8 +19,7 @@ import pytest
 from tersely.cli.app import main
 from tersely.controller.trace import Usage
 from tersely.evaluation.view.page import trace_page
-from tersely.evaluation.view.record import SegmentView, TraceRecord
-from tersely.evaluation.view.trace_file import append_record, load_records
+from tersely.evaluation.view.record import SegmentView, TraceRecord, append_record, load_records
 from tersely.models import get_model_path
 
 from ...support.commands import refused

@@ -15,7 +15,7 @@ import torch
 
 from tersely.errors import OptionError
 from tersely.io import WriteError
-from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
+from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError, save
 from tersely.probes.research.steering import (
     MIN_PAIRS,
     Direction,
@@ -23,7 +23,6 @@ from tersely.probes.research.steering import (
     SteeringError,
     extract,
     load_direction,
-    save_direction,
 )
 
 from ...support.models import random_model
@@ -125,7 +124,7 @@ def test_the_added_vector_points_along_the_direction() -> None:
 
 def test_a_saved_direction_loads_unchanged(tmp_path: Path) -> None:
     direction = make_direction()
-    save_direction(direction, tmp_path / "new" / "steering")
+    save(direction, tmp_path / "new" / "steering")
     assert sorted(p.name for p in (tmp_path / "new" / "steering").iterdir()) == [ABOUT, NUMBERS]
     found = load_direction(tmp_path / "new" / "steering", BASE["fingerprint"])
     assert found == direction
@@ -139,7 +138,7 @@ def test_a_saved_direction_loads_unchanged(tmp_path: Path) -> None:
 
 
 def test_a_direction_of_another_model_is_refused(tmp_path: Path) -> None:
-    save_direction(make_direction(), tmp_path)
+    save(make_direction(), tmp_path)
     with pytest.raises(ArtifactError, match=r"random \(abab.*mine.*\(cd.*`tersely steer`") as error:
         load_direction(tmp_path, "cd" * 32, "mine")
     assert error.value.code == "wrong_model"
@@ -177,7 +176,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_direction_is_refused(tmp_path: Path, name: str) -> None:
-    save_direction(make_direction(), tmp_path)
+    save(make_direction(), tmp_path)
     damage, code = DAMAGE[name]
     damage(tmp_path)
     with pytest.raises(ArtifactError) as error:
@@ -207,4 +206,4 @@ def test_an_invalid_direction_is_refused(changes: dict[str, Any], value: str) ->
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WriteError):
-        save_direction(make_direction(), tmp_path / "file" / "steering")
+        save(make_direction(), tmp_path / "file" / "steering")

@@ -12,8 +12,8 @@ import torch
 
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.probes.artifact import ArtifactError
-from tersely.probes.research.shortcut import load_shortcut, save_shortcut
+from tersely.probes.artifact import ArtifactError, save
+from tersely.probes.research.shortcut import load_shortcut
 from tersely.training.config import RecipeError, validate_recipe_values
 from tersely.training.research import shortcut as method
 from tersely.training.research.early_exit_training import (
@@ -40,7 +40,7 @@ RECIPE: dict[str, Any] = {
 
 def test_a_saved_shortcut_is_loaded_and_checked(engine: TransformersEngine, tmp_path: Path) -> None:
     made = shortcut(engine, metrics={"left": 0.5, "odd": float("nan")}, provenance={"seed": 3})
-    save_shortcut(made, tmp_path)
+    save(made, tmp_path)
     found = load_shortcut(tmp_path, engine.fingerprint())
     assert found == made
     assert (found.layer, found.layers, found.threshold, found.metrics["odd"]) == (2, 4, 30.0, None)
@@ -50,7 +50,7 @@ def test_a_saved_shortcut_is_loaded_and_checked(engine: TransformersEngine, tmp_
         load_shortcut(tmp_path, "cd" * 32, "qwen")
     with pytest.raises(ArtifactError, match="model"):
         load_shortcut(tmp_path, None)
-    save_shortcut(shortcut(engine, arrays=arrays(128, seed=1)), tmp_path / "other")
+    save(shortcut(engine, arrays=arrays(128, seed=1)), tmp_path / "other")
     (tmp_path / "probe.safetensors").write_bytes((tmp_path / "other" / "probe.safetensors").read_bytes())
     with pytest.raises(ArtifactError, match=r"probe\.json"):
         load_shortcut(tmp_path, engine.fingerprint())

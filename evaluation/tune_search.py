@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from ...controller.options import TunedConfig
-from ...errors import OptionError, unknown
-from ..bench.compare import GOOD, judge
-from ..bench.records import ArmRecords
-from ..stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
+from ..controller.options import TunedConfig
+from ..errors import OptionError, unknown
+from .bench.compare import GOOD, judge
+from .bench.records import ArmRecords
+from .stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
 
 FINALISTS = 3
 FIRST_ROUND = 32

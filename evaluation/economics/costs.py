@@ -1,4 +1,6 @@
-"""Metrics of cost: cost-of-pass and its frontier, E3, and WebLeaper's two scores of a search.
+"""Token prices, and metrics of cost: cost-of-pass and its frontier, E3, and WebLeaper's two scores of a search.
+
+Prices come from a small, dated table of public list prices, which a user's own table extends or overrides.
 
 Cost-of-pass (arXiv 2504.13359) is what a right answer costs. The unit is the problem: each model or arm has a
 cost-of-pass on each problem, the frontier takes the cheapest, and a data set's frontier is the mean over its problems.
@@ -6,15 +8,79 @@ cost-of-pass on each problem, the frontier takes the cheapest, and a data set's 
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field, NonNegativeFloat
 
 from ...errors import OptionError, TerselyError, unknown
+from ...validation import FrozenModel, parse_json, read_text
 from ..stats import Array, Interval, paired_bootstrap, question_means, ratio_bootstrap, resampled_means
+
+_DEFAULT_PRICES = Path(__file__).with_name("prices.json")
+_MILLION = 1e6
+
+Tokens = TypeVar("Tokens", float, Array)
+
+
+class PriceError(TerselyError, ValueError):
+    """A price table cannot be used."""
+
+    code = "invalid_prices"
+
+
+class Price(FrozenModel):
+    """The token prices of a model in USD per million, with the date and source of the quote."""
+
+    prompt: NonNegativeFloat
+    output: NonNegativeFloat
+    cached: NonNegativeFloat | None = None
+    """Prompt tokens served from a cache; None if they cost as much as other prompt tokens."""
+    as_of: dt.date
+    source: str = "the user's own"
+
+    def cost(self, prompt: Tokens, output: Tokens, cached: Tokens | None = None) -> Tokens:
+        """Return the USD of one generation, or of an array of them; `cached` tokens are part of `prompt`."""
+        if cached is None or self.cached is None:
+            return (prompt * self.prompt + output * self.output) / _MILLION
+        return ((prompt - cached) * self.prompt + cached * self.cached + output * self.output) / _MILLION
+
+
+class Prices(FrozenModel):
+    """Prices by model name."""
+
+    models: dict[str, Price] = Field(min_length=1)
+
+    def get(self, model: str) -> Price:
+        """Return the price of a model; raises OptionError if it has none."""
+        if model not in self.models:
+            message = f"{unknown('price of model', model, self.models)}; or pass a file with your own prices"
+            raise OptionError(message, code="unknown_name")
+        return self.models[model]
+
+
+def load_prices(path: Path | None = None) -> Prices:
+    """Load the built-in table, extended or overridden by the models of a file of the same form; raises PriceError."""
+    default = _load_default()
+    if path is None:
+        return default
+    own = parse_json(Prices, read_text(path, PriceError), str(path), PriceError)
+    return Prices(models={**default.models, **own.models})
+
+
+@cache
+def _load_default() -> Prices:
+    return parse_json(Prices, read_text(_DEFAULT_PRICES, PriceError), _DEFAULT_PRICES.name, PriceError)
+
+
+# -- cost-of-pass ------------------------------------------------------------------------------------------------------
 
 HUMAN = "human expert"
 EXPERT_USD: Mapping[str, float] = {"AIME": 20.0, "GPQA": 58.0}
@@ -31,12 +97,8 @@ def cost_of_pass(costs: ArrayLike, passes: ArrayLike, prior: float = 0.0) -> flo
     """Divide the mean cost of a generation by its mean success; infinite if nothing passed.
 
     For the runs of one problem this is the paper's v(m, p); for a whole set it is the cost of a right answer in it.
-
-    Args:
-        costs: Cost of each run.
-        passes: Success of each run, in the same shape.
-        prior: Successes and failures to add of each, so that a problem that never passed gets a bound instead of
-            infinity. 0.5 is add-half smoothing.
+    `prior` is a number of successes and of failures to add, so that a problem that never passed gets a bound instead of
+    infinity; 0.5 is add-half smoothing.
     """
     cost, right = _check_shapes(costs, passes)
     if not cost.size:
@@ -97,12 +159,9 @@ class Frontier:
 
 
 def frontier(models: Mapping[str, ArrayLike], human: float | None = None) -> Frontier:
-    """Compute the frontier of models and, optionally, a human expert.
+    """Compute the frontier of models, each with its cost-of-pass [questions], and of an expert.
 
-    Args:
-        models: The cost-of-pass of each problem, [questions], by model. If empty, the human stands alone, on one
-            problem that represents all of them.
-        human: USD per problem of a human expert.
+    The expert takes `human` USD a problem, and without models stands alone on one that represents all of them.
     """
     columns = {name: np.asarray(column, np.float64) for name, column in models.items()}
     lengths = {len(column) for column in columns.values()} or {1}
@@ -160,11 +219,8 @@ def _check_finite(values: Array) -> Array:
 def e3(accuracy: float, tokens: float) -> float:
     """Compute E3 = A * (A / T), with A in percent and T the mean decoded tokens (Plan-and-Budget, arXiv 2505.16122).
 
-    Report both values with the score: it depends on the scale of A, and doubling A counts for more than halving T.
-
-    Args:
-        accuracy: A share from 0 to 1.
-        tokens: Mean tokens, including those of planners and verifiers.
+    `accuracy` is a share from 0 to 1, and `tokens` include those of planners and verifiers. Report both values with the
+    score: it depends on the scale of A, and doubling A counts for more than halving T.
     """
     if not 0 <= accuracy <= 1:
         raise OptionError(f"accuracy is {accuracy}; accepted: a share from 0 to 1")
@@ -177,13 +233,7 @@ def e3(accuracy: float, tokens: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SearchScore:
-    """The scores of a search for entities (WebLeaper, arXiv 2510.24697).
-
-    Attributes:
-        required: The entities to find.
-        obtained: The entities on the pages that the search visited.
-        steps: Steps of the search.
-    """
+    """The scores of a search for entities (WebLeaper, arXiv 2510.24697); `obtained` are those on the visited pages."""
 
     required: frozenset[Hashable]
     obtained: frozenset[Hashable]

@@ -9,22 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
-from ...checkpoint_log import CheckpointLog
-from ...controller.options import GenerationOptions, TunedConfig
-from ...controller.types import Capability
-from ...errors import OptionError, unknown
-from ...io import check_writable
-from ..bench.arms import BASELINE, Arm, check_disjoint, check_resolved
-from ..bench.costs import load_cost_model
-from ..bench.records import ArmRecords
-from ..bench.run import Bench, run_arm
-from ..cli_utils import show_progress, split_list
-from ..economics.prices import Price, load_prices
-from ..runner import ENGINES, EvalRunner, load_runner
-from ..stats import Array, question_means
-from ..tasks.equality import AnswerChecker
-from ..tasks.questions import Question, load_pools
-from .search import FIRST_ROUND, Candidate, Finding, choose, default_space, read_space, search, validate
+from ..checkpoint_log import CheckpointLog
+from ..controller.options import GenerationOptions, TunedConfig
+from ..controller.types import Capability
+from ..errors import OptionError, unknown
+from ..io import check_writable
+from . import cli_utils as cli
+from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
+from .bench.costs import load_cost_model
+from .bench.records import ArmRecords
+from .economics.costs import Price, load_prices
+from .runner import ENGINES, EvalRunner, load_runner
+from .stats import Array, question_means
+from .tasks.equality import AnswerChecker
+from .tasks.questions import Question, load_pools
+from .tune_search import FIRST_ROUND, Candidate, Finding, choose, default_space, read_space, search, validate
 
 NOTHING_FOUND = 1
 _OFF = GenerationOptions(preset="off", policies=None)
@@ -32,7 +31,7 @@ _OFF = GenerationOptions(preset="off", policies=None)
 
 @dataclass(frozen=True, slots=True)
 class _Objective:
-    """Answers ranges of the questions with a candidate; see `search.Ask`."""
+    """Answers ranges of the questions with a candidate; see `tune_search.Ask`."""
 
     runner: EvalRunner
     parts: Mapping[str, Sequence[Question]]
@@ -61,25 +60,21 @@ class _Objective:
 
 def tune(
     out: Annotated[Path, typer.Option(help="Config file to write; an interrupted run resumes.")],
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")] = "tersely-tiny-small",
-    tasks: Annotated[
-        str, typer.Option(help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")
-    ] = "tiny",
+    model: cli.Model = "tersely-tiny-small",
+    tasks: cli.Tasks = "tiny",
     limit: Annotated[int, typer.Option(min=FIRST_ROUND, help="Questions to search on (split fit).")] = 256,
     validation_questions: Annotated[
         int, typer.Option(min=10, help="Held-out questions for the final comparison (split calibrate).")
     ] = 512,
     space: Annotated[Path | None, typer.Option(help="JSON file {effort, policies, strategy}, each a list.")] = None,
     objective: Annotated[str, typer.Option(help="What to minimize: tokens, or usd (with --price).")] = "tokens",
-    price: Annotated[str | None, typer.Option(help="The model's price: a name in the price table.")] = None,
-    margin: Annotated[float, typer.Option(help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")] = 0.01,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for drawing questions and for sampling.")] = 0,
-    probes: Annotated[
-        str | None, typer.Option(help="Folder of `tersely calibrate`, instead of the pretrained probes.")
-    ] = None,
+    price: cli.Price = None,
+    margin: cli.Margin = 0.01,
+    seed: cli.Seed = 0,
+    probes: cli.Probes = None,
     max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = 2048,
-    engine: Annotated[str, typer.Option(help="Engine: transformers, or the faster vllm.")] = "transformers",
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows decoded at a time.")] = 64,
+    engine: cli.Engine = "transformers",
+    batch_size: cli.BatchSize = 64,
     think_prompt: Annotated[bool, typer.Option(help="Prompt a model without thinking markers to think.")] = False,
 ) -> None:
     """Search efforts, strategies and policies for the cheapest that loses no accuracy beyond the margin.
@@ -88,7 +83,7 @@ def tune(
     """
     _check(objective, price, margin, engine, out)
     candidates = None if space is None else read_space(space)
-    parts = _load_parts(split_list("--tasks", tasks), limit, validation_questions, seed)
+    parts = _load_parts(cli.split_list("--tasks", tasks), limit, validation_questions, seed)
     costs, _ = load_cost_model(model, None, load_prices(None), price, None)
     runner = load_runner(model, engine, think_prompt=think_prompt)
     common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
@@ -108,7 +103,7 @@ def tune(
     checkpoints = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
     cost = _cost_function(costs.price if objective == "usd" else None)
     work = len(candidates) * FIRST_ROUND + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
-    with AnswerChecker() as checker, show_progress(work) as advance:
+    with AnswerChecker() as checker, cli.show_progress(work) as advance:
         ask = _Objective(runner, parts, checker, checkpoints, seed, batch_size, common, advance)
         for candidate in candidates:  # so that errors appear now, not in the last round
             _check_candidate(runner, GenerationOptions(**candidate.config.options(), probes=probes), parts)
@@ -144,8 +139,7 @@ def _check(objective: str, price: str | None, margin: float, engine: str, out: P
         raise unknown("objective", objective, ("tokens", "usd"))
     if objective == "usd" and price is None:
         raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
-    if not 0 <= margin < 1:
-        raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
+    cli.check_margin(margin)
     if engine not in ENGINES:
         raise unknown("engine", engine, ENGINES)
     check_writable(out)
@@ -153,7 +147,7 @@ def _check(objective: str, price: str | None, margin: float, engine: str, out: P
 
 def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
     """Whether policies with probes work on this model and engine."""
-    from ...controller.probe_registry import ProbeError
+    from ..controller.probe_registry import ProbeError
 
     session = runner.session
     if not {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES} <= session.engine.capabilities:

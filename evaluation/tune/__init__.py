@@ -1,1 +1,0 @@
-"""The search for a cheaper configuration, `tersely tune`."""
