@@ -19,7 +19,7 @@ from transformers import (
 from tersely.controller.engines.transformers import decode_loop as loop
 from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.types import KEEP, Completion, Directive, Request, SamplingParams, StepInfo, Watcher
+from tersely.controller.types import KEEP, Capability, Completion, Directive, Request, SamplingParams, StepInfo, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from ..support.models import VOCABULARY, letters, random_model
@@ -113,13 +113,12 @@ def test_rows_in_a_batch_are_what_they_are_alone(kind: str) -> None:
     most = 4 if kind == "full" else 1
     engine = engine_of(model)
     assert engine.capabilities == {
-        "signals",
-        "chances",
-        "hidden",
-        "steer",
-        "shortcut",
-        "retract",
-        *(("crop", "ragged") if kind == "full" else ()),
+        Capability.LOGIT_SIGNALS,
+        Capability.LOGPROBS,
+        Capability.HIDDEN_STATES,
+        Capability.FORWARD_MODIFIERS,
+        Capability.RETRACT,
+        *((Capability.KV_ROLLBACK, Capability.RAGGED_BATCH) if kind == "full" else ()),
     }
     together = engine.generate(wild_requests(6, most), GREEDY)
     alone = [engine.generate([request], GREEDY)[0] for request in wild_requests(6, most)]
@@ -176,7 +175,7 @@ def test_rows_that_ended_leave_the_batch_and_change_nothing(
     model = random_model(eos=[1, 7])
     forwards = Forwards(model)
     left = engine_of(model).generate(wild_requests(12, 4), sampling)
-    monkeypatch.setattr(loop, "_CROWDED", 0)
+    monkeypatch.setattr(loop, "_SHRINK_BELOW", 0)
     leaving = len(forwards.shapes)
     stayed = engine_of(model).generate(wild_requests(12, 4), sampling)
     assert left == stayed
@@ -296,7 +295,7 @@ def test_processors_see_each_row_compact() -> None:
 
 
 def test_the_cache_sheds_its_holes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "_CHUNK", {})
+    monkeypatch.setattr(loop, "_MAX_CHUNK", {})
     model = random_model(eos=126)
     forwards = Forwards(model)
 
@@ -318,8 +317,8 @@ def test_the_cache_sheds_its_holes(monkeypatch: pytest.MonkeyPatch) -> None:
     ("kind", "directive", "error", "message"),
     [
         ("sliding", Directive((5,), retract=2), CapabilityError, "cannot be cropped"),
-        ("sliding", Directive(retract=1), CapabilityError, "cannot go back"),
-        ("full", Directive(retract=9), OptionError, "has put out 4"),
+        ("sliding", Directive(retract=1), CapabilityError, "cannot be rolled back"),
+        ("full", Directive(retract=9), OptionError, "has only 4"),
     ],
 )
 def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[Exception], message: str) -> None:
@@ -341,7 +340,7 @@ def test_ended_rows_do_not_run_out_of_learned_positions() -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=VOCABULARY, n_positions=32, n_embd=32, n_layer=2, n_head=2, eos_token_id=126)
     engine = engine_of(GPT2LMHeadModel(config).eval())
-    assert "ragged" in engine.capabilities
+    assert Capability.RAGGED_BATCH in engine.capabilities
 
     def requests() -> list[Request]:
         return [Request((5,) * 28, 4), Request((6, 7), 30, Script(t9=Directive((8, 9, 10))))]

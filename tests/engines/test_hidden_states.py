@@ -146,8 +146,8 @@ def test_nothing_asked_is_nothing_given(kind: str) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request((5, 6), 9, Reads(1), layers=(0, -1)), r"layer 1 was not asked for; the request's layers: \[-1, 0\]"),
-        (Request((5, 6), 9, Reads(-1), signals=True), r"layer -1 was not asked for; name it in the request's layers"),
+        (Request((5, 6), 9, Reads(1), layers=(0, -1)), r"layer 1 was not requested; the request's layers: \[-1, 0\]"),
+        (Request((5, 6), 9, Reads(-1), signals=True), r"layer -1 was not requested; name it in the request's layers"),
         (Request((5, 6), 9, Reads(3), layers=(3,)), "layer 3 does not exist; accepted: 0 to 2, or -1 to -3"),
         (Request((5, 6), 9, Reads(-4), layers=(-4,)), "layer -4 does not exist; accepted: 0 to 2, or -1 to -3"),
     ],
@@ -218,11 +218,11 @@ def test_hidden_states_of_prompts_are_those_that_transformers_returns(kind: str,
     model = random_model(kind)
     prompts = [(5, 6, 7, 8), (9,), tuple(range(10, 23))]
     states = TransformersEngine(model, letters(), name="random").hidden_states(prompts, layer)
+    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()) == 0
     for prompt, state in zip(prompts, states, strict=True):
         with torch.no_grad():
             expected = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[layer][0, -1]
         np.testing.assert_allclose(state, expected.numpy(), atol=1e-4)
-    assert sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in model.modules()) == 0
 
 
 def test_hidden_states_of_a_layer_that_is_not_there() -> None:

@@ -106,7 +106,7 @@ def test_the_context_bounds_prompt_and_output(engine: TransformersEngine) -> Non
         engine.generate([Request((5,) * 64, 1)], SamplingParams())
     with pytest.raises(PromptError, match="request 1 is empty"):
         engine.generate([Request((5,), 1), Request((), 1)], SamplingParams())
-    with pytest.raises(OptionError, match="at least 1"):
+    with pytest.raises(OptionError, match="1 or more"):
         engine.generate([Request((5,), 0)], SamplingParams())
     assert engine.generate([], SamplingParams()) == []
 

@@ -98,7 +98,7 @@ def test_in_shadow_and_without_room_none_is_asked(engine: TransformersEngine, pl
 
 def test_an_engine_that_cannot_crop_takes_no_trials(engine: TransformersEngine) -> None:
     sliding = TransformersEngine(random_model("sliding"), engine.tokenizer, name="sliding")
-    with pytest.raises(CapabilityError, match="'sliding' lacks crop, which is needed here"):
+    with pytest.raises(CapabilityError, match="'sliding' lacks kv_rollback"):
         Session(sliding).prepare(PROBLEMS, GenerationOptions(policies=(Asking(),)))
 
 
@@ -109,8 +109,11 @@ class Reading(Asking):
     requires: ClassVar[frozenset[Capability]] = frozenset(
         {Capability.LOGIT_SIGNALS, Capability.KV_ROLLBACK, Capability.HIDDEN_STATES}
     )
-    layers: ClassVar[tuple[int, ...]] = (-1,)
     states: list[State] = field(default_factory=list)
+
+    @property
+    def hidden_layers(self) -> tuple[int, ...]:
+        return (-1,)
 
     def watch(self, view: PolicyView) -> Watching:
         yield Wait(at=view.tokens + 1, boundary="thought")

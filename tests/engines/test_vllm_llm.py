@@ -46,7 +46,7 @@ def test_outputs_are_vllms_own_and_say_what_control_made_of_them(llm: Any) -> No
 def test_a_call_may_be_controlled_otherwise_than_the_rest(llm: Any) -> None:
     short = llm.chat(MESSAGES, greedy(), use_tqdm=False, policies=["budget"], thinking=40)
     assert all(output.outputs[0].tersely.thinking <= 40 for output in short)
-    assert all(output.outputs[0].tersely.forced > 5 for output in short)
+    assert all(output.outputs[0].tersely.injected > 5 for output in short)
     none = llm.chat(MESSAGES, greedy(), use_tqdm=False, effort="none")
     assert all(output.outputs[0].tersely.thinking == 0 for output in none)
     shadow = llm.chat(MESSAGES[:2], greedy(), use_tqdm=False, shadow=True)
@@ -85,7 +85,7 @@ def test_what_cannot_be_done_is_refused_at_once(llm: Any) -> None:
             yield Wait(at=1)
             yield Close("mine")
 
-    with pytest.raises(CapabilityError, match="travel to vLLM's workers"):
+    with pytest.raises(CapabilityError, match="vLLM's workers"):
         llm.chat(MESSAGES[:1], greedy(), policies=[Own()])
     with pytest.raises(OptionError, match="did you mean 'fast'"):
         llm.chat(MESSAGES[:1], greedy(), preset="fats")
