@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
+from ..probes.io import find_pretrained
 from .types import Capability, ModelHandle
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def find_probe(engine: ModelHandle, folder: str | None, kind: str) -> Path | Non
     """
     if folder is None:
         fingerprint = engine.fingerprint()
-        return None if fingerprint is None else probe_io.find_pretrained(fingerprint, kind)
+        return None if fingerprint is None else find_pretrained(fingerprint, kind)
     path = Path(folder) / kind
     if not path.is_dir():
         raise ProbeError(f"{folder} has no {kind} probe; accepted: a folder that `tersely calibrate` wrote")
