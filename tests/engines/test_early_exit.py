@@ -101,7 +101,7 @@ def test_what_does_not_belong_is_refused(engine: TransformersEngine, monkeypatch
         ask(engine, DepthShortcut(shortcut=shortcut(engine, base=other)))
     with pytest.raises(OptionError, match="no threshold"):
         ask(engine, DepthShortcut(shortcut=shortcut(engine, threshold=None)))
-    with pytest.raises(OptionError, match="the threshold is not a number"):
+    with pytest.raises(OptionError, match="the threshold is NaN"):
         ask(engine, DepthShortcut(shortcut=shortcut(engine), threshold=float("nan")))
     with pytest.raises(TypeError, match="bound"):
         DepthShortcut().attach(lambda: "thought")
