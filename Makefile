@@ -9,7 +9,7 @@ NEWEST ?= .venv-newest
 FROM ?= checkout
 # How the tests share two cores, of which a third process uses what the others leave while they wait for what they have
 # started; `make test WORKERS=` runs them one after the other.
-WORKERS ?= --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+WORKERS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 # More extras for the tests, each with a leading comma: `EXTRAS=,gym,lm-eval`; gym needs a C compiler.
 EXTRAS ?=
 # What `make bench` measures: models, and fresh questions for each.
@@ -43,7 +43,7 @@ test: $(VENV)/test.stamp
 
 # No model server and no vLLM: what to run before a commit.
 test-fast: $(VENV)/test.stamp
-	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadgroup $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
+	@$(BESIDE) $(BIN)/pytest --rootdir $(CURDIR) --config-file $(CURDIR)/pyproject.toml --numprocesses 2 --dist loadfile $(CURDIR)/tests/unit $(CURDIR)/tests/test_layout.py
 
 # A plain `pip install` takes the newest versions that our metadata allows, which the pins above hide from the tests.
 test-newest:

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +33,6 @@ os.environ.update(
 # Processes among which tests are shared ignore Ctrl-C, and so would all that they start.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-IN_PROCESS_VLLM = ("start_vllm", "vllm_engine", "vllm_llm", "tersely_llm")
-"""Fixtures that start a vLLM in the test process."""
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Keep the tests of a file in one process, and those of all files that start a vLLM in it (group "vllm")."""
-    with_vllm = {item.path for item in items if {*IN_PROCESS_VLLM} & {*getattr(item, "fixturenames", ())}}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group("vllm" if item.path in with_vllm else str(item.path)))
-    return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,6 @@ from tersely.errors import ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
 
 pytestmark = [
-    pytest.mark.xdist_group("vllm"),
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
 ]

@@ -25,7 +25,7 @@ from ..support.refusals import refused
 if TYPE_CHECKING:
     from vllm import LLM
 
-pytestmark = [pytest.mark.vllm, pytest.mark.xdist_group("vllm")]
+pytestmark = pytest.mark.vllm
 SMALL = get_model_path("tersely-tiny-small")
 PROMPTS = ("Kai has 9 shells. Kai drops 4 shells.", "The train has 12 seats.", "Kai makes 3 times the shells.")
 LENGTH = 20
