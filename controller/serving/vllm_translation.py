@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ...errors import OptionError, TerselyError, unknown
 from ..budgets import canonical_effort
-from ..vllm.request_control import KEY, RequestControl, read_control
+from ..vllm.request_control import KEY, RequestControl, make_control, read_control
 from .errors import RequestError, from_validation_error
 from .schemas import ChatRequest, TerselyField, ThinkingOptions
 from .settings import EFFORT_NAMES, answer_reserve, openai_effort
@@ -58,10 +58,10 @@ def default_control(preset: str | None, policies: list[str] | None, effort: str)
     if effort not in EFFORT_NAMES:
         raise unknown("effort", effort, EFFORT_NAMES)
     if policies is None:
-        return RequestControl(preset, None, effort)
+        return make_control(preset=preset, effort=effort)
     if len(set(policies)) < len(policies):
         raise OptionError(f"policies given twice: {', '.join(policies)}; accepted: each at most once")
-    return RequestControl(None, {name: {} for name in policies}, effort)
+    return make_control(policies={name: {} for name in policies}, effort=effort)
 
 
 def _parse(model: type[M], field: str, value: Any) -> M | None:

@@ -18,7 +18,7 @@ from ..text.reasoning_parser import split_reasoning
 from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from .engine import PROCESSOR
-from .request_control import KEY, RequestControl
+from .request_control import KEY, RequestControl, make_control
 from .trace_channel import TraceStore, request_tag
 
 
@@ -143,7 +143,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
 def control(preset: str | None, policies: Sequence[Policy | str] | None, effort: str, **more: Any) -> RequestControl:
     """Build a control from keywords; raises CapabilityError for a policy that cannot be sent to workers."""
     named = None if policies is None else dict(_described(policy) for policy in policies)
-    return RequestControl(preset if named is None else None, named, effort, **more)
+    return make_control(preset=preset if named is None else None, policies=named, effort=effort, **more)
 
 
 def _described(policy: Policy | str) -> tuple[str, dict[str, Any]]:

@@ -76,6 +76,14 @@ class RequestControl:
 _SETTINGS = tuple(f.name for f in fields(RequestControl) if f.name != "driver")
 
 
+def make_control(**settings: Any) -> RequestControl:
+    """Build a control from settings; raises OptionError or CapabilityError."""
+    try:
+        return RequestControl(**settings)
+    except ValidationError as error:
+        raise OptionError(f"{KEY!r}: {format_validation_error(error)}") from None
+
+
 def read_control(settings: Any) -> RequestControl:
     """Read an object, its JSON text, or the name of a preset; raises OptionError or CapabilityError."""
     if isinstance(settings, str) and settings.lstrip()[:1] == "{":
@@ -96,10 +104,7 @@ def read_control(settings: Any) -> RequestControl:
             raise unknown(f"setting of {KEY!r}:", key, _SETTINGS)
     if isinstance(policies := settings.get("policies"), list):
         settings = {**settings, "policies": {name: {} for name in policies}}
-    try:
-        return RequestControl(**settings)
-    except ValidationError as error:
-        raise OptionError(f"{KEY!r}: {format_validation_error(error)}") from None
+    return make_control(**settings)
 
 
 def parse_control(extra_args: Mapping[str, Any] | None, default: RequestControl | None) -> RequestControl | None:

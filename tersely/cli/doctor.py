@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -16,12 +16,14 @@ from ..controller.budgets import TIERS
 from ..controller.options import GenerationOptions
 from ..controller.policies import make_policy
 from ..controller.prompts import render
-from ..controller.session import Session
 from ..controller.trace import GenerationResult
 from ..controller.types import Capability, Engine, Request, SamplingParams
 from ..errors import TerselyError
 from . import options as o
 from .loading import ModelSource, load, open_session, source
+
+if TYPE_CHECKING:
+    from ..controller.session import Session
 
 Status = Literal["ok", "warn", "fail"]
 QUESTION = "What is 12 + 7?"
