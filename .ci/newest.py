@@ -37,9 +37,8 @@ def check_identity() -> None:
     import torch
 
     import tersely
-    from tersely.controller.engines.transformers import load_engine
 
-    engine = load_engine(MODEL)
+    engine = tersely.load_engine(MODEL)
     tokenizer = engine.tokenizer
     batch = tersely.generate(engine, prompts=QUESTIONS, preset="off", max_new_tokens=200, temperature=0)
     for question, together in zip(QUESTIONS, batch, strict=True):
