@@ -3,8 +3,8 @@
 Each ratio is `generate`'s time over ours, so above 1 means that ours is faster. `off` runs without watchers, `on` with
 one watcher a row that never acts: a real controller in shadow mode where the model has thinking markers. `loaded`: the
 steps of a model with grouped attention (`load_engine(..., grouped=True)`), against the same model as transformers loads
-it, after prompts of so many tokens; its sums have another order, so that its tokens may differ. `drawn`: sampling alone,
-of so many rows and tokens to choose from: `generate`'s way against one number a row (`SamplingParams.inverse_cdf`).
+it, after prompts of so many tokens; its sums have another order, so its tokens may differ. `drawn`: sampling alone, of
+so many rows and tokens to choose from: `generate`'s way against one number a row (`SamplingParams.inverse_cdf`).
 """
 
 from __future__ import annotations
