@@ -92,6 +92,7 @@ class PreparedRequest:
     request: Request
     notes: list[Decision] = field(default_factory=list)  # decisions that no controller took
     recomputed: int = 0  # prompt tokens that were read once more to choose the tier
+    policies: tuple[Policy, ...] = ()  # as bound to the engine
 
     @property
     def state(self) -> str:
@@ -111,6 +112,11 @@ class PreparedRequest:
             reason = f"the model answered without {controller.markers.open}, so there was no thinking to control"
             notes.append(Decision("controller", "note", reason, controller.position))
         return notes
+
+
+def distinct_policies(requests: Sequence[PreparedRequest]) -> list[Policy]:
+    """The policies of a batch, each once."""
+    return list({id(policy): policy for request in requests for policy in request.policies}.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +159,7 @@ class RequestBuilder:
             rendered.ids, limit, controller, self._wants_signals, tuple(sorted(layers)), budget.temperature
         )
         notes = [Decision("effort", "tier", choice.reason, 0)] if choice.reason else []
-        prepared = PreparedRequest(rendered, budget, controller, request, notes, choice.tokens)
+        prepared = PreparedRequest(rendered, budget, controller, request, notes, choice.tokens, self.policies)
         if controller is not None:
             self._attach_modifiers(prepared, controller)
         return prepared

@@ -20,7 +20,7 @@ from .policies import make_policies, make_policy
 from .policies.base import Policy
 from .probe_registry import load_tier_probe
 from .registry import resolve_modifier
-from .request_builder import PreparedRequest, RequestBuilder
+from .request_builder import PreparedRequest, RequestBuilder, distinct_policies
 from .streaming import EventSink, StreamEmitter
 from .text.markers import Markers, choose_markers
 from .text.reasoning_parser import split_reasoning
@@ -81,7 +81,7 @@ class Session:
         completions = self.engine.generate([r.request for r in requests], options.sampling, emitter)
         if emitter is not None:
             emitter.finish()
-        self.end_batch(requests, options)
+        self.end_batch(requests)
         results = [self.finish(request, done) for request, done in zip(requests, completions, strict=True)]
         if recorder is not None:
             recorder.keep(prompts, results, [request.controller is not None for request in requests])
@@ -115,9 +115,9 @@ class Session:
             tier_probe,
         )
 
-    def end_batch(self, requests: Sequence[PreparedRequest], options: GenerationOptions) -> None:
+    def end_batch(self, requests: Sequence[PreparedRequest]) -> None:
         """Put what policies report about a finished batch, such as drift, into the traces of its requests."""
-        for policy in self.resolve(options).policies:
+        for policy in distinct_policies(requests):
             if (note := policy.end_batch()) is not None:
                 for request in requests:
                     request.notes.append(Decision(policy.name, "drift", note, 0, acted=False))

@@ -266,7 +266,7 @@ class _Batch:
         if self.cancellable or call.stops:
             requests = [_watch(*item) for item in zip(requests, futures, parsers, strict=True)]
         completions = call.session.engine.generate(requests, call.options.sampling, emitter)
-        call.session.end_batch(rows, call.options)
+        call.session.end_batch(rows)
         for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             result = call.session.finish(row, completion)
             answer, stopped = truncate_at_stop(result.answer, call.stops)

@@ -97,7 +97,7 @@ def sample_all(
         started = _start_batch(session, options, branches)
         sampling = with_seed(options, _batch_seed(options.sampling.seed, batch)).sampling
         completions = session.engine.generate([sample.request for sample in started], sampling)
-        session.end_batch([sample.prepared for sample in started], options)
+        session.end_batch([sample.prepared for sample in started])
         for (question, _), sample, completion in zip(branches, started, completions, strict=True):
             _finish(session, question, sample, completion)
         batch += 1

@@ -16,9 +16,8 @@ from dataclasses import replace
 from jinja2 import TemplateError
 
 from ...errors import CapabilityError, PromptError, TerselyError
-from ..options import GenerationOptions
 from ..probe_registry import ProbeError
-from ..request_builder import PreparedRequest
+from ..request_builder import PreparedRequest, distinct_policies
 from ..session import Session
 from ..streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
 from ..text.reasoning_parser import ReasoningParser, truncate_at_stop
@@ -97,7 +96,7 @@ class BatchWorker:
         template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
         self.model_info = ModelInfo(thinks, "tools" in template, session.engine.context_length)
         self.accepting, self._closing = True, False
-        self._drift = DriftReporter(session)
+        self._drift = DriftReporter()
         self._waiting: deque[PendingResponse] = deque()
         self._running: list[PendingResponse] = []
         self._changed = threading.Condition()
@@ -220,7 +219,7 @@ class BatchWorker:
         try:
             completions = session.engine.generate([row.to_request() for row in rows], sampling, emitter)
         finally:
-            self._drift.finish_batch([pending.request.options for pending in batch])
+            self._drift.finish_batch([row.prepared for row in rows])
         for row, completion in zip(rows, completions, strict=True):
             row.on_finish(completion)
 
@@ -237,30 +236,26 @@ class BatchWorker:
             pending.send(_to_request_error(error, request.prompt_field))
             return []
         for row in prepared:
-            row.notes.extend(self._drift.notes(request.options))
+            row.notes.extend(self._drift.notes(row))
         return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
 
 
 class DriftReporter:
     """Reports when questions no longer resemble those that a policy's certificate was made on."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self) -> None:
         self._notes: dict[str, str] = {}
 
-    def finish_batch(self, batch: Sequence[GenerationOptions]) -> None:
-        """Let the policies under these options evaluate a finished batch."""
-        policies = {id(policy): policy for options in batch for policy in self.session.resolve(options).policies}
-        for policy in policies.values():
+    def finish_batch(self, batch: Sequence[PreparedRequest]) -> None:
+        """Let the policies of a finished batch evaluate it."""
+        for policy in distinct_policies(batch):
             if (note := policy.end_batch()) is not None and policy.name not in self._notes:
                 self._notes[policy.name] = note
                 _log.warning("%s: %s", policy.name, note)
 
-    def notes(self, options: GenerationOptions) -> list[Decision]:
-        """What the trace of a row under these options says about drift."""
-        if not self._notes:
-            return []
-        names = [policy.name for policy in self.session.resolve(options).policies if policy.name in self._notes]
+    def notes(self, row: PreparedRequest) -> list[Decision]:
+        """What the trace of a row says about drift."""
+        names = [policy.name for policy in row.policies if policy.name in self._notes]
         return [Decision(name, "drift", self._notes[name], 0, acted=False) for name in names]
 
 

@@ -21,6 +21,19 @@ class Stop(tersely.Policy):
         done = yield tersely.Close("five tokens", phrase="")
         yield tersely.Note(f"carried out: {done}")
 
+class Counter(tersely.Policy):
+    name = "counter"
+
+    def __init__(self):
+        self.sequences = 0
+
+    def watch(self, view):
+        self.sequences += 1
+        yield tersely.Wait(at=10_000)
+
+    def end_batch(self):
+        return f"{self.sequences} sequences"
+
 class NoPolicy:
     pass
 """
@@ -38,6 +51,12 @@ def test_a_policy_from_a_file_acts(own: Path) -> None:
     assert [(d.policy, d.action) for d in result.trace] == [("stop", "close"), ("stop", "note")]
     assert result.trace[1].reason == "carried out: True"
     assert result.answer
+
+
+def test_the_policy_that_followed_a_batch_is_the_one_that_reports_on_it(own: Path) -> None:
+    prompts = ["Compute 3 + 6.", "Compute 4 + 6."]
+    results = tersely.generate("tersely-tiny-small", prompts=prompts, policies=[f"{own}:Counter"], seed=0)
+    assert [[(d.policy, d.reason) for d in result.trace] for result in results] == [[("counter", "2 sequences")]] * 2
 
 
 @pytest.mark.parametrize(
