@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..controller.engines.sequence import check_max_new_tokens
+from ..controller.engines.wrapper import EngineWrapper
 from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
-from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, State, TokenSink
+from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, TokenSink
 from ..errors import unknown
 from .stats import paired_bootstrap
 from .tasks.equality import AnswerChecker, right_answers
@@ -52,35 +53,18 @@ class EvalRunner(Protocol):
         ...
 
 
-class TokenCountingEngine:
-    """Wraps an engine and counts every token that it generates, discarded ones included."""
+class TokenCountingEngine(EngineWrapper):
+    """Counts every token that an engine generates, discarded ones included."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.name, self.tokenizer = engine.name, engine.tokenizer
-        self.capabilities, self.context_length = engine.capabilities, engine.context_length
-        self.hidden_layers = engine.hidden_layers
-        self.generated_tokens = 0
+    generated_tokens = 0
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
     ) -> list[Completion]:
         """See `Engine.generate`."""
-        completions = self.engine.generate(requests, sampling, sink)
+        completions = super().generate(requests, sampling, sink)
         self.generated_tokens += sum(len(one.token_ids) + one.dropped + one.trial for one in completions)
         return completions
-
-    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
-        """See `Engine.hidden_states`."""
-        return self.engine.hidden_states(prompts, layer)
-
-    def fingerprint(self) -> str | None:
-        """See `Engine.fingerprint`."""
-        return self.engine.fingerprint()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self.engine.close()
 
 
 class SessionRunner:

@@ -10,8 +10,9 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..controller.engines.wrapper import EngineWrapper
 from ..controller.text.markers import Markers, parse_markers
-from ..controller.types import Completion, Engine, Request, SamplingParams, State, TokenSink
+from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
@@ -120,20 +121,15 @@ def spinner(text: str) -> Iterator[None]:
         yield
 
 
-class Interruptible:
-    """An engine that returns what it has generated so far on Ctrl-C; implements `types.Engine`.
+class Interruptible(EngineWrapper):
+    """An engine that returns what it has generated so far on Ctrl-C.
 
     Attributes:
         interrupted: whether that happened; the completions then have the finish reason "length".
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.name = engine.name
-        self.tokenizer = engine.tokenizer
-        self.capabilities = engine.capabilities
-        self.hidden_layers = engine.hidden_layers
-        self.context_length = engine.context_length
+        super().__init__(engine)
         self.interrupted = False
 
     def generate(
@@ -155,15 +151,3 @@ class Interruptible:
         except KeyboardInterrupt:
             self.interrupted = True
             return [Completion(tuple(t for t, _ in row), tuple(f for _, f in row), "length") for row in made]
-
-    def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
-        """See `Engine.hidden_states`."""
-        return self.engine.hidden_states(prompts, layer)
-
-    def fingerprint(self) -> str | None:
-        """See `Engine.fingerprint`."""
-        return self.engine.fingerprint()
-
-    def close(self) -> None:
-        """See `Engine.close`."""
-        self.engine.close()

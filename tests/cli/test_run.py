@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tersely.cli.app import main
+from tersely.controller.engines.wrapper import EngineWrapper
 from tersely.controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from tersely.models import get_model_path
 
@@ -130,14 +131,12 @@ def test_the_token_limit_without_an_answer_is_said(cli: Cli) -> None:
     assert "◆ no answer: the token limit" in out
 
 
-class _Interrupted:
+class _Interrupted(EngineWrapper):
     """An engine during which someone presses Ctrl-C after some tokens."""
 
     def __init__(self, engine: Engine, after: int) -> None:
-        self.engine, self.left = engine, after
-        self.name, self.tokenizer = engine.name, engine.tokenizer
-        self.capabilities, self.context_length = engine.capabilities, engine.context_length
-        self.hidden_layers = engine.hidden_layers
+        super().__init__(engine)
+        self.left = after
 
     def generate(
         self, requests: Sequence[Request], sampling: SamplingParams, sink: TokenSink | None = None
@@ -150,9 +149,6 @@ class _Interrupted:
                 raise KeyboardInterrupt
 
         return self.engine.generate(requests, sampling, count)
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 def test_an_interrupted_json_run_still_prints_its_object(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
