@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.options import GenerationOptions
 from tersely.controller.session import Session
 from tersely.controller.text.tokenizer_adapter import get_adapter
-from tersely.controller.types import KEEP, Capability, Directive, Engine, Request, SamplingParams, StepInfo
+from tersely.controller.types import Capability, Directive, Engine, Request, SamplingParams
 from tersely.errors import CapabilityError, TerselyError
 from tersely.evaluation.tasks.questions import load
 
 from ..support.remote_servers import TextServer
+from ..support.script import Script
 
 MODEL = "tersely-tiny-small"
 GREEDY = SamplingParams(temperature=0)
@@ -49,18 +49,6 @@ def prompts(local: TransformersEngine) -> list[tuple[int, ...]]:
     """Prompts that have opened the thinking."""
     rows = Session(local).prepare(PROBLEMS, GenerationOptions(preset="off"))
     return [row.request.prompt_ids for row in rows]
-
-
-@dataclass
-class Script:
-    """Gives directives after given numbers of sampled tokens, and remembers the tokens."""
-
-    directives: dict[int, Directive] = field(default_factory=dict)
-    tokens: list[int] = field(default_factory=list)
-
-    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        self.tokens.append(token)
-        return self.directives.get(len(self.tokens), KEEP)
 
 
 def make_requests(prompts: list[tuple[int, ...]], *watchers: Script | None) -> list[Request]:
@@ -95,20 +83,20 @@ def test_forced_tokens_follow_the_sampled_one_and_count_as_output(
     engine: Engine, local: TransformersEngine, prompts: list[tuple[int, ...]]
 ) -> None:
     hint = tuple(get_adapter(local.tokenizer).encode("\n\n[Be concise.]\n\n"))
-    script = Script({10: Directive(hint)})
+    script = Script(t10=Directive(hint))
     plain = engine.generate(make_requests(prompts, None, None, None), GREEDY)
     done = engine.generate(make_requests(prompts, script, None, None), GREEDY)
     size = 10 + len(hint)
     assert done[0].token_ids[:size] == (*plain[0].token_ids[:10], *hint)
     assert done[0].forced[:size] == (*[False] * 10, *[True] * len(hint))
     assert len(done[0].token_ids) == LENGTHS[0], "forced tokens are part of the limit"
-    assert script.tokens == [t for t, forced in zip(done[0].token_ids, done[0].forced, strict=True) if not forced]
+    assert script.seen == [t for t, forced in zip(done[0].token_ids, done[0].forced, strict=True) if not forced]
     assert [one.token_ids for one in done[1:]] == [one.token_ids for one in plain[1:]], "other sequences do not change"
 
 
 def test_a_watcher_ends_its_sequence_only(engine: Engine, prompts: list[tuple[int, ...]]) -> None:
     plain = engine.generate(make_requests(prompts, None, None, None), GREEDY)
-    done = engine.generate(make_requests(prompts, None, Script({7: Directive(stop=True)}), None), GREEDY)
+    done = engine.generate(make_requests(prompts, None, Script(t7=Directive(stop=True)), None), GREEDY)
     assert done[1].token_ids == plain[1].token_ids[:7]
     assert [done[row].token_ids for row in (0, 2)] == [plain[row].token_ids for row in (0, 2)]
 
@@ -118,7 +106,7 @@ def test_tokens_are_taken_back_where_that_is_offered(engine: Engine, prompts: li
         pytest.skip("it keeps every token")
     plain = engine.generate(make_requests(prompts, None, None, None), GREEDY)
     other = plain[1].token_ids[3]
-    script = Script({5: Directive((other,), retract=1)})
+    script = Script(t5=Directive((other,), retract=1))
     done = engine.generate(make_requests(prompts, script, None, None), GREEDY)
     assert done[0].token_ids[:5] == (*plain[0].token_ids[:4], other)
     assert done[0].dropped >= 1, "a server may have sent more than was read"

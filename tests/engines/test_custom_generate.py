@@ -14,22 +14,11 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from tersely.controller.engines.transformers.decode import as_custom_generate
-from tersely.controller.types import KEEP, Directive, StepInfo, Watcher
+from tersely.controller.types import Directive, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from ..support.models import letters, random_model
-
-
-class Script:
-    """Does given directives after given numbers of sampled tokens."""
-
-    def __init__(self, **directives: Directive) -> None:
-        self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
-        self.seen: list[int] = []
-
-    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        self.seen.append(token)
-        return self.at.get(len(self.seen), KEEP)
+from ..support.script import Script
 
 
 class Recorder(BaseStreamer):

@@ -23,24 +23,13 @@ from tersely.controller.types import KEEP, Capability, Completion, Directive, Re
 from tersely.errors import CapabilityError, OptionError
 
 from ..support.models import VOCABULARY, letters, random_model
+from ..support.script import Script
 
 GREEDY = SamplingParams(temperature=0)
 
 
 def engine_of(model: PreTrainedModel) -> TransformersEngine:
     return TransformersEngine(model, letters(), name="random")
-
-
-class Script:
-    """Does given directives after given numbers of sampled tokens."""
-
-    def __init__(self, **directives: Directive) -> None:
-        self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
-        self.seen: list[int] = []
-
-    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        self.seen.append(token)
-        return self.at.get(len(self.seen), KEEP)
 
 
 class Wild:

@@ -22,10 +22,11 @@ from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.tokenizer_adapter import get_adapter
 from tersely.controller.trace import GenerationResult
 from tersely.controller.trial_answers import MAX_TRIAL_TOKENS
-from tersely.controller.types import KEEP, Capability, Completion, Directive, Request, SamplingParams, State, StepInfo
+from tersely.controller.types import Capability, Completion, Directive, Request, SamplingParams, State
 from tersely.errors import CapabilityError
 
 from ..support.models import letters, random_model
+from ..support.script import Script
 from ..support.trial_rows import CLOSE, GREEDY, INJECT, PROBLEMS, Asking, ask
 from ..support.trial_rows import engine as engine  # the fixtures
 from ..support.trial_rows import plain as plain
@@ -129,18 +130,6 @@ def test_a_trial_leaves_the_state_that_a_policy_reads(engine: TransformersEngine
     np.testing.assert_array_equal(before, after)
 
 
-class Script:
-    """Does given directives after given numbers of sampled tokens."""
-
-    def __init__(self, **directives: Directive) -> None:
-        self.at = {int(key.removeprefix("t")): value for key, value in directives.items()}
-        self.heard: list[int] = []
-
-    def observe(self, token: int, step: StepInfo | None = None) -> Directive:
-        self.heard.append(token)
-        return self.at.get(len(self.heard), KEEP)
-
-
 ASKS, DONE = Directive((40, 41, 42), trial=True), Directive(retract=9, trial=False)
 """A trial of three forced tokens and six sampled ones."""
 
@@ -175,14 +164,14 @@ def test_a_trial_is_greedy_and_leaves_no_trace_in_any_row(temperature: float) ->
     for place, begin in ((5, 5), (8, 14)):
         text = (9, 9, 5, *tried[0].token_ids[:place], 40, 41, 42)
         (by_hand,) = TransformersEngine(model, letters()).generate([Request(text, 6)], GREEDY)
-        assert script.heard[begin : begin + 6] == list(by_hand.token_ids)
+        assert script.seen[begin : begin + 6] == list(by_hand.token_ids)
 
 
 def test_neither_an_end_of_sequence_nor_a_criterion_ends_a_trial() -> None:
     model = random_model(eos=126)
     script = twice()
     untried, tried = decode(model, None), decode(model, script)
-    said = [token for token in script.heard[5:11] if token not in untried[0].token_ids]
+    said = [token for token in script.seen[5:11] if token not in untried[0].token_ids]
     model.generation_config.eos_token_id = [126, said[0]]
     assert decode(model, twice()) == tried
     model.generation_config.eos_token_id = 126
