@@ -24,7 +24,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import PrivateAttr
 
 from ....errors import OptionError, TerselyError, unknown
-from ...budgets import ALIASES, EFFORTS, canonical_effort
+from ...budgets import ALIASES, EFFORTS, OPENAI_EFFORTS, canonical_effort
 from ...options import DEFAULT_MAX_NEW_TOKENS
 from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
@@ -296,8 +296,7 @@ def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:
     """
     if isinstance(model, ChatTersely):
         return {"effort": effort}
-    openai_names = {ALIASES[name]: name for name in ("low", "medium", "high")}
-    name = openai_names.get(effort, effort)
+    name = OPENAI_EFFORTS.get(effort, effort)
     levels = (model.profile or {}).get("reasoning_effort_levels")
     if levels is None or name in levels:
         return {"reasoning_effort": name}
