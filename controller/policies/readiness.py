@@ -174,9 +174,8 @@ class Readiness(StopRulePolicy):
         if self.threshold is None:
             return  # nothing could be certified
         state, tracker = RuleState(rule.rule), FeatureTracker()
-        report = (
-            None if self.drift is None else self.drift.begin()
-        )  # first thoughts only: a branch has its own behind it
+        # Only first thoughts are reported: a branch continues behind its own.
+        report = None if self.drift is None else self.drift.begin()
         while True:
             yield Wait(at=view.tokens + 1, boundary="thought")
             if not (thoughts := tracker.update(view.thinking)):
