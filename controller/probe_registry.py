@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
+from ..probes.artifact import ArtifactError, ArtifactSchema, StoredValue
 from ..probes.io import find_pretrained
 from .types import Capability, ModelHandle
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
+
+Learned = TypeVar("Learned", bound=StoredValue)
 
 
 class ProbeError(TerselyError, ValueError):
@@ -86,3 +90,23 @@ def require_probe(engine: ModelHandle, folder: str | None, kind: str, what: str,
     if path is None:
         raise ProbeError(f"there is no {what} for {engine.name!r}; {remedy}")
     return path
+
+
+def load_learned(
+    engine: ModelHandle,
+    given: Learned | None,
+    folder: str | None,
+    schema: ArtifactSchema,
+    load: Callable[[Path, str | None, str], Learned],
+    remedy: str,
+) -> Learned:
+    """A value learned for a model: the given one, else that of a folder, else the pretrained one.
+
+    Raises ProbeError, with the remedy, if there is none, and ArtifactError for one of another model.
+    """
+    if given is None:
+        path = require_probe(engine, folder, schema.kinds[0], schema.noun, remedy)
+        return load(path, engine.fingerprint(), engine.name)
+    if given.base["fingerprint"] != engine.fingerprint():
+        raise ArtifactError(f"the {schema.noun} belongs to {given.base['name']}, and the model is {engine.name!r}")
+    return given

@@ -60,6 +60,7 @@ class StoredValue(ABC):
     """Base of values that are saved as an artifact; they are equal if their files would be."""
 
     schema: ClassVar[ArtifactSchema]
+    base: Mapping[str, str]
     provenance: Mapping[str, Any]
 
     @property

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
-from .....probes.artifact import ArtifactError
-from .....probes.research.shortcut import KIND, Shortcut, load_shortcut
-from ....probe_registry import ProbeError, require_probe
+from .....probes.research.shortcut import Shortcut, load_shortcut
+from ....probe_registry import ProbeError, load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
 from ..hooks import find_decoder_blocks
 
@@ -168,18 +167,15 @@ class DepthShortcut(ForwardModifier):
         Raises ProbeError without a shortcut for this model, ArtifactError for another model's, OptionError where none
         of its thresholds was useful and none is given, and CapabilityError for another architecture.
         """
-        engine, shortcut = context.engine, self.shortcut
+        engine = context.engine
         if engine is None:
             raise ProbeError("a depth shortcut needs an engine; recorded output cannot take it")
         model = getattr(engine, "model", None)
         if model is not None and not supports_early_exit(model):
             raise _unsupported(model)
-        if shortcut is None:
-            remedy = "train one with `tersely train shortcut`, and pass its folder (probes)"
-            path = require_probe(engine, self.probes or context.probes, KIND, "shortcut", remedy)
-            shortcut = load_shortcut(path, engine.fingerprint(), engine.name)
-        elif shortcut.base["fingerprint"] != engine.fingerprint():
-            raise ArtifactError(f"the shortcut belongs to {shortcut.base['name']}, and the model is {engine.name!r}")
+        remedy = "train one with `tersely train shortcut`, and pass its folder (probes)"
+        folder = self.probes or context.probes
+        shortcut = load_learned(engine, self.shortcut, folder, Shortcut.schema, load_shortcut, remedy)
         return replace(self, threshold=shortcut.chosen(self.threshold), shortcut=shortcut)
 
     def describe(self) -> None:

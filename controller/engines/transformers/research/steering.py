@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .....errors import OptionError
-from .....probes.artifact import ArtifactError
-from .....probes.research.steering import KIND, Direction, load_direction
-from ....probe_registry import ProbeError, require_probe
+from .....probes.research.steering import Direction, load_direction
+from ....probe_registry import ProbeError, load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
 from ..hooks import find_decoder_layers
 
@@ -54,15 +53,12 @@ class Steer(ForwardModifier):
         Raises ProbeError without a direction for this model, ArtifactError for another model's, and OptionError where
         none of its strengths was useful and none is given.
         """
-        engine, direction = context.engine, self.direction
+        engine = context.engine
         if engine is None:
             raise ProbeError("steering needs an engine; recorded output cannot be steered")
-        if direction is None:
-            remedy = "find one with `tersely steer`, and pass its folder (probes)"
-            path = require_probe(engine, self.probes or context.probes, KIND, "direction", remedy)
-            direction = load_direction(path, engine.fingerprint(), engine.name)
-        elif direction.base["fingerprint"] != engine.fingerprint():
-            raise ArtifactError(f"the direction belongs to {direction.base['name']}, and the model is {engine.name!r}")
+        remedy = "find one with `tersely steer`, and pass its folder (probes)"
+        folder = self.probes or context.probes
+        direction = load_learned(engine, self.direction, folder, Direction.schema, load_direction, remedy)
         layer, strength = direction.chosen(self.layer, self.strength)
         direction.push(layer, strength)  # fails here, not in the middle of a batch
         return replace(self, layer=layer, strength=strength, direction=direction)
