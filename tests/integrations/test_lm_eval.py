@@ -195,7 +195,7 @@ def test_the_command_answers_as_a_session_does(
     session = Session(load_engine(MODEL)).run(problems, options)
     assert [sample["resps"] for sample in lines(folder, "samples_sums")] == [[[done.answer]] for done in session]
     counted = [{kind: line[kind] for kind in KINDS} for line in lines(folder, "usage")]
-    assert counted == [{kind: done.usage.as_dict()[kind] for kind in KINDS} for done in session]
+    assert counted == [{kind: done.usage.as_dict()[name] for kind, name in KINDS.items()} for done in session]
     (results,) = folder.glob("results_*.json")
     info: Mapping[str, Any] = json.loads(results.read_text())["config"]["tersely"]
     assert info["preset"] == preset
