@@ -19,14 +19,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tersely.controller.engines.checkpoints import resolve_checkpoint
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.errors import did_you_mean
 from tersely.evaluation.stats import ratio_bootstrap
 from tersely.kernels.quantization import Scheme, quantize_model
 from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import tokenize_rows
 from tersely.kernels.quantization.linear import ScaleSearch
-from tersely.kernels.quantization.run import load
 
 PLAIN = ScaleSearch(ranges=False, compensate=False)
 VARIANTS: dict[str, tuple[ScaleSearch, dict[str, Any]]] = {
@@ -41,8 +40,8 @@ VARIANTS: dict[str, tuple[ScaleSearch, dict[str, Any]]] = {
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all variants."""
-    source = resolve_checkpoint(options.model)
-    model, tokenizer = load(source)
+    engine = load_engine(options.model, device="cpu")
+    model, tokenizer = engine.model, engine.tokenizer
     calib = tokenize_rows(options.calib, tokenizer, options.calib_rows, options.length)
     text = tokenize_rows(options.text, tokenizer, options.rows, options.length)
     scheme = Scheme(options.group_size)
@@ -50,7 +49,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, tuple[list[float], list[float]]] = {}
     for name in options.variants:
         search, changed = VARIANTS[name]
-        quantized, _ = load(source)
+        quantized = load_engine(options.model, device="cpu").model
         quantize_model(quantized, calib, replace(scheme, **changed), search)
         found[name] = kl_to_reference(quantized, text, expected)
         print(f"{name}: divergence {fmean(found[name][0]):.5f}", file=sys.stderr, flush=True)

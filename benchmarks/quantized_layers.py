@@ -22,12 +22,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import tersely.kernels.quantization  # noqa: F401  # teaches transformers the method
-from tersely.controller.engines.checkpoints import resolve_checkpoint
+from tersely.controller.engines.transformers.engine import load_engine
 from tersely.kernels.grouped_attention import use_grouped
 from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import read_questions, sample_answers, tokenize_rows
 from tersely.kernels.quantization.linear import W4A8Linear, replace_module
-from tersely.kernels.quantization.run import load
 
 
 @contextmanager
@@ -71,7 +70,8 @@ def load_text(options: argparse.Namespace, original: Any, tokenizer: Any) -> Ten
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Measure all sets."""
-    original, tokenizer = load(resolve_checkpoint(options.model))
+    engine = load_engine(options.model, device="cpu")
+    original, tokenizer = engine.model, engine.tokenizer
     model: Any = AutoModelForCausalLM.from_pretrained(options.checkpoint, dtype="auto").eval()
     for side in (original, model):
         use_grouped(side)

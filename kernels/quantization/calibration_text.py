@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from math import ceil
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import BaseModel, RootModel, StringConstraints
 from torch import Tensor
 
 from ...errors import OptionError
+from ...validation import parse_json, read_text
+
+Line = TypeVar("Line", bound=BaseModel)
 
 _BATCH = 32  # questions answered at once
 _HELD_OUT = 4  # one in so many rows is held out for measuring
@@ -32,13 +35,6 @@ class CalibrationText:
     length: int = 512
     """Tokens per row."""
     seed: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values in JSON form, for the plan of a resumable run; `questions` only if set, as in earlier versions."""
-        values = asdict(self) | {"file": str(self.file or ""), "questions": str(self.questions)}
-        if self.questions is None:
-            del values["questions"]
-        return values
 
     @property
     def source(self) -> str:
@@ -65,64 +61,51 @@ class CalibrationText:
         return sample_texts(model, self.rows, self.length, self.seed)
 
 
+class _Question(BaseModel):
+    problem: Annotated[str, StringConstraints(pattern=r"\S")]
+
+
+class _AnyObject(RootModel[dict[str, Any]]):
+    pass
+
+
 def tokenize_rows(file: Path, tokenizer: Any, count: int, length: int) -> Tensor:
     """Up to `count` rows of `length` tokens, evenly spread over a text file or all strings of a JSONL.
 
     Returns int64 [rows, length]; raises OptionError if the file cannot be read, or is too short for two rows.
     """
-    text = "\n\n".join(map(_strings, _read_jsonl(file))) if file.suffix == ".jsonl" else _read_text(file)
-    ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-    available = len(ids) // length
-    if available < 2:
-        raise OptionError(
-            f"{file} has {len(ids)} tokens; accepted: at least {2 * length}, two rows of {length}; give a longer "
-            "file, or a smaller --length",
-            code="too_little_text",
-        )
-    rows = ids[: available * length].view(available, length)
-    return rows[torch.linspace(0, available - 1, min(count, available)).round().long()]
+    text = read_text(file, OptionError)
+    if file.suffix == ".jsonl":
+        objects = [line.root.values() for line in _parse_lines(_AnyObject, file)]
+        text = "\n\n".join("\n".join(value for value in values if isinstance(value, str)) for values in objects)
+    rows = _split_rows(tokenizer(text, verbose=False)["input_ids"], length, str(file))
+    return rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()]
 
 
 def read_questions(file: Path) -> list[str]:
     """Read the field `problem` of each line of a JSONL; raises OptionError."""
-    questions: list[str] = []
-    for number, item in enumerate(_read_jsonl(file), start=1):
-        problem = item.get("problem")
-        if not isinstance(problem, str) or not problem.strip():
-            raise OptionError(
-                f"{file}, object {number}: 'problem' is {problem!r}; accepted: a non-empty string in every line",
-                code="invalid_question",
-            )
-        questions.append(problem)
-    return questions
+    return [line.problem for line in _parse_lines(_Question, file)]
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise _unreadable(file, error) from None
+def _parse_lines(model: type[Line], file: Path) -> list[Line]:
+    lines = read_text(file, OptionError).removeprefix("\ufeff").split("\n")
+    return [
+        parse_json(model, line, f"{file}, line {number}", OptionError)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
 
 
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    try:
-        items = [json.loads(line) for line in _read_text(file).split("\n") if line.strip()]
-    except ValueError as error:
-        raise _unreadable(file, error) from None
-    for item in items:
-        if not isinstance(item, dict):
-            raise _unreadable(file, f"a line is {type(item).__name__}, not an object")
-    return items
-
-
-def _unreadable(file: Path, reason: object) -> OptionError:
-    return OptionError(
-        f"{file} cannot be read: {reason}; accepted: text in UTF-8, or a JSONL of objects", code="unreadable_file"
-    )
-
-
-def _strings(item: dict[str, Any]) -> str:
-    return "\n".join(value for value in item.values() if isinstance(value, str))
+def _split_rows(ids: Sequence[int], length: int, source: str) -> Tensor:
+    """All rows of `length` tokens, int64 [rows, length]; raises OptionError if there are less than two."""
+    available = len(ids) // length
+    if available < 2:
+        raise OptionError(
+            f"{source}: {len(ids)} tokens; accepted: at least {2 * length}, two rows of {length}; give more text, or "
+            "a smaller --length",
+            code="too_little_text",
+        )
+    return torch.tensor(ids[: available * length], dtype=torch.int64).view(available, length)
 
 
 @torch.inference_mode()
@@ -131,16 +114,10 @@ def sample_texts(model: Any, count: int, length: int, seed: int) -> Tensor:
 
     This needs no other data, and a reasoning model mostly reads its own text.
     """
-    vocabulary = model.get_input_embeddings().num_embeddings
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        ids = torch.randint(vocabulary, (count, 1))
-        cache: Any = None
-        for _ in range(length - 1):
-            out = model(input_ids=ids[:, -1:] if cache is not None else ids, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            ids = torch.cat((ids, draw_tokens(out.logits[:, -1])), dim=1)
-    return ids
+        first = torch.randint(model.get_input_embeddings().num_embeddings, (count, 1))
+        return _generate(model, first.tolist(), length - 1, ends=())[1]
 
 
 def draw_tokens(scores: Tensor) -> Tensor:
@@ -175,40 +152,41 @@ def sample_answers(model: Any, tokenizer: Any, questions: Sequence[str], count: 
             size = _BATCH if not ids else min(_BATCH, ceil((needed - len(ids)) * done / len(ids)))
             ids += _sample_conversations(model, tokenizer, questions[done : done + size], length)
             done += size
-    available = min(count, len(ids) // length)
-    if available < 2:
-        raise OptionError(
-            f"{len(questions)} questions and their answers have {len(ids)} tokens; accepted: at least {2 * length}, "
-            f"two rows of {length}; give more questions, or a smaller --length",
-            code="too_little_text",
-        )
-    return torch.tensor(ids[: available * length]).view(available, length)
+    return _split_rows(ids, length, f"{len(questions)} questions with answers")[:count]
 
 
 def _sample_conversations(model: Any, tokenizer: Any, questions: Sequence[str], max_new_tokens: int) -> list[int]:
     """Questions in the chat template followed by sampled answers, concatenated."""
     rendered = [render_question(tokenizer, question) for question in questions]
-    width = max(map(len, rendered))
-    prompts = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in rendered])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in rendered])
     ends = model.generation_config.eos_token_id or tokenizer.eos_token_id or ()
     ends = [ends] if isinstance(ends, int) else list(ends)
-    output = model.generate(
-        prompts.to(model.device),
-        attention_mask=mask.to(model.device),
-        max_new_tokens=max_new_tokens,
-        logits_processor=[partial(_mask_all_but_drawn, model.generation_config.temperature or 1.0)],
-        do_sample=False,
-        repetition_penalty=1.0,
-        num_return_sequences=1,
-        eos_token_id=ends or None,
-        pad_token_id=min(ends, default=0),
-    )
+    width, output = _generate(model, rendered, max_new_tokens, ends, model.generation_config.temperature or 1.0)
     ids: list[int] = []
     for prompt, answer in zip(rendered, output[:, width:].tolist(), strict=True):
         end = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
         ids += [*prompt, *answer[:end]]
     return ids
+
+
+def _generate(
+    model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, ends: Sequence[int], temperature: float = 1.0
+) -> tuple[int, Tensor]:
+    """The width of the prompts, padded on the left, and the prompts with what the model samples after them."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    output: Tensor = model.generate(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max_new_tokens,
+        logits_processor=[partial(_mask_all_but_drawn, temperature)],
+        do_sample=False,
+        repetition_penalty=1.0,
+        num_return_sequences=1,
+        eos_token_id=list(ends) or None,
+        pad_token_id=min(ends, default=0),
+    )
+    return width, output
 
 
 def _mask_all_but_drawn(temperature: float, ids: Tensor, scores: Tensor) -> Tensor:

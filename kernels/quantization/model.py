@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ...errors import ModelError, OptionError
+from ...checkpoint_log import CheckpointLog
+from ...errors import ModelError
 from ...io import WriteError, write
 from ..w4a8_layout import DEEPEST, PackedLayout, pack, pack_bytes, pack_planes
 from .calibration import Inputs, capture_inputs, perplexity
@@ -50,51 +50,29 @@ Piece = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 class LayerCheckpoints:
-    """A folder with one file for each finished layer, and for other results, so that a killed run can be resumed.
+    """Finished layers and other results in a folder, so that a killed run can be resumed.
 
-    `plan` is everything that determines the results, as JSON; raises OptionError for a folder of another plan.
+    A log holds the data, see `CheckpointLog`, and a file for each result the tensors.
     """
 
-    def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
-        self.folder, self._plan = folder, folder / "plan.json"
-        text = json.dumps(plan, indent=1)
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"{folder} cannot be created: {error.strerror}; choose another folder") from None
-        if not self._plan.exists():
-            write(self._plan, text)
-        elif self._plan.read_text(encoding="utf-8") != text:
-            raise OptionError(
-                f"{folder} was started with other options or by another version; repeat them to finish it, delete it, "
-                "or choose another OUT",
-                code="another_plan",
-            )
-
-    def discard_if_empty(self) -> None:
-        """Delete the folder if it contains nothing but the plan."""
-        if {file.name for file in self.folder.iterdir()} == {self._plan.name}:
-            self._plan.unlink()
-            self.folder.rmdir()
-
-    def has(self, name: str) -> bool:
-        """Whether a result exists."""
-        return self._file(name).exists()
+    def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
+        self.folder, self.log = folder, CheckpointLog(folder / "log.jsonl", run)
 
     def load_or_make(self, name: str, make: Callable[[], Piece]) -> Piece:
-        """Load a result; if it does not exist yet, make and save it first."""
-        if not self.has(name):
-            tensors, data = make()
-            write(self._file(name), save(tensors, {"told": json.dumps(data)}))
-        try:
-            with safe_open(self._file(name), framework="pt") as file:
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-                return tensors, json.loads(file.metadata()["told"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise WriteError(f"{self._file(name)} cannot be read: {error}; delete it and run again") from None
+        """Load a result; if it does not exist yet, make and save it first, in a new folder if it is the first."""
+        file = self.folder / f"{name}.safetensors"
 
-    def _file(self, name: str) -> Path:
-        return self.folder / f"{name}.safetensors"
+        def compute() -> dict[str, Any]:
+            tensors, data = make()
+            self.folder.mkdir(exist_ok=True)
+            write(file, save(tensors))
+            return data
+
+        data = self.log.get_or_compute(name, compute)
+        try:
+            return load_file(file), data
+        except (OSError, SafetensorError) as error:
+            raise WriteError(f"{file} cannot be read: {error}; delete {self.folder} and run again") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +113,7 @@ def quantize_model(
         missing = {
             n: layer
             for n, layer in part.items()
-            if not (checkpoints and checkpoints.has(n))
+            if not (checkpoints and n in checkpoints.log.completed)
             and (scheme.smooth or scheme.choose_layout(n, n == head) is PackedLayout.GRAINS)
         }
         inputs = _collect_inputs(model, rows, missing, scheme, search, progress)

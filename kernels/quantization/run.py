@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,9 +13,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
-from torch import Tensor
 
-from ...errors import ModelError, OptionError
 from ...io import WriteError, check_new_folder, write
 from ..grouped_attention import use_grouped
 from .calibration import cache_reference, kl_to_reference
@@ -47,6 +46,8 @@ class QuantizationCheck(Protocol):
 
 
 def quantize_checkpoint(
+    model: Any,
+    tokenizer: Any,
     source: str,
     out: Path,
     scheme: Scheme,
@@ -55,26 +56,29 @@ def quantize_checkpoint(
     progress: Callable[[str], None] = lambda text: None,
     test: QuantizationCheck | None = None,
 ) -> dict[str, Any]:
-    """Quantize a checkpoint, by folder or hub name, into a new folder; returns the report, which is also written there.
+    """Quantize a model into a new folder; returns the report, which is also written there. The model is changed.
 
-    Until the end, everything is in `<out>.part`, from which a later run resumes. A test runs before and after.
+    Until the end, everything is in `<out>.part`, from which a later run on the same `source`, the model's name or
+    folder, resumes. A test runs before and after.
 
     Raises:
-        ModelError: the source cannot be quantized.
+        ModelError: the model cannot be quantized.
         OptionError: `out` already exists, or there is too little text.
+        CheckpointLogError: `<out>.part` was started with other options.
         WriteError: `out` cannot be written.
     """
     search = search or ScaleSearch()
     check_out(out)
-    model, tokenizer = load(source)
     check_model(model, scheme)
     scheme = resolve_scheme(model, scheme)
     use_grouped(model)  # for the text that it generates
     if test is not None:
         test.check(model, tokenizer)
-    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": text.to_dict()}
+    where = {"file": str(text.file), "questions": str(text.questions)}
+    plan = {"model": source, "scheme": scheme.to_dict(), "search": asdict(search), "text": asdict(text) | where}
     checkpoints = LayerCheckpoints(out.with_name(f"{out.name}.part"), plan)
-    calibrating, measured = _split_text(text, model, tokenizer, checkpoints, progress)
+    rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
+    calibrating, measured = rows["calibrating"], rows["measured"]
     progress(f"measuring on {measured.numel()} tokens")
     reference, before = checkpoints.load_or_make("before", lambda: cache_reference(model, measured))
     right = _run_test(test, "right", model, tokenizer, checkpoints, progress)
@@ -100,18 +104,6 @@ def quantize_checkpoint(
     return report
 
 
-def _split_text(
-    text: CalibrationText, model: Any, tokenizer: Any, checkpoints: LayerCheckpoints, progress: Callable[[str], None]
-) -> tuple[Tensor, Tensor]:
-    """Rows for calibration and for measuring, from an earlier run if there was one."""
-    try:
-        rows, _ = checkpoints.load_or_make("text", lambda: (text.split(model, tokenizer, progress), {}))
-    except OptionError:
-        checkpoints.discard_if_empty()
-        raise
-    return rows["calibrating"], rows["measured"]
-
-
 def _run_test(
     test: QuantizationCheck | None,
     name: str,
@@ -124,39 +116,15 @@ def _run_test(
     if test is None:
         return []
     progress("answering questions")
-    _, data = checkpoints.load_or_make(f"{name}-{test.digest}", lambda: ({}, {"right": test.run(model, tokenizer)}))
-    right: list[bool] = data["right"]
+    right: list[bool] = checkpoints.log.get_or_compute(f"{name}-{test.digest}", lambda: test.run(model, tokenizer))
     return right
-
-
-def load(source: str) -> tuple[Any, Any]:
-    """Load a causal language model in its own dtype, and its tokenizer; raises ModelError."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if getattr(config, "quantization_config", None) is not None:
-            method = dict(config.quantization_config).get("quant_method", "unknown")
-            raise ModelError(
-                f"{source!r} is already quantized ({method}); give the original checkpoint", code="already_quantized"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        return AutoModelForCausalLM.from_pretrained(source, dtype="auto").eval(), tokenizer
-    except ModelError:
-        raise
-    except Exception as error:  # from_pretrained raises OSError, ValueError, KeyError, ImportError...
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(
-            f"{source!r} cannot be loaded: {reason}; accepted: a causal language model with its tokenizer, in a folder "
-            "written by save_pretrained or on the hub",
-            code="not_loadable",
-        ) from error
 
 
 def check_out(out: Path) -> None:
     """Raise OptionError if the folder already exists, WriteError if it cannot be created."""
     check_new_folder(out)
-    if not out.absolute().parent.is_dir():
+    parent = out.absolute().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise WriteError(f"{out} cannot be written; accepted: a new folder inside one that exists")
 
 

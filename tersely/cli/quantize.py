@@ -12,7 +12,6 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError, unknown
-from ..models import NAMES, get_model_path
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -62,6 +61,7 @@ def quantize(
 
     To load the result in transformers, `import tersely.kernels.quantization` before `from_pretrained`.
     """
+    from ..controller.engines.transformers.engine import load_engine
     from ..evaluation.runner import AccuracyCheck
     from ..kernels.quantization.calibration_text import CalibrationText
     from ..kernels.quantization.linear import ScaleSearch, Scheme
@@ -75,11 +75,19 @@ def quantize(
         raise OptionError("--limit and --max-new-tokens require --tasks", code="missing_option")
     check_out(out)
     test = None if tasks is None else AccuracyCheck.load(tasks, limit or 100, max_new_tokens or 512)
-    source = str(get_model_path(model)) if model in NAMES else model
     text = CalibrationText(calib, questions, rows, length, seed)
     with _status() as progress:
+        engine = load_engine(model, device="cpu")
         report = quantize_checkpoint(
-            source, out, Scheme(group_size, head, smooth, keys), text, ScaleSearch(search, compensate), progress, test
+            engine.model,
+            engine.tokenizer,
+            model,
+            out,
+            Scheme(group_size, head, smooth, keys),
+            text,
+            ScaleSearch(search, compensate),
+            progress,
+            test,
         )
     typer.echo(json.dumps(report) if as_json else f"{format_report(report)}\nsaved to {out}")
 
