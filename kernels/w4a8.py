@@ -14,6 +14,8 @@ the best one keeps the 4-bit logit. SVD-softmax (arXiv:2311.10302) does the same
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,12 +70,8 @@ def w4a8_linear(
         raise
 
 
-_Arguments = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""The arguments of `w4a8_linear` after x."""
-
-
-def _checked_layers(x: Tensor, *tensors: *_Arguments) -> list[LayerTensors]:
-    """The layer, and the second one if there is one; raises OptionError if they do not fit x or each other."""
+def _checked_layers(x: Tensor, *tensors: Any) -> list[LayerTensors]:
+    """The layers of the arguments of `w4a8_linear`; raises OptionError if they do not fit x or each other."""
     if x.dtype not in KINDS or not x.ndim:
         raise OptionError(
             f"activations are {x.dtype} {list(x.shape)}; accepted: float32, bfloat16 or float16 of [..., inputs]"
@@ -81,7 +79,7 @@ def _checked_layers(x: Tensor, *tensors: *_Arguments) -> list[LayerTensors]:
     devices = {tensor.device for tensor in (x, *tensors) if tensor is not None}
     if len(devices) > 1:
         raise OptionError(f"tensors are on {', '.join(sorted(map(str, devices)))}; accepted: all on one device")
-    layers = split_layers(tensors[:5], *tensors[5:])
+    layers = split_layers(*tensors)
     for layer in layers:
         check_layer(x.shape[-1], *layer)
     return layers
@@ -133,18 +131,9 @@ def quantize_rows(x: Tensor, input_scale: Tensor | None = None) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def in_torch(
-    x: Tensor,
-    weight: Tensor,
-    groups: Tensor | None,
-    channel_scale: Tensor,
-    input_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    second_weight: Tensor | None = None,
-    second_scale: Tensor | None = None,
-) -> Tensor:
+def in_torch(x: Tensor, *tensors: Any) -> Tensor:
     """The layer in plain torch. Works on a few tiles at a time, so only few weights are unpacked at once."""
-    layers = _checked_layers(x, weight, groups, channel_scale, input_scale, bias, second_weight, second_scale)
+    layers = _checked_layers(x, *tensors)
     with torch.autocast(x.device.type, enabled=False):
         out = torch.cat([_one_in_torch(x.reshape(-1, x.shape[-1]), *layer) for layer in layers], dim=1)
     return out.reshape(*x.shape[:-1], out.shape[1])
@@ -208,15 +197,6 @@ def compiled() -> bool:
 
 
 @torch.library.register_fake(_NAME)
-def _(
-    x: Tensor,
-    weight: Tensor,
-    groups: Tensor | None,
-    channel_scale: Tensor,
-    input_scale: Tensor | None = None,
-    bias: Tensor | None = None,
-    second_weight: Tensor | None = None,
-    second_scale: Tensor | None = None,
-) -> Tensor:
-    layers = _checked_layers(x, weight, groups, channel_scale, input_scale, bias, second_weight, second_scale)
+def _(x: Tensor, *tensors: Any) -> Tensor:
+    layers = _checked_layers(x, *tensors)
     return x.new_empty(*x.shape[:-1], sum(layer[2].shape[0] for layer in layers))

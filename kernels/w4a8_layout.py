@@ -127,19 +127,23 @@ LayerTensors = tuple[Tensor, Tensor | None, Tensor, Tensor | None, Tensor | None
 """The tensors of a layer: weight, groups, channel_scale, input_scale, bias."""
 
 
-def split_layers(layer: LayerTensors, second_weight: Tensor | None, second_scale: Tensor | None) -> list[LayerTensors]:
+def split_layers(
+    weight: Tensor,
+    groups: Tensor | None,
+    channel_scale: Tensor,
+    input_scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    second_weight: Tensor | None = None,
+    second_scale: Tensor | None = None,
+) -> list[LayerTensors]:
     """The layer, and the second one with 8-bit weights if there is one; the bias is split between them."""
     if second_weight is None or second_scale is None:
         if second_weight is not second_scale:
             raise OptionError("only one of second_weight and second_scale is given; accepted: both or neither")
-        return [layer]
-    weight, groups, channel_scale, input_scale, bias = layer
+        return [(weight, groups, channel_scale, input_scale, bias)]
     count = channel_scale.numel()
     own, rest = (bias, bias) if bias is None or not bias.ndim else (bias[:count], bias[count:])
-    return [
-        (weight, groups, channel_scale, input_scale, own),
-        (second_weight, None, second_scale, input_scale, rest),
-    ]
+    return [(weight, groups, channel_scale, input_scale, own), (second_weight, None, second_scale, input_scale, rest)]
 
 
 def check_layer(

@@ -10,11 +10,11 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +25,6 @@ from .network import Network
 
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
 KINDS = ("difficulty", "readiness", "mode")
-
-Value = TypeVar("Value")
-FactTypes = Mapping[str, type | tuple[type, ...]]
 
 
 class ArtifactError(TerselyError, ValueError):
@@ -40,28 +37,35 @@ class ArtifactError(TerselyError, ValueError):
 class ArtifactSchema:
     """The file format of one sort of learnt value.
 
-    `kinds` are the accepted values of the fact `kind`, and `facts` the names and types of all facts in the JSON file in
-    addition to the version and the digests. Error messages name the `noun`, and the `command` that makes one.
+    `kinds` are the accepted values of the fact `kind`, and `facts` the names of all others in the JSON file in addition
+    to the version and the digests. Error messages name the `noun`, and the `command` that makes one.
     """
 
     kinds: tuple[str, ...]
     format: int
-    facts: FactTypes
+    facts: tuple[str, ...]
     noun: str
     command: str
 
     @property
-    def keys(self) -> FactTypes:
+    def keys(self) -> set[str]:
         """All keys of the JSON file."""
-        return {**self.facts, "format": int, "tersely": str, "sha256": str, "digest": str}
+        return {*self.facts, "kind", "format", "tersely", "sha256", "digest"}
 
 
 class StoredValue(ABC):
-    """Base of values that are saved as an artifact; they are equal if their files would be."""
+    """Base of dataclasses that are saved as an artifact; they are equal if their files would be.
+
+    Attributes:
+        base: `name` and `fingerprint` of the model it was trained on.
+        provenance: plain JSON, such as the hash of the data, task, split and seed.
+        metrics: plain JSON; numbers that are not finite become None.
+    """
 
     schema: ClassVar[ArtifactSchema]
     base: Mapping[str, str]
     provenance: Mapping[str, Any]
+    metrics: Mapping[str, Any]
 
     @property
     @abstractmethod
@@ -71,13 +75,30 @@ class StoredValue(ABC):
     @property
     def stored_facts(self) -> dict[str, Any]:
         """The facts to save, which are attributes."""
-        facts = {name: getattr(self, name) for name in self.schema.facts}
+        facts = {name: getattr(self, name) for name in ("kind", *self.schema.facts)}
         return {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in facts.items()}
+
+    @classmethod
+    def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Build the value from its stored facts and arrays."""
+        return cls(**facts, **arrays)
 
     @property
     def learned_from(self) -> frozenset[str]:
         """Hashes of the questions that it was trained and tuned on."""
         return frozenset(self.provenance.get("learned_from", ()))
+
+    def _set(self, **values: Any) -> None:
+        """Set attributes, and the facts of all artifacts to what JSON would return; raises ArtifactError."""
+        if set(self.base) != {"name", "fingerprint"} or not all(isinstance(fact, str) for fact in self.base.values()):
+            raise ArtifactError(
+                f"base is {dict(self.base)}; accepted: `name` and `fingerprint` of the model, both strings"
+            )
+        values["base"] = dict(self.base)
+        values["provenance"] = to_json("provenance", dict(self.provenance))
+        values["metrics"] = to_json("metrics", _replace_nonfinite(self.metrics))
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, type(self)):
@@ -85,6 +106,9 @@ class StoredValue(ABC):
         return self.stored_facts == other.stored_facts and _encode_arrays(self) == _encode_arrays(other)
 
     __hash__ = None  # type: ignore[assignment]
+
+
+Value = TypeVar("Value", bound=StoredValue)
 
 
 def _encode_arrays(value: StoredValue) -> bytes:
@@ -109,14 +133,8 @@ def save(value: StoredValue, folder: Path | str) -> None:
     write(folder / ABOUT, _encode_facts({**value.stored_facts, **facts}))
 
 
-def read_artifact(
-    schema: ArtifactSchema,
-    folder: Path | str,
-    fingerprint: str | None,
-    model: str,
-    build: Callable[[dict[str, Any], dict[str, Any]], Value],
-) -> Value:
-    """Read the files of `save` and build the value from its facts and arrays.
+def read_artifact(kind: type[Value], folder: Path | str, fingerprint: str | None, model: str = "this model") -> Value:
+    """Read a value of a kind from the files of `save`.
 
     `fingerprint` is that of the model, `model` to its users, that the value will be used on; None skips the comparison.
     Raises ArtifactError if the files are missing, damaged, of another model, or do not hold such a value.
@@ -124,7 +142,7 @@ def read_artifact(
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode_arrays
 
-    folder = Path(folder)
+    folder, schema = Path(folder), kind.schema
     facts, content = _read_facts(schema, folder / ABOUT), _read_file(folder / NUMBERS)
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
         raise ArtifactError(
@@ -140,7 +158,7 @@ def read_artifact(
             code="wrong_model",
         )
     try:
-        return build({name: facts[name] for name in schema.facts}, decode_arrays(content))
+        return kind.from_stored({name: facts[name] for name in schema.facts}, decode_arrays(content))
     except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder} does not hold a usable {schema.noun}: {error}") from None
 
@@ -154,19 +172,6 @@ def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
             code="unknown_model",
         )
     return fingerprint
-
-
-def normalize_facts(
-    base: Mapping[str, str], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
-) -> dict[str, dict[str, Any]]:
-    """Check and copy the facts that all artifacts have; raises ArtifactError for what JSON cannot hold."""
-    if set(base) != {"name", "fingerprint"} or not all(isinstance(value, str) for value in base.values()):
-        raise ArtifactError(f"base is {dict(base)}; accepted: `name` and `fingerprint` of the model, both strings")
-    return {
-        "base": dict(base),
-        "provenance": to_json("provenance", dict(provenance)),
-        "metrics": to_json("metrics", _replace_nonfinite(dict(metrics))),
-    }
 
 
 def to_json(name: str, value: Any) -> Any:
@@ -240,28 +245,9 @@ def _read_facts(schema: ArtifactSchema, path: Path) -> dict[str, Any]:
             f"{path} was changed after it was written; save or download the {schema.noun} again",
             code="damaged_artifact",
         )
-    keys = schema.keys
-    if facts.keys() != keys.keys() or not all(isinstance(facts[name], types) for name, types in keys.items()):
-        raise ArtifactError(f"{path} does not describe a {schema.noun}; accepted keys: {', '.join(keys)}")
+    if facts.keys() != schema.keys:
+        raise ArtifactError(f"{path} does not describe a {schema.noun}; accepted keys: {', '.join(schema.keys)}")
     return facts
-
-
-_SCHEMA = ArtifactSchema(
-    kinds=KINDS,
-    format=2,
-    facts={
-        "kind": str,
-        "classes": list,
-        "layer": int,
-        "features": list,
-        "base": dict,
-        "provenance": dict,
-        "metrics": dict,
-        "certificates": list,
-    },
-    noun="probe",
-    command="tersely calibrate",
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,14 +259,17 @@ class Artifact(StoredValue):
         classes: names of the network's outputs.
         layer: index of the hidden states that it reads.
         features: names of further inputs.
-        base: `name` and `fingerprint` of the model it was trained on.
-        provenance: origin of the probe, such as the hash of the data, task, split and seed.
-        metrics: figures; numbers that are not finite become None.
         certificates: plain JSON.
         arrays: further arrays by name, such as a table of tiers.
     """
 
-    schema: ClassVar[ArtifactSchema] = _SCHEMA
+    schema: ClassVar[ArtifactSchema] = ArtifactSchema(
+        kinds=KINDS,
+        format=2,
+        facts=("kind", "classes", "layer", "features", "base", "provenance", "metrics", "certificates"),
+        noun="probe",
+        command="tersely calibrate",
+    )
     kind: str
     network: Network
     classes: tuple[str, ...]
@@ -303,22 +292,28 @@ class Artifact(StoredValue):
             if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and np.isnan(array).any()):
                 raise ArtifactError(f"array {name} holds {array.dtype} or NaN; accepted: numbers")
             array.flags.writeable = False
-        plain = {
-            "classes": classes,
-            "features": features,
-            "layer": int(self.layer),
-            "certificates": tuple(to_json("certificates", [dict(c) for c in self.certificates])),
-            "arrays": arrays,
-            **normalize_facts(self.base, self.provenance, self.metrics),
-        }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
+        self._set(
+            classes=classes,
+            features=features,
+            layer=int(self.layer),
+            certificates=tuple(to_json("certificates", [dict(c) for c in self.certificates])),
+            arrays=arrays,
+        )
 
     @property
     def stored_arrays(self) -> dict[str, NDArray[Any]]:
         """See `StoredValue`."""
         network = {f"network.{name}": array for name, array in self.network.arrays().items()}
         return network | {f"arrays.{name}": array for name, array in self.arrays.items()}
+
+    @classmethod
+    def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """See `StoredValue`."""
+        parts: dict[str, dict[str, Any]] = {"network": {}, "arrays": {}}
+        for name, array in arrays.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = array
+        return cls(network=Network(**parts["network"]), arrays=parts["arrays"], **facts)
 
 
 def load(
@@ -328,18 +323,10 @@ def load(
 
     The model's fingerprint and the hidden layer are compared unless they are None; errors call the model `model`.
     """
-    artifact = read_artifact(_SCHEMA, folder, fingerprint, model, _build)
+    artifact = read_artifact(Artifact, folder, fingerprint, model)
     if layer is not None and layer != artifact.layer:
         raise ArtifactError(
             f"{folder} reads hidden layer {artifact.layer}, not {layer}; use a probe of layer {layer}",
             code="wrong_layer",
         )
     return artifact
-
-
-def _build(facts: dict[str, Any], arrays: dict[str, Any]) -> Artifact:
-    parts: dict[str, dict[str, Any]] = {"network": {}, "arrays": {}}
-    for name, array in arrays.items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = array
-    return Artifact(network=Network.from_arrays(parts["network"]), arrays=parts["arrays"], **facts)

@@ -8,17 +8,18 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from ..errors import OptionError
+from ..errors import OptionError, TerselyError
+from .arrays import ArrayRecord
 
 Floats = NDArray[np.float64]
 BETS = 0.05, 0.2, 0.4, 0.6, 0.8  # exponents of power bets, from bold to timid
 RANK = 64
 MIN_ROWS = 20
-_SHAPES = {"mean": 1, "scale": 1, "axes": 2, "variances": 1, "residual": 0, "held_out": 1}
 
 
 class RegionError(OptionError):
@@ -28,7 +29,7 @@ class RegionError(OptionError):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Region:
+class Region(ArrayRecord):
     """The region of feature space in which calibration questions lie.
 
     The distance of a row is Mahalanobis' under a covariance shrunk towards a multiple of the identity (Ledoit and Wolf,
@@ -43,6 +44,16 @@ class Region:
         held_out: [m], rising distances of rows that took no part in the fit.
     """
 
+    shapes: ClassVar[Mapping[str, str]] = {
+        "mean": "d",
+        "scale": "d",
+        "axes": "rd",
+        "variances": "r",
+        "residual": "",
+        "held_out": "m",
+    }
+    dtype: ClassVar[DTypeLike] = np.float64
+    error: ClassVar[type[TerselyError]] = RegionError
     mean: Floats
     scale: Floats
     axes: Floats
@@ -50,21 +61,10 @@ class Region:
     residual: Floats
     held_out: Floats
 
-    def __post_init__(self) -> None:
-        for name, ndim in _SHAPES.items():
-            array = np.array(getattr(self, name), np.float64)
-            if array.ndim != ndim or not np.isfinite(array).all():
-                raise RegionError(f"{name} of a region is not {ndim}-dimensional and finite; fit the region again")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
-        d, rank = len(self.mean), len(self.variances)
-        if not d or len(self.scale) != d or self.axes.shape != (rank, d) or not len(self.held_out):
-            raise RegionError(
-                f"arrays of {d} features, {rank} variances and axes {self.axes.shape} do not fit; fit the region again"
-            )
-        positive = min(self.scale.min(), self.variances.min(initial=1), float(self.residual)) > 0
-        if not positive or (np.diff(self.held_out) < 0).any():
-            raise RegionError("a region needs scales and variances above 0 and rising distances; fit it again")
+    def _check(self) -> None:
+        smallest = min(self.scale.min(initial=1), self.variances.min(initial=1), float(self.residual))
+        if not len(self.mean) or not len(self.held_out) or smallest <= 0 or (np.diff(self.held_out) < 0).any():
+            raise RegionError("a region needs features, scales and variances above 0, and rising distances")
 
     @classmethod
     def fit(cls, features: ArrayLike, *, rank: int = RANK, seed: int = 0) -> Region:
@@ -103,17 +103,6 @@ class Region:
         left = scaled - along @ self.axes
         squares = (along**2 / self.variances).sum(axis=1) + (left**2).sum(axis=1) / self.residual
         return np.asarray(squares / len(self.mean))
-
-    def arrays(self) -> dict[str, Floats]:
-        """All arrays by name, for safetensors and `from_arrays`."""
-        return {name: getattr(self, name) for name in _SHAPES}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, ArrayLike]) -> Region:
-        """Build a region from `arrays()`; raises RegionError if one is missing, unknown, misshapen or not finite."""
-        if sorted(arrays) != sorted(_SHAPES):
-            raise RegionError(f"arrays {', '.join(sorted(arrays)) or 'none'}; accepted: {', '.join(_SHAPES)}")
-        return cls(**{name: np.asarray(arrays[name], np.float64) for name in _SHAPES})
 
 
 def _check_finite(features: ArrayLike, ndim: int) -> Floats:

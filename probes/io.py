@@ -172,11 +172,11 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
         trials = choose_variant(certificates) == "trials"
     rule = StopRule(free)
     if trials and settings["paid classes"] is not None:
-        paid = Evidence(Network.from_arrays(_select_arrays(artifact, "paid.")), tuple(settings["paid classes"]))
+        paid = Evidence(Network(**_select_arrays(artifact, "paid.")), tuple(settings["paid classes"]))
         rule = StopRule(free, paid, settings["low"], settings["high"], settings["overhead"])
     certificate = certificates["trials" if trials else "free"]
     learned_from = frozenset(artifact.provenance.get("learned_from", ()))
-    region = Region.from_arrays(_select_arrays(artifact, "region."))
+    region = Region(**_select_arrays(artifact, "region."))
     return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, learned_from)
 
 

@@ -7,13 +7,14 @@ the overhead of a deep-learning library, whose import alone takes longer than mo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from ..errors import OptionError
+from .arrays import ArrayRecord
 
 Array = NDArray[np.float32]
 # Standardised inputs are clipped to this many deviations: some channels of hidden states are far from normal, and a
@@ -22,20 +23,10 @@ CLIP = 8.0
 LEARNING_RATE = 1e-3  # as in DiffAdapt (arXiv 2510.19669)
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults
 MAX_STEPS, MIN_BATCH = 64, 64  # at most so many steps an epoch, unless batches would be smaller than this
-_SHAPES = {
-    "mean": "d",
-    "gain": "d",
-    "w1": "dh",
-    "b1": "h",
-    "w2": "hc",
-    "b2": "c",
-    "temperature": "",
-    "bias": "c",
-}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Network:
+class Network(ArrayRecord):
     """Standardisation, one hidden layer of rectified units, and the calibration of the logits; all float32.
 
     Raises OptionError if shapes do not fit each other, numbers are not finite, or the temperature is not positive.
@@ -48,6 +39,17 @@ class Network:
         bias: [c].
     """
 
+    shapes: ClassVar[Mapping[str, str]] = {
+        "mean": "d",
+        "gain": "d",
+        "w1": "dh",
+        "b1": "h",
+        "w2": "hc",
+        "b2": "c",
+        "temperature": "",
+        "bias": "c",
+    }
+    dtype: ClassVar[DTypeLike] = np.float32
     mean: Array
     gain: Array
     w1: Array
@@ -57,20 +59,7 @@ class Network:
     temperature: Array
     bias: Array
 
-    def __post_init__(self) -> None:
-        sizes: dict[str, int] = {}
-        for name, letters in _SHAPES.items():
-            array = np.array(getattr(self, name), np.float32, order="C")
-            if array.ndim != len(letters) or any(
-                sizes.setdefault(letter, size) != size for letter, size in zip(letters, array.shape, strict=True)
-            ):
-                raise OptionError(
-                    f"array {name} of a network has shape {array.shape}; accepted: {_format_shape(name, sizes)}"
-                )
-            if not np.isfinite(array).all():
-                raise OptionError(f"array {name} of a network holds NaN or infinity; accepted: finite numbers")
-            array.flags.writeable = False
-            object.__setattr__(self, name, array)
+    def _check(self) -> None:
         if not self.temperature > 0:
             raise OptionError(f"the temperature of a network is {self.temperature}; accepted: above 0")
 
@@ -91,7 +80,11 @@ class Network:
             if rows.ndim != 2 or rows.shape[1] != len(self.mean):
                 raise OptionError(f"features have shape {rows.shape}; accepted: (rows, {self.inputs})")
             if not np.isfinite(rows).all():
-                raise _not_finite_error(rows)
+                row, column = np.argwhere(~np.isfinite(rows))[0]
+                raise OptionError(
+                    f"feature {column} of row {row} is {rows[row, column]}; accepted: finite numbers within float32",
+                    code="not_finite",
+                )
             scaled = rows - self.mean
             scaled *= self.gain
         np.minimum(scaled, CLIP, out=scaled)
@@ -105,44 +98,11 @@ class Network:
         """Calibrated probabilities, [n, d] -> [n, classes]; raises as `logits` does."""
         return softmax(self.logits(X) / self.temperature + self.bias)
 
-    def arrays(self) -> dict[str, Array]:
-        """All arrays by name, for `from_arrays`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Network:
-        """Build a network from `arrays()`; raises OptionError if one is missing, unknown, or not float32."""
-        if set(arrays) != set(_SHAPES):
-            raise OptionError(f"arrays of a network are {sorted(arrays)}; accepted: {sorted(_SHAPES)}")
-        if other := [name for name, array in arrays.items() if array.dtype != np.float32]:
-            raise OptionError(f"array {other[0]} of a network is {arrays[other[0]].dtype}; accepted: float32")
-        return cls(**arrays)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Network):
-            return NotImplemented
-        mine, theirs = self.arrays(), other.arrays()
-        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
-
-    __hash__ = None  # type: ignore[assignment]
-
 
 def softmax(logits: Array) -> Array:
     """Softmax over the last axis."""
     exps = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(exps / exps.sum(axis=-1, keepdims=True), logits.dtype)
-
-
-def _format_shape(name: str, sizes: Mapping[str, int]) -> str:
-    return f"({', '.join(f'{letter} = {sizes[letter]}' if letter in sizes else letter for letter in _SHAPES[name])})"
-
-
-def _not_finite_error(rows: Array) -> OptionError:
-    row, column = np.argwhere(~np.isfinite(rows))[0]
-    return OptionError(
-        f"feature {column} of row {row} is {rows[row, column]}; accepted: finite numbers within float32",
-        code="not_finite",
-    )
 
 
 def init_layers(weights: NDArray[np.float64], bias: NDArray[np.float64], hidden: int, seed: int) -> list[Array]:

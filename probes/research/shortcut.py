@@ -10,40 +10,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ..artifact import (
-    ArtifactError,
-    ArtifactSchema,
-    StoredValue,
-    normalize_facts,
-    read_artifact,
-    require_fingerprint,
-)
+from ..arrays import check_arrays
+from ..artifact import ArtifactError, ArtifactSchema, StoredValue, read_artifact, require_fingerprint
 
 KIND = "shortcut"
-ADAPTER = ("down", "down_bias", "up", "up_bias")
-GATE = ("gate_in", "gate_in_bias", "gate_out", "gate_out_bias")
-_SCHEMA = ArtifactSchema(
-    kinds=(KIND,),
-    format=1,
-    facts={
-        "kind": str,
-        "layer": int,
-        "layers": int,
-        "threshold": (float, type(None)),
-        "base": dict,
-        "provenance": dict,
-        "metrics": dict,
-    },
-    noun="shortcut",
-    command="tersely train shortcut",
-)
-
+_SHAPES = {
+    "down": "iw",
+    "down_bias": "i",
+    "up": "wi",
+    "up_bias": "w",
+    "gate_in": "mw",
+    "gate_in_bias": "m",
+    "gate_out": "m",
+    "gate_out_bias": "",
+}
 Array = NDArray[np.float32]
 
 
@@ -55,12 +41,17 @@ class Shortcut(StoredValue):
     score, a log-odds, is gate_out silu(gate_in n(h) + gate_in_bias) + gate_out_bias; matrices are [out, in]. Raises
     ArtifactError for what could not be saved and loaded again.
 
-    `layer` is a hidden layer, numbered as in transformers, of so many `layers`; `base` has the `name` and `fingerprint`
-    of the model. From the threshold on a token leaves; it is None if none was found at which these tokens agree with
-    the model. `provenance` and `metrics` are plain JSON.
+    `layer` is a hidden layer, numbered as in transformers, of so many `layers`. From the threshold on a token leaves;
+    it is None if none was found at which these tokens agree with the model.
     """
 
-    schema: ClassVar[ArtifactSchema] = _SCHEMA
+    schema: ClassVar[ArtifactSchema] = ArtifactSchema(
+        kinds=(KIND,),
+        format=1,
+        facts=("layer", "layers", "threshold", "base", "provenance", "metrics"),
+        noun="shortcut",
+        command="tersely train shortcut",
+    )
     kind: ClassVar[str] = KIND
     layer: int
     layers: int
@@ -73,19 +64,12 @@ class Shortcut(StoredValue):
     def __post_init__(self) -> None:
         if not 0 < self.layer < self.layers:
             raise ArtifactError(f"layer is {self.layer} of {self.layers}; accepted: 1 to {self.layers - 1}")
-        arrays = {name: np.array(array, np.float32, order="C") for name, array in self.arrays.items()}
-        _check_shapes(arrays)
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise ArtifactError(f"the threshold is {self.threshold}; accepted: a finite score, or none")
-        for array in arrays.values():
-            array.flags.writeable = False
-        plain = {
-            "arrays": arrays,
-            "threshold": None if self.threshold is None else float(self.threshold),
-            **normalize_facts(self.base, self.provenance, self.metrics),
-        }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
+        self._set(
+            arrays=check_arrays(self.arrays, _SHAPES, np.float32, ArtifactError),
+            threshold=None if self.threshold is None else float(self.threshold),
+        )
 
     @property
     def width(self) -> int:
@@ -109,28 +93,10 @@ class Shortcut(StoredValue):
         """See `StoredValue`."""
         return self.arrays
 
-
-def _check_shapes(arrays: Mapping[str, Array]) -> None:
-    """Raise ArtifactError unless these arrays form an adapter and a gate."""
-    if set(arrays) != {*ADAPTER, *GATE}:
-        raise ArtifactError(f"a shortcut has {', '.join(sorted(arrays))}; accepted: {', '.join((*ADAPTER, *GATE))}")
-    down, gate = arrays["down"], arrays["gate_in"]
-    if down.ndim != 2 or gate.ndim != 2:
-        raise ArtifactError("down and gate_in must be matrices: [out, width of the hidden states]")
-    (inner, width), mid = down.shape, gate.shape[0]
-    wanted = {
-        "down": (inner, width),
-        "down_bias": (inner,),
-        "up": (width, inner),
-        "up_bias": (width,),
-        "gate_in": (mid, width),
-        "gate_in_bias": (mid,),
-        "gate_out": (mid,),
-        "gate_out_bias": (),
-    }
-    for name, shape in wanted.items():
-        if arrays[name].shape != shape or not np.isfinite(arrays[name]).all():
-            raise ArtifactError(f"{name} has shape {arrays[name].shape}; accepted: {shape}, all numbers finite")
+    @classmethod
+    def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """See `StoredValue`."""
+        return cls(arrays=arrays, **facts)
 
 
 def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Shortcut:
@@ -138,9 +104,4 @@ def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "thi
 
     Raises ArtifactError if it is of another model or was changed, or if the fingerprint is unknown.
     """
-
-    def build(facts: dict[str, Any], arrays: dict[str, Any]) -> Shortcut:
-        del facts["kind"]
-        return Shortcut(arrays=arrays, **facts)
-
-    return read_artifact(_SCHEMA, folder, require_fingerprint(fingerprint, folder), model, build)
+    return read_artifact(Shortcut, folder, require_fingerprint(fingerprint, folder), model)

@@ -17,35 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, TerselyError, unknown
-from ..artifact import (
-    ArtifactError,
-    ArtifactSchema,
-    StoredValue,
-    normalize_facts,
-    read_artifact,
-    require_fingerprint,
-)
+from ..arrays import check_arrays
+from ..artifact import ArtifactError, ArtifactSchema, StoredValue, read_artifact, require_fingerprint
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
 MIN_PAIRS = 20
 """Pairs below which a mean of differences is mostly chance."""
-_SCHEMA = ArtifactSchema(
-    kinds=(KIND,),
-    format=1,
-    facts={
-        "kind": str,
-        "place": str,
-        "layers": list,
-        "base": dict,
-        "layer": (int, type(None)),
-        "strength": (float, type(None)),
-        "provenance": dict,
-        "metrics": dict,
-    },
-    noun="direction",
-    command="tersely steer",
-)
 
 Array = NDArray[np.float32]
 
@@ -79,12 +57,16 @@ class Direction(StoredValue):
         layers: hidden layers, numbered as in transformers.
         vectors: [layers, width].
         norms: [layers], mean norm of the hidden states.
-        base: `name` and `fingerprint` of the model.
         layer: best layer of a search, with its `strength`; None if the search found nothing useful.
-        provenance: plain JSON, as `metrics`; numbers that are not finite become None.
     """
 
-    schema: ClassVar[ArtifactSchema] = _SCHEMA
+    schema: ClassVar[ArtifactSchema] = ArtifactSchema(
+        kinds=(KIND,),
+        format=1,
+        facts=("place", "layers", "base", "layer", "strength", "provenance", "metrics"),
+        noun="direction",
+        command="tersely steer",
+    )
     kind: ClassVar[str] = KIND
     place: str
     layers: tuple[int, ...]
@@ -97,15 +79,12 @@ class Direction(StoredValue):
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        vectors, norms = (np.array(array, np.float32, order="C") for array in (self.vectors, self.norms))
-        if vectors.ndim != 2 or norms.shape != (len(self.layers),) or len(vectors) != len(self.layers):
-            raise ArtifactError(
-                f"vectors have shape {vectors.shape} and norms {norms.shape}; accepted: one vector and one norm "
-                f"for each of {len(self.layers)} layers"
-            )
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not (np.isfinite(norms).all() and (norms > 0).all() and np.allclose(lengths, 1, atol=1e-3)):
-            raise ArtifactError("a direction needs finite vectors of unit length and finite norms above 0")
+        arrays = check_arrays(self.stored_arrays, {"vectors": "ld", "norms": "l"}, np.float32, ArtifactError)
+        lengths, norms = np.linalg.norm(arrays["vectors"], axis=1), arrays["norms"]
+        if len(norms) != len(self.layers):
+            raise ArtifactError(f"{len(norms)} vectors; accepted: one for each of {len(self.layers)} layers")
+        if not ((norms > 0).all() and np.allclose(lengths, 1, atol=1e-3)):
+            raise ArtifactError("a direction needs vectors of unit length and norms above 0")
         if (self.layer is None) != (self.strength is None) or (
             self.layer is not None and self.layer not in self.layers
         ):
@@ -113,15 +92,7 @@ class Direction(StoredValue):
             raise ArtifactError(f"{got}; accepted: one of its layers with a strength, or neither")
         if self.place not in PLACES:
             raise ArtifactError(f"a direction's place is {self.place!r}; accepted: {', '.join(PLACES)}")
-        vectors.flags.writeable = norms.flags.writeable = False
-        plain = {
-            "layers": tuple(map(int, self.layers)),
-            "vectors": vectors,
-            "norms": norms,
-            **normalize_facts(self.base, self.provenance, self.metrics),
-        }
-        for name, value in plain.items():
-            object.__setattr__(self, name, value)
+        self._set(layers=tuple(map(int, self.layers)), **arrays)
 
     def push(self, layer: int, strength: float) -> Array:
         """Compute the vector to add to a layer's hidden states, [width]: `strength` times their mean norm.
@@ -208,9 +179,4 @@ def load_direction(folder: Path | str, fingerprint: str | None, model: str = "th
 
     Raises ArtifactError if it is of another model or was changed, or if the fingerprint is unknown.
     """
-
-    def build(facts: dict[str, Any], arrays: dict[str, Any]) -> Direction:
-        del facts["kind"]
-        return Direction(**{**facts, "layers": tuple(facts["layers"])}, **arrays)
-
-    return read_artifact(_SCHEMA, folder, require_fingerprint(fingerprint, folder), model, build)
+    return read_artifact(Direction, folder, require_fingerprint(fingerprint, folder), model)

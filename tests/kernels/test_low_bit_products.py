@@ -16,6 +16,8 @@ from tersely.kernels.research import bit_planes, lut_gemv
 from tersely.kernels.research.bit_planes import BitPlanes, bit_plane_linear
 from tersely.kernels.research.lut_gemv import LutWeight, lut_linear
 
+from ..support.refusals import refused
+
 FOUND = native.library()
 BEST = {
     "lut": FOUND.tersely_lut_level() if FOUND is not None and hasattr(FOUND, "tersely_lut_level") else -1,
@@ -251,39 +253,36 @@ def test_threads_share_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "message"),
+    "call",
     [
-        (lambda: lut_gemv.pack(draw(2, 3, 5), 5), "weights of 5 bits"),
-        (lambda: lut_gemv.pack(draw(2, 3, 5) + 1, 2), "1 to 4"),
-        (lambda: lut_gemv.pack(torch.zeros(3, 5), 2), r"torch.float32 \[3, 5\]"),
-        (lambda: lut_gemv.pack(draw(2, 5), 2), r"torch.uint8 \[5\]"),
-        (lambda: lut_gemv.pack(draw(2, 0, 5), 2), r"\[0, 5\]"),
-        (lambda: LutWeight(torch.zeros(1, 1, 2, 32, dtype=torch.uint8), 3, 5), r"\[1, 1, 2, 32\]"),
-        (lambda: LutWeight(torch.zeros(1, 1, 2, 64, dtype=torch.uint8), 33, 5), "33 outputs and 5 inputs"),
-        (lambda: LutWeight(torch.zeros(1, 1, 2, 64), 3, 5), "lines torch.float32"),
-        (lambda: LutWeight(draw(8, 1, 1, 64, 2).mT, 3, 5), r"\[1, 1, 2, 64\]"),
-        (lambda: lut_linear(draw(2, 1, 50), lut_gemv.pack(draw(2, 3, 50), 2)), r"torch.uint8 .*int8 \[..., 50\]"),
-        (lambda: lut_linear(activations(1, 49), lut_gemv.pack(draw(2, 3, 50), 2)), r"\[1, 49\].*\[..., 50\]"),
-        (lambda: lut_linear(activations(50).to("meta"), lut_gemv.pack(draw(2, 3, 50), 2)), "on meta; .* on cpu"),
-        (lambda: bit_planes.pack(draw(2, 3, 5), 0), "codes of 0 bits"),
-        (lambda: bit_planes.pack(draw(3, 3, 99).long() - 1, 2), "-1 to 6"),
-        (lambda: bit_planes.pack(torch.zeros(3, 5), 2), r"torch.float32 \[3, 5\]"),
-        (lambda: bit_planes.pack(draw(2, 5, 0), 2), r"\[5, 0\]"),
-        (lambda: BitPlanes(torch.zeros(1, 2, 1, dtype=torch.int64), 64), r"\[1, 2, 1\]"),
-        (lambda: BitPlanes(torch.zeros(1, 9, 8, dtype=torch.int64), 64), r"\[1, 9, 8\]"),
-        (lambda: bit_plane_linear(draw(2, 1, 50), 9, bit_planes.pack(draw(2, 3, 50), 2)), "codes of 9 bits"),
-        (lambda: bit_plane_linear(draw(2, 1, 9).long(), 2, bit_planes.pack(draw(2, 3, 9), 2)), "torch.int64 .*uint8"),
-        (lambda: bit_plane_linear(draw(2, 1, 49), 2, bit_planes.pack(draw(2, 3, 50), 2)), r"\[1, 49\].*\[..., 50\]"),
-        (lambda: bit_plane_linear(draw(3, 1, 99), 2, bit_planes.pack(draw(2, 3, 99), 2)), "0 to 7"),
-        (
-            lambda: bit_plane_linear(draw(8, 1, 33_026), 8, bit_planes.pack(draw(8, 1, 33_026), 8)),
-            "33026",
-        ),
+        lambda: lut_gemv.pack(draw(2, 3, 5), 5),
+        lambda: lut_gemv.pack(draw(2, 3, 5) + 1, 2),
+        lambda: lut_gemv.pack(torch.zeros(3, 5), 2),
+        lambda: lut_gemv.pack(draw(2, 5), 2),
+        lambda: lut_gemv.pack(draw(2, 0, 5), 2),
+        lambda: LutWeight(torch.zeros(1, 1, 2, 32, dtype=torch.uint8), 3, 5),
+        lambda: LutWeight(torch.zeros(1, 1, 2, 64, dtype=torch.uint8), 33, 5),
+        lambda: LutWeight(torch.zeros(1, 1, 2, 64), 3, 5),
+        lambda: LutWeight(draw(8, 1, 1, 64, 2).mT, 3, 5),
+        lambda: lut_linear(draw(2, 1, 50), lut_gemv.pack(draw(2, 3, 50), 2)),
+        lambda: lut_linear(activations(1, 49), lut_gemv.pack(draw(2, 3, 50), 2)),
+        lambda: lut_linear(activations(50).to("meta"), lut_gemv.pack(draw(2, 3, 50), 2)),
+        lambda: bit_planes.pack(draw(2, 3, 5), 0),
+        lambda: bit_planes.pack(draw(3, 3, 99).long() - 1, 2),
+        lambda: bit_planes.pack(torch.zeros(3, 5), 2),
+        lambda: bit_planes.pack(draw(2, 5, 0), 2),
+        lambda: BitPlanes(torch.zeros(1, 2, 1, dtype=torch.int64), 64),
+        lambda: BitPlanes(torch.zeros(1, 9, 8, dtype=torch.int64), 64),
+        lambda: bit_plane_linear(draw(2, 1, 50), 9, bit_planes.pack(draw(2, 3, 50), 2)),
+        lambda: bit_plane_linear(draw(2, 1, 9).long(), 2, bit_planes.pack(draw(2, 3, 9), 2)),
+        lambda: bit_plane_linear(draw(2, 1, 49), 2, bit_planes.pack(draw(2, 3, 50), 2)),
+        lambda: bit_plane_linear(draw(3, 1, 99), 2, bit_planes.pack(draw(2, 3, 99), 2)),
+        lambda: bit_plane_linear(draw(8, 1, 33_026), 8, bit_planes.pack(draw(8, 1, 33_026), 8)),
     ],
     ids=range(23),
 )
-def test_invalid_arguments_are_refused(call: Callable[[], object], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+def test_invalid_arguments_are_refused(call: Callable[[], object]) -> None:
+    with refused(OptionError):
         call()
 
 

@@ -143,8 +143,8 @@ def test_caches_can_be_indexed_but_not_cropped(engine: TransformersEngine) -> No
 
 
 def test_invalid_budgets_and_models_are_refused(engine: TransformersEngine) -> None:
-    for budget, near, value in ((0, None, "0"), (-3, None, "-3"), (4, 5, "5")):
-        with pytest.raises(OptionError, match=value), retaining(engine.model, by_chance(0), budget, near):
+    for budget, near in ((0, None), (-3, None), (4, 5)):
+        with refused(OptionError), retaining(engine.model, by_chance(0), budget, near):
             pass
     with pytest.raises(CapabilityError):
         retaining(random_model("sliding"), by_chance(0), 8).__enter__()
@@ -182,7 +182,7 @@ def test_training_reduces_the_loss_and_keeps_the_model(engine: TransformersEngin
 
 
 def test_unusable_training_texts_are_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match=str(MIN_DISTANCE)):
+    with refused(OptionError):
         collect(engine.model, [5] * MIN_DISTANCE)
     with refused(OptionError, "unknown_name"):
         collect(engine.model, [5] * 40, "logits")

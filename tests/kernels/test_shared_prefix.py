@@ -10,6 +10,8 @@ from tersely.errors import OptionError
 from tersely.kernels.research import shared_prefix
 from tersely.kernels.research.shared_prefix import in_flash, in_torch, merge, reference, shared_prefix_attention
 
+from ..support.refusals import refused
+
 Shape = tuple[int, int, int, int, int, int]  # rows, heads, kv_heads, prefix, suffix, dim
 SHAPES: list[Shape] = [
     (3, 14, 2, 130, 33, 64),
@@ -113,35 +115,35 @@ def test_merging_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    "change",
     [
-        ({0: (3, 6, 2, 8)}, r"query \[3, 6, 2, 8\].*accepted: query \[rows, heads, 1, dim\]"),
-        ({0: (3, 5, 1, 8)}, "heads a multiple of kv_heads"),
-        ({0: (2, 6, 1, 8)}, r"suffix_keys \[3, 2, 4, 8\]"),
-        ({1: (2, 7, 9), 2: (2, 7, 9)}, r"prefix_keys \[2, 7, 9\]"),
-        ({2: (2, 6, 8)}, r"prefix_values \[2, 6, 8\]"),
-        ({4: (3, 2, 5, 8)}, r"suffix_values \[3, 2, 5, 8\]"),
-        ({3: (3, 1, 4, 8), 4: (3, 1, 4, 8)}, r"suffix_keys \[3, 1, 4, 8\]"),
-        ({1: (7, 8), 2: (7, 8)}, r"prefix_keys \[7, 8\]"),
+        {0: (3, 6, 2, 8)},
+        {0: (3, 5, 1, 8)},
+        {0: (2, 6, 1, 8)},
+        {1: (2, 7, 9), 2: (2, 7, 9)},
+        {2: (2, 6, 8)},
+        {4: (3, 2, 5, 8)},
+        {3: (3, 1, 4, 8), 4: (3, 1, 4, 8)},
+        {1: (7, 8), 2: (7, 8)},
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change: dict[int, tuple[int, ...]], said: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(change: dict[int, tuple[int, ...]]) -> None:
     given = parts((3, 6, 2, 7, 4, 8))
     for at, shape in change.items():
         given[at] = torch.zeros(shape)
-    with pytest.raises(OptionError, match=said):
+    with refused(OptionError):
         shared_prefix_attention(*given)
 
 
 def test_dtypes_and_lengths_that_do_not_fit_are_refused() -> None:
     given = parts((3, 6, 2, 7, 4, 8))
-    with pytest.raises(OptionError, match=r"torch\.bfloat16"):
+    with refused(OptionError):
         shared_prefix_attention(given[0].bfloat16(), *given[1:])
-    with pytest.raises(OptionError, match=r"torch\.float64"):
+    with refused(OptionError):
         shared_prefix_attention(*(part.double() for part in given))
     for lengths in (torch.zeros(3), torch.zeros(2, dtype=torch.long), torch.ones(3, dtype=torch.bool)):
-        with pytest.raises(OptionError, match="lengths"):
+        with refused(OptionError):
             shared_prefix_attention(*given, lengths=lengths)
     for number in (-1, 5):
-        with pytest.raises(OptionError, match="lengths"):
+        with refused(OptionError):
             shared_prefix_attention(*given, lengths=torch.tensor([1, 2, number]))

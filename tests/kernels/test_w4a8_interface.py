@@ -24,6 +24,7 @@ from tersely.kernels.quantization import Scheme, W4A8Linear
 from tersely.kernels.w4a8 import in_torch, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import DEEPEST, PackedLayout, check_layer, pack, pack_bytes
 
+from ..support.refusals import refused
 from ..support.vectors import BEST, FOUND
 from .test_w4a8_op import DTYPES, Size, each, random_layer
 
@@ -38,29 +39,27 @@ def test_the_compiled_op_is_registered() -> None:
 
 @each
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    "changed",
     [
-        ({"weight": torch.zeros(2, 12, 64)}, "weight torch.float32"),
-        ({"weight": torch.zeros(3, 12, 64, dtype=torch.uint8)}, "weight torch.uint8 .3, 12, 64."),
-        ({"weight": torch.zeros(2, 12, 128, dtype=torch.uint8)[:, :, ::2]}, "not contiguous"),
-        ({"groups": torch.zeros(2, 4, 2, 16, dtype=torch.uint8)}, "groups"),
-        ({"groups": torch.zeros(2, 0, 2, 16, dtype=torch.uint8)}, "groups"),
-        ({"channel_scale": torch.ones(40)}, "40 outputs"),
-        ({"channel_scale": torch.ones(20, dtype=torch.bfloat16)}, "channel_scale torch.bfloat16"),
-        ({"input_scale": torch.ones(96)}, "input_scale"),
-        ({"bias": torch.ones(20, dtype=torch.int64)}, "bias torch.int64"),
-        ({"x": torch.ones(1, 97)}, "with padding"),
-        ({"x": torch.ones(1, 64)}, "with padding"),
-        ({"weight": torch.zeros(0, 12, 64, dtype=torch.uint8), "channel_scale": torch.ones(0)}, "no outputs"),
+        {"weight": torch.zeros(2, 12, 64)},
+        {"weight": torch.zeros(3, 12, 64, dtype=torch.uint8)},
+        {"weight": torch.zeros(2, 12, 128, dtype=torch.uint8)[:, :, ::2]},
+        {"groups": torch.zeros(2, 4, 2, 16, dtype=torch.uint8)},
+        {"groups": torch.zeros(2, 0, 2, 16, dtype=torch.uint8)},
+        {"channel_scale": torch.ones(40)},
+        {"channel_scale": torch.ones(20, dtype=torch.bfloat16)},
+        {"input_scale": torch.ones(96)},
+        {"bias": torch.ones(20, dtype=torch.int64)},
+        {"x": torch.ones(1, 97)},
+        {"x": torch.ones(1, 64)},
+        {"weight": torch.zeros(0, 12, 64, dtype=torch.uint8), "channel_scale": torch.ones(0)},
     ],
     ids=range(12),
 )
-def test_invalid_tensors_are_refused(
-    implementation: Callable[..., Tensor], changed: dict[str, Tensor], message: str
-) -> None:
+def test_invalid_tensors_are_refused(implementation: Callable[..., Tensor], changed: dict[str, Tensor]) -> None:
     layer = random_layer(20, 90, 32)
     parts = {"x": torch.ones(1, 90), **vars(layer), **changed}
-    with pytest.raises(OptionError, match=message):
+    with refused(OptionError):
         implementation(*parts.values())
 
 
@@ -76,7 +75,7 @@ def test_c_and_python_accept_the_same_shapes() -> None:
         try:
             check_layer(inputs, weight, groups, scale, None, None)
         except OptionError:
-            with pytest.raises(RuntimeError, match="w4a8_linear"):
+            with pytest.raises(RuntimeError):
                 w4a8_op(x, weight, groups, scale)
         else:
             taken += 1
@@ -87,7 +86,7 @@ def test_c_and_python_accept_the_same_shapes() -> None:
 @each
 def test_tensors_on_other_devices(implementation: Callable[..., Tensor]) -> None:
     layer, x = random_layer(20, 90, 32), torch.ones(2, 90)
-    with pytest.raises(OptionError, match="meta"):
+    with refused(OptionError):
         implementation(x, layer.weight.to("meta"), layer.groups, layer.channel_scale)
 
 
@@ -100,13 +99,13 @@ def test_invalid_activations_are_refused(implementation: Callable[..., Tensor], 
 
 def test_layers_too_deep() -> None:
     weight = pack_bytes(torch.ones(1, DEEPEST + 4))
-    with pytest.raises(OptionError, match="65536"):
+    with refused(OptionError):
         w4a8_linear(torch.ones(1, DEEPEST + 4), weight, None, torch.ones(1))
 
 
 def test_pack_refuses_invalid_groups() -> None:
     codes, about = torch.zeros(4, 64), torch.ones(4, 2)
-    with pytest.raises(OptionError, match="48"):
+    with refused(OptionError):
         pack(codes, about, about, 48)
     with pytest.raises(OptionError):
         pack(codes, about, about, 64)
@@ -204,7 +203,7 @@ def test_threads_are_joined_after_an_exception() -> None:
 def test_the_op_has_no_gradient_and_says_so() -> None:
     layer = random_layer(20, 90, 32)
     out = w4a8_op(torch.randn(2, 90, requires_grad=True), *layer.tensors())
-    with pytest.raises(NotImplementedError, match="W4A8Linear"):
+    with pytest.raises(NotImplementedError):
         out.sum().backward()
 
 

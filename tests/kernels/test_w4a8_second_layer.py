@@ -16,6 +16,7 @@ from tersely.errors import OptionError
 from tersely.kernels.w4a8 import MARGIN, w4a8_linear, w4a8_op
 from tersely.kernels.w4a8_layout import choose_layout
 
+from ..support.refusals import refused
 from ..support.vectors import BEST, FOUND, LEVELS, use_vectors
 from .test_w4a8_op import DTYPES, Layer, Size, assert_right, each, random_layer
 
@@ -162,24 +163,24 @@ def guarded(size: int, dtype: torch.dtype = torch.uint8) -> Tensor:
 
 @each
 @pytest.mark.parametrize(
-    ("at", "tensor", "says"),
+    ("at", "tensor"),
     [
-        (4, torch.ones(20), "bias"),
-        (4, torch.ones(27, 1), "bias"),
-        (4, torch.tensor(1.0), "bias"),
-        (5, torch.zeros(1, 12, 64, dtype=torch.uint8), "7 outputs got 48 inputs"),
-        (5, None, "second_weight"),
-        (6, torch.ones(20), "20 outputs got weight"),
-        (6, None, "second_weight"),
+        (4, torch.ones(20)),
+        (4, torch.ones(27, 1)),
+        (4, torch.tensor(1.0)),
+        (5, torch.zeros(1, 12, 64, dtype=torch.uint8)),
+        (5, None),
+        (6, torch.ones(20)),
+        (6, None),
     ],
     ids=range(7),
 )
 def test_invalid_second_layers_are_refused(
-    implementation: Callable[..., Tensor], at: int, tensor: Tensor | None, says: str
+    implementation: Callable[..., Tensor], at: int, tensor: Tensor | None
 ) -> None:
     tensors = [*given(*pair(20, 7, 90))]
     tensors[at] = tensor
-    with pytest.raises(OptionError, match=says):
+    with refused(OptionError):
         implementation(torch.ones(1, 90), *tensors)
 
 

@@ -317,6 +317,6 @@ def test_resolve_rule_knows_names_add_ons_and_objects() -> None:
     assert resolve_rule("short") == ShortMofK()
     assert resolve_rule("tree") == Tree(), "an add-on, found by its entry point"
     assert resolve_rule(rule := Majority(lazy=True)) is rule
-    with pytest.raises(OptionError, match="'majority'") as error:
+    with pytest.raises(OptionError) as error:
         resolve_rule("majorety")
     assert error.value.code == "unknown_name"

@@ -20,6 +20,8 @@ from tersely.probes import artifact as artifacts
 from tersely.probes.artifact import ABOUT, NUMBERS, Artifact, ArtifactError, load, save
 from tersely.probes.estimator import ProbeClassifier
 
+from ...support.refusals import refused
+
 BASE = {"name": "tersely-tiny-small", "fingerprint": "ab" * 32}
 
 
@@ -128,7 +130,7 @@ def test_an_interrupted_save_is_refused(artifact: Artifact, folder: Path, monkey
         path.write_bytes(content)
 
     monkeypatch.setattr(artifacts, "write", full)
-    with pytest.raises(WriteError, match="no space"):
+    with refused(WriteError):
         save(replace(artifact, arrays={}), folder)
     assert get_code(folder) == "damaged_artifact"
 
@@ -161,20 +163,19 @@ def test_invalid_facts_are_refused(folder: Path, about: dict[str, Any], code: st
 
 
 @pytest.mark.parametrize(
-    ("change", "array"),
+    "change",
     [
-        (lambda n: n | {"network.w1": n["network.w1"][:, :-1]}, "b1"),
-        (lambda n: n | {"network.w1": n["network.w1"] * np.float32("nan")}, "w1"),
-        (lambda n: n | {"network.w2": n["network.w2"].astype(np.float64)}, "w2"),
-        (lambda n: n | {"network.temperature": np.zeros((), np.float32)}, "temperature"),
-        (lambda n: n | {"arrays.tokens": np.full(3, np.nan)}, "tokens"),
-        (lambda n: n | {"stray": np.zeros(3)}, "stray"),
-        (lambda n: {k: v for k, v in n.items() if k != "network.bias"}, "bias"),
+        lambda n: n | {"network.w1": n["network.w1"][:, :-1]},
+        lambda n: n | {"network.w1": n["network.w1"] * np.float32("nan")},
+        lambda n: n | {"network.temperature": np.zeros((), np.float32)},
+        lambda n: n | {"arrays.tokens": np.full(3, np.nan)},
+        lambda n: n | {"stray": np.zeros(3)},
+        lambda n: {k: v for k, v in n.items() if k != "network.bias"},
     ],
 )
-def test_invalid_arrays_are_refused(folder: Path, change: Callable[..., Any], array: str) -> None:
+def test_invalid_arrays_are_refused(folder: Path, change: Callable[..., Any]) -> None:
     rewrite(folder, change(from_bytes((folder / NUMBERS).read_bytes())))
-    with pytest.raises(ArtifactError, match=array):
+    with refused(ArtifactError):
         load(folder)
 
 
@@ -185,20 +186,22 @@ def test_a_file_that_is_not_safetensors_is_refused(folder: Path) -> None:
 
 
 def test_another_model_or_layer_is_refused(folder: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"tersely-tiny-small \(abab.*big.*\(cdcd.*`tersely calibrate`") as error:
+    with pytest.raises(ArtifactError) as error:
         load(folder, fingerprint="cd" * 32, model="big")
     assert error.value.code == "wrong_model"
     assert get_code(folder, layer=-1) == "wrong_layer"
 
 
 def test_values_that_cannot_be_saved_are_refused(artifact: Artifact) -> None:
-    for name, changes in (
-        ("provenance", {"provenance": {"model": object()}}),
-        ("certificates", {"certificates": [{"threshold": float("inf")}]}),
-        ("names", {"arrays": {"names": np.array(["a"])}}),
-        ("mood", {"kind": "mood"}),
-    ):
-        with pytest.raises(ArtifactError, match=name):
-            replace(artifact, **changes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="read-only"):
+    invalid: list[dict[str, Any]] = [
+        {"provenance": {"model": object()}},
+        {"certificates": [{"threshold": float("inf")}]},
+        {"arrays": {"names": np.array(["a"])}},
+    ]
+    for changes in invalid:
+        with refused(ArtifactError):
+            replace(artifact, **changes)
+    with refused(ArtifactError, "wrong_kind"):
+        replace(artifact, kind="mood")
+    with pytest.raises(ValueError):  # noqa: PT011
         artifact.arrays["tokens"][0] = 0

@@ -13,6 +13,7 @@ from tersely.probes.records import UNKNOWN, RecordsError
 from tersely.probes.risk_control import risk_curve
 
 from ...support.planted_records import CLOSING, keep_rows, planted, replace_columns
+from ...support.refusals import refused
 
 MARK = "fe" * 32
 N = 460
@@ -70,7 +71,7 @@ def test_boundaries_of_one_tier_and_rollout() -> None:
     assert len(both) == len(normal) + len(few)
     assert both.full.tolist() == normal.full.tolist() + few.full.tolist()
     assert both.rollout[len(normal) :].tolist() == (few.rollout + 30).tolist()
-    with pytest.raises(OptionError, match="'normla'"):
+    with refused(OptionError, "unknown_name"):
         read_boundaries(records, -1, "normla")
 
 
@@ -115,7 +116,7 @@ def test_hidden_states_that_are_not_finite_are_refused(table: str, value: float)
     states[3, 4] = value
     broken = replace_columns(records, **{f"{table}__state.2": states})
     read = read_questions if table == "questions" else read_boundaries
-    with pytest.raises(RecordsError, match="layer 2") as error:
+    with pytest.raises(RecordsError) as error:
         read(broken, 2)
     assert error.value.code == "not_finite"
     read(broken, -1)

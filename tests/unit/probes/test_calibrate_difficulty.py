@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from tersely.errors import OptionError
 from tersely.probes.calibrate import readiness
@@ -13,6 +12,7 @@ from tersely.probes.rule import StopRule
 from tersely.probes.stats import measure_quality
 
 from ...support.planted_records import planted
+from ...support.refusals import refused
 
 N = 460
 
@@ -22,17 +22,17 @@ def test_diffadapt_labels_follow_the_paper() -> None:
     assert list(label_diffadapt(accuracy, entropy)) == ["normal", "easy", "normal", "easy", "easy", "hard"]
     assert list(label_diffadapt(accuracy, entropy, beta=0.2))[:3] == ["normal", "easy", "easy"]
     assert list(label_diffadapt([0.3, 0.1], [0.1, 0.1])) == ["easy", "hard"]
-    with pytest.raises(OptionError, match=r"0\.9"):
+    with refused(OptionError):
         label_diffadapt(accuracy, entropy, gamma=0.9)
-    with pytest.raises(OptionError, match="entropy"):
+    with refused(OptionError):
         label_diffadapt(accuracy, entropy[1:])
 
 
 def test_boundaries_have_three_labels() -> None:
     assert list(readiness.label_boundaries([1, 1, 0, 0], [1, 0, 1, 0])) == ["ready", "ready", "hopeful", "hopeless"]
-    with pytest.raises(OptionError, match=r"0\.5"):
+    with refused(OptionError):
         readiness.label_boundaries([0.5], [1])
-    with pytest.raises(OptionError, match="1 answers now and 2"):
+    with refused(OptionError):
         readiness.label_boundaries([1], [1, 0])
 
 

@@ -16,7 +16,6 @@ from tersely.probes.calibrate import readiness
 from tersely.probes.calibrate.data import get_part, read_boundaries, read_questions
 from tersely.probes.calibrate.difficulty import fit_difficulty
 from tersely.probes.calibrate.run import (
-    MIN_QUESTIONS,
     CalibrationSettings,
     QuestionParts,
     calibrate_into,
@@ -29,6 +28,7 @@ from tersely.probes.risk_control import Outcomes, certify, risk_curve, threshold
 
 from ...support.planted_calibration import ALPHA, FINGERPRINT, Calibration, N
 from ...support.planted_records import planted, replace_columns, write_planted
+from ...support.refusals import refused
 
 # -- what is learned --------------------------------------------------------------------------------------------------
 
@@ -111,7 +111,7 @@ def test_the_variant_that_saved_more_is_loaded(calibration: Calibration) -> None
 
 
 def test_probes_of_another_model_or_kind_are_refused(calibration: Calibration) -> None:
-    with pytest.raises(ArtifactError, match="planted") as error:
+    with pytest.raises(ArtifactError) as error:
         load_stop_rule(calibration.out / "readiness", "ab" * 32, None)
     assert error.value.code == "wrong_model"
     with pytest.raises(ArtifactError) as error:
@@ -179,11 +179,11 @@ def test_collections_that_do_not_match_are_refused(tmp_path: Path) -> None:
 
     first, second = collect("first", seed=1), collect("second", seed=2)
     for name, value in (("fingerprint", "ab" * 32), ("tiers", ("none", "normal"))):
-        with pytest.raises(RecordsError, match=name) as error:
+        with pytest.raises(RecordsError) as error:
             split_questions(first, second, collect(name, seed=3, **{name: value}))
         assert error.value.code == "other_plan"
     for test in (collect("twin", seed=2), first):
-        with pytest.raises(RecordsError, match="6") as error:
+        with pytest.raises(RecordsError) as error:
             split_questions(first, second, test)
         assert error.value.code == "shared_questions"
     for one in ((second, None), (None, second)):
@@ -222,7 +222,7 @@ def divide(records: RecordTable) -> QuestionParts:
 
 
 def test_too_few_questions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecordsError, match=str(MIN_QUESTIONS)) as error:
+    with pytest.raises(RecordsError) as error:
         calibrate_into(tmp_path, divide(planted(60)), CalibrationSettings())
     assert error.value.code == "too_few_questions"
     assert not list(tmp_path.iterdir())
@@ -235,7 +235,7 @@ def test_questions_with_equal_outcomes_are_refused(tmp_path: Path, solved: float
         calibrate_into(tmp_path, divide(records), CalibrationSettings())
     assert error.value.code == "nothing_to_learn"
     both = (read_questions(records, -1),) * 2
-    with pytest.raises(OptionError, match="'none'") as error:
+    with pytest.raises(OptionError) as error:
         fit_difficulty(both, both, -1, 0.01)
     assert error.value.code == "nothing_to_learn"
 
@@ -250,9 +250,9 @@ def test_rollouts_in_which_thinking_repairs_nothing_are_refused(tmp_path: Path) 
 
 def test_a_layer_that_was_not_collected_is_refused() -> None:
     records = planted(10, layers=(2, 12))
-    with pytest.raises(OptionError, match="2, 12"):
+    with refused(OptionError, "unknown_name"):
         choose_layer(records, 1, lambda layer: 0.0)
-    with pytest.raises(OptionError, match="'-1'"):
+    with refused(OptionError, "unknown_name"):
         read_questions(records, -1)
 
 
@@ -271,25 +271,29 @@ def test_the_layer_with_the_lowest_loss_is_chosen_unless_one_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    "settings",
     [
-        ({"alpha": 0.0}, "alpha"),
-        ({"alpha": 1.0}, "alpha"),
-        ({"alpha": float("nan")}, "alpha"),
-        ({"delta": 1.5}, "delta"),
-        ({"margin": -0.1}, "margin"),
-        ({"labels": "tier"}, "labels 'tier'"),
+        {"alpha": 0.0},
+        {"alpha": 1.0},
+        {"alpha": float("nan")},
+        {"delta": 1.5},
+        {"margin": -0.1},
     ],
 )
-def test_settings_out_of_range_are_refused_before_any_work(settings: dict[str, Any], name: str) -> None:
-    with pytest.raises(OptionError, match=name):
+def test_settings_out_of_range_are_refused_before_any_work(settings: dict[str, Any]) -> None:
+    with refused(OptionError):
         CalibrationSettings(**settings)
+
+
+def test_unknown_labels_are_refused() -> None:
+    with refused(OptionError, "unknown_name"):
+        CalibrationSettings(labels="tier")
 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_a_collection_without_the_base_tier_is_refused(tmp_path: Path, live: bool) -> None:
     records = planted(N, tiers=("none", "easy"), live=live)
-    with pytest.raises(RecordsError, match="'normal'") as error:
+    with pytest.raises(RecordsError) as error:
         calibrate_into(tmp_path, divide(records), CalibrationSettings())
     assert error.value.code == "no_rollouts"
 

@@ -11,6 +11,8 @@ import pytest
 from tersely.errors import OptionError
 from tersely.probes.drift import DriftMonitor, Region, RegionError
 
+from ...support.refusals import refused
+
 
 def rows(n: int, d: int, seed: int, shift: float = 0.0) -> np.ndarray:
     """Features with a few wide directions, on scales far apart; shifted by so many deviations each."""
@@ -128,7 +130,7 @@ def test_regions_survive_as_arrays_to_the_last_bit() -> None:
     from safetensors.numpy import load, save
 
     region = Region.fit(rows(50, 30, seed=12))
-    again = Region.from_arrays(load(save(region.arrays())))
+    again = Region(**load(save(region.arrays())))
     new = rows(40, 30, seed=13, shift=0.3)
     assert np.array_equal(region.distances(new), again.distances(new))
     one, other = DriftMonitor(region, seed=2), DriftMonitor(again, seed=2)
@@ -140,15 +142,13 @@ def test_regions_survive_as_arrays_to_the_last_bit() -> None:
     [
         {"mean": np.zeros(2)}, {"mean": np.zeros((1, 1))}, {"scale": np.zeros(1)}, {"variances": np.array([-1.0])},
         {"residual": np.array(0.0)}, {"residual": np.ones(1)}, {"axes": np.ones((2, 1))}, {"held_out": np.zeros(0)},
-        {"held_out": np.array([2.0, 1.0])}, {"held_out": np.array([1.0, math.nan])}, {"more": np.ones(1)},
+        {"held_out": np.array([2.0, 1.0])}, {"held_out": np.array([1.0, math.nan])},
     ],
 )  # fmt: skip
 def test_invalid_arrays_of_a_region_are_refused(change: dict[str, np.ndarray]) -> None:
     good = identity([1.0]).arrays()
     with pytest.raises(RegionError):
-        Region.from_arrays(good | change)
-    with pytest.raises(RegionError, match="mean, scale"):
-        Region.from_arrays({name: array for name, array in good.items() if name != "axes"})
+        Region(**good | change)
 
 
 def test_features_that_are_not_finite_are_refused_and_not_counted() -> None:
@@ -166,5 +166,5 @@ def test_features_that_are_not_finite_are_refused_and_not_counted() -> None:
         with pytest.raises(RegionError):
             Region.fit(table)
     for false_alarm in (0, 1, math.nan):
-        with pytest.raises(OptionError, match="false_alarm"):
+        with refused(OptionError):
             DriftMonitor(region, false_alarm)

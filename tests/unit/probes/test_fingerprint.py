@@ -17,6 +17,8 @@ from tersely.errors import ModelError
 from tersely.models import get_model_path
 from tersely.probes.fingerprint import checkpoint_fingerprint, fingerprint, question_hash
 
+from ...support.refusals import refused
+
 SMALL = get_model_path("tersely-tiny-small")
 
 
@@ -50,7 +52,7 @@ def test_other_weights_names_or_shapes_have_another_fingerprint() -> None:
         other = values.clone()
         other.view(-1)[place] += 100
         assert (of(a=other, b=values[0]) != known) == seen
-    with pytest.raises(ModelError, match="parameter a"):
+    with refused(ModelError):
         of(a=torch.empty(2, device="meta"))
 
 
@@ -67,10 +69,10 @@ def test_a_sharded_checkpoint_has_the_same_fingerprint(small: Any, tmp_path: Pat
     shutil.copy(SMALL / "config.json", tmp_path)
     assert checkpoint_fingerprint(tmp_path) == fingerprint(small)
     (tmp_path / "two.safetensors").unlink()
-    with pytest.raises(ModelError, match=str(tmp_path)):
+    with refused(ModelError):
         checkpoint_fingerprint(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("[]")
-    with pytest.raises(ModelError, match="index"):
+    with refused(ModelError):
         checkpoint_fingerprint(tmp_path)
 
 

@@ -14,6 +14,8 @@ from tersely.probes.artifact import ABOUT, NUMBERS, Artifact, ArtifactError, sav
 from tersely.probes.estimator import ProbeClassifier
 from tersely.probes.hub import from_pretrained, push_to_hub
 
+from ...support.refusals import refused
+
 BASE = {"name": "tersely-tiny-small", "fingerprint": "ab" * 32}
 
 
@@ -69,7 +71,7 @@ def test_a_probe_goes_to_the_hub_and_back(artifact: Artifact, folder: Path, hub:
     assert from_pretrained("me/probe", revision="v1") == artifact
     assert hub.calls[-1]["revision"] == "v1"
     assert hub.calls[-1]["allow_patterns"] == [NUMBERS, ABOUT]
-    with pytest.raises(ArtifactError, match="another model"):
+    with refused(ArtifactError, "wrong_model"):
         from_pretrained("me/probe", fingerprint="cd" * 32)
     calls = len(hub.calls)
     assert from_pretrained(folder) == artifact
@@ -88,6 +90,6 @@ def test_what_the_hub_does_not_have_is_one_error(monkeypatch: pytest.MonkeyPatch
         raise huggingface_hub.errors.LocalEntryNotFoundError("no such\nrepository")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
-    with pytest.raises(ArtifactError, match="me/none") as error:
+    with pytest.raises(ArtifactError) as error:
         from_pretrained("me/none")
     assert error.value.code == "hub_error"

@@ -14,6 +14,8 @@ from numpy.typing import ArrayLike
 from tersely.errors import OptionError
 from tersely.probes.network import CLIP, LEARNING_RATE, Network, forward, gradient, init_layers, train_adamw
 
+from ...support.refusals import refused
+
 
 def to_float32(values: ArrayLike) -> np.ndarray:
     return np.asarray(values, np.float32)
@@ -40,11 +42,11 @@ def test_probabilities_by_hand() -> None:
 def test_invalid_rows_are_refused() -> None:
     rows = np.zeros((2, 5))
     rows[1, 3] = np.nan
-    with pytest.raises(OptionError, match="feature 3 of row 1"):
+    with refused(OptionError, "not_finite"):
         make_network().proba(rows)
-    with pytest.raises(OptionError, match="feature 0 of row 0"):
+    with refused(OptionError, "not_finite"):
         make_network().proba(np.full((1, 5), 1e60))
-    with pytest.raises(OptionError, match=r"\(5,\)"):
+    with refused(OptionError):
         make_network().proba(np.zeros(5))
 
 
@@ -56,21 +58,17 @@ def test_inputs_far_out_are_clipped() -> None:
 
 def test_arrays_are_frozen_and_must_fit_each_other() -> None:
     net = make_network()
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError):  # noqa: PT011
         net.w1[0, 0] = 1
     with pytest.raises(FrozenInstanceError):
         net.w1 = net.w1  # type: ignore[misc]
-    with pytest.raises(OptionError, match="b1"):
+    with refused(OptionError):
         replace(net, b1=to_float32(np.zeros(4)))
-    with pytest.raises(OptionError, match="w2"):
+    with refused(OptionError):
         replace(net, w2=to_float32(np.full((7, 3), np.nan)))
-    with pytest.raises(OptionError, match="temperature"):
+    with refused(OptionError):
         replace(net, temperature=to_float32(0))
-    with pytest.raises(OptionError, match="float64"):
-        Network.from_arrays({name: array.astype(np.float64) for name, array in net.arrays().items()})
-    with pytest.raises(OptionError, match="mean"):
-        Network.from_arrays({"mean": net.mean})
-    assert Network.from_arrays(net.arrays()) == net != make_network(seed=1)
+    assert Network(**net.arrays()) == net != make_network(seed=1)
 
 
 def test_a_temperature_does_not_change_the_prediction() -> None:

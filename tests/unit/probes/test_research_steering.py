@@ -26,6 +26,7 @@ from tersely.probes.research.steering import (
 )
 
 from ...support.models import random_model
+from ...support.refusals import refused
 
 BASE = {"name": "random", "fingerprint": "ab" * 32}
 
@@ -93,9 +94,7 @@ def test_windows_are_equally_long() -> None:
 
 def test_too_few_or_equal_pairs_are_refused() -> None:
     model, asked = random_model(), pairs()
-    with pytest.raises(
-        SteeringError, match=rf"{MIN_PAIRS - 1} questions have .*accepted: {MIN_PAIRS} or more; sample more"
-    ):
+    with refused(SteeringError, "too_few_pairs"):
         extract(model, asked[: MIN_PAIRS - 1], BASE)
     alike = [Pair(pair.prompt, pair.long, pair.long) for pair in asked]
     with pytest.raises(SteeringError) as error:
@@ -110,15 +109,15 @@ def test_the_added_vector_points_along_the_direction() -> None:
     np.testing.assert_allclose(direction.push(2, -0.4), -0.4 * 5 * direction.vectors[1], rtol=1e-6)
     assert not direction.push(1, 0.0).any()
     assert direction.push(1, 0.1).dtype == np.float32
-    with pytest.raises(OptionError, match="'3'"):
+    with refused(OptionError, "unknown_name"):
         direction.push(3, 0.1)
     for strength in (float("nan"), float("inf")):
-        with pytest.raises(OptionError, match=str(strength)):
+        with refused(OptionError):
             direction.push(1, strength)
     assert direction.chosen() == (2, 0.4)
     assert direction.chosen(1) == (1, 0.4)
     assert direction.chosen(strength=-1.0) == (2, -1.0)
-    with pytest.raises(OptionError, match="layer and a strength"):
+    with refused(OptionError):
         make_direction(layer=None, strength=None).chosen(1)
 
 
@@ -133,13 +132,13 @@ def test_a_saved_direction_loads_unchanged(tmp_path: Path) -> None:
     assert found.vectors.dtype == np.float32
     assert found != make_direction(strength=0.2)
     assert found != make_direction(norms=np.array([3.0, 6.0]))
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError):  # noqa: PT011
         found.vectors[0, 0] = 1.0
 
 
 def test_a_direction_of_another_model_is_refused(tmp_path: Path) -> None:
     save(make_direction(), tmp_path)
-    with pytest.raises(ArtifactError, match=r"random \(abab.*mine.*\(cd.*`tersely steer`") as error:
+    with pytest.raises(ArtifactError) as error:
         load_direction(tmp_path, "cd" * 32, "mine")
     assert error.value.code == "wrong_model"
     with pytest.raises(ArtifactError) as error:
@@ -185,21 +184,21 @@ def test_a_damaged_direction_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "value"),
+    "changes",
     [
-        ({"vectors": np.ones((2, 6))}, "unit length"),
-        ({"norms": np.array([0.0, 1.0])}, "norms"),
-        ({"norms": np.array([np.nan, 1.0])}, "norms"),
-        ({"norms": np.array([1.0])}, "2 layers"),
-        ({"strength": None}, "strength"),
-        ({"layer": 5}, "layer is 5"),
-        ({"place": "everywhere"}, "'everywhere'"),
-        ({"base": {}}, "fingerprint"),
-        ({"metrics": {"what": object()}}, "metrics"),
+        {"vectors": np.ones((2, 6))},
+        {"norms": np.array([0.0, 1.0])},
+        {"norms": np.array([np.nan, 1.0])},
+        {"norms": np.array([1.0])},
+        {"strength": None},
+        {"layer": 5},
+        {"place": "everywhere"},
+        {"base": {}},
+        {"metrics": {"what": object()}},
     ],
 )
-def test_an_invalid_direction_is_refused(changes: dict[str, Any], value: str) -> None:
-    with pytest.raises(ArtifactError, match=value):
+def test_an_invalid_direction_is_refused(changes: dict[str, Any]) -> None:
+    with refused(ArtifactError):
         make_direction(**changes)
 
 

@@ -22,6 +22,8 @@ from tersely.probes.risk_control import (
     threshold_grid,
 )
 
+from ...support.refusals import refused
+
 
 def split(offsets: Any, score: Any, harm: Any, saved: Any, full: Any) -> Outcomes:
     """Outcomes of anything that holds numbers."""
@@ -146,7 +148,7 @@ def test_a_certificate_survives_json_and_contradictions_are_refused() -> None:
     for values in invalid:
         with pytest.raises(CertificateError):
             Certificate.from_dict(values)
-    with pytest.raises(CertificateError, match="saved"):
+    with refused(CertificateError):
         replace(never, saved=0.1)
 
 
@@ -205,53 +207,53 @@ def test_the_oracle_may_never_stop() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "column"),
+    "change",
     [
-        ({"score": [0.5, math.nan, 0.1]}, "score"),
-        ({"score": [0.5, math.inf, 0.1]}, "score"),
-        ({"score": [0.5, 1.5, 0.1]}, "1.5"),
-        ({"score": [0.5, 0.5]}, "offsets"),
-        ({"score": [[0.5, 0.5, 0.5]]}, "score"),
-        ({"score": ["a", "b", "c"]}, "score"),
-        ({"saved": [1, math.nan, 1]}, "saved"),
-        ({"saved": [1, 1, 51]}, "saves more"),
-        ({"saved": [1, 1]}, "2 savings"),
-        ({"harm": [0, 0.5, 1]}, "harm"),
-        ({"offsets": [0, 3, 2]}, "offsets"),
-        ({"offsets": [1, 2, 3]}, "offsets"),
-        ({"offsets": [0, 1.5, 3]}, "offsets"),
-        ({"offsets": [0]}, "questions"),
-        ({"offsets": []}, "questions"),
-        ({"full": [40]}, "full"),
-        ({"full": [0, 50]}, "full"),
+        {"score": [0.5, math.nan, 0.1]},
+        {"score": [0.5, math.inf, 0.1]},
+        {"score": [0.5, 1.5, 0.1]},
+        {"score": [0.5, 0.5]},
+        {"score": [[0.5, 0.5, 0.5]]},
+        {"score": ["a", "b", "c"]},
+        {"saved": [1, math.nan, 1]},
+        {"saved": [1, 1, 51]},
+        {"saved": [1, 1]},
+        {"harm": [0, 0.5, 1]},
+        {"offsets": [0, 3, 2]},
+        {"offsets": [1, 2, 3]},
+        {"offsets": [0, 1.5, 3]},
+        {"offsets": [0]},
+        {"offsets": []},
+        {"full": [40]},
+        {"full": [0, 50]},
     ],
 )
-def test_invalid_outcomes_are_refused(change: dict[str, Any], column: str) -> None:
+def test_invalid_outcomes_are_refused(change: dict[str, Any]) -> None:
     good: dict[str, Any] = {
         "offsets": [0, 1, 3], "score": [0.5, 0.5, 0.1], "harm": [0, 0, 1], "saved": [1, 1, 1], "full": [40, 50],
     }  # fmt: skip
     assert split(**good).n == 2
-    with pytest.raises(OptionError, match=column):
+    with refused(OptionError):
         split(**good | change)
 
 
 def test_invalid_options_are_refused() -> None:
     one = one_boundary([0.5], [False])
     for bad in (0, 1, -0.1, 1.1, math.nan):
-        with pytest.raises(OptionError, match="alpha"):
+        with refused(OptionError):
             certify(one, bad, 0.1, [0.5])
-        with pytest.raises(OptionError, match="delta"):
+        with refused(OptionError):
             certify(one, 0.1, bad, [0.5])
-        with pytest.raises(OptionError, match="delta"):
+        with refused(OptionError):
             needed_questions(0.1, bad)
     for thresholds in ([], [0.5, 0.5], [0.4, 0.5], [1.1, 0.5], [math.nan], [[0.5]]):
-        with pytest.raises(OptionError, match="thresholds"):
+        with refused(OptionError):
             certify(one, 0.1, 0.1, thresholds)  # type: ignore[arg-type]
     for scores, count in (([], 5), ([0.5], 1), ([1.5], 5), ([math.nan], 5)):
         with pytest.raises(OptionError):
             threshold_grid(scores, count)
     for harms, n in ((0, 0), (-1, 5), (6, 5)):
-        with pytest.raises(OptionError, match=str(harms)):
+        with refused(OptionError):
             harm_upper_bound(harms, n, 0.1)
-    with pytest.raises(OptionError, match="draws"):
+    with refused(OptionError):
         resample_calibrations(one, one, 0.1, 0.1, [0.5], draws=0)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 
 from tersely.errors import OptionError
 from tersely.probes.tier_selector import TierTable, find_price, label_tiers
+
+from ...support.refusals import refused
 
 
 def test_a_tier_label_is_the_cheapest_sufficient_tier() -> None:
@@ -15,7 +16,7 @@ def test_a_tier_label_is_the_cheapest_sufficient_tier() -> None:
     spent[4] = [500, 300, 200]
     assert list(label_tiers(accuracy, spent)) == ["easy", "normal", "hard", "easy", "normal"]
     assert list(label_tiers(accuracy, [100, 300, 200], tolerance=0)) == ["easy", "hard", "hard", "easy", "easy"]
-    with pytest.raises(OptionError, match=r"\(1, 2\)"):
+    with refused(OptionError):
         label_tiers([[1.0, 0.0]], [1, 2])
 
 
@@ -61,7 +62,7 @@ def test_there_may_be_no_price_that_keeps_the_accuracy() -> None:
     table, proba, right = planted_tiers()
     misled = TierTable(table.tiers, table.accuracy[:, ::-1], table.tokens)
     assert find_price(misled, proba, right, margin=0.1) is None
-    with pytest.raises(OptionError, match="'hard'"):
+    with refused(OptionError, "unknown_name"):
         find_price(table, proba, right, margin=0.1, base="hard")
-    with pytest.raises(OptionError, match=r"\(99, 2\)"):
+    with refused(OptionError):
         find_price(table, proba[1:], right, margin=0.1)
