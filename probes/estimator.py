@@ -18,7 +18,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_array, check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
 
 from ..errors import OptionError
 from .network import CLIP, Network, forward, init_layers, train_adamw
@@ -29,6 +35,9 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of logistic regression, the most 
 FEW_GROUPS = 40  # below this, nothing is held out and the probe stays linear, with the strength below
 FEW_STRENGTH = 0.1
 PATIENCE = 15  # epochs
+HIDDEN = 256  # units
+HELD_OUT = 0.2  # share of the questions
+WEIGHT_DECAYS = (1.0, 3.0)
 
 
 class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -36,10 +45,8 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Training starts at logistic regression, which some of the hidden units compute exactly, and leaves it only if that
     lowers the log loss of held-out questions by more than a standard error. Regularisation, weight decay and number of
-    epochs are chosen on the same questions; then all rows are trained on. With fewer than 40 questions nothing is held
-    out and the probe stays linear.
-
-    `hidden` counts units, `epochs` is their maximum, and `held_out` the share of questions held out.
+    epochs, at most `epochs`, are chosen on the same questions; then all rows are trained on. With fewer than 40
+    questions nothing is held out and the probe stays linear.
 
     Attributes:
         classes_: the classes, sorted.
@@ -49,18 +56,8 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         held_out_loss_: their log loss, None if none were held out.
     """
 
-    def __init__(
-        self,
-        hidden: int = 256,
-        epochs: int = 100,
-        held_out: float = 0.2,
-        weight_decays: tuple[float, ...] = (1.0, 3.0),
-        random_state: Any = 0,
-    ) -> None:
-        self.hidden = hidden
+    def __init__(self, epochs: int = 100, random_state: Any = 0) -> None:
         self.epochs = epochs
-        self.held_out = held_out
-        self.weight_decays = weight_decays
         self.random_state = random_state
 
     def fit(
@@ -79,12 +76,11 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 taken for one question.
 
         Raises:
-            ValueError: for NaN, too few rows, or a single class.
+            ValueError: for NaN, too few rows, weights below 0, or a single class.
         """
-        self._check_options()
         rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(labels)
-        weights = _check_weights(sample_weight, len(rows))
+        weights = _check_sample_weight(sample_weight, rows, dtype=np.float64, ensure_non_negative=True)
         check_consistent_length(rows, groups)
         used = weights > 0
         rows, labels, weights = rows[used], np.asarray(labels)[used], weights[used]
@@ -99,12 +95,14 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         questions = _number_questions(rows, None if groups is None else np.asarray(groups)[used])
         data = _Data(rows, codes, weights, questions, len(self.classes_))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        held = _hold_out(questions, codes, self.held_out, seed)
-        plan = _choose_plan(data.select(~held), data.select(held), self, seed) if held.any() else _Plan(FEW_STRENGTH)
+        held = _hold_out(questions, codes, seed)
+        plan = _Plan(FEW_STRENGTH)
+        if held.any():
+            plan = _choose_plan(data.select(~held), data.select(held), self.epochs, seed)
         self.held_out_ = np.flatnonzero(used)[held]
         self.held_out_loss_ = plan.loss
         self.n_epochs_ = plan.epochs
-        self.network_ = _train(data, plan, self.hidden, seed)
+        self.network_ = _train(data, plan, seed)
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float32]:  # noqa: N803
@@ -117,7 +115,7 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return np.asarray(self.classes_[self.predict_proba(X).argmax(axis=1)])
 
-    def calibrate(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Self:  # noqa: N803
+    def calibrate(self, X: ArrayLike, y: ArrayLike) -> Self:  # noqa: N803
         """Return a copy whose temperature and bias are fitted to rows that it did not learn from.
 
         Vector scaling with one temperature (Guo et al. 2017, "On Calibration of Modern Neural Networks"), by maximum
@@ -130,11 +128,11 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if unknown := sorted(set(labels.tolist()) - set(self.classes_.tolist()), key=str):
             raise OptionError(f"labels hold the class {unknown[0]!r}; accepted: {', '.join(map(str, self.classes_))}")
         logits = self.network_.logits(rows).astype(np.float64)
-        codes, weights = np.searchsorted(self.classes_, labels), _check_weights(sample_weight, len(rows))
+        codes = np.searchsorted(self.classes_, labels)
 
         def cost(parameters: Floats) -> float:
             scaled = logits * np.exp(-parameters[0]) + parameters[1:]
-            return float(weights @ _log_losses(scaled, codes) + parameters @ parameters / 2)
+            return float(_log_losses(scaled, codes).sum() + parameters @ parameters / 2)
 
         best = minimize(cost, np.zeros(1 + len(self.classes_)), method="L-BFGS-B").x
         calibrated = copy.copy(self)
@@ -145,25 +143,6 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return the trained network, which does not need scikit-learn; raises NotFittedError."""
         check_is_fitted(self)
         return self.network_
-
-    @classmethod
-    def from_network(cls, network: Network, classes: ArrayLike) -> Self:
-        """Build a fitted estimator from a network and its sorted classes."""
-        names = np.asarray(classes)
-        if len(names) != network.classes or not np.array_equal(names, np.unique(names)):
-            raise OptionError(f"classes are {names.tolist()}; accepted: {network.classes} different ones, sorted")
-        estimator = cls()
-        estimator.classes_, estimator.n_features_in_, estimator.network_ = names, network.inputs, network
-        return estimator
-
-    def _check_options(self) -> None:
-        for name in ("hidden", "epochs"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name} is {getattr(self, name)}; accepted: 1 or more")
-        if not 0 < self.held_out < 1:
-            raise OptionError(f"held_out is {self.held_out}; accepted: a share between 0 and 1")
-        if not self.weight_decays or min(self.weight_decays) < 0:
-            raise OptionError(f"weight_decays are {self.weight_decays}; accepted: one or more, none below 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,29 +169,20 @@ class _Plan:
     loss: float | None = None
 
 
-def _check_weights(sample_weight: ArrayLike | None, n: int) -> Floats:
-    weights = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
-    if weights.shape != (n,) or not np.isfinite(weights).all() or (weights < 0).any():
-        raise OptionError(f"sample_weight has shape {weights.shape}; accepted: {n} finite numbers, none below 0")
-    if not weights.any():
-        raise OptionError("every sample_weight is zero; accepted: at least one weight above 0")
-    return weights
-
-
 def _number_questions(rows: Floats, groups: NDArray[Any] | None) -> NDArray[np.intp]:
     if groups is None:
         return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
     return np.unique(groups, return_inverse=True)[1]
 
 
-def _hold_out(questions: NDArray[np.intp], codes: NDArray[np.intp], share: float, seed: int) -> NDArray[np.bool_]:
+def _hold_out(questions: NDArray[np.intp], codes: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:
     """Choose the rows of a share of the questions, leaving every class to learn from; none if questions are few."""
     n = int(questions.max()) + 1
     table = np.zeros((n, int(codes.max()) + 1))
     np.add.at(table, (questions, codes), 1)
     left, chosen = table.sum(axis=0), np.zeros(n, bool)
     for question in np.random.default_rng(seed).permutation(n):
-        if chosen.sum() < max(2, share * n) and (left > table[question]).all():
+        if chosen.sum() < max(2, HELD_OUT * n) and (left > table[question]).all():
             left -= table[question]
             chosen[question] = True
     enough = n >= FEW_GROUPS and chosen.sum() > 1
@@ -251,7 +221,7 @@ def _log_losses(logits: NDArray[Any], codes: NDArray[np.intp]) -> Floats:
     return np.asarray(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(codes)), codes])
 
 
-def _choose_plan(learnt: _Data, held: _Data, settings: ProbeClassifier, seed: int) -> _Plan:
+def _choose_plan(learnt: _Data, held: _Data, epochs: int, seed: int) -> _Plan:
     """Choose what is best on the held-out rows: logistic regression unless another is better by a standard error."""
     mean, gain = _fit_scaling(learnt)
     scaled, held_scaled = _scale(learnt.rows, mean, gain), _scale(held.rows, mean, gain).astype(np.float32)
@@ -259,14 +229,14 @@ def _choose_plan(learnt: _Data, held: _Data, settings: ProbeClassifier, seed: in
     def losses(layers: list[Single]) -> Floats:
         return _log_losses(forward(held_scaled, layers), held.codes) * held.weights
 
-    starts = {strength: _fit_linear(scaled, learnt, strength, settings.hidden, seed) for strength in STRENGTHS}
+    starts = {strength: _fit_linear(scaled, learnt, strength, HIDDEN, seed) for strength in STRENGTHS}
     strength = min(STRENGTHS, key=lambda strength: losses(starts[strength]).mean())
     start, start_losses = starts[strength], losses(starts[strength])
     plan = best = _Plan(strength, loss=float(start_losses.mean()))
     best_losses = start_losses
-    for decay in settings.weight_decays:
+    for decay in WEIGHT_DECAYS:
         lowest, waited = np.inf, 0
-        tried = _Plan(strength, decay, settings.epochs)
+        tried = _Plan(strength, decay, epochs)
         for epoch, layers in enumerate(_run_epochs(scaled, learnt, start, tried, seed), 1):
             now = losses(layers)
             lowest, waited = (now.mean(), 0) if now.mean() < lowest else (lowest, waited + 1)
@@ -278,14 +248,28 @@ def _choose_plan(learnt: _Data, held: _Data, settings: ProbeClassifier, seed: in
     return best if gained.sum() > np.sqrt(len(gained)) * gained.std(ddof=1) else plan
 
 
-def _train(data: _Data, plan: _Plan, hidden: int, seed: int) -> Network:
+def _train(data: _Data, plan: _Plan, seed: int) -> Network:
     mean, gain = _fit_scaling(data)
     scaled = _scale(data.rows, mean, gain)
-    layers = _fit_linear(scaled, data, plan.strength, hidden if plan.epochs else 0, seed)
+    layers = _fit_linear(scaled, data, plan.strength, HIDDEN if plan.epochs else 0, seed)
     for epoch_layers in _run_epochs(scaled, data, layers, plan, seed):
         layers = epoch_layers
     arrays = (mean, gain, *layers, 1.0, np.zeros(data.classes))
     return Network(*(np.asarray(array, np.float32) for array in arrays))
+
+
+def fit_calibrated(
+    rows: NDArray[Any],
+    labels: NDArray[Any],
+    groups: Sequence[str],
+    held_rows: NDArray[Any],
+    held_labels: NDArray[Any],
+    seed: int,
+) -> ProbeClassifier:
+    """Fit a probe, and calibrate it on those held-out rows whose labels were in training."""
+    estimator = ProbeClassifier(random_state=seed).fit(rows, labels, groups=groups)
+    known = np.isin(held_labels, estimator.classes_)
+    return estimator.calibrate(held_rows[known], held_labels[known]) if known.any() else estimator
 
 
 def held_out_log_loss(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -148,7 +148,7 @@ def save_stop_rule(
             base=base,
             provenance={**provenance, "rule": settings},
             metrics=metrics,
-            certificates=[{"name": name, **certificate.as_dict()} for name, certificate in certificates.items()],
+            certificates=[{"name": name, **asdict(certificate)} for name, certificate in certificates.items()],
             arrays=arrays,
         ),
         folder,

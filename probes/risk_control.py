@@ -42,24 +42,18 @@ class Outcomes:
     def __post_init__(self) -> None:
         types = {"offsets": np.int64, "score": np.float64, "harm": np.bool_, "saved": np.float64, "full": np.float64}
         for name, dtype in types.items():
-            object.__setattr__(self, name, _to_column(name, getattr(self, name), dtype))
-        starts, rows = self.offsets, len(self.score)
-        if self.n < 1:
-            raise OptionError("the split has no questions; accepted: at least one")
-        if starts[0] != 0 or starts[-1] != rows or (np.diff(starts) < 0).any():
-            raise OptionError(f"offsets must rise from 0 to the number of boundaries, {rows}")
-        if not rows == len(self.harm) == len(self.saved):
-            sizes = f"{rows} scores, {len(self.harm)} harms and {len(self.saved)} savings"
-            raise OptionError(f"{sizes}; accepted: one of each for every boundary")
-        if len(self.full) != self.n or not self.full.min() > 0:
+            object.__setattr__(self, name, np.array(getattr(self, name), dtype))
+        sizes, rows = np.diff(self.offsets), len(self.score)
+        if self.n < 1 or self.offsets[0] or self.offsets[-1] != rows or (sizes < 0).any():
             raise OptionError(
-                f"full has {len(self.full)} entries for {self.n} questions; accepted: a token count above 0 for each"
+                f"offsets must rise from 0 to the number of boundaries, {rows}, with at least one question"
             )
-        _check_scores(self.score)
-        if (self.saved > np.repeat(self.full, np.diff(starts))).any():
-            raise OptionError(
-                "stopping saves more tokens than the full run has; check that all columns have the same order"
-            )
+        if not rows == len(self.harm) == len(self.saved) or len(self.full) != self.n:
+            lengths = f"{len(self.harm)} harms, {len(self.saved)} savings and {len(self.full)} full runs"
+            raise OptionError(f"{lengths} for {rows} boundaries of {self.n} questions; accepted: one of each")
+        _check_shares("scores", self.score)
+        if not (self.full > 0).all() or not (self.saved <= np.repeat(self.full, sizes)).all():
+            raise OptionError("full runs need tokens, and stopping cannot save more; check the order of the columns")
 
     @property
     def n(self) -> int:
@@ -67,21 +61,9 @@ class Outcomes:
         return len(self.offsets) - 1
 
 
-def _to_column(name: str, values: ArrayLike, dtype: type[Any]) -> NDArray[Any]:
-    """Copy values to a read-only column of this type; raises OptionError if that would change a value."""
-    given = np.asarray(values)
-    if given.ndim != 1 or (given.size and (given.dtype.kind not in "biuf" or not np.isfinite(given).all())):
-        raise OptionError(f"{name} is not one column of finite numbers; leave out rows without a number")
-    column = given.astype(dtype)
-    if (column != given).any():
-        raise OptionError(f"{name} cannot be converted to {np.dtype(dtype)}; accepted: integers, or True and False")
-    column.flags.writeable = False
-    return column
-
-
-def _check_scores(scores: Floats) -> None:
-    if scores.size and not 0 <= scores.min() <= scores.max() <= 1:
-        raise OptionError(f"scores go from {scores.min():g} to {scores.max():g}; accepted: 0 to 1")
+def _check_shares(name: str, values: Floats) -> None:
+    if not ((values >= 0) & (values <= 1)).all():
+        raise OptionError(f"{name} go from {values.min():g} to {values.max():g}; accepted: 0 to 1")
 
 
 def first_stops(outcomes: Outcomes, threshold: float) -> Ints:
@@ -150,8 +132,8 @@ def threshold_grid(scores: ArrayLike, count: int = 1000) -> Floats:
     Take the scores of the split that fitted them, never calibration scores: the order of the tests must be fixed
     before those are looked at. A fine grid costs nothing; a coarse one saves fewer tokens.
     """
-    column = _to_column("scores", scores, np.float64)
-    _check_scores(column)
+    column = np.asarray(scores, np.float64)
+    _check_shares("scores", column)
     if not column.size or count < 2:
         raise OptionError(f"{column.size} scores, count {count}; accepted: at least one score and a count of 2 or more")
     return np.unique(np.quantile(column, np.linspace(0, 1, count)))[::-1]
@@ -159,8 +141,9 @@ def threshold_grid(scores: ArrayLike, count: int = 1000) -> Floats:
 
 def _check_falling(thresholds: Sequence[float] | Floats) -> Floats:
     order = np.asarray(thresholds, np.float64)
-    if order.ndim != 1 or not order.size or not ((order >= 0) & (order <= 1)).all() or (np.diff(order) >= 0).any():
-        raise OptionError("thresholds are not accepted; give at least one, from 0 to 1, each below the one before it")
+    _check_shares("thresholds", order)
+    if not order.size or (np.diff(order) >= 0).any():
+        raise OptionError("thresholds are not accepted; give at least one, each below the one before it")
     return order
 
 
@@ -196,56 +179,27 @@ def certify(outcomes: Outcomes, alpha: float, delta: float, thresholds: Sequence
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class ResampledCalibrations:
-    """Results of many simulated calibrations on one test pool, with those of the oracle.
-
-    Attributes:
-        threshold: [draws], NaN for a calibration that never stops; `harm` and `saved` likewise.
-    """
-
-    alpha: float
-    threshold: Floats
-    harm: Floats
-    saved: Floats
-    oracle_threshold: float | None
-    oracle_harm: float
-    oracle_saved: float
-
-    @property
-    def exceeded(self) -> float:
-        """Share of draws whose realised harm is above alpha: at most delta, apart from chance."""
-        return float((self.harm > self.alpha).mean())
-
-    @property
-    def efficiency(self) -> float:
-        """Mean saving divided by that of the oracle; NaN if the oracle saves nothing."""
-        return float(self.saved.mean()) / self.oracle_saved if self.oracle_saved > 0 else math.nan
-
-
 def resample_calibrations(
-    calibration_pool: Outcomes,
-    test_pool: Outcomes,
+    pool: Outcomes,
     alpha: float,
     delta: float,
     thresholds: Sequence[float] | Floats,
     draws: int = 200,
     n: int = 1000,
     seed: int = 0,
-) -> ResampledCalibrations:
-    """Certify on `draws` samples of `n` questions each, and measure each threshold on the test pool.
+) -> tuple[float, float]:
+    """Certify on `draws` samples of `n` questions each, and measure each threshold on the whole pool.
 
-    Questions are drawn with replacement, so the pool is the population: with the same pool for both, the guarantee
-    holds exactly. With two pools, all draws share the luck of both.
+    Questions are drawn with replacement, so the pool is the population, and the guarantee holds exactly. Returns the
+    share of draws whose realised harm is above alpha, at most delta apart from chance, and the mean saving divided by
+    that of the oracle, NaN if that saves nothing.
     """
-    if draws < 1 or n < 1:
-        raise OptionError(f"draws is {draws} and n is {n}; accepted: 1 or more")
     order, most, rng = _check_falling(thresholds), max_harms(n, alpha, delta), np.random.default_rng(seed)
-    changes = _Changes(calibration_pool)
+    changes = _Changes(pool)
     passed = np.empty(draws, np.int64)
     for draw in range(draws):
-        times = np.bincount(rng.integers(0, calibration_pool.n, n), minlength=calibration_pool.n)
+        times = np.bincount(rng.integers(0, pool.n, n), minlength=pool.n)
         passed[draw] = _count_passed(changes.sum_at(order, changes.harm * times[changes.question]), most)
-    harm, saved = (np.append(0.0, column)[passed] for column in risk_curve(test_pool, order))
-    best = oracle_threshold(test_pool, alpha)
-    return ResampledCalibrations(alpha, np.append(math.nan, order)[passed], harm, saved, *best)
+    harm, saved = (np.append(0.0, column)[passed] for column in risk_curve(pool, order))
+    best = oracle_threshold(pool, alpha)[2]
+    return float((harm > alpha).mean()), float(saved.mean()) / best if best > 0 else math.nan

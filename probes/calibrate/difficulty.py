@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ..estimator import ProbeClassifier, held_out_log_loss
+from ..estimator import ProbeClassifier, fit_calibrated, held_out_log_loss
 from ..records import RecordTable
 from ..risk_control import first_stops
 from ..rule import StopRule
 from ..stats import measure_quality
 from ..tier_selector import EASY, HARD, NORMAL, TierProbe, TierTable, find_price, label_tiers
 from .data import BASE, Boundaries, Questions, read_boundaries
-from .entropy_curve import EntropyCurve, check_columns, compute_entropy_curve
+from .entropy_curve import compute_entropy_curve
 
 Floats = NDArray[np.float64]
 LABELS = ("tiers", "diffadapt")
+OFTEN, RARELY = 0.8, 0.2
 SHUFFLES = 5
 FOLDS = 4
 DOUBT = 1.28
@@ -31,21 +31,15 @@ DOUBT = 1.28
 # -- labels ------------------------------------------------------------------------------------------------------------
 
 
-def label_diffadapt(
-    accuracy: ArrayLike, entropy: ArrayLike, alpha: float = 0.8, beta: float | None = None, gamma: float = 0.2
-) -> NDArray[np.str_]:
+def label_diffadapt(accuracy: Floats, entropy: Floats) -> NDArray[np.str_]:
     """Label questions [n] as DiffAdapt does (arXiv 2510.19669), by the mean accuracy and token entropy of samples.
 
-    In order: accuracy >= alpha and entropy <= beta is normal; accuracy < gamma is hard; all else is easy. The paper
-    gives no numbers; these defaults are ours. The default of beta is the median entropy where accuracy >= alpha.
+    In order: often right with at most the median entropy of such questions is normal; rarely right is hard; all else is
+    easy. The paper gives no numbers; `OFTEN` and `RARELY` are ours.
     """
-    right, uncertain = check_columns(accuracy=accuracy, entropy=entropy)
-    if not 0 <= gamma <= alpha <= 1:
-        raise OptionError(f"gamma is {gamma} and alpha {alpha}; accepted: 0 <= gamma <= alpha <= 1")
-    solved = right >= alpha
-    if beta is None:
-        beta = float(np.median(uncertain[solved])) if solved.any() else -math.inf
-    return np.where(solved & (uncertain <= beta), NORMAL, np.where(right < gamma, HARD, EASY))
+    solved = accuracy >= OFTEN
+    certain = solved & (entropy <= np.median(entropy[solved])) if solved.any() else solved
+    return np.where(certain, NORMAL, np.where(accuracy < RARELY, HARD, EASY))
 
 
 def make_labels(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
@@ -56,7 +50,7 @@ def make_labels(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
     return label_diffadapt(questions.right[:, base], questions.entropy[:, base])
 
 
-def compute_base_curve(questions: Questions) -> EntropyCurve:
+def compute_base_curve(questions: Questions) -> dict[str, Any]:
     """Compute the entropy of the base tier's responses by level, or by error rate if levels are unknown."""
     base = questions.tiers.index(BASE)
     known = (questions.level >= 0).all() and len(np.unique(questions.level)) > 2
@@ -129,7 +123,7 @@ def fit_difficulty(
             code="nothing_to_learn",
         )
     tune_labels = make_labels(tune, rule)
-    estimator = _fit_calibrated(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
+    estimator = fit_calibrated(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
     classes = tuple(str(c) for c in estimator.classes_)
     codes = np.searchsorted(estimator.classes_, labels)
     table = TierTable.estimate(fit.tiers, len(classes), codes, fit_in_use.right, fit_in_use.tokens)
@@ -148,19 +142,6 @@ def fit_difficulty(
     return TierProbe(network, classes, layer, table, price)
 
 
-def _fit_calibrated(
-    state: NDArray[np.float32],
-    labels: NDArray[np.str_],
-    hashes: Sequence[str],
-    tune_state: NDArray[np.float32],
-    tune_labels: NDArray[np.str_],
-    seed: int,
-) -> ProbeClassifier:
-    estimator = ProbeClassifier(random_state=seed).fit(state, labels, groups=hashes)
-    known = np.isin(tune_labels, estimator.classes_)
-    return estimator.calibrate(tune_state[known], tune_labels[known]) if known.any() else estimator
-
-
 def _cross_predict(
     fit: Questions,
     labels: NDArray[np.str_],
@@ -177,7 +158,7 @@ def _cross_predict(
         if not held.any() or len(set(labels[~held].tolist())) < 2:
             continue
         others = [h for h, out in zip(fit.hashes, held, strict=True) if not out]
-        estimator = _fit_calibrated(fit.state[~held], labels[~held], others, tune_state, tune_labels, seed)
+        estimator = fit_calibrated(fit.state[~held], labels[~held], others, tune_state, tune_labels, seed)
         columns = [classes.index(str(name)) for name in estimator.classes_]
         probabilities[np.ix_(held, columns)] = estimator.predict_proba(fit.state[held])
     return probabilities

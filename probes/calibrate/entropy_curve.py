@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ...errors import CapabilityError, OptionError
 from ...io import check_writable, write
@@ -20,54 +19,34 @@ Floats = NDArray[np.float64]
 FORMATS = ("png", "svg")
 
 
-@dataclass(frozen=True, slots=True)
-class DifficultyLevel:
-    """Questions of one difficulty: mean entropy in nats with its t interval, accuracy, and how many there are."""
-
-    difficulty: float
-    entropy: float
-    low: float
-    high: float
-    accuracy: float
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class EntropyCurve:
-    """Entropy by difficulty, U-shaped if both ends are significantly above some level between them."""
-
-    levels: tuple[DifficultyLevel, ...]
-    u_shaped: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"levels": [asdict(level) for level in self.levels], "u-shaped": self.u_shaped}
-
-
-def compute_entropy_curve(
-    difficulty: ArrayLike, entropy: ArrayLike, accuracy: ArrayLike, level: float = 0.95
-) -> EntropyCurve:
-    """Compute the mean token entropy of questions [n] at each value of their difficulty.
+def compute_entropy_curve(difficulty: Floats, entropy: Floats, accuracy: Floats, level: float = 0.95) -> dict[str, Any]:
+    """Mean token entropy in nats of questions [n] at each value of their difficulty, with its t interval; JSON form.
 
     It is U-shaped if both ends are above one inner level, by Welch's one-sided t tests with Bonferroni's correction for
     the number of inner levels.
     """
-    difficulties, entropies, accuracies = check_columns(difficulty=difficulty, entropy=entropy, accuracy=accuracy)
-    parts = [difficulties == value for value in np.unique(difficulties)]
-    levels = tuple(_summarize(difficulties[part], entropies[part], accuracies[part], level) for part in parts)
+    parts = [difficulty == value for value in np.unique(difficulty)]
+    levels = [_summarize(difficulty[part], entropy[part], accuracy[part], level) for part in parts]
     u_shaped = any(
-        max(_p_value_below(entropies[part], entropies[parts[end]]) for end in (0, -1)) <= (1 - level) / (len(parts) - 2)
+        max(_p_value_below(entropy[part], entropy[parts[end]]) for end in (0, -1)) <= (1 - level) / (len(parts) - 2)
         for part in parts[1:-1]
     )
-    return EntropyCurve(levels, u_shaped)
+    return {"levels": levels, "u-shaped": u_shaped}
 
 
-def _summarize(difficulty: Floats, entropy: Floats, accuracy: Floats, level: float) -> DifficultyLevel:
+def _summarize(difficulty: Floats, entropy: Floats, accuracy: Floats, level: float) -> dict[str, float]:
     from scipy import stats
 
     n, mean = len(entropy), float(entropy.mean())
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * entropy.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-    return DifficultyLevel(float(difficulty.mean()), mean, mean - half, mean + half, float(accuracy.mean()), n)
+    return {
+        "difficulty": float(difficulty.mean()),
+        "entropy": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "accuracy": float(accuracy.mean()),
+        "n": n,
+    }
 
 
 def _p_value_below(inner: Floats, end: Floats) -> float:
@@ -78,18 +57,7 @@ def _p_value_below(inner: Floats, end: Floats) -> float:
         return 1.0
     if not inner.std() and not end.std():
         return float(inner.mean() >= end.mean())
-    moments = [value for part in (inner, end) for value in (part.mean(), part.std(ddof=1), len(part))]
-    return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="less").pvalue)
-
-
-def check_columns(**columns: ArrayLike) -> list[Floats]:
-    """Convert columns [n] to arrays; raises OptionError unless they are equally long, finite and not empty."""
-    arrays = {name: np.asarray(values, np.float64) for name, values in columns.items()}
-    first = next(iter(arrays.values()))
-    for name, array in arrays.items():
-        if array.ndim != 1 or array.shape != first.shape or not len(array) or not np.isfinite(array).all():
-            raise OptionError(f"{name} has shape {array.shape}; accepted: one finite number a question, at least one")
-    return list(arrays.values())
+    return float(stats.ttest_ind(inner, end, equal_var=False, alternative="less").pvalue)
 
 
 def check_picture(path: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..certificate import Certificate
-from ..estimator import ProbeClassifier, held_out_log_loss
+from ..estimator import fit_calibrated, held_out_log_loss
 from ..features import trial_features
 from ..risk_control import Outcomes, certify, oracle_threshold, resample_calibrations, risk_curve, threshold_grid
 from ..rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule
@@ -27,16 +26,9 @@ BANDS = tuple((low, high) for high in (0.98, 0.995, 0.999) for low in (0.5, 0.8,
 # -- fitting -----------------------------------------------------------------------------------------------------------
 
 
-def label_boundaries(now: ArrayLike, final: ArrayLike) -> NDArray[np.str_]:
+def label_boundaries(now: NDArray[np.bool_], final: NDArray[np.bool_]) -> NDArray[np.str_]:
     """Label boundaries [n] by whether an answer now is right, and whether that after all thinking is."""
-    outcomes = np.asarray(now), np.asarray(final)
-    if outcomes[0].shape != outcomes[1].shape:
-        sizes = f"{outcomes[0].size} answers now and {outcomes[1].size} final answers"
-        raise OptionError(f"{sizes}; accepted: one of each for every boundary")
-    for values in outcomes:
-        if not np.isin(values, (0, 1)).all():
-            raise OptionError(f"outcomes hold {values[~np.isin(values, (0, 1))].flat[0]}; accepted: true and false")
-    return np.where(outcomes[0], READY, np.where(outcomes[1], HOPEFUL, HOPELESS))
+    return np.where(now, READY, np.where(final, HOPEFUL, HOPELESS))
 
 
 def evaluate_loss(fit: Boundaries, tune: Boundaries, seed: int) -> float:
@@ -54,7 +46,7 @@ def fit_rule(fit: Boundaries, tune: Boundaries, alpha: float, seed: int = 0) -> 
             "harder questions",
             code="nothing_to_learn",
         )
-    free = _calibrate(_fit_evidence(fit.rows, labels, fit.question, seed), tune.rows, tune_labels)
+    free = _fit_evidence(fit.rows, labels, fit.question, tune.rows, tune_labels, seed)
     plain = StopRule(free)
     best, most = plain, -np.inf
     for low, high in BANDS:
@@ -62,10 +54,10 @@ def fit_rule(fit: Boundaries, tune: Boundaries, alpha: float, seed: int = 0) -> 
         if undecided.sum() < MIN_ROWS or HOPEFUL not in labels[undecided] or len(set(labels[undecided])) < 2:
             continue
         groups = [fit.question[i] for i in np.flatnonzero(undecided)]
-        paid = _fit_evidence(_add_trial_features(fit, undecided), labels[undecided], groups, seed)
         tuning = _find_undecided(free, low, high, tune)
-        if tuning.sum() >= MIN_TUNING_ROWS:
-            paid = _calibrate(paid, _add_trial_features(tune, tuning), tune_labels[tuning])
+        tuning &= tuning.sum() >= MIN_TUNING_ROWS
+        fit_rows, tuning_rows = _add_trial_features(fit, undecided), _add_trial_features(tune, tuning)
+        paid = _fit_evidence(fit_rows, labels[undecided], groups, tuning_rows, tune_labels[tuning], seed)
         rule = StopRule(free, paid, low, high)
         saved = oracle_threshold(score_outcomes(rule, tune), alpha)[2]
         if saved > most:
@@ -79,18 +71,10 @@ def score_outcomes(rule: StopRule, boundaries: Boundaries) -> Outcomes:
     return boundaries.outcomes(scores.score, scores.trial_tokens)
 
 
-def _fit_evidence(rows: NDArray[np.float32], labels: NDArray[np.str_], groups: Sequence[str], seed: int) -> Evidence:
-    estimator = ProbeClassifier(random_state=seed).fit(rows, labels, groups=groups)
+def _fit_evidence(rows: NDArray[np.float32], labels: NDArray[np.str_], *others: Any) -> Evidence:
+    """The evidence of a calibrated probe; others: see `fit_calibrated`."""
+    estimator = fit_calibrated(rows, labels, *others)
     return Evidence(estimator.to_network(), tuple(str(c) for c in estimator.classes_))
-
-
-def _calibrate(evidence: Evidence, rows: NDArray[np.float32], labels: NDArray[np.str_]) -> Evidence:
-    """Calibrate the probabilities of evidence on rows that it did not learn from."""
-    known = np.isin(labels, evidence.classes)
-    if not known.any():
-        return evidence
-    estimator = ProbeClassifier.from_network(evidence.network, evidence.classes)
-    return Evidence(estimator.calibrate(rows[known], labels[known]).to_network(), evidence.classes)
 
 
 def _find_undecided(free: Evidence, low: float, high: float, boundaries: Boundaries) -> NDArray[np.bool_]:
@@ -163,20 +147,16 @@ def evaluate_rules(
 
 def _score_by_confidence(boundaries: Boundaries) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Baseline: the raw confidence of a trial after each thought (DEER), and the cost of the trials so far."""
-    costs = np.zeros(len(boundaries), np.int64)
-    total, last = 0, -1
-    for i, (rollout, cost) in enumerate(zip(boundaries.rollout, boundaries.trial, strict=True)):
-        total = int(cost) + (total if rollout == last else 0)
-        costs[i], last = total, rollout
+    totals = np.cumsum(boundaries.trial)
+    first = np.searchsorted(boundaries.rollout, boundaries.rollout)  # the first boundary of each one's rollout
+    costs = (totals - totals[first] + boundaries.trial[first]).astype(np.int64)
     return np.clip(boundaries.confidence.astype(np.float64), 0, 1), costs
 
 
 def _measure_threshold(outcomes: Outcomes, threshold: float | None, alpha: float) -> dict[str, float | None]:
     """Measure harm and saving of a threshold, compared with the best threshold in hindsight."""
-    if threshold is None:
-        harm, saved = 0.0, float(risk_curve(outcomes, [1.0 + 1e-9])[1][0])
-    else:
-        harm, saved = (float(column[0]) for column in risk_curve(outcomes, [threshold]))
+    never = 1.0 + 1e-9
+    harm, saved = (float(column[0]) for column in risk_curve(outcomes, [never if threshold is None else threshold]))
     return {"threshold": threshold, "harm": harm, "saved": saved, "oracle": oracle_threshold(outcomes, alpha)[2]}
 
 
@@ -185,5 +165,5 @@ def _resample(
 ) -> dict[str, float]:
     """Simulate many calibrations of n questions, drawn from a pool that is taken for the population."""
     outcomes, grid = score_outcomes(rule, pool), threshold_grid(tune.score(rule).score)
-    resampled = resample_calibrations(outcomes, outcomes, alpha, delta, grid, DRAWS, n)
-    return {"exceeded": resampled.exceeded, "efficiency": resampled.efficiency, "draws": DRAWS, "n": n}
+    exceeded, efficiency = resample_calibrations(outcomes, alpha, delta, grid, DRAWS, n)
+    return {"exceeded": exceeded, "efficiency": efficiency, "draws": DRAWS, "n": n}

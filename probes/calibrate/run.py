@@ -185,7 +185,7 @@ def _calibrate_difficulty(
     )
     probe = replace(probe, exits=exit_rule is not None)
     report = difficulty.evaluate_probe(probe, plain["learn"], plain["test"], in_use["test"], settings.seed)
-    report["entropy curve"] = difficulty.compute_base_curve(plain["learn"]).as_dict()
+    report["entropy curve"] = difficulty.compute_base_curve(plain["learn"])
     report["layer"] = layer
     report["learned from"] = len(plain["learn"]) + len(plain["tune"])
     learned_from = sorted({*plain["learn"].hashes, *plain["tune"].hashes})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersely.errors import OptionError
 from tersely.probes.calibrate import readiness
 from tersely.probes.calibrate.data import read_boundaries, read_questions
 from tersely.probes.calibrate.difficulty import apply_exit, label_diffadapt, predict_by_length, predict_by_words
@@ -12,28 +11,19 @@ from tersely.probes.rule import StopRule
 from tersely.probes.stats import measure_quality
 
 from ...support.planted_records import planted
-from ...support.refusals import refused
 
 N = 460
 
 
 def test_diffadapt_labels_follow_the_paper() -> None:
-    accuracy, entropy = [1.0, 1.0, 0.8, 0.5, 0.2, 0.1], [0.1, 0.5, 0.3, 0.1, 0.1, 0.1]
+    accuracy, entropy = np.array([1.0, 1.0, 0.8, 0.5, 0.2, 0.1]), np.array([0.1, 0.5, 0.3, 0.1, 0.1, 0.1])
     assert list(label_diffadapt(accuracy, entropy)) == ["normal", "easy", "normal", "easy", "easy", "hard"]
-    assert list(label_diffadapt(accuracy, entropy, beta=0.2))[:3] == ["normal", "easy", "easy"]
-    assert list(label_diffadapt([0.3, 0.1], [0.1, 0.1])) == ["easy", "hard"]
-    with refused(OptionError):
-        label_diffadapt(accuracy, entropy, gamma=0.9)
-    with refused(OptionError):
-        label_diffadapt(accuracy, entropy[1:])
+    assert list(label_diffadapt(np.array([0.3, 0.1]), np.array([0.1, 0.1]))) == ["easy", "hard"]
 
 
 def test_boundaries_have_three_labels() -> None:
-    assert list(readiness.label_boundaries([1, 1, 0, 0], [1, 0, 1, 0])) == ["ready", "ready", "hopeful", "hopeless"]
-    with refused(OptionError):
-        readiness.label_boundaries([0.5], [1])
-    with refused(OptionError):
-        readiness.label_boundaries([1], [1, 0])
+    now, final = np.array([True, True, False, False]), np.array([True, False, True, False])
+    assert list(readiness.label_boundaries(now, final)) == ["ready", "ready", "hopeful", "hopeless"]
 
 
 def test_baselines_use_length_and_words_alone() -> None:
