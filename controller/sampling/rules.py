@@ -144,12 +144,10 @@ class DeepConf:
                 f"keep is {self.keep}, consensus {self.consensus} and window {self.window}; accepted: 0 to 100, "
                 "above 0 to 1, and at least 1 token"
             )
-        return DeepConfVote(k, warmup, self)
+        return _DeepConfVote(k, warmup, self)
 
 
-class DeepConfVote(VoteState):
-    """The vote on one prompt."""
-
+class _DeepConfVote(VoteState):
     def __init__(self, k: int, warmup: int, rule: DeepConf) -> None:
         super().__init__(k)
         self.warmup, self.rule = warmup, rule
@@ -157,7 +155,6 @@ class DeepConfVote(VoteState):
         self._confidence: defaultdict[int, ConfidenceTracker] = defaultdict(partial(ConfidenceTracker, rule.window))
 
     def start_samples(self) -> list[Branch]:
-        """See `VoteState.start_samples`."""
         if not self.started:
             return self._start([ROOT] * self.warmup)
         if self.threshold is None:
@@ -166,7 +163,6 @@ class DeepConfVote(VoteState):
         return super().start_samples()
 
     def add_token(self, sample: int, confidence: float) -> None:
-        """See `VoteState.add_token`."""
         tracker = self._confidence[sample]
         tracker.add(confidence)
         if self.threshold is None or sample in self.stopped or not tracker.full:
@@ -177,11 +173,10 @@ class DeepConfVote(VoteState):
             )
 
     def weight(self, sample: int) -> float:
-        """See `VoteState.weight`."""
         return self._confidence[sample].lowest
 
     def tally(self) -> dict[str, float]:
-        """See `VoteState.tally`; of the samples that reach the threshold, or of all if none of these has an answer."""
+        # Of the samples that reach the threshold, or of all if none of these has an answer.
         reaching = [vote for vote in self.votes if vote.weight >= (self.threshold or 0.0)]
         weights = tally(sorted(reaching, key=lambda vote: vote.sample))
         return weights if weights or self.remaining() else super().tally()

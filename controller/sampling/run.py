@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from statistics import fmean
 
@@ -66,7 +66,8 @@ class _Question:
 
     def summarize(self) -> SampleResult:
         """The result of all samples."""
-        usage = sum_usage(result.usage for result in self.results)
+        kinds = [kind.name for kind in fields(Usage)]
+        usage = Usage(**{kind: sum(getattr(result.usage, kind) for result in self.results) for kind in kinds})
         trace = [
             StopDecision(sample, reason, len(self.results[sample].token_ids))
             for sample, reason in self.vote.stopped.items()
@@ -178,12 +179,6 @@ def _join(head: Completion, rest: Completion) -> Completion:
         signals=(*head.signals, *rest.signals),
         recomputed=rest.recomputed + len(head.token_ids),
     )
-
-
-def sum_usage(usages: Iterable[Usage]) -> Usage:
-    """The sum of usages by kind of token."""
-    listed = list(usages)
-    return Usage(**{kind.name: sum(getattr(usage, kind.name) for usage in listed) for kind in fields(Usage)})
 
 
 def _batch_seed(seed: int | None, batch: int) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tersely.controller.engines.transformers.engine import TransformersEngine
-from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence, steered
+from tersely.controller.engines.transformers.research.steering import Steer, SteeredSequence
 from tersely.controller.types import KEEP, Directive, Request, SamplingParams, State, StepInfo
 from tersely.errors import OptionError
 from tersely.probes.research.steering import Direction
@@ -176,33 +176,3 @@ def test_nothing_stays_behind() -> None:
             engine.generate([wrong], GREEDY)
     assert hooks_of(model) == 0
     assert engine.generate(requests(spells(), steer=False), GREEDY) == plain
-
-
-def states_of(model: Any) -> torch.Tensor:
-    """What the first block puts out on some tokens, as those after it see it."""
-    kept: list[Any] = []
-    handle = model.model.layers[0].register_forward_hook(lambda module, inputs, output: kept.append(output))
-    with torch.no_grad():
-        model(torch.tensor([PROMPTS[0]]))
-    handle.remove()
-    return kept[0] if isinstance(kept[0], torch.Tensor) else kept[0][0]
-
-
-def test_a_model_is_steered_within_the_with_and_not_after() -> None:
-    model = random_model()
-    plain = states_of(model)
-    with steered(model, direction(), 0.5, layer=1):
-        difference = states_of(model) - plain
-    np.testing.assert_allclose(difference[0].numpy(), np.tile(push(size=5.0), (4, 1)), atol=1e-4)
-    with steered(model, direction(layer=1, strength=-0.5)):
-        assert torch.allclose(states_of(model) - plain, -difference, atol=1e-4)
-    with steered(model, direction(), 0.0, layer=1):
-        assert torch.equal(states_of(model), plain)
-    with pytest.raises(KeyError), steered(model, direction(), 0.5, layer=1):
-        raise KeyError
-    with refused(OptionError), steered(model, direction()):
-        pass
-    with refused(OptionError), steered(model, direction(layers=(2,)), 1.0, layer=2):
-        pass
-    assert hooks_of(model) == 0
-    assert torch.equal(states_of(model), plain)

@@ -115,7 +115,7 @@ def test_the_context_bounds_prompt_and_output(engine: TransformersEngine) -> Non
 
 def test_a_closed_engine_says_so(engine: TransformersEngine) -> None:
     engine.close()
-    with refused(ModelError):
+    with refused(ModelError, "engine_closed"):
         outputs(engine, SamplingParams())
 
 

@@ -85,15 +85,6 @@ class VerifierRates:
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyOutcome:
-    """Probabilities of the outcomes of a bounded number of attempts; they sum to 1."""
-
-    right: float
-    wrong: float
-    given_up: float
-
-
-@dataclass(frozen=True, slots=True)
 class ProblemClass:
     """Problems of one kind: their share of all problems, and the rate at which samples are right."""
 
@@ -105,42 +96,14 @@ class ProblemClass:
         _check_rate("rate", self.rate)
 
 
-def policy_outcome(rate: float, verifier: VerifierRates, attempts: int) -> PolicyOutcome:
-    """The outcome for one problem if the first of `attempts` samples that passes is returned."""
-    _check_rate("rate", rate)
-    if attempts < 0:
-        raise OptionError(f"attempts is {attempts}; accepted: 0 or more")
-    passing = verifier.passes(rate)
-    returned = 1 - (1 - passing) ** attempts
-    right = returned * verifier.true_positive * rate / passing if passing else 0.0
-    return PolicyOutcome(right, returned - right, 1 - returned)
-
-
-def accuracy_limit(rate: float, verifier: VerifierRates) -> float:
-    """Accuracy on one problem with unlimited attempts, P(right | passed); NaN if nothing ever passes.
-
-    No number of attempts makes a model better than one whose single sample is right more often than this.
-    """
-    _check_rate("rate", rate)
-    passing = verifier.passes(rate)
-    return verifier.true_positive * rate / passing if passing else math.nan
-
-
-def accuracy_ceiling(kinds: Sequence[ProblemClass], verifier: VerifierRates) -> float:
-    """The accuracy limit of a data set: the mean over problems that can ever pass."""
-    _check_shares(kinds)
-    able = [kind for kind in kinds if kind.share and verifier.passes(kind.rate)]
-    if not able:
-        raise OptionError("nothing can ever pass this verifier; accepted: rates at which something does")
-    return sum(kind.share * accuracy_limit(kind.rate, verifier) for kind in able) / sum(kind.share for kind in able)
-
-
 def attempt_value(attempt: int, kinds: Sequence[ProblemClass], verifier: VerifierRates, penalty: float) -> float:
     """Expected gain of attempt number `attempt` (from 1), made only if all earlier ones were rejected.
 
     A right answer that passes earns 1, a wrong one costs `penalty` (C/B in the paper), giving up earns nothing.
     """
-    _check_shares(kinds)
+    total = sum(kind.share for kind in kinds)
+    if not math.isclose(total, 1, abs_tol=1e-6):
+        raise OptionError(f"the shares of the kinds add up to {total:g}; accepted: 1")
     if penalty < 0 or attempt < 1:
         raise OptionError(f"penalty is {penalty} and attempt {attempt}; accepted: 0 or more, and 1 or more")
     return sum(
@@ -187,10 +150,10 @@ class Verified:
 
     def start_vote(self, k: int) -> VoteState:
         """See `AggregationRule.start_vote`; at most k attempts."""
-        return VerifiedVote(k, self)
+        return _VerifiedVote(k, self)
 
 
-class VerifiedVote(VoteState):
+class _VerifiedVote(VoteState):
     """One attempt after another, each judged when it has finished.
 
     After `best` attempts one more would be a loss; None if that is more than k.
@@ -203,21 +166,17 @@ class VerifiedVote(VoteState):
         self._passed: int | None = None
 
     def start_samples(self) -> list[Branch]:
-        """See `VoteState.start_samples`."""
         return self._start([ROOT][: self.k - self.started])
 
     def judge(self, sample: int, prompt: Prompt, result: GenerationResult) -> None:
-        """See `VoteState.judge`; asks the verifier."""
         if self._passes(prompt, result):
             self._passed = sample
             self._decide(f"attempt {sample + 1} passed")
 
     def tally(self) -> dict[str, float]:
-        """See `VoteState.tally`; only an answer that passed counts."""
         return tally(vote for vote in self.votes if vote.sample == self._passed)
 
     def explain(self) -> str:
-        """See `VoteState.explain`."""
         why = "no more are allowed" if self.best is None else "one more would be a loss"
         return self.decision or f"given up after {self.started} attempts: {why}"
 
@@ -225,9 +184,3 @@ class VerifiedVote(VoteState):
 def _check_rate(name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise OptionError(f"{name} is {value}; accepted: a share from 0 to 1")
-
-
-def _check_shares(kinds: Sequence[ProblemClass]) -> None:
-    total = sum(kind.share for kind in kinds)
-    if not math.isclose(total, 1, abs_tol=1e-6):
-        raise OptionError(f"the shares of the kinds add up to {total:g}; accepted: 1")

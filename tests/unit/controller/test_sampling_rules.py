@@ -13,11 +13,9 @@ from tersely.controller.sampling.research.rules import (
     ProblemClass,
     Tree,
     Verified,
-    VerifiedVote,
     VerifierRates,
-    policy_outcome,
 )
-from tersely.controller.sampling.rules import DeepConf, DeepConfVote, Majority, ShortMofK, resolve_rule
+from tersely.controller.sampling.rules import DeepConf, Majority, ShortMofK, resolve_rule
 from tersely.controller.sampling.vote import (
     ROOT,
     AggregationRule,
@@ -187,10 +185,9 @@ def run_sample(vote: VoteState, sample: int, values: Sequence[float], answer: st
     vote.finish(sample, answer)
 
 
-def start_after_warmup(rule: DeepConf, answers: str = "112") -> DeepConfVote:
+def start_after_warmup(rule: DeepConf, answers: str = "112") -> Any:
     """A vote after a warm-up of three samples with scores 0.8, 0.6 and 0.4."""
     vote = rule.start_vote(6)
-    assert isinstance(vote, DeepConfVote)
     assert len(vote.start_samples()) == 3
     for sample, (worth, answer) in enumerate(zip((0.8, 0.6, 0.4), answers, strict=True)):
         run_sample(vote, sample, [0.9, worth, worth, 0.9], answer)
@@ -254,11 +251,10 @@ def test_deepconf_refuses_bad_settings(rule: DeepConf, k: int) -> None:
         rule.start_vote(k)
 
 
-def judge_attempts(penalty: float, k: int, passing: Sequence[bool]) -> VerifiedVote:
+def judge_attempts(penalty: float, k: int, passing: Sequence[bool]) -> Any:
     """Make attempts until the vote is over; `passing` is what the verifier says in turn."""
     verdicts = iter(passing)
     vote = Verified(lambda prompt, result: next(verdicts), TESTS, LLAMA, penalty).start_vote(k)
-    assert isinstance(vote, VerifiedVote)
     result: Any = None
     while vote.start_samples():
         (sample,) = vote.running
@@ -277,7 +273,6 @@ def test_verified_stops_when_an_attempt_passes_or_the_next_would_be_a_loss() -> 
     third = judge_attempts(0, 9, [False, False, True])
     assert (third.started, third.tally(), third.explain()) == (3, {"2": 1}, "attempt 3 passed")
     assert judge_attempts(1000, 9, []).started == 0, "not even one is worth it"
-    assert policy_outcome(LLAMA[0].rate, TESTS, 1).wrong > 0
 
 
 def test_tree_forks_before_the_least_confident_thought() -> None:

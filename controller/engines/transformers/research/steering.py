@@ -132,26 +132,6 @@ class SteeringHook(StepHook):
 
 
 @contextmanager
-def steered(
-    model: Any, direction: Direction, strength: float | None = None, layer: int | None = None
-) -> Iterator[None]:
-    """**Adds a hook to the model** that steers all sequences at all positions, until the end of the `with`.
-
-    For studies: a session steers only thinking, sequence by sequence.
-
-    Args:
-        strength, layer: None uses those that the search chose.
-
-    Raises:
-        OptionError: the layer cannot be steered, or neither is given and none was chosen.
-    """
-    at, size = direction.chosen(layer, strength)
-    values = torch.from_numpy(direction.push(at, size))
-    with _add_at(model, at, lambda states: values.to(states)):
-        yield
-
-
-@contextmanager
 def _add_at(model: Any, layer: int, add: AddStates) -> Iterator[None]:
     count = model.config.get_text_config(decoder=True).num_hidden_layers
     if not 0 < layer < count:
