@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import OptionError, TerselyError
-from ..io import WriteError, write
+from ..io import make_folder, write
 from .network import Network
 
 NUMBERS, ABOUT = "probe.safetensors", "probe.json"
@@ -123,10 +123,7 @@ def save(value: StoredValue, folder: Path | str) -> None:
     The JSON file comes last, so a save that was interrupted is refused when loaded.
     """
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot create the folder {folder}: {error.strerror}; choose another folder") from None
+    make_folder(folder)
     content = _encode_arrays(value)
     write(folder / NUMBERS, content)
     facts = {"format": value.schema.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}

@@ -130,16 +130,6 @@ class DriftState:
     log_wealth: float
     since: int | None
 
-    @property
-    def wealth(self) -> float:
-        """Evidence for drift; infinite if too large for a float."""
-        return math.exp(self.log_wealth) if self.log_wealth < 709 else math.inf
-
-    @property
-    def drifted(self) -> bool:
-        """Whether the alarm was raised; it stays on until the monitor is reset."""
-        return self.since is not None
-
 
 class DriftMonitor:
     """Watches a stream of rows, one a question, for leaving a region.

@@ -86,7 +86,7 @@ def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
         artifact.layer,
         TierTable(tuple(facts["tiers"]), accuracy, tokens),
         float(facts["price"]),
-        frozenset(facts.get("learned_from", ())),
+        artifact.learned_from,
         bool(facts["exits"]),
     )
 
@@ -175,9 +175,8 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
         paid = Evidence(Network(**_select_arrays(artifact, "paid.")), tuple(settings["paid classes"]))
         rule = StopRule(free, paid, settings["low"], settings["high"], settings["overhead"])
     certificate = certificates["trials" if trials else "free"]
-    learned_from = frozenset(artifact.provenance.get("learned_from", ()))
     region = Region(**_select_arrays(artifact, "region."))
-    return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, learned_from)
+    return StoredRule(rule, artifact.layer, certificate.threshold, certificate, region, artifact.learned_from)
 
 
 def _select_arrays(artifact: Artifact, prefix: str) -> dict[str, Any]:

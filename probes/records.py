@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import TerselyError
-from ..io import WriteError, write
+from ..io import make_folder, write
 from .features import FEATURES
 
 Array = NDArray[Any]
@@ -109,10 +109,7 @@ class RecordStore:
     def __init__(self, folder: Path, plan: Mapping[str, Any]) -> None:
         self.folder = folder
         self.plan = json.loads(json.dumps({"version": VERSION, **plan}))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"{folder} cannot be written: {error.strerror}; choose another folder") from None
+        make_folder(folder)
         path = folder / PLAN
         if not path.exists() or not self.parts:  # a plan without data is replaced
             write(path, json.dumps(self.plan, indent=2) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -90,49 +89,3 @@ class RuleState:
         score, hopeless = evidence.scores(row[None])
         self.hopeless = float(hopeless[0])
         return float(score[0])
-
-
-@dataclass(frozen=True, slots=True)
-class RuleScores:
-    """Scores of recorded boundaries, each [boundaries].
-
-    Attributes:
-        score: with all evidence.
-        trial_tokens: tokens that trials had cost by then.
-        tried: whether there was a trial.
-    """
-
-    score: NDArray[np.float64]
-    hopeless: NDArray[np.float64]
-    trial_tokens: NDArray[np.int64]
-    tried: NDArray[np.bool_]
-
-
-def score_boundaries(
-    rule: StopRule,
-    rows: NDArray[np.float32],
-    end: NDArray[Any],
-    answer: NDArray[Any],
-    confidence: NDArray[Any],
-    trial: NDArray[Any],
-    stated: NDArray[Any],
-    rollout: NDArray[Any],
-) -> RuleScores:
-    """Apply a rule to recorded boundaries, [boundaries] in order; `rows` are features and hidden states.
-
-    Free scores are computed for all at once, trials one by one: each depends on those before it.
-    """
-    score, hopeless = rule.free.scores(rows) if len(rows) else (np.zeros(0), np.zeros(0))
-    trial_tokens, tried = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
-    state = RuleState(rule)
-    for i in range(len(rows)):
-        if i and rollout[i] != rollout[i - 1]:
-            state = RuleState(rule)
-        if trial[i] and state.wants_trial(float(score[i]), int(end[i])):
-            state.row = rows[i]
-            tried[i] = True
-            latest = int(stated[i]) if stated[i] >= 0 else None
-            score[i] = state.score_with_trial(int(answer[i]), float(confidence[i]), int(trial[i]), latest)
-            hopeless[i] = state.hopeless
-        trial_tokens[i] = state.trial_tokens
-    return RuleScores(score, hopeless, trial_tokens, tried)

@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import OptionError, unknown
 from .network import Network
 
 Floats = NDArray[np.float64]
@@ -20,19 +19,11 @@ MAX_PRICES = 512
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TierTable:
-    """Accuracy and tokens of each tier on questions of each class, both [classes, tiers].
-
-    Raises OptionError if the shapes do not fit the number of tiers.
-    """
+    """Accuracy and tokens of each tier on questions of each class, both [classes, tiers]."""
 
     tiers: tuple[str, ...]
     accuracy: Floats
     tokens: Floats
-
-    def __post_init__(self) -> None:
-        if self.accuracy.shape != self.tokens.shape or self.accuracy.shape[1:] != (len(self.tiers),):
-            shapes = f"{self.accuracy.shape} and {self.tokens.shape}"
-            raise OptionError(f"tables of shapes {shapes} for {len(self.tiers)} tiers; accepted: (classes, tiers)")
 
     @classmethod
     def estimate(
@@ -94,10 +85,6 @@ def label_tiers(
     only if no other one is good enough, however few tokens it takes.
     """
     right = np.asarray(accuracy, np.float64)
-    if right.ndim != 2 or right.shape[1] != len(tiers):
-        raise OptionError(
-            f"accuracies have shape {right.shape}; accepted: (questions, {len(tiers)}), one column a tier"
-        )
     spent = np.array(np.broadcast_to(np.asarray(tokens, np.float64), right.shape))
     enough = right >= right.max(axis=1, keepdims=True) - tolerance - 1e-12
     spent[:, -1] = np.finfo(np.float64).max
@@ -105,9 +92,9 @@ def label_tiers(
 
 
 def find_price(
-    table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, base: str = NORMAL, doubt: float = 0.0
+    table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, doubt: float = 0.0
 ) -> float | None:
-    """Find the largest price of a token at which choosing costs at most `margin` accuracy compared with always `base`.
+    """Find the largest price of a token at which choosing costs at most `margin` accuracy compared with always `NORMAL`.
 
     Prices rise until one costs more; a higher one that happens to do well again is not trusted. Returns None if even a
     price of 0 costs too much.
@@ -118,12 +105,7 @@ def find_price(
         doubt: standard errors to add to the cost, so that a few lucky questions prove nothing.
     """
     chances, right = np.asarray(proba, np.float64), np.asarray(accuracy, np.float64)
-    if chances.shape != (len(right), len(table.accuracy)) or right.shape[1:] != (len(table.tiers),) or not len(right):
-        wanted = f"(n, {len(table.accuracy)}) and (n, {len(table.tiers)}), n above 0"
-        raise OptionError(f"probabilities {chances.shape} and accuracies {right.shape}; accepted: {wanted}")
-    if base not in table.tiers:
-        raise unknown("tier", base, table.tiers)
-    rows, baseline = np.arange(len(right)), right[:, table.tiers.index(base)]
+    rows, baseline = np.arange(len(right)), right[:, table.tiers.index(NORMAL)]
     best = None
     for price in _list_prices(table, chances):
         gained = right[rows, table.choose(chances, price)] - baseline

@@ -49,6 +49,14 @@ def check_new_folder(out: Path) -> None:
         raise OptionError(f"{str(out)!r} is there already; accepted: a new folder, or an empty one")
 
 
+def make_folder(folder: Path) -> None:
+    """Create a folder, and those above it, unless it is there already; raises WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{folder} cannot be created: {error.strerror}; choose another folder") from None
+
+
 @contextmanager
 def atomic_dir(out: Path) -> Iterator[Path]:
     """A folder to fill, which takes the place of `out` once that is done without an error; raises WriteError."""

@@ -12,14 +12,14 @@ Saved heads are a folder: `heads.safetensors` holds the weights, and `heads.json
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
@@ -28,14 +28,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ...errors import CapabilityError, ModelError, OptionError
-from ...io import WriteError, write
+from ...io import make_folder, write
+from ...validation import parse_json, read_text
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 STABILIZERS = 5 / 12
 """Share of the budget for the newest units, as in the paper: 2500 of 6000."""
 WEIGHTS_FILE, METADATA_FILE = "heads.safetensors", "heads.json"
-FORMAT = 1
-_FIELDS = {"format": int, "shape": list, "base": dict, "metrics": dict, "sha256": str}
 
 Scorer = Callable[[int, Tensor], Tensor]
 """From a layer's index and its projections [rows, tokens, width] to scores [rows, tokens, kv_heads or 1]."""
@@ -214,6 +213,16 @@ class _AttentionHooks:
         self._layer.evict(scores)
 
 
+class _Metadata(BaseModel):
+    """What the JSON file holds."""
+
+    format: Literal[1] = 1
+    shape: tuple[int, int, int, int]
+    base: dict[str, str]
+    metrics: dict[str, Any]
+    sha256: str
+
+
 def save_heads(
     heads: RetainingHeads, folder: Path | str, base: Mapping[str, str], metrics: Mapping[str, Any] | None = None
 ) -> None:
@@ -223,19 +232,11 @@ def save_heads(
     """
     folder = Path(folder)
     weights = to_bytes({name: tensor.contiguous() for name, tensor in heads.state_dict().items()})
-    metadata = {
-        "format": FORMAT,
-        "shape": list(heads.shape),
-        "base": {name: base[name] for name in ("name", "fingerprint")},
-        "metrics": dict(metrics or {}),
-        "sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"{folder} cannot be created: {error.strerror}; choose another folder") from None
+    digest = hashlib.sha256(weights).hexdigest()
+    metadata = _Metadata(shape=heads.shape, base=dict(base), metrics=dict(metrics or {}), sha256=digest)
+    make_folder(folder)
     write(folder / WEIGHTS_FILE, weights)
-    write(folder / METADATA_FILE, json.dumps(metadata, indent=1) + "\n")
+    write(folder / METADATA_FILE, metadata.model_dump_json(indent=1) + "\n")
 
 
 def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
@@ -244,24 +245,12 @@ def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
     Raises ModelError if files are missing, damaged or do not belong together, or the heads are those of another model.
     """
     folder = Path(folder)
-    try:
-        metadata = json.loads((folder / METADATA_FILE).read_bytes())
-        weights = (folder / WEIGHTS_FILE).read_bytes()
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"no retaining heads in {folder} ({error}); accepted: a folder that save_heads wrote", code="heads_missing"
-        ) from None
-    valid = isinstance(metadata, dict) and all(isinstance(metadata.get(name), kind) for name, kind in _FIELDS.items())
-    if not valid or metadata["format"] != FORMAT:
-        raise ModelError(
-            f"{folder / METADATA_FILE} is not in format {FORMAT}; accepted: a file with {', '.join(_FIELDS)}",
-            code="heads_format",
-        )
-    if hashlib.sha256(weights).hexdigest() != metadata["sha256"]:
-        raise ModelError(
-            f"{folder / WEIGHTS_FILE} does not match {METADATA_FILE}; save or download both again", code="heads_changed"
-        )
-    base = metadata["base"]
+    about, weights_file = folder / METADATA_FILE, folder / WEIGHTS_FILE
+    metadata = parse_json(_Metadata, read_text(about, ModelError), str(about), ModelError)
+    weights = weights_file.read_bytes() if weights_file.is_file() else b""
+    if hashlib.sha256(weights).hexdigest() != metadata.sha256:
+        raise ModelError(f"{weights_file} does not match {about}; save or download both again", code="heads_changed")
+    base = metadata.base
     if base.get("fingerprint") != fingerprint:
         raise ModelError(
             f"the heads in {folder} were trained for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), but "
@@ -269,9 +258,9 @@ def load_heads(folder: Path | str, fingerprint: str) -> RetainingHeads:
             code="heads_of_another_model",
         )
     try:
-        heads = RetainingHeads(*map(int, metadata["shape"]))
+        heads = RetainingHeads(*metadata.shape)
         heads.load_state_dict(from_bytes(weights))
-    except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(
             f"the heads in {folder} cannot be loaded: {reason}; save or download them again", code="heads_unusable"

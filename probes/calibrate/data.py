@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...errors import OptionError, unknown
 from ..records import UNKNOWN, RecordsError, RecordTable
 from ..risk_control import Outcomes
-from ..rule import RuleScores, StopRule, score_boundaries
+from ..rule import RuleState, StopRule
 
 Floats = NDArray[np.float64]
 BASE = "normal"
@@ -54,6 +54,22 @@ class Questions:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleScores:
+    """Scores of recorded boundaries, each [boundaries].
+
+    Attributes:
+        score: with all evidence.
+        trial_tokens: tokens that trials had cost by then.
+        tried: whether there was a trial.
+    """
+
+    score: Floats
+    hopeless: Floats
+    trial_tokens: NDArray[np.int64]
+    tried: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
 class Boundaries:
     """Thought boundaries of one tier's rollouts, in order; columns not listed are those of `records.TABLES`.
 
@@ -87,10 +103,25 @@ class Boundaries:
         return len(self.rollout)
 
     def score(self, rule: StopRule) -> RuleScores:
-        """Apply a stop rule to the boundaries."""
-        return score_boundaries(
-            rule, self.rows, self.end, self.trial_answer, self.confidence, self.trial, self.stated, self.rollout
-        )
+        """Apply a stop rule: free scores are computed for all at once, trials one by one, as each needs the last."""
+        score, hopeless = rule.free.scores(self.rows) if len(self) else (np.zeros(0), np.zeros(0))
+        trial_tokens, tried = np.zeros(len(self), np.int64), np.zeros(len(self), bool)
+        state = RuleState(rule)
+        for i in range(len(self)):
+            if i and self.rollout[i] != self.rollout[i - 1]:
+                state = RuleState(rule)
+            if self.trial[i] and state.wants_trial(float(score[i]), int(self.end[i])):
+                state.row = self.rows[i]
+                tried[i] = True
+                answer, cost = int(self.trial_answer[i]), int(self.trial[i])
+                score[i] = state.score_with_trial(answer, float(self.confidence[i]), cost, self.latest_stated(i))
+                hopeless[i] = state.hopeless
+            trial_tokens[i] = state.trial_tokens
+        return RuleScores(score, hopeless, trial_tokens, tried)
+
+    def latest_stated(self, i: int) -> int | None:
+        """The answer that the thinking states latest by a boundary."""
+        return int(self.stated[i]) if self.stated[i] >= 0 else None
 
     def outcomes(self, score: Floats, trial_tokens: NDArray[np.int64] | None = None) -> Outcomes:
         """Compute the outcomes of stopping by a score [n]; trial_tokens: cost of evidence by each boundary, [n].

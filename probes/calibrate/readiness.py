@@ -92,8 +92,7 @@ def _add_trial_features(boundaries: Boundaries, chosen: NDArray[np.bool_]) -> ND
         if boundaries.rollout[i] != last:
             answers, last = [], int(boundaries.rollout[i])
         answers.append(int(boundaries.trial_answer[i]))
-        stated = int(boundaries.stated[i]) if boundaries.stated[i] >= 0 else None
-        features = trial_features(answers, float(boundaries.confidence[i]), stated)
+        features = trial_features(answers, float(boundaries.confidence[i]), boundaries.latest_stated(i))
         rows.append(np.concatenate([boundaries.rows[i], features]))
     return np.array(rows, np.float32)
 

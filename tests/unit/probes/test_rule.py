@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from tersely.probes.calibrate.data import Boundaries, read_boundaries
 from tersely.probes.features import FEATURES, TRIAL_FEATURES
-from tersely.probes.rule import HOPEFUL, HOPELESS, READY, Evidence, RuleState, StopRule, score_boundaries
+from tersely.probes.rule import HOPEFUL, HOPELESS, READY, Evidence, RuleState, StopRule
 
 from ...support.planted_records import constant, linear, planted
 
@@ -77,8 +78,7 @@ def test_trials_are_asked_for_only_within_the_band(boundaries: Boundaries) -> No
 
 def test_boundaries_without_a_recorded_trial_have_none(boundaries: Boundaries) -> None:
     b, rule = boundaries, some_rule(low=0.0, high=1.0, overhead=99.0)
-    none = np.zeros_like(b.trial)
-    found = score_boundaries(rule, b.rows, b.end, b.trial_answer, b.confidence, none, b.stated, b.rollout)
+    found = replace(b, trial=np.zeros_like(b.trial)).score(rule)
     assert not found.tried.any()
     assert not found.trial_tokens.any()
     assert found.score.tolist() == rule.free.scores(b.rows)[0].tolist()
@@ -109,9 +109,8 @@ def test_a_rule_without_paid_evidence_never_wants_a_trial(boundaries: Boundaries
     assert not RuleState(rule).wants_trial(0.5, 100)
 
 
-def test_no_boundaries_have_no_scores() -> None:
-    empty = np.zeros(0)
-    found = score_boundaries(some_rule(), np.zeros((0, FREE), np.float32), *[empty] * 6)
+def test_no_boundaries_have_no_scores(boundaries: Boundaries) -> None:
+    found = replace(boundaries, rows=np.zeros((0, FREE), np.float32), rollout=boundaries.rollout[:0]).score(some_rule())
     assert [len(part) for part in (found.score, found.hopeless, found.trial_tokens, found.tried)] == [0] * 4
 
 

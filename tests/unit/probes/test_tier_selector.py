@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tersely.errors import OptionError
 from tersely.probes.tier_selector import TierTable, find_price, label_tiers
-
-from ...support.refusals import refused
 
 
 def test_a_tier_label_is_the_cheapest_sufficient_tier() -> None:
@@ -16,8 +13,6 @@ def test_a_tier_label_is_the_cheapest_sufficient_tier() -> None:
     spent[4] = [500, 300, 200]
     assert list(label_tiers(accuracy, spent)) == ["easy", "normal", "hard", "easy", "normal"]
     assert list(label_tiers(accuracy, [100, 300, 200], tolerance=0)) == ["easy", "hard", "hard", "easy", "easy"]
-    with refused(OptionError):
-        label_tiers([[1.0, 0.0]], [1, 2])
 
 
 def planted_tiers() -> tuple[TierTable, np.ndarray, np.ndarray]:
@@ -62,7 +57,3 @@ def test_there_may_be_no_price_that_keeps_the_accuracy() -> None:
     table, proba, right = planted_tiers()
     misled = TierTable(table.tiers, table.accuracy[:, ::-1], table.tokens)
     assert find_price(misled, proba, right, margin=0.1) is None
-    with refused(OptionError, "unknown_name"):
-        find_price(table, proba, right, margin=0.1, base="hard")
-    with refused(OptionError):
-        find_price(table, proba[1:], right, margin=0.1)
