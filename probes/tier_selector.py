@@ -94,10 +94,10 @@ def label_tiers(
 def find_price(
     table: TierTable, proba: ArrayLike, accuracy: ArrayLike, margin: float, doubt: float = 0.0
 ) -> float | None:
-    """Find the largest price of a token at which choosing costs at most `margin` accuracy compared with always `NORMAL`.
+    """Find the largest price of a token at which choosing costs at most `margin` accuracy.
 
-    Prices rise until one costs more; a higher one that happens to do well again is not trusted. Returns None if even a
-    price of 0 costs too much.
+    That is compared with always choosing `NORMAL`. Prices rise until one costs more; a higher one that happens to do
+    well again is not trusted. Returns None if even a price of 0 costs too much.
 
     Args:
         proba: [n, classes], of questions that neither the probe nor the table was trained on.

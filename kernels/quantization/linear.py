@@ -149,20 +149,9 @@ class W4A8Linear(nn.Module):
         for name in ("groups", "input_scale", "bias"):
             self.register_parameter(name, None)
         for name, (shape, dtype) in parameter_shapes(in_features, out_features, layout, scheme).items():
-            self._set(name, torch.empty(shape, dtype=dtype))
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype), requires_grad=False))
         if bias is not None:
-            self._set("bias", torch.empty(out_features, dtype=bias))
-
-    def _set(self, name: str, value: Tensor) -> None:
-        self.register_parameter(name, nn.Parameter(value, requires_grad=False))
-
-    def fill(self, tensors: dict[str, Tensor]) -> None:
-        """Set all parameters; raises ValueError if names, shapes or dtypes differ."""
-        expected = {name: (p.shape, p.dtype) for name, p in self.named_parameters()}
-        if {name: (t.shape, t.dtype) for name, t in tensors.items()} != expected:
-            raise ValueError(f"got tensors {sorted(tensors)}; expected {expected}")
-        for name, value in tensors.items():
-            self._set(name, value)
+            self.bias = nn.Parameter(torch.empty(out_features, dtype=bias), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute [..., out_features] from [..., in_features]; gradients pass straight through to x."""

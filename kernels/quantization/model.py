@@ -124,7 +124,8 @@ def quantize_model(
             tensors, data = checkpoints.load_or_make(name, make) if checkpoints else make()
             results.append({"name": name, "shape": [layer.out_features, layer.in_features], **data})
             module = empty_like(layer, scheme, layout)
-            module.fill(tensors if layer.bias is None else {**tensors, "bias": layer.bias.detach()})
+            bias = {} if layer.bias is None else {"bias": layer.bias.detach()}
+            module.load_state_dict({**tensors, **bias}, assign=True)
             replace_module(model, name, module.to(layer.weight.device))
     config = model.config.get_text_config(decoder=True)
     config.tie_word_embeddings = model.config.tie_word_embeddings = config.tie_word_embeddings and head not in layers

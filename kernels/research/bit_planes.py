@@ -8,7 +8,7 @@ i and j has the weight 2^(i + j). All arithmetic is in integers, so all implemen
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -52,11 +52,7 @@ class BitPlanes:
 
 def pack(codes: Tensor, bits: int) -> BitPlanes:
     """Pack integer codes 0..2^bits - 1 [rows, inputs]; raises OptionError for other codes, widths or shapes."""
-    _check_bits(bits)
-    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or not codes.shape[1]:
-        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: integers [rows, inputs]")
-    if codes.numel():
-        _check_codes(bits, int(codes.min()), int(codes.max()))
+    check_codes(codes, bits, BITS)
     inputs = codes.shape[1]
     bit_of = F.pad(codes.long(), (0, -inputs % LINE)).unflatten(1, (-1, 64))
     shifts = torch.arange(64, device=codes.device)
@@ -77,12 +73,13 @@ def _signs(planes: BitPlanes, i: int) -> Tensor:
     return (2 * bit_of - 1).float()
 
 
-def _check_bits(bits: int) -> None:
-    if bits not in BITS:
-        raise OptionError(f"codes of {bits} bits; accepted: {BITS[0]} to {BITS[-1]}")
-
-
-def _check_codes(bits: int, low: int, high: int) -> None:
+def check_codes(codes: Tensor, bits: int, accepted: Sequence[int]) -> None:
+    """Raise OptionError unless these are integers 0..2^bits - 1 [rows, inputs], of an accepted width."""
+    if bits not in accepted:
+        raise OptionError(f"codes of {bits} bits; accepted: {accepted[0]} to {accepted[-1]}")
+    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or not codes.shape[1]:
+        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: integers [rows, inputs]")
+    low, high = (int(codes.min()), int(codes.max())) if codes.numel() else (0, 0)
     if low < 0 or high >= 1 << bits:
         raise OptionError(f"{bits}-bit codes range from {low} to {high}; accepted: 0 to {(1 << bits) - 1}")
 
@@ -102,7 +99,8 @@ def bit_plane_linear(codes: Tensor, bits: int, weight: BitPlanes) -> Tensor:
         OptionError: codes, dtype, shape or device do not fit, or sums could overflow 32 bits: with 8 by 8 bits above
             33,025 inputs, and with each bit less on one side about twice as many.
     """
-    _check_bits(bits)
+    if bits not in BITS:
+        raise OptionError(f"codes of {bits} bits; accepted: {BITS[0]} to {BITS[-1]}")
     inputs, device = weight.inputs, weight.words.device
     if codes.dtype != torch.uint8 or not codes.ndim or codes.shape[-1] != inputs or codes.device != device:
         raise OptionError(
@@ -149,7 +147,7 @@ def in_c(codes: Tensor, bits: int, weight: BitPlanes, level: int | None = None) 
     out = torch.empty(rows, outputs, dtype=torch.int32)
     seen = native.tersely_planes_pack(codes.data_ptr(), rows, inputs, codes.stride(0), bits, planes.data_ptr(), words)
     if seen >> bits:
-        _check_codes(bits, 0, int(codes.max()))
+        check_codes(codes, bits, BITS)
     left, right = (planes.data_ptr(), rows, bits), (weight.words.data_ptr(), outputs, weight.bits)
     arguments = (*left, *right, words, inputs, out.data_ptr())
     level = best if level is None else level

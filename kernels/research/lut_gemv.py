@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...errors import OptionError
 from ..native import library, share_rows
+from .bit_planes import check_codes
 
 BITS = (1, 2, 3, 4)
 DEEPEST = 1 << 20
@@ -56,13 +57,7 @@ class LutWeight:
 
 def pack(codes: Tensor, bits: int) -> LutWeight:
     """Pack integer codes 0..2^bits - 1 [outputs, inputs]; raises OptionError for other codes, widths or shapes."""
-    if bits not in BITS:
-        raise OptionError(f"weights of {bits} bits; accepted: {', '.join(map(str, BITS))}")
-    if codes.ndim != 2 or codes.is_floating_point() or codes.is_complex() or not codes.numel():
-        raise OptionError(f"codes are {codes.dtype} {list(codes.shape)}; accepted: integers [outputs, inputs]")
-    low, high = codes.min().item(), codes.max().item()
-    if low < 0 or high >= 1 << bits:
-        raise OptionError(f"{bits}-bit codes range from {low} to {high}; accepted: 0 to {(1 << bits) - 1}")
+    check_codes(codes, bits, BITS)
     outputs, inputs = codes.shape
     padded = F.pad(codes.to(torch.uint8), (0, -inputs % CHUNK, 0, -outputs % TILE))
     parts = torch.arange(bits, dtype=torch.uint8, device=codes.device)

@@ -150,30 +150,23 @@ def _check(
 ) -> None:
     """Raise OptionError for tensors that do not fit together."""
     parts = (query, keys, values, own_keys, own_values)
-    names = ("query", "prefix_keys", "prefix_values", "suffix_keys", "suffix_values")
-    got = ", ".join(f"{name} {list(part.shape)}" for name, part in zip(names, parts, strict=True))
-    kinds = {part.dtype for part in parts}
-    if len(kinds) > 1 or query.dtype not in KINDS or len({part.device for part in parts}) > 1:
-        got = ", ".join(f"{name} {part.dtype} on {part.device}" for name, part in zip(names, parts, strict=True))
+    if len({(part.dtype, part.device) for part in parts}) > 1 or query.dtype not in KINDS:
+        got = ", ".join(f"{part.dtype} on {part.device}" for part in parts)
         raise OptionError(f"got {got}; accepted: float32, bfloat16 or float16, the same for all, on one device")
-    fits = query.ndim == 4 and keys.ndim == 3 and own_keys.ndim == 4
-    fits = fits and query.shape[2] == 1 and keys.shape == values.shape and own_keys.shape == own_values.shape
+    fits = (query.ndim, keys.ndim, own_keys.ndim) == (4, 3, 4)
     if fits:
-        (rows, heads, _, dim), kv_heads = query.shape, keys.shape[0]
-        fits = keys.shape[2] == own_keys.shape[3] == dim > 0 and own_keys.shape[:2] == (rows, kv_heads)
-        fits = fits and kv_heads > 0 and heads >= kv_heads and heads % kv_heads == 0
+        (rows, heads, queries, dim), kv_heads = query.shape, max(len(keys), 1)
+        fits = queries == 1 and dim > 0 and heads % kv_heads == 0 and heads >= kv_heads == len(keys)
+        fits = fits and keys.shape == values.shape == (kv_heads, keys.shape[1], dim)
+        fits = fits and own_keys.shape == own_values.shape == (rows, kv_heads, own_keys.shape[2], dim)
     if not fits:
         raise OptionError(
-            f"got {got}; accepted: query [rows, heads, 1, dim], prefix_* [kv_heads, prefix, dim], suffix_* [rows, "
-            "kv_heads, suffix, dim], with heads a multiple of kv_heads"
+            f"got {', '.join(str(list(part.shape)) for part in parts)}; accepted: query [rows, heads, 1, dim], prefix_* "
+            "[kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with heads a multiple of kv_heads"
         )
     if lengths is None:
         return
     if lengths.shape != query.shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise OptionError(
-            f"lengths are {lengths.dtype} {list(lengths.shape)}; accepted: integers [{len(query)}], one per row"
-        )
+        raise OptionError(f"lengths are {lengths.dtype} {list(lengths.shape)}; accepted: integers [{len(query)}]")
     if len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= own_keys.shape[2]:
-        raise OptionError(
-            f"lengths are {lengths.tolist()}; accepted: 0 to {own_keys.shape[2]}, the length of the suffix"
-        )
+        raise OptionError(f"lengths are {lengths.tolist()}; accepted: 0 to {own_keys.shape[2]}, the suffix")

@@ -229,8 +229,10 @@ def _list_thinking_tiers(records: RecordTable) -> list[str]:
 
 
 def choose_layer(records: RecordTable, layer: int | None, evaluate: Callable[[int], float]) -> int:
-    """Return the given hidden layer, or the collected one with the lowest loss."""
+    """Return the given hidden layer, or the collected one with the lowest loss; raises OptionError if not collected."""
     layers: Sequence[int] = records.plan["layers"]
     if layer is not None:
+        if layer not in layers:
+            raise unknown("layer", str(layer), map(str, layers))
         return layer
     return layers[0] if len(layers) == 1 else min(layers, key=evaluate)

@@ -160,13 +160,12 @@ def _compare_states(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
     least = min(len(pair.short), len(pair.long))
     if not least:
         raise SteeringError("a pair has an answer without thinking; accepted: two answers with thinking")
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     windows = []
     for thinking in (pair.short, pair.long):
         ids = [*pair.prompt, *(thinking[:least] if place == "tokens" else thinking)]
         with torch.no_grad():
             tensor = torch.tensor([ids], device=model.device)
-            states = decoder(input_ids=tensor, output_hidden_states=True, use_cache=False).hidden_states
+            states = model.get_decoder()(input_ids=tensor, output_hidden_states=True, use_cache=False).hidden_states
         start = len(pair.prompt) if place == "tokens" else len(ids) - 1
         windows.append(torch.stack([state[0, start:].float() for state in states[1:-1]]))  # [layers, tokens, width]
     short, long = (window.mean(1).cpu().numpy() for window in windows)

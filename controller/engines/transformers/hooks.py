@@ -69,9 +69,8 @@ class HiddenStates(StepHook):
 
     def __init__(self, model: Any, layers: Collection[int]) -> None:
         self._last: dict[int, Tensor] = {}
-        points = {
-            layer: find_decoder_layers(model, layer) for layer in layers
-        }  # all or none, so that no hook is left behind
+        # All or none, so that no hook is left behind.
+        points = {layer: find_decoder_layers(model, layer) for layer in layers}
         self._handles = [self._hook(point, layer) for layer, point in points.items()]
 
     def _hook(self, point: HookPoint, layer: int) -> Any:
@@ -93,7 +92,7 @@ class HiddenStates(StepHook):
 
     def read(self, layer: int, slot: int) -> State:
         """The state of a row by its slot, [width] on the host; raises OptionError for another layer."""
-        return _read(self._last, slot, layer)
+        return self.reader(slot)(layer)
 
     def reader(self, slot: int) -> Callable[[int], State]:
         """A function that reads the present states of a row by layer, however many forward passes follow."""
@@ -112,15 +111,10 @@ def _read(last: Mapping[int, Tensor], slot: int, layer: int) -> State:
     return state
 
 
-def _get_decoder(model: Any) -> nn.Module:
-    decoder: nn.Module = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    return decoder
-
-
 def find_decoder_blocks(model: Any) -> nn.ModuleList | None:
     """The list of a model's blocks; None if it has none of the right length."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    lists = (part for part in _get_decoder(model).modules() if isinstance(part, nn.ModuleList) and len(part) == count)
+    lists = (part for part in model.get_decoder().modules() if isinstance(part, nn.ModuleList) and len(part) == count)
     return next(lists, None)
 
 
@@ -138,7 +132,7 @@ def find_decoder_layers(model: Any, layer: int) -> HookPoint:
     if not 0 <= index <= count:
         raise OptionError(f"hidden layer {layer} does not exist; accepted: 0 to {count}, or -1 to {-count - 1}")
     if index == count:
-        return HookPoint(_get_decoder(model))
+        return HookPoint(model.get_decoder())
     blocks = find_decoder_blocks(model)
     if index == 0:
         # Learned positions are added after the embedding's module, so the first block's input is the better place.

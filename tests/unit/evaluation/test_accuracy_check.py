@@ -58,6 +58,11 @@ class Scripted:
         return {"before": list(before), "after": list(after)}
 
 
+def quantize(out: Path, test: Scripted) -> dict[str, Any]:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(SMALL), AutoTokenizer.from_pretrained(SMALL)
+    return quantize_checkpoint(model, tokenizer, "small", out, Scheme(64), TEXT, test=test)
+
+
 def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, out = module_of_run._save, tmp_path / "out"
 
@@ -67,15 +72,15 @@ def test_a_killed_run_asks_no_question_twice(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(module_of_run, "_save", killed)
     first, second, other = Scripted(), Scripted(), Scripted("b")
     with pytest.raises(KeyboardInterrupt):
-        quantize_checkpoint(str(SMALL), out, Scheme(64), TEXT, test=first)
+        quantize(out, first)
     assert first.taken == ["Linear", "W4A8Linear"]
     layers = {file: file.stat().st_mtime_ns for file in (tmp_path / "out.part").glob("model.*")}
     with pytest.raises(KeyboardInterrupt):
-        quantize_checkpoint(str(SMALL), out, Scheme(64), TEXT, test=other)
+        quantize(out, other)
     assert other.taken == first.taken, "other questions are asked"
     assert len(layers) == 28 and all(file.stat().st_mtime_ns == when for file, when in layers.items()), "no layer anew"
     monkeypatch.setattr(module_of_run, "_save", real)
-    report = quantize_checkpoint(str(SMALL), out, Scheme(64), TEXT, test=second)
+    report = quantize(out, second)
     assert second.taken == [] and report["task"] == {"before": [True] * 2, "after": [False] * 2}
 
 

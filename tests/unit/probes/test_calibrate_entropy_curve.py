@@ -13,7 +13,9 @@ def make_curve(means: list[float], n: int = 60, seed: int = 0) -> dict[str, Any]
     rng = np.random.default_rng(seed)
     level = np.repeat(np.arange(len(means)), n)
     entropy = rng.normal(np.asarray(means)[level], 0.2)
-    return compute_entropy_curve(level.astype(float), entropy, rng.uniform(size=len(level)) > level / len(means))
+    return compute_entropy_curve(
+        level.astype(float), entropy, (rng.uniform(size=len(level)) > level / len(means)).astype(float)
+    )
 
 
 def test_a_u_shaped_curve_is_recognised() -> None:

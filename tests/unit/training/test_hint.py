@@ -111,9 +111,8 @@ def test_untrained_hint_tokens_act_like_their_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize("head", ["keep", "int8"])
 def test_a_quantized_model_learns_a_hint(tmp_path: Path, head: str) -> None:
     """Integer weights do not change; a quantized head cannot grow with the embedding table."""
-    quantize_checkpoint(
-        str(get_model_path(BASE)), tmp_path / "base", Scheme(head=head), CalibrationText(rows=4, length=32)
-    )
+    base, text = load_engine(BASE, device="cpu"), CalibrationText(rows=4, length=32)
+    quantize_checkpoint(base.model, base.tokenizer, BASE, tmp_path / "base", Scheme(head=head), text)
     if head == "int8":
         with pytest.raises(RecipeError) as error:
             train("hint", tmp_path / "run", model=str(tmp_path / "base"), **OWN)

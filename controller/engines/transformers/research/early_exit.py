@@ -191,7 +191,7 @@ class DepthShortcut(ForwardModifier):
         """See `ForwardModifier.install`."""
         shortcut, threshold = self._require_bound()
         leaving = [s if isinstance(s, LeavingSequence) else None for s in sequences]
-        hook = EarlyExitHook(shortcut, threshold, leaving)
+        hook = _EarlyExitHook(shortcut, threshold, leaving)
         with early_exit(model, shortcut.layer, hook.adapt, hook.choose):
             yield hook
 
@@ -219,7 +219,7 @@ class LeavingSequence:
         return "leave", f"{self.left} of {total} thinking tokens left after {layers}"
 
 
-class EarlyExitHook(StepHook):
+class _EarlyExitHook(StepHook):
     """Which sequences of a batch may leave at this step; counts in them which do."""
 
     def __init__(self, shortcut: Shortcut, threshold: float, leaving: Sequence[LeavingSequence | None]) -> None:
@@ -229,11 +229,9 @@ class EarlyExitHook(StepHook):
         self._parts: dict[str, Tensor] = {}  # of the shortcut, with the device and dtype of the model
 
     def start(self, sequences: Sequence[SequenceView]) -> None:
-        """See `StepHook.start`."""
         self._sequences = list(sequences)
 
     def select(self, slots: Sequence[int]) -> None:
-        """See `StepHook.select`."""
         self._leaving = [self._leaving[slot] for slot in slots]
         self._sequences = [self._sequences[slot] for slot in slots]
 

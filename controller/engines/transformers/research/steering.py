@@ -84,7 +84,7 @@ class Steer(ForwardModifier):
     def install(self, model: Any, sequences: Sequence[SequenceModifier | None]) -> Iterator[StepHook]:
         """See `ForwardModifier.install`."""
         _, layer, _ = self._require_bound()
-        hook = SteeringHook([s if isinstance(s, SteeredSequence) else None for s in sequences])
+        hook = _SteeringHook([s if isinstance(s, SteeredSequence) else None for s in sequences])
         with _add_at(model, layer, hook.added):
             yield hook
 
@@ -107,7 +107,7 @@ class SteeredSequence:
         """See `SequenceModifier.summary`."""
 
 
-class SteeringHook(StepHook):
+class _SteeringHook(StepHook):
     """Which sequences of a batch are steered at this step."""
 
     def __init__(self, sequences: Sequence[SteeredSequence | None]) -> None:
@@ -115,7 +115,6 @@ class SteeringHook(StepHook):
         self._values: Tensor | None = None  # [sequences, 1, width]
 
     def select(self, slots: Sequence[int]) -> None:
-        """See `StepHook.select`."""
         self._sequences = [self._sequences[slot] for slot in slots]
         self._values = None
 
