@@ -41,7 +41,9 @@ def w4a8_linear(
     second_weight: Tensor | None = None,
     second_scale: Tensor | None = None,
 ) -> Tensor:
-    """Apply the layer. Without gradients; a row with NaN or infinity gives NaN.
+    """Apply the layer, [..., outputs] in the dtype of x. Without gradients; a row with NaN or infinity gives NaN.
+
+    Raises OptionError for shapes, dtypes or devices that do not fit.
 
     Args:
         x: activations [..., inputs] in float32, bfloat16 or float16.
@@ -52,12 +54,6 @@ def w4a8_linear(
         bias: [outputs], including the outputs of the second layer.
         second_weight: 8-bit weights of a second layer on the same inputs; its outputs follow those of the first.
         second_scale: the channel_scale of the second layer.
-
-    Returns:
-        [..., outputs] in the dtype of x.
-
-    Raises:
-        OptionError: shapes, dtypes or devices do not fit.
     """
     tensors = weight, groups, channel_scale, input_scale, bias, second_weight, second_scale
     try:

@@ -68,15 +68,10 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         groups: ArrayLike | None = None,
     ) -> Self:
-        """Learn from [n, d] and n labels of at least two classes; returns self.
+        """Learn from [n, d] and n labels of at least two classes; raises ValueError for NaN and what else is unusable.
 
-        Args:
-            sample_weight: how many rows each row counts as.
-            groups: the question of each row; rows of one question are held out together. By default, equal rows are
-                taken for one question.
-
-        Raises:
-            ValueError: for NaN, too few rows, weights below 0, or a single class.
+        `sample_weight` says how many rows each row counts as, `groups` its question: rows of one question are held out
+        together. By default, equal rows are taken for one question.
         """
         rows, labels = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         check_classification_targets(labels)

@@ -155,11 +155,9 @@ class AggregationRule(Protocol):
     @property
     def signals(self) -> bool:
         """Whether its votes need the confidence of tokens."""
-        ...
 
     def start_vote(self, k: int) -> VoteState:
         """Start the vote on one prompt; raises OptionError if the settings do not fit this many samples."""
-        ...
 
 
 class ConfidenceTracker:

@@ -229,17 +229,13 @@ def _choose_better(weight: Tensor, size: int, gram: Tensor, plain: DualGrained, 
     before, after = output_errors(weight, size, gram, plain), output_errors(weight, size, gram, result)
     energy, better = _total_cost(weight, gram).sum().clamp(min=1e-30), after < before
 
-    def choose(ours: Tensor, other: Tensor) -> Tensor:
+    def choose(name: str) -> Tensor:
+        ours, other = getattr(result, name), getattr(plain, name)
         return torch.where(better.view(-1, *(1,) * (ours.ndim - 1)), ours, other)
 
-    return DualGrained(
-        choose(result.codes, plain.codes),
-        choose(result.fine, plain.fine),
-        choose(result.zero, plain.zero),
-        choose(result.channel_scale, plain.channel_scale),
-        error=float(torch.minimum(before, after).sum() / energy),
-        plain_error=float(before.sum() / energy),
-    )
+    tensors = {name: choose(name) for name in ("codes", "fine", "zero", "channel_scale")}
+    error, plain_error = torch.minimum(before, after).sum() / energy, before.sum() / energy
+    return DualGrained(**tensors, error=float(error), plain_error=float(plain_error))
 
 
 def output_errors(weight: Tensor, size: int, gram: Tensor, result: DualGrained) -> Tensor:

@@ -30,19 +30,15 @@ class QuantizationCheck(Protocol):
     @property
     def digest(self) -> str:
         """A hash of everything that determines the outcome, except the model."""
-        ...
 
     def check(self, model: Any, tokenizer: Any) -> None:
         """Raise TerselyError if the test cannot run on this model."""
-        ...
 
     def run(self, model: Any, tokenizer: Any) -> list[bool]:
         """Whether the model answers each question correctly."""
-        ...
 
     def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
         """The section of the report."""
-        ...
 
 
 def quantize_checkpoint(
@@ -59,13 +55,8 @@ def quantize_checkpoint(
     """Quantize a model into a new folder; returns the report, which is also written there. The model is changed.
 
     Until the end, everything is in `<out>.part`, from which a later run on the same `source`, the model's name or
-    folder, resumes. A test runs before and after.
-
-    Raises:
-        ModelError: the model cannot be quantized.
-        OptionError: `out` already exists, or there is too little text.
-        CheckpointLogError: `<out>.part` was started with other options.
-        WriteError: `out` cannot be written.
+    folder, resumes; CheckpointLogError if that was started with other options. A test runs before and after. Raises
+    ModelError if the model cannot be quantized, OptionError if `out` exists or there is too little text, or WriteError.
     """
     search = search or ScaleSearch()
     check_out(out)

@@ -61,7 +61,7 @@ def retaining(model: Any, scorer: Scorer, budget: int, stabilizers: int | None =
 
     The model attends to the units that are kept, at their original positions. `prefill_chunk_size` of `generate` bounds
     how many units exist temporarily while a prompt is read. As long as nothing is evicted, tokens are those of the full
-    cache.
+    cache. Raises OptionError for a budget or stabilizers out of range, CapabilityError for another kind of attention.
 
     Args:
         model: a transformers model with full attention in every layer, computed from q_proj, k_proj and v_proj.
@@ -69,10 +69,6 @@ def retaining(model: Any, scorer: Scorer, budget: int, stabilizers: int | None =
         budget: units per key-value head.
         stabilizers: newest units that always stay; None for 5/12 of the budget. The whole budget gives a sliding
             window.
-
-    Raises:
-        OptionError: budget or stabilizers are out of range.
-        CapabilityError: the model's attention is not supported.
     """
     if budget < 1:
         raise OptionError(f"budget is {budget}; accepted: 1 or more units per key-value head")

@@ -1,7 +1,7 @@
 """Training of retaining heads: regression on how strongly later tokens attend to earlier ones, on a frozen model.
 
 As in Locret (arXiv:2410.01805), the importance of a unit is the highest attention logit that any later query gives it
-in a head that shares it. The loss is smooth L1 between score and importance, plus `smoothing` times the squared
+in a head that shares it. The loss is smooth L1 between score and importance, plus `SMOOTHING` times the squared
 difference between the scores of neighbours. Different from the paper: the queries of all later tokens count, not only
 those of an answer, because the cache is used while the model reasons; and they count only from `MIN_DISTANCE` tokens
 on, because nearer units stay anyway. The target `log_prob`, also ours, replaces the logit by the log-probability, so
@@ -24,6 +24,7 @@ from .retaining import PROJECTIONS, RetainingHeads, attention_modules
 
 TARGETS = ("logit", "log_prob")
 SMOOTHING = 0.0025
+RATE, TEXTS_PER_STEP = 2e-3, 4
 MIN_DISTANCE = 32
 """Least distance in tokens from a unit to the queries that count; for nearer ones it is a stabilizer."""
 _NAME = "tersely_importance"
@@ -95,15 +96,9 @@ def _record_importance(model: Any, target: str) -> Iterator[list[Tensor]]:
 
 
 def importance(query: Tensor, key: Tensor, scale: float, target: str = "logit") -> Tensor:
-    """The importance of each unit, [kv_heads, tokens].
+    """The importance of each unit, [kv_heads, tokens], from query [heads, tokens, dim] and key [kv_heads, tokens, dim].
 
-    -inf for the last units, which have no query at a distance of `MIN_DISTANCE` tokens or more.
-
-    Args:
-        query: [heads, tokens, dim].
-        key: [kv_heads, tokens, dim].
-        scale: scale of the logits.
-        target: one of TARGETS.
+    -inf for the last units, which have no query at a distance of `MIN_DISTANCE` tokens or more. `target` is of TARGETS.
     """
     (heads, tokens, _), kv_heads = query.shape, key.shape[0]
     logits = query.float() @ key.float().repeat_interleave(heads // kv_heads, dim=0).transpose(1, 2) * scale
@@ -114,10 +109,8 @@ def importance(query: Tensor, key: Tensor, scale: float, target: str = "logit") 
     return highest.reshape(kv_heads, -1, tokens).amax(dim=1)
 
 
-def fit(
-    data: Sequence[TrainingText], hidden: int = 128, steps: int = 400, rate: float = 2e-3, texts: int = 4, seed: int = 0
-) -> RetainingHeads:
-    """Train heads on texts of one model; each step takes `texts` of them, and the learning rate follows a cosine.
+def fit(data: Sequence[TrainingText], hidden: int = 128, steps: int = 400, seed: int = 0) -> RetainingHeads:
+    """Train heads on texts of one model; each step takes a few of them, and the learning rate follows a cosine.
 
     The initial weights of the first layers standardize their inputs. Raises OptionError if `data` is empty.
     """
@@ -128,10 +121,10 @@ def fit(
         torch.manual_seed(seed)
         heads = RetainingHeads(layers, width, hidden, data[0].importance.shape[2])
         _initialize(heads, data)
-        optimizer = torch.optim.AdamW(heads.parameters(), rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(heads.parameters(), RATE, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
-            batch = [data[int(i)] for i in torch.randint(len(data), (texts,))]
+            batch = [data[int(i)] for i in torch.randint(len(data), (TEXTS_PER_STEP,))]
             loss = torch.stack([retaining_loss(heads, text) for text in batch]).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -140,12 +133,12 @@ def fit(
     return heads.eval().requires_grad_(False)
 
 
-def retaining_loss(heads: RetainingHeads, text: TrainingText, smoothing: float = SMOOTHING) -> Tensor:
+def retaining_loss(heads: RetainingHeads, text: TrainingText) -> Tensor:
     """The loss on one text: the mean over layers, units and heads."""
     losses = []
     for layer, (projected, wanted) in enumerate(zip(text.projected, text.importance, strict=True)):
         scores = heads(layer, projected)
-        losses.append(nn.functional.smooth_l1_loss(scores, wanted) + smoothing * scores.diff(dim=0).square().mean())
+        losses.append(nn.functional.smooth_l1_loss(scores, wanted) + SMOOTHING * scores.diff(dim=0).square().mean())
     return torch.stack(losses).mean()
 
 

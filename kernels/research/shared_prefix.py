@@ -33,20 +33,15 @@ def shared_prefix_attention(
 ) -> Tensor:
     """Attend to a shared prefix and to each row's suffix. Without gradients; a row without any key gives NaN.
 
+    The result has the shape and dtype of the query. Raises OptionError for shapes, devices or dtypes that do not fit;
+    the dtype must be float32, bfloat16 or float16 throughout.
+
     Args:
         query: [rows, heads, 1, dim]; each key is shared by heads / kv_heads consecutive query heads.
-        prefix_keys: [kv_heads, prefix, dim], as `prefix_values`.
-        prefix_values: see `prefix_keys`.
-        suffix_keys: [rows, kv_heads, suffix, dim], as `suffix_values`.
-        suffix_values: see `suffix_keys`.
+        prefix_keys, prefix_values: [kv_heads, prefix, dim].
+        suffix_keys, suffix_values: [rows, kv_heads, suffix, dim].
         lengths: integers [rows], the length of each row's suffix; None for all of it.
         scale: scale of the logits; None for 1 / sqrt(dim).
-
-    Returns:
-        Shape and dtype of the query.
-
-    Raises:
-        OptionError: shapes, devices or dtypes do not fit; the dtype must be float32, bfloat16 or float16 throughout.
     """
     _check(query, prefix_keys, prefix_values, suffix_keys, suffix_values, lengths)
     rows, heads, _, dim = query.shape
@@ -161,12 +156,12 @@ def _check(
         fits = fits and own_keys.shape == own_values.shape == (rows, kv_heads, own_keys.shape[2], dim)
     if not fits:
         raise OptionError(
-            f"got {', '.join(str(list(part.shape)) for part in parts)}; accepted: query [rows, heads, 1, dim], prefix_* "
-            "[kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with heads a multiple of kv_heads"
+            f"got {', '.join(str(list(part.shape)) for part in parts)}; accepted: query [rows, heads, 1, dim], prefix_*"
+            " [kv_heads, prefix, dim], suffix_* [rows, kv_heads, suffix, dim], with heads a multiple of kv_heads"
         )
     if lengths is None:
         return
     if lengths.shape != query.shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise OptionError(f"lengths are {lengths.dtype} {list(lengths.shape)}; accepted: integers [{len(query)}]")
+        raise OptionError(f"lengths are {lengths.dtype} {list(lengths.shape)}; accepted: {len(query)} integers")
     if len(lengths) and not 0 <= int(lengths.min()) <= int(lengths.max()) <= own_keys.shape[2]:
-        raise OptionError(f"lengths are {lengths.tolist()}; accepted: 0 to {own_keys.shape[2]}, the suffix")
+        raise OptionError(f"lengths are {lengths.tolist()}; accepted: 0 to {own_keys.shape[2]}")

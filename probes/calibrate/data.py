@@ -18,14 +18,12 @@ from ..rule import RuleState, StopRule
 Floats = NDArray[np.float64]
 BASE = "normal"
 """The tier in which a model thinks as it does by itself."""
-PARTS = ("fit", "calibrate", "test")
-_SHARES = (0, 8, 13, 16)  # sixteenths: half to fit, five to calibrate, three to test
 
 
 def get_part(question_hash: str) -> str:
     """Assign a question to a part of a collection by its hash, the same in every run."""
     bucket = hashlib.sha256(f"part:{question_hash}".encode()).digest()[0] % 16
-    return PARTS[int(np.searchsorted(_SHARES, bucket, side="right")) - 1]
+    return "fit" if bucket < 8 else "calibrate" if bucket < 13 else "test"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +190,8 @@ def read_boundaries(
     """Read the boundaries of one tier.
 
     Below the base tier, further thinking leads into the base tier, so the outcome of that tier counts. Where the
-    correct answer is unknown, the final answer takes its place.
-
-    Args:
-        keep: which questions to read; default all.
-        number: which rollout of each question to read; None for all.
+    correct answer is unknown, the final answer takes its place. `keep` are the questions to read, by default all, and
+    `number` the rollout of each, None for all.
     """
     check_layer(records, "boundaries", layer)
     if tier not in records.plan["tiers"]:

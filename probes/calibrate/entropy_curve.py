@@ -17,28 +17,29 @@ from ...io import check_writable, write
 
 Floats = NDArray[np.float64]
 FORMATS = ("png", "svg")
+LEVEL = 0.95
 
 
-def compute_entropy_curve(difficulty: Floats, entropy: Floats, accuracy: Floats, level: float = 0.95) -> dict[str, Any]:
+def compute_entropy_curve(difficulty: Floats, entropy: Floats, accuracy: Floats) -> dict[str, Any]:
     """Mean token entropy in nats of questions [n] at each value of their difficulty, with its t interval; JSON form.
 
     It is U-shaped if both ends are above one inner level, by Welch's one-sided t tests with Bonferroni's correction for
     the number of inner levels.
     """
     parts = [difficulty == value for value in np.unique(difficulty)]
-    levels = [_summarize(difficulty[part], entropy[part], accuracy[part], level) for part in parts]
+    levels = [_summarize(difficulty[part], entropy[part], accuracy[part]) for part in parts]
     u_shaped = any(
-        max(_p_value_below(entropy[part], entropy[parts[end]]) for end in (0, -1)) <= (1 - level) / (len(parts) - 2)
+        max(_p_value_below(entropy[part], entropy[parts[end]]) for end in (0, -1)) <= (1 - LEVEL) / (len(parts) - 2)
         for part in parts[1:-1]
     )
     return {"levels": levels, "u-shaped": u_shaped}
 
 
-def _summarize(difficulty: Floats, entropy: Floats, accuracy: Floats, level: float) -> dict[str, float]:
+def _summarize(difficulty: Floats, entropy: Floats, accuracy: Floats) -> dict[str, float]:
     from scipy import stats
 
     n, mean = len(entropy), float(entropy.mean())
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * entropy.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * entropy.std(ddof=1) / math.sqrt(n)) if n > 1 else math.inf
     return {
         "difficulty": float(difficulty.mean()),
         "entropy": mean,

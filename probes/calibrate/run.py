@@ -121,12 +121,7 @@ def split_questions(fit: Path, calibrate: Path | None, test: Path | None) -> Que
     return QuestionParts(first, *others, False)
 
 
-def calibrate_into(
-    out: Path,
-    parts: QuestionParts,
-    settings: CalibrationSettings,
-    report_progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
+def calibrate_into(out: Path, parts: QuestionParts, settings: CalibrationSettings) -> dict[str, Any]:
     """Fit, certify, evaluate and save both probes; returns the report in JSON form."""
     plan = parts.fit.plan
     if BASE not in _list_thinking_tiers(parts.fit):
@@ -136,12 +131,10 @@ def calibrate_into(
     base = {"name": str(plan["model"]), "fingerprint": str(plan["fingerprint"])}
     origin = {"data": parts.fit.hash, "task": plan["task"], "split": plan["split"], "seed": plan["seed"]}
     report: dict[str, Any] = {"model": plan["model"], "alpha": settings.alpha, "delta": settings.delta}
-    report_progress("readiness")
     report[READINESS], exit_rule = _calibrate_readiness(out, parts, settings, base, origin)
     if (parts.fit["rollouts.right"] == UNKNOWN).any():
         report[DIFFICULTY] = {"skipped": "the correct answers are unknown"}
     else:
-        report_progress("difficulty")
         report[DIFFICULTY] = _calibrate_difficulty(out, parts, settings, base, origin, exit_rule)
     return report
 

@@ -171,7 +171,7 @@ def test_unsupported_models_are_refused() -> None:
         quantize_model(experts)
     broken = random_model()
     broken.model.layers[0].mlp.up_proj.weight.data[3, 3] = torch.nan
-    with refused(ModelError):
+    with refused(ModelError, "weights_not_finite"):
         quantize_model(broken)
     scaled = random_model()
     scaled.config.logits_scaling = 8.0

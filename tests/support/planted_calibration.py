@@ -21,8 +21,7 @@ class Calibration:
     def __init__(self, out: Path) -> None:
         self.out, self.records = out, planted(N)
         self.parts = QuestionParts(self.records, self.records, self.records, True)
-        self.progress: list[str] = []
-        self.report = calibrate_into(out, self.parts, CalibrationSettings(alpha=ALPHA), self.progress.append)
+        self.report = calibrate_into(out, self.parts, CalibrationSettings(alpha=ALPHA))
 
     def hashes(self, *names: str) -> set[str]:
         """The questions of some parts."""

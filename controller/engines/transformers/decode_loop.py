@@ -17,11 +17,8 @@ from .sampler import Sampler
 class IdHistory:
     """Prompt and output ids of a batch, right-aligned.
 
-    Args:
-        prompt: ids [sequences, length].
-        mask: 0 where the prompt is padding, or None.
-        pad: id that fills rows after sequences grew unequally.
-        kept: whether anything reads the ids; `tensor` is None otherwise.
+    Of the prompt, ids [sequences, length], the mask is 0 where it is padding. `pad` fills rows after sequences grew
+    unequally, and `kept` says whether anything reads the ids; `tensor` is None otherwise.
     """
 
     def __init__(self, prompt: Tensor, mask: Tensor | None, pad: int, kept: bool) -> None:

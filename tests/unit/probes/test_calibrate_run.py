@@ -73,7 +73,6 @@ def test_readiness_beats_raw_confidence(calibration: Calibration) -> None:
 
 
 def test_saved_probes_name_the_questions_they_learned_from(calibration: Calibration) -> None:
-    assert calibration.progress == ["readiness", "difficulty"]
     tiers = load_tier_probe(calibration.out / "difficulty", FINGERPRINT)
     assert tiers.tiers == ("none", "easy", "normal", "hard")
     assert tiers.learned_from == calibration.hashes("learn", "tune")
