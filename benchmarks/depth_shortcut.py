@@ -32,7 +32,7 @@ from tersely.evaluation.stats import paired_bootstrap, ratio_bootstrap, studenti
 from tersely.evaluation.tasks.equality import AnswerChecker, right_answers
 from tersely.evaluation.tasks.questions import Question, load
 from tersely.evaluation.trace_analysis import final_answer
-from tersely.probes.research.shortcut import KIND, Shortcut, load_shortcut
+from tersely.probes.research.shortcut import KIND, Shortcut
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -140,7 +140,7 @@ def timed(
 def measure(model: str, folder: str, options: argparse.Namespace) -> dict[str, Any]:
     """All arms of one model."""
     engine = load_engine(model)
-    shortcut = load_shortcut(Path(folder) / KIND, engine.fingerprint(), model)
+    shortcut = Shortcut.load(Path(folder) / KIND, engine.fingerprint(), model)
     modifier = DepthShortcut(shortcut=shortcut, threshold=options.threshold).bind(BindContext(engine))
     questions = load("tiny", "test", options.limit, options.seed)
     check_unseen([modifier], questions)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
-from ..probes.artifact import ArtifactError, ArtifactSchema, StoredValue
+from ..probes.artifact import ArtifactError, StoredValue
 from ..probes.io import find_pretrained
 from .types import Capability, ModelHandle
 
@@ -96,8 +95,7 @@ def load_learned(
     engine: ModelHandle,
     given: Learned | None,
     folder: str | None,
-    schema: ArtifactSchema,
-    load: Callable[[Path, str | None, str], Learned],
+    kind: type[Learned],
     remedy: str,
 ) -> Learned:
     """A value learned for a model: the given one, else that of a folder, else the pretrained one.
@@ -105,8 +103,8 @@ def load_learned(
     Raises ProbeError, with the remedy, if there is none, and ArtifactError for one of another model.
     """
     if given is None:
-        path = require_probe(engine, folder, schema.kinds[0], schema.noun, remedy)
-        return load(path, engine.fingerprint(), engine.name)
+        path = require_probe(engine, folder, kind.kinds[0], kind.noun, remedy)
+        return kind.load(path, engine.fingerprint(), engine.name)
     if given.base["fingerprint"] != engine.fingerprint():
-        raise ArtifactError(f"the {schema.noun} belongs to {given.base['name']}, and the model is {engine.name!r}")
+        raise ArtifactError(f"the {kind.noun} belongs to {given.base['name']}, and the model is {engine.name!r}")
     return given

@@ -33,36 +33,23 @@ class ArtifactError(TerselyError, ValueError):
     code = "invalid_artifact"
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactSchema:
-    """The file format of one sort of learnt value.
-
-    `kinds` are the accepted values of the fact `kind`, and `facts` the names of all others in the JSON file in addition
-    to the version and the digests. Error messages name the `noun`, and the `command` that makes one.
-    """
-
-    kinds: tuple[str, ...]
-    format: int
-    facts: tuple[str, ...]
-    noun: str
-    command: str
-
-    @property
-    def keys(self) -> set[str]:
-        """All keys of the JSON file."""
-        return {*self.facts, "kind", "format", "tersely", "sha256", "digest"}
-
-
 class StoredValue(ABC):
     """Base of dataclasses that are saved as an artifact; they are equal if their files would be.
 
     Attributes:
+        kinds: the accepted values of the fact `kind`.
+        facts: the names of all others in the JSON file, in addition to the version and the digests.
+        noun: what error messages call it; they also name the `command` that makes one.
         base: `name` and `fingerprint` of the model it was trained on.
         provenance: plain JSON, such as the hash of the data, task, split and seed.
         metrics: plain JSON; numbers that are not finite become None.
     """
 
-    schema: ClassVar[ArtifactSchema]
+    kinds: ClassVar[tuple[str, ...]]
+    format: ClassVar[int]
+    facts: ClassVar[tuple[str, ...]]
+    noun: ClassVar[str]
+    command: ClassVar[str]
     base: Mapping[str, str]
     provenance: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -75,13 +62,21 @@ class StoredValue(ABC):
     @property
     def stored_facts(self) -> dict[str, Any]:
         """The facts to save, which are attributes."""
-        facts = {name: getattr(self, name) for name in ("kind", *self.schema.facts)}
+        facts = {name: getattr(self, name) for name in ("kind", *self.facts)}
         return {name: list(fact) if isinstance(fact, tuple) else fact for name, fact in facts.items()}
 
     @classmethod
     def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Build the value from its stored facts and arrays."""
         return cls(**facts, **arrays)
+
+    @classmethod
+    def load(cls, folder: Path | str, fingerprint: str | None, model: str = "this model") -> Self:
+        """Read what `save` wrote for the model with this fingerprint (`probes.fingerprint`); errors call it `model`.
+
+        Raises ArtifactError if it is of another model or was changed, or if the fingerprint is unknown.
+        """
+        return read_artifact(cls, folder, require_fingerprint(fingerprint, folder), model)
 
     @property
     def learned_from(self) -> frozenset[str]:
@@ -126,7 +121,7 @@ def save(value: StoredValue, folder: Path | str) -> None:
     make_folder(folder)
     content = _encode_arrays(value)
     write(folder / NUMBERS, content)
-    facts = {"format": value.schema.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
+    facts = {"format": value.format, "sha256": hashlib.sha256(content).hexdigest(), "tersely": _get_version()}
     write(folder / ABOUT, _encode_facts({**value.stored_facts, **facts}))
 
 
@@ -139,25 +134,25 @@ def read_artifact(kind: type[Value], folder: Path | str, fingerprint: str | None
     from safetensors import SafetensorError
     from safetensors.numpy import load as decode_arrays
 
-    folder, schema = Path(folder), kind.schema
-    facts, content = _read_facts(schema, folder / ABOUT), _read_file(folder / NUMBERS)
+    folder = Path(folder)
+    facts, content = _read_facts(kind, folder / ABOUT), _read_file(folder / NUMBERS)
     if hashlib.sha256(content).hexdigest() != facts["sha256"]:
         raise ArtifactError(
             f"{folder / NUMBERS} does not belong to {ABOUT}: it was changed, or saving was interrupted; save or "
-            f"download the {schema.noun} again",
+            f"download the {kind.noun} again",
             code="damaged_artifact",
         )
     base = facts["base"]
     if fingerprint is not None and base.get("fingerprint") != fingerprint:
         raise ArtifactError(
             f"{folder} was made for {base.get('name')} ({str(base.get('fingerprint'))[:12]}), and {model} is another "
-            f"model ({fingerprint[:12]}); use it with {base.get('name')}, or make one for {model}: `{schema.command}`",
+            f"model ({fingerprint[:12]}); use it with {base.get('name')}, or make one for {model}: `{kind.command}`",
             code="wrong_model",
         )
     try:
-        return kind.from_stored({name: facts[name] for name in schema.facts}, decode_arrays(content))
+        return kind.from_stored({name: facts[name] for name in kind.facts}, decode_arrays(content))
     except (ArtifactError, OptionError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder} does not hold a usable {schema.noun}: {error}") from None
+        raise ArtifactError(f"{folder} does not hold a usable {kind.noun}: {error}") from None
 
 
 def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
@@ -214,23 +209,23 @@ def _read_file(path: Path) -> bytes:
         ) from None
 
 
-def _read_facts(schema: ArtifactSchema, path: Path) -> dict[str, Any]:
-    """Read the JSON file and check that it is unchanged and of this schema."""
+def _read_facts(value: type[StoredValue], path: Path) -> dict[str, Any]:
+    """Read the JSON file and check that it is unchanged and of this value."""
     content = _read_file(path)
     try:
         facts = json.loads(content)
     except (ValueError, RecursionError):
         raise ArtifactError(
-            f"{path} is not valid JSON; save or download the {schema.noun} again", code="damaged_artifact"
+            f"{path} is not valid JSON; save or download the {value.noun} again", code="damaged_artifact"
         ) from None
     if not isinstance(facts, dict) or "format" not in facts:
-        raise ArtifactError(f"{path} does not describe a {schema.noun}; use a folder of `{schema.command}`")
-    if (kind := facts.get("kind")) not in schema.kinds:
-        accepted = ", ".join(schema.kinds)
-        raise ArtifactError(f"{path} is of kind {kind!r}; accepted: {accepted} (`{schema.command}`)", code="wrong_kind")
-    if facts["format"] != schema.format:
+        raise ArtifactError(f"{path} does not describe a {value.noun}; use a folder of `{value.command}`")
+    if (kind := facts.get("kind")) not in value.kinds:
+        accepted = ", ".join(value.kinds)
+        raise ArtifactError(f"{path} is of kind {kind!r}; accepted: {accepted} (`{value.command}`)", code="wrong_kind")
+    if facts["format"] != value.format:
         raise ArtifactError(
-            f"{path} has format {facts['format']!r}; accepted: {schema.format}. Another version of tersely wrote it",
+            f"{path} has format {facts['format']!r}; accepted: {value.format}. Another version of tersely wrote it",
             code="wrong_format",
         )
     try:
@@ -239,11 +234,12 @@ def _read_facts(schema: ArtifactSchema, path: Path) -> dict[str, Any]:
         unchanged = False
     if not unchanged:
         raise ArtifactError(
-            f"{path} was changed after it was written; save or download the {schema.noun} again",
+            f"{path} was changed after it was written; save or download the {value.noun} again",
             code="damaged_artifact",
         )
-    if facts.keys() != schema.keys:
-        raise ArtifactError(f"{path} does not describe a {schema.noun}; accepted keys: {', '.join(schema.keys)}")
+    keys = {*value.facts, "kind", "format", "tersely", "sha256", "digest"}
+    if facts.keys() != keys:
+        raise ArtifactError(f"{path} does not describe a {value.noun}; accepted keys: {', '.join(keys)}")
     return facts
 
 
@@ -260,13 +256,11 @@ class Artifact(StoredValue):
         arrays: further arrays by name, such as a table of tiers.
     """
 
-    schema: ClassVar[ArtifactSchema] = ArtifactSchema(
-        kinds=KINDS,
-        format=2,
-        facts=("kind", "classes", "layer", "features", "base", "provenance", "metrics", "certificates"),
-        noun="probe",
-        command="tersely calibrate",
-    )
+    kinds = KINDS
+    format = 2
+    facts = ("kind", "classes", "layer", "features", "base", "provenance", "metrics", "certificates")
+    noun = "probe"
+    command = "tersely calibrate"
     kind: str
     network: Network
     classes: tuple[str, ...]

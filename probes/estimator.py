@@ -87,7 +87,8 @@ class ProbeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "Collect more questions, or harder and easier ones",
                 code="single_class",
             )
-        questions = _number_questions(rows, None if groups is None else np.asarray(groups)[used])
+        names = rows if groups is None else np.asarray(groups)[used]
+        questions = np.unique(names, axis=0, return_inverse=True)[1].ravel()
         data = _Data(rows, codes, weights, questions, len(self.classes_))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held = _hold_out(questions, codes, seed)
@@ -162,12 +163,6 @@ class _Plan:
     decay: float = 0.0
     epochs: int = 0
     loss: float | None = None
-
-
-def _number_questions(rows: Floats, groups: NDArray[Any] | None) -> NDArray[np.intp]:
-    if groups is None:
-        return np.unique(rows, axis=0, return_inverse=True)[1].ravel()
-    return np.unique(groups, return_inverse=True)[1]
 
 
 def _hold_out(questions: NDArray[np.intp], codes: NDArray[np.intp], seed: int) -> NDArray[np.bool_]:

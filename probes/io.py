@@ -51,9 +51,6 @@ def _check_kind(artifact: Artifact, kind: str) -> Artifact:
     return artifact
 
 
-# -- difficulty --------------------------------------------------------------------------------------------------------
-
-
 def save_tier_probe(
     probe: TierProbe, folder: Path, base: Mapping[str, str], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> None:
@@ -89,9 +86,6 @@ def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
         artifact.learned_from,
         bool(facts["exits"]),
     )
-
-
-# -- readiness ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +175,6 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
 
 def _select_arrays(artifact: Artifact, prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): a for name, a in artifact.arrays.items() if name.startswith(prefix)}
-
-
-# -- modes -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

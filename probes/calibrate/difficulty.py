@@ -28,9 +28,6 @@ DOUBT = 1.28
 """Standard errors added to a cost in accuracy, which exceeds that with a probability of one in ten."""
 
 
-# -- labels ------------------------------------------------------------------------------------------------------------
-
-
 def label_diffadapt(accuracy: Floats, entropy: Floats) -> NDArray[np.str_]:
     """Label questions [n] as DiffAdapt does (arXiv 2510.19669), by the mean accuracy and token entropy of samples.
 
@@ -56,9 +53,6 @@ def compute_base_curve(questions: Questions) -> dict[str, Any]:
     known = (questions.level >= 0).all() and len(np.unique(questions.level)) > 2
     difficulty = questions.level if known else 1 - questions.right[:, base]
     return compute_entropy_curve(difficulty, questions.entropy[:, base], questions.right[:, base])
-
-
-# -- tiers under the readiness exit ------------------------------------------------------------------------------------
 
 
 def apply_exit(
@@ -91,9 +85,6 @@ def _stop_rollouts(
     rows = np.where(natural, 0, stops - np.arange(len(stops)))  # each earlier rollout has a natural end of its own
     now = boundaries.now[rows] if len(boundaries) else np.zeros(len(stops), bool)
     return np.where(natural, right, now).astype(float), outcomes.full - outcomes.saved[stops]
-
-
-# -- fitting -----------------------------------------------------------------------------------------------------------
 
 
 def fit_difficulty(
@@ -167,9 +158,6 @@ def _cross_predict(
 def evaluate_loss(fit: Questions, tune: Questions, seed: int) -> float:
     """Log loss of a probe on this layer's states when it predicts the labels of another part."""
     return held_out_log_loss(fit.state, make_labels(fit), fit.hashes, tune.state, make_labels(tune), seed)
-
-
-# -- evaluation --------------------------------------------------------------------------------------------------------
 
 
 def evaluate_probe(

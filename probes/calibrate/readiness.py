@@ -23,9 +23,6 @@ BANDS = tuple((low, high) for high in (0.98, 0.995, 0.999) for low in (0.5, 0.8,
 """Score ranges in which a trial may be asked for; the tuning part decides which one saves most."""
 
 
-# -- fitting -----------------------------------------------------------------------------------------------------------
-
-
 def label_boundaries(now: NDArray[np.bool_], final: NDArray[np.bool_]) -> NDArray[np.str_]:
     """Label boundaries [n] by whether an answer now is right, and whether that after all thinking is."""
     return np.where(now, READY, np.where(final, HOPEFUL, HOPELESS))
@@ -95,9 +92,6 @@ def _add_trial_features(boundaries: Boundaries, chosen: NDArray[np.bool_]) -> ND
         features = trial_features(answers, float(boundaries.confidence[i]), boundaries.latest_stated(i))
         rows.append(np.concatenate([boundaries.rows[i], features]))
     return np.array(rows, np.float32)
-
-
-# -- certificates and evaluation ---------------------------------------------------------------------------------------
 
 
 def certify_rules(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..arrays import check_arrays
-from ..artifact import ArtifactError, ArtifactSchema, StoredValue, read_artifact, require_fingerprint
+from ..artifact import ArtifactError, StoredValue
 
 KIND = "shortcut"
 _SHAPES = {
@@ -45,13 +44,11 @@ class Shortcut(StoredValue):
     it is None if none was found at which these tokens agree with the model.
     """
 
-    schema: ClassVar[ArtifactSchema] = ArtifactSchema(
-        kinds=(KIND,),
-        format=1,
-        facts=("layer", "layers", "threshold", "base", "provenance", "metrics"),
-        noun="shortcut",
-        command="tersely train shortcut",
-    )
+    kinds = (KIND,)
+    format = 1
+    facts = ("layer", "layers", "threshold", "base", "provenance", "metrics")
+    noun = "shortcut"
+    command = "tersely train shortcut"
     kind: ClassVar[str] = KIND
     layer: int
     layers: int
@@ -97,11 +94,3 @@ class Shortcut(StoredValue):
     def from_stored(cls, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
         """See `StoredValue`."""
         return cls(arrays=arrays, **facts)
-
-
-def load_shortcut(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Shortcut:
-    """Read a shortcut for the model with this fingerprint (`probes.fingerprint`).
-
-    Raises ArtifactError if it is of another model or was changed, or if the fingerprint is unknown.
-    """
-    return read_artifact(Shortcut, folder, require_fingerprint(fingerprint, folder), model)

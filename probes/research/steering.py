@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError, TerselyError, unknown
 from ..arrays import check_arrays
-from ..artifact import ArtifactError, ArtifactSchema, StoredValue, read_artifact, require_fingerprint
+from ..artifact import ArtifactError, StoredValue
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
@@ -60,13 +59,11 @@ class Direction(StoredValue):
         layer: best layer of a search, with its `strength`; None if the search found nothing useful.
     """
 
-    schema: ClassVar[ArtifactSchema] = ArtifactSchema(
-        kinds=(KIND,),
-        format=1,
-        facts=("place", "layers", "base", "layer", "strength", "provenance", "metrics"),
-        noun="direction",
-        command="tersely steer",
-    )
+    kinds = (KIND,)
+    format = 1
+    facts = ("place", "layers", "base", "layer", "strength", "provenance", "metrics")
+    noun = "direction"
+    command = "tersely steer"
     kind: ClassVar[str] = KIND
     place: str
     layers: tuple[int, ...]
@@ -171,11 +168,3 @@ def _compare_states(model: Any, pair: Pair, place: str) -> tuple[Array, Array]:
     short, long = (window.mean(1).cpu().numpy() for window in windows)
     norms = [window.norm(dim=-1).mean(1).cpu().numpy() for window in windows]
     return short - long, (norms[0] + norms[1]) / 2
-
-
-def load_direction(folder: Path | str, fingerprint: str | None, model: str = "this model") -> Direction:
-    """Read a direction for the model with this fingerprint (`probes.fingerprint`).
-
-    Raises ArtifactError if it is of another model or was changed, or if the fingerprint is unknown.
-    """
-    return read_artifact(Direction, folder, require_fingerprint(fingerprint, folder), model)

@@ -40,7 +40,7 @@ from tersely.evaluation.research.steering.search import (
 from tersely.evaluation.runner import SessionRunner
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question, hash_question, load
-from tersely.probes.research.steering import MIN_PAIRS, Direction, Pair, load_direction
+from tersely.probes.research.steering import MIN_PAIRS, Direction, Pair
 
 from ...support.commands import refused
 
@@ -190,7 +190,7 @@ def test_the_command_saves_the_direction(
     (note,) = report["notes"]
     assert "20 questions with 2" in note
     assert [(t["layer"], t["strength"]) for t in report["search"]["tried"]] == [(0, 0.0), (2, 0.3), (2, 8.0)]
-    found = load_direction(tmp_path / "steering", load_engine("tersely-tiny-small").fingerprint())
+    found = Direction.load(tmp_path / "steering", load_engine("tersely-tiny-small").fingerprint())
     assert (found.place, found.layers) == ("ends", (1, 2, 3))
     if not report["usable"]:
         assert (found.layer, found.strength) == (None, None)

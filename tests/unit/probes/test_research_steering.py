@@ -22,7 +22,6 @@ from tersely.probes.research.steering import (
     Pair,
     SteeringError,
     extract,
-    load_direction,
 )
 
 from ...support.models import random_model
@@ -125,7 +124,7 @@ def test_a_saved_direction_loads_unchanged(tmp_path: Path) -> None:
     direction = make_direction()
     save(direction, tmp_path / "new" / "steering")
     assert sorted(p.name for p in (tmp_path / "new" / "steering").iterdir()) == [ABOUT, NUMBERS]
-    found = load_direction(tmp_path / "new" / "steering", BASE["fingerprint"])
+    found = Direction.load(tmp_path / "new" / "steering", BASE["fingerprint"])
     assert found == direction
     assert found.metrics == {"agreement": [0.9, None], "size": 0.5}
     assert found.learned_from == {"aa", "bb"}
@@ -139,10 +138,10 @@ def test_a_saved_direction_loads_unchanged(tmp_path: Path) -> None:
 def test_a_direction_of_another_model_is_refused(tmp_path: Path) -> None:
     save(make_direction(), tmp_path)
     with pytest.raises(ArtifactError) as error:
-        load_direction(tmp_path, "cd" * 32, "mine")
+        Direction.load(tmp_path, "cd" * 32, "mine")
     assert error.value.code == "wrong_model"
     with pytest.raises(ArtifactError) as error:
-        load_direction(tmp_path, None)
+        Direction.load(tmp_path, None)
     assert error.value.code == "unknown_model"
 
 
@@ -179,7 +178,7 @@ def test_a_damaged_direction_is_refused(tmp_path: Path, name: str) -> None:
     damage, code = DAMAGE[name]
     damage(tmp_path)
     with pytest.raises(ArtifactError) as error:
-        load_direction(tmp_path, BASE["fingerprint"])
+        Direction.load(tmp_path, BASE["fingerprint"])
     assert error.value.code == code
 
 

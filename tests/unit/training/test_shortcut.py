@@ -13,7 +13,7 @@ import torch
 from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError, save
-from tersely.probes.research.shortcut import load_shortcut
+from tersely.probes.research.shortcut import Shortcut
 from tersely.training.config import RecipeError, validate_recipe_values
 from tersely.training.research import shortcut as method
 from tersely.training.research.early_exit_training import (
@@ -41,23 +41,23 @@ RECIPE: dict[str, Any] = {
 def test_a_saved_shortcut_is_loaded_and_checked(engine: TransformersEngine, tmp_path: Path) -> None:
     made = shortcut(engine, metrics={"left": 0.5, "odd": float("nan")}, provenance={"seed": 3})
     save(made, tmp_path)
-    found = load_shortcut(tmp_path, engine.fingerprint())
+    found = Shortcut.load(tmp_path, engine.fingerprint())
     assert found == made
     assert (found.layer, found.layers, found.threshold, found.metrics["odd"]) == (2, 4, 30.0, None)
     np.testing.assert_array_equal(found.arrays["gate_in"], made.arrays["gate_in"])
     assert found != shortcut(engine, threshold=1.0)
     with pytest.raises(ArtifactError, match=r"tersely-tiny-small .*qwen"):
-        load_shortcut(tmp_path, "cd" * 32, "qwen")
+        Shortcut.load(tmp_path, "cd" * 32, "qwen")
     with pytest.raises(ArtifactError, match="model"):
-        load_shortcut(tmp_path, None)
+        Shortcut.load(tmp_path, None)
     save(shortcut(engine, arrays=arrays(128, seed=1)), tmp_path / "other")
     (tmp_path / "probe.safetensors").write_bytes((tmp_path / "other" / "probe.safetensors").read_bytes())
     with pytest.raises(ArtifactError, match=r"probe\.json"):
-        load_shortcut(tmp_path, engine.fingerprint())
+        Shortcut.load(tmp_path, engine.fingerprint())
     about = tmp_path / "probe.json"
     about.write_text(about.read_text("utf-8").replace('"layer": 2', '"layer": 3'), "utf-8")
     with pytest.raises(ArtifactError, match="probe"):
-        load_shortcut(tmp_path, engine.fingerprint())
+        Shortcut.load(tmp_path, engine.fingerprint())
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_a_shortcut_is_trained_and_used(
     config, said, again = tmp_path / "recipe.yaml", list[str](), list[str]()
     config.write_text(json.dumps({**RECIPE, "out": str(out)}), "utf-8")  # which is YAML as well
     run("shortcut", config, log=said.append)
-    found = load_shortcut(out / "shortcut", engine.fingerprint())
+    found = Shortcut.load(out / "shortcut", engine.fingerprint())
     assert found.threshold is not None and found.metrics["left"] > 0.05, said
     assert min(found.metrics["agreement_left"], found.metrics["agreement_stayed"]) >= 0.9
     assert len(found.learned_from) == 8
     steps = [float(line.split("divergence ")[1].split()[0]) for line in said if line.startswith("step ")]
     assert steps[-1] < 0.8 * steps[0]
     run("shortcut", config, resume=True, log=again.append)
-    assert load_shortcut(out / "shortcut", engine.fingerprint()) == found
+    assert Shortcut.load(out / "shortcut", engine.fingerprint()) == found
     assert again[-1] == said[-1]
     words = [
         "run",

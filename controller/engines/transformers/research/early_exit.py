@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
-from .....probes.research.shortcut import Shortcut, load_shortcut
+from .....probes.research.shortcut import Shortcut
 from ....probe_registry import ProbeError, load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
 from ..hooks import find_decoder_blocks
@@ -175,7 +175,7 @@ class DepthShortcut(ForwardModifier):
             raise _unsupported(model)
         remedy = "train one with `tersely train shortcut`, and pass its folder (probes)"
         folder = self.probes or context.probes
-        shortcut = load_learned(engine, self.shortcut, folder, Shortcut.schema, load_shortcut, remedy)
+        shortcut = load_learned(engine, self.shortcut, folder, Shortcut, remedy)
         return replace(self, threshold=shortcut.chosen(self.threshold), shortcut=shortcut)
 
     def describe(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .....errors import OptionError
-from .....probes.research.steering import Direction, load_direction
+from .....probes.research.steering import Direction
 from ....probe_registry import ProbeError, load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
 from ..hooks import find_decoder_layers
@@ -58,7 +58,7 @@ class Steer(ForwardModifier):
             raise ProbeError("steering needs an engine; recorded output cannot be steered")
         remedy = "find one with `tersely steer`, and pass its folder (probes)"
         folder = self.probes or context.probes
-        direction = load_learned(engine, self.direction, folder, Direction.schema, load_direction, remedy)
+        direction = load_learned(engine, self.direction, folder, Direction, remedy)
         layer, strength = direction.chosen(self.layer, self.strength)
         direction.push(layer, strength)  # fails here, not in the middle of a batch
         return replace(self, layer=layer, strength=strength, direction=direction)
