@@ -24,14 +24,10 @@ _CHUNK = {"cpu": 1 << 18}  # elements per pass in plain torch: on a CPU, what fi
 class LogitSignals:
     """Signals of each row, float32 [rows]."""
 
-    entropy: Tensor
-    """Entropy of the distribution, in nats."""
-    top: Tensor
-    """Probability of the most likely token."""
-    margin: Tensor
-    """`top` minus the second-highest probability; equal to `top` in a vocabulary of one."""
-    log_total: Tensor
-    """Log-sum-exp of the logits: the probability of token t is exp(logits[t] - log_total)."""
+    entropy: Tensor  # entropy of the distribution, in nats
+    top: Tensor  # probability of the most likely token
+    margin: Tensor  # `top` minus the second-highest probability; equal to `top` in a vocabulary of one
+    log_total: Tensor  # log-sum-exp of the logits: the probability of token t is exp(logits[t] - log_total)
 
 
 def logit_signals(logits: Tensor) -> LogitSignals:

@@ -37,22 +37,17 @@ class StoredValue(ABC):
     """Base of dataclasses that are saved as an artifact; they are equal if their files would be.
 
     Attributes:
-        kinds: the accepted values of the fact `kind`.
         facts: the names of all others in the JSON file, in addition to the version and the digests.
-        noun: what error messages call it; they also name the `command` that makes one.
-        base: `name` and `fingerprint` of the model it was trained on.
-        provenance: plain JSON, such as the hash of the data, task, split and seed.
-        metrics: plain JSON; numbers that are not finite become None.
     """
 
-    kinds: ClassVar[tuple[str, ...]]
+    kinds: ClassVar[tuple[str, ...]]  # the accepted values of the fact `kind`
     format: ClassVar[int]
     facts: ClassVar[tuple[str, ...]]
-    noun: ClassVar[str]
+    noun: ClassVar[str]  # what error messages call it; they also name the `command` that makes one
     command: ClassVar[str]
-    base: Mapping[str, str]
-    provenance: Mapping[str, Any]
-    metrics: Mapping[str, Any]
+    base: Mapping[str, str]  # `name` and `fingerprint` of the model it was trained on
+    provenance: Mapping[str, Any]  # plain JSON, such as the hash of the data, task, split and seed
+    metrics: Mapping[str, Any]  # plain JSON; numbers that are not finite become None
 
     @property
     @abstractmethod
@@ -248,11 +243,6 @@ class Artifact(StoredValue):
     """A probe as a value; raises ArtifactError for what could not be saved and loaded again.
 
     Attributes:
-        kind: one of `KINDS`.
-        classes: names of the network's outputs.
-        layer: index of the hidden states that it reads.
-        features: names of further inputs.
-        certificates: plain JSON.
         arrays: further arrays by name, such as a table of tiers.
     """
 
@@ -261,15 +251,15 @@ class Artifact(StoredValue):
     facts = ("kind", "classes", "layer", "features", "base", "provenance", "metrics", "certificates")
     noun = "probe"
     command = "tersely calibrate"
-    kind: str
+    kind: str  # one of `KINDS`
     network: Network
-    classes: tuple[str, ...]
-    layer: int
-    features: tuple[str, ...]
+    classes: tuple[str, ...]  # names of the network's outputs
+    layer: int  # index of the hidden states that it reads
+    features: tuple[str, ...]  # names of further inputs
     base: Mapping[str, str]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    certificates: Sequence[Mapping[str, Any]] = ()
+    certificates: Sequence[Mapping[str, Any]] = ()  # plain JSON
     arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

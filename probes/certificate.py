@@ -53,26 +53,17 @@ class Certificate:
 
     With confidence 1 - delta over calibration splits, at most a share alpha of questions like the calibration questions
     is harmed by stopping at `threshold`.
-
-    Attributes:
-        n: questions in the calibration split.
-        harms: questions harmed at the threshold, or at the strictest threshold tested if none was certified.
-        bound: upper bound of the harm rate at that threshold, had it been the only one tested.
-        threshold: score from which thinking stops; None means never, because nothing could be certified.
-        saved: share of tokens saved on the calibration split.
-        tested: thresholds tested, including the one that failed.
-        needed: fewest questions that can certify alpha.
     """
 
     alpha: float
     delta: float
-    n: int
-    harms: int
-    bound: float
-    threshold: float | None
-    saved: float
-    tested: int
-    needed: int
+    n: int  # questions in the calibration split
+    harms: int  # questions harmed at the threshold, or at the strictest threshold tested if none was certified
+    bound: float  # upper bound of the harm rate at that threshold, had it been the only one tested
+    threshold: float | None  # score from which thinking stops; None means never, because nothing could be certified
+    saved: float  # share of tokens saved on the calibration split
+    tested: int  # thresholds tested, including the one that failed
+    needed: int  # fewest questions that can certify alpha
 
     def __post_init__(self) -> None:
         try:

@@ -35,13 +35,6 @@ class Region(ArrayRecord):
     The distance of a row is Mahalanobis' under a covariance shrunk towards a multiple of the identity (Ledoit and Wolf,
     J. Multivar. Anal. 2004), of features scaled by their deviation: exact along the few widest axes, with one mean
     variance for the rest. So it is defined even with more features than rows. Raises RegionError for invalid arrays.
-
-    Attributes:
-        mean: [d], as `scale`.
-        axes: [rank, d], orthonormal.
-        variances: [rank].
-        residual: mean variance along all other axes.
-        held_out: [m], rising distances of rows that took no part in the fit.
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -54,12 +47,12 @@ class Region(ArrayRecord):
     }
     dtype: ClassVar[DTypeLike] = np.float64
     error: ClassVar[type[TerselyError]] = RegionError
-    mean: Floats
+    mean: Floats  # [d], as `scale`
     scale: Floats
-    axes: Floats
-    variances: Floats
-    residual: Floats
-    held_out: Floats
+    axes: Floats  # [rank, d], orthonormal
+    variances: Floats  # [rank]
+    residual: Floats  # mean variance along all other axes
+    held_out: Floats  # [m], rising distances of rows that took no part in the fit
 
     def _check(self) -> None:
         smallest = min(self.scale.min(initial=1), self.variances.min(initial=1), float(self.residual))
@@ -116,19 +109,12 @@ def _check_finite(features: ArrayLike, ndim: int) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class DriftState:
-    """State of a monitor after a row.
+    """State of a monitor after a row."""
 
-    Attributes:
-        seen: rows so far.
-        p_value: of the last row; 1 before the first.
-        log_wealth: natural logarithm of the wealth of a bettor against "nothing changed" who started with 1.
-        since: the row, counted from 1, at which the alarm was raised; None if it was not.
-    """
-
-    seen: int
-    p_value: float
-    log_wealth: float
-    since: int | None
+    seen: int  # rows so far
+    p_value: float  # of the last row; 1 before the first
+    log_wealth: float  # natural logarithm of the wealth of a bettor against "nothing changed" who started with 1
+    since: int | None  # the row, counted from 1, at which the alarm was raised; None if it was not
 
 
 class DriftMonitor:

@@ -30,18 +30,12 @@ FEATURES = (
 
 @dataclass(frozen=True, slots=True)
 class ThoughtReading:
-    """One thought as the probes see it.
+    """One thought as the probes see it."""
 
-    Attributes:
-        tokens: sampled tokens.
-        answer: the answer that it states, normalised so that equal answers are equal strings.
-        entropy_mean: in nats over the sampled tokens, as all entropies.
-    """
-
-    tokens: int
+    tokens: int  # sampled tokens
     reflective: bool
-    answer: str | None
-    entropy_mean: float
+    answer: str | None  # the answer that it states, normalised so that equal answers are equal strings
+    entropy_mean: float  # in nats over the sampled tokens, as all entropies
     entropy_max: float
     entropy_last: float
     top_min: float

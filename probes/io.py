@@ -90,20 +90,14 @@ def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
 
 @dataclass(frozen=True, slots=True)
 class StoredRule:
-    """A stop rule with the layer it reads and its certificate.
-
-    Attributes:
-        threshold: the certified threshold; None if nothing could be certified.
-        region: where the calibration questions lie at the end of their first thought.
-        learned_from: hashes of the questions it was trained and certified on.
-    """
+    """A stop rule with the layer it reads and its certificate."""
 
     rule: StopRule
     layer: int
-    threshold: float | None
+    threshold: float | None  # the certified threshold; None if nothing could be certified
     certificate: Certificate
-    region: Region
-    learned_from: frozenset[str]
+    region: Region  # where the calibration questions lie at the end of their first thought
+    learned_from: frozenset[str]  # hashes of the questions it was trained and certified on
 
 
 def choose_variant(certificates: Mapping[str, Certificate]) -> str:

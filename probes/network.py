@@ -30,13 +30,6 @@ class Network(ArrayRecord):
     """Standardisation, one hidden layer of rectified units, and the calibration of the logits; all float32.
 
     Raises OptionError if shapes do not fit each other, numbers are not finite, or the temperature is not positive.
-
-    Attributes:
-        mean: [d]; an input becomes (x - mean) * gain.
-        gain: [d]; 1 / deviation, or 0 for a column that was constant.
-        w1: [d, h]; `b1` is [h], `w2` [h, c] and `b2` [c].
-        temperature: []; logits z become z / temperature + bias (vector scaling, Guo et al. 2017).
-        bias: [c].
     """
 
     shapes: ClassVar[Mapping[str, str]] = {
@@ -50,14 +43,14 @@ class Network(ArrayRecord):
         "bias": "c",
     }
     dtype: ClassVar[DTypeLike] = np.float32
-    mean: Array
-    gain: Array
-    w1: Array
+    mean: Array  # [d]; an input becomes (x - mean) * gain
+    gain: Array  # [d]; 1 / deviation, or 0 for a column that was constant
+    w1: Array  # [d, h]; `b1` is [h], `w2` [h, c] and `b2` [c]
     b1: Array
     w2: Array
     b2: Array
-    temperature: Array
-    bias: Array
+    temperature: Array  # []; logits z become z / temperature + bias (vector scaling, Guo et al. 2017).
+    bias: Array  # [c]
 
     def _check(self) -> None:
         if not self.temperature > 0:

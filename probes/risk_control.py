@@ -24,20 +24,13 @@ class Outcomes:
     Boundaries of question q are the rows offsets[q] to offsets[q + 1], in the order of thinking; a question may have
     none. Use one rollout a question: the bound counts independent trials, and rollouts of one question succeed and fail
     together. Raises OptionError for columns that do not fit each other.
-
-    Attributes:
-        offsets: [questions + 1].
-        score: [boundaries], readiness from 0 to 1.
-        harm: [boundaries], whether the full thinking ends right and the answer here is wrong.
-        saved: [boundaries], tokens saved by stopping here minus its cost, possibly negative.
-        full: [questions], tokens of the full run.
     """
 
-    offsets: Ints
-    score: Floats
-    harm: NDArray[np.bool_]
-    saved: Floats
-    full: Floats
+    offsets: Ints  # [questions + 1]
+    score: Floats  # [boundaries], readiness from 0 to 1
+    harm: NDArray[np.bool_]  # [boundaries], whether the full thinking ends right and the answer here is wrong
+    saved: Floats  # [boundaries], tokens saved by stopping here minus its cost, possibly negative
+    full: Floats  # [questions], tokens of the full run
 
     def __post_init__(self) -> None:
         types = {"offsets": np.int64, "score": np.float64, "harm": np.bool_, "saved": np.float64, "full": np.float64}

@@ -34,38 +34,28 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """Scores the end of a thought: from free evidence, and with a trial answer where that score is undecided.
+    """Scores the end of a thought: from free evidence, and with a trial answer where that score is undecided."""
 
-    Attributes:
-        free: reads features and hidden state.
-        paid: also reads the features of trial answers; None if the rule never asks for one.
-        low: a trial is wanted if low <= free score < high.
-        overhead: share of the thinking tokens so far that trials may cost.
-    """
-
-    free: Evidence
-    paid: Evidence | None = None
-    low: float = 1.0
+    free: Evidence  # reads features and hidden state
+    paid: Evidence | None = None  # also reads the features of trial answers; None if the rule never asks for one
+    low: float = 1.0  # a trial is wanted if low <= free score < high
     high: float = 1.0
-    overhead: float = OVERHEAD
+    overhead: float = OVERHEAD  # share of the thinking tokens so far that trials may cost
 
 
 class RuleState:
     """A stop rule in use on one thinking.
 
     Attributes:
-        row: features and hidden state of the latest boundary.
         hopeless: probability, by the latest score, that neither stopping nor thinking gives a right answer.
-        answers: answers of the trials so far.
-        trial_tokens: tokens that trials have cost so far.
     """
 
     def __init__(self, rule: StopRule) -> None:
         self.rule = rule
-        self.row: NDArray[np.float32] = np.zeros(0, np.float32)
+        self.row: NDArray[np.float32] = np.zeros(0, np.float32)  # features and hidden state of the latest boundary
         self.hopeless = 0.0
-        self.answers: list[object] = []
-        self.trial_tokens = 0
+        self.answers: list[object] = []  # answers of the trials so far
+        self.trial_tokens = 0  # tokens that trials have cost so far
 
     def score_free(self, features: NDArray[np.float32], state: NDArray[np.float32]) -> float:
         """Score a boundary from its features and hidden state."""

@@ -45,22 +45,15 @@ class TierTable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TierProbe:
-    """A difficulty probe ready for use: network, classes and the table of tiers.
-
-    Attributes:
-        layer: the hidden layer that the network reads.
-        price: accuracy that one token is worth.
-        learned_from: hashes of the questions it was trained on.
-        exits: whether the table assumes that the readiness exit is on.
-    """
+    """A difficulty probe ready for use: network, classes and the table of tiers."""
 
     network: Network
     classes: tuple[str, ...]
-    layer: int
+    layer: int  # the hidden layer that the network reads
     table: TierTable
-    price: float
-    learned_from: frozenset[str] = frozenset()
-    exits: bool = False
+    price: float  # accuracy that one token is worth
+    learned_from: frozenset[str] = frozenset()  # hashes of the questions it was trained on
+    exits: bool = False  # whether the table assumes that the readiness exit is on
     name: ClassVar[str] = "difficulty"
 
     @property

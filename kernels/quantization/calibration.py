@@ -29,13 +29,12 @@ class Inputs:
         size: inputs per group.
         full: whether `gram` covers all inputs, [inputs, inputs], or only those within groups, [groups, size, size].
         gram: sums of products of the inputs.
-        highest: the largest magnitude of each input.
     """
 
     def __init__(self, inputs: int, size: int, *, full: bool = False) -> None:
         self.size, self.full = size, full
         self.gram = torch.zeros(inputs, inputs) if full else torch.zeros(-(-inputs // size), size, size)
-        self.highest = torch.zeros(inputs)
+        self.highest = torch.zeros(inputs)  # the largest magnitude of each input
 
     def add(self, x: Tensor) -> None:
         """Add activations [..., inputs]."""

@@ -27,13 +27,11 @@ _HELD_OUT = 4  # one in so many rows is held out for measuring
 class CalibrationText:
     """Where the text for calibration and measuring comes from: a file, or else the model itself."""
 
-    file: Path | None = None
-    """A text file, or a JSONL."""
+    file: Path | None = None  # a text file, or a JSONL
     questions: Path | None = None
     """A JSONL of questions for the model to answer; without any text, it continues a random token."""
     rows: int = 40
-    length: int = 512
-    """Tokens per row."""
+    length: int = 512  # tokens per row
     seed: int = 0
 
     @property

@@ -42,18 +42,12 @@ _BLOCK = 128  # inputs after which the errors of all others are updated
 class DualGrained:
     """A quantized matrix [outputs, inputs]: weight = channel_scale * fine * (code - zero)."""
 
-    codes: Tensor
-    """uint8 [outputs, inputs], 0..15."""
-    fine: Tensor
-    """uint8 [outputs, groups], 1..127; its product with (code - zero) fits into 8 bits."""
-    zero: Tensor
-    """uint8 [outputs, groups], 0..15."""
-    channel_scale: Tensor
-    """float32 [outputs]."""
-    error: float
-    """Squared error of the outputs, relative to their square."""
-    plain_error: float
-    """The same for plain rounding: full ranges, no search."""
+    codes: Tensor  # uint8 [outputs, inputs], 0..15
+    fine: Tensor  # uint8 [outputs, groups], 1..127; its product with (code - zero) fits into 8 bits
+    zero: Tensor  # uint8 [outputs, groups], 0..15
+    channel_scale: Tensor  # float32 [outputs]
+    error: float  # squared error of the outputs, relative to their square
+    plain_error: float  # the same for plain rounding: full ranges, no search
 
 
 def quantize_dual_grained(weight: Tensor, size: int, gram: Tensor | None = None, *, search: bool = True) -> DualGrained:

@@ -35,10 +35,8 @@ class Repacked:
 
     weight: Tensor
     groups: Tensor
-    channel_scale: Tensor
-    """float32 [outputs]."""
-    error: float
-    """Relative error of the weights compared with the checkpoint, root mean square."""
+    channel_scale: Tensor  # float32 [outputs]
+    error: float  # relative error of the weights compared with the checkpoint, root mean square
 
 
 def unpack_words(words: Tensor) -> Tensor:

@@ -39,10 +39,8 @@ KEY_LAYERS = ("k_proj", "v_proj")
 class Scheme:
     """How a model is quantized. Raises OptionError for unsupported values."""
 
-    group_size: int = 128
-    """Inputs that share a fine scale and a zero."""
-    head: str = "preview"
-    """The output head: one of HEADS; "keep" leaves it unquantized."""
+    group_size: int = 128  # inputs that share a fine scale and a zero
+    head: str = "preview"  # the output head: one of HEADS; "keep" leaves it unquantized
     smooth: bool = False
     """Whether outlier inputs are scaled down and their weights up, which helps activations at the cost of weights."""
     keys: str = "auto"
@@ -80,8 +78,7 @@ class Scheme:
 class ScaleSearch:
     """How codes and scales are searched. The stored format does not depend on it."""
 
-    ranges: bool = True
-    """Whether the ranges of codes are searched; without, they are full."""
+    ranges: bool = True  # whether the ranges of codes are searched; without, they are full
     compensate: bool = True
     """Whether later weights compensate rounding errors of earlier ones (GPTQ), if there is calibration text."""
 

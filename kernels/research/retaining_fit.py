@@ -34,10 +34,8 @@ _NAME = "tersely_importance"
 class TrainingText:
     """The training data from one text, without the last tokens, whose later queries are all too near."""
 
-    projected: Tensor
-    """float32 [layers, tokens, width]."""
-    importance: Tensor
-    """float32 [layers, tokens, kv_heads]."""
+    projected: Tensor  # float32 [layers, tokens, width]
+    importance: Tensor  # float32 [layers, tokens, kv_heads]
 
 
 def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingText:

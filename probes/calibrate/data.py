@@ -28,23 +28,16 @@ def get_part(question_hash: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """Questions that were answered in every tier.
-
-    Attributes:
-        hashes: [n], as `texts`, `words` (number of words) and `level`.
-        state: [n, width], hidden state of the prompt.
-        right: [n, tiers], share of correct rollouts.
-        tokens: [n, tiers], mean tokens; `entropy` likewise.
-    """
+    """Questions that were answered in every tier."""
 
     tiers: tuple[str, ...]
-    hashes: list[str]
+    hashes: list[str]  # [n], as `texts`, `words` (number of words) and `level`
     texts: list[str]
     words: NDArray[Any]
     level: NDArray[Any]
-    state: NDArray[np.float32]
-    right: Floats
-    tokens: Floats
+    state: NDArray[np.float32]  # [n, width], hidden state of the prompt
+    right: Floats  # [n, tiers], share of correct rollouts
+    tokens: Floats  # [n, tiers], mean tokens; `entropy` likewise
     entropy: Floats
 
     def __len__(self) -> int:
@@ -53,18 +46,12 @@ class Questions:
 
 @dataclass(frozen=True, slots=True)
 class RuleScores:
-    """Scores of recorded boundaries, each [boundaries].
+    """Scores of recorded boundaries, each [boundaries]."""
 
-    Attributes:
-        score: with all evidence.
-        trial_tokens: tokens that trials had cost by then.
-        tried: whether there was a trial.
-    """
-
-    score: Floats
+    score: Floats  # with all evidence
     hopeless: Floats
-    trial_tokens: NDArray[np.int64]
-    tried: NDArray[np.bool_]
+    trial_tokens: NDArray[np.int64]  # tokens that trials had cost by then
+    tried: NDArray[np.bool_]  # whether there was a trial
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +59,22 @@ class Boundaries:
     """Thought boundaries of one tier's rollouts, in order; columns not listed are those of `records.TABLES`.
 
     Attributes:
-        question: hash of the question, [n].
-        rollout: number of the rollout, [n].
-        rows: features and hidden state, [n, d].
-        now: whether stopping here gives the right answer, [n].
-        final: whether further thinking ends with the right answer, [n].
         trial_answer: answer of the greedy trial, [n]; `confidence` and `trial` are its confidence and cost.
-        full: tokens of the whole rollout, by rollout.
-        answer: tokens of its answer, by rollout.
-        closing: tokens that closing the thinking takes.
     """
 
-    question: list[str]
-    rollout: NDArray[np.int64]
-    rows: NDArray[np.float32]
-    now: NDArray[np.bool_]
-    final: NDArray[np.bool_]
+    question: list[str]  # hash of the question, [n]
+    rollout: NDArray[np.int64]  # number of the rollout, [n]
+    rows: NDArray[np.float32]  # features and hidden state, [n, d]
+    now: NDArray[np.bool_]  # whether stopping here gives the right answer, [n]
+    final: NDArray[np.bool_]  # whether further thinking ends with the right answer, [n]
     end: NDArray[Any]
     trial_answer: NDArray[Any]
     stated: NDArray[Any]
     confidence: NDArray[Any]
     trial: NDArray[Any]
-    full: NDArray[np.int64]
-    answer: NDArray[np.int64]
-    closing: int
+    full: NDArray[np.int64]  # tokens of the whole rollout, by rollout
+    answer: NDArray[np.int64]  # tokens of its answer, by rollout
+    closing: int  # tokens that closing the thinking takes
 
     def __len__(self) -> int:
         return len(self.rollout)

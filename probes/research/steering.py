@@ -50,13 +50,6 @@ class Direction(StoredValue):
     """Unit vectors, one a layer, that point from long thinking to short.
 
     Raises ArtifactError for what could not be saved and loaded again.
-
-    Attributes:
-        place: one of `PLACES`, where it was found and is to be added.
-        layers: hidden layers, numbered as in transformers.
-        vectors: [layers, width].
-        norms: [layers], mean norm of the hidden states.
-        layer: best layer of a search, with its `strength`; None if the search found nothing useful.
     """
 
     kinds = (KIND,)
@@ -65,12 +58,12 @@ class Direction(StoredValue):
     noun = "direction"
     command = "tersely steer"
     kind: ClassVar[str] = KIND
-    place: str
-    layers: tuple[int, ...]
-    vectors: Array
-    norms: Array
+    place: str  # one of `PLACES`, where it was found and is to be added
+    layers: tuple[int, ...]  # hidden layers, numbered as in transformers
+    vectors: Array  # [layers, width]
+    norms: Array  # [layers], mean norm of the hidden states
     base: Mapping[str, str]
-    layer: int | None = None
+    layer: int | None = None  # best layer of a search, with its `strength`; None if the search found nothing useful
     strength: float | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)

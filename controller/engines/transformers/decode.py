@@ -31,17 +31,14 @@ class BatchSettings:
 
     watchers: Sequence[Watcher | None] | None = None
     max_new_tokens: Sequence[int] | None = None
-    temperatures: Sequence[float | None] = ()
-    """Of each sequence, in place of the batch's."""
+    temperatures: Sequence[float | None] = ()  # of each sequence, in place of the batch's
     sink: TokenSink | None = None
-    signals: bool = False
-    """Sequences keep the signals of their tokens; needs a `SignalsHook`."""
+    signals: bool = False  # sequences keep the signals of their tokens; needs a `SignalsHook`
     hooks: Sequence[StepHook] = ()
     isolated: bool = False
     """Each sequence's prompt is read by itself even if others are equal, as hooks that change the forward pass or keep
     hidden states require."""
-    inverse_cdf: bool = False
-    """See `SamplingParams`."""
+    inverse_cdf: bool = False  # see `SamplingParams`
 
 
 class BatchDecoder:

@@ -149,12 +149,9 @@ class DepthShortcut(ForwardModifier):
     """
 
     name: ClassVar[str] = "shortcut"
-    probes: str | None = None
-    """Folder of the training; None uses a pretrained shortcut."""
-    threshold: float | None = None
-    """Used in place of the one that was chosen; a higher one lets fewer tokens leave."""
-    shortcut: Shortcut | None = field(default=None, repr=False, hash=False)
-    """Used in place of that of a folder."""
+    probes: str | None = None  # folder of the training; None uses a pretrained shortcut
+    threshold: float | None = None  # used in place of the one that was chosen; a higher one lets fewer tokens leave
+    shortcut: Shortcut | None = field(default=None, repr=False, hash=False)  # used in place of that of a folder
 
     @property
     def provenance(self) -> frozenset[str]:

@@ -33,14 +33,10 @@ class Steer(ForwardModifier):
     """
 
     name: ClassVar[str] = "steer"
-    probes: str | None = None
-    """Folder of `tersely steer`; None uses a pretrained direction."""
-    layer: int | None = None
-    """Used in place of the one that the search chose."""
-    strength: float | None = None
-    """Likewise; below 0 it lengthens thinking."""
-    direction: Direction | None = field(default=None, repr=False, hash=False)
-    """Used in place of that of a folder."""
+    probes: str | None = None  # folder of `tersely steer`; None uses a pretrained direction
+    layer: int | None = None  # used in place of the one that the search chose
+    strength: float | None = None  # likewise; below 0 it lengthens thinking
+    direction: Direction | None = field(default=None, repr=False, hash=False)  # used in place of that of a folder
 
     @property
     def provenance(self) -> frozenset[str]:
