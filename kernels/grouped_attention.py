@@ -19,8 +19,7 @@ from torch import Tensor
 
 NAME = "sdpa_grouped"
 """Its name in transformers: `AutoModelForCausalLM.from_pretrained(..., attn_implementation=NAME)`."""
-_MAX_QUERIES = 16
-"""With more queries per step, the stock kernel is as fast."""
+_MAX_QUERIES = 16  # with more queries per step, the stock kernel is as fast
 
 
 def use_grouped(model: Any) -> None:

@@ -24,10 +24,8 @@ from ..errors import OptionError
 from .native import KINDS, library, register_w4a8
 from .w4a8_layout import TILE, LayerTensors, PackedLayout, check_layer, choose_layout, preview, split_layers, unpack
 
-X_LEAST = 2.0**-100
-"""A row of activations whose maximum is below this counts as zeros."""
-MARGIN = 10.0
-"""In planes: a tile is refined if its preview is at most this far below the row's maximum."""
+X_LEAST = 2.0**-100  # a row of activations whose maximum is below this counts as zeros
+MARGIN = 10.0  # in planes: a tile is refined if its preview is at most this far below the row's maximum
 _EXACT = 512  # inputs whose products a float32 can sum without rounding: 241 * 127 * 512 < 2^24
 
 

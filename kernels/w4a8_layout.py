@@ -31,11 +31,9 @@ from .native import KINDS
 TILE, LINE = 16, 64
 DEEPEST = 1 << 16
 """Most inputs of a layer. With more, sums could overflow 32 bits, in planes first: 2^31 / (256 * 127) = 66052."""
-GROUP_SIZES = (32, 64, 128)
-"""How many inputs may share a fine scale and a zero."""
+GROUP_SIZES = (32, 64, 128)  # how many inputs may share a fine scale and a zero
 _ALIGNMENT = 64
-_ARENA = 64 << 20
-"""Bytes mapped at once, so that small tensors share pages. Untouched pages take no memory."""
+_ARENA = 64 << 20  # bytes mapped at once, so that small tensors share pages. Untouched pages take no memory.
 _lock = threading.Lock()
 _open: tuple[weakref.ref[mmap.mmap], int] | None = None  # the current arena, and the bytes in use
 

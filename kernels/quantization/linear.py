@@ -31,8 +31,7 @@ planes, else 1."""
 HEADS = {"preview": PackedLayout.PLANES, "int8": PackedLayout.BYTES, "int4": PackedLayout.GRAINS, "keep": None}
 """Layouts of the output head; in planes, its 8 bits are read in two steps, see ../w4a8.py."""
 KEYS = ("auto", "int8", "int4")
-KEY_LAYERS = ("k_proj", "v_proj")
-"""The names of the layers for keys and values."""
+KEY_LAYERS = ("k_proj", "v_proj")  # the names of the layers for keys and values
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,7 @@ from .linear import (
 
 MAX_GRAM_BYTES = 4 << 30
 """Memory for input statistics. If more is needed, the model runs on the text again for further layers."""
-LEAST_COVERED = 0.5
-"""The least share of weights, without embeddings, that must be in quantizable layers."""
+LEAST_COVERED = 0.5  # the least share of weights, without embeddings, that must be in quantizable layers
 LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
     "lm_head_multiplier",
@@ -45,8 +44,7 @@ LOGIT_TRANSFORMS = (
     "output_logit_soft_cap",
 )
 """Configuration fields that transform the output of the head, which changes the distances between logits."""
-Piece = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors, and JSON data about them."""
+Piece = tuple[dict[str, Tensor], dict[str, Any]]  # tensors, and JSON data about them
 
 
 class LayerCheckpoints:

@@ -22,8 +22,7 @@ from ...errors import OptionError
 from ..native import library, share_rows
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8)
-LINE = 512
-"""Lines of a plane are padded to a multiple of this many bits."""
+LINE = 512  # lines of a plane are padded to a multiple of this many bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,7 @@ from ..native import library, share_rows
 from .bit_planes import check_codes
 
 BITS = (1, 2, 3, 4)
-DEEPEST = 1 << 20
-"""Most inputs of a layer; with more, sums could overflow 32 bits."""
+DEEPEST = 1 << 20  # most inputs of a layer; with more, sums could overflow 32 bits
 TILE, GROUP, CHUNK = 32, 4, 16
 
 

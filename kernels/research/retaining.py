@@ -32,8 +32,7 @@ from ...io import make_folder, write
 from ...validation import parse_json, read_text
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-STABILIZERS = 5 / 12
-"""Share of the budget for the newest units, as in the paper: 2500 of 6000."""
+STABILIZERS = 5 / 12  # share of the budget for the newest units, as in the paper: 2500 of 6000
 WEIGHTS_FILE, METADATA_FILE = "heads.safetensors", "heads.json"
 
 Scorer = Callable[[int, Tensor], Tensor]

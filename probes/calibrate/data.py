@@ -16,8 +16,7 @@ from ..risk_control import Outcomes
 from ..rule import RuleState, StopRule
 
 Floats = NDArray[np.float64]
-BASE = "normal"
-"""The tier in which a model thinks as it does by itself."""
+BASE = "normal"  # the tier in which a model thinks as it does by itself
 
 
 def get_part(question_hash: str) -> str:

@@ -20,8 +20,7 @@ from ..rule import StopRule
 from . import difficulty, readiness
 from .data import BASE, Boundaries, Questions, concatenate, get_part, read_boundaries, read_questions
 
-MIN_QUESTIONS = 40
-"""Questions that each part of the data must have."""
+MIN_QUESTIONS = 40  # questions that each part of the data must have
 
 
 @dataclass(frozen=True, slots=True)

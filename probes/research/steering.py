@@ -21,8 +21,7 @@ from ..artifact import ArtifactError, StoredValue
 
 KIND = "steering"
 PLACES = ("ends", "tokens")
-MIN_PAIRS = 20
-"""Pairs below which a mean of differences is mostly chance."""
+MIN_PAIRS = 20  # pairs below which a mean of differences is mostly chance
 
 Array = NDArray[np.float32]
 

@@ -58,14 +58,12 @@ class IdHistory:
             self.tensor[row, padding:] = torch.cat([kept[row], added[row]])
 
 
-_SHRINK_BELOW = 0.75
-"""Ended sequences leave the batch once at most this share of it is still running."""
+_SHRINK_BELOW = 0.75  # ended sequences leave the batch once at most this share of it is still running
 _MAX_CHUNK = {"cpu": 64}
 _MAX_CHUNK_ELSEWHERE = 256
 """Most tokens, holes included, of a forward pass over several tokens per sequence: about as many as a device computes
 while it fetches the weights. Beyond that, sequences with several tokens are fed one at a time."""
-_MAX_WAIT_STEPS = 32
-"""Steps for which a sequence may wait while others continue."""
+_MAX_WAIT_STEPS = 32  # steps for which a sequence may wait while others continue
 
 
 class DecodeLoop:

@@ -66,15 +66,13 @@ def enable_preallocation(cache: Any) -> None:
     cache.layers = [PreallocatedCacheLayer(layer) if type(layer) is DynamicLayer else layer for layer in cache.layers]
 
 
-CACHE_NAMES = ("cache", "past_key_values")
-"""The keyword of the cache in newer and older transformers."""
+CACHE_NAMES = ("cache", "past_key_values")  # the keyword of the cache in newer and older transformers
 
 # Inputs that only the model's own preparation can carry from step to step.
 _OWN_INPUTS = frozenset({"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids", "inputs_embeds"})
 _MASKED_ATTENTION = frozenset({"eager", "sdpa", GROUPED, "flash_attention_2", "flash_attention_3", "flex_attention"})
 _MIN_WASTE = 32
-_BY_ROW = ("attention_mask", "position_ids")
-"""Inputs with one line per row."""
+_BY_ROW = ("attention_mask", "position_ids")  # inputs with one line per row
 
 
 def find_cache(values: Any) -> tuple[str | None, Any]:

@@ -97,8 +97,7 @@ def refuse_unsupported(model: Any, config: GenerationConfig, kwargs: dict[str, A
         raise CapabilityError(f"{', '.join(asked)} cannot be returned by this loop{hint}; leave it out")
 
 
-_BLOCK = 64
-"""Scores compared at a time: on CPUs PyTorch finds a maximum faster than its position."""
+_BLOCK = 64  # scores compared at a time: on CPUs PyTorch finds a maximum faster than its position
 
 
 def argmax(scores: Tensor) -> Tensor:
