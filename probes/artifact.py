@@ -297,14 +297,12 @@ class Artifact(StoredValue):
         return cls(network=Network(**parts["network"]), arrays=parts["arrays"], **facts)
 
 
-def load(
-    folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None, model: str = "this model"
-) -> Artifact:
+def load(folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None) -> Artifact:
     """Read a probe; raises ArtifactError unless both files are complete and belong together.
 
-    The model's fingerprint and the hidden layer are compared unless they are None; errors call the model `model`.
+    The model's fingerprint and the hidden layer are compared unless they are None.
     """
-    artifact = read_artifact(Artifact, folder, fingerprint, model)
+    artifact = read_artifact(Artifact, folder, fingerprint)
     if layer is not None and layer != artifact.layer:
         raise ArtifactError(
             f"{folder} reads hidden layer {artifact.layer}, not {layer}; use a probe of layer {layer}",

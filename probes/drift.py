@@ -146,31 +146,26 @@ class DriftMonitor:
         self._exponents = np.array(BETS)
         self.reset()
 
-    @property
-    def state(self) -> DriftState:
-        """State after the last row."""
-        return self._state
-
     def reset(self) -> DriftState:
         """Forget the stream, its alarm and its rows, but not the held-out rows."""
         with self._lock:
             self._known = array("d", self.region.held_out)
             self._logs = np.full(len(BETS), -np.inf)
-            self._state = DriftState(seen=0, p_value=1.0, log_wealth=0.0, since=None)
-            return self._state
+            self.state = DriftState(seen=0, p_value=1.0, log_wealth=0.0, since=None)
+            return self.state
 
     def observe(self, features: ArrayLike) -> DriftState:
         """Add the features [d] of one question; raises RegionError, without adding them, if they are not finite."""
         distance = float(self.region.distances(_check_finite(features, 1)[None])[0])
         with self._lock:
-            seen = self._state.seen + 1
+            seen = self.state.seen + 1
             p = self._rank(distance)
             self._bet(p, seen)
             reserve = -math.log(seen + 1)  # wealth for drift that begins later
             wealth = float(np.logaddexp.reduce(np.append(self._logs, reserve)))
-            alarm = self._state.since is None and wealth >= -math.log(self.false_alarm)
-            self._state = DriftState(seen, p, wealth, seen if alarm else self._state.since)
-            return self._state
+            alarm = self.state.since is None and wealth >= -math.log(self.false_alarm)
+            self.state = DriftState(seen, p, wealth, seen if alarm else self.state.since)
+            return self.state
 
     def _rank(self, distance: float) -> float:
         """Compute the p-value of a distance among all known ones and itself, and add it to them."""

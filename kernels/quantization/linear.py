@@ -59,11 +59,9 @@ class Scheme:
         """The layout of a quantized layer; head: whether it is the output head."""
         if head:
             layout = HEADS[self.head]
-            if layout is None:
-                raise ValueError("a head that is kept has no layout")
+            assert layout is not None, "a head that is kept has no layout"
             return layout
-        if self.keys == "auto":
-            raise ValueError("keys are still 'auto'; call resolve_scheme first")
+        assert self.keys != "auto", "resolve_scheme replaces it"
         eight_bits = self.keys == "int8" and name.rpartition(".")[2] in KEY_LAYERS
         return PackedLayout.BYTES if eight_bits else PackedLayout.GRAINS
 

@@ -185,7 +185,7 @@ def test_a_file_that_is_not_safetensors_is_refused(folder: Path) -> None:
 
 def test_another_model_or_layer_is_refused(folder: Path) -> None:
     with pytest.raises(ArtifactError) as error:
-        load(folder, fingerprint="cd" * 32, model="big")
+        load(folder, fingerprint="cd" * 32)
     assert error.value.code == "wrong_model"
     assert get_code(folder, layer=-1) == "wrong_layer"
 
