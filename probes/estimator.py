@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -248,33 +248,30 @@ def _train(data: _Data, plan: _Plan, seed: int) -> Network:
     return Network(*(np.asarray(array, np.float32) for array in arrays))
 
 
-def fit_calibrated(
-    rows: NDArray[Any],
-    labels: NDArray[Any],
-    groups: Sequence[str],
-    held_rows: NDArray[Any],
-    held_labels: NDArray[Any],
-    seed: int,
-) -> ProbeClassifier:
-    """Fit a probe, and calibrate it on those held-out rows whose labels were in training."""
-    estimator = ProbeClassifier(random_state=seed).fit(rows, labels, groups=groups)
-    known = np.isin(held_labels, estimator.classes_)
-    return estimator.calibrate(held_rows[known], held_labels[known]) if known.any() else estimator
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Rows [n, d] with the label and the question of each."""
+
+    rows: NDArray[Any]
+    labels: NDArray[np.str_]
+    questions: NDArray[np.str_]
+
+    def select(self, mask: NDArray[np.bool_]) -> Examples:
+        """Return some of the examples."""
+        return Examples(self.rows[mask], self.labels[mask], self.questions[mask])
 
 
-def held_out_log_loss(
-    rows: NDArray[Any],
-    labels: NDArray[Any],
-    groups: Sequence[str],
-    held_rows: NDArray[Any],
-    held_labels: NDArray[Any],
-    seed: int,
-) -> float:
-    """Log loss of a probe on held-out rows; held-out rows with labels that were not in training are left out."""
-    if len(set(labels.tolist())) < 2:
+def fit_calibrated(fit: Examples, held: Examples, seed: int) -> ProbeClassifier:
+    """Fit a probe, and calibrate it on those held-out examples whose labels were in training."""
+    estimator = ProbeClassifier(random_state=seed).fit(fit.rows, fit.labels, groups=fit.questions)
+    known = held.select(np.isin(held.labels, estimator.classes_))
+    return estimator.calibrate(known.rows, known.labels) if len(known.labels) else estimator
+
+
+def held_out_log_loss(fit: Examples, held: Examples, seed: int) -> float:
+    """Log loss of a probe on those held-out examples whose labels were in training."""
+    classes, known = np.unique(fit.labels), held.select(np.isin(held.labels, fit.labels))
+    if len(classes) < 2 or not len(known.labels):
         return 0.0
-    estimator = ProbeClassifier(random_state=seed).fit(rows, labels, groups=groups)
-    seen = np.isin(held_labels, estimator.classes_)
-    if not seen.any():
-        return 0.0
-    return float(log_loss(held_labels[seen], estimator.predict_proba(held_rows[seen]), labels=estimator.classes_))
+    estimator = ProbeClassifier(random_state=seed).fit(fit.rows, fit.labels, groups=fit.questions)
+    return float(log_loss(known.labels, estimator.predict_proba(known.rows), labels=classes))

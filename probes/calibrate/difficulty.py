@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError
-from ..estimator import ProbeClassifier, fit_calibrated, held_out_log_loss
+from ..estimator import Examples, ProbeClassifier, fit_calibrated
 from ..records import RecordTable
 from ..risk_control import first_stops
 from ..rule import StopRule
@@ -45,6 +45,11 @@ def make_labels(questions: Questions, rule: str = "tiers") -> NDArray[np.str_]:
         return label_tiers(questions.right, questions.tokens.mean(axis=0), tiers=questions.tiers)
     base = questions.tiers.index(BASE)
     return label_diffadapt(questions.right[:, base], questions.entropy[:, base])
+
+
+def make_examples(questions: Questions, rule: str = "tiers") -> Examples:
+    """Return the hidden states of questions with their labels."""
+    return Examples(questions.state, make_labels(questions, rule), np.array(questions.hashes))
 
 
 def compute_base_curve(questions: Questions) -> dict[str, Any]:
@@ -106,20 +111,19 @@ def fit_difficulty(
         raise OptionError(
             f"the hidden states of all {len(fit)} questions are equal, as if read before the question; collect again"
         )
-    labels = make_labels(fit, rule)
-    if len(set(labels.tolist())) < 2:
+    examples, tune_examples = make_examples(fit, rule), make_examples(tune, rule)
+    if len(set(examples.labels.tolist())) < 2:
         raise OptionError(
-            f"tier '{labels[0]}' is the cheapest sufficient one for all {len(fit)} questions, so there is nothing to "
-            "learn; collect harder and easier questions",
+            f"tier '{examples.labels[0]}' is the cheapest sufficient one for all {len(fit)} questions, so there is "
+            "nothing to learn; collect harder and easier questions",
             code="nothing_to_learn",
         )
-    tune_labels = make_labels(tune, rule)
-    estimator = fit_calibrated(fit.state, labels, fit.hashes, tune.state, tune_labels, seed)
+    estimator = fit_calibrated(examples, tune_examples, seed)
     classes = tuple(str(c) for c in estimator.classes_)
-    codes = np.searchsorted(estimator.classes_, labels)
+    codes = np.searchsorted(estimator.classes_, examples.labels)
     table = TierTable.estimate(fit.tiers, len(classes), codes, fit_in_use.right, fit_in_use.tokens)
     network = estimator.to_network()
-    cross_predicted = _cross_predict(fit, labels, tune.state, tune_labels, classes, seed)
+    cross_predicted = _cross_predict(examples, tune_examples, classes, seed)
     probabilities = np.concatenate([cross_predicted, network.proba(tune.state)])
     right = np.concatenate([fit_in_use.right, tune_in_use.right])
     price = find_price(table, probabilities, right, margin, doubt=DOUBT)
@@ -133,31 +137,19 @@ def fit_difficulty(
     return TierProbe(network, classes, layer, table, price)
 
 
-def _cross_predict(
-    fit: Questions,
-    labels: NDArray[np.str_],
-    tune_state: NDArray[np.float32],
-    tune_labels: NDArray[np.str_],
-    classes: Sequence[str],
-    seed: int,
-) -> Floats:
-    """Predict the questions of a part, [n, classes], each by a probe trained on the others."""
-    fold = np.array([int(h[-2], 16) % FOLDS for h in fit.hashes])
-    probabilities = np.zeros((len(fit), len(classes)))
+def _cross_predict(examples: Examples, tune: Examples, classes: Sequence[str], seed: int) -> Floats:
+    """Predict the examples of a part, [n, classes], each by a probe trained on the others."""
+    fold = np.array([int(h[-2], 16) % FOLDS for h in examples.questions])
+    probabilities = np.zeros((len(fold), len(classes)))
     for number in range(FOLDS):
         held = fold == number
-        if not held.any() or len(set(labels[~held].tolist())) < 2:
+        others = examples.select(~held)
+        if not held.any() or len(np.unique(others.labels)) < 2:
             continue
-        others = [h for h, out in zip(fit.hashes, held, strict=True) if not out]
-        estimator = fit_calibrated(fit.state[~held], labels[~held], others, tune_state, tune_labels, seed)
+        estimator = fit_calibrated(others, tune, seed)
         columns = [classes.index(str(name)) for name in estimator.classes_]
-        probabilities[np.ix_(held, columns)] = estimator.predict_proba(fit.state[held])
+        probabilities[np.ix_(held, columns)] = estimator.predict_proba(examples.rows[held])
     return probabilities
-
-
-def evaluate_loss(fit: Questions, tune: Questions, seed: int) -> float:
-    """Log loss of a probe on this layer's states when it predicts the labels of another part."""
-    return held_out_log_loss(fit.state, make_labels(fit), fit.hashes, tune.state, make_labels(tune), seed)
 
 
 def evaluate_probe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ...errors import OptionError
 from ..certificate import Certificate
-from ..estimator import fit_calibrated, held_out_log_loss
+from ..estimator import Examples, fit_calibrated
 from ..features import trial_features
 from ..risk_control import Outcomes, certify, oracle_threshold, resample_calibrations, risk_curve, threshold_grid
 from ..rule import HOPEFUL, HOPELESS, READY, Evidence, StopRule
@@ -28,33 +28,33 @@ def label_boundaries(now: NDArray[np.bool_], final: NDArray[np.bool_]) -> NDArra
     return np.where(now, READY, np.where(final, HOPEFUL, HOPELESS))
 
 
-def evaluate_loss(fit: Boundaries, tune: Boundaries, seed: int) -> float:
-    """Log loss of a probe on this layer's states when it predicts the outcomes of another part."""
-    labels, held = label_boundaries(fit.now, fit.final), label_boundaries(tune.now, tune.final)
-    return held_out_log_loss(fit.rows, labels, fit.question, tune.rows, held, seed)
+def make_examples(boundaries: Boundaries) -> Examples:
+    """Return the rows of boundaries with their labels."""
+    labels = label_boundaries(boundaries.now, boundaries.final)
+    return Examples(boundaries.rows, labels, np.array(boundaries.question))
 
 
 def fit_rule(fit: Boundaries, tune: Boundaries, alpha: float, seed: int = 0) -> tuple[StopRule, StopRule]:
     """Fit the rule without trials and the one with trials, whose band saves most on the tuning part at harm alpha."""
-    labels, tune_labels = label_boundaries(fit.now, fit.final), label_boundaries(tune.now, tune.final)
-    if HOPEFUL not in labels:
+    examples, tune_examples = make_examples(fit), make_examples(tune)
+    if HOPEFUL not in examples.labels:
         raise OptionError(
             "in none of these rollouts did further thinking repair an answer, so there is nothing to learn; collect "
             "harder questions",
             code="nothing_to_learn",
         )
-    free = _fit_evidence(fit.rows, labels, fit.question, tune.rows, tune_labels, seed)
+    free = _fit_evidence(examples, tune_examples, seed)
     plain = StopRule(free)
     best, most = plain, -np.inf
     for low, high in BANDS:
-        undecided = _find_undecided(free, low, high, fit)
-        if undecided.sum() < MIN_ROWS or HOPEFUL not in labels[undecided] or len(set(labels[undecided])) < 2:
-            continue
-        groups = [fit.question[i] for i in np.flatnonzero(undecided)]
-        tuning = _find_undecided(free, low, high, tune)
+        undecided, tuning = (_find_undecided(free, low, high, part) for part in (fit, tune))
         tuning &= tuning.sum() >= MIN_TUNING_ROWS
-        fit_rows, tuning_rows = _add_trial_features(fit, undecided), _add_trial_features(tune, tuning)
-        paid = _fit_evidence(fit_rows, labels[undecided], groups, tuning_rows, tune_labels[tuning], seed)
+        paid_examples = replace(examples.select(undecided), rows=_add_trial_features(fit, undecided))
+        found = set(paid_examples.labels.tolist())
+        if undecided.sum() < MIN_ROWS or HOPEFUL not in found or len(found) < 2:
+            continue
+        paid_tuning = replace(tune_examples.select(tuning), rows=_add_trial_features(tune, tuning))
+        paid = _fit_evidence(paid_examples, paid_tuning, seed)
         rule = StopRule(free, paid, low, high)
         saved = oracle_threshold(score_outcomes(rule, tune), alpha)[2]
         if saved > most:
@@ -68,9 +68,8 @@ def score_outcomes(rule: StopRule, boundaries: Boundaries) -> Outcomes:
     return boundaries.outcomes(scores.score, scores.trial_tokens)
 
 
-def _fit_evidence(rows: NDArray[np.float32], labels: NDArray[np.str_], *others: Any) -> Evidence:
-    """The evidence of a calibrated probe; others: see `fit_calibrated`."""
-    estimator = fit_calibrated(rows, labels, *others)
+def _fit_evidence(examples: Examples, held: Examples, seed: int) -> Evidence:
+    estimator = fit_calibrated(examples, held, seed)
     return Evidence(estimator.to_network(), tuple(str(c) for c in estimator.classes_))
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ...errors import OptionError, unknown
 from ..certificate import needed_questions
 from ..drift import Region
+from ..estimator import held_out_log_loss
 from ..features import FEATURES
 from ..io import DIFFICULTY, READINESS, choose_variant, save_stop_rule, save_tier_probe
 from ..records import UNKNOWN, RecordsError, RecordTable, read_records
@@ -155,7 +156,8 @@ def _calibrate_difficulty(
     exit_rule: _ExitRule | None,
 ) -> dict[str, Any]:
     def evaluate(layer: int) -> float:
-        return difficulty.evaluate_loss(parts.questions("learn", layer), parts.questions("tune", layer), settings.seed)
+        learn, tune = (difficulty.make_examples(parts.questions(name, layer)) for name in ("learn", "tune"))
+        return held_out_log_loss(learn, tune, settings.seed)
 
     layer = choose_layer(parts.fit, settings.layer, evaluate)
     plain = {name: parts.questions(name, layer) for name in ("learn", "tune", "test")}
@@ -194,7 +196,8 @@ def _calibrate_readiness(
         return concatenate([parts.boundaries("learn", layer, tier, number=None) for tier in tiers])
 
     def evaluate(layer: int) -> float:
-        return readiness.evaluate_loss(read_training(layer), parts.boundaries("tune", layer), settings.seed)
+        learn, tune = (readiness.make_examples(b) for b in (read_training(layer), parts.boundaries("tune", layer)))
+        return held_out_log_loss(learn, tune, settings.seed)
 
     layer = choose_layer(parts.fit, settings.layer, evaluate)
     learn = read_training(layer)
