@@ -9,7 +9,7 @@ from ..errors import CapabilityError, TerselyError
 from ..probes import io as probe_io
 from ..probes.artifact import ArtifactError, StoredValue
 from ..probes.io import find_pretrained
-from .types import Capability, ModelHandle
+from .types import BindContext, Capability, ModelHandle
 
 if TYPE_CHECKING:
     from ..probes.tier_selector import TierProbe
@@ -92,18 +92,17 @@ def require_probe(engine: ModelHandle, folder: str | None, kind: str, what: str,
 
 
 def load_learned(
-    engine: ModelHandle,
-    given: Learned | None,
-    folder: str | None,
-    kind: type[Learned],
-    remedy: str,
+    context: BindContext, given: Learned | None, folder: str | None, kind: type[Learned], remedy: str
 ) -> Learned:
     """A value learned for a model: the given one, else that of a folder, else the pretrained one.
 
     Raises ProbeError, with the remedy, if there is none, and ArtifactError for one of another model.
     """
+    engine = context.engine
+    if engine is None:
+        raise ProbeError(f"a {kind.noun} needs an engine; recorded output cannot be changed by it")
     if given is None:
-        path = require_probe(engine, folder, kind.kinds[0], kind.noun, remedy)
+        path = require_probe(engine, folder or context.probes, kind.kinds[0], kind.noun, remedy)
         return kind.load(path, engine.fingerprint(), engine.name)
     if given.base["fingerprint"] != engine.fingerprint():
         raise ArtifactError(f"the {kind.noun} belongs to {given.base['name']}, and the model is {engine.name!r}")

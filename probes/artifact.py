@@ -297,12 +297,16 @@ class Artifact(StoredValue):
         return cls(network=Network(**parts["network"]), arrays=parts["arrays"], **facts)
 
 
-def load(folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None) -> Artifact:
+def load(
+    folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None, kind: str | None = None
+) -> Artifact:
     """Read a probe; raises ArtifactError unless both files are complete and belong together.
 
-    The model's fingerprint and the hidden layer are compared unless they are None.
+    The model's fingerprint, the hidden layer and the kind are compared unless they are None.
     """
     artifact = read_artifact(Artifact, folder, fingerprint)
+    if kind is not None and artifact.kind != kind:
+        raise ArtifactError(f"{folder} is a {artifact.kind} probe; accepted: a {kind} probe", code="wrong_kind")
     if layer is not None and layer != artifact.layer:
         raise ArtifactError(
             f"{folder} reads hidden layer {artifact.layer}, not {layer}; use a probe of layer {layer}",

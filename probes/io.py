@@ -41,16 +41,6 @@ def _list_pretrained() -> dict[tuple[str, str], Path]:
     return folders
 
 
-def _load_kind(folder: Path, kind: str, fingerprint: str | None) -> Artifact:
-    return _check_kind(load(folder, fingerprint=require_fingerprint(fingerprint, folder)), kind)
-
-
-def _check_kind(artifact: Artifact, kind: str) -> Artifact:
-    if artifact.kind != kind:
-        raise ArtifactError(f"this is a {artifact.kind} probe; accepted: a {kind} probe", code="wrong_kind")
-    return artifact
-
-
 def save_tier_probe(
     probe: TierProbe, folder: Path, base: Mapping[str, str], provenance: Mapping[str, Any], metrics: Mapping[str, Any]
 ) -> None:
@@ -74,7 +64,7 @@ def save_tier_probe(
 
 def load_tier_probe(folder: Path, fingerprint: str | None) -> TierProbe:
     """Read a difficulty probe; raises ArtifactError if it is of another model or was changed."""
-    artifact = _load_kind(folder, DIFFICULTY, fingerprint)
+    artifact = load(folder, fingerprint=require_fingerprint(fingerprint, folder), kind=DIFFICULTY)
     facts, arrays = artifact.provenance, artifact.arrays
     accuracy, tokens = arrays["accuracy"].astype(np.float64), arrays["tokens"].astype(np.float64)
     return TierProbe(
@@ -148,7 +138,7 @@ def load_stop_rule(folder: Path, fingerprint: str | None, trials: bool | None) -
 
     Raises ArtifactError if it is of another model or was changed.
     """
-    artifact = _load_kind(folder, READINESS, fingerprint)
+    artifact = load(folder, fingerprint=require_fingerprint(fingerprint, folder), kind=READINESS)
     if artifact.features != (*FEATURES, *TRIAL_FEATURES):
         raise ArtifactError(f"{folder} reads other features than this version of tersely computes; calibrate again")
     free, settings = Evidence(artifact.network, artifact.classes), artifact.provenance["rule"]
@@ -181,9 +171,6 @@ class ModeProbe:
     kind: ClassVar[str] = MODE
     artifact: Artifact
 
-    def __post_init__(self) -> None:
-        _check_kind(self.artifact, self.kind)
-
     @classmethod
     def from_estimator(cls, estimator: ProbeClassifier, layer: int, base: Mapping[str, str], **facts: Any) -> Self:
         """Build the probe of a fitted estimator; facts: further fields of `Artifact`, such as provenance."""
@@ -206,4 +193,4 @@ class ModeProbe:
     @classmethod
     def load(cls, folder: Path | str, *, fingerprint: str | None = None, layer: int | None = None) -> Self:
         """Read it from a folder, see `load`; raises ArtifactError also for a probe of another kind."""
-        return cls(load(folder, fingerprint=fingerprint, layer=layer))
+        return cls(load(folder, fingerprint=fingerprint, layer=layer, kind=cls.kind))

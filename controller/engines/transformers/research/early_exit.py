@@ -21,7 +21,7 @@ from torch.nn.functional import linear, silu
 
 from .....errors import CapabilityError, OptionError
 from .....probes.research.shortcut import Shortcut
-from ....probe_registry import ProbeError, load_learned
+from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, SequenceView, StepHook
 from ..hooks import find_decoder_blocks
 
@@ -164,15 +164,11 @@ class DepthShortcut(ForwardModifier):
         Raises ProbeError without a shortcut for this model, ArtifactError for another model's, OptionError where none
         of its thresholds was useful and none is given, and CapabilityError for another architecture.
         """
-        engine = context.engine
-        if engine is None:
-            raise ProbeError("a depth shortcut needs an engine; recorded output cannot take it")
-        model = getattr(engine, "model", None)
+        model = getattr(context.engine, "model", None)
         if model is not None and not supports_early_exit(model):
             raise _unsupported(model)
         remedy = "train one with `tersely train shortcut`, and pass its folder (probes)"
-        folder = self.probes or context.probes
-        shortcut = load_learned(engine, self.shortcut, folder, Shortcut, remedy)
+        shortcut = load_learned(context, self.shortcut, self.probes, Shortcut, remedy)
         return replace(self, threshold=shortcut.chosen(self.threshold), shortcut=shortcut)
 
     def describe(self) -> None:

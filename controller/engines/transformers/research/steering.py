@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .....errors import OptionError
 from .....probes.research.steering import Direction
-from ....probe_registry import ProbeError, load_learned
+from ....probe_registry import load_learned
 from ....types import BindContext, ForwardModifier, SequenceModifier, State, StepHook
 from ..hooks import find_decoder_layers
 
@@ -49,12 +49,8 @@ class Steer(ForwardModifier):
         Raises ProbeError without a direction for this model, ArtifactError for another model's, and OptionError where
         none of its strengths was useful and none is given.
         """
-        engine = context.engine
-        if engine is None:
-            raise ProbeError("steering needs an engine; recorded output cannot be steered")
         remedy = "find one with `tersely steer`, and pass its folder (probes)"
-        folder = self.probes or context.probes
-        direction = load_learned(engine, self.direction, folder, Direction, remedy)
+        direction = load_learned(context, self.direction, self.probes, Direction, remedy)
         layer, strength = direction.chosen(self.layer, self.strength)
         direction.push(layer, strength)  # fails here, not in the middle of a batch
         return replace(self, layer=layer, strength=strength, direction=direction)
