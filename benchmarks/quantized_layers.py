@@ -26,7 +26,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.kernels.grouped_attention import use_grouped
 from tersely.kernels.quantization.calibration import cache_reference, kl_to_reference
 from tersely.kernels.quantization.calibration_text import read_questions, sample_answers, tokenize_rows
-from tersely.kernels.quantization.linear import W4A8Linear, replace_module
+from tersely.kernels.quantization.linear import W4A8Linear
 
 
 @contextmanager
@@ -34,12 +34,12 @@ def restored(model: Any, original: Any, wanted: Callable[[str], bool]) -> Iterat
     """Replace layers by those of the original while the context lasts; yields the number of their weights."""
     taken = {name: m for name, m in model.named_modules() if isinstance(m, W4A8Linear) and wanted(name)}
     for name in taken:
-        replace_module(model, name, original.get_submodule(name))
+        model.set_submodule(name, original.get_submodule(name))
     try:
         yield sum(m.in_features * m.out_features for m in taken.values())
     finally:
         for name, module in taken.items():
-            replace_module(model, name, module)
+            model.set_submodule(name, module)
 
 
 def choose_sets(model: Any, blocks: int) -> dict[str, Callable[[str], bool]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from functools import partial
 from math import exp
@@ -72,17 +72,13 @@ class Inputs:
 def capture_inputs(layers: dict[str, nn.Linear], size: int, *, full: bool = False) -> Iterator[dict[str, Inputs]]:
     """Collect the inputs of layers while the context lasts; size, full: see `Inputs`."""
     captured = {name: Inputs(layer.in_features, size, full=full) for name, layer in layers.items()}
-    hooks = [
-        layer.register_forward_pre_hook(lambda _, args, inputs=captured[name]: inputs.add(args[0]))
-        for name, layer in layers.items()
-    ]
-    try:
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+            hook = layer.register_forward_pre_hook(lambda _, args, inputs=captured[name]: inputs.add(args[0]))
+            stack.enter_context(hook)
         yield captured
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for inputs in captured.values():
-            inputs.finish()
+    for inputs in captured.values():
+        inputs.finish()
 
 
 @contextmanager

@@ -221,12 +221,6 @@ def find_quantizable(model: Any, scheme: Scheme) -> list[tuple[str, nn.Linear]]:
     ]
 
 
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Replace the submodule with this dotted name."""
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
-
-
 class W4A8Config(QuantizationConfigMixin):
     """The `quantization_config` of a checkpoint in transformers; raises ModelError for an unknown version."""
 
@@ -248,7 +242,7 @@ class W4A8Quantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **_: Any) -> Any:
         scheme, head = self.quantization_config.scheme, find_head(model)
         for name, module in find_quantizable(model, scheme):
-            replace_module(model, name, empty_like(module, scheme, scheme.choose_layout(name, name == head)))
+            model.set_submodule(name, empty_like(module, scheme, scheme.choose_layout(name, name == head)))
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:

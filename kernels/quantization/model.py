@@ -27,7 +27,6 @@ from .linear import (
     empty_like,
     find_head,
     find_quantizable,
-    replace_module,
     resolve_scheme,
 )
 
@@ -104,7 +103,7 @@ def quantize_model(
     check_model(model, scheme)
     scheme = resolve_scheme(model, scheme)
     layers, head = dict(find_quantizable(model, scheme)), find_head(model)
-    before = _count_bytes(model)
+    before = model.get_memory_footprint(return_buffers=False)
     results: list[dict[str, Any]] = []
     for part in _split_layers(layers, scheme, search):
         # 8-bit layers are rounded as they are and need statistics only for scaling.
@@ -124,13 +123,13 @@ def quantize_model(
             module = empty_like(layer, scheme, layout)
             bias = {} if layer.bias is None else {"bias": layer.bias.detach()}
             module.load_state_dict({**tensors, **bias}, assign=True)
-            replace_module(model, name, module.to(layer.weight.device))
+            model.set_submodule(name, module.to(layer.weight.device))
     config = model.config.get_text_config(decoder=True)
     config.tie_word_embeddings = model.config.tie_word_embeddings = config.tie_word_embeddings and head not in layers
     model.config.quantization_config = W4A8Config(**scheme.to_dict())
     model.hf_quantizer = W4A8Quantizer(model.config.quantization_config)
     model.is_quantized, model.quantization_method = True, model.config.quantization_config.quant_method
-    return QuantizationResult(results, before, _count_bytes(model))
+    return QuantizationResult(results, before, model.get_memory_footprint(return_buffers=False))
 
 
 def check_model(model: Any, scheme: Scheme) -> None:
@@ -231,8 +230,3 @@ def _quantize_layer(
     packed, groups = pack(best.codes, best.fine, best.zero, size)
     tensors |= {"weight": packed, "groups": groups, "channel_scale": best.channel_scale}
     return tensors, report | {"bits": 4, "error": best.error, "error of plain rounding": best.plain_error}
-
-
-def _count_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters; shared ones count once."""
-    return sum(p.numel() * p.element_size() for p in model.parameters())

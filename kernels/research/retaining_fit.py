@@ -11,7 +11,7 @@ that strong and weak queries are comparable.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -49,17 +49,12 @@ def collect(model: Any, ids: Sequence[int], target: str = "logit") -> TrainingTe
         raise OptionError(f"a text has {len(ids)} tokens; accepted: more than {MIN_DISTANCE}")
     modules = attention_modules(model)
     parts: list[list[Tensor]] = [[] for _ in modules]
-    handles = [
-        getattr(module, name).register_forward_hook(partial(_record, outputs))
-        for module, outputs in zip(modules, parts, strict=True)
-        for name in PROJECTIONS
-    ]
-    try:
-        with _record_importance(model, target) as recorded, torch.no_grad():
-            model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for module, outputs in zip(modules, parts, strict=True):
+            for name in PROJECTIONS:
+                stack.enter_context(getattr(module, name).register_forward_hook(partial(_record, outputs)))
+        recorded = stack.enter_context(_record_importance(model, target))
+        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False)
     kept = len(ids) - MIN_DISTANCE
     projected = torch.stack([torch.cat(outputs, dim=-1)[0, :kept].float() for outputs in parts])
     return TrainingText(projected, torch.stack([one[:, :kept].T for one in recorded]))

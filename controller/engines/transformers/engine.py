@@ -6,7 +6,7 @@ import copy
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,13 @@ class TransformersEngine:
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
         """See `Engine.hidden_states`."""
         self._check_open()
-        states = HiddenStates(self.model, {layer})
-        try:
-            ids, mask = self._pad(prompts)
-            inputs = {"input_ids": ids, "attention_mask": mask}
-            if "position_ids" in signature(self.model.forward).parameters:
-                inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-            with torch.no_grad():
-                self.model(**inputs, use_cache=False)
+        ids, mask = self._pad(prompts)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if "position_ids" in signature(self.model.forward).parameters:
+            inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        with closing(HiddenStates(self.model, {layer})) as states, torch.no_grad():
+            self.model(**inputs, use_cache=False)
             return [states.read(layer, row) for row in range(len(prompts))]
-        finally:
-            states.close()
 
     def _check_open(self) -> None:
         if self.model is None:
@@ -102,9 +98,7 @@ class TransformersEngine:
         if any(request.signals for request in requests):
             hooks.append(SignalsHook())
         if layers:
-            states = HiddenStates(self.model, layers)
-            stack.callback(states.close)
-            hooks.append(states)
+            hooks.append(stack.enter_context(closing(HiddenStates(self.model, layers))))
         attached = [{m.modifier: m for m in request.modifiers} for request in requests]
         for modifier in dict.fromkeys(modifier for by_modifier in attached for modifier in by_modifier):
             sequences = [by_modifier.get(modifier) for by_modifier in attached]

@@ -135,8 +135,5 @@ def _add_at(model: Any, layer: int, add: AddStates) -> Iterator[None]:
             return None
         return states + more if isinstance(output, Tensor) else (states + more, *output[1:])
 
-    handle = find_decoder_layers(model, layer).module.register_forward_hook(hook)
-    try:
+    with find_decoder_layers(model, layer).module.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
