@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -86,7 +85,7 @@ class StoredValue(ABC):
             )
         values["base"] = dict(self.base)
         values["provenance"] = to_json("provenance", dict(self.provenance))
-        values["metrics"] = to_json("metrics", _replace_nonfinite(self.metrics))
+        values["metrics"] = to_json("metrics", dict(self.metrics), nonfinite=True)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -161,21 +160,17 @@ def require_fingerprint(fingerprint: str | None, folder: Path | str) -> str:
     return fingerprint
 
 
-def to_json(name: str, value: Any) -> Any:
-    """Convert a value to what JSON would return; raises ArtifactError for what it cannot hold."""
+def to_json(name: str, value: Any, *, nonfinite: bool = False) -> Any:
+    """Convert a value to what JSON would return; raises ArtifactError for what it cannot hold.
+
+    `nonfinite` says whether numbers that are not finite become None.
+    """
     try:
-        return json.loads(json.dumps(value, allow_nan=False, default=np.generic.item))
+        return json.loads(
+            json.dumps(value, allow_nan=nonfinite, default=np.generic.item), parse_constant=lambda constant: None
+        )
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{name} cannot be written: {error}; accepted: plain JSON, finite numbers") from None
-
-
-def _replace_nonfinite(value: Any) -> Any:
-    """Replace each number that is not finite by None."""
-    if isinstance(value, Mapping):
-        return {key: _replace_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_nonfinite(item) for item in value]
-    return None if isinstance(value, float | np.floating) and not math.isfinite(value) else value
 
 
 def _get_version() -> str:
