@@ -33,15 +33,11 @@ class ArtifactError(TerselyError, ValueError):
 
 
 class StoredValue(ABC):
-    """Base of dataclasses that are saved as an artifact; they are equal if their files would be.
-
-    Attributes:
-        facts: the names of all others in the JSON file, in addition to the version and the digests.
-    """
+    """Base of dataclasses that are saved as an artifact; they are equal if their files would be."""
 
     kinds: ClassVar[tuple[str, ...]]  # the accepted values of the fact `kind`
     format: ClassVar[int]
-    facts: ClassVar[tuple[str, ...]]
+    facts: ClassVar[tuple[str, ...]]  # names of all others in the JSON file, besides the version and the digests
     noun: ClassVar[str]  # what error messages call it; they also name the `command` that makes one
     command: ClassVar[str]
     base: Mapping[str, str]  # `name` and `fingerprint` of the model it was trained on
@@ -235,11 +231,7 @@ def _read_facts(value: type[StoredValue], path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Artifact(StoredValue):
-    """A probe as a value; raises ArtifactError for what could not be saved and loaded again.
-
-    Attributes:
-        arrays: further arrays by name, such as a table of tiers.
-    """
+    """A probe as a value; raises ArtifactError for what could not be saved and loaded again."""
 
     kinds = KINDS
     format = 2
@@ -255,7 +247,7 @@ class Artifact(StoredValue):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     certificates: Sequence[Mapping[str, Any]] = ()  # plain JSON
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)  # further ones, such as a table of tiers
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

@@ -44,16 +44,12 @@ class StopRule:
 
 
 class RuleState:
-    """A stop rule in use on one thinking.
-
-    Attributes:
-        hopeless: probability, by the latest score, that neither stopping nor thinking gives a right answer.
-    """
+    """A stop rule in use on one thinking."""
 
     def __init__(self, rule: StopRule) -> None:
         self.rule = rule
         self.row: NDArray[np.float32] = np.zeros(0, np.float32)  # features and hidden state of the latest boundary
-        self.hopeless = 0.0
+        self.hopeless = 0.0  # probability, by the latest score, that neither stopping nor thinking helps
         self.answers: list[object] = []  # answers of the trials so far
         self.trial_tokens = 0  # tokens that trials have cost so far
 

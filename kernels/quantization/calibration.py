@@ -22,13 +22,9 @@ _TOP_TOKENS = 64  # tokens per position whose probabilities are stored; the rest
 class Inputs:
     """Statistics of the inputs of one layer.
 
-    Every token has the same weight in `gram`, whatever its norm. Otherwise a few tokens with huge activations, such as
-    the first one, would dominate.
-
-    Attributes:
-        size: inputs per group.
-        full: whether `gram` covers all inputs, [inputs, inputs], or only those within groups, [groups, size, size].
-        gram: sums of products of the inputs.
+    `gram` are sums of products of all inputs, [inputs, inputs], if they are `full`, or else within groups, [groups,
+    size, size]. Every token has the same weight, whatever its norm. Otherwise a few tokens with huge activations, such
+    as the first one, would dominate.
     """
 
     def __init__(self, inputs: int, size: int, *, full: bool = False) -> None:

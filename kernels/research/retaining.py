@@ -105,10 +105,8 @@ def attention_modules(model: Any) -> list[Any]:
 class RetainingLayer(DynamicLayer):  # type: ignore[misc]
     """One layer of the cache: `keys` and `values` [rows, kv_heads, units, dim], in their original order.
 
-    Attributes:
-        positions: the token position of each unit, [rows, kv_heads, units].
-        scores: float32 [rows, kv_heads, units].
-        seen: tokens so far, kept or not; transformers uses it as the length of the cache.
+    Of each unit it holds the token's position and the score, both [rows, kv_heads, units]. `seen` counts all tokens,
+    kept or not; transformers uses it as the length of the cache.
     """
 
     is_croppable = False

@@ -55,11 +55,7 @@ class RuleScores:
 
 @dataclass(frozen=True, slots=True)
 class Boundaries:
-    """Thought boundaries of one tier's rollouts, in order; columns not listed are those of `records.TABLES`.
-
-    Attributes:
-        trial_answer: answer of the greedy trial, [n]; `confidence` and `trial` are its confidence and cost.
-    """
+    """Thought boundaries of one tier's rollouts, in order; columns not listed are those of `records.TABLES`."""
 
     question: list[str]  # hash of the question, [n]
     rollout: NDArray[np.int64]  # number of the rollout, [n]
@@ -67,7 +63,7 @@ class Boundaries:
     now: NDArray[np.bool_]  # whether stopping here gives the right answer, [n]
     final: NDArray[np.bool_]  # whether further thinking ends with the right answer, [n]
     end: NDArray[Any]
-    trial_answer: NDArray[Any]
+    trial_answer: NDArray[Any]  # of the greedy trial, [n]; `confidence` and `trial` are its confidence and cost
     stated: NDArray[Any]
     confidence: NDArray[Any]
     trial: NDArray[Any]
