@@ -114,8 +114,7 @@ class _TorchCalls(ctypes.Structure):
 def register_w4a8(margin: float) -> bool:
     """Register the compiled W4A8 layer as the op's CPU implementation; returns whether it worked. Once per process.
 
-    Args:
-        margin: for 8-bit weights in planes, how far below a row's maximum a tile may be and still be refined.
+    The margin is how far below a row's maximum a tile of 8-bit weights in planes may be and still be refined.
     """
     native = library()
     try:

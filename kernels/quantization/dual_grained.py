@@ -218,7 +218,7 @@ def _sweep(
 def _choose_better(weight: Tensor, size: int, gram: Tensor, plain: DualGrained, result: DualGrained) -> DualGrained:
     """For each output, the version with the lower error."""
     before, after = output_errors(weight, size, gram, plain), output_errors(weight, size, gram, result)
-    energy, better = _total_cost(weight, gram).sum().clamp(min=1e-30), after < before
+    energy, better = _total_cost(weight, gram).sum().clamp(min=LEAST), after < before
 
     def choose(name: str) -> Tensor:
         ours, other = getattr(result, name), getattr(plain, name)
@@ -253,7 +253,7 @@ def _factorize(gram: Tensor) -> tuple[Tensor, Tensor]:
             "a layer's inputs on the calibration text are NaN or infinite; check the checkpoint and its dtype",
             code="inputs_not_finite",
         )
-    mean, damping = gram.diagonal().mean().clamp(min=1e-30), DAMPING
+    mean, damping = gram.diagonal().mean().clamp(min=LEAST), DAMPING
     while True:
         damped = gram + damping * mean * torch.eye(len(gram))
         lower, failed = torch.linalg.cholesky_ex(damped)

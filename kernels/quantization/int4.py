@@ -20,13 +20,13 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ..w4a8_layout import GROUP_SIZES, TILE, pack
+from .dual_grained import LEAST
 
 SWITCH = "TERSELY_INT4_KERNEL"
 """The environment variable that enables our kernel for such checkpoints, see vllm_int4.py."""
 STRETCHES = tuple(1 + i / 32 for i in range(33))
 """Units to try, as multiples of the finest one that can represent all groups of an output."""
 _AT_ONCE = 1 << 20  # weights per step; each takes 4 bytes of temporary memory
-_LEAST = 1e-30  # lower bound of scales, for weights that are all zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def _convert(codes: Tensor, scale: Tensor, zero: Tensor, size: int) -> tuple[Ten
     unit, fine = _fit(scale, reach, energy)
     rounded = unit[:, None] * fine
     error = energy * (scale - rounded).square()
-    ratio = scale / rounded.clamp(min=_LEAST)
+    ratio = scale / rounded.clamp(min=LEAST)
     loose = (ratio - 1).abs() * reach >= 0.5  # small scales in a coarse unit: other codes are closer here
     if loose.any():
         old, z, most = steps[loose].float(), zero[loose][:, None].float(), (127 / fine[loose]).floor()[:, None]
@@ -116,23 +116,19 @@ def _convert(codes: Tensor, scale: Tensor, zero: Tensor, size: int) -> tuple[Ten
 def _fit(scale: Tensor, reach: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     """The unit of each output [outputs] and its multiples, 1..127 [outputs, groups], that approximate scales best.
 
-    Each unit is tried with the nearest multiples, and then refitted to them by least squares.
-
-    Args:
-        scale: [outputs, groups].
-        reach: the largest distance of a group's codes from their zero.
-        energy: the sum of the squares of these distances.
+    Each unit is tried with the nearest multiples, and then refitted to them by least squares. Of each group, `reach` is
+    the largest distance of its codes from their zero, and `energy` the sum of the squares of these distances.
     """
     most = (127 / reach.clamp(min=1)).floor()
-    top = scale.amax(dim=1).clamp(min=_LEAST)
+    top = scale.amax(dim=1).clamp(min=LEAST)
     scale = scale / top[:, None]
-    finest = (scale / most).amax(dim=1).clamp(min=_LEAST)
+    finest = (scale / most).amax(dim=1).clamp(min=LEAST)
     best = torch.full_like(top, torch.inf)
     unit, fine = finest, torch.ones_like(scale)
     for stretch in STRETCHES:
         multiples = (scale / (finest * stretch)[:, None]).round().minimum(most)
         weighted = energy * multiples
-        fitted = (weighted * scale).sum(dim=1) / (weighted * multiples).sum(dim=1).clamp(min=_LEAST)
+        fitted = (weighted * scale).sum(dim=1) / (weighted * multiples).sum(dim=1).clamp(min=LEAST)
         error = (energy * (scale - fitted[:, None] * multiples).square()).sum(dim=1)
         better = error < best
         best, unit = torch.where(better, error, best), torch.where(better, fitted, unit)

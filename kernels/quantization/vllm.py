@@ -154,9 +154,7 @@ class MixedQKVMethod(LinearMethodBase):
         layer: torch.nn.Module,
         input_size_per_partition: int,
         output_partition_sizes: list[int],
-        input_size: int,
-        output_size: int,
-        params_dtype: torch.dtype,
+        *others: Any,
         **extra: Any,
     ) -> None:
         """See vLLM; raises ModelError for parts that cannot be fused."""

@@ -126,10 +126,8 @@ def inverse_cdf(probabilities: Tensor, numbers: Tensor) -> Tensor:
 class Sampler:
     """Samples a token for each row of a batch, and records the scores and logits that `generate` may return.
 
-    Args:
-        prompt: ids [rows, length] of all rows at the start.
-        temperatures: per row, in place of the batch's.
-        inverse: see `SamplingParams.inverse_cdf`.
+    `prompt` are the ids [rows, length] of all rows at the start, `temperatures` are per row, in place of the batch's,
+    and `inverse` is `SamplingParams.inverse_cdf`.
     """
 
     def __init__(
