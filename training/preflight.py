@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
-from ..controller.budgets import canonical_effort
 from ..controller.engines.checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
-from ..errors import OptionError, PromptError, did_you_mean
+from ..errors import OptionError, PromptError
 from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from ..evaluation.tasks.questions import Question, load
@@ -48,17 +46,14 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
 
     The model decides whether agent tasks get a system prompt that explains the answer format.
     """
-    agent_tasks = load_tasks(data)
-    if agent_tasks is None:
-        questions, system = load(data.task, data.split, data.questions, data.seed), None
+    tasks, system = load_tasks(data), None
+    if tasks is None:
+        questions = load(data.task, data.split, data.questions, data.seed)
     else:
-        questions, system = [_to_question(task) for task in agent_tasks], get_system_prompt(model)
+        system = get_system_prompt(model)
+        questions = [Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind) for task in tasks]
     head = [] if system is None else [{"role": "system", "content": system}]
     return [_to_row(question, data.efforts[i % len(data.efforts)], head) for i, question in enumerate(questions)]
-
-
-def _to_question(task: Task) -> Question:
-    return Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind)
 
 
 def _to_row(question: Question, tier: str, head: list[dict[str, str]]) -> Row:
@@ -106,7 +101,7 @@ def check_recipe(
     no_think_tokens: int | None = None,
     start: str | None = None,
     tools: bool = False,
-    stages: Mapping[str, Optimiser] = MappingProxyType({}),
+    stages: Mapping[str, Optimiser] | None = None,
     resident: ResidentModels = ONE_MODEL,
     step_content: str | None = None,
 ) -> CheckedRecipe:
@@ -149,6 +144,7 @@ def check_recipe(
     problems = [*_check_questions(recipe, rows), *_check_lengths(recipe, sampler, rows, longest, no_think_tokens)]
     if resident.trained != "nothing":
         problems += _check_step_sizes(recipe, completions, dtype)
+    stages = stages or {}
     for key, stage in stages.items():
         problems += _check_stage(recipe, key, stage, dtype)
     if problems:
@@ -197,38 +193,13 @@ def _check_environment(recipe: Recipe) -> None:
 
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that transformers does not know, or that are not installed; raises RecipeError."""
-    from transformers.integrations import integration_utils
+    from transformers.integrations import get_reporting_integration_callbacks
 
-    supported = integration_utils.INTEGRATION_TO_CALLBACK
-    installed = integration_utils.get_available_reporting_integrations() if names else []
-    for name in names:
-        if name not in supported:
-            raise RecipeError(
-                f"unknown tracker {name!r} in saving.report_to; {did_you_mean(name, sorted(supported))}",
-                code="unknown_tracker",
-            )
-        if name not in installed and find_spec("flytekit" if name == "flyte" else name) is None:
-            raise RecipeError(
-                f"saving.report_to has {name!r}, which is not installed; try `pip install {name}`",
-                code="missing_library",
-            )
-
-
-def check_effort(key: str, effort: str | None) -> None:
-    """Refuse an unknown effort, or one without thinking; raises RecipeError."""
     try:
-        thinks = effort is None or _has_thinking(effort)
-    except OptionError as error:
-        raise RecipeError(f"{key}: {error}", code="unknown_effort") from None
-    if not thinks:
-        raise RecipeError(
-            f"{key} is {effort!r}, which has no thinking to learn; accepted: easy, normal or hard",
-            code="effort_without_thinking",
-        )
-
-
-def _has_thinking(effort: str) -> bool:
-    return canonical_effort(effort) not in ("none", "auto")
+        for tracker in get_reporting_integration_callbacks(list(names)):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"saving.report_to is {', '.join(names)}: {error}", code="unusable_tracker") from None
 
 
 def load_meta_engine(name: str) -> TransformersEngine:
@@ -247,14 +218,7 @@ def load_meta_engine(name: str) -> TransformersEngine:
 
 
 def _longest_prompt(sampler: RolloutSampler, rows: Sequence[Row]) -> int:
-    """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that does not fit."""
-    for row in rows:
-        if not _has_thinking(row["tier"]):
-            raise RecipeError(
-                f"data.efforts has {row['tier']!r}, which leaves no choice to learn; accepted: easy, normal, hard, or "
-                "OpenAI's names for them",
-                code="effort_without_thinking",
-            )
+    """Tokens of the longest prompt; raises RecipeError for one that cannot be rendered."""
     try:
         return max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
     except (PromptError, OptionError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -12,9 +12,6 @@ from .preflight import CheckedRecipe, Row
 from .processes import resumable_map
 from .rewards import Correctness
 from .sampling import CompletionRequest, RolloutSampler
-
-_OLD_KEYS = {"learnt": "loss_mask", "whole": "finished"}
-"""Names of fields in files of older releases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +28,6 @@ class SampledTrace:
     loss_mask: list[int]
     right: bool
     finished: bool
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SampledTrace:
-        """Read a trace as `dataclasses.asdict` wrote it."""
-        return cls(**{_OLD_KEYS.get(key, key): value for key, value in values.items()})
 
     @property
     def length(self) -> int:
@@ -86,7 +78,7 @@ def collect_traces(
             ],
             lambda done: log(f"{name}: {done}/{len(rows)} questions"),
         )
-    return [[SampledTrace.from_json(values) for values in group] for group in stored]
+    return [[SampledTrace(**values) for values in group] for group in stored]
 
 
 def _sample_traces(

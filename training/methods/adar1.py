@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
-from ..config import Optimiser, Recipe, RecipeError, Section
+from ..config import Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
 from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
@@ -47,7 +47,7 @@ class AdaR1(Section):
     instances: int = Field(default=2, ge=0)
     min_accuracy: float = Field(default=0.5, ge=0, le=1)
     nll_weight: float = Field(default=0.0, ge=0)
-    short_effort: str = "easy"
+    short_effort: ThinkingEffort = "easy"
     short: Optimiser = Optimiser()
 
 
@@ -59,7 +59,6 @@ class AdaR1Recipe(Recipe):
 
 def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
     """See `Method.validate`."""
-    check_effort("adar1.short_effort", recipe.adar1.short_effort)
     return check_recipe(
         recipe,
         completions=1,
@@ -189,10 +188,4 @@ def make_pairs(
     return pairs
 
 
-METHOD = Method(
-    recipe=AdaR1Recipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"least": "min_accuracy", "likelihood": "nll_weight"},
-    added=lambda saved: {"min_accuracy": 0.0, "nll_weight": 0.0},
-)
+METHOD = Method(recipe=AdaR1Recipe, validate=validate_recipe, train=train)

@@ -82,9 +82,4 @@ def train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
         run.train_grpo(trainer, recipe)
 
 
-METHOD = Method(
-    recipe=SerRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"least": "min_accuracy", "hints": "hint_weight", "after_hint": "after_hint_tokens"},
-)
+METHOD = Method(recipe=SerRecipe, validate=validate_recipe, train=train)

@@ -6,14 +6,12 @@ closings of the thinking are learned, and its hints are removed from the complet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from statistics import fmean
-from typing import Any
 
 from pydantic import Field
 
-from ..config import Recipe, RecipeError, Section
-from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..config import Recipe, RecipeError, Section, ThinkingEffort
+from ..preflight import CheckedRecipe, check_recipe
 from ..sampling import RolloutSampler
 from ..traces import collect_traces, shortest_right, to_sft
 from ..training_run import TrainingRun
@@ -32,7 +30,7 @@ class Sft(Section):
 
     samples: int = Field(default=8, ge=1)
     keep: int = Field(default=1, ge=1)
-    effort: str | None = None
+    effort: ThinkingEffort | None = None
     imitate: bool = True
 
 
@@ -45,7 +43,6 @@ class SftRecipe(Recipe):
 def validate_recipe(recipe: SftRecipe) -> CheckedRecipe:
     """See `Method.validate`."""
     settings = recipe.sft
-    check_effort("sft.effort", settings.effort)
     content = f"completions, the {settings.keep} shortest right of {settings.samples} for each question"
     return check_recipe(recipe, completions=1, step_content=content)
 
@@ -71,15 +68,4 @@ def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     train_sft(run, recipe, engine.model, engine.tokenizer, kept)
 
 
-def _has_forced_text(saved: Mapping[str, Any]) -> bool:
-    """Whether a controller wrote into the completions; only then does `imitate` change anything."""
-    rollouts = saved.get("rollouts") or {}
-    return bool(rollouts.get("policies") or rollouts.get("thinking_budget"))
-
-
-METHOD = Method(
-    recipe=SftRecipe,
-    validate=validate_recipe,
-    train=train,
-    added=lambda saved: {"imitate": not _has_forced_text(saved)},
-)
+METHOD = Method(recipe=SftRecipe, validate=validate_recipe, train=train)

@@ -268,10 +268,4 @@ def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRe
     }
 
 
-METHOD = Method(
-    recipe=VsrmRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"unfinished": "unfinished_penalty", "ineffective": "ineffective_penalty"},
-    added=lambda saved: {"ineffective_penalty": 0.0},
-)
+METHOD = Method(recipe=VsrmRecipe, validate=validate_recipe, train=train)

@@ -23,10 +23,10 @@ from ...controller.engines.transformers.engine import load_engine
 from ...errors import OptionError
 from ...evaluation.agents.tools import TOOL_SCHEMAS
 from ...io import write
-from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section
+from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, Row, check_effort, check_recipe, load_tasks
+from ..preflight import CheckedRecipe, Row, check_recipe, load_tasks
 from ..processes import rank0_only, resumable_map
 from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, group_by_prompt, require_column
 from ..sampling import FREE, CompletionRequest, RolloutSampler
@@ -71,7 +71,7 @@ class Apo(Section):
     kl: float = Field(default=0.0, ge=0)
     no_think_tokens: int | None = Field(default=None, ge=2)
     max_steps: int = Field(default=8, ge=2)
-    followup_effort: str = "easy"
+    followup_effort: ThinkingEffort = "easy"
     align: Align | None = None
 
 
@@ -128,7 +128,6 @@ class AdaptiveDiscount(Reward):
 def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
     """See `Method.validate`."""
     settings = recipe.apo
-    check_effort("apo.followup_effort", settings.followup_effort)
     if settings.kl and load_tasks(recipe.data) is not None:
         raise RecipeError(
             "apo.kl does not take the weights of episodes into account; remove it for tasks with tools",
@@ -238,7 +237,7 @@ class Alignment:
         counts = Counter(mode for mode, _ in stored)
         routed = ", ".join(f"{counts[mode]} {mode}" for mode in modes)
         self.run.log(f"routed {len(stored)} of {len(self.rows)} questions: {routed}")
-        return [SampledTrace.from_json(values) for _, values in stored]
+        return [SampledTrace(**values) for _, values in stored]
 
     def _is_right(self, episode: TrainingEpisode) -> bool:
         row: Any = episode.row
@@ -275,9 +274,4 @@ def to_alignment_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
     return SampledTrace(list(step.prompt_ids), list(step.ids[:end]), mask[:end], right=True, finished=end == len(mask))
 
 
-METHOD = Method(
-    recipe=ApoRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"steps": "max_steps", "later": "followup_effort", "least": "min_accuracy"},
-)
+METHOD = Method(recipe=ApoRecipe, validate=validate_recipe, train=train)

@@ -168,10 +168,4 @@ def make_objective_pairs(
     return [PreferencePair(objective, *both) for both in rng.sample(candidates, min(most, len(candidates)))]
 
 
-METHOD = Method(
-    recipe=MahDpoRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"least": "min_accuracy", "likelihood": "nll_weight"},
-    added=lambda saved: {"nll_weight": 0.0, "frozen": False},
-)
+METHOD = Method(recipe=MahDpoRecipe, validate=validate_recipe, train=train)

@@ -42,8 +42,3 @@ def test_traces_of_a_real_controller_are_rewritten(tmp_path: Path) -> None:
         assert made.loss_mask == [1] * len(made.ids) and made.length <= trace.length
     assert ended, "some were closed by the controller"
     assert any("concise" in engine.tokenizer.decode(trace.ids) for (trace,) in traces), "some had a hint"
-
-
-def test_files_of_older_releases_can_be_read() -> None:
-    old = {"prompt_ids": [1], "ids": [2, 3], "learnt": [1, 0], "right": True, "whole": False}
-    assert SampledTrace.from_json(old) == SampledTrace([1], [2, 3], [1, 0], right=True, finished=False)
