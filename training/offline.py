@@ -11,14 +11,14 @@ from torch import tensor
 from .config import Recipe
 from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
-from .trainer import CheckedTrainer, DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, WithoutTelemetry
 from .training_run import Finish, TrainingRun, accumulation_steps, common_arguments
 
 LOSS_MASK = "loss_mask"
 """Column of preference pairs: the masks of the chosen and the rejected completion."""
 
 
-class TokenSFTTrainer(CheckedTrainer, SFTTrainer):  # type: ignore[misc]
+class TokenSFTTrainer(WithoutTelemetry, SFTTrainer):  # type: ignore[misc]
     """SFT on token ids."""
 
 
@@ -35,7 +35,7 @@ class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class TokenDPOTrainer(CheckedTrainer, DPOTrainer):  # type: ignore[misc]
+class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
     """DPO on token ids.
 
     Retokenizing the text could give other tokens, where the model wrote a word in unusual pieces or where the start of

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..io import WriteError, atomic_dir
-from .callbacks import (
-    CheckpointMarker,
-    CollapseAlarm,
-    CollapseError,
-    CurveWriter,
-    GradientGuard,
-    Progress,
-    prune_checkpoints,
-)
+from .callbacks import CollapseAlarm, CollapseError, GradientGuard, RunRecorder, prune_checkpoints
 from .config import Alarm, Lora, Recipe
 from .memory import make_lora_config
 from .preflight import Row, schedule_rows
@@ -117,7 +109,7 @@ class TrainingRun:
 
     def make_callbacks(self) -> list[Any]:
         """The callbacks of every trainer."""
-        return [GradientGuard(), Progress(self.log), CurveWriter(self.folder), CheckpointMarker()]
+        return [GradientGuard(), RunRecorder(self.folder, self.log)]
 
     def run_trainer(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
         """Run a trainer to its end and write the model, see `save_model`."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, prune_checkpoints
+from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, RunRecorder, prune_checkpoints
 from tersely.training.config import Alarm, Recipe, RecipeError
 from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
@@ -122,17 +122,19 @@ def log(step: int, no_think: float, empty: float = 0.0) -> dict[str, Any]:
     ],
 )
 def test_collapses_are_found(logs: list[dict[str, Any]], reason: str | None) -> None:
-    found = CollapseAlarm(Alarm(grace=10, window=3)).find_collapse(logs)
+    found = CollapseAlarm(Alarm(grace=10, window=3), print).find_collapse(logs)
     assert found is None if reason is None else found is not None and reason in found
 
 
-def test_progress_counts_from_the_resumed_step() -> None:
+def test_progress_counts_from_the_resumed_step(tmp_path: Path) -> None:
     said: list[str] = []
     now = iter([100.0, 130.0])
-    progress = Progress(said.append, lambda: next(now))
-    progress.on_train_begin(None, SimpleNamespace(global_step=10), None)
-    state = SimpleNamespace(global_step=13, max_steps=16, is_world_process_zero=True)
-    progress.on_log(None, state, None, {"loss": 0.5, "reward": 0.25, "policy/no_think": None})
+    recorder = RunRecorder(tmp_path, said.append, lambda: next(now))
+    logs = {"loss": 0.5, "reward": 0.25, "policy/no_think": None}
+    state = SimpleNamespace(global_step=10, max_steps=16, is_world_process_zero=True, log_history=[])
+    recorder.on_train_begin(None, state, None)
+    state.global_step, state.log_history = 13, [logs]
+    recorder.on_log(None, state, None)
     assert said == ["step 13/16 (81%)  loss 0.5  reward 0.25  10.0 s/step, 0 min left"]
 
 
