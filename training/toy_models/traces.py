@@ -17,7 +17,7 @@ from random import Random
 from ...evaluation.tasks.toy_problems import Problem
 from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value, run
 
-# Classes of trace text; training weighs them and reports accuracy by class.
+# Classes of trace text, which training weighs.
 PLAIN, SLIP, READ, COPY, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(10)
 
 LABELS = "ABCDEFGH"
