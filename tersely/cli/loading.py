@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from ..controller.session import Session
 
 ENGINES = ("transformers", "vllm", "openai")
@@ -109,16 +111,11 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)(\.|$)")
 
 
-@contextmanager
-def spinner(text: str) -> Iterator[None]:
+def spinner(text: str) -> Status:
     """Show on stderr that something takes a while, if it is a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{text} ..."):
-        yield
+    return Console(stderr=True).status(f"{text} ...")
 
 
 class Interruptible(EngineWrapper):

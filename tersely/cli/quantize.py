@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +10,7 @@ import typer
 
 from ..errors import OptionError, unknown
 from ..models import NAMES, get_model_path
+from .loading import spinner
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -77,20 +75,14 @@ def quantize(
     test = None if tasks is None else AccuracyCheck.load(tasks, limit or 100, max_new_tokens or 512)
     source = str(get_model_path(model)) if model in NAMES else model
     text = CalibrationText(calib, questions, rows, length, seed)
-    with _status() as progress:
+    with spinner("loading") as status:
         report = quantize_checkpoint(
-            source, out, Scheme(group_size, head, smooth, keys), text, ScaleSearch(search, compensate), progress, test
+            source,
+            out,
+            Scheme(group_size, head, smooth, keys),
+            text,
+            ScaleSearch(search, compensate),
+            status.update,
+            test,
         )
     typer.echo(json.dumps(report) if as_json else f"{format_report(report)}\nsaved to {out}")
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """Show a status line on a terminal; yields the function that sets it."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("loading") as status:
-        yield status.update

@@ -83,11 +83,6 @@ class Writer:
         self.stated: list[StatedStep] = []
         self.labels = problem.labels if problem.kind == "chain" else tuple(LABELS[: len(problem.program)])
 
-    @property
-    def belief(self) -> int:
-        """The current answer."""
-        return self.stated[-1].value
-
     def write_facts(self, mode: str) -> None:
         """Write down the steps of the problem, in its order."""
         steps = zip(self.labels, self.problem.program, strict=True)
@@ -123,13 +118,8 @@ class Writer:
             self.trace.add(".\n")
         return values[-1]
 
-    def write_first_pass(self, mode: str, slip: float) -> None:
-        """The facts, and the pass that ends with the first stated answer."""
-        self.write_facts(mode)
-        careful = mode == "hard"
-        self._state(self.run_pass(careful, slip), careful)
-
-    def _state(self, value: int, checked: bool) -> None:
+    def state(self, value: int, checked: bool) -> None:
+        """State an answer."""
         self.trace.add(self.rng.choice(STATE) + " ")
         self.trace.add(str(value), COPY)
         self.trace.add(".\n\n")
@@ -145,7 +135,7 @@ class Writer:
         self.trace.add(f"Now {value}, before {before.value}: ", COPY)
         self.trace.add("different" if differs else "the same", VERDICT)
         self.trace.add(". ")
-        self._state(value if careful else before.value, careful or before.checked)
+        self.state(value if careful else before.value, careful or before.checked)
         return differs
 
 
@@ -165,7 +155,8 @@ def think(writer: Writer, mode: str, brief: bool = False) -> None:
     """
     rng, steps = writer.rng, len(writer.problem.program)
     slip = {"easy": 0.0, "normal": 0.2 if steps == 1 else 0.4, "hard": 0.08}[mode]
-    writer.write_first_pass(mode, slip)
+    writer.write_facts(mode)
+    writer.state(writer.run_pass(mode == "hard", slip), mode == "hard")
     left, doubt, number = count_rechecks(steps, mode, rng), False, 0
     if brief:
         left = min(left, int(mode == "normal" or rng.random() < 0.3))
@@ -235,7 +226,7 @@ def _answer(trace: ToyTrace, value: int, tag: int = FINAL) -> ToyTrace:
 def _closed(writer: Writer) -> ToyTrace:
     writer.trace.add("</think>", CHOICE)
     writer.trace.add("\n\n")
-    return _answer(writer.trace, writer.belief)
+    return _answer(writer.trace, writer.stated[-1].value)
 
 
 def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> ToyTrace:
