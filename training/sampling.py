@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 
 FREE = "free"
 """The start mode of a completion whose first token is left to the model. The others are forced."""
-_RESERVED = frozenset(
-    {
-        *("model", "dtype", "seed", "logits_processors", "generation_config"),
-        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
-    }
-)
-"""Arguments of vLLM that training sets itself, since vLLM gets the policy's weights in the policy's process."""
 _UNAVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.HELPER})
 """What policies cannot have in rollouts."""
 
@@ -105,11 +98,6 @@ def build_options(settings: Rollouts) -> GenerationOptions:
     if settings.vllm and settings.engine != "vllm":
         raise OptionError(
             "rollouts.vllm is set but rollouts.engine is not vllm; add `engine: vllm`", code="unused_vllm_arguments"
-        )
-    if reserved := sorted(_RESERVED & settings.vllm.keys()):
-        raise OptionError(
-            f"rollouts.vllm sets {', '.join(reserved)}, which training sets itself; remove it",
-            code="reserved_vllm_argument",
         )
     for policy in built:
         if missing := policy.requires & _UNAVAILABLE:

@@ -11,7 +11,7 @@ from .config import Recipe
 from .preflight import CheckedRecipe, Row
 from .processes import resumable_map
 from .rewards import Correctness
-from .sampling import CompletionRequest, RolloutSampler
+from .sampling import FREE, CompletionRequest, RolloutSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,26 @@ def collect_traces(
             max(1, sampler.settings.batch // samples),
             lambda part, start: [
                 [asdict(trace) for trace in group]
-                for group in _sample_traces(sampler, part, samples, seed + start, correct, effort)
+                for group in sample_traces(sampler, part, samples, seed + start, correct, effort=effort)
             ],
             lambda done: log(f"{name}: {done}/{len(rows)} questions"),
         )
     return [[SampledTrace(**values) for values in group] for group in stored]
 
 
-def _sample_traces(
-    sampler: RolloutSampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness, effort: str | None
+def sample_traces(
+    sampler: RolloutSampler,
+    rows: Sequence[Row],
+    samples: int,
+    seed: int,
+    correct: Correctness,
+    *,
+    effort: str | None = None,
+    start_mode: str = FREE,
 ) -> list[list[SampledTrace]]:
+    """Sample and grade completions of each question; `effort` as for `collect_traces`."""
     repeated = [row for row in rows for _ in range(samples)]
-    rollouts = sampler([CompletionRequest(row["prompt"], effort or row["tier"]) for row in repeated], seed)
+    requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
     prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows}
     traces = [
         SampledTrace(
@@ -95,7 +103,7 @@ def _sample_traces(
             right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
             finished=rollout.finish_reason == "stop",
         )
-        for row, rollout in zip(repeated, rollouts, strict=True)
+        for row, rollout in zip(repeated, sampler(requests, seed), strict=True)
     ]
     return [traces[at : at + samples] for at in range(0, len(traces), samples)]
 

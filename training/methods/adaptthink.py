@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import Field
@@ -17,10 +18,10 @@ from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
 from ..preflight import CheckedRecipe, Row, check_recipe
 from ..processes import resumable_map
-from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, parse_number, require_column
+from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
 from ..rollouts import GroupRollouts
-from ..sampling import CompletionRequest, RolloutSampler
-from ..traces import rollout_identity
+from ..sampling import RolloutSampler
+from ..traces import rollout_identity, sample_traces
 from ..training_run import TrainingRun
 from . import Method
 
@@ -83,8 +84,7 @@ class ReferenceBaseline(Reward):
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
-        shares = require_column(columns, "reference", self.name)
-        return [-parse_number(share, f"row {i} of this batch's column 'reference'") for i, share in enumerate(shares)]
+        return [-share for share in number_column(columns, "reference", self.name)]
 
 
 def plan_group(generations: int, share: float) -> list[str]:
@@ -100,7 +100,7 @@ def measure_reference(
     path: Path,
     seed: int,
     correct: Correctness,
-    log: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None],
 ) -> list[float]:
     """The share of `samples` thinking completions that are right, for each row.
 
@@ -108,12 +108,8 @@ def measure_reference(
     """
 
     def measure(part: Sequence[Row], start: int) -> list[float]:
-        requests = [CompletionRequest(row["prompt"], row["tier"], THINK) for row in part for _ in range(samples)]
-        right = [
-            correct.is_right(part[i // samples]["answer"], rollout.response, part[i // samples]["gym_entry"])
-            for i, rollout in enumerate(sampler(requests, seed + start))
-        ]
-        return [sum(right[at : at + samples]) / samples for at in range(0, len(right), samples)]
+        groups = sample_traces(sampler, part, samples, seed + start, correct, start_mode=THINK)
+        return [fmean(trace.right for trace in group) for group in groups]
 
     return resumable_map(
         path,
@@ -143,12 +139,10 @@ def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) ->
         no_think_tokens=settings.no_think_tokens,
     )
     with Correctness(close) as correct:
-        path = recipe.out / "reference.jsonl"
-        accuracies = measure_reference(
-            sampler, checked.rows, settings.reference_samples, path, recipe.seed, correct, run.log
-        )
+        path, samples = recipe.out / "reference.jsonl", settings.reference_samples
+        accuracies = measure_reference(sampler, checked.rows, samples, path, recipe.seed, correct, run.log)
         rows = [{**row, "reference": accuracy} for row, accuracy in zip(checked.rows, accuracies, strict=True)]
-        run.log(f"before training, {sum(accuracies) / len(accuracies):.1%} of thinking completions are right")
+        run.log(f"before training, {fmean(accuracies):.1%} of thinking completions are right")
         rewards: list[Reward] = [correct, NoThinkBonus(settings.delta, close), ReferenceBaseline()]
         if settings.brevity:
             rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))

@@ -32,7 +32,7 @@ from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, 
 from ..sampling import FREE, CompletionRequest, RolloutSampler
 from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
-from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode, load_environment
+from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode
 
 ALIGNED = "aligned.json"
 
@@ -145,7 +145,7 @@ def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
 def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`."""
     settings, close = recipe.apo, checked.markers.close
-    environment = load_environment(recipe.data)
+    tasks = load_tasks(recipe.data)
     forced = [mode for mode in recipe.modes for _ in range(settings.forced)]
     plan = forced + [FREE] * (recipe.rollouts.generations - len(forced))
     with Correctness(close) as correct:
@@ -154,9 +154,10 @@ def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             recipe.rollouts,
             checked.markers,
             no_think_tokens=settings.no_think_tokens,
-            tools=() if environment is None else TOOL_SCHEMAS,
+            tools=() if tasks is None else TOOL_SCHEMAS,
         )
-        runner = EpisodeRunner(sampler, environment, settings.followup_effort, settings.max_steps)
+        by_id = None if tasks is None else {task.id: task for task in tasks}
+        runner = EpisodeRunner(sampler, by_id, settings.followup_effort, settings.max_steps)
         if settings.align is not None:
             Alignment(recipe, settings.align, runner, checked.rows, correct, run).align()
         trainer = run.build_grpo_trainer(
@@ -241,8 +242,8 @@ class Alignment:
 
     def _is_right(self, episode: TrainingEpisode) -> bool:
         row: Any = episode.row
-        if self.runner.environment is not None:
-            return self.runner.environment.is_solved(row["id"], episode.answer)
+        if self.runner.tasks is not None:
+            return self.runner.tasks[row["id"]].solved_by(episode.answer)
         return self.correct.is_right(row["answer"], episode.answer, row["gym_entry"])
 
 

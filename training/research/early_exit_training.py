@@ -18,6 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_so
 
 from ...controller.engines.transformers.hooks import find_decoder_layers
 from ...controller.engines.transformers.research.early_exit import apply_adapter, early_exit, score
+from ..config import Optimiser
 from ..sampling import DivergedError
 from ..traces import SampledTrace
 
@@ -52,20 +53,6 @@ class ChosenThreshold:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSettings:
-    """Sizes and schedule of the training; `tokens` per step."""
-
-    width: int
-    gate: int
-    steps: int
-    tokens: int
-    learning_rate: float
-    warmup: int
-    clip: float
-    seed: int
-
-
 def find_thinking_tokens(trace: SampledTrace, close: int) -> list[bool]:
     """Which tokens of prompt and completion are thinking that the model wrote itself."""
     end = trace.ids.index(close) if close in trace.ids else len(trace.ids)
@@ -92,21 +79,29 @@ def collect_states(model: Any, traces: Sequence[SampledTrace], layer: int, close
 
 
 def train_adapter(
-    model: Any, states: ExitStates, settings: AdapterSettings, log: Callable[[str], None]
+    model: Any,
+    states: ExitStates,
+    optimiser: Optimiser,
+    *,
+    width: int,
+    gate: int,
+    tokens: int,
+    seed: int,
+    log: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    """Train the arrays of an adapter and a gate; the model is frozen.
+    """Train the arrays of an adapter and a gate of these widths, on `tokens` per step; the model is frozen.
 
     The adapter learns the model's distribution (by KL divergence), the gate whether the most likely token of the
     current adapter is the model's. Raises DivergedError for a loss that is not finite.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    device, steps = states.early.device, settings.steps
-    arrays = _init_arrays(states.early.shape[1], settings, generator, device)
+    generator = torch.Generator().manual_seed(seed)
+    device, steps = states.early.device, optimiser.steps
+    arrays = _init_arrays(states.early.shape[1], width, gate, generator, device)
     model.requires_grad_(False)
-    optimizer = torch.optim.AdamW(arrays.values(), lr=settings.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, settings.warmup))
+    optimizer = torch.optim.AdamW(arrays.values(), lr=optimiser.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, optimiser.warmup))
     for step in range(1, steps + 1):
-        batch = torch.randint(len(states.early), (settings.tokens,), generator=generator).to(device)
+        batch = torch.randint(len(states.early), (tokens,), generator=generator).to(device)
         early = states.early[batch]
         with torch.no_grad():
             target = _log_probs(model, states.final[batch], normed=True)
@@ -118,7 +113,7 @@ def train_adapter(
             raise DivergedError(f"the loss of step {step} is not finite; lower optimiser.learning_rate")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(arrays.values(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(arrays.values(), optimiser.clip_gradients)
         optimizer.step()
         schedule.step()
         if step % max(1, steps // 5) == 0:
@@ -212,14 +207,13 @@ def _make_batches(model: Any, traces: Sequence[SampledTrace], close: int) -> Ite
 
 
 def _init_arrays(
-    hidden: int, settings: AdapterSettings, generator: torch.Generator, device: torch.device
+    hidden: int, width: int, gate: int, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
     """An adapter that changes nothing, and an undecided gate."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
 
-    width, gate = settings.width, settings.gate
     arrays = {
         "down": draw(width, hidden),
         "down_bias": torch.zeros(width),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -147,7 +146,7 @@ def _normalise_weights(heads: Mapping[str, Tensor], weights: Mapping[str, float]
     for name, weight in weights.items():
         if name not in heads:
             raise unknown("objective", name, sorted(heads))
-        if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+        if not 0 <= weight < math.inf:
             raise OptionError(
                 f"the weight of objective {name!r} is {weight!r}; accepted: a number of at least 0",
                 code="invalid_weight",

@@ -105,7 +105,7 @@ def _train_shortcut(
     sampled: Sequence[Sequence[SampledTrace]],
     run: TrainingRun,
 ) -> None:
-    from .early_exit_training import AdapterSettings, choose_threshold, collect_states, train_adapter
+    from .early_exit_training import choose_threshold, collect_states, train_adapter
 
     settings, optimiser, model = recipe.shortcut, recipe.optimiser, engine.model
     fit, held_out = split_questions(sampled, settings.held_out, recipe.seed)
@@ -118,17 +118,12 @@ def _train_shortcut(
     arrays = train_adapter(
         model,
         states,
-        AdapterSettings(
-            width=settings.width or states.early.shape[1],
-            gate=settings.gate,
-            steps=optimiser.steps,
-            tokens=settings.tokens,
-            learning_rate=optimiser.learning_rate,
-            warmup=optimiser.warmup,
-            clip=optimiser.clip_gradients,
-            seed=recipe.seed,
-        ),
-        run.log,
+        optimiser,
+        width=settings.width or states.early.shape[1],
+        gate=settings.gate,
+        tokens=settings.tokens,
+        seed=recipe.seed,
+        log=run.log,
     )
     chosen = choose_threshold(model, arrays, held_out, settings.layer, close, settings.agreement)
     layers = model.config.get_text_config(decoder=True).num_hidden_layers

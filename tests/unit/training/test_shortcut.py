@@ -14,10 +14,9 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError, save
 from tersely.probes.research.shortcut import load_shortcut
-from tersely.training.config import RecipeError, validate_recipe_values
+from tersely.training.config import Optimiser, RecipeError, validate_recipe_values
 from tersely.training.research import shortcut as method
 from tersely.training.research.early_exit_training import (
-    AdapterSettings,
     choose_threshold,
     collect_states,
     find_thinking_tokens,
@@ -117,8 +116,8 @@ def test_without_agreement_no_tokens_leave(engine: TransformersEngine) -> None:
     ]
     states = collect_states(engine.model, traces, 1, close=2)
     assert states.early.shape == states.final.shape == (120, 128)
-    settings = AdapterSettings(8, 4, steps=1, tokens=32, learning_rate=1e-4, warmup=0, clip=1.0, seed=0)
-    arrays = train_adapter(engine.model, states, settings, lambda line: None)
+    optimiser = Optimiser(steps=1, learning_rate=1e-4)
+    arrays = train_adapter(engine.model, states, optimiser, width=8, gate=4, tokens=32, seed=0, log=print)
     chosen = choose_threshold(engine.model, arrays, traces, 1, 2, agreement=1.0)
     assert chosen.threshold is None or chosen.agreement_left == chosen.agreement_stayed == 1.0
     wrong = {name: array.clone() for name, array in arrays.items()}
