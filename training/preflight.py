@@ -57,12 +57,11 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
 
 
 def _to_row(question: Question, tier: str, head: list[dict[str, str]]) -> Row:
-    entry = question.drawn
     return {
         "id": question.id,
         "prompt": [*head, {"role": "user", "content": question.problem}],
         "answer": question.answer,
-        "gym_entry": None if entry is None else [entry.name, entry.entry],
+        "gym_entry": None if question.drawn is None else [question.drawn.name, question.drawn.entry],
         "tier": tier,
         "level": question.kind if question.level is None else question.level,
     }
@@ -80,9 +79,6 @@ def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list
         rng.shuffle(order)
         scheduled += [rows[i] for i in order[:usable]]
     return scheduled[: steps * size]
-
-
-LIBRARIES = ("trl", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +134,12 @@ def check_recipe(
         start=start,
         tools=TOOL_SCHEMAS if agentic else (),
     )
-    completions = completions or recipe.rollouts.generations
+    stages, completions = stages or {}, completions or recipe.rollouts.generations
     dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
     longest = _longest_prompt(sampler, rows)
     problems = [*_check_questions(recipe, rows), *_check_lengths(recipe, sampler, rows, longest, no_think_tokens)]
     if resident.trained != "nothing":
         problems += _check_step_sizes(recipe, completions, dtype)
-    stages = stages or {}
     for key, stage in stages.items():
         problems += _check_stage(recipe, key, stage, dtype)
     if problems:
@@ -153,7 +148,7 @@ def check_recipe(
     all_stages = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
     estimates = [estimate_memory(engine.model, stage, longest, resident) for stage in all_stages]
     passes = recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
-    content = step_content or (f"questions with {completions} completions each, {passes:.3g} passes over the questions")
+    content = step_content or f"questions with {completions} completions each, {passes:.3g} passes over the questions"
     findings = _describe(recipe, sampler, rows, longest, content, max(estimates, key=lambda each: each.total))
     return CheckedRecipe(rows, sampler.session.markers, findings)
 
@@ -179,7 +174,7 @@ def _describe(
 
 def _check_environment(recipe: Recipe) -> None:
     """Check libraries, launcher, trackers and vLLM; raises RecipeError, OptionError."""
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+    if missing := [name for name in ("trl", "peft", "accelerate", "datasets") if find_spec(name) is None]:
         raise RecipeError(
             f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`", code="missing_library"
         )
@@ -189,6 +184,16 @@ def _check_environment(recipe: Recipe) -> None:
         from .vllm_sampler import check_arguments
 
         check_arguments(recipe.rollouts.vllm)
+
+
+def check_frozen(recipe: Recipe) -> None:
+    """Refuse settings that would change weights which a method freezes; raises RecipeError."""
+    if recipe.optimiser.lora is not None:
+        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
+    if recipe.optimiser.weight_decay:
+        raise RecipeError(
+            "optimiser.weight_decay would shrink weights that are not trained; accepted: 0", code="no_weight_decay"
+        )
 
 
 def check_trackers(names: Sequence[str]) -> None:

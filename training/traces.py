@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from .config import Recipe
 from .preflight import CheckedRecipe, Row
 from .processes import resumable_map
 from .rewards import Correctness
 from .sampling import FREE, CompletionRequest, RolloutSampler
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +37,6 @@ class SampledTrace:
         return len(self.ids)
 
 
-def rollout_identity(sampler: RolloutSampler, rows: Sequence[Row], samples: int, seed: int) -> dict[str, Any]:
-    """What decides the completions sampled for these rows; a file of another identity is not resumed."""
-    return {
-        "fingerprint": sampler.engine.fingerprint(),
-        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
-        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
-        "samples": samples,
-        "seed": seed,
-    }
-
-
 def collect_traces(
     recipe: Recipe,
     checked: CheckedRecipe,
@@ -55,7 +46,28 @@ def collect_traces(
     log: Callable[[str], None],
     effort: str | None = None,
 ) -> list[list[SampledTrace]]:
-    """Sample and grade `samples` completions of each question; resumed from the file `name`.jsonl in the recipe's out.
+    """Sample and grade completions of each question, see `map_questions`."""
+
+    def keep(traces: list[SampledTrace]) -> list[dict[str, Any]]:
+        return [asdict(trace) for trace in traces]
+
+    stored = map_questions(keep, recipe, checked, sampler, samples, name, log, effort=effort)
+    return [[SampledTrace(**values) for values in group] for group in stored]
+
+
+def map_questions(
+    keep: Callable[[list[SampledTrace]], T],
+    recipe: Recipe,
+    checked: CheckedRecipe,
+    sampler: RolloutSampler,
+    samples: int,
+    name: str,
+    log: Callable[[str], None],
+    *,
+    effort: str | None = None,
+    start_mode: str = FREE,
+) -> list[T]:
+    """What `keep` makes of `samples` graded completions of each question; resumed from `name`.jsonl in `recipe.out`.
 
     Args:
         effort: the tier to sample in; None for the question's own. Traces are always stored under the prompt of the
@@ -64,34 +76,40 @@ def collect_traces(
     Raises:
         CheckpointLogError: if the file belongs to other settings.
     """
-    rows, seed = checked.rows, recipe.seed
-    identity = {**rollout_identity(sampler, rows, samples, seed), "effort": effort}
+    rows = checked.rows
+    identity = {
+        "fingerprint": sampler.engine.fingerprint(),
+        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+        "samples": samples,
+        "seed": recipe.seed,
+        "effort": effort,
+    }
     with Correctness(checked.markers.close) as correct:
-        stored = resumable_map(
+
+        def sample(part: Sequence[Row], start: int) -> list[T]:
+            seed = recipe.seed + start
+            return [keep(group) for group in _sample_traces(sampler, part, samples, seed, correct, effort, start_mode)]
+
+        return resumable_map(
             recipe.out / f"{name}.jsonl",
             identity,
             rows,
             max(1, sampler.settings.batch // samples),
-            lambda part, start: [
-                [asdict(trace) for trace in group]
-                for group in sample_traces(sampler, part, samples, seed + start, correct, effort=effort)
-            ],
+            sample,
             lambda done: log(f"{name}: {done}/{len(rows)} questions"),
         )
-    return [[SampledTrace(**values) for values in group] for group in stored]
 
 
-def sample_traces(
+def _sample_traces(
     sampler: RolloutSampler,
     rows: Sequence[Row],
     samples: int,
     seed: int,
     correct: Correctness,
-    *,
-    effort: str | None = None,
-    start_mode: str = FREE,
+    effort: str | None,
+    start_mode: str,
 ) -> list[list[SampledTrace]]:
-    """Sample and grade completions of each question; `effort` as for `collect_traces`."""
     repeated = [row for row in rows for _ in range(samples)]
     requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
     prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows}

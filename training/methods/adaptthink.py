@@ -7,8 +7,7 @@ is relative to how the completions were really drawn, so the forced first tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any, Literal
 
@@ -16,12 +15,11 @@ from pydantic import Field
 
 from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
-from ..preflight import CheckedRecipe, Row, check_recipe
-from ..processes import resumable_map
+from ..preflight import CheckedRecipe, check_recipe
 from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
 from ..rollouts import GroupRollouts
 from ..sampling import RolloutSampler
-from ..traces import rollout_identity, sample_traces
+from ..traces import map_questions
 from ..training_run import TrainingRun
 from . import Method
 
@@ -93,34 +91,6 @@ def plan_group(generations: int, share: float) -> list[str]:
     return [NO_THINK] * no_think + [THINK] * (generations - no_think)
 
 
-def measure_reference(
-    sampler: RolloutSampler,
-    rows: Sequence[Row],
-    samples: int,
-    path: Path,
-    seed: int,
-    correct: Correctness,
-    log: Callable[[str], None],
-) -> list[float]:
-    """The share of `samples` thinking completions that are right, for each row.
-
-    Resumed from `path`; raises CheckpointLogError if that has another model, other questions or other settings.
-    """
-
-    def measure(part: Sequence[Row], start: int) -> list[float]:
-        groups = sample_traces(sampler, part, samples, seed + start, correct, start_mode=THINK)
-        return [fmean(trace.right for trace in group) for group in groups]
-
-    return resumable_map(
-        path,
-        rollout_identity(sampler, rows, samples, seed),
-        rows,
-        max(1, sampler.settings.batch // samples),
-        measure,
-        lambda done: log(f"reference accuracy: {done}/{len(rows)} questions"),
-    )
-
-
 def validate_recipe(recipe: AdaptThinkRecipe) -> CheckedRecipe:
     """See `Method.validate`."""
     return check_recipe(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
@@ -139,8 +109,16 @@ def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) ->
         no_think_tokens=settings.no_think_tokens,
     )
     with Correctness(close) as correct:
-        path, samples = recipe.out / "reference.jsonl", settings.reference_samples
-        accuracies = measure_reference(sampler, checked.rows, samples, path, recipe.seed, correct, run.log)
+        accuracies = map_questions(
+            lambda traces: fmean(trace.right for trace in traces),
+            recipe,
+            checked,
+            sampler,
+            settings.reference_samples,
+            "reference",
+            run.log,
+            start_mode=THINK,
+        )
         rows = [{**row, "reference": accuracy} for row, accuracy in zip(checked.rows, accuracies, strict=True)]
         run.log(f"before training, {fmean(accuracies):.1%} of thinking completions are right")
         rewards: list[Reward] = [correct, NoThinkBonus(settings.delta, close), ReferenceBaseline()]

@@ -20,7 +20,7 @@ from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, ConciseHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check_recipe
+from ..preflight import CheckedRecipe, check_frozen, check_recipe
 from ..sampling import RolloutSampler
 from ..traces import SampledTrace, collect_traces, shortest_right, split_by_mask
 from ..training_run import TrainingRun
@@ -51,6 +51,7 @@ class HintRecipe(Recipe):
 def validate_recipe(recipe: HintRecipe) -> CheckedRecipe:
     """See `Method.validate`."""
     make_policy(recipe)
+    check_frozen(recipe)
     settings = recipe.hint
     content = f"completions with a hint, the {settings.keep} shortest right of {settings.samples} for each question"
     return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
@@ -63,12 +64,6 @@ def make_policy(recipe: HintRecipe) -> ConciseHint:
         raise RecipeError(
             "rollouts.policies has no hint to learn; add `policies: {hint: {}}`, with settings of the policy if needed",
             code="no_hint_policy",
-        )
-    if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
-    if recipe.optimiser.weight_decay:
-        raise RecipeError(
-            "optimiser.weight_decay would shrink embeddings that are not trained; accepted: 0", code="no_weight_decay"
         )
     return ConciseHint(**settings)
 

@@ -233,7 +233,6 @@ class Alignment:
             max(1, self.recipe.rollouts.batch // (samples * len(modes))),
             make,
             lambda done: self.run.log(f"alignment: {done}/{len(self.rows)} questions"),
-            key="align ",
         )
         counts = Counter(mode for mode, _ in stored)
         routed = ", ".join(f"{counts[mode]} {mode}" for mode in modes)

@@ -22,7 +22,7 @@ from ...probes.research.shortcut import KIND, Shortcut
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, Row, check_recipe, load_meta_engine
+from ..preflight import CheckedRecipe, Row, check_frozen, check_recipe, load_meta_engine
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
 from ..traces import SampledTrace, collect_traces
@@ -60,10 +60,7 @@ class ShortcutRecipe(Recipe):
 
 def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
     """See `Method.validate`."""
-    if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
-    if recipe.optimiser.weight_decay:
-        raise RecipeError("optimiser.weight_decay is not supported by this method; accepted: 0", code="no_weight_decay")
+    check_frozen(recipe)
     config = load_meta_engine(recipe.model).model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
         raise RecipeError(
