@@ -71,7 +71,7 @@ class CheckpointLog:
         lines = [self._parse(line, number) for number, line in enumerate(complete.splitlines(), 1)]
         if lines:
             self._check_run(lines[0], head)
-        elif data and not _starts_like_head(data):
+        elif not f'{{"{_HEAD}": '.encode().startswith(data[: len(_HEAD) + 5]):  # not even cut off by a crash
             raise CheckpointLogError(f"{path} is not a checkpoint log; move it away, or choose another --out")
         self._completed = {line["key"]: line["value"] for line in lines[1:]}
         if len(complete) < len(data):
@@ -102,11 +102,6 @@ class CheckpointLog:
             "delete the file, or choose another --out",
             code="checkpoint_mismatch",
         )
-
-
-def _starts_like_head(data: bytes) -> bool:
-    """Whether these bytes may be the start of a first line that a crash cut off."""
-    return f'{{"{_HEAD}": '.encode().startswith(data[: len(_HEAD) + 5])
 
 
 def _shorten(value: Any) -> str:

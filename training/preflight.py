@@ -53,18 +53,17 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
         system = get_system_prompt(model)
         questions = [Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind) for task in tasks]
     head = [] if system is None else [{"role": "system", "content": system}]
-    return [_to_row(question, data.efforts[i % len(data.efforts)], head) for i, question in enumerate(questions)]
-
-
-def _to_row(question: Question, tier: str, head: list[dict[str, str]]) -> Row:
-    return {
-        "id": question.id,
-        "prompt": [*head, {"role": "user", "content": question.problem}],
-        "answer": question.answer,
-        "gym_entry": None if question.drawn is None else [question.drawn.name, question.drawn.entry],
-        "tier": tier,
-        "level": question.kind if question.level is None else question.level,
-    }
+    return [
+        {
+            "id": question.id,
+            "prompt": [*head, {"role": "user", "content": question.problem}],
+            "answer": question.answer,
+            "gym_entry": None if question.drawn is None else [question.drawn.name, question.drawn.entry],
+            "tier": data.efforts[i % len(data.efforts)],
+            "level": question.kind if question.level is None else question.level,
+        }
+        for i, question in enumerate(questions)
+    ]
 
 
 def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
@@ -136,8 +135,11 @@ def check_recipe(
     )
     stages, completions = stages or {}, completions or recipe.rollouts.generations
     dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
-    longest = _longest_prompt(sampler, rows)
-    problems = [*_check_questions(recipe, rows), *_check_lengths(recipe, sampler, rows, longest, no_think_tokens)]
+    try:
+        longest = max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
+    except (PromptError, OptionError) as error:
+        raise RecipeError(str(error), code=error.code) from None
+    problems = list(_check_questions(recipe, sampler, rows, longest, no_think_tokens))
     if resident.trained != "nothing":
         problems += _check_step_sizes(recipe, completions, dtype)
     for key, stage in stages.items():
@@ -222,21 +224,6 @@ def load_meta_engine(name: str) -> TransformersEngine:
     return TransformersEngine(model, tokenizer, name)
 
 
-def _longest_prompt(sampler: RolloutSampler, rows: Sequence[Row]) -> int:
-    """Tokens of the longest prompt; raises RecipeError for one that cannot be rendered."""
-    try:
-        return max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
-    except (PromptError, OptionError) as error:
-        raise RecipeError(str(error), code=error.code) from None
-
-
-def _check_questions(recipe: Recipe, rows: Sequence[Row]) -> Iterator[str]:
-    if len(rows) < recipe.rollouts.prompts:
-        yield f"there are {len(rows)} questions, but a step needs {recipe.rollouts.prompts}; lower rollouts.prompts"
-    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["gym_entry"] is None]:
-        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; add answers or remove them"
-
-
 def _check_step_sizes(recipe: Recipe, completions: int, dtype: Any) -> Iterator[str]:
     prompts = recipe.rollouts.prompts
     yield from _check_optimiser("optimiser", recipe.optimiser, prompts * completions, dtype)
@@ -266,9 +253,13 @@ def _check_stage(recipe: Recipe, key: str, settings: Optimiser, dtype: Any) -> I
         yield f"{key}.dtype is {settings.dtype!r}, but all stages share optimiser.dtype; remove it"
 
 
-def _check_lengths(
+def _check_questions(
     recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
 ) -> Iterator[str]:
+    if len(rows) < recipe.rollouts.prompts:
+        yield f"there are {len(rows)} questions, but a step needs {recipe.rollouts.prompts}; lower rollouts.prompts"
+    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["gym_entry"] is None]:
+        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; add answers or remove them"
     rollouts, context = recipe.rollouts, sampler.engine.context_length
     if context is not None and longest + rollouts.max_new_tokens > context:
         yield (

@@ -126,8 +126,9 @@ def resumable_map(
     done = _read_chunks(path, identity)
     state.wait_for_everyone()  # no process may write while others still read
     missing = [at for at in starts if str(at) not in done]
-    own = CheckpointLog(_process_path(path, state.process_index), identity)
-    for number, at in enumerate(missing[state.process_index :: state.num_processes]):
+    process = state.process_index
+    own = CheckpointLog(path.with_stem(f"{path.stem}-{process}") if process else path, identity)
+    for number, at in enumerate(missing[process :: state.num_processes]):
         left = missing[number * state.num_processes :]
         on_progress(len(rows) - sum(len(rows[start : start + size]) for start in left))
         own.get_or_compute(str(at), lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
@@ -136,14 +137,10 @@ def resumable_map(
     done = _read_chunks(path, identity)
     if lost := [at for at in starts if str(at) not in done]:
         raise RecipeError(
-            f"process {state.process_index} cannot find chunk {lost[0]} of {path}; all processes need the same disk",
+            f"process {process} cannot find chunk {lost[0]} of {path}; all processes need the same disk",
             code="no_shared_disk",
         )
     return [item for at in starts for item in done[str(at)]]
-
-
-def _process_path(path: Path, process: int) -> Path:
-    return path.with_stem(f"{path.stem}-{process}") if process else path
 
 
 def _read_chunks(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,7 @@ _LEFTOVER = re.compile(rf"\.|{re.escape(RECIPE)}\.\d+\.part$")
 """Names in a folder that do not make it a non-empty one: hidden files, and a recipe whose writing was interrupted."""
 
 
-def print_line(line: str) -> None:
-    """Print a line and flush it, so that redirected output is up to date."""
-    print(line, flush=True)
+print_line = partial(print, flush=True)
 
 
 def train(

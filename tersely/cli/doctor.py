@@ -217,10 +217,6 @@ def _cutting() -> GenerationOptions:
     )
 
 
-def _cut_fires(session: Session) -> DoctorCheck:
-    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
-
-
 def _hint_appears(session: Session) -> DoctorCheck:
     """Run with an early hint."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
@@ -233,11 +229,15 @@ def _hint_appears(session: Session) -> DoctorCheck:
     return DoctorCheck("hint", "fail", "was decided, but is not in the output", "report this with the model's name")
 
 
+def _cut_fires(session: Session) -> DoctorCheck:
+    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
+
+
 def _judge_cut(done: GenerationResult, close: str) -> DoctorCheck:
     cuts = [d for d in done.trace if d.acted and d.action == "close"]
+    if not cuts and close in done.text:
+        return DoctorCheck("cut", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
     if not cuts:
-        if close in done.text:
-            return DoctorCheck("cut", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
         remedy = "check the markers, or use --think-prompt: the model does not seem to open its thinking"
         return DoctorCheck("cut", "warn", f"did not fire: {done.usage.thinking} tokens of thinking were seen", remedy)
     forced = any(span.kind == "forced" and close in span.text for span in done.spans)

@@ -133,7 +133,9 @@ def _answer(
     if show is not None:
         _show_outcome(show, done)
     elif output == "quiet":
-        _print_answer(done)
+        if (line := format_outcome(done)) is not None:
+            print(line, file=sys.stderr)
+        print(done.answer)
     if comparing and not engine.interrupted:
         uncontrolled = replace(options, effort="normal", preset="off", policies=None, shadow=False)
         with spinner("running it uncontrolled"):
@@ -151,12 +153,6 @@ def _answer(
     if engine.interrupted:
         sys.stdout.flush()
         raise KeyboardInterrupt
-
-
-def _print_answer(done: GenerationResult) -> None:
-    if (line := format_outcome(done)) is not None:
-        print(line, file=sys.stderr)
-    print(done.answer)
 
 
 def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:

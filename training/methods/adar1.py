@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from pydantic import Field
 
@@ -139,20 +138,16 @@ def _write_merged(
     recipe: AdaR1Recipe, long: TransformersEngine, short: TransformersEngine, folder: Path, run: TrainingRun
 ) -> None:
     """Write the merged model, from which DPO also loads its reference; overwrites the weights of `long`."""
-    if not folder.is_dir():
-        merge_weights(long.model, short.model, recipe.adar1.share)
-        write_model(long.model, long.tokenizer, folder)
-        run.log(f"merged {recipe.adar1.share:.0%} of the long model with the short one")
-
-
-def merge_weights(long: Any, short: Any, share: float) -> None:
-    """Average the weights of two models into the first, with `share` for the first; in place to save memory."""
     import torch
 
-    others = dict(short.named_parameters())  # lists tied weights once
+    if folder.is_dir():
+        return
+    share, others = recipe.adar1.share, dict(short.model.named_parameters())  # lists tied weights once
     with torch.no_grad():
-        for name, weight in long.named_parameters():
+        for name, weight in long.model.named_parameters():
             weight.copy_(share * weight.float() + (1 - share) * others[name].float())
+    write_model(long.model, long.tokenizer, folder)
+    run.log(f"merged {share:.0%} of the long model with the short one")
 
 
 def make_pairs(

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, ConciseHint, find_learned_hint
@@ -93,6 +93,12 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             "has a hint; give the hint earlier, use easier questions, or raise rollouts.max_new_tokens",
             code="nothing_to_learn",
         )
+
+    @torch.no_grad()
+    def scale_change(model: Any, folder: Path) -> None:
+        table = model.get_input_embeddings().weight
+        table[ids] = before + settings.strength * (table[ids] - before)
+
     run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
     train_sft(
         run,
@@ -100,7 +106,7 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
         engine.model,
         engine.tokenizer,
         kept,
-        finish=lambda model, folder: scale_change(model, ids, before, settings.strength),
+        finish=scale_change,
     )
 
 
@@ -165,14 +171,6 @@ def freeze_except(model: Any, ids: Sequence[int]) -> None:
     chosen[list(ids)] = 1
     table.requires_grad_(True)
     table.register_hook(lambda gradient: gradient * chosen.to(gradient.device))
-
-
-@torch.no_grad()
-def scale_change(model: Any, ids: Sequence[int], before: Tensor, strength: float) -> None:
-    """Scale the change of these embeddings since `before`."""
-    table = model.get_input_embeddings().weight
-    rows = list(ids)
-    table[rows] = before + strength * (table[rows] - before)
 
 
 METHOD = Method(recipe=HintRecipe, validate=validate_recipe, train=train)

@@ -224,7 +224,11 @@ def train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     with Correctness(checked.markers.close) as correct:
         prober = CutProber(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            rank0_only(lambda: _write_analysis(prober, checked.rows, recipe, run))
+            found = rank0_only(lambda: analyse(prober, checked.rows, recipe))
+            run.log(
+                f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
+                f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
+            )
             return
         trainer = run.build_grpo_trainer(
             recipe,
@@ -239,23 +243,14 @@ def train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
         run.train_grpo(trainer, recipe)
 
 
-def _write_analysis(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe, run: TrainingRun) -> None:
-    analysis = analyse(prober, rows, recipe)
-    write(recipe.out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
-    run.log(
-        f"{analysis['wasted']:.1%} of {analysis['thinking_tokens']:.0f} thinking tokens came after the answer was "
-        f"settled ({analysis['completions']} completions, {analysis['cuts']:.1f} cuts each)"
-    )
-
-
 def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
-    """Where the thinking was settled, over all completions that thought and answered."""
+    """Find where the thinking was settled, over all completions that thought and answered; write analysis.json."""
     repeated = [row for row in rows for _ in range(recipe.vsrm.samples)]
     rollouts = prober.sampler([CompletionRequest(row["prompt"], row["tier"]) for row in repeated], recipe.seed)
     all_curves = zip(repeated, prober(rollouts, repeated, recipe.seed), strict=True)
     curves = [(row, curve) for row, curve in all_curves if curve.positions]
     tokens = sum(curve.positions[-1] for _, curve in curves)
-    return {
+    found = {
         "completions": len(curves),
         "without": len(rollouts) - len(curves),
         "cuts": fmean(len(curve.positions) - 1 for _, curve in curves) if curves else 0.0,
@@ -266,6 +261,8 @@ def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRe
             for row, curve in curves
         ],
     }
+    write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n")
+    return found
 
 
 METHOD = Method(recipe=VsrmRecipe, validate=validate_recipe, train=train)

@@ -99,7 +99,10 @@ def train_adapter(
     arrays = _init_arrays(states.early.shape[1], width, gate, generator, device)
     model.requires_grad_(False)
     optimizer = torch.optim.AdamW(arrays.values(), lr=optimiser.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, optimiser.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # linear warm-up, then a half cosine to zero
+        optimizer,
+        lambda step: min(1.0, (step + 1) / (optimiser.warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps)),
+    )
     for step in range(1, steps + 1):
         batch = torch.randint(len(states.early), (tokens,), generator=generator).to(device)
         early = states.early[batch]
@@ -135,7 +138,17 @@ def choose_threshold(
     `traces` are held out from training; `agreement` is the share of tokens whose likeliest next token is the model's.
     """
     states = collect_states(model, traces, layer, close)
-    scores, right = _score_states(model, arrays, states)
+    scores, chunks = (
+        score(arrays, states.early),
+        zip(states.early.split(_CHUNK), states.final.split(_CHUNK), strict=True),
+    )
+    # Whether the adapter's most likely token is the model's.
+    right = torch.cat(
+        [
+            _log_probs(model, apply_adapter(arrays, early)).argmax(-1) == _most_likely(model, final)
+            for early, final in chunks
+        ]
+    )
     order = scores.argsort(descending=True)
     rates = right[order].double().cumsum(0) / torch.arange(1, len(order) + 1, device=order.device)
     enough = (rates >= agreement).nonzero()
@@ -181,15 +194,6 @@ def measure_agreement(
     return left_rate, stayed_rate
 
 
-def _score_states(model: Any, arrays: Mapping[str, Tensor], states: ExitStates) -> tuple[Tensor, Tensor]:
-    """The gate's scores, and whether the adapter's most likely token is the model's."""
-    right = [
-        _log_probs(model, apply_adapter(arrays, early)).argmax(-1) == _most_likely(model, final)
-        for early, final in zip(states.early.split(_CHUNK), states.final.split(_CHUNK), strict=True)
-    ]
-    return score(arrays, states.early), torch.cat(right)
-
-
 def _make_batches(model: Any, traces: Sequence[SampledTrace], close: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ids, attention mask and thinking mask, all [rows, length] and padded on the right, the longest rows last."""
     order = sorted(traces, key=lambda trace: len(trace.prompt_ids) + trace.length)
@@ -225,11 +229,6 @@ def _init_arrays(
         "gate_out_bias": torch.zeros(()),
     }
     return {name: array.to(device).requires_grad_() for name, array in arrays.items()}
-
-
-def _rate(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _log_probs(model: Any, states: Tensor, normed: bool = False) -> Tensor:

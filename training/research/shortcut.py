@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from pydantic import Field
 
@@ -22,7 +21,7 @@ from ...probes.research.shortcut import KIND, Shortcut
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, Row, check_frozen, check_recipe, load_meta_engine
+from ..preflight import CheckedRecipe, check_frozen, check_recipe, load_meta_engine
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
 from ..traces import SampledTrace, collect_traces
@@ -130,7 +129,10 @@ def _train_shortcut(
         arrays={name: array.cpu().numpy() for name, array in arrays.items()},
         base={"name": recipe.model, "fingerprint": engine.fingerprint()},
         threshold=chosen.threshold,
-        provenance=make_provenance(recipe, checked.rows),
+        provenance={
+            "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
+            "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in checked.rows}),
+        },
         metrics=asdict(chosen),
     )
     save(shortcut, recipe.out / KIND)
@@ -151,14 +153,6 @@ def split_questions(
     random.Random(f"held out:{seed}").shuffle(order)
     count = round(held_out * len(order))
     return [trace for i in order[count:] for trace in sampled[i]], [t for i in order[:count] for t in sampled[i]]
-
-
-def make_provenance(recipe: ShortcutRecipe, rows: Sequence[Row]) -> dict[str, Any]:
-    """The recipe and the hashes of the questions that a shortcut was trained on."""
-    return {
-        "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
-        "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in rows}),
-    }
 
 
 METHOD = Method(recipe=ShortcutRecipe, validate=validate_recipe, train=train, results=(KIND,))

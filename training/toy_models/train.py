@@ -104,15 +104,6 @@ def rate_factor(done: float) -> float:
     return 1.0 if done < 0.45 else 1.0 - 0.98 * (done - 0.45) / 0.55
 
 
-def training_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """The mean loss of the predicted tokens by their weights."""
-    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
-    weights, targets = batch.weights[:, 1:], batch.ids[:, 1:]
-    keep = weights > 0
-    losses = F.cross_entropy(model.lm_head(hidden[keep]).float(), targets[keep], reduction="none")
-    return (losses * weights[keep]).sum() / weights[keep].sum()
-
-
 def train(
     size_name: str,
     out: Path,
@@ -169,14 +160,19 @@ def train(
 
 
 def _take_step(model: Any, opts: list[torch.optim.Optimizer], batch: Batch, half: bool) -> float:
+    """Learn the predicted tokens by their weights; returns the mean loss."""
+    weights, targets = batch.weights[:, 1:], batch.ids[:, 1:]
+    keep = weights > 0
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        loss = training_loss(model, batch)
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+        losses = F.cross_entropy(model.lm_head(hidden[keep]).float(), targets[keep], reduction="none")
+        loss = (losses * weights[keep]).sum() / weights[keep].sum()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for opt in opts:
         opt.step()
         opt.zero_grad(set_to_none=True)
-    return loss.item()
+    return float(loss)
 
 
 def _load_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> int:
