@@ -55,8 +55,8 @@ def format_error_details(details: Mapping[str, Any], model: type | None = None) 
             reason = message.removeprefix("Value error, ")
             return f"{path}: {reason}" if path else reason
     subject = f"{path} is" if path else "got"
-    accepted = _PLAIN.get(details["type"]) or _accepted(message)
-    return f"{subject} {_shorten(details['input'])}; accepted: {accepted}"
+    wanted = _PLAIN.get(details["type"]) or _accepted(message)
+    return f"{subject} {_shorten(details['input'])}; accepted: {wanted}"
 
 
 def format_location(location: Sequence[int | str]) -> str:

@@ -12,7 +12,7 @@ from .config import Recipe
 from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
 from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, WithoutTelemetry
-from .training_run import Finish, TrainingRun, accumulation_steps, common_arguments
+from .training_run import Finish, TrainingRun, common_arguments
 
 LOSS_MASK = "loss_mask"
 """Column of preference pairs: the masks of the chosen and the rejected completion."""
@@ -143,5 +143,5 @@ def schedule_examples(examples: list[Any], recipe: Recipe) -> list[Any]:
 
 
 def _offline_arguments(run: TrainingRun, recipe: Recipe) -> dict[str, Any]:
-    accumulate = accumulation_steps(recipe, recipe.rollouts.prompts)
-    return {**common_arguments(recipe, run.folder, accumulate), "train_sampling_strategy": "sequential"}
+    common = common_arguments(recipe, run.folder, recipe.rollouts.prompts)
+    return {**common, "train_sampling_strategy": "sequential"}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
-from ..io import WriteError, atomic_dir
+from ..io import atomic_dir
 from .callbacks import CollapseAlarm, CollapseError, GradientGuard, RunRecorder, prune_checkpoints
 from .config import Alarm, Lora, Recipe
 from .memory import make_lora_config
@@ -68,11 +67,11 @@ class TrainingRun:
 
         from .trainer import AdaptiveTrainer, GRPOConfig
 
-        steps = accumulation_steps(recipe, recipe.rollouts.prompts * recipe.rollouts.generations)
+        common = common_arguments(recipe, self.folder, recipe.rollouts.prompts * recipe.rollouts.generations)
         arguments = GRPOConfig(
-            **common_arguments(recipe, self.folder, steps),
+            **common,
             num_generations=recipe.rollouts.generations,
-            steps_per_generation=steps,
+            steps_per_generation=common["gradient_accumulation_steps"],
             max_completion_length=recipe.rollouts.max_new_tokens,
             temperature=recipe.rollouts.temperature,
             top_p=1.0,
@@ -124,13 +123,8 @@ class TrainingRun:
         self.log(f"wrote {path}")
 
 
-def accumulation_steps(recipe: Recipe, completions: int) -> int:
-    """Micro batches per process and optimizer step, for steps of so many completions."""
-    return completions // (recipe.optimiser.micro_batch * world_size())
-
-
-def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str, Any]:
-    """The arguments that all TRL trainers share."""
+def common_arguments(recipe: Recipe, folder: Path, completions: int) -> dict[str, Any]:
+    """The arguments that all TRL trainers share, for optimizer steps of so many completions."""
     import torch
 
     settings = recipe.optimiser
@@ -144,7 +138,7 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip_gradients,
         "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": accumulate,
+        "gradient_accumulation_steps": completions // (settings.micro_batch * world_size()),
         "gradient_checkpointing": settings.checkpoint_activations,
         "bf16": settings.autocast,
         "use_cpu": not torch.cuda.is_available(),
@@ -163,7 +157,7 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
 def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, finish: Finish | None = None) -> Path:
     """Write the model, or an adapter and (if `lora.merge`) the merged model; return the path of the last one."""
     if lora is not None:
-        with _model_dir(folder / ADAPTER) as part:
+        with atomic_dir(folder / ADAPTER) as part:
             model.save_pretrained(part)
         if not lora.merge:
             return folder / ADAPTER
@@ -173,21 +167,9 @@ def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, fini
 
 def write_model(model: Any, tokenizer: Any, out: Path, finish: Finish | None = None) -> Path:
     """Write a model and its tokenizer atomically, replacing what is there; raises WriteError."""
-    with _model_dir(out) as part:
+    with atomic_dir(out) as part:
         if finish is not None:
             finish(model, part)
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
     return out
-
-
-@contextmanager
-def _model_dir(out: Path) -> Iterator[Path]:
-    """See `atomic_dir`; a full disk makes safetensors raise an error of its own."""
-    from safetensors import SafetensorError
-
-    try:
-        with atomic_dir(out) as part:
-            yield part
-    except SafetensorError as error:
-        raise WriteError(f"cannot write {out}: {error}; free some disk space") from None

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax
 
-from ...controller.engines.transformers.hooks import find_decoder_layers
 from ...controller.engines.transformers.research.early_exit import apply_adapter, early_exit, score
 from ..config import Optimiser
 from ..sampling import DivergedError
@@ -65,16 +64,11 @@ def collect_states(model: Any, traces: Sequence[SampledTrace], layer: int, close
     """Collect the states of all thinking tokens, without early exits."""
     early, final = [], []
     for ids, mask, thinking in _make_batches(model, traces, close):
-        states: list[Tensor] = []
-        handle = find_decoder_layers(model, layer).module.register_forward_hook(
-            lambda module, inputs, output, states=states: states.append(output)
-        )
-        try:
-            last = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        finally:
-            handle.remove()
-        early.append(states[0][thinking])
-        final.append(last[thinking])
+        states = model.get_decoder()(
+            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        early.append(states[layer][thinking])
+        final.append(states[-1][thinking])
     return ExitStates(torch.cat(early).float(), torch.cat(final).float())
 
 

@@ -110,18 +110,6 @@ def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[s
         weight.copy_(mix_heads(heads, weights))
 
 
-def blend_model(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
-    """Write a model with a mixture of its heads into a new folder; raises ModelError, OptionError, WriteError."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    heads = load_heads(folder)
-    _normalise_weights(heads, weights)
-    check_new_folder(out)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    set_head_weights(model, heads, weights)
-    write_model(model, AutoTokenizer.from_pretrained(folder), out)
-
-
 def blend(
     model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -137,7 +125,14 @@ def blend(
             weights[name] = float(value)
         except ValueError:
             raise OptionError(f"--weight is {given!r}; accepted: NAME=WEIGHT, as in accuracy=1") from None
-    blend_model(model, out, weights)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    heads = load_heads(model)
+    _normalise_weights(heads, weights)
+    check_new_folder(out)
+    mixed: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    set_head_weights(mixed, heads, weights)
+    write_model(mixed, AutoTokenizer.from_pretrained(model), out)
     print(f"saved to {out}")
 
 

@@ -88,7 +88,7 @@ def load_base_weights(base: str, model: Qwen3ForCausalLM) -> None:
 
 def build_optimizers(model: nn.Module, size: ToySize) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest."""
-    matrices, others = [], []
+    matrices, others = list[nn.Parameter](), list[nn.Parameter]()
     for name, weight in model.named_parameters():
         (matrices if weight.ndim == 2 and "embed" not in name else others).append(weight)
     return [

@@ -230,7 +230,8 @@ def test_recipes_for_tasks_with_tools_are_checked(tmp_path: Path) -> None:
         with pytest.raises(RecipeError) as error:
             load_method("apo").validate(make_recipe("apo", tmp_path / "c", **wrong))
         assert error.value.code == code and key in str(error.value)
-    for wrong in ({"micro_batch": 3}, {"lora": {"merge": False}}, {"dtype": "bfloat16"}):
+    wrong_optimisers: list[dict[str, Any]] = [{"micro_batch": 3}, {"lora": {"merge": False}}, {"dtype": "bfloat16"}]
+    for wrong in wrong_optimisers:
         align = {"optimiser": {"micro_batch": 2, **wrong}}
         with pytest.raises(RecipeError) as error:
             load_method("apo").validate(make_recipe("apo", tmp_path / "f", apo={"forced": 1, "align": align}))
