@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from .config import Recipe
 from .preflight import CheckedRecipe, Row
@@ -47,11 +47,9 @@ def collect_traces(
     effort: str | None = None,
 ) -> list[list[SampledTrace]]:
     """Sample and grade completions of each question, see `map_questions`."""
-
-    def keep(traces: list[SampledTrace]) -> list[dict[str, Any]]:
-        return [asdict(trace) for trace in traces]
-
-    stored = map_questions(keep, recipe, checked, sampler, samples, name, log, effort=effort)
+    stored = map_questions(
+        lambda traces: [asdict(trace) for trace in traces], recipe, checked, sampler, samples, name, log, effort=effort
+    )
     return [[SampledTrace(**values) for values in group] for group in stored]
 
 
@@ -88,8 +86,20 @@ def map_questions(
     with Correctness(checked.markers.close) as correct:
 
         def sample(part: Sequence[Row], start: int) -> list[T]:
-            seed = recipe.seed + start
-            return [keep(group) for group in _sample_traces(sampler, part, samples, seed, correct, effort, start_mode)]
+            repeated = [row for row in part for _ in range(samples)]
+            requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
+            prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
+            traces = [
+                SampledTrace(
+                    prompt_ids=prompts[row["id"]],
+                    ids=list(rollout.ids),
+                    loss_mask=[int(not forced) for forced in rollout.forced],
+                    right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
+                    finished=rollout.finish_reason == "stop",
+                )
+                for row, rollout in zip(repeated, sampler(requests, recipe.seed + start), strict=True)
+            ]
+            return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
 
         return resumable_map(
             recipe.out / f"{name}.jsonl",
@@ -99,31 +109,6 @@ def map_questions(
             sample,
             lambda done: log(f"{name}: {done}/{len(rows)} questions"),
         )
-
-
-def _sample_traces(
-    sampler: RolloutSampler,
-    rows: Sequence[Row],
-    samples: int,
-    seed: int,
-    correct: Correctness,
-    effort: str | None,
-    start_mode: str,
-) -> list[list[SampledTrace]]:
-    repeated = [row for row in rows for _ in range(samples)]
-    requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
-    prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows}
-    traces = [
-        SampledTrace(
-            prompt_ids=prompts[row["id"]],
-            ids=list(rollout.ids),
-            loss_mask=[int(not forced) for forced in rollout.forced],
-            right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
-            finished=rollout.finish_reason == "stop",
-        )
-        for row, rollout in zip(repeated, sampler(requests, seed), strict=True)
-    ]
-    return [traces[at : at + samples] for at in range(0, len(traces), samples)]
 
 
 def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:

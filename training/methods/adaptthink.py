@@ -91,13 +91,11 @@ def plan_group(generations: int, share: float) -> list[str]:
     return [NO_THINK] * no_think + [THINK] * (generations - no_think)
 
 
-def validate_recipe(recipe: AdaptThinkRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: AdaptThinkRecipe) -> CheckedRecipe:
     return check_recipe(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
 
 
-def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings, close = recipe.adaptthink, checked.markers.close
     plan = plan_group(recipe.rollouts.generations, settings.share)
     sampler = RolloutSampler(
@@ -140,4 +138,4 @@ def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) ->
         run.train_grpo(trainer, recipe)
 
 
-METHOD = Method(recipe=AdaptThinkRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=AdaptThinkRecipe, validate=_validate, train=_train)

@@ -56,8 +56,7 @@ class AdaR1Recipe(Recipe):
     adar1: AdaR1 = AdaR1()
 
 
-def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: AdaR1Recipe) -> CheckedRecipe:
     return check_recipe(
         recipe,
         completions=1,
@@ -67,8 +66,7 @@ def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
     )
 
 
-def train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import build_dpo_trainer, schedule_examples, to_dpo_example
 
     settings, merged_folder = recipe.adar1, recipe.out / "merged" / MODEL
@@ -183,4 +181,4 @@ def make_pairs(
     return pairs
 
 
-METHOD = Method(recipe=AdaR1Recipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=AdaR1Recipe, validate=_validate, train=_train)

@@ -48,8 +48,7 @@ class HintRecipe(Recipe):
     hint: Hint = Hint()
 
 
-def validate_recipe(recipe: HintRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: HintRecipe) -> CheckedRecipe:
     make_policy(recipe)
     check_frozen(recipe)
     settings = recipe.hint
@@ -68,8 +67,7 @@ def make_policy(recipe: HintRecipe) -> ConciseHint:
     return ConciseHint(**settings)
 
 
-def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import train_sft
 
     engine, settings, words = run.load_model(recipe), recipe.hint, make_policy(recipe).text + PARAGRAPH
@@ -173,4 +171,4 @@ def freeze_except(model: Any, ids: Sequence[int]) -> None:
     table.register_hook(lambda gradient: gradient * chosen.to(gradient.device))
 
 
-METHOD = Method(recipe=HintRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=HintRecipe, validate=_validate, train=_train)

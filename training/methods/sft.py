@@ -40,15 +40,13 @@ class SftRecipe(Recipe):
     sft: Sft = Sft()
 
 
-def validate_recipe(recipe: SftRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: SftRecipe) -> CheckedRecipe:
     settings = recipe.sft
     content = f"completions, the {settings.keep} shortest right of {settings.samples} for each question"
     return check_recipe(recipe, completions=1, step_content=content)
 
 
-def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import train_sft
 
     engine, settings = run.load_model(recipe), recipe.sft
@@ -68,4 +66,4 @@ def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     train_sft(run, recipe, engine.model, engine.tokenizer, kept)
 
 
-METHOD = Method(recipe=SftRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=SftRecipe, validate=_validate, train=_train)

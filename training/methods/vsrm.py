@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -118,22 +117,11 @@ def find_settled(accuracies: Sequence[float], tolerance: float = 0.1) -> int:
     return next(i for i, accuracy in enumerate(accuracies) if accuracy >= accuracies[-1] - tolerance)
 
 
-@dataclass(frozen=True, slots=True)
-class AccuracyCurve:
+class AccuracyCurve(NamedTuple):
     """The accuracy of a completion if its thinking ended before each of these tokens, the last being its own end."""
 
     positions: tuple[int, ...]
     accuracies: tuple[float, ...]
-
-    def token_rewards(self, settings: Vsrm) -> list[tuple[int, float]]:
-        """The last token of each step and the step's reward, see `step_rewards`."""
-        rewards = step_rewards(self.accuracies, settings.look_ahead, settings.ineffective_penalty)
-        return [(position - 1, reward) for position, reward in zip(self.positions[1:], rewards, strict=True)]
-
-    @property
-    def token_values(self) -> list[tuple[int, float]]:
-        """The first token after each cut and the accuracy there."""
-        return list(zip(self.positions, self.accuracies, strict=True))
 
     @property
     def settled(self) -> int:
@@ -205,21 +193,22 @@ class StepRollouts(GroupRollouts):
         self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int
     ) -> dict[str, list[Any]]:
         """See `GroupRollouts.extra_columns` and `AdaptiveTrainer._token_advantages`."""
-        settings, curves = self.prober.settings, self.prober(rollouts, rows, seed)
-        rewards = [curve.token_rewards(settings) for curve in curves]
-        for rollout, steps in zip(rollouts, rewards, strict=True):
+        settings, curves, rewards = self.prober.settings, self.prober(rollouts, rows, seed), []
+        for rollout, curve in zip(rollouts, curves, strict=True):
+            worth = step_rewards(curve.accuracies, settings.look_ahead, settings.ineffective_penalty)
+            # At the last token of each step.
+            steps = [(position - 1, reward) for position, reward in zip(curve.positions[1:], worth, strict=True)]
             if rollout.finish_reason == "length" or not rollout.response:
                 steps.append((len(rollout.ids) - 1, -settings.unfinished_penalty))
-        return {"token_rewards": rewards, "token_values": [curve.token_values for curve in curves]}
+            rewards.append(steps)
+        return {"token_rewards": rewards, "token_values": [list(zip(*curve, strict=True)) for curve in curves]}
 
 
-def validate_recipe(recipe: VsrmRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
     return check_recipe(recipe, resident=ONE_MODEL if recipe.vsrm.train else ResidentModels(trained="nothing"))
 
 
-def train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
     with Correctness(checked.markers.close) as correct:
         prober = CutProber(sampler, recipe.vsrm, correct)
@@ -265,4 +254,4 @@ def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRe
     return found
 
 
-METHOD = Method(recipe=VsrmRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=VsrmRecipe, validate=_validate, train=_train)

@@ -125,8 +125,7 @@ class AdaptiveDiscount(Reward):
         return rewards
 
 
-def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: ApoRecipe) -> CheckedRecipe:
     settings = recipe.apo
     if settings.kl and load_tasks(recipe.data) is not None:
         raise RecipeError(
@@ -142,8 +141,7 @@ def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
     )
 
 
-def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings, close = recipe.apo, checked.markers.close
     tasks = load_tasks(recipe.data)
     forced = [mode for mode in recipe.modes for _ in range(settings.forced)]
@@ -274,4 +272,4 @@ def to_alignment_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
     return SampledTrace(list(step.prompt_ids), list(step.ids[:end]), mask[:end], right=True, finished=end == len(mask))
 
 
-METHOD = Method(recipe=ApoRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=ApoRecipe, validate=_validate, train=_train)

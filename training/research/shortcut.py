@@ -57,8 +57,7 @@ class ShortcutRecipe(Recipe):
     shortcut: ShortcutSettings
 
 
-def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: ShortcutRecipe) -> CheckedRecipe:
     check_frozen(recipe)
     config = load_meta_engine(recipe.model).model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
@@ -84,7 +83,7 @@ def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
     return replace(checked, findings=[steps if line.startswith("steps:") else line for line in checked.findings])
 
 
-def train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+def _train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`. A resumed run keeps its completions; training itself takes minutes and starts again."""
     engine, settings = run.load_model(recipe), recipe.shortcut
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
@@ -155,4 +154,4 @@ def split_questions(
     return [trace for i in order[count:] for trace in sampled[i]], [t for i in order[:count] for t in sampled[i]]
 
 
-METHOD = Method(recipe=ShortcutRecipe, validate=validate_recipe, train=train, results=(KIND,))
+METHOD = Method(recipe=ShortcutRecipe, validate=_validate, train=_train, results=(KIND,))

@@ -90,7 +90,7 @@ def test_invalid_shortcuts_are_refused(engine: TransformersEngine, changes: dict
 )
 def test_invalid_recipes_are_refused(sections: dict[str, Any], code: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
-        method.validate_recipe(
+        method.METHOD.validate(
             validate_recipe_values({**RECIPE, "out": tmp_path, **sections}, method.ShortcutRecipe, "the test")
         )
     assert refused.value.code == code
@@ -100,7 +100,7 @@ def test_unsupported_models_are_refused(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(method, "FAMILIES", ("llama",))
     recipe = validate_recipe_values({**RECIPE, "out": tmp_path}, method.ShortcutRecipe, "the test")
     with pytest.raises(RecipeError, match="'qwen3'"):
-        method.validate_recipe(recipe)
+        method.METHOD.validate(recipe)
 
 
 def test_only_thinking_of_the_model_is_learned() -> None:
