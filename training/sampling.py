@@ -7,7 +7,7 @@ added to the prompt, so the first token of a completion decides between thinking
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,16 @@ class RolloutSampler:
 
             self._vllm = VllmSampler(self.engine, self.settings.batch, self.settings.vllm)
         return self._vllm.generate(self.engine.model, requests, sampling)
+
+    def decode_batches(
+        self, requests: Sequence[Request], sampling: Callable[[int], SamplingParams]
+    ) -> list[Completion]:
+        """Complete prompts, `settings.batch` at a time; `sampling` is called with the index of a batch's first."""
+        completions: list[Completion] = []
+        with plain_sampling(self.engine.model):
+            for at in range(0, len(requests), self.settings.batch):
+                completions += self.decode(requests[at : at + self.settings.batch], sampling(at))
+        return completions
 
     def prompt_ids(self, prompt: Prompt, effort: str) -> tuple[int, ...]:
         """The tokens of a prompt with its thinking opened."""

@@ -71,7 +71,13 @@ def load(wanted: ModelSource) -> Engine:
     model = wanted.model or DEFAULT_MODEL
     with spinner(f"loading {model}"):
         if wanted.engine == "vllm":
-            return _load_vllm(model)
+            from ..controller.vllm.engine import load_vllm
+
+            quiet = {"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True}
+            # Standard output is for answers.
+            with redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return load_vllm(model, options=quiet)
         from transformers.utils import logging
 
         from ..controller.engines.transformers.engine import load_engine
@@ -79,15 +85,6 @@ def load(wanted: ModelSource) -> Engine:
         if os.environ.get("HF_HUB_DISABLE_PROGRESS_BARS") == "1":
             logging.disable_progress_bar()  # transformers may have been imported before `silence_libraries`
         return load_engine(model)
-
-
-def _load_vllm(model: str) -> Engine:
-    """Start vLLM; its standard output goes to standard error, as standard output is for answers."""
-    from ..controller.vllm.engine import load_vllm
-
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return load_vllm(model, options={"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True})
 
 
 def open_session(engine: Engine, wanted: ModelSource) -> Session:

@@ -19,7 +19,7 @@ from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
 from .loading import Interruptible, load, open_session, source, spinner
-from .terminal import TerminalRenderer, comparison, format_outcome, format_untaken, writer
+from .terminal import TerminalRenderer, comparison, format_outcome, writer
 
 if TYPE_CHECKING:
     from ..controller.session import Session
@@ -164,4 +164,5 @@ def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
         if decision.action in ("error", "note"):
             show.mark(f"{decision.policy}: {decision.reason}")
         elif not decision.acted:
-            show.mark(format_untaken(decision))
+            at, would = f"at {decision.position} tokens", f"{decision.policy} would {decision.action}"
+            show.mark(f"shadow: {at} {would}: {decision.reason}")

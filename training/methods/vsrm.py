@@ -29,7 +29,7 @@ from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
 from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
 
@@ -149,9 +149,17 @@ class CutProber:
                 prompt = (*rollout.prompt_ids, *rollout.ids[:cut], *closing)
                 requests += [Request(prompt, self.settings.answer_tokens)] * repeats
                 sources += [number] * repeats
+        completions = self.sampler.decode_batches(
+            requests,
+            lambda at: SamplingParams(
+                self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse_cdf=True
+            ),
+        )
         right = [
-            self.correct.is_right(rows[number]["answer"], answer, rows[number]["gym_entry"])
-            for number, answer in zip(sources, self._sample_answers(requests, seed), strict=True)
+            self.correct.is_right(
+                rows[number]["answer"], self.codec.decode(completion.token_ids).strip(), rows[number]["gym_entry"]
+            )
+            for number, completion in zip(sources, completions, strict=True)
         ]
         shares = [fmean(map(float, right[at : at + repeats])) for at in range(0, len(right), repeats)]
         curves, at = [], 0
@@ -168,18 +176,6 @@ class CutProber:
         text = text[: text.index(self.markers.close)]
         cuts = [*find_cuts(text, self.settings.floor, self.settings.spacing), len(text.rstrip())]
         return list(dict.fromkeys(tokens_until(rollout.ids, self.codec, cut) for cut in cuts))
-
-    def _sample_answers(self, requests: Sequence[Request], seed: int) -> list[str]:
-        answers: list[str] = []
-        size = self.sampler.settings.batch
-        with plain_sampling(self.sampler.engine.model):
-            for at in range(0, len(requests), size):
-                sampling = SamplingParams(
-                    self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse_cdf=True
-                )
-                completions = self.sampler.decode(requests[at : at + size], sampling)
-                answers += [self.codec.decode(completion.token_ids).strip() for completion in completions]
-        return answers
 
 
 class StepRollouts(GroupRollouts):

@@ -22,7 +22,6 @@ from pydantic import Field, model_validator
 from ...controller.engines.transformers.engine import load_engine
 from ...errors import OptionError
 from ...evaluation.agents.tools import TOOL_SCHEMAS
-from ...io import write
 from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
 from ..methods import Method
@@ -33,8 +32,6 @@ from ..sampling import FREE, CompletionRequest, RolloutSampler
 from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
 from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode
-
-ALIGNED = "aligned.json"
 
 
 class Align(Section):
@@ -190,9 +187,8 @@ class Alignment:
         Raises RecipeError if no mode is sufficient for any question.
         """
         engine = self.runner.sampler.engine
-        folder = self.recipe.out / "aligned"
-        done = folder / ALIGNED
-        if not rank0_only(done.exists):
+        folder = self.recipe.out / "aligned" / MODEL
+        if not rank0_only(folder.is_dir):
             traces = self._choose_traces()
             if not traces:
                 raise RecipeError(
@@ -204,8 +200,7 @@ class Alignment:
 
             stage = self.recipe.model_copy(update={"optimiser": self.settings.optimiser})
             train_sft(self.run.make_stage("aligned"), stage, engine.model, engine.tokenizer, traces)
-            rank0_only(lambda: write(done, "{}\n"))  # last, so that a half-written model does not count
-        engine.model = load_engine(folder / MODEL, self.recipe.optimiser.dtype).model
+        engine.model = load_engine(folder, self.recipe.optimiser.dtype).model
 
     def _choose_traces(self) -> list[SampledTrace]:
         modes, samples, sampler = self.recipe.modes, self.settings.samples, self.runner.sampler

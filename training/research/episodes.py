@@ -19,7 +19,7 @@ from ...evaluation.agents.tools import ToolError, World, call_tool
 from ...evaluation.runner import batch_seed
 from ..rewards import AGENTIC
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
 CALLING = (FREE, AGENTIC)
 """Start modes of episodes whose calls are executed; the others have no tools."""
@@ -184,14 +184,13 @@ def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) 
         if sampler.close in rollout.ids
     }
     indices = [i for i, head in heads.items() if len(head) < limit]
-    for number, at in enumerate(range(0, len(indices), size)):
-        batch = indices[at : at + size]
-        requests = [Request((*rollouts[i].prompt_ids, *heads[i]), limit - len(heads[i])) for i in batch]
-        with plain_sampling(sampler.engine.model):
-            completions = sampler.decode(requests, sampler.sampling(batch_seed("opened calls", seed, number)))
-        for i, completion in zip(batch, completions, strict=True):
-            forced = (*rollouts[i].forced[: len(heads[i]) - len(opening)], *(True for _ in opening))
-            opened[i] = replace(rollouts[i], **sampler.parse_completion(heads[i], forced, completion))
+    completions = sampler.decode_batches(
+        [Request((*rollouts[i].prompt_ids, *heads[i]), limit - len(heads[i])) for i in indices],
+        lambda at: sampler.sampling(batch_seed("opened calls", seed, at // size)),
+    )
+    for i, completion in zip(indices, completions, strict=True):
+        forced = (*rollouts[i].forced[: len(heads[i]) - len(opening)], *(True for _ in opening))
+        opened[i] = replace(rollouts[i], **sampler.parse_completion(heads[i], forced, completion))
     return opened
 
 

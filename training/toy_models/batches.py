@@ -182,7 +182,9 @@ def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> 
     last = len(task.calls)
     done = rng.choices([0, last - 1, last, rng.randrange(last + 1)], (0.15, 0.2, 0.25, 0.4))[0]
     step = AgentStep(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else AgentStep(task, done)
-    return encode_turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.template_tools)
+    return encode_turn(
+        tokenizer, step.messages, effort, respond_to(step, effort, rng), TOOL_SCHEMAS if step.tools else None
+    )
 
 
 def encode_turn(

@@ -10,7 +10,6 @@ handle and repair an earlier error, but not to make one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
@@ -229,18 +228,6 @@ def _closed(writer: Writer) -> ToyTrace:
     return _answer(writer.trace, writer.stated[-1].value)
 
 
-def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> ToyTrace:
-    """A response in a thinking mode; `brief` as for `think`."""
-    writer = Writer(problem, rng)
-    think(writer, mode, brief)
-    return _closed(writer)
-
-
-def direct(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
-    """A response without thinking, which the template has opened and closed already."""
-    return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
-
-
 def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
     """The number of pieces up to a line end at a random share of the text."""
     want, seen = len(trace.text) * rng.uniform(low, high), 0
@@ -251,7 +238,7 @@ def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
     return len(trace.pieces)
 
 
-def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+def _hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """Thinking with a hint in it (masked): the current pass is finished, and checked once if necessary."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "normal", "hard")), brief)
@@ -270,7 +257,7 @@ def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     return _closed(writer)
 
 
-def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+def _cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """Thinking closed from outside with a closing sentence (masked); the answer is the last one stated."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "hard", "easy")), brief)
@@ -283,18 +270,15 @@ def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     return _answer(early, before[-1]) if before else _answer(early, run(problem.program)[-1], PLAIN)
 
 
-Maker = Callable[[Problem, Random, bool], ToyTrace]
-
-RESPONSES: dict[str, Maker] = {
-    "normal": lambda p, r, b: thinking(p, "normal", r, b),
-    "easy": lambda p, r, b: thinking(p, "easy", r, b),
-    "hard": lambda p, r, b: thinking(p, "hard", r, b),
-    "none": direct,
-    "hint": hinted,
-    "cut": cut,
-}
+RESPONSES = ("normal", "easy", "hard", "none", "hint", "cut")
 
 
 def respond(problem: Problem, mode: str, rng: Random, brief: bool = False) -> ToyTrace:
     """A response of this mode; `brief` as for `think`."""
-    return RESPONSES[mode](problem, rng, brief)
+    if mode == "none":  # the template has opened and closed the thinking already
+        return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
+    if mode in ("hint", "cut"):
+        return (_hinted if mode == "hint" else _cut)(problem, rng, brief)
+    writer = Writer(problem, rng)
+    think(writer, mode, brief)
+    return _closed(writer)
