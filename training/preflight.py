@@ -133,21 +133,22 @@ def check_recipe(
         start=start,
         tools=TOOL_SCHEMAS if agentic else (),
     )
-    stages, completions = stages or {}, completions or recipe.rollouts.generations
+    completions = completions or recipe.rollouts.generations
+    optimisers = {"optimiser": recipe.optimiser, **(stages or {})}
     dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
     try:
         longest = max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
     except (PromptError, OptionError) as error:
         raise RecipeError(str(error), code=error.code) from None
     problems = list(_check_questions(recipe, sampler, rows, longest, no_think_tokens))
-    if resident.trained != "nothing":
-        problems += _check_step_sizes(recipe, completions, dtype)
-    for key, stage in stages.items():
-        problems += _check_stage(recipe, key, stage, dtype)
+    for key, settings in optimisers.items():
+        if resident.trained != "nothing":
+            size = recipe.rollouts.prompts * (completions if settings is recipe.optimiser else 1)
+            problems += _check_optimiser(recipe, key, settings, size, dtype)
     if problems:
         raise RecipeError("; ".join(problems), code="inconsistent_recipe")
     longest += recipe.rollouts.max_new_tokens
-    all_stages = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
+    all_stages = [recipe.model_copy(update={"optimiser": settings}) for settings in optimisers.values()]
     estimates = [estimate_memory(engine.model, stage, longest, resident) for stage in all_stages]
     passes = recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
     content = step_content or f"questions with {completions} completions each, {passes:.3g} passes over the questions"
@@ -224,14 +225,7 @@ def load_meta_engine(name: str) -> TransformersEngine:
     return TransformersEngine(model, tokenizer, name)
 
 
-def _check_step_sizes(recipe: Recipe, completions: int, dtype: Any) -> Iterator[str]:
-    prompts = recipe.rollouts.prompts
-    yield from _check_optimiser("optimiser", recipe.optimiser, prompts * completions, dtype)
-    if prompts % world_size():  # the completions of a question are compared, so one process has them all
-        yield f"rollouts.prompts is {prompts}, which {world_size()} processes cannot divide evenly"
-
-
-def _check_optimiser(key: str, settings: Optimiser, completions: int, dtype: Any) -> Iterator[str]:
+def _check_optimiser(recipe: Recipe, key: str, settings: Optimiser, completions: int, dtype: Any) -> Iterator[str]:
     if completions % (settings.micro_batch * world_size()):
         each = f" in each of {world_size()} processes" if world_size() > 1 else ""
         yield (
@@ -243,10 +237,11 @@ def _check_optimiser(key: str, settings: Optimiser, completions: int, dtype: Any
             f"all weights would be trained in {str(dtype).removeprefix('torch.')}, which rounds small updates away; "
             f"set optimiser.dtype to float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
         )
-
-
-def _check_stage(recipe: Recipe, key: str, settings: Optimiser, dtype: Any) -> Iterator[str]:
-    yield from _check_optimiser(key, settings, recipe.rollouts.prompts, dtype)
+    if settings is recipe.optimiser:
+        # The completions of a question are compared, so one process has them all.
+        if recipe.rollouts.prompts % world_size():
+            yield f"rollouts.prompts is {recipe.rollouts.prompts}, which {world_size()} processes cannot divide evenly"
+        return
     if settings.lora is not None and not settings.lora.merge:
         yield f"{key}.lora.merge is false, but the next stage starts from the merged model; remove it"
     if settings.dtype not in ("auto", recipe.optimiser.dtype):

@@ -220,12 +220,12 @@ def test_recipes_for_tasks_with_tools_are_checked(tmp_path: Path) -> None:
     with pytest.raises(OptionError) as unknown:
         load_rows(Data(task="agents:lokup"))
     assert unknown.value.code == "unknown_name"
-    wrong: dict[str, Any]
-    for wrong, code, key in (
+    cases: list[tuple[dict[str, Any], str, str]] = [
         ({"data": agents, "apo": {"forced": 2}, "rollouts": {"generations": 6}}, "invalid_value", "apo.forced"),
         ({"apo": {"followup_effort": "none"}}, "invalid_value", "apo.followup_effort"),
         ({"data": agents, "apo": {"kl": 0.1}, "model": MODEL_NAME}, "no_kl_with_tools", "apo.kl"),
-    ):
+    ]
+    for wrong, code, key in cases:
         wrong["apo"] = {"forced": 1, **wrong["apo"]}
         with pytest.raises(RecipeError) as error:
             load_method("apo").validate(make_recipe("apo", tmp_path / "c", **wrong))
