@@ -172,7 +172,7 @@ def _take_step(model: Any, opts: list[torch.optim.Optimizer], batch: Batch, half
     for opt in opts:
         opt.step()
         opt.zero_grad(set_to_none=True)
-    return float(loss)
+    return loss.item()
 
 
 def _load_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> int:
