@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,19 +133,12 @@ class RunRecorder(TrainerCallback):  # type: ignore[misc]
 def prune_checkpoints(folder: Path) -> Path | None:
     """Remove the checkpoints that are not good, such as half-written ones, and return the latest good one."""
     good = list_good_checkpoints(folder)
-    for _, checkpoint in _list_checkpoints(folder):
-        if checkpoint not in good:
-            shutil.rmtree(checkpoint)
+    for checkpoint in set(folder.glob("checkpoint-[0-9]*")).difference(good):
+        shutil.rmtree(checkpoint)
     return good[-1] if good else None
 
 
 def list_good_checkpoints(folder: Path) -> list[Path]:
     """The good checkpoints of a run, the latest last."""
-    return [checkpoint for _, checkpoint in sorted(_list_checkpoints(folder)) if (checkpoint / COMPLETE).is_file()]
-
-
-def _list_checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if path.is_dir() and step.isdigit():
-            yield int(step), path
+    good = (path.parent for path in folder.glob(f"checkpoint-[0-9]*/{COMPLETE}"))
+    return sorted(good, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))

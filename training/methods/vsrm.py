@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -161,12 +161,8 @@ class CutProber:
             )
             for number, completion in zip(sources, completions, strict=True)
         ]
-        shares = [fmean(map(float, right[at : at + repeats])) for at in range(0, len(right), repeats)]
-        curves, at = [], 0
-        for cuts in positions:
-            curves.append(AccuracyCurve(tuple(cuts), tuple(shares[at : at + len(cuts)])))
-            at += len(cuts)
-        return curves
+        shares = (fmean(map(float, right[at : at + repeats])) for at in range(0, len(right), repeats))
+        return [AccuracyCurve(tuple(cuts), tuple(islice(shares, len(cuts)))) for cuts in positions]
 
     def _find_positions(self, rollout: Rollout) -> list[int]:
         """Tokens before each cut, and last those before the closing marker."""
@@ -181,8 +177,8 @@ class CutProber:
 class StepRollouts(GroupRollouts):
     """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: RolloutSampler, prober: CutProber, size: int, seed: int) -> None:
-        super().__init__(sampler, [FREE] * size, seed)
+    def __init__(self, prober: CutProber, size: int, seed: int) -> None:
+        super().__init__(prober.sampler, [FREE] * size, seed)
         self.prober = prober
 
     def extra_columns(
@@ -218,7 +214,7 @@ def _train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None
         trainer = run.build_grpo_trainer(
             recipe,
             sampler,
-            StepRollouts(sampler, prober, recipe.rollouts.generations, recipe.seed),
+            StepRollouts(prober, recipe.rollouts.generations, recipe.seed),
             [correct],
             checked.rows,
             credit="tokens",
