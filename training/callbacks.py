@@ -66,6 +66,14 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
         if self.settings.action == "stop":
             control.should_training_stop = True
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; raises CollapseError."""
+        if self.raised is not None and self.settings.action == "stop":
+            raise CollapseError(
+                f"training was stopped at step {state.global_step}: {self.raised}; its checkpoints are in "
+                f"{args.output_dir}; change `alarm` in the recipe to stop later or only to warn"
+            )
+
     def find_collapse(self, logs: Sequence[Mapping[str, Any]]) -> str | None:
         """The reason why these logs, the latest last, show a collapse; None if they do not."""
         s = self.settings

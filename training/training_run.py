@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
 from ..io import atomic_dir
-from .callbacks import CollapseAlarm, CollapseError, GradientGuard, RunRecorder, prune_checkpoints
+from .callbacks import CollapseAlarm, GradientGuard, RunRecorder, prune_checkpoints
 from .config import Alarm, Lora, Recipe
 from .memory import make_lora_config
 from .preflight import Row, schedule_rows
@@ -19,7 +19,6 @@ from .processes import rank0_only, world_size
 if TYPE_CHECKING:
     from .rewards import Reward
     from .rollouts import GroupRollouts
-    from .sampling import RolloutSampler
     from .trainer import AdaptiveTrainer, Credit
 
 MODEL = "model"
@@ -53,7 +52,6 @@ class TrainingRun:
     def build_grpo_trainer(
         self,
         recipe: Recipe,
-        sampler: RolloutSampler,
         rollouts: GroupRollouts,
         rewards: Sequence[Reward],
         rows: Sequence[Row],
@@ -84,26 +82,16 @@ class TrainingRun:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             return AdaptiveTrainer(
-                model=sampler.engine.model,
+                model=rollouts.sampler.engine.model,
                 reward_funcs=list(rewards),
                 args=arguments,
                 train_dataset=Dataset.from_list(scheduled),
-                processing_class=sampler.engine.tokenizer,
+                processing_class=rollouts.sampler.engine.tokenizer,
                 peft_config=make_lora_config(recipe),
                 rollout_func=rollouts,
                 credit=credit,
                 alarm=CollapseAlarm(alarm, self.log),
                 callbacks=self.make_callbacks(),
-            )
-
-    def train_grpo(self, trainer: AdaptiveTrainer, recipe: Recipe) -> None:
-        """Train and write the model; raises CollapseError, DivergedError."""
-        self.run_trainer(trainer, recipe)
-        alarm = trainer.alarm
-        if alarm.raised is not None and alarm.settings.action == "stop":
-            raise CollapseError(
-                f"training was stopped at step {trainer.state.global_step}: {alarm.raised}; its checkpoints are in "
-                f"{self.folder}; change `alarm` in the recipe to stop later or only to warn"
             )
 
     def make_callbacks(self) -> list[Any]:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
 from ..preflight import CheckedRecipe, check_recipe
 from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
@@ -66,8 +65,6 @@ class NoThinkBonus(Reward):
 
     def __init__(self, delta: float = 0.05, marker: str = "</think>") -> None:
         """Prepare the reward; `marker` closes the thinking, and shows the mode without a column `mode`."""
-        if not 0 <= delta <= 1:
-            raise OptionError(f"delta is {delta}; accepted: a number from 0 to 1")
         self.delta, self.marker = delta, marker
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -124,7 +121,6 @@ def _train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -
             rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             GroupRollouts(sampler, plan, recipe.seed),
             rewards,
             rows,
@@ -135,7 +131,7 @@ def _train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -
             loss_type="grpo",
             scale_rewards="none",
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
 METHOD = Method(recipe=AdaptThinkRecipe, validate=_validate, train=_train)

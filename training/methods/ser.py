@@ -68,7 +68,6 @@ def _train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             weighted.append((HintBudget(settings.after_hint_tokens), settings.hint_weight))
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             GroupRollouts(sampler, [FREE] * recipe.rollouts.generations, recipe.seed),
             [reward for reward, _ in weighted],
             checked.rows,
@@ -77,7 +76,7 @@ def _train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             reward_weights=[weight for _, weight in weighted],
             beta=settings.kl,
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
 METHOD = Method(recipe=SerRecipe, validate=_validate, train=_train)

@@ -213,7 +213,6 @@ def _train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None
             return
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             StepRollouts(prober, recipe.rollouts.generations, recipe.seed),
             [correct],
             checked.rows,
@@ -221,7 +220,7 @@ def _train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None
             alarm=recipe.alarm,
             loss_type="dapo",
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
 def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:

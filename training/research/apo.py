@@ -17,10 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ...controller.engines.transformers.engine import load_engine
-from ...errors import OptionError
 from ...evaluation.agents.tools import TOOL_SCHEMAS
 from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
@@ -83,16 +82,6 @@ class ApoRecipe(Recipe):
         """The modes, from cheapest to most expensive."""
         return (NO_THINK, THINK) if load_tasks(self.data) is None else (NO_THINK, THINK, AGENTIC)
 
-    @model_validator(mode="after")
-    def _leave_some_free(self) -> ApoRecipe:
-        if len(self.modes) * self.apo.forced >= self.rollouts.generations:
-            raise OptionError(
-                f"apo.forced is {self.apo.forced} for each of {len(self.modes)} modes and rollouts.generations is "
-                f"{self.rollouts.generations}, which leaves no free completions to learn the choice from; raise "
-                "rollouts.generations"
-            )
-        return self
-
 
 class AdaptiveDiscount(Reward):
     """Correctness, of which thinking keeps `1 - p ** alpha` on an easy question; 0 without an answer.
@@ -104,8 +93,6 @@ class AdaptiveDiscount(Reward):
     name = "adaptive"
 
     def __init__(self, correct: Correctness, alpha: float = 2.0, easy: float = 0.5, marker: str = "</think>") -> None:
-        if alpha <= 0 or not 0 <= easy <= 1:
-            raise OptionError(f"alpha is {alpha} and easy is {easy}; accepted: alpha above 0, and easy from 0 to 1")
         self.correct, self.alpha, self.easy, self.marker = correct, alpha, easy, marker
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -128,6 +115,13 @@ def _validate(recipe: ApoRecipe) -> CheckedRecipe:
         raise RecipeError(
             "apo.kl does not take the weights of episodes into account; remove it for tasks with tools",
             code="no_kl_with_tools",
+        )
+    if len(recipe.modes) * settings.forced >= recipe.rollouts.generations:
+        raise RecipeError(
+            f"apo.forced is {settings.forced} for each of {len(recipe.modes)} modes and rollouts.generations is "
+            f"{recipe.rollouts.generations}, which leaves no free completions to learn the choice from; raise "
+            "rollouts.generations",
+            code="no_free_completions",
         )
     return check_recipe(
         recipe,
@@ -157,7 +151,6 @@ def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             Alignment(recipe, settings.align, runner, checked.rows, correct, run).align()
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             EpisodeRollouts(runner, plan, recipe.seed),
             [correct, AdaptiveDiscount(correct, settings.alpha, settings.easy, close)],
             checked.rows,
@@ -167,7 +160,7 @@ def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             reward_weights=[0.0, 1.0],
             beta=settings.kl,
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
 @dataclass(frozen=True, slots=True)

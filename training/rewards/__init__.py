@@ -259,8 +259,6 @@ class HintBudget(Reward):
     name = "hint_budget"
 
     def __init__(self, tokens: int = 128) -> None:
-        if tokens < 1:
-            raise OptionError(f"tokens after a hint is {tokens}; accepted: 1 or more")
         self.tokens = tokens
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:

@@ -221,7 +221,7 @@ def test_recipes_for_tasks_with_tools_are_checked(tmp_path: Path) -> None:
         load_rows(Data(task="agents:lokup"))
     assert unknown.value.code == "unknown_name"
     cases: list[tuple[dict[str, Any], str, str]] = [
-        ({"data": agents, "apo": {"forced": 2}, "rollouts": {"generations": 6}}, "invalid_value", "apo.forced"),
+        ({"data": agents, "apo": {"forced": 2}, "rollouts": {"generations": 6}}, "no_free_completions", "apo.forced"),
         ({"apo": {"followup_effort": "none"}}, "invalid_value", "apo.followup_effort"),
         ({"data": agents, "apo": {"kl": 0.1}, "model": MODEL_NAME}, "no_kl_with_tools", "apo.kl"),
     ]
