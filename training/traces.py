@@ -67,17 +67,13 @@ def map_questions(
 ) -> list[T]:
     """What `keep` makes of `samples` graded completions of each question; resumed from `name`.jsonl in `recipe.out`.
 
-    Args:
-        effort: the tier to sample in; None for the question's own. Traces are always stored under the prompt of the
-            question's own tier, so that it can learn what another tier writes.
-
-    Raises:
-        CheckpointLogError: if the file belongs to other settings.
+    `effort` is the tier to sample in, None for the question's own. Traces are always stored under the prompt of the
+    question's own tier, so that it can learn what another tier writes. Raises CheckpointLogError if the file belongs to
+    other settings.
     """
-    rows = checked.rows
     identity = {
         "fingerprint": sampler.engine.fingerprint(),
-        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+        "questions": [[row["id"], row["tier"], row["answer"]] for row in checked.rows],
         "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
         "samples": samples,
         "seed": recipe.seed,
@@ -104,10 +100,10 @@ def map_questions(
         return resumable_map(
             recipe.out / f"{name}.jsonl",
             identity,
-            rows,
+            checked.rows,
             max(1, sampler.settings.batch // samples),
             sample,
-            lambda done: log(f"{name}: {done}/{len(rows)} questions"),
+            lambda done: log(f"{name}: {done}/{len(checked.rows)} questions"),
         )
 
 

@@ -87,11 +87,16 @@ def load(wanted: ModelSource) -> Engine:
         return load_engine(model)
 
 
-def open_session(engine: Engine, wanted: ModelSource) -> Session:
+def open_session(
+    engine: Engine, wanted: ModelSource, helper: str | None = None, verifier: str | None = None
+) -> Session:
     """The session of a loaded model; raises MarkerError if its thinking markers are unknown."""
+    from ..controller.api import resolve_helper, resolve_verifier
     from ..controller.session import Session
 
-    return Session(engine, wanted.markers, wanted.think_prompt)
+    session = Session(engine, wanted.markers, wanted.think_prompt)
+    session.helper, session.verifier = resolve_helper(helper), resolve_verifier(verifier)
+    return session
 
 
 def silence_libraries() -> None:

@@ -73,10 +73,7 @@ def run(
     _check(chosen, trace)
     text = _prompt_text(prompt)
     with closing(Interruptible(load(origin))) as running:
-        session = open_session(running, origin)
-        from ..controller.api import resolve_helper, resolve_verifier
-
-        session.helper, session.verifier = resolve_helper(helper), resolve_verifier(verifier)
+        session = open_session(running, origin, helper, verifier)
         comparing = not (as_json or quiet) if compare is None else compare
         _answer(session, running, text, chosen, "json" if as_json else "quiet" if quiet else "full", comparing, trace)
 
