@@ -101,7 +101,8 @@ def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path
             f"{folder} already holds a run; add --resume to continue it, or choose another out", code="run_exists"
         )
     if changed := dict(_compare(_read_recipe(folder), values)):
-        untrained = not _has_trained(folder, method)
+        results = (MODEL, ADAPTER, *method.results)
+        untrained = not list_good_checkpoints(folder) and not any((folder / name).exists() for name in results)
         refused = [key for key in changed if not (untrained and key.startswith("optimiser.") and key != _DTYPE)]
         if refused:
             also = ", and until training starts the optimiser except its dtype" if untrained else ""
@@ -138,9 +139,3 @@ def _compare(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, str]]
         yield path, path
     elif before != now:
         yield path, f"{path} ({before!r}, now {now!r})"
-
-
-def _has_trained(folder: Path, method: Method[Any]) -> bool:
-    """Whether a run holds more than sampled completions."""
-    results = (MODEL, ADAPTER, *method.results)
-    return bool(list_good_checkpoints(folder)) or any((folder / name).exists() for name in results)

@@ -37,74 +37,64 @@ class SampledTrace:
         return len(self.ids)
 
 
-def collect_traces(
-    recipe: Recipe,
-    checked: CheckedRecipe,
-    sampler: RolloutSampler,
-    samples: int,
-    name: str,
-    log: Callable[[str], None],
-    effort: str | None = None,
-) -> list[list[SampledTrace]]:
-    """Sample and grade completions of each question, see `map_questions`."""
-    stored = map_questions(
-        lambda traces: [asdict(trace) for trace in traces], recipe, checked, sampler, samples, name, log, effort=effort
-    )
-    return [[SampledTrace(**values) for values in group] for group in stored]
+@dataclass(frozen=True, slots=True)
+class TraceCollector:
+    """Samples and grades completions of a recipe's questions; resumed from files in its folder.
 
-
-def map_questions(
-    keep: Callable[[list[SampledTrace]], T],
-    recipe: Recipe,
-    checked: CheckedRecipe,
-    sampler: RolloutSampler,
-    samples: int,
-    name: str,
-    log: Callable[[str], None],
-    *,
-    effort: str | None = None,
-    start_mode: str = FREE,
-) -> list[T]:
-    """What `keep` makes of `samples` graded completions of each question; resumed from `name`.jsonl in `recipe.out`.
-
-    `effort` is the tier to sample in, None for the question's own. Traces are always stored under the prompt of the
-    question's own tier, so that it can learn what another tier writes. Raises CheckpointLogError if the file belongs to
-    other settings.
+    Traces are always stored under the prompt of the question's own tier, so that it can learn what another tier writes.
+    Raises CheckpointLogError if a file belongs to other settings.
     """
-    identity = {
-        "fingerprint": sampler.engine.fingerprint(),
-        "questions": [[row["id"], row["tier"], row["answer"]] for row in checked.rows],
-        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
-        "samples": samples,
-        "seed": recipe.seed,
-        "effort": effort,
-    }
-    with Correctness(checked.markers.close) as correct:
 
-        def sample(part: Sequence[Row], start: int) -> list[T]:
-            repeated = [row for row in part for _ in range(samples)]
-            requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
-            prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
-            traces = [
-                SampledTrace(
-                    prompt_ids=prompts[row["id"]],
-                    ids=list(rollout.ids),
-                    loss_mask=[int(not forced) for forced in rollout.forced],
-                    right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
-                    finished=rollout.finish_reason == "stop",
-                )
-                for row, rollout in zip(repeated, sampler(requests, recipe.seed + start), strict=True)
-            ]
-            return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
+    recipe: Recipe
+    checked: CheckedRecipe
+    sampler: RolloutSampler
+    log: Callable[[str], None]
 
-        return resumable_map(
-            recipe.out / f"{name}.jsonl",
-            identity,
-            checked.rows,
-            max(1, sampler.settings.batch // samples),
-            sample,
-            lambda done: log(f"{name}: {done}/{len(checked.rows)} questions"),
-        )
+    def collect(self, name: str, samples: int, effort: str | None = None) -> list[list[SampledTrace]]:
+        """The completions of each question; `effort` is the tier to sample in, None for the question's own."""
+        stored = self.map(lambda traces: [asdict(trace) for trace in traces], name, samples, effort=effort)
+        return [[SampledTrace(**values) for values in group] for group in stored]
+
+    def map(
+        self,
+        keep: Callable[[list[SampledTrace]], T],
+        name: str,
+        samples: int,
+        *,
+        effort: str | None = None,
+        start_mode: str = FREE,
+    ) -> list[T]:
+        """What `keep` makes of the completions of each question, stored in the file `name`.jsonl."""
+        rows, sampler, seed = self.checked.rows, self.sampler, self.recipe.seed
+        identity = {
+            "fingerprint": sampler.engine.fingerprint(),
+            "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+            "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+            "samples": samples,
+            "seed": seed,
+            "effort": effort,
+        }
+        with Correctness(self.checked.markers.close) as correct:
+
+            def sample(part: Sequence[Row], start: int) -> list[T]:
+                repeated = [row for row in part for _ in range(samples)]
+                requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
+                prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
+                traces = [
+                    SampledTrace(
+                        prompt_ids=prompts[row["id"]],
+                        ids=list(rollout.ids),
+                        loss_mask=[int(not forced) for forced in rollout.forced],
+                        right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
+                        finished=rollout.finish_reason == "stop",
+                    )
+                    for row, rollout in zip(repeated, sampler(requests, seed + start), strict=True)
+                ]
+                return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
+
+            path, size = self.recipe.out / f"{name}.jsonl", max(1, sampler.settings.batch // samples)
+            progress = f"{name}: {{}}/{len(rows)} questions"
+            return resumable_map(path, identity, rows, size, sample, lambda done: self.log(progress.format(done)))
 
 
 def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:

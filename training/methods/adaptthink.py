@@ -18,7 +18,7 @@ from ..preflight import CheckedRecipe, check_recipe
 from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
 from ..rollouts import GroupRollouts
 from ..sampling import RolloutSampler
-from ..traces import map_questions
+from ..traces import TraceCollector
 from ..training_run import TrainingRun
 from . import Method
 
@@ -104,14 +104,10 @@ def _train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -
         no_think_tokens=settings.no_think_tokens,
     )
     with Correctness(close) as correct:
-        accuracies = map_questions(
+        accuracies = TraceCollector(recipe, checked, sampler, run.log).map(
             lambda traces: fmean(trace.right for trace in traces),
-            recipe,
-            checked,
-            sampler,
-            settings.reference_samples,
             "reference",
-            run.log,
+            settings.reference_samples,
             start_mode=THINK,
         )
         rows = [{**row, "reference": accuracy} for row, accuracy in zip(checked.rows, accuracies, strict=True)]

@@ -19,7 +19,7 @@ from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
+from ..traces import PreferencePair, SampledTrace, TraceCollector, shortest_right
 from ..training_run import MODEL, TrainingRun, write_model
 from . import Method
 
@@ -72,13 +72,8 @@ def _train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> Non
     settings, merged_folder = recipe.adar1, recipe.out / "merged" / MODEL
     with closing(run.load_model(recipe)) as long, closing(_train_short_parent(recipe, checked, long, run)) as short:
         long_traces, short_traces = (
-            collect_traces(
-                recipe,
-                checked,
-                RolloutSampler(engine, recipe.rollouts, checked.markers),
-                settings.samples,
-                f"{kind}-answers",
-                run.log,
+            TraceCollector(recipe, checked, RolloutSampler(engine, recipe.rollouts, checked.markers), run.log).collect(
+                f"{kind}-answers", settings.samples
             )
             for kind, engine in (("long", long), ("short", short))
         )
@@ -118,7 +113,8 @@ def _train_short_parent(
     folder = recipe.out / "short"
     if not rank0_only((folder / MODEL).is_dir):
         sampler = RolloutSampler(long, recipe.rollouts, checked.markers)
-        sampled = collect_traces(recipe, checked, sampler, 1, "short-traces", run.log, effort=recipe.adar1.short_effort)
+        collector = TraceCollector(recipe, checked, sampler, run.log)
+        sampled = collector.collect("short-traces", 1, recipe.adar1.short_effort)
         kept = [trace for group in sampled for trace in shortest_right(group, 1)]
         if not kept:
             raise RecipeError(

@@ -22,7 +22,7 @@ from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..preflight import CheckedRecipe, check_frozen, check_recipe
 from ..sampling import RolloutSampler
-from ..traces import SampledTrace, collect_traces, shortest_right, split_by_mask
+from ..traces import SampledTrace, TraceCollector, shortest_right, split_by_mask
 from ..training_run import TrainingRun
 from . import Method
 
@@ -77,7 +77,7 @@ def _train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None
         )
     check_free_rows(engine.model, engine.tokenizer, words)
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
+    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("traces", settings.samples)
     ids = add_hint_tokens(engine.model, engine.tokenizer, words)
     before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
     freeze_except(engine.model, ids)

@@ -13,7 +13,7 @@ from pydantic import Field
 from ..config import Recipe, RecipeError, Section, ThinkingEffort
 from ..preflight import CheckedRecipe, check_recipe
 from ..sampling import RolloutSampler
-from ..traces import collect_traces, shortest_right, to_sft
+from ..traces import TraceCollector, shortest_right, to_sft
 from ..training_run import TrainingRun
 from . import Method
 
@@ -51,7 +51,8 @@ def _train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
 
     engine, settings = run.load_model(recipe), recipe.sft
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log, settings.effort)
+    collector = TraceCollector(recipe, checked, sampler, run.log)
+    sampled = collector.collect("traces", settings.samples, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
     kept = [trace for group in traces for trace in shortest_right(group, settings.keep)]
     if not kept:

@@ -19,7 +19,7 @@ from ..memory import ResidentModels
 from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe
 from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, collect_traces
+from ..traces import PreferencePair, SampledTrace, TraceCollector
 from ..training_run import TrainingRun
 from .heads import Heads, install_heads, save_heads
 
@@ -78,7 +78,7 @@ def _validate(recipe: MahDpoRecipe) -> CheckedRecipe:
 def _train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings, engine = recipe.mahdpo, run.load_model(recipe)
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "answers", run.log)
+    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("answers", settings.samples)
     rng = Random(f"objectives:{recipe.seed}")
     pairs = {
         name: [

@@ -24,7 +24,7 @@ from ..methods import Method
 from ..preflight import CheckedRecipe, check_frozen, check_recipe, load_meta_engine
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
-from ..traces import SampledTrace, collect_traces
+from ..traces import SampledTrace, TraceCollector
 from ..training_run import TrainingRun
 
 
@@ -87,7 +87,7 @@ def _train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> 
     """See `Method.train`. A resumed run keeps its completions; training itself takes minutes and starts again."""
     engine, settings = run.load_model(recipe), recipe.shortcut
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
+    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("traces", settings.samples)
     rank0_only(lambda: _train_shortcut(recipe, checked, engine, sampler.close, sampled, run))
     run.log(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
 
