@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch import tensor
 
+from ..controller.engines.transformers.engine import TransformersEngine
 from .config import Recipe
 from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
@@ -56,8 +57,7 @@ class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
 def train_sft(
     run: TrainingRun,
     recipe: Recipe,
-    model: Any,
-    tokenizer: Any,
+    engine: TransformersEngine,
     traces: Sequence[SampledTrace],
     finish: Finish | None = None,
 ) -> None:
@@ -75,10 +75,10 @@ def train_sft(
         for trace in traces
     ]
     trainer = TokenSFTTrainer(
-        model=model,
+        model=engine.model,
         args=SFTConfig(**_offline_arguments(run, recipe), max_length=None, packing=False),
         train_dataset=Dataset.from_list(schedule_examples(rows, recipe)),
-        processing_class=tokenizer,
+        processing_class=engine.tokenizer,
         peft_config=make_lora_config(recipe),
         callbacks=run.make_callbacks(),
     )

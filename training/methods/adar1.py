@@ -124,7 +124,7 @@ def _train_short_parent(
         run.log(f"the short parent learns {len(kept)} completions")
         stage = recipe.model_copy(update={"optimiser": recipe.adar1.short})
         with closing(run.load_model(recipe)) as student:
-            train_sft(run.make_stage("short"), stage, student.model, student.tokenizer, kept)
+            train_sft(run.make_stage("short"), stage, student, kept)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 

@@ -98,14 +98,7 @@ def _train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None
         table[ids] = before + settings.strength * (table[ids] - before)
 
     run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
-    train_sft(
-        run,
-        recipe,
-        engine.model,
-        engine.tokenizer,
-        kept,
-        finish=scale_change,
-    )
+    train_sft(run, recipe, engine, kept, finish=scale_change)
 
 
 def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: str) -> SampledTrace | None:

@@ -64,7 +64,7 @@ def _train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     before = fmean(trace.length for group in sampled for trace in group)
     after = fmean(trace.length for trace in kept)
     run.log(f"learning {len(kept)} completions of {after:.0f} tokens on average; all sampled ones have {before:.0f}")
-    train_sft(run, recipe, engine.model, engine.tokenizer, kept)
+    train_sft(run, recipe, engine, kept)
 
 
 METHOD = Method(recipe=SftRecipe, validate=_validate, train=_train)

@@ -192,7 +192,7 @@ class Alignment:
             from ..offline import train_sft
 
             stage = self.recipe.model_copy(update={"optimiser": self.settings.optimiser})
-            train_sft(self.run.make_stage("aligned"), stage, engine.model, engine.tokenizer, traces)
+            train_sft(self.run.make_stage("aligned"), stage, engine, traces)
         engine.model = load_engine(folder, self.recipe.optimiser.dtype).model
 
     def _choose_traces(self) -> list[SampledTrace]:
