@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import Field
@@ -148,7 +148,7 @@ def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
         by_id = None if tasks is None else {task.id: task for task in tasks}
         runner = EpisodeRunner(sampler, by_id, settings.followup_effort, settings.max_steps)
         if settings.align is not None:
-            Alignment(recipe, settings.align, runner, checked.rows, correct, run).align()
+            _align(recipe, settings.align, runner, checked.rows, correct, run)
         trainer = run.build_grpo_trainer(
             recipe,
             EpisodeRollouts(runner, plan, recipe.seed),
@@ -163,73 +163,71 @@ def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
         run.run_trainer(trainer, recipe)
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """The first stage: learn by SFT, for each question, its cheapest sufficient mode."""
+def _align(
+    recipe: ApoRecipe,
+    settings: Align,
+    runner: EpisodeRunner,
+    rows: Sequence[Row],
+    correct: Correctness,
+    run: TrainingRun,
+) -> None:
+    """Learn by SFT, for each question, its cheapest sufficient mode; or load what an earlier run has learned."""
+    from ..offline import train_sft
 
-    recipe: ApoRecipe
-    settings: Align
-    runner: EpisodeRunner
-    rows: Sequence[Row]
-    correct: Correctness
-    run: TrainingRun
+    engine, folder = runner.sampler.engine, recipe.out / "aligned" / MODEL
+    if not rank0_only(folder.is_dir):
+        traces = _choose_traces(recipe, settings, runner, rows, correct, run)
+        if not traces:
+            raise RecipeError(
+                f"no mode is sufficient for any of {len(rows)} questions; use easier ones, or lower "
+                "apo.align.min_accuracy",
+                code="nothing_to_learn",
+            )
+        stage = recipe.model_copy(update={"optimiser": settings.optimiser})
+        train_sft(run.make_stage("aligned"), stage, engine, traces)
+    engine.model = load_engine(folder, recipe.optimiser.dtype).model
 
-    def align(self) -> None:
-        """Train the sampler's model, or load the result of an earlier run from `aligned/`.
 
-        Raises RecipeError if no mode is sufficient for any question.
-        """
-        engine = self.runner.sampler.engine
-        folder = self.recipe.out / "aligned" / MODEL
-        if not rank0_only(folder.is_dir):
-            traces = self._choose_traces()
-            if not traces:
-                raise RecipeError(
-                    f"no mode is sufficient for any of {len(self.rows)} questions; use easier ones, or lower "
-                    "apo.align.min_accuracy",
-                    code="nothing_to_learn",
-                )
-            from ..offline import train_sft
+def _choose_traces(
+    recipe: ApoRecipe,
+    settings: Align,
+    runner: EpisodeRunner,
+    rows: Sequence[Row],
+    correct: Correctness,
+    run: TrainingRun,
+) -> list[SampledTrace]:
+    modes, samples, sampler = recipe.modes, settings.samples, runner.sampler
 
-            stage = self.recipe.model_copy(update={"optimiser": self.settings.optimiser})
-            train_sft(self.run.make_stage("aligned"), stage, engine, traces)
-        engine.model = load_engine(folder, self.recipe.optimiser.dtype).model
+    def is_right(episode: TrainingEpisode) -> bool:
+        row = episode.row
+        if runner.tasks is not None:
+            return runner.tasks[row["id"]].solved_by(episode.answer)
+        return correct.is_right(row["answer"], episode.answer, row["gym_entry"])
 
-    def _choose_traces(self) -> list[SampledTrace]:
-        modes, samples, sampler = self.recipe.modes, self.settings.samples, self.runner.sampler
-        min_accuracy = self.settings.min_accuracy
+    def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
+        starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]
+        requests = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in starts]
+        episodes = runner(requests, [row for row, _ in starts], recipe.seed + start)
+        chosen = [
+            choose_cheapest([e for e in episodes if e.row is row], modes, settings.min_accuracy, is_right)
+            for row in part
+        ]
+        return [(e.mode, asdict(to_alignment_trace(e, sampler.close))) for e in chosen if e is not None]
 
-        def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
-            starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]
-            requests = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in starts]
-            episodes = self.runner(requests, [row for row, _ in starts], self.recipe.seed + start)
-            chosen = [
-                choose_cheapest([e for e in episodes if e.row is row], modes, min_accuracy, self._is_right)
-                for row in part
-            ]
-            return [(e.mode, asdict(to_alignment_trace(e, sampler.close))) for e in chosen if e is not None]
-
-        stored = resumable_map(
-            self.recipe.out / "aligned.jsonl",
-            {
-                "fingerprint": sampler.engine.fingerprint(),
-                "recipe": self.recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
-            },
-            self.rows,
-            max(1, self.recipe.rollouts.batch // (samples * len(modes))),
-            make,
-            lambda done: self.run.log(f"alignment: {done}/{len(self.rows)} questions"),
-        )
-        counts = Counter(mode for mode, _ in stored)
-        routed = ", ".join(f"{counts[mode]} {mode}" for mode in modes)
-        self.run.log(f"routed {len(stored)} of {len(self.rows)} questions: {routed}")
-        return [SampledTrace(**values) for _, values in stored]
-
-    def _is_right(self, episode: TrainingEpisode) -> bool:
-        row: Any = episode.row
-        if self.runner.tasks is not None:
-            return self.runner.tasks[row["id"]].solved_by(episode.answer)
-        return self.correct.is_right(row["answer"], episode.answer, row["gym_entry"])
+    stored = resumable_map(
+        recipe.out / "aligned.jsonl",
+        {
+            "fingerprint": sampler.engine.fingerprint(),
+            "recipe": recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
+        },
+        rows,
+        max(1, recipe.rollouts.batch // (samples * len(modes))),
+        make,
+        lambda done: run.log(f"alignment: {done}/{len(rows)} questions"),
+    )
+    counts = Counter(mode for mode, _ in stored)
+    run.log(f"routed {len(stored)} of {len(rows)} questions: {', '.join(f'{counts[mode]} {mode}' for mode in modes)}")
+    return [SampledTrace(**values) for _, values in stored]
 
 
 def choose_cheapest(
