@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
@@ -40,7 +40,7 @@ class Section(FrozenModel):
     def _coerce(cls, value: Any, info: ValidationInfo) -> Any:
         """Accept a single string for a list of strings; refuse YAML booleans (yes, on) as numbers."""
         annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, str) and get_origin(annotation) is tuple:
+        if isinstance(value, str) and annotation == tuple[str, ...]:
             return (value,)
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
             raise ValueError(f"got {value}; accepted: a number")
@@ -60,7 +60,12 @@ class Data(Section):
     split: str = "train"
     questions: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0)
-    efforts: tuple[ThinkingEffort, ...] = Field(default=("normal",), min_length=1)
+    efforts: tuple[str, ...] = Field(default=("normal",), min_length=1)
+
+    @field_validator("efforts")
+    @classmethod
+    def _check_efforts(cls, efforts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_check_thinking, efforts))
 
 
 class Rollouts(Section):

@@ -68,7 +68,7 @@ def test_a_good_recipe_is_described(tmp_path: Path) -> None:
         ({"adaptthink": {"delta": 2}}, "invalid_value: adaptthink.delta 2 1"),
         ({"optimiser": {"micro_batch": 3}}, "inconsistent_recipe: optimiser.micro_batch 3"),
         ({"data": {"questions": 1}}, "inconsistent_recipe: 1 2 rollouts.prompts"),
-        ({"data": {"efforts": ["none"]}}, "invalid_value: data.efforts[0] 'none'"),
+        ({"data": {"efforts": ["none"]}}, "invalid_value: data.efforts 'none'"),
         ({"rollouts": {"thinking_budget": 180}}, "inconsistent_recipe: rollouts.max_new_tokens 180 64 244"),
         ({"rollouts": {"max_new_tokens": 4000}}, "inconsistent_recipe: rollouts.max_new_tokens 4000 4096"),
         ({"rollouts": {"answer_reserve": 2}}, "inconsistent_recipe: rollouts.answer_reserve 2"),
