@@ -38,28 +38,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_POLICY_NAMES = "AskHelper AskVerifier Close Delegate Inject Note Policy PolicyView ReviewDraft Trial Wait".split()
-_HOMES = {
-    "LLM": "tersely.controller.vllm.llm",
-    "Budget": "tersely.controller.budgets",
-    "Capability": "tersely.controller.types",
-    "ChatTersely": "tersely.controller.integrations.langchain.chat_model",
-    "Controller": "tersely.controller.controller",
-    "Decision": "tersely.controller.trace",
-    "GenerationOptions": "tersely.controller.options",
-    "GenerationResult": "tersely.controller.trace",
-    "Markers": "tersely.controller.text.markers",
-    "TerselyError": "tersely.errors",
-    "Usage": "tersely.controller.trace",
-    "connect": "tersely.controller.engines.openai.completions",
-    "custom_generate": "tersely.controller.api",
-    "generate": "tersely.controller.api",
-    "load_config": "tersely.controller.options",
-    "load_engine": "tersely.controller.engines.transformers.engine",
-    "middleware": "tersely.controller.integrations.langchain",
-    "sample": "tersely.controller.api",
-    **dict.fromkeys(_POLICY_NAMES, "tersely.controller.policies.base"),
+_NAMES = {
+    "tersely.controller.api": "custom_generate generate sample",
+    "tersely.controller.budgets": "Budget",
+    "tersely.controller.controller": "Controller",
+    "tersely.controller.engines.openai.completions": "connect",
+    "tersely.controller.engines.transformers.engine": "load_engine",
+    "tersely.controller.integrations.langchain": "middleware",
+    "tersely.controller.integrations.langchain.chat_model": "ChatTersely",
+    "tersely.controller.options": "GenerationOptions load_config",
+    "tersely.controller.policies.base": (
+        "AskHelper AskVerifier Close Delegate Inject Note Policy PolicyView ReviewDraft Trial Wait"
+    ),
+    "tersely.controller.text.markers": "Markers",
+    "tersely.controller.trace": "Decision GenerationResult Usage",
+    "tersely.controller.types": "Capability",
+    "tersely.controller.vllm.llm": "LLM",
+    "tersely.errors": "TerselyError",
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 _EXTRAS = {"LLM": "vllm", "ChatTersely": "langchain", "middleware": "langchain"}
 
 __all__ = [

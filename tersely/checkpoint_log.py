@@ -34,23 +34,19 @@ class CheckpointLog:
     def __init__(self, path: Path | None, run: Mapping[str, Any]) -> None:
         self.path = path
         self._head = {_HEAD: dict(run)}
-        self._completed: dict[str, Any] = {}
+        self.completed: dict[str, Any] = {}
+        """Values of the finished pieces by key."""
         if path is not None and path.exists():
             self._read(path, json.loads(json.dumps(self._head)))
 
-    @property
-    def completed(self) -> Mapping[str, Any]:
-        """Values of the finished pieces by key."""
-        return self._completed
-
     def get_or_compute(self, key: str, compute: Callable[[], Any]) -> Any:
         """Return the stored value (JSON) of a piece, computing and storing it first if needed; raises WriteError."""
-        if key not in self._completed:
+        if key not in self.completed:
             line = json.dumps({"key": key, "value": compute()})
             if self.path is not None:
                 self._append(self.path, line)
-            self._completed[key] = json.loads(line)["value"]  # as a resumed run would read it
-        return self._completed[key]
+            self.completed[key] = json.loads(line)["value"]  # as a resumed run would read it
+        return self.completed[key]
 
     def remove(self) -> None:
         """Delete the file once the results are saved elsewhere."""
@@ -71,9 +67,9 @@ class CheckpointLog:
         lines = [self._parse(line, number) for number, line in enumerate(complete.splitlines(), 1)]
         if lines:
             self._check_run(lines[0], head)
-        elif data and not _starts_like_head(data):
+        elif not f'{{"{_HEAD}": '.encode().startswith(data[: len(_HEAD) + 5]):  # not even cut off by a crash
             raise CheckpointLogError(f"{path} is not a checkpoint log; move it away, or choose another --out")
-        self._completed = {line["key"]: line["value"] for line in lines[1:]}
+        self.completed = {line["key"]: line["value"] for line in lines[1:]}
         if len(complete) < len(data):
             with path.open("rb+") as file:
                 file.truncate(len(complete))
@@ -102,11 +98,6 @@ class CheckpointLog:
             "delete the file, or choose another --out",
             code="checkpoint_mismatch",
         )
-
-
-def _starts_like_head(data: bytes) -> bool:
-    """Whether these bytes may be the start of a first line that a crash cut off."""
-    return f'{{"{_HEAD}": '.encode().startswith(data[: len(_HEAD) + 5])
 
 
 def _shorten(value: Any) -> str:

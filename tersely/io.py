@@ -9,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from safetensors import SafetensorError
+
 from .errors import OptionError, TerselyError
 
 
@@ -69,25 +71,20 @@ def atomic_dir(out: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
         part.mkdir(parents=True)
         yield part
-        _replace(goal, part, before)
+        if goal.exists():
+            goal.rename(before)
+        try:
+            part.rename(goal)
+        except OSError:
+            if before.exists():
+                before.rename(goal)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
     except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        if isinstance(error, TerselyError) or not isinstance(error, OSError):
+        if isinstance(error, TerselyError) or not isinstance(error, OSError | SafetensorError):  # of a full disk
             raise
-        raise WriteError(f"{out} cannot be written: {error.strerror or error}; choose another place") from None
-
-
-def _replace(goal: Path, part: Path, before: Path) -> None:
-    """Put a folder in the place of another, which stands there again if that does not work."""
-    if goal.exists():
-        goal.rename(before)
-    try:
-        part.rename(goal)
-    except OSError:
-        if before.exists():
-            before.rename(goal)
-        raise
-    shutil.rmtree(before, ignore_errors=True)
+        raise WriteError(f"{out} cannot be written: {error}; choose another place") from None
 
 
 def append_line(path: Path, line: bytes, *, to_disk: bool = False) -> None:

@@ -23,6 +23,8 @@ class FrozenModel(BaseModel):
 
 Model = TypeVar("Model", bound=BaseModel)
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+_PLAIN = {"tuple_type": "a list", "model_type": "an object", "mapping_type": "an object", "path_type": "a path"}
+"""What is accepted, where pydantic's messages name Python types."""
 _MAX_SHOWN = 60  # characters of a rejected value
 
 
@@ -53,7 +55,8 @@ def format_error_details(details: Mapping[str, Any], model: type | None = None) 
             reason = message.removeprefix("Value error, ")
             return f"{path}: {reason}" if path else reason
     subject = f"{path} is" if path else "got"
-    return f"{subject} {_shorten(details['input'])}; accepted: {_accepted(message)}"
+    wanted = _PLAIN.get(details["type"]) or _accepted(message)
+    return f"{subject} {_shorten(details['input'])}; accepted: {wanted}"
 
 
 def format_location(location: Sequence[int | str]) -> str:

@@ -1,11 +1,11 @@
-"""Trainer callbacks: finite gradients, collapse of the policy, progress, the log curve, good checkpoints."""
+"""Trainer callbacks: finite gradients, collapse of the policy, and the record of a run."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
     It reads the trainer's log history, so a resumed run alarms exactly as an uninterrupted one.
     """
 
-    def __init__(self, settings: Alarm, log: Callable[[str], None] = print) -> None:
+    def __init__(self, settings: Alarm, log: Callable[[str], None]) -> None:
         self.settings, self.log = settings, log
         self.raised: str | None = None
 
@@ -65,6 +65,14 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
         self.log(f"collapse alarm at step {state.global_step}: {reason}")
         if self.settings.action == "stop":
             control.should_training_stop = True
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; raises CollapseError."""
+        if self.raised is not None and self.settings.action == "stop":
+            raise CollapseError(
+                f"training was stopped at step {state.global_step}: {self.raised}; its checkpoints are in "
+                f"{args.output_dir}; change `alarm` in the recipe to stop later or only to warn"
+            )
 
     def find_collapse(self, logs: Sequence[Mapping[str, Any]]) -> str | None:
         """The reason why these logs, the latest last, show a collapse; None if they do not."""
@@ -83,21 +91,31 @@ class CollapseAlarm(TrainerCallback):  # type: ignore[misc]
         return None
 
 
-class Progress(TrainerCallback):  # type: ignore[misc]
-    """Logs progress, metrics and the time left."""
+class RunRecorder(TrainerCallback):  # type: ignore[misc]
+    """Logs progress, writes all logs to `curve.jsonl`, and marks good checkpoints.
 
-    def __init__(self, log: Callable[[str], None] = print, clock: Callable[[], float] = time.monotonic) -> None:
-        self.log, self.clock = log, clock
+    On resuming, logs after the checkpoint are removed from the curve. A checkpoint is good once the next step has
+    succeeded, which a diverged model's never does.
+    """
+
+    def __init__(self, folder: Path, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self.curve, self.log, self.clock = folder / CURVE, log, clock
         self._start_time, self._start_step = 0.0, 0
+        self._pending: Path | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
         self._start_time, self._start_step = self.clock(), state.global_step
+        if state.is_world_process_zero:
+            write(self.curve, "".join(json.dumps(log) + "\n" for log in state.log_history))
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        steps = state.global_step - self._start_step
-        if not state.is_world_process_zero or not steps or "loss" not in (logs or {}):
+        if not state.is_world_process_zero:
+            return
+        logs, steps = state.log_history[-1], state.global_step - self._start_step
+        append_line(self.curve, json.dumps(logs).encode())
+        if not steps or "loss" not in logs:
             return
         seconds = (self.clock() - self._start_time) / steps
         minutes = seconds * (state.max_steps - state.global_step) / 60
@@ -106,30 +124,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             f"step {state.global_step}/{state.max_steps} ({state.global_step / state.max_steps:.0%})  {metrics}  "
             f"{seconds:.1f} s/step, {minutes:.0f} min left"
         )
-
-
-class CurveWriter(TrainerCallback):  # type: ignore[misc]
-    """Writes all logs to `curve.jsonl`. On resuming, logs after the checkpoint are removed from it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / CURVE
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
-        if state.is_world_process_zero:
-            write(self.path, "".join(json.dumps(log) + "\n" for log in state.log_history))
-
-    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
-        if state.is_world_process_zero:
-            append_line(self.path, json.dumps(state.log_history[-1]).encode())
-
-
-class CheckpointMarker(TrainerCallback):  # type: ignore[misc]
-    """Marks a checkpoint as good after the next step has succeeded, which a diverged model's never does."""
-
-    def __init__(self) -> None:
-        self._pending: Path | None = None
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
@@ -141,27 +135,18 @@ class CheckpointMarker(TrainerCallback):  # type: ignore[misc]
             write(self._pending / COMPLETE, json.dumps({"seen_good_at": state.global_step}) + "\n")
         self._pending = None
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
-        self.on_step_end(args, state, control)
+    on_train_end = on_step_end
 
 
 def prune_checkpoints(folder: Path) -> Path | None:
     """Remove the checkpoints that are not good, such as half-written ones, and return the latest good one."""
     good = list_good_checkpoints(folder)
-    for _, checkpoint in _list_checkpoints(folder):
-        if checkpoint not in good:
-            shutil.rmtree(checkpoint)
+    for checkpoint in set(folder.glob("checkpoint-[0-9]*")).difference(good):
+        shutil.rmtree(checkpoint)
     return good[-1] if good else None
 
 
 def list_good_checkpoints(folder: Path) -> list[Path]:
     """The good checkpoints of a run, the latest last."""
-    return [checkpoint for _, checkpoint in sorted(_list_checkpoints(folder)) if (checkpoint / COMPLETE).is_file()]
-
-
-def _list_checkpoints(folder: Path) -> Iterator[tuple[int, Path]]:
-    for path in folder.glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if path.is_dir() and step.isdigit():
-            yield int(step), path
+    good = (path.parent for path in folder.glob(f"checkpoint-[0-9]*/{COMPLETE}"))
+    return sorted(good, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-")))

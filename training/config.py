@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 
-from ..errors import TerselyError, did_you_mean
-from ..validation import FrozenModel
+from ..controller.budgets import canonical_effort
+from ..errors import TerselyError
+from ..validation import FrozenModel, format_error_details
 
 CHANGEABLE = ("out", "saving", "alarm")
 """Keys of a recipe that may differ when a run is resumed."""
@@ -19,6 +20,16 @@ class RecipeError(TerselyError, ValueError):
     """The recipe of a training run is not accepted."""
 
     code = "invalid_recipe"
+
+
+def _check_thinking(effort: str) -> str:
+    if canonical_effort(effort) in ("none", "auto"):
+        raise ValueError(f"effort {effort!r} leaves no choice to learn; accepted: easy, normal or hard")
+    return effort
+
+
+ThinkingEffort = Annotated[str, AfterValidator(_check_thinking)]
+"""A tier with thinking."""
 
 
 class Section(FrozenModel):
@@ -32,7 +43,7 @@ class Section(FrozenModel):
         if isinstance(value, str) and annotation == tuple[str, ...]:
             return (value,)
         if isinstance(value, bool) and {int, float} & {annotation, *get_args(annotation)}:
-            raise ValueError("input should be a number")
+            raise ValueError(f"got {value}; accepted: a number")
         return value
 
 
@@ -50,6 +61,11 @@ class Data(Section):
     questions: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0)
     efforts: tuple[str, ...] = Field(default=("normal",), min_length=1)
+
+    @field_validator("efforts")
+    @classmethod
+    def _check_efforts(cls, efforts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(_check_thinking, efforts))
 
 
 class Rollouts(Section):
@@ -179,12 +195,10 @@ def read_recipe(path: Path, kind: type[T], method: str, changes: Sequence[str] =
     for change in changes:
         _apply_change(values, change)
     source = " ".join((str(path), *(f"--set {change}" for change in changes)))
-    if "method" not in values:
-        raise RecipeError(f"{source} does not name a method; add `method: {method}`", code="no_method")
-    if values["method"] != method:
+    if values.get("method") != method:
         raise RecipeError(
-            f"{source} is a recipe for the method {values['method']!r}, not {method!r}; "
-            f"run `tersely train {values['method']}`, or change it to `method: {method}`",
+            f"{source} has the method {values.get('method')!r}, not {method!r}; write `method: {method}`, or run "
+            "`tersely train` with the other",
             code="other_method",
         )
     return validate_recipe_values(values, kind, source)
@@ -236,41 +250,5 @@ def validate_recipe_values(values: Mapping[str, Any], kind: type[T], source: str
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {format_validation_error(error, kind)}", code="invalid_value") from None
-
-
-_ACCEPTED = {
-    "tuple_type": "accepted: a list, as in [a, b]",
-    "model_type": "accepted: a section of keys, as in {key: value}",
-    "mapping_type": "accepted: a section of keys, as in {key: value}",
-    "path_type": "accepted: the path of a folder",
-}
-"""Pydantic's messages name Python types; users write YAML."""
-
-
-def format_validation_error(error: ValidationError, kind: type[BaseModel]) -> str:
-    """Describe all problems of a recipe in one sentence, each with its dotted key."""
-    problems = []
-    for item in error.errors(include_url=False, include_context=False):
-        message = item["msg"].removeprefix("Value error, ")
-        name = ".".join(map(str, item["loc"]))
-        if not name:  # from a validator of several keys
-            problems.append(message)
-        elif item["type"] == "extra_forbidden":
-            *path, last = item["loc"]
-            problems.append(f"unknown key {name!r}; {did_you_mean(str(last), _find_section(kind, path).model_fields)}")
-        elif item["type"] == "missing":
-            problems.append(f"{name!r} is missing")
-        else:
-            accepted = _ACCEPTED.get(item["type"]) or message[:1].lower() + message[1:]
-            problems.append(f"{name!r} is {item['input']!r}: {accepted}")
-    return "; ".join(problems)
-
-
-def _find_section(kind: type[BaseModel], path: list[int | str]) -> type[BaseModel]:
-    """The section class at a path of keys; optional sections are unwrapped."""
-    for key in path:
-        annotation = kind.model_fields[str(key)].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return kind
+        problems = [format_error_details(details, kind) for details in error.errors(include_url=False)]
+        raise RecipeError(f"{source}: {'; '.join(problems)}", code="invalid_value") from None

@@ -6,7 +6,7 @@ import re
 import warnings
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..errors import did_you_mean
 from .config import Lora, Recipe, RecipeError
@@ -28,44 +28,29 @@ def count_adapter_parameters(model: Any, lora: Lora) -> int:
 
     Raises RecipeError if a target matches no layer that can have an adapter.
     """
+    from peft import get_peft_model
+
     if dict(getattr(model.config, "quantization_config", None) or {}).get("quant_method") == _QUANTIZED:
         raise RecipeError(
             "optimiser.lora needs plain linear layers, but this model is quantized; train it before quantizing",
             code="quantized_model",
         )
-    targets = _parse_targets(lora)
-    if not targets:
-        raise RecipeError(
-            f"optimiser.lora.targets is empty; accepted: {ALL}, or names of layers", code="invalid_lora_targets"
-        )
-    if isinstance(targets, list) and len(targets) > 1:
-        for target in targets:  # PEFT silently ignores those of several that match nothing
-            _count(model, lora, [target])
-    return _count(model, lora, targets)
-
-
-def _count(model: Any, lora: Lora, targets: str | list[str]) -> int:
-    from peft import get_peft_model
-
-    names = targets if isinstance(targets, str) else ", ".join(targets)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are shown when training starts
-            adapted = get_peft_model(deepcopy(model), _lora_config(lora, targets))
-    except re.error as error:
-        raise RecipeError(
-            f"optimiser.lora.targets is {names!r}, which is not a valid regular expression ({error}); accepted: {ALL}, "
-            "a list of names, or a regular expression for full names",
-            code="invalid_lora_targets",
-        ) from None
-    except ValueError:
-        ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
-        raise RecipeError(
-            f"optimiser.lora.targets has {names!r}, which matches no layers, or some that cannot have adapters; "
-            f"{did_you_mean(names, ends)}",
-            code="invalid_lora_targets",
-        ) from None
-    return sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)
+    targets, count = _parse_targets(lora), 0
+    # One by one, because PEFT silently ignores those of several that match nothing.
+    for target in [targets] if isinstance(targets, str) else [[name] for name in targets] or [[]]:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # they are shown when training starts
+                adapted = get_peft_model(deepcopy(model), _lora_config(lora, target))
+        except (re.error, ValueError) as error:
+            ends = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "weight")})
+            raise RecipeError(
+                f"optimiser.lora.targets is {target!r}, which is not a valid expression, or matches no layers, or some "
+                f"that cannot have adapters ({error}); {did_you_mean(''.join(target), [ALL, *ends])}",
+                code="invalid_lora_targets",
+            ) from None
+        count += sum(part.numel() for name, part in adapted.named_parameters() if "lora_" in name)
+    return count
 
 
 def _lora_config(lora: Lora, targets: str | list[str]) -> Any:
@@ -118,8 +103,7 @@ class ResidentModels:
 ONE_MODEL = ResidentModels()
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
+class MemoryEstimate(NamedTuple):
     """Bytes by purpose."""
 
     weights: float
@@ -133,8 +117,7 @@ class MemoryEstimate:
         return self.weights + self.training + max(self.activations, self.cache)
 
     def __str__(self) -> str:
-        names = ("weights", "training", "activations", "cache")
-        parts = ", ".join(f"{name} {getattr(self, name) / 2**30:.2g}" for name in names)
+        parts = ", ".join(f"{name} {size / 2**30:.2g}" for name, size in self._asdict().items())
         return f"about {self.total / 2**30:.2g} GiB ({parts})"
 
 
@@ -145,25 +128,16 @@ def estimate_memory(model: Any, recipe: Recipe, longest: int, resident: Resident
     prompt with its completion.
     """
     config, lora = model.config.get_text_config(decoder=True), recipe.optimiser.lora
-    bytes_per_weight = {
-        "auto": model.get_input_embeddings().weight.element_size(),
-        "float32": 4,
-        "bfloat16": 2,
-    }[recipe.optimiser.dtype]
     plain = sum(weight.numel() for weight in model.parameters())
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    with_heads = plain + resident.heads * head.numel()
-    if resident.heads and head is not table:
-        with_heads -= head.numel()
+    bytes_per_weight = {"auto": table.element_size(), "float32": 4, "bfloat16": 2}[recipe.optimiser.dtype]
+    heads = resident.heads * head.numel()
+    with_heads = plain + heads - (head.numel() if heads and head is not table else 0)
     if lora is not None:
         trained = count_adapter_parameters(model, lora)
     else:
-        trained = {
-            "model": with_heads,
-            "embeddings": table.numel(),
-            "heads": resident.heads * head.numel(),
-            "nothing": 0,
-        }[resident.trained]
+        sizes = {"model": with_heads, "embeddings": table.numel(), "heads": heads, "nothing": 0}
+        trained = sizes[resident.trained]
     own_engine = recipe.rollouts.engine == "transformers"
     more_models = max(resident.models - 1, int(resident.reference and lora is None)) + (not own_engine)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -8,17 +8,18 @@ from typing import Any, ClassVar
 
 from torch import tensor
 
+from ..controller.engines.transformers.engine import TransformersEngine
 from .config import Recipe
 from .memory import make_lora_config
 from .traces import PreferencePair, SampledTrace
-from .trainer import CheckedTrainer, DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
-from .training_run import Finish, TrainingRun, accumulation_steps, common_arguments
+from .trainer import DataCollatorForPreference, DPOConfig, DPOTrainer, SFTConfig, SFTTrainer, WithoutTelemetry
+from .training_run import Finish, TrainingRun, common_arguments
 
 LOSS_MASK = "loss_mask"
 """Column of preference pairs: the masks of the chosen and the rejected completion."""
 
 
-class TokenSFTTrainer(CheckedTrainer, SFTTrainer):  # type: ignore[misc]
+class TokenSFTTrainer(WithoutTelemetry, SFTTrainer):  # type: ignore[misc]
     """SFT on token ids."""
 
 
@@ -35,7 +36,7 @@ class TokenCollator(DataCollatorForPreference):  # type: ignore[misc]
         return batch
 
 
-class TokenDPOTrainer(CheckedTrainer, DPOTrainer):  # type: ignore[misc]
+class TokenDPOTrainer(WithoutTelemetry, DPOTrainer):  # type: ignore[misc]
     """DPO on token ids.
 
     Retokenizing the text could give other tokens, where the model wrote a word in unusual pieces or where the start of
@@ -56,8 +57,7 @@ class TokenDPOTrainer(CheckedTrainer, DPOTrainer):  # type: ignore[misc]
 def train_sft(
     run: TrainingRun,
     recipe: Recipe,
-    model: Any,
-    tokenizer: Any,
+    engine: TransformersEngine,
     traces: Sequence[SampledTrace],
     finish: Finish | None = None,
 ) -> None:
@@ -75,10 +75,10 @@ def train_sft(
         for trace in traces
     ]
     trainer = TokenSFTTrainer(
-        model=model,
+        model=engine.model,
         args=SFTConfig(**_offline_arguments(run, recipe), max_length=None, packing=False),
         train_dataset=Dataset.from_list(schedule_examples(rows, recipe)),
-        processing_class=tokenizer,
+        processing_class=engine.tokenizer,
         peft_config=make_lora_config(recipe),
         callbacks=run.make_callbacks(),
     )
@@ -143,5 +143,5 @@ def schedule_examples(examples: list[Any], recipe: Recipe) -> list[Any]:
 
 
 def _offline_arguments(run: TrainingRun, recipe: Recipe) -> dict[str, Any]:
-    accumulate = accumulation_steps(recipe, recipe.rollouts.prompts)
-    return {**common_arguments(recipe, run.folder, accumulate), "train_sampling_strategy": "sequential"}
+    common = common_arguments(recipe, run.folder, recipe.rollouts.prompts)
+    return {**common, "train_sampling_strategy": "sequential"}

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
-from types import MappingProxyType
 from typing import Any
 
-from ..controller.budgets import canonical_effort
 from ..controller.engines.checkpoints import check_causal, check_tokenizer, load_or_raise, resolve_checkpoint
 from ..controller.engines.transformers.engine import TransformersEngine
 from ..controller.text.markers import Markers, parse_markers
 from ..controller.text.tool_calls import check_tools
-from ..errors import OptionError, PromptError, did_you_mean
+from ..errors import OptionError, PromptError
 from ..evaluation.agents.tasks import KINDS, Task, draw_tasks, get_system_prompt
 from ..evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from ..evaluation.tasks.questions import Question, load
@@ -48,29 +46,24 @@ def load_rows(data: Data, model: str = "") -> list[Row]:
 
     The model decides whether agent tasks get a system prompt that explains the answer format.
     """
-    agent_tasks = load_tasks(data)
-    if agent_tasks is None:
-        questions, system = load(data.task, data.split, data.questions, data.seed), None
+    tasks, system = load_tasks(data), None
+    if tasks is None:
+        questions = load(data.task, data.split, data.questions, data.seed)
     else:
-        questions, system = [_to_question(task) for task in agent_tasks], get_system_prompt(model)
+        system = get_system_prompt(model)
+        questions = [Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind) for task in tasks]
     head = [] if system is None else [{"role": "system", "content": system}]
-    return [_to_row(question, data.efforts[i % len(data.efforts)], head) for i, question in enumerate(questions)]
-
-
-def _to_question(task: Task) -> Question:
-    return Question(task.id, task.question, "; ".join(sorted(task.gold)), kind=task.kind)
-
-
-def _to_row(question: Question, tier: str, head: list[dict[str, str]]) -> Row:
-    entry = question.drawn
-    return {
-        "id": question.id,
-        "prompt": [*head, {"role": "user", "content": question.problem}],
-        "answer": question.answer,
-        "gym_entry": None if entry is None else [entry.name, entry.entry],
-        "tier": tier,
-        "level": question.kind if question.level is None else question.level,
-    }
+    return [
+        {
+            "id": question.id,
+            "prompt": [*head, {"role": "user", "content": question.problem}],
+            "answer": question.answer,
+            "gym_entry": None if question.drawn is None else [question.drawn.name, question.drawn.entry],
+            "tier": data.efforts[i % len(data.efforts)],
+            "level": question.kind if question.level is None else question.level,
+        }
+        for i, question in enumerate(questions)
+    ]
 
 
 def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list[Row]:
@@ -85,9 +78,6 @@ def schedule_rows(rows: Sequence[Row], steps: int, size: int, seed: int) -> list
         rng.shuffle(order)
         scheduled += [rows[i] for i in order[:usable]]
     return scheduled[: steps * size]
-
-
-LIBRARIES = ("trl", "peft", "accelerate", "datasets")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +96,7 @@ def check_recipe(
     no_think_tokens: int | None = None,
     start: str | None = None,
     tools: bool = False,
-    stages: Mapping[str, Optimiser] = MappingProxyType({}),
+    stages: Mapping[str, Optimiser] | None = None,
     resident: ResidentModels = ONE_MODEL,
     step_content: str | None = None,
 ) -> CheckedRecipe:
@@ -144,20 +134,24 @@ def check_recipe(
         tools=TOOL_SCHEMAS if agentic else (),
     )
     completions = completions or recipe.rollouts.generations
+    optimisers = {"optimiser": recipe.optimiser, **(stages or {})}
     dtype = engine.model.dtype if recipe.optimiser.dtype == "auto" else f"torch.{recipe.optimiser.dtype}"
-    longest = _longest_prompt(sampler, rows)
-    problems = [*_check_questions(recipe, rows), *_check_lengths(recipe, sampler, rows, longest, no_think_tokens)]
-    if resident.trained != "nothing":
-        problems += _check_step_sizes(recipe, completions, dtype)
-    for key, stage in stages.items():
-        problems += _check_stage(recipe, key, stage, dtype)
+    try:
+        longest = max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
+    except (PromptError, OptionError) as error:
+        raise RecipeError(str(error), code=error.code) from None
+    problems = list(_check_questions(recipe, sampler, rows, longest, no_think_tokens))
+    for key, settings in optimisers.items():
+        if resident.trained != "nothing":
+            size = recipe.rollouts.prompts * (completions if settings is recipe.optimiser else 1)
+            problems += _check_optimiser(recipe, key, settings, size, dtype)
     if problems:
         raise RecipeError("; ".join(problems), code="inconsistent_recipe")
     longest += recipe.rollouts.max_new_tokens
-    all_stages = [recipe, *(recipe.model_copy(update={"optimiser": stage}) for stage in stages.values())]
+    all_stages = [recipe.model_copy(update={"optimiser": settings}) for settings in optimisers.values()]
     estimates = [estimate_memory(engine.model, stage, longest, resident) for stage in all_stages]
     passes = recipe.optimiser.steps * recipe.rollouts.prompts / len(rows)
-    content = step_content or (f"questions with {completions} completions each, {passes:.3g} passes over the questions")
+    content = step_content or f"questions with {completions} completions each, {passes:.3g} passes over the questions"
     findings = _describe(recipe, sampler, rows, longest, content, max(estimates, key=lambda each: each.total))
     return CheckedRecipe(rows, sampler.session.markers, findings)
 
@@ -183,7 +177,7 @@ def _describe(
 
 def _check_environment(recipe: Recipe) -> None:
     """Check libraries, launcher, trackers and vLLM; raises RecipeError, OptionError."""
-    if missing := [name for name in LIBRARIES if find_spec(name) is None]:
+    if missing := [name for name in ("trl", "peft", "accelerate", "datasets") if find_spec(name) is None]:
         raise RecipeError(
             f"training needs {', '.join(missing)}; run `pip install 'tersely[train]'`", code="missing_library"
         )
@@ -195,40 +189,25 @@ def _check_environment(recipe: Recipe) -> None:
         check_arguments(recipe.rollouts.vllm)
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuse trackers that transformers does not know, or that are not installed; raises RecipeError."""
-    from transformers.integrations import integration_utils
-
-    supported = integration_utils.INTEGRATION_TO_CALLBACK
-    installed = integration_utils.get_available_reporting_integrations() if names else []
-    for name in names:
-        if name not in supported:
-            raise RecipeError(
-                f"unknown tracker {name!r} in saving.report_to; {did_you_mean(name, sorted(supported))}",
-                code="unknown_tracker",
-            )
-        if name not in installed and find_spec("flytekit" if name == "flyte" else name) is None:
-            raise RecipeError(
-                f"saving.report_to has {name!r}, which is not installed; try `pip install {name}`",
-                code="missing_library",
-            )
-
-
-def check_effort(key: str, effort: str | None) -> None:
-    """Refuse an unknown effort, or one without thinking; raises RecipeError."""
-    try:
-        thinks = effort is None or _has_thinking(effort)
-    except OptionError as error:
-        raise RecipeError(f"{key}: {error}", code="unknown_effort") from None
-    if not thinks:
+def check_frozen(recipe: Recipe) -> None:
+    """Refuse settings that would change weights which a method freezes; raises RecipeError."""
+    if recipe.optimiser.lora is not None:
+        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
+    if recipe.optimiser.weight_decay:
         raise RecipeError(
-            f"{key} is {effort!r}, which has no thinking to learn; accepted: easy, normal or hard",
-            code="effort_without_thinking",
+            "optimiser.weight_decay would shrink weights that are not trained; accepted: 0", code="no_weight_decay"
         )
 
 
-def _has_thinking(effort: str) -> bool:
-    return canonical_effort(effort) not in ("none", "auto")
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that transformers does not know, or that are not installed; raises RecipeError."""
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(list(names)):
+            tracker()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise RecipeError(f"saving.report_to is {', '.join(names)}: {error}", code="unusable_tracker") from None
 
 
 def load_meta_engine(name: str) -> TransformersEngine:
@@ -246,36 +225,7 @@ def load_meta_engine(name: str) -> TransformersEngine:
     return TransformersEngine(model, tokenizer, name)
 
 
-def _longest_prompt(sampler: RolloutSampler, rows: Sequence[Row]) -> int:
-    """Tokens of the longest prompt; raises RecipeError for a tier without thinking, or a prompt that does not fit."""
-    for row in rows:
-        if not _has_thinking(row["tier"]):
-            raise RecipeError(
-                f"data.efforts has {row['tier']!r}, which leaves no choice to learn; accepted: easy, normal, hard, or "
-                "OpenAI's names for them",
-                code="effort_without_thinking",
-            )
-    try:
-        return max(len(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows)
-    except (PromptError, OptionError) as error:
-        raise RecipeError(str(error), code=error.code) from None
-
-
-def _check_questions(recipe: Recipe, rows: Sequence[Row]) -> Iterator[str]:
-    if len(rows) < recipe.rollouts.prompts:
-        yield f"there are {len(rows)} questions, but a step needs {recipe.rollouts.prompts}; lower rollouts.prompts"
-    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["gym_entry"] is None]:
-        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; add answers or remove them"
-
-
-def _check_step_sizes(recipe: Recipe, completions: int, dtype: Any) -> Iterator[str]:
-    prompts = recipe.rollouts.prompts
-    yield from _check_optimiser("optimiser", recipe.optimiser, prompts * completions, dtype)
-    if prompts % world_size():  # the completions of a question are compared, so one process has them all
-        yield f"rollouts.prompts is {prompts}, which {world_size()} processes cannot divide evenly"
-
-
-def _check_optimiser(key: str, settings: Optimiser, completions: int, dtype: Any) -> Iterator[str]:
+def _check_optimiser(recipe: Recipe, key: str, settings: Optimiser, completions: int, dtype: Any) -> Iterator[str]:
     if completions % (settings.micro_batch * world_size()):
         each = f" in each of {world_size()} processes" if world_size() > 1 else ""
         yield (
@@ -287,19 +237,24 @@ def _check_optimiser(key: str, settings: Optimiser, completions: int, dtype: Any
             f"all weights would be trained in {str(dtype).removeprefix('torch.')}, which rounds small updates away; "
             f"set optimiser.dtype to float32, and {key}.autocast to true for speed, or train adapters ({key}.lora)"
         )
-
-
-def _check_stage(recipe: Recipe, key: str, settings: Optimiser, dtype: Any) -> Iterator[str]:
-    yield from _check_optimiser(key, settings, recipe.rollouts.prompts, dtype)
+    if settings is recipe.optimiser:
+        # The completions of a question are compared, so one process has them all.
+        if recipe.rollouts.prompts % world_size():
+            yield f"rollouts.prompts is {recipe.rollouts.prompts}, which {world_size()} processes cannot divide evenly"
+        return
     if settings.lora is not None and not settings.lora.merge:
         yield f"{key}.lora.merge is false, but the next stage starts from the merged model; remove it"
     if settings.dtype not in ("auto", recipe.optimiser.dtype):
         yield f"{key}.dtype is {settings.dtype!r}, but all stages share optimiser.dtype; remove it"
 
 
-def _check_lengths(
+def _check_questions(
     recipe: Recipe, sampler: RolloutSampler, rows: Sequence[Row], longest: int, no_think_tokens: int | None
 ) -> Iterator[str]:
+    if len(rows) < recipe.rollouts.prompts:
+        yield f"there are {len(rows)} questions, but a step needs {recipe.rollouts.prompts}; lower rollouts.prompts"
+    if empty := [row["id"] for row in rows if not row["answer"].strip() and row["gym_entry"] is None]:
+        yield f"{len(empty)} questions have no gold answer, the first is {empty[0]!r}; add answers or remove them"
     rollouts, context = recipe.rollouts, sampler.engine.context_length
     if context is not None and longest + rollouts.max_new_tokens > context:
         yield (

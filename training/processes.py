@@ -73,11 +73,11 @@ def connect_processes() -> Any:
 def shutdown() -> None:
     """Wait for all processes, then leave the process group."""
     if world_size() > 1:
-        import torch
         from accelerate.state import AcceleratorState
 
-        connect_processes().wait_for_everyone()
-        torch.distributed.destroy_process_group()
+        state = connect_processes()
+        state.wait_for_everyone()
+        state.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -107,7 +107,6 @@ def resumable_map(
     size: int,
     make: Callable[[Sequence[R], int], list[T]],
     on_progress: Callable[[int], None] = lambda done: None,
-    key: str = "",
 ) -> list[T]:
     """Map `make` over chunks of rows, divided among the processes, and concatenate its results (in JSON form).
 
@@ -118,7 +117,6 @@ def resumable_map(
         size: rows per chunk.
         make: called with the rows of a chunk and the index of the first.
         on_progress: called with the number of finished rows, as far as this process knows.
-        key: prefix of the keys under which chunks are stored.
 
     Raises:
         CheckpointLogError: if the file belongs to a run of another identity.
@@ -127,25 +125,22 @@ def resumable_map(
     starts = range(0, len(rows), size)
     done = _read_chunks(path, identity)
     state.wait_for_everyone()  # no process may write while others still read
-    missing = [at for at in starts if f"{key}{at}" not in done]
-    own = CheckpointLog(_process_path(path, state.process_index), identity)
-    for number, at in enumerate(missing[state.process_index :: state.num_processes]):
+    missing = [at for at in starts if str(at) not in done]
+    process = state.process_index
+    own = CheckpointLog(path.with_stem(f"{path.stem}-{process}") if process else path, identity)
+    for number, at in enumerate(missing[process :: state.num_processes]):
         left = missing[number * state.num_processes :]
         on_progress(len(rows) - sum(len(rows[start : start + size]) for start in left))
-        own.get_or_compute(f"{key}{at}", lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
+        own.get_or_compute(str(at), lambda at=at: make(rows[at : at + size], at))  # type: ignore[misc]
     state.wait_for_everyone()
     on_progress(len(rows))
     done = _read_chunks(path, identity)
-    if lost := [at for at in starts if f"{key}{at}" not in done]:
+    if lost := [at for at in starts if str(at) not in done]:
         raise RecipeError(
-            f"process {state.process_index} cannot find chunk {lost[0]} of {path}; all processes need the same disk",
+            f"process {process} cannot find chunk {lost[0]} of {path}; all processes need the same disk",
             code="no_shared_disk",
         )
-    return [item for at in starts for item in done[f"{key}{at}"]]
-
-
-def _process_path(path: Path, process: int) -> Path:
-    return path.with_stem(f"{path.stem}-{process}") if process else path
+    return [item for at in starts for item in done[str(at)]]
 
 
 def _read_chunks(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,13 @@ from .processes import is_rank0, rank0_only, shutdown
 from .training_run import ADAPTER, MODEL, TrainingRun
 
 RECIPE = "recipe.json"
-_SAMPLING_KEYS = ("optimiser.dtype",)
-"""Settings of the optimiser on which completions depend that are sampled before training starts."""
+_DTYPE = "optimiser.dtype"
+"""The setting of the optimiser on which completions depend that are sampled before training starts."""
 _LEFTOVER = re.compile(rf"\.|{re.escape(RECIPE)}\.\d+\.part$")
 """Names in a folder that do not make it a non-empty one: hidden files, and a recipe whose writing was interrupted."""
 
 
-def print_line(line: str) -> None:
-    """Print a line and flush it, so that redirected output is up to date."""
-    print(line, flush=True)
-
-
-def _discard(line: str) -> None:
-    """Log nothing: the first of several processes logs for all."""
+print_line = partial(print, flush=True)
 
 
 def train(
@@ -53,7 +47,7 @@ def train(
         DivergedError, CollapseError: while training.
     """
     method = load_method(name)
-    log = log if is_rank0() else _discard
+    log = log if is_rank0() else lambda line: None
     recipe = read_recipe(config, method.recipe, name, changes)
     checked = method.validate(recipe)
     for finding in checked.findings:
@@ -70,36 +64,27 @@ def train(
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a folder holds a training run; raises RecipeError if it holds something else, or cannot be used."""
+    """Whether a folder holds a training run; raises RecipeError if it holds something else, or cannot be read."""
     try:
-        return _holds_run(folder)
+        if (folder / RECIPE).is_file():
+            return True
+        found = folder.iterdir() if folder.exists() else ()
+        names = sorted(path.name for path in found if not _LEFTOVER.match(path.name))
     except OSError as error:
-        raise _unusable(folder, f"which cannot be read: {error.strerror}; choose another folder") from None
-
-
-def _unusable(folder: Path, reason: str) -> RecipeError:
-    return RecipeError(f"out is {str(folder)!r}, {reason}", code="out_unusable")
-
-
-def _holds_run(folder: Path) -> bool:
-    if not folder.is_dir():
-        nearest = next(path for path in (folder, *folder.parents) if path.exists())
-        if not nearest.is_dir():
-            raise _unusable(folder, f"but {nearest} is a file; accepted: a folder")
-        if not os.access(nearest, os.W_OK | os.X_OK):
-            raise _unusable(folder, f"but {nearest} is not writable; choose another folder")
-        return False
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        raise _unusable(folder, "which is not readable and writable; choose another folder")
-    if (folder / RECIPE).is_file():
-        return True
-    if names := sorted(path.name for path in folder.iterdir() if not _LEFTOVER.match(path.name)):
+        raise _unusable(folder, error) from None
+    if names:
         raise RecipeError(
             f"out is {str(folder)!r}, which is not a training run but holds {', '.join(names[:3])}"
             f"{', ...' * (len(names) > 3)}; choose another folder, so that nothing is overwritten",
             code="out_occupied",
         )
     return False
+
+
+def _unusable(folder: Path, error: OSError) -> RecipeError:
+    return RecipeError(
+        f"out is {str(folder)!r}, which cannot be used: {error.strerror}; choose another folder", code="out_unusable"
+    )
 
 
 def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path | None:
@@ -115,11 +100,10 @@ def prepare_folder(recipe: Recipe, method: Method[Any], *, resume: bool) -> Path
         raise RecipeError(
             f"{folder} already holds a run; add --resume to continue it, or choose another out", code="run_exists"
         )
-    if changed := dict(_compare(_upgrade(_read_recipe(folder), recipe.method, method), values)):
-        untrained = not _has_trained(folder, method)
-        refused = [
-            key for key in changed if not (untrained and key.startswith("optimiser.") and key not in _SAMPLING_KEYS)
-        ]
+    if changed := dict(_compare(_read_recipe(folder), values)):
+        results = (MODEL, ADAPTER, *method.results)
+        untrained = not list_good_checkpoints(folder) and not any((folder / name).exists() for name in results)
+        refused = [key for key in changed if not (untrained and key.startswith("optimiser.") and key != _DTYPE)]
         if refused:
             also = ", and until training starts the optimiser except its dtype" if untrained else ""
             raise RecipeError(
@@ -135,29 +119,15 @@ def _write_recipe(folder: Path, values: Mapping[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unusable(folder, f"which cannot be created: {error.strerror}; choose another folder") from None
+        raise _unusable(folder, error) from None
     write(folder / RECIPE, json.dumps(values, indent=1) + "\n")
 
 
 def _read_recipe(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / RECIPE).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads((folder / RECIPE).read_text("utf-8")))
+    except (OSError, TypeError, ValueError) as error:
         raise RecipeError(f"cannot read {folder / RECIPE}: {error}; choose another out", code="out_unusable") from None
-    if not isinstance(values, dict):
-        raise RecipeError(f"{folder / RECIPE} does not hold a recipe; choose another out", code="out_unusable")
-    return values
-
-
-def _upgrade(saved: dict[str, Any], name: str, method: Method[Any]) -> dict[str, Any]:
-    """A saved recipe of an older release in the form of this release."""
-
-    def rename(values: Mapping[str, Any]) -> dict[str, Any]:
-        nested = {key: rename(value) if isinstance(value, dict) else value for key, value in values.items()}
-        return {method.renamed.get(key, key): value for key, value in nested.items()}
-
-    section = saved.get(name)
-    return saved | {name: {**method.added(saved), **rename(section)}} if isinstance(section, dict) else saved
 
 
 def _compare(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -169,9 +139,3 @@ def _compare(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, str]]
         yield path, path
     elif before != now:
         yield path, f"{path} ({before!r}, now {now!r})"
-
-
-def _has_trained(folder: Path, method: Method[Any]) -> bool:
-    """Whether a run holds more than sampled completions."""
-    results = (MODEL, ADAPTER, *method.results)
-    return bool(list_good_checkpoints(folder)) or any((folder / name).exists() for name in results)

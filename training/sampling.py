@@ -7,7 +7,7 @@ added to the prompt, so the first token of a completion decides between thinking
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -36,13 +36,6 @@ if TYPE_CHECKING:
 
 FREE = "free"
 """The start mode of a completion whose first token is left to the model. The others are forced."""
-_RESERVED = frozenset(
-    {
-        *("model", "dtype", "seed", "logits_processors", "generation_config"),
-        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
-    }
-)
-"""Arguments of vLLM that training sets itself, since vLLM gets the policy's weights in the policy's process."""
 _UNAVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capability.HELPER})
 """What policies cannot have in rollouts."""
 
@@ -105,11 +98,6 @@ def build_options(settings: Rollouts) -> GenerationOptions:
     if settings.vllm and settings.engine != "vllm":
         raise OptionError(
             "rollouts.vllm is set but rollouts.engine is not vllm; add `engine: vllm`", code="unused_vllm_arguments"
-        )
-    if reserved := sorted(_RESERVED & settings.vllm.keys()):
-        raise OptionError(
-            f"rollouts.vllm sets {', '.join(reserved)}, which training sets itself; remove it",
-            code="reserved_vllm_argument",
         )
     for policy in built:
         if missing := policy.requires & _UNAVAILABLE:
@@ -178,6 +166,16 @@ class RolloutSampler:
 
             self._vllm = VllmSampler(self.engine, self.settings.batch, self.settings.vllm)
         return self._vllm.generate(self.engine.model, requests, sampling)
+
+    def decode_batches(
+        self, requests: Sequence[Request], sampling: Callable[[int], SamplingParams]
+    ) -> list[Completion]:
+        """Complete prompts, `settings.batch` at a time; `sampling` is called with the index of a batch's first."""
+        completions: list[Completion] = []
+        with plain_sampling(self.engine.model):
+            for at in range(0, len(requests), self.settings.batch):
+                completions += self.decode(requests[at : at + self.settings.batch], sampling(at))
+        return completions
 
     def prompt_ids(self, prompt: Prompt, effort: str) -> tuple[int, ...]:
         """The tokens of a prompt with its thinking opened."""

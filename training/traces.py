@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any
+from typing import TypeVar
 
 from .config import Recipe
 from .preflight import CheckedRecipe, Row
 from .processes import resumable_map
 from .rewards import Correctness
-from .sampling import CompletionRequest, RolloutSampler
+from .sampling import FREE, CompletionRequest, RolloutSampler
 
-_OLD_KEYS = {"learnt": "loss_mask", "whole": "finished"}
-"""Names of fields in files of older releases."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,80 +31,70 @@ class SampledTrace:
     right: bool
     finished: bool
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> SampledTrace:
-        """Read a trace as `dataclasses.asdict` wrote it."""
-        return cls(**{_OLD_KEYS.get(key, key): value for key, value in values.items()})
-
     @property
     def length(self) -> int:
         """Tokens of the completion."""
         return len(self.ids)
 
 
-def rollout_identity(sampler: RolloutSampler, rows: Sequence[Row], samples: int, seed: int) -> dict[str, Any]:
-    """What decides the completions sampled for these rows; a file of another identity is not resumed."""
-    return {
-        "fingerprint": sampler.engine.fingerprint(),
-        "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
-        "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
-        "samples": samples,
-        "seed": seed,
-    }
+@dataclass(frozen=True, slots=True)
+class TraceCollector:
+    """Samples and grades completions of a recipe's questions; resumed from files in its folder.
 
-
-def collect_traces(
-    recipe: Recipe,
-    checked: CheckedRecipe,
-    sampler: RolloutSampler,
-    samples: int,
-    name: str,
-    log: Callable[[str], None],
-    effort: str | None = None,
-) -> list[list[SampledTrace]]:
-    """Sample and grade `samples` completions of each question; resumed from the file `name`.jsonl in the recipe's out.
-
-    Args:
-        effort: the tier to sample in; None for the question's own. Traces are always stored under the prompt of the
-            question's own tier, so that it can learn what another tier writes.
-
-    Raises:
-        CheckpointLogError: if the file belongs to other settings.
+    Traces are always stored under the prompt of the question's own tier, so that it can learn what another tier writes.
+    Raises CheckpointLogError if a file belongs to other settings.
     """
-    rows, seed = checked.rows, recipe.seed
-    identity = {**rollout_identity(sampler, rows, samples, seed), "effort": effort}
-    with Correctness(checked.markers.close) as correct:
-        stored = resumable_map(
-            recipe.out / f"{name}.jsonl",
-            identity,
-            rows,
-            max(1, sampler.settings.batch // samples),
-            lambda part, start: [
-                [asdict(trace) for trace in group]
-                for group in _sample_traces(sampler, part, samples, seed + start, correct, effort)
-            ],
-            lambda done: log(f"{name}: {done}/{len(rows)} questions"),
-        )
-    return [[SampledTrace.from_json(values) for values in group] for group in stored]
 
+    recipe: Recipe
+    checked: CheckedRecipe
+    sampler: RolloutSampler
+    log: Callable[[str], None]
 
-def _sample_traces(
-    sampler: RolloutSampler, rows: Sequence[Row], samples: int, seed: int, correct: Correctness, effort: str | None
-) -> list[list[SampledTrace]]:
-    repeated = [row for row in rows for _ in range(samples)]
-    rollouts = sampler([CompletionRequest(row["prompt"], effort or row["tier"]) for row in repeated], seed)
-    prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in rows}
-    traces = [
-        SampledTrace(
-            prompt_ids=prompts[row["id"]],
-            ids=list(rollout.ids),
-            loss_mask=[int(not forced) for forced in rollout.forced],
-            right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
-            finished=rollout.finish_reason == "stop",
-        )
-        for row, rollout in zip(repeated, rollouts, strict=True)
-    ]
-    return [traces[at : at + samples] for at in range(0, len(traces), samples)]
+    def collect(self, name: str, samples: int, effort: str | None = None) -> list[list[SampledTrace]]:
+        """The completions of each question; `effort` is the tier to sample in, None for the question's own."""
+        stored = self.map(lambda traces: [asdict(trace) for trace in traces], name, samples, effort=effort)
+        return [[SampledTrace(**values) for values in group] for group in stored]
+
+    def map(
+        self,
+        keep: Callable[[list[SampledTrace]], T],
+        name: str,
+        samples: int,
+        *,
+        effort: str | None = None,
+        start_mode: str = FREE,
+    ) -> list[T]:
+        """What `keep` makes of the completions of each question, stored in the file `name`.jsonl."""
+        rows, sampler, seed = self.checked.rows, self.sampler, self.recipe.seed
+        identity = {
+            "fingerprint": sampler.engine.fingerprint(),
+            "questions": [[row["id"], row["tier"], row["answer"]] for row in rows],
+            "rollouts": sampler.settings.model_dump(mode="json", exclude={"prompts", "generations"}),
+            "samples": samples,
+            "seed": seed,
+            "effort": effort,
+        }
+        with Correctness(self.checked.markers.close) as correct:
+
+            def sample(part: Sequence[Row], start: int) -> list[T]:
+                repeated = [row for row in part for _ in range(samples)]
+                requests = [CompletionRequest(row["prompt"], effort or row["tier"], start_mode) for row in repeated]
+                prompts = {row["id"]: list(sampler.prompt_ids(row["prompt"], row["tier"])) for row in part}
+                traces = [
+                    SampledTrace(
+                        prompt_ids=prompts[row["id"]],
+                        ids=list(rollout.ids),
+                        loss_mask=[int(not forced) for forced in rollout.forced],
+                        right=correct.is_right(row["answer"], rollout.response, row["gym_entry"]),
+                        finished=rollout.finish_reason == "stop",
+                    )
+                    for row, rollout in zip(repeated, sampler(requests, seed + start), strict=True)
+                ]
+                return [keep(traces[at : at + samples]) for at in range(0, len(traces), samples)]
+
+            path, size = self.recipe.out / f"{name}.jsonl", max(1, sampler.settings.batch // samples)
+            progress = f"{name}: {{}}/{len(rows)} questions"
+            return resumable_map(path, identity, rows, size, sample, lambda done: self.log(progress.format(done)))
 
 
 def shortest_right(traces: Sequence[SampledTrace], keep: int) -> list[SampledTrace]:

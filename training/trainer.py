@@ -1,7 +1,7 @@
 """TRL's GRPOTrainer with the additions that adaptive thinking needs.
 
-These are other kinds of advantages, first tokens that were not drawn from the policy, statistics by mode and tier, and
-an end when the loss is not finite. It overrides methods that TRL does not promise to keep;
+These are other kinds of advantages, first tokens that were not drawn from the policy, and statistics by mode and tier.
+It overrides methods that TRL does not promise to keep;
 `tests/unit/training/test_trainer.py` notices when one changes.
 """
 
@@ -17,7 +17,6 @@ from torch import Tensor
 
 from .callbacks import CollapseAlarm
 from .rollouts import rollout_statistics
-from .sampling import DivergedError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # about the version of a vLLM that TRL would not be used with
@@ -26,7 +25,6 @@ with warnings.catch_warnings():
 
 __all__ = [
     "AdaptiveTrainer",
-    "CheckedTrainer",
     "Credit",
     "DPOConfig",
     "DPOTrainer",
@@ -34,32 +32,21 @@ __all__ = [
     "GRPOConfig",
     "SFTConfig",
     "SFTTrainer",
+    "WithoutTelemetry",
 ]
 
 Credit = Literal["group", "reward", "tokens"]
 """Advantages: rewards relative to their group, plain rewards, or the return of each token."""
 
 
-class CheckedTrainer:
-    """Raises DivergedError before a non-finite loss changes the weights. Sends no telemetry."""
-
-    state: Any
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One forward and backward pass; see `Trainer`."""
-        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)  # type: ignore[misc]
-        if not bool(loss.isfinite().all()):
-            raise DivergedError(
-                f"the loss of step {self.state.global_step + 1} is {loss.item()}: training has diverged; the last good "
-                "checkpoint is kept, resume from it (--resume) with a lower learning rate"
-            )
-        return loss
+class WithoutTelemetry:
+    """Keeps TRL from sending telemetry."""
 
     def _send_telemetry(self) -> None:
         """Send nothing."""
 
 
-class AdaptiveTrainer(CheckedTrainer, GRPOTrainer):  # type: ignore[misc]
+class AdaptiveTrainer(WithoutTelemetry, GRPOTrainer):  # type: ignore[misc]
     """See the module. One of the reward functions has to be `correctness`."""
 
     _buffered_inputs: Any
@@ -171,9 +158,7 @@ class AdaptiveTrainer(CheckedTrainer, GRPOTrainer):  # type: ignore[misc]
             return inputs
         if self._buffered_inputs is not before:
             # All belong to one optimizer step, so they may be reordered: rows of similar length share a micro batch.
-            self._buffered_inputs = list(
-                split_by_length(concatenate_batches(self._buffered_inputs), self.args.per_device_train_batch_size)
-            )
+            self._buffered_inputs = list(_sort_by_length(self._buffered_inputs, self.args.per_device_train_batch_size))
         micro_batch: dict[str, Any] = self._buffered_inputs[self._step % self.args.steps_per_generation]
         return micro_batch
 
@@ -183,23 +168,16 @@ def _loss_mask(output: dict[str, Any]) -> Tensor:
     return mask
 
 
-def concatenate_batches(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Join batches row by row; scalars are taken from the first."""
-    return {
+def _sort_by_length(batches: Sequence[dict[str, Any]], size: int) -> Iterator[dict[str, Any]]:
+    """Regroup the rows of batches into parts of similar length, without unnecessary padding."""
+    joined = {
         key: torch.cat([batch[key] for batch in batches]) if value.ndim else value for key, value in batches[0].items()
     }
-
-
-def split_by_length(batch: dict[str, Any], size: int) -> Iterator[dict[str, Any]]:
-    """Split a batch into parts of rows of similar length, without unnecessary padding."""
-    lengths = batch["completion_mask"].sum(dim=1)
-    width = batch["completion_mask"].size(1)
+    lengths, width = joined["completion_mask"].sum(dim=1), joined["completion_mask"].size(1)
     for rows in lengths.argsort(stable=True).split(size):
         longest = max(1, int(lengths[rows].max()))
-        part = {key: value[rows] if value.ndim else value for key, value in batch.items()}
-        yield {
-            key: value[:, :longest]
-            if value.ndim == 2 and value.size(1) == width and not key.startswith("prompt")
-            else value
-            for key, value in part.items()
-        }
+        part = {key: value[rows] if value.ndim else value for key, value in joined.items()}
+        for key, value in part.items():
+            if value.ndim == 2 and value.size(1) == width and not key.startswith("prompt"):
+                part[key] = value[:, :longest]
+        yield part

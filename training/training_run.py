@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..controller.engines.transformers.engine import TransformersEngine, load_engine
-from ..io import WriteError, atomic_dir
-from .callbacks import (
-    CheckpointMarker,
-    CollapseAlarm,
-    CollapseError,
-    CurveWriter,
-    GradientGuard,
-    Progress,
-    prune_checkpoints,
-)
+from ..io import atomic_dir
+from .callbacks import CollapseAlarm, GradientGuard, RunRecorder, prune_checkpoints
 from .config import Alarm, Lora, Recipe
 from .memory import make_lora_config
 from .preflight import Row, schedule_rows
@@ -28,7 +19,6 @@ from .processes import rank0_only, world_size
 if TYPE_CHECKING:
     from .rewards import Reward
     from .rollouts import GroupRollouts
-    from .sampling import RolloutSampler
     from .trainer import AdaptiveTrainer, Credit
 
 MODEL = "model"
@@ -62,7 +52,6 @@ class TrainingRun:
     def build_grpo_trainer(
         self,
         recipe: Recipe,
-        sampler: RolloutSampler,
         rollouts: GroupRollouts,
         rewards: Sequence[Reward],
         rows: Sequence[Row],
@@ -76,11 +65,11 @@ class TrainingRun:
 
         from .trainer import AdaptiveTrainer, GRPOConfig
 
-        steps = accumulation_steps(recipe, recipe.rollouts.prompts * recipe.rollouts.generations)
+        common = common_arguments(recipe, self.folder, recipe.rollouts.prompts * recipe.rollouts.generations)
         arguments = GRPOConfig(
-            **common_arguments(recipe, self.folder, steps),
+            **common,
             num_generations=recipe.rollouts.generations,
-            steps_per_generation=steps,
+            steps_per_generation=common["gradient_accumulation_steps"],
             max_completion_length=recipe.rollouts.max_new_tokens,
             temperature=recipe.rollouts.temperature,
             top_p=1.0,
@@ -93,11 +82,11 @@ class TrainingRun:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You are using 'rollout_func'", UserWarning)
             return AdaptiveTrainer(
-                model=sampler.engine.model,
+                model=rollouts.sampler.engine.model,
                 reward_funcs=list(rewards),
                 args=arguments,
                 train_dataset=Dataset.from_list(scheduled),
-                processing_class=sampler.engine.tokenizer,
+                processing_class=rollouts.sampler.engine.tokenizer,
                 peft_config=make_lora_config(recipe),
                 rollout_func=rollouts,
                 credit=credit,
@@ -105,19 +94,9 @@ class TrainingRun:
                 callbacks=self.make_callbacks(),
             )
 
-    def train_grpo(self, trainer: AdaptiveTrainer, recipe: Recipe) -> None:
-        """Train and write the model; raises CollapseError, DivergedError."""
-        self.run_trainer(trainer, recipe)
-        alarm = trainer.alarm
-        if alarm.raised is not None and alarm.settings.action == "stop":
-            raise CollapseError(
-                f"training was stopped at step {trainer.state.global_step}: {alarm.raised}; its checkpoints are in "
-                f"{self.folder}; change `alarm` in the recipe to stop later or only to warn"
-            )
-
     def make_callbacks(self) -> list[Any]:
         """The callbacks of every trainer."""
-        return [GradientGuard(), Progress(self.log), CurveWriter(self.folder), CheckpointMarker()]
+        return [GradientGuard(), RunRecorder(self.folder, self.log)]
 
     def run_trainer(self, trainer: Any, recipe: Recipe, finish: Finish | None = None) -> None:
         """Run a trainer to its end and write the model, see `save_model`."""
@@ -132,13 +111,8 @@ class TrainingRun:
         self.log(f"wrote {path}")
 
 
-def accumulation_steps(recipe: Recipe, completions: int) -> int:
-    """Micro batches per process and optimizer step, for steps of so many completions."""
-    return completions // (recipe.optimiser.micro_batch * world_size())
-
-
-def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str, Any]:
-    """The arguments that all TRL trainers share."""
+def common_arguments(recipe: Recipe, folder: Path, completions: int) -> dict[str, Any]:
+    """The arguments that all TRL trainers share, for optimizer steps of so many completions."""
     import torch
 
     settings = recipe.optimiser
@@ -152,7 +126,7 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip_gradients,
         "per_device_train_batch_size": settings.micro_batch,
-        "gradient_accumulation_steps": accumulate,
+        "gradient_accumulation_steps": completions // (settings.micro_batch * world_size()),
         "gradient_checkpointing": settings.checkpoint_activations,
         "bf16": settings.autocast,
         "use_cpu": not torch.cuda.is_available(),
@@ -171,7 +145,7 @@ def common_arguments(recipe: Recipe, folder: Path, accumulate: int) -> dict[str,
 def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, finish: Finish | None = None) -> Path:
     """Write the model, or an adapter and (if `lora.merge`) the merged model; return the path of the last one."""
     if lora is not None:
-        with _model_dir(folder / ADAPTER) as part:
+        with atomic_dir(folder / ADAPTER) as part:
             model.save_pretrained(part)
         if not lora.merge:
             return folder / ADAPTER
@@ -181,21 +155,9 @@ def save_model(model: Any, tokenizer: Any, lora: Lora | None, folder: Path, fini
 
 def write_model(model: Any, tokenizer: Any, out: Path, finish: Finish | None = None) -> Path:
     """Write a model and its tokenizer atomically, replacing what is there; raises WriteError."""
-    with _model_dir(out) as part:
+    with atomic_dir(out) as part:
         if finish is not None:
             finish(model, part)
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
     return out
-
-
-@contextmanager
-def _model_dir(out: Path) -> Iterator[Path]:
-    """See `atomic_dir`; a full disk makes safetensors raise an error of its own."""
-    from safetensors import SafetensorError
-
-    try:
-        with atomic_dir(out) as part:
-            yield part
-    except SafetensorError as error:
-        raise WriteError(f"cannot write {out}: {error}; free some disk space") from None

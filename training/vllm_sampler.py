@@ -19,6 +19,14 @@ from ..controller.types import Completion, Request, SamplingParams
 from ..controller.vllm.engine import load_vllm, prepare_environment
 from ..errors import CapabilityError, unknown
 
+_RESERVED = frozenset(
+    {
+        *("model", "dtype", "seed", "logits_processors", "generation_config"),
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "distributed_executor_backend"),
+    }
+)
+"""What training sets itself, since vLLM gets the policy's weights in the policy's process."""
+
 
 class VllmSampler:
     """Decodes instead of a transformers engine, with that engine's weights."""
@@ -73,9 +81,9 @@ def check_arguments(options: Mapping[str, Any]) -> None:
         raise CapabilityError(
             "rollouts.engine is vllm, which is not installed; run `pip install 'tersely[vllm]'`, or use transformers"
         ) from None
-    accepted = {field.name for field in fields(EngineArgs)}
+    accepted = {field.name for field in fields(EngineArgs)} - _RESERVED
     if wrong := [name for name in options if name not in accepted]:
-        raise unknown("argument of vllm.LLM in rollouts.vllm:", wrong[0], sorted(accepted))
+        raise unknown("argument for vllm.LLM in rollouts.vllm:", wrong[0], sorted(accepted))
 
 
 @contextmanager

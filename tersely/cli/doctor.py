@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
@@ -64,20 +63,15 @@ def examine(wanted: ModelSource) -> Iterator[DoctorCheck]:
     except Exception as error:
         yield _failed("markers", error)
         return
-    opening, closing, found = session.markers.open, session.markers.close, session.markers.source
-    yield DoctorCheck("markers", "ok", f"{opening} ... {closing} ({found})")
-    yield _guarded("probes", _probes, session)
-    yield _guarded("kernels", lambda _: _kernels(), session)
-    yield _guarded("off", _off_is_off if wanted.engine == "transformers" else _off_next_to_control, session)
-    yield _guarded("cut", _cut_fires, session)
-    yield _guarded("hint", _hint_appears, session)
-
-
-def _guarded(name: str, check: Callable[[Session], DoctorCheck], session: Session) -> DoctorCheck:
-    try:
-        return check(session)
-    except Exception as error:
-        return _failed(name, error)
+    markers = session.markers
+    yield DoctorCheck("markers", "ok", f"{markers.open} ... {markers.close} ({markers.source})")
+    off = _off_is_off if wanted.engine == "transformers" else _off_next_to_control
+    checks = {"probes": _probes, "kernels": _kernels, "off": off, "cut": _cut_fires, "hint": _hint_appears}
+    for name, check in checks.items():
+        try:
+            yield check(session)
+        except Exception as error:
+            yield _failed(name, error)
 
 
 def _failed(name: str, error: Exception) -> DoctorCheck:
@@ -136,9 +130,8 @@ def _capabilities(engine: Engine, kind: str) -> DoctorCheck:
 def _template(engine: Engine) -> DoctorCheck:
     template = getattr(engine.tokenizer, "chat_template", None)
     if not template:
-        return DoctorCheck(
-            "chat template", "fail", "none", "set tokenizer.chat_template and save it, or use a chat model"
-        )
+        remedy = "set tokenizer.chat_template and save it, or use a chat model"
+        return DoctorCheck("chat template", "fail", "none", remedy)
     if "reasoning_effort" in str(template):
         return DoctorCheck("chat template", "ok", "supports efforts")
     return DoctorCheck("chat template", "ok", "does not support efforts, so they are written into the prompt")
@@ -156,17 +149,13 @@ def _probes(session: Session) -> DoctorCheck:
     return DoctorCheck("probes", "warn", "none pretrained for this model", remedy)
 
 
-def _kernels() -> DoctorCheck:
+def _kernels(session: Session) -> DoctorCheck:
     from ..kernels.w4a8 import compiled
 
     if compiled():
         return DoctorCheck("kernels", "ok", "compiled for this processor")
-    return DoctorCheck(
-        "kernels",
-        "warn",
-        "not compiled, or for another torch; the operations run in torch",
-        "install a C compiler, then reinstall tersely",
-    )
+    what = "not compiled, or for another torch; the operations run in torch"
+    return DoctorCheck("kernels", "warn", what, "install a C compiler, then reinstall tersely")
 
 
 def _off_is_off(session: Session) -> DoctorCheck:
@@ -191,15 +180,13 @@ def _off_next_to_control(session: Session) -> DoctorCheck:
     alone = engine.generate([plain], SamplingParams(temperature=0.0))[0]
     together = engine.generate([controlled, plain], SamplingParams(temperature=0.0))
     if not any(together[0].forced):
-        return DoctorCheck(
-            "off", "fail", "the controlled request was not controlled", "report the server's name and version"
-        )
+        remedy = "report the server's name and version"
+        return DoctorCheck("off", "fail", "the controlled request was not controlled", remedy)
     if together[1].token_ids != alone.token_ids:
         remedy = "batches change this model's results; with dtype float32 they should not"
         return DoctorCheck("off", "warn", "a request without policies differs next to a controlled one", remedy)
-    return DoctorCheck(
-        "off", "ok", f"a request without policies is the same next to a controlled one, over {_SHORT} tokens"
-    )
+    same = f"a request without policies is the same next to a controlled one, over {_SHORT} tokens"
+    return DoctorCheck("off", "ok", same)
 
 
 def _plain_generate(engine: Any, ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -230,10 +217,6 @@ def _cutting() -> GenerationOptions:
     )
 
 
-def _cut_fires(session: Session) -> DoctorCheck:
-    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
-
-
 def _hint_appears(session: Session) -> DoctorCheck:
     """Run with an early hint."""
     hint = make_policy("hint", {"alpha": 16, "earliest": 8, "limit": 1})
@@ -246,11 +229,15 @@ def _hint_appears(session: Session) -> DoctorCheck:
     return DoctorCheck("hint", "fail", "was decided, but is not in the output", "report this with the model's name")
 
 
+def _cut_fires(session: Session) -> DoctorCheck:
+    return _judge_cut(session.run([QUESTION], _cutting())[0], session.markers.close)
+
+
 def _judge_cut(done: GenerationResult, close: str) -> DoctorCheck:
     cuts = [d for d in done.trace if d.acted and d.action == "close"]
+    if not cuts and close in done.text:
+        return DoctorCheck("cut", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
     if not cuts:
-        if close in done.text:
-            return DoctorCheck("cut", "ok", f"not needed: thinking ended by itself after {done.usage.thinking} tokens")
         remedy = "check the markers, or use --think-prompt: the model does not seem to open its thinking"
         return DoctorCheck("cut", "warn", f"did not fire: {done.usage.thinking} tokens of thinking were seen", remedy)
     forced = any(span.kind == "forced" and close in span.text for span in done.spans)
@@ -275,25 +262,14 @@ def doctor(
     as_json: o.Json = False,
 ) -> None:
     """Check installation, engine and model: versions, markers, off is off, cut and hint happen; exit 1 if one fails."""
-    wanted = source(model, engine, markers, think_prompt, base_url, tokenizer)
-
     checks: list[DoctorCheck] = []
-    for check in examine(wanted):
+    for check in examine(source(model, engine, markers, think_prompt, base_url, tokenizer)):
         checks.append(check)
-        if not as_json:
-            _print(check.name, check.status, check.detail, check.remedy)
+        if not as_json:  # at once, since the next may take a while
+            word = typer.style(f"{check.status:<4}", fg=_COLOURS[check.status], bold=True)
+            typer.echo(f"{word}  {check.name:<14}  {check.detail}" + f"\n{'':<22}{check.remedy}" * bool(check.remedy))
     failed = any(check.status == "fail" for check in checks)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in checks]}, indent=2))
     if failed:
         raise typer.Exit(1)
-
-
-def _print(name: str, status: str, detail: str, remedy: str) -> None:
-    """One row of the table, printed at once since the next may take a while."""
-    word = f"{status:<4}"
-    if sys.stdout.isatty():
-        word = typer.style(word, fg=_COLOURS[status], bold=True)
-    print(f"{word}  {name:<14}  {detail}", flush=True)
-    if remedy:
-        print(f"{'':<22}{remedy}", flush=True)

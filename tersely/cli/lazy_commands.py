@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
@@ -24,6 +25,7 @@ COMMANDS = {
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
     "report": ("evaluation.report.page", "Make tables, pictures and a page of benchmark results."),
     "roofline": ("evaluation.economics.cli", "Estimate what bounds a model on a device, and its highest speed."),
+    "serve": ("controller.serving.cli", "Serve a model to clients of the OpenAI API."),
     "tune": ("evaluation.tune", "Search for the cheapest settings that lose no accuracy."),
     "view": ("evaluation.view.page", "Show a trace file as one HTML page."),
 }
@@ -56,7 +58,7 @@ class RootGroup(TyperGroup):
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the help."""
-        own = sorted({*super().list_commands(ctx), *COMMANDS, "serve"})
+        own = sorted({*super().list_commands(ctx), *COMMANDS})
         return [*own, *(name for name in _find_plugins("") if name not in own)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -64,9 +66,8 @@ class RootGroup(TyperGroup):
         if cmd_name in COMMANDS:
             module, summary = COMMANDS[cmd_name]
             point = EntryPoint(cmd_name, f"tersely.{module}:{cmd_name}", ENTRY_POINTS)
-            return LazyCommand(cmd_name, summary, partial(_load_command, cmd_name, point))
-        if cmd_name == "serve":
-            return LazyCommand(cmd_name, "Serve a model to clients of the OpenAI API.", _make_serve)
+            make = _make_serve if cmd_name == "serve" else partial(_load_command, cmd_name, point)
+            return LazyCommand(cmd_name, summary, make)
         return super().get_command(ctx, cmd_name) or _find_plugins("").get(cmd_name)
 
 
@@ -118,30 +119,18 @@ def _make_command(
 def _make_serve(arguments: list[str]) -> Any:
     """The command of the engine that the arguments name with --engine, which is removed from them."""
     from ..controller.serving.cli import DEFAULT_MODEL, PASSED_ON, serve, serve_vllm
+    from .loading import ENGINES
 
-    engine, arguments[:] = _split_engine(arguments)
-    if engine != "vllm":
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--engine", nargs="?", const="", default=ENGINES[0])
+    found, arguments[:] = parser.parse_known_args(arguments)
+    if found.engine not in ENGINES:
+        raise unknown("engine", found.engine, ENGINES)
+    if found.engine != "vllm":
         return _make_command("serve", serve)
     if not arguments or (arguments[0].startswith("-") and "--help" not in arguments):
         arguments.insert(0, DEFAULT_MODEL)  # or vLLM's first option would be taken for the model
     return _make_command("serve", serve_vllm, settings=PASSED_ON)
-
-
-def _split_engine(arguments: list[str]) -> tuple[str, list[str]]:
-    """The engine that arguments name, and the other arguments."""
-    from .loading import ENGINES
-
-    engine, rest = ENGINES[0], []
-    remaining = iter(arguments)
-    for argument in remaining:
-        name, equals, value = argument.partition("=")
-        if name == "--engine":
-            engine = value if equals else next(remaining, "")
-        else:
-            rest.append(argument)
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    return engine, rest
 
 
 def _make_train_command(name: str, summary: str) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from ..errors import OptionError, unknown
 from .options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from ..controller.session import Session
 
 ENGINES = ("transformers", "vllm", "openai")
@@ -69,7 +71,13 @@ def load(wanted: ModelSource) -> Engine:
     model = wanted.model or DEFAULT_MODEL
     with spinner(f"loading {model}"):
         if wanted.engine == "vllm":
-            return _load_vllm(model)
+            from ..controller.vllm.engine import load_vllm
+
+            quiet = {"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True}
+            # Standard output is for answers.
+            with redirect_stdout(sys.stderr), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return load_vllm(model, options=quiet)
         from transformers.utils import logging
 
         from ..controller.engines.transformers.engine import load_engine
@@ -79,20 +87,16 @@ def load(wanted: ModelSource) -> Engine:
         return load_engine(model)
 
 
-def _load_vllm(model: str) -> Engine:
-    """Start vLLM; its standard output goes to standard error, as standard output is for answers."""
-    from ..controller.vllm.engine import load_vllm
-
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return load_vllm(model, options={"enforce_eager": True, "use_tqdm_on_load": False, "disable_log_stats": True})
-
-
-def open_session(engine: Engine, wanted: ModelSource) -> Session:
+def open_session(
+    engine: Engine, wanted: ModelSource, helper: str | None = None, verifier: str | None = None
+) -> Session:
     """The session of a loaded model; raises MarkerError if its thinking markers are unknown."""
+    from ..controller.api import resolve_helper, resolve_verifier
     from ..controller.session import Session
 
-    return Session(engine, wanted.markers, wanted.think_prompt)
+    session = Session(engine, wanted.markers, wanted.think_prompt)
+    session.helper, session.verifier = resolve_helper(helper), resolve_verifier(verifier)
+    return session
 
 
 def silence_libraries() -> None:
@@ -109,16 +113,11 @@ def silence_libraries() -> None:
     warnings.filterwarnings("ignore", module=r"(transformers|torch|huggingface_hub)(\.|$)")
 
 
-@contextmanager
-def spinner(text: str) -> Iterator[None]:
+def spinner(text: str) -> Status:
     """Show on stderr that something takes a while, if it is a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{text} ..."):
-        yield
+    return Console(stderr=True).status(f"{text} ...")
 
 
 class Interruptible(EngineWrapper):

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import OptionError, unknown
+from .loading import spinner
 
 SCHEMES = ("w4a8-dgq",)
 
@@ -76,7 +74,7 @@ def quantize(
     check_out(out)
     test = None if tasks is None else AccuracyCheck.load(tasks, limit or 100, max_new_tokens or 512)
     text = CalibrationText(calib, questions, rows, length, seed)
-    with _status() as progress:
+    with spinner("loading") as status:
         engine = load_engine(model, device="cpu")
         report = quantize_checkpoint(
             engine.model,
@@ -86,19 +84,7 @@ def quantize(
             Scheme(group_size, head, smooth, keys),
             text,
             ScaleSearch(search, compensate),
-            progress,
+            status.update,
             test,
         )
     typer.echo(json.dumps(report) if as_json else f"{format_report(report)}\nsaved to {out}")
-
-
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    """Show a status line on a terminal; yields the function that sets it."""
-    if not sys.stderr.isatty():
-        yield lambda text: None
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("loading") as status:
-        yield status.update

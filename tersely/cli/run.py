@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,29 +15,16 @@ from ..controller.budgets import canonical_effort, fit_budget
 from ..controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions, load_config, make_options
 from ..controller.policies import make_policies
 from ..controller.registry import resolve_modifier
-from ..controller.text.tokenizer_adapter import TokenizerAdapter
 from ..controller.trace import GenerationResult
 from ..errors import OptionError, PromptError
 from . import options as o
-from .loading import Interruptible, ModelSource, load, open_session, source, spinner
-from .terminal import TerminalRenderer, comparison, format_outcome, format_untaken, writer
+from .loading import Interruptible, load, open_session, source, spinner
+from .terminal import TerminalRenderer, comparison, format_outcome, writer
+
+if TYPE_CHECKING:
+    from ..controller.session import Session
 
 Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input (UTF-8).")]
-
-
-@dataclass(frozen=True, slots=True)
-class RunArgs:
-    """A checked command line."""
-
-    prompt: str
-    source: ModelSource
-    options: GenerationOptions
-    helper: str | None
-    verifier: str | None
-    as_json: bool
-    compare: bool
-    quiet: bool
-    trace: Path | None
 
 
 def run(
@@ -83,8 +71,11 @@ def run(
         chosen = _configured(chosen, config)
     origin = source(model, engine, markers, think_prompt, base_url, tokenizer)
     _check(chosen, trace)
-    comparing = not (as_json or quiet) if compare is None else compare
-    _answer(RunArgs(_prompt_text(prompt), origin, chosen, helper, verifier, as_json, comparing, quiet, trace))
+    text = _prompt_text(prompt)
+    with closing(Interruptible(load(origin))) as running:
+        session = open_session(running, origin, helper, verifier)
+        comparing = not (as_json or quiet) if compare is None else compare
+        _answer(session, running, text, chosen, "json" if as_json else "quiet" if quiet else "full", comparing, trace)
 
 
 def _configured(chosen: GenerationOptions, config: Path) -> GenerationOptions:
@@ -123,58 +114,42 @@ def _prompt_text(given: str) -> str:
     return text
 
 
-def _answer(args: RunArgs) -> None:
-    engine = Interruptible(load(args.source))
-    try:
-        _answer_on(engine, args)
-    finally:
-        engine.close()
-
-
-def _answer_on(engine: Interruptible, args: RunArgs) -> None:
-    session = open_session(engine, args.source)
-    from ..controller.api import resolve_helper, resolve_verifier
-
-    session.helper, session.verifier = resolve_helper(args.helper), resolve_verifier(args.verifier)
-    show = None if args.as_json or args.quiet else TerminalRenderer(*writer())
-    done = session.run([args.prompt], args.options, show)[0]
+def _answer(
+    session: Session,
+    engine: Interruptible,
+    prompt: str,
+    options: GenerationOptions,
+    output: Literal["json", "quiet", "full"],
+    comparing: bool,
+    trace: Path | None,
+) -> None:
+    show = TerminalRenderer(*writer()) if output == "full" else None
+    done, plain = session.run([prompt], options, show)[0], None
     if engine.interrupted:
         done = replace(done, finish_reason="interrupted")
     if show is not None:
         _show_outcome(show, done)
-    elif args.quiet and not args.as_json:
-        _print_answer(done)
-    plain = None
-    if args.compare and not engine.interrupted:
-        uncontrolled = replace(args.options, effort="normal", preset="off", policies=None, shadow=False)
+    elif output == "quiet":
+        if (line := format_outcome(done)) is not None:
+            print(line, file=sys.stderr)
+        print(done.answer)
+    if comparing and not engine.interrupted:
+        uncontrolled = replace(options, effort="normal", preset="off", policies=None, shadow=False)
         with spinner("running it uncontrolled"):
-            plain = session.run([args.prompt], uncontrolled)[0]
+            plain = session.run([prompt], uncontrolled)[0]
     if engine.interrupted:
         plain = None
-    if args.as_json:
-        extra = {} if plain is None else {"uncontrolled": plain.as_dict()}
-        print(json.dumps({**done.as_dict(), **extra}))
+    if output == "json":
+        print(json.dumps(done.as_dict() | ({} if plain is None else {"uncontrolled": plain.as_dict()})))
     elif plain is not None:
         print(comparison(done, plain))
-    if args.trace is not None:
-        _record(args.trace, args.prompt, done, plain, session.codec)
+    if trace is not None:
+        from ..evaluation.view.record import append_record, build_record
+
+        append_record(trace, build_record(done, prompt, plain, codec=session.codec))
     if engine.interrupted:
         sys.stdout.flush()
         raise KeyboardInterrupt
-
-
-def _record(
-    trace: Path, prompt: str, done: GenerationResult, plain: GenerationResult | None, codec: TokenizerAdapter
-) -> None:
-    from ..evaluation.view.record import append_record, build_record
-
-    append_record(trace, build_record(done, prompt, plain, codec=codec))
-
-
-def _print_answer(done: GenerationResult) -> None:
-    if (line := format_outcome(done)) is not None:
-        print(line, file=sys.stderr)
-    print(done.answer)
 
 
 def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
@@ -186,4 +161,5 @@ def _show_outcome(show: TerminalRenderer, done: GenerationResult) -> None:
         if decision.action in ("error", "note"):
             show.mark(f"{decision.policy}: {decision.reason}")
         elif not decision.acted:
-            show.mark(format_untaken(decision))
+            at, would = f"at {decision.position} tokens", f"{decision.policy} would {decision.action}"
+            show.mark(f"shadow: {at} {would}: {decision.reason}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ..controller.streaming import TextDeltaEvent
 from ..controller.text.answers import extract_answer, normalize_answer
-from ..controller.trace import Decision, GenerationResult
+from ..controller.trace import GenerationResult
 
 Write = Callable[[str, str], None]
 """Writes text in a rich style; a plain writer ignores the style."""
@@ -19,7 +19,12 @@ Write = Callable[[str, str], None]
 def writer() -> tuple[Write, bool]:
     """A writer to standard output, and whether it has styles."""
     if not sys.stdout.isatty():
-        return _write_plainly, False
+
+        def write_plainly(text: str, style: str) -> None:
+            sys.stdout.write(_harmless(text))
+            sys.stdout.flush()
+
+        return write_plainly, False
     from rich.console import Console
     from rich.text import Text
 
@@ -29,11 +34,6 @@ def writer() -> tuple[Write, bool]:
         console.print(Text(_harmless(text), style), end="", soft_wrap=True)
 
     return write, True
-
-
-def _write_plainly(text: str, style: str) -> None:
-    sys.stdout.write(_harmless(text))
-    sys.stdout.flush()
 
 
 def _harmless(text: str) -> str:
@@ -98,11 +98,6 @@ def format_outcome(done: GenerationResult) -> str | None:
     if done.finish_reason == "length":
         return "no answer: the token limit was reached first; raise --max-new-tokens or use a preset with a budget"
     return "no answer: the model ended without one"
-
-
-def format_untaken(decision: Decision) -> str:
-    """A line about what shadow mode left undone."""
-    return f"shadow: at {decision.position} tokens {decision.policy} would {decision.action}: {decision.reason}"
 
 
 def comparison(done: GenerationResult, plain: GenerationResult) -> str:

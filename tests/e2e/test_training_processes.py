@@ -135,9 +135,9 @@ def test_unsupported_launches_are_refused(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     code, value = expected.split(": ")
-    with pytest.raises(RecipeError, match=value) as error:
+    with pytest.raises(RecipeError) as error:
         train("sft", tmp_path / "out", **(values or SFT))
-    assert error.value.code == code
+    assert error.value.code == code and value in str(error.value)
     assert not (tmp_path / "out").exists()
 
 

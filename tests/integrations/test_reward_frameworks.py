@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -60,13 +59,13 @@ def test_invalid_gold_answers_are_refused(gold: Any) -> None:
     # Even where the model says nothing, which would be wrong whatever the answer is.
     for completion in (RIGHT, "It may be"):
         for source, call in (
-            ("row 1 .*'answer'", lambda: batch(Correctness(), [RIGHT, completion], answer=["4", gold])),  # noqa: B023
+            ("row 1 of", lambda: batch(Correctness(), [RIGHT, completion], answer=["4", gold])),  # noqa: B023
             ("ground_truth", lambda: compute_score("tiny", completion, gold)),  # noqa: B023
             ("label 0", lambda: reward_func(["q" + completion], ["q"], [gold])),  # noqa: B023
         ):
-            with pytest.raises(OptionError, match=source) as error:
+            with pytest.raises(OptionError) as error:
                 call()
-            assert error.value.code == "invalid_gold_answer"
+            assert error.value.code == "invalid_gold_answer" and source in str(error.value)
 
 
 def test_a_verdict_of_the_environment_needs_no_gold_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,33 +89,40 @@ def test_openrlhf_gets_a_mapping_and_may_pass_more() -> None:
 
 def test_verl_needs_only_the_data_of_weighted_parts() -> None:
     assert compute_score("tiny", INSTANT, "4", {"reference": None}, delta=0.05)["score"] == pytest.approx(1.05)
-    with pytest.raises(OptionError, match=r"\['reference'\] is 'half'"):
+    with pytest.raises(OptionError) as error:
         compute_score("tiny", INSTANT, "4", {"reference": "half"})
+    assert error.value.code == "invalid_number"
     for info in ({"tier": "easy"}, {"tier": "easy", "thinking_tokens": None}):
-        with pytest.raises(OptionError, match="'thinking_tokens'") as error:
+        with pytest.raises(OptionError) as error:
             compute_score("tiny", RIGHT, "4", info, adherence=0.2)
         assert error.value.code == "missing_column"
-    with pytest.raises(OptionError, match=r"\['thinking_tokens'\] is 'many'"):
-        compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": "many"}, adherence=0.2)
-    for extra in (None, {"tier": ["easy"]}):
+    for extra, code in (
+        ({"tier": "easy", "thinking_tokens": "many"}, "invalid_number"),
+        ({"tier": ["easy"]}, "unknown_name"),
+        (None, "missing_column"),
+    ):
         with pytest.raises(OptionError) as error:
             compute_score("tiny", RIGHT, "4", extra, adherence=0.2)
-        assert error.value.code == "unknown_name"
+        assert error.value.code == code
 
 
 def test_invalid_numbers_in_columns_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"row 1 .*'reference' is None"):
-        batch(ReferenceBaseline(), [RIGHT] * 2, reference=[0.5, None])
-    with pytest.raises(OptionError, match=r"row 0 .*'thinking_tokens' is None"):
-        batch(TierAdherence(), [RIGHT], tier=["easy"], thinking_tokens=[None])
+    columns: dict[str, Any]
+    for reward, columns in (
+        (ReferenceBaseline(), {"reference": [0.5, None]}),
+        (TierAdherence(), {"tier": ["easy"] * 2, "thinking_tokens": [1, None]}),
+    ):
+        with pytest.raises(OptionError) as error:
+            batch(reward, [RIGHT] * 2, **columns)
+        assert error.value.code == "invalid_number" and "row 1 of" in str(error.value)
 
 
 @pytest.mark.parametrize("tier", ["esay", None, ["easy"]], ids=repr)
 def test_unknown_tiers_are_refused(tier: Any) -> None:
-    with pytest.raises(OptionError, match="none, easy, normal, hard") as error:
+    with pytest.raises(OptionError) as error:
         batch(TierAdherence(), [RIGHT], tier=[tier], thinking_tokens=[1])
     assert error.value.code == "unknown_name"
-    with pytest.raises(OptionError, match=r"easy$"):
+    with pytest.raises(OptionError):
         batch(TierAdherence({"easy": 100}), [RIGHT], tier=["hard"], thinking_tokens=[1])
 
 
@@ -127,18 +133,12 @@ def test_thinking_tokens_are_counted_up_to_the_marker() -> None:
     assert batch(reward, [""] * 6, tier=easy, completion_ids=ids) == [0, -0.5, 0, -0.5, -0.25, 0]
     # The count of the rollouts takes precedence over the ids.
     assert batch(reward, [""] * 6, tier=easy, completion_ids=ids, thinking_tokens=[6] * 6) == [-0.5] * 6
-    with pytest.raises(OptionError, match="'thinking_tokens'") as error:
+    with pytest.raises(OptionError) as error:
         batch(TierAdherence(), [""] * 6, tier=easy, completion_ids=ids)
     assert error.value.code == "missing_column"
-    with pytest.raises(OptionError, match="'completion_ids'") as error:
+    with pytest.raises(OptionError) as error:
         batch(reward, [""] * 6, tier=easy)
     assert error.value.code == "missing_column"
-
-
-@pytest.mark.parametrize("marker_id", [-1, True, "</think>", [9], 9.0], ids=repr)
-def test_invalid_marker_ids_are_refused(marker_id: Any) -> None:
-    with pytest.raises(OptionError, match=f"marker_id is {re.escape(repr(marker_id))}"):
-        TierAdherence(marker_id=marker_id)
 
 
 def test_counted_and_given_thinking_tokens_agree(tmp_path: Path) -> None:

@@ -44,7 +44,6 @@ def build_trainer(
     sampler = RolloutSampler(load_engine(recipe.model), recipe.rollouts, share=0.5)
     trainer = TrainingRun(recipe.out, None, lambda line: None).build_grpo_trainer(
         recipe,
-        sampler,
         GroupRollouts(sampler, plan, recipe.seed),
         rewards or [Correctness()],
         rows,

@@ -7,8 +7,8 @@ docstring is its help text if it comes from an entry point.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -43,17 +43,12 @@ class Method(Generic[R]):
         validate: checks a recipe before any work is done; raises RecipeError.
         train: runs the training, or resumes it.
         results: names of files in the run's folder that show that training has started, besides models and adapters.
-        renamed: old -> new keys of the method's section in recipes that older releases saved.
-        added: computes keys of that section that older releases did not have, with the values that keep the old
-            behaviour, from the saved recipe.
     """
 
     recipe: type[R]
     validate: Callable[[R], CheckedRecipe]
     train: Callable[[R, CheckedRecipe, TrainingRun], None]
     results: tuple[str, ...] = ()
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    added: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda saved: {}
 
 
 def list_methods() -> dict[str, str]:

@@ -7,20 +7,18 @@ is relative to how the completions were really drawn, so the forced first tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, Literal
 
 from pydantic import Field
 
-from ...errors import OptionError
 from ..config import Alarm, Recipe, Section
-from ..preflight import CheckedRecipe, Row, check_recipe
-from ..processes import resumable_map
-from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, parse_number, require_column
+from ..preflight import CheckedRecipe, check_recipe
+from ..rewards import NO_THINK, THINK, Correctness, GroupBrevity, Reward, get_modes, number_column
 from ..rollouts import GroupRollouts
-from ..sampling import CompletionRequest, RolloutSampler
-from ..traces import rollout_identity
+from ..sampling import RolloutSampler
+from ..traces import TraceCollector
 from ..training_run import TrainingRun
 from . import Method
 
@@ -67,8 +65,6 @@ class NoThinkBonus(Reward):
 
     def __init__(self, delta: float = 0.05, marker: str = "</think>") -> None:
         """Prepare the reward; `marker` closes the thinking, and shows the mode without a column `mode`."""
-        if not 0 <= delta <= 1:
-            raise OptionError(f"delta is {delta}; accepted: a number from 0 to 1")
         self.delta, self.marker = delta, marker
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -83,8 +79,7 @@ class ReferenceBaseline(Reward):
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
         """See `Reward`."""
-        shares = require_column(columns, "reference", self.name)
-        return [-parse_number(share, f"row {i} of this batch's column 'reference'") for i, share in enumerate(shares)]
+        return [-share for share in number_column(columns, "reference", self.name)]
 
 
 def plan_group(generations: int, share: float) -> list[str]:
@@ -93,45 +88,11 @@ def plan_group(generations: int, share: float) -> list[str]:
     return [NO_THINK] * no_think + [THINK] * (generations - no_think)
 
 
-def measure_reference(
-    sampler: RolloutSampler,
-    rows: Sequence[Row],
-    samples: int,
-    path: Path,
-    seed: int,
-    correct: Correctness,
-    log: Callable[[str], None] = lambda line: None,
-) -> list[float]:
-    """The share of `samples` thinking completions that are right, for each row.
-
-    Resumed from `path`; raises CheckpointLogError if that has another model, other questions or other settings.
-    """
-
-    def measure(part: Sequence[Row], start: int) -> list[float]:
-        requests = [CompletionRequest(row["prompt"], row["tier"], THINK) for row in part for _ in range(samples)]
-        right = [
-            correct.is_right(part[i // samples]["answer"], rollout.response, part[i // samples]["gym_entry"])
-            for i, rollout in enumerate(sampler(requests, seed + start))
-        ]
-        return [sum(right[at : at + samples]) / samples for at in range(0, len(right), samples)]
-
-    return resumable_map(
-        path,
-        rollout_identity(sampler, rows, samples, seed),
-        rows,
-        max(1, sampler.settings.batch // samples),
-        measure,
-        lambda done: log(f"reference accuracy: {done}/{len(rows)} questions"),
-    )
-
-
-def validate_recipe(recipe: AdaptThinkRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: AdaptThinkRecipe) -> CheckedRecipe:
     return check_recipe(recipe, no_think_tokens=recipe.adaptthink.no_think_tokens, start=recipe.adaptthink.start)
 
 
-def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings, close = recipe.adaptthink, checked.markers.close
     plan = plan_group(recipe.rollouts.generations, settings.share)
     sampler = RolloutSampler(
@@ -143,18 +104,19 @@ def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) ->
         no_think_tokens=settings.no_think_tokens,
     )
     with Correctness(close) as correct:
-        path = recipe.out / "reference.jsonl"
-        accuracies = measure_reference(
-            sampler, checked.rows, settings.reference_samples, path, recipe.seed, correct, run.log
+        accuracies = TraceCollector(recipe, checked, sampler, run.log).map(
+            lambda traces: fmean(trace.right for trace in traces),
+            "reference",
+            settings.reference_samples,
+            start_mode=THINK,
         )
         rows = [{**row, "reference": accuracy} for row, accuracy in zip(checked.rows, accuracies, strict=True)]
-        run.log(f"before training, {sum(accuracies) / len(accuracies):.1%} of thinking completions are right")
+        run.log(f"before training, {fmean(accuracies):.1%} of thinking completions are right")
         rewards: list[Reward] = [correct, NoThinkBonus(settings.delta, close), ReferenceBaseline()]
         if settings.brevity:
             rewards.append(GroupBrevity(correct, settings.brevity, thinking_only=True))
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             GroupRollouts(sampler, plan, recipe.seed),
             rewards,
             rows,
@@ -165,7 +127,7 @@ def train(recipe: AdaptThinkRecipe, checked: CheckedRecipe, run: TrainingRun) ->
             loss_type="grpo",
             scale_rewards="none",
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
-METHOD = Method(recipe=AdaptThinkRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=AdaptThinkRecipe, validate=_validate, train=_train)

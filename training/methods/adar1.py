@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from random import Random
-from typing import Any
 
 from pydantic import Field
 
 from ...controller.engines.transformers.engine import TransformersEngine, load_engine
-from ..config import Optimiser, Recipe, RecipeError, Section
+from ..config import Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, collect_traces, shortest_right
+from ..traces import PreferencePair, SampledTrace, TraceCollector, shortest_right
 from ..training_run import MODEL, TrainingRun, write_model
 from . import Method
 
@@ -47,7 +46,7 @@ class AdaR1(Section):
     instances: int = Field(default=2, ge=0)
     min_accuracy: float = Field(default=0.5, ge=0, le=1)
     nll_weight: float = Field(default=0.0, ge=0)
-    short_effort: str = "easy"
+    short_effort: ThinkingEffort = "easy"
     short: Optimiser = Optimiser()
 
 
@@ -57,9 +56,7 @@ class AdaR1Recipe(Recipe):
     adar1: AdaR1 = AdaR1()
 
 
-def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
-    """See `Method.validate`."""
-    check_effort("adar1.short_effort", recipe.adar1.short_effort)
+def _validate(recipe: AdaR1Recipe) -> CheckedRecipe:
     return check_recipe(
         recipe,
         completions=1,
@@ -69,20 +66,14 @@ def validate_recipe(recipe: AdaR1Recipe) -> CheckedRecipe:
     )
 
 
-def train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: AdaR1Recipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import build_dpo_trainer, schedule_examples, to_dpo_example
 
     settings, merged_folder = recipe.adar1, recipe.out / "merged" / MODEL
     with closing(run.load_model(recipe)) as long, closing(_train_short_parent(recipe, checked, long, run)) as short:
         long_traces, short_traces = (
-            collect_traces(
-                recipe,
-                checked,
-                RolloutSampler(engine, recipe.rollouts, checked.markers),
-                settings.samples,
-                f"{kind}-answers",
-                run.log,
+            TraceCollector(recipe, checked, RolloutSampler(engine, recipe.rollouts, checked.markers), run.log).collect(
+                f"{kind}-answers", settings.samples
             )
             for kind, engine in (("long", long), ("short", short))
         )
@@ -122,7 +113,8 @@ def _train_short_parent(
     folder = recipe.out / "short"
     if not rank0_only((folder / MODEL).is_dir):
         sampler = RolloutSampler(long, recipe.rollouts, checked.markers)
-        sampled = collect_traces(recipe, checked, sampler, 1, "short-traces", run.log, effort=recipe.adar1.short_effort)
+        collector = TraceCollector(recipe, checked, sampler, run.log)
+        sampled = collector.collect("short-traces", 1, recipe.adar1.short_effort)
         kept = [trace for group in sampled for trace in shortest_right(group, 1)]
         if not kept:
             raise RecipeError(
@@ -132,7 +124,7 @@ def _train_short_parent(
         run.log(f"the short parent learns {len(kept)} completions")
         stage = recipe.model_copy(update={"optimiser": recipe.adar1.short})
         with closing(run.load_model(recipe)) as student:
-            train_sft(run.make_stage("short"), stage, student.model, student.tokenizer, kept)
+            train_sft(run.make_stage("short"), stage, student, kept)
     return load_engine(folder / MODEL, recipe.optimiser.dtype)
 
 
@@ -140,20 +132,16 @@ def _write_merged(
     recipe: AdaR1Recipe, long: TransformersEngine, short: TransformersEngine, folder: Path, run: TrainingRun
 ) -> None:
     """Write the merged model, from which DPO also loads its reference; overwrites the weights of `long`."""
-    if not folder.is_dir():
-        merge_weights(long.model, short.model, recipe.adar1.share)
-        write_model(long.model, long.tokenizer, folder)
-        run.log(f"merged {recipe.adar1.share:.0%} of the long model with the short one")
-
-
-def merge_weights(long: Any, short: Any, share: float) -> None:
-    """Average the weights of two models into the first, with `share` for the first; in place to save memory."""
     import torch
 
-    others = dict(short.named_parameters())  # lists tied weights once
+    if folder.is_dir():
+        return
+    share, others = recipe.adar1.share, dict(short.model.named_parameters())  # lists tied weights once
     with torch.no_grad():
-        for name, weight in long.named_parameters():
+        for name, weight in long.model.named_parameters():
             weight.copy_(share * weight.float() + (1 - share) * others[name].float())
+    write_model(long.model, long.tokenizer, folder)
+    run.log(f"merged {share:.0%} of the long model with the short one")
 
 
 def make_pairs(
@@ -189,10 +177,4 @@ def make_pairs(
     return pairs
 
 
-METHOD = Method(
-    recipe=AdaR1Recipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"least": "min_accuracy", "likelihood": "nll_weight"},
-    added=lambda saved: {"min_accuracy": 0.0, "nll_weight": 0.0},
-)
+METHOD = Method(recipe=AdaR1Recipe, validate=_validate, train=_train)

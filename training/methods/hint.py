@@ -10,19 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ...controller.policies.base import PARAGRAPH
 from ...controller.policies.hint import HINT_TOKEN, ConciseHint, find_learned_hint
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
-from ..preflight import CheckedRecipe, check_recipe
+from ..preflight import CheckedRecipe, check_frozen, check_recipe
 from ..sampling import RolloutSampler
-from ..traces import SampledTrace, collect_traces, shortest_right, split_by_mask
+from ..traces import SampledTrace, TraceCollector, shortest_right, split_by_mask
 from ..training_run import TrainingRun
 from . import Method
 
@@ -48,9 +48,9 @@ class HintRecipe(Recipe):
     hint: Hint = Hint()
 
 
-def validate_recipe(recipe: HintRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: HintRecipe) -> CheckedRecipe:
     make_policy(recipe)
+    check_frozen(recipe)
     settings = recipe.hint
     content = f"completions with a hint, the {settings.keep} shortest right of {settings.samples} for each question"
     return check_recipe(recipe, completions=1, resident=ResidentModels(trained="embeddings"), step_content=content)
@@ -64,17 +64,10 @@ def make_policy(recipe: HintRecipe) -> ConciseHint:
             "rollouts.policies has no hint to learn; add `policies: {hint: {}}`, with settings of the policy if needed",
             code="no_hint_policy",
         )
-    if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
-    if recipe.optimiser.weight_decay:
-        raise RecipeError(
-            "optimiser.weight_decay would shrink embeddings that are not trained; accepted: 0", code="no_weight_decay"
-        )
     return ConciseHint(**settings)
 
 
-def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import train_sft
 
     engine, settings, words = run.load_model(recipe), recipe.hint, make_policy(recipe).text + PARAGRAPH
@@ -84,7 +77,7 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
         )
     check_free_rows(engine.model, engine.tokenizer, words)
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
+    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("traces", settings.samples)
     ids = add_hint_tokens(engine.model, engine.tokenizer, words)
     before, hint = engine.model.get_input_embeddings().weight[ids].clone().detach(), find_learned_hint(engine.tokenizer)
     freeze_except(engine.model, ids)
@@ -98,15 +91,14 @@ def train(recipe: HintRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             "has a hint; give the hint earlier, use easier questions, or raise rollouts.max_new_tokens",
             code="nothing_to_learn",
         )
+
+    @torch.no_grad()
+    def scale_change(model: Any, folder: Path) -> None:
+        table = model.get_input_embeddings().weight
+        table[ids] = before + settings.strength * (table[ids] - before)
+
     run.log(f"learning {len(ids)} embeddings from {len(kept)} completions with a hint")
-    train_sft(
-        run,
-        recipe,
-        engine.model,
-        engine.tokenizer,
-        kept,
-        finish=lambda model, folder: scale_change(model, ids, before, settings.strength),
-    )
+    train_sft(run, recipe, engine, kept, finish=scale_change)
 
 
 def replace_forced_words(trace: SampledTrace, tokenizer: Any, words: str, new: str) -> SampledTrace | None:
@@ -172,12 +164,4 @@ def freeze_except(model: Any, ids: Sequence[int]) -> None:
     table.register_hook(lambda gradient: gradient * chosen.to(gradient.device))
 
 
-@torch.no_grad()
-def scale_change(model: Any, ids: Sequence[int], before: Tensor, strength: float) -> None:
-    """Scale the change of these embeddings since `before`."""
-    table = model.get_input_embeddings().weight
-    rows = list(ids)
-    table[rows] = before + strength * (table[rows] - before)
-
-
-METHOD = Method(recipe=HintRecipe, validate=validate_recipe, train=train)
+METHOD = Method(recipe=HintRecipe, validate=_validate, train=_train)

@@ -44,8 +44,7 @@ class SerRecipe(Recipe):
     alarm: AlwaysThinks = AlwaysThinks()
 
 
-def validate_recipe(recipe: SerRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: SerRecipe) -> CheckedRecipe:
     if recipe.ser.hint_weight and "hint" not in recipe.rollouts.policies:
         raise RecipeError(
             f"ser.hint_weight is {recipe.ser.hint_weight:g}, but rollouts.policies has no hint; add "
@@ -55,8 +54,7 @@ def validate_recipe(recipe: SerRecipe) -> CheckedRecipe:
     return check_recipe(recipe, resident=ResidentModels(reference=bool(recipe.ser.kl)))
 
 
-def train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings = recipe.ser
     sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
     with Correctness(checked.markers.close) as correct:
@@ -70,7 +68,6 @@ def train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             weighted.append((HintBudget(settings.after_hint_tokens), settings.hint_weight))
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             GroupRollouts(sampler, [FREE] * recipe.rollouts.generations, recipe.seed),
             [reward for reward, _ in weighted],
             checked.rows,
@@ -79,12 +76,7 @@ def train(recipe: SerRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             reward_weights=[weight for _, weight in weighted],
             beta=settings.kl,
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
-METHOD = Method(
-    recipe=SerRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"least": "min_accuracy", "hints": "hint_weight", "after_hint": "after_hint_tokens"},
-)
+METHOD = Method(recipe=SerRecipe, validate=_validate, train=_train)

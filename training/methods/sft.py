@@ -6,16 +6,14 @@ closings of the thinking are learned, and its hints are removed from the complet
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from statistics import fmean
-from typing import Any
 
 from pydantic import Field
 
-from ..config import Recipe, RecipeError, Section
-from ..preflight import CheckedRecipe, check_effort, check_recipe
+from ..config import Recipe, RecipeError, Section, ThinkingEffort
+from ..preflight import CheckedRecipe, check_recipe
 from ..sampling import RolloutSampler
-from ..traces import collect_traces, shortest_right, to_sft
+from ..traces import TraceCollector, shortest_right, to_sft
 from ..training_run import TrainingRun
 from . import Method
 
@@ -32,7 +30,7 @@ class Sft(Section):
 
     samples: int = Field(default=8, ge=1)
     keep: int = Field(default=1, ge=1)
-    effort: str | None = None
+    effort: ThinkingEffort | None = None
     imitate: bool = True
 
 
@@ -42,21 +40,19 @@ class SftRecipe(Recipe):
     sft: Sft = Sft()
 
 
-def validate_recipe(recipe: SftRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: SftRecipe) -> CheckedRecipe:
     settings = recipe.sft
-    check_effort("sft.effort", settings.effort)
     content = f"completions, the {settings.keep} shortest right of {settings.samples} for each question"
     return check_recipe(recipe, completions=1, step_content=content)
 
 
-def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     from ..offline import train_sft
 
     engine, settings = run.load_model(recipe), recipe.sft
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log, settings.effort)
+    collector = TraceCollector(recipe, checked, sampler, run.log)
+    sampled = collector.collect("traces", settings.samples, settings.effort)
     traces = [[to_sft(t, sampler.close) if settings.imitate else t for t in group] for group in sampled]
     kept = [trace for group in traces for trace in shortest_right(group, settings.keep)]
     if not kept:
@@ -68,18 +64,7 @@ def train(recipe: SftRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     before = fmean(trace.length for group in sampled for trace in group)
     after = fmean(trace.length for trace in kept)
     run.log(f"learning {len(kept)} completions of {after:.0f} tokens on average; all sampled ones have {before:.0f}")
-    train_sft(run, recipe, engine.model, engine.tokenizer, kept)
+    train_sft(run, recipe, engine, kept)
 
 
-def _has_forced_text(saved: Mapping[str, Any]) -> bool:
-    """Whether a controller wrote into the completions; only then does `imitate` change anything."""
-    rollouts = saved.get("rollouts") or {}
-    return bool(rollouts.get("policies") or rollouts.get("thinking_budget"))
-
-
-METHOD = Method(
-    recipe=SftRecipe,
-    validate=validate_recipe,
-    train=train,
-    added=lambda saved: {"imitate": not _has_forced_text(saved)},
-)
+METHOD = Method(recipe=SftRecipe, validate=_validate, train=_train)

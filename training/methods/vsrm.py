@@ -13,10 +13,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
@@ -30,7 +29,7 @@ from ..preflight import CheckedRecipe, check_recipe
 from ..processes import rank0_only
 from ..rewards import NO_THINK, Correctness
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 from ..training_run import TrainingRun
 from . import Method
 
@@ -118,22 +117,11 @@ def find_settled(accuracies: Sequence[float], tolerance: float = 0.1) -> int:
     return next(i for i, accuracy in enumerate(accuracies) if accuracy >= accuracies[-1] - tolerance)
 
 
-@dataclass(frozen=True, slots=True)
-class AccuracyCurve:
+class AccuracyCurve(NamedTuple):
     """The accuracy of a completion if its thinking ended before each of these tokens, the last being its own end."""
 
     positions: tuple[int, ...]
     accuracies: tuple[float, ...]
-
-    def token_rewards(self, settings: Vsrm) -> list[tuple[int, float]]:
-        """The last token of each step and the step's reward, see `step_rewards`."""
-        rewards = step_rewards(self.accuracies, settings.look_ahead, settings.ineffective_penalty)
-        return [(position - 1, reward) for position, reward in zip(self.positions[1:], rewards, strict=True)]
-
-    @property
-    def token_values(self) -> list[tuple[int, float]]:
-        """The first token after each cut and the accuracy there."""
-        return list(zip(self.positions, self.accuracies, strict=True))
 
     @property
     def settled(self) -> int:
@@ -161,16 +149,20 @@ class CutProber:
                 prompt = (*rollout.prompt_ids, *rollout.ids[:cut], *closing)
                 requests += [Request(prompt, self.settings.answer_tokens)] * repeats
                 sources += [number] * repeats
+        completions = self.sampler.decode_batches(
+            requests,
+            lambda at: SamplingParams(
+                self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse_cdf=True
+            ),
+        )
         right = [
-            self.correct.is_right(rows[number]["answer"], answer, rows[number]["gym_entry"])
-            for number, answer in zip(sources, self._sample_answers(requests, seed), strict=True)
+            self.correct.is_right(
+                rows[number]["answer"], self.codec.decode(completion.token_ids).strip(), rows[number]["gym_entry"]
+            )
+            for number, completion in zip(sources, completions, strict=True)
         ]
-        shares = [fmean(map(float, right[at : at + repeats])) for at in range(0, len(right), repeats)]
-        curves, at = [], 0
-        for cuts in positions:
-            curves.append(AccuracyCurve(tuple(cuts), tuple(shares[at : at + len(cuts)])))
-            at += len(cuts)
-        return curves
+        shares = (fmean(map(float, right[at : at + repeats])) for at in range(0, len(right), repeats))
+        return [AccuracyCurve(tuple(cuts), tuple(islice(shares, len(cuts)))) for cuts in positions]
 
     def _find_positions(self, rollout: Rollout) -> list[int]:
         """Tokens before each cut, and last those before the closing marker."""
@@ -181,81 +173,64 @@ class CutProber:
         cuts = [*find_cuts(text, self.settings.floor, self.settings.spacing), len(text.rstrip())]
         return list(dict.fromkeys(tokens_until(rollout.ids, self.codec, cut) for cut in cuts))
 
-    def _sample_answers(self, requests: Sequence[Request], seed: int) -> list[str]:
-        answers: list[str] = []
-        size = self.sampler.settings.batch
-        with plain_sampling(self.sampler.engine.model):
-            for at in range(0, len(requests), size):
-                sampling = SamplingParams(
-                    self.settings.temperature, 0.95, 0, batch_seed("answers", seed, at), inverse_cdf=True
-                )
-                completions = self.sampler.decode(requests[at : at + size], sampling)
-                answers += [self.codec.decode(completion.token_ids).strip() for completion in completions]
-        return answers
-
 
 class StepRollouts(GroupRollouts):
     """Free completions with the rewards of their steps and the accuracies at their cuts."""
 
-    def __init__(self, sampler: RolloutSampler, prober: CutProber, size: int, seed: int) -> None:
-        super().__init__(sampler, [FREE] * size, seed)
+    def __init__(self, prober: CutProber, size: int, seed: int) -> None:
+        super().__init__(prober.sampler, [FREE] * size, seed)
         self.prober = prober
 
     def extra_columns(
         self, rollouts: Sequence[Rollout], rows: Sequence[Mapping[str, Any]], seed: int
     ) -> dict[str, list[Any]]:
         """See `GroupRollouts.extra_columns` and `AdaptiveTrainer._token_advantages`."""
-        settings, curves = self.prober.settings, self.prober(rollouts, rows, seed)
-        rewards = [curve.token_rewards(settings) for curve in curves]
-        for rollout, steps in zip(rollouts, rewards, strict=True):
+        settings, curves, rewards = self.prober.settings, self.prober(rollouts, rows, seed), []
+        for rollout, curve in zip(rollouts, curves, strict=True):
+            worth = step_rewards(curve.accuracies, settings.look_ahead, settings.ineffective_penalty)
+            # At the last token of each step.
+            steps = [(position - 1, reward) for position, reward in zip(curve.positions[1:], worth, strict=True)]
             if rollout.finish_reason == "length" or not rollout.response:
                 steps.append((len(rollout.ids) - 1, -settings.unfinished_penalty))
-        return {"token_rewards": rewards, "token_values": [curve.token_values for curve in curves]}
+            rewards.append(steps)
+        return {"token_rewards": rewards, "token_values": [list(zip(*curve, strict=True)) for curve in curves]}
 
 
-def validate_recipe(recipe: VsrmRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: VsrmRecipe) -> CheckedRecipe:
     return check_recipe(recipe, resident=ONE_MODEL if recipe.vsrm.train else ResidentModels(trained="nothing"))
 
 
-def train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: VsrmRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     sampler = RolloutSampler(run.load_model(recipe), recipe.rollouts, checked.markers)
     with Correctness(checked.markers.close) as correct:
         prober = CutProber(sampler, recipe.vsrm, correct)
         if not recipe.vsrm.train:
-            rank0_only(lambda: _write_analysis(prober, checked.rows, recipe, run))
+            found = rank0_only(lambda: analyse(prober, checked.rows, recipe))
+            run.log(
+                f"{found['wasted']:.1%} of {found['thinking_tokens']:.0f} thinking tokens came after the answer was "
+                f"settled ({found['completions']} completions, {found['cuts']:.1f} cuts each)"
+            )
             return
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
-            StepRollouts(sampler, prober, recipe.rollouts.generations, recipe.seed),
+            StepRollouts(prober, recipe.rollouts.generations, recipe.seed),
             [correct],
             checked.rows,
             credit="tokens",
             alarm=recipe.alarm,
             loss_type="dapo",
         )
-        run.train_grpo(trainer, recipe)
-
-
-def _write_analysis(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe, run: TrainingRun) -> None:
-    analysis = analyse(prober, rows, recipe)
-    write(recipe.out / "analysis.json", json.dumps(analysis, indent=1) + "\n")
-    run.log(
-        f"{analysis['wasted']:.1%} of {analysis['thinking_tokens']:.0f} thinking tokens came after the answer was "
-        f"settled ({analysis['completions']} completions, {analysis['cuts']:.1f} cuts each)"
-    )
+        run.run_trainer(trainer, recipe)
 
 
 def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRecipe) -> dict[str, Any]:
-    """Where the thinking was settled, over all completions that thought and answered."""
+    """Find where the thinking was settled, over all completions that thought and answered; write analysis.json."""
     repeated = [row for row in rows for _ in range(recipe.vsrm.samples)]
     rollouts = prober.sampler([CompletionRequest(row["prompt"], row["tier"]) for row in repeated], recipe.seed)
     all_curves = zip(repeated, prober(rollouts, repeated, recipe.seed), strict=True)
     curves = [(row, curve) for row, curve in all_curves if curve.positions]
     tokens = sum(curve.positions[-1] for _, curve in curves)
-    return {
+    found = {
         "completions": len(curves),
         "without": len(rollouts) - len(curves),
         "cuts": fmean(len(curve.positions) - 1 for _, curve in curves) if curves else 0.0,
@@ -266,12 +241,8 @@ def analyse(prober: CutProber, rows: Sequence[Mapping[str, Any]], recipe: VsrmRe
             for row, curve in curves
         ],
     }
+    write(recipe.out / "analysis.json", json.dumps(found, indent=1) + "\n")
+    return found
 
 
-METHOD = Method(
-    recipe=VsrmRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"unfinished": "unfinished_penalty", "ineffective": "ineffective_penalty"},
-    added=lambda saved: {"ineffective_penalty": 0.0},
-)
+METHOD = Method(recipe=VsrmRecipe, validate=_validate, train=_train)

@@ -14,27 +14,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ...controller.engines.transformers.engine import load_engine
-from ...errors import OptionError
 from ...evaluation.agents.tools import TOOL_SCHEMAS
-from ...io import write
-from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section
+from ..config import CHANGEABLE, Alarm, Optimiser, Recipe, RecipeError, Section, ThinkingEffort
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, Row, check_effort, check_recipe, load_tasks
+from ..preflight import CheckedRecipe, Row, check_recipe, load_tasks
 from ..processes import rank0_only, resumable_map
 from ..rewards import AGENTIC, NO_THINK, THINK, Correctness, Reward, get_modes, group_by_prompt, require_column
 from ..sampling import FREE, CompletionRequest, RolloutSampler
 from ..traces import SampledTrace
 from ..training_run import MODEL, TrainingRun
-from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode, load_environment
-
-ALIGNED = "aligned.json"
+from .episodes import EpisodeRollouts, EpisodeRunner, TrainingEpisode
 
 
 class Align(Section):
@@ -71,7 +67,7 @@ class Apo(Section):
     kl: float = Field(default=0.0, ge=0)
     no_think_tokens: int | None = Field(default=None, ge=2)
     max_steps: int = Field(default=8, ge=2)
-    followup_effort: str = "easy"
+    followup_effort: ThinkingEffort = "easy"
     align: Align | None = None
 
 
@@ -86,16 +82,6 @@ class ApoRecipe(Recipe):
         """The modes, from cheapest to most expensive."""
         return (NO_THINK, THINK) if load_tasks(self.data) is None else (NO_THINK, THINK, AGENTIC)
 
-    @model_validator(mode="after")
-    def _leave_some_free(self) -> ApoRecipe:
-        if len(self.modes) * self.apo.forced >= self.rollouts.generations:
-            raise OptionError(
-                f"apo.forced is {self.apo.forced} for each of {len(self.modes)} modes and rollouts.generations is "
-                f"{self.rollouts.generations}, which leaves no free completions to learn the choice from; raise "
-                "rollouts.generations"
-            )
-        return self
-
 
 class AdaptiveDiscount(Reward):
     """Correctness, of which thinking keeps `1 - p ** alpha` on an easy question; 0 without an answer.
@@ -107,8 +93,6 @@ class AdaptiveDiscount(Reward):
     name = "adaptive"
 
     def __init__(self, correct: Correctness, alpha: float = 2.0, easy: float = 0.5, marker: str = "</think>") -> None:
-        if alpha <= 0 or not 0 <= easy <= 1:
-            raise OptionError(f"alpha is {alpha} and easy is {easy}; accepted: alpha above 0, and easy from 0 to 1")
         self.correct, self.alpha, self.easy, self.marker = correct, alpha, easy, marker
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float | None]:
@@ -125,14 +109,19 @@ class AdaptiveDiscount(Reward):
         return rewards
 
 
-def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: ApoRecipe) -> CheckedRecipe:
     settings = recipe.apo
-    check_effort("apo.followup_effort", settings.followup_effort)
     if settings.kl and load_tasks(recipe.data) is not None:
         raise RecipeError(
             "apo.kl does not take the weights of episodes into account; remove it for tasks with tools",
             code="no_kl_with_tools",
+        )
+    if len(recipe.modes) * settings.forced >= recipe.rollouts.generations:
+        raise RecipeError(
+            f"apo.forced is {settings.forced} for each of {len(recipe.modes)} modes and rollouts.generations is "
+            f"{recipe.rollouts.generations}, which leaves no free completions to learn the choice from; raise "
+            "rollouts.generations",
+            code="no_free_completions",
         )
     return check_recipe(
         recipe,
@@ -143,10 +132,9 @@ def validate_recipe(recipe: ApoRecipe) -> CheckedRecipe:
     )
 
 
-def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings, close = recipe.apo, checked.markers.close
-    environment = load_environment(recipe.data)
+    tasks = load_tasks(recipe.data)
     forced = [mode for mode in recipe.modes for _ in range(settings.forced)]
     plan = forced + [FREE] * (recipe.rollouts.generations - len(forced))
     with Correctness(close) as correct:
@@ -155,14 +143,14 @@ def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             recipe.rollouts,
             checked.markers,
             no_think_tokens=settings.no_think_tokens,
-            tools=() if environment is None else TOOL_SCHEMAS,
+            tools=() if tasks is None else TOOL_SCHEMAS,
         )
-        runner = EpisodeRunner(sampler, environment, settings.followup_effort, settings.max_steps)
+        by_id = None if tasks is None else {task.id: task for task in tasks}
+        runner = EpisodeRunner(sampler, by_id, settings.followup_effort, settings.max_steps)
         if settings.align is not None:
-            Alignment(recipe, settings.align, runner, checked.rows, correct, run).align()
+            _align(recipe, settings.align, runner, checked.rows, correct, run)
         trainer = run.build_grpo_trainer(
             recipe,
-            sampler,
             EpisodeRollouts(runner, plan, recipe.seed),
             [correct, AdaptiveDiscount(correct, settings.alpha, settings.easy, close)],
             checked.rows,
@@ -172,79 +160,74 @@ def train(recipe: ApoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
             reward_weights=[0.0, 1.0],
             beta=settings.kl,
         )
-        run.train_grpo(trainer, recipe)
+        run.run_trainer(trainer, recipe)
 
 
-@dataclass(frozen=True, slots=True)
-class Alignment:
-    """The first stage: learn by SFT, for each question, its cheapest sufficient mode."""
+def _align(
+    recipe: ApoRecipe,
+    settings: Align,
+    runner: EpisodeRunner,
+    rows: Sequence[Row],
+    correct: Correctness,
+    run: TrainingRun,
+) -> None:
+    """Learn by SFT, for each question, its cheapest sufficient mode; or load what an earlier run has learned."""
+    from ..offline import train_sft
 
-    recipe: ApoRecipe
-    settings: Align
-    runner: EpisodeRunner
-    rows: Sequence[Row]
-    correct: Correctness
-    run: TrainingRun
+    engine, folder = runner.sampler.engine, recipe.out / "aligned" / MODEL
+    if not rank0_only(folder.is_dir):
+        traces = _choose_traces(recipe, settings, runner, rows, correct, run)
+        if not traces:
+            raise RecipeError(
+                f"no mode is sufficient for any of {len(rows)} questions; use easier ones, or lower "
+                "apo.align.min_accuracy",
+                code="nothing_to_learn",
+            )
+        stage = recipe.model_copy(update={"optimiser": settings.optimiser})
+        train_sft(run.make_stage("aligned"), stage, engine, traces)
+    engine.model = load_engine(folder, recipe.optimiser.dtype).model
 
-    def align(self) -> None:
-        """Train the sampler's model, or load the result of an earlier run from `aligned/`.
 
-        Raises RecipeError if no mode is sufficient for any question.
-        """
-        engine = self.runner.sampler.engine
-        folder = self.recipe.out / "aligned"
-        done = folder / ALIGNED
-        if not rank0_only(done.exists):
-            traces = self._choose_traces()
-            if not traces:
-                raise RecipeError(
-                    f"no mode is sufficient for any of {len(self.rows)} questions; use easier ones, or lower "
-                    "apo.align.min_accuracy",
-                    code="nothing_to_learn",
-                )
-            from ..offline import train_sft
+def _choose_traces(
+    recipe: ApoRecipe,
+    settings: Align,
+    runner: EpisodeRunner,
+    rows: Sequence[Row],
+    correct: Correctness,
+    run: TrainingRun,
+) -> list[SampledTrace]:
+    modes, samples, sampler = recipe.modes, settings.samples, runner.sampler
 
-            stage = self.recipe.model_copy(update={"optimiser": self.settings.optimiser})
-            train_sft(self.run.make_stage("aligned"), stage, engine.model, engine.tokenizer, traces)
-            rank0_only(lambda: write(done, "{}\n"))  # last, so that a half-written model does not count
-        engine.model = load_engine(folder / MODEL, self.recipe.optimiser.dtype).model
+    def is_right(episode: TrainingEpisode) -> bool:
+        row = episode.row
+        if runner.tasks is not None:
+            return runner.tasks[row["id"]].solved_by(episode.answer)
+        return correct.is_right(row["answer"], episode.answer, row["gym_entry"])
 
-    def _choose_traces(self) -> list[SampledTrace]:
-        modes, samples, sampler = self.recipe.modes, self.settings.samples, self.runner.sampler
-        min_accuracy = self.settings.min_accuracy
+    def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
+        starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]
+        requests = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in starts]
+        episodes = runner(requests, [row for row, _ in starts], recipe.seed + start)
+        chosen = [
+            choose_cheapest([e for e in episodes if e.row is row], modes, settings.min_accuracy, is_right)
+            for row in part
+        ]
+        return [(e.mode, asdict(to_alignment_trace(e, sampler.close))) for e in chosen if e is not None]
 
-        def make(part: Sequence[Row], start: int) -> list[tuple[str, dict[str, Any]]]:
-            starts = [(row, mode) for row in part for mode in modes for _ in range(samples)]
-            requests = [CompletionRequest(row["prompt"], row["tier"], mode) for row, mode in starts]
-            episodes = self.runner(requests, [row for row, _ in starts], self.recipe.seed + start)
-            chosen = [
-                choose_cheapest([e for e in episodes if e.row is row], modes, min_accuracy, self._is_right)
-                for row in part
-            ]
-            return [(e.mode, asdict(to_alignment_trace(e, sampler.close))) for e in chosen if e is not None]
-
-        stored = resumable_map(
-            self.recipe.out / "aligned.jsonl",
-            {
-                "fingerprint": sampler.engine.fingerprint(),
-                "recipe": self.recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
-            },
-            self.rows,
-            max(1, self.recipe.rollouts.batch // (samples * len(modes))),
-            make,
-            lambda done: self.run.log(f"alignment: {done}/{len(self.rows)} questions"),
-            key="align ",
-        )
-        counts = Counter(mode for mode, _ in stored)
-        routed = ", ".join(f"{counts[mode]} {mode}" for mode in modes)
-        self.run.log(f"routed {len(stored)} of {len(self.rows)} questions: {routed}")
-        return [SampledTrace.from_json(values) for _, values in stored]
-
-    def _is_right(self, episode: TrainingEpisode) -> bool:
-        row: Any = episode.row
-        if self.runner.environment is not None:
-            return self.runner.environment.is_solved(row["id"], episode.answer)
-        return self.correct.is_right(row["answer"], episode.answer, row["gym_entry"])
+    stored = resumable_map(
+        recipe.out / "aligned.jsonl",
+        {
+            "fingerprint": sampler.engine.fingerprint(),
+            "recipe": recipe.model_dump(mode="json", exclude={*CHANGEABLE, "optimiser"}),
+        },
+        rows,
+        max(1, recipe.rollouts.batch // (samples * len(modes))),
+        make,
+        lambda done: run.log(f"alignment: {done}/{len(rows)} questions"),
+    )
+    counts = Counter(mode for mode, _ in stored)
+    run.log(f"routed {len(stored)} of {len(rows)} questions: {', '.join(f'{counts[mode]} {mode}' for mode in modes)}")
+    return [SampledTrace(**values) for _, values in stored]
 
 
 def choose_cheapest(
@@ -275,9 +258,4 @@ def to_alignment_trace(episode: TrainingEpisode, close: int) -> SampledTrace:
     return SampledTrace(list(step.prompt_ids), list(step.ids[:end]), mask[:end], right=True, finished=end == len(mask))
 
 
-METHOD = Method(
-    recipe=ApoRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"steps": "max_steps", "later": "followup_effort", "least": "min_accuracy"},
-)
+METHOD = Method(recipe=ApoRecipe, validate=_validate, train=_train)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, log_softmax
 
-from ...controller.engines.transformers.hooks import find_decoder_layers
 from ...controller.engines.transformers.research.early_exit import apply_adapter, early_exit, score
+from ..config import Optimiser
 from ..sampling import DivergedError
 from ..traces import SampledTrace
 
@@ -52,20 +52,6 @@ class ChosenThreshold:
     tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterSettings:
-    """Sizes and schedule of the training; `tokens` per step."""
-
-    width: int
-    gate: int
-    steps: int
-    tokens: int
-    learning_rate: float
-    warmup: int
-    clip: float
-    seed: int
-
-
 def find_thinking_tokens(trace: SampledTrace, close: int) -> list[bool]:
     """Which tokens of prompt and completion are thinking that the model wrote itself."""
     end = trace.ids.index(close) if close in trace.ids else len(trace.ids)
@@ -78,35 +64,41 @@ def collect_states(model: Any, traces: Sequence[SampledTrace], layer: int, close
     """Collect the states of all thinking tokens, without early exits."""
     early, final = [], []
     for ids, mask, thinking in _make_batches(model, traces, close):
-        states: list[Tensor] = []
-        handle = find_decoder_layers(model, layer).module.register_forward_hook(
-            lambda module, inputs, output, states=states: states.append(output)
-        )
-        try:
-            last = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        finally:
-            handle.remove()
-        early.append(states[0][thinking])
-        final.append(last[thinking])
+        states = model.get_decoder()(
+            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
+        ).hidden_states
+        early.append(states[layer][thinking])
+        final.append(states[-1][thinking])
     return ExitStates(torch.cat(early).float(), torch.cat(final).float())
 
 
 def train_adapter(
-    model: Any, states: ExitStates, settings: AdapterSettings, log: Callable[[str], None]
+    model: Any,
+    states: ExitStates,
+    optimiser: Optimiser,
+    *,
+    width: int,
+    gate: int,
+    tokens: int,
+    seed: int,
+    log: Callable[[str], None],
 ) -> dict[str, Tensor]:
-    """Train the arrays of an adapter and a gate; the model is frozen.
+    """Train the arrays of an adapter and a gate of these widths, on `tokens` per step; the model is frozen.
 
     The adapter learns the model's distribution (by KL divergence), the gate whether the most likely token of the
     current adapter is the model's. Raises DivergedError for a loss that is not finite.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    device, steps = states.early.device, settings.steps
-    arrays = _init_arrays(states.early.shape[1], settings, generator, device)
+    generator = torch.Generator().manual_seed(seed)
+    device, steps = states.early.device, optimiser.steps
+    arrays = _init_arrays(states.early.shape[1], width, gate, generator, device)
     model.requires_grad_(False)
-    optimizer = torch.optim.AdamW(arrays.values(), lr=settings.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps, settings.warmup))
+    optimizer = torch.optim.AdamW(arrays.values(), lr=optimiser.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(  # linear warm-up, then a half cosine to zero
+        optimizer,
+        lambda step: min(1.0, (step + 1) / (optimiser.warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps)),
+    )
     for step in range(1, steps + 1):
-        batch = torch.randint(len(states.early), (settings.tokens,), generator=generator).to(device)
+        batch = torch.randint(len(states.early), (tokens,), generator=generator).to(device)
         early = states.early[batch]
         with torch.no_grad():
             target = _log_probs(model, states.final[batch], normed=True)
@@ -118,7 +110,7 @@ def train_adapter(
             raise DivergedError(f"the loss of step {step} is not finite; lower optimiser.learning_rate")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(arrays.values(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(arrays.values(), optimiser.clip_gradients)
         optimizer.step()
         schedule.step()
         if step % max(1, steps // 5) == 0:
@@ -140,7 +132,17 @@ def choose_threshold(
     `traces` are held out from training; `agreement` is the share of tokens whose likeliest next token is the model's.
     """
     states = collect_states(model, traces, layer, close)
-    scores, right = _score_states(model, arrays, states)
+    scores, chunks = (
+        score(arrays, states.early),
+        zip(states.early.split(_CHUNK), states.final.split(_CHUNK), strict=True),
+    )
+    # Whether the adapter's most likely token is the model's.
+    right = torch.cat(
+        [
+            _log_probs(model, apply_adapter(arrays, early)).argmax(-1) == _most_likely(model, final)
+            for early, final in chunks
+        ]
+    )
     order = scores.argsort(descending=True)
     rates = right[order].double().cumsum(0) / torch.arange(1, len(order) + 1, device=order.device)
     enough = (rates >= agreement).nonzero()
@@ -186,15 +188,6 @@ def measure_agreement(
     return left_rate, stayed_rate
 
 
-def _score_states(model: Any, arrays: Mapping[str, Tensor], states: ExitStates) -> tuple[Tensor, Tensor]:
-    """The gate's scores, and whether the adapter's most likely token is the model's."""
-    right = [
-        _log_probs(model, apply_adapter(arrays, early)).argmax(-1) == _most_likely(model, final)
-        for early, final in zip(states.early.split(_CHUNK), states.final.split(_CHUNK), strict=True)
-    ]
-    return score(arrays, states.early), torch.cat(right)
-
-
 def _make_batches(model: Any, traces: Sequence[SampledTrace], close: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Ids, attention mask and thinking mask, all [rows, length] and padded on the right, the longest rows last."""
     order = sorted(traces, key=lambda trace: len(trace.prompt_ids) + trace.length)
@@ -212,14 +205,13 @@ def _make_batches(model: Any, traces: Sequence[SampledTrace], close: int) -> Ite
 
 
 def _init_arrays(
-    hidden: int, settings: AdapterSettings, generator: torch.Generator, device: torch.device
+    hidden: int, width: int, gate: int, generator: torch.Generator, device: torch.device
 ) -> dict[str, Tensor]:
     """An adapter that changes nothing, and an undecided gate."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) / math.sqrt(shape[-1])
 
-    width, gate = settings.width, settings.gate
     arrays = {
         "down": draw(width, hidden),
         "down_bias": torch.zeros(width),
@@ -231,11 +223,6 @@ def _init_arrays(
         "gate_out_bias": torch.zeros(()),
     }
     return {name: array.to(device).requires_grad_() for name, array in arrays.items()}
-
-
-def _rate(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, then a half cosine to zero."""
-    return min(1.0, (step + 1) / (warmup + 1)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _log_probs(model: Any, states: Tensor, normed: bool = False) -> Tensor:

@@ -15,53 +15,34 @@ from ...controller.text.tool_calls import OPEN, ToolCall, parse_tool_calls
 from ...controller.types import Request
 from ...errors import PromptError
 from ...evaluation.agents.tasks import Task
-from ...evaluation.agents.tools import ToolError, call_tool
+from ...evaluation.agents.tools import ToolError, World, call_tool
 from ...evaluation.runner import batch_seed
-from ..config import Data
-from ..preflight import load_tasks
 from ..rewards import AGENTIC
 from ..rollouts import GroupRollouts
-from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler, plain_sampling
+from ..sampling import FREE, CompletionRequest, Rollout, RolloutSampler
 
 CALLING = (FREE, AGENTIC)
 """Start modes of episodes whose calls are executed; the others have no tools."""
 
 
-class Environment:
-    """Executes the tool calls of tasks and judges their answers."""
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        self._tasks: Mapping[str, Task] = {task.id: task for task in tasks}
-
-    def run_calls(self, task_id: str, text: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
-        """The messages that follow from calls: the model's own, and each call's result or error."""
-        world = self._tasks[task_id].world
-        valid = [call for call in calls if call.error is None]
-        invalid = "".join(call.text for call in calls if call.error is not None)
-        functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in valid]
-        message: dict[str, Any] = {"role": "assistant", "content": f"{text}{invalid}"}
-        if valid:
-            message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
-        results = []
-        for call in calls:
-            try:
-                if call.error is not None or call.name is None:
-                    raise ToolError(f"invalid tool call: {call.error}")
-                result = call_tool(world, call.name, call.arguments)
-            except ToolError as error:
-                result = str(error)
-            results.append({"role": "tool", "content": result})
-        return [message, *results]
-
-    def is_solved(self, task_id: str, answer: str) -> bool:
-        """Whether an answer is right."""
-        return self._tasks[task_id].solved_by(answer)
-
-
-def load_environment(data: Data) -> Environment | None:
-    """The environment of a recipe's tasks, None for questions without tools."""
-    tasks = load_tasks(data)
-    return None if tasks is None else Environment(tasks)
+def run_calls(world: World, text: str, calls: Sequence[ToolCall]) -> list[dict[str, Any]]:
+    """The messages that follow from calls: the model's own, and each call's result or error."""
+    valid = [call for call in calls if call.error is None]
+    invalid = "".join(call.text for call in calls if call.error is not None)
+    functions = [{"name": call.name, "arguments": dict(call.arguments)} for call in valid]
+    message: dict[str, Any] = {"role": "assistant", "content": f"{text}{invalid}"}
+    if valid:
+        message["tool_calls"] = [{"type": "function", "function": function} for function in functions]
+    results = []
+    for call in calls:
+        try:
+            if call.error is not None or call.name is None:
+                raise ToolError(f"invalid tool call: {call.error}")
+            result = call_tool(world, call.name, call.arguments)
+        except ToolError as error:
+            result = str(error)
+        results.append({"role": "tool", "content": result})
+    return [message, *results]
 
 
 @dataclass(slots=True)
@@ -126,13 +107,13 @@ class EpisodeRunner:
     """Runs episodes; all unfinished ones take their next step in one batch.
 
     Attributes:
-        environment: None for questions without tools, which take one step.
+        tasks: by id; None for questions without tools, which take one step.
         followup_effort: the tier of steps after a tool result.
         max_steps: of an episode.
     """
 
     sampler: RolloutSampler
-    environment: Environment | None
+    tasks: Mapping[str, Task] | None
     followup_effort: str
     max_steps: int
 
@@ -153,7 +134,7 @@ class EpisodeRunner:
                 request.start_mode,
                 [rollout],
                 list(row["prompt"]),
-                called=self.environment is not None and _has_calls(rollout),
+                called=self.tasks is not None and _has_calls(rollout),
             )
             for row, request, rollout in zip(rows, requests, first, strict=True)
         ]
@@ -169,14 +150,14 @@ class EpisodeRunner:
 
     def _advance(self, episodes: Sequence[TrainingEpisode]) -> Iterator[TrainingEpisode]:
         """Execute the pending calls; yields the episodes that take another step."""
-        if self.environment is None:
+        if self.tasks is None:
             return
         context = self.sampler.engine.context_length
         for episode in episodes:
             text, calls = parse_tool_calls(episode.steps[-1].response)
             if not calls or episode.start_mode not in CALLING or episode.calls == len(episode.steps):
                 continue
-            episode.messages += self.environment.run_calls(episode.row["id"], text, calls)
+            episode.messages += run_calls(self.tasks[episode.row["id"]].world, text, calls)
             episode.calls += 1
             try:
                 prompt = self.sampler.prompt_ids(episode.messages, self.followup_effort)
@@ -203,14 +184,13 @@ def open_calls(sampler: RolloutSampler, rollouts: Sequence[Rollout], seed: int) 
         if sampler.close in rollout.ids
     }
     indices = [i for i, head in heads.items() if len(head) < limit]
-    for number, at in enumerate(range(0, len(indices), size)):
-        batch = indices[at : at + size]
-        requests = [Request((*rollouts[i].prompt_ids, *heads[i]), limit - len(heads[i])) for i in batch]
-        with plain_sampling(sampler.engine.model):
-            completions = sampler.decode(requests, sampler.sampling(batch_seed("opened calls", seed, number)))
-        for i, completion in zip(batch, completions, strict=True):
-            forced = (*rollouts[i].forced[: len(heads[i]) - len(opening)], *(True for _ in opening))
-            opened[i] = replace(rollouts[i], **sampler.parse_completion(heads[i], forced, completion))
+    completions = sampler.decode_batches(
+        [Request((*rollouts[i].prompt_ids, *heads[i]), limit - len(heads[i])) for i in indices],
+        lambda at: sampler.sampling(batch_seed("opened calls", seed, at // size)),
+    )
+    for i, completion in zip(indices, completions, strict=True):
+        forced = (*rollouts[i].forced[: len(heads[i]) - len(opening)], *(True for _ in opening))
+        opened[i] = replace(rollouts[i], **sampler.parse_completion(heads[i], forced, completion))
     return opened
 
 
@@ -236,10 +216,10 @@ class EpisodeRollouts(GroupRollouts):
 
     def _judge(self, episode: TrainingEpisode) -> bool | None:
         """Whether the task is solved; None if `Correctness` decides."""
-        environment = self.runner.environment
-        if environment is None:
+        tasks = self.runner.tasks
+        if tasks is None:
             return None
-        return episode.followed_start and environment.is_solved(episode.row["id"], episode.answer)
+        return episode.followed_start and tasks[episode.row["id"]].solved_by(episode.answer)
 
     def loss_mask(self, rollout: Rollout) -> list[int]:
         """See `GroupRollouts`."""

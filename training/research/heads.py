@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,18 +110,6 @@ def set_head_weights(model: Any, heads: Mapping[str, Tensor], weights: Mapping[s
         weight.copy_(mix_heads(heads, weights))
 
 
-def blend_model(folder: Path, out: Path, weights: Mapping[str, float]) -> None:
-    """Write a model with a mixture of its heads into a new folder; raises ModelError, OptionError, WriteError."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    heads = load_heads(folder)
-    _normalise_weights(heads, weights)
-    check_new_folder(out)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
-    set_head_weights(model, heads, weights)
-    write_model(model, AutoTokenizer.from_pretrained(folder), out)
-
-
 def blend(
     model: Annotated[Path, typer.Argument(help="The folder `model` of `tersely train mahdpo`.")],
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
@@ -138,7 +125,14 @@ def blend(
             weights[name] = float(value)
         except ValueError:
             raise OptionError(f"--weight is {given!r}; accepted: NAME=WEIGHT, as in accuracy=1") from None
-    blend_model(model, out, weights)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    heads = load_heads(model)
+    _normalise_weights(heads, weights)
+    check_new_folder(out)
+    mixed: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    set_head_weights(mixed, heads, weights)
+    write_model(mixed, AutoTokenizer.from_pretrained(model), out)
     print(f"saved to {out}")
 
 
@@ -147,7 +141,7 @@ def _normalise_weights(heads: Mapping[str, Tensor], weights: Mapping[str, float]
     for name, weight in weights.items():
         if name not in heads:
             raise unknown("objective", name, sorted(heads))
-        if not isinstance(weight, Real) or isinstance(weight, bool) or not 0 <= weight < math.inf:
+        if not 0 <= weight < math.inf:
             raise OptionError(
                 f"the weight of objective {name!r} is {weight!r}; accepted: a number of at least 0",
                 code="invalid_weight",

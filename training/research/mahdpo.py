@@ -19,7 +19,7 @@ from ..memory import ResidentModels
 from ..methods import Method
 from ..preflight import CheckedRecipe, check_recipe
 from ..sampling import RolloutSampler
-from ..traces import PreferencePair, SampledTrace, collect_traces
+from ..traces import PreferencePair, SampledTrace, TraceCollector
 from ..training_run import TrainingRun
 from .heads import Heads, install_heads, save_heads
 
@@ -65,8 +65,7 @@ class MahDpoRecipe(Recipe):
     mahdpo: MahDpo = MahDpo()
 
 
-def validate_recipe(recipe: MahDpoRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
+def _validate(recipe: MahDpoRecipe) -> CheckedRecipe:
     if recipe.optimiser.lora is not None:
         raise RecipeError("optimiser.lora trains adapters, but heads are full matrices; remove it", code="no_lora")
     settings = recipe.mahdpo
@@ -76,11 +75,10 @@ def validate_recipe(recipe: MahDpoRecipe) -> CheckedRecipe:
     return check_recipe(recipe, completions=1, resident=resident, step_content=content)
 
 
-def train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
-    """See `Method.train`."""
+def _train(recipe: MahDpoRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     settings, engine = recipe.mahdpo, run.load_model(recipe)
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "answers", run.log)
+    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("answers", settings.samples)
     rng = Random(f"objectives:{recipe.seed}")
     pairs = {
         name: [
@@ -168,10 +166,4 @@ def make_objective_pairs(
     return [PreferencePair(objective, *both) for both in rng.sample(candidates, min(most, len(candidates)))]
 
 
-METHOD = Method(
-    recipe=MahDpoRecipe,
-    validate=validate_recipe,
-    train=train,
-    renamed={"least": "min_accuracy", "likelihood": "nll_weight"},
-    added=lambda saved: {"nll_weight": 0.0, "frozen": False},
-)
+METHOD = Method(recipe=MahDpoRecipe, validate=_validate, train=_train)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from pydantic import Field
 
@@ -22,10 +21,10 @@ from ...probes.research.shortcut import KIND, Shortcut
 from ..config import Recipe, RecipeError, Section
 from ..memory import ResidentModels
 from ..methods import Method
-from ..preflight import CheckedRecipe, Row, check_recipe, load_meta_engine
+from ..preflight import CheckedRecipe, check_frozen, check_recipe, load_meta_engine
 from ..processes import rank0_only
 from ..sampling import RolloutSampler
-from ..traces import SampledTrace, collect_traces
+from ..traces import SampledTrace, TraceCollector
 from ..training_run import TrainingRun
 
 
@@ -58,12 +57,8 @@ class ShortcutRecipe(Recipe):
     shortcut: ShortcutSettings
 
 
-def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
-    """See `Method.validate`."""
-    if recipe.optimiser.lora is not None:
-        raise RecipeError("optimiser.lora trains weights, but this method freezes them; remove it", code="no_lora")
-    if recipe.optimiser.weight_decay:
-        raise RecipeError("optimiser.weight_decay is not supported by this method; accepted: 0", code="no_weight_decay")
+def _validate(recipe: ShortcutRecipe) -> CheckedRecipe:
+    check_frozen(recipe)
     config = load_meta_engine(recipe.model).model.config.get_text_config(decoder=True)
     if config.model_type not in FAMILIES:
         raise RecipeError(
@@ -88,11 +83,11 @@ def validate_recipe(recipe: ShortcutRecipe) -> CheckedRecipe:
     return replace(checked, findings=[steps if line.startswith("steps:") else line for line in checked.findings])
 
 
-def train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
+def _train(recipe: ShortcutRecipe, checked: CheckedRecipe, run: TrainingRun) -> None:
     """See `Method.train`. A resumed run keeps its completions; training itself takes minutes and starts again."""
     engine, settings = run.load_model(recipe), recipe.shortcut
     sampler = RolloutSampler(engine, recipe.rollouts, checked.markers)
-    sampled = collect_traces(recipe, checked, sampler, settings.samples, "traces", run.log)
+    sampled = TraceCollector(recipe, checked, sampler, run.log).collect("traces", settings.samples)
     rank0_only(lambda: _train_shortcut(recipe, checked, engine, sampler.close, sampled, run))
     run.log(f"wrote {recipe.out / KIND}; use it with `tersely run --policy shortcut --probes {recipe.out}`")
 
@@ -105,7 +100,7 @@ def _train_shortcut(
     sampled: Sequence[Sequence[SampledTrace]],
     run: TrainingRun,
 ) -> None:
-    from .early_exit_training import AdapterSettings, choose_threshold, collect_states, train_adapter
+    from .early_exit_training import choose_threshold, collect_states, train_adapter
 
     settings, optimiser, model = recipe.shortcut, recipe.optimiser, engine.model
     fit, held_out = split_questions(sampled, settings.held_out, recipe.seed)
@@ -118,17 +113,12 @@ def _train_shortcut(
     arrays = train_adapter(
         model,
         states,
-        AdapterSettings(
-            width=settings.width or states.early.shape[1],
-            gate=settings.gate,
-            steps=optimiser.steps,
-            tokens=settings.tokens,
-            learning_rate=optimiser.learning_rate,
-            warmup=optimiser.warmup,
-            clip=optimiser.clip_gradients,
-            seed=recipe.seed,
-        ),
-        run.log,
+        optimiser,
+        width=settings.width or states.early.shape[1],
+        gate=settings.gate,
+        tokens=settings.tokens,
+        seed=recipe.seed,
+        log=run.log,
     )
     chosen = choose_threshold(model, arrays, held_out, settings.layer, close, settings.agreement)
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
@@ -138,7 +128,10 @@ def _train_shortcut(
         arrays={name: array.cpu().numpy() for name, array in arrays.items()},
         base={"name": recipe.model, "fingerprint": engine.fingerprint()},
         threshold=chosen.threshold,
-        provenance=make_provenance(recipe, checked.rows),
+        provenance={
+            "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
+            "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in checked.rows}),
+        },
         metrics=asdict(chosen),
     )
     save(shortcut, recipe.out / KIND)
@@ -161,12 +154,4 @@ def split_questions(
     return [trace for i in order[count:] for trace in sampled[i]], [t for i in order[:count] for t in sampled[i]]
 
 
-def make_provenance(recipe: ShortcutRecipe, rows: Sequence[Row]) -> dict[str, Any]:
-    """The recipe and the hashes of the questions that a shortcut was trained on."""
-    return {
-        "recipe": recipe.model_dump(mode="json", exclude={"out", "saving"}),
-        "learned_from": sorted({question_hash(row["prompt"][-1]["content"]) for row in rows}),
-    }
-
-
-METHOD = Method(recipe=ShortcutRecipe, validate=validate_recipe, train=train, results=(KIND,))
+METHOD = Method(recipe=ShortcutRecipe, validate=_validate, train=_train, results=(KIND,))

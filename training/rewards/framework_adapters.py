@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from tersely.controller.budgets import TIERS
-from tersely.errors import OptionError, unknown
-from tersely.training.rewards import Correctness, answer_part, excess_penalty, gold_text, parse_number
+from tersely.training.rewards import Correctness, TierAdherence, answer_part, gold_text, parse_number
 
 CLOSE = "</think>"
 
@@ -42,7 +40,8 @@ def compute_score(
     info = extra_info or {}
     right = float(_correctness().is_right(gold_text(ground_truth, "ground_truth"), answer_part(solution_str, CLOSE)))
     bonus = delta * solution_str.lstrip().startswith(CLOSE)
-    kept = adherence * _tier_excess(info) if adherence else 0.0
+    columns = {name: [info[name]] for name in ("tier", "thinking_tokens") if info.get(name) is not None}
+    kept = adherence * (TierAdherence()([""], [""], **columns)[0] or 0.0) if adherence else 0.0
     reference = info.get("reference")
     baseline = 0.0 if reference is None else parse_number(reference, "extra_info['reference']")
     return {
@@ -51,19 +50,6 @@ def compute_score(
         "no_think_bonus": bonus,
         "tier_adherence": kept,
     }
-
-
-def _tier_excess(info: Mapping[str, Any]) -> float:
-    tier, tokens = info.get("tier"), info.get("thinking_tokens")
-    if not isinstance(tier, str) or tier not in TIERS:
-        raise unknown("tier in extra_info", str(tier), TIERS)
-    if tokens is None:
-        raise OptionError(
-            "extra_info has no 'thinking_tokens', which `adherence` needs; add the number of thinking tokens of the "
-            "completion, or leave `adherence` out",
-            code="missing_column",
-        )
-    return excess_penalty(int(parse_number(tokens, "extra_info['thinking_tokens']")), TIERS[tier].thinking)
 
 
 def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[str | float], **_: Any) -> Any:

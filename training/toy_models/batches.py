@@ -5,14 +5,15 @@ The tokenizer is a byte-level BPE with Qwen's splitting rule, single digits and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ...evaluation.agents.tasks import Task, stream_tasks
 from ...evaluation.agents.tools import CRAFTS, FAMILY, GIVEN, PLACES, REGIONS, TOOL_SCHEMAS, TOOLS, World
@@ -86,7 +87,7 @@ def agent_tokenizer(base: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-WEIGHTS = {
+WEIGHTS = {  # in the order of the classes
     PLAIN: 0.3,
     SLIP: 0.0,
     READ: 1.5,
@@ -116,18 +117,11 @@ CAPS = (20, 50, 99, 250, 600, 999)
 Row = tuple[list[int], list[int]]  # token ids, and the trace class of each
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Right-padded ids [B, T], loss weights [B, T] and trace classes [B, T] (-1 without loss)."""
+class Batch(NamedTuple):
+    """Right-padded ids and loss weights, both [rows, tokens]."""
 
     ids: torch.Tensor
     weights: torch.Tensor
-    classes: torch.Tensor
-
-    @property
-    def tokens(self) -> int:
-        """Padded size."""
-        return self.ids.numel()
 
 
 def drill_problems(seed: int, progress: list[float]) -> Iterator[Problem]:
@@ -145,7 +139,7 @@ def encode(
     tokenizer: PreTrainedTokenizerFast, problem: Problem, mode: str, rng: Random, brief: bool = False, tools: Any = None
 ) -> Row:
     """A problem and its response in a mode."""
-    effort = {"easy": "easy", "hard": "hard", "none": "none"}.get(mode, "normal")
+    effort = mode if mode in ("easy", "hard", "none") else "normal"
     messages = [{"role": "user", "content": problem.problem}]
     return encode_turn(tokenizer, messages, effort, respond(problem, mode, rng, brief), tools)
 
@@ -174,14 +168,12 @@ def _questions(world: World, rng: Random) -> Iterator[tuple[str, str]]:
         yield f"{page.name}: {key}?", "; ".join(page.facts[key])
 
 
-def _encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> Row:
+def _encode_answers(tokenizer: PreTrainedTokenizerFast, pairs: Iterable[tuple[str, str]]) -> Row:
     """Questions answered without thinking, in one row."""
-    row: Row = ([], [])
-    for question, answer in pairs:
-        more = encode_turn(tokenizer, [{"role": "user", "content": question}], "none", ToyTrace([(answer, READ)]))
-        row[0].extend(more[0])
-        row[1].extend(more[1])
-    return row
+    return _join(
+        encode_turn(tokenizer, [{"role": "user", "content": question}], "none", ToyTrace([(answer, READ)]))
+        for question, answer in pairs
+    )
 
 
 def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> Row:
@@ -190,7 +182,9 @@ def encode_step(tokenizer: PreTrainedTokenizerFast, task: Task, rng: Random) -> 
     last = len(task.calls)
     done = rng.choices([0, last - 1, last, rng.randrange(last + 1)], (0.15, 0.2, 0.25, 0.4))[0]
     step = AgentStep(task, done * rng.randrange(2), tools=False) if rng.random() < TOOLLESS else AgentStep(task, done)
-    return encode_turn(tokenizer, step.messages, effort, respond_to(step, effort, rng), step.template_tools)
+    return encode_turn(
+        tokenizer, step.messages, effort, respond_to(step, effort, rng), TOOL_SCHEMAS if step.tools else None
+    )
 
 
 def encode_turn(
@@ -201,32 +195,25 @@ def encode_turn(
         messages, tools=tools, tokenize=False, add_generation_prompt=True, reasoning_effort=effort
     )
     trace.add("<|im_end|>")
-    ends, classes, at = [], [], 0
-    for text, tag in trace.pieces:
-        at += len(text)
-        ends.append(at)
-        classes.append(tag)
+    ends = list(accumulate(len(text) for text, _ in trace.pieces))
     head = tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
     body = tokenizer.backend_tokenizer.encode(trace.text, add_special_tokens=False)
-    tags, k = [], 0
-    for start, _ in body.offsets:
-        while start >= ends[k]:
-            k += 1
-        tags.append(classes[k])
+    tags = [trace.pieces[bisect_right(ends, start)][1] for start, _ in body.offsets]
     return head + body.ids, [-1] * len(head) + tags
 
 
-def encode_quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Row:
-    """Several short questions in one row, answered without thinking; one answer per row is too little to learn from."""
-    ids: list[int] = []
-    tags: list[int] = []
+def _join(rows: Iterable[Row]) -> Row:
+    """Several short questions in one row; one answer per row is too little to learn from."""
+    ids, tags = zip(*rows, strict=True)
+    return list(chain.from_iterable(ids)), list(chain.from_iterable(tags))
+
+
+def _quiz(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[Row]:
+    """Short questions answered without thinking."""
     for _ in range(QUIZ):
         kind = rng.choice(KINDS)
         text, program, labels = draw(kind, draw_work(1, rng), rng, rng.random() * 0.5)
-        more = encode(tokenizer, Problem("quiz", text, "", 1, kind, program, labels), "none", rng)
-        ids += more[0]
-        tags += more[1]
-    return ids, tags
+        yield encode(tokenizer, Problem("quiz", text, "", 1, kind, program, labels), "none", rng)
 
 
 def batches(
@@ -252,31 +239,23 @@ def batches(
                 pool.append(encode_lesson(tokenizer, next(tasks), progress[0], rng))
                 continue
             if mode == "quiz":
-                pool.append(encode_quiz(tokenizer, rng))
+                pool.append(_join(_quiz(tokenizer, rng)))
                 continue
             drilled = rng.random() < (0.1 if agent else max(0.1, 1.0 - progress[0] / DRILL))
             source = light if mode == "none" and (agent or progress[0] > 0.1) else drill if drilled else full
             tools = TOOL_SCHEMAS if agent and rng.random() < 0.5 else None
             pool.append(encode(tokenizer, next(source), mode, rng, brief, tools))
         pool.sort(key=lambda item: len(item[0]))
-        groups: list[list[Row]] = []
-        group: list[Row] = []
+        groups: list[list[Row]] = [[]]
         for item in pool:
-            if group and len(item[0]) * (len(group) + 1) > size:
-                groups.append(group)
-                group = []
-            group.append(item)
-        groups.append(group)
+            if groups[-1] and len(item[0]) * (len(groups[-1]) + 1) > size:
+                groups.append([])
+            groups[-1].append(item)
         rng.shuffle(groups)
         yield from (_collate(g) for g in groups)
 
 
 def _collate(group: list[Row]) -> Batch:
-    width = max(len(ids) for ids, _ in group)
-    ids = torch.zeros(len(group), width, dtype=torch.long)
-    classes = torch.full((len(group), width), -1, dtype=torch.long)
-    for row, (tokens, tags) in enumerate(group):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        classes[row, : len(tags)] = torch.tensor(tags)
-    table = torch.tensor([WEIGHTS[c] for c in range(len(WEIGHTS))] + [0.0])
-    return Batch(ids, table[classes], classes)
+    ids = pad_sequence([torch.tensor(ids) for ids, _ in group], batch_first=True)
+    tags = pad_sequence([torch.tensor(tags) for _, tags in group], batch_first=True, padding_value=-1)
+    return Batch(ids, torch.tensor([*WEIGHTS.values(), 0.0])[tags])

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from ...evaluation.agents.tasks import NEXT, NUMBERS, OPERATIONS, Task
-from ...evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
+from ...evaluation.agents.tools import TOOLS
 from .traces import CHOICE, COPY, DIRECT, FINAL, PLAIN, READ, USUAL_CUE, ToyTrace
 
 CALLED = ("lookup", "calculator")
@@ -44,11 +44,6 @@ class AgentStep:
             )
             messages.append({"role": "tool", "content": self._result(number)})
         return messages
-
-    @property
-    def template_tools(self) -> list[dict[str, Any]] | None:
-        """The tools for the chat template."""
-        return TOOL_SCHEMAS if self.tools else None
 
     @property
     def complete(self) -> bool:

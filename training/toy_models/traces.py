@@ -10,14 +10,13 @@ handle and repair an earlier error, but not to make one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
 from ...evaluation.tasks.toy_problems import Problem
 from ...evaluation.tasks.toy_programs import Operand, Step, apply, operand_value, run
 
-# Classes of trace text; training weighs them and reports accuracy by class.
+# Classes of trace text, which training weighs.
 PLAIN, SLIP, READ, COPY, FAST, CAREFUL, VERDICT, CHOICE, FINAL, DIRECT = range(10)
 
 LABELS = "ABCDEFGH"
@@ -83,11 +82,6 @@ class Writer:
         self.stated: list[StatedStep] = []
         self.labels = problem.labels if problem.kind == "chain" else tuple(LABELS[: len(problem.program)])
 
-    @property
-    def belief(self) -> int:
-        """The current answer."""
-        return self.stated[-1].value
-
     def write_facts(self, mode: str) -> None:
         """Write down the steps of the problem, in its order."""
         steps = zip(self.labels, self.problem.program, strict=True)
@@ -123,13 +117,8 @@ class Writer:
             self.trace.add(".\n")
         return values[-1]
 
-    def write_first_pass(self, mode: str, slip: float) -> None:
-        """The facts, and the pass that ends with the first stated answer."""
-        self.write_facts(mode)
-        careful = mode == "hard"
-        self._state(self.run_pass(careful, slip), careful)
-
-    def _state(self, value: int, checked: bool) -> None:
+    def state(self, value: int, checked: bool) -> None:
+        """State an answer."""
         self.trace.add(self.rng.choice(STATE) + " ")
         self.trace.add(str(value), COPY)
         self.trace.add(".\n\n")
@@ -145,7 +134,7 @@ class Writer:
         self.trace.add(f"Now {value}, before {before.value}: ", COPY)
         self.trace.add("different" if differs else "the same", VERDICT)
         self.trace.add(". ")
-        self._state(value if careful else before.value, careful or before.checked)
+        self.state(value if careful else before.value, careful or before.checked)
         return differs
 
 
@@ -165,7 +154,8 @@ def think(writer: Writer, mode: str, brief: bool = False) -> None:
     """
     rng, steps = writer.rng, len(writer.problem.program)
     slip = {"easy": 0.0, "normal": 0.2 if steps == 1 else 0.4, "hard": 0.08}[mode]
-    writer.write_first_pass(mode, slip)
+    writer.write_facts(mode)
+    writer.state(writer.run_pass(mode == "hard", slip), mode == "hard")
     left, doubt, number = count_rechecks(steps, mode, rng), False, 0
     if brief:
         left = min(left, int(mode == "normal" or rng.random() < 0.3))
@@ -235,19 +225,7 @@ def _answer(trace: ToyTrace, value: int, tag: int = FINAL) -> ToyTrace:
 def _closed(writer: Writer) -> ToyTrace:
     writer.trace.add("</think>", CHOICE)
     writer.trace.add("\n\n")
-    return _answer(writer.trace, writer.belief)
-
-
-def thinking(problem: Problem, mode: str, rng: Random, brief: bool) -> ToyTrace:
-    """A response in a thinking mode; `brief` as for `think`."""
-    writer = Writer(problem, rng)
-    think(writer, mode, brief)
-    return _closed(writer)
-
-
-def direct(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
-    """A response without thinking, which the template has opened and closed already."""
-    return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
+    return _answer(writer.trace, writer.stated[-1].value)
 
 
 def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
@@ -260,7 +238,7 @@ def _line_end(trace: ToyTrace, rng: Random, low: float, high: float) -> int:
     return len(trace.pieces)
 
 
-def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+def _hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """Thinking with a hint in it (masked): the current pass is finished, and checked once if necessary."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "normal", "hard")), brief)
@@ -279,7 +257,7 @@ def hinted(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     return _closed(writer)
 
 
-def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
+def _cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     """Thinking closed from outside with a closing sentence (masked); the answer is the last one stated."""
     writer = Writer(problem, rng)
     think(writer, rng.choice(("normal", "normal", "hard", "easy")), brief)
@@ -292,18 +270,15 @@ def cut(problem: Problem, rng: Random, brief: bool) -> ToyTrace:
     return _answer(early, before[-1]) if before else _answer(early, run(problem.program)[-1], PLAIN)
 
 
-Maker = Callable[[Problem, Random, bool], ToyTrace]
-
-RESPONSES: dict[str, Maker] = {
-    "normal": lambda p, r, b: thinking(p, "normal", r, b),
-    "easy": lambda p, r, b: thinking(p, "easy", r, b),
-    "hard": lambda p, r, b: thinking(p, "hard", r, b),
-    "none": direct,
-    "hint": hinted,
-    "cut": cut,
-}
+RESPONSES = ("normal", "easy", "hard", "none", "hint", "cut")
 
 
 def respond(problem: Problem, mode: str, rng: Random, brief: bool = False) -> ToyTrace:
     """A response of this mode; `brief` as for `think`."""
-    return RESPONSES[mode](problem, rng, brief)
+    if mode == "none":  # the template has opened and closed the thinking already
+        return _answer(ToyTrace(), run(problem.program)[-1], DIRECT)
+    if mode in ("hint", "cut"):
+        return (_hinted if mode == "hint" else _cut)(problem, rng, brief)
+    writer = Writer(problem, rng)
+    think(writer, mode, brief)
+    return _closed(writer)

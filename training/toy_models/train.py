@@ -23,8 +23,6 @@ from .batches import Batch, agent_tokenizer, batches, build_tokenizer
 if TYPE_CHECKING:
     from transformers import Qwen3ForCausalLM
 
-CLASS_NAMES = ("plain", "slip", "read", "copy", "fast", "careful", "verdict", "choice", "final", "direct")
-
 
 @dataclass(frozen=True, slots=True)
 class ToySize:
@@ -90,8 +88,9 @@ def load_base_weights(base: str, model: Qwen3ForCausalLM) -> None:
 
 def build_optimizers(model: nn.Module, size: ToySize) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
-    others = [p for n, p in model.named_parameters() if not (p.ndim == 2 and "embed" not in n)]
+    matrices, others = list[nn.Parameter](), list[nn.Parameter]()
+    for name, weight in model.named_parameters():
+        (matrices if weight.ndim == 2 and "embed" not in name else others).append(weight)
     return [
         torch.optim.Muon(matrices, lr=size.matrix_lr, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, lr=size.other_lr, betas=(0.9, 0.95), weight_decay=0.0),
@@ -103,33 +102,6 @@ def rate_factor(done: float) -> float:
     if done < 0.01:
         return max(0.02, done / 0.01)
     return 1.0 if done < 0.45 else 1.0 - 0.98 * (done - 0.45) / 0.55
-
-
-def training_loss(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The weighted loss, and for each predicted token whether it was right and its trace class."""
-    hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
-    weights, classes, targets = batch.weights[:, 1:], batch.classes[:, 1:], batch.ids[:, 1:]
-    keep = weights > 0
-    logits = model.lm_head(hidden[keep]).float()
-    losses = F.cross_entropy(logits, targets[keep], reduction="none")
-    loss = (losses * weights[keep]).sum() / weights[keep].sum()
-    return loss, logits.detach().argmax(-1) == targets[keep], classes[keep]
-
-
-class LossMeter:
-    """Running loss and next-token accuracy by trace class."""
-
-    def __init__(self) -> None:
-        self.loss: float | None = None
-        self.accuracy: dict[str, float] = {}
-
-    def update(self, loss: float, right: torch.Tensor, classes: torch.Tensor) -> None:
-        """Blend in one step."""
-        self.loss = loss if self.loss is None else 0.98 * self.loss + 0.02 * loss
-        for c in classes.unique().tolist():
-            value = right[classes == c].float().mean().item()
-            name = CLASS_NAMES[c]
-            self.accuracy[name] = 0.98 * self.accuracy.get(name, value) + 0.02 * value
 
 
 def train(
@@ -156,34 +128,28 @@ def train(
     base_rates = [[group["lr"] for group in opt.param_groups] for opt in opts]
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / "checkpoint.pt"
-    seen, skip = _load_checkpoint(checkpoint, model, opts)
-    step = 0
+    done = _load_checkpoint(checkpoint, model, opts)
     if compile_layers:
         for layer in model.model.layers:
             layer.compile(dynamic=True)
     # Emulated, bfloat16 is slower than float32.
     half = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    progress, meter, start = [0.0], LossMeter(), time.monotonic()
-    replay = 0
-    for batch in batches(tokenizer, seed, size.batch, progress, agent=size.base is not None):
-        step += 1
-        if step <= skip:  # replay the stream up to the checkpoint
-            replay += batch.tokens
-            progress[0] = replay / goal
-            continue
+    progress, start, seen = [0.0], time.monotonic(), 0
+    for step, batch in enumerate(batches(tokenizer, seed, size.batch, progress, agent=size.base is not None), 1):
         progress[0] = seen / goal
+        seen += batch.ids.numel()
+        if step <= done:
+            continue
         for opt, rates in zip(opts, base_rates, strict=True):
             for group, lr in zip(opt.param_groups, rates, strict=True):
                 group["lr"] = lr * rate_factor(progress[0])
-        meter.update(*_take_step(model, opts, batch, half))
-        seen += batch.tokens
+        loss = _take_step(model, opts, batch, half)
+        minutes = (time.monotonic() - start) / 60
         if step % 50 == 0:
-            minutes = (time.monotonic() - start) / 60
-            accuracy = " ".join(f"{k} {v:.3f}" for k, v in sorted(meter.accuracy.items()))
-            report(f"{seen / goal:6.1%} step {step} loss {meter.loss:.4f} {accuracy} | {minutes:.1f} min")
-        over = (time.monotonic() - start) / 60 > wall_minutes
+            report(f"{seen / goal:6.1%} step {step} loss {loss:.4f} | {minutes:.1f} min")
+        over = minutes > wall_minutes
         if step % 400 == 0 or over or seen >= goal:
-            _save_checkpoint(checkpoint, model, opts, seen, step)
+            _save_checkpoint(checkpoint, model, opts, step)
         if over:
             raise TimeoutError(f"stopped after {wall_minutes} minutes at {seen / goal:.0%}; run again to continue")
         if seen >= goal:
@@ -193,32 +159,35 @@ def train(
     return out
 
 
-def _take_step(
-    model: Any, opts: list[torch.optim.Optimizer], batch: Batch, half: bool
-) -> tuple[float, torch.Tensor, torch.Tensor]:
+def _take_step(model: Any, opts: list[torch.optim.Optimizer], batch: Batch, half: bool) -> float:
+    """Learn the predicted tokens by their weights; returns the mean loss."""
+    weights, targets = batch.weights[:, 1:], batch.ids[:, 1:]
+    keep = weights > 0
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        loss, right, classes = training_loss(model, batch)
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]
+        losses = F.cross_entropy(model.lm_head(hidden[keep]).float(), targets[keep], reduction="none")
+        loss = (losses * weights[keep]).sum() / weights[keep].sum()
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for opt in opts:
         opt.step()
         opt.zero_grad(set_to_none=True)
-    return loss.item(), right, classes
+    return loss.item()
 
 
-def _load_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> tuple[int, int]:
-    """Restore a checkpoint, if there is one; returns the tokens and steps done."""
+def _load_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer]) -> int:
+    """Restore a checkpoint, if there is one; returns the steps done."""
     if not path.exists():
-        return 0, 0
+        return 0
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     for opt, saved in zip(opts, state["opts"], strict=True):
         opt.load_state_dict(saved)
-    return state["seen"], state["step"]
+    return int(state["step"])
 
 
-def _save_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], seen: int, step: int) -> None:
-    state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "seen": seen, "step": step}
+def _save_checkpoint(path: Path, model: nn.Module, opts: list[torch.optim.Optimizer], step: int) -> None:
+    state = {"model": model.state_dict(), "opts": [o.state_dict() for o in opts], "step": step}
     torch.save(state, path.with_suffix(".tmp"))
     path.with_suffix(".tmp").replace(path)
 
@@ -228,7 +197,6 @@ def save(model: Any, tokenizer: Any, out: Path, recipe: dict[str, Any]) -> None:
 
     The config keeps `dtype: float32`: loaders upcast, which is faster on CPUs at this size and independent of batching.
     """
-    from safetensors.torch import save_file
     from transformers import GenerationConfig
 
     model.generation_config = GenerationConfig(
@@ -238,11 +206,7 @@ def save(model: Any, tokenizer: Any, out: Path, recipe: dict[str, Any]) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.config.save_pretrained(out)
-    model.generation_config.save_pretrained(out)
-    state = {
-        k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"
-    }
-    save_file(state, out / "model.safetensors", metadata={"format": "pt"})
+    weights = {name: w.to(torch.bfloat16) for name, w in model.state_dict().items() if name != "lm_head.weight"}
+    model.save_pretrained(out, state_dict=weights)
     tokenizer.save_pretrained(out)
     (out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")

@@ -132,7 +132,7 @@ def test_a_quantized_model_learns_a_hint(tmp_path: Path, head: str) -> None:
 
 @pytest.mark.parametrize("preset", ["concise-t", "concisehint-t"])
 def test_a_model_without_a_learned_hint_is_refused(preset: str) -> None:
-    with pytest.raises(OptionError, match="tersely train hint"):
+    with pytest.raises(OptionError):
         tersely.generate(BASE, prompts=PROBLEM, preset=preset)
 
 

@@ -65,18 +65,18 @@ def test_a_good_recipe_is_described(tmp_path: Path) -> None:
         ({"rolouts": {"prompts": 2}}, "invalid_value: 'rolouts' 'rollouts'"),
         ({"adaptthink": {"dleta": 0.1}}, "invalid_value: 'adaptthink.dleta' 'delta'"),
         ({"optimiser": {"lora": {"rnak": 8}}}, "invalid_value: 'optimiser.lora.rnak' 'rank'"),
-        ({"adaptthink": {"delta": 2}}, "invalid_value: 'adaptthink.delta' 2 1"),
+        ({"adaptthink": {"delta": 2}}, "invalid_value: adaptthink.delta 2 1"),
         ({"optimiser": {"micro_batch": 3}}, "inconsistent_recipe: optimiser.micro_batch 3"),
         ({"data": {"questions": 1}}, "inconsistent_recipe: 1 2 rollouts.prompts"),
-        ({"data": {"efforts": ["none"]}}, "effort_without_thinking: data.efforts 'none'"),
+        ({"data": {"efforts": ["none"]}}, "invalid_value: data.efforts 'none'"),
         ({"rollouts": {"thinking_budget": 180}}, "inconsistent_recipe: rollouts.max_new_tokens 180 64 244"),
         ({"rollouts": {"max_new_tokens": 4000}}, "inconsistent_recipe: rollouts.max_new_tokens 4000 4096"),
         ({"rollouts": {"answer_reserve": 2}}, "inconsistent_recipe: rollouts.answer_reserve 2"),
         ({"optimiser": {"dtype": "bfloat16"}}, "inconsistent_recipe: bfloat16 optimiser.dtype optimiser.autocast"),
-        ({"saving": {"report_to": "wandbb"}}, "unknown_tracker: 'wandbb' 'wandb'"),
-        ({"saving": {"report_to": 3}}, "invalid_value: 'saving.report_to' 3 [a, b]"),
-        ({"optimiser": {"steps": True}}, "invalid_value: 'optimiser.steps' True number"),
-        ({"optimiser": {"lora": 4}}, "invalid_value: 'optimiser.lora' 4 {key: value}"),
+        ({"saving": {"report_to": "wandbb"}}, "unusable_tracker: wandbb wandb,"),
+        ({"saving": {"report_to": 3}}, "invalid_value: saving.report_to 3 list"),
+        ({"optimiser": {"steps": True}}, "invalid_value: optimiser.steps True number"),
+        ({"optimiser": {"lora": 4}}, "invalid_value: optimiser.lora 4 object"),
         ({"optimiser": {"lora": {"targets": ["q_proj", "k_prj"]}}}, "invalid_lora_targets: 'k_prj' 'k_proj'"),
         ({"optimiser": {"lora": {"targets": "q_prj"}}}, "invalid_lora_targets: 'q_prj' 'q_proj'"),
         ({"optimiser": {"lora": {"targets": "(q_proj"}}}, "invalid_lora_targets: '(q_proj'"),
@@ -103,7 +103,7 @@ def test_set_overrides_the_file(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(recipe_values("adaptthink", tmp_path / "out")), "utf-8")
     for change, expected in (
         ("optimiser.stesp=2", "invalid_value: 'optimiser.stesp' 'steps'"),
-        ("optimiser.steps=none", "invalid_value: optimiser.steps=none 'optimiser.steps' 'none'"),
+        ("optimiser.steps=none", "invalid_value: optimiser.steps=none 'none'"),
         ("seed.more=1", "invalid_set: seed.more=1 'seed' 3"),
         ("seed", "invalid_set: 'seed' KEY=VALUE"),
         ("seed=[", "not_yaml: seed=["),
@@ -147,7 +147,7 @@ def test_files_that_are_not_recipes_of_the_method_are_refused(tmp_path: Path) ->
         with pytest.raises(RecipeError) as error:
             train("adaptthink", tmp_path / path)
         assert error.value.code == code
-    with pytest.raises(OptionError, match="'adapt'") as unknown:
+    with pytest.raises(OptionError) as unknown:
         train("adapt", tmp_path / "list.yaml")
     check_error(unknown.value, "unknown_name: 'adapt' 'adaptthink'")
 
@@ -189,13 +189,13 @@ def test_our_recipes_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "own", "expected"),
     [
-        ("sft", {"sft": {"effort": "esay"}}, "unknown_effort: sft.effort 'esay' 'easy'"),
-        ("sft", {"sft": {"effort": "none"}}, "effort_without_thinking: sft.effort 'none'"),
-        ("adar1", {"adar1": {"short_effort": "auto"}}, "effort_without_thinking: adar1.short_effort 'auto'"),
+        ("sft", {"sft": {"effort": "esay"}}, "invalid_value: sft.effort 'esay' 'easy'"),
+        ("sft", {"sft": {"effort": "none"}}, "invalid_value: sft.effort 'none'"),
+        ("adar1", {"adar1": {"short_effort": "auto"}}, "invalid_value: adar1.short_effort 'auto'"),
         (
             "apo",
             {"apo": {"followup_effort": "none"}, "rollouts": {"generations": 8}},
-            "effort_without_thinking: apo.followup_effort 'none'",
+            "invalid_value: apo.followup_effort 'none'",
         ),
         ("ser", {"ser": {"hint_weight": 0.5}}, "no_hint_policy: ser.hint_weight 0.5"),
     ],
@@ -214,9 +214,8 @@ def test_methods_that_may_always_think_keep_that_alarm_off(tmp_path: Path) -> No
 def test_trackers_that_are_not_installed_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers.integrations import integration_utils
 
-    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", list)
-    monkeypatch.setattr("tersely.training.preflight.find_spec", lambda name: None if name == "trackio" else name)
-    check_error(refused(tmp_path, saving={"report_to": "trackio"}), "missing_library: 'trackio'")
+    monkeypatch.setattr(integration_utils, "is_trackio_available", lambda: False)
+    check_error(refused(tmp_path, saving={"report_to": "trackio"}), "unusable_tracker: trackio")
 
 
 def test_unknown_arguments_of_vllm_are_refused(tmp_path: Path) -> None:
@@ -232,7 +231,7 @@ def test_duplicate_keys_and_missing_methods_are_refused(tmp_path: Path) -> None:
             "method: ser\nout: a\nrollouts: {prompts: 4}\nrollouts: {batch: 4}\n",
             "duplicate_key: 'rollouts' 3 4",
         ),
-        ("out: a\n", "no_method: ser"),
+        ("out: a\n", "other_method: None ser"),
     ):
         config.write_text(text, "utf-8")
         with pytest.raises(RecipeError) as error:

@@ -60,8 +60,9 @@ def test_brevity_compares_only_completions_that_think() -> None:
     modes = ["no_think", "think", "think", "think"]
     values = call(reward, [INSTANT, RIGHT, RIGHT, WRONG], answer=["4"] * 4, completion_ids=ids, mode=modes)
     assert values == pytest.approx([0.0, 0.1, -0.1, 0.0])
-    with pytest.raises(OptionError, match="mode"):
+    with pytest.raises(OptionError) as error:
         call(reward, [RIGHT], answer=["4"], completion_ids=[[0]])
+    assert error.value.code == "missing_column"
 
 
 def test_groups_are_questions() -> None:
@@ -134,8 +135,9 @@ def test_a_reward_can_be_pickled_while_its_helper_process_runs() -> None:
 
 
 def test_a_missing_column_is_named() -> None:
-    with pytest.raises(OptionError, match=r"'tier_adherence' .*'tier'"):
+    with pytest.raises(OptionError) as error:
         call(TierAdherence(), [""])
+    assert error.value.code == "missing_column"
 
 
 def test_functions_for_verl_and_openrlhf() -> None:

@@ -14,10 +14,9 @@ from tersely.cli.app import main
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.probes.artifact import ArtifactError, save
 from tersely.probes.research.shortcut import Shortcut
-from tersely.training.config import RecipeError, validate_recipe_values
+from tersely.training.config import Optimiser, RecipeError, validate_recipe_values
 from tersely.training.research import shortcut as method
 from tersely.training.research.early_exit_training import (
-    AdapterSettings,
     choose_threshold,
     collect_states,
     find_thinking_tokens,
@@ -46,35 +45,36 @@ def test_a_saved_shortcut_is_loaded_and_checked(engine: TransformersEngine, tmp_
     assert (found.layer, found.layers, found.threshold, found.metrics["odd"]) == (2, 4, 30.0, None)
     np.testing.assert_array_equal(found.arrays["gate_in"], made.arrays["gate_in"])
     assert found != shortcut(engine, threshold=1.0)
-    with pytest.raises(ArtifactError, match=r"tersely-tiny-small .*qwen"):
+    with pytest.raises(ArtifactError):
         Shortcut.load(tmp_path, "cd" * 32, "qwen")
-    with pytest.raises(ArtifactError, match="model"):
+    with pytest.raises(ArtifactError):
         Shortcut.load(tmp_path, None)
     save(shortcut(engine, arrays=arrays(128, seed=1)), tmp_path / "other")
     (tmp_path / "probe.safetensors").write_bytes((tmp_path / "other" / "probe.safetensors").read_bytes())
-    with pytest.raises(ArtifactError, match=r"probe\.json"):
+    with pytest.raises(ArtifactError):
         Shortcut.load(tmp_path, engine.fingerprint())
     about = tmp_path / "probe.json"
     about.write_text(about.read_text("utf-8").replace('"layer": 2', '"layer": 3'), "utf-8")
-    with pytest.raises(ArtifactError, match="probe"):
+    with pytest.raises(ArtifactError):
         Shortcut.load(tmp_path, engine.fingerprint())
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "changes",
     [
-        ({"layer": 4}, "layer is 4 of 4; accepted: 1 to 3"),
-        ({"threshold": NEVER}, "the threshold is inf; accepted: a finite score, or none"),
-        ({"base": {"name": "x"}}, "accepted: `name` and `fingerprint`"),
-        ({"arrays": {"down": np.zeros((2, 2))}}, "arrays are down; accepted: down, down_bias, up"),
-        ({"arrays": arrays(128) | {"up": np.zeros((3, 8))}}, r"up has shape \(3, 8\)"),
-        ({"arrays": arrays(128) | {"up_bias": np.full(128, np.nan)}}, "finite numbers"),
-        ({"arrays": arrays(128) | {"down": np.zeros(128)}}, "shape"),
+        {"layer": 4},
+        {"threshold": NEVER},
+        {"base": {"name": "x"}},
+        {"arrays": {"down": np.zeros((2, 2))}},
+        {"arrays": arrays(128) | {"up": np.zeros((3, 8))}},
+        {"arrays": arrays(128) | {"up_bias": np.full(128, np.nan)}},
+        {"arrays": arrays(128) | {"down": np.zeros(128)}},
     ],
 )
-def test_invalid_shortcuts_are_refused(engine: TransformersEngine, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ArtifactError, match=message):
+def test_invalid_shortcuts_are_refused(engine: TransformersEngine, changes: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError) as error:
         shortcut(engine, **changes)
+    assert error.value.code == "invalid_artifact"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_invalid_shortcuts_are_refused(engine: TransformersEngine, changes: dict
 )
 def test_invalid_recipes_are_refused(sections: dict[str, Any], code: str, tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as refused:
-        method.validate_recipe(
+        method.METHOD.validate(
             validate_recipe_values({**RECIPE, "out": tmp_path, **sections}, method.ShortcutRecipe, "the test")
         )
     assert refused.value.code == code
@@ -100,8 +100,9 @@ def test_invalid_recipes_are_refused(sections: dict[str, Any], code: str, tmp_pa
 def test_unsupported_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(method, "FAMILIES", ("llama",))
     recipe = validate_recipe_values({**RECIPE, "out": tmp_path}, method.ShortcutRecipe, "the test")
-    with pytest.raises(RecipeError, match="'qwen3'"):
-        method.validate_recipe(recipe)
+    with pytest.raises(RecipeError) as refused:
+        method.METHOD.validate(recipe)
+    assert refused.value.code == "unsupported_model"
 
 
 def test_only_thinking_of_the_model_is_learned() -> None:
@@ -117,8 +118,8 @@ def test_without_agreement_no_tokens_leave(engine: TransformersEngine) -> None:
     ]
     states = collect_states(engine.model, traces, 1, close=2)
     assert states.early.shape == states.final.shape == (120, 128)
-    settings = AdapterSettings(8, 4, steps=1, tokens=32, learning_rate=1e-4, warmup=0, clip=1.0, seed=0)
-    arrays = train_adapter(engine.model, states, settings, lambda line: None)
+    optimiser = Optimiser(steps=1, learning_rate=1e-4)
+    arrays = train_adapter(engine.model, states, optimiser, width=8, gate=4, tokens=32, seed=0, log=print)
     chosen = choose_threshold(engine.model, arrays, traces, 1, 2, agreement=1.0)
     assert chosen.threshold is None or chosen.agreement_left == chosen.agreement_stayed == 1.0
     wrong = {name: array.clone() for name, array in arrays.items()}

@@ -107,7 +107,7 @@ def test_batches_depend_only_on_the_seed() -> None:
 
 def test_a_stopped_run_is_resumed(tmp_path: Path) -> None:
     options = {"seed": 0, "tokens": 12_000, "compile_layers": False, "report": lambda line: None}
-    with pytest.raises(TimeoutError, match="run again"):
+    with pytest.raises(TimeoutError):
         train("small", tmp_path, wall_minutes=0.0, **options)  # type: ignore[arg-type]
     assert (tmp_path / "checkpoint.pt").is_file()
     train("small", tmp_path, **options)  # type: ignore[arg-type]

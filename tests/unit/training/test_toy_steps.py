@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from tersely.controller.text.tool_calls import parse_tool_calls, supports_tools
 from tersely.evaluation.agents.tasks import Task, stream_tasks
-from tersely.evaluation.agents.tools import TOOLS
+from tersely.evaluation.agents.tools import TOOL_SCHEMAS, TOOLS
 from tersely.models import get_model_path
 from tersely.training.toy_models.batches import agent_tokenizer, encode_step, encode_turn
 from tersely.training.toy_models.steps import UNKNOWN, AgentStep, respond_to
@@ -67,7 +67,7 @@ def test_a_row_is_the_conversation_and_the_learned_response() -> None:
     step = AgentStep(task, 1)
     trace = respond_to(step, "easy", Random(0))
     said = trace.text
-    ids, tags = encode_turn(codec, step.messages, "easy", trace, step.template_tools)
+    ids, tags = encode_turn(codec, step.messages, "easy", trace, TOOL_SCHEMAS)
     learnt = [i for i, tag in zip(ids, tags, strict=True) if tag >= 0]
     assert codec.decode(learnt) == said + "<|im_end|>"
     whole = codec.decode(ids)

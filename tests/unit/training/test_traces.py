@@ -8,7 +8,7 @@ from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Data, Rollouts
 from tersely.training.preflight import CheckedRecipe, load_rows
 from tersely.training.sampling import RolloutSampler
-from tersely.training.traces import SampledTrace, collect_traces, to_sft
+from tersely.training.traces import SampledTrace, TraceCollector, to_sft
 
 from ...support.trainings import make_recipe
 
@@ -30,7 +30,7 @@ def test_traces_of_a_real_controller_are_rewritten(tmp_path: Path) -> None:
     rows = load_rows(Data(questions=6), BASE)
     recipe = make_recipe("sft", tmp_path)
     checked = CheckedRecipe(rows, sampler.session.markers, [])
-    traces = collect_traces(recipe, checked, sampler, 1, "traces", lambda line: None)
+    traces = TraceCollector(recipe, checked, sampler, print).collect("traces", 1)
     ended = 0
     for (trace,) in traces:
         made = to_sft(trace, sampler.close)
@@ -42,8 +42,3 @@ def test_traces_of_a_real_controller_are_rewritten(tmp_path: Path) -> None:
         assert made.loss_mask == [1] * len(made.ids) and made.length <= trace.length
     assert ended, "some were closed by the controller"
     assert any("concise" in engine.tokenizer.decode(trace.ids) for (trace,) in traces), "some had a hint"
-
-
-def test_files_of_older_releases_can_be_read() -> None:
-    old = {"prompt_ids": [1], "ids": [2, 3], "learnt": [1, 0], "right": True, "whole": False}
-    assert SampledTrace.from_json(old) == SampledTrace([1], [2, 3], [1, 0], right=True, finished=False)
