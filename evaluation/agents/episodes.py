@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
-from ..economics.costs import Price, SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
+from ..economics.costs import Price, cost_of_pass, set_cost_of_pass
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task
 
@@ -78,7 +78,7 @@ def judge_episode(
     last = messages[-1] if messages else None
     answer = last.text if isinstance(last, AIMessage) and not last.tool_calls and error is None else ""
     tokens = [count_tokens(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
-    search = _score_search(task, replies, results)
+    isr, ise = _score_search(task, replies, results)
     return Episode(
         id=task.id,
         kind=task.kind,
@@ -90,24 +90,31 @@ def judge_episode(
         steps=len(replies),
         calls=len(calls),
         failed_calls=sum(result.status == "error" for result in results),
-        duplicates=duplicate_rate(calls),
-        isr=None if search is None else search.isr,
-        ise=None if search is None else search.ise,
+        duplicates=1 - len(set(calls)) / len(calls) if calls else 0.0,
+        isr=isr,
+        ise=ise,
         seconds=seconds,
         mode=mode,
         error=error,
     )
 
 
-def _score_search(task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]) -> SearchScore | None:
-    """Which of the required pages were read; each tool call is a step, as one reply may have several."""
+def _score_search(
+    task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]
+) -> tuple[float | None, float | None]:
+    """The share of the required pages that was read, and the number read per step, which is a tool call.
+
+    Sources disagree on whether the efficiency counts the required pages or those read. Only the latter does not reward
+    giving up early. Its variance falls as 1/n, so use tasks with many pages.
+    """
     if not task.pages:
-        return None
+        return None, None
     lookups = {
         call["id"]: call["args"].get("name", "") for m in replies for call in m.tool_calls if call["name"] == "lookup"
     }
     read = {str(lookups[r.tool_call_id]).strip() for r in results if r.tool_call_id in lookups and r.status != "error"}
-    return SearchScore(task.pages, frozenset(read), max(1, len(results)))
+    found = len(task.pages & read)
+    return found / len(task.pages), found / max(1, len(results))
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------

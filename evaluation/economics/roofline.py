@@ -62,18 +62,6 @@ DEVICES: Mapping[str, Device] = {
 }
 
 
-def check_device(name: str) -> None:
-    """Raise OptionError for an unknown device."""
-    if name != MEASURE and name not in DEVICES:
-        raise unknown("device", name, [*DEVICES, MEASURE])
-
-
-def get_device(name: str, compute: str, footprint: float) -> Device:
-    """Return a device by name, or this machine as measured for a dtype and the bytes that a step reads."""
-    check_device(name)
-    return measure_device(compute, footprint) if name == MEASURE else DEVICES[name]
-
-
 def measure_device(compute: str, footprint: float) -> Device:
     """Measure this machine (its GPU, if it has one) for about a second.
 
@@ -111,20 +99,16 @@ def _time_fastest(call: Callable[[], object], place: str) -> float:
     return min(seconds[1:])
 
 
-def custom_device(tflops: float, gbytes: float, compute: str) -> Device:
-    """Build a device from the user's TFLOP/s and GB/s."""
-    return Device("as given", {compute: tflops * 1e12}, gbytes * 1e9, None, "given on the command line")
-
-
-def check_custom_device(tflops: float | None, gbytes: float | None) -> bool:
-    """Return whether the user gave a device by numbers; raises OptionError if only one is usable."""
+def custom_device(tflops: float | None, gbytes: float | None, compute: str) -> Device | None:
+    """Build a device from the user's TFLOP/s and GB/s, if given; raises OptionError if only one is usable."""
     if tflops is None and gbytes is None:
-        return False
+        return None
     for name, value in (("--peak-tflops", tflops), ("--bandwidth-gbs", gbytes)):
         if value is None or not 0 < value < float("inf"):
             got = "is missing" if value is None else f"is {value}"
             raise OptionError(f"{name} {got}; accepted: both --peak-tflops and --bandwidth-gbs, above 0, or --device")
-    return True
+    assert tflops is not None and gbytes is not None
+    return Device("as given", {compute: tflops * 1e12}, gbytes * 1e9, None, "given on the command line")
 
 
 @dataclass(frozen=True, slots=True)
