@@ -19,7 +19,7 @@ from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, ru
 from .bench.costs import load_cost_model
 from .bench.records import ArmRecords
 from .economics.costs import Price, load_prices
-from .runner import ENGINES, EvalRunner, load_runner
+from .runner import SessionRunner, load_runner
 from .stats import Array, question_means
 from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, load_pools
@@ -33,7 +33,7 @@ _OFF = GenerationOptions(preset="off", policies=None)
 class _Objective:
     """Answers ranges of the questions with a candidate; see `tune_search.Ask`."""
 
-    runner: EvalRunner
+    runner: SessionRunner
     parts: Mapping[str, Sequence[Question]]
     checker: AnswerChecker
     checkpoints: CheckpointLog
@@ -72,18 +72,22 @@ def tune(
     margin: cli.Margin = 0.01,
     seed: cli.Seed = 0,
     probes: cli.Probes = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = 2048,
+    max_new_tokens: cli.MaxNewTokens = 2048,
     engine: cli.Engine = "transformers",
     batch_size: cli.BatchSize = 64,
-    think_prompt: Annotated[bool, typer.Option(help="Prompt a model without thinking markers to think.")] = False,
+    think_prompt: cli.ThinkPrompt = False,
 ) -> None:
     """Search efforts, strategies and policies for the cheapest that loses no accuracy beyond the margin.
 
     Exit code 0: the config file was written; 1: no candidate was shown to save tokens without loss.
     """
-    _check(objective, price, margin, engine, out)
+    if objective not in ("tokens", "usd"):
+        raise unknown("objective", objective, ("tokens", "usd"))
+    if objective == "usd" and price is None:
+        raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
+    check_writable(out)
     candidates = None if space is None else read_space(space)
-    parts = _load_parts(cli.split_list("--tasks", tasks), limit, validation_questions, seed)
+    parts = _load_parts(cli.parse_list("--tasks", tasks, str), limit, validation_questions, seed)
     costs, _ = load_cost_model(model, None, load_prices(None), price, None)
     runner = load_runner(model, engine, think_prompt=think_prompt)
     common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
@@ -106,7 +110,10 @@ def tune(
     with AnswerChecker() as checker, cli.show_progress(work) as advance:
         ask = _Objective(runner, parts, checker, checkpoints, seed, batch_size, common, advance)
         for candidate in candidates:  # so that errors appear now, not in the last round
-            _check_candidate(runner, GenerationOptions(**candidate.config.options(), probes=probes), parts)
+            options = GenerationOptions(**candidate.config.options(), probes=probes)
+            for questions in parts.values():
+                check_resolved(runner.session, options, questions)
+            runner.session.prepare([questions[0].problem for questions in parts.values()], options)
         finalists = search(candidates, ask, cost, len(parts["search"]), margin)
         findings = validate(finalists, ask, cost, len(parts["prove"]), margin, seed)
     _finish(out, candidates, findings, made_from)
@@ -134,18 +141,7 @@ def _cost_function(price: Price | None) -> Callable[[ArmRecords], Array]:
     return lambda records: question_means([price.cost(row.prompt, row.total) for row in records.rows])
 
 
-def _check(objective: str, price: str | None, margin: float, engine: str, out: Path) -> None:
-    if objective not in ("tokens", "usd"):
-        raise unknown("objective", objective, ("tokens", "usd"))
-    if objective == "usd" and price is None:
-        raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
-    cli.check_margin(margin)
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    check_writable(out)
-
-
-def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
+def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:
     """Whether policies with probes work on this model and engine."""
     from ..controller.probe_registry import ProbeError
 
@@ -159,24 +155,16 @@ def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
     return True
 
 
-def _check_candidate(runner: EvalRunner, options: GenerationOptions, parts: Mapping[str, Sequence[Question]]) -> None:
-    """Refuse a candidate that cannot run, or that was trained on these questions."""
-    for questions in parts.values():
-        check_resolved(runner.session, options, questions)
-    runner.session.prepare([questions[0].problem for questions in parts.values()], options)
-
-
 def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Finding], made_from: dict[str, Any]) -> None:
     """Print the findings, and write the chosen configuration if there is one."""
     best = choose(findings)
     for finding in findings:
-        change, low, high = (100 * value for value in finding.accuracy_change)
-        saving, least, most = (100 * value for value in finding.saving)
-        mark = "*" if finding is best else " "
-        typer.echo(
-            f"{mark} {finding.name}: saves {saving:.1f} % [{least:.1f}, {most:.1f}], accuracy {change:+.1f} points "
-            f"[{low:+.1f}, {high:+.1f}], {finding.verdict}"
+        saving, change = (
+            cli.format_interval(found[0], found[1:], form, 100)
+            for found, form in ((finding.saving, ".1f"), (finding.accuracy_change, "+.1f"))
         )
+        mark = "*" if finding is best else " "
+        typer.echo(f"{mark} {finding.name}: saves {saving} %, accuracy {change} points, {finding.verdict}")
     if best is None:
         typer.echo(f"none of {len(candidates)} candidates was shown to save without loss on {findings[0].n} questions")
         return

@@ -18,7 +18,7 @@ from ...controller.text.answers import find_closing_brace
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 from ...controller.types import Completion, SamplingParams
-from ..runner import Continuation, batch_seed
+from ..runner import batch_seed
 from ..tasks.questions import Question
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm, Bench, run_batch
 from .records import ArmRecords, BenchRow, to_row
@@ -233,7 +233,7 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
                 owners.append(owner)
                 texts.append((*prompt, *cut.ids, *lead))
                 forced.append(cut.forced + len(lead))
-    replies: list[Continuation] = []
+    replies: list[Completion] = []
     for start in range(0, len(texts), bench.batch_size):
         some = texts[start : start + bench.batch_size]
         replies += bench.runner.continue_from(some, [MAX_TRIAL_TOKENS] * len(some), GREEDY)
@@ -243,7 +243,9 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
         text = session.codec.decode(reply.token_ids[:size])
         answer = f"{ANSWER_PREFIX}{text[: find_closing_brace(text)]}}}"
         right = bench.checker.grade(rows[owner][0], answer).equal
-        trials[owner].append(TrialPoint(_mean_probability(reply.probabilities[:size]), extra + size, right))
+        trials[owner].append(
+            TrialPoint(_mean_probability([s.chosen if s else 1.0 for s in reply.signals[:size]]), extra + size, right)
+        )
     return trials
 
 
@@ -252,7 +254,7 @@ def _mean_probability(probabilities: Sequence[float]) -> float:
     return math.exp(fmean(math.log(max(p, 1e-12)) for p in probabilities)) if probabilities else 0.0
 
 
-def _boxed_tokens(reply: Continuation, codec: TokenizerAdapter) -> int:
+def _boxed_tokens(reply: Completion, codec: TokenizerAdapter) -> int:
     """Number of tokens until the brace that `ANSWER_PREFIX` opened is closed; all of them if it never is."""
     text = ""
     for count, token in enumerate(reply.token_ids, 1):

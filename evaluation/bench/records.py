@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -150,8 +149,3 @@ class ArmRecords:
     def mean(self, name: str) -> float:
         """One field averaged over all generations."""
         return float(self.column(name).mean())
-
-
-def row_dicts(records: Sequence[ArmRecords]) -> list[dict[str, Any]]:
-    """All rows as JSON objects."""
-    return [asdict(row) for one in records for row in one.rows]
