@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...io import WriteError, write
+from ...io import write
+from ..cli_utils import make_folder
 from ..html_page import make_environment, render_page
 from . import formatting, tables
-from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
+from .charts import CHARTS, DARK, LIGHT, Chart, draw_charts, is_our_picture, require_matplotlib
 from .schema import BenchmarkResult, load_result
 from .tables import NamedResults, arms_csv, rows_csv
 
@@ -37,15 +37,6 @@ _FILTERS = (
     formatting.format_tokens,
     formatting.pluralize,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A chart as data URIs for light and dark pages."""
-
-    light: str
-    dark: str
-    alt: str
 
 
 def report_page(results: NamedResults, version: str) -> str:
@@ -70,17 +61,17 @@ def report_page(results: NamedResults, version: str) -> str:
     )
 
 
-def draw_pictures(result: BenchmarkResult) -> dict[str, Picture]:
-    """Draw the charts of a result for the page."""
-    light, dark = draw_charts(result, LIGHT), draw_charts(result, DARK)
+def draw_pictures(result: BenchmarkResult) -> dict[str, dict[str, str]]:
+    """Draw the charts of a result for the page: data URIs for light and dark pages, and a text for each."""
+    themes = {"light": draw_charts(result, LIGHT), "dark": draw_charts(result, DARK)}
     return {
-        name: Picture(_data_uri(chart.to_svg()), _data_uri(dark[name].to_svg()), chart.alt)
-        for name, chart in light.items()
+        name: {"alt": chart.alt, **{theme: _data_uri(charts[name]) for theme, charts in themes.items()}}
+        for name, chart in themes["light"].items()
     }
 
 
-def _data_uri(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def _data_uri(chart: Chart) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"
 
 
 def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:
@@ -135,10 +126,12 @@ def report(
     loaded = [(name, load_result(path)) for name, path in zip(_result_names(results), results, strict=True)]
     require_matplotlib()
     contents = dict(_render(loaded))
-    _make_folder(out)
+    make_folder(out)
     for name, content in contents.items():
         write(out / name, content)
-    _remove_stale_pictures(out, contents)
+    for path in (path for name in CHARTS for path in out.glob(f"{name}*.png")):  # charts of an earlier report of ours
+        if path.name not in contents and path.is_file() and is_our_picture(path):
+            path.unlink()
     typer.echo(f"{out}: {', '.join(contents)}")
 
 
@@ -159,19 +152,3 @@ def _render(results: NamedResults) -> Iterator[tuple[str, str | bytes]]:
         subtitle = f"{formatting.pluralize(result.base.n, 'question')}, seed {result.seed}"
         for name, chart in draw_charts(result).items():
             yield f"{name}{number}.png", chart.to_png(result.title, subtitle)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise WriteError(f"--out {out} cannot be created: {reason}; accepted: a folder, new or not") from None
-
-
-def _remove_stale_pictures(out: Path, written: Iterable[str]) -> None:
-    """Remove charts of an earlier report that this one does not have, and nothing that we did not write."""
-    for name in CHARTS:
-        for path in out.glob(f"{name}*.png"):
-            if path.name not in written and path.is_file() and is_our_picture(path):
-                path.unlink()
