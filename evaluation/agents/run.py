@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from ...probes.estimator import ProbeClassifier
 from ...probes.io import ModeProbe
 from ...probes.tier_selector import label_tiers
 from .episodes import Episode, run_episode
-from .tasks import FORM, KINDS, Task, draw_tasks
+from .tasks import FORM, KINDS, Task
 from .tools import langchain_tools
 
 Advance = Callable[[str, float], None]
@@ -57,10 +56,6 @@ class AgentsPlan:
     system: str | None = FORM
     recursion_limit: int = 60
     served: str | None = None
-
-    def tasks(self) -> list[Task]:
-        """The tasks, the same for all arms."""
-        return draw_tasks(self.split, self.seed, self.limit, self.kinds)
 
 
 def parse_arm(arm: str) -> tuple[str, str | None]:
@@ -122,21 +117,12 @@ def run_all(
     for arm, make_agent in agents.items():
         episodes[arm] = []
         for task in tasks:
-            compute = partial(_run_one, task, make_agent, plan.recursion_limit)
-            episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", compute)))
+            run = partial(run_episode, task, make_agent(task), plan.recursion_limit)
+            done = checkpoints.get_or_compute(f"{arm} {task.id}", lambda run=run: asdict(run()))
+            episodes[arm].append(Episode(**done))
             if advance is not None:
                 advance(arm, 1)
     return episodes
-
-
-def _run_one(task: Task, make_agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
-    return asdict(run_episode(task, make_agent(task), recursion_limit))
-
-
-def open_log(plan: AgentsPlan, out: Path | None, settings: Mapping[str, Any]) -> CheckpointLog:
-    """The checkpoint log of a run, next to its output."""
-    path = None if out is None else out.with_name(f"{out.name}.journal")
-    return CheckpointLog(path, {**asdict(plan), **settings})
 
 
 def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:

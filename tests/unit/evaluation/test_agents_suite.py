@@ -171,18 +171,17 @@ def _needed(question: str) -> str:
 
 
 def test_wrong_arms_modes_and_kinds_are_refused():
-    with pytest.raises(OptionError, match="'agentic'"):
-        make_agents("agentik", Solver())
-    with pytest.raises(OptionError, match="'routed'") as e:
-        make_agents("routed", Solver())
-    assert e.value.code == "missing_router"
-    with pytest.raises(OptionError, match="'lookup'"):
-        draw_tasks("test", 0, 5, ["lookups"])
-    with pytest.raises(OptionError, match="'fast'"):
-        ModeMiddleware("fast")
     task = TASKS[0]
-    with pytest.raises(OptionError, match="'slow'"):
-        run_episode(task, make_agents("routed", Solver(), lambda messages: "slow")(task))
+    for call, code in (
+        (lambda: make_agents("agentik", Solver()), "unknown_name"),
+        (lambda: make_agents("routed", Solver()), "missing_router"),
+        (lambda: draw_tasks("test", 0, 5, ["lookups"]), "unknown_name"),
+        (lambda: ModeMiddleware("fast"), "unknown_name"),
+        (lambda: run_episode(task, make_agents("routed", Solver(), lambda messages: "slow")(task)), "unknown_name"),
+    ):
+        with pytest.raises(OptionError) as e:
+            call()
+        assert e.value.code == code
 
 
 def test_a_gate_can_remove_the_tools():
@@ -242,6 +241,6 @@ def test_a_router_needs_enough_tasks_and_several_modes(session: Session):
         train_router(session, fit, played)
     assert e.value.code == "single_mode"
     unsolved = {mode: [replace(e, solved=e.solved and n < 7) for n, e in enumerate(es)] for mode, es in played.items()}
-    with pytest.raises(OptionError, match=r"\b7 tasks") as e:
+    with pytest.raises(OptionError) as e:
         train_router(session, fit, unsolved)
     assert e.value.code == "too_few_tasks"
