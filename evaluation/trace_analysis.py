@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,11 +84,4 @@ def final_answer(generation: GenerationResult) -> str:
 
 def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:
     """The smallest number of leading tokens whose text has at least this many characters."""
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        if len(codec.decode(ids[:middle])) >= characters:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_left(range(len(ids)), characters, key=lambda n: len(codec.decode(ids[:n])))

@@ -136,7 +136,7 @@ def _iso_saving(curve: Sequence[ArmRecords], arm: ArmRecords, seed: int) -> dict
     if len(curve) < 2 or arm is curve[-1]:
         return {"iso_saving": None, "iso_saving_ci": None}
     tokens, right = ([one.means(kind) for one in curve] for kind in ("total", "right"))
-    return iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=seed).as_dict()
+    return iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=seed)
 
 
 def _areas(

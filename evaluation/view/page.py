@@ -21,7 +21,7 @@ import typer
 from ...controller.text.answers import normalize_answer
 from ...controller.trace import Decision
 from ...errors import OptionError
-from ...io import WriteError, write
+from ...io import check_writable, write
 from ..html_page import is_page_by, make_environment, render_page
 from ..tasks.questions import is_right
 from .record import RunView, SegmentKind, SegmentView, TraceRecord, load_records
@@ -242,8 +242,7 @@ def view(
 
 def _check_target(target: Path, trace: Path, force: bool) -> None:
     """Refuse a place where a page cannot or should not be written."""
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise WriteError(f"{target} cannot be written; accepted: a file in a folder that exists; choose one with --out")
+    check_writable(target)
     if not target.exists():
         return
     if not target.is_file():
@@ -251,10 +250,6 @@ def _check_target(target: Path, trace: Path, force: bool) -> None:
     if target.samefile(trace):
         message = f"{target} is the trace itself; accepted: another file; choose one with --out"
         raise OptionError(message, code="overwrites_trace")
-    try:
-        ours = is_page_by(target, GENERATOR)
-    except OSError as error:
-        raise WriteError(f"{target} cannot be read: {error.strerror}; choose another place with --out") from None
-    if not (ours or force):
+    if not (force or is_page_by(target, GENERATOR)):
         message = f"{target} was not written by tersely; choose another file with --out, or overwrite it with --force"
         raise OptionError(message, code="overwrites_other_file")
