@@ -35,13 +35,9 @@ def collect(
     split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = 400,
     seed: cli.Seed = 0,
-    tiers: Annotated[
-        str, typer.Option("--tiers", help="Efforts to sample at, comma-separated.")
-    ] = "none,easy,normal,hard",
+    tiers: Annotated[str, typer.Option(help="Efforts to sample at, comma-separated.")] = "none,easy,normal,hard",
     rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Rollouts per question and effort.")] = 1,
-    layers: Annotated[
-        str, typer.Option("--layers", help="Hidden layers to store, comma-separated; -1 is the last.")
-    ] = "-1",
+    layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1",
     batch_size: cli.BatchSize = 32,
     max_new_tokens: cli.MaxNewTokens = 2048,
     think_prompt: cli.ThinkPrompt = False,

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from ..controller.options import TunedConfig
-from ..errors import OptionError, unknown
+from ..errors import OptionError
+from ..validation import FrozenModel, parse_json, read_text
 from .bench.compare import GOOD, judge
 from .bench.records import ArmRecords
 from .stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
@@ -26,7 +27,6 @@ FINALISTS = 3
 FIRST_ROUND = 32
 """Questions of the first round."""
 
-_KEYS = ("effort", "policies", "strategy")
 _AGREE_TWICE = {"convergence": {"agree": 2}}
 _AGREE_THRICE = {"convergence": {"agree": 3}}
 _WITHOUT_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
@@ -77,30 +77,28 @@ def default_space(has_probes: bool) -> list[Candidate]:
     return [named_candidate(config) for config in configs]
 
 
+class SpaceError(OptionError):
+    """A search space cannot be used."""
+
+    code = "invalid_space"
+
+
+class _Space(FrozenModel):
+    effort: tuple[str, ...] = ("normal",)
+    policies: tuple[dict[str, Any], ...] = ({},)
+    strategy: tuple[str | dict[str, Any], ...] = ("tiers",)
+
+
 def read_space(path: Path) -> list[Candidate]:
     """Every combination of a JSON file {effort: [...], policies: [{name: settings}, ...], strategy: [...]}.
 
-    Keys are optional. Raises OptionError (code "invalid_space") if the file is not such an object, or is empty.
+    Keys are optional. Raises SpaceError if the file is not such an object, or is empty.
     """
-    try:
-        axes = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(f"cannot read {path} as JSON: {error}", code="invalid_space") from None
-    if not isinstance(axes, dict) or not all(isinstance(values, list) for values in axes.values()):
-        raise OptionError(
-            f"{path} is not a search space; accepted: an object of lists, with the keys {', '.join(_KEYS)}",
-            code="invalid_space",
-        )
-    for key in axes:
-        if key not in _KEYS:
-            raise unknown(f"key in {path}:", key, _KEYS)
-    combinations = product(*axes.values())
-    try:
-        candidates = [named_candidate(TunedConfig(**dict(zip(axes, values, strict=True)))) for values in combinations]
-    except (TypeError, AttributeError) as error:
-        raise OptionError(f"{path} is not a search space: {error}", code="invalid_space") from None
+    space = parse_json(_Space, read_text(path, SpaceError), str(path), SpaceError)
+    combinations = product(space.effort, space.policies, space.strategy)
+    candidates = [named_candidate(TunedConfig(*values)) for values in combinations]
     if not candidates:
-        raise OptionError(f"{path} has no candidates; accepted: at least one value per key", code="invalid_space")
+        raise SpaceError(f"{path} has no candidates; accepted: at least one value per key")
     return list({candidate.name: candidate for candidate in candidates}.values())
 
 

@@ -22,29 +22,19 @@ DEFAULT_ARMS = "always-think,agentic"
 def agents(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")],
     url: Annotated[str | None, typer.Option("--url", help="Use an OpenAI-compatible endpoint.")] = None,
-    arms: Annotated[
-        str, typer.Option("--arms", help="Arms to compare, the baseline first; MODE or MODE+PRESET.")
-    ] = DEFAULT_ARMS,
-    kinds: Annotated[
-        str | None, typer.Option("--kinds", help="Kinds of tasks, comma-separated; by default all.")
-    ] = None,
+    arms: Annotated[str, typer.Option(help="Arms to compare, the baseline first; MODE or MODE+PRESET.")] = DEFAULT_ARMS,
+    kinds: Annotated[str | None, typer.Option(help="Kinds of tasks, comma-separated; by default all.")] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Number of tasks.")] = 100,
     seed: cli.Seed = 0,
-    router: Annotated[
-        Path | None, typer.Option("--router", help="Folder of a router; by default the pretrained one.")
-    ] = None,
-    router_out: Annotated[
-        Path | None, typer.Option("--router-out", help="Folder for a router trained on these episodes.")
-    ] = None,
+    router: Annotated[Path | None, typer.Option(help="Folder of a router; by default the pretrained one.")] = None,
+    router_out: Annotated[Path | None, typer.Option(help="Folder for a router trained on these episodes.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off",
     max_new_tokens: cli.MaxNewTokens = 2048,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60,
     price: cli.Price = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="JSON file for the report; an interrupted run resumes.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None,
     as_json: cli.Json = False,
 ) -> None:
     """Compare ways for an agent to think and to use tools: success, tokens per solved task, steps, repeated calls.

@@ -117,12 +117,15 @@ def run_all(
     for arm, make_agent in agents.items():
         episodes[arm] = []
         for task in tasks:
-            run = partial(run_episode, task, make_agent(task), plan.recursion_limit)
-            done = checkpoints.get_or_compute(f"{arm} {task.id}", lambda run=run: asdict(run()))
-            episodes[arm].append(Episode(**done))
+            run = partial(_run_one, task, make_agent, plan.recursion_limit)
+            episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", run)))
             if advance is not None:
                 advance(arm, 1)
     return episodes
+
+
+def _run_one(task: Task, make_agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
+    return asdict(run_episode(task, make_agent(task), recursion_limit))
 
 
 def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:

@@ -110,14 +110,9 @@ def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterato
             problem = next(problems[kind])
             yield Task(name, kind, problem.problem, frozenset({problem.answer}), build_world(name))
         else:
-            yield next(task for task in _attempts(kind, name) if get_split(task.question) == split)
-
-
-def _attempts(kind: str, name: str) -> Iterator[Task]:
-    """Endless tasks of a kind, each in a new world."""
-    for number in count():
-        attempt = f"{name}:{number}"
-        yield _MAKERS[kind](name, build_world(attempt), Random(f"tersely:tasks:{attempt}"))
+            attempts = (f"{name}:{attempt}" for attempt in count())  # each in a new world
+            drawn = (_MAKERS[kind](name, build_world(a), Random(f"tersely:tasks:{a}")) for a in attempts)
+            yield next(task for task in drawn if get_split(task.question) == split)
 
 
 def _follow_link(world: World, path: _Path, relations: Mapping[str, Mapping[str, str]], rng: Random) -> _Path:

@@ -29,7 +29,7 @@ from ..runner import ENGINES, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
-from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
+from .arms import BASELINE, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, as_text
 from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, WORK
@@ -41,10 +41,7 @@ _LONGEST = 20
 def bench(
     model: cli.Model = "tersely-tiny-small",
     arms: Annotated[
-        str | None,
-        typer.Option(
-            help="Arms to compare: the baseline, the arm to judge, then any others; by default full,balanced."
-        ),
+        str | None, typer.Option(help="Arms: the baseline, the arm to judge, any others; by default full,balanced.")
     ] = None,
     policy: Annotated[
         list[str] | None,
@@ -60,15 +57,13 @@ def bench(
     margin: cli.Margin = 0.01,
     effort: Annotated[str, typer.Option(help="Effort of arms that do not set one.")] = "normal",
     probes: cli.Probes = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: cli.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
     engine: cli.Engine = ENGINES[0],
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Rows decoded at a time; the default suits the engine.")
     ] = None,
     helper: Annotated[str | None, typer.Option(help="Larger helper model; also runs alone as an arm.")] = None,
-    verifier: Annotated[
-        str | None, typer.Option(help="Verifier model, used by trimr where rules cannot decide.")
-    ] = None,
+    verifier: Annotated[str | None, typer.Option(help="Verifier model, for trimr where rules cannot decide.")] = None,
     price: cli.Price = None,
     helper_price: Annotated[str | None, typer.Option(help="The helper's price.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of your own prices, added to the table.")] = None,
@@ -101,9 +96,14 @@ def bench(
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _load_splits(names, split, limit, seed)
-    _check_verifier(compared, verifier)
-    for arm in compared:
-        check_unseen(make_policies(arm.options.preset, arm.options.policies), splits[split])
+    policies = [one for arm in compared for one in make_policies(arm.options.preset, arm.options.policies)]
+    check_unseen(policies, splits[split])
+    if verifier is not None and not any(Capability.VERIFIER in one.requires for one in policies):
+        raise OptionError(
+            f"no arm uses the verifier {verifier!r}; add an arm with a policy that does, such as trimr, or leave "
+            "--verifier out",
+            code="unused_verifier",
+        )
     costs, notes = load_cost_model(model, helper, load_prices(prices), price, helper_price, verifier)
     plan = BenchPlan(
         tasks=names,
@@ -134,17 +134,6 @@ def bench(
     shown = {key: value for key, value in result.items() if key != "rows"}
     typer.echo(json.dumps(shown, indent=2) if as_json else as_text(shown))
     raise typer.Exit(EXIT_CODES[result["verdict"]])
-
-
-def _check_verifier(arms: Sequence[Arm], verifier: str | None) -> None:
-    """Refuse a verifier that no arm would use."""
-    policies = (policy for arm in arms for policy in make_policies(arm.options.preset, arm.options.policies))
-    if verifier is not None and not any(Capability.VERIFIER in policy.requires for policy in policies):
-        raise OptionError(
-            f"no arm uses the verifier {verifier!r}; add an arm with a policy that does, such as trimr, or leave "
-            "--verifier out",
-            code="unused_verifier",
-        )
 
 
 def _load_splits(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> dict[str, Sequence[Question]]:

@@ -200,7 +200,10 @@ class Counterfactual:
     def _answer_batch(self, name: str, batch: _Batch, choose: Choice, sampling: SamplingParams) -> list[dict[str, Any]]:
         """Rows of one batch: a new answer for the truncated ones, the others unchanged."""
         bench, choices = self.bench, [choose(recording, batch.rollout) for recording in batch.recordings]
-        rows = [_relabel(row, name, paid) for row, (_, paid) in zip(batch.rows, choices, strict=True)]
+        rows = [
+            replace(row, arm=name, probe=row.probe + paid, overhead=row.overhead + paid, total=row.total + paid)
+            for row, (_, paid) in zip(batch.rows, choices, strict=True)
+        ]
         cuts = [(i, cut, paid) for i, (cut, paid) in enumerate(choices) if cut is not None]
         seed = batch_seed(bench.seed, batch.rollout, batch.number, name)
         texts = [(*batch.prepared[i].request.prompt_ids, *cut.ids) for i, cut, _ in cuts]
@@ -214,11 +217,6 @@ class Counterfactual:
             result = replace(result, usage=replace(result.usage, trial=paid))
             rows[i] = to_row(batch.questions[i], name, batch.rollout, result, bench.checker, bench.weights)
         return [asdict(row) for row in rows]
-
-
-def _relabel(row: BenchRow, name: str, paid: int) -> BenchRow:
-    """The row of a generation that was not truncated, with the cost of its trials."""
-    return replace(row, arm=name, probe=row.probe + paid, overhead=row.overhead + paid, total=row.total + paid)
 
 
 def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[int]]]) -> list[list[TrialPoint]]:
@@ -243,15 +241,9 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
         text = session.codec.decode(reply.token_ids[:size])
         answer = f"{ANSWER_PREFIX}{text[: find_closing_brace(text)]}}}"
         right = bench.checker.grade(rows[owner][0], answer).equal
-        trials[owner].append(
-            TrialPoint(_mean_probability([s.chosen if s else 1.0 for s in reply.signals[:size]]), extra + size, right)
-        )
+        logs = [math.log(max(signal.chosen, 1e-12)) for signal in reply.signals[:size] if signal]
+        trials[owner].append(TrialPoint(math.exp(fmean(logs)) if logs else 0.0, extra + size, right))
     return trials
-
-
-def _mean_probability(probabilities: Sequence[float]) -> float:
-    """The geometric mean; 0 for none."""
-    return math.exp(fmean(math.log(max(p, 1e-12)) for p in probabilities)) if probabilities else 0.0
 
 
 def _boxed_tokens(reply: Completion, codec: TokenizerAdapter) -> int:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import datetime as dt
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
-from numpy.typing import ArrayLike
 from pydantic import Field, NonNegativeFloat
 
 from ...errors import OptionError, TerselyError, unknown
 from ...validation import FrozenModel, parse_json, read_text
-from ..stats import LEVEL, RESAMPLES, Interval, question_means, resampled_means
+from ..stats import LEVEL, RESAMPLES, Interval, resampled_means
 
 _DEFAULT_PRICES = Path(__file__).with_name("prices.json")
 
@@ -63,15 +64,17 @@ def load_prices(path: Path | None = None) -> Prices:
     return Prices(models={**default.models, **own.models})
 
 
-def cost_of_pass(costs: ArrayLike, passes: ArrayLike) -> float:
+def cost_of_pass(costs: Sequence[float], passes: Sequence[float]) -> float:
     """Divide the mean cost of a generation by its mean success (arXiv 2504.13359); infinite if nothing passed."""
-    rate = float(np.mean(passes))
-    return float(np.mean(costs)) / rate if rate else math.inf
+    rate = fmean(passes)
+    return fmean(costs) / rate if rate else math.inf
 
 
-def set_cost_of_pass(costs: ArrayLike, passes: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+def set_cost_of_pass(
+    costs: Sequence[float], passes: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
     """Compute the cost-of-pass of a set with a bootstrap interval over questions; its ends may be infinite."""
-    table = np.stack([question_means(costs), question_means(passes)], axis=1)
+    table = np.array([costs, passes], np.float64).T
     cost, right = resampled_means(table, resamples, seed).T
     ratios = np.divide(cost, right, out=np.full_like(cost, math.inf), where=right > 0)
     # No interpolation, because the neighbours may both be infinite.

@@ -115,11 +115,15 @@ class TerselyLM(LM):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
         """Not supported; raises CapabilityError."""
-        _refuse(requests)
+        tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
+        raise CapabilityError(
+            f"{tasks}: a model does not think when a task scores given texts (output_type multiple_choice, "
+            "loglikelihood, loglikelihood_rolling); accepted: tasks with output_type generate_until; or run these with "
+            "--model hf",
+            code="unsupported_output_type",
+        )
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Not supported; raises CapabilityError."""
-        _refuse(requests)
+    loglikelihood_rolling = loglikelihood
 
     def get_model_info(self) -> dict[str, Any]:
         """Entries for the configuration in lm-eval's results file."""
@@ -152,12 +156,3 @@ def _resolve_device(name: str | None) -> str | None:
     except RuntimeError:
         raise OptionError(f"unknown device {name!r}; accepted: cpu, cuda, cuda:N or mps") from None
     return None if cuda and not torch.cuda.is_available() else name
-
-
-def _refuse(requests: Sequence[Any]) -> NoReturn:
-    tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-    raise CapabilityError(
-        f"{tasks}: a model does not think when a task scores given texts (output_type multiple_choice, loglikelihood, "
-        "loglikelihood_rolling); accepted: tasks with output_type generate_until; or run these with --model hf",
-        code="unsupported_output_type",
-    )

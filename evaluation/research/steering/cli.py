@@ -175,20 +175,18 @@ def steer(
     tasks: cli.Tasks = "tiny",
     questions: Annotated[int, typer.Option("--questions", min=MIN_PAIRS, help="Questions to sample answers to.")] = 200,
     samples: Annotated[int, typer.Option("--samples", min=2, help="Answers sampled per question.")] = 8,
-    search_questions: Annotated[
-        int, typer.Option("--search-questions", min=10, help="Questions to search layer and strength on.")
-    ] = 200,
+    search_questions: Annotated[int, typer.Option(min=10, help="Questions to search layer and strength on.")] = 200,
     validation_questions: Annotated[
-        int, typer.Option("--validation-questions", min=10, help="Held-out questions to steer in both directions on.")
+        int, typer.Option(min=10, help="Held-out questions to steer in both directions on.")
     ] = 300,
     place: Annotated[
-        str, typer.Option("--place", help="Where to read and steer: ends (of thoughts), or tokens (all, as published).")
+        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all, as published).")
     ] = "ends",
     layers: Annotated[
-        str | None, typer.Option("--layers", help="Hidden layers to try, comma-separated; default: the middle third.")
+        str | None, typer.Option(help="Hidden layers to try, comma-separated; default: the middle third.")
     ] = None,
     strengths: Annotated[
-        str | None, typer.Option("--strengths", help="Strengths to try, comma-separated, relative to the states' norm.")
+        str | None, typer.Option(help="Strengths to try, comma-separated, relative to the states' norm.")
     ] = None,
     effort: Annotated[str, typer.Option("--effort", help="Effort of all answers: easy, normal or hard.")] = "normal",
     temperature: Annotated[

@@ -195,6 +195,6 @@ def test_this_machine_can_be_measured() -> None:
 
 def test_custom_devices_need_both_numbers() -> None:
     assert custom_device(None, None, "float32") is None
-    for pair in ((100.0, None), (None, 1.0), (0.0, 1.0), (1.0, math.inf), (math.nan, 1.0)):
+    for tflops, gbytes in ((100.0, None), (None, 1.0), (0.0, 1.0), (1.0, math.inf), (math.nan, 1.0)):
         with pytest.raises(OptionError):
-            custom_device(*pair, "float32")
+            custom_device(tflops, gbytes, "float32")

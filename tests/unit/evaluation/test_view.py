@@ -249,12 +249,12 @@ def test_decisions_stand_where_they_were_taken() -> None:
     assert [piece.kind for piece in run.thinking if piece.text] == ["kept", "kept", "forced", "kept"]
 
 
-def test_without_tokens_places_are_found_by_text_or_estimated() -> None:
+def test_without_tokens_places_are_estimated() -> None:
     spans = (("sampled", "a b."), ("forced", HINT.text), ("sampled", "So 7. Right."))
     done = written(*spans, usage=Usage(thinking=20), trace=(HINT, replace(HINT, position=19, acted=False)))
     run = display(done, "q")
-    assert show(run) == "a b.[1]\n\nBe brief.\n\nSo 7. Right.[2]"
-    assert [placed.exact for placed in run.decisions] == [True, False]
+    assert show(run) == "a b.\n[1]\nBe brief.\n\nSo 7. Right.[2]"
+    assert [placed.exact for placed in run.decisions] == [False, False]
 
 
 def test_trimmed_text_is_shown_and_takes_no_tokens() -> None:
