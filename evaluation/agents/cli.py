@@ -44,7 +44,7 @@ def agents(
     """
     from ..economics.costs import load_prices
     from .episodes import as_text, compare_arms
-    from .run import ROUTED, AgentsPlan, parse_arm, run_all, select_modes, train_router
+    from .run import ROUTED, parse_arm, run_all, select_modes, train_router
     from .tasks import KINDS, draw_tasks, get_system_prompt
 
     names = cli.parse_list("--arms", arms, str)
@@ -52,7 +52,6 @@ def agents(
     routed = any(mode == ROUTED for mode, _ in parsed)
     prompt = get_system_prompt(model) if system is None else system or None
     chosen = KINDS if kinds is None else cli.parse_list("--kinds", kinds, str, KINDS)
-    plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
     if out is not None:
         check_writable(out)
     token_price = None if price is None else load_prices().get(price)
@@ -67,11 +66,23 @@ def agents(
         from ...controller.integrations.langchain.routing import ModeRouter
 
         route = ModeRouter(session, None if router is None else str(router))
-    settings = {"preset": preset, "max_tokens": max_new_tokens, "router": str(router)}
-    log = None if out is None else out.with_name(f"{out.name}.journal")
-    checkpoints = CheckpointLog(log, {**asdict(plan), **settings})
+    identity = {
+        "model": model,
+        "arms": names,
+        "kinds": chosen,
+        "split": split,
+        "limit": limit,
+        "seed": seed,
+        "system": prompt,
+        "recursion_limit": steps,
+        "served": url,
+        "preset": preset,
+        "max_tokens": max_new_tokens,
+        "router": str(router),
+    }
+    checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), identity)
     with cli.show_progress(len(names) * limit) as advance:
-        episodes = run_all(plan, tasks, chat, checkpoints, route, advance)
+        episodes = run_all(names, tasks, chat, checkpoints, route, advance, system=prompt, recursion_limit=steps)
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
     report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:

@@ -28,14 +28,9 @@ _UNSUPPORTED = {
 class ModelShape:
     """The sizes that decide a model's FLOPs and memory traffic.
 
-    Attributes:
-        parameters: All parameters, tied ones counted once.
-        blocks: Parameters multiplied with every token.
-        head: Parameters multiplied with every token whose logits are needed.
-        read: Parameters read by one step. An embedding table is only looked up, unless it is also the head.
-        windows: Per layer, the most positions that a token attends to.
-        max_context: The longest context, if the configuration says.
-        dtype: The dtype the model is saved in, if the configuration says.
+    All `parameters` count tied ones once; `blocks` are multiplied with every token, and `head` with every token whose
+    logits are needed. A step `read`s an embedding table only if it is also the head. Per layer, a token attends to at
+    most the positions in `windows`. `max_context` and `dtype` are None if the configuration does not say.
     """
 
     parameters: int

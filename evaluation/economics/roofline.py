@@ -23,13 +23,9 @@ _MAX_READ, _MIN_READ = 512e6, 1e6  # bytes; below the minimum, the overhead of t
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device by its two limits.
+    """A device by its two limits: FLOP/s by compute dtype, and bytes per second; `memory` is in bytes, if known.
 
-    Attributes:
-        flops: FLOP/s by compute dtype: dense, 16 bits accumulated in 32, float32 without TF32.
-        bandwidth: Bytes per second.
-        memory: Bytes, if known.
-        source: Where the numbers are from.
+    FLOP/s are dense, 16 bits accumulated in 32, float32 without TF32. `source` says where the numbers are from.
     """
 
     name: str
@@ -155,11 +151,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The bounds of both phases and the memory that they need.
+    """The bounds of both phases and the memory that they need; `fits` is None if the device's is not known.
 
-    Attributes:
-        ridge_batch: The batch size from which the weights' part of decoding is bound by compute, at any context.
-        fits: Whether weights and cache fit the device's memory; None if its size is not known.
+    From the batch size `ridge_batch`, the weights' part of decoding is bound by compute, at any context.
     """
 
     prefill: Phase

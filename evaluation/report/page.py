@@ -15,7 +15,7 @@ from ...io import write
 from ..cli_utils import make_folder
 from ..html_page import make_environment, render_page
 from . import formatting, tables
-from .charts import CHARTS, DARK, LIGHT, Chart, draw_charts, is_our_picture, require_matplotlib
+from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
 from .schema import BenchmarkResult, load_result
 from .tables import NamedResults, arms_csv, rows_csv
 
@@ -63,15 +63,12 @@ def report_page(results: NamedResults, version: str) -> str:
 
 def draw_pictures(result: BenchmarkResult) -> dict[str, dict[str, str]]:
     """Draw the charts of a result for the page: data URIs for light and dark pages, and a text for each."""
-    themes = {"light": draw_charts(result, LIGHT), "dark": draw_charts(result, DARK)}
-    return {
-        name: {"alt": chart.alt, **{theme: _data_uri(charts[name]) for theme, charts in themes.items()}}
-        for name, chart in themes["light"].items()
-    }
-
-
-def _data_uri(chart: Chart) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"
+    pictures: dict[str, dict[str, str]] = {}
+    for theme, colors in (("light", LIGHT), ("dark", DARK)):
+        for name, chart in draw_charts(result, colors).items():
+            uri = f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"
+            pictures.setdefault(name, {"alt": chart.alt})[theme] = uri
+    return pictures
 
 
 def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:

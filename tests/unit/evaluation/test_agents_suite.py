@@ -22,7 +22,7 @@ from tersely.controller.integrations.langchain.routing import ModeRouter, prompt
 from tersely.controller.session import Session
 from tersely.errors import OptionError
 from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, judge_episode, run_episode
-from tersely.evaluation.agents.run import AgentsPlan, make_agents, run_all, train_router
+from tersely.evaluation.agents.run import make_agents, run_all, train_router
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, draw_tasks
 from tersely.evaluation.agents.tools import langchain_tools
 from tersely.probes.artifact import ArtifactError
@@ -144,9 +144,9 @@ def test_an_agent_that_does_not_finish_has_not_solved_its_task():
 
 
 def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
-    plan = AgentsPlan("solver", ("always-think", "agentic", "instant", "reasoning", "routed"), limit=60)
+    arms = ("always-think", "agentic", "instant", "reasoning", "routed")
     episodes = run_all(
-        plan, TASKS, Solver(), CheckpointLog(tmp_path / "j", {}), lambda messages: _needed(messages[0].text)
+        arms, TASKS, Solver(), CheckpointLog(tmp_path / "j", {}), lambda messages: _needed(messages[0].text)
     )
     report = compare_arms(episodes)
     always, agentic, instant, reasoning, routed = report["arms"]
@@ -160,7 +160,7 @@ def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
     assert "none solved" in as_text(report) and "routed, by mode" in as_text(report)
     json.dumps(report, allow_nan=False)
     again = run_all(
-        plan, TASKS, Solver(asked={}), CheckpointLog(tmp_path / "j", {}), lambda messages: ""
+        arms, TASKS, Solver(asked={}), CheckpointLog(tmp_path / "j", {}), lambda messages: ""
     )  # finished episodes are not run again
     assert compare_arms(again) == report
 
