@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
 from .bench.costs import load_cost_model
 from .bench.records import ArmRecords
-from .economics.costs import Price, load_prices
+from .economics.costs import load_prices
 from .runner import SessionRunner, load_runner
 from .stats import Array, question_means
 from .tasks.equality import AnswerChecker
@@ -26,36 +26,6 @@ from .tasks.questions import Question, load_pools
 from .tune_search import FIRST_ROUND, Candidate, Finding, choose, default_space, read_space, search, validate
 
 NOTHING_FOUND = 1
-_OFF = GenerationOptions(preset="off", policies=None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Objective:
-    """Answers ranges of the questions with a candidate; see `tune_search.Ask`."""
-
-    runner: SessionRunner
-    parts: Mapping[str, Sequence[Question]]
-    checker: AnswerChecker
-    checkpoints: CheckpointLog
-    seed: int
-    batch_size: int
-    common: GenerationOptions
-    advance: Callable[[str, float], None]
-
-    def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
-        options = _OFF if candidate is None else GenerationOptions(**candidate.config.options())
-        options = replace(options, max_new_tokens=self.common.max_new_tokens, probes=self.common.probes)
-        name = BASELINE if candidate is None else candidate.name
-        bench = Bench(
-            runner=self.runner,
-            questions=self.parts[part][start:stop],
-            checker=self.checker,
-            checkpoints=self.checkpoints,
-            seed=self.seed + start,
-            batch_size=self.batch_size,
-            advance=self.advance,
-        )
-        return run_arm(bench, Arm(f"{part} {start} {name}", options))
 
 
 def tune(
@@ -105,10 +75,23 @@ def tune(
     identity |= {"max_new_tokens": max_new_tokens, "price": price, "batch": batch_size}
     identity["space"] = [candidate.name for candidate in candidates]
     checkpoints = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
-    cost = _cost_function(costs.price if objective == "usd" else None)
+    usd = costs.price if objective == "usd" else None
+
+    def cost(records: ArmRecords) -> Array:
+        if usd is None:
+            return records.means("total")
+        return question_means([usd.cost(row.prompt, row.total) for row in records.rows])
+
     work = len(candidates) * FIRST_ROUND + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
     with AnswerChecker() as checker, cli.show_progress(work) as advance:
-        ask = _Objective(runner, parts, checker, checkpoints, seed, batch_size, common, advance)
+
+        def ask(part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
+            chosen: dict[str, Any] = {"preset": "off"} if candidate is None else candidate.config.options()
+            name = BASELINE if candidate is None else candidate.name
+            questions, at = parts[part][start:stop], seed + start
+            bench = Bench(runner, questions, checker, checkpoints, at, batch_size=batch_size, advance=advance)
+            return run_arm(bench, Arm(f"{part} {start} {name}", replace(common, **chosen)))
+
         for candidate in candidates:  # so that errors appear now, not in the last round
             options = GenerationOptions(**candidate.config.options(), probes=probes)
             for questions in parts.values():
@@ -132,13 +115,6 @@ def _load_parts(tasks: Sequence[str], limit: int, validation: int, seed: int) ->
     parts: dict[str, Sequence[Question]] = dict(zip(("search", "prove"), pools, strict=True))
     check_disjoint(parts)
     return parts
-
-
-def _cost_function(price: Price | None) -> Callable[[ArmRecords], Array]:
-    """Cost per question in US dollars, or in tokens without a price."""
-    if price is None:
-        return lambda records: records.means("total")
-    return lambda records: question_means([price.cost(row.prompt, row.total) for row in records.rows])
 
 
 def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:

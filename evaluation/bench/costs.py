@@ -51,7 +51,8 @@ class CostModel:
         shape, price = (self.helper_shape, self.helper_price) if records.arm == HELPER else (self.shape, self.price)
         # Output tokens are billed at the price of the model that wrote them; totals are already weighted.
         billed = [row.thinking + row.answer_tokens if row.arm == HELPER else row.total for row in records.rows]
-        usd = price and [price.cost(row.prompt, tokens) for row, tokens in zip(records.rows, billed, strict=True)]
+        costs = zip(records.rows, billed, strict=True)
+        usd = None if price is None else [price.cost(row.prompt, tokens) for row, tokens in costs]
         per_pass = math.inf if usd is None else cost_of_pass(usd, [float(row.right) for row in records.rows])
         return {
             "e3": e3(float(right.mean()), records.mean("total")),

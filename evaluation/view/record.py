@@ -121,13 +121,9 @@ def _build_run(generation: GenerationResult, codec: TokenizerAdapter | None) -> 
     )
 
 
-def _get_spans(generation: GenerationResult) -> Sequence[Span]:
-    return generation.spans or (Span("sampled", generation.text),)
-
-
 def _split_segments(generation: GenerationResult) -> Iterator[SegmentView]:
     """Split the spans where thinking ends; the closing marker belongs to the thinking."""
-    spans = _get_spans(generation)
+    spans = generation.spans or (Span("sampled", generation.text),)
     output = "".join(span.text for span in spans)
     start = output.rfind(generation.answer) if generation.answer else -1
     left = 0 if not generation.usage.thinking else len(output) if start < 0 else start
@@ -140,7 +136,8 @@ def _split_segments(generation: GenerationResult) -> Iterator[SegmentView]:
 
 def _token_texts(generation: GenerationResult, codec: TokenizerAdapter) -> list[str]:
     """Return the text of each token; none at all if together they do not spell the output."""
-    spans, ids, texts = _get_spans(generation), generation.token_ids, list[str]()
+    spans = generation.spans or (Span("sampled", generation.text),)
+    ids, texts = generation.token_ids, list[str]()
     for span in spans:
         texts += _decode_pieces(ids[len(texts) :], span.text, codec)
     complete = len(texts) == len(ids) and "".join(texts) == "".join(span.text for span in spans)

@@ -24,7 +24,7 @@ def test_the_interval_of_a_set_covers_and_may_be_open() -> None:
     for seed in range(200):
         right = rng.random(120) < 0.4
         costs = np.where(right, 1.0, 3.0) + rng.normal(0, 0.1, 120)
-        found = set_cost_of_pass(costs, right, resamples=400, seed=seed)
+        found = set_cost_of_pass(costs.tolist(), right.tolist(), resamples=400, seed=seed)
         hits += found.low <= (0.4 * 1 + 0.6 * 3) / 0.4 <= found.high
     assert 0.9 <= hits / 200 <= 0.99
     open_end = set_cost_of_pass([1.0] * 8, [1, 0, 0, 0, 0, 0, 0, 0])
