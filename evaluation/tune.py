@@ -63,14 +63,8 @@ def tune(
     common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
     if candidates is None:
         candidates = default_space(_has_probes(runner, common))
-    made_from = {
-        "model": model,
-        "task": tasks,
-        "seed": seed,
-        "objective": objective,
-        "margin": margin,
-        "engine": engine,
-    }
+    made_from: dict[str, Any] = {"model": model, "task": tasks, "seed": seed}
+    made_from |= {"objective": objective, "margin": margin, "engine": engine}
     identity = {**made_from, "limit": limit, "proof": validation_questions, "probes": probes}
     identity |= {"max_new_tokens": max_new_tokens, "price": price, "batch": batch_size}
     identity["space"] = [candidate.name for candidate in candidates]

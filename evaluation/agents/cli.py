@@ -57,15 +57,8 @@ def agents(
     token_price = None if price is None else load_prices().get(price)
     if router_out is not None:
         select_modes(dict.fromkeys(names, ()))
-    if url is not None and any(named is not None for _, named in parsed):
-        raise OptionError(
-            "an endpoint uses its own preset; leave out --url, or +PRESET in --arms", code="preset_needs_local"
-        )
-    if url is not None and (routed or router_out is not None):
-        raise OptionError(
-            "a router reads hidden states, which an endpoint does not return; leave out --url or the router",
-            code="router_needs_local",
-        )
+    if url is not None:
+        _check_remote([named for _, named in parsed], routed or router_out is not None)
     tasks = draw_tasks(split, seed, limit, chosen)
     chat, session = _load_model(model, url, preset, max_new_tokens, seed)
     route: Callable[..., str] | None = None
@@ -98,6 +91,19 @@ def agents(
         write(out, json.dumps(report))
     checkpoints.remove()
     typer.echo(json.dumps(report) if as_json else as_text(report))
+
+
+def _check_remote(presets: list[str | None], needs_router: bool) -> None:
+    """Refuse what an endpoint cannot do."""
+    if any(preset is not None for preset in presets):
+        raise OptionError(
+            "an endpoint uses its own preset; leave out --url, or +PRESET in --arms", code="preset_needs_local"
+        )
+    if needs_router:
+        raise OptionError(
+            "a router reads hidden states, which an endpoint does not return; leave out --url or the router",
+            code="router_needs_local",
+        )
 
 
 def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, seed: int) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ from ..runner import ENGINES, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
-from .arms import BASELINE, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
+from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
 from .compare import EXIT_CODES, as_text
 from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, WORK
@@ -96,14 +96,7 @@ def bench(
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _load_splits(names, split, limit, seed)
-    policies = [one for arm in compared for one in make_policies(arm.options.preset, arm.options.policies)]
-    check_unseen(policies, splits[split])
-    if verifier is not None and not any(Capability.VERIFIER in one.requires for one in policies):
-        raise OptionError(
-            f"no arm uses the verifier {verifier!r}; add an arm with a policy that does, such as trimr, or leave "
-            "--verifier out",
-            code="unused_verifier",
-        )
+    _check_policies(compared, verifier, splits[split])
     costs, notes = load_cost_model(model, helper, load_prices(prices), price, helper_price, verifier)
     plan = BenchPlan(
         tasks=names,
@@ -134,6 +127,18 @@ def bench(
     shown = {key: value for key, value in result.items() if key != "rows"}
     typer.echo(json.dumps(shown, indent=2) if as_json else as_text(shown))
     raise typer.Exit(EXIT_CODES[result["verdict"]])
+
+
+def _check_policies(arms: Sequence[Arm], verifier: str | None, questions: Sequence[Question]) -> None:
+    """Refuse policies that were trained on the questions, and a verifier that none of them would use."""
+    policies = [one for arm in arms for one in make_policies(arm.options.preset, arm.options.policies)]
+    check_unseen(policies, questions)
+    if verifier is not None and not any(Capability.VERIFIER in one.requires for one in policies):
+        raise OptionError(
+            f"no arm uses the verifier {verifier!r}; add an arm with a policy that does, such as trimr, or leave "
+            "--verifier out",
+            code="unused_verifier",
+        )
 
 
 def _load_splits(tasks: Sequence[str], split: str, limit: int | None, seed: int) -> dict[str, Sequence[Question]]:
