@@ -9,7 +9,6 @@ import numpy as np
 
 from ...controller.text.answers import extract_answer, extract_boxed
 from ...controller.trace import GenerationResult
-from ...errors import OptionError
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
@@ -38,11 +37,6 @@ class Weights:
     consulted: float = 1.0
     verifier: float = 1.0
     reprefilled: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            if not getattr(self, name) >= 0:
-                raise OptionError(f"the weight of {name} tokens is {getattr(self, name)}; accepted: 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
