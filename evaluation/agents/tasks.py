@@ -8,7 +8,7 @@ a root (a tree of pages, after WebLeaper, arXiv 2510.24697).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -115,14 +115,6 @@ def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterato
             yield next(task for task in drawn if get_split(task.question) == split)
 
 
-def _follow_link(world: World, path: _Path, relations: Mapping[str, Mapping[str, str]], rng: Random) -> _Path:
-    """Extend a path by one page."""
-    page = world.pages[path.value]
-    key = rng.choice(sorted(relations[page.kind]))
-    phrase = relations[page.kind][key].format(path.phrase)
-    return _Path(phrase, page.facts[key][0], (*path.calls, ("lookup", page.name)), (*path.keys, key))
-
-
 def _draw_path(world: World, hops: int, rng: Random, number: bool) -> _Path:
     """A path over `hops` distinct pages; its value is a number, or a name that the question does not give away."""
     while True:
@@ -133,7 +125,10 @@ def _draw_path(world: World, hops: int, rng: Random, number: bool) -> _Path:
             relations = NUMBERS if last else LINKS
             if world.pages[path.value].kind not in relations:
                 break
-            path = _follow_link(world, path, relations, rng)
+            page = world.pages[path.value]
+            key = rng.choice(sorted(relations[page.kind]))
+            phrase = relations[page.kind][key].format(path.phrase)
+            path = _Path(phrase, page.facts[key][0], (*path.calls, ("lookup", page.name)), (*path.keys, key))
         read = [argument for _, argument in path.calls]
         if len(read) == hops == len(set(read)) and path.value not in {*read, start}:
             return path

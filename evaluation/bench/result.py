@@ -78,10 +78,8 @@ class BenchPlan:
         """Everything that decides the result, as the identity of its checkpoint log."""
         return {
             **self.settings(),
-            "tersely": version("tersely"),
-            "versions": library_versions(),
+            **_origin(),
             "files": [hash_files(name) for name in (self.model, self.helper, self.verifier) if name is not None],
-            "commit": _commit(),
             "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
             "arms": {arm.name: _describe(arm) for arm in self.arms},
             "think_prompt": self.think_prompt,
@@ -176,15 +174,14 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def _origin() -> dict[str, Any]:
+    return {"tersely": version("tersely"), "versions": library_versions(), "commit": _commit()}
+
+
 def environment() -> dict[str, Any]:
     """Where and when a result is made."""
-    return {
-        "tersely": version("tersely"),
-        "versions": library_versions(),
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "date": dt.date.today().isoformat(),
-    }
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    return {**_origin(), "machine": machine, "date": dt.date.today().isoformat()}
 
 
 def _commit() -> str | None:
