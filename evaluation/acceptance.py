@@ -328,7 +328,7 @@ def _format_groups(groups: dict[str, dict[str, float]]) -> str:
             if key != "n"
         ]
         rows.append([name, *cells])
-    return format_table(header, rows)
+    return format_table(header, rows, first=">")
 
 
 def check_models(

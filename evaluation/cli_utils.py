@@ -81,14 +81,12 @@ def make_folder(folder: Path, option: str = "--out") -> Path:
     return folder
 
 
-def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lay out a table as text: the first column to the left, the others to the right."""
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: str = "<") -> str:
+    """Lay out a table as text: the `first` column to the left (or right, ">"), the others to the right."""
     lines = [header, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    forms = [f"{first}{widths[0]}", *(f">{width}" for width in widths[1:])]
+    return "\n".join("  ".join(map(format, line, forms)) for line in lines)
 
 
 def format_interval(value: float | None, ends: Sequence[float] | None, form: str, scale: float = 1.0) -> str:
