@@ -10,19 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...probes.stats import binomial_lower_bound, binomial_upper_bound
+from .. import stats
 from ..cli_utils import format_interval, format_table
-from ..stats import (
-    LEVEL,
-    Array,
-    Interval,
-    mcnemar,
-    needed_questions,
-    paired_bootstrap,
-    rate_interval,
-    ratio_bootstrap,
-    smoothed_deviation,
-    studentized_bootstrap,
-)
+from ..stats import Array, Interval
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
 
@@ -62,9 +52,9 @@ def judge(accuracy: Array, accuracy_ci: Interval, tokens: Array, tokens_ci: Inte
     needs: list[int | None] = [MIN_QUESTIONS] if few else []
     if accuracy_ci.low <= -margin:
         distance = abs(margin + min(accuracy_ci.estimate, 0.0))
-        needs.append(needed_questions(smoothed_deviation(accuracy), distance))
+        needs.append(stats.needed_questions(stats.smoothed_deviation(accuracy), distance))
     if tokens_ci.high >= 0:
-        needs.append(needed_questions(float(tokens.std()), abs(tokens_ci.estimate)))
+        needs.append(stats.needed_questions(float(tokens.std()), abs(tokens_ci.estimate)))
     if not needs:
         return Verdict(GOOD)
     finite = [n for n in needs if n is not None]
@@ -100,7 +90,7 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "setting": ours.setting,
         "n": len(right),
         "accuracy": float(right.mean()),
-        "accuracy_ci": _ends(rate_interval(ours.column("right"))),
+        "accuracy_ci": _ends(stats.rate_interval(ours.column("right"))),
         "tokens": {kind: ours.mean(kind) for kind in KINDS},
         "overhead": {kind: ours.mean(kind) for kind in OVERHEADS},
         "forced": ours.mean("forced"),
@@ -117,9 +107,9 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
 def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
-    accuracy = paired_bootstrap(right - was_right, seed=seed)
-    tokens = studentized_bootstrap(total - was_total, seed=seed)
-    saving = ratio_bootstrap(total, was_total, seed=seed)
+    accuracy = stats.paired_bootstrap(right - was_right, seed=seed)
+    tokens = stats.studentized_bootstrap(total - was_total, seed=seed)
+    saving = stats.ratio_bootstrap(total, was_total, seed=seed)
     harms, helps = (both.mean(axis=1) for both in (was_right * (1 - right), right * (1 - was_right)))
     values = (
         accuracy.estimate,
@@ -127,10 +117,10 @@ def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
         tokens.estimate,
         _ends(tokens),
         float(harms.mean()),
-        binomial_upper_bound(float(harms.sum()), len(harms), 1 - LEVEL),
+        binomial_upper_bound(float(harms.sum()), len(harms), 1 - stats.LEVEL),
         float(helps.mean()),
-        binomial_lower_bound(float(helps.sum()), len(helps), 1 - LEVEL),
-        mcnemar(right - was_right),
+        binomial_lower_bound(float(helps.sum()), len(helps), 1 - stats.LEVEL),
+        stats.mcnemar(right - was_right),
         saving.estimate,
         _ends(saving),
     )

@@ -20,21 +20,10 @@ from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 from ...controller.types import Completion, SamplingParams
 from ..runner import batch_seed
 from ..tasks.questions import Question
+from . import truncation
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm, Bench, run_batch
 from .records import ArmRecords, BenchRow, to_row
-from .truncation import (
-    Recording,
-    TrialPoint,
-    Truncation,
-    TruncationBaseline,
-    bisect_to_cost,
-    confident_stop,
-    curve_budgets,
-    estimate_cost,
-    first_correct,
-    pick_evenly,
-    random_stop,
-)
+from .truncation import Recording, TrialPoint, Truncation, TruncationBaseline
 
 NEVER = 2.0
 """A confidence that no trial answer reaches."""
@@ -111,7 +100,7 @@ class Counterfactual:
 
     def curve(self) -> list[tuple[int, ArmRecords]]:
         """Fixed budgets, from small to large."""
-        budgets = curve_budgets(self.recordings, CURVE)
+        budgets = truncation.curve_budgets(self.recordings, CURVE)
         return [(b, self._truncate(f"budget {b}", self._at_budget(b), "")) for b in budgets]
 
     # -- rules -------------------------------------------------------------------------------------------------------
@@ -121,20 +110,20 @@ class Counterfactual:
 
     def _at_random(self, probability: float) -> Choice:
         return lambda recording, rollout: (
-            self._at_end(recording, random_stop(recording, probability, self.bench.seed, rollout)),
+            self._at_end(recording, truncation.random_stop(recording, probability, self.bench.seed, rollout)),
             0,
         )
 
     def _at_confidence(self, threshold: float) -> Choice:
         def choose(recording: Recording, _: int) -> tuple[Truncation | None, int]:
-            end, paid = confident_stop(recording, threshold)
+            end, paid = truncation.confident_stop(recording, threshold)
             return self._at_end(recording, end), paid
 
         return choose
 
     def _at_first_correct(self, recording: Recording, _: int) -> tuple[Truncation | None, int]:
         """Truncate at the first correct trial answer, and answer as the trial did."""
-        cut = self._at_end(recording, first_correct(recording))
+        cut = self._at_end(recording, truncation.first_correct(recording))
         return cut and Truncation((*cut.ids, *self._lead), cut.forced + len(self._lead)), 0
 
     def _at_end(self, recording: Recording, end: int | None) -> Truncation | None:
@@ -143,9 +132,11 @@ class Counterfactual:
     def _match(self, rule: Callable[[float], Choice], target: float, low: float, high: float) -> float:
         def mean_cost(setting: float) -> float:
             choose = rule(setting)
-            return fmean(estimate_cost(recording, *choose(recording, rollout)) for recording, rollout in self._all)
+            return fmean(
+                truncation.estimate_cost(recording, *choose(recording, rollout)) for recording, rollout in self._all
+            )
 
-        return bisect_to_cost(mean_cost, target, low, high)
+        return truncation.bisect_to_cost(mean_cost, target, low, high)
 
     def _note_mismatch(self, records: ArmRecords, target: float) -> ArmRecords:
         """Add a note to the setting if the arm does not cost what it should."""
@@ -184,7 +175,7 @@ class Counterfactual:
         opened = prepared.rendered.state == "thinking"
         recording = Recording(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
         ends = self._truncator.find_ends(recording)
-        return replace(recording, ends=ends, trial_ends=pick_evenly(ends, MAX_TRIALS))
+        return replace(recording, ends=ends, trial_ends=truncation.pick_evenly(ends, MAX_TRIALS))
 
     def _truncate(self, name: str, choose: Choice, setting: str, sampling: SamplingParams | None = None) -> ArmRecords:
         """One truncated arm; by default its answers are sampled as the original arm's."""
