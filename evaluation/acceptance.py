@@ -69,6 +69,7 @@ class Sample:
     reading: TraceReading
     prompt_tokens: int
     capped: bool
+    hinted: bool = False
 
     @property
     def right(self) -> bool:
@@ -95,7 +96,10 @@ def measure(
     """
 
     def run(questions: Sequence[Question], options: GenerationOptions) -> list[Sample]:
-        return analyse(codec, questions, answer(questions, options))
+        return [
+            Sample(question, read(done, codec), done.usage.prompt, done.finish_reason == "length", bool(done.trace))
+            for question, done in zip(questions, answer(questions, options), strict=True)
+        ]
 
     cold = replace(_OPTIONS, sampling=SamplingParams(temperature=0.0))
     options = cold if greedy else _OPTIONS
@@ -106,20 +110,10 @@ def measure(
     return {
         "sampling": "greedy" if greedy else "the model's own",
         "modes": {mode: by_level(samples) for mode, samples in runs.items()},
-        "hint": measure_hint(answer, codec, runs["normal"], options),
+        "hint": measure_hint(run, runs["normal"], options),
         "predicted": {"n": len(predicted), "wrong": sum(not s.right for s in predicted)},
         "auroc": predict_success(predicted),
     }
-
-
-def analyse(
-    codec: TokenizerAdapter, questions: Sequence[Question], results: Sequence[GenerationResult]
-) -> list[Sample]:
-    """Analyse the generations of questions."""
-    return [
-        Sample(question, read(result, codec), result.usage.prompt, result.finish_reason == "length")
-        for question, result in zip(questions, results, strict=True)
-    ]
 
 
 def by_level(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -153,21 +147,20 @@ def summarize(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def measure_hint(
-    answer: Answer, codec: TokenizerAdapter, plain: Sequence[Sample], options: GenerationOptions
+    run: Callable[[Sequence[Question], GenerationOptions], list[Sample]],
+    plain: Sequence[Sample],
+    options: GenerationOptions,
 ) -> dict[str, Any]:
     """The effect of one hint at about 30 % of a level's typical thinking on the same problems."""
-    before: list[Sample] = []
-    after: list[Sample] = []
-    reached, levels = 0, {}
+    pairs: list[tuple[Sample, Sample]] = []
+    levels = {}
     for level in LEVELS:
         base = [s for s in plain if s.question.level == level]
         if not base:
             continue
         thinking = [s.reading.tokens for s in base]
         at = max(1, round(HINT_AT * float(np.median(thinking))))
-        questions = [s.question for s in base]
-        results = answer(questions, replace(options, policies=(HintOnce(at),)))
-        hinted = analyse(codec, questions, results)
+        hinted = run([s.question for s in base], replace(options, policies=(HintOnce(at),)))
         levels[str(level)] = {
             "at": at,
             "thinking": float(np.mean(thinking)),
@@ -175,16 +168,14 @@ def measure_hint(
             "accuracy": float(np.mean([s.right for s in base])),
             "hinted_accuracy": float(np.mean([s.right for s in hinted])),
         }
-        reached += sum(bool(result.trace) for result in results)
-        before += base
-        after += hinted
-    tokens, hinted_tokens = (sum(s.reading.tokens for s in samples) for samples in (before, after))
-    change = paired_bootstrap([float(b.right) - a.right for a, b in zip(before, after, strict=True)])
+        pairs += zip(base, hinted, strict=True)
+    tokens, hinted_tokens = (sum(s.reading.tokens for s in samples) for samples in zip(*pairs, strict=True))
+    change = paired_bootstrap([float(after.right) - before.right for before, after in pairs])
     return {
         "shortening": 1 - hinted_tokens / tokens if tokens else 0.0,
         "delta_accuracy": change.estimate,
         "delta_accuracy_ci": [change.low, change.high],
-        "reached": reached / len(before),
+        "reached": sum(after.hinted for _, after in pairs) / len(pairs),
         "levels": levels,
     }
 

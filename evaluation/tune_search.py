@@ -140,7 +140,8 @@ def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, ma
     left, start, stop = list(candidates), 0, FIRST_ROUND
     while True:
         for candidate in (None, *left):
-            name, records = candidate and candidate.name, ask("search", candidate, start, stop)
+            name = None if candidate is None else candidate.name
+            records = ask("search", candidate, start, stop)
             right[name] = np.append(right[name], records.means("right"))
             spent[name] = np.append(spent[name], cost(records))
         left.sort(key=lambda c: ((right[c.name] - right[None]).mean() < -margin, spent[c.name].mean()))
