@@ -27,27 +27,20 @@ _VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
     "inconclusive": ("open", "?"),
 }
 """A CSS class and a sign for each verdict, since not everyone can tell the colours apart."""
-_FILTERS = (
-    formatting.format_difference,
-    formatting.format_interval,
-    formatting.format_number,
-    formatting.format_percent,
-    formatting.format_points,
-    formatting.format_significant,
-    formatting.format_tokens,
-    formatting.pluralize,
-)
 
 
 def report_page(results: NamedResults, version: str) -> str:
     """Build the page of named results; the names tell the results apart."""
     environment = make_environment(_PACKAGE)
-    environment.filters.update({function.__name__: function for function in _FILTERS})
+    environment.filters.update({name: value for name, value in vars(formatting).items() if callable(value)})
     environment.filters["command_line"] = shlex.join
     environment.globals.update(
-        tables=tables, signs=_VERDICT_SIGNS, list_facts=list_facts, list_omissions=list_omissions
+        tables=tables,
+        signs=_VERDICT_SIGNS,
+        list_facts=list_facts,
+        list_omissions=list_omissions,
+        format_difference=formatting.format_difference,
     )
-    environment.globals.update(format_difference=formatting.format_difference)
     return render_page(
         environment,
         "report.html",
