@@ -137,8 +137,8 @@ def against_curve(world: World, run: Run, rng: np.random.Generator, resamples: i
     right = [(run.base_right * (reach < kept)).mean(axis=1) for kept in PRESERVED]
     ours = run.our_tokens.mean(axis=1), run.our_right.mean(axis=1)
     found = iso_saving(tokens, right, *ours, resamples=resamples, seed=seed)
-    low, high = found.interval or (-np.inf, 1.0)
-    return Interval(np.nan if found.saving is None else found.saving, low, high)
+    low, high = found["iso_saving_ci"] or (-np.inf, 1.0)
+    return Interval(np.nan if found["iso_saving"] is None else found["iso_saving"], low, high)
 
 
 def intervals(

@@ -26,7 +26,7 @@ from ..controller.trace import GenerationResult
 from ..controller.types import SamplingParams
 from ..errors import TerselyError
 from ..probes.stats import auroc
-from .cli_utils import show_progress
+from .cli_utils import BatchSize, Engine, Json, format_table, show_progress
 from .runner import ENGINES, answer_all, load_runner
 from .stats import paired_bootstrap
 from .tasks.questions import TINY, Question, load
@@ -69,6 +69,7 @@ class Sample:
     reading: TraceReading
     prompt_tokens: int
     capped: bool
+    hinted: bool = False
 
     @property
     def right(self) -> bool:
@@ -95,7 +96,10 @@ def measure(
     """
 
     def run(questions: Sequence[Question], options: GenerationOptions) -> list[Sample]:
-        return analyse(codec, questions, answer(questions, options))
+        return [
+            Sample(question, read(done, codec), done.usage.prompt, done.finish_reason == "length", bool(done.trace))
+            for question, done in zip(questions, answer(questions, options), strict=True)
+        ]
 
     cold = replace(_OPTIONS, sampling=SamplingParams(temperature=0.0))
     options = cold if greedy else _OPTIONS
@@ -106,20 +110,10 @@ def measure(
     return {
         "sampling": "greedy" if greedy else "the model's own",
         "modes": {mode: by_level(samples) for mode, samples in runs.items()},
-        "hint": measure_hint(answer, codec, runs["normal"], options),
+        "hint": measure_hint(run, runs["normal"], options),
         "predicted": {"n": len(predicted), "wrong": sum(not s.right for s in predicted)},
         "auroc": predict_success(predicted),
     }
-
-
-def analyse(
-    codec: TokenizerAdapter, questions: Sequence[Question], results: Sequence[GenerationResult]
-) -> list[Sample]:
-    """Analyse the generations of questions."""
-    return [
-        Sample(question, read(result, codec), result.usage.prompt, result.finish_reason == "length")
-        for question, result in zip(questions, results, strict=True)
-    ]
 
 
 def by_level(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
@@ -153,21 +147,20 @@ def summarize(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def measure_hint(
-    answer: Answer, codec: TokenizerAdapter, plain: Sequence[Sample], options: GenerationOptions
+    run: Callable[[Sequence[Question], GenerationOptions], list[Sample]],
+    plain: Sequence[Sample],
+    options: GenerationOptions,
 ) -> dict[str, Any]:
     """The effect of one hint at about 30 % of a level's typical thinking on the same problems."""
-    before: list[Sample] = []
-    after: list[Sample] = []
-    reached, levels = 0, {}
+    pairs: list[tuple[Sample, Sample]] = []
+    levels = {}
     for level in LEVELS:
         base = [s for s in plain if s.question.level == level]
         if not base:
             continue
         thinking = [s.reading.tokens for s in base]
         at = max(1, round(HINT_AT * float(np.median(thinking))))
-        questions = [s.question for s in base]
-        results = answer(questions, replace(options, policies=(HintOnce(at),)))
-        hinted = analyse(codec, questions, results)
+        hinted = run([s.question for s in base], replace(options, policies=(HintOnce(at),)))
         levels[str(level)] = {
             "at": at,
             "thinking": float(np.mean(thinking)),
@@ -175,16 +168,14 @@ def measure_hint(
             "accuracy": float(np.mean([s.right for s in base])),
             "hinted_accuracy": float(np.mean([s.right for s in hinted])),
         }
-        reached += sum(bool(result.trace) for result in results)
-        before += base
-        after += hinted
-    tokens, hinted_tokens = (sum(s.reading.tokens for s in samples) for samples in (before, after))
-    change = paired_bootstrap([float(b.right) - a.right for a, b in zip(before, after, strict=True)])
+        pairs += zip(base, hinted, strict=True)
+    tokens, hinted_tokens = (sum(s.reading.tokens for s in samples) for samples in zip(*pairs, strict=True))
+    change = paired_bootstrap([float(after.right) - before.right for before, after in pairs])
     return {
         "shortening": 1 - hinted_tokens / tokens if tokens else 0.0,
         "delta_accuracy": change.estimate,
         "delta_accuracy_ci": [change.low, change.high],
-        "reached": reached / len(before),
+        "reached": sum(after.hinted for _, after in pairs) / len(pairs),
         "levels": levels,
     }
 
@@ -234,22 +225,21 @@ class Criterion:
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
     def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
-        word = "pass" if self.passed else "FAIL"
+        sign, word = ">=" if self.at_least else "<=", "pass" if self.passed else "FAIL"
         return f"{word}  {self.model:7} {self.what}: {self.value:.3f} (criterion {sign} {self.limit:g})"
 
 
 def check_criteria(small: Card, large: Card) -> list[Criterion]:
     """All criteria of the pair."""
-    gap = _hard_half(large, "normal")["accuracy"] - _hard_half(small, "normal")["accuracy"]
-    pair = Criterion("pair", "accuracy of large above small, hard half", gap, 0.15)
+    better, worse = (card["modes"]["normal"]["hard half"]["accuracy"] for card in (large, small))
+    pair = Criterion("pair", "accuracy of large above small, hard half", better - worse, 0.15)
     return [pair, *model_criteria("small", small), *model_criteria("large", large)]
 
 
 def model_criteria(name: str, card: Card) -> list[Criterion]:
     """The criteria of a single model."""
     modes = card["modes"]
-    normal, hard, easy = (_hard_half(card, mode) for mode in ("normal", "hard", "easy"))
+    normal, hard, easy = (modes[mode]["hard half"] for mode in ("normal", "hard", "easy"))
     repairs = normal["repaired"] / max(1, normal["spoilt"])
     gain, repair_gain = hard["accuracy"] - easy["accuracy"], normal["accuracy"] - normal["first_accuracy"]
     predicted = max(card["auroc"].values(), default=float("nan"))
@@ -265,24 +255,13 @@ def model_criteria(name: str, card: Card) -> list[Criterion]:
     ]
 
 
-def _hard_half(card: Card, mode: str) -> dict[str, float]:
-    figures: dict[str, float] = card["modes"][mode]["hard half"]
-    return figures
-
-
 # -- command -----------------------------------------------------------------------------------------------------------
 
 _COLUMNS = {
-    "accuracy": "accuracy",
     "thinking": "thinking tokens",
     "after_share": "after last change",
     "first_accuracy": "first stated",
-    "repaired": "repaired",
-    "spoilt": "spoilt",
     "rechecks": "re-checks",
-    "honest_verdicts": "honest verdicts",
-    "helped": "helped",
-    "harmed": "harmed",
     "capped": "cut off",
 }
 _SHARES = ("accuracy", "after_share", "first_accuracy", "honest_verdicts", "capped", "hinted_accuracy")
@@ -308,7 +287,7 @@ def as_text(card: Card) -> str:
     """The card as aligned text."""
     lines = [f"## {card['model']}", "", f"{card['n']} problems, seed {card['seed']}, sampling: {card['sampling']}.", ""]
     for mode, groups in card["modes"].items():
-        lines += [f"### {mode}", "", *_format_table(groups), ""]
+        lines += [f"### {mode}", "", _format_groups(groups), ""]
     hint = card["hint"]
     low, high = hint["delta_accuracy_ci"]
     aurocs = ", ".join(f"{name} {value:.3f}" for name, value in card["auroc"].items())
@@ -318,7 +297,7 @@ def as_text(card: Card) -> str:
         f"Thinking shorter by {hint['shortening']:.1%}, accuracy {hint['delta_accuracy']:+.1%} "
         f"(95% CI {low:+.1%} to {high:+.1%}); the hint was reached by {hint['reached']:.1%}.",
         "",
-        *_format_table(hint["levels"]),
+        _format_groups(hint["levels"]),
         "",
         "### success predicted from prompt length and kind alone",
         "",
@@ -328,28 +307,29 @@ def as_text(card: Card) -> str:
     return "\n".join(lines)
 
 
-def _format_table(groups: dict[str, dict[str, float]]) -> list[str]:
+def _format_groups(groups: dict[str, dict[str, float]]) -> str:
+    """A table of groups of problems; shares are in percent."""
     keys = [key for key in next(iter(groups.values())) if key != "n"]
-    rows = [["level", *(_COLUMNS.get(key, key.replace("_", " ")) for key in keys)]]
-    rows += [[name, *(_format_value(key, values[key]) for key in keys)] for name, values in groups.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _format_value(key: str, value: float) -> str:
-    if key in _SHARES:
-        return f"{value:.1%}"
-    return str(value) if isinstance(value, int) else f"{value:.1f}"
+    header = ["level", *(_COLUMNS.get(key, key.replace("_", " ")) for key in keys)]
+    rows = []
+    for name, values in groups.items():
+        cells = [
+            f"{value:.1%}" if key in _SHARES else str(value) if isinstance(value, int) else f"{value:.1f}"
+            for key, value in values.items()
+            if key != "n"
+        ]
+        rows.append([name, *cells])
+    return format_table(header, rows, first=">")
 
 
 def check_models(
     models: Annotated[list[str], typer.Argument(help="Model folders; of a pair, the small one first.")],
     n: Annotated[int, typer.Option(help="Number of fresh problems of the test split.")] = 1200,
     seed: Annotated[int, typer.Option(help="Seed for problems and sampling.")] = 0,
-    engine: Annotated[str, typer.Option(help="Engine: transformers, or the faster vllm.")] = ENGINES[0],
-    batch_size: Annotated[int, typer.Option(help="Rows decoded at a time.")] = 256,
+    engine: Engine = ENGINES[0],
+    batch_size: BatchSize = 256,
     greedy: Annotated[bool, typer.Option(help="Decode greedily instead of with the model's own settings.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure embedded models and check their acceptance criteria; exit code 1 if one is missed."""
     cards = [make_card(model, n, seed, engine=engine, batch_size=batch_size, greedy=greedy) for model in models]

@@ -1,17 +1,20 @@
-"""Helpers of the evaluation commands: options that several share, comma-separated lists, and a progress bar."""
+"""What evaluation commands share: options, comma-separated lists, resuming, tables and a progress bar."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 
+from ..checkpoint_log import CheckpointLog
 from ..errors import OptionError, unknown
+from ..io import WriteError
 
-T = TypeVar("T", int, float)
+T = TypeVar("T", str, int, float)
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder.")]
 Tasks = Annotated[str, typer.Option("--tasks", help="Tasks: tiny, gym:NAME, or JSONL files of {id, problem, answer}.")]
@@ -20,48 +23,37 @@ Probes = Annotated[
     str | None, typer.Option("--probes", help="Folder of `tersely calibrate`, instead of the pretrained probes.")
 ]
 Price = Annotated[str | None, typer.Option("--price", help="The model's price: a name in the price table.")]
-Margin = Annotated[float, typer.Option("--margin", help="Largest acceptable accuracy loss, e.g. 0.01 for one point.")]
 Engine = Annotated[str, typer.Option("--engine", help="Engine: transformers, or the faster vllm.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Rows decoded at a time.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per generation.")]
 ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
 
 
-def check_margin(margin: float) -> None:
-    """Raise OptionError unless the margin is a share from 0 to below 1."""
+def _check_margin(margin: float) -> float:
     if not 0 <= margin < 1:
         raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
+    return margin
 
 
-def split_list(option: str, text: str) -> tuple[str, ...]:
-    """Split a comma-separated list of distinct values; raises OptionError for a repeated one."""
-    parts = tuple(part.strip() for part in text.split(","))
-    _check_distinct(option, text, parts)
-    return parts
+Margin = Annotated[
+    float,
+    typer.Option("--margin", callback=_check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point."),
+]
 
 
-def parse_names(option: str, what: str, text: str, accepted: Sequence[str]) -> tuple[str, ...]:
-    """Split a comma-separated list of names; raises OptionError for a name that is not accepted."""
-    names = split_list(option, text)
-    for name in names:
-        if name not in accepted:
-            raise unknown(what, name, accepted)
-    return names
-
-
-def parse_numbers(option: str, text: str, kind: Callable[[str], T], accepted: str = "numbers") -> tuple[T, ...]:
-    """Parse a comma-separated list of distinct numbers; raises OptionError, saying what is `accepted`."""
+def parse_list(option: str, text: str, kind: Callable[[str], T], accepted: Sequence[T] = ()) -> tuple[T, ...]:
+    """Parse a comma-separated list of distinct values; raises OptionError, also for one that is not `accepted`."""
     try:
-        numbers = tuple(kind(part) for part in text.split(","))
+        values = tuple(kind(part.strip()) for part in text.split(","))
     except ValueError:
-        raise OptionError(f"{option} is {text!r}; accepted: {accepted} separated by commas") from None
-    _check_distinct(option, text, numbers)
-    return numbers
-
-
-def _check_distinct(option: str, text: str, values: Sequence[object]) -> None:
+        raise OptionError(f"{option} is {text!r}; accepted: numbers separated by commas") from None
     if len(set(values)) < len(values):
         raise OptionError(f"{option} {text!r} repeats a value; accepted: each at most once", code="repeated_value")
+    for value in values:
+        if accepted and value not in accepted:
+            raise unknown(f"value of {option}", str(value), map(str, accepted))
+    return values
 
 
 @contextmanager
@@ -77,3 +69,40 @@ def show_progress(total: float) -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=total)
         yield lambda description, amount: progress.update(task, advance=amount, description=description)
+
+
+def make_folder(folder: Path, option: str = "--out") -> Path:
+    """Create a folder if it does not exist; raises WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise WriteError(f"{option} {folder} cannot be created: {reason}; accepted: a folder, new or not") from None
+    return folder
+
+
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], first: str = "<") -> str:
+    """Lay out a table as text: the `first` column to the left (or right, ">"), the others to the right."""
+    lines = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    forms = [f"{first}{widths[0]}", *(f">{width}" for width in widths[1:])]
+    return "\n".join("  ".join(map(format, line, forms)) for line in lines)
+
+
+def format_interval(value: float | None, ends: Sequence[float] | None, form: str, scale: float = 1.0) -> str:
+    """Format a value and its interval, such as "+1.0 [-2.0, +3.0]"; empty if there is no value."""
+    if value is None or ends is None:
+        return ""
+    low, high = ends
+    return f"{scale * value:{form}} [{scale * low:{form}}, {scale * high:{form}}]"
+
+
+@contextmanager
+def announce_resume(checkpoints: CheckpointLog) -> Iterator[None]:
+    """If the run is interrupted, say how to resume it."""
+    try:
+        yield
+    except BaseException:
+        if checkpoints.path is not None and checkpoints.completed:
+            print(f"stopped; run the same command again to resume from {checkpoints.path}", file=sys.stderr)
+        raise

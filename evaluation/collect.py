@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Annotated
@@ -35,13 +35,9 @@ def collect(
     split: Annotated[str, typer.Option("--split", help="Split to draw from: fit, calibrate or test.")] = "fit",
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Maximum questions per task.")] = 400,
     seed: cli.Seed = 0,
-    tiers: Annotated[
-        str, typer.Option("--tiers", help="Efforts to sample at, comma-separated.")
-    ] = "none,easy,normal,hard",
+    tiers: Annotated[str, typer.Option(help="Efforts to sample at, comma-separated.")] = "none,easy,normal,hard",
     rollouts: Annotated[int, typer.Option("--rollouts", min=1, help="Rollouts per question and effort.")] = 1,
-    layers: Annotated[
-        str, typer.Option("--layers", help="Hidden layers to store, comma-separated; -1 is the last.")
-    ] = "-1",
+    layers: Annotated[str, typer.Option(help="Hidden layers to store, comma-separated; -1 is the last.")] = "-1",
     batch_size: cli.BatchSize = 32,
     max_new_tokens: cli.MaxNewTokens = 2048,
     think_prompt: cli.ThinkPrompt = False,
@@ -50,58 +46,38 @@ def collect(
 
     The rollouts are not controlled. Trial answers cost tokens here, but not when the probes are used.
     """
-    plan = CollectPlan(
-        model=model,
-        task=tasks,
-        split=split,
-        limit=limit,
-        seed=seed,
-        tiers=cli.parse_names("--tiers", "tier", tiers, EFFORTS[:-1]),
-        rollouts=rollouts,
-        layers=cli.parse_numbers("--layers", layers, int, "whole numbers"),
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        think_prompt=think_prompt,
-    )
-    typer.echo(collect_into(out, plan))
-
-
-@dataclass(frozen=True, slots=True)
-class CollectPlan:
-    """Everything that decides what is collected; `task` may name several, comma-separated."""
-
-    model: str
-    task: str
-    split: str
-    limit: int | None
-    seed: int
-    tiers: tuple[str, ...]
-    rollouts: int
-    layers: tuple[int, ...]
-    batch_size: int
-    max_new_tokens: int
-    think_prompt: bool = False
-
-
-def collect_into(folder: Path, plan: CollectPlan) -> str:
-    """Collect into a folder, skipping batches that are already there; returns a summary."""
     from ..controller.engines.transformers.engine import load_engine
 
-    questions = load_all(cli.split_list("--tasks", plan.task), plan.split, plan.limit, plan.seed)
-    engine = load_engine(plan.model, grouped=True)
-    session = Session(engine, think_prompt=plan.think_prompt)
-    closing = len(
-        session.codec.encode(session.markers.close + session.markers.close_suffix + session.markers.answer_prefix)
-    )
-    settings = {"features": FEATURES, "fingerprint": engine.fingerprint(), "closing": closing}
-    store = RecordStore(folder, {**asdict(plan), **settings})
-    groups = batches(questions, plan.batch_size)
+    efforts = cli.parse_list("--tiers", tiers, str, EFFORTS[:-1])
+    hidden_layers = cli.parse_list("--layers", layers, int)
+    questions = load_all(cli.parse_list("--tasks", tasks, str), split, limit, seed)
+    engine = load_engine(model, grouped=True)
+    session = Session(engine, think_prompt=think_prompt)
+    markers = session.markers
+    plan = {
+        "model": model,
+        "task": tasks,
+        "split": split,
+        "limit": limit,
+        "seed": seed,
+        "tiers": efforts,
+        "rollouts": rollouts,
+        "layers": hidden_layers,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "think_prompt": think_prompt,
+        "features": FEATURES,
+        "fingerprint": engine.fingerprint(),
+        "closing": len(session.codec.encode(markers.close + markers.close_suffix + markers.answer_prefix)),
+    }
+    store = RecordStore(out, plan)
+    groups = batches(questions, batch_size)
     trial_tokens = 0
-    per_question = len(plan.tiers) * plan.rollouts
+    per_question = len(efforts) * rollouts
     with AnswerChecker() as checker, cli.show_progress(per_question * len(questions)) as advance:
-        collector = Collector(session, checker, plan.tiers, plan.rollouts, plan.layers, plan.max_new_tokens, plan.seed)
+        collector = Collector(session, checker, efforts, rollouts, hidden_layers, max_new_tokens, seed)
         # Batches are sorted by level; in random order, an interrupted collection is still a fair sample.
-        for number in Random(plan.seed).sample(range(len(groups)), len(groups)):
+        for number in Random(seed).sample(range(len(groups)), len(groups)):
             indices = groups[number]
             if store.has(number):
                 advance("skipping", per_question * len(indices))
@@ -111,7 +87,7 @@ def collect_into(folder: Path, plan: CollectPlan) -> str:
             store.put(number, columns, texts)
             trial_tokens += int(columns["boundaries.trial"].sum())
     trials = f"; trial answers cost {trial_tokens} tokens" if trial_tokens else ""
-    return f"{folder} holds {per_question} rollouts of each of {len(questions)} questions{trials}"
+    typer.echo(f"{out} holds {per_question} rollouts of each of {len(questions)} questions{trials}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..controller.engines.sequence import check_max_new_tokens
 from ..controller.engines.wrapper import EngineWrapper
@@ -13,7 +13,7 @@ from ..controller.options import GenerationOptions, with_seed
 from ..controller.session import Session
 from ..controller.text.answers import extract_answer, normalize_answer
 from ..controller.trace import GenerationResult
-from ..controller.types import Completion, Engine, FinishReason, Request, SamplingParams, TokenSink
+from ..controller.types import Completion, Engine, Request, SamplingParams, TokenSink
 from ..errors import unknown
 from .stats import paired_bootstrap
 from .tasks.equality import AnswerChecker, right_answers
@@ -21,36 +21,6 @@ from .tasks.questions import Question, fingerprint, load
 
 ENGINES = ("transformers", "vllm")
 _CHECK_BATCH_SIZE = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Continuation:
-    """A continued text: the new token ids without the end of sequence, and the probability of each."""
-
-    token_ids: tuple[int, ...]
-    probabilities: tuple[float, ...]
-    finish_reason: FinishReason
-
-
-class EvalRunner(Protocol):
-    """Answers questions, and continues texts; its session provides tokenizer, markers and context length."""
-
-    session: Session
-
-    @property
-    def generated_tokens(self) -> int:
-        """Tokens that the engine has generated so far, by its own count."""
-        ...
-
-    def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
-        """Answer problems as one batch, in order."""
-        ...
-
-    def continue_from(
-        self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
-    ) -> list[Continuation]:
-        """Continue texts (token ids), each up to its limit of new tokens, in order."""
-        ...
 
 
 class TokenCountingEngine(EngineWrapper):
@@ -68,10 +38,7 @@ class TokenCountingEngine(EngineWrapper):
 
 
 class SessionRunner:
-    """Answers through a session, as users do. Implements `EvalRunner`.
-
-    `engine` is the engine itself, without the token counter.
-    """
+    """Answers questions through a session, as users do; `engine` is the engine itself, without the token counter."""
 
     def __init__(self, engine: Engine, think_prompt: bool = False) -> None:
         self.engine = engine
@@ -80,22 +47,19 @@ class SessionRunner:
 
     @property
     def generated_tokens(self) -> int:
-        """See `EvalRunner.generated_tokens`."""
+        """Tokens that the engine has generated so far, by its own count."""
         return self._counter.generated_tokens
 
     def answer(self, problems: Sequence[str], options: GenerationOptions) -> list[GenerationResult]:
-        """See `EvalRunner.answer`."""
+        """Answer problems as one batch, in order."""
         return self.session.run(problems, options)
 
     def continue_from(
         self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
-    ) -> list[Continuation]:
-        """See `EvalRunner.continue_from`."""
+    ) -> list[Completion]:
+        """Continue texts (token ids), each up to its limit of new tokens, in order and with signals."""
         requests = [Request(tuple(ids), limit, signals=True) for ids, limit in zip(texts, limits, strict=True)]
-        return [
-            Continuation(one.token_ids, tuple(s.chosen if s else 1.0 for s in one.signals), one.finish_reason)
-            for one in self._counter.generate(requests, sampling)
-        ]
+        return self._counter.generate(requests, sampling)
 
 
 def load_runner(model: str, engine: str, *, think_prompt: bool = False) -> SessionRunner:
@@ -124,7 +88,7 @@ def batches(questions: Sequence[Question], size: int) -> list[list[int]]:
 
 
 def answer_all(
-    runner: EvalRunner,
+    runner: SessionRunner,
     questions: Sequence[Question],
     options: GenerationOptions,
     *,
@@ -166,23 +130,19 @@ class AccuracyCheck:
 
     def check(self, model: Any, tokenizer: Any) -> None:
         """Raise OptionError or PromptError if a question does not fit this model."""
-        from ..controller.engines.transformers.engine import TransformersEngine
-
-        engine = TransformersEngine(model, tokenizer)
-        for row, request in enumerate(self._requests(tokenizer)):
+        engine, requests = self._prepare(model, tokenizer)
+        for row, request in enumerate(requests):
             check_max_new_tokens(request, row, engine.context_length, engine.name)
 
     def run(self, model: Any, tokenizer: Any) -> list[bool]:
         """Whether the model answers each question correctly."""
-        from ..controller.engines.transformers.engine import TransformersEngine
-
-        engine, requests, texts = TransformersEngine(model, tokenizer), self._requests(tokenizer), dict[int, str]()
+        (engine, requests), answers = self._prepare(model, tokenizer), dict[int, str]()
         for rows in batches(self.questions, _CHECK_BATCH_SIZE):
             completions = engine.generate([requests[row] for row in rows], SamplingParams(temperature=0))
-            texts.update({row: tokenizer.decode(one.token_ids) for row, one in zip(rows, completions, strict=True)})
-        answers = [normalize_answer(extract_answer(texts[row])) for row in range(len(self.questions))]
+            texts = (tokenizer.decode(one.token_ids) for one in completions)
+            answers.update(zip(rows, (normalize_answer(extract_answer(text)) for text in texts), strict=True))
         with AnswerChecker() as checker:
-            return right_answers(list(zip(self.questions, answers, strict=True)), checker)
+            return right_answers([(question, answers[i]) for i, question in enumerate(self.questions)], checker)
 
     def compare(self, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
         """Accuracy before and after, and the change with its interval over questions."""
@@ -196,16 +156,15 @@ class AccuracyCheck:
             "change": [change.estimate, change.low, change.high],
         }
 
-    def _requests(self, tokenizer: Any) -> list[Request]:
-        prompts = (_encode_prompt(tokenizer, question.problem) for question in self.questions)
-        return [Request(tuple(prompt), self.max_new_tokens) for prompt in prompts]
+    def _prepare(self, model: Any, tokenizer: Any) -> tuple[Engine, list[Request]]:
+        """The engine, and each question in the chat template, or as plain text if there is none."""
+        from ..controller.engines.transformers.engine import TransformersEngine
+        from ..kernels.quantization.calibration_text import render_question
 
-
-def _encode_prompt(tokenizer: Any, problem: str) -> list[int]:
-    """The question in the chat template, or as plain text if there is none."""
-    from ..kernels.quantization.calibration_text import render_question
-
-    if getattr(tokenizer, "chat_template", None):
-        return render_question(tokenizer, problem)
-    plain: list[int] = tokenizer(problem)["input_ids"]
-    return plain
+        templated = getattr(tokenizer, "chat_template", None)
+        prompts = [
+            render_question(tokenizer, question.problem) if templated else tokenizer(question.problem)["input_ids"]
+            for question in self.questions
+        ]
+        requests = [Request(tuple(prompt), self.max_new_tokens) for prompt in prompts]
+        return TransformersEngine(model, tokenizer), requests

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from ..errors import OptionError
 from ..probes.stats import auroc, calibration_bins, expected_calibration_error
 
 Array = NDArray[np.float64]
@@ -170,10 +169,6 @@ def reliability(confidences: Sequence[float], correct: Sequence[bool], bins: int
     accuracy, weighted by its size. AUROC is None if all answers are right or all are wrong.
     """
     stated, right = np.asarray(confidences, np.float64), np.asarray(correct, np.float64)
-    if stated.shape != right.shape or not stated.size:
-        raise OptionError(f"got {stated.size} confidences for {right.size} answers; accepted: one each, at least one")
-    if not ((stated >= 0) & (stated <= 1)).all():
-        raise OptionError(f"confidences range from {stated.min():g} to {stated.max():g}; accepted: 0 to 1")
     cells = calibration_bins(right, stated, bins, equal_width=True)
     area = auroc(right > 0, stated)
     return {
@@ -193,22 +188,6 @@ Point = tuple[float, float]
 """(mean tokens of a generation, accuracy)."""
 
 
-@dataclass(frozen=True, slots=True)
-class IsoSaving:
-    """The share of tokens saved against the curve at the same accuracy, with its interval; None if undefined.
-
-    If the whole curve is less accurate than the arm, the saving is measured against its most expensive point and is a
-    lower bound; the interval then ends at 1.
-    """
-
-    saving: float | None
-    interval: tuple[float, float] | None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The fields of a benchmark result."""
-        return {"iso_saving": self.saving, "iso_saving_ci": self.interval and list(self.interval)}
-
-
 def common_range(*families: Sequence[Point]) -> tuple[float, float] | None:
     """The range of tokens that all families of points cover; None if there is none."""
     tokens = [[point[0] for point in family] for family in families]
@@ -218,8 +197,6 @@ def common_range(*families: Sequence[Point]) -> tuple[float, float] | None:
 
 def area(points: Sequence[Point], low: float, high: float) -> float:
     """Mean accuracy of the points' curve over the logarithm of tokens, from `low` to `high` tokens."""
-    if not 0 < low < high or not points or min(points)[0] <= 0:
-        raise OptionError(f"the range is {low:g} to {high:g} tokens; accepted: a range above 0, and points above 0")
     knots: dict[float, float] = {}
     for tokens, accuracy in sorted(points):
         knots[tokens] = max(accuracy, *knots.values(), -math.inf)
@@ -237,26 +214,31 @@ def iso_saving(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
     seed: int = 0,
-) -> IsoSaving:
-    """An arm's saving, 1 - ours / the curve's tokens at our accuracy, with a bootstrap interval over questions.
+) -> dict[str, Any]:
+    """An arm's `iso_saving`, 1 - ours / the curve's tokens at our accuracy, and its interval `iso_saving_ci`.
 
     All arrays are means over rollouts of the same questions, [questions]; the curve has one per budget. The saving is
-    None for an arm that is less accurate than the cheapest budget, and the interval is None if it reaches that far.
-    Both are None without a curve, or if a budget costs nothing on some question.
+    None for an arm that is less accurate than the cheapest budget, and the interval, a bootstrap over questions, is
+    None if it reaches that far. Both are None without a curve, or if a budget costs nothing on some question.
+
+    If the whole curve is less accurate than the arm, the saving is measured against its most expensive point and is a
+    lower bound; the interval then ends at 1.
     """
     k = len(curve_tokens)
     table = np.stack([*curve_tokens, *curve_right, our_tokens, our_right], axis=1)
     if not k or (table[:, :k] <= 0).any():
-        return IsoSaving(None, None)
+        return {"iso_saving": None, "iso_saving_ci": None}
     least, _ = _savings(table.mean(axis=0)[None], k)
     resampled_least, resampled_most = _savings(resampled_means(table, resamples, seed), k)
     ends = percentile_ends(len(table), level)
     low = np.quantile(resampled_least, ends[0], method="inverted_cdf")  # values may be infinite, so no interpolation
     high = np.quantile(resampled_most, ends[1], method="inverted_cdf")
     saving = float(least[0])
-    if not math.isfinite(saving):
-        return IsoSaving(None, None)
-    return IsoSaving(saving, (float(low), float(high)) if math.isfinite(low) else None)
+    defined = math.isfinite(saving)
+    return {
+        "iso_saving": saving if defined else None,
+        "iso_saving_ci": [float(low), float(high)] if defined and math.isfinite(low) else None,
+    }
 
 
 def _savings(means: Array, k: int) -> tuple[Array, Array]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -41,19 +42,14 @@ class TraceReading:
         return self.statements[0].answer if self.statements else self.final
 
     @property
-    def settled(self) -> int:
-        """Thinking tokens until the final answer was stated for good; all of them if it never was."""
+    def after(self) -> int:
+        """Thinking tokens after the answer last changed: after the final one was stated for good."""
         at = self.tokens
         for statement in reversed(self.statements):
             if statement.answer != self.final:
                 break
             at = statement.end
-        return at
-
-    @property
-    def after(self) -> int:
-        """Thinking tokens after the answer last changed."""
-        return self.tokens - self.settled
+        return self.tokens - at
 
     def changes(self, gold: str) -> tuple[int, int]:
         """How often a statement corrected a wrong answer, and how often it broke a right one."""
@@ -67,11 +63,8 @@ def read(generation: GenerationResult, codec: TokenizerAdapter) -> TraceReading:
     tokens = generation.usage.thinking
     ids = generation.token_ids[:tokens]
     text = codec.decode(ids)
-    statements = []
-    for line in _LINE.finditer(text):
-        answer = extract_stated_answer(line.group())
-        if answer is not None:
-            statements.append(Statement(answer, tokens_until(ids, codec, line.end())))
+    stated = [(extract_stated_answer(line.group()), line.end()) for line in _LINE.finditer(text)]
+    statements = [Statement(answer, tokens_until(ids, codec, end)) for answer, end in stated if answer is not None]
     verdicts = [(now == before) == (word == "same") for now, before, word in _VERDICT.findall(text)]
     return TraceReading(final_answer(generation), tokens, tuple(statements), tuple(verdicts))
 
@@ -83,11 +76,4 @@ def final_answer(generation: GenerationResult) -> str:
 
 def tokens_until(ids: Sequence[int], codec: TokenizerAdapter, characters: int) -> int:
     """The smallest number of leading tokens whose text has at least this many characters."""
-    low, high = 0, len(ids)
-    while low < high:
-        middle = (low + high) // 2
-        if len(codec.decode(ids[:middle])) >= characters:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    return bisect_left(range(len(ids)), characters, key=lambda n: len(codec.decode(ids[:n])))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,44 +18,14 @@ from . import cli_utils as cli
 from .bench.arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, run_arm
 from .bench.costs import load_cost_model
 from .bench.records import ArmRecords
-from .economics.costs import Price, load_prices
-from .runner import ENGINES, EvalRunner, load_runner
+from .economics.costs import load_prices
+from .runner import SessionRunner, load_runner
 from .stats import Array, question_means
 from .tasks.equality import AnswerChecker
 from .tasks.questions import Question, load_pools
 from .tune_search import FIRST_ROUND, Candidate, Finding, choose, default_space, read_space, search, validate
 
 NOTHING_FOUND = 1
-_OFF = GenerationOptions(preset="off", policies=None)
-
-
-@dataclass(frozen=True, slots=True)
-class _Objective:
-    """Answers ranges of the questions with a candidate; see `tune_search.Ask`."""
-
-    runner: EvalRunner
-    parts: Mapping[str, Sequence[Question]]
-    checker: AnswerChecker
-    checkpoints: CheckpointLog
-    seed: int
-    batch_size: int
-    common: GenerationOptions
-    advance: Callable[[str, float], None]
-
-    def __call__(self, part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
-        options = _OFF if candidate is None else GenerationOptions(**candidate.config.options())
-        options = replace(options, max_new_tokens=self.common.max_new_tokens, probes=self.common.probes)
-        name = BASELINE if candidate is None else candidate.name
-        bench = Bench(
-            runner=self.runner,
-            questions=self.parts[part][start:stop],
-            checker=self.checker,
-            checkpoints=self.checkpoints,
-            seed=self.seed + start,
-            batch_size=self.batch_size,
-            advance=self.advance,
-        )
-        return run_arm(bench, Arm(f"{part} {start} {name}", options))
 
 
 def tune(
@@ -72,41 +42,55 @@ def tune(
     margin: cli.Margin = 0.01,
     seed: cli.Seed = 0,
     probes: cli.Probes = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = 2048,
+    max_new_tokens: cli.MaxNewTokens = 2048,
     engine: cli.Engine = "transformers",
     batch_size: cli.BatchSize = 64,
-    think_prompt: Annotated[bool, typer.Option(help="Prompt a model without thinking markers to think.")] = False,
+    think_prompt: cli.ThinkPrompt = False,
 ) -> None:
     """Search efforts, strategies and policies for the cheapest that loses no accuracy beyond the margin.
 
     Exit code 0: the config file was written; 1: no candidate was shown to save tokens without loss.
     """
-    _check(objective, price, margin, engine, out)
+    if objective not in ("tokens", "usd"):
+        raise unknown("objective", objective, ("tokens", "usd"))
+    if objective == "usd" and price is None:
+        raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
+    check_writable(out)
     candidates = None if space is None else read_space(space)
-    parts = _load_parts(cli.split_list("--tasks", tasks), limit, validation_questions, seed)
+    parts = _load_parts(cli.parse_list("--tasks", tasks, str), limit, validation_questions, seed)
     costs, _ = load_cost_model(model, None, load_prices(None), price, None)
     runner = load_runner(model, engine, think_prompt=think_prompt)
     common = GenerationOptions(max_new_tokens=max_new_tokens, probes=probes)
     if candidates is None:
         candidates = default_space(_has_probes(runner, common))
-    made_from = {
-        "model": model,
-        "task": tasks,
-        "seed": seed,
-        "objective": objective,
-        "margin": margin,
-        "engine": engine,
-    }
+    made_from: dict[str, Any] = {"model": model, "task": tasks, "seed": seed}
+    made_from |= {"objective": objective, "margin": margin, "engine": engine}
     identity = {**made_from, "limit": limit, "proof": validation_questions, "probes": probes}
     identity |= {"max_new_tokens": max_new_tokens, "price": price, "batch": batch_size}
     identity["space"] = [candidate.name for candidate in candidates]
     checkpoints = CheckpointLog(out.with_name(f"{out.name}.journal"), identity)
-    cost = _cost_function(costs.price if objective == "usd" else None)
+    usd = costs.price if objective == "usd" else None
+
+    def cost(records: ArmRecords) -> Array:
+        if usd is None:
+            return records.means("total")
+        return question_means([usd.cost(row.prompt, row.total) for row in records.rows])
+
     work = len(candidates) * FIRST_ROUND + 2 * limit * len(candidates) // 8 + 4 * len(parts["prove"])
     with AnswerChecker() as checker, cli.show_progress(work) as advance:
-        ask = _Objective(runner, parts, checker, checkpoints, seed, batch_size, common, advance)
+
+        def ask(part: str, candidate: Candidate | None, start: int, stop: int) -> ArmRecords:
+            chosen: dict[str, Any] = {"preset": "off"} if candidate is None else candidate.config.options()
+            name = BASELINE if candidate is None else candidate.name
+            questions, at = parts[part][start:stop], seed + start
+            bench = Bench(runner, questions, checker, checkpoints, at, batch_size=batch_size, advance=advance)
+            return run_arm(bench, Arm(f"{part} {start} {name}", replace(common, **chosen)))
+
         for candidate in candidates:  # so that errors appear now, not in the last round
-            _check_candidate(runner, GenerationOptions(**candidate.config.options(), probes=probes), parts)
+            options = GenerationOptions(**candidate.config.options(), probes=probes)
+            for questions in parts.values():
+                check_resolved(runner.session, options, questions)
+            runner.session.prepare([questions[0].problem for questions in parts.values()], options)
         finalists = search(candidates, ask, cost, len(parts["search"]), margin)
         findings = validate(finalists, ask, cost, len(parts["prove"]), margin, seed)
     _finish(out, candidates, findings, made_from)
@@ -127,25 +111,7 @@ def _load_parts(tasks: Sequence[str], limit: int, validation: int, seed: int) ->
     return parts
 
 
-def _cost_function(price: Price | None) -> Callable[[ArmRecords], Array]:
-    """Cost per question in US dollars, or in tokens without a price."""
-    if price is None:
-        return lambda records: records.means("total")
-    return lambda records: question_means([price.cost(row.prompt, row.total) for row in records.rows])
-
-
-def _check(objective: str, price: str | None, margin: float, engine: str, out: Path) -> None:
-    if objective not in ("tokens", "usd"):
-        raise unknown("objective", objective, ("tokens", "usd"))
-    if objective == "usd" and price is None:
-        raise OptionError("--objective usd needs --price; accepted: a name in the price table", code="missing_price")
-    cli.check_margin(margin)
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    check_writable(out)
-
-
-def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
+def _has_probes(runner: SessionRunner, common: GenerationOptions) -> bool:
     """Whether policies with probes work on this model and engine."""
     from ..controller.probe_registry import ProbeError
 
@@ -159,24 +125,16 @@ def _has_probes(runner: EvalRunner, common: GenerationOptions) -> bool:
     return True
 
 
-def _check_candidate(runner: EvalRunner, options: GenerationOptions, parts: Mapping[str, Sequence[Question]]) -> None:
-    """Refuse a candidate that cannot run, or that was trained on these questions."""
-    for questions in parts.values():
-        check_resolved(runner.session, options, questions)
-    runner.session.prepare([questions[0].problem for questions in parts.values()], options)
-
-
 def _finish(out: Path, candidates: Sequence[Candidate], findings: Sequence[Finding], made_from: dict[str, Any]) -> None:
     """Print the findings, and write the chosen configuration if there is one."""
     best = choose(findings)
     for finding in findings:
-        change, low, high = (100 * value for value in finding.accuracy_change)
-        saving, least, most = (100 * value for value in finding.saving)
-        mark = "*" if finding is best else " "
-        typer.echo(
-            f"{mark} {finding.name}: saves {saving:.1f} % [{least:.1f}, {most:.1f}], accuracy {change:+.1f} points "
-            f"[{low:+.1f}, {high:+.1f}], {finding.verdict}"
+        saving, change = (
+            cli.format_interval(found[0], found[1:], form, 100)
+            for found, form in ((finding.saving, ".1f"), (finding.accuracy_change, "+.1f"))
         )
+        mark = "*" if finding is best else " "
+        typer.echo(f"{mark} {finding.name}: saves {saving} %, accuracy {change} points, {finding.verdict}")
     if best is None:
         typer.echo(f"none of {len(candidates)} candidates was shown to save without loss on {findings[0].n} questions")
         return

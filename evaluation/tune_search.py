@@ -8,8 +8,9 @@ questions, with intervals widened for their number, and only a candidate that pa
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..controller.options import TunedConfig
-from ..errors import OptionError, unknown
+from ..errors import OptionError
+from ..validation import FrozenModel, parse_json, read_text
 from .bench.compare import GOOD, judge
 from .bench.records import ArmRecords
 from .stats import LEVEL, Array, paired_bootstrap, ratio_bootstrap, studentized_bootstrap
@@ -26,7 +28,6 @@ FINALISTS = 3
 FIRST_ROUND = 32
 """Questions of the first round."""
 
-_KEYS = ("effort", "policies", "strategy")
 _AGREE_TWICE = {"convergence": {"agree": 2}}
 _AGREE_THRICE = {"convergence": {"agree": 3}}
 _WITHOUT_PROBES: tuple[Mapping[str, Mapping[str, Any]], ...] = (
@@ -77,30 +78,28 @@ def default_space(has_probes: bool) -> list[Candidate]:
     return [named_candidate(config) for config in configs]
 
 
+class SpaceError(OptionError):
+    """A search space cannot be used."""
+
+    code = "invalid_space"
+
+
+class _Space(FrozenModel):
+    effort: tuple[str, ...] = ("normal",)
+    policies: tuple[dict[str, Any], ...] = ({},)
+    strategy: tuple[str | dict[str, Any], ...] = ("tiers",)
+
+
 def read_space(path: Path) -> list[Candidate]:
     """Every combination of a JSON file {effort: [...], policies: [{name: settings}, ...], strategy: [...]}.
 
-    Keys are optional. Raises OptionError (code "invalid_space") if the file is not such an object, or is empty.
+    Keys are optional. Raises SpaceError if the file is not such an object, or is empty.
     """
-    try:
-        axes = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(f"cannot read {path} as JSON: {error}", code="invalid_space") from None
-    if not isinstance(axes, dict) or not all(isinstance(values, list) for values in axes.values()):
-        raise OptionError(
-            f"{path} is not a search space; accepted: an object of lists, with the keys {', '.join(_KEYS)}",
-            code="invalid_space",
-        )
-    for key in axes:
-        if key not in _KEYS:
-            raise unknown(f"key in {path}:", key, _KEYS)
-    combinations = product(*axes.values())
-    try:
-        candidates = [named_candidate(TunedConfig(**dict(zip(axes, values, strict=True)))) for values in combinations]
-    except (TypeError, AttributeError) as error:
-        raise OptionError(f"{path} is not a search space: {error}", code="invalid_space") from None
+    space = parse_json(_Space, read_text(path, SpaceError), str(path), SpaceError)
+    combinations = product(space.effort, space.policies, space.strategy)
+    candidates = [named_candidate(TunedConfig(*values)) for values in combinations]
     if not candidates:
-        raise OptionError(f"{path} has no candidates; accepted: at least one value per key", code="invalid_space")
+        raise SpaceError(f"{path} has no candidates; accepted: at least one value per key")
     return list({candidate.name: candidate for candidate in candidates}.values())
 
 
@@ -108,19 +107,6 @@ Ask = Callable[[str, Candidate | None, int, int], ArmRecords]
 """`ask(part, candidate, start, stop)` answers these questions of a part; None is the uncontrolled model."""
 Cost = Callable[[ArmRecords], Array]
 """The cost of each question, [questions]."""
-
-
-@dataclass(slots=True)
-class Scores:
-    """Accuracy and cost of one candidate on the questions so far."""
-
-    right: Array = field(default_factory=lambda: np.zeros(0))
-    cost: Array = field(default_factory=lambda: np.zeros(0))
-
-    def add(self, records: ArmRecords, cost: Cost) -> None:
-        """Add the answers to further questions."""
-        self.right = np.concatenate([self.right, records.means("right")])
-        self.cost = np.concatenate([self.cost, cost(records)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +125,6 @@ class Finding:
     saving: tuple[float, float, float]
     level: float
 
-    @property
-    def passed(self) -> bool:
-        """Whether it saves and loses no accuracy beyond the margin."""
-        return self.verdict == GOOD
-
 
 def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, margin: float) -> list[Candidate]:
     """The best few candidates after `limit` questions, the cheapest first.
@@ -154,18 +135,16 @@ def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, ma
         raise OptionError(
             f"got {limit} questions to search on; accepted: {FIRST_ROUND} or more", code="too_few_questions"
         )
-    base, scores = Scores(), {candidate.name: Scores() for candidate in candidates}
+    right: dict[str | None, Array] = defaultdict(lambda: np.zeros(0))
+    spent: dict[str | None, Array] = defaultdict(lambda: np.zeros(0))
     left, start, stop = list(candidates), 0, FIRST_ROUND
     while True:
-        base.add(ask("search", None, start, stop), cost)
-        for candidate in left:
-            scores[candidate.name].add(ask("search", candidate, start, stop), cost)
-
-        def rank(candidate: Candidate) -> tuple[bool, float]:
-            ours = scores[candidate.name]
-            return bool((ours.right - base.right).mean() < -margin), float(ours.cost.mean())
-
-        left.sort(key=rank)
+        for candidate in (None, *left):
+            name = None if candidate is None else candidate.name
+            records = ask("search", candidate, start, stop)
+            right[name] = np.append(right[name], records.means("right"))
+            spent[name] = np.append(spent[name], cost(records))
+        left.sort(key=lambda c: ((right[c.name] - right[None]).mean() < -margin, spent[c.name].mean()))
         if stop == limit:
             return left[:FINALISTS]
         left = left[: max(FINALISTS, -(-len(left) // 2))]
@@ -174,23 +153,21 @@ def search(candidates: Sequence[Candidate], ask: Ask, cost: Cost, limit: int, ma
 
 def validate(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margin: float, seed: int) -> list[Finding]:
     """Judge finalists on n fresh questions, with a joint error rate of one candidate judged at 95 %."""
-    base = Scores()
-    base.add(ask("prove", None, 0, n), cost)
+    base = ask("prove", None, 0, n)
     level = 1 - (1 - LEVEL) / len(finalists)
     findings = []
     for candidate in finalists:
-        scores = Scores()
-        scores.add(ask("prove", candidate, 0, n), cost)
-        change, spent = scores.right - base.right, scores.cost - base.cost
+        ours = ask("prove", candidate, 0, n)
+        change, spent = ours.means("right") - base.means("right"), cost(ours) - cost(base)
         accuracy = paired_bootstrap(change, level=level, seed=seed)
         tokens = studentized_bootstrap(spent, level=level, seed=seed)
-        saving = ratio_bootstrap(scores.cost, base.cost, level=level, seed=seed)
+        saving = ratio_bootstrap(cost(ours), cost(base), level=level, seed=seed)
         findings.append(
             Finding(
                 name=candidate.name,
                 verdict=judge(change, accuracy, spent, tokens, margin).word,
                 n=n,
-                accuracy=float(scores.right.mean()),
+                accuracy=ours.mean("right"),
                 accuracy_change=(accuracy.estimate, accuracy.low, accuracy.high),
                 saving=(saving.estimate, saving.low, saving.high),
                 level=level,
@@ -201,5 +178,5 @@ def validate(finalists: Sequence[Candidate], ask: Ask, cost: Cost, n: int, margi
 
 def choose(findings: Sequence[Finding]) -> Finding | None:
     """The finding that passed with the largest saving; None if none passed."""
-    passed = [finding for finding in findings if finding.passed]
+    passed = [finding for finding in findings if finding.verdict == GOOD]
     return max(passed, key=lambda finding: finding.saving[0], default=None)

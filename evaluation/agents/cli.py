@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ...checkpoint_log import CheckpointLog
 from ...errors import OptionError
 from ...io import check_writable, write
 from .. import cli_utils as cli
@@ -21,30 +22,20 @@ DEFAULT_ARMS = "always-think,agentic"
 def agents(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model name or folder; with --url, its served name.")],
     url: Annotated[str | None, typer.Option("--url", help="Use an OpenAI-compatible endpoint.")] = None,
-    arms: Annotated[
-        str, typer.Option("--arms", help="Arms to compare, the baseline first; MODE or MODE+PRESET.")
-    ] = DEFAULT_ARMS,
-    kinds: Annotated[
-        str | None, typer.Option("--kinds", help="Kinds of tasks, comma-separated; by default all.")
-    ] = None,
+    arms: Annotated[str, typer.Option(help="Arms to compare, the baseline first; MODE or MODE+PRESET.")] = DEFAULT_ARMS,
+    kinds: Annotated[str | None, typer.Option(help="Kinds of tasks, comma-separated; by default all.")] = None,
     split: Annotated[str, typer.Option("--split", help="Split of the tasks: fit, calibrate or test.")] = "test",
     limit: Annotated[int, typer.Option("--limit", min=1, help="Number of tasks.")] = 100,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed for the tasks and for sampling.")] = 0,
-    router: Annotated[
-        Path | None, typer.Option("--router", help="Folder of a router; by default the pretrained one.")
-    ] = None,
-    router_out: Annotated[
-        Path | None, typer.Option("--router-out", help="Folder for a router trained on these episodes.")
-    ] = None,
+    seed: cli.Seed = 0,
+    router: Annotated[Path | None, typer.Option(help="Folder of a router; by default the pretrained one.")] = None,
+    router_out: Annotated[Path | None, typer.Option(help="Folder for a router trained on these episodes.")] = None,
     preset: Annotated[str, typer.Option("--preset", help="Preset of arms that name none; not with --url.")] = "off",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maximum new tokens per step.")] = 2048,
+    max_new_tokens: cli.MaxNewTokens = 2048,
     steps: Annotated[int, typer.Option("--steps", min=2, help="Maximum graph steps per episode.")] = 60,
     price: cli.Price = None,
     system: Annotated[str | None, typer.Option("--system", help="System prompt; '' for none.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="JSON file for the report; an interrupted run resumes.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the report; an interrupted run resumes.")] = None,
+    as_json: cli.Json = False,
 ) -> None:
     """Compare ways for an agent to think and to use tools: success, tokens per solved task, steps, repeated calls.
 
@@ -53,29 +44,45 @@ def agents(
     """
     from ..economics.costs import load_prices
     from .episodes import as_text, compare_arms
-    from .run import ROUTED, AgentsPlan, open_log, parse_arm, run_all, select_modes, train_router
-    from .tasks import KINDS, get_system_prompt
+    from .run import ROUTED, parse_arm, run_all, select_modes, train_router
+    from .tasks import KINDS, draw_tasks, get_system_prompt
 
-    names = cli.split_list("--arms", arms)
+    names = cli.parse_list("--arms", arms, str)
     parsed = [parse_arm(name) for name in names]
     routed = any(mode == ROUTED for mode, _ in parsed)
     prompt = get_system_prompt(model) if system is None else system or None
-    chosen = KINDS if kinds is None else cli.parse_names("--kinds", "kind of task", kinds, KINDS)
-    plan = AgentsPlan(model, names, chosen, split, limit, seed, prompt, steps, url)
+    chosen = KINDS if kinds is None else cli.parse_list("--kinds", kinds, str, KINDS)
     if out is not None:
         check_writable(out)
     token_price = None if price is None else load_prices().get(price)
     if router_out is not None:
         select_modes(dict.fromkeys(names, ()))
     if url is not None:
-        _check_remote([preset for _, preset in parsed], routed or router_out is not None)
-    tasks = plan.tasks()
+        _check_remote([named for _, named in parsed], routed or router_out is not None)
+    tasks = draw_tasks(split, seed, limit, chosen)
     chat, session = _load_model(model, url, preset, max_new_tokens, seed)
-    route = _load_router(session, router) if routed else None
-    settings = {"preset": preset, "max_tokens": max_new_tokens, "router": str(router)}
-    checkpoints = open_log(plan, out, settings)
+    route: Callable[..., str] | None = None
+    if routed:
+        from ...controller.integrations.langchain.routing import ModeRouter
+
+        route = ModeRouter(session, None if router is None else str(router))
+    identity = {
+        "model": model,
+        "arms": names,
+        "kinds": chosen,
+        "split": split,
+        "limit": limit,
+        "seed": seed,
+        "system": prompt,
+        "recursion_limit": steps,
+        "served": url,
+        "preset": preset,
+        "max_tokens": max_new_tokens,
+        "router": str(router),
+    }
+    checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), identity)
     with cli.show_progress(len(names) * limit) as advance:
-        episodes = run_all(plan, tasks, chat, checkpoints, route, advance)
+        episodes = run_all(names, tasks, chat, checkpoints, route, advance, system=prompt, recursion_limit=steps)
     report: dict[str, Any] = {"model": model, "split": split, "seed": seed, **compare_arms(episodes, token_price, seed)}
     report["episodes"] = {arm: [asdict(one) for one in rows] for arm, rows in episodes.items()}
     if router_out is not None:
@@ -112,9 +119,3 @@ def _load_model(model: str, url: str | None, preset: str, max_new_tokens: int, s
 
     session = Session(shared_engine(model))
     return ChatTersely(model=session, preset=preset, max_tokens=max_new_tokens, seed=seed), session
-
-
-def _load_router(session: Any, folder: Path | None) -> Callable[..., str]:
-    from ...controller.integrations.langchain.routing import ModeRouter
-
-    return ModeRouter(session, None if folder is None else str(folder))

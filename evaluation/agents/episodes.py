@@ -15,7 +15,8 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langgraph.errors import GraphRecursionError
 
 from ...controller.integrations.langchain.budget_middleware import count_tokens
-from ..economics.costs import Price, SearchScore, cost_of_pass, duplicate_rate, set_cost_of_pass
+from ..cli_utils import format_interval, format_table
+from ..economics.costs import Price, cost_of_pass, set_cost_of_pass
 from ..stats import paired_bootstrap, percentile_ends, resampled_means, wilson
 from .tasks import Task
 
@@ -78,7 +79,7 @@ def judge_episode(
     last = messages[-1] if messages else None
     answer = last.text if isinstance(last, AIMessage) and not last.tool_calls and error is None else ""
     tokens = [count_tokens(messages[:i], m) for i, m in enumerate(messages) if isinstance(m, AIMessage)]
-    search = _score_search(task, replies, results)
+    isr, ise = _score_search(task, replies, results)
     return Episode(
         id=task.id,
         kind=task.kind,
@@ -90,24 +91,31 @@ def judge_episode(
         steps=len(replies),
         calls=len(calls),
         failed_calls=sum(result.status == "error" for result in results),
-        duplicates=duplicate_rate(calls),
-        isr=None if search is None else search.isr,
-        ise=None if search is None else search.ise,
+        duplicates=1 - len(set(calls)) / len(calls) if calls else 0.0,
+        isr=isr,
+        ise=ise,
         seconds=seconds,
         mode=mode,
         error=error,
     )
 
 
-def _score_search(task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]) -> SearchScore | None:
-    """Which of the required pages were read; each tool call is a step, as one reply may have several."""
+def _score_search(
+    task: Task, replies: Sequence[AIMessage], results: Sequence[ToolMessage]
+) -> tuple[float | None, float | None]:
+    """The share of the required pages that was read, and the number read per step, which is a tool call.
+
+    Sources disagree on whether the efficiency counts the required pages or those read. Only the latter does not reward
+    giving up early. Its variance falls as 1/n, so use tasks with many pages.
+    """
     if not task.pages:
-        return None
+        return None, None
     lookups = {
         call["id"]: call["args"].get("name", "") for m in replies for call in m.tool_calls if call["name"] == "lookup"
     }
     read = {str(lookups[r.tool_call_id]).strip() for r in results if r.tool_call_id in lookups and r.status != "error"}
-    return SearchScore(task.pages, frozenset(read), max(1, len(results)))
+    found = len(task.pages & read)
+    return found / len(task.pages), found / max(1, len(results))
 
 
 # -- comparison --------------------------------------------------------------------------------------------------------
@@ -203,15 +211,12 @@ def _finite(value: float) -> float | None:
 
 # -- text --------------------------------------------------------------------------------------------------------------
 
-_HEADER = (
-    f"{'arm':<13} {'solved % [95% CI]':>19} {'Δ points':>18} {'written':>8} {'per solved':>10} {'saved % [95% CI]':>19}"
-    f" {'read':>7} {'steps':>6} {'dup %':>6} {'ISR':>5} {'ISE':>5}"
-)
+_HEADER = "arm|solved % [95% CI]|Δ points|written|per solved|saved % [95% CI]|read|steps|dup %|ISR|ISE".split("|")
 
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The table of arms, followed by each arm by kind of task and by mode."""
-    lines = [_HEADER, *map(_format_arm, report["arms"])]
+    lines = [format_table(_HEADER, map(_format_arm, report["arms"]))]
     for arm in report["arms"]:
         for grouping in ("kinds", "modes"):
             if len(arm[grouping]) > (grouping == "modes"):
@@ -220,21 +225,20 @@ def as_text(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _format_arm(arm: Mapping[str, Any]) -> str:
-    low, high = arm["solved_ci"]
-    delta = saved = ""
-    if "delta_solved" in arm:
-        worst, best = arm["delta_solved_ci"]
-        delta = f"{100 * arm['delta_solved']:+.1f} [{100 * worst:+.1f},{100 * best:+.1f}]"
-        if arm["saved"] is not None:
-            least, most = arm["saved_ci"]
-            saved = f"{100 * arm['saved']:.1f} [{100 * least:.1f},{100 * most:.1f}]"
-    return (
-        f"{arm['arm']:<13} {100 * arm['solved']:>6.1f} [{100 * low:.1f},{100 * high:.1f}] {delta:>18} "
-        f"{arm['written']:>8.1f} {_format(arm['written_per_solved'], 10, 1)} {saved:>19} {arm['read']:>7.0f} "
-        f"{_format(arm['steps_per_solved'], 6, 1)} {100 * arm['duplicates']:>6.1f} {_format(arm['isr'], 5, 2)} "
-        f"{_format(arm['ise'], 5, 2)}"
-    )
+def _format_arm(arm: Mapping[str, Any]) -> list[str]:
+    return [
+        arm["arm"],
+        format_interval(arm["solved"], arm["solved_ci"], ".1f", 100),
+        format_interval(arm.get("delta_solved"), arm.get("delta_solved_ci"), "+.1f", 100),
+        f"{arm['written']:.1f}",
+        _format(arm["written_per_solved"], 1),
+        format_interval(arm.get("saved"), arm.get("saved_ci"), ".1f", 100),
+        f"{arm['read']:.0f}",
+        _format(arm["steps_per_solved"], 1),
+        f"{100 * arm['duplicates']:.1f}",
+        _format(arm["isr"], 2),
+        _format(arm["ise"], 2),
+    ]
 
 
 def _format_group(name: str, group: Mapping[str, Any]) -> str:
@@ -244,5 +248,5 @@ def _format_group(name: str, group: Mapping[str, Any]) -> str:
     return f"  {name:<10} {group['n']:>5} tasks, {100 * group['solved']:5.1f}% solved, {tokens}{dollars}"
 
 
-def _format(value: float | None, width: int, digits: int) -> str:
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
+def _format(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,8 @@ from ...probes.estimator import ProbeClassifier
 from ...probes.io import ModeProbe
 from ...probes.tier_selector import label_tiers
 from .episodes import Episode, run_episode
-from .tasks import FORM, KINDS, Task, draw_tasks
+from .tasks import FORM, Task
 from .tools import langchain_tools
-
-Advance = Callable[[str, float], None]
 
 ALWAYS, ROUTED = "always-think", "routed"
 ARMS = (ALWAYS, *MODES, ROUTED)
@@ -42,25 +39,6 @@ MAX_REPEATS = 3
 MIN_ROUTER_TASKS = 20
 
 _ALL_HARD = {"plan": "hard", "result": "hard", "error": "hard", "answer": "hard"}
-
-
-@dataclass(frozen=True, slots=True)
-class AgentsPlan:
-    """The model, the arms and the tasks of a comparison; `served` is the URL of an endpoint, if it is not local."""
-
-    model: str
-    arms: tuple[str, ...]
-    kinds: tuple[str, ...] = KINDS
-    split: str = "test"
-    limit: int = 100
-    seed: int = 0
-    system: str | None = FORM
-    recursion_limit: int = 60
-    served: str | None = None
-
-    def tasks(self) -> list[Task]:
-        """The tasks, the same for all arms."""
-        return draw_tasks(self.split, self.seed, self.limit, self.kinds)
 
 
 def parse_arm(arm: str) -> tuple[str, str | None]:
@@ -109,34 +87,30 @@ def make_agents(
 
 
 def run_all(
-    plan: AgentsPlan,
+    arms: Sequence[str],
     tasks: Sequence[Task],
     model: BaseChatModel,
     checkpoints: CheckpointLog,
     router: Router | None = None,
-    advance: Advance | None = None,
+    advance: Callable[[str, float], None] = lambda arm, episodes: None,
+    *,
+    system: str | None = FORM,
+    recursion_limit: int = 60,
 ) -> dict[str, list[Episode]]:
-    """The episodes of each arm, in the order of the tasks."""
-    agents = {arm: make_agents(arm, model, router, plan.system) for arm in plan.arms}
+    """The episodes of each arm, in the order of the tasks; `advance` is called after each."""
+    agents = {arm: make_agents(arm, model, router, system) for arm in arms}
     episodes: dict[str, list[Episode]] = {}
     for arm, make_agent in agents.items():
         episodes[arm] = []
         for task in tasks:
-            compute = partial(_run_one, task, make_agent, plan.recursion_limit)
-            episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", compute)))
-            if advance is not None:
-                advance(arm, 1)
+            run = partial(_run_one, task, make_agent, recursion_limit)
+            episodes[arm].append(Episode(**checkpoints.get_or_compute(f"{arm} {task.id}", run)))
+            advance(arm, 1)
     return episodes
 
 
 def _run_one(task: Task, make_agent: Callable[[Task], Any], recursion_limit: int) -> dict[str, Any]:
     return asdict(run_episode(task, make_agent(task), recursion_limit))
-
-
-def open_log(plan: AgentsPlan, out: Path | None, settings: Mapping[str, Any]) -> CheckpointLog:
-    """The checkpoint log of a run, next to its output."""
-    path = None if out is None else out.with_name(f"{out.name}.journal")
-    return CheckpointLog(path, {**asdict(plan), **settings})
 
 
 def select_modes(arms: Mapping[str, Sequence[Episode]]) -> Mapping[str, Sequence[Episode]]:

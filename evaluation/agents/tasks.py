@@ -8,7 +8,7 @@ a root (a tree of pages, after WebLeaper, arXiv 2510.24697).
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
@@ -110,22 +110,9 @@ def stream_tasks(split: str, seed: int, kinds: Sequence[str] = KINDS) -> Iterato
             problem = next(problems[kind])
             yield Task(name, kind, problem.problem, frozenset({problem.answer}), build_world(name))
         else:
-            yield next(task for task in _attempts(kind, name) if get_split(task.question) == split)
-
-
-def _attempts(kind: str, name: str) -> Iterator[Task]:
-    """Endless tasks of a kind, each in a new world."""
-    for number in count():
-        attempt = f"{name}:{number}"
-        yield _MAKERS[kind](name, build_world(attempt), Random(f"tersely:tasks:{attempt}"))
-
-
-def _follow_link(world: World, path: _Path, relations: Mapping[str, Mapping[str, str]], rng: Random) -> _Path:
-    """Extend a path by one page."""
-    page = world.pages[path.value]
-    key = rng.choice(sorted(relations[page.kind]))
-    phrase = relations[page.kind][key].format(path.phrase)
-    return _Path(phrase, page.facts[key][0], (*path.calls, ("lookup", page.name)), (*path.keys, key))
+            attempts = (f"{name}:{attempt}" for attempt in count())  # each in a new world
+            drawn = (_MAKERS[kind](name, build_world(a), Random(f"tersely:tasks:{a}")) for a in attempts)
+            yield next(task for task in drawn if get_split(task.question) == split)
 
 
 def _draw_path(world: World, hops: int, rng: Random, number: bool) -> _Path:
@@ -138,7 +125,10 @@ def _draw_path(world: World, hops: int, rng: Random, number: bool) -> _Path:
             relations = NUMBERS if last else LINKS
             if world.pages[path.value].kind not in relations:
                 break
-            path = _follow_link(world, path, relations, rng)
+            page = world.pages[path.value]
+            key = rng.choice(sorted(relations[page.kind]))
+            phrase = relations[page.kind][key].format(path.phrase)
+            path = _Path(phrase, page.facts[key][0], (*path.calls, ("lookup", page.name)), (*path.keys, key))
         read = [argument for _, argument in path.calls]
         if len(read) == hops == len(set(read)) and path.value not in {*read, start}:
             return path

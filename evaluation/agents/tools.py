@@ -76,7 +76,9 @@ class World:
 def build_world(seed: int | str, firms: int = 4) -> World:
     """Build a world: each firm has two or three teams of two to four people; there are two more towns than firms."""
     rng = Random(f"tersely:world:{seed}")
-    people = _names(rng)
+    names = [f"{given} {family}" for given in GIVEN for family in FAMILY]
+    rng.shuffle(names)
+    people = iter(names)
     towns = rng.sample(PLACES, firms + 2)
     pages: list[Page] = []
     for place in rng.sample(towns, firms):
@@ -90,13 +92,6 @@ def build_world(seed: int | str, firms: int = 4) -> World:
 
 def _facts(**values: str | int | tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     return {key: value if isinstance(value, tuple) else (str(value),) for key, value in values.items()}
-
-
-def _names(rng: Random) -> Iterator[str]:
-    """Distinct full names."""
-    names = [f"{given} {family}" for given in GIVEN for family in FAMILY]
-    rng.shuffle(names)
-    return iter(names)
 
 
 def _firm(name: str, town: str, towns: list[str], people: Iterator[str], rng: Random) -> list[Page]:

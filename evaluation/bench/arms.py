@@ -23,7 +23,7 @@ from ...controller.session import Session
 from ...controller.types import ForwardModifier
 from ...errors import OptionError, TerselyError, unknown
 from ...probes.tier_selector import TierProbe
-from ..runner import EvalRunner, batch_seed, batches
+from ..runner import SessionRunner, batch_seed, batches
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question, hash_question
 from .records import ArmRecords, BenchRow, Weights, to_row
@@ -153,27 +153,20 @@ def check_comparable(records: Sequence[ArmRecords]) -> None:
                 f"arm {arm.arm!r} answered other questions than {base.arm!r}; give both the same",
                 code="different_questions",
             )
-        _check_counts(arm)
-
-
-def _check_counts(arm: ArmRecords) -> None:
-    """Check that each row's total covers its parts, and that all rows cover the engine's own count."""
-    for row in arm.rows:
-        written = 0 if arm.arm == HELPER else row.thinking + row.answer_tokens  # the helper's own tokens are weighted
-        if row.total + _ROUNDING < written + row.overhead or row.overhead + _ROUNDING < row.probe + row.discarded:
+        for row in arm.rows:
+            written = 0 if arm.arm == HELPER else row.thinking + row.answer_tokens  # the helper's tokens are weighted
+            if row.total + _ROUNDING < written + row.overhead or row.overhead + _ROUNDING < row.probe + row.discarded:
+                raise CheckError(
+                    f"arm {arm.arm!r}: the total of question {row.id!r} leaves tokens out; count all of them",
+                    code="uncounted_tokens",
+                )
+        counted = sum(row.thinking + row.answer_tokens + row.discarded + row.probe for row in arm.rows)
+        if arm.engine_tokens is not None and counted < arm.engine_tokens:
             raise CheckError(
-                f"arm {arm.arm!r}: the total of question {row.id!r} leaves tokens out; count all of them",
+                f"arm {arm.arm!r} counts {counted} tokens, but its engine generated {arm.engine_tokens}; count probes, "
+                "trials and discarded tokens too",
                 code="uncounted_tokens",
             )
-    if arm.engine_tokens is None:
-        return
-    counted = sum(row.thinking + row.answer_tokens + row.discarded + row.probe for row in arm.rows)
-    if counted < arm.engine_tokens:
-        raise CheckError(
-            f"arm {arm.arm!r} counts {counted} tokens, but its engine generated {arm.engine_tokens}; count probes, "
-            "trials and discarded tokens too",
-            code="uncounted_tokens",
-        )
 
 
 def check_disjoint(splits: Mapping[str, Sequence[Question]]) -> None:
@@ -227,7 +220,7 @@ class Bench:
     `rollouts` are generations of each question, and `helper` is the model of the arm `helper`.
     """
 
-    runner: EvalRunner
+    runner: SessionRunner
     questions: Sequence[Question]
     checker: AnswerChecker
     checkpoints: CheckpointLog
@@ -235,7 +228,7 @@ class Bench:
     rollouts: int = 1
     batch_size: int = 64
     weights: Weights = field(default_factory=Weights)
-    helper: EvalRunner | None = None
+    helper: SessionRunner | None = None
     advance: Advance = lambda description, rows: None
 
     def batches(self) -> list[tuple[int, int, list[int]]]:

@@ -6,8 +6,9 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,28 +25,23 @@ from ...errors import OptionError, unknown
 from ...io import check_writable, write
 from .. import cli_utils as cli
 from ..economics.costs import load_prices
-from ..runner import ENGINES, EvalRunner, SessionRunner, load_runner
+from ..runner import ENGINES, SessionRunner, load_runner
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import TINY, Question, load_all
 from ..tasks.toy_problems import SPLITS
 from .arms import BASELINE, Arm, Bench, check_disjoint, check_resolved, check_unseen, load_own_arms, make_arms
-from .compare import EXIT_CODES, show
+from .compare import EXIT_CODES, as_text
 from .costs import CostModel, load_cost_model
 from .counterfactual import TOTAL_WORK, WORK
-from .records import ArmRecords, row_dicts
 from .result import BenchPlan, environment, measure
 
 _LONGEST = 20
-_BATCH_SIZES = {"transformers": 64, "vllm": 512}
 
 
 def bench(
     model: cli.Model = "tersely-tiny-small",
     arms: Annotated[
-        str | None,
-        typer.Option(
-            help="Arms to compare: the baseline, the arm to judge, then any others; by default full,balanced."
-        ),
+        str | None, typer.Option(help="Arms: the baseline, the arm to judge, any others; by default full,balanced.")
     ] = None,
     policy: Annotated[
         list[str] | None,
@@ -56,27 +52,25 @@ def bench(
     ] = TINY,
     split: Annotated[str, typer.Option(help="Split of tiny and gym tasks: fit, calibrate or test.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Maximum questions per task.")] = None,
-    rollouts: Annotated[int, typer.Option(help="Generations per question and arm.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed for drawing questions and for sampling.")] = 0,
+    rollouts: Annotated[int, typer.Option(min=1, help="Generations per question and arm.")] = 1,
+    seed: cli.Seed = 0,
     margin: cli.Margin = 0.01,
     effort: Annotated[str, typer.Option(help="Effort of arms that do not set one.")] = "normal",
     probes: cli.Probes = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Maximum new tokens per generation.")] = DEFAULT_MAX_NEW_TOKENS,
+    max_new_tokens: cli.MaxNewTokens = DEFAULT_MAX_NEW_TOKENS,
     engine: cli.Engine = ENGINES[0],
     batch_size: Annotated[
-        int | None, typer.Option(help="Rows decoded at a time; the default suits the engine.")
+        int | None, typer.Option(min=1, help="Rows decoded at a time; the default suits the engine.")
     ] = None,
     helper: Annotated[str | None, typer.Option(help="Larger helper model; also runs alone as an arm.")] = None,
-    verifier: Annotated[
-        str | None, typer.Option(help="Verifier model, used by trimr where rules cannot decide.")
-    ] = None,
+    verifier: Annotated[str | None, typer.Option(help="Verifier model, for trimr where rules cannot decide.")] = None,
     price: cli.Price = None,
     helper_price: Annotated[str | None, typer.Option(help="The helper's price.")] = None,
     prices: Annotated[Path | None, typer.Option(help="JSON file of your own prices, added to the table.")] = None,
     config: Annotated[Path | None, typer.Option(help="Config file of `tersely tune`, for the arm `tuned`.")] = None,
     baselines: Annotated[bool, typer.Option(help="Also truncate the baseline's thinking, for comparison.")] = True,
-    think_prompt: Annotated[bool, typer.Option(help="Prompt a model without thinking markers to think.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+    think_prompt: cli.ThinkPrompt = False,
+    as_json: cli.Json = False,
     out: Annotated[
         Path | None, typer.Option(help="JSON file for the result with every row; an interrupted run resumes.")
     ] = None,
@@ -86,7 +80,10 @@ def bench(
     Exit code 0: the second arm loses no accuracy beyond the margin and saves tokens; 1: it does not; 2: too few
     questions to decide.
     """
-    _check(rollouts, margin, batch_size, out, engine)
+    if engine not in ENGINES:
+        raise unknown("engine", engine, ENGINES)
+    if out is not None:
+        check_writable(out)
     common = GenerationOptions(effort=canonical_effort(effort), max_new_tokens=max_new_tokens, probes=probes)
     fit_budget("normal", max_new_tokens, None)
     own = load_own_arms(policy or (), common)
@@ -99,9 +96,7 @@ def bench(
     )
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     splits = _load_splits(names, split, limit, seed)
-    _check_verifier(compared, verifier)
-    for arm in compared:
-        check_unseen(make_policies(arm.options.preset, arm.options.policies), splits[split])
+    _check_policies(compared, verifier, splits[split])
     costs, notes = load_cost_model(model, helper, load_prices(prices), price, helper_price, verifier)
     plan = BenchPlan(
         tasks=names,
@@ -117,38 +112,28 @@ def bench(
         baselines=baselines,
         seed=seed,
         rollouts=rollouts,
-        batch_size=batch_size or _BATCH_SIZES[engine],
+        batch_size=batch_size or (512 if engine == "vllm" else 64),
         margin=margin,
         weights=costs.weights(),
     )
     checkpoints = CheckpointLog(None if out is None else out.with_name(f"{out.name}.journal"), plan.identity())
-    with _announce_resume(checkpoints):
+    with cli.announce_resume(checkpoints):
         result = {**environment(), **_run(plan, checkpoints, costs), "notes": notes, "command": _command()}
         if baselines and not result["budget_curve"]:
             notes.append("The baseline arm did not think, so nothing could be truncated.")
         if out is not None:
             write(out, json.dumps(result) + "\n")
             checkpoints.remove()
-    _print({key: value for key, value in result.items() if key != "rows"}, as_json)
+    shown = {key: value for key, value in result.items() if key != "rows"}
+    typer.echo(json.dumps(shown, indent=2) if as_json else as_text(shown))
     raise typer.Exit(EXIT_CODES[result["verdict"]])
 
 
-def _check(rollouts: int, margin: float, batch_size: int | None, out: Path | None, engine: str) -> None:
-    """Refuse at once what would fail after minutes of work."""
-    for option, value in (("--rollouts", rollouts), ("--batch-size", batch_size)):
-        if value is not None and value < 1:
-            raise OptionError(f"{option} is {value}; accepted: 1 or more")
-    cli.check_margin(margin)
-    if engine not in ENGINES:
-        raise unknown("engine", engine, ENGINES)
-    if out is not None:
-        check_writable(out)
-
-
-def _check_verifier(arms: Sequence[Arm], verifier: str | None) -> None:
-    """Refuse a verifier that no arm would use."""
-    policies = (policy for arm in arms for policy in make_policies(arm.options.preset, arm.options.policies))
-    if verifier is not None and not any(Capability.VERIFIER in policy.requires for policy in policies):
+def _check_policies(arms: Sequence[Arm], verifier: str | None, questions: Sequence[Question]) -> None:
+    """Refuse policies that were trained on the questions, and a verifier that none of them would use."""
+    policies = [one for arm in arms for one in make_policies(arm.options.preset, arm.options.policies)]
+    check_unseen(policies, questions)
+    if verifier is not None and not any(Capability.VERIFIER in one.requires for one in policies):
         raise OptionError(
             f"no arm uses the verifier {verifier!r}; add an arm with a policy that does, such as trimr, or leave "
             "--verifier out",
@@ -171,7 +156,12 @@ def _load_splits(tasks: Sequence[str], split: str, limit: int | None, seed: int)
 def _run(plan: BenchPlan, checkpoints: CheckpointLog, costs: CostModel) -> dict[str, Any]:
     """Run the plan; the result without its environment."""
     runner, helper = _load_runners(plan)
-    _check_arms(plan, runner, helper)
+    # The longest questions are prepared with every arm, so that errors appear now and not in the last batch.
+    longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
+    for arm in plan.arms:
+        session = (helper if arm.on_helper and helper else runner).session
+        check_resolved(session, arm.options, plan.questions)
+        session.prepare(longest, arm.options)
     with AnswerChecker() as checker, _progress(plan) as advance:
         bench = Bench(
             runner=runner,
@@ -186,7 +176,16 @@ def _run(plan: BenchPlan, checkpoints: CheckpointLog, costs: CostModel) -> dict[
             advance=advance,
         )
         figures, records = measure(plan, bench, costs)
-    return {**plan.settings(), **figures, "answers": _grading(checker, records), "rows": row_dicts(records)}
+    outcomes = Counter(row.outcome for one in records for row in one.rows)
+    answers = {
+        "method": checker.method,
+        "deadline": checker.deadline,
+        "unparsable": outcomes["unparsable"],
+        "timeouts": outcomes["timeout"],
+        "crashes": outcomes["crash"],
+    }
+    rows = [asdict(row) for one in records for row in one.rows]
+    return {**plan.settings(), **figures, "answers": answers, "rows": rows}
 
 
 def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]:
@@ -204,15 +203,6 @@ def _load_runners(plan: BenchPlan) -> tuple[SessionRunner, SessionRunner | None]
     return runner, helper
 
 
-def _check_arms(plan: BenchPlan, runner: EvalRunner, helper: EvalRunner | None) -> None:
-    """Prepare the longest questions with every arm, so that errors appear now and not in the last batch."""
-    longest = sorted((question.problem for question in plan.questions), key=len)[-_LONGEST:]
-    for arm in plan.arms:
-        session = (helper if arm.on_helper and helper else runner).session
-        check_resolved(session, arm.options, plan.questions)
-        session.prepare(longest, arm.options)
-
-
 @contextmanager
 def _progress(plan: BenchPlan) -> Iterator[Any]:
     """Show progress in units of one generation."""
@@ -221,24 +211,6 @@ def _progress(plan: BenchPlan) -> Iterator[Any]:
     curve = min(WORK.values())
     with cli.show_progress(len(plan.questions) * plan.rollouts * per_question) as advance:
         yield lambda description, rows: advance(description, rows * work.get(description, curve))
-
-
-def _grading(checker: AnswerChecker, records: Sequence[ArmRecords]) -> dict[str, Any]:
-    """How answers were compared, and how many comparisons had no clear outcome."""
-    outcomes = Counter(row.outcome for one in records for row in one.rows)
-    counts = {"unparsable": outcomes["unparsable"], "timeouts": outcomes["timeout"], "crashes": outcomes["crash"]}
-    return {"method": checker.method, "deadline": checker.deadline, **counts}
-
-
-@contextmanager
-def _announce_resume(checkpoints: CheckpointLog) -> Iterator[None]:
-    """If the run is interrupted, say how to resume it."""
-    try:
-        yield
-    except BaseException:
-        if checkpoints.path is not None and checkpoints.completed:
-            print(f"stopped; run the same command again to resume from {checkpoints.path}", file=sys.stderr)
-        raise
 
 
 def _command() -> list[str]:
@@ -250,12 +222,3 @@ def _command() -> list[str]:
         elif argument != "--json" and not argument.startswith("--out="):
             kept.append(argument)
     return kept
-
-
-def _print(result: Mapping[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-        return
-    from rich.console import Console
-
-    show(result, Console())

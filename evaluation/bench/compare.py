@@ -9,22 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from ...probes.stats import binomial_lower_bound, binomial_upper_bound
-from ..stats import (
-    LEVEL,
-    Array,
-    Interval,
-    mcnemar,
-    needed_questions,
-    paired_bootstrap,
-    rate_interval,
-    ratio_bootstrap,
-    smoothed_deviation,
-    studentized_bootstrap,
-)
+from .. import stats
+from ..cli_utils import format_interval, format_table
+from ..stats import Array, Interval
 from .arms import check_comparable
 from .records import KINDS, OVERHEADS, ArmRecords, BenchRow
 
@@ -37,18 +25,9 @@ OPEN = "inconclusive"
 EXIT_CODES = {GOOD: 0, INFERIOR: 1, WASTEFUL: 1, OPEN: 2}
 
 _PAIRED = (
-    "delta_accuracy",
-    "delta_accuracy_ci",
-    "delta_total",
-    "delta_total_ci",
-    "harm",
-    "harm_upper",
-    "help",
-    "help_lower",
-    "mcnemar_p",
-    "saving",
-    "saving_ci",
-)
+    "delta_accuracy delta_accuracy_ci delta_total delta_total_ci harm harm_upper help help_lower mcnemar_p saving "
+    "saving_ci"
+).split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +52,9 @@ def judge(accuracy: Array, accuracy_ci: Interval, tokens: Array, tokens_ci: Inte
     needs: list[int | None] = [MIN_QUESTIONS] if few else []
     if accuracy_ci.low <= -margin:
         distance = abs(margin + min(accuracy_ci.estimate, 0.0))
-        needs.append(needed_questions(smoothed_deviation(accuracy), distance))
+        needs.append(stats.needed_questions(stats.smoothed_deviation(accuracy), distance))
     if tokens_ci.high >= 0:
-        needs.append(needed_questions(float(tokens.std()), abs(tokens_ci.estimate)))
+        needs.append(stats.needed_questions(float(tokens.std()), abs(tokens_ci.estimate)))
     if not needs:
         return Verdict(GOOD)
     finite = [n for n in needs if n is not None]
@@ -91,7 +70,8 @@ def compare(records: Sequence[ArmRecords], margin: float, seed: int) -> dict[str
     base, judged = records[0], records[1]
     accuracy, tokens = (judged.means(kind) - base.means(kind) for kind in ("right", "total"))
     arms = [summarize(r, None if r is base else base, seed) for r in records]
-    verdict = judge(accuracy, _interval(arms[1], "delta_accuracy"), tokens, _interval(arms[1], "delta_total"), margin)
+    intervals = [Interval(arms[1][name], *arms[1][f"{name}_ci"]) for name in ("delta_accuracy", "delta_total")]
+    verdict = judge(accuracy, intervals[0], tokens, intervals[1], margin)
     return {
         "arms": arms,
         "verdict": verdict.word,
@@ -99,10 +79,6 @@ def compare(records: Sequence[ArmRecords], margin: float, seed: int) -> dict[str
         "judged": judged.arm,
         "baseline": base.arm,
     }
-
-
-def _interval(arm: Mapping[str, Any], name: str) -> Interval:
-    return Interval(arm[name], *arm[f"{name}_ci"])
 
 
 def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str, Any]:
@@ -114,7 +90,7 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
         "setting": ours.setting,
         "n": len(right),
         "accuracy": float(right.mean()),
-        "accuracy_ci": _ends(rate_interval(ours.column("right"))),
+        "accuracy_ci": _ends(stats.rate_interval(ours.column("right"))),
         "tokens": {kind: ours.mean(kind) for kind in KINDS},
         "overhead": {kind: ours.mean(kind) for kind in OVERHEADS},
         "forced": ours.mean("forced"),
@@ -131,9 +107,9 @@ def summarize(ours: ArmRecords, base: ArmRecords | None, seed: int) -> dict[str,
 def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
     right, was_right = ours.column("right"), base.column("right")
     total, was_total = ours.column("total"), base.column("total")
-    accuracy = paired_bootstrap(right - was_right, seed=seed)
-    tokens = studentized_bootstrap(total - was_total, seed=seed)
-    saving = ratio_bootstrap(total, was_total, seed=seed)
+    accuracy = stats.paired_bootstrap(right - was_right, seed=seed)
+    tokens = stats.studentized_bootstrap(total - was_total, seed=seed)
+    saving = stats.ratio_bootstrap(total, was_total, seed=seed)
     harms, helps = (both.mean(axis=1) for both in (was_right * (1 - right), right * (1 - was_right)))
     values = (
         accuracy.estimate,
@@ -141,10 +117,10 @@ def _paired(ours: ArmRecords, base: ArmRecords, seed: int) -> Mapping[str, Any]:
         tokens.estimate,
         _ends(tokens),
         float(harms.mean()),
-        binomial_upper_bound(float(harms.sum()), len(harms), 1 - LEVEL),
+        binomial_upper_bound(float(harms.sum()), len(harms), 1 - stats.LEVEL),
         float(helps.mean()),
-        binomial_lower_bound(float(helps.sum()), len(helps), 1 - LEVEL),
-        mcnemar(right - was_right),
+        binomial_lower_bound(float(helps.sum()), len(helps), 1 - stats.LEVEL),
+        stats.mcnemar(right - was_right),
         saving.estimate,
         _ends(saving),
     )
@@ -171,56 +147,40 @@ def _ends(interval: Interval) -> list[float]:
 
 # -- the terminal ------------------------------------------------------------------------------------------------------
 
-_TOKENS = ("thinking", "answer", "overhead", "total")
 _GAINS = ("arm", "right %", "Δ points [95% CI]", "saved % [95% CI]", "harm % (≤)", "help %")
-_COSTS = ("arm", *_TOKENS, "iso-saved", "cut %", "no ans %", "seconds")
+_COSTS = ("arm", *KINDS, "iso-saved", "cut %", "no ans %", "seconds")
 
 
-def show(result: Mapping[str, Any], console: Console) -> None:
-    """Print a benchmark's result and its verdict, within 80 columns."""
+def as_text(result: Mapping[str, Any]) -> str:
+    """A benchmark's result and its verdict, with tables within 80 columns."""
     arms = result["arms"]
-    _print(console, _title(result))
-    for header, cells in ((_GAINS, _gains), (_COSTS, _costs)):
-        console.print()
-        console.print(_table(header, [cells(arm) for arm in arms]))
-    settings = [f"{arm['name']}: {arm['setting']}" for arm in arms if arm["setting"]]
-    for lines in (settings, result["notes"], [verdict_line(result)]):
-        if lines:
-            console.print()
-        for line in lines:
-            _print(console, line)
-
-
-def _print(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _title(result: Mapping[str, Any]) -> str:
     splits = ", ".join(f"{name} {split['n']} (sha {split['sha256']})" for name, split in result["splits"].items())
     runs = f"{result['rollouts']} rollout(s), seed {result['seed']}"
-    return f"{result['model']} on {', '.join(result['tasks'])}, {runs}\nsplits, no question in two: {splits}"
+    parts = [
+        [
+            f"{result['model']} on {', '.join(result['tasks'])}, {runs}",
+            f"splits, no question in two: {splits}",
+        ],
+        [format_table(_GAINS, map(_gains, arms))],
+        [format_table(_COSTS, map(_costs, arms))],
+        [f"{arm['name']}: {arm['setting']}" for arm in arms if arm["setting"]],
+        result["notes"],
+        [verdict_line(result)],
+    ]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
 def _gains(arm: Mapping[str, Any]) -> list[str]:
     cells = [arm["name"], _percent(arm["accuracy"])]
     if arm["delta_accuracy"] is None:
         return [*cells, "", "", "", ""]
-    delta = f"{100 * arm['delta_accuracy']:+.1f} {_percent_range(arm['delta_accuracy_ci'], '+.1f')}"
-    saved = f"{_percent(arm['saving'])} {_percent_range(arm['saving_ci'], '.1f')}"
+    delta = format_interval(arm["delta_accuracy"], arm["delta_accuracy_ci"], "+.1f", 100)
+    saved = format_interval(arm["saving"], arm["saving_ci"], ".1f", 100)
     return [*cells, delta, saved, f"{_percent(arm['harm'])} ({_percent(arm['harm_upper'])})", _percent(arm["help"])]
 
 
 def _costs(arm: Mapping[str, Any]) -> list[str]:
-    counts = [f"{arm['tokens'][kind]:.1f}" for kind in _TOKENS]
+    counts = [f"{arm['tokens'][kind]:.1f}" for kind in KINDS]
     seconds = "" if arm["seconds"] is None else f"{arm['seconds']:.0f}"
     shares = [_percent(arm[name]) for name in ("iso_saving", "capped", "unanswered")]
     return [arm["name"], *counts, *shares, seconds]
@@ -228,10 +188,6 @@ def _costs(arm: Mapping[str, Any]) -> list[str]:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.1f}"
-
-
-def _percent_range(ends: Sequence[float], form: str) -> str:
-    return f"[{100 * ends[0]:{form}},{100 * ends[1]:{form}}]"
 
 
 def verdict_line(result: Mapping[str, Any]) -> str:

@@ -49,7 +49,10 @@ class CostModel:
         """The `e3`, `flops`, `usd` and `cost_of_pass` of an arm, as means per generation; None where unknown."""
         right = records.means("right")
         shape, price = (self.helper_shape, self.helper_price) if records.arm == HELPER else (self.shape, self.price)
-        usd = None if price is None else [price.cost(row.prompt, self._billed_tokens(row)) for row in records.rows]
+        # Output tokens are billed at the price of the model that wrote them; totals are already weighted.
+        billed = [row.thinking + row.answer_tokens if row.arm == HELPER else row.total for row in records.rows]
+        costs = zip(records.rows, billed, strict=True)
+        usd = None if price is None else [price.cost(row.prompt, tokens) for row, tokens in costs]
         per_pass = math.inf if usd is None else cost_of_pass(usd, [float(row.right) for row in records.rows])
         return {
             "e3": e3(float(right.mean()), records.mean("total")),
@@ -65,19 +68,6 @@ class CostModel:
         verifier = (self._relative_flops(self.verifier_shape) or 1.0) * row.verifier
         return generation_flops(shape, row.prompt, own + round(helper + verifier))
 
-    def _billed_tokens(self, row: BenchRow) -> float:
-        """Output tokens at the price of the model that wrote them; totals are already weighted."""
-        return row.thinking + row.answer_tokens if row.arm == HELPER else row.total
-
-
-def load_shape_or_note(model: str, notes: list[str]) -> ModelShape | None:
-    """The model's shape; None, with a note on why FLOPs are missing, if it cannot be read."""
-    try:
-        return load_shape(model)
-    except ModelError as error:
-        notes.append(f"FLOPs are left out: {error}")
-        return None
-
 
 def load_cost_model(
     model: str,
@@ -92,12 +82,20 @@ def load_cost_model(
     Raises OptionError for a name without a price.
     """
     notes: list[str] = []
+
+    def read_shape(name: str | None) -> ModelShape | None:
+        try:
+            return None if name is None else load_shape(name)
+        except ModelError as error:
+            notes.append(f"FLOPs are left out: {error}")
+            return None
+
     costs = CostModel(
-        load_shape_or_note(model, notes),
+        read_shape(model),
         None if price is None else prices.get(price),
-        None if helper is None else load_shape_or_note(helper, notes),
+        read_shape(helper),
         None if helper_price is None else prices.get(helper_price),
-        None if verifier is None else load_shape_or_note(verifier, notes),
+        read_shape(verifier),
     )
     if helper is not None and costs.helper_weight() is None:
         notes.append("Helper tokens count as much as the model's own: neither prices nor FLOPs are known.")

@@ -18,23 +18,12 @@ from ...controller.text.answers import find_closing_brace
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trial_answers import ANSWER_PREFIX, MAX_TRIAL_TOKENS
 from ...controller.types import Completion, SamplingParams
-from ..runner import Continuation, batch_seed
+from ..runner import batch_seed
 from ..tasks.questions import Question
+from . import truncation
 from .arms import CONFIDENCE, FIXED, ORACLE, RANDOM, TRUNCATED_ARMS, Arm, Bench, run_batch
 from .records import ArmRecords, BenchRow, to_row
-from .truncation import (
-    Recording,
-    TrialPoint,
-    Truncation,
-    TruncationBaseline,
-    bisect_to_cost,
-    confident_stop,
-    curve_budgets,
-    estimate_cost,
-    first_correct,
-    pick_evenly,
-    random_stop,
-)
+from .truncation import Recording, TrialPoint, Truncation, TruncationBaseline
 
 NEVER = 2.0
 """A confidence that no trial answer reaches."""
@@ -111,7 +100,7 @@ class Counterfactual:
 
     def curve(self) -> list[tuple[int, ArmRecords]]:
         """Fixed budgets, from small to large."""
-        budgets = curve_budgets(self.recordings, CURVE)
+        budgets = truncation.curve_budgets(self.recordings, CURVE)
         return [(b, self._truncate(f"budget {b}", self._at_budget(b), "")) for b in budgets]
 
     # -- rules -------------------------------------------------------------------------------------------------------
@@ -121,20 +110,20 @@ class Counterfactual:
 
     def _at_random(self, probability: float) -> Choice:
         return lambda recording, rollout: (
-            self._at_end(recording, random_stop(recording, probability, self.bench.seed, rollout)),
+            self._at_end(recording, truncation.random_stop(recording, probability, self.bench.seed, rollout)),
             0,
         )
 
     def _at_confidence(self, threshold: float) -> Choice:
         def choose(recording: Recording, _: int) -> tuple[Truncation | None, int]:
-            end, paid = confident_stop(recording, threshold)
+            end, paid = truncation.confident_stop(recording, threshold)
             return self._at_end(recording, end), paid
 
         return choose
 
     def _at_first_correct(self, recording: Recording, _: int) -> tuple[Truncation | None, int]:
         """Truncate at the first correct trial answer, and answer as the trial did."""
-        cut = self._at_end(recording, first_correct(recording))
+        cut = self._at_end(recording, truncation.first_correct(recording))
         return cut and Truncation((*cut.ids, *self._lead), cut.forced + len(self._lead)), 0
 
     def _at_end(self, recording: Recording, end: int | None) -> Truncation | None:
@@ -143,9 +132,11 @@ class Counterfactual:
     def _match(self, rule: Callable[[float], Choice], target: float, low: float, high: float) -> float:
         def mean_cost(setting: float) -> float:
             choose = rule(setting)
-            return fmean(estimate_cost(recording, *choose(recording, rollout)) for recording, rollout in self._all)
+            return fmean(
+                truncation.estimate_cost(recording, *choose(recording, rollout)) for recording, rollout in self._all
+            )
 
-        return bisect_to_cost(mean_cost, target, low, high)
+        return truncation.bisect_to_cost(mean_cost, target, low, high)
 
     def _note_mismatch(self, records: ArmRecords, target: float) -> ArmRecords:
         """Add a note to the setting if the arm does not cost what it should."""
@@ -184,7 +175,7 @@ class Counterfactual:
         opened = prepared.rendered.state == "thinking"
         recording = Recording(row.id, tuple(ids), row.thinking, row.answer_tokens, opened, room)
         ends = self._truncator.find_ends(recording)
-        return replace(recording, ends=ends, trial_ends=pick_evenly(ends, MAX_TRIALS))
+        return replace(recording, ends=ends, trial_ends=truncation.pick_evenly(ends, MAX_TRIALS))
 
     def _truncate(self, name: str, choose: Choice, setting: str, sampling: SamplingParams | None = None) -> ArmRecords:
         """One truncated arm; by default its answers are sampled as the original arm's."""
@@ -200,7 +191,10 @@ class Counterfactual:
     def _answer_batch(self, name: str, batch: _Batch, choose: Choice, sampling: SamplingParams) -> list[dict[str, Any]]:
         """Rows of one batch: a new answer for the truncated ones, the others unchanged."""
         bench, choices = self.bench, [choose(recording, batch.rollout) for recording in batch.recordings]
-        rows = [_relabel(row, name, paid) for row, (_, paid) in zip(batch.rows, choices, strict=True)]
+        rows = [
+            replace(row, arm=name, probe=row.probe + paid, overhead=row.overhead + paid, total=row.total + paid)
+            for row, (_, paid) in zip(batch.rows, choices, strict=True)
+        ]
         cuts = [(i, cut, paid) for i, (cut, paid) in enumerate(choices) if cut is not None]
         seed = batch_seed(bench.seed, batch.rollout, batch.number, name)
         texts = [(*batch.prepared[i].request.prompt_ids, *cut.ids) for i, cut, _ in cuts]
@@ -216,11 +210,6 @@ class Counterfactual:
         return [asdict(row) for row in rows]
 
 
-def _relabel(row: BenchRow, name: str, paid: int) -> BenchRow:
-    """The row of a generation that was not truncated, with the cost of its trials."""
-    return replace(row, arm=name, probe=row.probe + paid, overhead=row.overhead + paid, total=row.total + paid)
-
-
 def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[int]]]) -> list[list[TrialPoint]]:
     """Trial answers of recordings at their `trial_ends`; each row is (question, recording, prompt token ids)."""
     session = bench.runner.session
@@ -233,7 +222,7 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
                 owners.append(owner)
                 texts.append((*prompt, *cut.ids, *lead))
                 forced.append(cut.forced + len(lead))
-    replies: list[Continuation] = []
+    replies: list[Completion] = []
     for start in range(0, len(texts), bench.batch_size):
         some = texts[start : start + bench.batch_size]
         replies += bench.runner.continue_from(some, [MAX_TRIAL_TOKENS] * len(some), GREEDY)
@@ -243,16 +232,12 @@ def ask_trials(bench: Bench, rows: Sequence[tuple[Question, Recording, Sequence[
         text = session.codec.decode(reply.token_ids[:size])
         answer = f"{ANSWER_PREFIX}{text[: find_closing_brace(text)]}}}"
         right = bench.checker.grade(rows[owner][0], answer).equal
-        trials[owner].append(TrialPoint(_mean_probability(reply.probabilities[:size]), extra + size, right))
+        logs = [math.log(max(signal.chosen, 1e-12)) for signal in reply.signals[:size] if signal]
+        trials[owner].append(TrialPoint(math.exp(fmean(logs)) if logs else 0.0, extra + size, right))
     return trials
 
 
-def _mean_probability(probabilities: Sequence[float]) -> float:
-    """The geometric mean; 0 for none."""
-    return math.exp(fmean(math.log(max(p, 1e-12)) for p in probabilities)) if probabilities else 0.0
-
-
-def _boxed_tokens(reply: Continuation, codec: TokenizerAdapter) -> int:
+def _boxed_tokens(reply: Completion, codec: TokenizerAdapter) -> int:
     """Number of tokens until the brace that `ANSWER_PREFIX` opened is closed; all of them if it never is."""
     text = ""
     for count, token in enumerate(reply.token_ids, 1):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from ...controller.text.answers import extract_answer, extract_boxed
 from ...controller.trace import GenerationResult
-from ...errors import OptionError
 from ..stats import Array
 from ..tasks.equality import AnswerChecker
 from ..tasks.questions import Question
@@ -39,11 +37,6 @@ class Weights:
     consulted: float = 1.0
     verifier: float = 1.0
     reprefilled: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in self.__dataclass_fields__:
-            if not getattr(self, name) >= 0:
-                raise OptionError(f"the weight of {name} tokens is {getattr(self, name)}; accepted: 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +143,3 @@ class ArmRecords:
     def mean(self, name: str) -> float:
         """One field averaged over all generations."""
         return float(self.column(name).mean())
-
-
-def row_dicts(records: Sequence[ArmRecords]) -> list[dict[str, Any]]:
-    """All rows as JSON objects."""
-    return [asdict(row) for one in records for row in one.rows]

@@ -78,10 +78,8 @@ class BenchPlan:
         """Everything that decides the result, as the identity of its checkpoint log."""
         return {
             **self.settings(),
-            "tersely": version("tersely"),
-            "versions": library_versions(),
+            **_origin(),
             "files": [hash_files(name) for name in (self.model, self.helper, self.verifier) if name is not None],
-            "commit": _commit(),
             "levels": hashlib.sha256(repr([q.level for q in self.questions]).encode()).hexdigest()[:16],
             "arms": {arm.name: _describe(arm) for arm in self.arms},
             "think_prompt": self.think_prompt,
@@ -117,8 +115,12 @@ def assemble(
 ) -> dict[str, Any]:
     """The result's figures: all arms, the verdict, the fixed-budget curve and what is derived from it."""
     result = compare(records, plan.margin, plan.seed)
+    points = [*(one for _, one in curve), records[0]]  # the curve ends with the uncontrolled arm
+    tokens, right = ([one.means(kind) for one in points] for kind in ("total", "right"))
     for entry, arm in zip(result["arms"], records, strict=True):
-        entry.update(_iso_saving([*(one for _, one in curve), records[0]], arm, plan.seed), **costs.measure(arm))
+        entry |= {"iso_saving": None, "iso_saving_ci": None, **costs.measure(arm)}
+        if curve and arm is not records[0]:
+            entry |= iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=plan.seed)
     trials = [trial for recording in recordings for trial in recording.trials]
     return {
         **result,
@@ -129,14 +131,6 @@ def assemble(
         "auc": _areas(curve, [arm for arm in records if not arm.truncated], plan.arms),
         "calibration": reliability([t.confidence for t in trials], [t.right for t in trials]) if trials else None,
     }
-
-
-def _iso_saving(curve: Sequence[ArmRecords], arm: ArmRecords, seed: int) -> dict[str, Any]:
-    """Tokens saved against a fixed budget of the same accuracy; the curve ends with the uncontrolled arm."""
-    if len(curve) < 2 or arm is curve[-1]:
-        return {"iso_saving": None, "iso_saving_ci": None}
-    tokens, right = ([one.means(kind) for one in curve] for kind in ("total", "right"))
-    return iso_saving(tokens, right, arm.means("total"), arm.means("right"), seed=seed).as_dict()
 
 
 def _areas(
@@ -151,8 +145,7 @@ def _areas(
     ends = common_range(fixed, ours)
     if ends is None:
         return None
-    low, high = ends
-    return {"fixed budget": area(fixed, low, high), "controlled": area(ours, low, high), "from": low, "to": high}
+    return {"fixed budget": area(fixed, *ends), "controlled": area(ours, *ends), "from": ends[0], "to": ends[1]}
 
 
 def hash_files(model: str) -> str:
@@ -181,15 +174,14 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
+def _origin() -> dict[str, Any]:
+    return {"tersely": version("tersely"), "versions": library_versions(), "commit": _commit()}
+
+
 def environment() -> dict[str, Any]:
     """Where and when a result is made."""
-    return {
-        "tersely": version("tersely"),
-        "versions": library_versions(),
-        "commit": _commit(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-        "date": dt.date.today().isoformat(),
-    }
+    machine = f"{platform.machine()}, {os.cpu_count()} CPUs"
+    return {**_origin(), "machine": machine, "date": dt.date.today().isoformat()}
 
 
 def _commit() -> str | None:

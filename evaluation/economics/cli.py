@@ -10,21 +10,19 @@ from typing import Annotated, Any
 
 import typer
 
-from ...errors import ModelError, OptionError
-from .flops import ModelShape, load_shape
+from ...errors import ModelError, OptionError, unknown
+from .flops import load_shape
 from .latency import RuntimeModel, StepPrediction, fit_runtime, predict_step, read_timings
 from .roofline import (
+    DEVICES,
     MEASURE,
     STORAGE,
     Device,
-    Phase,
     Roofline,
-    check_custom_device,
-    check_device,
     compute_roofline,
     custom_device,
-    get_device,
     get_storage,
+    measure_device,
     moved_bytes,
 )
 
@@ -51,19 +49,25 @@ def roofline(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
 ) -> None:
     """Show what bounds a model on a device, and the most tokens/s when each step gives a sequence one token."""
-    custom = check_custom_device(peak_tflops, bandwidth_gbs)
-    _check_options(device, dtype, usd_per_hour, predict, custom)
+    if device != MEASURE and device not in DEVICES:
+        raise unknown("device", device, [*DEVICES, MEASURE])
+    if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
+        raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
+    if predict and (device != MEASURE or peak_tflops is not None or bandwidth_gbs is not None):
+        raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
     runtime = None if log is None else fit_runtime(read_timings(log))
     shape = load_shape(model)
-    dtype = dtype or _saved_dtype(shape, model)
+    dtype = dtype or shape.dtype
+    if dtype is None:
+        raise ModelError(f"the configuration of {model!r} names no dtype; pass --dtype, one of {', '.join(STORAGE)}")
+    compute = get_storage(dtype).compute
     if shape.max_context is not None and context > shape.max_context:
         raise OptionError(f"--context is {context}; accepted: at most {shape.max_context}, the context of {model!r}")
+    target = custom_device(peak_tflops, bandwidth_gbs, compute)
     step = predict_step(model, dtype, batch_size, context) if predict else None
-    compute = get_storage(dtype).compute
-    if custom:
-        target = custom_device(peak_tflops or 0, bandwidth_gbs or 0, compute)
-    else:
-        target = get_device(device, compute, moved_bytes(shape, dtype, batch_size, context))
+    if target is None and device == MEASURE:
+        target = measure_device(compute, moved_bytes(shape, dtype, batch_size, context))
+    target = target or DEVICES[device]
     bounds = compute_roofline(shape, target, dtype, batch_size, context)
     result: dict[str, Any] = {
         "model": model,
@@ -76,36 +80,14 @@ def roofline(
     }
     if usd_per_hour is not None:
         result["usd_per_million"] = {
-            name: usd_per_hour / 3600 / phase.tokens_per_second * 1e6 for name, phase in _phases(bounds).items()
+            name: usd_per_hour / 3600 / phase.tokens_per_second * 1e6
+            for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode))
         }
     if runtime is not None:
         result["runtime"] = asdict(runtime)
     if step is not None:
         result["predicted"] = asdict(step)
     typer.echo(json.dumps(result, indent=2) if as_json else _format(result, target, bounds, runtime, step))
-
-
-def _check_options(device: str, dtype: str | None, usd_per_hour: float | None, predict: bool, custom: bool) -> None:
-    """Refuse bad options before the model is loaded; raises OptionError."""
-    check_device(device)
-    if dtype is not None:
-        get_storage(dtype)
-    if usd_per_hour is not None and not 0 <= usd_per_hour < math.inf:
-        raise OptionError(f"--usd-per-hour is {usd_per_hour}; accepted: a price of 0 or more")
-    if predict and (custom or device != MEASURE):
-        raise OptionError("--predict measures this machine; remove --device, --peak-tflops and --bandwidth-gbs")
-
-
-def _saved_dtype(shape: ModelShape, model: str) -> str:
-    """Return the dtype that a model is saved in; raises ModelError."""
-    if shape.dtype in STORAGE:
-        return str(shape.dtype)
-    got = "names no dtype" if shape.dtype is None else f"names the dtype {shape.dtype}"
-    raise ModelError(f"the configuration of {model!r} {got}; pass --dtype, one of {', '.join(STORAGE)}")
-
-
-def _phases(bounds: Roofline) -> dict[str, Phase]:
-    return {"prefill": bounds.prefill, "decode": bounds.decode}
 
 
 def _format(
@@ -121,7 +103,7 @@ def _format(
         "",
         f"{'phase':<8} {'GFLOP':>10} {'moved':>10} {'FLOP/byte':>10} {'bound by':>9} {'ms':>10} {'tokens/s <=':>12}",
     ]
-    for name, phase in _phases(bounds).items():
+    for name, phase in (("prefill", bounds.prefill), ("decode", bounds.decode)):
         lines.append(
             f"{name:<8} {phase.flops / 1e9:>10.4g} {_format_bytes(phase.bytes):>10} {phase.intensity:>10.3g} "
             f"{phase.bound:>9} {1e3 * phase.seconds:>10.3g} {phase.tokens_per_second:>12,.0f}"
@@ -133,7 +115,13 @@ def _format(
         costs = ", ".join(f"{name} {usd:.4g}" for name, usd in result["usd_per_million"].items())
         lines.append(f"USD per million tokens, at least: {costs}")
     if runtime is not None:
-        lines.append(_format_runtime(runtime))
+        error = "no timing left to test it"
+        if runtime.error is not None and runtime.relative_error is not None:
+            error = f"off by {1e3 * runtime.error:.3g} ms (root mean square), {runtime.relative_error:.1%} on average"
+        lines.append(
+            f"fitted to {runtime.timings} timings: {1e3 * runtime.start:.3g} ms + {1e3 * runtime.per_prompt:.3g} ms "
+            f"per prompt token + {1e3 * runtime.per_output:.3g} ms per output token; {error}"
+        )
         if batch_size == 1 and runtime.per_output:
             share = bounds.decode.seconds / runtime.per_output
             lines.append(f"the logged decoding runs at {share:.0%} of this bound")
@@ -143,16 +131,6 @@ def _format(
             f"{1e3 * step.per_layer:.3g} per layer), {bounds.decode.seconds / step.seconds:.0%} of the bound"
         )
     return "\n".join(lines)
-
-
-def _format_runtime(runtime: RuntimeModel) -> str:
-    error = "no timing left to test it"
-    if runtime.error is not None and runtime.relative_error is not None:
-        error = f"off by {1e3 * runtime.error:.3g} ms (root mean square), {runtime.relative_error:.1%} on average"
-    return (
-        f"fitted to {runtime.timings} timings: {1e3 * runtime.start:.3g} ms + {1e3 * runtime.per_prompt:.3g} ms per "
-        f"prompt token + {1e3 * runtime.per_output:.3g} ms per output token; {error}"
-    )
 
 
 def _format_bytes(count: float) -> str:

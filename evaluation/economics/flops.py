@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import ModelError, OptionError
+from ...errors import ModelError
 
 _UNSUPPORTED = {
     "num_experts": "a mixture of experts",
@@ -28,14 +28,9 @@ _UNSUPPORTED = {
 class ModelShape:
     """The sizes that decide a model's FLOPs and memory traffic.
 
-    Attributes:
-        parameters: All parameters, tied ones counted once.
-        blocks: Parameters multiplied with every token.
-        head: Parameters multiplied with every token whose logits are needed.
-        read: Parameters read by one step. An embedding table is only looked up, unless it is also the head.
-        windows: Per layer, the most positions that a token attends to.
-        max_context: The longest context, if the configuration says.
-        dtype: The dtype the model is saved in, if the configuration says.
+    All `parameters` count tied ones once; `blocks` are multiplied with every token, and `head` with every token whose
+    logits are needed. A step `read`s an embedding table only if it is also the head. Per layer, a token attends to at
+    most the positions in `windows`. `max_context` and `dtype` are None if the configuration does not say.
     """
 
     parameters: int
@@ -125,17 +120,9 @@ def _read_windows(config: Any, name: str) -> tuple[float, ...]:
     return tuple(windows[kind] for kind in layer_types)
 
 
-def prefill_flops(shape: ModelShape, prompt: int, cached: int = 0) -> float:
-    """Compute the FLOPs of reading a prompt; logits are computed for its last token only.
-
-    The first `cached` tokens come from a cache. Text that the engine reads again after a splice counts as a prompt that
-    is cached up to the splice.
-    """
-    if not 0 <= cached <= prompt:
-        raise OptionError(f"{cached} of {prompt} prompt tokens are cached; accepted: from 0 to all of them")
-    if cached == prompt:
-        return 0.0
-    return 2.0 * shape.blocks * (prompt - cached) + 2.0 * shape.head + _attention_flops(shape, cached + 1, prompt)
+def prefill_flops(shape: ModelShape, prompt: int) -> float:
+    """Compute the FLOPs of reading a prompt; logits are computed for its last token only."""
+    return 2.0 * shape.blocks * prompt + 2.0 * shape.head + _attention_flops(shape, 1, prompt)
 
 
 def decode_flops(shape: ModelShape, prompt: int, output: int) -> float:
@@ -144,9 +131,9 @@ def decode_flops(shape: ModelShape, prompt: int, output: int) -> float:
     return 2.0 * (shape.blocks + shape.head) * steps + _attention_flops(shape, prompt + 1, prompt + steps)
 
 
-def generation_flops(shape: ModelShape, prompt: int, output: int, cached: int = 0) -> float:
+def generation_flops(shape: ModelShape, prompt: int, output: int) -> float:
     """Compute the FLOPs of one generation, prefill and decoding together."""
-    return prefill_flops(shape, prompt, cached) + decode_flops(shape, prompt, output)
+    return prefill_flops(shape, prompt) + decode_flops(shape, prompt, output)
 
 
 def token_flops(shape: ModelShape, context: int) -> float:

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeFloat, NonNegativeInt, model_validator
 
 from ...errors import OptionError, TerselyError
 from ...validation import FrozenModel, parse_json, read_text
@@ -46,20 +46,22 @@ class Timing(FrozenModel):
 
     prompt: NonNegativeInt
     output: NonNegativeInt
-    seconds: float = Field(ge=0)
+    seconds: NonNegativeFloat
     cached: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _check_cached(self) -> Self:
+        if self.cached > self.prompt:
+            raise ValueError(f"cached is {self.cached}; accepted: at most the {self.prompt} tokens of the prompt")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeModel:
-    """seconds = start + per_prompt * (prompt - cached + reprefilled) + per_output * (output - 1).
+    """seconds = start + per_prompt * (prompt - cached) + per_output * (output - 1).
 
-    The first output token is part of the prefill. Cached tokens are free; those prefilled again after a splice count as
-    prompt tokens.
-
-    Attributes:
-        error: Root mean square residual in seconds; None if only as many timings as costs were given.
-        relative_error: Mean absolute residual as a share of the mean time; None as above.
+    The first output token is part of the prefill. `error` is the root mean square residual in seconds, and
+    `relative_error` the mean absolute one as a share of the mean time; None without more timings than costs.
     """
 
     start: float
@@ -68,11 +70,6 @@ class RuntimeModel:
     timings: int
     error: float | None
     relative_error: float | None
-
-    def seconds(self, prompt: float, output: float, cached: float = 0, reprefilled: float = 0) -> float:
-        """Return the idealized time of one generation."""
-        prefilled = prompt - cached + reprefilled
-        return self.start + self.per_prompt * prefilled + self.per_output * max(output - 1, 0)
 
 
 def fit_runtime(timings: Iterable[Timing]) -> RuntimeModel:
@@ -92,27 +89,24 @@ def fit_runtime(timings: Iterable[Timing]) -> RuntimeModel:
 
     costs = nnls(design / scale, seconds)[0] / scale
     start, per_prompt, per_output = map(float, costs)
-    return RuntimeModel(start, per_prompt, per_output, len(fastest), *_errors(design @ costs - seconds, seconds))
+    residuals, degrees, mean = design @ costs - seconds, len(seconds) - _COSTS, float(seconds.mean())
+    error = relative = None
+    if degrees:
+        error = math.sqrt(float(residuals @ residuals) / degrees)
+        relative = float(np.abs(residuals).mean()) / mean if mean else 0.0
+    return RuntimeModel(start, per_prompt, per_output, len(fastest), error, relative)
 
 
 def _check_determined(design: Array) -> None:
-    if len(design) >= _COSTS and np.linalg.matrix_rank(design) == _COSTS:
-        return
     if len(design) < _COSTS:
         reason, code = f"got {len(design)} different pair(s) of prompt and output length", "too_few_timings"
-    else:
+    elif np.linalg.matrix_rank(design) < _COSTS:
         reason = f"prompt and output length do not vary independently in these {len(design)} timings"
         code = "dependent_timings"
+    else:
+        return
     message = f"{reason}; needed: {_COSTS} or more, some that differ in the prompt only and some in the output"
     raise TimingError(message, code=code)
-
-
-def _errors(residuals: Array, seconds: Array) -> tuple[float | None, float | None]:
-    degrees = len(residuals) - _COSTS
-    if not degrees:
-        return None, None
-    mean = float(seconds.mean())
-    return math.sqrt(float(residuals @ residuals) / degrees), float(np.abs(residuals).mean()) / mean if mean else 0.0
 
 
 def read_timings(path: Path) -> list[Timing]:
@@ -120,11 +114,7 @@ def read_timings(path: Path) -> list[Timing]:
     timings = []
     for number, line in enumerate(read_text(path, TimingError).split("\n"), 1):
         if line.strip():
-            timing = parse_json(Timing, line, f"{path}, line {number}", TimingError)
-            if timing.cached > timing.prompt:
-                message = f"cached is {timing.cached}; accepted: at most the {timing.prompt} tokens of the prompt"
-                raise TimingError(f"{path}, line {number}: {message}")
-            timings.append(timing)
+            timings.append(parse_json(Timing, line, f"{path}, line {number}", TimingError))
     if not timings:
         raise TimingError(f"{path} holds no timings; accepted: one per line, {_TIMING_FORM}", code="too_few_timings")
     return timings

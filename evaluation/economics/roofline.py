@@ -23,13 +23,9 @@ _MAX_READ, _MIN_READ = 512e6, 1e6  # bytes; below the minimum, the overhead of t
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device by its two limits.
+    """A device by its two limits: FLOP/s by compute dtype, and bytes per second; `memory` is in bytes, if known.
 
-    Attributes:
-        flops: FLOP/s by compute dtype: dense, 16 bits accumulated in 32, float32 without TF32.
-        bandwidth: Bytes per second.
-        memory: Bytes, if known.
-        source: Where the numbers are from.
+    FLOP/s are dense, 16 bits accumulated in 32, float32 without TF32. `source` says where the numbers are from.
     """
 
     name: str
@@ -60,18 +56,6 @@ DEVICES: Mapping[str, Device] = {
         _from_data_sheet("RTX-4090", 82.6, 165.2, 1008, 24, "NVIDIA's Ada white paper, 2022, without sparsity"),
     )
 }
-
-
-def check_device(name: str) -> None:
-    """Raise OptionError for an unknown device."""
-    if name != MEASURE and name not in DEVICES:
-        raise unknown("device", name, [*DEVICES, MEASURE])
-
-
-def get_device(name: str, compute: str, footprint: float) -> Device:
-    """Return a device by name, or this machine as measured for a dtype and the bytes that a step reads."""
-    check_device(name)
-    return measure_device(compute, footprint) if name == MEASURE else DEVICES[name]
 
 
 def measure_device(compute: str, footprint: float) -> Device:
@@ -111,20 +95,16 @@ def _time_fastest(call: Callable[[], object], place: str) -> float:
     return min(seconds[1:])
 
 
-def custom_device(tflops: float, gbytes: float, compute: str) -> Device:
-    """Build a device from the user's TFLOP/s and GB/s."""
-    return Device("as given", {compute: tflops * 1e12}, gbytes * 1e9, None, "given on the command line")
-
-
-def check_custom_device(tflops: float | None, gbytes: float | None) -> bool:
-    """Return whether the user gave a device by numbers; raises OptionError if only one is usable."""
+def custom_device(tflops: float | None, gbytes: float | None, compute: str) -> Device | None:
+    """Build a device from the user's TFLOP/s and GB/s, if given; raises OptionError if only one is usable."""
     if tflops is None and gbytes is None:
-        return False
+        return None
     for name, value in (("--peak-tflops", tflops), ("--bandwidth-gbs", gbytes)):
         if value is None or not 0 < value < float("inf"):
             got = "is missing" if value is None else f"is {value}"
             raise OptionError(f"{name} {got}; accepted: both --peak-tflops and --bandwidth-gbs, above 0, or --device")
-    return True
+    assert tflops is not None and gbytes is not None
+    return Device("as given", {compute: tflops * 1e12}, gbytes * 1e9, None, "given on the command line")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +151,9 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Roofline:
-    """The bounds of both phases and the memory that they need.
+    """The bounds of both phases and the memory that they need; `fits` is None if the device's is not known.
 
-    Attributes:
-        ridge_batch: The batch size from which the weights' part of decoding is bound by compute, at any context.
-        fits: Whether weights and cache fit the device's memory; None if its size is not known.
+    From the batch size `ridge_batch`, the weights' part of decoding is bound by compute, at any context.
     """
 
     prefill: Phase

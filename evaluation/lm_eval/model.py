@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ...controller.engines.transformers.engine import load_engine
 from ...controller.options import GenerationOptions, with_seed
 from ...controller.session import Session
+from ...controller.text.markers import parse_markers
 from ...controller.trace import GenerationResult
 from ...controller.types import Prompt
 from ...errors import CapabilityError, OptionError
@@ -44,7 +45,7 @@ class TerselyLM(LM):
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self.arguments = parsed = ModelArguments.parse(arguments)
-        markers = parsed.as_markers()
+        markers = None if parsed.markers is None else parse_markers(parsed.markers)
         self.usage = type(self).shared_usage or UsageLog()
         self.usage.open(sanitize_model_name(parsed.pretrained))
         engine = load_engine(parsed.pretrained, parsed.dtype, _resolve_device(parsed.device))
@@ -114,11 +115,15 @@ class TerselyLM(LM):
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
         """Not supported; raises CapabilityError."""
-        _refuse(requests)
+        tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
+        raise CapabilityError(
+            f"{tasks}: a model does not think when a task scores given texts (output_type multiple_choice, "
+            "loglikelihood, loglikelihood_rolling); accepted: tasks with output_type generate_until; or run these with "
+            "--model hf",
+            code="unsupported_output_type",
+        )
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Not supported; raises CapabilityError."""
-        _refuse(requests)
+    loglikelihood_rolling = loglikelihood
 
     def get_model_info(self) -> dict[str, Any]:
         """Entries for the configuration in lm-eval's results file."""
@@ -151,12 +156,3 @@ def _resolve_device(name: str | None) -> str | None:
     except RuntimeError:
         raise OptionError(f"unknown device {name!r}; accepted: cpu, cuda, cuda:N or mps") from None
     return None if cuda and not torch.cuda.is_available() else name
-
-
-def _refuse(requests: Sequence[Any]) -> NoReturn:
-    tasks = ", ".join(sorted({str(request.task_name) for request in requests}))
-    raise CapabilityError(
-        f"{tasks}: a model does not think when a task scores given texts (output_type multiple_choice, loglikelihood, "
-        "loglikelihood_rolling); accepted: tasks with output_type generate_until; or run these with --model hf",
-        code="unsupported_output_type",
-    )

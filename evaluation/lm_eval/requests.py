@@ -18,12 +18,12 @@ from pydantic import Field
 from ...controller.budgets import canonical_effort, fit_budget
 from ...controller.options import DEFAULT_MAX_NEW_TOKENS, GenerationOptions
 from ...controller.policies import make_policies
-from ...controller.text.markers import Markers, parse_markers
 from ...controller.trace import GenerationResult
 from ...controller.types import SamplingParams
 from ...errors import OptionError
-from ...io import WriteError, append_line, check_writable
+from ...io import append_line, check_writable
 from ...validation import FrozenModel, parse_json
+from ..cli_utils import format_table, make_folder
 
 
 class ModelArguments(FrozenModel):
@@ -48,10 +48,6 @@ class ModelArguments(FrozenModel):
         canonical_effort(parsed.effort)
         make_policies(parsed.preset, parsed.policies)
         return parsed
-
-    def as_markers(self) -> Markers | None:
-        """The thinking markers, if given; raises OptionError."""
-        return None if self.markers is None else parse_markers(self.markers)
 
 
 class TaskArguments(FrozenModel):
@@ -140,10 +136,7 @@ class UsageLog:
         if self.output_path is None:
             return
         folder = self.output_path.parent if self.output_path.suffix == ".json" else self.output_path / model
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise WriteError(f"cannot create --output_path {folder}: {error.strerror}; choose another") from None
+        make_folder(folder, "--output_path")
         self.path = folder / f"usage_{datetime.now().isoformat().replace(':', '-')}.jsonl"
         check_writable(self.path, "--output_path")
 
@@ -176,14 +169,12 @@ class UsageLog:
     def summary(self) -> str:
         """The means as a table, and the path of the file."""
         means = self.means()
-        width = max(map(len, ("task", *means)))
-        header = " ".join(f"{name:>9}" for name in ("requests", "cut off", *KINDS))
-        rows = [
-            f"{task:<{width}} {row['requests']:>9} {row['cut_off']:>9} "
-            + " ".join(f"{row[kind]:>9.1f}" for kind in KINDS)
-            for task, row in means.items()
-        ]
-        where = (
-            f"each request: {self.path}" if self.path else "pass --output_path DIR to keep the tokens of each request"
+        table = format_table(
+            ("task", "requests", "cut off", *KINDS),
+            [
+                [task, f"{row['requests']}", f"{row['cut_off']}", *(f"{row[kind]:.1f}" for kind in KINDS)]
+                for task, row in means.items()
+            ],
         )
-        return "\n".join(("mean tokens per request", f"{'task':<{width}} {header}", *rows, where))
+        where = f"each request: {self.path}" if self.path else "pass --output_path DIR to keep the tokens of each"
+        return f"mean tokens per request\n{table}\n{where}"

@@ -41,21 +41,11 @@ class Theme:
 
 
 LIGHT = Theme(
-    card="#ffffff",
-    ink="#1b2230",
-    soft="#556072",
-    rule="#e3e7ed",
-    judged="#2f55d4",
-    curve="#9a5200",
+    *("#ffffff", "#1b2230", "#556072", "#e3e7ed", "#2f55d4", "#9a5200"),
     others=("#00795c", "#b3399a", "#c25700", "#4f7ea8", "#8a6d00", "#7a5bbf"),
 )
 DARK = Theme(
-    card="#11151b",
-    ink="#e7ebf2",
-    soft="#a3aebd",
-    rule="#2a323e",
-    judged="#8fa9ff",
-    curve="#ffc069",
+    *("#11151b", "#e7ebf2", "#a3aebd", "#2a323e", "#8fa9ff", "#ffc069"),
     others=("#53d6ae", "#f08bd8", "#ff9a5c", "#8fc1ec", "#e2c84d", "#c0a6ff"),
 )
 
@@ -120,16 +110,18 @@ def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
         return None
     arms.sort(key=lambda arm: -_DRAWING_ORDER[result.get_role(arm)])
     figure, axes = _make_figure(theme, 8.6, max(4.3, 0.24 * len(arms) + 0.8))
-    styles = _arm_styles([result.get_role(arm) for arm in arms], theme)
-    handles, labels = [], []
-    for arm, (color, marker) in zip(arms, styles, strict=True):
+    handles, others = [], 0
+    for arm in arms:
         role, (low, high) = result.get_role(arm), arm.accuracy_ci
-        errors = [[100 * max(0.0, arm.accuracy - low)], [100 * max(0.0, high - arm.accuracy)]]
+        color, marker = {"judged": (theme.judged, "o"), "baseline": (theme.ink, "s")}.get(role, ("", ""))
+        if not color:  # no two of the first arms are alike
+            color, marker = theme.others[others % len(theme.others)], _MARKERS[(others + 2) % len(_MARKERS)]
+            others += 1
         handles.append(
             axes.errorbar(
                 arm.tokens.total,
                 100 * arm.accuracy,
-                yerr=errors,
+                yerr=[[100 * max(0.0, arm.accuracy - low)], [100 * max(0.0, high - arm.accuracy)]],
                 color=color,
                 marker=marker,
                 markersize=8 if role == "judged" else 6.5,
@@ -139,7 +131,7 @@ def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
                 zorder=2 + _DRAWING_ORDER[role],
             )
         )
-        labels.append(arm.name)
+    labels = [arm.name for arm in arms]
     if curve := [point for point in result.budget_curve if point.total > 0]:
         xs, ys = [point.total for point in curve], [100 * point.accuracy for point in curve]
         handles += axes.plot(xs, ys, color=theme.curve, marker=".", linewidth=1.4, zorder=1.5)
@@ -148,23 +140,8 @@ def draw_pareto(result: BenchmarkResult, theme: Theme) -> Chart | None:
     _set_titles(axes, theme, "Accuracy in %, with 95 % interval", "Tokens per question, log scale")
     _add_legend(figure, theme, handles, labels, "outside right upper")
     points = "; ".join(f"{a.name} {format_percent(a.accuracy)} at {format_tokens(a.tokens.total)} tokens" for a in arms)
-    return Chart(
-        figure, f"Accuracy over mean total tokens per question, tokens on a logarithmic scale: {points}.", theme
-    )
-
-
-def _arm_styles(roles: Sequence[Role], theme: Theme) -> list[tuple[str, str]]:
-    """Return a colour and a marker for each arm; no two of the first arms are alike."""
-    styles, others = [], 0
-    for role in roles:
-        if role == "judged":
-            styles.append((theme.judged, "o"))
-        elif role == "baseline":
-            styles.append((theme.ink, "s"))
-        else:
-            styles.append((theme.others[others % len(theme.others)], _MARKERS[(others + 2) % len(_MARKERS)]))
-            others += 1
-    return styles
+    text = f"Accuracy over mean total tokens per question, tokens on a logarithmic scale: {points}."
+    return Chart(figure, text, theme)
 
 
 def _use_log_tokens(axes: Axes) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import base64
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ...io import WriteError, write
+from ...io import write
+from ..cli_utils import make_folder
 from ..html_page import make_environment, render_page
 from . import formatting, tables
 from .charts import CHARTS, DARK, LIGHT, draw_charts, is_our_picture, require_matplotlib
@@ -27,36 +27,20 @@ _VERDICT_SIGNS: Mapping[str, tuple[str, str]] = {
     "inconclusive": ("open", "?"),
 }
 """A CSS class and a sign for each verdict, since not everyone can tell the colours apart."""
-_FILTERS = (
-    formatting.format_difference,
-    formatting.format_interval,
-    formatting.format_number,
-    formatting.format_percent,
-    formatting.format_points,
-    formatting.format_significant,
-    formatting.format_tokens,
-    formatting.pluralize,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """A chart as data URIs for light and dark pages."""
-
-    light: str
-    dark: str
-    alt: str
 
 
 def report_page(results: NamedResults, version: str) -> str:
     """Build the page of named results; the names tell the results apart."""
     environment = make_environment(_PACKAGE)
-    environment.filters.update({function.__name__: function for function in _FILTERS})
+    environment.filters.update({name: value for name, value in vars(formatting).items() if callable(value)})
     environment.filters["command_line"] = shlex.join
     environment.globals.update(
-        tables=tables, signs=_VERDICT_SIGNS, list_facts=list_facts, list_omissions=list_omissions
+        tables=tables,
+        signs=_VERDICT_SIGNS,
+        list_facts=list_facts,
+        list_omissions=list_omissions,
+        format_difference=formatting.format_difference,
     )
-    environment.globals.update(format_difference=formatting.format_difference)
     return render_page(
         environment,
         "report.html",
@@ -70,17 +54,14 @@ def report_page(results: NamedResults, version: str) -> str:
     )
 
 
-def draw_pictures(result: BenchmarkResult) -> dict[str, Picture]:
-    """Draw the charts of a result for the page."""
-    light, dark = draw_charts(result, LIGHT), draw_charts(result, DARK)
-    return {
-        name: Picture(_data_uri(chart.to_svg()), _data_uri(dark[name].to_svg()), chart.alt)
-        for name, chart in light.items()
-    }
-
-
-def _data_uri(svg: bytes) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+def draw_pictures(result: BenchmarkResult) -> dict[str, dict[str, str]]:
+    """Draw the charts of a result for the page: data URIs for light and dark pages, and a text for each."""
+    pictures: dict[str, dict[str, str]] = {}
+    for theme, colors in (("light", LIGHT), ("dark", DARK)):
+        for name, chart in draw_charts(result, colors).items():
+            uri = f"data:image/svg+xml;base64,{base64.b64encode(chart.to_svg()).decode()}"
+            pictures.setdefault(name, {"alt": chart.alt})[theme] = uri
+    return pictures
 
 
 def list_facts(result: BenchmarkResult) -> list[tuple[str, str]]:
@@ -135,10 +116,12 @@ def report(
     loaded = [(name, load_result(path)) for name, path in zip(_result_names(results), results, strict=True)]
     require_matplotlib()
     contents = dict(_render(loaded))
-    _make_folder(out)
+    make_folder(out)
     for name, content in contents.items():
         write(out / name, content)
-    _remove_stale_pictures(out, contents)
+    for path in (path for name in CHARTS for path in out.glob(f"{name}*.png")):  # charts of an earlier report of ours
+        if path.name not in contents and path.is_file() and is_our_picture(path):
+            path.unlink()
     typer.echo(f"{out}: {', '.join(contents)}")
 
 
@@ -159,19 +142,3 @@ def _render(results: NamedResults) -> Iterator[tuple[str, str | bytes]]:
         subtitle = f"{formatting.pluralize(result.base.n, 'question')}, seed {result.seed}"
         for name, chart in draw_charts(result).items():
             yield f"{name}{number}.png", chart.to_png(result.title, subtitle)
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-        raise WriteError(f"--out {out} cannot be created: {reason}; accepted: a folder, new or not") from None
-
-
-def _remove_stale_pictures(out: Path, written: Iterable[str]) -> None:
-    """Remove charts of an earlier report that this one does not have, and nothing that we did not write."""
-    for name in CHARTS:
-        for path in out.glob(f"{name}*.png"):
-            if path.name not in written and path.is_file() and is_our_picture(path):
-                path.unlink()

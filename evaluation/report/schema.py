@@ -5,14 +5,16 @@ Shares are of 1, tokens are means per generation, and intervals are pairs (low, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from ...errors import TerselyError, did_you_mean
+from ...probes.stats import CalibrationBin
 from ...validation import FrozenModel, parse_json, read_text
+from ..bench.records import BenchRow
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -52,17 +54,6 @@ class TokenMeans(ResultModel):
     total: Mean
 
 
-class OverheadTokens(ResultModel):
-    """Mean unweighted tokens of a generation by kind of overhead."""
-
-    discarded: Mean = 0.0
-    probe: Mean = 0.0
-    verifier: Mean = 0.0
-    delegated: Mean = 0.0
-    consulted: Mean = 0.0
-    reprefilled: Mean = 0.0
-
-
 class GroupMeans(ResultModel):
     """An arm's results on one level or tier."""
 
@@ -85,7 +76,8 @@ class ReportArm(ResultModel):
     accuracy: Share
     accuracy_ci: tuple[Share, Share]
     tokens: TokenMeans
-    overhead: OverheadTokens
+    overhead: dict[str, Mean]
+    """Mean unweighted tokens of a generation by kind of overhead."""
     forced: Mean = 0.0
     prompt: Mean = 0.0
     delta_accuracy: float | None = None
@@ -129,21 +121,13 @@ class CurveAreas(ResultModel):
     end: Mean = Field(alias="to")
 
 
-class ConfidenceBin(ResultModel):
-    """Trial answers of similar confidence."""
-
-    confidence: Share
-    accuracy: Share
-    n: Count
-
-
 class CalibrationSummary(ResultModel):
     """Confidence of trial answers during thinking, compared with their accuracy."""
 
     n: Count
     ece: Share
     auroc: Share | None = None
-    bins: tuple[ConfidenceBin, ...]
+    bins: tuple[CalibrationBin, ...]
 
 
 class AnswerComparison(ResultModel):
@@ -154,33 +138,6 @@ class AnswerComparison(ResultModel):
     unparsable: Count = 0
     timeouts: Count = 0
     crashes: Count = 0
-
-
-class ReportRow(ResultModel):
-    """One generation, or one cut of one."""
-
-    id: str
-    task: str
-    level: int | None = None
-    tier: str | None = None
-    arm: str
-    rollout: Count
-    answer: str
-    right: bool
-    outcome: str = ""
-    capped: bool
-    prompt: Count
-    thinking: Count
-    answer_tokens: Count
-    forced: Count
-    discarded: Count
-    probe: Count
-    verifier: Count
-    delegated: Count
-    consulted: Count = 0
-    reprefilled: Count
-    overhead: Mean
-    total: Mean
 
 
 class BenchmarkResult(ResultModel):
@@ -214,7 +171,7 @@ class BenchmarkResult(ResultModel):
     answers: AnswerComparison
     notes: tuple[str, ...] = ()
     command: tuple[str, ...] = Field(min_length=1)
-    rows: tuple[ReportRow, ...] = ()
+    rows: tuple[BenchRow, ...] = ()
 
     @property
     def base(self) -> ReportArm:
@@ -244,9 +201,8 @@ class BenchmarkResult(ResultModel):
         return "cut" if arm.kind == "cut" else "other"
 
     def shared_levels(self) -> dict[str, tuple[GroupMeans, GroupMeans]]:
-        """Return the results of the baseline and the judged arm by level, in order of the levels."""
-        pairs = _pair(self.base.per_level, self.judged_arm.per_level)
-        return {name: pairs[name] for name in sort_levels(pairs)}
+        """Return the results of the baseline and the judged arm by level, numbers by size and before words."""
+        return _pair(self.base.per_level, self.judged_arm.per_level)
 
     def shared_tiers(self) -> dict[str, tuple[GroupMeans, GroupMeans]]:
         """Return the results of the baseline and the judged arm by tier."""
@@ -254,16 +210,8 @@ class BenchmarkResult(ResultModel):
 
 
 def _pair(base: Mapping[str, GroupMeans], judged: Mapping[str, GroupMeans]) -> dict[str, tuple[GroupMeans, GroupMeans]]:
-    return {name: (base[name], judged[name]) for name in base if name in judged}
-
-
-def sort_levels(names: Iterable[str]) -> list[str]:
-    """Sort level names: numbers by size, then words in their given order."""
-    return sorted(names, key=lambda name: (0, float(name)) if _is_number(name) else (1, 0.0))
-
-
-def _is_number(name: str) -> bool:
-    return name.removeprefix("-").replace(".", "", 1).isdecimal()
+    names = sorted(base.keys() & judged.keys(), key=lambda name: (not name.isdecimal(), len(name), name))
+    return {name: (base[name], judged[name]) for name in names}
 
 
 def load_result(path: Path) -> BenchmarkResult:

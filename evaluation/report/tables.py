@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
+from ..bench.records import OVERHEADS, BenchRow
 from .formatting import (
     format_difference,
     format_interval,
@@ -20,9 +23,7 @@ from .formatting import (
     pluralize,
     to_percent,
 )
-from .schema import BenchmarkResult, GroupMeans, OverheadTokens, ReportArm, ReportRow
-
-_THOUSAND = 1000.0  # prices are given for a thousand questions, since those of one are too small to read
+from .schema import BenchmarkResult, GroupMeans, ReportArm
 
 NamedResults = Sequence[tuple[str, BenchmarkResult]]
 Form = Callable[[float], str]
@@ -46,67 +47,66 @@ class Table:
     rows: Sequence[Sequence[Cell | None]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Column:
-    heading: Cell
-    cell: Callable[[ReportArm], Cell | None]
+Column = tuple[Cell, Callable[[ReportArm], Cell | None]]
+"""A heading, and the cell of each arm."""
 
 
-def _value(text: str, note: str, field: str, form: Form, scale: float = 1.0) -> _Column:
-    """Build a column with the value of a field, where it has one."""
+def _column(text: str, note: str, field: str, form: Form, detail: Callable[[ReportArm], str] | None = None) -> Column:
+    """Build a column with the value of a field (a path such as tokens.total), where it has one, above a detail."""
+    get = attrgetter(field)
 
     def cell(arm: ReportArm) -> Cell | None:
-        value = getattr(arm, field)
-        return None if value is None else Cell(form(scale * value))
+        value = get(arm)
+        return None if value is None else Cell(form(value), "" if detail is None else detail(arm))
 
-    return _Column(Cell(text, note), cell)
+    return Cell(text, note), cell
 
 
-def _interval(text: str, note: str, field: str, form: Form, ends: Form) -> _Column:
+def _interval(text: str, note: str, field: str, form: Form, ends: Form) -> Column:
     """Build a column with a value and its interval."""
-    return _Column(Cell(text, note), lambda arm: _interval_cell(arm, field, form, ends))
+
+    def detail(arm: ReportArm) -> str:
+        pair = getattr(arm, f"{field}_ci")
+        return "" if pair is None else format_interval(pair, ends)
+
+    return _column(text, note, field, form, detail)
 
 
-def _interval_cell(arm: ReportArm, field: str, form: Form, ends: Form) -> Cell | None:
-    value, pair = getattr(arm, field), getattr(arm, f"{field}_ci")
-    return None if value is None else Cell(form(value), "" if pair is None else format_interval(pair, ends))
-
-
-def _bound(text: str, note: str, field: str, bound: str, words: str) -> _Column:
+def _bound(text: str, note: str, field: str, bound: str, words: str) -> Column:
     """Build a column with a share and its one-sided bound."""
 
-    def cell(arm: ReportArm) -> Cell | None:
-        value, end = getattr(arm, field), getattr(arm, bound)
-        return (
-            None if value is None else Cell(format_percent(value), "" if end is None else f"{words} {to_percent(end)}")
-        )
+    def detail(arm: ReportArm) -> str:
+        end = getattr(arm, bound)
+        return "" if end is None else f"{words} {to_percent(end)}"
 
-    return _Column(Cell(text, note), cell)
+    return _column(text, note, field, format_percent, detail)
 
 
-def _tokens(text: str, note: str, field: Callable[[ReportArm], float]) -> _Column:
-    return _Column(Cell(text, note), lambda arm: Cell(format_tokens(field(arm))))
+def _per_thousand(value: float) -> str:
+    return format_significant(1000 * value)  # prices of one question are too small to read
 
 
+_DELTA = _interval("Δ accuracy", "points", "delta_accuracy", format_difference, format_difference)
+_SAVED = _interval("Tokens saved", "95 % interval", "saving", format_percent, to_percent)
 _RESULT_COLUMNS = (
     _interval("Accuracy", "95 % interval", "accuracy", format_percent, to_percent),
-    _interval("Δ accuracy", "points", "delta_accuracy", format_difference, format_difference),
-    _value("p", "McNemar", "mcnemar_p", format_p_value),
-    _interval("Tokens saved", "95 % interval", "saving", format_percent, to_percent),
+    _DELTA,
+    _column("p", "McNemar", "mcnemar_p", format_p_value),
+    _SAVED,
     _interval("At equal accuracy", "saved of a fixed budget", "iso_saving", format_percent, to_percent),
     _bound("Harm", "right made wrong", "harm", "harm_upper", "at most"),
     _bound("Help", "wrong made right", "help", "help_lower", "at least"),
-    _tokens("Thinking", "tokens", lambda arm: arm.tokens.thinking),
-    _tokens("Answer", "tokens", lambda arm: arm.tokens.answer),
-    _tokens("Overhead", "weighted", lambda arm: arm.tokens.overhead),
-    _tokens("Total", "tokens", lambda arm: arm.tokens.total),
+    _column("Thinking", "tokens", "tokens.thinking", format_tokens),
+    _column("Answer", "tokens", "tokens.answer", format_tokens),
+    _column("Overhead", "weighted", "tokens.overhead", format_tokens),
+    _column("Total", "tokens", "tokens.total", format_tokens),
 )
 _COST_COLUMNS = (
-    _value("Wall time", "seconds in total", "seconds", format_significant),
-    _value("FLOPs", "per question", "flops", format_si),
-    _value("USD", "per 1,000 questions", "usd", format_significant, _THOUSAND),
-    _value("Cost of pass", "USD per 1,000 right", "cost_of_pass", format_significant, _THOUSAND),
-    _value("E³", "", "e3", format_significant),
+    _column("Wall time", "seconds in total", "seconds", format_significant),
+    _column("FLOPs", "per question", "flops", format_si),
+    _column("USD", "per 1,000 questions", "usd", _per_thousand),
+    _column("Cost of pass", "USD per 1,000 right", "cost_of_pass", _per_thousand),
+    _column("E³", "", "e3", format_significant),
 )
 
 
@@ -124,32 +124,31 @@ def costs_table(result: BenchmarkResult) -> Table | None:
 
 def token_kinds_table(result: BenchmarkResult) -> Table:
     """Build the table of tokens by kind, and of answers that are missing or cut off."""
-    kinds = [kind for kind in OverheadTokens.model_fields if any(getattr(arm.overhead, kind) for arm in result.arms)]
     columns = [
-        _tokens("Prompt", "", lambda arm: arm.prompt),
-        _tokens("Forced", "within thinking", lambda arm: arm.forced),
-        *(_overhead_column(kind, result.weights) for kind in kinds),
-        _value("Cut off", "at the token limit", "capped", format_percent),
-        _value("No answer", "", "unanswered", format_percent),
+        _column("Prompt", "", "prompt", format_tokens),
+        _column("Forced", "within thinking", "forced", format_tokens),
+    ]
+    for kind in OVERHEADS:
+        if any(arm.overhead.get(kind) for arm in result.arms):
+            weight = result.weights.get("helper" if kind == "delegated" else kind, 1.0)
+            cell = partial(lambda kind, arm: Cell(format_tokens(arm.overhead.get(kind, 0.0))), kind)
+            columns.append((Cell(kind.capitalize(), f"overhead, × {weight:.3g}"), cell))
+    columns += [
+        _column("Cut off", "at the token limit", "capped", format_percent),
+        _column("No answer", "", "unanswered", format_percent),
     ]
     return _arm_table("Other tokens of a generation by kind, means", columns, result)
 
 
-def _overhead_column(kind: str, weights: Mapping[str, float]) -> _Column:
-    weight = weights.get("helper" if kind == "delegated" else kind, 1.0)
-    return _tokens(kind.capitalize(), f"overhead, × {weight:.3g}", lambda arm: getattr(arm.overhead, kind))
-
-
-def _arm_table(caption: str, columns: Sequence[_Column], result: BenchmarkResult) -> Table:
+def _arm_table(caption: str, columns: Sequence[Column], result: BenchmarkResult) -> Table:
     """Build a table with a row for each arm, without columns that are empty for all of them."""
-    cells = {column: [column.cell(arm) for arm in result.arms] for column in columns}
-    filled = [column for column in columns if any(cells[column])]
+    filled = [(heading, cell) for heading, cell in columns if any(map(cell, result.arms))]
     notes = {"baseline": "baseline", "judged": "judged", "cut": "from a cut", "other": ""}
     rows = [
-        [Cell(arm.name, notes[role := result.get_role(arm)], role), *(cells[column][i] for column in filled)]
-        for i, arm in enumerate(result.arms)
+        [Cell(arm.name, notes[role := result.get_role(arm)], role), *(cell(arm) for _, cell in filled)]
+        for arm in result.arms
     ]
-    return Table(caption, [Cell("Arm"), *(column.heading for column in filled)], rows)
+    return Table(caption, [Cell("Arm"), *(heading for heading, _ in filled)], rows)
 
 
 def levels_table(result: BenchmarkResult) -> Table | None:
@@ -166,8 +165,6 @@ def tiers_table(result: BenchmarkResult) -> Table | None:
 def _group_table(
     caption: str, kind: str, groups: Mapping[str, tuple[GroupMeans, GroupMeans]], result: BenchmarkResult
 ) -> Table | None:
-    if not groups:
-        return None
     arms = (result.baseline, result.judged)
     columns = [Cell(kind), Cell("Questions")]
     columns += [Cell(text, arm) for text in ("Accuracy", "Thinking", "Total") for arm in arms]
@@ -176,44 +173,32 @@ def _group_table(
         counts = " / ".join(dict.fromkeys(f"{group.n:,}" for group in pair))
         texts = [format_percent(group.accuracy) for group in pair]
         texts += [format_tokens(group.thinking) for group in pair] + [format_tokens(group.total) for group in pair]
-        rows.append([Cell(name), Cell(counts), *map(Cell, texts)])
-    return Table(f"{caption}, {result.baseline} and {result.judged}", columns, rows)
+        rows.append([name, counts, *texts])
+    return _text_table(f"{caption}, {result.baseline} and {result.judged}", columns, rows)
 
 
 def budgets_table(result: BenchmarkResult) -> Table | None:
     """Build the table of fixed budgets; None if there are none."""
     columns = [Cell("Budget", "thinking tokens"), Cell("Accuracy"), Cell("Tokens", "per question")]
-    rows = [
-        [Cell(f"{point.budget:,}"), Cell(format_percent(point.accuracy)), Cell(format_tokens(point.total))]
-        for point in result.budget_curve
-    ]
-    return Table(f"{result.baseline} with fixed thinking budgets", columns, rows) if rows else None
+    points = result.budget_curve
+    rows = [[f"{at.budget:,}", format_percent(at.accuracy), format_tokens(at.total)] for at in points]
+    return _text_table(f"{result.baseline} with fixed thinking budgets", columns, rows)
 
 
 def calibration_table(result: BenchmarkResult) -> Table | None:
     """Build the table of calibration bins; None if there are none."""
-    if result.calibration is None:
-        return None
+    bins = () if result.calibration is None else result.calibration.bins
     columns = [Cell("Confidence"), Cell("Right"), Cell("Answers")]
-    rows = [
-        [Cell(format_percent(one.confidence)), Cell(format_percent(one.accuracy)), Cell(f"{one.n:,}")]
-        for one in result.calibration.bins
-        if one.n
-    ]
-    return Table("Trial answers by confidence", columns, rows)
+    rows = [[format_percent(one.confidence), format_percent(one.accuracy), f"{one.n:,}"] for one in bins if one.n]
+    return _text_table("Trial answers by confidence", columns, rows)
+
+
+def _text_table(caption: str, columns: Sequence[Cell], rows: Sequence[Sequence[str]]) -> Table | None:
+    return Table(caption, columns, [[Cell(text) for text in row] for row in rows]) if rows else None
 
 
 def overview_table(results: NamedResults) -> Table:
     """Build the table with one row for each result."""
-    columns = [
-        Cell("Result"),
-        Cell("Questions"),
-        Cell("Accuracy", "baseline → judged"),
-        Cell("Δ accuracy", "points"),
-        Cell("Tokens", "baseline → judged"),
-        Cell("Tokens saved", "95 % interval"),
-        Cell("Verdict"),
-    ]
     rows = []
     for name, result in results:
         base, judged = result.base, result.judged_arm
@@ -222,13 +207,15 @@ def overview_table(results: NamedResults) -> Table:
                 Cell(result.title, f"{judged.name} · {name}"),
                 Cell(f"{base.n:,}"),
                 Cell(f"{format_percent(base.accuracy)} → {format_percent(judged.accuracy)}"),
-                _interval_cell(judged, "delta_accuracy", format_difference, format_difference),
+                _DELTA[1](judged),
                 Cell(f"{format_tokens(base.tokens.total)} → {format_tokens(judged.tokens.total)}"),
-                _interval_cell(judged, "saving", format_percent, to_percent),
+                _SAVED[1](judged),
                 Cell(result.verdict, f"margin {format_points(result.margin)}"),
             ]
         )
-    return Table("All results", columns, rows)
+    change = "baseline → judged"
+    columns = [Cell("Accuracy", change), _DELTA[0], Cell("Tokens", change), _SAVED[0], Cell("Verdict")]
+    return Table("All results", [Cell("Result"), Cell("Questions"), *columns], rows)
 
 
 def arms_csv(results: NamedResults) -> str:
@@ -242,8 +229,8 @@ def arms_csv(results: NamedResults) -> str:
 
 def rows_csv(results: NamedResults) -> str:
     """Write all generations as CSV."""
-    rows = ({"result": name, "model": result.model, **dict(row)} for name, result in results for row in result.rows)
-    return _to_csv(rows, ("result", "model", *ReportRow.model_fields))
+    rows = ({"result": name, "model": result.model, **asdict(row)} for name, result in results for row in result.rows)
+    return _to_csv(rows, ("result", "model", *(field.name for field in fields(BenchRow))))
 
 
 def _flatten(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,12 +16,14 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ...controller.text.answers import extract_boxed, normalize_answer
 from ...errors import TerselyError, unknown
 from ...probes.fingerprint import question_hash
-from ...validation import read_text
+from ...validation import parse_json, read_text
 from .sandbox import SandboxError, SandboxProcess
 from .toy_problems import SPLITS, stream
 
@@ -128,7 +130,7 @@ def _read_jsonl(path: Path) -> list[Question]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        question = _parse(line, f"{path}, line {number}")
+        question = Question(**dict(parse_json(_Line, line, f"{path}, line {number}", TaskError)))
         if question.id in seen:
             first = f"is already used in line {seen[question.id]}"
             raise TaskError(f"{path}, line {number}: id {question.id!r} {first}; make ids unique")
@@ -139,30 +141,27 @@ def _read_jsonl(path: Path) -> list[Question]:
     return questions
 
 
-def _parse(line: str, where: str) -> Question:
-    try:
-        item: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{where}: not valid JSON ({error}); accepted: {_FORM}") from None
-    if not isinstance(item, dict):
-        raise TaskError(f"{where}: got a {type(item).__name__}, not an object; accepted: {_FORM}")
-    for key in ("id", "problem", "answer"):
-        if not _is_text_or_number(item.get(key)):
-            got = f"is {item[key]!r}" if key in item else "is missing"
-            raise TaskError(f"{where}: {key!r} {got}; accepted: {_FORM}")
-    level = item.get("level")
-    if level is not None and (isinstance(level, bool) or not isinstance(level, int)):
-        raise TaskError(f"{where}: 'level' is {level!r}; accepted: a whole number, or leave it out")
-    return Question(str(item["id"]), str(item["problem"]), str(item["answer"]), level)
+def _to_text(value: object) -> object:
+    """A number as text; raises ValueError for one that is not finite, and for blank text."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError(f"got {value!r}; accepted: {_FORM}")
 
 
-def _is_text_or_number(value: object) -> bool:
-    """Whether a value is a finite number, or valid text that is not blank (JSON allows lone surrogates)."""
-    if isinstance(value, str):
-        return bool(value.strip()) and not any("\ud800" <= c <= "\udfff" for c in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+Text = Annotated[str, BeforeValidator(_to_text)]
+
+
+class _Line(BaseModel):
+    """A line of a file; other fields are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: Text
+    problem: Text
+    answer: Text
+    level: int | None = None
 
 
 def _draw_from_gym(name: str, split: str, limit: int, seed: int) -> list[Question]:

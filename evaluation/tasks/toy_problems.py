@@ -96,23 +96,13 @@ def count_tokens(sentence: str) -> int:
     return sum(1 + sum(c.isdigit() for c in word) for word in sentence.split())
 
 
-def draw_noise(cap: int, rng: Random) -> str:
-    """An irrelevant sentence with a number of the size of the problem's own."""
-    return rng.choice(NOISE).format(n=rng.randint(2, max(12, cap)), p=rng.choice(NAMES))
-
-
 def scatter(core: list[str], extra: list[str], rng: Random) -> list[str]:
     """Merge `extra` into `core` at random positions, keeping the order of `core`."""
     slots = sorted(rng.randint(0, len(core)) for _ in extra)
-    out: list[str] = []
-    used = 0
-    for i in range(len(core) + 1):
-        while used < len(extra) and slots[used] == i:
-            out.append(extra[used])
-            used += 1
-        if i < len(core):
-            out.append(core[i])
-    return out
+    merged = list(core)
+    for slot, sentence in zip(reversed(slots), reversed(extra), strict=True):
+        merged.insert(slot, sentence)
+    return merged
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,17 +115,6 @@ class Cast:
     variables: tuple[str, ...]
     style: str
     buy: str
-
-
-def _cast(rng: Random) -> Cast:
-    return Cast(
-        rng.choice(NAMES),
-        rng.choice(THINGS),
-        tuple(rng.sample(GOODS, len(GOODS))),
-        tuple(rng.sample(VARIABLES, len(VARIABLES))),
-        rng.choice(DEFINE),
-        rng.choice(BUY),
-    )
 
 
 def _event(op: str, name: str, thing: str, number: int, rng: Random) -> str:
@@ -160,11 +139,10 @@ def _term(operand: Operand, names: Sequence[str]) -> str:
 def _chain(work: Work, cast: Cast, rng: Random) -> Draft:
     program = draw_tree(work, rng) if work.steps >= 3 and rng.random() < 0.4 else draw_chain(work, rng)
     names = cast.variables[: len(program)]
-    style = cast.style
-    core = []
-    for name, step in zip(names, program, strict=True):
-        text = f"{_term(step.left, names)} {step.op} {_term(step.right, names)}"
-        core.append(style.format(v=name, e=text))
+    core = [
+        cast.style.format(v=name, e=f"{_term(step.left, names)} {step.op} {_term(step.right, names)}")
+        for name, step in zip(names, program, strict=True)
+    ]
     return core, rng.choice(ASK_CHAIN).format(v=names[-1]), program, tuple(names)
 
 
@@ -209,7 +187,14 @@ def draw(
     `padding` is a share of the full one; at 0.3 and below there is no called-off problem, at 0 no padding at all.
     `contrast` is the level of the called-off problem, by default random.
     """
-    cast = _cast(rng)
+    cast = Cast(
+        rng.choice(NAMES),
+        rng.choice(THINGS),
+        tuple(rng.sample(GOODS, len(GOODS))),
+        tuple(rng.sample(VARIABLES, len(VARIABLES))),
+        rng.choice(DEFINE),
+        rng.choice(BUY),
+    )
     core, question, program, labels = _MAKERS[kind](work, cast, rng)
     target = int(rng.randint(*_LENGTHS) * padding)
     room = target - sum(map(count_tokens, core)) - count_tokens(question)
@@ -219,7 +204,8 @@ def draw(
         room -= sum(map(count_tokens, before))
     extra: list[str] = []
     while room > 6:
-        extra.append(draw_noise(rng.choice(_NOISE_CAPS), rng))
+        cap = rng.choice(_NOISE_CAPS)  # irrelevant numbers are of the size of the problem's own
+        extra.append(rng.choice(NOISE).format(n=rng.randint(2, max(12, cap)), p=rng.choice(NAMES)))
         room -= count_tokens(extra[-1])
     early = sum(rng.random() < len(before) / (len(before) + len(core) + 1) for _ in extra)
     sentences = [*scatter(before[:-1], extra[:early], rng), *before[-1:], *scatter(core, extra[early:], rng)]

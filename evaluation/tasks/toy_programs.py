@@ -36,9 +36,7 @@ Program = tuple[Step, ...]
 
 def apply(op: str, left: int, right: int) -> int:
     """Carry out one operation."""
-    if op == "+":
-        return left + right
-    return left - right if op == "-" else left * right
+    return {"+": left + right, "-": left - right, "*": left * right}[op]
 
 
 def operand_value(operand: Operand, values: list[int]) -> int:
@@ -79,11 +77,6 @@ def draw_work(level: int, rng: Random) -> Work:
     return Work(4, LIMIT, 0.45) if twist else Work(rng.choice((5, 6)), 600, 0.3)
 
 
-def draw_literal(cap: int, rng: Random) -> int:
-    """A starting number from most of the level's range, never trivial on hard levels."""
-    return rng.randint(max(2, cap // 12), max(6, int(cap * 0.6)))
-
-
 def _extend(value: int, cap: int, product: float, rng: Random) -> tuple[str, int]:
     """Choose the next operation on a running value so that the result stays within 1..cap."""
     if rng.random() < product:
@@ -102,7 +95,8 @@ def _extend(value: int, cap: int, product: float, rng: Random) -> tuple[str, int
 
 def draw_chain(work: Work, rng: Random) -> Program:
     """A linear program: a running value changed `work.steps` times."""
-    value = draw_literal(work.cap, rng)
+    # The starting number is from most of the level's range, never trivial on hard levels.
+    value = rng.randint(max(2, work.cap // 12), max(6, int(work.cap * 0.6)))
     steps: list[Step] = []
     for i in range(work.steps):
         op, right = _extend(value, work.cap, work.product, rng)
@@ -114,26 +108,22 @@ def draw_chain(work: Work, rng: Random) -> Program:
 
 def draw_basket(work: Work, rng: Random) -> tuple[Program, list[tuple[int, int]], int | None]:
     """A sum of price x count lines; returns the program, the lines and a last extra charge (or None)."""
-    lines_n = max(1, (work.steps + 1) // 2)
-    extra = work.steps % 2 == 0
-    budget = max(work.cap, 40) // lines_n
+    count_lines = max(1, (work.steps + 1) // 2)
+    budget = max(work.cap, 40) // count_lines
     lines: list[tuple[int, int]] = []
     steps: list[Step] = []
-    total: int | None = None
-    for _ in range(lines_n):
+    for _ in range(count_lines):
         count = rng.randint(2, 9 if work.cap > 50 else 4)
         price = rng.randint(max(2, budget // (count * 3)), max(3, int(budget * 0.85) // count))
         lines.append((price, count))
-        steps.append(Step("*", Operand(price), Operand(count)))
-        product_index = len(steps) - 1
-        if total is not None:
-            steps.append(Step("+", Operand(0, total), Operand(0, product_index)))
         total = len(steps) - 1
-    charge: int | None = None
-    if extra:
-        assert total is not None
-        charge = rng.randint(2, max(3, budget // 4))
-        steps.append(Step("+", Operand(0, total), Operand(charge)))
+        steps.append(Step("*", Operand(price), Operand(count)))
+        if total >= 0:
+            steps.append(Step("+", Operand(0, total), Operand(0, total + 1)))
+    if work.steps % 2:
+        return tuple(steps), lines, None
+    charge = rng.randint(2, max(3, budget // 4))
+    steps.append(Step("+", Operand(0, len(steps) - 1), Operand(charge)))
     return tuple(steps), lines, charge
 
 

@@ -12,7 +12,7 @@ import webbrowser
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise, takewhile
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,10 +21,10 @@ import typer
 from ...controller.text.answers import normalize_answer
 from ...controller.trace import Decision
 from ...errors import OptionError
-from ...io import WriteError, write
+from ...io import check_writable, write
 from ..html_page import is_page_by, make_environment, render_page
 from ..tasks.questions import is_right
-from .record import RunView, SegmentKind, SegmentView, TraceRecord, load_records
+from .record import RunView, SegmentKind, TraceRecord, load_records
 
 GENERATOR = "tersely view"
 _PACKAGE = "tersely.evaluation.view"
@@ -53,18 +53,14 @@ class PlacedDecision:
 
 @dataclass(frozen=True, slots=True)
 class RunDisplay:
-    """A run as the page shows it; `thinking` and `answer` are its text in pieces."""
+    """A run as the page shows it; `thinking` and `answer` are its text in pieces, and `ending` says how it ended."""
 
     run: RunView
     right: bool | None
+    ending: str
     decisions: Sequence[PlacedDecision]
     thinking: Sequence[Piece]
     answer: Sequence[Piece]
-
-    @property
-    def ending(self) -> str:
-        """How the run ended, in words."""
-        return _ENDINGS.get(self.run.finish_reason, self.run.finish_reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,58 +136,25 @@ def _display_run(run: RunView, gold: str | None, divergence: int | None) -> RunD
     starts = list(accumulate((len(token.text) for token in run.tokens), initial=0)) if run.tokens else None
     if divergence is not None and starts is not None:
         divergence = starts[bisect_right(starts, divergence) - 1]  # where its token begins
-    decisions = list(_place_decisions(run, starts))
+    decisions = [_place_decision(run, decision, starts) for decision in run.decisions]
     pieces = list(_split_pieces(run, decisions, divergence))
     return RunDisplay(
         run,
         None if gold is None else is_right(normalize_answer(run.answer), gold),
+        _ENDINGS.get(run.finish_reason, run.finish_reason),
         decisions,
         [piece for piece, thinking in pieces if thinking],
         [piece for piece, thinking in pieces if not thinking],
     )
 
 
-def _place_decisions(run: RunView, starts: Sequence[int] | None) -> Iterator[PlacedDecision]:
-    """Place decisions by the tokens, or else by the text that they inserted, or else in proportion."""
-    inserted = _inserted_texts(run.segments)
-    for decision in run.decisions:
-        if starts is not None:
-            yield PlacedDecision(decision, starts[min(decision.position, len(starts) - 1)], exact=True)
-            continue
-        match = None
-        if decision.acted and decision.text:
-            match = next((i for i, (_, text) in enumerate(inserted) if _fits(text, decision.text)), None)
-        if match is None:
-            yield PlacedDecision(decision, _estimate_offset(run, decision.position), exact=False)
-        else:
-            yield PlacedDecision(decision, inserted[match][0], exact=True)
-            del inserted[: match + 1]
-
-
-def _inserted_texts(segments: Sequence[SegmentView]) -> list[tuple[int, str]]:
-    """Return the texts that the model did not sample, with their offsets."""
-    lengths = (0 if segment.kind == "trimmed" else len(segment.text) for segment in segments)
-    offsets = accumulate(lengths, initial=0)
-    return [(at, s.text) for at, s in zip(offsets, segments, strict=False) if s.kind in ("forced", "delegated")]
-
-
-def _fits(segment: str, text: str) -> bool:
-    """Return whether a segment holds what a decision inserted, which the token limit may have cut off."""
-    return segment.startswith(text) or text.startswith(segment)
-
-
-def _estimate_offset(run: RunView, position: int) -> int:
-    """Return the end of a word near a position, in proportion to the tokens of thinking and answer."""
-    thinking = sum(len(s.text) for s in run.segments if s.thinking and s.kind != "trimmed")
-    usage, output = run.usage, run.output
-    knots = [(0, 0), (usage.thinking, thinking), (usage.thinking + usage.answer, len(output))]
-    near = len(output)
-    for (x0, y0), (x1, y1) in pairwise(knots):
-        if position < x1:
-            near = int(y0 + (y1 - y0) * (position - x0) / (x1 - x0))
-            break
-    match = _WORD_END.search(output, near)
-    return match.start() if match else len(output)
+def _place_decision(run: RunView, decision: Decision, starts: Sequence[int] | None) -> PlacedDecision:
+    """Place a decision by the tokens, or else at the end of a word, in proportion to the tokens of the run."""
+    if starts is not None:
+        return PlacedDecision(decision, starts[min(decision.position, len(starts) - 1)], exact=True)
+    output, tokens = run.output, run.usage.thinking + run.usage.answer
+    match = _WORD_END.search(output, min(len(output), len(output) * decision.position // max(tokens, 1)))
+    return PlacedDecision(decision, match.start() if match else len(output), exact=False)
 
 
 def _split_pieces(
@@ -242,8 +205,7 @@ def view(
 
 def _check_target(target: Path, trace: Path, force: bool) -> None:
     """Refuse a place where a page cannot or should not be written."""
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise WriteError(f"{target} cannot be written; accepted: a file in a folder that exists; choose one with --out")
+    check_writable(target)
     if not target.exists():
         return
     if not target.is_file():
@@ -251,10 +213,6 @@ def _check_target(target: Path, trace: Path, force: bool) -> None:
     if target.samefile(trace):
         message = f"{target} is the trace itself; accepted: another file; choose one with --out"
         raise OptionError(message, code="overwrites_trace")
-    try:
-        ours = is_page_by(target, GENERATOR)
-    except OSError as error:
-        raise WriteError(f"{target} cannot be read: {error.strerror}; choose another place with --out") from None
-    if not (ours or force):
+    if not (force or is_page_by(target, GENERATOR)):
         message = f"{target} was not written by tersely; choose another file with --out, or overwrite it with --force"
         raise OptionError(message, code="overwrites_other_file")

@@ -7,7 +7,6 @@ or nothing.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +17,8 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from ...controller.text.tokenizer_adapter import TokenizerAdapter
 from ...controller.trace import Decision, GenerationResult, Span, Usage
 from ...errors import TerselyError
-from ...io import WriteError, append_line
-from ...validation import FrozenModel, format_validation_error
+from ...io import append_line, check_writable
+from ...validation import FrozenModel, format_validation_error, read_text
 from ..trace_analysis import final_answer
 
 VERSION: Literal[1] = 1
@@ -42,14 +41,13 @@ class SegmentView(RecordModel):
 
 
 class TokenView(RecordModel):
-    """One output token, with the entropy (in nats) of its distribution and probe values by name.
+    """One output token, with the entropy (in nats) of its distribution.
 
     A token that ends within a character has an empty text; the character belongs to the token that completes it.
     """
 
     text: str
     entropy: float | None = None
-    probe: dict[str, float] | None = None
 
 
 class RunView(RecordModel):
@@ -98,49 +96,37 @@ def build_record(
     uncontrolled: GenerationResult | None = None,
     *,
     codec: TokenizerAdapter | None = None,
-    gold: str | None = None,
-    name: str | None = None,
-    probe: Mapping[str, Sequence[float]] | None = None,
 ) -> TraceRecord:
-    """Build the record of a generation; without a tokenizer (`codec`) no tokens are recorded.
-
-    `name` is the record's id, by default a hash of question and output. `probe` holds one value per output token.
-    """
-    run = _build_run(generation, codec, probe)
+    """Build the record of a generation; without a tokenizer (`codec`) no tokens are recorded."""
     return TraceRecord(
         version=VERSION,
-        id=name or hashlib.sha256(f"{question}\0{generation.text}".encode()).hexdigest()[:12],
+        id=hashlib.sha256(f"{question}\0{generation.text}".encode()).hexdigest()[:12],
         question=question,
-        gold=gold,
         uncontrolled=None if uncontrolled is None else _build_run(uncontrolled, codec),
-        **dict(run),
+        **dict(_build_run(generation, codec)),
     )
 
 
-def _build_run(
-    generation: GenerationResult,
-    codec: TokenizerAdapter | None = None,
-    probe: Mapping[str, Sequence[float]] | None = None,
-) -> RunView:
+def _build_run(generation: GenerationResult, codec: TokenizerAdapter | None) -> RunView:
+    texts = [] if codec is None else _token_texts(generation, codec)
+    entropies = [None if signal is None else signal.entropy for signal in generation.signals] or [None] * len(texts)
     return RunView(
         answer=final_answer(generation),
         tier=generation.tier,
         finish_reason=generation.finish_reason,
         usage=generation.usage,
         segments=tuple(_split_segments(generation)),
-        tokens=() if codec is None else tuple(_build_tokens(generation, codec, probe or {})),
+        tokens=tuple(TokenView(text=text, entropy=at) for text, at in zip(texts, entropies, strict=False)),
         decisions=generation.trace,
     )
 
 
-def _get_spans(generation: GenerationResult) -> Sequence[Span]:
-    return generation.spans or (Span("sampled", generation.text),)
-
-
 def _split_segments(generation: GenerationResult) -> Iterator[SegmentView]:
     """Split the spans where thinking ends; the closing marker belongs to the thinking."""
-    spans = _get_spans(generation)
-    left = _thinking_length("".join(span.text for span in spans), generation)
+    spans = generation.spans or (Span("sampled", generation.text),)
+    output = "".join(span.text for span in spans)
+    start = output.rfind(generation.answer) if generation.answer else -1
+    left = 0 if not generation.usage.thinking else len(output) if start < 0 else start
     for span in spans:
         for text, thinking in ((span.text[:left], True), (span.text[left:], False)):
             if text:
@@ -148,30 +134,10 @@ def _split_segments(generation: GenerationResult) -> Iterator[SegmentView]:
         left = max(0, left - len(span.text))
 
 
-def _thinking_length(text: str, generation: GenerationResult) -> int:
-    """Return how many characters of an output precede its answer."""
-    if not generation.usage.thinking:
-        return 0
-    start = text.rfind(generation.answer) if generation.answer else -1
-    return len(text) if start < 0 else start
-
-
-def _build_tokens(
-    generation: GenerationResult, codec: TokenizerAdapter, probe: Mapping[str, Sequence[float]]
-) -> Iterator[TokenView]:
-    texts = _token_texts(generation, codec)
-    signals = generation.signals or (None,) * len(texts)
-    for name, column in probe.items():
-        if len(column) != len(texts):
-            raise ValueError(f"got {len(column)} values of {name!r} for {len(texts)} tokens; accepted: one per token")
-    for i, (text, signal) in enumerate(zip(texts, signals, strict=False)):  # there may be no texts
-        values = {name: float(column[i]) for name, column in probe.items()}
-        yield TokenView(text=text, entropy=None if signal is None else signal.entropy, probe=values or None)
-
-
 def _token_texts(generation: GenerationResult, codec: TokenizerAdapter) -> list[str]:
     """Return the text of each token; none at all if together they do not spell the output."""
-    spans, ids, texts = _get_spans(generation), generation.token_ids, list[str]()
+    spans = generation.spans or (Span("sampled", generation.text),)
+    ids, texts = generation.token_ids, list[str]()
     for span in spans:
         texts += _decode_pieces(ids[len(texts) :], span.text, codec)
     complete = len(texts) == len(ids) and "".join(texts) == "".join(span.text for span in spans)
@@ -219,50 +185,30 @@ def load_records(path: Path) -> list[TraceRecord]:
 
 
 def _iterate_records(path: Path) -> Iterator[TraceRecord]:
-    if not path.exists():
-        raise TraceError(f"trace file {str(path)!r} does not exist; {_HINT}", code="no_such_file")
-    if path.is_dir():
-        raise TraceError(f"{path} is a folder; accepted: a trace file", code="not_a_file")
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield parse_record(line.removeprefix(b"\xef\xbb\xbf"), f"{path}, line {number}")
-    except OSError as error:
-        raise TraceError(f"{path} cannot be read: {error.strerror}; check the file and its permissions") from None
+    lines = read_text(path, TraceError).removeprefix("\ufeff").split("\n")
+    return (parse_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
 
 
-def parse_record(line: bytes, source: str) -> TraceRecord:
+def parse_record(line: str, source: str) -> TraceRecord:
     """Parse one line; raises TraceError, whose message begins with the source."""
     try:
-        return TraceRecord.model_validate_json(line.decode("utf-8").strip())
-    except UnicodeDecodeError as error:
-        message = f"{source}: not UTF-8 text (byte {error.start} of the line); save it as UTF-8"
-        raise TraceError(message, code="not_utf8") from None
+        return TraceRecord.model_validate_json(line)
     except ValidationError as error:
-        raise _explain(error, source) from None
-
-
-def _explain(error: ValidationError, source: str) -> TraceError:
-    """Build the error for an invalid record; another version explains everything else that is wrong."""
-    for details in error.errors(include_url=False):
-        if details["loc"] == ("version",) and details["type"] == "literal_error":
+        failure = error
+    for details in failure.errors(include_url=False):
+        if details["loc"] == ("version",) and details["type"] == "literal_error":  # it explains all else that is wrong
             message = f"version is {details['input']!r}; accepted: {VERSION}; update tersely or the file"
-            return TraceError(f"{source}: {message}", code="unsupported_version")
+            raise TraceError(f"{source}: {message}", code="unsupported_version")
         if not details["loc"] and details["type"] in ("json_invalid", "model_type"):
-            return TraceError(f"{source}: {format_validation_error(error)}; {_HINT}", code="not_a_record")
-    return TraceError(f"{source}: {format_validation_error(error, TraceRecord)}")
+            raise TraceError(f"{source}: {format_validation_error(failure)}; {_HINT}", code="not_a_record")
+    raise TraceError(f"{source}: {format_validation_error(failure, TraceRecord)}")
 
 
 def check_appendable(path: Path) -> None:
     """Refuse a place where no record can be appended, before any work is done; raises TraceError or WriteError."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise WriteError(f"--trace {path} cannot be written; accepted: a file, new or a trace, in a folder that exists")
+    check_writable(path, "--trace")
     if path.is_file() and path.stat().st_size and next(_iterate_records(path), None) is None:
         raise TraceError(f"--trace {path} is not a trace; accepted: a file, new or a trace", code="empty_trace")
-    target = path if path.exists() else path.absolute().parent
-    if not os.access(target, os.W_OK):
-        raise WriteError(f"--trace {path} cannot be written: no permission; choose another place")
 
 
 def append_record(path: Path, record: TraceRecord) -> None:

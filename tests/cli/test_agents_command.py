@@ -29,7 +29,9 @@ def test_arms_are_run_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main([*ARGUMENTS[:-2], "--arms", "reasoning,reasoning+balanced", "--limit", "4"]) == 0
     printed = capsys.readouterr().out
     assert "reasoning+balanced, by kind" in printed
-    plain, ended = (float(line.split("[")[1].split()[1]) for line in printed.splitlines()[1:3])
+    header, *rows = printed.splitlines()[:3]
+    end = header.index("written") + len("written")
+    plain, ended = (float(row[:end].split()[-1]) for row in rows)
     assert ended < plain
 
 

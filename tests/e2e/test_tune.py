@@ -113,7 +113,7 @@ def test_a_space_is_read_from_a_file(tmp_path: Path) -> None:
         ("[", "invalid_space", ""),
         ('{"effort": "easy"}', "invalid_space", ""),
         ('{"effort": []}', "invalid_space", ""),
-        ('{"efort": ["easy"]}', "unknown_name", "'effort'"),
+        ('{"efort": ["easy"]}', "invalid_space", "'effort'"),
         ('{"effort": ["eazy"]}', "unknown_name", "'easy'"),
         ('{"policies": [{"hnt": {}}]}', "unknown_name", "'hint'"),
         ('{"policies": [{"hint": {"alfa": 1}}]}', "unknown_name", "'alpha'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.evaluation.bench.arms import make_arms
 from tersely.evaluation.bench.costs import CostModel
-from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights, row_dicts
+from tersely.evaluation.bench.records import OVERHEADS, ArmRecords, BenchRow, Weights
 from tersely.evaluation.bench.result import BenchPlan, assemble
 from tersely.evaluation.bench.truncation import Recording, TrialPoint
 from tersely.evaluation.economics.costs import Price
@@ -99,7 +99,12 @@ def _made(n: int) -> str:
     answers = {"method": "math-verify", "deadline": 5.0, "unparsable": 3, "timeouts": 1, "crashes": 0}
     command = ["tersely", "bench", "tersely-tiny-large", "--arms", ",".join(RUN), "--limit", str(n)]
     notes = ["The machine was busy, so seconds are approximate."]
-    whole = {"answers": answers, "notes": notes, "command": command, "rows": row_dicts(records)}
+    whole = {
+        "answers": answers,
+        "notes": notes,
+        "command": command,
+        "rows": [asdict(row) for one in records for row in one.rows],
+    }
     return json.dumps(ORIGIN | plan.settings() | figures | whole)
 
 

@@ -15,7 +15,6 @@ from tersely.controller.types import Capability, Completion, Directive, Request,
 from tersely.evaluation.bench.arms import Bench, make_arms, run_arm
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.records import ArmRecords
-from tersely.evaluation.runner import Continuation
 from tersely.evaluation.tasks.equality import AnswerChecker
 from tersely.evaluation.tasks.questions import Question
 from tersely.models import get_model_path
@@ -55,7 +54,7 @@ class ScriptedAnswers:
 
     def continue_from(
         self, texts: Sequence[Sequence[int]], limits: Sequence[int], sampling: SamplingParams
-    ) -> list[Continuation]:
+    ) -> list[Completion]:
         raise NotImplementedError
 
 

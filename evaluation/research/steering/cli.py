@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +16,6 @@ from ....controller.engines.transformers.engine import load_engine
 from ....controller.options import GenerationOptions
 from ....controller.types import SamplingParams
 from ....errors import OptionError, unknown
-from ....io import WriteError
 from ....probes.artifact import save
 from ....probes.research.steering import KIND, MIN_PAIRS, PLACES, Direction, extract
 from ... import cli_utils as cli
@@ -77,9 +76,11 @@ def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
     parts = _load_parts(plan)
     engine = load_engine(plan.model, grouped=True)
     blocks = engine.model.config.get_text_config(decoder=True).num_hidden_layers
-    layers = _resolve_layers(plan.layers, blocks)
+    layers = plan.layers or default_layers(blocks)
+    if wrong := [layer for layer in layers if not 0 < layer < blocks]:
+        raise OptionError(f"layer {wrong[0]} cannot be steered; accepted: 1 to {blocks - 1}", code="invalid_layer")
     base = {"name": plan.model, "fingerprint": engine.fingerprint()}
-    checkpoints = CheckpointLog(_make_folder(out) / "steering.journal", {**asdict(plan), **base})
+    checkpoints = CheckpointLog(cli.make_folder(out) / "steering.journal", {**asdict(plan), **base})
     runner = SessionRunner(engine, plan.think_prompt)
     strengths = plan.strengths or STRENGTHS[plan.place]
     work = plan.questions * plan.samples + plan.dev * (1 + len(layers) * len(strengths)) + 3 * plan.proof
@@ -96,8 +97,17 @@ def steer_into(out: Path, plan: SteerPlan) -> dict[str, Any]:
         if best is not None:
             proof = validate(make_bench("proof", plan.seed + 2), direction, best.layer, best.strength, options)
     report = _make_report(plan, sampled, direction, tried, best, proof)
+    # It steers by default only if that is shown to shorten.
+    chosen = report["chosen"] if report["usable"] else {"layer": None, "strength": None}
     hashes = sorted({hash_question(question) for questions in parts.values() for question in questions})
-    save(_annotate(direction, report, {**asdict(plan), "learned_from": hashes}), out / KIND)
+    annotated = replace(
+        direction,
+        layer=chosen["layer"],
+        strength=chosen["strength"],
+        provenance={**asdict(plan), "learned_from": hashes},
+        metrics={**direction.metrics, **{name: report[name] for name in ("sampled", "search", "chosen", "proof")}},
+    )
+    save(annotated, out / KIND)
     checkpoints.remove()
     return report
 
@@ -110,6 +120,10 @@ def _make_report(
     best: TriedDirection | None,
     proof: dict[str, Any] | None,
 ) -> dict[str, Any]:
+    few = (
+        f"{plan.questions} questions with {plan.samples} samples each are few for a direction; recommended: "
+        f"{RECOMMENDED[0]} with {RECOMMENDED[1]}"
+    )
     return {
         "model": plan.model,
         "place": plan.place,
@@ -126,28 +140,17 @@ def _make_report(
         "chosen": None if best is None else asdict(best),
         "proof": proof,
         "usable": proof is not None and proof["verdict"] == SHORTENS,
-        "notes": _make_notes(plan),
+        "notes": [few] if plan.questions < RECOMMENDED[0] or plan.samples < RECOMMENDED[1] else [],
     }
-
-
-def _annotate(direction: Direction, report: dict[str, Any], provenance: dict[str, Any]) -> Direction:
-    """The direction with its metrics and provenance; it steers by default only if it is usable."""
-    best = report["chosen"] if report["usable"] else {"layer": None, "strength": None}
-    metrics = {name: report[name] for name in ("sampled", "search", "chosen", "proof")}
-    return replace(
-        direction,
-        layer=best["layer"],
-        strength=best["strength"],
-        provenance=provenance,
-        metrics={**direction.metrics, **metrics},
-    )
 
 
 def _load_parts(plan: SteerPlan) -> dict[str, Sequence[Question]]:
     """Disjoint questions to sample, to search and to validate on."""
     sizes = {"sample": plan.questions, "dev": plan.dev, "proof": plan.proof}
     pools = load_pools(
-        cli.split_list("--tasks", plan.task), {"fit": plan.questions, "calibrate": plan.dev + plan.proof}, plan.seed
+        cli.parse_list("--tasks", plan.task, str),
+        {"fit": plan.questions, "calibrate": plan.dev + plan.proof},
+        plan.seed,
     )
     questions = [question for pool in pools for question in pool]
     if len(questions) < sum(sizes.values()):
@@ -163,31 +166,6 @@ def _load_parts(plan: SteerPlan) -> dict[str, Sequence[Question]]:
     return parts
 
 
-def _resolve_layers(layers: tuple[int, ...] | None, blocks: int) -> tuple[int, ...]:
-    if layers is None:
-        return default_layers(blocks)
-    if wrong := [layer for layer in layers if not 0 < layer < blocks]:
-        raise OptionError(f"layer {wrong[0]} cannot be steered; accepted: 1 to {blocks - 1}", code="invalid_layer")
-    return layers
-
-
-def _make_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WriteError(f"cannot create {folder}: {error.strerror}; choose another place") from None
-    return folder
-
-
-def _make_notes(plan: SteerPlan) -> list[str]:
-    if plan.questions >= RECOMMENDED[0] and plan.samples >= RECOMMENDED[1]:
-        return []
-    return [
-        f"{plan.questions} questions with {plan.samples} samples each are few for a direction; recommended: "
-        f"{RECOMMENDED[0]} with {RECOMMENDED[1]}"
-    ]
-
-
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -197,20 +175,18 @@ def steer(
     tasks: cli.Tasks = "tiny",
     questions: Annotated[int, typer.Option("--questions", min=MIN_PAIRS, help="Questions to sample answers to.")] = 200,
     samples: Annotated[int, typer.Option("--samples", min=2, help="Answers sampled per question.")] = 8,
-    search_questions: Annotated[
-        int, typer.Option("--search-questions", min=10, help="Questions to search layer and strength on.")
-    ] = 200,
+    search_questions: Annotated[int, typer.Option(min=10, help="Questions to search layer and strength on.")] = 200,
     validation_questions: Annotated[
-        int, typer.Option("--validation-questions", min=10, help="Held-out questions to steer in both directions on.")
+        int, typer.Option(min=10, help="Held-out questions to steer in both directions on.")
     ] = 300,
     place: Annotated[
-        str, typer.Option("--place", help="Where to read and steer: ends (of thoughts), or tokens (all, as published).")
+        str, typer.Option(help="Where to read and steer: ends (of thoughts), or tokens (all, as published).")
     ] = "ends",
     layers: Annotated[
-        str | None, typer.Option("--layers", help="Hidden layers to try, comma-separated; default: the middle third.")
+        str | None, typer.Option(help="Hidden layers to try, comma-separated; default: the middle third.")
     ] = None,
     strengths: Annotated[
-        str | None, typer.Option("--strengths", help="Strengths to try, comma-separated, relative to the states' norm.")
+        str | None, typer.Option(help="Strengths to try, comma-separated, relative to the states' norm.")
     ] = None,
     effort: Annotated[str, typer.Option("--effort", help="Effort of all answers: easy, normal or hard.")] = "normal",
     temperature: Annotated[
@@ -220,7 +196,7 @@ def steer(
     batch_size: cli.BatchSize = 64,
     max_new_tokens: cli.MaxNewTokens = 2048,
     think_prompt: cli.ThinkPrompt = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
+    as_json: cli.Json = False,
 ) -> None:
     """Find the direction from long to short correct thinking, and steer along it as far as accuracy allows.
 
@@ -238,8 +214,8 @@ def steer(
         dev=search_questions,
         proof=validation_questions,
         place=place,
-        layers=None if layers is None else cli.parse_numbers("--layers", layers, int),
-        strengths=None if strengths is None else cli.parse_numbers("--strengths", strengths, float),
+        layers=None if layers is None else cli.parse_list("--layers", layers, int),
+        strengths=None if strengths is None else cli.parse_list("--strengths", strengths, float),
         effort=effort,
         temperature=temperature,
         seed=seed,
@@ -257,55 +233,40 @@ def steer(
 
 def as_text(report: Mapping[str, Any]) -> str:
     """The report as text, one fact per line."""
-    return "\n".join([*_format_direction(report), *_format_search(report), *_format_validation(report)])
-
-
-def _format_direction(report: Mapping[str, Any]) -> Iterator[str]:
-    sampled, direction = report["sampled"], report["direction"]
-    yield (
-        f"{report['model']}: {sampled['questions']} questions, {sampled['samples']} answers each, "
-        f"{sampled['accuracy']:.1%} right"
-    )
-    yield (
-        f"{sampled['pairs']} pairs of right answers, with {sampled['short']:.0f} and {sampled['long']:.0f} tokens of "
-        "thinking on average"
-    )
-    yield from (f"note: {note}" for note in report["notes"])
-    yield (
-        f"directions from {_PLACES[report['place']]}; cosine between the directions of two halves of the pairs, and "
-        "size:"
-    )
-    for layer, agreement, size in zip(direction["layers"], direction["agreement"], direction["size"], strict=True):
-        yield f"  layer {layer}: {agreement:.3f}, {size:.3f} of the states' norm"
-
-
-def _format_search(report: Mapping[str, Any]) -> Iterator[str]:
-    search, chosen = report["search"], report["chosen"]
+    sampled, direction, search, chosen = (report[name] for name in ("sampled", "direction", "search", "chosen"))
     base, *tried = search["tried"]
-    yield f"search, {search['n']} questions; unsteered {base['tokens']:.1f} tokens, {base['accuracy']:.1%} right"
+    lines = [
+        f"{report['model']}: {sampled['questions']} questions, {sampled['samples']} answers each, "
+        f"{sampled['accuracy']:.1%} right",
+        f"{sampled['pairs']} pairs of right answers, with {sampled['short']:.0f} and {sampled['long']:.0f} tokens of "
+        "thinking on average",
+        *(f"note: {note}" for note in report["notes"]),
+        f"directions from {_PLACES[report['place']]}; cosine between the directions of two halves of the pairs, and "
+        "size:",
+    ]
+    for layer, agreement, size in zip(direction["layers"], direction["agreement"], direction["size"], strict=True):
+        lines.append(f"  layer {layer}: {agreement:.3f}, {size:.3f} of the states' norm")
+    lines.append(
+        f"search, {search['n']} questions; unsteered {base['tokens']:.1f} tokens, {base['accuracy']:.1%} right"
+    )
     for one in tried:
-        mark = "*" if one == chosen else " "
-        yield (
-            f"{mark} layer {one['layer']}, strength {one['strength']:+g}: {one['tokens']:.1f} tokens, "
-            f"{one['accuracy']:.1%} right"
+        where = f"layer {one['layer']}, strength {one['strength']:+g}"
+        lines.append(
+            f"{'*' if one == chosen else ' '} {where}: {one['tokens']:.1f} tokens, {one['accuracy']:.1%} right"
         )
-    if chosen is None:
-        yield f"nothing is shorter without losing more than {search['margin']:.0%} of accuracy: not usable"
-
-
-def _format_validation(report: Mapping[str, Any]) -> Iterator[str]:
     proof = report["proof"]
     if proof is None:
-        return
-    base, strength = proof["base"], report["chosen"]["strength"]
-    tokens, accuracy = base["tokens"]["total"], base["accuracy"]
-    yield f"validation, {base['n']} other questions; unsteered {tokens:.1f} tokens, {accuracy:.1%} right"
-    for name, signed in (("plus", strength), ("minus", -strength)):
-        arm = proof[name]
-        low, high = arm["delta_total_ci"]
-        worst, best = arm["delta_accuracy_ci"]
-        yield (
-            f"  strength {signed:+g}: {arm['delta_total']:+.1f} tokens [{low:+.1f}, {high:+.1f}], accuracy "
-            f"{100 * arm['delta_accuracy']:+.1f} points [{100 * worst:+.1f}, {100 * best:+.1f}]"
+        return "\n".join(
+            [*lines, f"nothing is shorter without losing more than {search['margin']:.0%} of accuracy: not usable"]
         )
-    yield f"verdict: {proof['verdict']}"
+    unsteered = proof["base"]
+    lines.append(
+        f"validation, {unsteered['n']} other questions; unsteered {unsteered['tokens']['total']:.1f} tokens, "
+        f"{unsteered['accuracy']:.1%} right"
+    )
+    for name, sign in (("plus", 1), ("minus", -1)):
+        arm = proof[name]
+        tokens = cli.format_interval(arm["delta_total"], arm["delta_total_ci"], "+.1f")
+        accuracy = cli.format_interval(arm["delta_accuracy"], arm["delta_accuracy_ci"], "+.1f", 100)
+        lines.append(f"  strength {sign * chosen['strength']:+g}: tokens {tokens}, accuracy in points {accuracy}")
+    return "\n".join([*lines, f"verdict: {proof['verdict']}"])

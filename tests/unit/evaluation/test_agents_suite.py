@@ -22,7 +22,7 @@ from tersely.controller.integrations.langchain.routing import ModeRouter, prompt
 from tersely.controller.session import Session
 from tersely.errors import OptionError
 from tersely.evaluation.agents.episodes import Episode, as_text, compare_arms, judge_episode, run_episode
-from tersely.evaluation.agents.run import AgentsPlan, make_agents, run_all, train_router
+from tersely.evaluation.agents.run import make_agents, run_all, train_router
 from tersely.evaluation.agents.tasks import KINDS, NO_TOOL, Task, draw_tasks
 from tersely.evaluation.agents.tools import langchain_tools
 from tersely.probes.artifact import ArtifactError
@@ -144,9 +144,9 @@ def test_an_agent_that_does_not_finish_has_not_solved_its_task():
 
 
 def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
-    plan = AgentsPlan("solver", ("always-think", "agentic", "instant", "reasoning", "routed"), limit=60)
+    arms = ("always-think", "agentic", "instant", "reasoning", "routed")
     episodes = run_all(
-        plan, TASKS, Solver(), CheckpointLog(tmp_path / "j", {}), lambda messages: _needed(messages[0].text)
+        arms, TASKS, Solver(), CheckpointLog(tmp_path / "j", {}), lambda messages: _needed(messages[0].text)
     )
     report = compare_arms(episodes)
     always, agentic, instant, reasoning, routed = report["arms"]
@@ -160,7 +160,7 @@ def test_arms_are_compared_on_the_same_tasks(tmp_path: Path):
     assert "none solved" in as_text(report) and "routed, by mode" in as_text(report)
     json.dumps(report, allow_nan=False)
     again = run_all(
-        plan, TASKS, Solver(asked={}), CheckpointLog(tmp_path / "j", {}), lambda messages: ""
+        arms, TASKS, Solver(asked={}), CheckpointLog(tmp_path / "j", {}), lambda messages: ""
     )  # finished episodes are not run again
     assert compare_arms(again) == report
 
@@ -171,18 +171,17 @@ def _needed(question: str) -> str:
 
 
 def test_wrong_arms_modes_and_kinds_are_refused():
-    with pytest.raises(OptionError, match="'agentic'"):
-        make_agents("agentik", Solver())
-    with pytest.raises(OptionError, match="'routed'") as e:
-        make_agents("routed", Solver())
-    assert e.value.code == "missing_router"
-    with pytest.raises(OptionError, match="'lookup'"):
-        draw_tasks("test", 0, 5, ["lookups"])
-    with pytest.raises(OptionError, match="'fast'"):
-        ModeMiddleware("fast")
     task = TASKS[0]
-    with pytest.raises(OptionError, match="'slow'"):
-        run_episode(task, make_agents("routed", Solver(), lambda messages: "slow")(task))
+    for call, code in (
+        (lambda: make_agents("agentik", Solver()), "unknown_name"),
+        (lambda: make_agents("routed", Solver()), "missing_router"),
+        (lambda: draw_tasks("test", 0, 5, ["lookups"]), "unknown_name"),
+        (lambda: ModeMiddleware("fast"), "unknown_name"),
+        (lambda: run_episode(task, make_agents("routed", Solver(), lambda messages: "slow")(task)), "unknown_name"),
+    ):
+        with pytest.raises(OptionError) as e:
+            call()
+        assert e.value.code == code
 
 
 def test_a_gate_can_remove_the_tools():
@@ -242,6 +241,6 @@ def test_a_router_needs_enough_tasks_and_several_modes(session: Session):
         train_router(session, fit, played)
     assert e.value.code == "single_mode"
     unsolved = {mode: [replace(e, solved=e.solved and n < 7) for n, e in enumerate(es)] for mode, es in played.items()}
-    with pytest.raises(OptionError, match=r"\b7 tasks") as e:
+    with pytest.raises(OptionError) as e:
         train_router(session, fit, unsolved)
     assert e.value.code == "too_few_tasks"

@@ -102,27 +102,27 @@ def test_an_error_of_the_scorer_means_unparsable(checker: AnswerChecker) -> None
     assert checker.grade(question, question.answer).equal
 
 
-def test_unknown_names_are_refused_with_suggestions() -> None:
+def test_unknown_names_are_refused() -> None:
     need_package()
-    with pytest.raises(OptionError, match=r"'chain_sum'.*zebra_puzzles"):
-        load("gym:chain_summ", "test", 3, 0)
-    with pytest.raises(OptionError, match="'tset'"):
-        load("gym:chain_sum", "tset", 3, 0)
-    with pytest.raises(OptionError, match="'codeio'"):
-        load("gym:codeio", "test", 3, 0)
+    for name, split in (("chain_summ", "test"), ("chain_sum", "tset"), ("codeio", "test")):
+        with pytest.raises(OptionError) as caught:
+            load(f"gym:{name}", split, 3, 0)
+        assert caught.value.code == "unknown_name"
 
 
 def test_a_missing_package_is_reported_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(TaskError, match=r"tersely\[gym\]"):
+    with pytest.raises(TaskError) as caught:
         load("gym:chain_sum", "test", 3, 0)
+    assert "tersely[gym]" in str(caught.value)
 
 
 def test_a_failing_generator_is_a_task_error(monkeypatch: pytest.MonkeyPatch) -> None:
     need_package()
     monkeypatch.setattr(module, "_GYM_DRAW_SECONDS", 0.0)
-    with pytest.raises(TaskError, match="gym:chain_sum"):
+    with pytest.raises(TaskError) as caught:
         load("gym:chain_sum", "test", 3, 0)
+    assert caught.value.code == "invalid_task"
 
 
 def test_generation_does_not_depend_on_the_process() -> None:

@@ -24,8 +24,6 @@ def test_planted_costs_are_recovered() -> None:
     assert costs == pytest.approx((0.05, 2e-4, 0.03), rel=1e-6)
     assert found.error == pytest.approx(0, abs=1e-9)
     assert found.timings == 9
-    assert found.seconds(1000, 11) == pytest.approx(0.05 + 0.2 + 0.3)
-    assert found.seconds(1000, 0) == found.seconds(1000, 1) == pytest.approx(0.25)
 
 
 def test_three_timings_suffice_without_an_error() -> None:
@@ -53,11 +51,8 @@ def test_costs_are_never_negative() -> None:
     assert fit_runtime(falling).per_prompt == 0
 
 
-def test_spliced_and_cached_tokens_count() -> None:
-    found = fit_runtime([timed(p, o, cached=p // 2) for p, o in SPREAD])
-    assert found.per_prompt == pytest.approx(2e-4)
-    assert found.seconds(1000, 1, cached=400) == pytest.approx(0.05 + 0.12)
-    assert found.seconds(1000, 1, reprefilled=500) == pytest.approx(0.05 + 0.3)
+def test_cached_tokens_cost_nothing() -> None:
+    assert fit_runtime([timed(p, o, cached=p // 2) for p, o in SPREAD]).per_prompt == pytest.approx(2e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from tersely.errors import OptionError
@@ -34,15 +33,12 @@ def test_a_cost_is_tokens_times_price() -> None:
     price = load_prices().get("o1")
     assert price.cost(1_000_000, 0) == pytest.approx(15)
     assert price.cost(2000, 500) == pytest.approx(0.03 + 0.03)
-    assert price.cost(2000, 500, cached=1000) == pytest.approx(0.015 + 0.0075 + 0.03)
-    assert price.cost(np.array([2000.0, 0.0]), np.array([0.0, 500.0])).tolist() == pytest.approx([0.03, 0.03])
 
 
 def test_own_prices_override_the_built_in_ones(tmp_path: Path) -> None:
     path = write_prices(tmp_path, {"models": {"o1": MINE, "tersely-tiny-small": {**MINE, "output": 0}}})
     prices = load_prices(path)
     assert prices.get("o1").output == 4
-    assert prices.get("o1").cost(1e6, 0, cached=1e6) == 1, "without a price, cached tokens cost as much as others"
     assert prices.get("tersely-tiny-small").output == 0
     assert prices.get("o3-mini") == load_prices().get("o3-mini")
     assert load_prices().get("o1").output == 60
@@ -69,12 +65,12 @@ def test_bad_price_file(data: object, named: str, tmp_path: Path) -> None:
 
 
 def test_models_without_a_price_and_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="'o3-mini'") as unknown:
+    with pytest.raises(OptionError) as unknown:
         load_prices().get("o3mini")
     assert unknown.value.code == "unknown_name"
-    with pytest.raises(PriceError, match="none"):
-        load_prices(tmp_path / "none.json")
     latin = tmp_path / "latin.json"
     latin.write_bytes(b'{"models\xe9')
-    with pytest.raises(PriceError, match="UTF-8"):
-        load_prices(latin)
+    for path in (tmp_path / "none.json", latin):
+        with pytest.raises(PriceError) as caught:
+            load_prices(path)
+        assert caught.value.code == "invalid_prices"

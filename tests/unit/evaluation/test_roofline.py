@@ -21,10 +21,8 @@ from tersely.evaluation.economics.flops import (
 )
 from tersely.evaluation.economics.roofline import (
     DEVICES,
-    check_custom_device,
     compute_roofline,
     custom_device,
-    get_device,
     measure_device,
 )
 from tersely.models import NAMES, get_model_path
@@ -104,9 +102,9 @@ def test_only_dense_decoders_are_accepted() -> None:
         (MambaConfig(), "num_attention_heads"),
         (Qwen3_5TextConfig(), "linear_attention"),
     ):
-        with pytest.raises(ModelError, match=named) as caught:
+        with pytest.raises(ModelError) as caught:
             read_shape(config, "a-model")
-        assert caught.value.code == "not_a_dense_decoder"
+        assert caught.value.code == "not_a_dense_decoder" and named in str(caught.value)
 
 
 def counted(model: Any, **inputs: Any) -> tuple[dict[str, int], Any]:
@@ -134,11 +132,7 @@ def test_flops_add_up() -> None:
     assert decode_flops(shape, 100, 1) == decode_flops(shape, 100, 0) == 0
     assert decode_flops(shape, 100, 4) == sum(token_flops(shape, 100 + k) for k in (1, 2, 3))
     whole = prefill_flops(shape, 300)
-    assert prefill_flops(shape, 200) + prefill_flops(shape, 300, cached=200) == whole + 2 * shape.head
-    assert prefill_flops(shape, 300, cached=300) == 0
     assert generation_flops(shape, 300, 50) == whole + decode_flops(shape, 300, 50)
-    with pytest.raises(OptionError, match="301 of 300"):
-        prefill_flops(shape, 300, cached=301)
 
 
 def test_windows_bound_attention() -> None:
@@ -164,6 +158,7 @@ def test_decoding_a_half_billion_on_a_known_device() -> None:
 
 def test_a_larger_batch_moves_the_bound() -> None:
     shape, device = qwen(), custom_device(100, 1000, "bfloat16")
+    assert device is not None
     near, far = (compute_roofline(shape, device, "bfloat16", batch, 1).decode for batch in (95, 115))
     assert (near.bound, far.bound) == ("memory", "compute")
     assert compute_roofline(shape, device, "bfloat16", 1, 1).ridge_batch == pytest.approx(100, rel=0.01)
@@ -184,7 +179,8 @@ def test_smaller_weights_are_read_faster_and_computed_in_16_bits() -> None:
 
 def test_fits_is_unknown_without_a_memory_size() -> None:
     assert compute_roofline(qwen(), DEVICES["RTX-4090"], "bfloat16", 64, 32_768).fits is False
-    assert compute_roofline(qwen(), custom_device(1, 1, "bfloat16"), "bfloat16", 64, 32_768).fits is None
+    device = custom_device(1, 1, "bfloat16")
+    assert device is not None and compute_roofline(qwen(), device, "bfloat16", 64, 32_768).fits is None
 
 
 def test_this_machine_can_be_measured() -> None:
@@ -192,14 +188,13 @@ def test_this_machine_can_be_measured() -> None:
     assert 1e9 < found.flops["float32"] < 1e15
     assert 5e8 < found.bandwidth < 1e13
     assert "4.0 MB" in found.source
-    with pytest.raises(OptionError, match="bfloat16"):
+    with pytest.raises(OptionError) as caught:
         found.peak("bfloat16")
-    assert get_device("H200", "bfloat16", 1.0) is DEVICES["H200"]
+    assert caught.value.code == "unknown_name"
 
 
 def test_custom_devices_need_both_numbers() -> None:
-    assert check_custom_device(100.0, 2000.0)
-    assert not check_custom_device(None, None)
-    for pair in ((100.0, None), (None, 1.0), (0.0, 1.0), (1.0, math.inf), (math.nan, 1.0)):
+    assert custom_device(None, None, "float32") is None
+    for tflops, gbytes in ((100.0, None), (None, 1.0), (0.0, 1.0), (1.0, math.inf), (math.nan, 1.0)):
         with pytest.raises(OptionError):
-            check_custom_device(*pair)
+            custom_device(tflops, gbytes, "float32")

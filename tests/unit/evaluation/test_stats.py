@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tersely.errors import OptionError
 from tersely.evaluation.bench.compare import GOOD, INFERIOR, OPEN, WASTEFUL, judge
 from tersely.evaluation.stats import (
     Interval,
@@ -160,8 +159,6 @@ def test_area_is_the_mean_of_the_best_so_far_over_log_tokens() -> None:
     assert area(points, 10, 1000) == pytest.approx((0.4 + 0.6) / 2)
     assert area(points, 100, 10_000) == pytest.approx(0.6)
     assert area([(10, 0.2), (10, 0.4), (1000, 0.4)], 1, 1000) == pytest.approx(0.4)
-    with pytest.raises(OptionError):
-        area(points, 10, 10)
 
 
 def test_families_share_the_range_that_all_reach() -> None:
@@ -175,7 +172,7 @@ REACHED = [(np.arange(100) < right).astype(float) for right in (20, 60, 80)]
 
 def saving_at(right: int, tokens: float = 50.0) -> dict[str, Any]:
     ours = (np.arange(100) < right).astype(float)
-    return iso_saving(BUDGETS, REACHED, np.full(100, tokens), ours, resamples=400).as_dict()
+    return iso_saving(BUDGETS, REACHED, np.full(100, tokens), ours, resamples=400)
 
 
 def test_iso_saving_reads_the_curve_at_our_accuracy() -> None:
@@ -189,7 +186,7 @@ def test_iso_saving_reads_the_curve_at_our_accuracy() -> None:
 def test_beyond_the_curve_a_saving_is_a_lower_bound_and_below_it_none() -> None:
     assert saving_at(95) == {"iso_saving": pytest.approx(0.95), "iso_saving_ci": [pytest.approx(0.95), 1.0]}
     assert saving_at(19) == {"iso_saving": None, "iso_saving_ci": None}
-    assert iso_saving([], [], np.ones(5), np.ones(5)).as_dict() == {"iso_saving": None, "iso_saving_ci": None}
+    assert iso_saving([], [], np.ones(5), np.ones(5)) == {"iso_saving": None, "iso_saving_ci": None}
 
 
 def test_reliability_is_the_distance_of_confidence_from_accuracy() -> None:
@@ -199,5 +196,3 @@ def test_reliability_is_the_distance_of_confidence_from_accuracy() -> None:
     assert found["ece"] == pytest.approx((0.05 + 2 * 0.33 + 2 * 0.025) / 5)
     assert found["auroc"] == 1.0
     assert reliability([0.5, 0.6], [True, True])["auroc"] is None
-    with pytest.raises(OptionError):
-        reliability([1.5], [True])

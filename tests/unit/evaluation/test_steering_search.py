@@ -228,7 +228,7 @@ def report_of(word: str) -> dict[str, Any]:
 def test_the_report_shows_both_signs() -> None:
     lines = as_text(report_of(SHORTENS)).splitlines()
     assert lines[-1] == f"verdict: {SHORTENS}"
-    assert lines[-3] == "  strength +0.4: -50.0 tokens [-60.0, -40.0], accuracy +1.0 points [-2.0, +3.0]"
+    assert lines[-3] == "  strength +0.4: tokens -50.0 [-60.0, -40.0], accuracy in points +1.0 [-2.0, +3.0]"
     assert lines[-2].startswith("  strength -0.4: ")
     nothing = {**report_of(SHORTENS), "chosen": None, "proof": None}
     assert as_text(nothing).splitlines()[-1] == "nothing is shorter without losing more than 1% of accuracy: not usable"

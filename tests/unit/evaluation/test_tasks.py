@@ -141,24 +141,26 @@ def test_a_file_is_read_in_order_with_or_without_levels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lines", "says"),
     [
-        ([GOOD, "{broken"], "line 2: "),
-        ([GOOD, [1, 2]], "line 2: got a list"),
-        ([{"id": 1, "problem": "?"}], "line 1: 'answer'"),
-        ([{**GOOD, "answer": None}], "line 1: 'answer' is None"),
-        ([{**GOOD, "problem": " "}], "line 1: 'problem' is ' '"),
-        ([{**GOOD, "level": "hard"}], "line 1: 'level' is 'hard'"),
+        ([GOOD, "{broken"], "line 2"),
+        ([GOOD, [1, 2]], "line 2"),
+        ([{"id": 1, "problem": "?"}], "line 1: field 'answer'"),
+        ([{**GOOD, "answer": None}], "line 1: answer"),
+        ([{**GOOD, "answer": True}], "line 1: answer"),
+        ([{**GOOD, "problem": " "}], "line 1: problem"),
+        ([{**GOOD, "level": "hard"}], "line 1: level"),
         ([GOOD, "", GOOD], "line 3: id '1'"),
         (["", ""], "bad.jsonl"),
-        ([GOOD, "[" * 100_000], "line 2: "),
-        (['{"id": 1, "problem": "?", "answer": NaN}'], "line 1: 'answer' is nan"),
-        (['{"id": 1, "problem": "?", "answer": 1e999}'], "line 1: 'answer' is inf"),
-        (['{"id": 1, "problem": "\\ud800", "answer": 1}'], "line 1: 'problem' is '\\ud800'"),
+        ([GOOD, "[" * 100_000], "line 2"),
+        (['{"id": 1, "problem": "?", "answer": NaN}'], "line 1: answer"),
+        (['{"id": 1, "problem": "?", "answer": 1e999}'], "line 1: answer"),
+        (['{"id": 1, "problem": "\\ud800", "answer": 1}'], "line 1"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_line(tmp_path: Path, lines: list[object], says: str) -> None:
     path = write(tmp_path / "bad.jsonl", *lines)
-    with pytest.raises(TaskError, match=re.escape(says)):
+    with pytest.raises(TaskError) as caught:
         load(path, "test", None, 0)
+    assert caught.value.code == "invalid_task" and says in str(caught.value)
 
 
 def test_byte_order_marks_and_crlf_are_accepted(tmp_path: Path) -> None:
@@ -169,24 +171,22 @@ def test_byte_order_marks_and_crlf_are_accepted(tmp_path: Path) -> None:
 
 def test_other_bad_tasks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "\xe9"}')
-    with pytest.raises(TaskError, match=r"latin\.jsonl"):
-        load(str(tmp_path / "latin.jsonl"), "test", None, 0)
-    with pytest.raises(TaskError, match="'gsm8k'"):
-        load("gsm8k", "test", None, 0)
-    with pytest.raises(TaskError, match=r"'q+'"):
-        load("q" * 5_000, "test", None, 0)
-    with pytest.raises(TaskError, match="limit is 0"):
-        load("tiny", "test", 0, 0)
-    with pytest.raises(OptionError, match="'test'"):
+    for task, limit in ((str(tmp_path / "latin.jsonl"), None), ("gsm8k", None), ("q" * 5_000, None), ("tiny", 0)):
+        with pytest.raises(TaskError) as caught:
+            load(task, "test", limit, 0)
+        assert caught.value.code == "invalid_task"
+    with pytest.raises(OptionError) as unknown:
         load("tiny", "tset", 5, 0)
+    assert unknown.value.code == "unknown_name"
     with pytest.raises(TaskError):
         load_all([], "test", None, 0)
 
 
 def test_repeated_ids_across_tasks_are_refused(tmp_path: Path) -> None:
     paths = [write(tmp_path / name, GOOD) for name in ("a.jsonl", "b.jsonl")]
-    with pytest.raises(TaskError, match="id '1'"):
+    with pytest.raises(TaskError) as caught:
         load_all(paths, "test", None, 0)
+    assert caught.value.code == "invalid_task"
 
 
 def test_pools_of_generated_tasks_and_of_files(tmp_path: Path) -> None:

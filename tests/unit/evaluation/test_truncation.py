@@ -11,6 +11,7 @@ import pytest
 from tersely.controller.budgets import Budget
 from tersely.controller.options import GenerationOptions
 from tersely.controller.trial_answers import ANSWER_PREFIX
+from tersely.controller.types import Completion, Signals
 from tersely.evaluation.bench.arms import CONFIDENCE, FIXED, ORACLE, RANDOM, make_arms, run_arm
 from tersely.evaluation.bench.compare import compare
 from tersely.evaluation.bench.counterfactual import MAX_TRIALS, Counterfactual, ask_trials
@@ -26,7 +27,7 @@ from tersely.evaluation.bench.truncation import (
     first_correct,
     random_stop,
 )
-from tersely.evaluation.runner import Continuation, SessionRunner
+from tersely.evaluation.runner import SessionRunner
 
 from ...support.scripted import ScriptedEngine, make_bench, make_questions, tokenizer
 
@@ -192,7 +193,7 @@ def test_trials_respect_the_batch_size(scenario: Scenario) -> None:
     class Counting:
         session = runner.session
 
-        def continue_from(self, texts: Any, limits: Any, sampling: Any) -> list[Continuation]:
+        def continue_from(self, texts: Any, limits: Any, sampling: Any) -> list[Completion]:
             sizes.append(len(texts))
             return runner.continue_from(texts, limits, sampling)
 
@@ -264,9 +265,10 @@ def test_a_trial_answer_ends_with_its_box(scenario: Scenario, written: str, toke
     class Writes:
         session = scenario.session
 
-        def continue_from(self, texts: Any, limits: Any, sampling: Any) -> list[Continuation]:
+        def continue_from(self, texts: Any, limits: Any, sampling: Any) -> list[Completion]:
             ids = tuple(codec.encode(written))
-            return [Continuation(ids, (0.5,) * len(ids), "stop") for _ in texts]
+            signals = (Signals(0.1, 0.5, 0.5),) * len(ids)
+            return [Completion(ids, (False,) * len(ids), "stop", signals=signals) for _ in texts]
 
     recording = replace(next(s for s in scenario.counterfactual.recordings if s.id == "q7"), trials=())
     recording = replace(recording, trial_ends=recording.trial_ends[:1])
