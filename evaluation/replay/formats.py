@@ -18,8 +18,8 @@ from ...controller.text.reasoning_parser import split_text
 from ..view.record import TraceRecord
 
 _WRAPPERS = ("standard_logging_object", "payload")
-_REQUESTS = ("request", "request_body", "input", "kwargs")
-_RESPONSES = ("response", "response_body", "output")
+_REQUESTS = ("request", "request_body", "input", "inputs", "kwargs")
+_RESPONSES = ("response", "response_body", "output", "outputs")
 _CUT = ("length", "max_tokens", "max_output_tokens", "incomplete")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _REASONING_BLOCKS = ("thinking_blocks", "reasoning_details")
@@ -70,7 +70,8 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
     flat = fields.thinking != Fields().thinking
     replies = _read_flat(row, fields) if flat else _read_response(response) or _read_flat(row, fields)
     question = _find_text(row, fields.question) or _read_question(request)
-    gold, own = _find_text(row, fields.gold), row.get("id") or row.get("custom_id") or response.get("id") or name
+    gold = _find_text(row, fields.gold)
+    own = row.get("id") or row.get("custom_id") or response.get("id") or name
     outputs = []
     for number, reply in enumerate(replies):
         if reply.cut or row.get("truncated") is True:
@@ -79,9 +80,9 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
             raise RowError("no thinking")
         if gold is None and not reply.answer.strip():
             raise RowError("no answer")
-        name = _clean(f"{own}.{number}" if number else str(own))
+        row_id = _clean(f"{own}.{number}" if number else str(own))
         texts = _clean(question), _clean(reply.thinking), _clean(reply.answer), None if gold is None else _clean(gold)
-        outputs.append(RecordedOutput(name, *texts))
+        outputs.append(RecordedOutput(row_id, *texts))
     return outputs
 
 

@@ -26,6 +26,7 @@ from .formats import RecordedOutput
 
 MARKERS = Markers("<think>", "</think>")
 """Recorded thinking has none; those of most models."""
+_LONGEST_REASON = 120
 _NUMBER = re.compile(r"\S*\d\S*")
 
 
@@ -39,13 +40,15 @@ class ReplayArm:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`."""
+    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`.
+
+    The answer there is "" where nothing says one.
+    """
 
     decision: Decision
     tokens: int
     thinking: str
     answer: str
-    """"" where nothing says one."""
 
     @property
     def reason(self) -> str:
@@ -53,7 +56,8 @@ class Stop:
         reason = self.decision.reason
         if self.answer:
             reason = re.sub(rf"(?<!\w){re.escape(self.answer)}(?!\w)", "…", reason)
-        return f"{self.decision.policy}: {_NUMBER.sub('…', reason)}"
+        text = f"{self.decision.policy}: {_NUMBER.sub('…', reason)}"
+        return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,8 @@ class ReplayedRow:
     row: RecordedOutput
     tokens: int
     stop: Stop | None
-    seconds: float
-    skipped: int
-    """Injections and delegations up to there, whose effect on the text a replay cannot know."""
+    seconds: float  # of the processor, for the controller alone
+    skipped: int  # injections and delegations up to there, whose effect on the text a replay cannot know
     right_full: bool = False
     right_controlled: bool = False
 
@@ -110,9 +113,9 @@ def replay_rows(
     for row in rows:
         ids = codec.encode(row.thinking)
         for arm, found in zip(arms, outcomes, strict=True):
-            start = time.perf_counter()
+            start = time.thread_time()
             decisions = replay(ids, arm.policies, tokenizer, MARKERS, budget, prompt=row.question, until_close=True)
-            seconds = time.perf_counter() - start
+            seconds = time.thread_time() - start
             skipped = sum(decision.action in ("inject", "delegate") for decision in decisions)
             found.append(ReplayedRow(row, len(ids), _find_stop(ids, decisions, codec), seconds, skipped))
             advance()

@@ -18,10 +18,10 @@ _READ = "of the reader {} counts there"
 
 def show(results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int) -> None:
     """Print the results of all arms; `skipped` counts what each wanted to write, and `without_gold` rows."""
-    console = Console(width=None if sys.stdout.isatty() else _WIDE)
+    console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
 
     def line(text: str) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, soft_wrap=True)
 
     for result, unwritten in zip(results, skipped, strict=True):
         line(f"{result['preset']}, in %")

@@ -130,6 +130,14 @@ def test_people_get_a_table_and_a_page(log: Path, tmp_path: Path, capsys: pytest
     assert html.index("lost, lost") < html.index("kept, right") < html.index("repaired, repaired")
 
 
+def test_a_page_without_stops_and_a_name_with_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, page = tmp_path / "[red]a.jsonl", tmp_path / "page.html"
+    log.write_text(json.dumps(ROWS[3]))
+    assert main(["replay", str(log), "--page", str(page)]) == 0
+    assert "[red]a" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")
+
+
 @pytest.mark.parametrize(
     ("changes", "code"),
     [
