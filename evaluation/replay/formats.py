@@ -72,17 +72,20 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
     question = _find_text(row, fields.question) or _read_question(request)
     gold = _find_text(row, fields.gold)
     own = row.get("id") or row.get("custom_id") or response.get("id") or name
-    outputs = []
+    outputs, reason = [], ""
     for number, reply in enumerate(replies):
         if reply.cut or row.get("truncated") is True:
-            raise RowError("truncated")
-        if not reply.thinking.strip():
-            raise RowError("no thinking")
-        if gold is None and not reply.answer.strip():
-            raise RowError("no answer")
-        row_id = _clean(f"{own}.{number}" if number else str(own))
-        texts = _clean(question), _clean(reply.thinking), _clean(reply.answer), None if gold is None else _clean(gold)
-        outputs.append(RecordedOutput(row_id, *texts))
+            reason = "truncated"
+        elif not reply.thinking.strip():
+            reason = "no thinking"
+        elif gold is None and not reply.answer.strip():
+            reason = "no answer"
+        else:
+            row_id = _clean(f"{own}.{number}" if number else str(own))
+            texts = _clean(question), _clean(reply.thinking), _clean(reply.answer)
+            outputs.append(RecordedOutput(row_id, *texts, None if gold is None else _clean(gold)))
+    if not outputs:
+        raise RowError(reason)
     return outputs
 
 
@@ -128,24 +131,24 @@ def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
     """The replies of a response in a known form; none at all for another form."""
     if response.keys() >= {"version", "segments", "usage"}:
         return [_read_trace(response)]
-    if choices := _list_objects(response.get("choices"), "finish_reason"):
-        return [_read_message(choice.get("message", choice), choice["finish_reason"]) for choice in choices]
+    if choices := _list_objects(response.get("choices"), "message", "finish_reason"):
+        return [_read_message(choice.get("message", choice), choice.get("finish_reason")) for choice in choices]
     if output := _list_objects(response.get("output"), "type"):
         return [_read_message({"content": output}, response.get("status"))]
     if isinstance(message := response.get("message"), dict):
         return [_read_message(message, response.get("done_reason"))]
     if response.get("role") == "assistant":
         return [_read_message(response, response.get("stop_reason"))]
-    for form, key in (("messages", "role"), ("conversations", "from")):
-        messages = _list_objects(response.get(form), key)
+    for form in ("messages", "conversations"):
+        messages = _list_objects(response.get(form), "role", "from")
         if messages and _role(messages[-1]) != "user":
             return [_read_message(messages[-1], None)]
     return []
 
 
-def _list_objects(value: Any, key: str) -> list[dict[str, Any]]:
-    """A list of objects that all have this key; empty if it is anything else."""
-    fits = isinstance(value, list) and all(isinstance(item, dict) and key in item for item in value)
+def _list_objects(value: Any, *keys: str) -> list[dict[str, Any]]:
+    """A list of objects that all have one of these keys; empty if it is anything else."""
+    fits = isinstance(value, list) and all(isinstance(one, dict) and not one.keys().isdisjoint(keys) for one in value)
     return value if fits else []
 
 
@@ -169,7 +172,7 @@ def _read_blocks(content: Any) -> tuple[str, str]:
         return "\n\n".join(filter(None, (one for one, _ in pairs))), "".join(other for _, other in pairs)
     if not isinstance(content, dict):
         return "", ""
-    kind, text = str(content.get("type", "text")), content.get("text")
+    kind, text = str(content.get("type", "thinking" if "thinking" in content else "text")), content.get("text")
     if "redacted" in kind or "summary" in kind or (content.get("summary") and not content.get("content")):
         raise RowError("only a summary of the thinking, or an encrypted one")
     if "thinking" in kind or "reasoning" in kind:

@@ -18,8 +18,6 @@ from typing import IO, Any
 from ...errors import TerselyError
 from .formats import Fields, RecordedOutput, RowError, read_row
 
-LONGEST_LINE = 1 << 26
-"""Characters of a line that is read."""
 _PEEK = 50
 """Lines of which one has to be an object of JSON lines."""
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -91,21 +89,13 @@ def _iterate(path: Path) -> Iterator[Any]:
 
 
 def _iterate_text(file: IO[str]) -> Iterator[Any]:
-    start = list(islice(_read_lines(file), _PEEK))
+    start = list(islice(file, _PEEK))
     first = next(filter(str.strip, start), "")
     if first.lstrip().startswith("[") or not any(isinstance(_parse(line), dict) for line in start):
         yield from _iterate_values("".join(start) + file.read())
         return
-    for lines in (start, _read_lines(file)):
+    for lines in (start, file):
         yield from (_parse(line) for line in lines if line.strip())
-
-
-def _read_lines(file: IO[str]) -> Iterator[str]:
-    """Lines; of one that is too long only the start, which is not JSON."""
-    while line := file.readline(LONGEST_LINE):
-        yield line
-        while len(line) == LONGEST_LINE and not line.endswith("\n"):
-            line = file.readline(LONGEST_LINE)
 
 
 def _parse(line: str) -> Any:

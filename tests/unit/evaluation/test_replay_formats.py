@@ -76,6 +76,9 @@ def record(*, acted: bool = False, plain: bool = False) -> dict[str, Any]:
         pair({"messages": ASKED}, completion({"content": "It is 4.", "reasoning": "Two and two. So 4."})),
         pair({"messages": ASKED}, completion({"content": TAGGED, "reasoning_content": None})),
         {"messages": [*ASKED, {"role": "assistant", "content": TAGGED}]},
+        {"conversations": [*ASKED, CHAT]},
+        completion({"content": "It is 4.", "thinking_blocks": [{"thinking": "Two and two. So 4."}]})
+        | {"prompt": "2 + 2?"},
         {"conversations": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": TAGGED}]},
         {
             "prompt": "2 + 2?",
@@ -106,8 +109,8 @@ def test_thinking_blocks_are_joined_and_tool_calls_left_out() -> None:
 
 def test_each_choice_is_an_output() -> None:
     row = completion(CHAT)
-    row["choices"] *= 2
-    assert [output.id for output in read_row(row, Fields(), "1")] == ["c1", "c1.1"]
+    row["choices"] = [*row["choices"], *completion(CHAT, "length")["choices"], {"message": CHAT}]
+    assert [output.id for output in read_row(row, Fields(), "1")] == ["c1", "c1.2"]
 
 
 @pytest.mark.parametrize(
@@ -169,8 +172,7 @@ def test_files_may_be_lines_arrays_or_documents(tmp_path: Path) -> None:
     assert len(load(path, f"{line}\n" * 9, limit=2).rows) == 2
 
 
-def test_bad_lines_are_counted_and_the_rest_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tersely.evaluation.replay.logs.LONGEST_LINE", 1_000_000)
+def test_bad_lines_are_counted_and_the_rest_is_read(tmp_path: Path) -> None:
     line, nested = json.dumps(ROW).encode(), b"[" * 900 + b"]" * 900
     lines = [b"INFO started", line, line[:-5], b"caf\xe9 " + line, b"[" * 100_000, b"7" * 9_000, b"x" * 2_500_000, line]
     lines += [b'{"role": "assistant", "content": ' + nested + b"}", line.replace(b"So 4.", b"So 4. " * 90_000)]
