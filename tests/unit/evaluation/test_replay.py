@@ -200,6 +200,19 @@ def test_a_reader_says_the_answer_at_stops() -> None:
     assert all(text.rstrip().endswith((" 12.", " 9.")) for _, text in asked)
 
 
+def test_a_model_reads_the_answer_off_the_thinking() -> None:
+    from tersely.evaluation.replay.reader import ModelReader
+
+    reader = ModelReader("tersely-tiny-small")
+    question = "Mia has 48 shells. Mia finds 31 shells. How many shells does Mia have now?"
+    texts = [
+        (question, "A=48+31=79.\nSo I get 79."),
+        ("", "So 7.\n\n" * 3_000),
+        (question, "A=48+31=78.\nSo I get 78."),
+    ]
+    assert reader.read(texts) == ["79", "7", "78"]
+
+
 def test_our_tokenizer_gives_back_any_text() -> None:
     tokenizer = PieceTokenizer()
     text = "Tabs\tand  spaces\r\n\n\nπ≈3.14159, _x_² \\frac{1}{2} 多言語 \x00\x85\u2028" + "a" * 99
