@@ -123,7 +123,8 @@ def _find_text(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
 def _read_flat(row: Mapping[str, Any], fields: Fields) -> list[_Reply]:
     thinking, answer = _find_text(row, fields.thinking), _find_text(row, fields.answer)
     if thinking is None and answer is None:
-        raise RowError("unknown format")
+        failed = row.get("error") or row.get("status") == "failure"
+        raise RowError("a failed call" if failed else "unknown format")
     return [_make_reply(thinking or "", answer or "")]
 
 

@@ -49,7 +49,7 @@ class RecordedSet:
 
 def load_set(path: Path, name: str, fields: Fields, limit: int | None) -> RecordedSet:
     """Read the first `limit` outputs of a file; raises LogError where there are none."""
-    found, rows, left_out, keys = "", list[RecordedOutput](), Counter[str](), dict[str, None]()
+    rows, left_out, keys = list[RecordedOutput](), Counter[str](), dict[str, None]()
     for number, row in enumerate(_iterate(path), 1):
         try:
             if isinstance(row, RowError):
@@ -63,9 +63,9 @@ def load_set(path: Path, name: str, fields: Fields, limit: int | None) -> Record
     if not left_out and not rows:
         raise LogError(f"{path} is empty; {_ACCEPTED}", code="empty_log")
     if not rows:
-        found = ", ".join(f"{count} of {reason!r}" for reason, count in left_out.most_common())
+        found = ", ".join(f"{reason} ({count})" for reason, count in left_out.most_common())
         named = f", with the fields {', '.join(islice(keys, 12))}" if keys else ""
-        raise LogError(f"{path} has nothing to replay: it has rows {found}{named}; {_ACCEPTED}")
+        raise LogError(f"{path} has nothing to replay; its rows are: {found}{named}; {_ACCEPTED}")
     return RecordedSet(name, rows[:limit], left_out)
 
 

@@ -118,6 +118,8 @@ def test_each_choice_is_an_output() -> None:
     [
         (3, "not an object"),
         ({"level": 3}, "unknown format"),
+        ({"messages": ASKED, "response": None, "status": "failure", "error_str": "late"}, "a failed call"),
+        ({"custom_id": "1", "response": None, "error": {"code": "expired"}}, "a failed call"),
         ({"choices": [{"label": "A", "text": "4"}]}, "unknown format"),
         ({"question": "q", "answer": "4"}, "no thinking"),
         (completion({"content": "4"}), "no thinking"),
