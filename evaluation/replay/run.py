@@ -42,20 +42,21 @@ class ReplayArm:
 class Stop:
     """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`.
 
-    The answer there is "" where nothing says one.
+    `answer` is what it stated last, or what a reader says; "" where nothing says one.
     """
 
     decision: Decision
     tokens: int
     thinking: str
+    stated: str
     answer: str
 
     @property
     def reason(self) -> str:
         """The policy and its reason, without this row's answer and numbers, so that equal reasons can be counted."""
         reason = self.decision.reason
-        if self.answer:
-            reason = re.sub(rf"(?<!\w){re.escape(self.answer)}(?!\w)", "…", reason)
+        if self.stated:
+            reason = re.sub(rf"(?<!\w){re.escape(self.stated)}(?!\w)", "…", reason)
         text = f"{self.decision.policy}: {_NUMBER.sub('…', reason)}"
         return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
 
@@ -129,7 +130,8 @@ def _find_stop(ids: Sequence[int], decisions: Sequence[Decision], codec: Tokeniz
     tokens = decisions[-1].position
     if not codec.decode(ids[tokens:]).strip():
         return None
-    return Stop(decisions[-1], tokens, codec.decode(ids[:tokens]), _last_stated(ids[:tokens], codec))
+    stated = _last_stated(ids[:tokens], codec)
+    return Stop(decisions[-1], tokens, codec.decode(ids[:tokens]), stated, answer=stated)
 
 
 def _last_stated(ids: Sequence[int], codec: TokenizerAdapter) -> str:
