@@ -67,6 +67,8 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
         raise RowError("not an object")
     row = next((row[key] for key in _WRAPPERS if isinstance(row.get(key), dict)), row)
     request, response = _find_part(row, _REQUESTS), _find_part(row, _RESPONSES)
+    if not row.get("uncontrolled") and _was_controlled(row, response):
+        raise RowError("controlled already, and recorded without its uncontrolled run")
     flat = fields.thinking != Fields().thinking
     replies = _read_flat(row, fields) if flat else _read_response(response) or _read_flat(row, fields)
     question = _find_text(row, fields.question) or _read_question(request)
@@ -87,6 +89,16 @@ def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
     if not outputs:
         raise RowError(reason)
     return outputs
+
+
+def _was_controlled(row: Mapping[str, Any], response: Mapping[str, Any]) -> bool:
+    """Whether tersely changed this output: by its decisions, or by what `tersely serve` says in its replies."""
+    decisions = _list_objects(row.get("decisions"), "action")
+    served = [response, *_list_objects(response.get("choices"), "tersely")]
+    usages = [one["tersely"].get("usage") for one in served if isinstance(one.get("tersely"), dict)]
+    return any(one.get("acted") and one["action"] not in _HARMLESS for one in decisions) or any(
+        usage.get("injected") for usage in usages if isinstance(usage, dict)
+    )
 
 
 def _clean(text: str) -> str:
@@ -204,8 +216,6 @@ def _read_trace(response: Mapping[str, Any]) -> _Reply:
     except ValidationError:
         raise RowError("an invalid record of tersely, or one of another version") from None
     run = record.uncontrolled or record
-    if any(decision.acted and decision.action not in _HARMLESS for decision in run.decisions):
-        raise RowError("controlled already, and recorded without its uncontrolled run")
     thinking = "".join(segment.text for segment in run.segments if segment.thinking)
     answer = "".join(segment.text for segment in run.segments if not segment.thinking)
     return _make_reply(thinking, answer, run.finish_reason in _CUT)

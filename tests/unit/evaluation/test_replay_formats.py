@@ -28,6 +28,7 @@ CLAUDE = [
 REASONING = {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": "Two and two. So 4."}]}
 SAID = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "It is 4."}]}
 
+CONTROLLED = "controlled already, and recorded without its uncontrolled run"
 HIDDEN = "only a summary of the thinking, or an encrypted one"
 
 
@@ -90,6 +91,7 @@ def record(*, acted: bool = False, plain: bool = False) -> dict[str, Any]:
             {"output": [REASONING, SAID]},
         ),
         record(),
+        record(acted=True, plain=True),
         record(acted=True, plain=False) | {"decisions": []},
     ],
 )
@@ -131,7 +133,15 @@ def test_each_choice_is_an_output() -> None:
         ({"status": "incomplete", "output": [REASONING]}, "truncated"),
         ({"output": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "s"}]}]}, HIDDEN),
         ({"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]}, HIDDEN),
-        (record(acted=True), "controlled already, and recorded without its uncontrolled run"),
+        (record(acted=True), CONTROLLED),
+        (
+            {"choices": [{"message": CHAT, "tersely": {"usage": {"injected": 3}}}]},
+            CONTROLLED,
+        ),
+        (
+            {"thinking": "So 4.", "answer": "4", "decisions": [{"action": "close", "acted": True}]},
+            CONTROLLED,
+        ),
         (record() | {"version": 9}, "an invalid record of tersely, or one of another version"),
     ],
 )  # fmt: skip
