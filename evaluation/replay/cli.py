@@ -88,7 +88,7 @@ def replay(
         typer.echo(json.dumps(results[0] if len(results) == 1 else {"presets": results}, indent=2))
     else:
         skipped = [sum(one.skipped for part in found for one in part[i]) for i in range(len(arms))]
-        show(results, margin, skipped, sum(row.gold is None for one in sets for row in one.rows))
+        show(results, margin, skipped, sum(row.gold is None for one in sets for row in one.rows), tokenizer is None)
     if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
         raise typer.Exit(ABOVE_MARGIN)
 

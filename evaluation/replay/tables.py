@@ -16,8 +16,13 @@ _STATED = "that the thinking stated last counts there, and where none was stated
 _READ = "of the reader {} counts there"
 
 
-def show(results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int) -> None:
-    """Print the results of all arms; `skipped` counts what each wanted to write, and `without_gold` rows."""
+def show(
+    results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Sequence[int], without_gold: int, pieces: bool
+) -> None:
+    """Print the results of all arms.
+
+    `skipped` counts what each wanted to write; `without_gold` rows have no right answer; `pieces` are our own tokens.
+    """
     console = Console(width=None if sys.stdout.isatty() else _WIDE, markup=False, highlight=False)
 
     def line(text: str) -> None:
@@ -41,6 +46,8 @@ def show(results: Sequence[Mapping[str, Any]], margin: float | None, skipped: Se
             line(f"left out of {one['name']}: {reasons}")
     if without_gold:
         line(f"{without_gold} rows have no right answer; the recorded one counts as right there.")
+    if pieces:
+        line("Tokens are pieces of about four characters; --tokenizer names the model's own.")
     reader = results[0]["reader"]
     answer = _READ.format(reader) if reader else _STATED
     line(f"What the model would have written after a stop is unknown: the answer {answer}.")

@@ -124,7 +124,13 @@ def test_people_get_a_table_and_a_page(log: Path, tmp_path: Path, capsys: pytest
     for _ in range(2):  # a page of ours may be replaced
         assert main(["replay", str(log), "--margin", "0.01", "--page", str(page)]) == 1
     out = capsys.readouterr().out
-    for text in ("3 of 5 rows were stopped", "left out of log: 1 truncated", "not shown to hold on log", "is unknown"):
+    for text in (
+        "3 of 5 rows were stopped",
+        "left out of log: 1 truncated",
+        "not shown to hold on log",
+        "four characters",
+        "is unknown",
+    ):
         assert text in out
     html = page.read_text()
     assert html.index("lost, lost") < html.index("kept, right") < html.index("repaired, repaired")
