@@ -28,11 +28,13 @@ def replay(
     prompt_tokens: int = 0,
     verifier: Verifier | None = None,
     steps: Sequence[StepInfo] | None = None,
+    until_close: bool = False,
 ) -> tuple[Decision, ...]:
     """The decisions that policies would have made on a recorded output; nothing is changed (shadow mode).
 
     For the arguments see `Controller`; verdicts are waited for, so that replays are reproducible. `steps` is what the
-    engine knew about the step of each token; a policy that needs it and lacks it is a CapabilityError.
+    engine knew about the step of each token; a policy that needs it and lacks it is a CapabilityError. `until_close`
+    ends the replay where a policy first closes the thinking, since nothing after it would have been written.
     """
     policies = bind_for_replay(policies)
     needs_steps = {Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES}
@@ -54,6 +56,8 @@ def replay(
     for index, token in enumerate(token_ids):
         controller.observe(token, steps[index] if steps is not None else None)
         controller.questions.wait()
+        if until_close and controller.decisions and controller.decisions[-1].action == "close":
+            break
     return tuple(controller.decisions)
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "calibrate": ("probes.calibrate.cli", "Train probes on collected data and certify them."),
     "collect": ("evaluation.collect", "Sample rollouts and store what probes are trained on."),
     "quantize": ("cli.quantize", "Write a checkpoint with low-bit weights for CPUs."),
+    "replay": ("evaluation.replay.cli", "Show what policies would have done on recorded outputs of any model."),
     "report": ("evaluation.report.page", "Make tables, pictures and a page of benchmark results."),
     "roofline": ("evaluation.economics.cli", "Estimate what bounds a model on a device, and its highest speed."),
     "serve": ("controller.serving.cli", "Serve a model to clients of the OpenAI API."),

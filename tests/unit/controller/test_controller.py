@@ -215,6 +215,14 @@ def test_replay_finds_the_same_decision():
     assert decision.policy == "convergence"
 
 
+def test_a_replay_may_end_where_the_thinking_would():
+    tokenizer, policies = WordTokenizer(), make_policies(policies=("convergence", "budget"))
+    ids, budget = tokenizer(CHAIN)["input_ids"], Budget("normal", 55)
+    whole = replay(ids, policies, tokenizer, MARKERS, budget)
+    assert [decision.policy for decision in whole] == ["budget", "convergence"]
+    assert replay(ids, policies, tokenizer, MARKERS, budget, until_close=True) == whole[:1]
+
+
 def test_a_policy_must_wait_between_actions():
     @dataclass(frozen=True)
     class Greedy(Policy):

@@ -1,0 +1,1 @@
+"""What would policies have done on outputs that somebody recorded? `tersely replay` needs no model."""

@@ -1,0 +1,131 @@
+"""The command `tersely replay`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ...controller.budgets import Budget, canonical_effort, fit_budget
+from ...errors import OptionError
+from ...io import write
+from .. import cli_utils as cli
+from ..tasks.equality import AnswerChecker
+from .formats import Fields
+from .logs import RecordedSet, load_set
+from .page import check_page, replay_page
+from .result import summarize
+from .run import Reader, ReplayArm, ReplayedRow, make_replay_arms, replay_rows
+from .tables import show
+from .tokenizer import load_tokenizer
+
+ABOVE_MARGIN = 1
+_UNLIMITED = 1 << 30
+
+
+def replay(
+    logs: Annotated[list[Path], typer.Argument(metavar="LOGS", help="Files of recorded outputs; each is a set.")],
+    preset: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Preset to replay; repeatable; by default balanced.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Policy to replay alone, by name or as file.py:Class; repeatable."),
+    ] = None,
+    effort: Annotated[
+        str | None, typer.Option(metavar="LEVEL", help="Apply this effort's cap on thinking; by default there is none.")
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The model's tokenizer.json or its folder; by default a simple one of ours."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(help="Exit with 1 if more than this share of right answers may be lost.")
+    ] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A small model that reads the answer off the thinking at a stop."),
+    ] = None,
+    question_field: Annotated[str | None, typer.Option(help="Field of the question.")] = None,
+    thinking_field: Annotated[str | None, typer.Option(help="Field of the thinking.")] = None,
+    answer_field: Annotated[str | None, typer.Option(help="Field of the model's answer.")] = None,
+    gold_field: Annotated[str | None, typer.Option(help="Field of the right answer, e.g. metadata.gold.")] = None,
+    page: Annotated[Path | None, typer.Option(metavar="FILE", help="HTML page to write, with examples.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
+) -> None:
+    """Show what policies would have done on recorded outputs of any model; needs no model.
+
+    Exit code 0, or 1 if on some set more right answers may be lost than --margin allows (95 % confidence).
+    """
+    if margin is not None:
+        cli.check_margin(margin)
+    if page is not None:
+        check_page(page)
+    arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or ())
+    budget = _make_budget(effort)
+    fields = _make_fields(question=question_field, thinking=thinking_field, answer=answer_field, gold=gold_field)
+    codec = load_tokenizer(tokenizer)
+    sets = [load_set(path, name, fields, limit) for path, name in _name_sets(logs)]
+    loaded = None if reader is None else _load_reader(reader)
+    with AnswerChecker() as checker, cli.show_progress(sum(len(one.rows) for one in sets) * len(arms)) as advance:
+        found = [
+            replay_rows(one.rows, arms, codec, budget, checker, lambda: advance("replaying", 1), loaded) for one in sets
+        ]
+    results = [_summarize_arm(arm, sets, [rows[i] for rows in found], reader) for i, arm in enumerate(arms)]
+    if page is not None:
+        rows = [
+            (f"{one.name}, {arm.name}", part[i])
+            for one, part in zip(sets, found, strict=True)
+            for i, arm in enumerate(arms)
+        ]
+        write(page, replay_page(rows))
+    if as_json:
+        typer.echo(json.dumps(results[0] if len(results) == 1 else {"presets": results}, indent=2))
+    else:
+        skipped = [sum(one.skipped for part in found for one in part[i]) for i in range(len(arms))]
+        show(results, margin, skipped, sum(row.gold is None for one in sets for row in one.rows), tokenizer is None)
+    if margin is not None and any(one["lost_upper"] > margin for result in results for one in result["sets"]):
+        raise typer.Exit(ABOVE_MARGIN)
+
+
+def _name_sets(logs: Sequence[Path]) -> list[tuple[Path, str]]:
+    """Each file with its name, which is its path where two have the same; raises OptionError for one given twice."""
+    if len({path.resolve() for path in logs}) < len(logs):
+        raise OptionError("a file is given twice; accepted: each at most once", code="repeated_value")
+    stems = Counter(path.stem for path in logs)
+    return [(path, path.stem if stems[path.stem] == 1 else str(path)) for path in logs]
+
+
+def _make_fields(**names: str | None) -> Fields:
+    return Fields(**{kind: (name,) for kind, name in names.items() if name is not None})
+
+
+def _make_budget(effort: str | None) -> Budget:
+    """The budget of an effort; without one, recordings may be as long as they are."""
+    tier = "normal" if effort is None else canonical_effort(effort)
+    if tier in ("none", "auto"):
+        raise OptionError(f"--effort is {effort!r}; accepted: easy, normal or hard, which cap the thinking")
+    return Budget(tier, _UNLIMITED) if effort is None else fit_budget(tier, _UNLIMITED)
+
+
+def _load_reader(model: str) -> Reader:
+    from .reader import ModelReader
+
+    return ModelReader(model)
+
+
+def _summarize_arm(
+    arm: ReplayArm, sets: Sequence[RecordedSet], found: Sequence[Sequence[ReplayedRow]], reader: str | None
+) -> dict[str, Any]:
+    """The figures of an arm on each set, and on all of them where there are several."""
+    figures = [summarize(one.name, rows, one.left_out) for one, rows in zip(sets, found, strict=True)]
+    result: dict[str, Any] = {"sets": figures, "preset": arm.name, "reader": reader}
+    if len(sets) > 1:
+        left_out = sum((one.left_out for one in sets), Counter[str]())
+        result["all"] = summarize("all", [row for rows in found for row in rows], left_out)
+    return result

@@ -1,0 +1,245 @@
+"""Recorded outputs in the forms that servers, gateways and evaluations log, told apart by their content.
+
+Read are OpenAI chat completions, completions and Responses, Anthropic messages, Ollama's replies, conversations, each
+alone or with its request, tersely's own records, and flat rows. This file knows nothing of files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from ...controller.text.markers import KNOWN, Markers
+from ...controller.text.reasoning_parser import split_text
+from ..view.record import TraceRecord
+
+_WRAPPERS = ("standard_logging_object", "payload")
+_REQUESTS = ("request", "request_body", "input", "inputs", "kwargs")
+_RESPONSES = ("response", "response_body", "output", "outputs")
+_CUT = ("length", "max_tokens", "max_output_tokens", "incomplete")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
+_REASONING_BLOCKS = ("thinking_blocks", "reasoning_details")
+_HARMLESS = ("note", "tier", "error")
+"""Actions of a trace that change no text."""
+
+
+class RowError(ValueError):
+    """A row that is left out; the text is the reason, the same for all rows of its kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of flat rows that are tried in order; a dot leads into an object, as in `metadata.gold`."""
+
+    question: tuple[str, ...] = ("problem", "question", "prompt", "query", "instruction")
+    thinking: tuple[str, ...] = (*_REASONING, "thoughts", "cot")
+    answer: tuple[str, ...] = (
+        *("answer_text", "final_answer", "response", "completion", "generation", "output", "content", "answer", "text"),
+    )
+    gold: tuple[str, ...] = ("gold", "gold_answer", "ground_truth", "expected_answer", "reference_answer", "target")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedOutput:
+    """What a model wrote on one question; `gold` is the right answer if the log knows it."""
+
+    id: str
+    question: str
+    thinking: str
+    answer: str
+    gold: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    thinking: str
+    answer: str
+    cut: bool = False
+
+
+def read_row(row: object, fields: Fields, name: str) -> list[RecordedOutput]:
+    """The outputs of one logged row, usually one; `name` is its id where it has none. Raises RowError."""
+    if not isinstance(row, dict):
+        raise RowError("not an object")
+    row = next((row[key] for key in _WRAPPERS if isinstance(row.get(key), dict)), row)
+    request, response = _find_part(row, _REQUESTS), _find_part(row, _RESPONSES)
+    if not row.get("uncontrolled") and _was_controlled(row, response):
+        raise RowError("controlled already, and recorded without its uncontrolled run")
+    flat = fields.thinking != Fields().thinking
+    replies = _read_flat(row, fields) if flat else _read_response(response) or _read_flat(row, fields)
+    question = _find_text(row, fields.question) or _read_question(request)
+    gold = _find_text(row, fields.gold)
+    own = row.get("id") or row.get("custom_id") or response.get("id") or name
+    outputs, reason = [], ""
+    for number, reply in enumerate(replies):
+        if reply.cut or row.get("truncated") is True:
+            reason = "truncated"
+        elif not reply.thinking.strip():
+            reason = "no thinking"
+        elif gold is None and not reply.answer.strip():
+            reason = "no answer"
+        else:
+            row_id = _clean(f"{own}.{number}" if number else str(own))
+            texts = _clean(question), _clean(reply.thinking), _clean(reply.answer)
+            outputs.append(RecordedOutput(row_id, *texts, None if gold is None else _clean(gold)))
+    if not outputs:
+        raise RowError(reason)
+    return outputs
+
+
+def _was_controlled(row: Mapping[str, Any], response: Mapping[str, Any]) -> bool:
+    """Whether tersely changed this output: by its decisions, or by what `tersely serve` says in its replies."""
+    decisions = _list_objects(row.get("decisions"), "action")
+    served = [response, *_list_objects(response.get("choices"), "tersely")]
+    usages = [one["tersely"].get("usage") for one in served if isinstance(one.get("tersely"), dict)]
+    return any(one.get("acted") and one["action"] not in _HARMLESS for one in decisions) or any(
+        usage.get("injected") for usage in usages if isinstance(usage, dict)
+    )
+
+
+def _clean(text: str) -> str:
+    """The text with lone surrogates, which JSON may hold and tokenizers refuse, replaced."""
+    return text.encode(errors="replace").decode().strip()
+
+
+def _find_part(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
+    """The request or response that a row holds, perhaps as JSON text or as the body of an HTTP message; else itself."""
+    for name in names:
+        part = row.get(name)
+        if isinstance(part, str) and part.startswith("{"):
+            try:
+                part = json.loads(part)
+            except (ValueError, RecursionError):
+                continue
+        if isinstance(part, dict):
+            body = part.get("body")
+            return body if isinstance(body, dict) else part
+    return row
+
+
+def _find_text(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
+    """The first of these fields that holds text or a number."""
+    for name in names:
+        value: Any = row
+        for key in name.split(".") if name not in row else [name]:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).strip():
+            return str(value)
+    return None
+
+
+def _read_flat(row: Mapping[str, Any], fields: Fields) -> list[_Reply]:
+    thinking, answer = _find_text(row, fields.thinking), _find_text(row, fields.answer)
+    if thinking is None and answer is None:
+        failed = row.get("error") or row.get("status") == "failure"
+        raise RowError("a failed call" if failed else "unknown format")
+    return [_make_reply(thinking or "", answer or "")]
+
+
+def _read_response(response: Mapping[str, Any]) -> list[_Reply]:
+    """The replies of a response in a known form; none at all for another form."""
+    if response.keys() >= {"version", "segments", "usage"}:
+        return [_read_trace(response)]
+    if choices := _list_objects(response.get("choices"), "message", "finish_reason"):
+        return [_read_message(choice.get("message", choice), choice.get("finish_reason")) for choice in choices]
+    if output := _list_objects(response.get("output"), "type"):
+        return [_read_message({"content": output}, response.get("status"))]
+    if isinstance(message := response.get("message"), dict):
+        return [_read_message(message, response.get("done_reason"))]
+    if response.get("role") == "assistant":
+        return [_read_message(response, response.get("stop_reason"))]
+    for form in ("messages", "conversations"):
+        messages = _list_objects(response.get(form), "role", "from")
+        if messages and _role(messages[-1]) != "user":
+            return [_read_message(messages[-1], None)]
+    return []
+
+
+def _list_objects(value: Any, *keys: str) -> list[dict[str, Any]]:
+    """A list of objects that all have one of these keys; empty if it is anything else."""
+    fits = isinstance(value, list) and all(isinstance(one, dict) and not one.keys().isdisjoint(keys) for one in value)
+    return value if fits else []
+
+
+def _read_message(message: Any, finish: Any) -> _Reply:
+    if not isinstance(message, dict):
+        raise RowError("unknown format")
+    content = next((message[key] for key in ("content", "value", "text") if message.get(key) is not None), "")
+    thinking, answer = _read_blocks(content)
+    thinking = _find_text(message, _REASONING) or thinking
+    for name in _REASONING_BLOCKS:
+        thinking = thinking or _read_blocks(message.get(name) or "")[0]
+    return _make_reply(thinking, answer, finish in _CUT)
+
+
+def _read_blocks(content: Any) -> tuple[str, str]:
+    """The thinking and the answer of content: a text, a block, or a list of blocks; tool calls are neither."""
+    if isinstance(content, str):
+        return "", content
+    if isinstance(content, list):
+        pairs = [_read_blocks(part) for part in content]
+        return "\n\n".join(filter(None, (one for one, _ in pairs))), "".join(other for _, other in pairs)
+    if not isinstance(content, dict):
+        return "", ""
+    kind, text = str(content.get("type", "thinking" if "thinking" in content else "text")), content.get("text")
+    if "redacted" in kind or "summary" in kind or (content.get("summary") and not content.get("content")):
+        raise RowError("only a summary of the thinking, or an encrypted one")
+    if "thinking" in kind or "reasoning" in kind:
+        return "".join(_read_blocks(text or content.get("thinking") or content.get("content") or "")), ""
+    if kind == "message":
+        return _read_blocks(content.get("content"))
+    return "", text if isinstance(text, str) and "text" in kind else ""
+
+
+def _make_reply(thinking: str, answer: str, cut: bool = False) -> _Reply:
+    """The reply, with thinking between markers taken out of its text."""
+    thinking = thinking.strip()
+    for opening, closing in KNOWN:
+        thinking = thinking.removeprefix(opening).removesuffix(closing)
+        if closing in answer:
+            state = "before" if opening in answer else "thinking"  # the prompt may have opened the thinking
+            found, answer = split_text(answer, Markers(opening, closing), state)
+            thinking = thinking or found
+        elif not thinking and answer.lstrip().startswith(opening):
+            cut = True
+    return _Reply(thinking, answer, cut)
+
+
+def _read_trace(response: Mapping[str, Any]) -> _Reply:
+    """The uncontrolled run of a record of `tersely run --trace`."""
+    try:
+        record = TraceRecord.model_validate_json(json.dumps(response))
+    except ValidationError:
+        raise RowError("an invalid record of tersely, or one of another version") from None
+    run = record.uncontrolled or record
+    thinking = "".join(segment.text for segment in run.segments if segment.thinking)
+    answer = "".join(segment.text for segment in run.segments if not segment.thinking)
+    return _make_reply(thinking, answer, run.finish_reason in _CUT)
+
+
+def _role(message: Mapping[str, Any]) -> str:
+    role = str(message.get("role") or message.get("from"))
+    return "user" if role == "human" else role
+
+
+def _read_question(request: Mapping[str, Any]) -> str:
+    """The text of the last message of the user; "" if there is none."""
+    for key in ("messages", "conversations", "input", "prompt"):
+        value = request.get(key)
+        if isinstance(value, list):
+            asked = [message for message in value if isinstance(message, dict) and _role(message) == "user"]
+            value = asked[-1].get("content", asked[-1].get("value")) if asked else None
+        if value and (text := "".join(_read_input(value))):
+            return text
+    return ""
+
+
+def _read_input(content: Any) -> list[str]:
+    if isinstance(content, str):
+        return [content]
+    parts = content if isinstance(content, list) else []
+    return [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]

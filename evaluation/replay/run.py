@@ -1,0 +1,164 @@
+"""Replaying recorded thinking through policies: where each would have stopped, and whether the answer was right there.
+
+The answer at a stop is what the thinking stated last, or what a reader makes of the thinking so far. Without a gold
+answer the recorded one counts as right.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from ...controller.budgets import Budget
+from ...controller.policies import make_policies, resolve_policy
+from ...controller.policies.base import Policy
+from ...controller.replay import bind_for_replay, replay
+from ...controller.text.answers import extract_answer, extract_stated_answer
+from ...controller.text.markers import Markers
+from ...controller.text.thoughts import ThinkingState
+from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from ...controller.trace import Decision
+from ..tasks.equality import AnswerChecker
+from .formats import RecordedOutput
+
+MARKERS = Markers("<think>", "</think>")
+"""Recorded thinking has none; those of most models."""
+_LONGEST_REASON = 120
+_NUMBER = re.compile(r"\S*\d\S*")
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayArm:
+    """A preset, or a policy of its own, that is replayed."""
+
+    name: str
+    policies: tuple[Policy, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where and why thinking would have ended: after `tokens` of it, whose text is `thinking`.
+
+    `answer` is what it stated last, or what a reader says; "" where nothing says one.
+    """
+
+    decision: Decision
+    tokens: int
+    thinking: str
+    stated: str
+    answer: str
+
+    @property
+    def reason(self) -> str:
+        """The policy and its reason, without this row's answer and numbers, so that equal reasons can be counted."""
+        reason = self.decision.reason
+        if self.stated:
+            reason = re.sub(rf"(?<!\w){re.escape(self.stated)}(?!\w)", "…", reason)
+        text = f"{self.decision.policy}: {_NUMBER.sub('…', reason)}"
+        return "".join(letter if letter.isprintable() else " " for letter in text[:_LONGEST_REASON])
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedRow:
+    """One recorded output under one arm; `stop` is None where nothing would have ended its thinking early."""
+
+    row: RecordedOutput
+    tokens: int
+    stop: Stop | None
+    seconds: float  # of the processor, for the controller alone
+    skipped: int  # injections and delegations up to there, whose effect on the text a replay cannot know
+    right_full: bool = False
+    right_controlled: bool = False
+
+    @property
+    def used(self) -> int:
+        """Thinking tokens up to the stop, which are those that the controller was shown."""
+        return self.tokens if self.stop is None else self.stop.tokens
+
+
+class Reader(Protocol):
+    """Says what the answer is after the thinking so far."""
+
+    name: str
+
+    def read(self, texts: Sequence[tuple[str, str]]) -> list[str]:
+        """The answer to each (question, thinking so far), in order; "" for none."""
+        ...
+
+
+def make_replay_arms(presets: Sequence[str], policies: Sequence[str]) -> list[ReplayArm]:
+    """An arm for each preset and for each policy.
+
+    Raises OptionError for an unknown one, and CapabilityError or ProbeError for one that needs the model.
+    """
+    arms = [ReplayArm(name, make_policies(name)) for name in presets]
+    arms += [ReplayArm(spec, (resolve_policy(spec),)) for spec in policies]
+    return [ReplayArm(arm.name, bind_for_replay(arm.policies)) for arm in arms]
+
+
+def replay_rows(
+    rows: Sequence[RecordedOutput],
+    arms: Sequence[ReplayArm],
+    tokenizer: Any,
+    budget: Budget,
+    checker: AnswerChecker,
+    advance: Callable[[], None],
+    reader: Reader | None = None,
+) -> list[list[ReplayedRow]]:
+    """The outcomes of all rows, for each arm in order; `advance` is called after each row of each arm."""
+    codec = get_adapter(tokenizer)
+    outcomes: list[list[ReplayedRow]] = [[] for _ in arms]
+    for row in rows:
+        ids = codec.encode(row.thinking)
+        for arm, found in zip(arms, outcomes, strict=True):
+            start = time.thread_time()
+            decisions = replay(ids, arm.policies, tokenizer, MARKERS, budget, prompt=row.question, until_close=True)
+            seconds = time.thread_time() - start
+            skipped = sum(decision.action in ("inject", "delegate") for decision in decisions)
+            found.append(ReplayedRow(row, len(ids), _find_stop(ids, decisions, codec), seconds, skipped))
+            advance()
+    return [_grade(_ask(found, reader), checker) for found in outcomes]
+
+
+def _find_stop(ids: Sequence[int], decisions: Sequence[Decision], codec: TokenizerAdapter) -> Stop | None:
+    """The stop, unless nothing but white space would have followed."""
+    if not decisions or decisions[-1].action != "close":
+        return None
+    tokens = decisions[-1].position
+    if not codec.decode(ids[tokens:]).strip():
+        return None
+    stated = _last_stated(ids[:tokens], codec)
+    return Stop(decisions[-1], tokens, codec.decode(ids[:tokens]), stated, answer=stated)
+
+
+def _last_stated(ids: Sequence[int], codec: TokenizerAdapter) -> str:
+    """What the latest thought that states an answer states, as policies read thoughts."""
+    thinking = ThinkingState(codec)
+    for token in ids:
+        thinking.add(token)
+    read = thinking.thoughts[-1].end if thinking.thoughts else 0
+    texts = [*(thought.text for thought in thinking.thoughts), codec.decode(ids[read:])]
+    return next((answer for text in reversed(texts) if (answer := extract_stated_answer(text))), "")
+
+
+def _ask(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[ReplayedRow]:
+    """The outcomes with the reader's answers in place of those that were stated."""
+    stops = [(one.row, one.stop) for one in found if one.stop is not None]
+    if reader is None or not stops:
+        return found
+    answers = iter(reader.read([(row.question, stop.thinking) for row, stop in stops]))
+    return [replace(one, stop=one.stop and replace(one.stop, answer=next(answers))) for one in found]
+
+
+def _grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:
+    graded = []
+    for one in found:
+        recorded = extract_answer(one.row.answer)
+        gold = recorded if one.row.gold is None else one.row.gold.rpartition("####")[2].strip()
+        full = one.row.gold is None or checker.check(gold, recorded).equal
+        stopped = full if one.stop is None else checker.check(gold, one.stop.answer).equal
+        graded.append(replace(one, right_full=full, right_controlled=stopped))
+    return graded

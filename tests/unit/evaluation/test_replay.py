@@ -1,0 +1,235 @@
+"""`tersely replay`: where policies would have stopped recorded thinking, and what that would have cost."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tersely.cli.app import main
+from tersely.controller.budgets import Budget
+from tersely.errors import CapabilityError, OptionError
+from tersely.evaluation.replay.cli import replay
+from tersely.evaluation.replay.formats import RecordedOutput
+from tersely.evaluation.replay.run import ReplayedRow, make_replay_arms, replay_rows
+from tersely.evaluation.replay.tokenizer import PieceTokenizer, load_tokenizer
+from tersely.evaluation.tasks.equality import AnswerChecker
+from tersely.models import get_model_path
+
+from ...support.refusals import refused
+
+BUDGET = Budget("normal", 1 << 30)
+REST = "Now I go through all of it once more, slowly, to be entirely sure that nothing was forgotten on the way."
+POLICY = """
+import tersely
+
+class First(tersely.Policy):
+    name = "first"
+
+    def watch(self, view):
+        yield tersely.Wait(at=1, boundary="thought")
+        yield tersely.Close(f"{view.tokens} tokens are enough", phrase="")
+"""
+
+
+def thinking(*answers: str) -> str:
+    """Paragraphs that state these answers one after the other, and a last one without any."""
+    said = (f"{REST} The first way is to count them one by one. So the answer is {answer}." for answer in answers)
+    return "\n\n".join([*said, REST])
+
+
+def row(name: str, thought: str, answer: str, gold: str | None = "12") -> dict[str, Any]:
+    return {"id": name, "problem": "How many?", "thinking": thought, "answer_text": answer, "gold": gold}
+
+
+ROWS = [
+    row("kept", thinking("12", "12", "12"), "\\boxed{12}"),
+    row("lost", thinking("9", "9", "12"), "\\boxed{12}"),
+    row("repaired", thinking("12", "12", "9"), "\\boxed{9}"),
+    row("untouched", thinking("9", "12"), "\\boxed{12}"),
+    row("no known form", "\n\n".join(["Perhaps it is a dozen, or so it seems to me."] * 9), "\\boxed{12}"),
+    {**row("cut", thinking("12"), ""), "truncated": True},
+]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)) + "\n")
+    return path
+
+
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> Any:
+    assert main(["replay", *map(str, arguments), "--json"]) == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_is_saved_lost_and_repaired(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run_json(capsys, log)
+    assert (result["preset"], result["reader"]) == ("balanced", None)
+    (found,) = result["sets"]
+    assert (found["name"], found["n"], found["left_out"]) == ("log", 5, {"truncated": 1})
+    assert (found["right_full"], found["right_controlled"]) == (0.8, 0.8)
+    assert (found["lost"], found["repaired"]) == (0.25, 1.0)
+    assert found["lost_upper"] == pytest.approx(0.7514, abs=1e-4)  # Clopper and Pearson: 1 of 4, one-sided
+    assert found["stops"] == {"convergence: … successive answers agree on …": 3}
+    assert found["thinking_saved_ci"][0] < found["thinking_saved"] < found["thinking_saved_ci"][1]
+    assert found["control_us_per_token"] > 0
+
+
+def test_without_gold_the_recorded_answer_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(json.dumps({**one, "gold": None}) for one in ROWS[:5]))
+    (found,) = run_json(capsys, path)["sets"]
+    assert (found["right_full"], found["right_controlled"], found["lost"]) == (1.0, 0.6, 0.4)
+
+
+def test_several_arms_and_sets(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own, other = tmp_path / "own.py", tmp_path / "more" / "log.jsonl"
+    own.write_text(POLICY)
+    other.parent.mkdir()
+    other.write_bytes(log.read_bytes())
+    specs = ("--preset", "balanced", "--preset", "off", "--policy", f"{own}:First")
+    results = run_json(capsys, log, other, *specs)["presets"]
+    assert [result["preset"] for result in results] == ["balanced", "off", f"{own}:First"]
+    assert [one["name"] for one in results[0]["sets"]] == [str(log), str(other)]
+    assert results[0]["all"]["n"] == 10
+    assert results[1]["all"]["stops"] == {}
+    assert results[1]["all"]["thinking_saved"] == 0
+    assert results[2]["all"]["stops"] == {"first: … tokens are enough": 10}
+    alone = run_json(capsys, log, "--policy", "convergence", "--limit", "1")
+    assert (alone["preset"], alone["sets"][0]["n"]) == ("convergence", 1)
+
+
+def test_the_margin_decides_the_exit_code(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_json(capsys, log, "--margin", "0.7", code=1)
+    run_json(capsys, log, "--margin", "0.8")
+    run_json(capsys, log, "--preset", "careful", "--margin", "0.01", code=1)  # nothing is lost, but of four rows
+
+
+def test_an_effort_caps_the_thinking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(row("long", thinking(*map(str, range(60))), "59", "59")))
+    (found,) = run_json(capsys, path, "--effort", "low")["sets"]
+    assert list(found["stops"]) == ["budget: budget of … thinking tokens (easy) is used up"]
+    assert (found["lost"], found["lost_upper"]) == (1.0, 1.0)
+    assert run_json(capsys, path)["sets"][0]["stops"] == {}
+
+
+def test_people_get_a_table_and_a_page(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    for _ in range(2):  # a page of ours may be replaced
+        assert main(["replay", str(log), "--margin", "0.01", "--page", str(page)]) == 1
+    out = capsys.readouterr().out
+    for text in (
+        "3 of 5 rows were stopped",
+        "left out of log: 1 truncated",
+        "not shown to hold on log",
+        "four characters",
+        "is unknown",
+    ):
+        assert text in out
+    html = page.read_text()
+    assert html.index("lost, lost") < html.index("kept, right") < html.index("repaired, repaired")
+
+
+def test_a_page_without_stops_and_a_name_with_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, page = tmp_path / "[red]a.jsonl", tmp_path / "page.html"
+    log.write_text(json.dumps(ROWS[3]))
+    assert main(["replay", str(log), "--page", str(page)]) == 0
+    assert "[red]a" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"preset": ["nothing"]}, "unknown_name"),
+        ({"policy": ["nothing"]}, "unknown_name"),
+        ({"policy": ["none.py:Own"]}, "invalid_policy"),
+        ({"effort": "auto"}, "invalid_option"),
+        ({"margin": 2.0}, "invalid_option"),
+        ({"tokenizer": Path("nowhere")}, "no_such_file"),
+    ],
+)
+def test_bad_options_are_refused(log: Path, changes: dict[str, Any], code: str) -> None:
+    with refused(OptionError, code):
+        replay([log], **changes)
+
+
+def test_a_policy_that_needs_the_model_is_refused(log: Path) -> None:
+    with refused(CapabilityError):
+        replay([log], preset=["certified"])
+
+
+def test_logs_are_not_overwritten_or_counted_twice(log: Path) -> None:
+    before = log.read_bytes()
+    with refused(OptionError, "overwrites_other_file"):
+        replay([log], page=log)
+    with refused(OptionError, "repeated_value"):
+        replay([log, log.parent / "." / log.name])
+    assert log.read_bytes() == before
+
+
+def run_rows(rows: list[RecordedOutput], deadline: float = 5.0, **options: Any) -> list[ReplayedRow]:
+    with AnswerChecker(deadline) as checker:
+        (found,) = replay_rows(
+            rows, make_replay_arms(["balanced"], []), PieceTokenizer(), BUDGET, checker, lambda: None, **options
+        )
+    return found
+
+
+@pytest.mark.parametrize("answer", ["9^{9^{9^{9}}}", "{" * 5_000, "\\frac{" * 900 + "}" * 900, "\0\x1b[2J\ud7ff"])
+def test_hostile_answers_end(answer: str) -> None:
+    start = time.monotonic()
+    (found,) = run_rows([RecordedOutput("1", "q", thinking(answer, answer), f"\\boxed{{{answer}}}", "12")], 1.0)
+    assert not found.right_full
+    assert time.monotonic() - start < 60
+
+
+def test_a_reader_says_the_answer_at_stops() -> None:
+    class Constant:
+        name = "constant"
+
+        def read(self, texts: Any) -> list[str]:
+            asked.extend(texts)
+            return ["12"] * len(texts)
+
+    asked: list[tuple[str, str]] = []
+    rows = [RecordedOutput(one["id"], "How many?", one["thinking"], one["answer_text"], "12") for one in ROWS[:5]]
+    found = run_rows(rows, reader=Constant())
+    assert [one.right_controlled for one in found] == [True] * 5
+    assert [question for question, _ in asked] == ["How many?"] * 3
+    assert all(text.rstrip().endswith((" 12.", " 9.")) for _, text in asked)
+
+
+def test_a_model_reads_the_answer_off_the_thinking() -> None:
+    from tersely.evaluation.replay.reader import ModelReader
+
+    reader = ModelReader("tersely-tiny-small")
+    question = "Mia has 48 shells. Mia finds 31 shells. How many shells does Mia have now?"
+    texts = [
+        (question, "A=48+31=79.\nSo I get 79."),
+        ("", "So 7.\n\n" * 3_000),
+        (question, "A=48+31=78.\nSo I get 78."),
+    ]
+    assert reader.read(texts) == ["79", "7", "78"]
+
+
+def test_our_tokenizer_gives_back_any_text() -> None:
+    tokenizer = PieceTokenizer()
+    text = "Tabs\tand  spaces\r\n\n\nπ≈3.14159, _x_² \\frac{1}{2} 多言語 \x00\x85\u2028" + "a" * 99
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+
+
+def test_a_model_s_tokenizer_is_loaded(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = get_model_path("tersely-tiny-small")
+    assert load_tokenizer(folder)("1", add_special_tokens=False)["input_ids"]
+    assert run_json(capsys, log, "--tokenizer", folder / "tokenizer.json")["sets"][0]["n"] == 5
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with refused(OptionError, "invalid_tokenizer"):
+        load_tokenizer(tmp_path)
