@@ -26,9 +26,10 @@ _LONGEST_PHRASE = 60
 class Finality(IntEnum):
     """How much a sentence presents its value as the answer."""
 
-    CONCLUDES = 1
-    HEDGED = 2  # "maybe the answer is 12"
-    ANSWERS = 3
+    CONCLUDES = 1  # "so that leaves 12 eggs", perhaps on the way
+    HEDGED = 2  # "maybe the answer is 12", "the sum is 12"
+    ASKED = 3  # a conclusion on what the question asks for
+    ANSWERS = 4  # "the answer is 12", `\\boxed{12}`
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def _read_sentence(sentence: str, asked: Asked) -> tuple[str, Finality] | None:
             finality = Finality.HEDGED
         elif _SYMBOL.search(sentence):
             found, finality = _conclusion(sentence, lower, asked)
-    if found is None or sentence.rstrip(" \n*\"”)").endswith(("?", "？")) or _SUPPOSED.search(lower):
+    if found is None or sentence.rstrip(' \n*"”)').endswith(("?", "？")) or _SUPPOSED.search(lower):
         return None
     return found, min(finality, Finality.HEDGED if _HEDGED.search(lower) else Finality.ANSWERS)
 
@@ -191,11 +192,11 @@ def _conclusion(sentence: str, lower: str, asked: Asked) -> tuple[str | None, Fi
     if asked.names is not None:
         named = [value for cue in asked.names.finditer(sentence) if (value := _read_value(sentence, cue.end(), asked))]
         if named:
-            return named[-1], Finality.ANSWERS if concludes else Finality.HEDGED
+            return named[-1], Finality.ASKED if concludes else Finality.HEDGED
     stated = [value for cue in _STATES.finditer(lower) if (value := _read_value(sentence, cue.end(), asked))]
     if not concludes:
         return (stated[-1] if stated else None), Finality.CONCLUDES
-    finality = Finality.ANSWERS if asked.covers(lower) else Finality.CONCLUDES
+    finality = Finality.ASKED if asked.covers(lower) else Finality.CONCLUDES
     equation = max(sentence.rfind("="), sentence.rfind("≈"))
     if equation >= 0 and (value := _read_value(sentence, equation + 1, asked)):
         return value, finality
@@ -300,6 +301,9 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     """A name or a short phrase up to the end of its clause, or the number that the clause comes to."""
     phrase = _CLAUSE.match(sentence, at)
     words = _MARKUP.sub("", phrase[0]).strip() if phrase else ""
+    name = _NAME.match(words) if not asked.numeric else None
+    if name and len(name[0]) < len(words):
+        return name[0].strip()  # "Ben in position 5"
     if (numbers := _NUMBER.findall(words)) and len(words.split()) > 2:
         return numbers[-1]
     if asked.numeric or _NO_PHRASE.match(sentence, at) or _ABOUT_FORM.search(words):
@@ -311,6 +315,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
 
 _CLAUSE = re.compile(r"[^.,;:!?\n(。，；—]+")
 _MARKUP = re.compile(r"[*_`\"“”]")
+_NAME = re.compile(r"(?:[A-Z][\w'’.-]*\s+){1,4}(?=(?:in|at|is|who|on|because|since|being|as|for|with|from)\b)")
 _ARTICLE = re.compile(r"(?:the|an?)\s+(?=\w)", re.IGNORECASE)
 _ABOUT_FORM = re.compile(rf"(?:{_either('form')})", _FLAGS)
 _NUMBER_WORDS = {

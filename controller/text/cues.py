@@ -27,7 +27,8 @@ class Language:
         supposed: words that make a sentence a supposition, a question or an instruction.
         negations: words that deny the value behind a cue.
         no_phrases: beginnings of what is not an answer in words.
-        reflections: how a thought begins that reflects on those before.
+        reflections: how a thought begins that reflects on those before, as plain words.
+        reconsiders: what shows, anywhere in a text, that what was derived is looked at once more.
         signals: words without which a sentence that holds no number states nothing.
         equals: verbs between what is asked for and its value.
         form_only: sentences of a question that ask for a form only.
@@ -49,6 +50,7 @@ class Language:
     negations: Patterns
     no_phrases: Patterns
     reflections: Patterns
+    reconsiders: Patterns
     signals: Patterns
     equals: Patterns
     form_only: Patterns
@@ -63,19 +65,19 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 
 ENGLISH = Language(
     answers=(
-        r"\b(?:answer|answers|solution|solutions)(?:\*\*)?(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
+        r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
         r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
         r"\banswer of\b",
         r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
         rf"{_MODAL}{_BE}\b",
-        r"\b(?:go(?:ing)? with|settle on|opt for)\b",
+        r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
         r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[a-z]\)?\b|\d\b))",
     ),
     behind=(
         rf"\s{_MODAL}(?:is|be|seems|are)\s+(?:indeed |definitely |in fact |probably |likely )?"
-        r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|correct|right|choice|option)\b"
+        r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|choice|option)\b"
         r"(?! is| to)",
         r"(?:\)|\.)?\s+(?:as|for) (?:the|my|our) (?:final )?answer\b",
     ),
@@ -103,12 +105,13 @@ ENGLISH = Language(
         r"given by|the (?:number|value|letter|option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
         r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
     ),
-    hedges=(r"\b(?:maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|expected)\b",),
+    hedges=(r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|expected)\b",),
     supposed=(
         r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",
         r"\b(?:if|whether|suppose|unless) (?:the|my|our|this) (?:final )?answer\b",
         r"\b(?:would|can|could)(?: the)? answer be\b|\bfor example\b|\bin the (?:format|form)\b|\bformat\b",
         r"\b(?:must|should|need to|have to) (?:be )?(?:output|enclosed?|written|formatted|presented|expressed)\b",
+        r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
         r"\b(?:wrong|incorrect|mistaken|cannot be right|can't be right)\b",
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
@@ -124,6 +127,11 @@ ENGLISH = Language(
         "wait", "hmm", "alternatively", "but wait", "hold on", "let me double-check", "let me double check",
         "let me verify", "let me check", "but let me", "let me recheck", "actually", "on second thought", "to be sure",
         "just to be sure", "looking back",
+    ),
+    reconsiders=(
+        r"\b(?:wait|hmm|alternatively|hold on|double[- ]check|let me (?:verify|check|re-?check|think again|confirm|see)|"
+        r"actually|on second thought|to be sure|looking back|another (?:way|approach|method)|check again|re-?check|"
+        r"let's (?:verify|check|double)|just to (?:confirm|make sure)|but let me|is that right|verify)\b",
     ),
     signals=("answer", "solution", "option", "choice", "correct", "go with", "going with"),
     equals=(
@@ -169,6 +177,7 @@ CHINESE = Language(
     negations=(r"\s*(?:不是|并非|错误)",),
     no_phrases=(r"(?:正确|错|不|对|这|那|什么|多少|一样|否)",),
     reflections=("等等", "等一下", "不过", "让我再", "再检查", "重新", "另外", "或者", "嗯", "验证一下"),
+    reconsiders=(r"(?:等等|等一下|不过|检查|验证|重新|另一种|再想|再算|或者)",),
     signals=("答案", "选", "正确"),
     equals=(r"(?:是|为|等于|=|有)",),
     form_only=(r"(?:表示|格式|写出)",),

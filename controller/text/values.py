@@ -20,7 +20,7 @@ _OPERAND = re.compile(
 )
 _OPERATOR = re.compile(
     r"\s*(?:(?:\\(?:cdot|times|div|pm|mp|leq?|geq?|neq?|approx|cup|cap|to|in|equiv|pmod|bmod|mid)(?![A-Za-z])|"
-    r"<=|>=|!=|\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d))\s*)"
+    r"<=|>=|!=|\*\*|[-+−*/×·÷=<>≤≥≠≈±^_∪]|(?<=\d):(?=\d)|\s[xX](?=\s*\d)|(?<=\s)mod(?=\s))\s*)"
 )
 _POSTFIX = re.compile(r"[²³⁴⁵⁶⁷⁸⁹]+|\s?(?:\\?%|\^\{?\\circ\}?|°|!(?!=)|['’](?![A-Za-z])|\s?percent(?:age)?\b)")
 _MIXED = re.compile(r" \d+/\d+")
