@@ -25,6 +25,8 @@ from .policies.base import (
 MAX_SIDE_EFFECTS = 64
 """Most notes and questions of a policy between two waits, or it might never come to an end."""
 
+_SENTENCE = BOUNDARY_RANK["sentence"]
+
 SideEffect = Note | AskVerifier | Exception
 OnSideEffect = Callable[[str, SideEffect], Any]
 """Handles a policy's note, question or exception; what it returns is the reply to a question."""
@@ -37,13 +39,13 @@ class PolicyTask:
     that every request would show.
     """
 
-    __slots__ = ("_on_side_effect", "at", "close_at", "deadline", "generator", "policy", "rank")
+    __slots__ = ("_on_side_effect", "at", "close_at", "deadline", "generator", "policy", "rank", "sentence_at")
 
     def __init__(self, policy: Policy, view: PolicyView, on_side_effect: OnSideEffect) -> None:
         self.policy, self._on_side_effect = policy, on_side_effect
         self.generator: Watching | None = policy.watch(view)
         self.at = self.deadline = self.rank = 0
-        self.close_at = NEVER
+        self.close_at = self.sentence_at = NEVER
         if self.resume(None) is not None:
             raise TypeError(f"policy {policy.name!r} must wait before its first action")
 
@@ -79,7 +81,7 @@ class PolicyTask:
 
     def _stop(self) -> None:
         self.generator = None
-        self.at = self.deadline = self.close_at = NEVER
+        self.at = self.deadline = self.close_at = self.sentence_at = NEVER
 
     def _schedule(self, action: Action) -> TextAction | Trial | None:
         """Sleep as a wait says; return any other action."""
@@ -92,6 +94,7 @@ class PolicyTask:
             )
         # Compared here, since what cannot be compared must not reach the per-token path.
         at, deadline = max(0, action.at), NEVER if action.deadline is None else max(0, action.deadline)
+        self.sentence_at = NEVER if action.sentence_at is None else max(0, action.sentence_at)
         self.rank, self.deadline = BOUNDARY_RANK[action.boundary], deadline
         self.at, self.close_at = (NEVER, at) if action.boundary == "close" else (at, 0 if action.or_close else NEVER)
         return None
@@ -114,12 +117,20 @@ class PolicyScheduler:
         for boundary, rank in BOUNDARY_RANK.items():
             for task in self.tasks:
                 first = min(first, task.deadline, task.at if task.rank <= rank else NEVER)
+                if rank >= _SENTENCE:
+                    first = min(first, task.sentence_at)
             self.next_wakeup[boundary] = first
 
     def due(self, tokens: int, boundary: str) -> list[PolicyTask]:
         """The tasks that run after this many tokens, at this boundary."""
         rank = BOUNDARY_RANK[boundary]
-        return [t for t in self.tasks if (tokens >= t.at and rank >= t.rank) or tokens >= t.deadline]
+        return [
+            task
+            for task in self.tasks
+            if (tokens >= task.at and rank >= task.rank)
+            or tokens >= task.deadline
+            or (rank >= _SENTENCE and tokens >= task.sentence_at)
+        ]
 
     def due_at_close(self, tokens: int) -> list[PolicyTask]:
         """The tasks that run where the model ends its thinking."""

@@ -77,6 +77,8 @@ class Wait:
     boundary: Boundary = "thought"
     """"close" is where the model itself ends its thinking; an `Inject` then makes it continue."""
     deadline: int | None = None
+    sentence_at: int | None = None
+    """Also wake at the first end of a sentence at or after this many tokens, where thoughts are long."""
     or_close: bool = False
     """Also wake where the model ends its thinking, wherever that is."""
 

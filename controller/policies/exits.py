@@ -6,7 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..text.answers import extract_stated_answer
+from ..text.answers import Finality
+from ..text.evidence import AnswerEvidence, Claim
 from .base import Close, Policy, PolicyView, Wait, Watching
 
 
@@ -29,32 +30,36 @@ class BudgetForcing(Policy):
 
 @dataclass(frozen=True, slots=True)
 class Convergence(Policy):
-    """Close when `agree` successive stated answers are equal.
+    """Close when `agree` independent derivations came to the same answer, and the model calls it the answer.
 
-    The consensus rule of TrimR (arXiv 2505.17155) with equal strings in place of its verifier.
+    The consensus rule of TrimR (arXiv 2505.17155), with reading in place of its verifier. A restatement is no
+    derivation: the model must have reconsidered in between.
     """
 
     name: ClassVar[str] = "convergence"
     agree: int = 2
-    gap: int = 12  # an answer repeated within this many tokens counts once
+    stride: int = 48  # tokens after which the end of a sentence is read too, where thoughts are long
 
     def watch(self, view: PolicyView) -> Watching:
         """See `Policy.watch`."""
-        read, run, last, last_at = 0, 0, "", -self.gap
+        evidence, read = AnswerEvidence(view.question), 0
         while True:
-            yield Wait(at=view.tokens + 1, boundary="thought")
-            thoughts = view.thinking.thoughts
-            for thought in thoughts[read:]:
-                answer = extract_stated_answer(thought.text)
-                if answer is None or (answer == last and thought.end - last_at < self.gap):
-                    continue
-                run = run + 1 if answer == last else 1
-                last, last_at = answer, thought.end
-            read = len(thoughts)
-            if run >= self.agree:
-                reason = f"{run} successive answers agree on {last}" if run > 1 else f"the answer {last} was stated"
-                yield Close(reason, phrase="")
+            yield Wait(at=view.tokens + 1, boundary="thought", sentence_at=view.tokens + self.stride)
+            stated = evidence.read(view.thinking.text_from(min(read, view.tokens)))
+            read = view.tokens
+            if stated is not None and self.holds(*stated):
+                claim = stated[0]
+                yield Close(f"{claim.derivations} derivations agree on the answer {claim.answer}", phrase="")
                 return
+
+    def holds(self, claim: Claim, finality: Finality) -> bool:
+        """Whether the evidence for what was stated last is enough."""
+        return (
+            finality is Finality.ANSWERS
+            and claim.derivations >= self.agree
+            and claim.answered >= self.agree - 1
+            and claim.agreeing >= min(2, self.agree)
+        )
 
 
 _BASE, _PRIME = 1_000_003, (1 << 61) - 1

@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..types import Signals
+from .cues import LANGUAGES
+from .regions import ProtectedRegions
 from .tokenizer_adapter import TokenFlags, TokenizerAdapter, word_pattern
 
-REFLECTION_CUES = (
-    "wait",
-    "hmm",
-    "alternatively",
-    "but wait",
-    "hold on",
-    "let me double-check",
-    "let me double check",
-    "let me verify",
-    "let me check",
-    "but let me",
-    "let me recheck",
-    "actually",
-    "on second thought",
-    "to be sure",
-    "just to be sure",
-    "looking back",
-)
+REFLECTION_CUES = LANGUAGES[0].reflections + LANGUAGES[1].reflections
 """How reflective thoughts begin (TrimR, Speculative Thinking and VSRM use such lists); matched as whole words."""
 _CUE = word_pattern(REFLECTION_CUES)
 _TAIL = 400
@@ -42,31 +26,6 @@ class Thought:
     reflective: bool  # whether it opens with a reflection cue
 
 
-def unclosed_region(text: str) -> str | None:
-    """The kind of region that is still open at the end of a text (code, tool call, math, JSON), or None."""
-    if text.count("```") % 2 or re.search(r"(?:^|\n)`{1,2}$", text):
-        return "code"
-    if text.rfind("<tool_call>") > text.rfind("</tool_call>"):
-        return "tool call"
-    for opening, closing in (("\\[", "\\]"), ("\\(", "\\)"), ("\\begin{", "\\end{")):
-        if text.rfind(opening) > text.rfind(closing):
-            return "math"
-    if text.count("$$") % 2:
-        return "math"
-    line = text.rsplit("\n", 1)[-1]
-    dollars = [m.start() for m in re.finditer(r"(?<![\\$])\$(?!\$)", line)]
-    if len(dollars) % 2 and not line[dollars[-1] + 1 : dollars[-1] + 2].isdigit():
-        return "math"
-    if "\\boxed{" in line and _depth(line[line.rfind("\\boxed{") :]) > 0:
-        return "math"
-    paragraph = text.rsplit("\n\n", 1)[-1].lstrip()
-    return "JSON" if paragraph[:1] in ("{", "[") and _depth(paragraph) > 0 and '"' in paragraph else None
-
-
-def _depth(text: str) -> int:
-    return sum({"{": 1, "[": 1, "}": -1, "]": -1}.get(c, 0) for c in text)
-
-
 class ThinkingState:
     """The thinking so far; grows token by token and decodes only at boundaries."""
 
@@ -80,6 +39,7 @@ class ThinkingState:
         self._line_empty = True
         self._after_digit = False
         self._risky = False  # a character that can open a protected region has been seen
+        self._regions, self._scanned = ProtectedRegions(), 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -93,6 +53,10 @@ class ThinkingState:
         """Text of the last tokens."""
         return self.codec.decode(self.ids[-tokens:])
 
+    def text_from(self, start: int) -> str:
+        """What the model wrote itself from token `start` on, without anything up to the last forced token."""
+        return self.codec.decode(self.ids[max(start, self._retractable_from) :])
+
     @property
     def ends_line(self) -> bool:
         """Whether the last token may have ended a line, or there is none yet."""
@@ -100,8 +64,12 @@ class ThinkingState:
 
     @property
     def protected(self) -> str | None:
-        """The kind of region that is open at the end, or None."""
-        return unclosed_region(self.text) if self._risky else None
+        """The kind of region that is open at the end, or None; what was scanned before is not scanned again."""
+        if not self._risky:
+            return None
+        self._regions.feed(self.codec.decode(self.ids[self._scanned :]))
+        self._scanned = len(self.ids)
+        return self._regions.open
 
     def add(self, token: int, signals: Signals | None = None) -> None:
         """Append a sampled token; sets `boundary` to what it ended: `token`, `sentence` or `thought`."""
@@ -136,6 +104,8 @@ class ThinkingState:
         while self.thoughts and self.thoughts[-1].end > len(self.ids):
             self._start = self.thoughts.pop().start
         self._line_empty = self._start == len(self.ids)
+        if self._scanned > len(self.ids):
+            self._regions, self._scanned = ProtectedRegions(), 0
         return count
 
     def add_forced(self, tokens: Sequence[int]) -> None:

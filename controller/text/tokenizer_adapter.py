@@ -84,4 +84,4 @@ def get_adapter(tokenizer: Any) -> TokenizerAdapter:
 def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
     """A case-insensitive pattern that matches any of the phrases at the start of a text, whole words only."""
     alternatives = "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
-    return re.compile(rf"\s*(?:{alternatives})(?!\w)", re.IGNORECASE)
+    return re.compile(rf"\s*(?:{alternatives})(?![A-Za-z0-9_])", re.IGNORECASE)

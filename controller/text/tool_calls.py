@@ -16,6 +16,20 @@ from ...errors import CapabilityError, unknown
 from ..types import Engine
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
+REGIONS = (
+    (OPEN, CLOSE),
+    ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),
+    ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
+    ("<｜DSML｜function_calls>", "</｜DSML｜function_calls>"),
+    ("<minimax:tool_call>", "</minimax:tool_call>"),
+    ("<seed:tool_call>", "</seed:tool_call>"),
+    ("<function_calls>", "</function_calls>"),
+    ("<function=", "</function>"),
+    ("[TOOL_CALLS]", ""),
+    ("<|tool_call|>", ""),
+    ("<|python_tag|>", ""),
+)
+"""How calls begin and end in the families that vLLM has parsers for; "" where they go on to the end of the turn."""
 Tool = Mapping[str, Any]
 """A tool in OpenAI's format: type "function", and the function's name, description and parameters."""
 

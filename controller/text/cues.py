@@ -1,0 +1,190 @@
+"""The words by which people and models state answers and begin to reflect, language by language.
+
+Each entry is a regular expression for small letters, without groups that count; all take linear time. A language is added by adding it to
+`LANGUAGES`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Patterns = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """Cues of one language.
+
+    Attributes:
+        answers: what stands before an answer.
+        behind: what stands behind one ("... is the answer").
+        headings: a line after which the answer stands on the next one.
+        concludes: how a sentence draws a conclusion.
+        states: what stands before a value that follows from something, anywhere in a sentence.
+        copulas: verbs before the value of a concluding sentence.
+        fillers: words between a cue and the value.
+        hedges: words that make an answer a guess.
+        supposed: words that make a sentence a supposition, a question or an instruction.
+        negations: words that deny the value behind a cue.
+        no_phrases: beginnings of what is not an answer in words.
+        reflections: how a thought begins that reflects on those before, as plain words.
+        reconsiders: what shows, anywhere in a text, that what was derived is looked at once more.
+        signals: words without which a sentence that holds no number states nothing.
+        equals: verbs between what is asked for and its value.
+        form_only: sentences of a question that ask for a form only.
+        form: words that show that a phrase is about the form of the answer.
+        asks: how a sentence asks without a question mark.
+        numeric: what asks for a number.
+        common: words of a question that say nothing about what is asked for, without a final s.
+    """
+
+    answers: Patterns
+    behind: Patterns
+    headings: Patterns
+    concludes: Patterns
+    states: Patterns
+    copulas: Patterns
+    fillers: Patterns
+    hedges: Patterns
+    supposed: Patterns
+    negations: Patterns
+    no_phrases: Patterns
+    reflections: Patterns
+    reconsiders: Patterns
+    signals: Patterns
+    equals: Patterns
+    form_only: Patterns
+    form: Patterns
+    asks: Patterns
+    numeric: Patterns
+    common: Patterns
+
+
+_BE = r"(?:is|are|was|'s|be|becomes?|equals?|remains?|comes? out (?:to|as)|turns? out to be|seems to be|has to be)"
+_MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:then |indeed |still |also |just )?)?"
+
+ENGLISH = Language(
+    answers=(
+        r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
+        rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
+        r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
+        r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
+        r"\banswer of\b",
+        r"\b(?:correct|right|best|matching|appropriate) (?:\w+ )?(?:option|choice|letter|one|statement)\s+"
+        rf"{_MODAL}{_BE}\b",
+        r"\b(?:go(?:ing)? with|settle on|opt for)(?= +(?:the )?(?:option|choice|answer|[-$\\(*]*\d|[*(]*[a-z]\b))",
+        r"\b(?:select|choose|pick)(?= (?:option|choice|answer|\(?[a-z]\)?\b|\d\b))",
+    ),
+    behind=(
+        rf"\s{_MODAL}(?:is|be|seems|are)\s+(?:indeed |definitely |in fact |probably |likely )?"
+        r"(?:the |our |my )?(?:final |correct |right |best |only |most )*(?:answer|solution|choice|option)\b"
+        r"(?! is| to)",
+        r"(?:\)|\.)?\s+(?:as|for) (?:the|my|our) (?:final )?answer\b",
+    ),
+    headings=(r"\banswer(?:\s+is)?", r"\banswer[\s*]*:"),
+    concludes=(
+        r"\W*(?:and |but |okay,? |ok,? |yes,? |yeah,? |yep,? |alright,? )*(?:so|thus|therefore|hence|consequently|finally|"
+        r"overall|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
+        r"that is|this gives|that gives|accordingly|in summary)\b",
+        r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
+        r"conclude that|confirms? that|we get|therefore|hence|thus)\b|, so\b",
+    ),
+    states=(
+        r"\b(?:answer|result|total|value|sum|product|probability|difference|number|amount|area|length|cost|remainder)\s+"
+        r"(?:of [^.,;=]{1,60}? )?(?:is|equals|=|:|must be|would be|should be)",
+        r"\b(?:so|thus|therefore|hence)[, ]+(?:i|we)\s+(?:get|have|find)",
+        r"\b(?:that|this|which)\s+(?:makes|gives|yields|leaves)",
+    ),
+    copulas=(
+        r"\b(?:is|are|was|be|equals?|gives?|makes?|leaves?|yields?|get|gets|have|has|had|needs?|takes?|cost|costs|"
+        r"paid|pays?|earns?|spends?|for|only|to|of)\b",
+    ),
+    fillers=(
+        r"(?:exactly|just|still|simply|indeed|actually|therefore|thus|then|also|clearly|equal to|to be|equals|now|"
+        r"approximately|about|roughly|around|most likely|probably|likely|definitely|only|indeed|namely|thereby|so|"
+        r"given by|the (?:number|value|letter|option|choice|fraction|point|set|interval|equation)|option|choice|letter|"
+        r"\\text\{[^{}]*\}\s*(?==)|\\therefore|that)\b",
+    ),
+    hedges=(r"\b(?:if|maybe|perhaps|might|could|possibly|not sure|i guess|i wonder|seems? (?:like|that)|expected)\b",),
+    supposed=(
+        r"^\W*(?:if|suppose|assume|assuming|let's say|imagine|whether|unless|when|what if|say)\b",
+        r"\b(?:if|whether|suppose|unless) (?:the|my|our|this) (?:final )?answer\b",
+        r"\b(?:would|can|could)(?: the)? answer be\b|\bfor example\b|\bin the (?:format|form)\b|\bformat\b",
+        r"\b(?:must|should|need to|have to) (?:be )?(?:output|enclosed?|written|formatted|presented|expressed)\b",
+        r"\b(?:answer|option|choice) \S{1,3} (?:says|states|means|would|claims)\b",
+        r"\b(?:wrong|incorrect|mistaken|cannot be right|can't be right)\b",
+    ),
+    negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
+    no_phrases=(
+        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|as\b|"
+        r"that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|when|where|"
+        r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|there\b|"
+        r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
+        r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
+        r"i\b|you|he\b|she\b|let|wait|so\b|but\b|and\b|or\b|with\b|from\b|for\b|of\b|by\b|on\b|has\b|have\b|is\b|are\b)",
+    ),
+    reflections=(
+        "wait", "hmm", "alternatively", "but wait", "hold on", "let me double-check", "let me double check",
+        "let me verify", "let me check", "but let me", "let me recheck", "actually", "on second thought", "to be sure",
+        "just to be sure", "looking back",
+    ),
+    reconsiders=(
+        r"\b(?:wait|hmm|alternatively|hold on|double[- ]check|let me (?:verify|check|re-?check|think again|confirm|see)|"
+        r"actually|on second thought|to be sure|looking back|another (?:way|approach|method)|check again|re-?check|"
+        r"let's (?:verify|check|double)|just to (?:confirm|make sure)|but let me|is that right|verify)\b",
+    ),
+    signals=("answer", "solution", "option", "choice", "correct", "go with", "going with"),
+    equals=(
+        r"=|≈|:|\b(?:is|are|was|must be|should be|would be|will be|has to be|equals?|remains|comes (?:out )?to)\b"
+        r"(?: equal to)?",
+    ),
+    form_only=(
+        r"\b(?:express|give|write|enter|enclose|round|leave|end|put|submit|provide) (?:your|the|all|his|her|each)\b",
+    ),
+    form=(
+        r"\b(?:question|line|format|required|tag|follow|followed|user|options|text|correct|answer|explanation|need|step|"
+        r"problem|calculation|box|boxed|instructions?|above|same|period|periodic)\b",
+    ),
+    asks=(
+        r"\b(?:find|compute|evaluate|determine|calculate|express|simplify|solve|how many|how much|what|which|who|"
+        r"count|give|select|choose)\b",
+    ),
+    numeric=(
+        r"\bhow (?:many|much|old|long|far|tall|often|fast)\b|\b(?:compute|evaluate|calculate)\b|"
+        r"\b(?:number|sum|product|probability|value|area|volume|length|distance|remainder|degree|percent\w*|ratio) of\b",
+    ),
+    common=tuple(
+        "the and for what how many much doe did will would can are was were that this with have has had his her their "
+        "its from all each one two three per find compute evaluate determine calculate expres simplify solve value "
+        "answer your when then than get give which who more need you there they she him them into after before "
+        "not but are hi wa ha thi select choose correct line form end reply following".split()
+    ),
+)  # fmt: skip
+
+CHINESE = Language(
+    answers=(
+        r"(?:答案|结果|最终答案|正确选项|正确答案)(?:应该|就|应当|也|便)?(?:是|为|：|:|＝|=)",
+        r"(?:应该|应当|因此|所以|故)?选(?:择|项)?(?=\s*[a-z（(])",
+    ),
+    behind=(r"(?:就|应该)?是(?:正确|最终)?的?答案", r"是正确的"),
+    headings=(r"最终答案[：:]?", r"答案[：:]?"),
+    concludes=(r"\W*(?:所以|因此|于是|故|因而|综上|这样|那么|总共|一共)",),
+    states=(r"(?:得到|等于|得出|即为|总共是?|一共是?|还剩|剩下)",),
+    copulas=(r"(?:是|为|有|等于|得|共|需要|剩)",),
+    fillers=(r"(?:等于|应该是|应该|选项|就是|恰好)",),
+    hedges=(r"(?:也许|可能|或许|大概)",),
+    supposed=(r"^\W*(?:如果|假设|假如|设)", r"(?:是不是|对吗|吗)"),
+    negations=(r"\s*(?:不是|并非|错误)",),
+    no_phrases=(r"(?:正确|错|不|对|这|那|什么|多少|一样|否)",),
+    reflections=("等等", "等一下", "不过", "让我再", "再检查", "重新", "另外", "或者", "嗯", "验证一下"),
+    reconsiders=(r"(?:等等|等一下|不过|检查|验证|重新|另一种|再想|再算|或者)",),
+    signals=("答案", "选", "正确"),
+    equals=(r"(?:是|为|等于|=|有)",),
+    form_only=(r"(?:表示|格式|写出)",),
+    form=("问题", "格式", "题目"),
+    asks=("求", "计算", "多少", "几", "哪", "什么", "谁"),
+    numeric=("多少", "几", "求", "计算"),
+    common=(),
+)
+
+LANGUAGES = (ENGLISH, CHINESE)
