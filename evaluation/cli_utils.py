@@ -30,7 +30,7 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maxi
 ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
 
 
-def _check_margin(margin: float) -> float:
+def check_margin(margin: float) -> float:
     if not 0 <= margin < 1:
         raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
     return margin
@@ -38,7 +38,7 @@ def _check_margin(margin: float) -> float:
 
 Margin = Annotated[
     float,
-    typer.Option("--margin", callback=_check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point."),
+    typer.Option("--margin", callback=check_margin, help="Largest acceptable accuracy loss, e.g. 0.01 for one point."),
 ]
 
 

@@ -45,7 +45,8 @@ def replay(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None,
     margin: Annotated[
-        float | None, typer.Option(help="Exit with 1 if more than this share of right answers may be lost.")
+        float | None,
+        typer.Option(callback=cli.check_margin, help="Exit with 1 if more than this share of right answers may be lost."),
     ] = None,
     reader: Annotated[
         str | None,
@@ -62,8 +63,6 @@ def replay(
 
     Exit code 0, or 1 if on some set more right answers may be lost than --margin allows (95 % confidence).
     """
-    if margin is not None:
-        cli.check_margin(margin)
     if page is not None:
         check_page(page)
     arms = make_replay_arms(preset or ([] if policy else ["balanced"]), policy or ())

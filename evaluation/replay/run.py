@@ -18,7 +18,6 @@ from ...controller.policies.base import Policy
 from ...controller.replay import bind_for_replay, replay
 from ...controller.text.answers import extract_answer, extract_stated_answer
 from ...controller.text.markers import Markers
-from ...controller.text.thoughts import ThinkingState
 from ...controller.text.tokenizer_adapter import TokenizerAdapter, get_adapter
 from ...controller.trace import Decision
 from ..tasks.equality import AnswerChecker
@@ -118,30 +117,21 @@ def replay_rows(
             decisions = replay(ids, arm.policies, tokenizer, MARKERS, budget, prompt=row.question, until_close=True)
             seconds = time.thread_time() - start
             skipped = sum(decision.action in ("inject", "delegate") for decision in decisions)
-            found.append(ReplayedRow(row, len(ids), _find_stop(ids, decisions, codec), seconds, skipped))
+            found.append(ReplayedRow(row, len(ids), _find_stop(row, ids, decisions, codec), seconds, skipped))
             advance()
     return [_grade(_ask(found, reader), checker) for found in outcomes]
 
 
-def _find_stop(ids: Sequence[int], decisions: Sequence[Decision], codec: TokenizerAdapter) -> Stop | None:
+def _find_stop(row: RecordedOutput, ids: Sequence[int], decisions: Sequence[Decision], codec: TokenizerAdapter) -> Stop | None:
     """The stop, unless nothing but white space would have followed."""
     if not decisions or decisions[-1].action != "close":
         return None
     tokens = decisions[-1].position
     if not codec.decode(ids[tokens:]).strip():
         return None
-    stated = _last_stated(ids[:tokens], codec)
-    return Stop(decisions[-1], tokens, codec.decode(ids[:tokens]), stated, answer=stated)
-
-
-def _last_stated(ids: Sequence[int], codec: TokenizerAdapter) -> str:
-    """What the latest thought that states an answer states, as policies read thoughts."""
-    thinking = ThinkingState(codec)
-    for token in ids:
-        thinking.add(token)
-    read = thinking.thoughts[-1].end if thinking.thoughts else 0
-    texts = [*(thought.text for thought in thinking.thoughts), codec.decode(ids[read:])]
-    return next((answer for text in reversed(texts) if (answer := extract_stated_answer(text))), "")
+    thinking = codec.decode(ids[:tokens])
+    stated = extract_stated_answer(thinking, row.question) or ""
+    return Stop(decisions[-1], tokens, thinking, stated, answer=stated)
 
 
 def _ask(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[ReplayedRow]:
@@ -156,7 +146,7 @@ def _ask(found: Sequence[ReplayedRow], reader: Reader | None) -> Sequence[Replay
 def _grade(found: Sequence[ReplayedRow], checker: AnswerChecker) -> list[ReplayedRow]:
     graded = []
     for one in found:
-        recorded = extract_answer(one.row.answer)
+        recorded = extract_answer(one.row.answer, one.row.question)
         gold = recorded if one.row.gold is None else one.row.gold.rpartition("####")[2].strip()
         full = one.row.gold is None or checker.check(gold, recorded).equal
         stopped = full if one.stop is None else checker.check(gold, one.stop.answer).equal

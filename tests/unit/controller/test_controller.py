@@ -22,7 +22,7 @@ from ...support.word_tokenizer import WordTokenizer
 
 MARKERS = Markers("<think>", "</think>")
 CHAIN = (
-    "2+3=5.\nSo the answer is 5.\n\nWait, once more in short.\n2+3=5.\nSo I get 5.\n\nHmm, again.\nThat makes 5.\n\n"
+    "2+3=5.\nSo I get 5.\n\nWait, once more in short.\n2+3=5.\nSo the answer is 5.\n\nHmm, again.\nThat makes 5.\n\n"
 )
 
 
@@ -70,7 +70,7 @@ def test_convergence_closes_at_the_second_equal_answer_and_names_it():
     assert out == CHAIN[: CHAIN.index("Hmm")] + "</think>\n\n"
     (decision,) = row.controller.decisions
     assert (decision.policy, decision.action) == ("convergence", "close")
-    assert "2 successive answers agree on 5" in decision.reason
+    assert "2 derivations agree on the answer 5" in decision.reason
 
 
 def test_a_model_that_was_asked_to_think_is_led_into_its_answer() -> None:
@@ -88,10 +88,22 @@ def test_convergence_needs_successive_equal_answers():
     assert Row(Convergence(agree=2)).feed(changing) == changing
 
 
-def test_a_restatement_within_the_gap_is_no_second_answer():
+def test_a_restatement_is_not_a_derivation():
     text = "So the answer is 5.\n\nThe answer is 5.\n\nand on\n\n"
-    assert Row(Convergence(agree=2, gap=12)).feed(text) == text
-    assert "</think>" in Row(Convergence(agree=2, gap=1)).feed(text)
+    assert Row(Convergence(agree=2)).feed(text) == text
+    assert "</think>" in Row(Convergence(agree=2)).feed(text.replace("\n\nThe", "\n\nLet me check. The"))
+
+
+def test_what_is_only_concluded_does_not_end_the_thinking():
+    text = "So that leaves 5.\n\nWait, let me check.\nSo that leaves 5.\n\n" * 3
+    assert Row(Convergence(agree=2)).feed(text) == text
+
+
+def test_long_thoughts_are_read_at_the_ends_of_sentences():
+    text = "So the answer is 5. But wait, one more check. " + "word " * 60 + "So the answer is 5. And on and on it goes."
+    row = Row(Convergence(agree=2))
+    assert row.feed(text).endswith("So the answer is 5.\n\n</think>\n\n")
+    assert row.controller.decisions[0].policy == "convergence"
 
 
 @pytest.mark.parametrize("limit", [20, 60, 120])
