@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -16,8 +16,8 @@ from ..policies import get_presets, make_policies
 from ..policies.base import Policy
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
-from .metrics import RequestSpan, request_span
-from .replies import Event, RowFinished
+from .metrics import request_span, result_attributes
+from .replies import Event, PendingResponse, RowFinished
 from .schemas import ChatRequest, RequestBody
 from .settings import (
     MIN_THINKING,
@@ -29,7 +29,6 @@ from .settings import (
     openai_effort,
 )
 
-T = TypeVar("T")
 _SEED_RANGE = 1 << 63
 """Seeds are taken modulo this, since random generators accept no larger ones."""
 
@@ -60,21 +59,17 @@ class CompletionService:
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
         request = resolve_request(body, self.settings, self.worker.model_info)
-        reply, streams = make_reply(request), bool(body.stream)
+        reply = make_reply(request)
         with ExitStack() as stack:
-            span = stack.enter_context(request_span(request.model))
-            pending = self.worker.submit(request, streams)
+            set_attributes = stack.enter_context(request_span(request.model))
+            pending = self.worker.submit(request, bool(body.stream))
             stack.callback(pending.cancel)
-            try:
-                first = await _while_connected(http, pending.next())
-                events = _record(http, pending.events(first), span)
-                if streams:
-                    return _EventStream(http, reply.stream(events), stack.pop_all())
-                rows = await _while_connected(http, _finished_rows(events))
-            except _ClientDisconnectedError:
-                _record_failure(http, span, CLIENT_LEFT)
-                return Response(status_code=CLIENT_LEFT)
-            return JSONResponse(reply.to_json(rows))
+            stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
+            events = _record(http, pending.events(await pending.next()), set_attributes)
+            if body.stream:
+                return _EventStream(reply.stream(events), stack.pop_all())
+            rows = [event async for event in events if isinstance(event, RowFinished)]
+        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)))
 
 
 def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInfo) -> ResolvedRequest:
@@ -209,41 +204,25 @@ def _add_budget_policy(
     return resolved if any(policy.name == "budget" for policy in resolved) else ("budget", *resolved)
 
 
-class _ClientDisconnectedError(Exception):
-    """The client has disconnected."""
-
-
 class _EventStream(StreamingResponse):
     """Server-sent events; closes `stack` when they end, however that is."""
 
-    def __init__(self, http: Request, lines: AsyncIterator[str], stack: ExitStack) -> None:
+    def __init__(self, lines: AsyncIterator[str], stack: ExitStack) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(self._watch(lines), media_type="text/event-stream", headers=headers)
-        self.http, self.stack, self.complete = http, stack, False
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self.stack = stack
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the events; see ASGI."""
         with self.stack:
-            try:
-                await super().__call__(scope, receive, send)
-            finally:
-                if not self.complete:
-                    self.http.state.status = CLIENT_LEFT
-
-    async def _watch(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-        async for line in lines:
-            yield line
-        self.complete = True
+            await super().__call__(scope, receive, send)
 
 
-async def _finished_rows(events: AsyncIterator[Event]) -> list[RowFinished]:
-    """All rows in their order."""
-    rows = [event async for event in events if isinstance(event, RowFinished)]
-    return sorted(rows, key=lambda row: row.row)
-
-
-async def _record(http: Request, events: AsyncIterator[Event], span: RequestSpan) -> AsyncIterator[Event]:
-    """The events, recorded in the span and, if they end with an error, for the metrics."""
+async def _record(
+    http: Request, events: AsyncIterator[Event], set_attributes: Callable[[Mapping[str, Any]], None]
+) -> AsyncIterator[Event]:
+    """The events; how they end is recorded in the span and, as the status that was sent says less, for the metrics."""
+    http.state.status = CLIENT_LEFT  # unless they end in another way
     rows: list[RowFinished] = []
     try:
         async for event in events:
@@ -251,32 +230,15 @@ async def _record(http: Request, events: AsyncIterator[Event], span: RequestSpan
                 rows.append(event)
             yield event
     except RequestError as refusal:
-        _record_failure(http, span, refusal.status)
+        http.state.status = refusal.status
+        set_attributes({"error.type": str(refusal.status)})
         raise
-    span.finish([row.result for row in rows], rows[0].budget)
+    http.state.status = 200
+    set_attributes(result_attributes([row.result for row in rows], rows[0].budget))
 
 
-def _record_failure(http: Request, span: RequestSpan, status: int) -> None:
-    """Record the status of a request whose HTTP status was sent before, or cannot be sent."""
-    http.state.status = status
-    span.fail(status)
-
-
-async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await something; raises _ClientDisconnectedError if the client disconnects first."""
-    task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_wait_for_disconnect(http))
-    try:
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _ClientDisconnectedError
-        return task.result()
-    finally:
-        for one in (task, disconnect):
-            one.cancel()
-        await asyncio.gather(task, disconnect, return_exceptions=True)
-
-
-async def _wait_for_disconnect(http: Request) -> None:
+async def _watch_connection(http: Request, pending: PendingResponse) -> None:
+    """End the request once its client disconnects."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
+    pending.send(RequestError("the client disconnected", CLIENT_LEFT))

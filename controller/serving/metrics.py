@@ -7,7 +7,7 @@ Saved tokens are not counted, since what an answer would have cost without contr
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,52 +97,41 @@ def exit_reason(result: GenerationResult) -> str:
     return "model" if result.usage.answer or result.finish_reason == "stop" else "limit"
 
 
-class RequestSpan:
-    """The OpenTelemetry span of one request; does nothing without opentelemetry-api."""
-
-    def __init__(self, span: Any = None) -> None:
-        self._span = span
-
-    def finish(self, results: Sequence[GenerationResult], budget: int) -> None:
-        """Record the results of the request's rows."""
-        if self._span is None:
-            return
-        usages = [result.usage for result in results]
-        thinking = sum(usage.thinking for usage in usages)
-        attributes = {
-            "gen_ai.usage.input_tokens": usages[0].prompt,
-            "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
-            "gen_ai.usage.reasoning.output_tokens": thinking,
-            "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
-            "tersely.tier": results[0].tier,
-            "tersely.budget": budget,
-            "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
-            "tersely.trial_tokens": sum(usage.trial for usage in usages),
-            "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
-        }
-        self._span.set_attributes(attributes)
-
-    def fail(self, status: int) -> None:
-        """Record that there is no answer."""
-        if self._span is not None:
-            self._span.set_attribute("error.type", str(status))
+def result_attributes(results: Sequence[GenerationResult], budget: int) -> dict[str, Any]:
+    """The attributes of a span by the results of a request's rows, which were allowed `budget` thinking tokens each."""
+    usages = [result.usage for result in results]
+    thinking = sum(usage.thinking for usage in usages)
+    return {
+        "gen_ai.usage.input_tokens": usages[0].prompt,
+        "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
+        "gen_ai.usage.reasoning.output_tokens": thinking,
+        "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
+        "tersely.tier": results[0].tier,
+        "tersely.budget": budget,
+        "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
+        "tersely.trial_tokens": sum(usage.trial for usage in usages),
+        "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
+    }
 
 
 @contextmanager
-def request_span(model: str) -> Iterator[RequestSpan]:
-    """A span named by OpenTelemetry's conventions for generative AI, from the tracer that the process has set up."""
+def request_span(model: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A span named by OpenTelemetry's conventions for generative AI, from the tracer that the process has set up.
+
+    Yields a function that sets its attributes, and does nothing without opentelemetry-api.
+    """
     try:
         trace: Any = importlib.import_module("opentelemetry.trace")
     except ImportError:
-        yield RequestSpan()
+        yield lambda attributes: None
         return
     attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "tersely", "gen_ai.request.model": model}
     tracer = trace.get_tracer("tersely.serving")
     span = tracer.start_span(f"chat {model}", kind=trace.SpanKind.SERVER, attributes=attributes)
     try:
-        yield RequestSpan(span)
+        yield span.set_attributes
     except RequestError as refusal:
-        span.set_attribute("error.type", str(refusal.status))
+        span.set_attributes({"error.type": str(refusal.status)})
         raise
     finally:
         span.end()
