@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,16 +17,16 @@ from pydantic import BaseModel, PrivateAttr
 
 from ...errors import TerselyError, unknown
 from ..api import resolve_engine, resolve_helper, resolve_markers, resolve_verifier
+from ..batch import BatchRow, decode
 from ..budgets import canonical_effort
 from ..options import DEFAULT_MAX_NEW_TOKENS, SAMPLING_OPTIONS, GenerationOptions, make_options
 from ..policies import make_policies
 from ..registry import resolve_modifier
-from ..request_builder import PreparedRequest
 from ..session import Session
-from ..streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
-from ..text.reasoning_parser import ReasoningParser, TextDelta, truncate_at_stop
+from ..streaming import TextDeltaEvent
+from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
-from ..types import Engine, Prompt, Request
+from ..types import Engine, Prompt
 
 _OPTIONS = (*("preset", "policies", "modifiers", "answer_reserve", "strategy", "probes"), *SAMPLING_OPTIONS)
 CALL_SETTINGS = ("effort", "reasoning_effort", "max_tokens", *_OPTIONS)
@@ -227,7 +227,7 @@ class _Batch:
         """Resolve all futures; errors become those of their calls."""
         try:
             with lock:
-                self._generate(self._prepare())
+                self._generate()
         except BaseException as error:
             for future in self.futures:
                 _resolve(future, error)
@@ -235,51 +235,35 @@ class _Batch:
             if self.emit is not None:
                 self.emit(None)
 
-    def _prepare(self) -> list[tuple[int, PreparedRequest]]:
-        """The prepared calls with their indices, without cancelled ones; an error concerns its own call only."""
-        prepared: list[tuple[int, PreparedRequest]] = []
-        for index, (call, future) in enumerate(zip(self.calls, self.futures, strict=True)):
-            if future.cancelled():
-                continue
-            try:
-                (row,) = call.session.prepare([call.prompt], call.options)
-            except TerselyError as error:
-                _resolve(future, error)
-            else:
-                prepared.append((index, row))
-        return prepared
-
-    def _generate(self, prepared: Sequence[tuple[int, PreparedRequest]]) -> None:
-        if not prepared:
+    def _generate(self) -> None:
+        """Answer the calls that were not cancelled; an error in preparing one concerns its own future only."""
+        rows: list[tuple[Future[GenerationResult], BatchRow]] = []
+        for call, future in zip(self.calls, self.futures, strict=True):
+            if not future.cancelled():
+                try:
+                    rows.append((future, self._make_row(call, future)))
+                except TerselyError as error:
+                    _resolve(future, error)
+        if not rows:
             return
-        call, rows = self.calls[0], [row for _, row in prepared]
-        futures = [self.futures[index] for index, _ in prepared]
-        parsers = [ReasoningParser(call.session.markers, row.state, call.stops, call.hide) for row in rows]
-        requests, emitter = [row.request for row in rows], None
-        if self.emit is not None or call.stops:
+        call = self.calls[0]
+        completions = decode([row for _, row in rows], call.options.sampling)
+        call.session.end_batch([row.prepared for _, row in rows])
+        for (future, row), completion in zip(rows, completions, strict=True):
+            result = row.result(completion)
+            row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [call.hide])[0])
+            _resolve(future, result)
 
-            def emit(event: TextDeltaEvent) -> None:
-                if self.emit is not None and event.text and not futures[event.row].cancelled():
-                    self.emit(TextDelta(event.channel, event.text))
+    def _make_row(self, call: Call, future: Future[GenerationResult]) -> BatchRow:
+        emit = self.emit
 
-            emitter = StreamEmitter(call.session.codec, call.session.markers, rows, emit, parsers)
-        if self.cancellable or call.stops:
-            requests = [_watch(*item) for item in zip(requests, futures, parsers, strict=True)]
-        completions = call.session.engine.generate(requests, call.options.sampling, emitter)
-        call.session.end_batch(rows)
-        for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-            result = call.session.finish(row, completion)
-            answer, stopped = truncate_at_stop(result.answer, call.stops)
-            if stopped:
-                result = replace(result, answer=answer, finish_reason="stop")
-            if emitter is not None:
-                emitter.finish_row(number, result.thinking, truncate_at_stop(answer, [call.hide])[0])
-            _resolve(futures[number], result)
+        def send(event: TextDeltaEvent) -> None:
+            if emit is not None and not future.cancelled():
+                emit(TextDelta(event.channel, event.text))
 
-
-def _watch(request: Request, future: Future[GenerationResult], parser: ReasoningParser) -> Request:
-    """The request, stopped once its future is cancelled or its answer contains a stop string."""
-    return CancellableWatcher(lambda: future.cancelled() or parser.stopped).wrap(request)
+        (prepared,) = call.session.prepare([call.prompt], call.options)
+        is_cancelled = future.cancelled if self.cancellable else None
+        return BatchRow(call.session, prepared, is_cancelled, call.stops, call.hide, send if emit else None)
 
 
 def _resolve(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:
