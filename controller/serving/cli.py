@@ -174,10 +174,11 @@ def serve_vllm(
     max_body: MaxBody = _LIMITS.body,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
-    from .vllm_translation import default_control
+    from ..vllm.request_control import make_control
 
     _check_api_key(api_key)
-    default, caps = default_control(preset, policy, effort), parse_effort_caps(budget or ())
+    default = make_control(preset=preset, policies=policy or None, effort=effort)
+    caps = parse_effort_caps(budget or ())
     from .vllm_server import run_vllm_server
 
     served = name or served_model_name(model)

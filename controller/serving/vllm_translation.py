@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from ...errors import OptionError, TerselyError, unknown
+from ...errors import TerselyError, unknown
 from ..budgets import canonical_effort
-from ..vllm.request_control import KEY, RequestControl, make_control, read_control
+from ..vllm.request_control import KEY, RequestControl, read_control
 from .errors import RequestError, from_validation_error
 from .schemas import ChatRequest, TerselyField, ThinkingOptions
 from .settings import EFFORT_NAMES, answer_reserve, openai_effort
@@ -51,17 +51,6 @@ def translate(
         body["vllm_xargs"] = xargs
     usage_added = path in (CHAT, COMPLETIONS) and bool(body.get("stream")) and _add_usage(body)
     return VllmRequestMapping(body, effort, control, own.trace, usage_added)
-
-
-def default_control(preset: str | None, policies: list[str] | None, effort: str) -> RequestControl:
-    """The control of requests that say nothing; raises OptionError, CapabilityError."""
-    if effort not in EFFORT_NAMES:
-        raise unknown("effort", effort, EFFORT_NAMES)
-    if policies is None:
-        return make_control(preset=preset, effort=effort)
-    if len(set(policies)) < len(policies):
-        raise OptionError(f"policies given twice: {', '.join(policies)}; accepted: each at most once")
-    return make_control(policies={name: {} for name in policies}, effort=effort)
 
 
 def _parse(model: type[M], field: str, value: Any) -> M | None:
@@ -129,7 +118,7 @@ def _control(
     try:
         control = default if given is None else read_control(given)
         if own.policies is not None:
-            control = replace(control, preset=None, policies={name: {} for name in own.policies})
+            control = replace(control, preset=None, policies=own.policies)
         elif own.preset is not None:
             control = replace(control, preset=own.preset, policies=None)
         elif path == COMPLETIONS and given is None:
