@@ -114,7 +114,7 @@ async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit
         try:
             return await client.request("POST", "/chat/completions", {**body, limit_names[0]: limit})
         except RefusedError as error:
-            if error.not_found:
+            if error.status == 404:
                 raise await explain_not_found(client, model, error) from error
             if len(limit_names) == 1 or limit_names[1] not in str(error):
                 raise

@@ -162,108 +162,98 @@ class BatchRunner:
 
     def generate(self, call: Call) -> GenerationResult:
         """Answer one call, in this thread."""
-        batch = _Batch([call])
-        batch.run(self.lock)
-        return batch.futures[0].result()
+        future: Future[GenerationResult] = Future()
+        self._run([call], [future])
+        return future.result()
 
     def submit(self, calls: Sequence[Call], cancellable: bool = False) -> list[Future[GenerationResult]]:
         """Answer calls of one model with the same options as one batch, in the background."""
-        batch = _Batch(calls, cancellable=cancellable)
+        futures: list[Future[GenerationResult]] = [Future() for _ in calls]
         if calls:
-            self._start(batch)
-        return batch.futures
+            self._start(calls, futures, None, cancellable)
+        return futures
 
     def stream(self, call: Call) -> Generator[TextDelta | GenerationResult, None, None]:
         """Yield an answer's deltas, then its result. Closing the generator stops the sequence and waits for that."""
         queue: SimpleQueue[TextDelta | None] = SimpleQueue()
-        batch = _Batch([call], queue.put)
-        thread = self._start(batch)
+        future: Future[GenerationResult] = Future()
+        thread = self._start([call], [future], queue.put, True)
         try:
             while (delta := queue.get()) is not None:
                 yield delta
-            yield batch.futures[0].result()
+            yield future.result()
         finally:
-            batch.futures[0].cancel()
+            future.cancel()
             thread.join()
 
     async def astream(self, call: Call) -> AsyncGenerator[TextDelta | GenerationResult, None]:
         """Yield an answer's deltas, then its result. Closing the generator stops the sequence without waiting."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[TextDelta | None] = asyncio.Queue()
+        future: Future[GenerationResult] = Future()
 
         def emit(delta: TextDelta | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 loop.call_soon_threadsafe(queue.put_nowait, delta)
 
-        batch = _Batch([call], emit)
-        self._start(batch)
+        self._start([call], [future], emit, True)
         try:
             while (delta := await queue.get()) is not None:
                 yield delta
-            yield batch.futures[0].result()
+            yield future.result()
         finally:
-            batch.futures[0].cancel()
+            future.cancel()
 
-    def _start(self, batch: _Batch) -> threading.Thread:
-        thread = threading.Thread(target=batch.run, args=(self.lock,), name="tersely-runner")
+    def _start(self, *run: Any) -> threading.Thread:
+        thread = threading.Thread(target=self._run, args=run, name="tersely-runner")
         thread.start()
         return thread
 
-
-class _Batch:
-    """Calls that are answered together, and the futures of their results.
-
-    `emit` receives the deltas of a single call, and None after the last one; its sequence is always cancellable.
-    """
-
-    def __init__(
-        self, calls: Sequence[Call], emit: Callable[[TextDelta | None], None] | None = None, cancellable: bool = False
+    def _run(
+        self,
+        calls: Sequence[Call],
+        futures: Sequence[Future[GenerationResult]],
+        emit: Callable[[TextDelta | None], None] | None = None,
+        cancellable: bool = False,
     ) -> None:
-        self.calls, self.emit = calls, emit
-        self.cancellable = cancellable or emit is not None
-        self.futures: list[Future[GenerationResult]] = [Future() for _ in calls]
+        """Resolve all futures; errors become those of their calls. `emit` gets the deltas of a single call, then None.
 
-    def run(self, lock: threading.Lock) -> None:
-        """Resolve all futures; errors become those of their calls."""
-        try:
-            with lock:
-                self._generate()
-        except BaseException as error:
-            for future in self.futures:
-                _resolve(future, error)
-        finally:
-            if self.emit is not None:
-                self.emit(None)
-
-    def _generate(self) -> None:
-        """Answer the calls that were not cancelled; an error in preparing one concerns its own future only."""
-        rows: list[tuple[Future[GenerationResult], BatchRow]] = []
-        for call, future in zip(self.calls, self.futures, strict=True):
-            if not future.cancelled():
-                try:
-                    rows.append((future, self._make_row(call, future)))
-                except TerselyError as error:
-                    _resolve(future, error)
-        if not rows:
-            return
-        call = self.calls[0]
-        completions = decode([row for _, row in rows], call.options.sampling)
-        call.session.end_batch([row.prepared for _, row in rows])
-        for (future, row), completion in zip(rows, completions, strict=True):
-            result = row.result(completion)
-            row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [call.hide])[0])
-            _resolve(future, result)
-
-    def _make_row(self, call: Call, future: Future[GenerationResult]) -> BatchRow:
-        emit = self.emit
+        An error in preparing a call concerns its own future only.
+        """
 
         def send(event: TextDeltaEvent) -> None:
-            if emit is not None and not future.cancelled():
+            if emit is not None and not futures[0].cancelled():
                 emit(TextDelta(event.channel, event.text))
 
-        (prepared,) = call.session.prepare([call.prompt], call.options)
-        is_cancelled = future.cancelled if self.cancellable else None
-        return BatchRow(call.session, prepared, is_cancelled, call.stops, call.hide, send if emit else None)
+        rows: list[tuple[Future[GenerationResult], BatchRow]] = []
+        call = calls[0]
+        try:
+            with self.lock:
+                for one, future in zip(calls, futures, strict=True):
+                    if future.cancelled():
+                        continue
+                    try:
+                        (prepared,) = call.session.prepare([one.prompt], one.options)
+                    except TerselyError as error:
+                        _resolve(future, error)
+                        continue
+                    is_cancelled = future.cancelled if cancellable else None
+                    row = BatchRow(call.session, prepared, is_cancelled, call.stops, call.hide, send if emit else None)
+                    rows.append((future, row))
+                if not rows:
+                    return
+                completions = decode([row for _, row in rows], call.options.sampling)
+                call.session.end_batch([row.prepared for _, row in rows])
+            for (future, row), completion in zip(rows, completions, strict=True):
+                result = row.result(completion)
+                row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [call.hide])[0])
+                _resolve(future, result)
+        except BaseException as error:
+            for future in futures:
+                _resolve(future, error)
+        finally:
+            if emit is not None:
+                emit(None)
 
 
 def _resolve(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:

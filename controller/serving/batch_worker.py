@@ -73,7 +73,7 @@ class BatchWorker:
         template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
         self.model_info = ModelInfo(thinks, "tools" in template, session.engine.context_length)
         self.accepting, self._closing = True, False
-        self._drift = DriftReporter()
+        self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
         self._waiting: deque[PendingResponse] = deque()
         self._running: list[PendingResponse] = []
         self._changed = threading.Condition()
@@ -116,7 +116,7 @@ class BatchWorker:
         with self._changed:
             self.accepting = False
             for pending in (*self._waiting, *self._running):
-                pending.send(RequestError("the server was shut down", 503, code="shutting_down", retry_after=5))
+                pending.send(shutting_down())
                 pending.cancel()
 
     def close(self) -> None:
@@ -184,7 +184,10 @@ class BatchWorker:
         try:
             completions = decode(rows, batch[0].request.options.sampling)
         finally:
-            self._drift.finish_batch([row.prepared for row in rows])
+            for policy in distinct_policies([row.prepared for row in rows]):
+                if (note := policy.end_batch()) is not None and policy.name not in self._drift:
+                    self._drift[policy.name] = Decision(policy.name, "drift", note, 0, acted=False)
+                    _log.warning("%s: %s", policy.name, note)
         for row, completion in zip(rows, completions, strict=True):
             row.on_finish(completion)
 
@@ -201,28 +204,9 @@ class BatchWorker:
             pending.send(_to_request_error(error, request.prompt_field))
             return []
         for row in prepared:
-            row.notes.extend(self._drift.notes(row))
+            row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
             row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
         return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
-
-
-class DriftReporter:
-    """Reports when questions no longer resemble those that a policy's certificate was made on."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, str] = {}
-
-    def finish_batch(self, batch: Sequence[PreparedRequest]) -> None:
-        """Let the policies of a finished batch evaluate it."""
-        for policy in distinct_policies(batch):
-            if (note := policy.end_batch()) is not None and policy.name not in self._notes:
-                self._notes[policy.name] = note
-                _log.warning("%s: %s", policy.name, note)
-
-    def notes(self, row: PreparedRequest) -> list[Decision]:
-        """What the trace of a row says about drift."""
-        names = [policy.name for policy in row.policies if policy.name in self._notes]
-        return [Decision(name, "drift", self._notes[name], 0, acted=False) for name in names]
 
 
 def shutting_down() -> RequestError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -110,7 +109,13 @@ def serve(
     ] = 30.0,
 ) -> None:
     """Serve a model under control to clients of the OpenAI API; stop with Ctrl-C."""
-    _check_installed()
+    try:
+        from .app import UvicornServer, create_app
+        from .app import serve as run_server
+        from .batch_worker import BatchWorker
+        from .metrics import Metrics
+    except ImportError as error:
+        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
     parsed_markers = None if markers is None else parse_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
@@ -133,31 +138,14 @@ def serve(
 
         engine = load_engine(model, grouped=grouped_attention)
         session = open_session(engine, parsed_markers, think_prompt, not no_thinking, verifier, helper)
-        warm_up(session, settings.defaults, not no_thinking)
+        first = {"effort": "normal", "preset": "off", "policies": None} if no_thinking else {}
+        # A tiny prompt, so that what would fail for every request fails now.
+        session.run(["1 + 1"], make_options(settings.defaults, max_new_tokens=2, answer_reserve=1, **first))
         address = base_url(*bound.getsockname()[:2])
         ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
-        _run(session, settings, not no_thinking, bound, drain, ready)
-
-
-def _run(
-    session: Session, settings: ServerSettings, thinks: bool, bound: socket.socket, drain: float, ready: str
-) -> None:
-    from .app import UvicornServer, create_app
-    from .app import serve as run_server
-    from .batch_worker import BatchWorker
-    from .metrics import Metrics
-
-    metrics = Metrics()
-    worker = BatchWorker(session, settings.limits, metrics, thinks)
-    run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
-
-
-def _check_installed() -> None:
-    """Raise CapabilityError now rather than after the model has been loaded."""
-    try:
-        from . import app as app
-    except ImportError as error:
-        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
+        metrics = Metrics()
+        worker = BatchWorker(session, settings.limits, metrics, not no_thinking)
+        run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
 
 
 def serve_vllm(
@@ -199,12 +187,6 @@ def open_session(
     if not thinks:
         return Session(engine, _NO_MARKERS)
     return Session(engine, markers, think_prompt, verifier=resolve_verifier(verifier), helper=resolve_helper(helper))
-
-
-def warm_up(session: Session, defaults: GenerationOptions, thinks: bool) -> None:
-    """Answer a tiny prompt, so that what would fail for every request fails now; raises what `Session.run` raises."""
-    options = defaults if thinks else make_options(defaults, effort="normal", preset="off", policies=None)
-    session.run(["1 + 1"], make_options(options, max_new_tokens=2, answer_reserve=1))
 
 
 def served_model_name(model: str) -> str:

@@ -6,13 +6,13 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ..options import make_options
-from ..policies import get_presets, make_policies
+from ..policies import make_policies
 from ..policies.base import Policy
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
@@ -29,6 +29,7 @@ from .settings import (
     openai_effort,
 )
 
+T = TypeVar("T")
 _SEED_RANGE = 1 << 63
 """Seeds are taken modulo this, since random generators accept no larger ones."""
 
@@ -80,7 +81,10 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     tools = () if chat is None or chat.tool_choice == "none" else tuple(chat.tools or ())
     n = (chat.n if chat else None) or 1
     _check(body, n, bool(tools), settings, model)
-    named, budget = _get_effort(body), _get_budget(body)
+    named, budget = _only_value(body.efforts(), openai_effort), _only_value(budgets := body.budgets())
+    if budgets and body.own.shadow:
+        message = "shadow mode changes nothing, so no thinking budget can be kept; leave one of them out"
+        raise RequestError(message, param=list(budgets)[-1])
     limit = body.output_limit[1] or settings.limits.tokens
     reserve = answer_reserve(limit, settings.defaults.answer_reserve)
     effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
@@ -130,11 +134,9 @@ def _check(body: RequestBody, n: int, tools: bool, settings: ServerSettings, mod
     if model.thinks:
         return
     own = body.own
-    fields = [field for field, effort in body.efforts().items() if effort != "none"]
-    fields += list(body.budgets())
-    fields += [f"tersely.{name}" for name in ("preset", "policies") if getattr(own, name) is not None]
-    fields += ["tersely.shadow"] if own.shadow else []
-    if fields:
+    fields = [*(field for field, effort in body.efforts().items() if effort != "none"), *body.budgets()]
+    controls = {"preset": own.preset is not None, "policies": own.policies is not None, "shadow": own.shadow}
+    if fields := [*fields, *(f"tersely.{name}" for name, given in controls.items() if given)]:
         raise RequestError(
             f"{fields[0]}: this model does not think, so there is nothing to control; leave it out, or start the "
             "server with --think-prompt",
@@ -142,28 +144,12 @@ def _check(body: RequestBody, n: int, tools: bool, settings: ServerSettings, mod
         )
 
 
-def _get_effort(body: RequestBody) -> str | None:
-    """The effort of the request; raises RequestError if two fields disagree."""
-    efforts = body.efforts()
-    if len({openai_effort(effort) for effort in efforts.values()}) > 1:
-        fields = " and ".join(f"{field} says {effort!r}" for field, effort in efforts.items())
-        raise RequestError(f"{fields}; give one of them", param=list(efforts)[-1])
-    return next(iter(efforts.values()), None)
-
-
-def _get_budget(body: RequestBody) -> int | None:
-    """The thinking tokens of the request as a number; raises RequestError if they cannot be kept."""
-    budgets = body.budgets()
-    if not budgets:
-        return None
-    field = list(budgets)[-1]
-    if len(set(budgets.values())) > 1:
-        fields = " and ".join(f"{name} is {number}" for name, number in budgets.items())
-        raise RequestError(f"{fields}; give one of them", param=field)
-    if body.own.shadow:
-        message = f"{field}: shadow mode changes nothing, so no budget can be kept; leave one of them out"
-        raise RequestError(message, param=field)
-    return budgets[field]
+def _only_value(given: Mapping[str, T], key: Callable[[T], object] = lambda value: value) -> T | None:
+    """What fields with one meaning say, None without any; raises RequestError if two disagree by `key`."""
+    if len({key(value) for value in given.values()}) > 1:
+        fields = " and ".join(f"{field} says {value!r}" for field, value in given.items())
+        raise RequestError(f"{fields}; give one of them", param=list(given)[-1])
+    return next(iter(given.values()), None)
 
 
 def _fit_effort(settings: ServerSettings, effort: str, budget: int | None, limit: int, reserve: int) -> tuple[str, str]:
@@ -184,24 +170,16 @@ def _choose_policies(body: RequestBody, settings: ServerSettings, has_budget: bo
     chosen = own.preset is not None or own.policies is not None
     if own.preset is not None and own.policies is not None:
         raise RequestError("tersely.policies replaces tersely.preset; give one of them", param="tersely.policies")
-    preset, policies = (own.preset, own.policies) if chosen else (defaults.preset, defaults.policies)
+    preset = own.preset if chosen else defaults.preset
+    policies: Sequence[Policy | str] | None = own.policies if chosen else defaults.policies
     shadow = own.shadow or defaults.shadow
     if settings.shadow_share and not (has_budget or own.shadow or body.seed is not None):
         shadow = random.random() < settings.shadow_share
-    wanted: tuple[Policy | str, ...] | None = None if policies is None else tuple(policies)
     if has_budget or (has_effort and not chosen):
-        wanted = _add_budget_policy(preset, wanted)
-    return {"preset": preset, "policies": wanted, "shadow": shadow}
-
-
-def _add_budget_policy(
-    preset: str | None, policies: tuple[Policy | str, ...] | None
-) -> tuple[Policy | str, ...] | None:
-    """The policies, with the one that keeps budgets."""
-    if policies is None and "budget" in get_presets().get(preset or "off", ()):
-        return None
-    resolved = make_policies(preset, policies)
-    return resolved if any(policy.name == "budget" for policy in resolved) else ("budget", *resolved)
+        resolved = make_policies(preset, policies)
+        if all(policy.name != "budget" for policy in resolved):
+            policies = ("budget", *resolved)
+    return {"preset": preset, "policies": policies, "shadow": shadow}
 
 
 class _EventStream(StreamingResponse):

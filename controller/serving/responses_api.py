@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from ..streaming import TextDeltaEvent
 from ..text.reasoning_parser import Channel
 from .errors import RequestError
 from .replies import Event, RowFinished, control_metadata, sse_event
@@ -19,6 +20,7 @@ from .schemas import (
     Effort,
     JsonObject,
     Never,
+    ObfuscationOptions,
     RequestBody,
     StrictModel,
     TextFormat,
@@ -93,16 +95,12 @@ class TextOptions(StrictModel):
     format: TextFormat | None = None
 
 
-class ResponseStreamOptions(StrictModel):
-    """Options of a stream; they change nothing here."""
-
-    include_obfuscation: bool | None = None
-
-
 class ResponsesRequest(RequestBody):
     """The body of POST /v1/responses."""
 
     prompt_field = "input"
+    limit_fields = ("max_output_tokens",)
+    effort_fields = ("tersely.effort", "reasoning.effort")
 
     input: Annotated[
         Annotated[str, Tag("a text")] | Annotated[list[Item], Field(min_length=1), Tag("a list")],
@@ -110,7 +108,7 @@ class ResponsesRequest(RequestBody):
         Field(examples=[EXAMPLE]),
     ]
     instructions: str | None = None
-    stream_options: ResponseStreamOptions | None = None
+    stream_options: ObfuscationOptions | None = None
     max_output_tokens: Tokens | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
@@ -125,17 +123,6 @@ class ResponsesRequest(RequestBody):
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     truncation: Literal["disabled"] | None = None
     max_tool_calls: int | None = None
-
-    @property
-    def output_limit(self) -> tuple[str, int | None]:
-        """The most output tokens, and the name of their field."""
-        return "max_output_tokens", self.max_output_tokens
-
-    def efforts(self) -> Mapping[str, str]:
-        """The effort of each field that names one."""
-        effort = self.reasoning.effort if self.reasoning else None
-        fields = {"tersely.effort": self.own.effort, "reasoning.effort": effort}
-        return {field: name for field, name in fields.items() if name is not None}
 
     def to_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it."""
@@ -200,10 +187,10 @@ class ResponsesReply:
 
     def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
         """The whole reply; there is one row."""
-        thinking, answer = rows[0].result.thinking, rows[0].content
-        if thinking:
-            self._items.append(_OutputItem("thinking", 0, thinking))
-        self._items.append(_OutputItem("answer", len(self._items), answer))
+        texts: dict[Channel, str] = {"thinking": rows[0].result.thinking, "answer": rows[0].content}
+        for channel, text in texts.items():
+            if text or channel == "answer":
+                self._items.append(_OutputItem(channel, len(self._items), text))
         return self._response(rows[0])
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
@@ -212,23 +199,19 @@ class ResponsesReply:
             yield self._event(f"response.{name}", response=self._frame("in_progress"))
         try:
             async for event in events:
-                if isinstance(event, RowFinished):
-                    for line in self._finish(event):
-                        yield line
-                else:
-                    for line in self._add(event.channel, event.text):
-                        yield line
+                for line in self._finish(event) if isinstance(event, RowFinished) else self._add(event):
+                    yield line
         except RequestError as refusal:
             error = refusal.body["error"]
             failure = {"code": error["code"] or "server_error", "message": error["message"]}
             yield self._event("response.failed", response={**self._frame("failed"), "error": failure})
 
-    def _add(self, channel: Channel, text: str) -> Iterator[str]:
-        if not self._items or self._items[-1].channel != channel:
-            yield from self._open_item(channel)
+    def _add(self, event: TextDeltaEvent) -> Iterator[str]:
+        if not self._items or self._items[-1].channel != event.channel:
+            yield from self._open_item(event.channel)
         item = self._items[-1]
-        item.text += text
-        yield self._text_event(item, "delta", delta=text)
+        item.text += event.text
+        yield self._text_event(item, "delta", delta=event.text)
 
     def _finish(self, row: RowFinished) -> Iterator[str]:
         if not any(item.channel == "answer" for item in self._items):

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import CapabilityError, OptionError
@@ -125,19 +126,21 @@ class ControlMiddleware:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/metrics":
-            await self.app(scope, receive, ResponseRewriter(send, lambda body: body + self.metrics.render()).send)
+            await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
         elif scope["method"] == "POST" and scope["path"] in PATHS:
             await self._control(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
         tag = self.traces.tag()
         try:
+            body = await Request(scope, receive).body()
             mapping = translate(scope["path"], json.loads(body), self.default, self.caps, tag)
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
+            return
+        except ClientDisconnect:
             return
         except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
             await self.app(scope, _replay(body, receive), send)
@@ -147,64 +150,48 @@ class ControlMiddleware:
         inner = {**scope, "headers": list(scope["headers"])}
         MutableHeaders(scope=inner)["content-length"] = str(len(text))
         try:
-            rewriter = ResponseRewriter(send, reply.rewrite_body, reply.rewrite_event)
-            await self.app(inner, _replay(text, receive), rewriter.send)
+            await self.app(inner, _replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
         finally:
             self.traces.take(tag)  # of a client that disconnected
 
 
-class ResponseRewriter:
-    """Passes a successful response on, rewritten: a whole body by `rewrite_body`, or a stream event by event.
+def rewriting(
+    send: Send,
+    rewrite_body: Callable[[bytes], bytes],
+    rewrite_event: Callable[[bytes], bytes | None] = lambda event: event,
+) -> Send:
+    """A channel that rewrites a successful response: a whole body by `rewrite_body`, or a stream event by event.
 
     `rewrite_event` may return None to leave an event out.
     """
+    start: Message | None = None
+    streams, held = False, b""
 
-    def __init__(
-        self,
-        send: Send,
-        rewrite_body: Callable[[bytes], bytes],
-        rewrite_event: Callable[[bytes], bytes | None] = lambda event: event,
-    ) -> None:
-        self._send, self._rewrite_body, self._rewrite_event = send, rewrite_body, rewrite_event
-        self._start: Message | None = None
-        self._streams = False
-        self._held = b""
-
-    async def send(self, message: Message) -> None:
-        """Take the next message of the application; see ASGI."""
+    async def rewrite(message: Message) -> None:
+        nonlocal start, streams, held
+        ends = not message.get("more_body")
         if message["type"] == "http.response.start":
-            await self._begin(message)
-        elif message["type"] == "http.response.body" and self._streams:
-            await self._send_events(message)
-        elif message["type"] == "http.response.body" and self._start is not None:
-            await self._collect(message, self._start)
-        else:
-            await self._send(message)
+            kind = Headers(raw=message["headers"]).get("content-type", "") if message["status"] == 200 else ""
+            streams = kind.startswith("text/event-stream")
+            if kind.startswith(("application/json", "text/plain")):
+                start = message
+                return
+        elif streams:
+            *events, held = (held + message.get("body", b"")).split(_EVENT_END)
+            body = b"".join(new + _EVENT_END for event in events if (new := rewrite_event(event)) is not None)
+            message = {**message, "body": body + held if ends else body}
+            if not (body or ends):
+                return
+        elif start is not None:
+            held += message.get("body", b"")
+            if not ends:
+                return
+            message = {**message, "body": rewrite_body(held)}
+            MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
+            await send(start)
+        await send(message)
 
-    async def _begin(self, message: Message) -> None:
-        kind = Headers(raw=message["headers"]).get("content-type", "")
-        if message["status"] == 200 and kind.startswith(("application/json", "text/plain")):
-            self._start = message
-            return
-        self._streams = message["status"] == 200 and kind.startswith("text/event-stream")
-        await self._send(message)
-
-    async def _send_events(self, message: Message) -> None:
-        *events, self._held = (self._held + message.get("body", b"")).split(_EVENT_END)
-        body = b"".join(new + _EVENT_END for event in events if (new := self._rewrite_event(event)) is not None)
-        if not message.get("more_body"):
-            body += self._held
-        if body or not message.get("more_body"):
-            await self._send({**message, "body": body})
-
-    async def _collect(self, message: Message, start: Message) -> None:
-        self._held += message.get("body", b"")
-        if message.get("more_body"):
-            return
-        body = self._rewrite_body(self._held)
-        MutableHeaders(scope=start)["content-length"] = str(len(body))
-        await self._send(start)
-        await self._send({**message, "body": body})
+    return rewrite
 
 
 class ReplyAnnotator:
@@ -218,6 +205,10 @@ class ReplyAnnotator:
     ) -> None:
         self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
         self._traces: dict[int, Trace] = {}
+        control = mapping.control
+        self._tier = "none" if control is None else control.effort
+        self._budget = None if control is None else control.thinking
+        self._shadow = control is not None and control.shadow
 
     def rewrite_body(self, body: bytes) -> bytes:
         """Annotate a whole reply."""
@@ -263,30 +254,27 @@ class ReplyAnnotator:
 
     def _metadata(self, index: int) -> dict[str, Any]:
         self._traces.update(self._take())
-        control = self.mapping.control
         metadata = {
             "effort": self.mapping.effort,
-            "tier": "none" if control is None else control.effort,
-            "budget": None if control is None else control.thinking,
-            "shadow": control is not None and control.shadow,
+            "tier": self._tier,
+            "budget": self._budget,
+            "shadow": self._shadow,
         }
         decisions = [asdict(decision) for decision in self._traces.get(index, ())]
         return {**metadata, "decisions": decisions} if self.mapping.include_trace else metadata
 
     def _count(self, reply: Mapping[str, Any]) -> None:
         self._traces.update(self._take())
-        control, usage = self.mapping.control, _read_usage(reply)
         result = GenerationResult(
             text="",
             thinking="",
             answer="",
             finish_reason="stop",
-            tier=self.mapping.effort if control is None else control.effort,
-            usage=usage,
+            tier=self.mapping.effort if self.mapping.control is None else self._tier,
+            usage=_read_usage(reply),
             trace=tuple(decision for trace in self._traces.values() for decision in trace),
         )
-        budget = 0 if control is None or control.thinking is None else control.thinking
-        self.metrics.add_result(result, budget, control is not None and control.shadow)
+        self.metrics.add_result(result, self._budget or 0, self._shadow)
 
 
 def _add_reasoning_alias(message: Any) -> None:
@@ -301,15 +289,6 @@ def _read_usage(reply: Mapping[str, Any]) -> Usage:
     thinking = (usage.get(f"{written}_tokens_details") or {}).get("reasoning_tokens") or 0
     answer = max(0, (usage.get(f"{written}_tokens") or 0) - thinking)
     return Usage(prompt=usage.get(f"{read}_tokens") or 0, thinking=thinking, answer=answer)
-
-
-async def _read_body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body") or message["type"] == "http.disconnect":
-            return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

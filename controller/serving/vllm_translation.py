@@ -76,8 +76,9 @@ def _effort_and_cap(
     path: str, body: dict[str, Any], named: str | None, default: str, caps: Mapping[str, int]
 ) -> tuple[str, int | None]:
     """The effort, and the most thinking tokens that were requested; changes the body accordingly."""
-    effort, field = named or default, "reasoning.effort" if path == RESPONSES else "reasoning_effort"
+    effort = named or default
     if effort not in EFFORT_NAMES:
+        field = "reasoning.effort" if path == RESPONSES else "reasoning_effort"
         raise RequestError(str(unknown("effort", effort, EFFORT_NAMES)), param=field)
     budget = body.pop("thinking_token_budget", None)
     # vLLM knows Anthropic's field at Anthropic's endpoint only.
@@ -118,7 +119,7 @@ def _control(
     try:
         control = default if given is None else read_control(given)
         if own.policies is not None:
-            control = replace(control, preset=None, policies=own.policies)
+            control = replace(control, preset=None, policies={name: {} for name in own.policies})
         elif own.preset is not None:
             control = replace(control, preset=own.preset, policies=None)
         elif path == COMPLETIONS and given is None:

@@ -28,12 +28,12 @@ AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capab
 
 def _describe_policies(policies: Any) -> Any:
     """Policies by name: a list has names, or policies, whose settings are read from them."""
-    if policies is None or isinstance(policies, Mapping):
+    if not isinstance(policies, list | tuple):
         return policies
     described: dict[str, dict[str, Any]] = {}
     for policy in policies:
-        name, settings = (policy, {}) if isinstance(policy, str) else (policy.name, None)
-        if settings is None:
+        name, settings = str(getattr(policy, "name", policy)), dict[str, Any]()
+        if not isinstance(policy, str):
             if name not in list_policies() or not is_dataclass(policy):
                 raise CapabilityError(
                     f"policy {name!r} is not registered, and only registered ones can be sent to vLLM's workers; use "

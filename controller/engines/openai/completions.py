@@ -75,7 +75,7 @@ class CompletionsBackend:
             try:
                 choices = await self._generate_one_token(prompt, extensions)
             except RefusedError as error:
-                if error.not_found:
+                if error.status == 404:
                     raise await explain_not_found(self.client, self.model, error) from error
                 refusal = refusal or error
                 continue

@@ -231,9 +231,10 @@ class SchemaOutputParser(BaseOutputParser):
         except ValueError as error:
             message = f"the answer has no valid JSON object ({error}): {text!r}"
             raise OutputParserException(message, llm_output=text) from None
-        if isinstance(self.wanted, type) and is_basemodel_subclass(self.wanted):
+        wanted: Any = self.wanted
+        if isinstance(wanted, type) and is_basemodel_subclass(wanted):
             try:
-                return _validate(self.wanted, value)
+                return (wanted.model_validate if hasattr(wanted, "model_validate") else wanted.parse_obj)(value)
             except ValueError as error:
                 raise OutputParserException(f"the answer does not fit: {error}", llm_output=text) from error
         if mismatch := schema_error(value, convert_to_json_schema(self.wanted)):
@@ -243,11 +244,6 @@ class SchemaOutputParser(BaseOutputParser):
     @property
     def _type(self) -> str:
         return "tersely-schema"
-
-
-def _validate(wanted: Any, value: Any) -> Any:
-    """An instance of a pydantic class, of pydantic 1 as well."""
-    return wanted.model_validate(value) if hasattr(wanted, "model_validate") else wanted.parse_obj(value)
 
 
 def schema_error(value: Any, schema: Mapping[str, Any]) -> str | None:
