@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +19,7 @@ from tersely.training.rewards import Correctness, GroupBrevity, TierAdherence
 from tersely.training.rewards.framework_adapters import compute_score, reward_func
 from tersely.training.sampling import CompletionRequest, RolloutSampler
 
+from ..support.refusals import refused
 from ..support.trainings import make_recipe
 
 RIGHT, INSTANT = "Two.</think>\n\nThe answer is \\boxed{4}.", "</think>\n\n\\boxed{4}"
@@ -59,12 +59,12 @@ def test_large_and_small_numbers_are_compared_digit_by_digit(gold: float, said: 
 def test_invalid_gold_answers_are_refused(gold: Any) -> None:
     # Even where the model says nothing, which would be wrong whatever the answer is.
     for completion in (RIGHT, "It may be"):
-        for source, call in (
-            ("row 1 .*'answer'", lambda: batch(Correctness(), [RIGHT, completion], answer=["4", gold])),  # noqa: B023
-            ("ground_truth", lambda: compute_score("tiny", completion, gold)),  # noqa: B023
-            ("label 0", lambda: reward_func(["q" + completion], ["q"], [gold])),  # noqa: B023
+        for call in (
+            lambda: batch(Correctness(), [RIGHT, completion], answer=["4", gold]),  # noqa: B023
+            lambda: compute_score("tiny", completion, gold),  # noqa: B023
+            lambda: reward_func(["q" + completion], ["q"], [gold]),  # noqa: B023
         ):
-            with pytest.raises(OptionError, match=source) as error:
+            with pytest.raises(OptionError) as error:
                 call()
             assert error.value.code == "invalid_gold_answer"
 
@@ -90,13 +90,13 @@ def test_openrlhf_gets_a_mapping_and_may_pass_more() -> None:
 
 def test_verl_needs_only_the_data_of_weighted_parts() -> None:
     assert compute_score("tiny", INSTANT, "4", {"reference": None}, delta=0.05)["score"] == pytest.approx(1.05)
-    with pytest.raises(OptionError, match=r"\['reference'\] is 'half'"):
+    with refused(OptionError):
         compute_score("tiny", INSTANT, "4", {"reference": "half"})
     for info in ({"tier": "easy"}, {"tier": "easy", "thinking_tokens": None}):
-        with pytest.raises(OptionError, match="'thinking_tokens'") as error:
+        with pytest.raises(OptionError) as error:
             compute_score("tiny", RIGHT, "4", info, adherence=0.2)
         assert error.value.code == "missing_column"
-    with pytest.raises(OptionError, match=r"\['thinking_tokens'\] is 'many'"):
+    with refused(OptionError):
         compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": "many"}, adherence=0.2)
     for extra in (None, {"tier": ["easy"]}):
         with pytest.raises(OptionError) as error:
@@ -105,18 +105,18 @@ def test_verl_needs_only_the_data_of_weighted_parts() -> None:
 
 
 def test_invalid_numbers_in_columns_are_refused() -> None:
-    with pytest.raises(OptionError, match=r"row 1 .*'reference' is None"):
+    with refused(OptionError):
         batch(ReferenceBaseline(), [RIGHT] * 2, reference=[0.5, None])
-    with pytest.raises(OptionError, match=r"row 0 .*'thinking_tokens' is None"):
+    with refused(OptionError):
         batch(TierAdherence(), [RIGHT], tier=["easy"], thinking_tokens=[None])
 
 
 @pytest.mark.parametrize("tier", ["esay", None, ["easy"]], ids=repr)
 def test_unknown_tiers_are_refused(tier: Any) -> None:
-    with pytest.raises(OptionError, match="none, easy, normal, hard") as error:
+    with pytest.raises(OptionError) as error:
         batch(TierAdherence(), [RIGHT], tier=[tier], thinking_tokens=[1])
     assert error.value.code == "unknown_name"
-    with pytest.raises(OptionError, match=r"easy$"):
+    with refused(OptionError):
         batch(TierAdherence({"easy": 100}), [RIGHT], tier=["hard"], thinking_tokens=[1])
 
 
@@ -127,17 +127,17 @@ def test_thinking_tokens_are_counted_up_to_the_marker() -> None:
     assert batch(reward, [""] * 6, tier=easy, completion_ids=ids) == [0, -0.5, 0, -0.5, -0.25, 0]
     # The count of the rollouts takes precedence over the ids.
     assert batch(reward, [""] * 6, tier=easy, completion_ids=ids, thinking_tokens=[6] * 6) == [-0.5] * 6
-    with pytest.raises(OptionError, match="'thinking_tokens'") as error:
+    with pytest.raises(OptionError) as error:
         batch(TierAdherence(), [""] * 6, tier=easy, completion_ids=ids)
     assert error.value.code == "missing_column"
-    with pytest.raises(OptionError, match="'completion_ids'") as error:
+    with pytest.raises(OptionError) as error:
         batch(reward, [""] * 6, tier=easy)
     assert error.value.code == "missing_column"
 
 
 @pytest.mark.parametrize("marker_id", [-1, True, "</think>", [9], 9.0], ids=repr)
 def test_invalid_marker_ids_are_refused(marker_id: Any) -> None:
-    with pytest.raises(OptionError, match=f"marker_id is {re.escape(repr(marker_id))}"):
+    with refused(OptionError):
         TierAdherence(marker_id=marker_id)
 
 
