@@ -166,13 +166,10 @@ def serve_vllm(
 
     _check_api_key(api_key)
     default = make_control(preset=preset, policies=policy or None, effort=effort)
-    caps = parse_effort_caps(budget or ())
+    settings = {"default": default.as_dict(), "caps": parse_effort_caps(budget or ()), "max_body": max_body}
     from .vllm_server import run_vllm_server
 
-    served = name or served_model_name(model)
-    run_vllm_server(
-        model, served, host, port, default=default, caps=caps, max_body=max_body, api_key=api_key, flags=context.args
-    )
+    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, context.args)
 
 
 def open_session(

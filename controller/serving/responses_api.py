@@ -30,12 +30,6 @@ from .schemas import (
 )
 from .settings import ResolvedRequest
 
-_ITEMS: dict[Channel, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "thinking": ("reasoning", "reasoning_text", {"summary": []}, {}),
-    "answer": ("message", "output_text", {"role": "assistant"}, {"logprobs": []}),
-}
-"""By channel: the type of its item and of the item's content, further fields of the item and of its text events."""
-
 
 class InputMessage(StrictModel):
     """A message of the input, or one of an earlier reply sent back."""
@@ -149,29 +143,31 @@ class ResponsesRequest(RequestBody):
         return {**fields, "metadata": self.metadata or {}, "reasoning": {"effort": effort, "summary": None}}
 
 
-@dataclass(slots=True)
+@dataclass
 class _OutputItem:
-    """An item of the output."""
+    """An item of the output; `kind` and `fields` are those of its content."""
 
     channel: Channel
     index: int
     text: str = ""
-    id: str = ""
 
     def __post_init__(self) -> None:
-        self.id = f"{'rs' if self.channel == 'thinking' else 'msg'}_{uuid.uuid4().hex}"
+        thinks = self.channel == "thinking"
+        self.id = f"{'rs' if thinks else 'msg'}_{uuid.uuid4().hex}"
+        self.kind = "reasoning_text" if thinks else "output_text"
+        self.fields: dict[str, Any] = {} if thinks else {"logprobs": []}
 
     def to_json(self, status: str) -> dict[str, Any]:
         """The item, with its content once it is complete."""
-        kind, _, fields, _ = _ITEMS[self.channel]
+        thinks = self.channel == "thinking"
+        head = {"type": "reasoning", "summary": []} if thinks else {"type": "message", "role": "assistant"}
         content = [] if status == "in_progress" else [self.content(self.text)]
-        return {"id": self.id, "type": kind, "status": status, **fields, "content": content}
+        return {"id": self.id, "status": status, **head, "content": content}
 
     def content(self, text: str) -> dict[str, Any]:
         """The only piece of content of the item."""
-        _, kind, _, fields = _ITEMS[self.channel]
-        annotations: dict[str, Any] = {"annotations": []} if self.channel == "answer" else {}
-        return {"type": kind, "text": text, **annotations, **fields}
+        annotations: dict[str, Any] = {} if self.channel == "thinking" else {"annotations": []}
+        return {"type": self.kind, "text": text, **annotations, **self.fields}
 
 
 @dataclass(slots=True)
@@ -196,7 +192,7 @@ class ResponsesReply:
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
         """The reply as server-sent events."""
         for name in ("created", "in_progress"):
-            yield self._event(f"response.{name}", response=self._frame("in_progress"))
+            yield self._event(name, response=self._frame("in_progress"))
         try:
             async for event in events:
                 for line in self._finish(event) if isinstance(event, RowFinished) else self._add(event):
@@ -204,46 +200,40 @@ class ResponsesReply:
         except RequestError as refusal:
             error = refusal.body["error"]
             failure = {"code": error["code"] or "server_error", "message": error["message"]}
-            yield self._event("response.failed", response={**self._frame("failed"), "error": failure})
+            yield self._event("failed", response={**self._frame("failed"), "error": failure})
 
     def _add(self, event: TextDeltaEvent) -> Iterator[str]:
         if not self._items or self._items[-1].channel != event.channel:
             yield from self._open_item(event.channel)
         item = self._items[-1]
         item.text += event.text
-        yield self._text_event(item, "delta", delta=event.text)
+        yield self._event(f"{item.kind}.delta", item, delta=event.text, **item.fields)
 
     def _finish(self, row: RowFinished) -> Iterator[str]:
         if not any(item.channel == "answer" for item in self._items):
             yield from self._open_item("answer")
         yield from self._close_item(_status(row))
-        yield self._event(f"response.{_status(row)}", response=self._response(row))
+        yield self._event(_status(row), response=self._response(row))
 
     def _open_item(self, channel: Channel) -> Iterator[str]:
         yield from self._close_item()
         item = _OutputItem(channel, len(self._items))
         self._items.append(item)
-        yield self._event("response.output_item.added", output_index=item.index, item=item.to_json("in_progress"))
-        yield self._item_event(item, "response.content_part.added", part=item.content(""))
+        yield self._event("output_item.added", output_index=item.index, item=item.to_json("in_progress"))
+        yield self._event("content_part.added", item, part=item.content(""))
 
     def _close_item(self, status: str = "completed") -> Iterator[str]:
-        if not self._items:
-            return
-        item = self._items[-1]
-        yield self._text_event(item, "done", text=item.text)
-        yield self._item_event(item, "response.content_part.done", part=item.content(item.text))
-        yield self._event("response.output_item.done", output_index=item.index, item=item.to_json(status))
+        for item in self._items[-1:]:
+            yield self._event(f"{item.kind}.done", item, text=item.text, **item.fields)
+            yield self._event("content_part.done", item, part=item.content(item.text))
+            yield self._event("output_item.done", output_index=item.index, item=item.to_json(status))
 
-    def _text_event(self, item: _OutputItem, name: str, **fields: Any) -> str:
-        _, kind, _, more = _ITEMS[item.channel]
-        return self._item_event(item, f"response.{kind}.{name}", **fields, **more)
-
-    def _item_event(self, item: _OutputItem, name: str, **fields: Any) -> str:
-        return self._event(name, item_id=item.id, output_index=item.index, content_index=0, **fields)
-
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, of: _OutputItem | None = None, /, **fields: Any) -> str:
+        """An event, which may be one of an item's content."""
         self._number += 1
-        return sse_event({"type": name, "sequence_number": self._number, **fields}, name)
+        place = {} if of is None else {"item_id": of.id, "output_index": of.index, "content_index": 0}
+        name = f"response.{name}"
+        return sse_event({"type": name, "sequence_number": self._number, **place, **fields}, name)
 
     def _response(self, row: RowFinished) -> dict[str, Any]:
         status, usage = _status(row), row.result.usage

@@ -25,7 +25,7 @@ from ...errors import CapabilityError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine import PROCESSOR
-from ..vllm.request_control import RequestControl, read_control
+from ..vllm.request_control import read_control
 from ..vllm.trace_channel import PLACE, TraceStore
 from .auth_middleware import AuthMiddleware, send_error
 from .errors import RequestError
@@ -46,20 +46,11 @@ _REASONING_PARSERS = {
 
 
 def run_vllm_server(
-    model: str,
-    name: str,
-    host: str,
-    port: int,
-    *,
-    default: RequestControl,
-    caps: Mapping[str, int],
-    max_body: int,
-    api_key: str | None,
-    flags: Sequence[str],
+    model: str, name: str, host: str, port: int, api_key: str | None, settings: Mapping[str, Any], flags: Sequence[str]
 ) -> None:
     """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    `default` controls requests that say nothing, `caps` differ from `EFFORT_CAPS`, `flags` are those of `vllm serve`.
+    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`.
     """
     checkpoint = resolve_checkpoint(model)
     with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
@@ -87,8 +78,7 @@ def run_vllm_server(
         raise
     except (TypeError, ValueError) as error:
         raise OptionError(f"vLLM does not accept these flags: {error}") from None
-    hosts = list(LOCAL) if host in LOCAL and api_key is None else None
-    settings = {"default": default.as_dict(), "caps": dict(caps), "max_body": max_body, "hosts": hosts}
+    settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
@@ -109,7 +99,11 @@ def _reasoning_parser_flags(checkpoint: str) -> list[str]:
 
 
 class ControlMiddleware:
-    """Controls the requests of vLLM's application."""
+    """Controls the requests of vLLM's application.
+
+    Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`; `max_body`
+    and `hosts`, see `AuthMiddleware`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))

@@ -43,13 +43,17 @@ def translate(
     body = dict(given)
     own = _parse(TerselyField, KEY, body.pop(KEY, None)) or TerselyField()
     effort, cap = _effort_and_cap(path, body, own.effort or _api_effort(path, body), default.effort, caps)
-    control = _control(path, body, own, default, effort, cap, tag)
+    control = _control(path, body, own, default, effort, cap)
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
-        xargs[KEY] = json.dumps(control.as_dict())
+        xargs[KEY] = json.dumps({**control.as_dict(), "tag": tag})
     if xargs or "vllm_xargs" in body:
         body["vllm_xargs"] = xargs
-    usage_added = path in (CHAT, COMPLETIONS) and bool(body.get("stream")) and _add_usage(body)
+    options = body.get("stream_options") or {}
+    usage_added = bool(path in (CHAT, COMPLETIONS) and body.get("stream") and isinstance(options, dict))
+    usage_added = usage_added and not options.get("include_usage")
+    if usage_added:
+        body["stream_options"] = {**options, "include_usage": True}
     return VllmRequestMapping(body, effort, control, own.trace, usage_added)
 
 
@@ -91,28 +95,18 @@ def _effort_and_cap(
         raise RequestError(f"the thinking budget is {budget!r}; accepted: tokens", param="thinking_token_budget")
     effort = "none" if budget == 0 else effort
     if named is not None or effort == "none":
-        _set_template_effort(path, body, "medium" if effort == "auto" else openai_effort(effort))
+        name = "medium" if effort == "auto" else openai_effort(effort)  # for the chat template
+        if path == CHAT:
+            body["reasoning_effort"] = name
+        elif path == RESPONSES:
+            body["reasoning"] = {**(body.get("reasoning") or {}), "effort": name}
     cap = caps.get(openai_effort(effort)) if effort != "auto" and (named or default != "normal") else None
     limits = [limit for limit in (cap, None if budget == -1 else budget) if limit is not None]
     return effort, min(limits, default=None)
 
 
-def _set_template_effort(path: str, body: dict[str, Any], name: str) -> None:
-    """Set the field that reaches the chat template."""
-    if path == CHAT:
-        body["reasoning_effort"] = name
-    elif path == RESPONSES:
-        body["reasoning"] = {**(body.get("reasoning") or {}), "effort": name}
-
-
 def _control(
-    path: str,
-    body: Mapping[str, Any],
-    own: TerselyField,
-    default: RequestControl,
-    effort: str,
-    cap: int | None,
-    tag: str,
+    path: str, body: Mapping[str, Any], own: TerselyField, default: RequestControl, effort: str, cap: int | None
 ) -> RequestControl | None:
     """The control of a request; raw completions are controlled only if they ask for it."""
     given = (body.get("vllm_xargs") or {}).get(KEY)
@@ -132,7 +126,6 @@ def _control(
             shadow=own.shadow or control.shadow,
             answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
             question=_last_question(body),
-            tag=tag,
         )
     except TerselyError as error:
         raise RequestError(str(error), param=KEY) from None
@@ -145,12 +138,3 @@ def _last_question(body: Mapping[str, Any]) -> str:
     last = messages[-1] if isinstance(messages, list) and messages else None
     content = last.get("content") if isinstance(last, dict) else None
     return content if isinstance(content, str) else ""
-
-
-def _add_usage(body: dict[str, Any]) -> bool:
-    """Let a stream end with its usage; returns whether the client had not asked for it."""
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict) or options.get("include_usage"):
-        return False
-    body["stream_options"] = {**options, "include_usage": True}
-    return True

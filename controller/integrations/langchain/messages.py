@@ -231,10 +231,10 @@ class SchemaOutputParser(BaseOutputParser):
         except ValueError as error:
             message = f"the answer has no valid JSON object ({error}): {text!r}"
             raise OutputParserException(message, llm_output=text) from None
-        wanted: Any = self.wanted
-        if isinstance(wanted, type) and is_basemodel_subclass(wanted):
+        if isinstance(self.wanted, type) and is_basemodel_subclass(self.wanted):
+            model: Any = self.wanted
             try:
-                return (wanted.model_validate if hasattr(wanted, "model_validate") else wanted.parse_obj)(value)
+                return model.model_validate(value) if hasattr(model, "model_validate") else model.parse_obj(value)
             except ValueError as error:
                 raise OutputParserException(f"the answer does not fit: {error}", llm_output=text) from error
         if mismatch := schema_error(value, convert_to_json_schema(self.wanted)):
