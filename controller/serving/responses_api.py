@@ -12,44 +12,31 @@ from pydantic import Discriminator, Field, Tag
 
 from ..streaming import TextDeltaEvent
 from ..text.reasoning_parser import Channel
+from . import schemas
 from .errors import RequestError
 from .replies import Event, RowFinished, control_metadata, sse_event
-from .schemas import (
-    EXAMPLE,
-    Content,
-    Effort,
-    JsonObject,
-    Never,
-    ObfuscationOptions,
-    RequestBody,
-    StrictModel,
-    TextFormat,
-    Tokens,
-    by_shape,
-    get_text,
-)
 from .settings import ResolvedRequest
 
 
-class InputMessage(StrictModel):
+class InputMessage(schemas.StrictModel):
     """A message of the input, or one of an earlier reply sent back."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: schemas.Content
     id: str | None = None
     status: str | None = None
     phase: str | None = None
 
 
-class ReasoningText(StrictModel):
+class ReasoningText(schemas.StrictModel):
     """Text of earlier thinking."""
 
     type: Literal["reasoning_text", "summary_text"]
     text: str
 
 
-class InputReasoning(StrictModel):
+class InputReasoning(schemas.StrictModel):
     """Thinking of an earlier reply sent back; it belongs to the message that follows."""
 
     type: Literal["reasoning"]
@@ -75,21 +62,21 @@ Item = Annotated[
 ]
 
 
-class Reasoning(StrictModel):
+class Reasoning(schemas.StrictModel):
     """How much to think; there are no summaries, the thinking itself is in the reply."""
 
-    effort: Effort | None = None
+    effort: schemas.Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class TextOptions(StrictModel):
+class TextOptions(schemas.StrictModel):
     """The form of the answer."""
 
-    format: TextFormat | None = None
+    format: schemas.TextFormat | None = None
 
 
-class ResponsesRequest(RequestBody):
+class ResponsesRequest(schemas.RequestBody):
     """The body of POST /v1/responses."""
 
     prompt_field = "input"
@@ -98,21 +85,21 @@ class ResponsesRequest(RequestBody):
 
     input: Annotated[
         Annotated[str, Tag("a text")] | Annotated[list[Item], Field(min_length=1), Tag("a list")],
-        Discriminator(by_shape),
-        Field(examples=[EXAMPLE]),
+        Discriminator(schemas.by_shape),
+        Field(examples=[schemas.EXAMPLE]),
     ]
     instructions: str | None = None
-    stream_options: ObfuscationOptions | None = None
-    max_output_tokens: Tokens | None = None
+    stream_options: schemas.ObfuscationOptions | None = None
+    max_output_tokens: schemas.Tokens | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
 
-    background: Never | None = None
+    background: schemas.Never | None = None
     conversation: None = None
     previous_response_id: None = None
     prompt: None = None
     include: Annotated[list[str], Field(max_length=0)] | None = None
-    tools: Annotated[list[JsonObject], Field(max_length=0)] | None = None
+    tools: Annotated[list[schemas.JsonObject], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     truncation: Literal["disabled"] | None = None
@@ -132,7 +119,7 @@ class ResponsesRequest(RequestBody):
                 continue
             role = "system" if item.role == "developer" else item.role
             reasoning = {"reasoning_content": thinking} if thinking and role == "assistant" else {}
-            messages.append({"role": role, "content": get_text(item.content), **reasoning})
+            messages.append({"role": role, "content": schemas.get_text(item.content), **reasoning})
             thinking = ""
         return messages
 

@@ -10,14 +10,13 @@ from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ...errors import unknown
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
 EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
-TEXT_TYPES = ("text", "input_text", "output_text")
 
 
 class StrictModel(BaseModel):
@@ -58,15 +57,6 @@ def _check_false(value: bool) -> bool:
     return value
 
 
-def _check_parts(content: Any) -> Any:
-    """Name the unsupported parts of a message."""
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in TEXT_TYPES and isinstance(kind, str):
-            raise ValueError(f"parts of type {kind!r} are not supported; accepted: {', '.join(TEXT_TYPES)}")
-    return content
-
-
 Effort = Annotated[str, _one_of("effort", EFFORT_NAMES), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
 Preset = Annotated[str, _one_of("preset", get_presets()), Field(json_schema_extra={"enum": list(get_presets())})]
 PolicyName = Annotated[str, Field(json_schema_extra={"enum": list_policies()})]
@@ -99,7 +89,6 @@ class TextPart(StrictModel):
 Content = Annotated[
     Annotated[str, Tag("a text")] | Annotated[list[TextPart], Tag("a list")],
     Discriminator(by_shape),
-    BeforeValidator(_check_parts),
 ]
 
 

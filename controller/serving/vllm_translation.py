@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import TerselyError, unknown
+from ...errors import TerselyError
 from ..budgets import canonical_effort
 from ..vllm.request_control import KEY, RequestControl, read_control
 from .errors import RequestError, from_validation_error
-from .schemas import ChatRequest, TerselyField, ThinkingOptions
-from .settings import EFFORT_NAMES, answer_reserve, openai_effort
+from .schemas import Effort, TerselyField, ThinkingOptions
+from .settings import answer_reserve, openai_effort
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/messages")
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS
-M = TypeVar("M", bound=BaseModel)
+
+
+class _Reasoning(BaseModel):
+    effort: Effort | None = None
+
+
+class ControlFields(BaseModel):
+    """The fields of a request that say how much to think; the others are vLLM's own matter."""
+
+    model_config = ConfigDict(strict=True)
+
+    tersely: TerselyField | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: _Reasoning | None = None
+    thinking: ThinkingOptions | None = None  # which vLLM knows at Anthropic's endpoint only
+    thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +55,14 @@ def translate(
     `default` is the control of requests that say nothing, `caps` are thinking tokens by OpenAI effort, and `tag`
     identifies the request's trace.
     """
-    body = dict(given)
-    own = _parse(TerselyField, KEY, body.pop(KEY, None)) or TerselyField()
-    effort, cap = _effort_and_cap(path, body, own.effort or _api_effort(path, body), default.effort, caps)
+    try:
+        fields = ControlFields.model_validate(given)
+    except ValidationError as error:
+        raise from_validation_error(error.errors(), ControlFields) from None
+    dropped = (KEY, "thinking_token_budget") if path == MESSAGES else (KEY, "thinking_token_budget", "thinking")
+    body = {name: value for name, value in given.items() if name not in dropped}
+    own = fields.tersely or TerselyField()
+    effort, cap = _effort_and_cap(path, body, fields, default.effort, caps)
     control = _control(path, body, own, default, effort, cap)
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
@@ -57,42 +77,16 @@ def translate(
     return VllmRequestMapping(body, effort, control, own.trace, usage_added)
 
 
-def _parse(model: type[M], field: str, value: Any) -> M | None:
-    """Validate one field of a body; None if it is absent."""
-    if value is None:
-        return None
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first: dict[str, Any] = dict(error.errors()[0])
-        raise from_validation_error([{**first, "loc": (field, *first["loc"])}], ChatRequest) from None
-
-
-def _api_effort(path: str, body: Mapping[str, Any]) -> str | None:
-    """The effort in the API's own field."""
-    if path == RESPONSES:
-        reasoning = body.get("reasoning")
-        return reasoning.get("effort") if isinstance(reasoning, dict) else None
-    return body.get("reasoning_effort") if path == CHAT else None
-
-
 def _effort_and_cap(
-    path: str, body: dict[str, Any], named: str | None, default: str, caps: Mapping[str, int]
+    path: str, body: dict[str, Any], fields: ControlFields, default: str, caps: Mapping[str, int]
 ) -> tuple[str, int | None]:
     """The effort, and the most thinking tokens that were requested; changes the body accordingly."""
-    effort = named or default
-    if effort not in EFFORT_NAMES:
-        field = "reasoning.effort" if path == RESPONSES else "reasoning_effort"
-        raise RequestError(str(unknown("effort", effort, EFFORT_NAMES)), param=field)
-    budget = body.pop("thinking_token_budget", None)
-    # vLLM knows Anthropic's field at Anthropic's endpoint only.
-    anthropic = body.get("thinking") if path == MESSAGES else body.pop("thinking", None)
-    thinking = _parse(ThinkingOptions, "thinking", anthropic)
-    if thinking is not None:
-        effort = "none" if thinking.type == "disabled" else effort
-        budget = budget if thinking.budget_tokens is None else thinking.budget_tokens
-    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < -1):
-        raise RequestError(f"the thinking budget is {budget!r}; accepted: tokens", param="thinking_token_budget")
+    api_efforts = {CHAT: fields.reasoning_effort, RESPONSES: fields.reasoning and fields.reasoning.effort}
+    named = (fields.tersely and fields.tersely.effort) or api_efforts.get(path)
+    effort, budget = named or default, fields.thinking_token_budget
+    if fields.thinking is not None:
+        effort = "none" if fields.thinking.type == "disabled" else effort
+        budget = budget if fields.thinking.budget_tokens is None else fields.thinking.budget_tokens
     effort = "none" if budget == 0 else effort
     if named is not None or effort == "none":
         name = "medium" if effort == "auto" else openai_effort(effort)  # for the chat template

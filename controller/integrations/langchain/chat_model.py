@@ -31,17 +31,7 @@ from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
 from ..base import CALL_SETTINGS, Call, TerselyModel, check_names, get_runner
-from .messages import (
-    METHODS,
-    MessageBuilder,
-    SchemaOutputParser,
-    append_instruction,
-    as_prompt,
-    format_instruction,
-    include_raw_message,
-    response_format,
-    to_chunk,
-)
+from . import messages as conversion
 
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
 """What may be given with each call."""
@@ -130,9 +120,9 @@ class ChatTersely(BaseChatModel, TerselyModel):
         session = self.session(settings.get("model"))
         tools, wish = apply_tool_choice(settings.get("tools") or (), settings.get("tool_choice"))
         tokenizer = session.engine.tokenizer
-        prompt = as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
-        for instruction in filter(None, (wish, format_instruction(settings.get("response_format")))):
-            prompt = append_instruction(prompt, instruction)
+        prompt = conversion.as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
+        for instruction in filter(None, (wish, conversion.format_instruction(settings.get("response_format")))):
+            prompt = conversion.append_instruction(prompt, instruction)
         if tools:
             check_tools(session.engine)
         after_tool = bool(messages) and isinstance(messages[-1], ToolMessage)
@@ -147,21 +137,21 @@ class ChatTersely(BaseChatModel, TerselyModel):
         call = self._prepare(messages, stop, kwargs)
         future = _take_from_batch(call)
         result = get_runner(call.session.engine).generate(call) if future is None else future.result()
-        return MessageBuilder(call, result).chat_result()
+        return conversion.MessageBuilder(call, result).chat_result()
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         call = await run_in_executor(None, self._prepare, messages, stop, kwargs)
         future = _take_from_batch(call) or get_runner(call.session.engine).submit([call], cancellable=True)[0]
-        return MessageBuilder(call, await asyncio.wrap_future(future)).chat_result()
+        return conversion.MessageBuilder(call, await asyncio.wrap_future(future)).chat_result()
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
         if (future := _take_from_batch(call)) is not None:
-            yield from MessageBuilder(call, future.result()).chunks()
+            yield from conversion.MessageBuilder(call, future.result()).chunks()
             return
         with contextlib.closing(get_runner(call.session.engine).stream(call)) as stream:
             for event in stream:
@@ -172,7 +162,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await run_in_executor(None, self._prepare, messages, stop, kwargs)
         if (future := _take_from_batch(call)) is not None:
-            for chunk in MessageBuilder(call, await asyncio.wrap_future(future)).chunks():
+            for chunk in conversion.MessageBuilder(call, await asyncio.wrap_future(future)).chunks():
                 yield chunk
             return
         async with contextlib.aclosing(get_runner(call.session.engine).astream(call)) as stream:
@@ -258,15 +248,16 @@ class ChatTersely(BaseChatModel, TerselyModel):
         """
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
+        if method not in conversion.METHODS:
+            raise unknown("method", method, conversion.METHODS)
         check_names("setting of a call", kwargs, SETTINGS)
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw)
         traced = {"kwargs": {"method": method}, "schema": schema}
-        model = self.bind(response_format=response_format(schema, method), ls_structured_output_format=traced, **kwargs)
-        parser = SchemaOutputParser(wanted=schema)
-        return include_raw_message(model, parser) if include_raw else model | parser
+        wanted = conversion.response_format(schema, method)
+        model = self.bind(response_format=wanted, ls_structured_output_format=traced, **kwargs)
+        parser = conversion.SchemaOutputParser(wanted=schema)
+        return conversion.include_raw_message(model, parser) if include_raw else model | parser
 
 
 def _take_from_batch(call: Call) -> Future[GenerationResult] | None:
@@ -278,7 +269,9 @@ def _take_from_batch(call: Call) -> Future[GenerationResult] | None:
 
 
 def _to_chunk(call: Call, event: TextDelta | GenerationResult) -> ChatGenerationChunk:
-    return MessageBuilder(call, event).last_chunk() if isinstance(event, GenerationResult) else to_chunk(event)
+    if isinstance(event, GenerationResult):
+        return conversion.MessageBuilder(call, event).last_chunk()
+    return conversion.to_chunk(event)
 
 
 def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:
