@@ -62,8 +62,7 @@ class AuthMiddleware:
     async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         try:
-            self._check_host(headers.get("host", ""))
-            self._check_key(scope["path"], headers)
+            self._check_headers(scope["path"], headers)
             length = headers.get("content-length", "")
             if length.isdecimal() and int(length) > self.max_body:
                 raise self._too_large()
@@ -95,12 +94,11 @@ class AuthMiddleware:
                 raise
             await send_error(self._too_large(), scope, receive, send)
 
-    def _check_host(self, host: str) -> None:
+    def _check_headers(self, path: str, headers: Headers) -> None:
+        host = headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self.hosts is not None and name.lower() not in self.hosts:
             raise RequestError(f"Host header {host!r} is not allowed; set --api-key to accept other hosts", 403)
-
-    def _check_key(self, path: str, headers: Headers) -> None:
         if self.api_key is None or not path.startswith(_PROTECTED):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")

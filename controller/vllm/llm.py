@@ -82,9 +82,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         """See `vllm.LLM.chat`; controlled as `generate` is, with the effort passed to the chat template."""
         chosen, rest = self._chosen(options)
         tier = canonical_effort(chosen.effort)
-        template = (
-            {"enable_thinking": False} if tier == "none" else {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
-        )
+        effort = {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
+        template = {"enable_thinking": False} if tier == "none" else effort
         rest["chat_template_kwargs"] = {**template, **(rest.get("chat_template_kwargs") or {})}
         single = bool(messages) and isinstance(messages[0], dict)
         marked = self._mark(sampling_params, chosen, 1 if single else len(messages))
@@ -95,11 +94,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         names = ("preset", "policies", "effort", "thinking", "answer_reserve", "shadow")
         own = {name: options[name] for name in names if name in options}
         rest = {name: value for name, value in options.items() if name not in names}
-        if not own:
-            return self._default, rest
-        if "preset" in own or "policies" in own:
-            return make_control(**{"effort": self._default.effort, **own}), rest
-        return replace(self._default, **own), rest
+        kept = {"effort": self._default.effort} if "preset" in own or "policies" in own else self._default.as_dict()
+        return make_control(**{**kept, **own}) if own else self._default, rest
 
     def _mark(self, params: Any, chosen: RequestControl, size: int) -> list[Any]:
         """Parameters of each prompt, each with its own tag."""

@@ -67,7 +67,7 @@ def _read_logits(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
     all_rows = len(rows) == len(logits)
     found = logit_signals(logits if all_rows else logits[[place for place, _ in rows]])
     values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
-    hidden = last_hidden_states(len(logits))
+    hidden = _kept[0] if _kept and _kept[0].shape[0] == len(logits) else None  # none of other rows
     for number, (place, row) in enumerate(rows):
         entropy, top, margin = values[place if all_rows else number]
         signals = Signals(entropy, top, math.nan, margin)
@@ -104,11 +104,6 @@ def _swap_eos(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
     for number, controller in enumerate(controllers):
         controller.swap = lambda number=number: swapped()[number]
-
-
-def last_hidden_states(rows: int) -> Tensor | None:
-    """The hidden states of the latest logits; None if they are of other rows, or nothing is kept."""
-    return _kept[0] if _kept and _kept[0].shape[0] == rows else None
 
 
 class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]

@@ -42,10 +42,22 @@ class OpenAIClient:
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
-        self.url = _normalize_url(base_url)
+        parts = urlsplit(base_url.strip())
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise OptionError(
+                f"{base_url!r} is not the URL of a server; accepted: for example http://localhost:8000/v1",
+                code="invalid_url",
+            )
+        try:
+            import httpx
+        except ImportError:
+            raise CapabilityError(
+                "connecting to servers needs httpx; pip install 'tersely[serve]'", code="missing_dependency"
+            ) from None
+        self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
         self._key = api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        self._httpx = _import_httpx()
+        self._httpx = httpx
         self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
@@ -176,27 +188,6 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
     length, root = card.get("max_model_len"), card.get("root")
     names = (model, root) if isinstance(root, str) else (model,)
     return ServedModel(model, names, length if isinstance(length, int) else None)
-
-
-def _normalize_url(url: str) -> str:
-    """The URL to which paths such as /completions are appended."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise OptionError(
-            f"{url!r} is not the URL of a server; accepted: for example http://localhost:8000/v1", code="invalid_url"
-        )
-    bare = url.strip().rstrip("/")
-    return bare if parts.path.strip("/") else f"{bare}/v1"
-
-
-def _import_httpx() -> Any:
-    try:
-        import httpx
-    except ImportError:
-        raise CapabilityError(
-            "connecting to servers needs httpx; pip install 'tersely[serve]'", code="missing_dependency"
-        ) from None
-    return httpx
 
 
 def _extract_message(text: str) -> str:

@@ -68,8 +68,10 @@ class CompletionsBackend:
         ids = list(get_adapter(self.tokenizer).encode(_TEST_PROMPT))
         refusal: RefusedError | None = None
         for prompt, extensions in product((ids, _TEST_PROMPT), _EXTENSIONS):
+            body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "stream": True}
             try:
-                choices = await self._generate_one_token(prompt, extensions)
+                async with aclosing(self.client.stream_events("/completions", {**body, **extensions})) as events:
+                    choices = [choice async for event in events for choice in event.get("choices") or ()]
             except RefusedError as error:
                 if error.status == 404:
                     raise await explain_not_found(self.client, self.model, error) from error
@@ -85,11 +87,6 @@ class CompletionsBackend:
             return
         assert refusal is not None  # the loop continues only after a refusal
         raise refusal
-
-    async def _generate_one_token(self, prompt: Any, extensions: dict[str, Any]) -> list[dict[str, Any]]:
-        body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "stream": True}
-        async with aclosing(self.client.stream_events("/completions", {**body, **extensions})) as events:
-            return [choice async for event in events for choice in event.get("choices") or ()]
 
     def _check_markers(self) -> None:
         """Raise CapabilityError if the end of the thinking would be invisible in text without special tokens."""

@@ -102,7 +102,15 @@ class EffortMiddleware(AgentMiddleware):
         super().__init__()
         self.route = {canonical_effort(effort): model for effort, model in (route or {}).items()}
         self.settings = settings
-        self.choose = choose if callable(choose) else _choose_by_table(choose)
+        if callable(choose):
+            self.choose = choose
+            return
+        for step, effort in choose.items():
+            if step not in STEPS:
+                raise unknown("kind of step", step, STEPS)
+            canonical_effort(effort)
+        table = {**STEP_EFFORTS, **choose}
+        self.choose = lambda request: table[classify_step(request.messages, bool(request.tools))]
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         """See `AgentMiddleware.wrap_model_call`."""
@@ -126,15 +134,6 @@ class EffortMiddleware(AgentMiddleware):
         record = {"step": step, "effort": allowed, "chosen": chosen, "routed": allowed in self.route}
         update = Command(update={"tersely_steps": [record]})
         return request.override(model=model, model_settings=settings), update
-
-
-def _choose_by_table(efforts: Mapping[str, str]) -> Callable[[ModelRequest[Any]], str]:
-    for step, effort in efforts.items():
-        if step not in STEPS:
-            raise unknown("kind of step", step, STEPS)
-        canonical_effort(effort)
-    table = {**STEP_EFFORTS, **efforts}
-    return lambda request: table[classify_step(request.messages, bool(request.tools))]
 
 
 class _RequestMiddleware(AgentMiddleware):

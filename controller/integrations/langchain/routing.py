@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from langchain.agents.middleware import ModelRequest
 from langchain_core.decisions import BaseDecisionModel, Choice, ChoiceAnswer, ClassifierResponse
 from langchain_core.messages import BaseMessage, HumanMessage
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from ....errors import CapabilityError, OptionError
 from ...budgets import ALIASES, EFFORTS, canonical_effort
@@ -41,7 +42,9 @@ class DifficultyDecision(BaseDecisionModel):
     probes: str | None = None  # folder of `tersely calibrate`; None uses the released probes
     routes: Mapping[str, Sequence[str]] | None = None  # the tiers of each label; None if the labels are tiers
 
-    _session: Session | None = PrivateAttr(default=None)
+    @cached_property
+    def _session(self) -> Session:
+        return _open_session(self.engine or self.model)
 
     @property
     def _provider(self) -> str:
@@ -80,7 +83,7 @@ class DifficultyDecision(BaseDecisionModel):
 
     def _predict(self, state: Any) -> tuple[dict[str, float], int]:
         """The probability of each tier, and how many tokens were read."""
-        session = self._get_session()
+        session = self._session
         options = GenerationOptions(effort="auto", preset="off", probes=self.probes)
         probe = session.resolve(options).tier_probe
         if probe is None:
@@ -104,11 +107,6 @@ class DifficultyDecision(BaseDecisionModel):
         messages = [state] if isinstance(state, BaseMessage) else list(state)
         tokenizer = session.engine.tokenizer
         return as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
-
-    def _get_session(self) -> Session:
-        if self._session is None:
-            self._session = _open_session(self.engine or self.model)
-        return self._session
 
 
 def difficulty_decision(decision: DifficultyDecision, after: str = "easy") -> Callable[[ModelRequest[Any]], str]:
