@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -17,7 +17,8 @@ from ..policies.base import Policy
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
 from .metrics import request_span, result_attributes
-from .replies import Event, PendingResponse, RowFinished
+from .replies import ChatReply, Event, PendingResponse, RowFinished
+from .responses_api import ResponsesReply
 from .schemas import ChatRequest, RequestBody
 from .settings import (
     MIN_THINKING,
@@ -34,18 +35,6 @@ _SEED_RANGE = 1 << 63
 """Seeds are taken modulo this, since random generators accept no larger ones."""
 
 
-class Reply(Protocol):
-    """The form of an endpoint's replies."""
-
-    def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
-        """The whole reply; `rows` in their order."""
-        ...
-
-    def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        """The reply as server-sent events, errors included."""
-        ...
-
-
 class CompletionService:
     """Answers requests with a worker."""
 
@@ -53,7 +42,7 @@ class CompletionService:
         self.settings, self.worker = settings, worker
 
     async def respond(
-        self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], Reply]
+        self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], ChatReply | ResponsesReply]
     ) -> Response:
         """The response to a request; raises RequestError.
 

@@ -42,9 +42,9 @@ class Metrics:
         self._overhead = counter("overhead_tokens", "Tokens paid for in addition to the text.", "kind")
         self._exits = counter("exits", "How thinking ended: the policy that closed it, model, or limit.", "reason")
         self._budget = histogram("budget_tokens", "Thinking tokens that a row was allowed.", _TOKENS)
-        self._requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
-        self._latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
-        self._in_flight = Gauge(
+        self.requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
+        self.latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
+        self.in_flight = Gauge(
             "tersely_requests_in_flight", "Requests that are waiting or being answered.", registry=registry
         )
         self._shadow = counter("shadow_thinking_tokens", "Thinking tokens of rows in shadow mode.", "tier")
@@ -54,16 +54,6 @@ class Metrics:
         self._shadow_exits = counter("shadow_exits", "What would have ended the thinking.", "reason")
         for kind in OVERHEAD:
             self._overhead.labels(kind)
-
-    def start_request(self) -> None:
-        """Count a request that has arrived."""
-        self._in_flight.inc()
-
-    def finish_request(self, status: int, seconds: float) -> None:
-        """Count a request that has ended."""
-        self._in_flight.dec()
-        self._requests.labels(str(status)).inc()
-        self._latency.observe(seconds)
 
     def add_result(self, result: GenerationResult, budget: int, shadow: bool) -> None:
         """Count a finished row, which was allowed `budget` thinking tokens."""
