@@ -81,7 +81,18 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
     )
     for kind in (RequestError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _respond_to_error)
-    _add_completion_routes(app, settings, worker)
+    service = CompletionService(settings, worker)
+
+    @app.post("/v1/chat/completions", responses=_REPLY, response_model=None)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        return await service.respond(request, body, lambda resolved: ChatReply(resolved, body.include_usage))
+
+    @app.post("/v1/responses", responses=_REPLY, response_model=None)
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer in the form of OpenAI's Responses API."""
+        return await service.respond(request, body, lambda resolved: ResponsesReply(resolved, body.echo()))
+
     _add_info_routes(app, settings, worker, metrics)
     _describe_model(app, settings.model)
     app.add_middleware(
@@ -101,20 +112,6 @@ def _describe_model(app: FastAPI, model: str) -> None:
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
-
-
-def _add_completion_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker) -> None:
-    service = CompletionService(settings, worker)
-
-    @app.post("/v1/chat/completions", responses=_REPLY, response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation."""
-        return await service.respond(request, body, lambda resolved: ChatReply(resolved, body.include_usage))
-
-    @app.post("/v1/responses", responses=_REPLY, response_model=None)
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer in the form of OpenAI's Responses API."""
-        return await service.respond(request, body, lambda resolved: ResponsesReply(resolved, body.echo()))
 
 
 def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker, metrics: Metrics) -> None:

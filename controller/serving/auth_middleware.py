@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -15,6 +16,7 @@ from .metrics import Metrics
 _PROTECTED = ("/v1/", "/metrics")
 
 
+@dataclass
 class AuthMiddleware:
     """Answers what it refuses itself; bodies and streams pass through untouched.
 
@@ -22,16 +24,11 @@ class AuthMiddleware:
     With `hosts`, a web page cannot reach a local server under its own name.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        max_body: int,
-        api_key: str | None = None,
-        hosts: Sequence[str] | None = None,
-    ) -> None:
-        self.app, self.metrics, self.max_body = app, metrics, max_body
-        self.api_key, self.hosts = api_key, hosts
+    app: ASGIApp
+    metrics: Metrics
+    max_body: int
+    api_key: str | None = None
+    hosts: Sequence[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and count an HTTP request; see ASGI."""

@@ -14,7 +14,6 @@ from ..options import GenerationOptions, load_config, make_options
 from ..policies import make_policies
 from ..session import Session
 from ..text.markers import Markers, parse_markers
-from ..types import Engine
 from .settings import (
     EFFORT_CAPS,
     LOCAL,
@@ -30,7 +29,7 @@ DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of click that let vLLM's own options through."""
 _DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
-_NO_MARKERS = Markers("<think>", "</think>", "none")
+NO_MARKERS = Markers("<think>", "</think>", "none")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder or a hub name.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model; default: its own name.")]
@@ -137,7 +136,13 @@ def serve(
         from ..engines.transformers.engine import load_engine
 
         engine = load_engine(model, grouped=grouped_attention)
-        session = open_session(engine, parsed_markers, think_prompt, not no_thinking, verifier, helper)
+        session = Session(
+            engine,
+            NO_MARKERS if no_thinking else parsed_markers,
+            think_prompt,
+            verifier=resolve_verifier(verifier),
+            helper=resolve_helper(helper),
+        )
         first = {"effort": "normal", "preset": "off", "policies": None} if no_thinking else {}
         # A tiny prompt, so that what would fail for every request fails now.
         session.run(["1 + 1"], make_options(settings.defaults, max_new_tokens=2, answer_reserve=1, **first))
@@ -170,20 +175,6 @@ def serve_vllm(
     from .vllm_server import run_vllm_server
 
     run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, context.args)
-
-
-def open_session(
-    engine: Engine,
-    markers: Markers | None = None,
-    think_prompt: bool = False,
-    thinks: bool = True,
-    verifier: str | None = None,
-    helper: str | None = None,
-) -> Session:
-    """The session of an engine; raises MarkerError if the model's thinking cannot be recognised."""
-    if not thinks:
-        return Session(engine, _NO_MARKERS)
-    return Session(engine, markers, think_prompt, verifier=resolve_verifier(verifier), helper=resolve_helper(helper))
 
 
 def served_model_name(model: str) -> str:
