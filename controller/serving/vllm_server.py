@@ -248,26 +248,16 @@ class ReplyAnnotator:
 
     def _metadata(self, index: int) -> dict[str, Any]:
         self._traces.update(self._take())
-        metadata = {
-            "effort": self.mapping.effort,
-            "tier": self._tier,
-            "budget": self._budget,
-            "shadow": self._shadow,
-        }
+        effort, include_trace = self.mapping.effort, self.mapping.include_trace
+        metadata = {"effort": effort, "tier": self._tier, "budget": self._budget, "shadow": self._shadow}
         decisions = [asdict(decision) for decision in self._traces.get(index, ())]
-        return {**metadata, "decisions": decisions} if self.mapping.include_trace else metadata
+        return {**metadata, "decisions": decisions} if include_trace else metadata
 
     def _count(self, reply: Mapping[str, Any]) -> None:
         self._traces.update(self._take())
-        result = GenerationResult(
-            text="",
-            thinking="",
-            answer="",
-            finish_reason="stop",
-            tier=self.mapping.effort if self.mapping.control is None else self._tier,
-            usage=_read_usage(reply),
-            trace=tuple(decision for trace in self._traces.values() for decision in trace),
-        )
+        tier = self.mapping.effort if self.mapping.control is None else self._tier
+        trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
+        result = GenerationResult("", "", "", "stop", tier, _read_usage(reply), trace)
         self.metrics.add_result(result, self._budget or 0, self._shadow)
 
 
