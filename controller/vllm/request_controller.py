@@ -18,7 +18,7 @@ from ..controller import Controller, ControllerState
 from ..policies.base import Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
-from ..text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
 from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
@@ -206,11 +206,6 @@ class WorkerContext:
         )
 
     @cached_property
-    def codec(self) -> TokenizerAdapter:
-        """Text and ids of this model."""
-        return get_adapter(self.tokenizer)
-
-    @cached_property
     def markers(self) -> Markers:
         """How this model opens and closes its thinking; raises MarkerError if unknown."""
         return Markers(*self._markers) if self._markers else find_markers(self.tokenizer)
@@ -243,27 +238,27 @@ class WorkerContext:
             return None
         if control.driver:
             return DRIVERS[control.driver]
-        state = thinking_state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
+        codec, ids = get_adapter(self.tokenizer), list(prompt or ())
+        state = thinking_state_after(codec.decode(ids[-32:]), self.markers)
         if state == "answer":
             return None
         tier = canonical_effort(control.effort)
         if tier == "auto":
-            tier = tier_by_length(self.codec.decode(list(prompt or ())))
-        policies = tuple(self._bind(policy) for policy in control.make_policies())
+            tier = tier_by_length(codec.decode(ids))
+        policies = control.make_policies()
+        for policy in policies:
+            if policy not in self._bound:
+                self._bound[policy] = policy.bind(BindContext(self))
+        policies = tuple(self._bound[policy] for policy in policies)
         controller = Controller(
             policies,
-            self.codec,
+            codec,
             self.markers,
             control.make_budget(tier, max_tokens),
             opened=state == "thinking",
             shadow=control.shadow,
             prompt=control.question,
-            prompt_tokens=len(prompt or ()),
+            prompt_tokens=len(ids),
         )
         required = {need for policy in policies for need in policy.requires}
         return RequestController(controller, self.end, frozenset(required & self.capabilities))
-
-    def _bind(self, policy: Policy) -> Policy:
-        if policy not in self._bound:
-            self._bound[policy] = policy.bind(BindContext(self))
-        return self._bound[policy]
