@@ -9,7 +9,7 @@ import pytest
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
-from tersely.controller.options import GenerationOptions
+from tersely.controller.options import GenerationOptions, make_options
 from tersely.controller.types import SamplingParams
 from tersely.errors import CapabilityError, ModelError, OptionError, TerselyError
 
@@ -67,7 +67,7 @@ def test_efforts_are_sent_by_their_openai_names(engine: TransformersEngine) -> N
             assert (server.requests[-1]["reasoning_effort"], done.tier) == (name, tier)
         assert "by the prompt's length" in done.trace[0].reason
         with refused(OptionError, "unknown_name"):
-            replace(OFF, effort="hardest")
+            make_options(OFF, effort="hardest")
 
 
 def test_the_token_limit_has_the_name_that_the_server_wants(engine: TransformersEngine) -> None:
