@@ -105,5 +105,5 @@ def test_unfit_options_and_engines_are_refused(engine: RemoteEngine) -> None:
         load_async_llm(backend._llm, dtype="float32")
     with refused(OptionError):
         load_async_llm(MODEL, temprature=1)
-    with refused(ModelError):
+    with refused(ModelError, "missing_tokenizer"):
         load_async_llm("tersely-tiny-smal")

@@ -90,13 +90,13 @@ def test_openrlhf_gets_a_mapping_and_may_pass_more() -> None:
 
 def test_verl_needs_only_the_data_of_weighted_parts() -> None:
     assert compute_score("tiny", INSTANT, "4", {"reference": None}, delta=0.05)["score"] == pytest.approx(1.05)
-    with refused(OptionError):
+    with refused(OptionError, "invalid_number"):
         compute_score("tiny", INSTANT, "4", {"reference": "half"})
     for info in ({"tier": "easy"}, {"tier": "easy", "thinking_tokens": None}):
         with pytest.raises(OptionError) as error:
             compute_score("tiny", RIGHT, "4", info, adherence=0.2)
         assert error.value.code == "missing_column"
-    with refused(OptionError):
+    with refused(OptionError, "invalid_number"):
         compute_score("tiny", RIGHT, "4", {"tier": "easy", "thinking_tokens": "many"}, adherence=0.2)
     for extra in (None, {"tier": ["easy"]}):
         with pytest.raises(OptionError) as error:
@@ -105,9 +105,9 @@ def test_verl_needs_only_the_data_of_weighted_parts() -> None:
 
 
 def test_invalid_numbers_in_columns_are_refused() -> None:
-    with refused(OptionError):
+    with refused(OptionError, "invalid_number"):
         batch(ReferenceBaseline(), [RIGHT] * 2, reference=[0.5, None])
-    with refused(OptionError):
+    with refused(OptionError, "invalid_number"):
         batch(TierAdherence(), [RIGHT], tier=["easy"], thinking_tokens=[None])
 
 
@@ -116,7 +116,7 @@ def test_unknown_tiers_are_refused(tier: Any) -> None:
     with pytest.raises(OptionError) as error:
         batch(TierAdherence(), [RIGHT], tier=[tier], thinking_tokens=[1])
     assert error.value.code == "unknown_name"
-    with refused(OptionError):
+    with refused(OptionError, "unknown_name"):
         batch(TierAdherence({"easy": 100}), [RIGHT], tier=["hard"], thinking_tokens=[1])
 
 

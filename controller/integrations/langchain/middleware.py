@@ -185,8 +185,8 @@ class ModeMiddleware(_RequestMiddleware):
     ) -> None:
         super().__init__()
         if isinstance(route, str):
-            mode = _check_mode(route)
-            self.route: Router = lambda messages: mode
+            fixed = _check_mode(route)
+            self.route: Router = lambda messages: fixed
         else:
             self.route = route
         for mode, effort in efforts.items():
