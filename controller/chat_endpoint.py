@@ -93,9 +93,8 @@ async def _answer(
     notes: list[Decision] = []
     if tier == "auto":
         tier = tier_by_length(str(messages[-1]["content"]))
-        notes.append(
-            Decision("effort", "tier", f"{tier}, by the prompt's length: a chat endpoint shows no hidden states", 0)
-        )
+        reason = f"{tier}, by the prompt's length: a chat endpoint shows no hidden states"
+        notes.append(Decision("effort", "tier", reason, 0))
     body = {
         "model": model,
         "messages": messages,
@@ -114,7 +113,7 @@ async def _request(client: OpenAIClient, model: str, body: dict[str, Any], limit
         try:
             return await client.request("POST", "/chat/completions", {**body, limit_names[0]: limit})
         except RefusedError as error:
-            if error.not_found:
+            if error.status == 404:
                 raise await explain_not_found(client, model, error) from error
             if len(limit_names) == 1 or limit_names[1] not in str(error):
                 raise
@@ -139,15 +138,19 @@ def _make_result(client: OpenAIClient, reply: dict[str, Any], tier: str, notes: 
         ) from None
     answer = str(message.get("content") or "")
     thinking = str(message.get("reasoning") or message.get("reasoning_content") or "")
-    if not thinking:
-        thinking, answer = _split_inline_thinking(answer)
+    if not thinking:  # the server leaves both in one text
+        for opening, closing in KNOWN:
+            before, found, _ = answer.partition(closing)
+            if found:
+                state = "before" if opening in before else "thinking"
+                thinking, answer = split_text(answer, Markers(opening, closing), state)
+                break
     usage = reply.get("usage") or {}
     tokens = usage.get("completion_tokens") or 0
     thinking_tokens = (usage.get("completion_tokens_details") or {}).get("reasoning_tokens")
     if thinking and not thinking_tokens:
-        notes.append(
-            Decision("usage", "note", "the server does not say how many tokens were thinking: all count as answer", 0)
-        )
+        reason = "the server does not say how many tokens were thinking: all count as answer"
+        notes.append(Decision("usage", "note", reason, 0))
     thinking_tokens = min(thinking_tokens or 0, tokens)
     return GenerationResult(
         text=f"{thinking}\n\n{answer}" if thinking else answer,
@@ -158,12 +161,3 @@ def _make_result(client: OpenAIClient, reply: dict[str, Any], tier: str, notes: 
         usage=Usage(prompt=usage.get("prompt_tokens") or 0, thinking=thinking_tokens, answer=tokens - thinking_tokens),
         trace=tuple(notes),
     )
-
-
-def _split_inline_thinking(text: str) -> tuple[str, str]:
-    """Split thinking and answer where the server leaves both in one text."""
-    for opening, closing in KNOWN:
-        before, found, _ = text.partition(closing)
-        if found:
-            return split_text(text, Markers(opening, closing), "before" if opening in before else "thinking")
-    return "", text

@@ -22,7 +22,7 @@ from .prompts import RenderedPrompt, as_messages, get_question, render
 from .text.markers import Markers
 from .text.tokenizer_adapter import TokenizerAdapter
 from .trace import Decision
-from .types import Capability, Engine, ForwardModifier, Prompt, Request
+from .types import Capability, Engine, ForwardModifier, Prompt, Request, State
 from .verification import Verifier
 
 if TYPE_CHECKING:
@@ -45,27 +45,6 @@ def choose_by_length(prompt: Prompt) -> TierChoice:
     """Choose a tier by the prompt's length, where there is no difficulty probe."""
     tier = tier_by_length(str(as_messages(prompt)[-1]["content"]))
     return TierChoice(tier, f"{tier}, by the prompt's length: there is no difficulty probe for this model")
-
-
-def choose_by_probe(
-    engine: Engine,
-    codec: TokenizerAdapter,
-    probe: TierProbe,
-    prompts: Sequence[Prompt],
-    renderings: Sequence[Mapping[str, RenderedPrompt]],
-) -> list[TierChoice]:
-    """Choose the tier of each prompt by the difficulty probe; `renderings` has it for each of the probe's tiers."""
-    prefixes = [find_prefix(codec, p, tiers) for p, tiers in zip(prompts, renderings, strict=True)]
-    unique = list(dict.fromkeys(prefixes))  # samples of one prompt are read once
-    states = engine.hidden_states(unique, probe.layer)
-    choices = {ids: probe.choose(state) for ids, state in zip(unique, states, strict=True)}
-    counted: set[tuple[int, ...]] = set()
-    tiers = []
-    for ids in prefixes:
-        tier, reason = choices[ids]
-        tiers.append(TierChoice(tier, reason, 0 if ids in counted else len(ids)))
-        counted.add(ids)
-    return tiers
 
 
 def find_prefix(codec: TokenizerAdapter, prompt: Prompt, renderings: Mapping[str, RenderedPrompt]) -> tuple[int, ...]:
@@ -140,13 +119,27 @@ class RequestBuilder:
         if tier_probe is None:
             choices = [choose_by_length(prompt) for prompt in prompts]
         else:
-            limit = self.options.max_new_tokens
-            renderings = [
-                {tier: self._render(prompt, self._budget(tier, limit)) for tier in tier_probe.tiers}
-                for prompt in prompts
-            ]
-            choices = choose_by_probe(self.engine, self.codec, tier_probe, prompts, renderings)
+            choices = self._choose_by_probe(prompts, tier_probe)
         return [self._build_one(prompt, choice) for prompt, choice in zip(prompts, choices, strict=True)]
+
+    def read_questions(self, prompts: Sequence[Prompt], probe: TierProbe) -> list[tuple[tuple[int, ...], State]]:
+        """What the difficulty probe reads of each prompt: the ids, and the hidden state after them."""
+        limit = self.options.max_new_tokens
+        prefixes = []
+        for prompt in prompts:
+            renderings = {tier: self._render(prompt, self._budget(tier, limit)) for tier in probe.tiers}
+            prefixes.append(find_prefix(self.codec, prompt, renderings))
+        unique = list(dict.fromkeys(prefixes))  # samples of one prompt are read once
+        states = dict(zip(unique, self.engine.hidden_states(unique, probe.layer), strict=True))
+        return [(ids, states[ids]) for ids in prefixes]
+
+    def _choose_by_probe(self, prompts: Sequence[Prompt], probe: TierProbe) -> list[TierChoice]:
+        counted: set[tuple[int, ...]] = set()
+        choices = []
+        for ids, state in self.read_questions(prompts, probe):
+            choices.append(TierChoice(*probe.choose(state), 0 if ids in counted else len(ids)))
+            counted.add(ids)
+        return choices
 
     def _build_one(self, prompt: Prompt, choice: TierChoice) -> PreparedRequest:
         budget = self._budget(choice.tier, self.options.max_new_tokens)

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,16 +17,16 @@ from pydantic import BaseModel, PrivateAttr
 
 from ...errors import TerselyError, unknown
 from ..api import resolve_engine, resolve_helper, resolve_markers, resolve_verifier
+from ..batch import BatchRow, decode
 from ..budgets import canonical_effort
 from ..options import DEFAULT_MAX_NEW_TOKENS, SAMPLING_OPTIONS, GenerationOptions, make_options
 from ..policies import make_policies
 from ..registry import resolve_modifier
-from ..request_builder import PreparedRequest
 from ..session import Session
-from ..streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
-from ..text.reasoning_parser import ReasoningParser, TextDelta, truncate_at_stop
+from ..streaming import TextDeltaEvent
+from ..text.reasoning_parser import TextDelta, truncate_at_stop
 from ..trace import GenerationResult
-from ..types import Engine, Prompt, Request
+from ..types import Engine, Prompt
 
 _OPTIONS = (*("preset", "policies", "modifiers", "answer_reserve", "strategy", "probes"), *SAMPLING_OPTIONS)
 CALL_SETTINGS = ("effort", "reasoning_effort", "max_tokens", *_OPTIONS)
@@ -162,124 +162,98 @@ class BatchRunner:
 
     def generate(self, call: Call) -> GenerationResult:
         """Answer one call, in this thread."""
-        batch = _Batch([call])
-        batch.run(self.lock)
-        return batch.futures[0].result()
+        future: Future[GenerationResult] = Future()
+        self._run([call], [future])
+        return future.result()
 
     def submit(self, calls: Sequence[Call], cancellable: bool = False) -> list[Future[GenerationResult]]:
         """Answer calls of one model with the same options as one batch, in the background."""
-        batch = _Batch(calls, cancellable=cancellable)
+        futures: list[Future[GenerationResult]] = [Future() for _ in calls]
         if calls:
-            self._start(batch)
-        return batch.futures
+            self._start(calls, futures, None, cancellable)
+        return futures
 
     def stream(self, call: Call) -> Generator[TextDelta | GenerationResult, None, None]:
         """Yield an answer's deltas, then its result. Closing the generator stops the sequence and waits for that."""
         queue: SimpleQueue[TextDelta | None] = SimpleQueue()
-        batch = _Batch([call], queue.put)
-        thread = self._start(batch)
+        future: Future[GenerationResult] = Future()
+        thread = self._start([call], [future], queue.put, True)
         try:
             while (delta := queue.get()) is not None:
                 yield delta
-            yield batch.futures[0].result()
+            yield future.result()
         finally:
-            batch.futures[0].cancel()
+            future.cancel()
             thread.join()
 
     async def astream(self, call: Call) -> AsyncGenerator[TextDelta | GenerationResult, None]:
         """Yield an answer's deltas, then its result. Closing the generator stops the sequence without waiting."""
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[TextDelta | None] = asyncio.Queue()
+        future: Future[GenerationResult] = Future()
 
         def emit(delta: TextDelta | None) -> None:
             with contextlib.suppress(RuntimeError):  # the loop may be closed by now
                 loop.call_soon_threadsafe(queue.put_nowait, delta)
 
-        batch = _Batch([call], emit)
-        self._start(batch)
+        self._start([call], [future], emit, True)
         try:
             while (delta := await queue.get()) is not None:
                 yield delta
-            yield batch.futures[0].result()
+            yield future.result()
         finally:
-            batch.futures[0].cancel()
+            future.cancel()
 
-    def _start(self, batch: _Batch) -> threading.Thread:
-        thread = threading.Thread(target=batch.run, args=(self.lock,), name="tersely-runner")
+    def _start(self, *run: Any) -> threading.Thread:
+        thread = threading.Thread(target=self._run, args=run, name="tersely-runner")
         thread.start()
         return thread
 
-
-class _Batch:
-    """Calls that are answered together, and the futures of their results.
-
-    `emit` receives the deltas of a single call, and None after the last one; its sequence is always cancellable.
-    """
-
-    def __init__(
-        self, calls: Sequence[Call], emit: Callable[[TextDelta | None], None] | None = None, cancellable: bool = False
+    def _run(
+        self,
+        calls: Sequence[Call],
+        futures: Sequence[Future[GenerationResult]],
+        emit: Callable[[TextDelta | None], None] | None = None,
+        cancellable: bool = False,
     ) -> None:
-        self.calls, self.emit = calls, emit
-        self.cancellable = cancellable or emit is not None
-        self.futures: list[Future[GenerationResult]] = [Future() for _ in calls]
+        """Resolve all futures; errors become those of their calls. `emit` gets the deltas of a single call, then None.
 
-    def run(self, lock: threading.Lock) -> None:
-        """Resolve all futures; errors become those of their calls."""
+        An error in preparing a call concerns its own future only.
+        """
+
+        def send(event: TextDeltaEvent) -> None:
+            if emit is not None and not futures[0].cancelled():
+                emit(TextDelta(event.channel, event.text))
+
+        rows: list[tuple[Future[GenerationResult], BatchRow]] = []
+        call = calls[0]
         try:
-            with lock:
-                self._generate(self._prepare())
+            with self.lock:
+                for one, future in zip(calls, futures, strict=True):
+                    if future.cancelled():
+                        continue
+                    try:
+                        (prepared,) = call.session.prepare([one.prompt], one.options)
+                    except TerselyError as error:
+                        _resolve(future, error)
+                        continue
+                    is_cancelled = future.cancelled if cancellable else None
+                    row = BatchRow(call.session, prepared, is_cancelled, call.stops, call.hide, send if emit else None)
+                    rows.append((future, row))
+                if not rows:
+                    return
+                completions = decode([row for _, row in rows], call.options.sampling)
+                call.session.end_batch([row.prepared for _, row in rows])
+            for (future, row), completion in zip(rows, completions, strict=True):
+                result = row.result(completion)
+                row.emitter.finish_row(0, result.thinking, truncate_at_stop(result.answer, [call.hide])[0])
+                _resolve(future, result)
         except BaseException as error:
-            for future in self.futures:
+            for future in futures:
                 _resolve(future, error)
         finally:
-            if self.emit is not None:
-                self.emit(None)
-
-    def _prepare(self) -> list[tuple[int, PreparedRequest]]:
-        """The prepared calls with their indices, without cancelled ones; an error concerns its own call only."""
-        prepared: list[tuple[int, PreparedRequest]] = []
-        for index, (call, future) in enumerate(zip(self.calls, self.futures, strict=True)):
-            if future.cancelled():
-                continue
-            try:
-                (row,) = call.session.prepare([call.prompt], call.options)
-            except TerselyError as error:
-                _resolve(future, error)
-            else:
-                prepared.append((index, row))
-        return prepared
-
-    def _generate(self, prepared: Sequence[tuple[int, PreparedRequest]]) -> None:
-        if not prepared:
-            return
-        call, rows = self.calls[0], [row for _, row in prepared]
-        futures = [self.futures[index] for index, _ in prepared]
-        parsers = [ReasoningParser(call.session.markers, row.state, call.stops, call.hide) for row in rows]
-        requests, emitter = [row.request for row in rows], None
-        if self.emit is not None or call.stops:
-
-            def emit(event: TextDeltaEvent) -> None:
-                if self.emit is not None and event.text and not futures[event.row].cancelled():
-                    self.emit(TextDelta(event.channel, event.text))
-
-            emitter = StreamEmitter(call.session.codec, call.session.markers, rows, emit, parsers)
-        if self.cancellable or call.stops:
-            requests = [_watch(*item) for item in zip(requests, futures, parsers, strict=True)]
-        completions = call.session.engine.generate(requests, call.options.sampling, emitter)
-        call.session.end_batch(rows)
-        for number, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-            result = call.session.finish(row, completion)
-            answer, stopped = truncate_at_stop(result.answer, call.stops)
-            if stopped:
-                result = replace(result, answer=answer, finish_reason="stop")
-            if emitter is not None:
-                emitter.finish_row(number, result.thinking, truncate_at_stop(answer, [call.hide])[0])
-            _resolve(futures[number], result)
-
-
-def _watch(request: Request, future: Future[GenerationResult], parser: ReasoningParser) -> Request:
-    """The request, stopped once its future is cancelled or its answer contains a stop string."""
-    return CancellableWatcher(lambda: future.cancelled() or parser.stopped).wrap(request)
+            if emit is not None:
+                emit(None)
 
 
 def _resolve(future: Future[GenerationResult], outcome: GenerationResult | BaseException) -> None:

@@ -148,12 +148,8 @@ class _ResponseBuilder:
     def add(self, event: TextDelta | GenerationResult) -> ChatResponse:
         """The response after a delta, or at the end."""
         if isinstance(event, GenerationResult):
-            info = {
-                "tier": event.tier,
-                "finish_reason": event.finish_reason,
-                "usage": asdict(event.usage),
-                "decisions": [asdict(decision) for decision in event.trace],
-            }
+            usage, decisions = asdict(event.usage), [asdict(decision) for decision in event.trace]
+            info = {"tier": event.tier, "finish_reason": event.finish_reason, "usage": usage, "decisions": decisions}
             self.thinking, self.answer = event.thinking, event.answer
             return self._response("", {"tersely": info}, event)
         if event.channel == "answer":

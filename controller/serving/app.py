@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import signal
 import socket
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from types import FrameType
 from typing import Any
@@ -81,8 +79,20 @@ def create_app(settings: ServerSettings, worker: BatchWorker, metrics: Metrics) 
     app = FastAPI(
         title="tersely", version=version("tersely"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=_ERRORS
     )
-    _install_error_handlers(app)
-    _add_completion_routes(app, settings, worker)
+    for kind in (RequestError, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _respond_to_error)
+    service = CompletionService(settings, worker)
+
+    @app.post("/v1/chat/completions", responses=_REPLY, response_model=None)
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        return await service.respond(request, body, lambda resolved: ChatReply(resolved, body.include_usage))
+
+    @app.post("/v1/responses", responses=_REPLY, response_model=None)
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
+        """Answer in the form of OpenAI's Responses API."""
+        return await service.respond(request, body, lambda resolved: ResponsesReply(resolved, body.echo()))
+
     _add_info_routes(app, settings, worker, metrics)
     _describe_model(app, settings.model)
     app.add_middleware(
@@ -102,20 +112,6 @@ def _describe_model(app: FastAPI, model: str) -> None:
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # the way that FastAPI documents
-
-
-def _add_completion_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker) -> None:
-    service = CompletionService(settings, worker)
-
-    @app.post("/v1/chat/completions", responses=_REPLY, response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answer a conversation."""
-        return await service.respond(request, body, lambda resolved: ChatReply(resolved, body.include_usage))
-
-    @app.post("/v1/responses", responses=_REPLY, response_model=None)
-    async def responses(body: ResponsesRequest, request: Request) -> Response:
-        """Answer in the form of OpenAI's Responses API."""
-        return await service.respond(request, body, lambda resolved: ResponsesReply(resolved, body.echo()))
 
 
 def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker, metrics: Metrics) -> None:
@@ -162,28 +158,18 @@ def _add_info_routes(app: FastAPI, settings: ServerSettings, worker: BatchWorker
         return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 
-def _install_error_handlers(app: FastAPI) -> None:
+async def _respond_to_error(request: Request, error: Exception) -> JSONResponse:
     """Give every error the shape that OpenAI's clients read."""
-
-    def respond(refusal: RequestError, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        return JSONResponse(refusal.body, refusal.status, {**refusal.headers, **(headers or {})})
-
-    @app.exception_handler(RequestError)
-    async def on_refusal(request: Request, error: RequestError) -> JSONResponse:
-        return respond(error)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid_body(request: Request, error: RequestValidationError) -> JSONResponse:
-        return respond(from_validation_error(error.errors(), _BODIES.get(request.url.path)))
-
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    if isinstance(error, RequestError):
+        refusal = error
+    elif isinstance(error, RequestValidationError):
+        refusal = from_validation_error(error.errors(), _BODIES.get(request.url.path))
+    elif isinstance(error, HTTPException):
         where = f"{request.method} {request.url.path}: " if error.status_code in (404, 405) else ""
-        return respond(RequestError(f"{where}{error.detail}", error.status_code), error.headers)
-
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        return respond(RequestError("internal server error; see the server log", 500, code="internal_error"))
+        refusal = RequestError(f"{where}{error.detail}", error.status_code)
+    else:
+        refusal = RequestError("internal server error; see the server log", 500, code="internal_error")
+    return JSONResponse(refusal.body, refusal.status, getattr(error, "headers", None))
 
 
 class UvicornServer(uvicorn.Server):
@@ -229,24 +215,11 @@ class UvicornServer(uvicorn.Server):
         return bool(await super().on_tick(counter))
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handle a signal: the first stops, the second ends at once."""
+        """Handle a signal: the first stops, the second ends at once; uvicorn does not raise it again."""
         if self._deadline is None:
             self.stop()
         else:
             self.drain, self._deadline = 0.0, time.monotonic()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Handle signals while the server runs; they are not raised again, since stopping is not a failure."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for sig, handler in handlers.items():
-                signal.signal(sig, handler)
 
 
 def serve(server: UvicornServer, bound: socket.socket) -> None:

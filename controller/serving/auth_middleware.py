@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -16,6 +16,7 @@ from .metrics import Metrics
 _PROTECTED = ("/v1/", "/metrics")
 
 
+@dataclass
 class AuthMiddleware:
     """Answers what it refuses itself; bodies and streams pass through untouched.
 
@@ -23,57 +24,30 @@ class AuthMiddleware:
     With `hosts`, a web page cannot reach a local server under its own name.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        metrics: Metrics,
-        max_body: int,
-        api_key: str | None = None,
-        hosts: Sequence[str] | None = None,
-    ) -> None:
-        self.app, self.metrics, self.max_body = app, metrics, max_body
-        self.api_key, self.hosts = api_key, hosts
+    app: ASGIApp
+    metrics: Metrics
+    max_body: int
+    api_key: str | None = None
+    hosts: Sequence[str] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and count an HTTP request; see ASGI."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"].startswith("/v1/"):
-            await self._count(scope, receive, send)
+            state = scope.setdefault("state", {})
+            status = 500
+            with self.metrics.in_flight.track_inprogress(), self.metrics.latency.time():
+                try:
+                    status = await self._answer(scope, receive, send)
+                finally:
+                    self.metrics.requests.labels(str(state.get("status", status))).inc()
         else:
-            await self._check(scope, receive, send)
+            await self._answer(scope, receive, send)
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, start = 500, time.monotonic()
-
-        async def watch(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        self.metrics.start_request()
-        state = scope.setdefault("state", {})
-        try:
-            await self._check(scope, receive, watch)
-        finally:
-            self.metrics.finish_request(state.get("status", status), time.monotonic() - start)
-
-    async def _check(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        try:
-            self._check_host(headers.get("host", ""))
-            self._check_key(scope["path"], headers)
-            length = headers.get("content-length", "")
-            if length.isdecimal() and int(length) > self.max_body:
-                raise self._too_large()
-        except RequestError as refusal:
-            await send_error(refusal, scope, receive, send)
-            return
-        await self._limit_body(scope, receive, send)
-
-    async def _limit_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size, started = 0, False
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> int:
+        """Pass a request on, or send its refusal; returns the status."""
+        size, status = 0, None
 
         async def measure() -> Message:
             nonlocal size
@@ -84,23 +58,31 @@ class AuthMiddleware:
             return message
 
         async def watch(message: Message) -> None:
-            nonlocal started
-            started = True
+            nonlocal status
+            status = message.get("status", status)
             await send(message)
 
+        headers = Headers(scope=scope)
         try:
+            self._check_headers(scope["path"], headers)
+            length = headers.get("content-length", "")
+            if length.isdecimal() and int(length) > self.max_body:
+                raise _BodyTooLarge
             await self.app(scope, measure, watch)
+        except RequestError as refusal:
+            await send_error(refusal, scope, receive, watch)
         except _BodyTooLarge:
-            if started:
+            if status is not None:
                 raise
-            await send_error(self._too_large(), scope, receive, send)
+            message = f"the request body is too large; accepted: at most {self.max_body} bytes"
+            await send_error(RequestError(message, 413), scope, receive, watch)
+        return status or 500
 
-    def _check_host(self, host: str) -> None:
+    def _check_headers(self, path: str, headers: Headers) -> None:
+        host = headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self.hosts is not None and name.lower() not in self.hosts:
             raise RequestError(f"Host header {host!r} is not allowed; set --api-key to accept other hosts", 403)
-
-    def _check_key(self, path: str, headers: Headers) -> None:
         if self.api_key is None or not path.startswith(_PROTECTED):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -108,9 +90,6 @@ class AuthMiddleware:
         if not hmac.compare_digest(key.encode("latin-1"), self.api_key.encode()):
             reason = "the API key is wrong" if key else "the API key is missing"
             raise RequestError(f"{reason}; send it as Authorization: Bearer KEY", 401, code="invalid_api_key")
-
-    def _too_large(self) -> RequestError:
-        return RequestError(f"the request body is too large; accepted: at most {self.max_body} bytes", 413)
 
 
 class _BodyTooLarge(BaseException):

@@ -16,14 +16,13 @@ from dataclasses import replace
 from jinja2 import TemplateError
 
 from ...errors import CapabilityError, PromptError, TerselyError
+from ..batch import BatchRow, decode
 from ..probe_registry import ProbeError
 from ..request_builder import PreparedRequest, distinct_policies
 from ..session import Session
-from ..streaming import CancellableWatcher, StreamEmitter, TextDeltaEvent
-from ..text.reasoning_parser import ReasoningParser, truncate_at_stop
 from ..text.tool_calls import OPEN
-from ..trace import Decision, GenerationResult
-from ..types import Completion, Request
+from ..trace import Decision
+from ..types import Completion
 from .errors import RequestError
 from .metrics import Metrics
 from .replies import PendingResponse, RowFinished, split_tool_calls
@@ -32,37 +31,23 @@ from .settings import ModelInfo, ResolvedRequest, ServerLimits
 _log = logging.getLogger(__name__)
 
 
-class ServedRow(CancellableWatcher):
+class ServedRow(BatchRow):
     """One row of a request while an engine decodes it; implements `types.CompletionListener`."""
 
     def __init__(
         self, pending: PendingResponse, number: int, session: Session, prepared: PreparedRequest, metrics: Metrics
     ) -> None:
-        super().__init__(lambda: pending.cancelled or self.parser.stopped)
-        self.pending, self.number, self.session, self.metrics = pending, number, session, metrics
-        self.prepared = prepared
-        self.emitter: StreamEmitter | None = None
-        self.index = 0  # of the row in its batch, which the emitter knows it by
-        self._finished = False
         request = pending.request
-        hide = OPEN if request.options.tools else ""
-        self.parser = ReasoningParser(session.markers, prepared.state, request.stops, hide)
-
-    @property
-    def wants_text(self) -> bool:
-        """Whether the text is needed before the row ends."""
-        return self.pending.streams or bool(self.pending.request.stops)
-
-    def to_request(self) -> Request:
-        """The engine's request, watched by this row."""
-        request = self.prepared.request
-        limit = min(request.max_new_tokens, self.pending.request.max_tokens)
-        return self.wrap(replace(request, max_new_tokens=limit))
-
-    def send_text(self, event: TextDeltaEvent) -> None:
-        """Send new text to the client."""
-        if event.text and self.pending.streams:
-            self.pending.send(replace(event, row=self.number))
+        super().__init__(
+            session,
+            prepared,
+            lambda: pending.cancelled,
+            request.stops,
+            OPEN if request.options.tools else "",
+            (lambda event: pending.send(replace(event, row=number))) if pending.streams else None,
+        )
+        self.pending, self.number, self.metrics = pending, number, metrics
+        self._finished = False
 
     def on_finish(self, completion: Completion) -> None:
         """Send the result, once, without waiting for other rows; see `types.CompletionListener`."""
@@ -70,22 +55,14 @@ class ServedRow(CancellableWatcher):
             return
         self._finished = True
         request = self.pending.request
-        result = self._result(completion)
+        result = self.result(completion)
+        if request.note:
+            result = replace(result, trace=(Decision("server", "tier", request.note, 0), *result.trace))
         content, calls = split_tool_calls(result.answer) if request.options.tools else (result.answer, [])
-        if self.emitter is not None:
-            self.emitter.finish_row(self.index, result.thinking, content)
+        self.emitter.finish_row(0, result.thinking, content)
         budget = self.prepared.budget.thinking
         self.metrics.add_result(result, budget, request.options.shadow)
         self.pending.send(RowFinished(self.number, result, budget, content, calls))
-
-    def _result(self, completion: Completion) -> GenerationResult:
-        """The result, cut at the first stop string."""
-        request = self.pending.request
-        result = self.session.finish(self.prepared, completion)
-        answer, stopped = truncate_at_stop(result.answer, request.stops)
-        reason = "stop" if stopped else result.finish_reason
-        notes = (Decision("server", "tier", request.note, 0),) if request.note else ()
-        return replace(result, answer=answer, finish_reason=reason, trace=(*notes, *result.trace))
 
 
 class BatchWorker:
@@ -96,7 +73,7 @@ class BatchWorker:
         template = str(getattr(session.engine.tokenizer, "chat_template", None) or "")
         self.model_info = ModelInfo(thinks, "tools" in template, session.engine.context_length)
         self.accepting, self._closing = True, False
-        self._drift = DriftReporter()
+        self._drift: dict[str, Decision] = {}  # by policy: questions no longer resemble those of its certificate
         self._waiting: deque[PendingResponse] = deque()
         self._running: list[PendingResponse] = []
         self._changed = threading.Condition()
@@ -139,7 +116,7 @@ class BatchWorker:
         with self._changed:
             self.accepting = False
             for pending in (*self._waiting, *self._running):
-                pending.send(RequestError("the server was shut down", 503, code="shutting_down", retry_after=5))
+                pending.send(shutting_down())
                 pending.cancel()
 
     def close(self) -> None:
@@ -204,22 +181,13 @@ class BatchWorker:
         rows = [row for pending in batch for row in self._prepare(pending)]
         if not rows:
             return
-        session, emitter = self.session, None
-        if any(row.wants_text for row in rows):
-            emitter = StreamEmitter(
-                session.codec,
-                session.markers,
-                [row.prepared for row in rows],
-                lambda event: rows[event.row].send_text(event),
-                [row.parser for row in rows],
-            )
-            for index, row in enumerate(rows):
-                row.emitter, row.index = emitter, index
-        sampling = batch[0].request.options.sampling
         try:
-            completions = session.engine.generate([row.to_request() for row in rows], sampling, emitter)
+            completions = decode(rows, batch[0].request.options.sampling)
         finally:
-            self._drift.finish_batch([row.prepared for row in rows])
+            for policy in distinct_policies([row.prepared for row in rows]):
+                if (note := policy.end_batch()) is not None and policy.name not in self._drift:
+                    self._drift[policy.name] = Decision(policy.name, "drift", note, 0, acted=False)
+                    _log.warning("%s: %s", policy.name, note)
         for row, completion in zip(rows, completions, strict=True):
             row.on_finish(completion)
 
@@ -236,27 +204,9 @@ class BatchWorker:
             pending.send(_to_request_error(error, request.prompt_field))
             return []
         for row in prepared:
-            row.notes.extend(self._drift.notes(row))
+            row.notes.extend(self._drift[policy.name] for policy in row.policies if policy.name in self._drift)
+            row.request = replace(row.request, max_new_tokens=min(row.request.max_new_tokens, request.max_tokens))
         return [ServedRow(pending, i, self.session, row, self.metrics) for i, row in enumerate(prepared)]
-
-
-class DriftReporter:
-    """Reports when questions no longer resemble those that a policy's certificate was made on."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, str] = {}
-
-    def finish_batch(self, batch: Sequence[PreparedRequest]) -> None:
-        """Let the policies of a finished batch evaluate it."""
-        for policy in distinct_policies(batch):
-            if (note := policy.end_batch()) is not None and policy.name not in self._notes:
-                self._notes[policy.name] = note
-                _log.warning("%s: %s", policy.name, note)
-
-    def notes(self, row: PreparedRequest) -> list[Decision]:
-        """What the trace of a row says about drift."""
-        names = [policy.name for policy in row.policies if policy.name in self._notes]
-        return [Decision(name, "drift", self._notes[name], 0, acted=False) for name in names]
 
 
 def shutting_down() -> RequestError:

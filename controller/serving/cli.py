@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +14,6 @@ from ..options import GenerationOptions, load_config, make_options
 from ..policies import make_policies
 from ..session import Session
 from ..text.markers import Markers, parse_markers
-from ..types import Engine
 from .settings import (
     EFFORT_CAPS,
     LOCAL,
@@ -31,7 +29,7 @@ DEFAULT_MODEL = "tersely-tiny-small"
 PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 """Settings of click that let vLLM's own options through."""
 _DEFAULT, _LIMITS = GenerationOptions(), ServerLimits()
-_NO_MARKERS = Markers("<think>", "</think>", "none")
+NO_MARKERS = Markers("<think>", "</think>", "none")
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="An embedded model, a folder or a hub name.")]
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="What clients call the model; default: its own name.")]
@@ -110,7 +108,13 @@ def serve(
     ] = 30.0,
 ) -> None:
     """Serve a model under control to clients of the OpenAI API; stop with Ctrl-C."""
-    _check_installed()
+    try:
+        from .app import UvicornServer, create_app
+        from .app import serve as run_server
+        from .batch_worker import BatchWorker
+        from .metrics import Metrics
+    except ImportError as error:
+        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
     parsed_markers = None if markers is None else parse_markers(markers)
     if no_thinking and (markers is not None or think_prompt):
         raise OptionError("--no-thinking excludes --markers and --think-prompt; accepted: one of them")
@@ -132,32 +136,21 @@ def serve(
         from ..engines.transformers.engine import load_engine
 
         engine = load_engine(model, grouped=grouped_attention)
-        session = open_session(engine, parsed_markers, think_prompt, not no_thinking, verifier, helper)
-        warm_up(session, settings.defaults, not no_thinking)
+        session = Session(
+            engine,
+            NO_MARKERS if no_thinking else parsed_markers,
+            think_prompt,
+            verifier=resolve_verifier(verifier),
+            helper=resolve_helper(helper),
+        )
+        first = {"effort": "normal", "preset": "off", "policies": None} if no_thinking else {}
+        # A tiny prompt, so that what would fail for every request fails now.
+        session.run(["1 + 1"], make_options(settings.defaults, max_new_tokens=2, answer_reserve=1, **first))
         address = base_url(*bound.getsockname()[:2])
         ready = f"{settings.model} is served at {address} (Ctrl-C stops){exposure_warning(host, api_key)}"
-        _run(session, settings, not no_thinking, bound, drain, ready)
-
-
-def _run(
-    session: Session, settings: ServerSettings, thinks: bool, bound: socket.socket, drain: float, ready: str
-) -> None:
-    from .app import UvicornServer, create_app
-    from .app import serve as run_server
-    from .batch_worker import BatchWorker
-    from .metrics import Metrics
-
-    metrics = Metrics()
-    worker = BatchWorker(session, settings.limits, metrics, thinks)
-    run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
-
-
-def _check_installed() -> None:
-    """Raise CapabilityError now rather than after the model has been loaded."""
-    try:
-        from . import app as app
-    except ImportError as error:
-        raise CapabilityError(f"serving needs {error.name!r}; pip install 'tersely[serve]'") from None
+        metrics = Metrics()
+        worker = BatchWorker(session, settings.limits, metrics, not no_thinking)
+        run_server(UvicornServer(create_app(settings, worker, metrics), worker, drain, ready), bound)
 
 
 def serve_vllm(
@@ -174,36 +167,14 @@ def serve_vllm(
     max_body: MaxBody = _LIMITS.body,
 ) -> None:
     """Serve a model with vLLM's own server, under control; all other options are those of `vllm serve`."""
-    from .vllm_translation import default_control
+    from ..vllm.request_control import make_control
 
     _check_api_key(api_key)
-    default, caps = default_control(preset, policy, effort), parse_effort_caps(budget or ())
+    default = make_control(preset=preset, policies=policy or None, effort=effort)
+    settings = {"default": default.as_dict(), "caps": parse_effort_caps(budget or ()), "max_body": max_body}
     from .vllm_server import run_vllm_server
 
-    served = name or served_model_name(model)
-    run_vllm_server(
-        model, served, host, port, default=default, caps=caps, max_body=max_body, api_key=api_key, flags=context.args
-    )
-
-
-def open_session(
-    engine: Engine,
-    markers: Markers | None = None,
-    think_prompt: bool = False,
-    thinks: bool = True,
-    verifier: str | None = None,
-    helper: str | None = None,
-) -> Session:
-    """The session of an engine; raises MarkerError if the model's thinking cannot be recognised."""
-    if not thinks:
-        return Session(engine, _NO_MARKERS)
-    return Session(engine, markers, think_prompt, verifier=resolve_verifier(verifier), helper=resolve_helper(helper))
-
-
-def warm_up(session: Session, defaults: GenerationOptions, thinks: bool) -> None:
-    """Answer a tiny prompt, so that what would fail for every request fails now; raises what `Session.run` raises."""
-    options = defaults if thinks else make_options(defaults, effort="normal", preset="off", policies=None)
-    session.run(["1 + 1"], make_options(options, max_new_tokens=2, answer_reserve=1))
+    run_vllm_server(model, name or served_model_name(model), host, port, api_key, settings, context.args)
 
 
 def served_model_name(model: str) -> str:

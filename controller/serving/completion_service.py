@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from ..options import make_options
-from ..policies import get_presets, make_policies
+from ..policies import make_policies
 from ..policies.base import Policy
 from .batch_worker import BatchWorker
 from .errors import CLIENT_LEFT, RequestError, unknown_model
-from .metrics import RequestSpan, request_span
-from .replies import Event, RowFinished
+from .metrics import request_span, result_attributes
+from .replies import ChatReply, Event, PendingResponse, RowFinished
+from .responses_api import ResponsesReply
 from .schemas import ChatRequest, RequestBody
 from .settings import (
     MIN_THINKING,
@@ -34,18 +35,6 @@ _SEED_RANGE = 1 << 63
 """Seeds are taken modulo this, since random generators accept no larger ones."""
 
 
-class Reply(Protocol):
-    """The form of an endpoint's replies."""
-
-    def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
-        """The whole reply; `rows` in their order."""
-        ...
-
-    def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
-        """The reply as server-sent events, errors included."""
-        ...
-
-
 class CompletionService:
     """Answers requests with a worker."""
 
@@ -53,28 +42,24 @@ class CompletionService:
         self.settings, self.worker = settings, worker
 
     async def respond(
-        self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], Reply]
+        self, http: Request, body: RequestBody, make_reply: Callable[[ResolvedRequest], ChatReply | ResponsesReply]
     ) -> Response:
         """The response to a request; raises RequestError.
 
         A stream begins only with its first event, so that errors in the request become the HTTP status.
         """
         request = resolve_request(body, self.settings, self.worker.model_info)
-        reply, streams = make_reply(request), bool(body.stream)
+        reply = make_reply(request)
         with ExitStack() as stack:
-            span = stack.enter_context(request_span(request.model))
-            pending = self.worker.submit(request, streams)
+            set_attributes = stack.enter_context(request_span(request.model))
+            pending = self.worker.submit(request, bool(body.stream))
             stack.callback(pending.cancel)
-            try:
-                first = await _while_connected(http, pending.next())
-                events = _record(http, pending.events(first), span)
-                if streams:
-                    return _EventStream(http, reply.stream(events), stack.pop_all())
-                rows = await _while_connected(http, _finished_rows(events))
-            except _ClientDisconnectedError:
-                _record_failure(http, span, CLIENT_LEFT)
-                return Response(status_code=CLIENT_LEFT)
-            return JSONResponse(reply.to_json(rows))
+            stack.callback(asyncio.create_task(_watch_connection(http, pending)).cancel)
+            events = _record(http, pending.events(await pending.next()), set_attributes)
+            if body.stream:
+                return _EventStream(reply.stream(events), stack.pop_all())
+            rows = [event async for event in events if isinstance(event, RowFinished)]
+        return JSONResponse(reply.to_json(sorted(rows, key=lambda row: row.row)))
 
 
 def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInfo) -> ResolvedRequest:
@@ -85,7 +70,10 @@ def resolve_request(body: RequestBody, settings: ServerSettings, model: ModelInf
     tools = () if chat is None or chat.tool_choice == "none" else tuple(chat.tools or ())
     n = (chat.n if chat else None) or 1
     _check(body, n, bool(tools), settings, model)
-    named, budget = _get_effort(body), _get_budget(body)
+    named, budget = _only_value(body.efforts(), openai_effort), _only_value(budgets := body.budgets())
+    if budgets and body.own.shadow:
+        message = "shadow mode changes nothing, so no thinking budget can be kept; leave one of them out"
+        raise RequestError(message, param=list(budgets)[-1])
     limit = body.output_limit[1] or settings.limits.tokens
     reserve = answer_reserve(limit, settings.defaults.answer_reserve)
     effort, note = _fit_effort(settings, named or settings.defaults.effort, budget, limit, reserve)
@@ -135,11 +123,9 @@ def _check(body: RequestBody, n: int, tools: bool, settings: ServerSettings, mod
     if model.thinks:
         return
     own = body.own
-    fields = [field for field, effort in body.efforts().items() if effort != "none"]
-    fields += list(body.budgets())
-    fields += [f"tersely.{name}" for name in ("preset", "policies") if getattr(own, name) is not None]
-    fields += ["tersely.shadow"] if own.shadow else []
-    if fields:
+    fields = [*(field for field, effort in body.efforts().items() if effort != "none"), *body.budgets()]
+    controls = {"preset": own.preset is not None, "policies": own.policies is not None, "shadow": own.shadow}
+    if fields := [*fields, *(f"tersely.{name}" for name, given in controls.items() if given)]:
         raise RequestError(
             f"{fields[0]}: this model does not think, so there is nothing to control; leave it out, or start the "
             "server with --think-prompt",
@@ -147,28 +133,12 @@ def _check(body: RequestBody, n: int, tools: bool, settings: ServerSettings, mod
         )
 
 
-def _get_effort(body: RequestBody) -> str | None:
-    """The effort of the request; raises RequestError if two fields disagree."""
-    efforts = body.efforts()
-    if len({openai_effort(effort) for effort in efforts.values()}) > 1:
-        fields = " and ".join(f"{field} says {effort!r}" for field, effort in efforts.items())
-        raise RequestError(f"{fields}; give one of them", param=list(efforts)[-1])
-    return next(iter(efforts.values()), None)
-
-
-def _get_budget(body: RequestBody) -> int | None:
-    """The thinking tokens of the request as a number; raises RequestError if they cannot be kept."""
-    budgets = body.budgets()
-    if not budgets:
-        return None
-    field = list(budgets)[-1]
-    if len(set(budgets.values())) > 1:
-        fields = " and ".join(f"{name} is {number}" for name, number in budgets.items())
-        raise RequestError(f"{fields}; give one of them", param=field)
-    if body.own.shadow:
-        message = f"{field}: shadow mode changes nothing, so no budget can be kept; leave one of them out"
-        raise RequestError(message, param=field)
-    return budgets[field]
+def _only_value(given: Mapping[str, T], key: Callable[[T], object] = lambda value: value) -> T | None:
+    """What fields with one meaning say, None without any; raises RequestError if two disagree by `key`."""
+    if len({key(value) for value in given.values()}) > 1:
+        fields = " and ".join(f"{field} says {value!r}" for field, value in given.items())
+        raise RequestError(f"{fields}; give one of them", param=list(given)[-1])
+    return next(iter(given.values()), None)
 
 
 def _fit_effort(settings: ServerSettings, effort: str, budget: int | None, limit: int, reserve: int) -> tuple[str, str]:
@@ -189,61 +159,37 @@ def _choose_policies(body: RequestBody, settings: ServerSettings, has_budget: bo
     chosen = own.preset is not None or own.policies is not None
     if own.preset is not None and own.policies is not None:
         raise RequestError("tersely.policies replaces tersely.preset; give one of them", param="tersely.policies")
-    preset, policies = (own.preset, own.policies) if chosen else (defaults.preset, defaults.policies)
+    preset = own.preset if chosen else defaults.preset
+    policies: Sequence[Policy | str] | None = own.policies if chosen else defaults.policies
     shadow = own.shadow or defaults.shadow
     if settings.shadow_share and not (has_budget or own.shadow or body.seed is not None):
         shadow = random.random() < settings.shadow_share
-    wanted: tuple[Policy | str, ...] | None = None if policies is None else tuple(policies)
     if has_budget or (has_effort and not chosen):
-        wanted = _add_budget_policy(preset, wanted)
-    return {"preset": preset, "policies": wanted, "shadow": shadow}
-
-
-def _add_budget_policy(
-    preset: str | None, policies: tuple[Policy | str, ...] | None
-) -> tuple[Policy | str, ...] | None:
-    """The policies, with the one that keeps budgets."""
-    if policies is None and "budget" in get_presets().get(preset or "off", ()):
-        return None
-    resolved = make_policies(preset, policies)
-    return resolved if any(policy.name == "budget" for policy in resolved) else ("budget", *resolved)
-
-
-class _ClientDisconnectedError(Exception):
-    """The client has disconnected."""
+        resolved = make_policies(preset, policies)
+        if all(policy.name != "budget" for policy in resolved):
+            policies = ("budget", *resolved)
+    return {"preset": preset, "policies": policies, "shadow": shadow}
 
 
 class _EventStream(StreamingResponse):
     """Server-sent events; closes `stack` when they end, however that is."""
 
-    def __init__(self, http: Request, lines: AsyncIterator[str], stack: ExitStack) -> None:
+    def __init__(self, lines: AsyncIterator[str], stack: ExitStack) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-        super().__init__(self._watch(lines), media_type="text/event-stream", headers=headers)
-        self.http, self.stack, self.complete = http, stack, False
+        super().__init__(lines, media_type="text/event-stream", headers=headers)
+        self.stack = stack
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Send the events; see ASGI."""
         with self.stack:
-            try:
-                await super().__call__(scope, receive, send)
-            finally:
-                if not self.complete:
-                    self.http.state.status = CLIENT_LEFT
-
-    async def _watch(self, lines: AsyncIterator[str]) -> AsyncIterator[str]:
-        async for line in lines:
-            yield line
-        self.complete = True
+            await super().__call__(scope, receive, send)
 
 
-async def _finished_rows(events: AsyncIterator[Event]) -> list[RowFinished]:
-    """All rows in their order."""
-    rows = [event async for event in events if isinstance(event, RowFinished)]
-    return sorted(rows, key=lambda row: row.row)
-
-
-async def _record(http: Request, events: AsyncIterator[Event], span: RequestSpan) -> AsyncIterator[Event]:
-    """The events, recorded in the span and, if they end with an error, for the metrics."""
+async def _record(
+    http: Request, events: AsyncIterator[Event], set_attributes: Callable[[Mapping[str, Any]], None]
+) -> AsyncIterator[Event]:
+    """The events; how they end is recorded in the span and, as the status that was sent says less, for the metrics."""
+    http.state.status = CLIENT_LEFT  # unless they end in another way
     rows: list[RowFinished] = []
     try:
         async for event in events:
@@ -251,32 +197,15 @@ async def _record(http: Request, events: AsyncIterator[Event], span: RequestSpan
                 rows.append(event)
             yield event
     except RequestError as refusal:
-        _record_failure(http, span, refusal.status)
+        http.state.status = refusal.status
+        set_attributes({"error.type": str(refusal.status)})
         raise
-    span.finish([row.result for row in rows], rows[0].budget)
+    http.state.status = 200
+    set_attributes(result_attributes([row.result for row in rows], rows[0].budget))
 
 
-def _record_failure(http: Request, span: RequestSpan, status: int) -> None:
-    """Record the status of a request whose HTTP status was sent before, or cannot be sent."""
-    http.state.status = status
-    span.fail(status)
-
-
-async def _while_connected(http: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await something; raises _ClientDisconnectedError if the client disconnects first."""
-    task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_wait_for_disconnect(http))
-    try:
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _ClientDisconnectedError
-        return task.result()
-    finally:
-        for one in (task, disconnect):
-            one.cancel()
-        await asyncio.gather(task, disconnect, return_exceptions=True)
-
-
-async def _wait_for_disconnect(http: Request) -> None:
+async def _watch_connection(http: Request, pending: PendingResponse) -> None:
+    """End the request once its client disconnects."""
     while (await http.receive())["type"] != "http.disconnect":
         pass
+    pending.send(RequestError("the client disconnected", CLIENT_LEFT))

@@ -12,6 +12,7 @@ from ...validation import format_error_details, format_location
 
 CLIENT_LEFT = 499
 """Status of a request whose client disconnected; only the metrics see it."""
+_NO_FIELDS = ("body", "str", "int", "float", "bool")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
 
 
@@ -58,7 +59,11 @@ def unknown_model(name: str, known: Iterable[str]) -> RequestError:
 def from_validation_error(errors: Sequence[Mapping[str, Any]], model: type[BaseModel] | None) -> RequestError:
     """The refusal of a body in which pydantic found errors; `model` is what the body should have been."""
     error = errors[0]
-    location = [step for step in error["loc"] if isinstance(step, int) or _is_field(step)]
+    location = [
+        step
+        for step in error["loc"]  # which also names the members of unions
+        if isinstance(step, int) or (step.isidentifier() and not step[0].isupper() and step not in _NO_FIELDS)
+    ]
     if error["type"] == "json_invalid":
         reason = error.get("ctx", {}).get("error", "not understood")
         return RequestError(f"the request body is not valid JSON: {reason}", code="invalid_json")
@@ -68,8 +73,3 @@ def from_validation_error(errors: Sequence[Mapping[str, Any]], model: type[BaseM
     if error["type"] == "value_error":
         return RequestError(str(error["ctx"]["error"]))
     return RequestError(f"the request body is not accepted: {error['msg']}; send a JSON object as application/json")
-
-
-def _is_field(step: str) -> bool:
-    """Whether a step of a location is a field, and not what pydantic adds for the members of a union."""
-    return step.isidentifier() and not step[0].isupper() and step not in ("body", "str", "int", "float", "bool")

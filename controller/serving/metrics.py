@@ -7,7 +7,7 @@ Saved tokens are not counted, since what an answer would have cost without contr
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,9 +42,9 @@ class Metrics:
         self._overhead = counter("overhead_tokens", "Tokens paid for in addition to the text.", "kind")
         self._exits = counter("exits", "How thinking ended: the policy that closed it, model, or limit.", "reason")
         self._budget = histogram("budget_tokens", "Thinking tokens that a row was allowed.", _TOKENS)
-        self._requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
-        self._latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
-        self._in_flight = Gauge(
+        self.requests = counter("requests", "Requests by HTTP status; 499 is a client that disconnected.", "status")
+        self.latency = histogram("request_latency_seconds", "From a request's first byte to its last.", _SECONDS)
+        self.in_flight = Gauge(
             "tersely_requests_in_flight", "Requests that are waiting or being answered.", registry=registry
         )
         self._shadow = counter("shadow_thinking_tokens", "Thinking tokens of rows in shadow mode.", "tier")
@@ -54,16 +54,6 @@ class Metrics:
         self._shadow_exits = counter("shadow_exits", "What would have ended the thinking.", "reason")
         for kind in OVERHEAD:
             self._overhead.labels(kind)
-
-    def start_request(self) -> None:
-        """Count a request that has arrived."""
-        self._in_flight.inc()
-
-    def finish_request(self, status: int, seconds: float) -> None:
-        """Count a request that has ended."""
-        self._in_flight.dec()
-        self._requests.labels(str(status)).inc()
-        self._latency.observe(seconds)
 
     def add_result(self, result: GenerationResult, budget: int, shadow: bool) -> None:
         """Count a finished row, which was allowed `budget` thinking tokens."""
@@ -97,52 +87,41 @@ def exit_reason(result: GenerationResult) -> str:
     return "model" if result.usage.answer or result.finish_reason == "stop" else "limit"
 
 
-class RequestSpan:
-    """The OpenTelemetry span of one request; does nothing without opentelemetry-api."""
-
-    def __init__(self, span: Any = None) -> None:
-        self._span = span
-
-    def finish(self, results: Sequence[GenerationResult], budget: int) -> None:
-        """Record the results of the request's rows."""
-        if self._span is None:
-            return
-        usages = [result.usage for result in results]
-        thinking = sum(usage.thinking for usage in usages)
-        attributes = {
-            "gen_ai.usage.input_tokens": usages[0].prompt,
-            "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
-            "gen_ai.usage.reasoning.output_tokens": thinking,
-            "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
-            "tersely.tier": results[0].tier,
-            "tersely.budget": budget,
-            "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
-            "tersely.trial_tokens": sum(usage.trial for usage in usages),
-            "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
-        }
-        self._span.set_attributes(attributes)
-
-    def fail(self, status: int) -> None:
-        """Record that there is no answer."""
-        if self._span is not None:
-            self._span.set_attribute("error.type", str(status))
+def result_attributes(results: Sequence[GenerationResult], budget: int) -> dict[str, Any]:
+    """The attributes of a span by the results of a request's rows, which were allowed `budget` thinking tokens each."""
+    usages = [result.usage for result in results]
+    thinking = sum(usage.thinking for usage in usages)
+    return {
+        "gen_ai.usage.input_tokens": usages[0].prompt,
+        "gen_ai.usage.output_tokens": thinking + sum(usage.answer for usage in usages),
+        "gen_ai.usage.reasoning.output_tokens": thinking,
+        "gen_ai.response.finish_reasons": [result.finish_reason for result in results],
+        "tersely.tier": results[0].tier,
+        "tersely.budget": budget,
+        "tersely.exit": exit_reason(results[0]) if usages[0].thinking else "none",
+        "tersely.trial_tokens": sum(usage.trial for usage in usages),
+        "tersely.overhead_tokens": sum(usage.overhead for usage in usages),
+    }
 
 
 @contextmanager
-def request_span(model: str) -> Iterator[RequestSpan]:
-    """A span named by OpenTelemetry's conventions for generative AI, from the tracer that the process has set up."""
+def request_span(model: str) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A span named by OpenTelemetry's conventions for generative AI, from the tracer that the process has set up.
+
+    Yields a function that sets its attributes, and does nothing without opentelemetry-api.
+    """
     try:
         trace: Any = importlib.import_module("opentelemetry.trace")
     except ImportError:
-        yield RequestSpan()
+        yield lambda attributes: None
         return
     attributes = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "tersely", "gen_ai.request.model": model}
     tracer = trace.get_tracer("tersely.serving")
     span = tracer.start_span(f"chat {model}", kind=trace.SpanKind.SERVER, attributes=attributes)
     try:
-        yield RequestSpan(span)
+        yield span.set_attributes
     except RequestError as refusal:
-        span.set_attribute("error.type", str(refusal.status))
+        span.set_attributes({"error.type": str(refusal.status)})
         raise
     finally:
         span.end()

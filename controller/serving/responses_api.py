@@ -4,56 +4,39 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from ..streaming import TextDeltaEvent
 from ..text.reasoning_parser import Channel
+from . import schemas
 from .errors import RequestError
 from .replies import Event, RowFinished, control_metadata, sse_event
-from .schemas import (
-    EXAMPLE,
-    Content,
-    Effort,
-    JsonObject,
-    Never,
-    RequestBody,
-    StrictModel,
-    TextFormat,
-    Tokens,
-    by_shape,
-    get_text,
-)
 from .settings import ResolvedRequest
 
-_ITEMS: dict[Channel, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
-    "thinking": ("reasoning", "reasoning_text", {"summary": []}, {}),
-    "answer": ("message", "output_text", {"role": "assistant"}, {"logprobs": []}),
-}
-"""By channel: the type of its item and of the item's content, further fields of the item and of its text events."""
 
-
-class InputMessage(StrictModel):
+class InputMessage(schemas.StrictModel):
     """A message of the input, or one of an earlier reply sent back."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content
+    content: schemas.Content
     id: str | None = None
     status: str | None = None
     phase: str | None = None
 
 
-class ReasoningText(StrictModel):
+class ReasoningText(schemas.StrictModel):
     """Text of earlier thinking."""
 
     type: Literal["reasoning_text", "summary_text"]
     text: str
 
 
-class InputReasoning(StrictModel):
+class InputReasoning(schemas.StrictModel):
     """Thinking of an earlier reply sent back; it belongs to the message that follows."""
 
     type: Literal["reasoning"]
@@ -79,63 +62,48 @@ Item = Annotated[
 ]
 
 
-class Reasoning(StrictModel):
+class Reasoning(schemas.StrictModel):
     """How much to think; there are no summaries, the thinking itself is in the reply."""
 
-    effort: Effort | None = None
+    effort: schemas.Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class TextOptions(StrictModel):
+class TextOptions(schemas.StrictModel):
     """The form of the answer."""
 
-    format: TextFormat | None = None
+    format: schemas.TextFormat | None = None
 
 
-class ResponseStreamOptions(StrictModel):
-    """Options of a stream; they change nothing here."""
-
-    include_obfuscation: bool | None = None
-
-
-class ResponsesRequest(RequestBody):
+class ResponsesRequest(schemas.RequestBody):
     """The body of POST /v1/responses."""
 
     prompt_field = "input"
+    limit_fields = ("max_output_tokens",)
+    effort_fields = ("tersely.effort", "reasoning.effort")
 
     input: Annotated[
         Annotated[str, Tag("a text")] | Annotated[list[Item], Field(min_length=1), Tag("a list")],
-        Discriminator(by_shape),
-        Field(examples=[EXAMPLE]),
+        Discriminator(schemas.by_shape),
+        Field(examples=[schemas.EXAMPLE]),
     ]
     instructions: str | None = None
-    stream_options: ResponseStreamOptions | None = None
-    max_output_tokens: Tokens | None = None
+    stream_options: schemas.ObfuscationOptions | None = None
+    max_output_tokens: schemas.Tokens | None = None
     reasoning: Reasoning | None = None
     text: TextOptions | None = None
 
-    background: Never | None = None
+    background: schemas.Never | None = None
     conversation: None = None
     previous_response_id: None = None
     prompt: None = None
     include: Annotated[list[str], Field(max_length=0)] | None = None
-    tools: Annotated[list[JsonObject], Field(max_length=0)] | None = None
+    tools: Annotated[list[schemas.JsonObject], Field(max_length=0)] | None = None
     tool_choice: Literal["none", "auto"] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=0)] | None = None
     truncation: Literal["disabled"] | None = None
     max_tool_calls: int | None = None
-
-    @property
-    def output_limit(self) -> tuple[str, int | None]:
-        """The most output tokens, and the name of their field."""
-        return "max_output_tokens", self.max_output_tokens
-
-    def efforts(self) -> Mapping[str, str]:
-        """The effort of each field that names one."""
-        effort = self.reasoning.effort if self.reasoning else None
-        fields = {"tersely.effort": self.own.effort, "reasoning.effort": effort}
-        return {field: name for field, name in fields.items() if name is not None}
 
     def to_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it."""
@@ -151,7 +119,7 @@ class ResponsesRequest(RequestBody):
                 continue
             role = "system" if item.role == "developer" else item.role
             reasoning = {"reasoning_content": thinking} if thinking and role == "assistant" else {}
-            messages.append({"role": role, "content": get_text(item.content), **reasoning})
+            messages.append({"role": role, "content": schemas.get_text(item.content), **reasoning})
             thinking = ""
         return messages
 
@@ -162,29 +130,31 @@ class ResponsesRequest(RequestBody):
         return {**fields, "metadata": self.metadata or {}, "reasoning": {"effort": effort, "summary": None}}
 
 
-@dataclass(slots=True)
+@dataclass
 class _OutputItem:
-    """An item of the output."""
+    """An item of the output; `kind` and `fields` are those of its content."""
 
     channel: Channel
     index: int
     text: str = ""
-    id: str = ""
 
     def __post_init__(self) -> None:
-        self.id = f"{'rs' if self.channel == 'thinking' else 'msg'}_{uuid.uuid4().hex}"
+        thinks = self.channel == "thinking"
+        self.id = f"{'rs' if thinks else 'msg'}_{uuid.uuid4().hex}"
+        self.kind = "reasoning_text" if thinks else "output_text"
+        self.fields: dict[str, Any] = {} if thinks else {"logprobs": []}
 
     def to_json(self, status: str) -> dict[str, Any]:
         """The item, with its content once it is complete."""
-        kind, _, fields, _ = _ITEMS[self.channel]
+        thinks = self.channel == "thinking"
+        head = {"type": "reasoning", "summary": []} if thinks else {"type": "message", "role": "assistant"}
         content = [] if status == "in_progress" else [self.content(self.text)]
-        return {"id": self.id, "type": kind, "status": status, **fields, "content": content}
+        return {"id": self.id, "status": status, **head, "content": content}
 
     def content(self, text: str) -> dict[str, Any]:
         """The only piece of content of the item."""
-        _, kind, _, fields = _ITEMS[self.channel]
-        annotations: dict[str, Any] = {"annotations": []} if self.channel == "answer" else {}
-        return {"type": kind, "text": text, **annotations, **fields}
+        annotations: dict[str, Any] = {} if self.channel == "thinking" else {"annotations": []}
+        return {"type": self.kind, "text": text, **annotations, **self.fields}
 
 
 @dataclass(slots=True)
@@ -200,67 +170,57 @@ class ResponsesReply:
 
     def to_json(self, rows: Sequence[RowFinished]) -> dict[str, Any]:
         """The whole reply; there is one row."""
-        thinking, answer = rows[0].result.thinking, rows[0].content
-        if thinking:
-            self._items.append(_OutputItem("thinking", 0, thinking))
-        self._items.append(_OutputItem("answer", len(self._items), answer))
+        texts: dict[Channel, str] = {"thinking": rows[0].result.thinking, "answer": rows[0].content}
+        for channel, text in texts.items():
+            if text or channel == "answer":
+                self._items.append(_OutputItem(channel, len(self._items), text))
         return self._response(rows[0])
 
     async def stream(self, events: AsyncIterator[Event]) -> AsyncIterator[str]:
         """The reply as server-sent events."""
         for name in ("created", "in_progress"):
-            yield self._event(f"response.{name}", response=self._frame("in_progress"))
+            yield self._event(name, response=self._frame("in_progress"))
         try:
             async for event in events:
-                if isinstance(event, RowFinished):
-                    for line in self._finish(event):
-                        yield line
-                else:
-                    for line in self._add(event.channel, event.text):
-                        yield line
+                for line in self._finish(event) if isinstance(event, RowFinished) else self._add(event):
+                    yield line
         except RequestError as refusal:
             error = refusal.body["error"]
             failure = {"code": error["code"] or "server_error", "message": error["message"]}
-            yield self._event("response.failed", response={**self._frame("failed"), "error": failure})
+            yield self._event("failed", response={**self._frame("failed"), "error": failure})
 
-    def _add(self, channel: Channel, text: str) -> Iterator[str]:
-        if not self._items or self._items[-1].channel != channel:
-            yield from self._open_item(channel)
+    def _add(self, event: TextDeltaEvent) -> Iterator[str]:
+        if not self._items or self._items[-1].channel != event.channel:
+            yield from self._open_item(event.channel)
         item = self._items[-1]
-        item.text += text
-        yield self._text_event(item, "delta", delta=text)
+        item.text += event.text
+        yield self._event(f"{item.kind}.delta", item, delta=event.text, **item.fields)
 
     def _finish(self, row: RowFinished) -> Iterator[str]:
         if not any(item.channel == "answer" for item in self._items):
             yield from self._open_item("answer")
         yield from self._close_item(_status(row))
-        yield self._event(f"response.{_status(row)}", response=self._response(row))
+        yield self._event(_status(row), response=self._response(row))
 
     def _open_item(self, channel: Channel) -> Iterator[str]:
         yield from self._close_item()
         item = _OutputItem(channel, len(self._items))
         self._items.append(item)
-        yield self._event("response.output_item.added", output_index=item.index, item=item.to_json("in_progress"))
-        yield self._item_event(item, "response.content_part.added", part=item.content(""))
+        yield self._event("output_item.added", output_index=item.index, item=item.to_json("in_progress"))
+        yield self._event("content_part.added", item, part=item.content(""))
 
     def _close_item(self, status: str = "completed") -> Iterator[str]:
-        if not self._items:
-            return
-        item = self._items[-1]
-        yield self._text_event(item, "done", text=item.text)
-        yield self._item_event(item, "response.content_part.done", part=item.content(item.text))
-        yield self._event("response.output_item.done", output_index=item.index, item=item.to_json(status))
+        for item in self._items[-1:]:
+            yield self._event(f"{item.kind}.done", item, text=item.text, **item.fields)
+            yield self._event("content_part.done", item, part=item.content(item.text))
+            yield self._event("output_item.done", output_index=item.index, item=item.to_json(status))
 
-    def _text_event(self, item: _OutputItem, name: str, **fields: Any) -> str:
-        _, kind, _, more = _ITEMS[item.channel]
-        return self._item_event(item, f"response.{kind}.{name}", **fields, **more)
-
-    def _item_event(self, item: _OutputItem, name: str, **fields: Any) -> str:
-        return self._event(name, item_id=item.id, output_index=item.index, content_index=0, **fields)
-
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, of: _OutputItem | None = None, /, **fields: Any) -> str:
+        """An event, which may be one of an item's content."""
         self._number += 1
-        return sse_event({"type": name, "sequence_number": self._number, **fields}, name)
+        place = {} if of is None else {"item_id": of.id, "output_index": of.index, "content_index": 0}
+        name = f"response.{name}"
+        return sse_event({"type": name, "sequence_number": self._number, **place, **fields}, name)
 
     def _response(self, row: RowFinished) -> dict[str, Any]:
         status, usage = _status(row), row.result.usage

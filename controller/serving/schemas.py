@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from ...errors import unknown
 from ..policies import get_presets, list_policies
 from .settings import EFFORT_NAMES
 
 EXAMPLE = "What is 17 times 3?"  # shown in the API description; clients and tools try it first
-TEXT_TYPES = ("text", "input_text", "output_text")
 
 
 class StrictModel(BaseModel):
@@ -31,16 +30,15 @@ def by_shape(value: Any) -> str:
     return "a list" if isinstance(value, list) else "a text"
 
 
-def _check_effort(name: str) -> str:
-    if name not in EFFORT_NAMES:
-        raise unknown("effort", name, EFFORT_NAMES)
-    return name
+def _one_of(what: str, known: Collection[str]) -> AfterValidator:
+    """Checks a name."""
 
+    def check(name: str) -> str:
+        if name not in known:
+            raise unknown(what, name, known)
+        return name
 
-def _check_preset(name: str) -> str:
-    if name not in (presets := get_presets()):
-        raise unknown("preset", name, presets)
-    return name
+    return AfterValidator(check)
 
 
 def _check_policies(names: list[str]) -> list[str]:
@@ -59,17 +57,8 @@ def _check_false(value: bool) -> bool:
     return value
 
 
-def _check_parts(content: Any) -> Any:
-    """Name the unsupported parts of a message."""
-    for part in content if isinstance(content, list) else ():
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in TEXT_TYPES and isinstance(kind, str):
-            raise ValueError(f"parts of type {kind!r} are not supported; accepted: {', '.join(TEXT_TYPES)}")
-    return content
-
-
-Effort = Annotated[str, AfterValidator(_check_effort), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
-Preset = Annotated[str, AfterValidator(_check_preset), Field(json_schema_extra={"enum": list(get_presets())})]
+Effort = Annotated[str, _one_of("effort", EFFORT_NAMES), Field(json_schema_extra={"enum": list(EFFORT_NAMES)})]
+Preset = Annotated[str, _one_of("preset", get_presets()), Field(json_schema_extra={"enum": list(get_presets())})]
 PolicyName = Annotated[str, Field(json_schema_extra={"enum": list_policies()})]
 Policies = Annotated[list[PolicyName], AfterValidator(_check_policies)]
 JsonObject = dict[str, Any]
@@ -100,7 +89,6 @@ class TextPart(StrictModel):
 Content = Annotated[
     Annotated[str, Tag("a text")] | Annotated[list[TextPart], Tag("a list")],
     Discriminator(by_shape),
-    BeforeValidator(_check_parts),
 ]
 
 
@@ -155,6 +143,9 @@ class RequestBody(StrictModel):
     """What the bodies of all endpoints have in common; None leaves a field to the server."""
 
     prompt_field: ClassVar[str]
+    limit_fields: ClassVar[Sequence[str]]
+    effort_fields: ClassVar[Sequence[str]]
+    budget_fields: ClassVar[Sequence[str]] = ()
 
     model: str
     stream: bool | None = None
@@ -190,21 +181,32 @@ class RequestBody(StrictModel):
         return self.tersely or TerselyField()
 
     @property
-    @abstractmethod
     def output_limit(self) -> tuple[str, int | None]:
         """The most output tokens, and the name of their field."""
+        return next(iter(self._given(self.limit_fields).items()), (self.limit_fields[0], None))
+
+    def efforts(self) -> Mapping[str, str]:
+        """The effort of each field that names one."""
+        return self._given(self.effort_fields)
+
+    def budgets(self) -> Mapping[str, int]:
+        """The thinking tokens of each field that names a number."""
+        return self._given(self.budget_fields)
 
     @abstractmethod
     def to_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it."""
 
-    @abstractmethod
-    def efforts(self) -> Mapping[str, str]:
-        """The effort of each field that names one."""
-
-    def budgets(self) -> Mapping[str, int]:
-        """The thinking tokens of each field that names a number."""
-        return {}
+    def _given(self, paths: Sequence[str]) -> dict[str, Any]:
+        """The values of the fields at these paths that have one."""
+        given = {}
+        for path in paths:
+            value: Any = self
+            for name in path.split("."):
+                value = getattr(value, name, None)
+            if value is not None:
+                given[path] = value
+        return given
 
 
 class Message(StrictModel):
@@ -231,11 +233,16 @@ class Message(StrictModel):
         return message
 
 
-class StreamOptions(StrictModel):
-    """Options of a stream."""
+class ObfuscationOptions(StrictModel):
+    """Options of a stream that change nothing here."""
+
+    include_obfuscation: bool | None = None
+
+
+class StreamOptions(ObfuscationOptions):
+    """Options of a chat completion's stream."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
 
 
 class TemplateOptions(StrictModel):
@@ -248,6 +255,9 @@ class ChatRequest(RequestBody):
     """The body of POST /v1/chat/completions."""
 
     prompt_field = "messages"
+    limit_fields = ("max_completion_tokens", "max_tokens")
+    effort_fields = ("tersely.effort", "reasoning_effort")
+    budget_fields = ("thinking_token_budget", "thinking.budget_tokens")
 
     messages: Annotated[list[Message], Field(min_length=1, examples=[[{"role": "user", "content": EXAMPLE}]])]
     stream_options: StreamOptions | None = None
@@ -278,13 +288,6 @@ class ChatRequest(RequestBody):
         return self
 
     @property
-    def output_limit(self) -> tuple[str, int | None]:
-        """The most output tokens, and the name of their field."""
-        if self.max_completion_tokens is not None:
-            return "max_completion_tokens", self.max_completion_tokens
-        return "max_tokens", self.max_tokens
-
-    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
@@ -295,19 +298,10 @@ class ChatRequest(RequestBody):
 
     def efforts(self) -> Mapping[str, str]:
         """The effort of each field that names one."""
-        no_thinking = self.chat_template_kwargs and self.chat_template_kwargs.enable_thinking is False
-        kind = self.thinking.type if self.thinking is not None else "enabled"
-        adaptive = kind == "adaptive" and self.reasoning_effort is None
-        fields = {
-            "tersely.effort": self.own.effort,
-            "reasoning_effort": self.reasoning_effort,
-            "chat_template_kwargs.enable_thinking": "none" if no_thinking else None,
-            "thinking": "none" if kind == "disabled" else "auto" if adaptive else None,
-        }
-        return {field: effort for field, effort in fields.items() if effort is not None}
-
-    def budgets(self) -> Mapping[str, int]:
-        """The thinking tokens of each field that names a number."""
-        tokens = self.thinking.budget_tokens if self.thinking is not None else None
-        fields = {"thinking_token_budget": self.thinking_token_budget, "thinking.budget_tokens": tokens}
-        return {field: budget for field, budget in fields.items() if budget is not None}
+        kind = self.thinking.type if self.thinking is not None else None
+        efforts = self._given(self.effort_fields)
+        if self.chat_template_kwargs is not None and self.chat_template_kwargs.enable_thinking is False:
+            efforts["chat_template_kwargs.enable_thinking"] = "none"
+        if kind == "disabled" or (kind == "adaptive" and self.reasoning_effort is None):
+            efforts["thinking"] = "none" if kind == "disabled" else "auto"
+        return efforts

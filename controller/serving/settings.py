@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,31 +120,28 @@ def answer_reserve(limit: int, reserve: int | None) -> int:
 
 def bind_socket(host: str, port: int) -> socket.socket:
     """A socket bound to an address; raises OptionError if that is impossible."""
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, _, _, address = addresses[0]
-        bound = socket.socket(family, kind)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", error)
-        raise OptionError(
-            f"cannot listen on {host!r}: {reason}; accepted: an address of this machine", code="cannot_listen"
-        ) from None
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise bind_error(host, port, error) from None
+    with ExitStack() as stack:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, kind, _, _, address = found[0]
+            bound = stack.enter_context(socket.socket(family, kind))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+        except (OSError, UnicodeError) as error:
+            raise bind_error(host, port, error) from None
+        stack.pop_all()
     return bound
 
 
-def bind_error(host: str, port: int, error: OSError) -> OptionError:
+def bind_error(host: str, port: int, error: Exception) -> OptionError:
     """The error for an address that cannot be used."""
-    if error.errno == errno.EADDRINUSE:
+    if getattr(error, "errno", None) == errno.EADDRINUSE:
         message = f"port {port} on {host} is in use; choose another with --port, or 0 for any free port"
         return OptionError(message, code="port_in_use")
-    message = f"cannot listen on {host}:{port}: {error.strerror}; choose others with --host and --port"
-    return OptionError(message, code="cannot_listen")
+    reason = getattr(error, "strerror", error)
+    return OptionError(
+        f"cannot listen on {host!r}, port {port}: {reason}; choose others with --host and --port", code="cannot_listen"
+    )
 
 
 def base_url(host: str, port: int) -> str:

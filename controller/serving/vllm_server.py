@@ -18,13 +18,14 @@ from dataclasses import asdict
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import CapabilityError, OptionError
 from ..engines.checkpoints import resolve_checkpoint
 from ..trace import Decision, GenerationResult, Usage
 from ..vllm.engine import PROCESSOR
-from ..vllm.request_control import RequestControl, read_control
+from ..vllm.request_control import read_control
 from ..vllm.trace_channel import PLACE, TraceStore
 from .auth_middleware import AuthMiddleware, send_error
 from .errors import RequestError
@@ -45,20 +46,11 @@ _REASONING_PARSERS = {
 
 
 def run_vllm_server(
-    model: str,
-    name: str,
-    host: str,
-    port: int,
-    *,
-    default: RequestControl,
-    caps: Mapping[str, int],
-    max_body: int,
-    api_key: str | None,
-    flags: Sequence[str],
+    model: str, name: str, host: str, port: int, api_key: str | None, settings: Mapping[str, Any], flags: Sequence[str]
 ) -> None:
     """Serve until stopped; raises CapabilityError without vLLM, OptionError for a port in use or unknown flags.
 
-    `default` controls requests that say nothing, `caps` differ from `EFFORT_CAPS`, `flags` are those of `vllm serve`.
+    `settings` are those of `ControlMiddleware`, `flags` those of `vllm serve`.
     """
     checkpoint = resolve_checkpoint(model)
     with bind_socket(host, port) as bound:  # checks the port now; vLLM opens its own socket half a minute later
@@ -86,8 +78,7 @@ def run_vllm_server(
         raise
     except (TypeError, ValueError) as error:
         raise OptionError(f"vLLM does not accept these flags: {error}") from None
-    hosts = list(LOCAL) if host in LOCAL and api_key is None else None
-    settings = {"default": default.as_dict(), "caps": dict(caps), "max_body": max_body, "hosts": hosts}
+    settings = {**settings, "hosts": LOCAL if host in LOCAL and api_key is None else None}
     with tempfile.TemporaryDirectory(prefix="tersely-") as folder:
         os.environ[PLACE], os.environ[SETTINGS_VARIABLE] = folder, json.dumps(settings)
         ready = f"{name} will be served at {base_url(host, port)} once vLLM has started (Ctrl-C stops)"
@@ -108,7 +99,11 @@ def _reasoning_parser_flags(checkpoint: str) -> list[str]:
 
 
 class ControlMiddleware:
-    """Controls the requests of vLLM's application."""
+    """Controls the requests of vLLM's application.
+
+    Its settings: `default`, the control of requests that say nothing; `caps` that differ from `EFFORT_CAPS`; `max_body`
+    and `hosts`, see `AuthMiddleware`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         settings = json.loads(os.environ.get(SETTINGS_VARIABLE, "{}"))
@@ -125,19 +120,21 @@ class ControlMiddleware:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/metrics":
-            await self.app(scope, receive, ResponseRewriter(send, lambda body: body + self.metrics.render()).send)
+            await self.app(scope, receive, rewriting(send, lambda body: body + self.metrics.render()))
         elif scope["method"] == "POST" and scope["path"] in PATHS:
             await self._control(scope, receive, send)
         else:
             await self.app(scope, receive, send)
 
     async def _control(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read_body(receive)
         tag = self.traces.tag()
         try:
+            body = await Request(scope, receive).body()
             mapping = translate(scope["path"], json.loads(body), self.default, self.caps, tag)
         except RequestError as refusal:
             await send_error(refusal, scope, receive, send)
+            return
+        except ClientDisconnect:
             return
         except (ValueError, AttributeError, TypeError):  # not a JSON object of this form; vLLM explains that better
             await self.app(scope, _replay(body, receive), send)
@@ -147,64 +144,48 @@ class ControlMiddleware:
         inner = {**scope, "headers": list(scope["headers"])}
         MutableHeaders(scope=inner)["content-length"] = str(len(text))
         try:
-            rewriter = ResponseRewriter(send, reply.rewrite_body, reply.rewrite_event)
-            await self.app(inner, _replay(text, receive), rewriter.send)
+            await self.app(inner, _replay(text, receive), rewriting(send, reply.rewrite_body, reply.rewrite_event))
         finally:
             self.traces.take(tag)  # of a client that disconnected
 
 
-class ResponseRewriter:
-    """Passes a successful response on, rewritten: a whole body by `rewrite_body`, or a stream event by event.
+def rewriting(
+    send: Send,
+    rewrite_body: Callable[[bytes], bytes],
+    rewrite_event: Callable[[bytes], bytes | None] = lambda event: event,
+) -> Send:
+    """A channel that rewrites a successful response: a whole body by `rewrite_body`, or a stream event by event.
 
     `rewrite_event` may return None to leave an event out.
     """
+    start: Message | None = None
+    streams, held = False, b""
 
-    def __init__(
-        self,
-        send: Send,
-        rewrite_body: Callable[[bytes], bytes],
-        rewrite_event: Callable[[bytes], bytes | None] = lambda event: event,
-    ) -> None:
-        self._send, self._rewrite_body, self._rewrite_event = send, rewrite_body, rewrite_event
-        self._start: Message | None = None
-        self._streams = False
-        self._held = b""
-
-    async def send(self, message: Message) -> None:
-        """Take the next message of the application; see ASGI."""
+    async def rewrite(message: Message) -> None:
+        nonlocal start, streams, held
+        ends = not message.get("more_body")
         if message["type"] == "http.response.start":
-            await self._begin(message)
-        elif message["type"] == "http.response.body" and self._streams:
-            await self._send_events(message)
-        elif message["type"] == "http.response.body" and self._start is not None:
-            await self._collect(message, self._start)
-        else:
-            await self._send(message)
+            kind = Headers(raw=message["headers"]).get("content-type", "") if message["status"] == 200 else ""
+            streams = kind.startswith("text/event-stream")
+            if kind.startswith(("application/json", "text/plain")):
+                start = message
+                return
+        elif streams:
+            *events, held = (held + message.get("body", b"")).split(_EVENT_END)
+            body = b"".join(new + _EVENT_END for event in events if (new := rewrite_event(event)) is not None)
+            message = {**message, "body": body + held if ends else body}
+            if not (body or ends):
+                return
+        elif start is not None:
+            held += message.get("body", b"")
+            if not ends:
+                return
+            message = {**message, "body": rewrite_body(held)}
+            MutableHeaders(scope=start)["content-length"] = str(len(message["body"]))
+            await send(start)
+        await send(message)
 
-    async def _begin(self, message: Message) -> None:
-        kind = Headers(raw=message["headers"]).get("content-type", "")
-        if message["status"] == 200 and kind.startswith(("application/json", "text/plain")):
-            self._start = message
-            return
-        self._streams = message["status"] == 200 and kind.startswith("text/event-stream")
-        await self._send(message)
-
-    async def _send_events(self, message: Message) -> None:
-        *events, self._held = (self._held + message.get("body", b"")).split(_EVENT_END)
-        body = b"".join(new + _EVENT_END for event in events if (new := self._rewrite_event(event)) is not None)
-        if not message.get("more_body"):
-            body += self._held
-        if body or not message.get("more_body"):
-            await self._send({**message, "body": body})
-
-    async def _collect(self, message: Message, start: Message) -> None:
-        self._held += message.get("body", b"")
-        if message.get("more_body"):
-            return
-        body = self._rewrite_body(self._held)
-        MutableHeaders(scope=start)["content-length"] = str(len(body))
-        await self._send(start)
-        await self._send({**message, "body": body})
+    return rewrite
 
 
 class ReplyAnnotator:
@@ -218,6 +199,10 @@ class ReplyAnnotator:
     ) -> None:
         self.path, self.mapping, self.metrics, self._take = path, mapping, metrics, take
         self._traces: dict[int, Trace] = {}
+        control = mapping.control
+        self._tier = "none" if control is None else control.effort
+        self._budget = None if control is None else control.thinking
+        self._shadow = control is not None and control.shadow
 
     def rewrite_body(self, body: bytes) -> bytes:
         """Annotate a whole reply."""
@@ -263,30 +248,17 @@ class ReplyAnnotator:
 
     def _metadata(self, index: int) -> dict[str, Any]:
         self._traces.update(self._take())
-        control = self.mapping.control
-        metadata = {
-            "effort": self.mapping.effort,
-            "tier": "none" if control is None else control.effort,
-            "budget": None if control is None else control.thinking,
-            "shadow": control is not None and control.shadow,
-        }
+        effort, include_trace = self.mapping.effort, self.mapping.include_trace
+        metadata = {"effort": effort, "tier": self._tier, "budget": self._budget, "shadow": self._shadow}
         decisions = [asdict(decision) for decision in self._traces.get(index, ())]
-        return {**metadata, "decisions": decisions} if self.mapping.include_trace else metadata
+        return {**metadata, "decisions": decisions} if include_trace else metadata
 
     def _count(self, reply: Mapping[str, Any]) -> None:
         self._traces.update(self._take())
-        control, usage = self.mapping.control, _read_usage(reply)
-        result = GenerationResult(
-            text="",
-            thinking="",
-            answer="",
-            finish_reason="stop",
-            tier=self.mapping.effort if control is None else control.effort,
-            usage=usage,
-            trace=tuple(decision for trace in self._traces.values() for decision in trace),
-        )
-        budget = 0 if control is None or control.thinking is None else control.thinking
-        self.metrics.add_result(result, budget, control is not None and control.shadow)
+        tier = self.mapping.effort if self.mapping.control is None else self._tier
+        trace = tuple(decision for decisions in self._traces.values() for decision in decisions)
+        result = GenerationResult("", "", "", "stop", tier, _read_usage(reply), trace)
+        self.metrics.add_result(result, self._budget or 0, self._shadow)
 
 
 def _add_reasoning_alias(message: Any) -> None:
@@ -301,15 +273,6 @@ def _read_usage(reply: Mapping[str, Any]) -> Usage:
     thinking = (usage.get(f"{written}_tokens_details") or {}).get("reasoning_tokens") or 0
     answer = max(0, (usage.get(f"{written}_tokens") or 0) - thinking)
     return Usage(prompt=usage.get(f"{read}_tokens") or 0, thinking=thinking, answer=answer)
-
-
-async def _read_body(receive: Receive) -> bytes:
-    parts = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body") or message["type"] == "http.disconnect":
-            return b"".join(parts)
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

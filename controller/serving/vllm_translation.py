@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ...errors import OptionError, TerselyError, unknown
+from ...errors import TerselyError
 from ..budgets import canonical_effort
-from ..vllm.request_control import KEY, RequestControl, make_control, read_control
+from ..vllm.request_control import KEY, RequestControl, read_control
 from .errors import RequestError, from_validation_error
-from .schemas import ChatRequest, TerselyField, ThinkingOptions
-from .settings import EFFORT_NAMES, answer_reserve, openai_effort
+from .schemas import Effort, TerselyField, ThinkingOptions
+from .settings import answer_reserve, openai_effort
 
 PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/completions", "/v1/messages")
 CHAT, RESPONSES, COMPLETIONS, MESSAGES = PATHS
-M = TypeVar("M", bound=BaseModel)
+
+
+class _Reasoning(BaseModel):
+    effort: Effort | None = None
+
+
+class ControlFields(BaseModel):
+    """The fields of a request that say how much to think; the others are vLLM's own matter."""
+
+    model_config = ConfigDict(strict=True)
+
+    tersely: TerselyField | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: _Reasoning | None = None
+    thinking: ThinkingOptions | None = None  # which vLLM knows at Anthropic's endpoint only
+    thinking_token_budget: Annotated[int, Field(ge=-1)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,89 +55,52 @@ def translate(
     `default` is the control of requests that say nothing, `caps` are thinking tokens by OpenAI effort, and `tag`
     identifies the request's trace.
     """
-    body = dict(given)
-    own = _parse(TerselyField, KEY, body.pop(KEY, None)) or TerselyField()
-    effort, cap = _effort_and_cap(path, body, own.effort or _api_effort(path, body), default.effort, caps)
-    control = _control(path, body, own, default, effort, cap, tag)
+    try:
+        fields = ControlFields.model_validate(given)
+    except ValidationError as error:
+        raise from_validation_error(error.errors(), ControlFields) from None
+    dropped = (KEY, "thinking_token_budget") if path == MESSAGES else (KEY, "thinking_token_budget", "thinking")
+    body = {name: value for name, value in given.items() if name not in dropped}
+    own = fields.tersely or TerselyField()
+    effort, cap = _effort_and_cap(path, body, fields, default.effort, caps)
+    control = _control(path, body, own, default, effort, cap)
     xargs = {name: value for name, value in (body.get("vllm_xargs") or {}).items() if name != KEY}
     if control is not None:
-        xargs[KEY] = json.dumps(control.as_dict())
+        xargs[KEY] = json.dumps({**control.as_dict(), "tag": tag})
     if xargs or "vllm_xargs" in body:
         body["vllm_xargs"] = xargs
-    usage_added = path in (CHAT, COMPLETIONS) and bool(body.get("stream")) and _add_usage(body)
+    options = body.get("stream_options") or {}
+    usage_added = bool(path in (CHAT, COMPLETIONS) and body.get("stream") and isinstance(options, dict))
+    usage_added = usage_added and not options.get("include_usage")
+    if usage_added:
+        body["stream_options"] = {**options, "include_usage": True}
     return VllmRequestMapping(body, effort, control, own.trace, usage_added)
 
 
-def default_control(preset: str | None, policies: list[str] | None, effort: str) -> RequestControl:
-    """The control of requests that say nothing; raises OptionError, CapabilityError."""
-    if effort not in EFFORT_NAMES:
-        raise unknown("effort", effort, EFFORT_NAMES)
-    if policies is None:
-        return make_control(preset=preset, effort=effort)
-    if len(set(policies)) < len(policies):
-        raise OptionError(f"policies given twice: {', '.join(policies)}; accepted: each at most once")
-    return make_control(policies={name: {} for name in policies}, effort=effort)
-
-
-def _parse(model: type[M], field: str, value: Any) -> M | None:
-    """Validate one field of a body; None if it is absent."""
-    if value is None:
-        return None
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first: dict[str, Any] = dict(error.errors()[0])
-        raise from_validation_error([{**first, "loc": (field, *first["loc"])}], ChatRequest) from None
-
-
-def _api_effort(path: str, body: Mapping[str, Any]) -> str | None:
-    """The effort in the API's own field."""
-    if path == RESPONSES:
-        reasoning = body.get("reasoning")
-        return reasoning.get("effort") if isinstance(reasoning, dict) else None
-    return body.get("reasoning_effort") if path == CHAT else None
-
-
 def _effort_and_cap(
-    path: str, body: dict[str, Any], named: str | None, default: str, caps: Mapping[str, int]
+    path: str, body: dict[str, Any], fields: ControlFields, default: str, caps: Mapping[str, int]
 ) -> tuple[str, int | None]:
     """The effort, and the most thinking tokens that were requested; changes the body accordingly."""
-    effort, field = named or default, "reasoning.effort" if path == RESPONSES else "reasoning_effort"
-    if effort not in EFFORT_NAMES:
-        raise RequestError(str(unknown("effort", effort, EFFORT_NAMES)), param=field)
-    budget = body.pop("thinking_token_budget", None)
-    # vLLM knows Anthropic's field at Anthropic's endpoint only.
-    anthropic = body.get("thinking") if path == MESSAGES else body.pop("thinking", None)
-    thinking = _parse(ThinkingOptions, "thinking", anthropic)
-    if thinking is not None:
-        effort = "none" if thinking.type == "disabled" else effort
-        budget = budget if thinking.budget_tokens is None else thinking.budget_tokens
-    if budget is not None and (not isinstance(budget, int) or isinstance(budget, bool) or budget < -1):
-        raise RequestError(f"the thinking budget is {budget!r}; accepted: tokens", param="thinking_token_budget")
+    api_efforts = {CHAT: fields.reasoning_effort, RESPONSES: fields.reasoning and fields.reasoning.effort}
+    named = (fields.tersely and fields.tersely.effort) or api_efforts.get(path)
+    effort, budget = named or default, fields.thinking_token_budget
+    if fields.thinking is not None:
+        effort = "none" if fields.thinking.type == "disabled" else effort
+        budget = budget if fields.thinking.budget_tokens is None else fields.thinking.budget_tokens
     effort = "none" if budget == 0 else effort
     if named is not None or effort == "none":
-        _set_template_effort(path, body, "medium" if effort == "auto" else openai_effort(effort))
+        name = "medium" if effort == "auto" else openai_effort(effort)  # for the chat template
+        if path == CHAT:
+            body["reasoning_effort"] = name
+        elif path == RESPONSES:
+            body["reasoning"] = {**(body.get("reasoning") or {}), "effort": name}
     cap = caps.get(openai_effort(effort)) if effort != "auto" and (named or default != "normal") else None
     limits = [limit for limit in (cap, None if budget == -1 else budget) if limit is not None]
     return effort, min(limits, default=None)
 
 
-def _set_template_effort(path: str, body: dict[str, Any], name: str) -> None:
-    """Set the field that reaches the chat template."""
-    if path == CHAT:
-        body["reasoning_effort"] = name
-    elif path == RESPONSES:
-        body["reasoning"] = {**(body.get("reasoning") or {}), "effort": name}
-
-
 def _control(
-    path: str,
-    body: Mapping[str, Any],
-    own: TerselyField,
-    default: RequestControl,
-    effort: str,
-    cap: int | None,
-    tag: str,
+    path: str, body: Mapping[str, Any], own: TerselyField, default: RequestControl, effort: str, cap: int | None
 ) -> RequestControl | None:
     """The control of a request; raw completions are controlled only if they ask for it."""
     given = (body.get("vllm_xargs") or {}).get(KEY)
@@ -142,7 +120,6 @@ def _control(
             shadow=own.shadow or control.shadow,
             answer_reserve=answer_reserve(limit, control.answer_reserve) if isinstance(limit, int) else None,
             question=_last_question(body),
-            tag=tag,
         )
     except TerselyError as error:
         raise RequestError(str(error), param=KEY) from None
@@ -155,12 +132,3 @@ def _last_question(body: Mapping[str, Any]) -> str:
     last = messages[-1] if isinstance(messages, list) and messages else None
     content = last.get("content") if isinstance(last, dict) else None
     return content if isinstance(content, str) else ""
-
-
-def _add_usage(body: dict[str, Any]) -> bool:
-    """Let a stream end with its usage; returns whether the client had not asked for it."""
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict) or options.get("include_usage"):
-        return False
-    body["stream_options"] = {**options, "include_usage": True}
-    return True

@@ -88,31 +88,34 @@ class VllmEngine:
         running = {row.name: row for row in rows}
         try:
             for row in rows:
-                row.submit(self._running, self._params(row, sampling))
+                if row.controller is not None:
+                    DRIVERS[row.name] = row.controller
+                prompt = {"prompt_token_ids": list(row.request.prompt_ids)}
+                self._running.add_request(row.name, prompt, self._params(row, sampling))
             while self._running.has_unfinished_requests():
                 for output in self._running.step():
                     if (found := running.get(output.request_id)) is not None:
                         found.update(output, sink)
         finally:
-            self._leave(rows)
-        for row in rows:
-            row.notify()
-        return [row.completion() for row in rows]
+            if unfinished := [row.name for row in rows if row.finish is None]:  # after an error or Ctrl-C
+                self._running.abort_request(unfinished)
+            for row in rows:
+                DRIVERS.pop(row.name, None)
+        completions = [row.completion() for row in rows]
+        for request, completion in zip(requests, completions, strict=True):
+            if isinstance(request.watcher, CompletionListener):
+                request.watcher.on_finish(completion)
+        return completions
 
     def hidden_states(self, prompts: Sequence[Sequence[int]], layer: int) -> list[State]:
         """See `Engine.hidden_states`; the prefix cache keeps what was read."""
         captures = [HiddenStateCapture(layer) for _ in prompts]
         requests = [Request(tuple(ids), 1, one, layers=(layer,)) for ids, one in zip(prompts, captures, strict=True)]
         self.generate(requests, SamplingParams(temperature=0.0))
-        states = [capture.state for capture in captures]
-        if any(state is None for state in states):
+        states = [capture.state for capture in captures if capture.state is not None]
+        if len(states) < len(captures):
             raise CapabilityError("vLLM kept no hidden states: another plug-in has replaced its logits layer")
-        return [state for state in states if state is not None]
-
-    @property
-    def _last_layer(self) -> int:
-        assert self.hidden_layers is not None
-        return self.hidden_layers[-1]
+        return states
 
     @property
     def _running(self) -> Any:
@@ -123,19 +126,11 @@ class VllmEngine:
     def _make_sequence(self, request: Request, index: int) -> VllmSequence:
         if request.modifiers:
             raise CapabilityError("vLLM cannot modify the forward pass; use the engine 'transformers'")
-        if wrong := [layer for layer in request.layers if layer not in (-1, self._last_layer)]:
-            raise CapabilityError(
-                f"hidden layer {wrong[0]} was requested; vLLM shows only the last one ({self._last_layer})"
-            )
+        shown = self.hidden_layers or ()
+        if wrong := [layer for layer in request.layers if layer not in shown]:
+            raise CapabilityError(f"hidden layer {wrong[0]} was requested; vLLM shows only the last one ({shown[-1]})")
         limit = check_max_new_tokens(request, index, self.context_length, self.name)
         return VllmSequence(index, f"tersely-{next(_NUMBERS)}", request, limit, self._end)
-
-    def _leave(self, rows: Sequence[VllmSequence]) -> None:
-        """Forget all sequences; end those that still run after an error or Ctrl-C."""
-        if unfinished := [row.name for row in rows if row.finish is None]:
-            self._running.abort_request(unfinished)
-        for row in rows:
-            DRIVERS.pop(row.name, None)
 
     def _params(self, row: VllmSequence, sampling: SamplingParams) -> Any:
         assert self.llm is not None
@@ -201,16 +196,12 @@ def load_vllm(
     if PROCESSOR in given.get("logits_processors", ()):
         raise OptionError("tersely's own logits processor is always added; leave it out of logits_processors")
     processors = [*given.pop("logits_processors", ()), PROCESSOR]
-    kind = _saved_dtype(place) if dtype == "auto" else dtype
-    llm = LLM(model=place, dtype=kind, max_model_len=max_model_len, logits_processors=processors, seed=0, **given)
+    if dtype == "auto":
+        from transformers import AutoConfig
+
+        dtype = str(getattr(AutoConfig.from_pretrained(place), "dtype", None) or "auto").removeprefix("torch.")
+    llm = LLM(model=place, dtype=dtype, max_model_len=max_model_len, logits_processors=processors, seed=0, **given)
     return VllmEngine(llm, name)
-
-
-def _saved_dtype(place: str) -> str:
-    from transformers import AutoConfig
-
-    saved = getattr(AutoConfig.from_pretrained(place), "dtype", None)
-    return "auto" if saved is None else str(saved).removeprefix("torch.")
 
 
 class HiddenStateCapture:
@@ -237,21 +228,12 @@ class VllmSequence:
         self.controller: RequestController | None = None
         self._shown = 0
         self._probabilities: list[float] = []
+        # vLLM then reports the probability of each token; for a watcher it would come too late.
+        self.wants_logprobs = request.signals and request.watcher is None
         if request.watcher is not None or request.signals:
             reads = {Capability.LOGIT_SIGNALS} if request.signals else set()
             reads |= {Capability.HIDDEN_STATES} if request.layers else set()
             self.controller = RequestController(request.watcher, end, frozenset(reads), keep_signals=request.signals)
-
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether vLLM should report the probability of each token; for a watcher it would come too late."""
-        return self.request.signals and self.request.watcher is None
-
-    def submit(self, engine: Any, params: Any) -> None:
-        """Submit the request to vLLM."""
-        if self.controller is not None:
-            DRIVERS[self.name] = self.controller
-        engine.add_request(self.name, {"prompt_token_ids": list(self.request.prompt_ids)}, params)
 
     def update(self, output: Any, sink: TokenSink | None) -> None:
         """Process the output of vLLM so far."""
@@ -282,11 +264,6 @@ class VllmSequence:
     def _forced(self, place: int) -> bool:
         forced = () if self.controller is None else self.controller.forced
         return place < len(forced) and forced[place]
-
-    def notify(self) -> None:
-        """Notify a watcher that listens for the completion."""
-        if isinstance(self.request.watcher, CompletionListener):
-            self.request.watcher.on_finish(self.completion())
 
     def completion(self) -> Completion:
         """The output without the token that ended it."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import vllm
 
-from ...errors import CapabilityError, OptionError
+from ...errors import OptionError
 from ..budgets import OPENAI_EFFORTS, canonical_effort
-from ..policies import list_policies
-from ..policies.base import BOUND, Policy
+from ..policies.base import Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, find_markers
 from ..text.reasoning_parser import split_reasoning
@@ -52,7 +51,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
     ) -> None:
         from ..engines.checkpoints import resolve_checkpoint
 
-        self._default = control(preset, policies, effort)
+        self._default = make_control(preset=preset, policies=policies, effort=effort)
         self._traces = TraceStore()
         settings = dict(options.pop("additional_config", None) or {})
         if markers is not None:
@@ -83,9 +82,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         """See `vllm.LLM.chat`; controlled as `generate` is, with the effort passed to the chat template."""
         chosen, rest = self._chosen(options)
         tier = canonical_effort(chosen.effort)
-        template = (
-            {"enable_thinking": False} if tier == "none" else {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
-        )
+        effort = {"reasoning_effort": OPENAI_EFFORTS.get(tier, "medium")}
+        template = {"enable_thinking": False} if tier == "none" else effort
         rest["chat_template_kwargs"] = {**template, **(rest.get("chat_template_kwargs") or {})}
         single = bool(messages) and isinstance(messages[0], dict)
         marked = self._mark(sampling_params, chosen, 1 if single else len(messages))
@@ -96,12 +94,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         names = ("preset", "policies", "effort", "thinking", "answer_reserve", "shadow")
         own = {name: options[name] for name in names if name in options}
         rest = {name: value for name, value in options.items() if name not in names}
-        if not own:
-            return self._default, rest
-        if "preset" in own or "policies" in own:
-            effort = own.pop("effort", self._default.effort)
-            return control(own.pop("preset", "balanced"), own.pop("policies", None), effort, **own), rest
-        return replace(self._default, **own), rest
+        kept = {"effort": self._default.effort} if "preset" in own or "policies" in own else self._default.as_dict()
+        return make_control(**{**kept, **own}) if own else self._default, rest
 
     def _mark(self, params: Any, chosen: RequestControl, size: int) -> list[Any]:
         """Parameters of each prompt, each with its own tag."""
@@ -138,20 +132,3 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         if vllm.envs.VLLM_ENABLE_V1_MULTIPROCESSING:  # in this process, others may still use it
             self.llm_engine.engine_core.shutdown()
         self._traces.close()
-
-
-def control(preset: str | None, policies: Sequence[Policy | str] | None, effort: str, **more: Any) -> RequestControl:
-    """Build a control from keywords; raises CapabilityError for a policy that cannot be sent to workers."""
-    named = None if policies is None else dict(_described(policy) for policy in policies)
-    return make_control(preset=preset if named is None else None, policies=named, effort=effort, **more)
-
-
-def _described(policy: Policy | str) -> tuple[str, dict[str, Any]]:
-    if isinstance(policy, str):
-        return policy, {}
-    if policy.name not in list_policies() or not is_dataclass(policy):
-        raise CapabilityError(
-            f"policy {policy.name!r} is not registered, and only registered ones can be sent to vLLM's workers; use "
-            "tersely.generate with an engine of load_vllm, which runs in this process"
-        )
-    return policy.name, {f.name: getattr(policy, f.name) for f in fields(policy) if f.metadata != BOUND}

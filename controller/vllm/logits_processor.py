@@ -65,7 +65,12 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
 
     def _row(self, params: Any, prompt: list[int] | None, output: list[int]) -> ControlledRow | None:
         """The row of a controlled request; None if it has no control or its control fails: it then runs without."""
-        tag, copy = self._numbered(params)
+        tag, copy = request_tag(params.extra_args), 0
+        if tag:  # samples of one prompt come in order and share their parameters
+            copy = self._copies.pop(tag, -1) + 1
+            self._copies[tag] = copy
+            if len(self._copies) > _PARKED:
+                self._copies.popitem(last=False)
         try:
             controller = self.worker.make_controller(params.extra_args, prompt, params.max_tokens or 1 << 30)
         except Exception as error:  # it would end the engine
@@ -73,17 +78,6 @@ class TerselyLogitsProcessor(RunnerV1, RunnerV2):  # type: ignore[misc]
             send_trace(tag, copy, [Decision("engine", "error", reason, 0)])
             return None
         return None if controller is None else ControlledRow(controller, output, params, tag, copy)
-
-    def _numbered(self, params: Any) -> tuple[str, int]:
-        """The tag of a request, and which of its samples this is: they come in order and share their parameters."""
-        tag = request_tag(params.extra_args)
-        if not tag:
-            return "", 0
-        copy = self._copies.pop(tag, -1) + 1
-        self._copies[tag] = copy
-        if len(self._copies) > _PARKED:
-            self._copies.popitem(last=False)
-        return tag, copy
 
     def _act(self, rows: dict[int, ControlledRow], logits: Tensor) -> None:
         apply_step(rows, logits)

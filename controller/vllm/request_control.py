@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import field, fields, replace
+from dataclasses import field, fields, is_dataclass, replace
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from ...errors import CapabilityError, OptionError, unknown
+from ...errors import CapabilityError, OptionError
 from ...validation import format_validation_error
 from ..budgets import Budget, canonical_effort, fit_budget
-from ..policies import make_policies, make_policy
-from ..policies.base import Policy
+from ..policies import list_policies, make_policies, make_policy
+from ..policies.base import BOUND, Policy
 from ..types import Capability
 
 KEY = "tersely"
@@ -26,15 +26,36 @@ AVAILABLE = frozenset({Capability.LOGIT_SIGNALS, Capability.HIDDEN_STATES, Capab
 """What policies may require inside vLLM, which keeps every token: nothing can be tried or taken back."""
 
 
+def _describe_policies(policies: Any) -> Any:
+    """Policies by name: a list has names, or policies, whose settings are read from them."""
+    if not isinstance(policies, list | tuple):
+        return policies
+    described: dict[str, dict[str, Any]] = {}
+    for policy in policies:
+        name, settings = str(getattr(policy, "name", policy)), dict[str, Any]()
+        if not isinstance(policy, str):
+            if name not in list_policies() or not is_dataclass(policy):
+                raise CapabilityError(
+                    f"policy {name!r} is not registered, and only registered ones can be sent to vLLM's workers; use "
+                    "tersely.generate with an engine of load_vllm, which runs in this process"
+                )
+            settings = {f.name: getattr(policy, f.name) for f in fields(policy) if f.metadata != BOUND}
+        if name in described:
+            raise OptionError(f"policy {name!r} is given twice; accepted: each at most once")
+        described[name] = settings
+    return described
+
+
 @dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", strict=True))
 class RequestControl:
-    """How one request is controlled; see also `GenerationOptions`. `read_control` builds it from settings.
+    """How one request is controlled; see also `GenerationOptions`. `make_control` and `read_control` build it.
 
     Raises CapabilityError for a policy that needs what vLLM does not offer.
     """
 
     preset: str | None = None
-    policies: dict[str, dict[str, Any]] | None = None  # name -> settings, in the order of their precedence
+    policies: Annotated[dict[str, dict[str, Any]] | None, BeforeValidator(_describe_policies)] = None
+    """Settings by name, in the order of their precedence; they replace the preset."""
     effort: str = "normal"  # sets only the budget, as the prompt is the caller's
     thinking: Annotated[int | None, Field(ge=1)] = None  # most thinking tokens, below what the effort allows
     answer_reserve: int | None = None
@@ -73,37 +94,28 @@ class RequestControl:
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
 
-_SETTINGS = tuple(f.name for f in fields(RequestControl) if f.name != "driver")
-
-
 def make_control(**settings: Any) -> RequestControl:
     """Build a control from settings; raises OptionError or CapabilityError."""
     try:
         return RequestControl(**settings)
     except ValidationError as error:
-        raise OptionError(f"{KEY!r}: {format_validation_error(error)}") from None
+        raise OptionError(f"{KEY!r}: {format_validation_error(error, RequestControl)}") from None
 
 
 def read_control(settings: Any) -> RequestControl:
     """Read an object, its JSON text, or the name of a preset; raises OptionError or CapabilityError."""
+    accepted = "accepted: an object, its JSON text, or the name of a preset"
     if isinstance(settings, str) and settings.lstrip()[:1] == "{":
         try:
             settings = json.loads(settings)
         except ValueError as error:
-            raise OptionError(
-                f"{KEY!r} is not valid JSON: {error}; accepted: an object, or the name of a preset"
-            ) from None
+            raise OptionError(f"{KEY!r} is not valid JSON: {error}; {accepted}") from None
         if "driver" in settings:  # which belongs to this process, and never comes as text
-            raise unknown(f"setting of {KEY!r}:", "driver", _SETTINGS)
+            raise OptionError(f"{KEY!r}: unknown field 'driver'; remove it")
     if isinstance(settings, str):
         settings = {"preset": settings}
     if not isinstance(settings, dict):
-        raise OptionError(f"{KEY!r} is {settings!r}; accepted: an object, its JSON text, or the name of a preset")
-    for key in settings:
-        if key not in (*_SETTINGS, "driver"):
-            raise unknown(f"setting of {KEY!r}:", key, _SETTINGS)
-    if isinstance(policies := settings.get("policies"), list):
-        settings = {**settings, "policies": {name: {} for name in policies}}
+        raise OptionError(f"{KEY!r} is {settings!r}; {accepted}")
     return make_control(**settings)
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import CapabilityError
 from ..budgets import canonical_effort, tier_by_length
@@ -18,13 +18,10 @@ from ..controller import Controller, ControllerState
 from ..policies.base import Policy
 from ..prompts import thinking_state_after
 from ..text.markers import Markers, closing_text, find_markers, paragraph_separator
-from ..text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from ..text.tokenizer_adapter import get_adapter
 from ..trace import Decision
-from ..types import BindContext, Capability, Directive, Signals, State, StepInfo, Watcher
+from ..types import BindContext, Capability, Signals, State, StepInfo, Watcher
 from .request_control import KEY, RequestControl, parse_control, read_control
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 DRIVERS: dict[str, RequestController] = {}
 """Controllers of requests to an engine in this process, by the `driver` of their control."""
@@ -51,20 +48,6 @@ def folder_fingerprint(model: str) -> str | None:
     return checkpoint_fingerprint(model)
 
 
-class EosSwap:
-    """For which rows the end of the turn was swapped; fetched from the device once, when a later token is read."""
-
-    def __init__(self, swapped: Tensor) -> None:
-        self.swapped = swapped
-        self._values: list[bool] | None = None
-
-    def happened(self, number: int) -> bool:
-        """Whether it was swapped for this row."""
-        if self._values is None:
-            self._values = self.swapped.tolist()
-        return self._values[number]
-
-
 class RequestController:
     """Drives one watcher over a growing output.
 
@@ -85,7 +68,7 @@ class RequestController:
         self.signals: list[Signals | None] = []
         self.stopped = False  # by the watcher
         self.next_step: Callable[[], StepInfo] = lambda: _NO_STEP  # what the model says about the next token
-        self.swap: tuple[EosSwap, int] | None = None  # with this row's number in it
+        self.swap: Callable[[], bool] | None = None  # whether the end of the turn was swapped for the next token
         self._finished = watcher is None  # nothing will be forced any more
         self._queue: deque[int] = deque()
         self._closings: dict[str, tuple[int, ...]] = {}
@@ -119,7 +102,7 @@ class RequestController:
         for index in range(len(self.forced), len(output)):
             latest = index == len(output) - 1
             step = self.next_step() if latest and (self.reads or self.keep_signals) else _NO_STEP
-            swapped = latest and self.swap is not None and self.swap[0].happened(self.swap[1])
+            swapped = latest and self.swap is not None and self.swap()
             self._read_token(output[index], step, swapped)
         return self._queue[0] if self._queue else None
 
@@ -139,16 +122,14 @@ class RequestController:
         self.forced.append(False)
         if swapped and self.closing_start() == token:
             self.forced[-1] = True
-            self._apply(self._observe(self.end[0], step), written=1)
+            self._observe(self.end[0], step, written=1)
         else:
-            self._apply(self._observe(token, step))
+            self._observe(token, step)
 
-    def _observe(self, token: int, step: StepInfo) -> Directive:
+    def _observe(self, token: int, step: StepInfo, written: int = 0) -> None:
+        """Show a token to the watcher, and queue what it forces; this many tokens of that are written already."""
         assert self.watcher is not None
-        return self.watcher.observe(token, step) if self.reads else self.watcher.observe(token)
-
-    def _apply(self, directive: Directive, written: int = 0) -> None:
-        """Queue what a directive forces, of which this many tokens are written already."""
+        directive = self.watcher.observe(token, step) if self.reads else self.watcher.observe(token)
         if directive.retract > written or directive.trial is not None or directive.wait_for is not None:
             self._give_up("inside vLLM tokens cannot be retracted, tried or waited for")
             return
@@ -225,11 +206,6 @@ class WorkerContext:
         )
 
     @cached_property
-    def codec(self) -> TokenizerAdapter:
-        """Text and ids of this model."""
-        return get_adapter(self.tokenizer)
-
-    @cached_property
     def markers(self) -> Markers:
         """How this model opens and closes its thinking; raises MarkerError if unknown."""
         return Markers(*self._markers) if self._markers else find_markers(self.tokenizer)
@@ -262,27 +238,27 @@ class WorkerContext:
             return None
         if control.driver:
             return DRIVERS[control.driver]
-        state = thinking_state_after(self.codec.decode(list(prompt or ())[-32:]), self.markers)
+        codec, ids = get_adapter(self.tokenizer), list(prompt or ())
+        state = thinking_state_after(codec.decode(ids[-32:]), self.markers)
         if state == "answer":
             return None
         tier = canonical_effort(control.effort)
         if tier == "auto":
-            tier = tier_by_length(self.codec.decode(list(prompt or ())))
-        policies = tuple(self._bind(policy) for policy in control.make_policies())
+            tier = tier_by_length(codec.decode(ids))
+        policies = control.make_policies()
+        for policy in policies:
+            if policy not in self._bound:
+                self._bound[policy] = policy.bind(BindContext(self))
+        policies = tuple(self._bound[policy] for policy in policies)
         controller = Controller(
             policies,
-            self.codec,
+            codec,
             self.markers,
             control.make_budget(tier, max_tokens),
             opened=state == "thinking",
             shadow=control.shadow,
             prompt=control.question,
-            prompt_tokens=len(prompt or ()),
+            prompt_tokens=len(ids),
         )
         required = {need for policy in policies for need in policy.requires}
         return RequestController(controller, self.end, frozenset(required & self.capabilities))
-
-    def _bind(self, policy: Policy) -> Policy:
-        if policy not in self._bound:
-            self._bound[policy] = policy.bind(BindContext(self))
-        return self._bound[policy]

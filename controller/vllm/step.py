@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from ...errors import CapabilityError
 from ...kernels.signals import logit_signals
 from ..types import Signals, State, StepInfo
-from .request_controller import EosSwap, RequestController
+from .request_controller import RequestController
 from .trace_channel import send_trace
 
 _CERTAIN = 1e9
@@ -39,29 +39,25 @@ class ControlledRow:
 
 def apply_step(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
     """Let rows, by their index in logits [all rows, vocabulary], read their output, and force what follows."""
-    forced = {place: token for place, row in rows.items() if (token := _read(row)) is not None}
+    forced = {}
+    for place, row in rows.items():
+        try:
+            token = row.controller.read(row.output)
+        except Exception as error:  # an error of ours must not end the engine
+            row.controller.fail(error)
+            continue
+        if token is not None:
+            forced[place] = token
     if forced:
-        _force(forced, logits)
+        places = torch.tensor([list(forced), list(forced.values())], device=logits.device)
+        found = logits[places[0], places[1]]
+        logits[places[0], places[1]] = torch.where(found == -torch.inf, found, _CERTAIN)
     _read_logits([(place, row) for place, row in rows.items() if row.controller.needs_step], logits)
     _swap_eos(rows, logits)
     for row in rows.values():
         controller = row.controller.controller
         if controller is not None and len(controller.decisions) > row.sent:
             row.sent = send_trace(row.tag, row.copy, controller.decisions, row.sent)
-
-
-def _read(row: ControlledRow) -> int | None:
-    try:
-        return row.controller.read(row.output)
-    except Exception as error:  # an error of ours must not end the engine
-        row.controller.fail(error)
-        return None
-
-
-def _force(forced: Mapping[int, int], logits: Tensor) -> None:
-    places = torch.tensor([list(forced), list(forced.values())], device=logits.device)
-    found = logits[places[0], places[1]]
-    logits[places[0], places[1]] = torch.where(found == -torch.inf, found, _CERTAIN)
 
 
 def _read_logits(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
@@ -71,7 +67,7 @@ def _read_logits(rows: list[tuple[int, ControlledRow]], logits: Tensor) -> None:
     all_rows = len(rows) == len(logits)
     found = logit_signals(logits if all_rows else logits[[place for place, _ in rows]])
     values = torch.stack((found.entropy, found.top, found.margin), dim=1).tolist()
-    hidden = last_hidden_states(len(logits))
+    hidden = _kept[0] if _kept and _kept[0].shape[0] == len(logits) else None  # none of other rows
     for number, (place, row) in enumerate(rows):
         entropy, top, margin = values[place if all_rows else number]
         signals = Signals(entropy, top, math.nan, margin)
@@ -90,31 +86,24 @@ def _swap_eos(rows: Mapping[int, ControlledRow], logits: Tensor) -> None:
 
     vLLM would end the request there, without an answer. Where a grammar forbids that token, the end stays.
     """
-    places, firsts, offers = [], [], []
+    offers = []
     for place, row in rows.items():
-        controller = row.controller
-        controller.swap = None
-        if (first := controller.closing_start()) is not None:
-            places.append(place)
-            firsts.append(first)
-            offers.append(controller)
+        row.controller.swap = None
+        if (first := row.controller.closing_start()) is not None:
+            offers.append((place, first, row.controller))
     if not offers:
         return
-    where, what, end = (torch.tensor(ids, device=logits.device) for ids in (places, firsts, offers[0].end))
+    places, firsts, controllers = zip(*offers, strict=True)
+    where, what, end = (torch.tensor(ids, device=logits.device) for ids in (places, firsts, controllers[0].end))
     ends = where[:, None], end
     wanted = logits[ends].amax(dim=1)
     instead = logits[where, what]
     allowed = instead > -torch.inf
-    swap = EosSwap((wanted > instead) & allowed)
+    swapped = cache(((wanted > instead) & allowed).tolist)  # fetched from the device when a later token is read
     logits[where, what] = torch.where(allowed, torch.maximum(wanted, instead), instead)
     logits[ends] = logits[ends].masked_fill(allowed[:, None], -torch.inf)
-    for number, controller in enumerate(offers):
-        controller.swap = swap, number
-
-
-def last_hidden_states(rows: int) -> Tensor | None:
-    """The hidden states of the latest logits; None if they are of other rows, or nothing is kept."""
-    return _kept[0] if _kept and _kept[0].shape[0] == rows else None
+    for number, controller in enumerate(controllers):
+        controller.swap = lambda number=number: swapped()[number]
 
 
 class HiddenStateTap(LogitsProcessor):  # type: ignore[misc]

@@ -25,6 +25,7 @@ from tersely.controller.serving.cli import serve
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
 from tersely.errors import OptionError, TerselyError
 
+from ..support.refusals import refused
 from ..support.serving import MODEL, PATIENCE, QUESTION, Served, body, error_of, served, until
 
 LONG: dict[str, Any] = {"reasoning_effort": "high", "tersely": {"preset": "off"}}
@@ -257,31 +258,32 @@ def test_a_port_in_use_is_refused() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OptionError, match=str(port)) as e:
+        with pytest.raises(OptionError) as e:
             serve(port=port, model="no-such-model")
         assert e.value.code == "port_in_use"
 
 
 REFUSED = [
-    ({"budget": ["low"]}, "'low'"),
-    ({"budget": ["lwo=3"]}, "'lwo'"),
-    ({"effort": "hgih"}, "'hgih'"),
-    ({"preset": "fats"}, "'fats'"),
-    ({"policy": ["budgte"]}, "'budgte'"),
-    ({"api_key": " "}, "--api-key"),
-    ({"no_thinking": True, "think_prompt": True}, "--no-thinking"),
-    ({"no_thinking": True, "markers": "<a>,</a>"}, "--no-thinking"),
-    ({"host": "256.1.1.1"}, "'256.1.1.1'"),
-    ({"config": Path("nowhere.json")}, "nowhere.json"),
-    ({"config": Path("nowhere.json"), "effort": "hard"}, "--config"),
-    ({"port": 0, "model": "no-such-model"}, "no-such-model"),
+    ({"budget": ["low"]}, "invalid_option"),
+    ({"budget": ["lwo=3"]}, "unknown_name"),
+    ({"effort": "hgih"}, "unknown_name"),
+    ({"preset": "fats"}, "unknown_name"),
+    ({"policy": ["budgte"]}, "unknown_name"),
+    ({"api_key": " "}, "invalid_option"),
+    ({"no_thinking": True, "think_prompt": True}, "invalid_option"),
+    ({"no_thinking": True, "markers": "<a>,</a>"}, "invalid_option"),
+    ({"host": "256.1.1.1"}, "cannot_listen"),
+    ({"config": Path("nowhere.json")}, "error"),
+    ({"config": Path("nowhere.json"), "effort": "hard"}, "invalid_option"),
+    ({"port": 0, "model": "no-such-model"}, "model_unusable"),
 ]
 
 
-@pytest.mark.parametrize(("options", "value"), REFUSED)
-def test_wrong_options_are_refused_before_loading(options: dict[str, Any], value: str) -> None:
-    with pytest.raises(TerselyError, match=value):
+@pytest.mark.parametrize(("options", "code"), REFUSED)
+def test_wrong_options_are_refused_before_loading(options: dict[str, Any], code: str) -> None:
+    with pytest.raises(TerselyError) as caught:
         serve(**options)
+    assert caught.value.code == code
 
 
 def test_grouped_attention_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +295,6 @@ def test_grouped_attention_reaches_the_engine(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("tersely.controller.engines.transformers.engine.load_engine", load)
     for grouped in (False, True):
-        with pytest.raises(OptionError, match="no engine"):
+        with refused(OptionError):
             serve(model="m", port=0, grouped_attention=grouped)
     assert asked == [("m", False), ("m", True)]

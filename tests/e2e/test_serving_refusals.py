@@ -68,7 +68,11 @@ FIELDS: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user", "content": "x", "colour": 1}]}, "messages[0].colour", "field"),
     ({"messages": [{"role": "user", "content": " "}]}, "messages", "empty"),
     ({"messages": [{"role": "user", "content": QUESTION * 9}]}, "messages", "accepted: at most 200"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "'image_url'"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        "messages[0].content[0].type",
+        "'image_url'",
+    ),
 ]
 
 

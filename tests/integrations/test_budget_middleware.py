@@ -93,7 +93,7 @@ def test_dollars_are_counted_by_the_price_of_each_model(mode: str):
 def test_model_without_a_price_is_refused_before_it_is_called():
     model = scripted(reply("3"))
     agent = create_agent(model, [add], middleware=[BudgetMiddleware(dollars=1.0, prices={"a": (1.0, 1.0)})])
-    with pytest.raises(OptionError, match="'scripted'") as error:
+    with pytest.raises(OptionError) as error:
         agent.invoke(QUESTION)
     assert error.value.code == "missing_price"
     assert model.requests == []

@@ -114,9 +114,9 @@ def test_wrong_arguments_are_refused(name: str, value: str) -> None:
 
 
 def test_wrong_calls_are_refused(llm: TerselyLLM) -> None:
-    with pytest.raises(OptionError, match="'efort'") as option_error:
+    with pytest.raises(OptionError) as option_error:
         llm.chat([user(PROBLEM)], efort="easy")
     assert option_error.value.code == "unknown_name"
-    with pytest.raises(PromptError, match="'image'") as prompt_error:
+    with pytest.raises(PromptError) as prompt_error:
         llm.chat([ChatMessage(role=MessageRole.USER, blocks=[ImageBlock(url="http://x/y.png")])])
     assert prompt_error.value.code == "unsupported_content"

@@ -19,6 +19,7 @@ from tersely.controller.integrations.langchain.routing import DifficultyDecision
 from tersely.errors import OptionError
 
 from ..support.agents import add, reply, run_agent, scripted, sync_and_async
+from ..support.refusals import refused
 
 MODEL = "tersely-tiny-small"
 
@@ -77,12 +78,12 @@ def test_difficulty_probe_chooses_the_effort_of_a_question():
 
 
 def test_wrong_tables_are_refused():
-    with pytest.raises(OptionError, match="'plann'") as error:
+    with pytest.raises(OptionError) as error:
         EffortMiddleware({"plann": "easy"})
     assert error.value.code == "unknown_name"
-    with pytest.raises(OptionError, match="'lots'"):
+    with refused(OptionError, "unknown_name"):
         EffortMiddleware({"plan": "lots"})
-    with pytest.raises(OptionError, match="'lots'"):
+    with refused(OptionError, "unknown_name"):
         EffortMiddleware(route={"lots": scripted(reply("3"))})
 
 
@@ -91,7 +92,7 @@ def test_effort_settings():
     assert effort_settings(scripted(reply("")), "easy") == {"reasoning_effort": "low"}
     levels = scripted(reply(""), profile={"reasoning_effort_levels": ["minimal", "medium"]})
     assert effort_settings(levels, "easy") == {"reasoning_effort": "minimal"}
-    with pytest.raises(OptionError, match="'hard'") as error:
+    with pytest.raises(OptionError) as error:
         effort_settings(levels, "hard")
     assert error.value.code == "unsupported_effort"
 

@@ -22,6 +22,7 @@ from tersely.errors import OptionError
 from tersely.evaluation.tasks.questions import load
 
 from ..support.agents import ScriptedChatModel, reply
+from ..support.refusals import refused
 from ..support.text_engine import TextEngine
 
 MODEL = "tersely-tiny-small"
@@ -64,20 +65,20 @@ def test_labels_are_tiers_without_routes(engine: TransformersEngine):
     decision = DifficultyDecision(model=MODEL, engine=engine)
     answer = ask(decision, EASY, ("none", "low", "medium", "high")).choices["q"]
     assert answer.choice == "none" and answer.probabilities["high"] == 0.0
-    with pytest.raises(OptionError, match="fast, large") as error:
+    with pytest.raises(OptionError) as error:
         ask(decision, EASY)
     assert error.value.code == "incomplete_routes"
 
 
 def test_questions_other_than_choices_are_refused(engine: TransformersEngine):
     decision = DifficultyDecision(model=MODEL, engine=engine, routes=ROUTES)
-    with pytest.raises(OptionError, match="'q'"):
+    with refused(OptionError):
         decision.invoke({"state": EASY, "questions": {"q": Noul(instructions="Hard?")}})
 
 
 def test_model_without_a_probe_is_refused():
     decision = DifficultyDecision(model="text", engine=TextEngine(lambda prompt: "x"), routes=ROUTES)
-    with pytest.raises(ProbeError, match="'text'"):
+    with refused(ProbeError):
         ask(decision, EASY)
 
 

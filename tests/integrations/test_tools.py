@@ -42,7 +42,7 @@ class Person(BaseModel):
 
 
 def test_model_without_a_tool_template_is_refused():
-    with pytest.raises(CapabilityError, match="'tersely-tiny-small'") as error:
+    with pytest.raises(CapabilityError) as error:
         ChatTersely(model="tersely-tiny-small").bind_tools([add])
     assert error.value.code == "no_tool_calling"
 
@@ -152,7 +152,7 @@ def test_tool_choice_selects_tools_and_asks_for_a_call():
     assert "Add two numbers." not in named and "Go.\n\nAnswer with a call of the tool sub." in named
     assert "Add two numbers." in any_ and "Go.\n\nAnswer with a call of one of the tools." in any_
     assert "<tools>" not in none
-    with pytest.raises(OptionError, match="'ad'") as error:
+    with pytest.raises(OptionError) as error:
         model.bind_tools([add, sub], tool_choice="ad")
     assert error.value.code == "unknown_name"
 
@@ -196,12 +196,12 @@ def test_schema_error():
 
 def test_unknown_methods_and_formats_are_refused():
     model = chat("</think>\n\nx")
-    with pytest.raises(OptionError, match="'json'") as error:
+    with pytest.raises(OptionError) as error:
         model.with_structured_output(Person, method="json")
     assert error.value.code == "unknown_name"
-    with pytest.raises(OptionError, match="'xml'") as error:
+    with pytest.raises(OptionError) as error:
         model.invoke("Hi", response_format={"type": "xml"})
     assert error.value.code == "unknown_response_format"
-    with pytest.raises(OptionError, match="'strickt'") as error:
+    with pytest.raises(OptionError) as error:
         model.bind_tools([add], strickt=True)
     assert error.value.code == "unknown_name"

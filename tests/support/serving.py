@@ -14,9 +14,10 @@ import httpx
 
 from tersely.controller.serving.app import UvicornServer, create_app, serve
 from tersely.controller.serving.batch_worker import BatchWorker
-from tersely.controller.serving.cli import open_session
+from tersely.controller.serving.cli import NO_MARKERS
 from tersely.controller.serving.metrics import Metrics
 from tersely.controller.serving.settings import ServerSettings, bind_socket
+from tersely.controller.session import Session
 from tersely.controller.types import Engine
 
 MODEL = "tersely-tiny-small"
@@ -101,7 +102,7 @@ def served(
     """Serve while the context lasts."""
     settings = settings or ServerSettings(MODEL)
     metrics = Metrics()
-    worker = BatchWorker(open_session(engine, thinks=thinks), settings.limits, metrics, thinks)
+    worker = BatchWorker(Session(engine, None if thinks else NO_MARKERS), settings.limits, metrics, thinks)
     server = UvicornServer(create_app(settings, worker, metrics), worker, drain)
     bound = bind_socket("127.0.0.1", 0)
     url = f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,11 +30,6 @@ class RefusedError(ModelError):
         super().__init__(message)
         self.status = status
 
-    @property
-    def not_found(self) -> bool:
-        """Whether the path or the model does not exist."""
-        return self.status == 404
-
 
 class OpenAIClient:
     """The server at a base URL, with or without /v1; used in one event loop.
@@ -46,11 +42,23 @@ class OpenAIClient:
     """
 
     def __init__(self, base_url: str, api_key: str | None = None, timeout: float = 120.0) -> None:
-        self.url = _normalize_url(base_url)
+        parts = urlsplit(base_url.strip())
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            raise OptionError(
+                f"{base_url!r} is not the URL of a server; accepted: for example http://localhost:8000/v1",
+                code="invalid_url",
+            )
+        try:
+            import httpx
+        except ImportError:
+            raise CapabilityError(
+                "connecting to servers needs httpx; pip install 'tersely[serve]'", code="missing_dependency"
+            ) from None
+        self.url = base_url.strip().rstrip("/") + ("" if parts.path.strip("/") else "/v1")
         self.timeout = timeout
         self._key = api_key or next((os.environ[name] for name in KEYS if os.environ.get(name)), None)
-        self._httpx = _import_httpx()
-        self._client: httpx.AsyncClient | None = None
+        self._httpx = httpx
+        self._client: httpx.AsyncClient | None = None  # made in the loop that uses it
 
     async def list_models(self) -> dict[str, dict[str, Any]]:
         """The server's models by name; empty if it has no list. Raises ModelError if no server answers."""
@@ -69,7 +77,7 @@ class OpenAIClient:
     async def request(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Send a request and return its reply; raises what `stream_events` does."""
         try:
-            reply = await self._open().request(method, self.url + path, json=body, headers=self._headers())
+            reply = await self._open().request(method, self.url + path, json=body)
             if reply.status_code >= 400:
                 raise self._error_from_status(reply.status_code, path, reply.text)
             value = reply.json()
@@ -91,7 +99,7 @@ class OpenAIClient:
         serve, and ModelError for any other trouble.
         """
         try:
-            async with self._open().stream("POST", self.url + path, json=body, headers=self._headers()) as reply:
+            async with self._open().stream("POST", self.url + path, json=body) as reply:
                 if reply.status_code >= 400:
                     text = (await reply.aread()).decode("utf-8", "replace")
                     raise self._error_from_status(reply.status_code, path, text)
@@ -103,7 +111,10 @@ class OpenAIClient:
                         return
                     event = json.loads(data)
                     if error := event.get("error"):
-                        raise self._error_from_status(_get_status(error), path, json.dumps(error))
+                        status = error.get("code") if isinstance(error, dict) else None
+                        if not isinstance(status, int) or not 400 <= status < 600:
+                            status = 500
+                        raise self._error_from_status(status, path, json.dumps(error))
                     yield event
         except self._httpx.TransportError as error:
             raise self._error_from_transport(error) from error
@@ -118,13 +129,12 @@ class OpenAIClient:
     def _open(self) -> httpx.AsyncClient:
         if self._client is None:
             httpx = self._httpx
-            limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
-            timeout = httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
-            self._client = httpx.AsyncClient(timeout=timeout, limits=limits)
+            self._client = httpx.AsyncClient(
+                headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=16),
+                timeout=httpx.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
+            )
         return self._client
-
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._key}"} if self._key else {}
 
     def _error_from_transport(self, error: Exception) -> Exception:
         httpx = self._httpx
@@ -180,44 +190,12 @@ async def choose_model(client: OpenAIClient, model: str | None) -> ServedModel:
     return ServedModel(model, names, length if isinstance(length, int) else None)
 
 
-def _normalize_url(url: str) -> str:
-    """The URL to which paths such as /completions are appended."""
-    parts = urlsplit(url.strip())
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise OptionError(
-            f"{url!r} is not the URL of a server; accepted: for example http://localhost:8000/v1", code="invalid_url"
-        )
-    bare = url.strip().rstrip("/")
-    return bare if parts.path.strip("/") else f"{bare}/v1"
-
-
-def _import_httpx() -> Any:
-    try:
-        import httpx
-    except ImportError:
-        raise CapabilityError(
-            "connecting to servers needs httpx; pip install 'tersely[serve]'", code="missing_dependency"
-        ) from None
-    return httpx
-
-
-def _extract_message(reply: Any) -> str:
+def _extract_message(text: str) -> str:
     """The message of an error reply, of which there are many shapes, on one line."""
-    if isinstance(reply, str):
-        try:
-            value = json.loads(reply)
-        except json.JSONDecodeError:
-            value = None
-        if not isinstance(value, dict):
-            return " ".join(reply.split())[:300] or "no reason given"
-        reply = value
+    reply: Any = text
+    with suppress(json.JSONDecodeError):
+        reply = json.loads(text)
     for key in ("error", "message", "detail"):
-        if isinstance(reply, dict) and reply.get(key):
-            return _extract_message(reply[key])
-    return " ".join(str(reply).split())[:300]
-
-
-def _get_status(error: Any) -> int:
-    """The status of an error that was sent as an event; 500 if it has none."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 500
+        if isinstance(reply, dict):
+            reply = reply.get(key) or reply
+    return " ".join(str(reply).split())[:300] or "no reason given"

@@ -13,7 +13,7 @@ from typing import Any
 
 from ....errors import CapabilityError, ModelError
 from ...text.markers import KNOWN
-from ...text.tokenizer_adapter import TokenizerAdapter, get_adapter
+from ...text.tokenizer_adapter import get_adapter
 from ...types import SamplingParams, Signals
 from .backend import Chunk, StreamError, load_tokenizer, signals_from_logprobs
 from .client import OpenAIClient, RefusedError, choose_model, explain_not_found
@@ -63,19 +63,17 @@ class CompletionsBackend:
                 code="server_unreachable",
             ) from error
 
-    @property
-    def _codec(self) -> TokenizerAdapter:
-        return get_adapter(self.tokenizer)
-
     async def _find_extensions(self) -> None:
         """Find the best form of request that the server accepts."""
-        ids = list(self._codec.encode(_TEST_PROMPT))
+        ids = list(get_adapter(self.tokenizer).encode(_TEST_PROMPT))
         refusal: RefusedError | None = None
         for prompt, extensions in product((ids, _TEST_PROMPT), _EXTENSIONS):
+            body = {"model": self.model, "prompt": prompt, "max_tokens": 1, "temperature": 0.0, "stream": True}
             try:
-                choices = await self._generate_one_token(prompt, extensions)
+                async with aclosing(self.client.stream_events("/completions", {**body, **extensions})) as events:
+                    choices = [choice async for event in events for choice in event.get("choices") or ()]
             except RefusedError as error:
-                if error.not_found:
+                if error.status == 404:
                     raise await explain_not_found(self.client, self.model, error) from error
                 refusal = refusal or error
                 continue
@@ -89,21 +87,6 @@ class CompletionsBackend:
             return
         assert refusal is not None  # the loop continues only after a refusal
         raise refusal
-
-    async def _generate_one_token(self, prompt: Any, extensions: dict[str, Any]) -> list[dict[str, Any]]:
-        body = {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": 1,
-            "temperature": 0.0,
-            "stream": True,
-            **extensions,
-        }
-        choices: list[dict[str, Any]] = []
-        async with aclosing(self.client.stream_events("/completions", body)) as events:
-            async for event in events:
-                choices += event.get("choices") or ()
-        return choices
 
     def _check_markers(self) -> None:
         """Raise CapabilityError if the end of the thinking would be invisible in text without special tokens."""
@@ -173,7 +156,7 @@ class CompletionsBackend:
 
     def _decode_prompt(self, ids: Sequence[int]) -> str:
         """A prompt as text, without the token that servers put before every text themselves."""
-        text = self._codec.decode(ids)
+        text = get_adapter(self.tokenizer).decode(ids)
         bos = self.tokenizer.bos_token
         added = bos and list(self.tokenizer("")["input_ids"][:1]) == [self.tokenizer.bos_token_id]
         return text.removeprefix(bos) if added and "add_special_tokens" not in self._extensions else text

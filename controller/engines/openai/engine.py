@@ -147,19 +147,17 @@ class RemoteEngine:
         except BaseExceptionGroup as errors:
             error = errors.exceptions[0]
             if isinstance(error, StreamError):
-                raise self._server_lost(error, [request.completion() for request in running]) from error
+                completions = [request.completion() for request in running]
+                tokens = sum(len(completion.token_ids) for completion in completions)
+                raise ServerLostError(
+                    f"{self.name} was lost after {tokens} tokens of {len(completions)} request(s) and "
+                    f"{self._state.retries} retries ({error}); partial output is in `completions`",
+                    completions,
+                ) from error
             raise error from None
         finally:
             self._calls.discard(call)
         return [task.result() for task in tasks]
-
-    def _server_lost(self, error: StreamError, completions: Sequence[Completion]) -> ServerLostError:
-        tokens = sum(len(completion.token_ids) for completion in completions)
-        return ServerLostError(
-            f"{self.name} was lost after {tokens} tokens of {len(completions)} request(s) and {self._state.retries} "
-            f"retries ({error}); partial output is in `completions`",
-            completions,
-        )
 
     def _make_sequence(self, index: int, request: Request, sink: TokenSink | None) -> SequenceState:
         needs = {

@@ -111,32 +111,26 @@ def count_tokens(prompt: Sequence[BaseMessage], message: AIMessage) -> tuple[int
 
 def repeated_tool_call(messages: Sequence[BaseMessage], calls: Sequence[Mapping[str, Any]], limit: int) -> str | None:
     """The tool among `calls` that is called with the same arguments for the `limit`-th time since the last question."""
+    earlier = [call for message in current_turn(messages) for call in getattr(message, "tool_calls", ())]
     counts: Counter[str] = Counter()
-    for message in messages:
-        if isinstance(message, HumanMessage):
-            counts.clear()
-        elif isinstance(message, AIMessage):
-            counts.update(_call_key(call) for call in message.tool_calls)
-    for call in calls:
-        counts[_call_key(call)] += 1
-        if counts[_call_key(call)] >= limit:
+    for number, call in enumerate([*earlier, *calls]):
+        key = json.dumps([call["name"], call["args"]], sort_keys=True, default=str)
+        counts[key] += 1
+        if number >= len(earlier) and counts[key] >= limit:
             return str(call["name"])
     return None
 
 
-def _call_key(call: Mapping[str, Any]) -> str:
-    return json.dumps([call["name"], call["args"]], sort_keys=True, default=str)
-
-
 def tool_results_text(messages: Sequence[BaseMessage], limit: int = 2000) -> str:
     """The results of tools since the last question, oldest first; the last `limit` characters of them."""
-    results: list[str] = []
-    for message in messages:
-        if isinstance(message, HumanMessage):
-            results = []
-        elif isinstance(message, ToolMessage) and message.text.strip():
-            results.append(f"{message.name or 'tool'}: {message.text.strip()}")
-    return "\n".join(results)[-limit:]
+    results = [m for m in current_turn(messages) if isinstance(m, ToolMessage) and m.text.strip()]
+    return "\n".join(f"{message.name or 'tool'}: {message.text.strip()}" for message in results)[-limit:]
+
+
+def current_turn(messages: Sequence[BaseMessage]) -> Sequence[BaseMessage]:
+    """The messages since the last question."""
+    questions = [place for place, message in enumerate(messages) if isinstance(message, HumanMessage)]
+    return messages[questions[-1] + 1 :] if questions else messages
 
 
 class BudgetState(AgentState):
@@ -210,10 +204,8 @@ class BudgetMiddleware(AgentMiddleware):
         """See `AgentMiddleware.wrap_model_call`."""
         turn = _Turn(self, request)
         response = handler(turn.first_request)
-        turn.add(response)
         if turn.needs_last_call(response):
             response = handler(turn.last_request())
-            turn.add(response)
         return turn.finish(response)
 
     async def awrap_model_call(
@@ -222,10 +214,8 @@ class BudgetMiddleware(AgentMiddleware):
         """See `AgentMiddleware.awrap_model_call`."""
         turn = _Turn(self, request)
         response = await handler(turn.first_request)
-        turn.add(response)
         if turn.needs_last_call(response):
             response = await handler(turn.last_request())
-            turn.add(response)
         return turn.finish(response)
 
 
@@ -236,8 +226,7 @@ class _Turn:
         self.budget, self.request = budget, request
         self.spent: dict[str, Any] = request.state[SPENT]
         self.over: str | None = self.spent["over"]
-        self._is_last = self.over is not None
-        self.first_request = self.last_request() if self._is_last else self._limited_request()
+        self.first_request = self._limited_request() if self.over is None else self.last_request()
 
     def _limited_request(self) -> ModelRequest[Any]:
         """The request with the effort and the length that the budget still allows."""
@@ -265,27 +254,28 @@ class _Turn:
         state: Any = {**request.state, SPENT: {**self.spent, "ceiling": "none"}}
         return request.override(tools=[], tool_choice=None, messages=messages, model_settings=settings, state=state)
 
-    def add(self, response: ModelResponse[Any]) -> None:
-        """Count the cost of a call."""
-        for message in response.result:
-            if isinstance(message, AIMessage):
-                self.spent = self.budget.limits.add_call(self.spent, self.request.messages, message)
-
     def needs_last_call(self, response: ModelResponse[Any]) -> bool:
-        """Whether the model repeats a tool call too often and a last call should answer instead."""
+        """Whether the model repeats a tool call too often and a last call, after this one, should answer instead."""
         limit = self.budget.repeats
-        if self._is_last or limit is None:
+        if self.over is not None or limit is None:
             return False
         calls = [call for message in response.result for call in getattr(message, "tool_calls", ())]
         name = repeated_tool_call(self.request.messages, calls, limit)
         if name is None:
             return False
-        self._is_last = True
         self.over = f"tool {name} was called {limit} times with identical arguments"
+        if self.budget.last_call:
+            self._add_cost(response)
         return self.budget.last_call
 
+    def _add_cost(self, response: ModelResponse[Any]) -> None:
+        for message in response.result:
+            if isinstance(message, AIMessage):
+                self.spent = self.budget.limits.add_call(self.spent, self.request.messages, message)
+
     def finish(self, response: ModelResponse[Any]) -> ExtendedModelResponse[Any]:
-        """The response, turned into a final answer if the question ends, and an update of what has been spent."""
+        """The last response, turned into a final answer if the question ends, and an update of what has been spent."""
+        self._add_cost(response)
         if self.over is not None and response.structured_response is None:
             answer = next(m for m in response.result if isinstance(m, AIMessage))
             response = ModelResponse([_final_message(answer, self.over, self.request.messages)])

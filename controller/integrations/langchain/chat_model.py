@@ -30,23 +30,16 @@ from ...text.reasoning_parser import TextDelta
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import OPEN, apply_tool_choice, check_tools, supports_tools
 from ...trace import GenerationResult
-from ..base import CALL_SETTINGS, BatchRunner, Call, TerselyModel, check_names, get_runner
-from .messages import (
-    METHODS,
-    MessageBuilder,
-    SchemaOutputParser,
-    append_instruction,
-    as_prompt,
-    format_instruction,
-    include_raw_message,
-    response_format,
-    to_chunk,
-)
+from ..base import CALL_SETTINGS, Call, TerselyModel, check_names, get_runner
+from . import messages as conversion
 
 SETTINGS = (*CALL_SETTINGS, "model", "tools", "tool_choice", "response_format", "stream")
 """What may be given with each call."""
 
 _NETWORK_OPTIONS = ("api_key", "base_url", "timeout", "max_retries")  # given to any chat model, ignored here
+
+_OBJECTS = ("policies", "modifiers", "markers", "verifier", "helper")
+"""Settings that may be objects, which cache keys name as texts."""
 
 _batch: ContextVar[Mapping[str, deque[Future[GenerationResult]]] | None] = ContextVar("tersely_batch", default=None)
 """Answers of the batch that the running calls belong to, by call."""
@@ -81,19 +74,15 @@ class ChatTersely(BaseChatModel, TerselyModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         params = {"model": self.model_name, "effort": self.effort, "preset": self.preset, "strategy": self.strategy}
-        for name in ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "probes", "answer_reserve"):
-            if (value := getattr(self, name)) is not None:
-                params[name] = value
-        for name in ("policies", "markers", "verifier", "helper"):
-            if (value := getattr(self, name)) is not None:
-                params[name] = str(value)
-        return params | ({"think_prompt": True} if self.think_prompt else {})
+        for name in (*TerselyModel.model_fields, "stop"):
+            value = getattr(self, name)
+            if name not in params and not (value is None or value is False or value == ()):
+                params[name] = str(value) if name in _OBJECTS else value
+        return params
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = super()._get_ls_params(stop=stop or self.stop, **kwargs)
-        params["ls_provider"] = "tersely"
-        params.setdefault("ls_model_name", self.model_name)
-        return params
+        return {"ls_model_name": self.model_name, **params, "ls_provider": "tersely"}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         """The cache key: everything that affects an answer, the weights of a model given as an object included."""
@@ -131,9 +120,9 @@ class ChatTersely(BaseChatModel, TerselyModel):
         session = self.session(settings.get("model"))
         tools, wish = apply_tool_choice(settings.get("tools") or (), settings.get("tool_choice"))
         tokenizer = session.engine.tokenizer
-        prompt = as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
-        for instruction in filter(None, (wish, format_instruction(settings.get("response_format")))):
-            prompt = append_instruction(prompt, instruction)
+        prompt = conversion.as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
+        for instruction in filter(None, (wish, conversion.format_instruction(settings.get("response_format")))):
+            prompt = conversion.append_instruction(prompt, instruction)
         if tools:
             check_tools(session.engine)
         after_tool = bool(messages) and isinstance(messages[-1], ToolMessage)
@@ -147,24 +136,24 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> ChatResult:
         call = self._prepare(messages, stop, kwargs)
         future = _take_from_batch(call)
-        result = _runner(call).generate(call) if future is None else future.result()
-        return MessageBuilder(call, result).chat_result()
+        result = get_runner(call.session.engine).generate(call) if future is None else future.result()
+        return conversion.MessageBuilder(call, result).chat_result()
 
     async def _agenerate(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> ChatResult:
         call = await run_in_executor(None, self._prepare, messages, stop, kwargs)
-        future = _take_from_batch(call) or _runner(call).submit([call], cancellable=True)[0]
-        return MessageBuilder(call, await asyncio.wrap_future(future)).chat_result()
+        future = _take_from_batch(call) or get_runner(call.session.engine).submit([call], cancellable=True)[0]
+        return conversion.MessageBuilder(call, await asyncio.wrap_future(future)).chat_result()
 
     def _stream(
         self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: Any = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         call = self._prepare(messages, stop, kwargs)
         if (future := _take_from_batch(call)) is not None:
-            yield from MessageBuilder(call, future.result()).chunks()
+            yield from conversion.MessageBuilder(call, future.result()).chunks()
             return
-        with contextlib.closing(_runner(call).stream(call)) as stream:
+        with contextlib.closing(get_runner(call.session.engine).stream(call)) as stream:
             for event in stream:
                 yield _to_chunk(call, event)
 
@@ -173,31 +162,27 @@ class ChatTersely(BaseChatModel, TerselyModel):
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = await run_in_executor(None, self._prepare, messages, stop, kwargs)
         if (future := _take_from_batch(call)) is not None:
-            for chunk in MessageBuilder(call, await asyncio.wrap_future(future)).chunks():
+            for chunk in conversion.MessageBuilder(call, await asyncio.wrap_future(future)).chunks():
                 yield chunk
             return
-        async with contextlib.aclosing(_runner(call).astream(call)) as stream:
+        async with contextlib.aclosing(get_runner(call.session.engine).astream(call)) as stream:
             async for event in stream:
                 yield _to_chunk(call, event)
 
-    def batch(
-        self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> list[Any]:
+    def batch(self, inputs: list[LanguageModelInput], config: Any = None, **kwargs: Any) -> list[Any]:
         """See `Runnable.batch`; the inputs are one batch of the engine."""
         token = _batch.set(self._submit_batch(inputs, kwargs))
         try:
-            results: list[Any] = super().batch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+            results: list[Any] = super().batch(inputs, config, **kwargs)
             return results
         finally:
             _batch.reset(token)
 
-    async def abatch(
-        self, inputs: list[LanguageModelInput], config: Any = None, *, return_exceptions: bool = False, **kwargs: Any
-    ) -> list[Any]:
+    async def abatch(self, inputs: list[LanguageModelInput], config: Any = None, **kwargs: Any) -> list[Any]:
         """See `Runnable.abatch`; the inputs are one batch of the engine."""
         token = _batch.set(await run_in_executor(None, self._submit_batch, inputs, kwargs))
         try:
-            results: list[Any] = await super().abatch(inputs, config, return_exceptions=return_exceptions, **kwargs)
+            results: list[Any] = await super().abatch(inputs, config, **kwargs)
             return results
         finally:
             _batch.reset(token)
@@ -210,7 +195,8 @@ class ChatTersely(BaseChatModel, TerselyModel):
         LangChain still makes each input a call of its own, with its callbacks, limits and errors; the call then takes
         its answer from here.
         """
-        settings = {name: value for name, value in given.items() if not name.endswith("structured_output_format")}
+        others = ("return_exceptions", "structured_output_format")
+        settings = {name: value for name, value in given.items() if not name.endswith(others)}
         stop = settings.pop("stop", None)
         calls: list[Call] = []
         for item in inputs:
@@ -221,7 +207,7 @@ class ChatTersely(BaseChatModel, TerselyModel):
         calls = [call for call in calls if call.options == calls[0].options]
         answers: defaultdict[str, deque[Future[GenerationResult]]] = defaultdict(deque)
         if calls:
-            for call, future in zip(calls, _runner(calls[0]).submit(calls), strict=True):
+            for call, future in zip(calls, get_runner(calls[0].session.engine).submit(calls), strict=True):
                 answers[repr(call)].append(future)
         return dict(answers)
 
@@ -262,19 +248,16 @@ class ChatTersely(BaseChatModel, TerselyModel):
         """
         if method is None:
             method = "function_calling" if supports_tools(self.session().engine.tokenizer) else "json_schema"
-        if method not in METHODS:
-            raise unknown("method", method, METHODS)
+        if method not in conversion.METHODS:
+            raise unknown("method", method, conversion.METHODS)
         check_names("setting of a call", kwargs, SETTINGS)
         if method == "function_calling":
             return super().with_structured_output(schema, include_raw=include_raw)
         traced = {"kwargs": {"method": method}, "schema": schema}
-        model = self.bind(response_format=response_format(schema, method), ls_structured_output_format=traced, **kwargs)
-        parser = SchemaOutputParser(wanted=schema)
-        return include_raw_message(model, parser) if include_raw else model | parser
-
-
-def _runner(call: Call) -> BatchRunner:
-    return get_runner(call.session.engine)
+        wanted = conversion.response_format(schema, method)
+        model = self.bind(response_format=wanted, ls_structured_output_format=traced, **kwargs)
+        parser = conversion.SchemaOutputParser(wanted=schema)
+        return conversion.include_raw_message(model, parser) if include_raw else model | parser
 
 
 def _take_from_batch(call: Call) -> Future[GenerationResult] | None:
@@ -286,7 +269,9 @@ def _take_from_batch(call: Call) -> Future[GenerationResult] | None:
 
 
 def _to_chunk(call: Call, event: TextDelta | GenerationResult) -> ChatGenerationChunk:
-    return MessageBuilder(call, event).last_chunk() if isinstance(event, GenerationResult) else to_chunk(event)
+    if isinstance(event, GenerationResult):
+        return conversion.MessageBuilder(call, event).last_chunk()
+    return conversion.to_chunk(event)
 
 
 def effort_settings(model: BaseChatModel, effort: str) -> dict[str, Any]:

@@ -126,27 +126,18 @@ class MessageBuilder:
             "finish_reason": finish_reason,
             "model_name": call.model,
             "model_provider": "tersely",
-            "tersely": {
-                "tier": result.tier,
-                "usage": usage.as_dict(),
-                "decisions": [asdict(decision) for decision in result.trace],
-            },
+            "tersely": {"tier": result.tier, "usage": usage.as_dict(), "decisions": [asdict(d) for d in result.trace]},
         }
 
     def chat_result(self) -> ChatResult:
         """The whole message."""
+        valid, invalid = [c for c in self.calls if not c.error], [c for c in self.calls if c.error]
         message = AIMessage(
             content=self.text,
             additional_kwargs={"reasoning_content": self.thinking} if self.thinking else {},
-            tool_calls=[
-                tool_call(name=call.name, args=dict(call.arguments), id=call.id)
-                for call in self.calls
-                if not call.error
-            ],
+            tool_calls=[tool_call(name=call.name, args=dict(call.arguments), id=call.id) for call in valid],
             invalid_tool_calls=[
-                invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error)
-                for call in self.calls
-                if call.error
+                invalid_tool_call(name=call.name, args=call.text, id=call.id, error=call.error) for call in invalid
             ],
             usage_metadata=self.usage,
             response_metadata=self.metadata,
@@ -165,12 +156,10 @@ class MessageBuilder:
 
         The text of an invalid call is not JSON, so LangChain keeps it as invalid.
         """
-        calls = [
-            tool_call_chunk(
-                name=call.name, args=call.text if call.error else json.dumps(call.arguments), id=call.id, index=index
-            )
-            for index, call in enumerate(self.calls)
-        ]
+        calls = []
+        for index, call in enumerate(self.calls):
+            arguments = call.text if call.error else json.dumps(call.arguments)
+            calls.append(tool_call_chunk(name=call.name, args=arguments, id=call.id, index=index))
         message = AIMessageChunk(
             content="",
             tool_call_chunks=calls,
@@ -232,8 +221,9 @@ class SchemaOutputParser(BaseOutputParser):
             message = f"the answer has no valid JSON object ({error}): {text!r}"
             raise OutputParserException(message, llm_output=text) from None
         if isinstance(self.wanted, type) and is_basemodel_subclass(self.wanted):
+            model: Any = self.wanted
             try:
-                return _validate(self.wanted, value)
+                return model.model_validate(value) if hasattr(model, "model_validate") else model.parse_obj(value)
             except ValueError as error:
                 raise OutputParserException(f"the answer does not fit: {error}", llm_output=text) from error
         if mismatch := schema_error(value, convert_to_json_schema(self.wanted)):
@@ -243,11 +233,6 @@ class SchemaOutputParser(BaseOutputParser):
     @property
     def _type(self) -> str:
         return "tersely-schema"
-
-
-def _validate(wanted: Any, value: Any) -> Any:
-    """An instance of a pydantic class, of pydantic 1 as well."""
-    return wanted.model_validate(value) if hasattr(wanted, "model_validate") else wanted.parse_obj(value)
 
 
 def schema_error(value: Any, schema: Mapping[str, Any]) -> str | None:

@@ -13,13 +13,13 @@ from typing import Annotated, Any, NotRequired
 from langchain.agents.middleware import AgentMiddleware, AgentState, ModelRequest
 from langchain.agents.middleware.types import ExtendedModelResponse, OmitFromInput, ToolCallRequest
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import BaseMessage, ToolMessage
 from langgraph.types import Command
 
 from ....errors import OptionError, unknown
 from ...budgets import canonical_effort
 from ...text.sanitizer import SpecialTokenSanitizer, get_sanitizer
-from .budget_middleware import BudgetMiddleware, max_effort, min_effort
+from .budget_middleware import BudgetMiddleware, current_turn, max_effort, min_effort
 from .chat_model import ChatTersely, effort_settings
 
 __all__ = ["MODES", "STEPS", "BudgetMiddleware", "EffortMiddleware", "ModeMiddleware", "Router", "SafetyMiddleware"]
@@ -46,10 +46,7 @@ SettingsBuilder = Callable[[BaseChatModel, str], Mapping[str, Any]]
 
 def classify_step(messages: Sequence[BaseMessage], tools: bool) -> str:
     """Which of `STEPS` comes next; `tools` says whether any are offered."""
-    turn: list[BaseMessage] = []
-    for message in messages:
-        turn = [] if isinstance(message, HumanMessage) else [*turn, message]
-    results = [message for message in turn if isinstance(message, ToolMessage)]
+    results = [message for message in current_turn(messages) if isinstance(message, ToolMessage)]
     if not results:
         return "plan"
     if not tools:
@@ -105,21 +102,29 @@ class EffortMiddleware(AgentMiddleware):
         super().__init__()
         self.route = {canonical_effort(effort): model for effort, model in (route or {}).items()}
         self.settings = settings
-        self.choose = choose if callable(choose) else _choose_by_table(choose)
+        if callable(choose):
+            self.choose = choose
+            return
+        for step, effort in choose.items():
+            if step not in STEPS:
+                raise unknown("kind of step", step, STEPS)
+            canonical_effort(effort)
+        table = {**STEP_EFFORTS, **choose}
+        self.choose = lambda request: table[classify_step(request.messages, bool(request.tools))]
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         """See `AgentMiddleware.wrap_model_call`."""
         changed, record = self._apply(request, _choose(self.choose, request))
-        return _add_record(handler(changed), record)
+        return ExtendedModelResponse(handler(changed), record)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
         """See `AgentMiddleware.awrap_model_call`; a function that is not async chooses in a thread."""
         changed, record = self._apply(request, await _achoose(self.choose, request))
-        return _add_record(await handler(changed), record)
+        return ExtendedModelResponse(await handler(changed), record)
 
-    def _apply(self, request: ModelRequest[Any], effort: str) -> tuple[ModelRequest[Any], dict[str, Any]]:
+    def _apply(self, request: ModelRequest[Any], effort: str) -> tuple[ModelRequest[Any], Command[Any]]:
         """The request with an effort, and the record of the step."""
         chosen = canonical_effort(effort)
         allowed = min_effort(chosen, max_effort(request.state))
@@ -127,20 +132,8 @@ class EffortMiddleware(AgentMiddleware):
         settings = {**request.model_settings, **self.settings(model, allowed)}
         step = classify_step(request.messages, bool(request.tools))
         record = {"step": step, "effort": allowed, "chosen": chosen, "routed": allowed in self.route}
-        return request.override(model=model, model_settings=settings), record
-
-
-def _choose_by_table(efforts: Mapping[str, str]) -> Callable[[ModelRequest[Any]], str]:
-    for step, effort in efforts.items():
-        if step not in STEPS:
-            raise unknown("kind of step", step, STEPS)
-        canonical_effort(effort)
-    table = {**STEP_EFFORTS, **efforts}
-    return lambda request: table[classify_step(request.messages, bool(request.tools))]
-
-
-def _add_record(response: Any, record: dict[str, Any]) -> ExtendedModelResponse[Any]:
-    return ExtendedModelResponse(response, Command(update={"tersely_steps": [record]}))
+        update = Command(update={"tersely_steps": [record]})
+        return request.override(model=model, model_settings=settings), update
 
 
 class _RequestMiddleware(AgentMiddleware):
@@ -192,23 +185,24 @@ class ModeMiddleware(_RequestMiddleware):
     ) -> None:
         super().__init__()
         if isinstance(route, str):
-            _check_mode(route)
+            fixed = _check_mode(route)
+            self.route: Router = lambda messages: fixed
+        else:
+            self.route = route
         for mode, effort in efforts.items():
             if mode not in MODE_EFFORTS:
                 raise unknown("mode with an effort", mode, MODE_EFFORTS)
             canonical_effort(effort)
-        self.route, self.gate, self.settings = route, gate, settings
+        self.gate, self.settings = gate, settings
         self.efforts = {**MODE_EFFORTS, **efforts}
 
     def before_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
         """Choose the mode."""
-        mode = self.route if isinstance(self.route, str) else _choose(self.route, state["messages"])
-        return {"tersely_mode": _check_mode(mode)}
+        return {"tersely_mode": _check_mode(_choose(self.route, state["messages"]))}
 
     async def abefore_agent(self, state: Any, runtime: Any) -> dict[str, Any]:
         """See `before_agent`; a function that is not async chooses in a thread."""
-        mode = self.route if isinstance(self.route, str) else await _achoose(self.route, state["messages"])
-        return {"tersely_mode": _check_mode(mode)}
+        return {"tersely_mode": _check_mode(await _achoose(self.route, state["messages"]))}
 
     def _change_request(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
         state: Any = request.state
@@ -267,10 +261,9 @@ class SafetyMiddleware(_RequestMiddleware):
         update = result.update
         if isinstance(update, (Mapping, list, tuple)):
             items = update.items() if isinstance(update, Mapping) else update
-            update = [(k, self._sanitize_value(k, v)) for k, v in items if not str(k).startswith(STATE_PREFIX)]
+            update = [(key, value) for key, value in items if not str(key).startswith(STATE_PREFIX)]
+            for place, (key, value) in enumerate(update):
+                if key == "messages":
+                    messages = value if isinstance(value, list) else [value]
+                    update[place] = key, [self._sanitize_message(message) for message in messages]
         return replace(result, update=update)
-
-    def _sanitize_value(self, key: str, value: Any) -> Any:
-        if key != "messages":
-            return value
-        return [self._sanitize_message(message) for message in (value if isinstance(value, list) else [value])]

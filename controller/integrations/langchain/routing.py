@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,14 @@ from langchain.agents.middleware import ModelRequest
 from langchain_core.decisions import BaseDecisionModel, Choice, ChoiceAnswer, ClassifierResponse
 from langchain_core.messages import BaseMessage, HumanMessage
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 
 from ....errors import CapabilityError, OptionError
-from ...budgets import ALIASES, EFFORTS, canonical_effort, fit_budget
+from ...budgets import ALIASES, EFFORTS, canonical_effort
 from ...options import GenerationOptions
 from ...probe_registry import ProbeError, load_mode_probe
-from ...prompts import as_messages, render
-from ...request_builder import find_prefix
+from ...prompts import as_messages
+from ...request_builder import RequestBuilder
 from ...session import Session
 from ...text.sanitizer import get_sanitizer
 from ...text.tool_calls import supports_tools
@@ -41,7 +42,9 @@ class DifficultyDecision(BaseDecisionModel):
     probes: str | None = None  # folder of `tersely calibrate`; None uses the released probes
     routes: Mapping[str, Sequence[str]] | None = None  # the tiers of each label; None if the labels are tiers
 
-    _session: Session | None = PrivateAttr(default=None)
+    @cached_property
+    def _session(self) -> Session:
+        return _open_session(self.engine or self.model)
 
     @property
     def _provider(self) -> str:
@@ -49,8 +52,8 @@ class DifficultyDecision(BaseDecisionModel):
 
     def tier(self, state: Any) -> str:
         """The tier that is most probably the cheapest sufficient one."""
-        probabilities = self._predict(state)[0]
-        return max(probabilities, key=lambda tier: probabilities[tier])
+        probabilities, _ = self._predict(state)
+        return max(probabilities, key=probabilities.__getitem__)
 
     def _classify(self, state: Any, questions: Mapping[str, Any]) -> ClassifierResponse:
         for name, question in questions.items():
@@ -80,7 +83,7 @@ class DifficultyDecision(BaseDecisionModel):
 
     def _predict(self, state: Any) -> tuple[dict[str, float], int]:
         """The probability of each tier, and how many tokens were read."""
-        session = self._get_session()
+        session = self._session
         options = GenerationOptions(effort="auto", preset="off", probes=self.probes)
         probe = session.resolve(options).tier_probe
         if probe is None:
@@ -90,13 +93,10 @@ class DifficultyDecision(BaseDecisionModel):
             )
         prompt = self._as_prompt(session, state)
         session.prepare([prompt], GenerationOptions(effort=probe.tiers[-1], preset="off"))  # raises if it is too long
-        budgets = {tier: fit_budget(tier, options.max_new_tokens) for tier in probe.tiers}
-        tokenizer, markers = session.engine.tokenizer, session.markers
-        tiers = {tier: render(tokenizer, prompt, budget, markers) for tier, budget in budgets.items()}
-        prefix = find_prefix(session.codec, prompt, tiers)
-        (hidden,) = last_hidden_states(session.engine, [prefix], probe.layer)
-        proba = probe.network.proba(hidden[None])[0]
-        return {name: float(p) for name, p in zip(probe.classes, proba, strict=True)}, len(prefix)
+        builder = RequestBuilder(session.engine, session.codec, session.markers, options, ())
+        with get_runner(session.engine).lock:
+            ((ids, hidden),) = builder.read_questions([prompt], probe)
+        return _by_name(probe.classes, probe.network.proba(hidden[None])[0]), len(ids)
 
     def _as_prompt(self, session: Session, state: Any) -> list[dict[str, Any]]:
         """The question: a text, a message, messages, or a mapping with messages."""
@@ -107,11 +107,6 @@ class DifficultyDecision(BaseDecisionModel):
         messages = [state] if isinstance(state, BaseMessage) else list(state)
         tokenizer = session.engine.tokenizer
         return as_prompt(messages, supports_tools(tokenizer), get_sanitizer(tokenizer, session.markers))
-
-    def _get_session(self) -> Session:
-        if self._session is None:
-            self._session = _open_session(self.engine or self.model)
-        return self._session
 
 
 def difficulty_decision(decision: DifficultyDecision, after: str = "easy") -> Callable[[ModelRequest[Any]], str]:
@@ -140,7 +135,7 @@ class ModeRouter:
     def predict(self, question: str) -> dict[str, float]:
         """The probability that each mode is the cheapest sufficient one."""
         (proba,) = self.probe.proba(prompt_hidden_states(self.session, [question]))
-        return {mode: float(p) for mode, p in zip(self.probe.classes, proba, strict=True)}
+        return _by_name(self.probe.classes, proba)
 
     def __call__(self, messages: Sequence[BaseMessage]) -> str:
         """The mode for the latest question."""
@@ -149,24 +144,24 @@ class ModeRouter:
             raise OptionError("the conversation has no user message to choose a mode by; add one", code="no_question")
         sanitize = get_sanitizer(self.session.engine.tokenizer, self.session.markers)
         probabilities = self.predict(sanitize(questions[-1]))
-        return max(probabilities, key=lambda mode: probabilities[mode])
+        return max(probabilities, key=probabilities.__getitem__)
 
 
 def prompt_hidden_states(session: Session, questions: Sequence[str]) -> NDArray[np.float32]:
-    """The hidden state before the last token of each question's prompt, [questions, width]."""
-    rows = session.prepare(list(questions), GenerationOptions(effort="normal", preset="off"))
-    return last_hidden_states(session.engine, [row.request.prompt_ids[:-1] for row in rows], LAYER)
-
-
-def last_hidden_states(engine: Engine, prompts: Sequence[Sequence[int]], layer: int) -> NDArray[np.float32]:
-    """The hidden state of each prompt's last token, [prompts, width].
+    """The hidden state before the last token of each question's prompt, [questions, width].
 
     Raises CapabilityError for an engine without hidden states.
     """
+    engine = session.engine
     if Capability.HIDDEN_STATES not in engine.capabilities:
         raise CapabilityError(f"engine {engine.name!r} does not expose hidden states, which a router reads")
+    rows = session.prepare(list(questions), GenerationOptions(effort="normal", preset="off"))
     with get_runner(engine).lock:
-        return np.stack(engine.hidden_states(prompts, layer))
+        return np.stack(engine.hidden_states([row.request.prompt_ids[:-1] for row in rows], LAYER))
+
+
+def _by_name(names: Sequence[str], probabilities: NDArray[np.floating]) -> dict[str, float]:
+    return {name: float(probability) for name, probability in zip(names, probabilities, strict=True)}
 
 
 def _open_session(model: Any) -> Session:
