@@ -30,8 +30,9 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=2, help="Maxi
 ThinkPrompt = Annotated[bool, typer.Option("--think-prompt", help="Prompt a model without thinking markers to think.")]
 
 
-def check_margin(margin: float) -> float:
-    if not 0 <= margin < 1:
+def check_margin(margin: float | None) -> float | None:
+    """The value of --margin; raises OptionError for one that is not a share."""
+    if margin is not None and not 0 <= margin < 1:
         raise OptionError(f"--margin is {margin}; accepted: 0 or more and less than 1, e.g. 0.01 for one point")
     return margin
 

@@ -305,7 +305,7 @@ def _read_phrase(sentence: str, at: int, asked: Asked) -> str | None:
     if name and len(name[0]) < len(words):
         return name[0].strip()  # "Ben in position 5"
     if (numbers := _NUMBER.findall(words)) and len(words.split()) > 2:
-        return numbers[-1]
+        return str(numbers[-1])
     if asked.numeric or _NO_PHRASE.match(sentence, at) or _ABOUT_FORM.search(words):
         return None
     words = _ARTICLE.sub("", words)

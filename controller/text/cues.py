@@ -1,7 +1,7 @@
 """The words by which people and models state answers and begin to reflect, language by language.
 
-Each entry is a regular expression for small letters, without groups that count; all take linear time. A language is added by adding it to
-`LANGUAGES`.
+Each entry is a regular expression for small letters, without groups that count; all take linear time. A language is
+added by adding it to `LANGUAGES`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ _MODAL = r"(?:(?:should|would|must|will|can only|has to|might|could|may)\s+(?:th
 
 ENGLISH = Language(
     answers=(
-        r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
+        r"(?<!other )(?<!one )(?<!first )(?<!second )(?<!another )\b(?:answer|solution)s?(?:\*\*)?"
+        r"(?:\s+(?:to|for|of|in)\s[^.:=\n]{1,80}?)?\s+"
         rf"(?:\w+\s+)?{_MODAL}{_BE}\b",
         r"\b(?:answer|solution)(?:\s+(?:choice|letter|option|number))?\s*(?:\*\*|\"|')?\s*(?::|=(?!=)|→|->)",
         r"\b(?:answer|solution) (?=[-$\\(]?\d|\\[(b])",
@@ -83,8 +84,8 @@ ENGLISH = Language(
     ),
     headings=(r"\banswer(?:\s+is)?", r"\banswer[\s*]*:"),
     concludes=(
-        r"\W*(?:and |but |okay,? |ok,? |yes,? |yeah,? |yep,? |alright,? )*(?:so|thus|therefore|hence|consequently|finally|"
-        r"overall|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
+        r"\W*(?:and |but |okay,? |ok,? |yes,? |yeah,? |yep,? |alright,? )*(?:so|thus|therefore|hence|consequently|"
+        r"finally|overall|in (?:total|all|conclusion|the end)|altogether|as a result|that means|which means|this means|"
         r"that is|this gives|that gives|accordingly|in summary)\b",
         r"\b(?:confident|certain|sure) (?:that|in)\b|\b(?:i think|i believe|i get|it (?:looks|seems) like|seems that|"
         r"conclude that|confirms? that|we get|therefore|hence|thus)\b|, so\b",
@@ -116,8 +117,8 @@ ENGLISH = Language(
     ),
     negations=(r"\s*(?:not|n't|never|neither|none of these|wrong|incorrect|different|unlikely|supposed)\b",),
     no_phrases=(
-        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|as\b|"
-        r"that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|when|where|"
+        r"(?:\W|an?\s+(?:integer|number|whole|positive|multiple)|in\b|not\b|correct|right\b|wrong|incorrect|the same|"
+        r"as\b|that\b|this\b|it\b|if\b|to\b|also|consistent|confirmed|clear|going|given|expected|based|what|how|when|where|"
         r"still|already|probably|likely|unique|simply|obvious|straightforward|supposed|expressed|written|enough|there\b|"
         r"because|since|indeed|definitely|either|one of|just|good|valid|reasonable|being|found|close|between|less|"
         r"more|greater|smaller|larger|at (?:least|most)|always|never|inside|within|required|needed|an answer|they|we\b|"
@@ -129,8 +130,9 @@ ENGLISH = Language(
         "just to be sure", "looking back",
     ),
     reconsiders=(
-        r"\b(?:wait|hmm|alternatively|hold on|double[- ]check|let me (?:verify|check|re-?check|think again|confirm|see)|"
-        r"actually|on second thought|to be sure|looking back|another (?:way|approach|method)|check again|re-?check|"
+        r"\b(?:wait|hmm|alternatively|hold on|double[- ]check|let me (?:verify|check|re-?check|confirm|see)|"
+        r"let me think again|actually|on second thought|to be sure|looking back|"
+        r"another (?:way|approach|method)|check again|re-?check|"
         r"let's (?:verify|check|double)|just to (?:confirm|make sure)|but let me|is that right|verify)\b",
     ),
     signals=("answer", "solution", "option", "choice", "correct", "go with", "going with"),
@@ -151,7 +153,8 @@ ENGLISH = Language(
     ),
     numeric=(
         r"\bhow (?:many|much|old|long|far|tall|often|fast)\b|\b(?:compute|evaluate|calculate)\b|"
-        r"\b(?:number|sum|product|probability|value|area|volume|length|distance|remainder|degree|percent\w*|ratio) of\b",
+        r"\b(?:number|sum|product|probability|value|area|volume|length|distance|remainder|degree|ratio) of\b|"
+        r"\bpercent\w* of\b",
     ),
     common=tuple(
         "the and for what how many much doe did will would can are was were that this with have has had his her their "

@@ -46,7 +46,9 @@ def replay(
     limit: Annotated[int | None, typer.Option(min=1, help="Maximum outputs per file.")] = None,
     margin: Annotated[
         float | None,
-        typer.Option(callback=cli.check_margin, help="Exit with 1 if more than this share of right answers may be lost."),
+        typer.Option(
+            callback=cli.check_margin, help="Exit with 1 if more than this share of right answers may be lost."
+        ),
     ] = None,
     reader: Annotated[
         str | None,

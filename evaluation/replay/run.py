@@ -122,7 +122,9 @@ def replay_rows(
     return [_grade(_ask(found, reader), checker) for found in outcomes]
 
 
-def _find_stop(row: RecordedOutput, ids: Sequence[int], decisions: Sequence[Decision], codec: TokenizerAdapter) -> Stop | None:
+def _find_stop(
+    row: RecordedOutput, ids: Sequence[int], decisions: Sequence[Decision], codec: TokenizerAdapter
+) -> Stop | None:
     """The stop, unless nothing but white space would have followed."""
     if not decisions or decisions[-1].action != "close":
         return None

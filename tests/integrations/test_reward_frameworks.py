@@ -19,7 +19,6 @@ from tersely.training.rewards import Correctness, GroupBrevity, TierAdherence
 from tersely.training.rewards.framework_adapters import compute_score, reward_func
 from tersely.training.sampling import CompletionRequest, RolloutSampler
 
-from ..support.refusals import refused
 from ..support.trainings import make_recipe
 
 RIGHT, INSTANT = "Two.</think>\n\nThe answer is \\boxed{4}.", "</think>\n\n\\boxed{4}"
