@@ -16,10 +16,11 @@ from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.text.markers import Markers
 from tersely.controller.types import Capability
-from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError
+from tersely.errors import CapabilityError, MarkerError, OptionError, PromptError, TerselyError
 from tersely.evaluation.tasks.toy_problems import stream
 from tersely.models import get_model_path
 
+from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
 QUESTION = "Set a to 12 + 30. Set b to a - 7. Set k to 5 + 5. What is b?"
@@ -122,27 +123,27 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "code"),
     [
-        ({"prompts": "  "}, PromptError, "empty"),
-        ({"prompts": "word " * 5000}, PromptError, "context 4096"),
-        ({"max_new_tokens": 32}, OptionError, "64 tokens are reserved"),
-        ({"effort": "easi"}, OptionError, "did you mean 'easy'"),
-        ({"preset": "balancd"}, OptionError, "did you mean 'balanced'"),
-        ({"policies": ["hints"]}, OptionError, "did you mean 'hint'"),
-        ({"think_prompt": True}, OptionError, "markers of its own"),
-        ({"think_prompt": True, "markers": Markers("<a>", "</a>")}, OptionError, "one of them"),
+        ({"prompts": "  "}, PromptError, None),
+        ({"prompts": "word " * 5000}, PromptError, None),
+        ({"max_new_tokens": 32}, OptionError, None),
+        ({"effort": "easi"}, OptionError, "unknown_name"),
+        ({"preset": "balancd"}, OptionError, "unknown_name"),
+        ({"policies": ["hints"]}, OptionError, "unknown_name"),
+        ({"think_prompt": True}, OptionError, None),
+        ({"think_prompt": True, "markers": Markers("<a>", "</a>")}, OptionError, None),
     ],
 )
 def test_bad_input_is_one_clear_error(
-    engine: TransformersEngine, options: dict[str, Any], error: type[Exception], says: str
+    engine: TransformersEngine, options: dict[str, Any], error: type[TerselyError], code: str | None
 ) -> None:
-    with pytest.raises(error, match=says):
+    with refused(error, code):
         tersely.generate(engine, **{"prompts": QUESTION, **options})
 
 
 def test_a_model_object_needs_its_tokenizer(engine: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match="tokenizer="):
+    with refused(OptionError, "missing_tokenizer"):
         tersely.generate(engine.model, prompts=QUESTION)
 
 
@@ -162,9 +163,9 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
 
     plain: Any = Plain()
     plain.tokenizer = NoMarkers()
-    with pytest.raises(MarkerError, match="think-prompt"):
+    with refused(MarkerError):
         Session(plain)
-    with pytest.raises(CapabilityError, match="drafts"):
+    with refused(CapabilityError, "missing_draft_review"):
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 

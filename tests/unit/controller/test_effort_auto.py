@@ -28,7 +28,7 @@ from tersely.controller.session import Session
 from tersely.controller.streaming import TextDeltaEvent
 from tersely.controller.trace import GenerationResult
 from tersely.controller.types import Capability
-from tersely.errors import CapabilityError, OptionError, PromptError
+from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 from tersely.probes import io as probe_io
 from tersely.probes.artifact import ABOUT, NUMBERS, ArtifactError
 from tersely.probes.io import load_tier_probe, save_tier_probe
@@ -230,7 +230,7 @@ def test_what_is_released_is_found_by_the_model(engine: TransformersEngine) -> N
 
 def test_probes_of_another_model_are_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     folder = always(tmp_path, engine, "easy", name="some-model", fingerprint="ab" * 32)
-    with pytest.raises(ArtifactError, match="some-model"):
+    with refused(ArtifactError, "wrong_model"):
         ask(engine, effort="auto", probes=folder)
 
 
@@ -245,41 +245,41 @@ def test_probes_that_were_changed_are_refused(engine: TransformersEngine, tmp_pa
 
 
 def test_a_folder_without_the_probe_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
-    with pytest.raises(ProbeError, match=str(tmp_path)):
+    with refused(ProbeError):
         ask(engine, effort="auto", probes=tmp_path)
     (tmp_path / "difficulty").mkdir()
-    with pytest.raises(ArtifactError, match=r"probe\.json"):
+    with refused(ArtifactError, "unreadable_artifact"):
         ask(engine, effort="auto", probes=tmp_path)
 
 
 def test_an_engine_without_hidden_states_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     blind = copy.copy(engine)
     blind.capabilities = engine.capabilities - {Capability.HIDDEN_STATES}
-    with pytest.raises(CapabilityError, match="hidden_states"):
+    with refused(CapabilityError):
         ask(blind, effort="auto", probes=always(tmp_path, engine, "easy"))
 
 
 def test_a_layer_that_the_model_lacks_is_refused(engine: TransformersEngine, tmp_path: Path) -> None:
     probe = tier_probe(constant([0.7, 0.1, 0.1, 0.1], WIDTH), layer=9)
-    with pytest.raises(OptionError, match="hidden layer 9"):
+    with refused(OptionError):
         ask(engine, effort="auto", probes=store(tmp_path, engine, probe))
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "code"),
     [
-        ({"max_new_tokens": 64}, OptionError, "max_new_tokens is 64 but 64 tokens are reserved"),
-        ({"max_new_tokens": 0}, OptionError, "max_new_tokens is 0"),
-        ({"answer_reserve": 0}, OptionError, "answer_reserve is 0"),
-        ({"prompts": "  "}, PromptError, "the prompt is empty"),
-        ({"prompts": "word " * 5000}, PromptError, "4096"),
-        ({"strategy": "tier"}, OptionError, "unknown strategy 'tier'; did you mean 'tiers'"),
+        ({"max_new_tokens": 64}, OptionError, None),
+        ({"max_new_tokens": 0}, OptionError, None),
+        ({"answer_reserve": 0}, OptionError, None),
+        ({"prompts": "  "}, PromptError, None),
+        ({"prompts": "word " * 5000}, PromptError, None),
+        ({"strategy": "tier"}, OptionError, "unknown_name"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_before_anything_is_read(
-    engine: TransformersEngine, tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+    engine: TransformersEngine, tmp_path: Path, options: dict[str, Any], error: type[TerselyError], code: str | None
 ) -> None:
-    with pytest.raises(error, match=says):
+    with refused(error, code):
         ask(engine, effort="auto", probes=always(tmp_path, engine, "hard"), **options)
 
 

@@ -22,6 +22,7 @@ from tersely.errors import OptionError
 from tersely.probes.rule import StopRule
 
 from ...support.planted_rules import stored_rule
+from ...support.refusals import refused
 
 SHELLS = "Tom has 3 shells. Tom finds 48 shells. How many shells does Tom have now?"
 OTHER = "Set a to 12 + 30. Set b to a - 7. What is b?"
@@ -130,5 +131,5 @@ def test_the_cascade_decides_before_the_exit(small: TransformersEngine) -> None:
 
 @pytest.mark.parametrize("least", [0, 1.5, -1])
 def test_a_chance_that_is_none(least: float) -> None:
-    with pytest.raises(OptionError, match=f"min_right is {least}"):
+    with refused(OptionError):
         make_policy("escalate", {"min_right": least})

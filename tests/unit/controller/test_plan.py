@@ -18,6 +18,8 @@ from tersely.controller.trace import GenerationResult
 from tersely.controller.types import SamplingParams
 from tersely.errors import OptionError
 
+from ...support.refusals import refused
+
 SHELLS = (
     "Tom has 3 shells. Tom finds 48 shells. Tom gives away 12 shells. Tom makes 3 times the shells. "
     "Tom loses 14 shells. Tom finds 7 shells. How many shells does Tom have now?"
@@ -150,7 +152,7 @@ def test_a_real_helper_replies_without_thinking(engine: TransformersEngine) -> N
 
 
 def test_settings_that_make_no_sense() -> None:
-    with pytest.raises(OptionError, match="did you mean 'linear'"):
+    with refused(OptionError, "unknown_name"):
         PlanAndBudget(schedule="linaer")  # type: ignore[arg-type]
-    with pytest.raises(OptionError, match=r"\{question\}"):
+    with refused(OptionError):
         PlanAndBudget(template="Next.")

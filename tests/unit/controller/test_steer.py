@@ -31,6 +31,7 @@ from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError, save
 from tersely.probes.research.steering import Direction
 
+from ...support.refusals import refused
 from ...support.word_tokenizer import WordTokenizer
 
 PROBLEMS = ["Set a to 6 + 4. What is a?", "Compute 3 + 6.", "Compute 9 - 4 + 2."]
@@ -193,22 +194,22 @@ def test_it_works_beside_others(engine: TransformersEngine) -> None:
 
 
 def test_what_does_not_belong_is_refused(engine: TransformersEngine) -> None:
-    with pytest.raises(ProbeError, match="no direction for 'tersely-tiny-small'"):
+    with refused(ProbeError):
         ask(engine, Steer())
     other = {"name": "another", "fingerprint": "ab" * 32}
-    with pytest.raises(ArtifactError, match="another"):
+    with refused(ArtifactError):
         ask(engine, Steer(direction=direction(engine, base=other)))
-    with pytest.raises(OptionError, match="no useful steering"):
+    with refused(OptionError):
         ask(engine, Steer(direction=direction(engine, layer=None, strength=None)))
-    with pytest.raises(OptionError, match=r"4.*accepted: 1, 2, 3"):
+    with refused(OptionError, "unknown_name"):
         ask(engine, Steer(direction=direction(engine), layer=4))
-    with pytest.raises(TypeError, match="bound"):
+    with pytest.raises(TypeError):
         Steer().attach(lambda: "thought")
 
 
 def test_an_engine_must_be_able_to(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "capabilities", engine.capabilities - {Capability.FORWARD_MODIFIERS})
-    with pytest.raises(CapabilityError, match="forward_modifiers"):
+    with refused(CapabilityError):
         ask(engine, Steer(direction=direction(engine)))
 
 
@@ -216,7 +217,7 @@ def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> N
     question = Question("q", "What is 2 + 2?", "4")
     found = direction(engine, provenance={"learned_from": [hash_question(question)]})
     resolved = Session(engine).resolve(GenerationOptions(modifiers=(Steer(direction=found),)))
-    with pytest.raises(CheckError, match=r"'steer' .* 1 of"):
+    with refused(CheckError, "train_test_overlap"):
         check_unseen(resolved.modifiers, [question])
 
 
