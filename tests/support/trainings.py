@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.training.config import Alarm, Recipe, validate_recipe_values
@@ -12,8 +12,10 @@ from tersely.training.methods import load_method
 from tersely.training.rewards import Correctness
 from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import RolloutSampler
-from tersely.training.trainer import AdaptiveTrainer
 from tersely.training.training_run import TrainingRun
+
+if TYPE_CHECKING:  # it imports TRL, and with it vLLM
+    from tersely.training.trainer import AdaptiveTrainer
 
 SMALL: Mapping[str, Mapping[str, Any]] = {
     "data": {"questions": 4},

@@ -15,7 +15,7 @@ from tersely.training.rollouts import GroupRollouts
 from tersely.training.sampling import FREE, CompletionRequest
 from tersely.training.trainer import AdaptiveTrainer
 
-from ...support.trainings import build_trainer, make_recipe
+from ..support.trainings import build_trainer, make_recipe
 
 REWARD_THINK, REWARD_NO_THINK = 0.3, 0.9
 HEAT = 4.0

@@ -18,7 +18,7 @@ from tersely.training.research.mahdpo import build_headed_trainer
 from tersely.training.traces import PreferencePair, SampledTrace
 from tersely.training.training_run import TrainingRun
 
-from ...support.trainings import make_recipe
+from ..support.trainings import make_recipe
 
 
 @pytest.fixture(scope="module")

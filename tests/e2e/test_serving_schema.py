@@ -12,7 +12,7 @@ import pytest
 from tersely.controller.engines.transformers.engine import load_engine
 from tersely.controller.serving.settings import ServerLimits, ServerSettings
 
-from ...support.serving import MODEL, served
+from ..support.serving import MODEL, served
 
 pytest.importorskip("schemathesis")
 
