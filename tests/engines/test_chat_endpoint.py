@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tersely.controller.chat_endpoint import ChatOnlyEndpoint
 from tersely.controller.engines.transformers.engine import TransformersEngine, load_engine
@@ -13,6 +14,7 @@ from tersely.controller.options import GenerationOptions
 from tersely.controller.types import SamplingParams
 from tersely.errors import CapabilityError, ModelError, OptionError, TerselyError
 
+from ..support.refusals import refused
 from ..support.remote_servers import TextServer
 
 OFF = GenerationOptions(preset="off", max_new_tokens=100, sampling=SamplingParams(temperature=0.0, seed=3))
@@ -65,7 +67,7 @@ def test_efforts_are_sent_by_their_openai_names(engine: TransformersEngine) -> N
             done = ChatOnlyEndpoint(server.url).run(["2+2?"], replace(OFF, effort=effort))[0]
             assert (server.requests[-1]["reasoning_effort"], done.tier) == (name, tier)
         assert "by the prompt's length" in done.trace[0].reason
-        with pytest.raises(ValueError, match="'hardest'"):
+        with pytest.raises(ValidationError):
             replace(OFF, effort="hardest")
 
 
@@ -83,22 +85,21 @@ def test_the_token_limit_has_the_name_that_the_server_wants(engine: Transformers
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    "changed",
     [
-        ({"preset": "fast"}, "the policies budget, hint, convergence"),
-        ({"preset": "certified"}, "the policies budget, readiness"),
-        ({"policies": ("trimr",)}, "the policies trimr"),
-        ({"shadow": True}, "shadow mode"),
-        ({"modifiers": ("steer",)}, "forward modifiers"),
-        ({"signals": True, "answer_reserve": 9}, "signals, an answer reserve"),
-        ({"strategy": "diffadapt"}, "a strategy"),
-        ({"record": "folder", "probes": "folder"}, "recording, probes"),
+        {"preset": "fast"},
+        {"preset": "certified"},
+        {"policies": ("trimr",)},
+        {"shadow": True},
+        {"modifiers": ("steer",)},
+        {"signals": True, "answer_reserve": 9},
+        {"strategy": "diffadapt"},
+        {"record": "folder", "probes": "folder"},
     ],
 )
-def test_unsupported_options_are_named(changed: dict[str, Any], named: str) -> None:
-    with pytest.raises(CapabilityError, match=named) as error:
+def test_unsupported_options_are_refused(changed: dict[str, Any]) -> None:
+    with refused(CapabilityError, "chat_endpoint_only"):
         ChatOnlyEndpoint("http://127.0.0.1:9").run(["2+2?"], replace(OFF, **changed))
-    assert error.value.code == "chat_endpoint_only"
 
 
 def test_wrong_servers_keys_and_models_are_refused(engine: TransformersEngine) -> None:

@@ -18,6 +18,7 @@ from tersely.controller.types import Directive, Watcher
 from tersely.errors import CapabilityError, OptionError
 
 from ..support.models import letters, random_model
+from ..support.refusals import refused
 from ..support.script import Script
 
 
@@ -73,7 +74,7 @@ def test_stop_strings() -> None:
         ids, max_new_tokens=12, sequence_bias=bias, tokenizer=tokenizer, stop_strings=["xxx"]
     )
     assert got.tolist() == expected.tolist()
-    with pytest.raises(OptionError, match="tokenizer"):
+    with refused(OptionError):
         as_custom_generate(stop_strings="x")
 
 
@@ -121,18 +122,18 @@ def test_through_a_pipeline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        ({"num_beams": 2}, "beam"),
-        ({"num_beams": 2, "num_return_sequences": 2}, "beam"),
-        ({"return_dict_in_generate": True, "output_attentions": True}, "output_attentions"),
-        ({"return_dict_in_generate": True, "output_hidden_states": True}, "output_hidden_states"),
-        ({"return_dict_in_generate": True, "output_scores": True}, "control off"),
+        {"num_beams": 2},
+        {"num_beams": 2, "num_return_sequences": 2},
+        {"return_dict_in_generate": True, "output_attentions": True},
+        {"return_dict_in_generate": True, "output_hidden_states": True},
+        {"return_dict_in_generate": True, "output_scores": True},
     ],
 )
-def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_done_is_refused(options: dict[str, Any]) -> None:
     fn = as_custom_generate(lambda prompt: Script())
-    with pytest.raises(CapabilityError, match=message):
+    with refused(CapabilityError):
         random_model().generate(torch.tensor([[5, 6]]), max_new_tokens=4, custom_generate=fn, **options)
 
 
@@ -140,5 +141,5 @@ def test_encoder_decoders_are_refused() -> None:
     model = T5ForConditionalGeneration(
         T5Config(vocab_size=32, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
     )
-    with pytest.raises(CapabilityError, match="encoder-decoder"):
+    with refused(CapabilityError):
         model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, custom_generate=as_custom_generate())

@@ -20,9 +20,10 @@ from tersely.controller.engines.transformers import decode_loop as loop
 from tersely.controller.engines.transformers.decode import as_custom_generate
 from tersely.controller.engines.transformers.engine import TransformersEngine
 from tersely.controller.types import KEEP, Capability, Completion, Directive, Request, SamplingParams, StepInfo, Watcher
-from tersely.errors import CapabilityError, OptionError
+from tersely.errors import CapabilityError, OptionError, TerselyError
 
 from ..support.models import VOCABULARY, letters, random_model
+from ..support.refusals import refused
 from ..support.script import Script
 
 GREEDY = SamplingParams(temperature=0)
@@ -303,16 +304,16 @@ def test_the_cache_sheds_its_holes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "directive", "error", "message"),
+    ("kind", "directive", "error"),
     [
-        ("sliding", Directive((5,), retract=2), CapabilityError, "cannot be cropped"),
-        ("sliding", Directive(retract=1), CapabilityError, "cannot be rolled back"),
-        ("full", Directive(retract=9), OptionError, "has only 4"),
+        ("sliding", Directive((5,), retract=2), CapabilityError),
+        ("sliding", Directive(retract=1), CapabilityError),
+        ("full", Directive(retract=9), OptionError),
     ],
 )
-def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[Exception], message: str) -> None:
+def test_drops_that_cannot_be_done(kind: str, directive: Directive, error: type[TerselyError]) -> None:
     request = Request((5, 6), 20, Script(t4=directive))
-    with pytest.raises(error, match=message):
+    with refused(error):
         engine_of(random_model(kind, eos=126)).generate([request], GREEDY)
 
 
@@ -321,7 +322,7 @@ def test_a_watcher_that_drops_for_ever_is_stopped() -> None:
         def observe(self, token: int, step: StepInfo | None = None) -> Directive:
             return Directive(retract=1)
 
-    with pytest.raises(CapabilityError, match="never let it end"):
+    with refused(CapabilityError):
         engine_of(random_model()).generate([Request((5, 6), 5, Stubborn())], GREEDY)
 
 

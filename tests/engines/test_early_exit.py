@@ -18,6 +18,7 @@ from tersely.evaluation.bench.arms import CheckError, check_unseen
 from tersely.evaluation.tasks.questions import Question, hash_question
 from tersely.probes.artifact import ArtifactError
 
+from ..support.refusals import refused
 from ..support.shortcuts import ALWAYS, NEVER, PROBLEMS, ask, shortcut, tokens
 from ..support.shortcuts import engine as engine  # the fixture
 
@@ -94,19 +95,19 @@ def test_shadow_and_no_thinking_leave_all_as_it_is(engine: TransformersEngine, o
 
 
 def test_what_does_not_belong_is_refused(engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ProbeError, match="no shortcut for 'tersely-tiny-small'"):
+    with refused(ProbeError):
         ask(engine, DepthShortcut())
     other = {"name": "another", "fingerprint": "ab" * 32}
-    with pytest.raises(ArtifactError, match="another"):
+    with refused(ArtifactError):
         ask(engine, DepthShortcut(shortcut=shortcut(engine, base=other)))
-    with pytest.raises(OptionError, match="no threshold"):
+    with refused(OptionError):
         ask(engine, DepthShortcut(shortcut=shortcut(engine, threshold=None)))
-    with pytest.raises(OptionError, match="the threshold is NaN"):
+    with refused(OptionError):
         ask(engine, DepthShortcut(shortcut=shortcut(engine), threshold=float("nan")))
-    with pytest.raises(TypeError, match="bound"):
+    with pytest.raises(TypeError):
         DepthShortcut().attach(lambda: "thought")
     monkeypatch.setattr(engine, "capabilities", engine.capabilities - {Capability.FORWARD_MODIFIERS})
-    with pytest.raises(CapabilityError, match="forward_modifiers"):
+    with refused(CapabilityError):
         ask(engine, DepthShortcut(shortcut=shortcut(engine)))
 
 
@@ -114,5 +115,5 @@ def test_a_benchmark_knows_what_it_was_learnt_from(engine: TransformersEngine) -
     question = Question("q", "What is 2 + 2?", "4")
     found = shortcut(engine, provenance={"learned_from": [hash_question(question)]})
     resolved = Session(engine).resolve(GenerationOptions(modifiers=(DepthShortcut(shortcut=found),)))
-    with pytest.raises(CheckError, match=r"'shortcut' .* 1 of"):
+    with refused(CheckError, "train_test_overlap"):
         check_unseen(resolved.modifiers, [question])

@@ -23,6 +23,7 @@ from tersely.controller.engines.transformers.research.early_exit import FAMILIES
 from tersely.errors import CapabilityError, OptionError
 
 from ..support.models import random_model
+from ..support.refusals import refused
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -117,10 +118,10 @@ def test_the_model_is_left_as_it_was_and_others_are_refused() -> None:
         assert all("forward" in vars(block) for block in model.model.layers[1:])
         _ = 1 / 0
     assert not any("forward" in vars(block) or block._forward_hooks for block in model.model.layers)
-    with pytest.raises(OptionError, match="nothing can leave after hidden layer 4; accepted: 1 to 3"):
+    with refused(OptionError):
         early_exit(model, 4, lambda h: h, lambda h: None).__enter__()
     other = random_model()
     other.config.model_type = "gpt2"
-    with pytest.raises(CapabilityError, match="tokens of a 'gpt2' model cannot leave early; accepted: llama, "):
+    with refused(CapabilityError):
         early_exit(other, 1, lambda h: h, lambda h: None).__enter__()
     assert "shortcut" not in TransformersEngine(other, None).capabilities

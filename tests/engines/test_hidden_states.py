@@ -15,6 +15,7 @@ from tersely.controller.types import KEEP, Directive, Request, SamplingParams, S
 from tersely.errors import CapabilityError, OptionError, PromptError, TerselyError
 
 from ..support.models import VOCABULARY, letters, random_model
+from ..support.refusals import refused
 
 GREEDY = SamplingParams(temperature=0)
 LAYERS = (0, 1, -1)
@@ -144,17 +145,17 @@ def test_nothing_asked_is_nothing_given(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    "request_",
     [
-        (Request((5, 6), 9, Reads(1), layers=(0, -1)), r"layer 1 was not requested; the request's layers: \[-1, 0\]"),
-        (Request((5, 6), 9, Reads(-1), signals=True), r"layer -1 was not requested; name it in the request's layers"),
-        (Request((5, 6), 9, Reads(3), layers=(3,)), "layer 3 does not exist; accepted: 0 to 2, or -1 to -3"),
-        (Request((5, 6), 9, Reads(-4), layers=(-4,)), "layer -4 does not exist; accepted: 0 to 2, or -1 to -3"),
+        Request((5, 6), 9, Reads(1), layers=(0, -1)),
+        Request((5, 6), 9, Reads(-1), signals=True),
+        Request((5, 6), 9, Reads(3), layers=(3,)),
+        Request((5, 6), 9, Reads(-4), layers=(-4,)),
     ],
 )
-def test_a_layer_that_is_not_there_is_named_and_no_hook_stays(request_: Request, message: str) -> None:
+def test_a_layer_that_is_not_there_is_refused_and_no_hook_stays(request_: Request) -> None:
     model = random_model(eos=126)
-    with pytest.raises(OptionError, match=message):
+    with refused(OptionError):
         engine_of(model).generate([request_], GREEDY)
     assert hooks_of(model) == 0
 
@@ -171,7 +172,7 @@ def test_hooks_go_when_a_run_ends_and_when_a_watcher_fails() -> None:
     engine = engine_of(model)
     engine.generate([Request((5, 6), 4, Noting(), layers=LAYERS)], GREEDY)
     assert hooks_of(model) == 0
-    with pytest.raises(RuntimeError, match="no more"):
+    with pytest.raises(RuntimeError):
         engine.generate([Request((5, 6), 4, Fails(), layers=LAYERS)], GREEDY)
     assert hooks_of(model) == 0
 
@@ -207,7 +208,7 @@ def test_a_model_without_a_list_of_its_layers_has_its_ends_only() -> None:
     model.config.num_hidden_layers = 3
     assert find_decoder_layers(model, -1).module is model.get_decoder()
     assert find_decoder_layers(model, -4).module is find_decoder_layers(model, 0).module is model.get_input_embeddings()
-    with pytest.raises(CapabilityError, match="no list of 3 layers"):
+    with refused(CapabilityError):
         find_decoder_layers(model, 1)
 
 
@@ -226,5 +227,5 @@ def test_hidden_states_of_prompts_are_those_that_transformers_returns(kind: str,
 
 
 def test_hidden_states_of_a_layer_that_is_not_there() -> None:
-    with pytest.raises(OptionError, match="9"):
+    with refused(OptionError):
         TransformersEngine(random_model(), letters(), name="random").hidden_states([(5, 6)], 9)

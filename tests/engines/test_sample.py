@@ -23,6 +23,7 @@ from tersely.probes.io import save_tier_probe
 from tersely.probes.tier_selector import TierProbe, TierTable
 
 from ..support.planted_records import constant
+from ..support.refusals import refused
 
 EASY = "Set a to 6 + 4. What is a?"
 QUESTIONS = [EASY, "Compute 9 - 4 + 2.", "Compute 48 + 27 - 36."]
@@ -231,5 +232,5 @@ def test_bad_options_are_refused(engine: TransformersEngine, options: dict[str, 
 def test_deepconf_needs_an_engine_with_signals(engine: TransformersEngine) -> None:
     plain = TransformersEngine(engine.model, engine.tokenizer, name="plain")
     plain.capabilities = frozenset({Capability.KV_ROLLBACK})
-    with pytest.raises(CapabilityError, match="signals"):
+    with refused(CapabilityError):
         sample(plain, EASY, rule="deepconf")

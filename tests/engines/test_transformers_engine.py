@@ -15,6 +15,8 @@ from tersely.controller.engines.transformers.engine import TransformersEngine, l
 from tersely.controller.types import Request, SamplingParams
 from tersely.errors import ModelError, OptionError, PromptError
 
+from ..support.refusals import refused
+
 CONFIG = Qwen3Config(
     vocab_size=64,
     hidden_size=32,
@@ -102,18 +104,18 @@ def test_the_context_bounds_prompt_and_output(engine: TransformersEngine) -> Non
     assert engine.context_length == 64
     done = engine.generate([Request(tuple(range(2, 62)), 100), Request((5,), 3)], SamplingParams(temperature=0))
     assert [len(completion.token_ids) for completion in done] == [4, 3]
-    with pytest.raises(PromptError, match="request 0 has 64 tokens"):
+    with refused(PromptError):
         engine.generate([Request((5,) * 64, 1)], SamplingParams())
-    with pytest.raises(PromptError, match="request 1 is empty"):
+    with refused(PromptError):
         engine.generate([Request((5,), 1), Request((), 1)], SamplingParams())
-    with pytest.raises(OptionError, match="1 or more"):
+    with refused(OptionError):
         engine.generate([Request((5,), 0)], SamplingParams())
     assert engine.generate([], SamplingParams()) == []
 
 
 def test_a_closed_engine_says_so(engine: TransformersEngine) -> None:
     engine.close()
-    with pytest.raises(ModelError, match="closed"):
+    with refused(ModelError, "engine_closed"):
         outputs(engine, SamplingParams())
 
 
@@ -125,35 +127,35 @@ def test_loading_from_a_folder(tmp_path: Path) -> None:
     assert saved.model.dtype is torch.bfloat16
     assert load_engine(str(tmp_path), dtype="float32", device="cpu").model.dtype is torch.float32
     assert len(outputs(saved, SamplingParams(temperature=0), 3)) == 3
-    with pytest.raises(OptionError, match="did you mean 'float32'"):
+    with refused(OptionError):
         load_engine(tmp_path, dtype="flaot32")
 
 
 def test_loading_says_what_is_wrong_with_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="there is no folder"):
+    with refused(ModelError):
         load_engine(tmp_path / "absent" / "model")
-    with pytest.raises(ModelError, match=r"holds no config\.json"):
+    with refused(ModelError):
         load_engine(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(ModelError, match="is a file"):
+    with refused(ModelError):
         load_engine(tmp_path / "file")
     T5Config().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="not a causal language model"):
+    with refused(ModelError):
         load_engine(tmp_path)
     BertConfig(architectures=["BertForMaskedLM"]).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="BertForMaskedLM"):
+    with refused(ModelError):
         load_engine(tmp_path)
     CONFIG.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"tokenizer.*save_pretrained"):
+    with refused(ModelError):
         load_engine(tmp_path)
     words().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="weights"):
+    with refused(ModelError):
         load_engine(tmp_path)
 
 
 def test_names_of_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match="did you mean 'tersely-tiny-small'") as caught:
+    with refused(ModelError) as caught:
         load_engine("tersely-tiny-smal")
     assert "offline" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -164,5 +166,5 @@ def test_names_of_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
-    with pytest.raises(ModelError, match=r"cannot be reached \(ConnectionError\)"):
+    with refused(ModelError):
         load_engine("someone/some-model")

@@ -12,6 +12,8 @@ import torch
 from tersely.errors import CapabilityError
 from tersely.models import get_model_path
 
+from ..support.refusals import refused
+
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),  # vLLM's own imports
@@ -82,7 +84,7 @@ def test_installing_tersely_registers_no_control_with_vllm() -> None:
 def test_speculative_decoding_is_refused() -> None:
     from tersely.controller.vllm.logits_processor import TerselyLogitsProcessor
 
-    with pytest.raises(CapabilityError, match="without a speculative_config"):
+    with refused(CapabilityError):
         TerselyLogitsProcessor(config(speculative_config=object()), torch.device("cpu"), False)
 
 
