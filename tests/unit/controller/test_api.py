@@ -126,7 +126,7 @@ def test_custom_generate_in_generate_and_pipeline() -> None:
     ("options", "error", "code"),
     [
         ({"prompts": "  "}, PromptError, None),
-        ({"prompts": "word " * 5000}, PromptError, None),
+        ({"prompts": "word " * 1500}, PromptError, None),
         ({"max_new_tokens": 32}, OptionError, None),
         ({"effort": "easi"}, OptionError, "unknown_name"),
         ({"preset": "balancd"}, OptionError, "unknown_name"),

@@ -35,8 +35,9 @@ from tersely.probes.io import load_tier_probe, save_tier_probe
 from tersely.probes.network import Network
 from tersely.probes.tier_selector import TierProbe, TierTable
 
-from ...support.commands import refused
+from ...support import commands
 from ...support.planted_records import constant, linear
+from ...support.refusals import refused
 from ...support.scripted import ScriptedEngine
 
 SHELLS = "Tom has 3 shells. Tom finds 4 shells. How many shells does Tom have now?"
@@ -272,7 +273,7 @@ def test_a_layer_that_the_model_lacks_is_refused(engine: TransformersEngine, tmp
         ({"max_new_tokens": 0}, OptionError, None),
         ({"answer_reserve": 0}, OptionError, None),
         ({"prompts": "  "}, PromptError, None),
-        ({"prompts": "word " * 5000}, PromptError, None),
+        ({"prompts": "word " * 1500}, PromptError, None),
         ({"strategy": "tier"}, OptionError, "unknown_name"),
     ],
 )
@@ -359,4 +360,4 @@ def test_on_the_command_line(engine: TransformersEngine, tmp_path: Path, capsys:
     found = json.loads(capsys.readouterr().out)
     assert found["tier"] == "none"
     assert found["decisions"][0]["reason"].startswith("none, by the difficulty probe (none 0.70, ")
-    assert "nowhere" in refused(capsys, *words, "--probes", tmp_path / "nowhere")
+    assert "nowhere" in commands.refused(capsys, *words, "--probes", tmp_path / "nowhere")
