@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +10,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 
 from tersely.training.callbacks import COMPLETE, CollapseAlarm, CollapseError, Progress, prune_checkpoints
 from tersely.training.config import Alarm, Recipe, RecipeError
@@ -23,7 +18,9 @@ from tersely.training.rewards import Correctness
 from tersely.training.run import prepare_folder
 from tersely.training.sampling import DivergedError
 
-from ..support.trainings import make_recipe, recipe_values, train
+from ..support.forked import fork
+from ..support.refusals import refused
+from ..support.trainings import make_recipe, train
 from .test_training_methods import curve
 
 QUICK: dict[str, Any] = {
@@ -32,10 +29,6 @@ QUICK: dict[str, Any] = {
     "optimiser": {"steps": 4},
     "adaptthink": {"reference_samples": 1, "no_think_tokens": 24},
 }
-PROGRAM = (
-    "import sys; from pathlib import Path; from tersely.training.run import train; "
-    "train('adaptthink', Path(sys.argv[1]))"
-)
 
 
 def figures(folder: Path) -> list[tuple[float, ...]]:
@@ -47,22 +40,15 @@ def figures(folder: Path) -> list[tuple[float, ...]]:
 def test_a_killed_run_resumes_with_identical_results(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("adaptthink", whole, **QUICK)
-    config = killed.with_suffix(".yaml")
-    config.write_text(yaml.safe_dump(recipe_values("adaptthink", killed, **QUICK)), "utf-8")
-    process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM, str(config)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-    )
+    process = fork(train, "adaptthink", killed, **QUICK)
     try:
         until = time.monotonic() + 300
         while not (killed / "checkpoint-1" / COMPLETE).exists():
-            assert time.monotonic() < until and process.poll() is None
+            assert time.monotonic() < until and process.is_alive()
             time.sleep(0.02)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     assert len(curve(killed)) < 4
     (killed / "checkpoint-99").mkdir()  # a half-written checkpoint
     (killed / "checkpoint-99" / "model.safetensors").write_bytes(b"half")
@@ -84,7 +70,7 @@ def test_a_non_finite_loss_ends_the_run_before_it_changes_the_weights(
 
     monkeypatch.setattr(Correctness, "__call__", broken)
     out = tmp_path / "out"
-    with pytest.raises(DivergedError, match="step 3"):
+    with refused(DivergedError):
         train("adaptthink", out, **QUICK)
     good = prune_checkpoints(out)
     assert good is not None and good.name == "checkpoint-1"
@@ -100,7 +86,7 @@ def test_a_checkpoint_of_diverged_weights_is_not_good(tmp_path: Path) -> None:
 
 def test_a_policy_that_always_thinks_stops_the_run(tmp_path: Path) -> None:
     said: list[str] = []
-    with pytest.raises(CollapseError, match="always thinks"):
+    with refused(CollapseError):
         train("adaptthink", tmp_path / "out", said, **QUICK, alarm={"grace": 0, "window": 2, "all_think": 0.01})
     assert any("collapse alarm at step 2" in line for line in said)
     assert len(curve(tmp_path / "out")) == 2
@@ -150,9 +136,8 @@ def test_runs_are_started_or_resumed_by_what_the_folder_holds(tmp_path: Path) ->
     with pytest.raises(RecipeError) as error:
         train("adaptthink", out, **QUICK)
     assert error.value.code == "run_exists"
-    with pytest.raises(RecipeError, match=r"adaptthink, .*out, saving, alarm") as error:
+    with refused(RecipeError, "recipe_changed"):
         train("adaptthink", out, resume=True, **QUICK)
-    assert error.value.code == "recipe_changed"
 
 
 def test_folders_with_other_files_are_refused_and_left_alone(tmp_path: Path) -> None:
@@ -160,9 +145,8 @@ def test_folders_with_other_files_are_refused_and_left_alone(tmp_path: Path) -> 
     (out / "checkpoint-500").mkdir(parents=True)
     (out / "model").mkdir()
     for resume in (False, True):
-        with pytest.raises(RecipeError, match="checkpoint-500, model") as error:
+        with refused(RecipeError, "out_occupied"):
             train("adaptthink", out, resume=resume, **QUICK)
-        assert error.value.code == "out_occupied"
     assert sorted(place.name for place in out.iterdir()) == ["checkpoint-500", "model"]
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "out", Path("/proc/nowhere/out")):
@@ -177,11 +161,11 @@ def test_the_optimiser_may_change_until_training_starts(tmp_path: Path) -> None:
     other = make_recipe("sft", out, optimiser={"learning_rate": 0.5})
     assert prepare(other, resume=True) is None
     assert json.loads((out / "recipe.json").read_text("utf-8"))["optimiser"]["learning_rate"] == 0.5
-    with pytest.raises(RecipeError, match=r"optimiser.dtype \('auto', now 'float32'\)"):
+    with refused(RecipeError, "recipe_changed"):
         prepare(make_recipe("sft", out, optimiser={"dtype": "float32"}), resume=True)
     (out / "checkpoint-1").mkdir()
     (out / "checkpoint-1" / "complete.json").write_text("{}", "utf-8")
-    with pytest.raises(RecipeError, match=r"optimiser.learning_rate \(0.5, now 0.0001\)"):
+    with refused(RecipeError, "recipe_changed"):
         prepare(make_recipe("sft", out), resume=True)
     assert prepare(other, resume=True) == out / "checkpoint-1"
 
@@ -196,7 +180,7 @@ def test_an_older_sft_run_can_be_resumed(tmp_path: Path) -> None:
         del saved["sft"]["imitate"]  # added later
         file.write_text(json.dumps(saved), "utf-8")
         assert prepare(begun, resume=True) is None
-    with pytest.raises(RecipeError, match=r"sft.imitate \(False, now True\)"):
+    with refused(RecipeError, "recipe_changed"):
         prepare(make_recipe("sft", begun.out, rollouts=hinted), resume=True)
 
 
@@ -210,5 +194,5 @@ def test_runs_of_older_releases_can_be_resumed(tmp_path: Path) -> None:
     file.write_text(json.dumps(saved), "utf-8")
     assert prepare(begun, resume=True) is None, "no checkpoint yet, but the same run"
     file.write_text(json.dumps({**saved, "mahdpo": {**saved["mahdpo"], "beta": 0.5}}), "utf-8")
-    with pytest.raises(RecipeError, match=r"mahdpo.beta \(0.5, now 0.1\)"):
+    with refused(RecipeError, "recipe_changed"):
         prepare(begun, resume=True)
