@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tersely.controller.serving.settings import ServerLimits, ServerSettings
 
 from ..support.serving import MODEL, served
 
-pytest.importorskip("schemathesis")
+pytestmark = pytest.mark.skipif(find_spec("schemathesis") is None, reason="schemathesis is not installed")
 
 KEY = "a-key-of-the-test"
 
