@@ -45,8 +45,9 @@ def test_parts_and_usage_add_up(engine: TransformersEngine) -> None:
     assert "".join(span.text for span in result.spans) == result.text
 
 
+@pytest.mark.slow
 def test_control_shortens_and_off_is_longer_on_many_problems(engine: TransformersEngine) -> None:
-    problems = [p.problem for p in islice(stream("fit", 7, levels=(1, 2, 3)), 24)]
+    problems = [p.problem for p in islice(stream("fit", 7, levels=(1, 2, 3)), 12)]
     plain = ask(engine, problems, preset="off", temperature=None, seed=0)
     ours = ask(engine, problems, preset="balanced", temperature=None, seed=0)
     assert sum(g.usage.total for g in ours) < 0.95 * sum(g.usage.total for g in plain)
@@ -56,8 +57,9 @@ def test_control_shortens_and_off_is_longer_on_many_problems(engine: Transformer
         assert before.token_ids[: len(kept)] == kept
 
 
+@pytest.mark.slow
 def test_a_batch_gives_what_its_rows_give_alone(engine: TransformersEngine) -> None:
-    problems = [p.problem for p in islice(stream("fit", 8), 6)]
+    problems = [p.problem for p in islice(stream("fit", 8), 3)]
     together = ask(engine, problems, preset="fast")
     assert [g.text for g in together] == [ask(engine, p, preset="fast").text for p in problems]
 
@@ -169,6 +171,7 @@ def test_a_session_refuses_what_it_cannot_steer(engine: TransformersEngine) -> N
         Session(engine).run([QUESTION], GenerationOptions(policies=(Needy(),)))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_examples_run() -> None:
     import runpy
 

@@ -136,6 +136,7 @@ def test_the_tier_is_the_probes_and_the_answer_that_of_the_tier(
     assert chosen.usage.recomputed == len(prefix_of(engine, SHELLS)) < len(prompt)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [2, -1])
 def test_a_batch_goes_different_ways(engine: TransformersEngine, tmp_path: Path, layer: int) -> None:
     probe = telling_apart(engine, SHELLS, STEPS, ("none", "normal"), layer)
@@ -353,6 +354,7 @@ def test_what_is_saved_is_what_chooses(engine: TransformersEngine, tmp_path: Pat
     assert {found.choose(s)[0] for s in states} == {"easy", "hard"}
 
 
+@pytest.mark.slow
 def test_on_the_command_line(engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = always(tmp_path, engine, "none")
     words = ["run", SHELLS, "--model", "tersely-tiny-small", "--effort", "auto", "--json", "--no-compare"]

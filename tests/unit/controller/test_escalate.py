@@ -113,6 +113,7 @@ def test_a_helper_that_is_down(small: TransformersEngine) -> None:
         assert one.answer and one.trace[0].action == "error" and "down" in one.trace[0].reason
 
 
+@pytest.mark.slow
 def test_the_released_probe_and_a_helper_under_its_own_control(small: TransformersEngine, large: Session) -> None:
     everything = make_policy("escalate", {"min_right": 1.0})
     controlled = run(small, EngineHelper(large, sampling=GREEDY), everything)

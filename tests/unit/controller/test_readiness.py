@@ -134,6 +134,7 @@ def test_the_state_is_that_of_its_layer(engine: TransformersEngine, layer: int) 
     assert decision.reason.startswith("ready: ") and f"{expected:.4f}" in decision.reason
 
 
+@pytest.mark.slow
 def test_trials_are_asked_in_the_band_and_counted(engine: TransformersEngine, plain: GenerationResult) -> None:
     def run(low: float, high: float, overhead: float = 9.0, **more: Any) -> GenerationResult:
         rule = StopRule(sure(0.75), sure(0.2, inputs=PAID), low, high, overhead)
@@ -360,6 +361,7 @@ def test_thinking_on_in_shadow_changes_nothing(engine: TransformersEngine, plain
     assert (decision.policy, decision.acted) == ("reconsider", False)
 
 
+@pytest.mark.slow
 def test_reconsider_by_name_takes_the_models_probe(
     engine: TransformersEngine, plain: GenerationResult, tmp_path: Path
 ) -> None:
@@ -382,6 +384,7 @@ def test_an_exit_and_a_second_look_get_along(engine: TransformersEngine, plain: 
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_traffic_outside_the_calibrated_region_is_noted_in_every_trace(
     engine: TransformersEngine, tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_a_direction_is_added_where_it_was_found(engine: TransformersEngine, pla
     assert session.codec.decode(steered) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 3}])
 @pytest.mark.parametrize("place", ["tokens", "ends"])
 def test_no_strength_changes_no_token(engine: TransformersEngine, place: str, options: dict[str, Any]) -> None:
@@ -221,6 +222,7 @@ def test_a_benchmark_knows_what_it_was_found_on(engine: TransformersEngine) -> N
         check_unseen(resolved.modifiers, [question])
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_a_folder(
     engine: TransformersEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -47,6 +47,7 @@ def test_a_curve_in_an_unknown_format_is_refused(traffic: Path, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_report_has_all_figures(calibration: Calibration) -> None:
     text = format_report(calibration.report)
     assert text.startswith("planted\n")
