@@ -174,6 +174,7 @@ def test_import_is_cheap_and_leaves_torch_out() -> None:
     assert {"torch", "transformers", "numpy"}.isdisjoint(modules)
 
 
+@pytest.mark.slow
 def test_public_names_are_there() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # vLLM's own imports warn

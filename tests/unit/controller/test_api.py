@@ -80,8 +80,9 @@ def test_effort_none_does_not_think(engine: TransformersEngine) -> None:
 
 
 def test_shadow_is_the_plain_run_with_a_trace(engine: TransformersEngine) -> None:
-    assert ask(engine, shadow=True).text == ask(engine, preset="off").text
-    assert not any(d.acted for d in ask(engine, shadow=True).trace)
+    shadow = ask(engine, shadow=True)
+    assert shadow.text == ask(engine, preset="off").text
+    assert not any(d.acted for d in shadow.trace)
 
 
 def test_events_add_up_to_thinking_and_answer_and_explain_forced_text(engine: TransformersEngine) -> None:
@@ -103,6 +104,7 @@ def test_the_same_seed_gives_the_same_tokens(engine: TransformersEngine) -> None
     assert first != other
 
 
+@pytest.mark.slow
 def test_custom_generate_in_generate_and_pipeline() -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 

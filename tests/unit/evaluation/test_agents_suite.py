@@ -72,7 +72,7 @@ def test_every_task_is_solved_by_its_own_calls():
 
 def test_tasks_are_deterministic_and_splits_are_disjoint():
     assert [t.question for t in draw_tasks("test", 0, 60)] == [t.question for t in TASKS]
-    seen = {split: {t.question for t in draw_tasks(split, 0, 200)} for split in ("fit", "test")}
+    seen = {split: {t.question for t in draw_tasks(split, 0, 80)} for split in ("fit", "test")}
     assert not seen["fit"] & seen["test"]
     assert {t.kind for t in TASKS} == set(KINDS)
     assert all(bool(t.calls) == (t.kind not in NO_TOOL) for t in TASKS)

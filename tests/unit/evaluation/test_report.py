@@ -142,6 +142,7 @@ def test_inconclusive_verdict_says_what_is_undecided() -> None:
     assert "whether balanced loses more than 3 points of accuracy or whether it saves tokens against full" in text
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_pictures")
 def test_missing_parts_are_left_out_and_listed(tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -264,6 +265,7 @@ def test_other_errors_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_earlier_report_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = write_planted(tmp_path / "r.json"), tmp_path / "out"
     out.mkdir()

@@ -19,6 +19,8 @@ from ...support.commands import refused
 from ...support.planted_calibration import ALPHA, FINGERPRINT, Calibration, N
 from ...support.planted_records import planted, write_planted
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def traffic(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -47,7 +49,6 @@ def test_a_curve_in_an_unknown_format_is_refused(traffic: Path, tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_the_report_has_all_figures(calibration: Calibration) -> None:
     text = format_report(calibration.report)
     assert text.startswith("planted\n")

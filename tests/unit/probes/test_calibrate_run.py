@@ -30,6 +30,8 @@ from tersely.probes.risk_control import Outcomes, certify, risk_curve, threshold
 from ...support.planted_calibration import ALPHA, FINGERPRINT, Calibration, N
 from ...support.planted_records import planted, replace_columns, write_planted
 
+pytestmark = pytest.mark.slow
+
 # -- what is learned --------------------------------------------------------------------------------------------------
 
 
@@ -122,7 +124,6 @@ def test_probes_of_another_model_or_kind_are_refused(calibration: Calibration) -
     assert error.value.code == "wrong_kind"
 
 
-@pytest.mark.slow
 def test_a_certificate_holds_for_similar_questions(calibration: Calibration) -> None:
     """Forty calibrations on fresh questions, each compared with the harm in a large population."""
     repeats, each = 40, 120
@@ -192,7 +193,6 @@ def test_collections_that_do_not_match_are_refused(tmp_path: Path) -> None:
             split_questions(first, *one)
 
 
-@pytest.mark.slow
 def test_certificates_need_only_the_base_tier(tmp_path: Path) -> None:
     """Tiers are chosen on the other two collections, so calibrating on many questions is cheap."""
     fit, calibrate, test = (
