@@ -44,7 +44,7 @@ pytestmark = pytest.mark.vllm
 
 MODEL = "tersely-tiny-small"
 PROBLEMS = [question.problem for question in load("tiny", "test", 4, 5)]
-GREEDY = GenerationOptions(max_new_tokens=400, sampling=SamplingParams(temperature=0.0))
+GREEDY = GenerationOptions(max_new_tokens=240, sampling=SamplingParams(temperature=0.0))
 
 
 @pytest.fixture(scope="module")
