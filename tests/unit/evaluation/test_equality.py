@@ -264,6 +264,7 @@ def test_an_interrupted_call_leaves_no_reply_behind(sandbox: SandboxProcess) -> 
     assert sandbox.call("compare", "5", "5", seconds=PATIENT) == "equal"
 
 
+@pytest.mark.slow
 def test_a_library_that_does_not_start_is_named() -> None:
     with SandboxProcess("no_such") as sandbox, pytest.raises(SandboxError, match="no-such"):
         sandbox.call("compare", "1", "1", seconds=1)

@@ -148,7 +148,11 @@ def test_a_model_without_a_learned_hint_is_refused(preset: str) -> None:
         ({"rollouts": {"policies": {}}}, "no_hint_policy"),
         ({"optimiser": {"lora": {"rank": 2}}}, "no_lora"),
         ({"optimiser": {"lora": None, "weight_decay": 0.1}}, "no_weight_decay"),
-        ({"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}}, "nothing_to_learn"),
+        pytest.param(
+            {"rollouts": {"policies": {"hint": {"earliest": 390, "alpha": 500}}}},
+            "nothing_to_learn",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_recipes_that_cannot_teach_a_hint_are_refused(sections: dict[str, Any], code: str, tmp_path: Path) -> None:
